@@ -1,0 +1,47 @@
+# make install | quickstart | test | test-all | lint | format | docs | clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two processes of one thread each: more threads would only wait for each other on a small machine.
+WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.PHONY: install quickstart test test-all lint format docs clean
+
+install: $(STAMP)
+
+# The constraints fix torch too, so that pip neither replaces nor upgrades the one that is there.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Quintet needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+quickstart: install
+	$(BIN)/quintet train examples/quickstart.yaml
+
+test: install
+	$(PYTEST)
+
+test-all: install
+	$(PYTEST) -m ""
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: install
+	$(BIN)/python -m quintet.config.reference > docs/reference/run-file.md.new
+	mv docs/reference/run-file.md.new docs/reference/run-file.md
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

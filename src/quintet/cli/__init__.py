@@ -1,0 +1,77 @@
+"""The command `quintet`: verbs, and what its user sees when something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import quintet
+from quintet.cli.check import check
+from quintet.cli.evaluate import evaluate
+from quintet.cli.explain import explain
+from quintet.cli.generate import generate
+from quintet.cli.plan import plan
+from quintet.cli.prepare import prepare
+from quintet.cli.runs import runs
+from quintet.cli.schema import schema
+from quintet.cli.train import train
+from quintet.errors import UserError
+
+VERBS = (train, prepare, plan, check, explain, schema, generate, evaluate, runs)
+
+USER_ERROR = 2
+_DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"quintet {quintet.__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version and stop")
+    ] = False,
+) -> None:
+    """Train language models from one typed YAML file."""
+
+
+def _make_app() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app.callback()(_top)
+    for verb in VERBS:
+        app.command()(verb)
+    return app
+
+
+app = _make_app()
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with ``arguments`` (the process's own when None) and leave with its exit code.
+
+    0: done. 2: the user can mend it, one line a problem on standard error. 130: interrupted. A bug is a traceback.
+    """
+    try:
+        app(list(arguments) if arguments is not None else None, prog_name="quintet")
+    except UserError as error:
+        _leave(*error.problems)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _leave(f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _leave(*problems: str) -> NoReturn:
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    sys.exit(USER_ERROR)

@@ -1,0 +1,62 @@
+"""`quintet check`: find what is wrong with a run file before anything runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quintet.cli.inputs import Inputs, load
+from quintet.errors import UserError
+
+if TYPE_CHECKING:
+    from quintet.config.load import Loaded
+    from quintet.config.schema import RunConfig
+
+
+def check(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Say what is wrong with a run file: every mistake at once, with its line. Nothing is read but the file itself."""
+    try:
+        loaded = load(inputs)
+        _check_beyond_schema(loaded)
+    except UserError as error:
+        if not as_json:
+            raise
+        typer.echo(json.dumps({"ok": False, "problems": _problems(error)}, indent=2))
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps({"ok": True, "problems": []}, indent=2) if as_json else f"OK {_summary(loaded.config)}")
+
+
+def _check_beyond_schema(loaded: Loaded) -> None:
+    """What costs nothing and the schema cannot know: whether the sources are there."""
+    from quintet.data.sources import check_sources
+
+    try:
+        check_sources(loaded.config)
+    except UserError as error:
+        raise loaded.located(error) from None
+
+
+def _problems(error: UserError) -> list[dict[str, Any]]:
+    from quintet.config.places import RunFileError
+
+    if isinstance(error, RunFileError):
+        return [
+            {"file": one.place.file, "line": one.place.line, "key": one.key or None, "message": one.message}
+            for one in error.details
+        ]
+    return [{"file": None, "line": None, "key": None, "message": problem} for problem in error.problems]
+
+
+def _summary(config: RunConfig) -> str:
+    """A run in one line: what is trained, on what, how long."""
+    model, train, batch = config.model, config.train, config.batch
+    lengths = {"steps": train.steps, "tokens": train.tokens, "epochs": train.epochs}
+    length = next(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
+    sources = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
+    return (
+        f"{config.name}: {model.kind} of {model.layers} layers, width {model.width}; "
+        f"{config.tokenizer.kind} tokenizer; {sources}; "
+        f"{length}, {batch.samples} × {batch.sequence_length} tokens a step"
+    )

@@ -1,0 +1,100 @@
+"""`quintet explain`: what a key of the run file means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from quintet.config.describe import KeyInfo, Section
+    from quintet.config.find import Found
+
+
+def explain(
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            help="a key such as optimizer.lr, schedule.wsd or lr; all keys when not given", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Explain a key of the run file: type, unit, default, bounds, meaning, and the kinds it may have."""
+    from rich.console import Console
+
+    if key is None:
+        Console(highlight=False).print(_tree())
+        return
+    from quintet.config.find import find
+
+    typer.echo("\n\n".join("\n".join(_lines(found)) for found in find(key)))
+
+
+def _lines(found: Found) -> list[str]:
+    """What there is to say of one key, or of one kind of a section."""
+    from quintet.config.reference import shown_default
+
+    key, section = found.key, found.section
+    if section is not None:
+        return [f"{key.path}, kind {section.kind}: {section.summary}", *_keys(section, "  ")]
+    lines = [key.path + (f"  (kind {', '.join(found.kinds)})" if found.kinds else ""), f"  {key.description}"]
+    lines.append(f"  type:    {key.type}{''.join(f', {bound}' for bound in key.constraints)}")
+    if key.unit:
+        lines.append(f"  unit:    {key.unit}")
+    if key.path == "name":
+        lines.append("  default: the name of the run file without its ending")
+    elif key.required:
+        lines.append("  default: none, it must be given")
+    elif "" not in key.kinds:
+        lines.append(f"  default: {shown_default(key).strip('`')}")
+    for kind, inner in key.kinds.items():
+        lines += [f"  kind {kind}: {inner.summary}"] if kind else []
+        lines += _keys(inner, "    ")
+    return lines
+
+
+def _keys(section: Section, indent: str) -> list[str]:
+    keys = [key for key in section.keys if key.name != "kind"]
+    width = max((len(key.name) for key in keys), default=0)
+    return [f"{indent}{key.name:{width}}  {_brief(key)}" for key in keys]
+
+
+def _brief(key: KeyInfo) -> str:
+    """One line on a key: meaning, unit, default."""
+    from quintet.config.reference import shown_default
+
+    default = "must be given" if key.required else f"default {shown_default(key).strip('`')}"
+    if key.path == "name" or "" in key.kinds:
+        default = ""
+    notes = ", ".join(note for note in (key.unit, default) if note)
+    return key.description + (f" [{notes}]" if notes else "")
+
+
+def _tree() -> Tree:
+    """All keys of the run file with a line each; kinds are branches."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from quintet.config.describe import run_file
+
+    shown: dict[str, str] = {}  # sections that occur twice are spelled out once
+
+    def grow(branch: Tree, section: Section) -> None:
+        for key in section.keys:
+            if key.name == "kind":
+                continue
+            twig = branch.add(Text.assemble((key.name, "bold"), "  ", (_brief(key), "dim")))
+            shape = " ".join(inner.summary for inner in key.kinds.values())
+            if shape and shown.setdefault(shape, key.path) != key.path:
+                twig.add(Text(f"as {shown[shape]}"))
+                continue
+            for kind, inner in key.kinds.items():
+                grow(
+                    twig.add(Text.assemble("kind ", (kind, "bold cyan"), f"  {inner.summary}")) if kind else twig, inner
+                )
+
+    root = Tree(Text("run file"))
+    grow(root, run_file())
+    return root

@@ -1,0 +1,224 @@
+"""A walk over the schema that yields what a person wants to know of each key: for messages, help and reference."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from quintet.config.keypath import KeyPath
+from quintet.config.part import Part
+from quintet.config.schema import RunConfig
+
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
+_PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_PATTERNS = {r"^[^/\\]+$": "without / and \\"}
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """One key. ``default`` is plain data and None when ``required``; ``kinds`` are the sections that the key may hold,
+    by kind (a section that has no kinds is under ""), and is empty for a single value."""
+
+    name: str
+    path: str
+    within: tuple[tuple[str, str], ...]
+    type: str
+    unit: str
+    required: bool
+    default: Any
+    constraints: tuple[str, ...]
+    description: str
+    repeated: bool
+    kinds: dict[str, Section]
+
+    @property
+    def default_kind(self) -> str | None:
+        """The kind of a section that does not say its own; None where it must."""
+        if self.repeated or not self.kinds:
+            return None
+        return "" if "" in self.kinds else (self.default or {}).get("kind")
+
+    @property
+    def element_type(self) -> str:
+        """`type` of one element of a list of plain values."""
+        return self.type.removeprefix("list of ").lstrip("0123456789 ").removesuffix("s")
+
+    def section(self, value: Any) -> Section | None:
+        """The section that ``value`` of this key is, by its ``kind`` or by the default's; None when it is none."""
+        if not isinstance(value, dict):
+            return None
+        kind = "" if "" in self.kinds else value.get("kind", self.default_kind)
+        return self.kinds.get(kind) if isinstance(kind, str) else None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the run file: its keys in order. ``within`` names the kinds of the sections around it, itself included,
+    where there was a choice."""
+
+    path: str
+    kind: str
+    within: tuple[tuple[str, str], ...]
+    summary: str
+    keys: tuple[KeyInfo, ...]
+
+    def key(self, name: str) -> KeyInfo | None:
+        """The key ``name`` of this section, None when it has none."""
+        return next((key for key in self.keys if key.name == name), None)
+
+
+@cache
+def run_file() -> Section:
+    """The whole run file."""
+    return _section(RunConfig, "", ())
+
+
+def walk(section: Section | None = None) -> Iterator[KeyInfo]:
+    """Every key below ``section`` (the run file's top when None), each once for every kind it occurs in."""
+    for key in (section or run_file()).keys:
+        yield key
+        for inner in key.kinds.values():
+            yield from walk(inner)
+
+
+@cache
+def default_kinds() -> dict[KeyPath, str]:
+    """The kind that each section of the top and of what is inside has when it does not say one."""
+    found: dict[KeyPath, str] = {}
+
+    def visit(section: Section, path: KeyPath) -> None:
+        for key in section.keys:
+            for inner in key.kinds.values() if not key.repeated else ():
+                if key.default_kind:
+                    found[(*path, key.name)] = key.default_kind
+                visit(inner, (*path, key.name))
+
+    visit(run_file(), ())
+    return found
+
+
+def with_defaults(values: dict[str, Any], section: Section | None = None) -> dict[str, Any]:
+    """``values`` of a section together with the defaults of what they leave out; what is unknown stays as it is."""
+    section = section or run_file()
+    full = {key.name: key.default for key in section.keys if not key.required}
+    for name, value in values.items():
+        key = section.key(name)
+        if key is None:
+            full[name] = value
+        elif isinstance(value, list):
+            full[name] = [_filled(element, key) for element in value]
+        else:
+            full[name] = _filled(value, key)
+    return full
+
+
+def _filled(value: Any, key: KeyInfo) -> Any:
+    section = key.section(value)
+    return value if section is None else with_defaults(value, section)
+
+
+def kind_of(part: type[Part]) -> str:
+    """The kind that a part of the schema stands for, "" for a part that has no kinds."""
+    field = part.model_fields.get("kind")
+    return "" if field is None else str(get_args(field.annotation)[0])
+
+
+def _section(part: type[Part], path: str, within: tuple[tuple[str, str], ...]) -> Section:
+    keys = [_key(name, field, f"{path}.{name}".removeprefix("."), within) for name, field in part.model_fields.items()]
+    keys.sort(key=lambda key: key.name != "kind")
+    return Section(path, kind_of(part), within, " ".join((part.__doc__ or "").split()), tuple(keys))
+
+
+def _key(name: str, field: FieldInfo, path: str, within: tuple[tuple[str, str], ...]) -> KeyInfo:
+    repeated = get_origin(field.annotation) is tuple
+    parts = _parts(field.annotation)
+    path += "[]" if repeated and parts else ""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kinds = {
+        kind_of(part): _section(part, path, (*within, (path, kind_of(part))) if len(parts) > 1 else within)
+        for part in parts
+    }
+    return KeyInfo(
+        name=name,
+        path=path,
+        within=within,
+        type=_words(field.annotation),
+        unit=str(extra.get("unit", "")),
+        required=field.is_required(),
+        default=None if field.is_required() else plain(field.default),
+        constraints=_constraints(field),
+        description=field.description or "",
+        repeated=repeated and bool(parts),
+        kinds=kinds,
+    )
+
+
+def plain(value: Any) -> Any:
+    """``value`` of the schema as YAML would hold it: parts as mappings with the kind first, tuples as lists."""
+    if isinstance(value, Part):
+        names = sorted(type(value).model_fields, key=lambda name: name != "kind")
+        return {name: plain(getattr(value, name)) for name in names}
+    return [plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _parts(annotation: Any) -> list[type[Part]]:
+    """The parts that ``annotation`` allows, also as elements of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return [annotation]
+    origin = get_origin(annotation)
+    inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
+    return [] if origin is Literal else [part for one in inner for part in _parts(one)]
+
+
+def _words(annotation: Any) -> str:
+    """``annotation`` in plain words."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return _choice([str(value) for value in inner])
+    if origin in (Union, types.UnionType):
+        return _choice([word for one in inner for word in _words(one).replace(" or ", ", ").split(", ")])
+    if origin is tuple:
+        element = _words(inner[0])
+        return f"list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_PLURALS.get(element, element)}"
+    assert issubclass(annotation, Part), annotation
+    return "section"
+
+
+def _choice(words: list[str]) -> str:
+    """``words`` as a choice: "a, b or c". What is a list among them has an article."""
+    words = list(dict.fromkeys(words))
+    if not words[1:]:
+        return words[0]
+    words = [f"a {word}" if word.startswith("list") else word for word in words]
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _constraints(field: FieldInfo) -> tuple[str, ...]:
+    found = _bounds(field.metadata)
+    if get_origin(field.annotation) is tuple:
+        for element in get_args(field.annotation)[:1]:
+            inner = [bound for one in get_args(element)[1:] for bound in _bounds(getattr(one, "metadata", []))]
+            found += [f"each {bound}" for bound in inner]
+    return tuple(found)
+
+
+def _bounds(metadata: list[Any]) -> list[str]:
+    found = [
+        f"{words} {getattr(one, bound):g}"
+        for one in metadata
+        for bound, words in _BOUNDS.items()
+        if hasattr(one, bound)
+    ]
+    found += ["not empty" for one in metadata if getattr(one, "min_length", None)]
+    patterns = [one.pattern for one in metadata if getattr(one, "pattern", None)]
+    return found + [_PATTERNS.get(pattern, f"of the form {pattern}") for pattern in patterns]

@@ -1,0 +1,89 @@
+"""A run config written as YAML, and two of them compared."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from quintet.config.describe import plain
+from quintet.config.keypath import ABSENT, show
+from quintet.config.schema import RunConfig
+
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+# Texts that YAML reads as texts whatever its version: everything else is quoted.
+_PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null|nan|inf)$)[a-z][a-z0-9_]*", re.IGNORECASE)
+_KEYS_ON_A_LINE = 6
+
+
+def dump_run_config(config: RunConfig) -> str:
+    """``config`` as YAML with every value, in the order of the schema; loading it gives an equal `RunConfig`."""
+    return yaml.dump(
+        _escaped(plain(config)),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+    )
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
+    """The keys at which ``a`` and ``b`` differ, with the value of each; None where one has no such key.
+
+    Lists of equal length differ element by element, others as a whole.
+    """
+    found: list[tuple[str, Any, Any]] = []
+    _compare(plain(a), plain(b), (), found)
+    return found
+
+
+def _compare(a: Any, b: Any, path: tuple[str | int, ...], found: list[tuple[str, Any, Any]]) -> None:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in {**a, **b}:
+            _compare(a.get(name, ABSENT), b.get(name, ABSENT), (*path, name), found)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            _compare(one, other, (*path, index), found)
+    elif a != b:
+        found.append((show(path), None if a is ABSENT else a, None if b is ABSENT else b))
+
+
+def _escaped(value: Any) -> Any:
+    """Texts that hold ``${`` with the backslash that keeps OmegaConf from reading it."""
+    if isinstance(value, dict):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    if isinstance(value, str):
+        return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", value)
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short sections and lists on one line, every text quoted that is not plainly a text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an anchor: a value that occurs twice is two values."""
+        return True
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        """A list of single values on one line, one of sections on several."""
+        node = super().represent_sequence(tag, sequence, flow_style)
+        node.flow_style = all(isinstance(inner, yaml.ScalarNode) for inner in node.value)
+        return node
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        """A short section of single values on one line, any other on several."""
+        node = super().represent_mapping(tag, mapping, flow_style)
+        short = len(node.value) <= _KEYS_ON_A_LINE
+        node.flow_style = short and all(isinstance(inner, yaml.ScalarNode) for _, inner in node.value)
+        return node
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None if _PLAIN.fullmatch(text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)

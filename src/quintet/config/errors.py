@@ -1,0 +1,192 @@
+"""What pydantic refuses, said as a person would: file, line, key, what is wrong with the value found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from quintet.config.describe import KeyInfo, Section, run_file, walk
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
+from quintet.config.places import Places, Problem, place_of
+
+_LONGEST_VALUE = 60
+_MOST_PLACES = 3
+_KIND_ERRORS = {"union_tag_invalid", "union_tag_not_found"}
+_SECTION_ERRORS = {"model_type", "model_attributes_type", "dict_type"}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """What the schema has at a path: the section there or around, the key that holds it, and the key itself."""
+
+    path: KeyPath
+    section: Section
+    holder: KeyInfo | None = None
+    key: KeyInfo | None = None
+
+
+def problems_of(error: ValidationError, values: dict[str, Any], places: Places) -> list[Problem]:
+    """Every problem that ``error`` reports about ``values``, at the line of its key or of the section around it."""
+    found: dict[KeyPath, str] = {}
+    missing: dict[KeyPath, str] = {}
+    meant: set[KeyPath] = set()
+    for detail in error.errors(include_url=False):
+        context = detail.get("ctx", {})
+        spot = _spot(detail["loc"])
+        path, value = spot.path, lookup(values, spot.path)
+        if spot.key is None and path:
+            nearest = _nearest(str(path[-1]), (key.name for key in spot.section.keys))
+            found[path] = _unknown_key(spot, nearest)
+            meant |= {(*path[:-1], nearest)} if nearest else set()
+        elif detail["type"] == "missing":
+            missing[path] = _missing(spot)
+        elif detail["type"] == "cross_field":
+            found[path + (parse(context["key"]) or ())] = detail["msg"]
+        elif detail["type"] in _KIND_ERRORS:
+            kind = value.get("kind", ABSENT) if isinstance(value, dict) else ABSENT
+            found[(*path, "kind")] = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])
+        elif detail["type"] == "too_short" and isinstance(value, list) and len(value) >= context["min_length"]:
+            continue  # pydantic counts the elements that are right; those that are not are reported by themselves
+        else:
+            found.setdefault(path, _message(detail, spot, value))
+    found |= {path: message for path, message in missing.items() if path not in meant}
+    return [Problem(place_of(path, places), show(path), message) for path, message in found.items()]
+
+
+def _spot(location: tuple[int | str, ...]) -> _Spot:
+    """Where pydantic's location is in the run file: without the kinds and branches of unions that it also names."""
+    spot = _Spot((), run_file())
+    for step in location:
+        key = spot.key
+        if key is not None and isinstance(step, int) and (key.repeated or not key.kinds):
+            spot = replace(spot, path=(*spot.path, step))
+            continue
+        if key is not None and not key.kinds:
+            break  # a branch of a union of plain values
+        if key is not None:
+            section = key.kinds[str(step)] if len(key.kinds) > 1 else next(iter(key.kinds.values()))
+            spot = _Spot(spot.path, section, holder=key)
+            if len(key.kinds) > 1:
+                continue
+        spot = replace(spot, path=(*spot.path, str(step)), key=spot.section.key(str(step)))
+    return spot
+
+
+def _unknown_key(spot: _Spot, nearest: str | None) -> str:
+    """What to say of a key that its section does not have; ``nearest`` is the section's key that may be meant."""
+    name, kind = str(spot.path[-1]), spot.section.kind
+    others = [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
+    if others:
+        return f"{name!r} is not an option of kind {kind!r} (it is one of {', '.join(others)})"
+    section, _, rest = name.partition(".")
+    if rest and spot.section.key(section):
+        return f"unknown key {name!r}; in a file sections are nested: {section}: {{{rest}: …}}"
+    known_as = _elsewhere(name, misspelt=nearest is None)
+    if nearest:
+        return f"unknown key {name!r}; did you mean {nearest!r}?{known_as and f' ({known_as})'}"
+    owner = f"kind {kind!r}" if kind else "this section" if spot.holder else "a run file"
+    keys = ", ".join(key.name for key in spot.section.keys)
+    return f"unknown key {name!r}; {known_as or f'{owner} has {keys}'}"
+
+
+def _elsewhere(name: str, misspelt: bool) -> str:
+    """Where in the run file there is a key ``name``, or, when ``misspelt``, one much like it; "" when nowhere."""
+    paths: dict[str, list[str]] = {}
+    for key in walk():
+        if key.path not in paths.setdefault(key.name, []):
+            paths[key.name].append(key.path)
+    known = difflib.get_close_matches(name, list(paths), n=1, cutoff=0.8 if misspelt else 1.0)
+    if not known or len(paths[known[0]]) > _MOST_PLACES:
+        return ""
+    verb = "it exists as" if known[0] == name else "did you mean"
+    return f"{verb} {' or '.join(paths[known[0]])}{'' if known[0] == name else '?'}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` is most likely to mean, None when it is like none.
+
+    Letters in another order are the commonest slip and the one that difflib, which compares runs of letters, misses in
+    short names; they go first.
+    """
+    known = list(known)
+    reordered = [one for one in known if sorted(one) == sorted(name)]
+    return next(iter(reordered or difflib.get_close_matches(name, known, n=1, cutoff=0.55)), None)
+
+
+def _missing(spot: _Spot) -> str:
+    assert spot.key is not None, spot.path
+    kind, around = spot.section.kind, show(spot.path[:-1])
+    if spot.key.name == "kind":
+        return _wrong_kind(ABSENT, [kind])
+    owner = f"kind {kind!r}" if kind else f"section {around!r}" if around else "a run file"
+    return f"is missing, and {owner} needs it: {spot.key.description}"
+
+
+def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
+    """What is wrong with a value that stands at a key that exists."""
+    key = spot.key
+    assert key is not None, spot.path
+    if detail["type"] in _SECTION_ERRORS:
+        if value is None:
+            return "is empty; give it keys, or leave it out to have its defaults"
+        return f"must be a section of keys and values, found {_shown(value)}"
+    if detail["type"] == "literal_error" and key.name == "kind":
+        return _wrong_kind(value, [spot.section.kind])
+    if detail["type"] == "literal_error":
+        nearest = _nearest(str(value), key.type.replace(" or ", ", ").split(", "))
+        return f"must be {key.type}, found {_shown(value)}{f'; did you mean {nearest}?' if nearest else ''}"
+    return _wrong_value(detail, key, spot.path, value)
+
+
+def _wrong_kind(value: Any, kinds: list[str]) -> str:
+    known = f"the kinds are {', '.join(kinds)}" if len(kinds) > 1 else f"the only kind is {kinds[0]}"
+    if value is ABSENT:
+        return f"is missing; {known}"
+    nearest = _nearest(str(value), kinds)
+    return f"unknown kind {_shown(value)}; {f'did you mean {nearest!r}? ' if nearest else ''}{known}"
+
+
+def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) -> str:
+    kind, context, found = detail["type"], detail.get("ctx", {}), f"found {_shown(value)}"
+    words = key.element_type if isinstance(path[-1], int) else key.type
+    unit = f" {key.unit}" if words.startswith("whole number") and key.unit.endswith("s") else ""  # what is counted
+    if kind in _BOUNDS:
+        word, limit = _BOUNDS[kind]
+        return f"must be {word} {context[limit]:g}{unit}, {found}"
+    if kind == "string_pattern_mismatch":
+        return f"must be text that is {' and '.join(key.constraints)}, {found}"
+    if kind == "string_too_short" or (kind == "too_short" and value in ("", [])):
+        return "must not be empty"
+    if kind == "finite_number":
+        return f"must be finite, {found}"
+    article = "" if words.startswith(("true", "auto", "text")) else "a "
+    if words.startswith("text") and isinstance(value, bool | int | float):
+        found += "; put it in quotes"
+    if words.startswith("list of") and not isinstance(value, list):
+        found += "; put it in [ ]"
+    if unit:
+        words = words.replace("whole number", f"whole number of{unit}")
+    return f"must be {article}{words}, {found}"
+
+
+def _shown(value: Any) -> str:
+    """``value`` as YAML shows it, shortened."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section" if value else "an empty section"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

@@ -1,0 +1,86 @@
+"""Keys looked up by what one would type: ``optimizer.lr``, ``data.sources.text.path``, ``schedule.wsd``, ``lr``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quintet.config.describe import KeyInfo, Section, run_file, walk
+from quintet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Found:
+    """A key, or one kind of the section that a key holds; ``kinds`` are those of the section around for which it is so,
+    empty where there is no choice."""
+
+    key: KeyInfo
+    section: Section | None = None
+    kinds: tuple[str, ...] = ()
+
+
+def find(query: str) -> list[Found]:
+    """What ``query`` names: from the top of the run file, or, when that finds nothing, from any section.
+
+    Kinds and indices may be left out; keys that are the same in several kinds are found once. Raises UserError with the
+    nearest names when there is nothing.
+    """
+    wanted = [step for step in re.split(r"[.\[\]]+", query.strip()) if step and not step.isdecimal()]
+    found = [one for steps, one in _addresses() if _fits(steps, wanted)]
+    if not found:
+        found = [one for steps, one in _addresses() if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
+    if not found or not wanted:
+        raise UserError(_not_found(query, wanted))
+    return _joined(found)
+
+
+def _addresses() -> Iterator[tuple[list[tuple[str, bool]], Found]]:
+    """Everything that can be found with the steps to it; a step that is True may be left out."""
+
+    def visit(section: Section, steps: list[tuple[str, bool]]) -> Iterator[tuple[list[tuple[str, bool]], Found]]:
+        for key in section.keys:
+            if key.name == "kind":
+                continue
+            here = [*steps, (key.name, False)]
+            yield here, Found(key)
+            if key.kinds and "" not in key.kinds:
+                yield [*here, ("kind", False)], Found(key)
+            for kind, inner in key.kinds.items():
+                if kind:
+                    yield [*here, (kind, False)], Found(key, inner)
+                yield from visit(inner, [*here, (kind, True)] if kind else here)
+
+    yield from visit(run_file(), [])
+
+
+def _fits(steps: list[tuple[str, bool]], wanted: list[str]) -> bool:
+    if not steps:
+        return not wanted
+    (name, optional), rest = steps[0], steps[1:]
+    return bool(wanted and wanted[0] == name and _fits(rest, wanted[1:])) or (optional and _fits(rest, wanted))
+
+
+def _joined(found: list[Found]) -> list[Found]:
+    """Keys that differ in nothing but the kind of the section around them become one."""
+    groups: dict[str, list[Found]] = {}
+    for one in found:
+        key = one.key
+        same = (key.path, key.type, key.unit, key.required, key.default, key.constraints, key.description)
+        groups.setdefault(f"{same} {one.section and one.section.kind} {key.within[:-1]}", []).append(one)
+    return [Found(group[0].key, group[0].section, _kinds(group)) for group in groups.values()]
+
+
+def _kinds(group: list[Found]) -> tuple[str, ...]:
+    return tuple(one.key.within[-1][1] for one in group if one.key.within)
+
+
+def _not_found(query: str, wanted: list[str]) -> str:
+    paths = list(dict.fromkeys(key.path.replace("[]", "") for key in walk()))
+    names = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    typed = ".".join(wanted)
+    near = difflib.get_close_matches(typed, paths, n=3, cutoff=0.6)
+    near += [names[name] for name in difflib.get_close_matches(wanted[-1] if wanted else "", list(names), n=3)]
+    suggestion = f"did you mean {' or '.join(dict.fromkeys(near[:3]))}?" if near else "`quintet explain` lists all keys"
+    return f"{query!r} is no key of the run file; {suggestion}"

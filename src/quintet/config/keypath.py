@@ -1,0 +1,55 @@
+"""Key paths: the way from the top of a run file to one of its values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+KeyPath = tuple[str | int, ...]
+"""Names of keys and indices of list elements, from the top down."""
+
+ABSENT = object()
+"""What `lookup` returns where there is nothing; null is a value."""
+
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
+
+
+def show(path: KeyPath) -> str:
+    """``path`` as people write it: ``data.sources[0].path``."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".")
+
+
+def parse(text: str) -> KeyPath | None:
+    """The path that ``text`` spells (``data.sources[0].path`` or ``data.sources.0.path``), None when it spells none."""
+    text = text.strip()
+    if not _PATH.fullmatch(text):
+        return None
+    return tuple(int(index or name) if index or name.isdecimal() else name for name, index in _STEP.findall(text))
+
+
+def lookup(value: Any, path: KeyPath) -> Any:
+    """What stands at ``path`` in nested mappings and lists, `ABSENT` where nothing does."""
+    for step in path:
+        if isinstance(value, dict):
+            value = value.get(step, ABSENT)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+        else:
+            return ABSENT
+    return value
+
+
+def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """``value`` and everything inside it, each with its path, from the top down."""
+    yield path, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from walk(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from walk(inner, (*path, index))

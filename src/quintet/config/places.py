@@ -1,0 +1,61 @@
+"""Where values come from, and problems that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from quintet.config.keypath import KeyPath
+from quintet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole."""
+
+    file: str | None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return "command line"
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+COMMAND_LINE = Place(None)
+
+Places = Mapping[KeyPath, Place]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do."""
+
+    place: Place
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        text = f"{self.key}: {self.message}" if self.key else self.message
+        return f"{self.place}: {' '.join(text.splitlines())}"  # what was found may have line breaks in it
+
+
+class RunFileError(UserError):
+    """All mistakes of a run file at once, each also as a `Problem`, sorted by file and line, the command line last."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.details = sorted(set(problems), key=_position)
+        super().__init__(*map(str, self.details))
+
+
+def _position(problem: Problem) -> tuple[bool, str, int, str, str]:
+    place = problem.place
+    return place.file is None, place.file or "", place.line or 0, problem.key, problem.message
+
+
+def place_of(path: KeyPath, places: Places) -> Place:
+    """The place of ``path``, or of the nearest section around it that is written somewhere."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in places:
+            return places[path[:length]]
+    raise AssertionError("a run file has at least the place of its top")

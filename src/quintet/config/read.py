@@ -1,0 +1,150 @@
+"""One YAML file: its values as OmegaConf reads them, and the line of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from quintet.config.keypath import KeyPath, show
+from quintet.config.places import Place, Problem, RunFileError
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file's values, interpolations not yet resolved, with the place of each key and list element."""
+
+    values: dict[str, Any]
+    places: dict[KeyPath, Place]
+
+
+def read_document(file: Path, asked_at: Place | None = None) -> Document:
+    """Read one run file; ``asked_at`` is where another file names it.
+
+    Raises RunFileError when the file cannot be read, is no YAML, or is no mapping of keys to values.
+    """
+    text = _text(file, asked_at)
+    name = str(file)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RunFileError([_syntax_problem(name, text, error)]) from None
+    if root is None:
+        raise RunFileError([Problem(Place(name), "", "the file is empty; a run file needs at least data and train")])
+    if not isinstance(root, yaml.MappingNode):
+        what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+        place = Place(name, root.start_mark.line + 1)
+        raise RunFileError([Problem(place, "", f"a run file is a mapping of keys to values, this one is {what}")])
+    reading = _Lines(name, {(): Place(name, root.start_mark.line + 1)}, [], [])
+    reading.visit(root, ())
+    if reading.problems:
+        raise RunFileError(reading.problems)
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text))
+    except yaml.YAMLError as error:
+        raise RunFileError([_syntax_problem(name, text, error)]) from None
+    except OmegaConfBaseException as error:
+        place = reading.places[()]
+        raise RunFileError([Problem(place, error.full_key or "", first_line(error))]) from None
+    assert isinstance(values, dict)
+    return Document({str(key): value for key, value in values.items()}, reading.places)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of OmegaConf; the others speak of its classes."""
+    return str(error).partition("\n")[0]
+
+
+def _text(file: Path, asked_at: Place | None) -> str:
+    place, prefix = (Place(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
+    if file.is_dir():
+        raise RunFileError([Problem(place, "", f"{prefix}is a folder; name the run file in it")])
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RunFileError([Problem(place, "", f"{prefix}no such file")]) from None
+    except UnicodeDecodeError as error:
+        problem = Problem(place, "", f"{prefix}is not UTF-8 text (byte {error.start}); save it as UTF-8")
+        raise RunFileError([problem]) from None
+    except OSError as error:
+        raise RunFileError([Problem(place, "", f"{prefix}cannot be read: {error.strerror}")]) from None
+
+
+def _syntax_problem(name: str, text: str, error: yaml.YAMLError) -> Problem:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line = None if mark is None else mark.line + 1
+        message = error.problem or "is no YAML"
+    elif isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        message = f"character #x{error.character:04x} is not allowed in YAML"
+    else:
+        line, message = None, str(error)
+    found = text.splitlines()[line - 1] if line is not None and line <= len(text.splitlines()) else ""
+    if "\t" in found[: len(found) - len(found.lstrip())]:
+        message = "YAML is indented with spaces, not with tabs"
+    elif "${" in found and "{" in found.replace("${", ""):
+        message += '; between { } an interpolation stands in quotes: "${…}"'
+    return Problem(Place(name, line), "", message)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A walk over YAML nodes that notes lines and finds what a dictionary would hide."""
+
+    file: str
+    places: dict[KeyPath, Place]
+    problems: list[Problem]
+    inside: list[int]  # identities of the nodes around the present one, for anchors that contain themselves
+
+    def visit(self, node: yaml.Node, path: KeyPath) -> None:
+        """Note the lines of everything in ``node``, which stands at ``path``."""
+        if id(node) in self.inside:
+            self._say(node, path, "the anchor contains itself")
+            return
+        self.inside.append(id(node))
+        if isinstance(node, yaml.MappingNode):
+            self._mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, inner in enumerate(node.value):
+                self.places[(*path, index)] = self._place(inner)
+                self.visit(inner, (*path, index))
+        elif isinstance(node, yaml.ScalarNode) and "${" in node.value:
+            self._interpolation(node, path)
+        self.inside.pop()
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
+        own: dict[str, int] = {}
+        for key, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):  # what is merged in comes first
+            if key.tag == _MERGE:
+                for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
+                    self.visit(source, path)
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = f"{key.value!r} is" if isinstance(key, yaml.ScalarNode) else "a mapping or list is"
+                self._say(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
+                continue
+            line = key.start_mark.line + 1
+            if key.value in own:
+                self._say(key, (*path, key.value), f"is given twice, first in line {own[key.value]}; keep one")
+            own[key.value] = line
+            self.places[(*path, key.value)] = Place(self.file, line)
+            self.visit(value, (*path, key.value))
+
+    def _interpolation(self, node: yaml.ScalarNode, path: KeyPath) -> None:
+        try:
+            OmegaConf.create({"value": node.value})
+        except OmegaConfBaseException:
+            self._say(node, path, f"{node.value!r} is not a whole ${{…}}; write \\${{ for the characters themselves")
+
+    def _say(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(self._place(node), show(path), message))
+
+    def _place(self, node: yaml.Node) -> Place:
+        return Place(self.file, node.start_mark.line + 1)

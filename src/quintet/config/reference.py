@@ -1,0 +1,98 @@
+"""The page docs/reference/run-file.md, written from the schema: ``python -m quintet.config.reference`` prints it."""
+
+from __future__ import annotations
+
+from quintet.config.describe import KeyInfo, Section, run_file
+
+_HEAD = """# Run file: all keys
+
+Generated from the schema by `make docs`; `quintet explain KEY` says the same in a terminal. How files, `extends`,
+interpolation and overrides work is in the [guide](../guide/run-file.md).
+
+A section with kinds has one table a kind. **Required** keys have no default; where a section's `kind` has a default,
+the section may leave it out.
+"""
+
+
+def reference_page() -> str:
+    """The page as Markdown."""
+    lines = [_HEAD, "## Top", "", *_table(run_file())]
+    known: dict[str, str] = {}
+    for key in run_file().keys:
+        lines += _pages(key, 2, known)
+    return "\n".join(lines) + "\n"
+
+
+def _pages(key: KeyInfo, level: int, known: dict[str, str]) -> list[str]:
+    """The section that ``key`` holds, with every kind and the sections inside; nothing for a single value."""
+    if not key.kinds:
+        return []
+    lines = ["", f"{'#' * level} `{key.path}`", "", _sentence(key.description)]
+    shape = repr([(kind, section.summary, [one.name for one in section.keys]) for kind, section in key.kinds.items()])
+    if shape in known:
+        return [*lines, "", f"The same as [`{known[shape]}`](#{_anchor(known[shape])})."]
+    known[shape] = key.path
+    if key.default_kind:
+        lines += ["", f"Kinds: {_kinds(key)}; `{key.default_kind}` when not given."]
+    elif "" not in key.kinds:
+        lines += ["", f"Kinds: {_kinds(key)}; each must say its own."]
+    for kind, section in key.kinds.items():
+        lines += ["", *([f"**`kind: {kind}`** — {section.summary}"] if kind else [section.summary]), ""]
+        lines += _table(section)
+    for section in key.kinds.values():
+        for inner in section.keys:
+            lines += _pages(inner, min(level + 1, 4), known)
+    return lines
+
+
+def _kinds(key: KeyInfo) -> str:
+    return ", ".join(f"`{kind}`" for kind in key.kinds)
+
+
+def _anchor(path: str) -> str:
+    return "".join(letter for letter in path if letter.isalnum() or letter == "_")
+
+
+def _table(section: Section) -> list[str]:
+    keys = [key for key in section.keys if key.name != "kind"]
+    if not keys:
+        return ["No keys besides `kind`."]
+    rows = ["| key | type | unit | default | meaning |", "|---|---|---|---|---|"]
+    for key in keys:
+        default = "**required**" if key.required else shown_default(key)
+        if key.path == "name":
+            default = "the file's name"
+        bounds = ", ".join(key.constraints)
+        cells = (
+            f"`{key.name}`",
+            key.type + (f", {bounds}" if bounds else ""),
+            key.unit,
+            default,
+            _sentence(key.description),
+        )
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def shown_default(key: KeyInfo) -> str:
+    """The default of ``key`` in a word or two: a section's kind, a value as YAML."""
+    if key.kinds and not key.repeated:
+        return f"`{key.default_kind}`" if key.default_kind else "see below"
+    return f"`{as_yaml(key.default)}`"
+
+
+def as_yaml(value: object) -> str:
+    """A value of the schema on one line, as one would write it in a run file."""
+    if isinstance(value, list):
+        return f"[{', '.join(as_yaml(inner) for inner in value)}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return '""' if value == "" else str(value)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

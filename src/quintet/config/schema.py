@@ -1,0 +1,115 @@
+"""The run file: one frozen, typed description of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import model_validator
+
+from quintet.config.data import DataConfig
+from quintet.config.model import ModelConfig, TransformerConfig
+from quintet.config.part import Part, key, problem
+from quintet.config.tokenizer import BPETokenizerConfig, TokenizerConfig
+from quintet.config.training import (
+    AdamWConfig,
+    AutoParallelConfig,
+    CheckpointConfig,
+    CosineConfig,
+    EvaluateConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrackConfig,
+    TrainConfig,
+)
+
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How one step is made: ``samples`` = ``micro_batch_size`` × ``accumulation``, each of ``sequence_length``."""
+
+    samples: int
+    micro_batch_size: int
+    accumulation: int
+    sequence_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one optimizer step sees."""
+        return self.samples * self.sequence_length
+
+
+class RunConfig(Part):
+    """One run, from its data to its trackers."""
+
+    name: str = key(
+        ...,
+        "name of the run and of its folder; the run file's own name when not given",
+        min_length=1,
+        pattern=r"^[^/\\]+$",
+    )
+    seed: int = key(1337, "everything random follows from it", unit="seed", ge=0)
+    runs_dir: str = key("runs", "folder in which the run's folder is made", min_length=1)
+    data: DataConfig = key(..., "what to read and how to cut it")
+    tokenizer: TokenizerConfig = key(BPETokenizerConfig(), "how text becomes token ids")
+    model: ModelConfig = key(TransformerConfig(), "what is trained")
+    optimizer: OptimizerConfig = key(AdamWConfig(), "how gradients change the weights")
+    schedule: ScheduleConfig = key(CosineConfig(), "how the learning rate changes over the steps")
+    train: TrainConfig = key(..., "how long, in which batches, on what hardware")
+    parallel: ParallelConfig = key(AutoParallelConfig(), "how the work is spread over devices")
+    evaluate: EvaluateConfig = key(EvaluateConfig(), "validation during training")
+    sample: SampleConfig = key(SampleConfig(), "texts written during training")
+    checkpoint: CheckpointConfig = key(CheckpointConfig(), "what is kept to continue and to use the run")
+    track: tuple[TrackConfig, ...] = key((), "where metrics go besides the console and metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> RunConfig:
+        model, length = self.model, self.data.sequence_length
+        if model.context_length is not None and length > model.context_length:
+            raise problem(
+                "data.sequence_length", f"{length} tokens are more than model.context_length = {model.context_length}"
+            )
+        if (
+            isinstance(self.tokenizer, BPETokenizerConfig)
+            and model.vocab_size
+            and (model.vocab_size < self.tokenizer.vocab_size)
+        ):
+            raise problem(
+                "model.vocab_size",
+                f"{model.vocab_size} rows are fewer than the tokenizer's {self.tokenizer.vocab_size} ids; "
+                "raise it, or leave it out to take the tokenizer's",
+            )
+        if getattr(self.schedule, "min_lr", 0.0) > self.optimizer.lr:
+            raise problem("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
+        if self.train.steps is not None and self.schedule.warmup_steps > self.train.steps:
+            raise problem("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
+        _ = self.batch
+        return self
+
+    @property
+    def batch(self) -> BatchShape:
+        """The batch that ``train`` asks for, whichever of its keys say so."""
+        train, length = self.train, self.data.sequence_length
+        samples = train.batch_size
+        if train.batch_tokens is not None:
+            samples, rest = divmod(train.batch_tokens, length)
+            if rest or not samples:
+                raise problem(
+                    "train.batch_tokens",
+                    f"must be a multiple of data.sequence_length = {length}: {max(samples, 1) * length} or "
+                    f"{(max(samples, 1) + 1) * length}",
+                )
+        if samples is None and train.accumulation is not None and train.micro_batch_size is not None:
+            samples = train.accumulation * train.micro_batch_size
+        samples = samples or DEFAULT_BATCH_SIZE
+        micro = train.micro_batch_size or max(1, samples // (train.accumulation or 1))
+        accumulation = train.accumulation or samples // micro
+        if micro * accumulation != samples:
+            raise problem(
+                "train.accumulation" if train.accumulation else "train.micro_batch_size",
+                f"micro-batches of {micro} × {accumulation} passes do not make a batch of {samples} samples",
+            )
+        return BatchShape(samples, micro, accumulation, length)

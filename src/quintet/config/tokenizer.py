@@ -1,0 +1,60 @@
+"""Tokenizers: how text becomes token ids."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key
+
+
+class ByteTokenizerConfig(Part):
+    """UTF-8 bytes: 256 ids and one for the end of a document. Nothing to train, nothing it cannot write."""
+
+    kind: Literal["byte"] = key(..., "UTF-8 bytes")
+
+
+class CharTokenizerConfig(Part):
+    """One id for each character that occurs in the sources, as in char-rnn and nanoGPT's Shakespeare example."""
+
+    kind: Literal["char"] = key(..., "characters of the sources")
+
+
+class BPETokenizerConfig(Part):
+    """A byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019) trained on the sources."""
+
+    kind: Literal["bpe"] = key("bpe", "byte-level byte-pair encoding, trained on the sources")
+    vocab_size: int = key(4096, "ids, the 256 bytes and the end of a document included", unit="ids", ge=257)
+    simplify: bool = key(
+        False,
+        "drop characters outside printable ASCII and make every digit a token of its own. It gives a tiny vocabulary "
+        "more room, and is not lossless",
+    )
+    train_bytes: int = key(
+        100_000_000, "text to train on, taken evenly from the sources; more changes little", unit="bytes", ge=1
+    )
+
+
+class TiktokenTokenizerConfig(Part):
+    """OpenAI's encodings. Their files are fetched once; TIKTOKEN_CACHE_DIR names a folder that holds them already."""
+
+    kind: Literal["tiktoken"] = key(..., "an encoding of OpenAI's tiktoken")
+    name: Literal["gpt2", "p50k_base", "cl100k_base", "o200k_base"] = key("gpt2", "which encoding")
+
+
+class HuggingFaceTokenizerConfig(Part):
+    """Any fast tokenizer of the Hugging Face world."""
+
+    kind: Literal["huggingface"] = key(..., "a Hugging Face tokenizer")
+    path: str = key(..., "a folder with tokenizer.json, that file itself, or a name on the hub", min_length=1)
+
+
+TokenizerConfig = Annotated[
+    ByteTokenizerConfig
+    | CharTokenizerConfig
+    | BPETokenizerConfig
+    | TiktokenTokenizerConfig
+    | HuggingFaceTokenizerConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,77 @@
+"""Whether the sources of a run are there: a quick look that reads no data."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from quintet.config.data import (
+    HuggingFaceSource,
+    JsonlSource,
+    PythonStdlibSource,
+    SourceConfig,
+    StoreSource,
+    TextSource,
+)
+from quintet.config.schema import RunConfig
+from quintet.data.sources.files import as_paths, check_path
+from quintet.data.sources.stdlib import library_folder
+from quintet.errors import UserError
+
+MANIFEST = "manifest.json"
+NEEDS_DATASETS = "a source of kind huggingface needs the 'hf' extra: pip install 'quintet[hf]'"
+
+
+def check_sources(config: RunConfig) -> None:
+    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras.
+
+    What is inside the files is read by `prepare` only; a name on the hub is taken on trust.
+    """
+    problems = [problem for source, where in sources_of(config) for problem in _problems(source, where)]
+    if problems:
+        raise UserError(*problems)
+
+
+def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
+    """All sources of a run, those to validate on last, each with the key path that names it in messages."""
+    data = config.data
+    training = [(source, f"data.sources[{index}]") for index, source in enumerate(data.sources)]
+    held_out = [(source, f"data.validation_sources[{index}]") for index, source in enumerate(data.validation_sources)]
+    return training + held_out
+
+
+def folder_suffix(source: TextSource | JsonlSource) -> str:
+    """How the names of the files end that are read when ``source`` names a folder."""
+    return ".jsonl" if isinstance(source, JsonlSource) else ""
+
+
+def _problems(source: SourceConfig, where: str) -> list[str]:
+    match source:
+        case PythonStdlibSource():
+            return [] if library_folder().is_dir() else [no_library(where)]
+        case TextSource() | JsonlSource():
+            found = [check_path(path, folder_suffix(source), f"{where}.path") for path in as_paths(source.path)]
+            return [problem for problem in found if problem is not None]
+        case StoreSource():
+            folder = Path(source.path).expanduser()
+            return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
+        case HuggingFaceSource():
+            missing = [] if importlib.util.find_spec("datasets") else [f"{where}: {NEEDS_DATASETS}"]
+            if looks_local(source.path) and not Path(source.path).expanduser().is_dir():
+                missing.append(f"{where}.path: there is no folder {source.path} in {Path.cwd()}; correct the path")
+            return missing
+
+
+def looks_local(path: str) -> bool:
+    """Whether a dataset's ``path`` is one on this disk: names on the hub are NAME or OWNER/NAME."""
+    return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def no_store(folder: Path) -> str:
+    """What to say of a folder without a manifest."""
+    return f"{folder} holds no {MANIFEST} and so no finished token store; write one with quintet prepare --output"
+
+
+def no_library(where: str) -> str:
+    """What to say where the standard library is not on disk."""
+    return f"{where}: {library_folder()} does not exist: this Python has no library on disk; use a source of kind text"

@@ -1,0 +1,111 @@
+"""Which files a path of the run file stands for."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quintet.errors import UserError
+
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source: ``name`` is its path relative to the folder that was named, ``named`` whether the user named
+    the file itself (or a pattern for it) and not only its folder. Size in bytes, time in nanoseconds."""
+
+    path: str
+    name: str
+    named: bool
+    size: int
+    mtime_ns: int
+
+
+def find_files(paths: str | tuple[str, ...], suffix: str, where: str) -> list[File]:
+    """The files that ``paths`` stand for, in the order of ``paths`` and sorted by name within one; each once.
+
+    A path is a file, a folder (all files below it whose name ends with ``suffix``, hidden ones left out) or a pattern
+    of `glob`, relative to the working directory. Raises UserError, with ``where`` as the key at fault, for what does
+    not exist, matches nothing or cannot be read.
+    """
+    found: dict[str, File] = {}
+    for path in as_paths(paths):
+        for file in sorted(_matching(path, suffix, where), key=lambda file: file.name):
+            found.setdefault(os.path.realpath(file.path), file)
+    return list(found.values())
+
+
+def check_path(path: str, suffix: str, where: str) -> str | None:
+    """What is wrong with ``path``, None when it names at least one file. Stops at the first file, and reads none."""
+    try:
+        next(_matching(path, suffix, where))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def as_paths(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One path or several, as several."""
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def walk(folder: Path, skip: Callable[[str], bool], where: str) -> Iterator[Path]:
+    """Regular files below ``folder``; names that ``skip`` refuses, and folders behind links, are left out."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{where}: {error.filename} cannot be listed ({error.strerror}); change its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not skip(name)]
+        yield from (path for name in names if not skip(name) and (path := Path(place, name)).is_file())
+
+
+def described(path: Path, name: str, named: bool) -> File:
+    """``path`` as a File; raises FileNotFoundError when it is gone."""
+    facts = os.stat(path)
+    return File(str(path), name, named, facts.st_size, facts.st_mtime_ns)
+
+
+def _matching(path: str, suffix: str, where: str) -> Iterator[File]:
+    place = Path(path).expanduser()
+    if place.is_dir():
+        yield from _below(place, path, suffix, where)
+    elif place.exists():
+        if not stat.S_ISREG(os.stat(place).st_mode):
+            raise UserError(f"{where}: {path} is no regular file; name a file or a folder")
+        yield described(place, place.name, named=True)
+    elif any(sign in path for sign in _MAGIC):
+        yield from _globbed(place, path, where)
+    else:
+        raise UserError(f"{where}: {path} does not exist in {Path.cwd()}; correct the path or make the file")
+
+
+def _below(folder: Path, path: str, suffix: str, where: str) -> Iterator[File]:
+    empty = True
+    for file in walk(folder, lambda name: name.startswith("."), where):
+        if file.name.endswith(suffix):
+            empty = False
+            yield described(file, file.relative_to(folder).as_posix(), named=False)
+    if empty:
+        raise UserError(f"{where}: the folder {path} holds no file{f' *{suffix}' if suffix else ''}; name another one")
+
+
+def _globbed(pattern: Path, path: str, where: str) -> Iterator[File]:
+    root = Path(*_before_magic(pattern.parts))
+    empty = True
+    for match in glob.iglob(str(pattern), recursive=True):
+        if os.path.isfile(match):
+            empty = False
+            yield described(Path(match), Path(match).relative_to(root).as_posix(), named=True)
+    if empty:
+        raise UserError(f"{where}: {path} matches no file in {Path.cwd()}; correct the pattern")
+
+
+def _before_magic(parts: tuple[str, ...]) -> list[str]:
+    first = next(index for index, part in enumerate(parts) if any(sign in part for sign in _MAGIC))
+    return list(parts[:first])

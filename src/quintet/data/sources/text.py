@@ -1,0 +1,119 @@
+"""Plain text files as documents."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quintet.data.sources.files import File
+from quintet.data.sources.spans import Span, cut, line_of, open_file, read
+from quintet.errors import UserError
+
+_READ = 1 << 20
+_BOM = "\ufeff"
+
+
+@dataclass(frozen=True)
+class TextUnit:
+    """Whole small files, or a part of a large one. ``strict`` says that what is no UTF-8 is an error, not left out."""
+
+    spans: tuple[Span, ...]
+    strict: bool
+    separator: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        return sum(span.size for span in self.spans)
+
+    @property
+    def place(self) -> str:
+        """Where this unit is, for messages."""
+        first, last = self.spans[0], self.spans[-1]
+        return first.path if first == last else f"{first.path} to {last.path}"
+
+
+def text_units(files: list[File], separator: str | None, length: int) -> tuple[list[TextUnit], list[str]]:
+    """Work units of about ``length`` bytes in the order of ``files``, and the files left out because they are no text.
+
+    Only where a ``separator`` cuts documents can a file be cut into units. A file that was found in a folder is then
+    looked through before, because it is left out as a whole or not at all.
+    """
+    units: list[TextUnit] = []
+    left_out: list[str] = []
+    group: list[Span] = []
+    filled, strict = 0, False
+
+    def close_group() -> None:
+        if group:
+            units.append(TextUnit(tuple(group), strict, separator))
+            group.clear()
+
+    for file in files:
+        large = separator is not None and file.size > length
+        if large or file.named != strict or filled + file.size > length:
+            close_group()
+            filled, strict = 0, file.named
+        if not large:
+            group.append(Span(file.path, 0, file.size))
+            filled += file.size
+        elif not file.named and not _is_text_file(file.path):
+            left_out.append(file.path)
+        else:
+            assert separator is not None
+            spans = cut(file.path, file.size, separator.encode("utf-8"), length)
+            units.extend(TextUnit((span,), True, separator) for span in spans)
+    close_group()
+    return units, left_out
+
+
+def text_documents(unit: TextUnit, left_out: list[str]) -> Iterator[str]:
+    """Documents of ``unit``, empty ones included; the names of files that are no text are added to ``left_out``.
+
+    Raises UserError with file, line and byte for a named file that is not UTF-8.
+    """
+    for span in unit.spans:
+        data = read(span)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if unit.strict:
+                raise _not_utf8(span, error) from None
+            left_out.append(span.path)
+            continue
+        if not unit.strict and "\0" in text:
+            left_out.append(span.path)
+            continue
+        if span.start == 0:
+            text = text.removeprefix(_BOM)
+        if unit.separator is None:
+            yield text
+            continue
+        documents = text.split(unit.separator)
+        if not documents[-1]:
+            documents.pop()
+        yield from documents
+
+
+def _not_utf8(span: Span, error: UnicodeDecodeError) -> UserError:
+    offset = span.start + error.start
+    return UserError(
+        f"{span.path}:{line_of(span.path, offset)}: byte {offset} (0x{error.object[error.start]:02x}) is not UTF-8; "
+        "convert the file, for instance with iconv -t UTF-8, or name its folder, of which only text is read"
+    )
+
+
+def _is_text_file(path: str) -> bool:
+    """Whether the file is UTF-8 without a zero byte (which is how git and grep tell binary files)."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_file(path) as file:
+        try:
+            while data := file.read(_READ):
+                if b"\0" in data:
+                    return False
+                decoder.decode(data)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True

@@ -1,0 +1,247 @@
+"""Token stores: the tokens of a source on disk, memory-mapped, with document boundaries and a manifest.
+
+A store is a folder:
+
+    manifest.json                what it is: see `Manifest`
+    tokenizer/                   the tokenizer that wrote it
+    shard-000000.tokens.npy      ids of whole documents, each followed by the end id: uint16 or uint32 [tokens]
+    shard-000000.ends.npy        where each document ends in the shard, behind its end id: int64 [documents]
+    shard-000000.json            counts and digest of the shard, written last
+
+The arrays are NumPy's own format (NEP 1), little-endian, so that anything that reads .npy reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quintet.data.sources.check import MANIFEST, no_store
+from quintet.errors import UserError
+from quintet.tokenize.base import digest
+
+FORMAT = 1
+HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
+_ENDS = np.dtype("<i8")
+_OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Counts of one shard. ``bytes`` is UTF-8 text; ``digest`` is of its tokens and ends."""
+
+    name: str
+    tokens: int
+    documents: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says of itself.
+
+    ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
+    fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``empty_documents`` were dropped;
+    ``left_out`` counts files that are no text and ``left_out_files`` names the first of them.
+    """
+
+    key: str
+    description: str
+    tokenizer: str
+    tokenizer_config: dict[str, Any]
+    vocab_size: int
+    dtype: str
+    tokens: int
+    documents: int
+    bytes: int
+    empty_documents: int
+    left_out: int
+    left_out_files: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json`, at once and whole."""
+        write_json(folder / MANIFEST, asdict(self))
+
+
+class TokenStore:
+    """The tokens of a store as one long array, and its documents, counted from 0; read from disk when asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._token_starts = _starts([shard.tokens for shard in manifest.shards])
+        self._document_starts = _starts([shard.documents for shard in manifest.shards])
+        self._map = lru_cache(maxsize=_OPEN_MAPS)(self._open_map)
+
+    @classmethod
+    def open(cls, folder: Path, tokenizer_fingerprint: str | None = None) -> TokenStore:
+        """Open the store in ``folder``, in time that grows with the number of shards only.
+
+        Raises UserError when there is none, when it was written with another tokenizer than that of the fingerprint, by
+        another version of Quintet, or when a file is missing or has not the size that the manifest says.
+        """
+        manifest = read_manifest(folder)
+        if tokenizer_fingerprint is not None and manifest.tokenizer != tokenizer_fingerprint:
+            raise UserError(
+                f"{folder / MANIFEST}: written with another tokenizer (fingerprint {manifest.tokenizer}, the run's is "
+                f"{tokenizer_fingerprint}); set `tokenizer` to the one it was written with, or prepare the store again"
+            )
+        problems = [problem for shard in manifest.shards for problem in size_problems(folder, shard, manifest.dtype)]
+        if problems:
+            raise UserError(*(f"{problem}: delete the folder and run prepare again" for problem in problems))
+        return cls(folder, manifest)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens, the end of each document included."""
+        return int(self._token_starts[-1])
+
+    @property
+    def document_count(self) -> int:
+        """Documents."""
+        return int(self._document_starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that follow from the tokens and their documents, wherever they were read from."""
+        return digest(self.manifest.tokenizer, *(shard.digest for shard in self.manifest.shards))
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop``, [stop - start] of the store's dtype; not to be written to."""
+        assert 0 <= start <= stop <= self.token_count, (start, stop, self.token_count)
+        shard = int(np.searchsorted(self._token_starts, start, side="right")) - 1
+        if start < stop <= self._token_starts[shard + 1]:
+            return self._part(shard, start, stop)
+        # Copied part by part: views of very many shards would keep as many files open.
+        joined = np.empty(stop - start, dtype=self.manifest.dtype)
+        at = start
+        while at < stop:
+            end = min(stop, int(self._token_starts[shard + 1]))
+            joined[at - start : end - start] = self._part(shard, at, end)
+            at, shard = end, shard + 1
+        return joined
+
+    def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First token of each of ``documents``, and the one behind its last: int64 [documents] each."""
+        documents = np.asarray(documents, dtype=np.int64)
+        assert not documents.size or (documents.min() >= 0 and documents.max() < self.document_count)
+        starts, stops = np.empty_like(documents), np.empty_like(documents)
+        shards = np.searchsorted(self._document_starts, documents, side="right") - 1
+        order = np.argsort(shards, kind="stable")
+        used, begins = np.unique(shards[order], return_index=True)
+        for shard, places in zip(used.tolist(), np.split(order, begins)[1:], strict=True):
+            ends = self._map(shard, "ends")
+            local = documents[places] - self._document_starts[shard]
+            starts[places] = np.where(local > 0, ends[np.maximum(local - 1, 0)], 0) + self._token_starts[shard]
+            stops[places] = ends[local] + self._token_starts[shard]
+        return starts, stops
+
+    def document_ends(self, start: int, stop: int) -> np.ndarray:
+        """Where documents ``start`` to ``stop`` end, behind their end id: int64 [stop - start]."""
+        return self.document_bounds(np.arange(start, stop))[1]
+
+    def document_at(self, token: int) -> int:
+        """The document that holds the token at this position."""
+        assert 0 <= token < self.token_count, token
+        shard = int(np.searchsorted(self._token_starts, token, side="right")) - 1
+        local = np.searchsorted(self._map(shard, "ends"), token - self._token_starts[shard], side="right")
+        return int(self._document_starts[shard] + local)
+
+    def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
+        offset = int(self._token_starts[shard])
+        return self._map(shard, "tokens")[start - offset : stop - offset]
+
+    def _open_map(self, shard: int, what: str) -> np.ndarray:
+        facts = self.manifest.shards[shard]
+        dtype, count = (self.manifest.dtype, facts.tokens) if what == "tokens" else (_ENDS, facts.documents)
+        file = array_file(self.folder, facts.name, what)
+        return np.asarray(np.memmap(file, dtype=dtype, mode="r", offset=HEADER, shape=(count,)))
+
+
+def array_file(folder: Path, shard: str, what: str) -> Path:
+    """File of an array of a shard: ``what`` is tokens or ends."""
+    return folder / f"{shard}.{what}.npy"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds all ids."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """Write a one-dimensional array, little-endian, and wait until it is on the disk."""
+    with file.open("wb") as out:
+        np.lib.format.write_array(out, array.astype(array.dtype.newbyteorder("<"), copy=False), version=(1, 0))
+        assert out.tell() == HEADER + array.nbytes, (out.tell(), array.nbytes)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write ``file`` under a temporary name and rename it, so that it is never half there."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+        json.dump(content, out, indent=1, ensure_ascii=False)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(unfinished, file)
+
+
+def size_problems(folder: Path, shard: Shard, dtype: str) -> list[str]:
+    """What is wrong with the sizes of the files of ``shard``."""
+    problems = []
+    for what, count, item in (("tokens", shard.tokens, np.dtype(dtype)), ("ends", shard.documents, _ENDS)):
+        file = array_file(folder, shard.name, what)
+        expected = HEADER + count * item.itemsize
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            problems.append(f"{file}: is missing, the manifest says {expected} bytes")
+        elif found != expected:
+            fault = "is truncated" if found < expected else "is too long"
+            problems.append(f"{file}: {fault}: {found} bytes, the manifest says {expected}")
+    return problems
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the store in ``folder``. Raises UserError when there is none, or one of another format."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UserError(no_store(folder))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{file}: is no manifest of a token store; name the folder that quintet prepare wrote")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{file}: has format {content['format']}, this version of Quintet reads {FORMAT}; prepare the store again"
+        )
+    try:
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        manifest = Manifest(shards=shards, left_out_files=tuple(content.pop("left_out_files")), **content)
+    except (TypeError, KeyError) as error:
+        raise _damaged(file, str(error)) from None
+    for name in ("tokens", "documents", "bytes"):
+        if sum(getattr(shard, name) for shard in shards) != getattr(manifest, name):
+            raise _damaged(file, f"its shards do not hold {getattr(manifest, name)} {name}")
+    return manifest
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"{file}: is damaged ({why}): delete the folder and run prepare again")
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    """Sums of ``counts`` before each, and of all: int64 [len(counts) + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)

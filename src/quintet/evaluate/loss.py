@@ -1,0 +1,28 @@
+"""Validation loss of a trained run."""
+
+from __future__ import annotations
+
+from quintet.data.prepare import prepare
+from quintet.errors import UserError
+from quintet.track.console import Reporter
+from quintet.train.trained import TrainedRun
+from quintet.train.validation import ValidationResult, validate
+
+
+def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) -> ValidationResult:
+    """Loss on ``samples`` held-out samples of the run's own data, all of them when None.
+
+    Raises UserError when nothing is held out, or the sources are no longer those the run was trained on.
+    """
+    prepared = prepare(run.config, progress=reporter.preparing)
+    if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(f"{run.folder}: its sources have changed since it was trained, and what was held out with them")
+    if prepared.validation is None:
+        raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
+    return validate(
+        run.model,
+        prepared.validation.batches(run.config.evaluate.batch_size or run.config.batch.micro_batch_size, samples),
+        run.compute,
+        bytes_per_token=run.tokenizer.bytes_per_token(),
+        chunk=run.config.train.loss_chunk,
+    )

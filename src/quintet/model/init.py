@@ -1,0 +1,90 @@
+"""How weights start.
+
+Each parameter is drawn from its own generator, keyed by the seed and its name: what a layer starts with depends neither
+on what else the model has nor on the order in which it is built, and PyTorch's global generator is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from quintet.config.model import KaimingInitConfig, NoInitConfig, NormalInitConfig, TransformerConfig, XavierInitConfig
+from quintet.randomness import key
+
+EMBEDDING_STD = 0.02
+RESIDUAL_WRITERS = ("attention.output.weight", "feedforward.down.weight")
+EMBEDDINGS = ("embedding.weight", "position.weight")
+GAINS = {
+    "linear": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+    "relu": math.sqrt(2.0),
+    "gelu": math.sqrt(2.0),
+    "silu": math.sqrt(2.0),
+    "leaky_relu": math.sqrt(2.0 / (1 + 0.01**2)),
+}
+"""What keeps the variance through a nonlinearity, as in PyTorch's ``calculate_gain``; leaky_relu's slope is 0.01."""
+
+
+def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
+    """Give every parameter of ``model``, which may lie on the meta device, its first value, in fp32 on the CPU."""
+    if isinstance(config.init, NoInitConfig):
+        _as_pytorch_does(model, seed)
+        return
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        value = torch.empty(parameter.shape, dtype=torch.float32)
+        with torch.no_grad():
+            _fill(value, name, config, torch.Generator().manual_seed(key(seed, "init", name)))
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def _fill(value: Tensor, name: str, config: TransformerConfig, generator: torch.Generator) -> None:
+    """Draw ``value`` in place: gains are one, biases zero, and matrices as ``config.init`` says."""
+    init = config.init
+    if name.endswith(".bias"):
+        value.zero_()
+    elif value.dim() == 1:
+        value.fill_(1.0)
+    elif isinstance(init, NormalInitConfig):
+        scaled = init.scale_residual and name.endswith(RESIDUAL_WRITERS)
+        value.normal_(0.0, init.std / (math.sqrt(2 * config.layers) if scaled else 1.0), generator=generator)
+    elif name in EMBEDDINGS:
+        value.normal_(0.0, EMBEDDING_STD, generator=generator)
+    else:
+        for matrix in _matrices(value, name, config):
+            _scale_by_fans(matrix, init, generator)
+
+
+def _matrices(value: Tensor, name: str, config: TransformerConfig) -> tuple[Tensor, ...]:
+    """``value``, or its parts where it is several projections in one: their fans are those of each by itself."""
+    if not name.endswith("attention.qkv.weight"):
+        return (value,)
+    rows = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
+    return value.split(rows)
+
+
+def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> None:
+    fan_out, fan_in = matrix.shape
+    if isinstance(init, XavierInitConfig):
+        bound = init.gain * math.sqrt(6.0 / (fan_in + fan_out))
+        matrix.uniform_(-bound, bound, generator=generator)
+        return
+    assert isinstance(init, KaimingInitConfig)
+    fan = fan_in if init.mode == "fan_in" else fan_out
+    matrix.normal_(0.0, GAINS[init.nonlinearity] / math.sqrt(fan), generator=generator)
+
+
+def _as_pytorch_does(model: nn.Module, seed: int) -> None:
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is None:
+            continue
+        module.to_empty(device="cpu", recurse=False)
+        reset = getattr(module, "reset_parameters")  # noqa: B009  (nn.Module does not declare it)
+        # PyTorch's own initialisations draw from the global generator, so it is put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "init", name))
+            reset()

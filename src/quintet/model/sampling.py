@@ -1,0 +1,98 @@
+"""How the next token is chosen from logits: pure functions on [batch, vocab], in the order in which they apply."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How tokens are drawn, and how many.
+
+    ``temperature`` divides the logits, and 0 takes the likeliest token; ``top_k`` keeps so many likeliest tokens;
+    ``top_p`` (Holtzman et al. 2020) the likeliest tokens that together have this probability; ``min_p`` (Nguyen et al.
+    2024) the tokens with at least this share of the likeliest one's probability; ``repetition_penalty`` (Keskar et al.
+    2019) above 1 makes what stands in prompt or output less likely. Raises UserError for a value outside its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            (self.max_tokens < 0, f"max_tokens: {self.max_tokens} is negative; give the number of tokens to write"),
+            (not 0 <= self.temperature < math.inf, f"temperature: {self.temperature} must be 0 or more"),
+            (self.top_k is not None and self.top_k < 1, f"top_k: {self.top_k} must be 1 or more, or left out"),
+            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p: {self.top_p} must be above 0 and at most 1"),
+            (self.min_p is not None and not 0 <= self.min_p <= 1, f"min_p: {self.min_p} must lie between 0 and 1"),
+            (
+                not 0 < self.repetition_penalty < math.inf,
+                f"repetition_penalty: {self.repetition_penalty} must be above 0; 1 leaves the logits as they are",
+            ),
+        ]
+        found = [message for wrong, message in problems if wrong]
+        if found:
+            raise UserError(*found)
+
+
+def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator: torch.Generator) -> Tensor:
+    """The next ids [batch] for ``logits`` [batch, vocab], given the ids ``seen`` [batch, length] so far."""
+    logits = penalise_repetition(logits, seen, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / settings.temperature
+    if settings.top_k is not None:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p is not None:
+        logits = keep_top_p(logits, settings.top_p)
+    if settings.min_p is not None:
+        logits = keep_min_p(logits, settings.min_p)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide the positive logits of the ids in ``seen`` by ``penalty`` and multiply the negative ones.
+
+    An id counts once, however often it occurs. Ids beyond the vocabulary of ``logits`` are passed over.
+    """
+    if penalty == 1.0:
+        return logits
+    batch, vocab = logits.shape
+    # All ids that the logits do not have share one column more.
+    flags = torch.zeros(batch, vocab + 1, dtype=torch.bool, device=logits.device)
+    flags = flags.scatter_(1, seen.clamp(max=vocab), True)[:, :vocab]
+    return torch.where(flags, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """−inf for all but the ``k`` largest logits of each row, and what equals the smallest of them."""
+    smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """−inf for all but the fewest likeliest ids of each row whose probabilities sum to at least ``p``."""
+    ordered, ids = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    # An id stays while those before it fall short of p, so that the likeliest one always stays.
+    superfluous = probabilities.cumsum(dim=-1) - probabilities >= p
+    superfluous[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(superfluous).scatter(1, ids, superfluous), -math.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """−inf for ids whose probability is below ``p`` times that of the row's likeliest."""
+    if p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)

@@ -1,0 +1,109 @@
+"""Parameters, FLOPs, memory and disk of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quintet.config.schema import RunConfig
+from quintet.config.tokenizer import BPETokenizerConfig
+from quintet.data.prepare import build_tokenizer_of, prepare
+from quintet.model.count import ParameterCount, count_parameters, flops_per_token
+from quintet.train.setup import context_length, model_vocabulary, total_steps
+
+FP32_BYTES = 4
+ADAMW_AVERAGES = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that last for the whole run; activations, which depend on the micro-batch, are not in it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run costs. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint."""
+
+    name: str
+    parameters: ParameterCount
+    vocab_size: int
+    flops_per_token: int
+    steps: int
+    tokens_per_step: int
+    micro_batch_size: int
+    accumulation: int
+    tokens_total: int
+    flops_total: int
+    memory: Memory
+    checkpoint_bytes: int
+    checkpoints_kept: int
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it."""
+        p, m = self.parameters, self.memory
+        return [
+            f"{self.name}",
+            f"parameters   {p.total:,} ({p.trainable:,} trainable, {p.embedding:,} of them embedding), "
+            f"vocabulary {self.vocab_size:,}",
+            f"steps        {self.steps:,} of {self.tokens_per_step:,} tokens "
+            f"({self.accumulation} × {self.micro_batch_size} samples)",
+            f"tokens       {self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter",
+            f"FLOPs        {self.flops_per_token:,} a token, {self.flops_total:.3g} in all",
+            f"memory       {_size(m.weights)} weights + {_size(m.gradients)} gradients + {_size(m.optimizer)} optimizer, "
+            "and the activations of a micro-batch",
+            f"disk         {_size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
+        ]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Compute the plan of ``config``.
+
+    The vocabulary of a BPE that is not trained yet is taken from the run file; characters have to be counted, and
+    ``train.epochs`` needs the number of samples, so these two read the sources.
+    """
+    vocab_size = _vocabulary(config)
+    samples = prepare(config).train.epoch_samples if config.train.epochs is not None else 0
+    batch = config.batch
+    steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
+    parameters = count_parameters(config.model, vocab_size, context_length(config))
+    flops = flops_per_token(config.model, vocab_size, batch.sequence_length).total
+    tokens = steps * batch.tokens
+    memory = Memory(
+        weights=FP32_BYTES * parameters.total,
+        gradients=FP32_BYTES * parameters.trainable,
+        optimizer=ADAMW_AVERAGES * FP32_BYTES * parameters.trainable,
+    )
+    return Plan(
+        name=config.name,
+        parameters=parameters,
+        vocab_size=vocab_size,
+        flops_per_token=flops,
+        steps=steps,
+        tokens_per_step=batch.tokens,
+        micro_batch_size=batch.micro_batch_size,
+        accumulation=batch.accumulation,
+        tokens_total=tokens,
+        flops_total=tokens * flops,
+        memory=memory,
+        checkpoint_bytes=memory.weights + memory.optimizer,
+        checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
+    )
+
+
+def _vocabulary(config: RunConfig) -> int:
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    if isinstance(config.tokenizer, BPETokenizerConfig):
+        return config.tokenizer.vocab_size
+    return model_vocabulary(config, build_tokenizer_of(config))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"

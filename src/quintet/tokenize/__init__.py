@@ -1,0 +1,9 @@
+"""How text becomes token ids: bytes, characters, trained byte-pair encodings, tiktoken's and Hugging Face's."""
+
+from __future__ import annotations
+
+from quintet.tokenize.base import Pieces, Tokenizer
+from quintet.tokenize.build import build_tokenizer, load_tokenizer
+from quintet.tokenize.stream import TextStream
+
+__all__ = ["Pieces", "TextStream", "Tokenizer", "build_tokenizer", "load_tokenizer"]

@@ -1,0 +1,102 @@
+"""From a config, or from a folder, to a tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from quintet.config.tokenizer import (
+    BPETokenizerConfig,
+    ByteTokenizerConfig,
+    CharTokenizerConfig,
+    HuggingFaceTokenizerConfig,
+    TiktokenTokenizerConfig,
+    TokenizerConfig,
+)
+from quintet.tokenize.base import Tokenizer, digest
+from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.char import CharTokenizer, characters_of
+from quintet.tokenize.folder import DESCRIPTION, damaged, read_description
+
+_RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], corpus: str, cache: Path) -> Tokenizer:
+    """The tokenizer that ``config`` describes.
+
+    ``texts`` gives the documents of the corpus and ``corpus`` its fingerprint. A ``char`` or ``bpe`` tokenizer is made
+    from them once and kept under ``cache/tokenizers``; the other kinds need neither. Raises UserError for all that the
+    user can mend: no text, no network, no file, no end token.
+    """
+    match config:
+        case ByteTokenizerConfig():
+            return ByteTokenizer()
+        case TiktokenTokenizerConfig():
+            from quintet.tokenize.openai import tiktoken_encoding
+
+            return tiktoken_encoding(config.name)
+        case HuggingFaceTokenizerConfig():
+            from quintet.tokenize.huggingface import huggingface_tokenizer
+
+            return huggingface_tokenizer(config.path)
+        case CharTokenizerConfig():
+            return _kept(cache, _key(config, corpus, ""), lambda: characters_of(texts()))
+        case BPETokenizerConfig():
+            import tokenizers
+
+            from quintet.tokenize.bpe import train_bpe
+
+            return _kept(cache, _key(config, corpus, tokenizers.__version__), lambda: train_bpe(config, texts()))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that ``save`` wrote into ``folder``. Raises UserError when a file is missing or damaged."""
+    description = read_description(folder)
+    kind, file = description.get("kind"), folder / DESCRIPTION
+    if kind == "byte":
+        tokenizer: Tokenizer = ByteTokenizer()
+    elif kind == "char":
+        characters = description.get("characters")
+        if not isinstance(characters, str) or not characters or sorted(set(characters)) != list(characters):
+            raise damaged(file, "its characters are not distinct and sorted")
+        tokenizer = CharTokenizer(characters)
+    elif kind == "tiktoken":
+        from quintet.tokenize.openai import load_tiktoken
+
+        tokenizer = load_tiktoken(folder)
+    elif kind == "huggingface":
+        from quintet.tokenize.huggingface import load_huggingface
+
+        tokenizer = load_huggingface(folder)
+    else:
+        raise damaged(file, f"its kind is {kind!r}")
+    if tokenizer.fingerprint != description["fingerprint"]:
+        raise damaged(file, f"its fingerprint is {description['fingerprint']}, its content's {tokenizer.fingerprint}")
+    return tokenizer
+
+
+def _key(config: TokenizerConfig, corpus: str, library_version: str) -> str:
+    return digest(_RECIPE, config.model_dump_json(), corpus, library_version)
+
+
+def _kept(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer in the cache; made, written under a temporary name and renamed when it is not there yet."""
+    place = cache / "tokenizers"
+    folder = place / key
+    if not folder.exists():
+        tokenizer = make()
+        place.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=place))
+        try:
+            tokenizer.save(unfinished)
+            os.rename(unfinished, folder)
+        except OSError:
+            # Another process may have made the same tokenizer meanwhile; the folder that is there is as good.
+            if not folder.exists():
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return load_tokenizer(folder)

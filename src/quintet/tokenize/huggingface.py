@@ -1,0 +1,206 @@
+"""Tokenizers of the Hugging Face world, by their library `tokenizers`; trained ones of Quintet are among them."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from quintet.errors import UserError
+from quintet.tokenize import tokenizer_json
+from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest
+from quintet.tokenize.folder import (
+    DESCRIPTION,
+    damaged,
+    read_bytes,
+    read_description,
+    read_json,
+    write_description,
+    write_text,
+)
+from quintet.tokenize.long_texts import PART, encode_in_parts
+
+_FILE = "tokenizer.json"
+_USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]", "<eos>")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class HuggingFaceTokenizer:
+    """What a `tokenizer.json` does to the text alone: no special ids, no truncation, no padding, no dropout."""
+
+    def __init__(self, rules: str, end: str) -> None:
+        """``rules`` is the content of a `tokenizer.json`, ``end`` the token that ends a document.
+
+        Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
+        """
+        self._rules = tokenizer_json.bare(json.loads(rules))
+        self._end = end
+        self._library = _library(self._rules)
+        vocabulary = _vocabulary(self._rules)
+        self.vocab_size = max(vocabulary.values()) + 1
+        if end not in vocabulary:
+            raise UserError(f"tokenizer: the token that ends a document, {end!r}, is not in the vocabulary")
+        self.end_id = vocabulary[end]
+        self._cut_long = tokenizer_json.cuts_like_gpt2(self._rules)
+
+    def __reduce__(self) -> tuple:
+        return (HuggingFaceTokenizer, (tokenizer_json.serialized(self._rules), self._end))
+
+    @property
+    def lossless(self) -> bool:
+        return tokenizer_json.is_lossless(self._rules)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return digest("huggingface", tokenizer_json.serialized(self._rules), str(self.end_id))
+
+    @property
+    def pieces(self) -> Pieces:
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        tokens = {index: token for token, index in _vocabulary(self._rules).items()}
+        decoder = self._library.decoder
+        decode = decoder.decode if decoder is not None else " ".join
+        pieces = tokenizer_json.pieces_of(self._rules, tokens, decode, self.vocab_size)
+        table = tuple(b"" if index == self.end_id else piece for index, piece in enumerate(pieces.table))
+        return Pieces(table, pieces.leading_space)
+
+    def encode(self, text: str) -> list[int]:
+        if self._cut_long and len(text) > 2 * PART:
+            return self.encode_batch([text])[0].tolist()
+        check_text(text)
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            check_text(text)
+        return encode_in_parts(texts, self._encode_all) if self._cut_long else self._encode_all(texts)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.frombuffer(array("I", encoding.ids), dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Ids) -> str:
+        return self.pieces.decode(ids)
+
+    def bytes_per_token(self) -> np.ndarray:
+        return self.pieces.lengths()
+
+    def save(self, folder: Path) -> None:
+        """Beside Quintet's description, the folder is one that ``transformers.AutoTokenizer`` loads."""
+        write_text(folder / _FILE, tokenizer_json.serialized(self._rules))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end}
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
+        write_description(folder, "huggingface", self.fingerprint, {"end": self._end})
+
+
+def huggingface_tokenizer(path: str) -> HuggingFaceTokenizer:
+    """The tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub.
+
+    Raises UserError when there is none, or when it has no token that ends a document.
+    """
+    place = Path(path).expanduser()
+    file = place / _FILE if place.is_dir() else place
+    if file.is_file():
+        rules = read_bytes(file).decode("utf-8", errors="replace")
+        end = _named_end(file.parent)
+        where = str(file)
+    else:
+        rules, end = _from_transformers(path, place)
+        where = path
+    try:
+        vocabulary = _vocabulary(json.loads(rules))
+        end = end or next((token for token in _USUAL_ENDS if token in vocabulary), None)
+        if end is None or end not in vocabulary:
+            raise UserError(_no_end(where, end))
+        return HuggingFaceTokenizer(rules, end)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: is no tokenizer.json that `tokenizers` can read ({error}); make it anew") from None
+
+
+def load_huggingface(folder: Path) -> HuggingFaceTokenizer:
+    """The tokenizer that ``HuggingFaceTokenizer.save`` wrote. Raises UserError when a file is missing or damaged."""
+    end = read_description(folder).get("end")
+    if not isinstance(end, str):
+        raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
+    file = folder / _FILE
+    content = read_bytes(file)
+    try:
+        return HuggingFaceTokenizer(content.decode("utf-8"), end)
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise damaged(file, f"{type(error).__name__}: {error}") from None
+
+
+def _library(rules: tokenizer_json.Rules) -> tokenizers.Tokenizer:
+    """The library's tokenizer. Raises ValueError when it cannot read ``rules``."""
+    text = tokenizer_json.serialized(tokenizer_json.without_special_pieces(rules))
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(str(error)) from error
+    library.encode_special_tokens = True
+    return library
+
+
+def _vocabulary(rules: tokenizer_json.Rules) -> dict[str, int]:
+    """Id of every token, added ones included."""
+    known = rules["model"]["vocab"]
+    vocabulary = dict(known) if isinstance(known, dict) else {piece: index for index, (piece, _) in enumerate(known)}
+    return vocabulary | {token["content"]: token["id"] for token in rules["added_tokens"]}
+
+
+def _named_end(folder: Path) -> str | None:
+    """The `eos_token` that the files beside a `tokenizer.json` name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(folder / name).get("eos_token") if (folder / name).is_file() else None
+        if token:
+            return token["content"] if isinstance(token, dict) else str(token)
+    return None
+
+
+def _no_end(where: str, end: str | None) -> str:
+    if end is None:
+        return (
+            f'{where}: no token is known to end a document; name one as "eos_token" in tokenizer_config.json beside it '
+            f"(the usual {', '.join(_USUAL_ENDS)} are not in the vocabulary)"
+        )
+    return f"{where}: the eos_token {end!r} of tokenizer_config.json is not in the vocabulary; correct it there"
+
+
+def _from_transformers(path: str, place: Path) -> tuple[str, str | None]:
+    """Rules and end token of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
+    if not place.is_dir() and not _HUB_NAME.fullmatch(path):
+        raise UserError(
+            f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError(
+            f"tokenizer.path: there is no {path}/{_FILE}, and to look further needs the 'hf' extra: "
+            "pip install 'quintet[hf]'"
+        ) from None
+    try:
+        found = AutoTokenizer.from_pretrained(str(place) if place.is_dir() else path)
+    except Exception as error:  # each tokenizer class of transformers has its own ways to fail
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
+            f"({reason}); correct the path, or fetch the tokenizer once with a network"
+        ) from None
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
+    return backend.to_str(), found.eos_token

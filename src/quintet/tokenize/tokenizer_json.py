@@ -1,0 +1,155 @@
+"""What a `tokenizer.json` (the format of Hugging Face's `tokenizers`) says about encoding and decoding."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from quintet.errors import UserError
+from quintet.tokenize.base import Pieces
+
+Rules = dict[str, Any]
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+
+def bare(rules: Rules) -> Rules:
+    """``rules`` without what changes ids beyond the text itself.
+
+    Left out are truncation and padding, the special ids of the post-processor, and BPE dropout, which would give the
+    same text other ids at every call.
+    """
+    model = {**rules["model"], "dropout": None} if "dropout" in rules["model"] else rules["model"]
+    return {**rules, "truncation": None, "padding": None, "post_processor": None, "model": model}
+
+
+def serialized(rules: Rules) -> str:
+    """``rules`` as text that does not depend on the order of their keys."""
+    return json.dumps(rules, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def without_special_pieces(rules: Rules) -> Rules:
+    """``rules`` for encoding only, in which the text "</s>" is never the piece "</s>".
+
+    A unigram model matches all of its pieces in the text, special ones too. A space at the end of a piece keeps it from
+    ever matching where `Metaspace` has replaced all spaces; elsewhere nothing is changed.
+    """
+    cuts = [part["type"] for part in steps(rules["pre_tokenizer"])]
+    if rules["model"]["type"] != "Unigram" or "Metaspace" not in cuts:
+        return rules
+    special = {token["content"] for token in rules["added_tokens"] if token["special"]}
+
+    def hidden(content: str) -> str:
+        return content + " " if content in special else content
+
+    vocabulary = [[hidden(piece), score] for piece, score in rules["model"]["vocab"]]
+    added = [{**token, "content": hidden(token["content"])} for token in rules["added_tokens"]]
+    return {**rules, "added_tokens": added, "model": {**rules["model"], "vocab": vocabulary}}
+
+
+def is_lossless(rules: Rules) -> bool:
+    """Whether decoding gives back every text, judged with caution: False may be too strict, True is certain.
+
+    True needs a byte-level BPE with all 256 bytes, no normaliser, no space put in front, and pre-tokenisers that only
+    cut.
+    """
+    model, cuts = rules["model"], steps(rules["pre_tokenizer"])
+    levels = [part for part in cuts if part["type"] == "ByteLevel"]
+    return (
+        model["type"] == "BPE"
+        and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"))
+        and set(BYTE_OF) <= model["vocab"].keys()
+        and rules["normalizer"] is None
+        and len(levels) == 1
+        and not levels[0]["add_prefix_space"]
+        and all(part["type"] in {"ByteLevel", "Digits", "Punctuation", "Split"} for part in cuts)
+        and not any(part.get("behavior") == "Removed" for part in cuts)
+        and [part["type"] for part in steps(rules["decoder"])] == ["ByteLevel"]
+        and not any(token["lstrip"] or token["rstrip"] for token in rules["added_tokens"] if not token["special"])
+    )
+
+
+def cuts_like_gpt2(rules: Rules) -> bool:
+    """Whether the text is cut by GPT-2's pattern (and at digits) before anything else, as ``long_texts`` supposes."""
+    cuts = steps(rules["pre_tokenizer"])
+    return (
+        all(part["type"] in {"Digits", "ByteLevel"} for part in cuts)
+        and any(part["type"] == "ByteLevel" and part.get("use_regex", True) for part in cuts)
+        and not any(part.get("add_prefix_space") for part in cuts)
+        and all(part["type"] in {"NFD", "NFC", "Replace"} for part in steps(rules["normalizer"]))
+        and all(_drops_single_characters(part) for part in steps(rules["normalizer"]) if part["type"] == "Replace")
+        and all(token["special"] for token in rules["added_tokens"])
+    )
+
+
+def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]], str], size: int) -> Pieces:
+    """The bytes of each id; ``decode`` is the library's decoder of a list of tokens, ``tokens`` every id's token.
+
+    Byte-level tokens and byte fallbacks are read as bytes. Any other token is decoded between two others, which gives
+    what it writes inside a text, with the spaces and joints of that tokenizer.
+    """
+    kinds = {part["type"] for part in steps(rules["decoder"])}
+    if "CTC" in kinds:
+        raise UserError("tokenizer.path: its decoder, CTC, is for speech and not for text; choose another tokenizer")
+    added = {token["id"]: token for token in rules["added_tokens"]}
+    between = _between(decode)
+    table = [b""] * size
+    for index, token in tokens.items():
+        byte = _BYTE_TOKEN.fullmatch(token) if "ByteFallback" in kinds else None
+        if index in added:
+            table[index] = b"" if added[index]["special"] else token.encode("utf-8")
+        elif byte:
+            table[index] = bytes([int(byte[1], 16)])
+        elif "ByteLevel" in kinds:
+            table[index] = _bytes_of(token)
+        else:
+            table[index] = between(token).encode("utf-8")
+    spaced = next((token for index, token in tokens.items() if index not in added and table[index][:1] == b" "), None)
+    leading_space = "ByteLevel" not in kinds and spaced is not None and not decode([spaced]).startswith(" ")
+    return Pieces(tuple(table), leading_space)
+
+
+def steps(part: Rules | None) -> list[Rules]:
+    """The steps of a normaliser, pre-tokeniser or decoder, sequences opened."""
+    if part is None:
+        return []
+    inside = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
+    return [part] if inside is None else [step for entry in inside for step in steps(entry)]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's character for each byte (Radford et al. 2019): itself in printable Latin-1, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return {chr(value): value for value in printable} | {chr(256 + rank): value for rank, value in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+CHARACTER_OF = {value: character for character, value in BYTE_OF.items()}
+
+
+def _bytes_of(token: str) -> bytes:
+    try:
+        return bytes(BYTE_OF[character] for character in token)
+    except KeyError:  # not written in the byte alphabet, so it stands for itself, as in the library's decoder
+        return token.encode("utf-8")
+
+
+def _between(decode: Callable[[list[str]], str]) -> Callable[[str], str]:
+    before, pair = decode(["a"]), decode(["a", "a"])
+    after = pair[len(before) :]
+
+    def text(token: str) -> str:
+        whole = decode(["a", token, "a"])
+        assert whole.startswith(before), (token, whole)
+        assert whole.endswith(after), (token, whole)
+        return whole[len(before) : len(whole) - len(after)]
+
+    return text
+
+
+def _drops_single_characters(replace: Rules) -> bool:
+    """A replacement of one class of characters by nothing, which does not look at their neighbours."""
+    return replace["content"] == "" and re.fullmatch(r"\[[^\[\]]*\]", replace["pattern"].get("Regex", "")) is not None

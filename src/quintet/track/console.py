@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Lines that stay and, on a terminal, one line that moves; elsewhere a plain line at each log point."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._first: tuple[float, int] | None = None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def preparing(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes of ``stage`` are read."""
+        if stage != self._stage:
+            self._stage = stage
+            self._move(f"{stage} ", TimeRemainingColumn())
+            if not self.console.is_terminal:
+                self.say(f"{stage} ({total / 1e6:,.1f} MB)")
+        self._update(done, total, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+        if done >= total:
+            self.close()
+
+    def step(self, step: int, steps: int, loss: float, speed: dict[str, float]) -> None:
+        """The run has done ``step`` of ``steps``; ``loss`` is the mean since the last call."""
+        now = time.perf_counter()
+        if self._first is None or self._stage != "training":
+            self._stage, self._first = "training", (now, step)
+            self._move("step")
+        began, first = self._first
+        left = (now - began) / max(step - first, 1) * (steps - step) if step > first else None
+        figures = (
+            f"loss {loss:.4f} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
+            f"{speed['speed/share_of_peak']:.0%} of peak · {speed['speed/memory_bytes'] / 1e9:.2f} GB · {_clock(left)} left"
+        )
+        self._update(step, steps, figures)
+        if not self.console.is_terminal:
+            self.say(f"step {step}/{steps} · {figures}")
+
+    def close(self) -> None:
+        """Leave the moving line behind."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._stage = None, ""
+
+    def _move(self, label: str, *columns: TimeRemainingColumn) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if not self.console.is_terminal:
+            return
+        shape = [TextColumn(label), TextColumn("{task.completed:.0f}/{task.total:.0f}")] if label == "step" else [TextColumn(label)]
+        self._progress = Progress(*shape, BarColumn(20), TextColumn("{task.description}"), *columns, console=self.console)
+        self._task = self._progress.add_task("")
+        self._progress.start()
+
+    def _update(self, done: int, total: int, text: str) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, description=text)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,54 @@
+"""Metrics as JSON lines, samples as text files: what every run has."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+class JsonlTracker:
+    """``metrics.jsonl`` with one object a record, and ``samples/`` with one file a step.
+
+    A continued run drops the records and samples after the step it continues from: the same steps write the same records again.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._file = folder / "metrics.jsonl"
+        self._samples = folder / "samples"
+        if self._file.exists():
+            _keep_until(self._file, first_step)
+        for sample in self._samples.glob("step-*.txt"):
+            if int(sample.stem.removeprefix("step-")) > first_step:
+                sample.unlink()
+        # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
+        self._stream = self._file.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one record."""
+        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Append ``text`` to the file of its step."""
+        self._samples.mkdir(exist_ok=True)
+        with (self._samples / f"step-{step:06d}.txt").open("a", encoding="utf-8") as out:
+            out.write(f"--- {name}\n{text}\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The whole records of ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _keep_until(file: Path, step: int) -> None:
+    kept = [record for record in read_metrics(file) if record["step"] <= step]
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(unfinished, file)

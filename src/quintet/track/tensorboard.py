@@ -1,0 +1,31 @@
+"""Metrics and samples for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quintet.errors import UserError
+
+
+class TensorBoardTracker:
+    """Event files in ``tensorboard/`` of the run folder; a continued run hides the events after its first step."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("track: tensorboard is not installed; pip install 'quintet[tensorboard]'") from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write each metric as a scalar."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Write a text, as it is and not as Markdown."""
+        self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
+
+    def close(self) -> None:
+        """Write the events that are still in memory."""
+        self._writer.close()

@@ -1,0 +1,1 @@
+"""Training: the loop and what it needs beside the data and the model."""

@@ -1,0 +1,208 @@
+"""Checkpoints: written off the critical path, never half-written, checked before they are believed.
+
+A checkpoint is a folder ``checkpoints/step-000500`` with torch.distributed.checkpoint's files and ``state.json``, which
+holds the small facts of the run and the size and SHA-256 of every other file. It is written under a temporary name and
+renamed when it is whole and on the disk, so that a kill at any moment leaves either a whole checkpoint or none.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from quintet.config.training import CheckpointConfig
+from quintet.errors import UserError
+
+# Without a process group there is one process, which is what is meant here.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue."""
+
+    step: int = 0
+    skipped_steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    validation_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    tokenizer: str = ""
+    corpus: str = ""
+    scaler: dict[str, Any] | None = None
+
+    def validated(self, loss: float) -> Progress:
+        """These facts with the validation ``loss`` of this step."""
+        better = self.best_loss is None or loss < self.best_loss
+        best = (loss, self.step) if better else (self.best_loss, self.best_step)
+        return replace(self, validation_loss=loss, best_loss=best[0], best_step=best[1])
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in ``folder``, ascending."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if (path / "state.json").is_file())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return folder / f"step-{step:06d}"
+
+
+def read_progress(path: Path) -> Progress:
+    """The facts of the checkpoint at ``path`` after every file of it was checked. Raises UserError if one is damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        facts, files = Progress(**state["progress"]), state["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"state.json cannot be read ({error})") from error
+    for name, expected in files.items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else -1
+        if size != expected["bytes"]:
+            found = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
+            raise _damaged(path, f"{name} {found}")
+        if _sha256(file) != expected["sha256"]:
+            raise _damaged(path, f"{name} is not what was written: its SHA-256 differs")
+    return facts
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put the weights of the checkpoint at ``path`` into ``model``."""
+    weights = get_model_state_dict(model)
+    dcp.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    set_model_state_dict(model, weights)
+
+
+def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and the optimizer's state of the checkpoint at ``path`` into ``model`` and ``optimizer``."""
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=path, no_dist=True)
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder, self.config = folder, config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state now and write it in the background. Raises UserError if the save before this one failed."""
+        self.wait()
+        if progress.step in checkpoint_steps(self.folder):
+            return
+        state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        self._pending = self._thread.submit(self._write, _copied(state), progress)
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises UserError when the disk is full; nothing that was whole is lost."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (OSError, CheckpointException) as error:
+            if not _no_space(error):
+                raise
+            raise UserError(
+                f"{self.folder}: no space left to write a checkpoint; the last whole one is "
+                f"{_last_whole(self.folder)}. Free some space and give the same command to continue from it"
+            ) from error
+
+    def close(self) -> None:
+        """Finish what is being written and stop."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, state: dict[str, Any], progress: Progress) -> None:
+        final = checkpoint_path(self.folder, progress.step)
+        unfinished = self.folder / f".{final.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            dcp.save(state, checkpoint_id=unfinished, no_dist=True)
+            files = {
+                file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(unfinished.iterdir())
+            }
+            with (unfinished / "state.json").open("w") as out:
+                json.dump({"progress": asdict(progress), "files": files}, out, indent=1)
+                out.flush()
+                os.fsync(out.fileno())
+            unfinished.rename(final)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._prune(progress)
+
+    def _prune(self, progress: Progress) -> None:
+        steps = checkpoint_steps(self.folder)
+        kept = set(steps[-self.config.keep :])
+        if self.config.keep_best:
+            kept.add(progress.best_step or -1)
+        for step in set(steps) - kept:
+            doomed = checkpoint_path(self.folder, step)
+            # Renamed first, so that a kill in the middle of the removal leaves no half checkpoint under a good name.
+            shutil.rmtree(doomed.rename(doomed.with_name(f".{doomed.name}")))
+
+
+def _copied(state: Any) -> Any:
+    """``state`` with every tensor copied to the host, so that training may go on changing the original."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _damaged(path: Path, fault: str) -> UserError:
+    others = [step for step in checkpoint_steps(path.parent) if checkpoint_path(path.parent, step) != path]
+    mend = f"move it away to use step {others[-1]}" if others else "there is no other; move the run's folder away to start anew"
+    return UserError(f"{path}: the checkpoint is damaged: {fault}; {mend}")
+
+
+def _last_whole(folder: Path) -> str:
+    steps = checkpoint_steps(folder)
+    return f"step {steps[-1]}" if steps else "none yet"
+
+
+def _no_space(error: BaseException) -> bool:
+    if isinstance(error, CheckpointException):
+        return any(_no_space(failure[0]) for failure in error.failures.values())
+    causes = [error, error.__cause__, error.__context__]
+    return any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in causes)

@@ -1,0 +1,140 @@
+"""On what a run computes: the device, the numbers, whether blocks are compiled; and what the hardware could do."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quintet.config.training import TrainConfig
+from quintet.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The choices for one run and, for those that Quintet made, why."""
+
+    device: torch.device
+    precision: str
+    compile: bool
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers in matrix products."""
+        return DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Within it matrix products are computed in ``dtype``; weights stay as they are."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+
+def choose_compute(config: TrainConfig) -> Compute:
+    """Device, precision and compilation for ``config``. Raises UserError for a device that is not there."""
+    device = _choose_device(config.device)
+    precision, reason = (config.precision, "as the run file says")
+    if precision == "auto":
+        precision, reason = _choose_precision(device)
+    if precision == "fp16" and device.type == "cpu":
+        # Measured on a CPU with AVX512: 1 to 2 GFLOP/s in fp16 against 200 in fp32 and 900 in bf16.
+        raise UserError("train.precision: fp16 is hundreds of times slower than fp32 on a CPU; use auto, bf16 or fp32")
+    compile_blocks = device.type == "cuda" if config.compile == "auto" else config.compile
+    return Compute(device, precision, compile_blocks, reason)
+
+
+def _choose_device(wanted: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, present in there.items() if present))
+    if not there[wanted]:
+        raise UserError(f"train.device: this machine has no {wanted} device; use auto or cpu")
+    return torch.device(wanted)
+
+
+def _choose_precision(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU multiplies bf16 at full speed"
+        return "fp16", "this GPU has no bf16; the loss is scaled"
+    if device.type == "mps":
+        return "fp32", "mixed precision is not faster on mps"
+    if _cpu_multiplies_bf16():
+        return "bf16", "this CPU multiplies bf16 in hardware, several times faster than fp32"
+    return "fp32", "this CPU has no instructions for bf16"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    features = {"avx512_bf16", "amx_bf16", "bf16"}
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
+        return any(torch.cpu.get_capabilities().get(name) for name in features)
+    listing = Path("/proc/cpuinfo")
+    return listing.exists() and bool(features & set(listing.read_text().split()))
+
+
+def make_deterministic() -> None:
+    """Ask PyTorch for kernels that give the same bits every time, which a bitwise resume rests on.
+
+    Filling every new tensor, which the deterministic mode would add, only helps to find bugs and costs a pass over
+    memory.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, instead of giving them back to the kernel.
+
+    A step on the CPU allocates and frees the same activations over and over; each time the kernel has to map and clear
+    their pages again, which costs as much as the arithmetic of many operations. Only glibc has this dial; elsewhere
+    nothing changes. The figure is in `benchmarks/attention_cpu.py` and the journal.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    if not mallopt(mmap_threshold, 2**30):  # older glibc takes 32 MB at most
+        mallopt(mmap_threshold, 2**25)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
+
+
+def measure_peak(compute: Compute, seconds: float = 0.3) -> float:
+    """FLOP/s of large square matrix products on this device in this precision: what a perfect run would reach.
+
+    The best of several repeats is taken, since a neighbour on the machine can only slow them down.
+    """
+    size = 8192 if compute.device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=compute.device, dtype=compute.dtype)
+    out = a @ a
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        synchronize(compute.device)
+        start = time.perf_counter()
+        torch.mm(a, a, out=out)
+        synchronize(compute.device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything queued on ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes used so far: of the GPU's memory there, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

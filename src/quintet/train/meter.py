@@ -1,0 +1,73 @@
+"""What a step measured, kept on the device until somebody looks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The steps since the last look: one record each, and the speed over all of them."""
+
+    records: list[tuple[int, dict[str, float]]]
+    loss: float
+    skipped_steps: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second of training, validation and samples left out."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass
+class Meter:
+    """Collects device scalars step by step; reading them is the only point at which the host waits for the device."""
+
+    _steps: list[int] = field(default_factory=list)
+    _rates: list[float] = field(default_factory=list)
+    _scalars: list[Tensor] = field(default_factory=list)
+    _tokens: int = 0
+    _masked: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor, tokens: int) -> None:
+        """Note one optimizer step: its learning rate, loss, gradient norm, and 1.0 if it was not taken."""
+        self._steps.append(step)
+        self._rates.append(rate)
+        self._scalars.append(torch.stack([loss.float(), norm.float(), skipped.float()]))
+        self._tokens += tokens
+
+    def add_masked(self) -> None:
+        """Note a batch without a single valid target, from which nothing can be learnt."""
+        self._masked += 1
+
+    def restart(self) -> None:
+        """Start the clock anew, after work that is not training."""
+        self._since = time.perf_counter()
+
+    def read(self) -> Interval:
+        """Everything since the last call. Raises UserError when no step of several had a finite gradient."""
+        rows = torch.stack(self._scalars).tolist() if self._scalars else []
+        seconds = time.perf_counter() - self._since
+        records = [
+            (step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})
+            for step, rate, (loss, norm, _) in zip(self._steps, self._rates, rows, strict=True)
+        ]
+        bad = sum(int(skipped) for _, _, skipped in rows)
+        if bad == len(rows) > 1:
+            raise UserError(
+                f"optimizer.lr: neither loss nor gradient was finite in steps {self._steps[0]} to {self._steps[-1]}, "
+                "so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set train.precision=fp32"
+            )
+        loss = sum(row[0] for row in rows) / max(len(rows), 1)
+        interval = Interval(records, loss, bad + self._masked, self._tokens, seconds)
+        self.__init__()
+        return interval

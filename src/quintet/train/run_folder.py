@@ -1,0 +1,107 @@
+"""The folder of a run: what is written when it starts, and whether a run file may continue it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import quintet
+from quintet.config.load import differences, dump_run_config, load_run_config
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+
+# What may change when a run is continued, for it does not change which function is minimised on which data, or only how
+# long: the losses that were there stay what an uninterrupted run would have had.
+CONTINUABLE = (
+    "runs_dir",
+    "data.cache_dir",
+    "data.processes",
+    "train.steps",
+    "train.tokens",
+    "train.epochs",
+    "train.micro_batch_size",
+    "train.accumulation",
+    "train.compile",
+    "train.device",
+    "train.loss_chunk",
+    "train.log_every",
+    "parallel",
+    "evaluate",
+    "sample",
+    "checkpoint",
+    "track",
+)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run of ``config`` lies."""
+    return Path(config.runs_dir).expanduser() / config.name
+
+
+def open_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
+    """Make or reopen the folder of a run; returns it and a line for each setting that changed since it was made.
+
+    Raises UserError when the folder holds a run that ``config`` cannot continue, with every difference.
+    """
+    folder = run_folder(config)
+    changes: list[str] = []
+    if (folder / "run.yaml").exists():
+        found = read_run_config(folder)
+        changed = differences(found, config)
+        fatal = [change for change in changed if not _continuable(change[0])]
+        if fatal:
+            raise UserError(
+                *(f"{folder}: holds a run with {key}: {old}, not {new}" for key, old, new in fatal),
+                f"{folder}: cannot be continued with another {fatal[0][0]}; choose another name (name=…) for a new run",
+            )
+        changes = [f"{key}: {old} → {new}" for key, old, new in changed]
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no run; choose another name (name=…) or runs_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / ".run.yaml"
+    unfinished.write_text(_circumstances() + dump_run_config(config), encoding="utf-8")
+    os.replace(unfinished, folder / "run.yaml")
+    return folder, changes
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """The run file that a run folder holds. Raises UserError when ``folder`` holds none."""
+    file = folder / "run.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: holds no run (there is no run.yaml in it)")
+    return load_run_config([file]).config
+
+
+def _continuable(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in CONTINUABLE)
+
+
+def _circumstances() -> str:
+    """Versions and the state of the code, as comments before the run file."""
+    import torch
+
+    rows = {
+        "quintet": f"{quintet.__version__}{_git_state()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "python": f"{sys.version.split()[0]} on {platform.platform()}",
+    }
+    return "# The run as it was resolved; every value is written out.\n" + "".join(
+        f"# {name}: {value}\n" for name, value in rows.items()
+    )
+
+
+def _git_state() -> str:
+    """Commit of the working directory's repository, and whether it has changes; empty outside of one."""
+    answers = []
+    for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            answer = subprocess.run(["git", *command], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        if answer.returncode:
+            return ""
+        answers.append(answer.stdout.strip())
+    return f", git {answers[0]}{' with changes' if answers[1] else ''}"

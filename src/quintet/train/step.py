@@ -1,0 +1,90 @@
+"""Forward and backward of one batch, and the rehearsal that finds out whether it fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quintet.config.schema import RunConfig
+from quintet.data.batch import Batch
+from quintet.errors import UserError
+from quintet.model.transformer import Transformer
+from quintet.randomness import key
+from quintet.train.compute import Compute
+from quintet.train.loss import linear_cross_entropy
+
+
+def accumulate_gradients(
+    model: Transformer, batch: Batch, step: int, config: RunConfig, compute: Compute, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Add the gradients of the batch's loss to the parameters and return the loss, a scalar still on the device.
+
+    The loss is the sum over the valid targets of the whole batch divided by their number, whatever the micro-batches:
+    each contributes its sum over that one count. Dropout is keyed by step and micro-batch.
+    """
+    inputs, targets = (_on_device(array, compute.device) for array in (batch.inputs, batch.targets))
+    size = config.batch.micro_batch_size
+    loss = torch.zeros((), device=compute.device)
+    for index, start in enumerate(range(0, len(inputs), size)):
+        torch.manual_seed(key(config.seed, "dropout", step, index))
+        with compute.autocast():
+            part = batch_loss(model, inputs[start : start + size], targets[start : start + size], config) / batch.valid
+        scaler.scale(part).backward()
+        loss += part.detach()
+    return loss
+
+
+def batch_loss(model: Transformer, inputs: Tensor, targets: Tensor, config: RunConfig) -> Tensor:
+    """Summed loss in nats of ``inputs`` [samples, length] against ``targets`` of the same shape."""
+    hidden = model.hidden(inputs)
+    return linear_cross_entropy(hidden, model.head_weight, model.head_bias, targets, chunk=config.train.loss_chunk)
+
+
+def rehearse(
+    model: Transformer, optimizer: torch.optim.Optimizer, config: RunConfig, compute: Compute, vocab_size: int
+) -> None:
+    """Run one micro-batch and one optimizer step of rate 0, and leave no trace, so that memory runs out now or never.
+
+    Raises UserError that names the setting to change.
+    """
+    shape = config.batch
+    rates = [group["lr"] for group in optimizer.param_groups]
+    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
+    ids = ids.view(shape.micro_batch_size, shape.sequence_length)
+    try:
+        with compute.autocast():
+            loss = batch_loss(model, ids, ids, config)
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+        raise UserError(_memory_advice(config)) from error
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _memory_advice(config: RunConfig) -> str:
+    shape = config.batch
+    tokens = f"{shape.micro_batch_size} samples of {shape.sequence_length} tokens"
+    if shape.micro_batch_size > 1:
+        smaller = max(size for size in range(1, shape.micro_batch_size) if shape.samples % size == 0)
+        return (
+            f"train.micro_batch_size: a forward and backward pass over {tokens} does not fit the memory of the device; "
+            f"set train.micro_batch_size={smaller} (the batch stays {shape.samples}, the result the same to rounding)"
+        )
+    return (
+        f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the device; "
+        "shorten it, or make the model smaller"
+    )
+
+
+def _on_device(array: object, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(array)
+    # Pinned memory lets the copy run beside the kernels that are already queued.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

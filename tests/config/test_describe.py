@@ -1,0 +1,121 @@
+"""The walk over the schema: nothing is undescribed, and what it says is what the schema does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quintet.config.describe import KeyInfo, default_kinds, run_file, walk, with_defaults
+from quintet.config.find import find
+from quintet.config.load import load_run_config
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+
+KEYS = list(walk())
+IDS = ["/".join([key.path, *(kind for _, kind in key.within)]) for key in KEYS]
+every_key = pytest.mark.parametrize("key", KEYS, ids=IDS)
+
+
+@every_key
+def test_every_key_says_what_it_means_in_which_unit_and_with_which_default(key: KeyInfo) -> None:
+    assert key.description.strip()
+    assert not key.description.endswith(".")
+    assert bool(key.unit) == ("number" in key.type), "numbers have units, nothing else has"
+    assert not key.required or key.default is None
+    assert re.fullmatch("[a-z][a-z0-9_]*", key.name)
+
+
+@every_key
+def test_every_section_says_what_it_is(key: KeyInfo) -> None:
+    for kind, section in key.kinds.items():
+        assert section.summary.endswith(".")
+        assert section.kind == kind
+        assert section.keys
+
+
+def test_the_walk_finds_what_pydantic_has() -> None:
+    schema = RunConfig.model_json_schema()
+    properties = {name for part in [schema, *schema["$defs"].values()] for name in part["properties"]}
+    assert {key.name for key in KEYS} == properties
+
+
+def test_sections_have_the_kind_that_the_schema_gives_them() -> None:
+    config = RunConfig.model_validate(
+        {"name": "a", "data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 1}}
+    )
+    for path, kind in default_kinds().items():
+        part = config
+        for step in path:
+            part = getattr(part, str(step))
+        assert part.kind == kind
+
+
+def test_with_defaults_fills_in_what_a_run_would_have(tmp_path: Path) -> None:
+    values = {"name": "a", "data": {"sources": [{"kind": "jsonl", "path": "x"}]}, "train": {"steps": 1}}
+    values["schedule"] = {"kind": "wsd"}
+    full = with_defaults(values)
+    assert RunConfig.model_validate(full) == RunConfig.model_validate(values)
+    assert full["data"]["sources"][0]["field"] == "text"
+    assert full["schedule"]["decay_fraction"] == 0.2
+    assert full["model"]["attention"]["kind"] == "causal"
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 1}\nextra: {a: 1}\n")
+    assert with_defaults({"extra": {"a": 1}})["extra"] == {"a": 1}
+    with pytest.raises(UserError, match="extra"):
+        load_run_config([file])
+
+
+@every_key
+def test_every_key_is_found_by_its_path_and_by_its_kind(key: KeyInfo) -> None:
+    if key.name == "kind":
+        return
+    path = key.path.replace("[]", "")
+    assert any(found.key.path == key.path for found in find(path))
+    steps = path
+    for section, kind in reversed(key.within):
+        plain = section.replace("[]", "")
+        steps = f"{plain}.{kind}{steps.removeprefix(plain)}"
+    assert [found.key.path for found in find(steps) if found.section is None] == [key.path]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("lr", [("optimizer.lr", ())]),
+        ("heads", [("model.attention.heads", ())]),
+        ("attention.heads", [("model.attention.heads", ())]),
+        ("schedule.min_lr", [("schedule.min_lr", ("cosine", "linear", "wsd"))]),
+        ("data.sources[0].field", [("data.sources[].field", ("jsonl",)), ("data.sources[].field", ("huggingface",))]),
+        ("schedule.kind", [("schedule", ())]),
+        ("eps", [("model.norm.eps", ("rms",)), ("model.norm.eps", ("layer",)), ("optimizer.eps", ())]),
+    ],
+)
+def test_a_key_is_found_by_what_one_would_type(query: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert [(found.key.path, found.kinds) for found in find(query)] == expected
+
+
+def test_a_kind_is_found() -> None:
+    [found] = find("schedule.wsd")
+    assert found.section is not None
+    assert [key.name for key in found.section.keys] == ["kind", "warmup_steps", "min_lr", "decay_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("query", "nearest"),
+    [("lrr", "optimizer.lr"), ("modl.width", "model.width"), ("optimizer.weigth_decay", "weight_decay")],
+)
+def test_what_is_not_found_is_answered_with_the_nearest(query: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"{query}' is no key of the run file; did you mean .*{nearest}"):
+        find(query)
+
+
+def test_types_are_said_in_plain_words() -> None:
+    words = {key.path: key.type for key in walk(run_file())}
+    assert words["train.steps"] == "whole number or null"
+    assert words["train.compile"] == "auto, true or false"
+    assert words["train.precision"] == "auto, fp32, bf16 or fp16"
+    assert words["optimizer.betas"] == "list of 2 numbers"
+    assert words["sample.prompts"] == "list of texts"
+    assert words["data.sources[]"] == "list of sections"

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.data.batch import Batch, TrainData, ValidationData, prefetch, sample_count
+from quintet.data.mixture import EpochOrder, Order, WeightedOrder
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A stream whose token at a position is computed from it: ``first`` + position."""
+
+    length: int
+    first: int = 0
+
+    def read(self, position: int, length: int) -> np.ndarray:
+        assert position + length <= self.length
+        return self.first + np.arange(position, position + length)
+
+
+def train_data(lengths: list[int], batch_size: int, length: int = 4, weights: tuple[float, ...] = ()) -> TrainData:
+    streams = tuple(Counting(size, 1_000_000 * index) for index, size in enumerate(lengths))
+    counts = tuple(sample_count(size, length) for size in lengths)
+    order: Order = WeightedOrder(counts, weights, 11, True) if weights else EpochOrder(counts, 11, True)
+    return TrainData(streams, tuple(map(str, range(len(lengths)))), order, batch_size, length)
+
+
+def same(left: Batch, right: Batch) -> bool:
+    arrays = zip((left.inputs, left.targets, left.sources), (right.inputs, right.targets, right.sources), strict=True)
+    return left.valid == right.valid and all(np.array_equal(one, other) for one, other in arrays)
+
+
+def test_a_batch_has_the_promised_shapes_and_targets_are_shifted_by_one() -> None:
+    batch = train_data([100, 50], 6).batch(0)
+    assert batch.inputs.shape == batch.targets.shape == (6, 4)
+    assert batch.inputs.dtype == batch.targets.dtype == np.int64
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+    np.testing.assert_array_equal(batch.sources, batch.inputs[:, 0] // 1_000_000)
+    assert batch.valid == (batch.targets != -100).sum() == 24
+
+
+@given(
+    lengths=st.lists(st.integers(5, 200), min_size=1, max_size=4),
+    batch_size=st.integers(1, 7),
+    length=st.integers(2, 4),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_has_every_target_of_every_sample_once(
+    lengths: list[int], batch_size: int, length: int, epoch: int
+) -> None:
+    data = train_data(lengths, batch_size, length)
+    first, last = epoch * data.epoch_samples, (epoch + 1) * data.epoch_samples
+    steps = range(first // batch_size, -(-last // batch_size))
+    rows = np.concatenate([data.batch(step).targets for step in steps])
+    rows = rows[first - steps[0] * batch_size :][: data.epoch_samples]
+    seen = np.sort(rows.reshape(-1))
+    expected = [
+        1_000_000 * index + position
+        for index, size in enumerate(lengths)
+        for position in range(1, (size - 1) // length * length + 1)
+    ]
+    np.testing.assert_array_equal(seen, expected)
+
+
+@given(
+    batch_size=st.integers(1, 40),
+    world=st.integers(1, 9),
+    step=st.integers(0, 10**6),
+    weighted=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_parts_of_all_ranks_are_the_whole_batch(batch_size: int, world: int, step: int, weighted: bool) -> None:
+    data = train_data([300, 77], batch_size, weights=(3.0, 1.0) if weighted else ())
+    whole = data.batch(step)
+    parts = [data.batch(step, rank, world) for rank in range(world)]
+    joined = Batch(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.sources for part in parts]),
+        sum(part.valid for part in parts),
+    )
+    assert same(joined, whole)
+    sizes = [len(part.inputs) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_larger_batches_go_through_the_same_samples_in_the_same_order() -> None:
+    small, large = train_data([500], 4), train_data([500], 12)
+    for step in range(5):
+        rows = np.concatenate([small.batch(3 * step + part).inputs for part in range(3)])
+        np.testing.assert_array_equal(rows, large.batch(step).inputs)
+
+
+def test_a_trillion_tokens_are_sampled_in_constant_memory() -> None:
+    stream, length, batch_size = Counting(10**12), 1024, 64
+    order = EpochOrder((sample_count(10**12, length),), 1, True)
+    data = TrainData((stream,), ("huge",), order, batch_size, length)
+    data.batch(0)
+    tracemalloc.start()
+    began = time.perf_counter()
+    for step in (0, 1, 10**5, data.epoch_samples // batch_size, 10**8):
+        batch = data.batch(step)
+        np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+        assert len(np.unique(batch.inputs[:, 0])) == batch_size
+    elapsed = time.perf_counter() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    one_batch = 2 * 8 * batch_size * length
+    assert peak < 6 * one_batch
+    assert elapsed < 2
+
+
+def windows(batches: list[Batch]) -> list[tuple[int, int]]:
+    return [
+        (int(source), int(row[0])) for batch in batches for source, row in zip(batch.sources, batch.inputs, strict=True)
+    ]
+
+
+def test_all_validation_samples_are_all_windows_in_order() -> None:
+    data = ValidationData((Counting(21), Counting(4), Counting(10, 1_000_000)), ("a", "b", "c"), 4)
+    expected = [(0, 0), (0, 4), (0, 8), (0, 12), (0, 16), (2, 1_000_000), (2, 1_000_004)]
+    assert windows(list(data.batches(3, None))) == windows(list(data.batches(2, 1000))) == expected
+    assert [len(batch.inputs) for batch in data.batches(3, None)] == [3, 3, 1]
+    assert data.samples == 7
+    assert data.tokens == 35
+
+
+@given(
+    lengths=st.lists(st.integers(5, 400), min_size=1, max_size=5),
+    samples=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+)
+@settings(max_examples=60, deadline=None)
+def test_validation_samples_are_fixed_distinct_and_from_every_source(
+    lengths: list[int], samples: int, batch_size: int
+) -> None:
+    streams = tuple(Counting(size, 1_000_000 * index) for index, size in enumerate(lengths))
+    data = ValidationData(streams, tuple(map(str, lengths)), 4)
+    found = windows(list(data.batches(batch_size, samples)))
+    assert found == windows(list(data.batches(7, samples)))
+    assert len(set(found)) == len(found) == min(samples, data.samples)
+    if samples >= len(lengths):
+        assert {source for source, _ in found} == set(range(len(lengths)))
+    for source in range(len(lengths)):
+        gaps = np.diff([start for owner, start in found if owner == source]) // 4
+        assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def numbered(step: int) -> Batch:
+    return Batch(np.array([[step]]), np.array([[step]]), np.array([0]), 1)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_prefetched_batches_come_in_order_and_all(ahead: int) -> None:
+    assert [int(batch.inputs[0, 0]) for batch in prefetch(numbered, 3, 17, ahead)] == list(range(3, 17))
+    assert list(prefetch(numbered, 5, 5, ahead)) == []
+
+
+def test_batches_are_computed_ahead_but_not_further() -> None:
+    computed: list[int] = []
+
+    def batch_of(step: int) -> Batch:
+        computed.append(step)
+        return numbered(step)
+
+    batches = prefetch(batch_of, 0, 100, ahead=2)
+    next(batches)
+    deadline = time.perf_counter() + 5
+    while len(computed) < 3 and time.perf_counter() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert computed == [0, 1, 2]
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
+    def batch_of(step: int) -> Batch:
+        if step == 2:
+            raise OSError("the disk is gone")
+        return numbered(step)
+
+    batches = prefetch(batch_of, 0, 10)
+    assert [int(next(batches).inputs[0, 0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_closing_ends_the_thread_at_once() -> None:
+    started: list[int] = []
+
+    def slow(step: int) -> Batch:
+        started.append(step)
+        time.sleep(0.05)
+        return numbered(step)
+
+    batches = prefetch(slow, 0, 1000, ahead=50)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    assert len(started) <= 3

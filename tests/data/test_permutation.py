@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.data.permutation import Permutation
+
+
+def assert_bijection(size: int, seed: int) -> None:
+    np.testing.assert_array_equal(np.sort(Permutation(size, seed)(np.arange(size))), np.arange(size))
+
+
+@pytest.mark.parametrize("seed", [0, 1337, 2**62])
+def test_every_small_size_is_permuted(seed: int) -> None:
+    for size in range(1, 130):
+        assert_bijection(size, seed)
+
+
+@given(size=st.integers(1, 1 << 18), seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=30, deadline=None)
+def test_any_size_is_permuted(size: int, seed: int) -> None:
+    assert_bijection(size, seed)
+
+
+@given(size=st.integers(1 << 40, 1 << 62), start=st.integers(0, 1 << 39), seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_values_of_huge_sizes_are_distinct_and_inside(size: int, start: int, seed: int) -> None:
+    values = Permutation(size, seed)(np.arange(start, start + 1000))
+    assert len(np.unique(values)) == 1000
+    assert values.min() >= 0
+    assert int(values.max()) < size
+
+
+def test_one_value_is_the_same_alone_and_among_others() -> None:
+    permutation = Permutation(1000, 5)
+    together = permutation(np.arange(1000).reshape(10, 100))
+    assert together.shape == (10, 100)
+    assert permutation(np.array(345)) == together[3, 45]
+    assert permutation(np.array([], dtype=np.int64)).shape == (0,)
+
+
+def test_all_permutations_of_few_values_are_equally_frequent_over_the_seeds() -> None:
+    for size, draws in ((3, 1200), (4, 4800), (5, 6000)):
+        values = np.arange(size)
+        found = Counter(tuple(Permutation(size, seed)(values).tolist()) for seed in range(draws))
+        expected = draws / math.factorial(size)
+        freedom = math.factorial(size) - 1
+        chi_squared = sum((count - expected) ** 2 / expected for count in found.values())
+        assert len(found) == math.factorial(size)
+        assert abs(chi_squared - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_every_value_is_equally_frequent_at_every_place_over_the_seeds() -> None:
+    size, draws = 12, 3000
+    counts = np.zeros((size, size))
+    for seed in range(draws):
+        counts[np.arange(size), Permutation(size, seed)(np.arange(size))] += 1
+    expected, freedom = draws / size, (size - 1) ** 2
+    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("size", [4096, 100_003, (1 << 20) + 1])
+def test_a_permutation_has_no_pattern_that_correlation_would_show(size: int) -> None:
+    """Each coefficient of an ideal permutation has mean about 0 and standard deviation 1/sqrt(size)."""
+    values, other = Permutation(size, 3)(np.arange(size)), Permutation(size, 4)(np.arange(size))
+    bound = 4.5 / math.sqrt(size)
+    assert abs(np.corrcoef(values, np.arange(size))[0, 1]) < bound
+    assert abs(np.corrcoef(values, other)[0, 1]) < bound
+    for lag in (1, 2, 64, 1024):
+        assert abs(np.corrcoef(values[:-lag], values[lag:])[0, 1]) < bound * size / (size - lag)
+    # Neighbouring values: each distance modulo the size is equally likely, so 1/16 of them fall in each sixteenth.
+    sixteenths = np.bincount(np.diff(values) % size * 16 // size, minlength=16)
+    assert ((sixteenths - size / 16) ** 2 / (size / 16)).sum() < 15 + 5 * math.sqrt(2 * 15)
+
+
+def test_the_mean_number_of_fixed_points_is_one() -> None:
+    points = np.arange(500)
+    fixed = [int((Permutation(500, seed)(points) == points).sum()) for seed in range(1500)]
+    assert abs(np.mean(fixed) - 1) < 4 / math.sqrt(1500)
+    assert abs(np.var(fixed) - 1) < 0.25
+
+
+def test_memory_does_not_grow_with_the_size() -> None:
+    def peak(size: int) -> int:
+        tracemalloc.start()
+        Permutation(size, 1)(np.arange(1000))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(1 << 62) < peak(1 << 12) + 200_000

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintet.config.data import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
+from quintet.config.schema import RunConfig
+from quintet.data.sources import check_sources, listing
+from quintet.data.sources.listing import ReadSource, documents, label_of, list_source, units_of
+from quintet.errors import UserError
+
+WHERE = "data.sources[0]"
+
+
+def texts_of(source: ReadSource) -> list[str]:
+    return read_all(source)[0]
+
+
+def read_all(source: ReadSource) -> tuple[list[str], list[str]]:
+    """All documents, and the files that were left out."""
+    units, left_out = units_of(list_source(source, WHERE))
+    return [text for unit in units for text in documents(unit, left_out)], left_out
+
+
+def text(path: Path | tuple[Path, ...], separator: str | None = None) -> TextSource:
+    paths = tuple(map(str, path)) if isinstance(path, tuple) else str(path)
+    return TextSource(kind="text", path=paths, separator=separator)
+
+
+def jsonl(path: Path, field: str = "text") -> JsonlSource:
+    return JsonlSource(kind="jsonl", path=str(path), field=field)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    for name, content in {"b.txt": "B", "a.txt": "A", "deep/er/c.md": "C", ".hidden": "no", ".git/x.txt": "no"}.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return folder
+
+
+def test_a_folder_gives_all_its_visible_files_sorted_by_name(corpus: Path) -> None:
+    assert texts_of(text(corpus)) == ["A", "B", "C"]
+
+
+def test_patterns_enter_folders_with_two_stars_only(corpus: Path) -> None:
+    assert texts_of(text(corpus / "*.txt")) == ["A", "B"]
+    assert texts_of(text(corpus / "**" / "*.md")) == ["C"]
+
+
+def test_paths_keep_their_order_and_a_file_of_two_patterns_is_read_once(corpus: Path) -> None:
+    assert texts_of(text((corpus / "b.txt", corpus / "*.txt"))) == ["B", "A"]
+
+
+def test_paths_start_at_the_working_directory_and_know_the_home(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(corpus)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert texts_of(text(Path("deep"))) == texts_of(text(Path("~/corpus/deep"))) == ["C"]
+
+
+def test_a_name_with_brackets_is_a_file_when_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "data[1].txt").write_text("bracketed")
+    assert texts_of(text(tmp_path / "data[1].txt")) == ["bracketed"]
+
+
+def test_a_byte_order_mark_is_not_text_and_line_ends_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert texts_of(text(tmp_path / "a.txt")) == ["one\r\ntwo\r\n"]
+
+
+def test_a_separator_cuts_documents_also_across_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stories = [f"story {number} " + "ö" * (number % 50) for number in range(500)]
+    file = tmp_path / "stories.txt"
+    file.write_text("<|end|>".join(stories) + "<|end|>")
+    monkeypatch.setattr(listing, "UNIT_BYTES", 1000)
+    assert len(units_of(list_source(text(file, "<|end|>"), WHERE))[0]) > 20
+    assert texts_of(text(file, "<|end|>")) == stories
+    assert texts_of(text(tmp_path, "<|end|>")) == stories
+
+
+@pytest.mark.parametrize("content", [b"fine\n\xff\xfe", b"zero\0byte"])
+def test_files_of_a_folder_that_are_no_text_are_left_out_and_named(
+    corpus: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = corpus / "image.bin"
+    binary.write_bytes(content)
+    assert read_all(text(corpus)) == (["A", "B", "C"], [str(binary)])
+    # A file that is large enough to be cut is left out as a whole, although its beginning is text.
+    monkeypatch.setattr(listing, "UNIT_BYTES", 2)
+    assert read_all(text(corpus, "\n")) == (["A", "B", "C"], [str(binary)])
+
+
+def test_a_named_file_that_is_not_utf8_is_an_error_with_line_and_byte(tmp_path: Path) -> None:
+    file = tmp_path / "latin1.txt"
+    file.write_bytes("line\nfür".encode("latin-1"))
+    for source in (text(file), text(tmp_path / "*.txt")):
+        with pytest.raises(UserError, match=re.escape(f"{file}:2: byte 6 (0xfc) is not UTF-8")):
+            texts_of(source)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("nowhere.txt", "data.sources[0].path: nowhere.txt does not exist in "),
+        ("*.nothing", "data.sources[0].path: *.nothing matches no file in "),
+        ("empty", "data.sources[0].path: the folder empty holds no file"),
+    ],
+)
+def test_what_is_not_there_is_an_error(
+    path: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        list_source(text(Path(path)), WHERE)
+
+
+def write_lines(file: Path, *lines: Any) -> Path:
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return file
+
+
+def test_lines_of_json_are_read_in_ranges_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": number, "text": f"row {number}\n" + "é" * (number % 70)} for number in range(1000)]
+    file = write_lines(tmp_path / "a.jsonl", *rows)
+    monkeypatch.setattr(listing, "UNIT_BYTES", 4000)
+    units, _ = units_of(list_source(jsonl(file), WHERE))
+    assert len(units) > 10
+    assert texts_of(jsonl(file)) == [row["text"] for row in rows]
+
+
+def test_a_folder_gives_its_jsonl_files_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"body": "one"}, "", "  ", {"body": "two"})
+    (tmp_path / "readme.txt").write_text("not this")
+    assert texts_of(jsonl(tmp_path, "body")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{'text': 1}", "is no JSON (Expecting property name enclosed in double quotes at character 1)"),
+        ("[1]", "is a list, not a JSON object"),
+        ({"content": "x", "id": 1}, "has no field 'text' (it has content, id)"),
+        ({"text": None}, "field 'text' holds null, not text"),
+        ({"text": "half \ud800"}, "text: character 5 is U+D800, a surrogate"),
+    ],
+)
+def test_a_wrong_line_is_named_also_in_a_later_range(
+    line: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "UNIT_BYTES", 64)
+    file = write_lines(tmp_path / "a.jsonl", *({"text": f"row {number}"} for number in range(30)), line)
+    with pytest.raises(UserError, match=re.escape(f"{file}:31: {problem}")):
+        texts_of(jsonl(file))
+
+
+@pytest.fixture
+def rows_on_disk(tmp_path: Path) -> Callable[[dict[str, list[Any]]], Path]:
+    datasets = pytest.importorskip("datasets")
+
+    def save(columns: dict[str, list[Any]]) -> Path:
+        datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)}).save_to_disk(tmp_path / "rows")
+        return tmp_path / "rows"
+
+    return save
+
+
+def test_rows_of_a_dataset_are_read_in_ranges(
+    rows_on_disk: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"row {number}" for number in range(2500)]
+    path = rows_on_disk({"body": rows, "id": list(range(2500))})
+    source = HuggingFaceSource(kind="huggingface", path=str(path), field="body")
+    monkeypatch.setattr(listing, "UNIT_BYTES", 2000)
+    assert len(units_of(list_source(source, WHERE))[0]) > 5
+    assert texts_of(source) == rows
+
+
+def test_what_a_dataset_lacks_is_an_error_that_lists_what_it_has(rows_on_disk: Callable[..., Path]) -> None:
+    path = str(rows_on_disk({"text": ["a", None], "id": [1, 2]}))
+    for keys, problem in [
+        ({"field": "body"}, "data.sources[0].field: .* has no column 'body'; it has text, id"),
+        ({"field": "id"}, "data.sources[0].field: column 'id' .*, not text"),
+        ({"split": "test"}, "has no split 'test'; `split` can be train"),
+        ({"name": "en"}, "has no configurations"),
+        ({}, "row 1 has no text in column 'text'"),
+    ]:
+        with pytest.raises(UserError, match=problem.replace("[0]", r"\[0\]")):
+            texts_of(HuggingFaceSource.model_validate({"kind": "huggingface", "path": path, **keys}))
+
+
+def test_the_standard_library_is_read_without_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PythonStdlibSource(kind="python_stdlib")
+    found = list_source(source, WHERE)
+    names = {file.name for file in found.files}
+    assert {"json/decoder.py", "this.py"} <= names
+    assert not [name for name in names if {"test", "tests", "site-packages"} & set(name.split("/"))]
+    texts = texts_of(source)
+    assert Path(json.decoder.__file__).read_text() in texts
+    assert len(texts) == len(names)
+
+
+def test_a_fingerprint_follows_the_files_and_how_they_are_read(corpus: Path, tmp_path: Path) -> None:
+    def fingerprint(source: ReadSource) -> str:
+        return list_source(source, WHERE).fingerprint
+
+    first = fingerprint(text(corpus))
+    assert fingerprint(text(corpus).model_copy(update={"label": "mine", "weight": 2.0})) == first
+    assert fingerprint(text(corpus, "\n")) != first
+    moved = corpus.rename(tmp_path / "elsewhere")
+    assert fingerprint(text(moved)) == first
+    facts = (moved / "a.txt").stat()
+    os.utime(moved / "a.txt", ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    assert fingerprint(text(moved)) != first
+
+
+def test_a_label_is_kind_and_path_when_not_given() -> None:
+    assert label_of(text(Path("a.txt"))) == "text a.txt"
+    assert label_of(PythonStdlibSource(kind="python_stdlib")) == "python_stdlib"
+    assert label_of(PythonStdlibSource(kind="python_stdlib", label="python")) == "python"
+
+
+def test_checking_finds_every_missing_source_at_once(
+    make_config: Callable[..., RunConfig], corpus: Path, tmp_path: Path
+) -> None:
+    check_sources(make_config({"kind": "text", "path": str(corpus)}, {"kind": "python_stdlib"}))
+    config = make_config(
+        {"kind": "text", "path": str(corpus)},
+        {"kind": "text", "path": [str(corpus), str(tmp_path / "gone")]},
+        {"kind": "jsonl", "path": str(corpus)},
+        {"kind": "store", "path": str(tmp_path)},
+        {"kind": "huggingface", "path": "./no/such/folder"},
+        validation_sources=[{"kind": "text", "path": str(tmp_path / "*.gone")}],
+    )
+    with pytest.raises(UserError) as caught:
+        check_sources(config)
+    places = [problem.split(": ")[0] for problem in caught.value.problems]
+    assert places == [
+        "data.sources[1].path",
+        "data.sources[2].path",
+        "data.sources[3].path",
+        "data.sources[4].path",
+        "data.validation_sources[0].path",
+    ]
+
+
+def test_checking_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, quintet.data.sources; "
+        "print(sorted({'numpy', 'torch', 'datasets', 'tokenizers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "[]"
+
+
+def environment() -> dict[str, str]:
+    import quintet
+
+    return {**os.environ, "PYTHONPATH": str(Path(quintet.__file__).parents[1])}

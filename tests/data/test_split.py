@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.data.split import TokenStream, split, whole
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=60)
+HELD_OUT = st.one_of(st.floats(0, 0.99), st.integers(1, 200).map(float))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of the given lengths; a token is its own position."""
+
+    lengths: tuple[int, ...]
+
+    @property
+    def token_count(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def document_count(self) -> int:
+        return len(self.lengths)
+
+    def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.cumsum(self.lengths)
+        return (ends - self.lengths)[documents], ends[documents]
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        return np.arange(start, stop, dtype=np.uint32)
+
+
+def everything(stream: TokenStream) -> list[int]:
+    return stream.read(0, stream.length).tolist()
+
+
+@given(lengths=LENGTHS, held_out=HELD_OUT, seed=st.integers(0, 100))
+@settings(max_examples=200, deadline=None)
+def test_the_two_streams_are_disjoint_and_together_the_whole(lengths: list[int], held_out: float, seed: int) -> None:
+    store = Documents(tuple(lengths))
+    train, validation = (everything(stream) for stream in split(store, held_out, seed))
+    assert train == sorted(train)
+    assert validation == sorted(validation)
+    assert sorted(train + validation) == list(range(store.token_count))
+    quota = round(held_out * store.token_count) if held_out < 1 else min(held_out, store.token_count)
+    assert len(validation) == quota
+
+
+@given(lengths=LENGTHS, held_out=HELD_OUT, seed=st.integers(0, 100))
+@settings(max_examples=200, deadline=None)
+def test_held_out_documents_are_whole_but_for_the_tail_of_one(lengths: list[int], held_out: float, seed: int) -> None:
+    store = Documents(tuple(lengths))
+    held = set(everything(split(store, held_out, seed)[1]))
+    starts, stops = store.document_bounds(np.arange(len(lengths)))
+    documents = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
+    cut = [document for document in documents if 0 < len(held.intersection(document)) < len(document)]
+    assert len(cut) <= 1
+    for document in cut:
+        tail = sorted(held.intersection(document))
+        assert tail == list(document[-len(tail) :])
+
+
+def test_a_corpus_of_one_document_gives_its_last_tokens() -> None:
+    train, validation = split(Documents((1_000,)), 0.1, 1337)
+    assert everything(train) == list(range(900))
+    assert everything(validation) == list(range(900, 1000))
+
+
+def test_more_than_one_look_at_the_documents_is_made_when_the_first_ones_are_short() -> None:
+    lengths = (1,) * 5000 + (4000,)
+    for seed in range(20):
+        train, validation = split(Documents(lengths), 4500.0, seed)
+        assert validation.length == 4500
+        assert train.length == 4500
+
+
+def test_seeds_hold_out_different_documents_and_all_are_equally_likely() -> None:
+    store = Documents((10,) * 20)
+    counts = np.zeros(20)
+    for seed in range(1000):
+        held = everything(split(store, 20.0, seed)[1])
+        assert len(held) == 20
+        counts[np.array(held[::10]) // 10] += 1
+    chi_squared = ((counts - 100) ** 2 / 100).sum()
+    assert chi_squared < 19 + 5 * np.sqrt(2 * 19)
+
+
+@given(lengths=LENGTHS, held_out=HELD_OUT, data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_reading_anywhere_is_a_slice_of_reading_everything(lengths: list[int], held_out: float, data) -> None:
+    for stream in split(Documents(tuple(lengths)), held_out, 3):
+        text = everything(stream)
+        start = data.draw(st.integers(0, len(text)))
+        stop = data.draw(st.integers(start, len(text)))
+        assert stream.read(start, stop - start).tolist() == text[start:stop]
+
+
+def test_reading_past_the_end_is_a_bug() -> None:
+    stream = whole(Documents((5, 5)))
+    assert everything(stream) == list(range(10))
+    with pytest.raises(AssertionError):
+        stream.read(8, 3)
+
+
+def test_nothing_held_out_leaves_all_in_one_interval() -> None:
+    train, validation = split(Documents((5, 5, 5)), 0.0, 1)
+    assert validation.length == 0
+    assert (train.intervals.starts.tolist(), train.intervals.stops.tolist()) == ([0], [15])

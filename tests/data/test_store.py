@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import re
+import resource
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.config.data import TextSource
+from quintet.data import build
+from quintet.data.build import Order, build_store
+from quintet.data.sources import listing
+from quintet.data.sources.listing import list_source
+from quintet.data.store import TokenStore, array_file, token_dtype, write_array
+from quintet.errors import UserError
+from quintet.tokenize.byte import ByteTokenizer
+
+DOCUMENTS = ["first document", "ünïcode", "x", "a longer fourth document " * 5, "fifth"]
+TOKENIZER = ByteTokenizer()
+
+
+def make_store(folder: Path, documents: list[str], shards: int = 3) -> TokenStore:
+    """The store of ``documents``, one file each, in about ``shards`` shards."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for index, document in enumerate(documents):
+        (corpus / f"{index:03d}.txt").write_text(document, newline="")
+    size = sum(len(document.encode()) for document in documents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "UNIT_BYTES", max(1, size // shards))
+        source = TextSource(kind="text", path=str(corpus))
+        order = Order(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder / "store")
+        return build_store(order, 1, None)
+
+
+def ids_of(documents: list[str]) -> list[int]:
+    return [token for document in documents if document for token in (*document.encode(), TOKENIZER.end_id)]
+
+
+@given(
+    documents=st.lists(st.text("aé\n ", max_size=12), min_size=1, max_size=12).filter(any),
+    shards=st.integers(1, 5),
+    data=st.data(),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_store_holds_the_documents_in_order_each_with_its_end(documents: list[str], shards: int, data) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), documents, shards)
+        expected = ids_of(documents)
+        assert store.tokens(0, store.token_count).tolist() == expected
+        assert store.manifest.empty_documents == documents.count("")
+        assert store.manifest.bytes == sum(len(document.encode()) for document in documents)
+
+        start = data.draw(st.integers(0, len(expected)))
+        stop = data.draw(st.integers(start, len(expected)))
+        assert store.tokens(start, stop).tolist() == expected[start:stop]
+
+        ends = [index + 1 for index, token in enumerate(expected) if token == TOKENIZER.end_id]
+        assert store.document_ends(0, store.document_count).tolist() == ends
+        wanted = np.array(data.draw(st.lists(st.integers(0, len(ends) - 1), max_size=5)), dtype=np.int64)
+        starts, stops = store.document_bounds(wanted)
+        assert stops.tolist() == [ends[index] for index in wanted]
+        assert starts.tolist() == [[0, *ends][index] for index in wanted]
+        for token in range(0, len(expected), 3):
+            assert store.document_at(token) == sum(end <= token for end in ends)
+
+
+def test_arrays_are_plain_numpy_files(tmp_path: Path) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    assert len(store.manifest.shards) >= 3
+    arrays = [np.load(array_file(store.folder, shard.name, "tokens")) for shard in store.manifest.shards]
+    assert np.concatenate(arrays).tolist() == ids_of(DOCUMENTS)
+    assert arrays[0].dtype == np.uint16
+
+
+def test_the_type_is_the_smallest_that_holds_the_vocabulary() -> None:
+    assert token_dtype(65536) == np.uint16
+    assert token_dtype(65537) == np.uint32
+
+
+def test_headers_have_the_promised_size_for_any_length(tmp_path: Path) -> None:
+    for length in (0, 1, 1000, 123_456):
+        write_array(tmp_path / "a.npy", np.arange(length, dtype=np.int64))
+        np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(length))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    TokenStore.open(store.folder, TOKENIZER.fingerprint)
+    with pytest.raises(UserError, match=rf"manifest\.json: written with another tokenizer \(.*{TOKENIZER.fingerprint}"):
+        TokenStore.open(store.folder, "0" * 16)
+
+
+@pytest.mark.parametrize("what", ["tokens", "ends"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [(-1, "is truncated: .* bytes, the manifest says"), (1, "is too long"), (None, "is missing")],
+)
+def test_a_file_of_another_size_is_refused(tmp_path: Path, what: str, change: int | None, fault: str) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    file = array_file(store.folder, store.manifest.shards[1].name, what)
+    content = file.read_bytes()
+    file.unlink()
+    if change is not None:
+        file.write_bytes(content[:-1] if change < 0 else content + b"x")
+    with pytest.raises(UserError, match=f"{re.escape(str(file))}: {fault}.*: delete the folder and run prepare again"):
+        TokenStore.open(store.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"format": 99}, r"has format 99, this version of Quintet reads 1"),
+        ({"tokens": 5}, r"is damaged \(its shards do not hold 5 tokens\)"),
+        ({"surprise": 1}, r"is damaged"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, int], fault: str) -> None:
+    file = make_store(tmp_path, DOCUMENTS).folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=fault):
+        TokenStore.open(file.parent)
+
+
+def test_a_folder_without_a_manifest_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        TokenStore.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"is damaged"):
+        TokenStore.open(tmp_path)
+
+
+def test_the_fingerprint_follows_the_tokens_and_not_the_place(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    first = make_store(tmp_path / "one", DOCUMENTS).fingerprint
+    assert make_store(tmp_path / "two", DOCUMENTS).fingerprint == first
+    assert make_store(tmp_path / "three", [*DOCUMENTS[:-1], "fifty"]).fingerprint != first
+
+
+def test_more_shards_than_files_may_be_open_can_be_read(tmp_path: Path) -> None:
+    documents = [f"document {index}" for index in range(300)]
+    store = make_store(tmp_path, documents, shards=300)
+    assert len(store.manifest.shards) > 200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 150, hard))
+    try:
+        for _ in range(2):
+            assert store.tokens(0, store.token_count).tolist() == ids_of(documents)
+            assert store.document_count == len(store.document_ends(0, 300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_counts_beyond_32_bits_do_not_wrap(tmp_path: Path) -> None:
+    store = make_store(tmp_path, DOCUMENTS, shards=1)
+    shard = store.manifest.shards[0]
+    # The small shard once more, behind five that claim a billion and a half tokens each and are never read.
+    claimed = replace(shard, tokens=1_500_000_000)
+    manifest = replace(store.manifest, shards=(*[claimed] * 5, shard))
+    large = TokenStore(store.folder, manifest)
+    assert large.token_count == 7_500_000_000 + shard.tokens
+    assert large.tokens(7_500_000_000, large.token_count).tolist() == ids_of(DOCUMENTS)
+    starts, stops = large.document_bounds(np.array([5 * len(DOCUMENTS) + 1]))
+    assert starts.tolist() == [7_500_000_000 + len(DOCUMENTS[0]) + 1]
+    assert stops.tolist() == [int(starts[0]) + len(DOCUMENTS[1].encode()) + 1]
+
+
+def test_unfinished_shards_are_cleaned_and_finished_ones_kept(tmp_path: Path) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    folder = store.folder
+    kept = array_file(folder, "shard-000000", "tokens")
+    before = kept.stat()
+    (folder / "manifest.json").unlink()
+    (folder / "shard-000001.json").unlink()
+    (folder / ".shard-000001.tokens.npy.123").write_bytes(b"half")
+    (folder / "shard-999999.tokens.npy").write_bytes(b"of another cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "UNIT_BYTES", max(1, sum(len(document.encode()) for document in DOCUMENTS) // 3))
+        source = TextSource(kind="text", path=str(tmp_path / "corpus"))
+        order = Order(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder)
+        again = build_store(order, 1, None)
+    assert again.fingerprint == store.fingerprint
+    assert kept.stat() == before
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".shard")]
+    assert not (folder / "shard-999999.tokens.npy").exists()
+    assert not (folder / build.UNFINISHED).exists()

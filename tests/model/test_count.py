@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from quintet.config.model import TransformerConfig
+from quintet.model.count import count_parameters, flops_per_token
+from quintet.model.transformer import Transformer
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> TransformerConfig:
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    norm = draw(
+        st.sampled_from([{"kind": "rms"}, {"kind": "layer"}, {"kind": "layer", "bias": False}, {"kind": "none"}])
+    )
+    booleans = st.booleans()
+    values: dict[str, Any] = {
+        "layers": draw(st.integers(1, 3)),
+        "width": draw(st.integers(1, 40)),
+        "attention": {
+            "heads": kv_heads * group,
+            "kv_heads": kv_heads,
+            "head_dim": 2 * draw(st.integers(1, 6)),
+            "bias": draw(booleans),
+        },
+        "feedforward": {
+            "kind": draw(st.sampled_from(["gated", "plain"])),
+            "width": draw(st.sampled_from([None, 1, 24])),
+            "bias": draw(booleans),
+        },
+        "norm": norm,
+        "position": {"kind": draw(st.sampled_from(["rope", "learned", "sinusoidal", "none"]))},
+        "tie_embeddings": draw(booleans),
+        "head_bias": draw(booleans),
+    }
+    return TransformerConfig.model_validate(values)
+
+
+def on_meta(config: TransformerConfig, vocab_size: int, context_length: int) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config, vocab_size, context_length).to("meta")
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs(), st.integers(1, 50), st.integers(2, 50))
+def test_parameters_are_those_of_the_model(config: TransformerConfig, vocab_size: int, context_length: int) -> None:
+    model = on_meta(config, vocab_size, context_length)
+    count = count_parameters(config, vocab_size, context_length)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count.embedding == sum(
+        p.numel() for n, p in model.named_parameters() if n in ("embedding.weight", "position.weight")
+    )
+
+
+def test_gpt2_small_has_its_124_million_parameters() -> None:
+    config = TransformerConfig.model_validate(
+        {
+            "layers": 12,
+            "width": 768,
+            "attention": {"heads": 12, "bias": True},
+            "feedforward": {"kind": "plain", "bias": True},
+            "norm": {"kind": "layer"},
+            "position": {"kind": "learned"},
+        }
+    )
+    assert count_parameters(config, 50257, 1024).total == 124_439_808
+
+
+def test_llama_2_7b_has_its_parameters() -> None:
+    config = TransformerConfig.model_validate(
+        {
+            "layers": 32,
+            "width": 4096,
+            "attention": {"heads": 32},
+            "feedforward": {"kind": "gated", "width": 11008},
+            "tie_embeddings": False,
+        }
+    )
+    assert count_parameters(config, 32000, 4096).total == 6_738_415_616
+
+
+def counted(model: Transformer, batch: int, length: int) -> tuple[int, int]:
+    """Forward and backward FLOPs of one training step by PyTorch's own counter, with the unfused attention."""
+    ids = torch.zeros(batch, length, dtype=torch.long, device=model.device)
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            loss = model(ids).sum()
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+@settings(max_examples=30, deadline=None)
+@given(configs(), st.integers(2, 50), st.integers(1, 3), st.integers(2, 16))
+def test_flops_are_those_that_pytorch_counts(
+    config: TransformerConfig, vocab_size: int, batch: int, length: int
+) -> None:
+    flops = flops_per_token(config, vocab_size, length)
+    forward, backward = counted(on_meta(config, vocab_size, length), batch, length)
+    assert (flops.forward * batch * length, flops.backward * batch * length) == (forward, backward)
+    assert flops.total * batch * length == forward + backward
+
+
+@pytest.mark.parametrize(
+    ("kind", "kv_heads", "tied"), list(itertools.product(["gated", "plain"], [4, 1], [True, False]))
+)
+def test_flops_on_the_cpu_are_those_that_pytorch_counts(kind: str, kv_heads: int, tied: bool) -> None:
+    """On a real device, where PyTorch itself decides how a product is computed."""
+    config = TransformerConfig.model_validate(
+        {
+            "layers": 2,
+            "width": 16,
+            "attention": {"heads": 4, "kv_heads": kv_heads},
+            "feedforward": {"kind": kind},
+            "tie_embeddings": tied,
+        }
+    )
+    model = Transformer(config, 20, 12)
+    flops = flops_per_token(config, 20, 12)
+    forward, backward = counted(model, 3, 12)
+    assert (flops.forward * 36, flops.backward * 36) == (forward, backward)

@@ -1,0 +1,120 @@
+"""Filters of logits against Hugging Face's, and draws against the probabilities that they should follow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from quintet.errors import UserError
+from quintet.model.sampling import (
+    GenerationSettings,
+    choose,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
+
+VOCAB = 40
+
+
+def logits(seed: int, batch: int = 4) -> torch.Tensor:
+    return 3 * torch.randn(batch, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def seen(seed: int, batch: int = 4) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, 9), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return pytest.importorskip("transformers.generation.logits_process")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [1, 5, VOCAB, VOCAB + 9])
+def test_top_k_is_theirs(theirs, seed: int, k: int) -> None:
+    expected = theirs.TopKLogitsWarper(k)(seen(seed), logits(seed))
+    assert torch.equal(keep_top_k(logits(seed), k), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
+def test_top_p_is_theirs(theirs, seed: int, p: float) -> None:
+    expected = theirs.TopPLogitsWarper(p)(seen(seed), logits(seed))
+    assert torch.equal(keep_top_p(logits(seed), p), expected)
+
+
+def test_top_p_of_one_keeps_all() -> None:
+    assert torch.equal(keep_top_p(logits(0), 1.0), logits(0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("p", [0.0, 0.02, 0.5, 1.0])
+def test_min_p_is_theirs(theirs, seed: int, p: float) -> None:
+    expected = theirs.MinPLogitsWarper(p)(seen(seed), logits(seed))
+    assert torch.equal(keep_min_p(logits(seed), p), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
+def test_the_repetition_penalty_is_theirs(theirs, seed: int, penalty: float) -> None:
+    expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(seen(seed), logits(seed))
+    torch.testing.assert_close(penalise_repetition(logits(seed), seen(seed), penalty), expected)
+
+
+def test_the_repetition_penalty_passes_over_ids_that_the_logits_do_not_have() -> None:
+    short, outside = logits(0)[:, :10], torch.tensor([[3, 35], [10, 39], [9, 9], [0, 11]])
+    found = penalise_repetition(short, outside, 2.0)
+    changed = found != short
+    assert changed.nonzero().tolist() == [[0, 3], [2, 9], [3, 0]]
+
+
+def test_draws_follow_the_probabilities_that_all_settings_leave(theirs) -> None:
+    settings = GenerationSettings(temperature=1.5, top_k=12, top_p=0.9, min_p=0.05, repetition_penalty=1.3)
+    expected = logits(1, batch=1)
+    history = seen(1, batch=1)
+    for processor in (
+        theirs.RepetitionPenaltyLogitsProcessor(1.3),
+        theirs.TemperatureLogitsWarper(1.5),
+        theirs.TopKLogitsWarper(12),
+        theirs.TopPLogitsWarper(0.9),
+        theirs.MinPLogitsWarper(0.05),
+    ):
+        expected = processor(history, expected)
+    probabilities = expected.softmax(-1)[0]
+    draws = 20_000
+    generator = torch.Generator().manual_seed(0)
+    rows = logits(1, batch=1).expand(draws, -1), history.expand(draws, -1)
+    frequencies = torch.bincount(choose(*rows, settings, generator), minlength=VOCAB) / draws
+    # Five standard errors of a frequency.
+    assert ((frequencies - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / draws).sqrt()).all()
+
+
+def test_temperature_zero_takes_the_likeliest_after_the_penalty() -> None:
+    one = torch.tensor([[1.0, 3.0, 2.9]])
+    generator = torch.Generator()
+    nothing, seen_one = torch.tensor([[0]]), torch.tensor([[1]])
+    assert choose(one, nothing, GenerationSettings(temperature=0), generator).item() == 1
+    assert choose(one, seen_one, GenerationSettings(temperature=0, repetition_penalty=1.1), generator).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", -1),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=name):
+        GenerationSettings(**{name: value})  # pyright: ignore[reportArgumentType]

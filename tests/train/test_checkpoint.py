@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from quintet.config.training import AdamWConfig, CheckpointConfig
+from quintet.errors import UserError
+from quintet.train.checkpoint import (
+    Checkpointer,
+    Progress,
+    checkpoint_path,
+    checkpoint_steps,
+    load_training,
+    load_weights,
+    read_progress,
+)
+from quintet.train.optimizer import build_optimizer
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
+    torch.manual_seed(step)
+    loss = model(torch.randn(4, 5)).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = tiny()
+    optimizer = build_optimizer(AdamWConfig(), model)
+    for step in range(steps):
+        advance(model, optimizer, step)
+    return model, optimizer
+
+
+def save(folder: Path, steps: list[int], config: CheckpointConfig | None = None, **facts) -> Checkpointer:
+    checkpointer = Checkpointer(folder, config or CheckpointConfig(keep=10))
+    model, optimizer = trained()
+    for step in steps:
+        checkpointer.save(Progress(step=step, **facts), model, optimizer)
+    checkpointer.wait()
+    return checkpointer
+
+
+def test_training_goes_on_bit_for_bit_after_loading(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(Progress(step=3), model, optimizer)
+    # The state is copied at the call: what is trained meanwhile must not leak into the file.
+    uninterrupted = [advance(model, optimizer, step) for step in range(3, 8)]
+    checkpointer.close()
+    other = tiny(seed=99)
+    optimizer = build_optimizer(AdamWConfig(), other)
+    load_training(checkpoint_path(tmp_path, 3), other, optimizer)
+    assert [advance(other, optimizer, step) for step in range(3, 8)] == uninterrupted
+
+
+def test_weights_alone_can_be_read(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(Progress(step=3), model, optimizer)
+    checkpointer.close()
+    other = tiny(seed=99)
+    load_weights(checkpoint_path(tmp_path, 3), other)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_facts_survive(tmp_path: Path) -> None:
+    facts = Progress(step=7, skipped_steps=2, tokens=99, seconds=1.5, tokenizer="abc", corpus="def", scaler={"scale": 2.0})
+    facts = facts.validated(3.25)
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(facts, *trained())
+    checkpointer.close()
+    assert read_progress(checkpoint_path(tmp_path, 7)) == facts
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig(keep=2))
+    model, optimizer = trained()
+    progress = Progress()
+    for step, loss in enumerate([5.0, 3.0, 4.0, 6.0, 7.0], start=1):
+        progress = replace(progress, step=step).validated(loss)
+        checkpointer.save(progress, model, optimizer)
+    checkpointer.close()
+    assert checkpoint_steps(tmp_path) == [2, 4, 5]
+    assert (progress.best_step, progress.best_loss) == (2, 3.0)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "facts"])
+def test_a_damaged_checkpoint_is_named_and_refused(tmp_path: Path, harm: str) -> None:
+    save(tmp_path, [4, 8])
+    path = checkpoint_path(tmp_path, 8)
+    file = next(path.glob("*.distcp"))
+    content = file.read_bytes()
+    if harm == "truncate":
+        file.write_bytes(content[:-10])
+    elif harm == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "remove":
+        file.unlink()
+    else:
+        (path / "state.json").write_text((path / "state.json").read_text()[:40])
+    with pytest.raises(UserError, match=r"step-000008.*damaged.*move it away to use step 4"):
+        read_progress(path)
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_whole(tmp_path: Path) -> None:
+    save(tmp_path, [4])
+    half = tmp_path / ".step-000009"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"x")
+    assert checkpoint_steps(tmp_path) == [4]
+    Checkpointer(tmp_path, CheckpointConfig()).close()
+    assert not half.exists()
+
+
+def test_a_full_disk_is_one_clear_line_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    save(tmp_path, [4])
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        checkpointer.save(Progress(step=5), *trained())
+        with pytest.raises(UserError, match="no space left.*last whole one is step 4"):
+            checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint_steps(tmp_path) == [4]
+    assert read_progress(checkpoint_path(tmp_path, 4)).step == 4
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
+    import hashlib
+
+    save(tmp_path, [4])
+    path = checkpoint_path(tmp_path, 4)
+    files = json.loads((path / "state.json").read_text())["files"]
+    assert files.keys() == {file.name for file in path.iterdir()} - {"state.json"}
+    for name, facts in files.items():
+        assert hashlib.sha256((path / name).read_bytes()).hexdigest() == facts["sha256"]

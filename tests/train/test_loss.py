@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quintet.train.loss import IGNORED, default_chunk, linear_cross_entropy
+
+WIDTH, VOCAB = 16, 53
+
+
+def problem(tokens: int, *, masked: float = 0.3, bias: bool = True, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, WIDTH, generator=generator, requires_grad=True)
+    weight = torch.randn(VOCAB, WIDTH, generator=generator, requires_grad=True)
+    offset = torch.randn(VOCAB, generator=generator, requires_grad=True) if bias else None
+    targets = torch.randint(VOCAB, (tokens,), generator=generator)
+    targets[torch.rand(tokens, generator=generator) < masked] = IGNORED
+    return hidden, weight, offset, targets
+
+
+def reference(hidden, weight, bias, targets):
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum", ignore_index=IGNORED)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk", [1, 7, 20, 64])
+def test_equals_torchs_cross_entropy_in_value_and_gradients(chunk: int, bias: bool) -> None:
+    ours, theirs = problem(20, bias=bias), problem(20, bias=bias)
+    loss = linear_cross_entropy(*ours, chunk=chunk)
+    expected = reference(*theirs)
+    (loss * 3.0).backward()
+    (expected * 3.0).backward()
+    torch.testing.assert_close(loss, expected)
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    hidden, weight, bias, targets = problem(5)
+    inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
+    loss = linear_cross_entropy(*inputs, targets, chunk=2)
+    loss.backward()
+    for tensor in inputs:
+        index = (0,) * tensor.dim()
+        shifted = [t.detach().clone() for t in inputs]
+        position = next(i for i, t in enumerate(inputs) if t is tensor)
+        shifted[position][index] += 1e-2
+        above = reference(*shifted, targets).item()
+        shifted[position][index] -= 2e-2
+        below = reference(*shifted, targets).item()
+        assert tensor.grad[index].item() == pytest.approx((above - below) / 2e-2, rel=2e-3, abs=2e-3)
+
+
+def test_masked_targets_have_no_loss_and_no_gradient() -> None:
+    hidden, weight, bias, targets = problem(12, masked=0.5)
+    linear_cross_entropy(hidden, weight, bias, targets, chunk=5).backward()
+    masked = targets == IGNORED
+    assert masked.any()
+    assert (hidden.grad[masked] == 0).all()
+    assert (hidden.grad[~masked] != 0).any(dim=1).all()
+
+
+def test_all_targets_masked_gives_zero_and_never_nan() -> None:
+    hidden, weight, bias, _ = problem(6)
+    loss = linear_cross_entropy(hidden, weight, bias, torch.full((6,), IGNORED), chunk=4)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert (weight.grad == 0).all()
+
+
+def test_bf16_stays_within_rounding_of_fp32() -> None:
+    hidden, weight, bias, targets = problem(256)
+    expected = reference(hidden, weight, bias, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, bias, targets, chunk=100)
+    assert loss.dtype == torch.float32
+    # The products are rounded to 8 bits; their sum over hundreds of tokens is not (torch's own chunked loss is off by 6 %).
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+
+
+def test_value_does_not_depend_on_gradients_being_wanted() -> None:
+    problem_ = problem(33)
+    with torch.no_grad():
+        without = linear_cross_entropy(*problem_, chunk=8)
+    assert without.item() == linear_cross_entropy(*problem_, chunk=8).item()
+    assert not without.requires_grad
+
+
+def test_only_one_chunk_of_logits_is_in_memory() -> None:
+    tokens, vocab, chunk = 2048, 8192, 64
+    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
+    weight = torch.randn(vocab, WIDTH, requires_grad=True)
+    targets = torch.randint(vocab, (tokens,))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        linear_cross_entropy(hidden, weight, None, targets, chunk=chunk).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
+    assert largest < tokens * vocab * 4 / 8
+
+
+def test_default_chunk_fills_256_megabytes_or_keeps_128_tokens() -> None:
+    assert default_chunk(65_536) == 1024
+    assert default_chunk(10**9) == 128

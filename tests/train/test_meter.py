@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quintet.errors import UserError
+from quintet.train.meter import Meter
+
+
+def add(meter: Meter, step: int, loss: float, *, skipped: float = 0.0, tokens: int = 10) -> None:
+    meter.add(step, 0.1 * step, torch.tensor(loss), torch.tensor(2.0), torch.tensor(skipped), tokens)
+
+
+def test_records_hold_each_step_and_the_interval_their_mean() -> None:
+    meter = Meter()
+    add(meter, 1, 4.0)
+    add(meter, 2, 2.0)
+    interval = meter.read()
+    assert interval.records == [
+        (1, {"train/loss": 4.0, "train/lr": 0.1, "train/grad_norm": 2.0}),
+        (2, {"train/loss": 2.0, "train/lr": 0.2, "train/grad_norm": 2.0}),
+    ]
+    assert (interval.loss, interval.tokens, interval.skipped_steps) == (3.0, 20, 0)
+    assert meter.read().records == []
+
+
+def test_masked_batches_and_steps_that_were_not_finite_are_counted() -> None:
+    meter = Meter()
+    add(meter, 1, 4.0)
+    add(meter, 2, float("nan"), skipped=1.0)
+    meter.add_masked()
+    assert meter.read().skipped_steps == 2
+
+
+def test_nothing_but_steps_that_are_not_finite_stops_the_run() -> None:
+    meter = Meter()
+    add(meter, 5, float("nan"), skipped=1.0)
+    add(meter, 6, float("inf"), skipped=1.0)
+    with pytest.raises(UserError, match=r"steps 5 to 6.*lower optimizer\.lr"):
+        meter.read()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintet.config.training import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+from quintet.train.schedule import learning_rate
+
+STEPS = 100
+
+
+def curve(schedule, highest: float = 1.0, steps: int = STEPS) -> list[float]:
+    return [learning_rate(schedule, highest, step, steps) for step in range(1, steps + 1)]
+
+
+def test_warmup_rises_linearly_and_ends_at_the_highest_rate() -> None:
+    rates = curve(ConstantConfig(kind="constant", warmup_steps=10), highest=2.0)
+    assert rates[:10] == pytest.approx([0.2 * n for n in range(1, 11)])
+    assert set(rates[9:]) == {2.0}
+
+
+def test_cosine_is_half_a_cosine_from_highest_to_lowest() -> None:
+    rates = curve(CosineConfig(warmup_steps=20, min_lr=0.1))
+    assert rates[19] == 1.0
+    assert rates[59] == pytest.approx(0.55)  # half-way, between 1 and 0.1
+    assert rates[39] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_linear_is_a_straight_line() -> None:
+    rates = curve(LinearConfig(kind="linear", min_lr=0.0))
+    differences = {round(a - b, 12) for a, b in zip(rates, rates[1:], strict=False)}
+    assert differences == {0.01}
+    assert rates[-1] == 0.0
+
+
+def test_wsd_is_stable_until_its_last_part() -> None:
+    rates = curve(WSDConfig(kind="wsd", warmup_steps=10, decay_fraction=0.2, min_lr=0.2))
+    assert set(rates[9:80]) == {1.0}
+    assert rates[89] == pytest.approx(0.6)
+    assert rates[-1] == pytest.approx(0.2)
+
+
+def test_decay_steps_end_the_decay_before_the_run_ends() -> None:
+    rates = curve(CosineConfig(decay_steps=50, min_lr=0.3))
+    assert rates[48] > 0.3
+    assert rates[49:] == pytest.approx([0.3] * 51)
+
+
+@given(
+    kind=st.sampled_from([CosineConfig, LinearConfig, WSDConfig]),
+    warmup=st.integers(0, 60),
+    lowest=st.floats(0, 1),
+    steps=st.integers(60, 200),
+)
+def test_every_schedule_rises_then_falls_and_stays_within_bounds(kind, warmup, lowest, steps) -> None:
+    kinds = {CosineConfig: "cosine", LinearConfig: "linear", WSDConfig: "wsd"}
+    rates = curve(kind(kind=kinds[kind], warmup_steps=warmup, min_lr=lowest), steps=steps)
+    top = max(warmup - 1, 0)
+    assert all(a <= b + 1e-12 for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
+    assert all(a >= b - 1e-12 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(lowest - 1e-12 <= rate <= 1 + 1e-12 for rate in rates[top:])
