@@ -1,6 +1,6 @@
 """Blocked causal attention against PyTorch's fused attention on a CPU, forward and backward.
 
-    python benchmarks/attention_cpu.py
+python benchmarks/attention_cpu.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> None:
                 qkv.grad = None
                 attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).backward(gradient)
 
-            fused = milliseconds(lambda run=run: run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+            fused = milliseconds(
+                lambda run=run: run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            )
             blocked = milliseconds(lambda run=run: run(blocked_causal_attention))
             print(f"{shape!s:>32} {str(dtype)[6:]:>9} {fused:9.1f} {blocked:10.1f} {fused / blocked:6.2f}")
 

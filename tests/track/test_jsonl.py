@@ -33,7 +33,9 @@ def test_a_continued_run_drops_what_it_will_write_again(tmp_path: Path) -> None:
         (3, 3.0),
         (4, 40.0),
     ]
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-00000{n}.txt" for n in (1, 2, 3, 4)]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        f"step-00000{n}.txt" for n in (1, 2, 3, 4)
+    ]
     assert (tmp_path / "samples" / "step-000004.txt").read_text() == "--- sample 0\nagain\n"
 
 

@@ -77,7 +77,9 @@ def test_weights_alone_can_be_read(tmp_path: Path) -> None:
 
 
 def test_facts_survive(tmp_path: Path) -> None:
-    facts = Progress(step=7, skipped_steps=2, tokens=99, seconds=1.5, tokenizer="abc", corpus="def", scaler={"scale": 2.0})
+    facts = Progress(
+        step=7, skipped_steps=2, tokens=99, seconds=1.5, tokenizer="abc", corpus="def", scaler={"scale": 2.0}
+    )
     facts = facts.validated(3.25)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
     checkpointer.save(facts, *trained())
@@ -133,7 +135,7 @@ def test_a_full_disk_is_one_clear_line_and_the_earlier_checkpoint_stays(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
     try:
         checkpointer.save(Progress(step=5), *trained())
-        with pytest.raises(UserError, match="no space left.*last whole one is step 4"):
+        with pytest.raises(UserError, match=r"no space left.*last whole one is step 4"):
             checkpointer.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -76,7 +76,7 @@ def test_bf16_stays_within_rounding_of_fp32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = linear_cross_entropy(hidden, weight, bias, targets, chunk=100)
     assert loss.dtype == torch.float32
-    # The products are rounded to 8 bits; their sum over hundreds of tokens is not (torch's own chunked loss is off by 6 %).
+    # The products are rounded to 8 bits; their sum over the tokens is not (torch's own chunked loss is off by 6 %).
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
 
 

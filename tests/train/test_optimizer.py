@@ -17,7 +17,9 @@ def tiny() -> nn.Module:
 def set_gradients(model: nn.Module, value: float | None = None) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator) if value is None else torch.full_like(parameter, value)
+        parameter.grad = (
+            torch.randn(parameter.shape, generator=generator) if value is None else torch.full_like(parameter, value)
+        )
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
@@ -45,7 +47,7 @@ def test_a_step_follows_the_published_formula() -> None:
     for old, parameter in zip(before, model.parameters(), strict=True):
         gradient = parameter.grad.double()
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0
-        # After one step the bias-corrected averages are the gradient and its square (Loshchilov and Hutter, algorithm 2).
+        # After one step the bias-corrected averages are the gradient and its square.
         expected = old - config.lr * (gradient / (gradient.abs() + config.eps) + decay * old)
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
 

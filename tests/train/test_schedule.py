@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_cosine_is_half_a_cosine_from_highest_to_lowest() -> None:
 
 def test_linear_is_a_straight_line() -> None:
     rates = curve(LinearConfig(kind="linear", min_lr=0.0))
-    differences = {round(a - b, 12) for a, b in zip(rates, rates[1:], strict=False)}
+    differences = {round(a - b, 12) for a, b in pairwise(rates)}
     assert differences == {0.01}
     assert rates[-1] == 0.0
 
@@ -60,6 +61,6 @@ def test_every_schedule_rises_then_falls_and_stays_within_bounds(kind, warmup, l
     kinds = {CosineConfig: "cosine", LinearConfig: "linear", WSDConfig: "wsd"}
     rates = curve(kind(kind=kinds[kind], warmup_steps=warmup, min_lr=lowest), steps=steps)
     top = max(warmup - 1, 0)
-    assert all(a <= b + 1e-12 for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b - 1e-12 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[top:]))
     assert all(lowest - 1e-12 <= rate <= 1 + 1e-12 for rate in rates[top:])

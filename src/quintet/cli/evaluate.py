@@ -29,6 +29,7 @@ def evaluate(
         typer.echo(json.dumps(figures, indent=2))
         return
     typer.echo(
-        f"{trained.folder} at step {trained.progress.step}: {result.bits_per_byte:.4f} bits per byte, {result.loss:.4f} nats a "
-        f"token, perplexity {result.perplexity:.2f} (over {result.tokens:,} tokens, {result.bytes:,} bytes)"
+        f"{trained.folder} at step {trained.progress.step}: {result.bits_per_byte:.4f} bits per byte, "
+        f"{result.loss:.4f} nats a token, perplexity {result.perplexity:.2f} "
+        f"(over {result.tokens:,} tokens, {result.bytes:,} bytes)"
     )

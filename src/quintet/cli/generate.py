@@ -15,11 +15,16 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens to write")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability")
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
     ] = None,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01, help="above 1: make what stands there less likely")] = 1.0,
+    min_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0.01, help="above 1: make what stands there less likely")
+    ] = 1.0,
     beams: Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed gives the same text")] = 0,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",

@@ -40,7 +40,9 @@ def _summary(outcome: Outcome) -> list[str]:
     speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s over {progress.seconds:,.0f} s of training"
     lines = [f"finished: {progress.step} steps, {speed}"]
     if progress.skipped_steps:
-        lines.append(f"skipped: {progress.skipped_steps} steps without a valid target or with a gradient that was not finite")
+        lines.append(
+            f"skipped: {progress.skipped_steps} steps without a valid target or with a gradient that was not finite"
+        )
     if outcome.validation is not None:
         result = outcome.validation
         lines.append(

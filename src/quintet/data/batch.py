@@ -7,7 +7,7 @@ by one token, so that every token but a stream's first is a target once an epoch
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,7 +121,7 @@ class ValidationData:
         return np.repeat(filled, shares), np.concatenate(chosen)
 
 
-def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int = 2) -> Iterator[Batch]:
+def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int = 2) -> Generator[Batch, None, None]:
     """``batch_of(first)`` … ``batch_of(last - 1)``, of which a thread computes ``ahead`` before they are asked for.
 
     An error in ``batch_of`` is raised where its batch is asked for. When the generator is closed or ends, so is the

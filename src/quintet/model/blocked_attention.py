@@ -2,9 +2,8 @@
 
 PyTorch's fused CPU attention reaches about 150 GFLOP/s in bf16 where this CPU's matrix products reach 900. Cutting the
 queries into blocks, multiplying each block with the keys that it may see, and writing the backward pass by hand keeps
-everything in such products, and leaves out the half of them that the causal mask would throw away:
-forward and backward of 16 × 6 heads, 256 positions, 64 features take 12 ms instead of 33 in bf16, 29 instead of 35 in fp32
-(`benchmarks/attention_cpu.py`).
+everything in such products, and leaves out the half of them that the causal mask would throw away: in bf16, forward and
+backward of 16 × 6 heads, 256 positions, 64 features take 12 ms instead of 34 (`benchmarks/attention_cpu.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ KEPT_BYTES = 64 * 2**20
 def blocked_causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(queries · keysᵀ / sqrt(features) + causal mask) · values.
 
-    ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, length, features], where
-    kv_heads divides heads and each serves heads / kv_heads consecutive query heads. Returns the shape of ``queries``.
-    The weights are in the inputs' type, so in bf16 they are rounded as those of any unfused attention are.
+    ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, length, features],
+    where kv_heads divides heads and each serves heads / kv_heads consecutive query heads. Returns the shape of
+    ``queries``. The weights are in the inputs' type, so in bf16 they are rounded as those of any unfused attention are.
     """
     return _BlockedCausalAttention.apply(queries, keys, values)  # pyright: ignore[reportReturnType]
 
@@ -64,7 +63,7 @@ class _BlockedCausalAttention(torch.autograd.Function):
             d_block = d_out[:, :, start:stop].reshape(groups, -1, features)
             d_v[:, :stop] += torch.bmm(weights.transpose(1, 2), d_block)
             d_weights = torch.bmm(d_block, v[:, :stop].transpose(1, 2))
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_q[:, :, start:stop] = torch.bmm(d_scores, k[:, :stop]).view(groups, -1, stop - start, features)
             d_k[:, :stop] += torch.bmm(d_scores.transpose(1, 2), q[:, :, start:stop].reshape(groups, -1, features))
         return (d_q * features**-0.5).view(query_shape), d_k.view(key_shape), d_v.view(key_shape)

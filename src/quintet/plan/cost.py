@@ -52,8 +52,8 @@ class Plan:
             f"({self.accumulation} × {self.micro_batch_size} samples)",
             f"tokens       {self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter",
             f"FLOPs        {self.flops_per_token:,} a token, {self.flops_total:.3g} in all",
-            f"memory       {_size(m.weights)} weights + {_size(m.gradients)} gradients + {_size(m.optimizer)} optimizer, "
-            "and the activations of a micro-batch",
+            f"memory       {_size(m.weights)} weights + {_size(m.gradients)} gradients + {_size(m.optimizer)} optimizer"
+            ", and the activations of a micro-batch",
             f"disk         {_size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
         ]
 

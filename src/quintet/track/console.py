@@ -43,7 +43,8 @@ class Reporter:
         left = (now - began) / max(step - first, 1) * (steps - step) if step > first else None
         figures = (
             f"loss {loss:.4f} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
-            f"{speed['speed/share_of_peak']:.0%} of peak · {speed['speed/memory_bytes'] / 1e9:.2f} GB · {_clock(left)} left"
+            f"{speed['speed/share_of_peak']:.0%} of peak · {speed['speed/memory_bytes'] / 1e9:.2f} GB · "
+            f"{_clock(left)} left"
         )
         self._update(step, steps, figures)
         if not self.console.is_terminal:
@@ -60,8 +61,14 @@ class Reporter:
             self._progress.stop()
         if not self.console.is_terminal:
             return
-        shape = [TextColumn(label), TextColumn("{task.completed:.0f}/{task.total:.0f}")] if label == "step" else [TextColumn(label)]
-        self._progress = Progress(*shape, BarColumn(20), TextColumn("{task.description}"), *columns, console=self.console)
+        shape = (
+            [TextColumn(label), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+            if label == "step"
+            else [TextColumn(label)]
+        )
+        self._progress = Progress(
+            *shape, BarColumn(20), TextColumn("{task.description}"), *columns, console=self.console
+        )
         self._task = self._progress.add_task("")
         self._progress.start()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 class JsonlTracker:
     """``metrics.jsonl`` with one object a record, and ``samples/`` with one file a step.
 
-    A continued run drops the records and samples after the step it continues from: the same steps write the same records again.
+    A continued run drops the records and samples after the step it continues from: the same steps write the same ones
+    again.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:

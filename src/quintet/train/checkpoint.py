@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -72,7 +72,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def read_progress(path: Path) -> Progress:
-    """The facts of the checkpoint at ``path`` after every file of it was checked. Raises UserError if one is damaged."""
+    """The facts of the checkpoint at ``path``, every file of it checked. Raises UserError if one is damaged."""
     try:
         state = json.loads((path / "state.json").read_text())
         facts, files = Progress(**state["progress"]), state["files"]
@@ -92,14 +92,14 @@ def read_progress(path: Path) -> Progress:
 def load_weights(path: Path, model: nn.Module) -> None:
     """Put the weights of the checkpoint at ``path`` into ``model``."""
     weights = get_model_state_dict(model)
-    dcp.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    state_dict_loader.load({"model": weights}, checkpoint_id=path, no_dist=True)
     set_model_state_dict(model, weights)
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and the optimizer's state of the checkpoint at ``path`` into ``model`` and ``optimizer``."""
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
 
@@ -124,7 +124,7 @@ class Checkpointer:
         self._pending = self._thread.submit(self._write, _copied(state), progress)
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises UserError when the disk is full; nothing that was whole is lost."""
+        """Return when nothing is being written. Raises UserError when the disk is full; what was whole stays."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -150,9 +150,10 @@ class Checkpointer:
         unfinished = self.folder / f".{final.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            dcp.save(state, checkpoint_id=unfinished, no_dist=True)
+            state_dict_saver.save(state, checkpoint_id=unfinished, no_dist=True)
             files = {
-                file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(unfinished.iterdir())
+                file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+                for file in sorted(unfinished.iterdir())
             }
             with (unfinished / "state.json").open("w") as out:
                 json.dump({"progress": asdict(progress), "files": files}, out, indent=1)
@@ -192,7 +193,11 @@ def _sha256(file: Path) -> str:
 
 def _damaged(path: Path, fault: str) -> UserError:
     others = [step for step in checkpoint_steps(path.parent) if checkpoint_path(path.parent, step) != path]
-    mend = f"move it away to use step {others[-1]}" if others else "there is no other; move the run's folder away to start anew"
+    mend = (
+        f"move it away to use step {others[-1]}"
+        if others
+        else "there is no other; move the run's folder away to start anew"
+    )
     return UserError(f"{path}: the checkpoint is damaged: {fault}; {mend}")
 
 

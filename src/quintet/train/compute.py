@@ -6,7 +6,6 @@ import ctypes
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Compute:
         """Type of the numbers in matrix products."""
         return DTYPES[self.precision]
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """Within it matrix products are computed in ``dtype``; weights stay as they are."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 

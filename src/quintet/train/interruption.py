@@ -24,7 +24,7 @@ def watch_signals() -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.signal = number

@@ -24,7 +24,7 @@ from quintet.train.validation import ValidationResult, validate
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the run, its last validation if there is held-out data, and the signal that stopped it, if any."""
+    """How a run ended: its last validation if there is held-out data, and the signal that stopped it, if any."""
 
     run: Run
     validation: ValidationResult | None

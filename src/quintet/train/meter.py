@@ -65,7 +65,8 @@ class Meter:
         if bad == len(rows) > 1:
             raise UserError(
                 f"optimizer.lr: neither loss nor gradient was finite in steps {self._steps[0]} to {self._steps[-1]}, "
-                "so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set train.precision=fp32"
+                "so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "
+                "train.precision=fp32"
             )
         loss = sum(row[0] for row in rows) / max(len(rows), 1)
         interval = Interval(records, loss, bad + self._masked, self._tokens, seconds)

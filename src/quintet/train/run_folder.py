@@ -76,7 +76,7 @@ def read_run_config(folder: Path) -> RunConfig:
 
 
 def _continuable(key: str) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in CONTINUABLE)
+    return any(key == name or key.startswith((name + ".", name + "[")) for name in CONTINUABLE)
 
 
 def _circumstances() -> str:

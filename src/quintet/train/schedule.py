@@ -16,7 +16,9 @@ def learning_rate(schedule: ScheduleConfig, highest: float, step: int, steps: in
     if step < schedule.warmup_steps:
         return highest * step / schedule.warmup_steps
     if isinstance(schedule, CosineConfig):
-        remaining = 0.5 * (1 + math.cos(math.pi * _progress(step, schedule.warmup_steps, schedule.decay_steps or steps)))
+        remaining = 0.5 * (
+            1 + math.cos(math.pi * _progress(step, schedule.warmup_steps, schedule.decay_steps or steps))
+        )
     elif isinstance(schedule, LinearConfig):
         remaining = 1 - _progress(step, schedule.warmup_steps, schedule.decay_steps or steps)
     elif isinstance(schedule, WSDConfig):

@@ -17,7 +17,6 @@ from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.model.count import flops_per_token
-from quintet.randomness import key
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track import Tracker, build_trackers
 from quintet.track.console import Reporter
@@ -29,7 +28,7 @@ from quintet.train.checkpoint import (
     load_training,
     read_progress,
 )
-from quintet.train.compute import Compute, choose_compute, make_deterministic, measure_peak
+from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
 from quintet.train.optimizer import build_optimizer
 from quintet.train.run_folder import open_run_folder
 from quintet.train.step import rehearse
@@ -73,6 +72,8 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
 
     make_deterministic()
+    if compute.device.type == "cpu":
+        keep_freed_memory()
     model = build_model(config.model, vocab_size, context_length(config), config.seed).to(compute.device)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
@@ -116,8 +117,8 @@ def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
     rows = config.model.vocab_size or tokenizer.vocab_size
     if rows < tokenizer.vocab_size:
         raise UserError(
-            f"model.vocab_size: {rows} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; raise it, or leave "
-            "it out to take the tokenizer's"
+            f"model.vocab_size: {rows} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; raise it, or "
+            "leave it out to take the tokenizer's"
         )
     return rows
 
@@ -144,7 +145,8 @@ def _found_progress(folder: Path, prepared: Prepared) -> Progress:
         if getattr(found, name) != getattr(fresh, name):
             raise UserError(
                 f"{folder}: cannot be continued: the {name} is not the one it was trained with "
-                f"({getattr(found, name)} then, {getattr(fresh, name)} now); restore the sources, or choose another name (name=…)"
+                f"({getattr(found, name)} then, {getattr(fresh, name)} now); restore the sources, or choose "
+                "another name (name=…)"
             )
     return found
 
@@ -160,7 +162,9 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def _compile_blocks(model: Transformer, compute: Compute) -> None:
     """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
     if compute.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise UserError("train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false")
+        raise UserError(
+            "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
+        )
     for block in model.blocks:
         block.compile()
 
@@ -176,7 +180,10 @@ def _introduce(run: Run, changes: list[str]) -> None:
         f"{run.steps:,} steps of {config.batch.tokens:,} tokens are {epochs:.2f} epochs"
     )
     mode = "compiled" if compute.compile else "eager"
-    say(f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; matmul {run.peak / 1e9:,.0f} GFLOP/s")
+    say(
+        f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
+        f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
+    )
     for change in changes:
         say(f"changed since the run began: {change}")
     if run.progress.step:

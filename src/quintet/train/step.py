@@ -79,8 +79,8 @@ def _memory_advice(config: RunConfig) -> str:
             f"set train.micro_batch_size={smaller} (the batch stays {shape.samples}, the result the same to rounding)"
         )
     return (
-        f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the device; "
-        "shorten it, or make the model smaller"
+        f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the "
+        "device; shorten it, or make the model smaller"
     )
 
 

@@ -61,7 +61,7 @@ def _step(checkpoints: Path, which: str) -> int:
     if which == "latest":
         return steps[-1]
     if which == "best":
-        return read_progress(checkpoint_path(checkpoints, steps[-1])).best_step or steps[-1]
+        which = str(read_progress(checkpoint_path(checkpoints, steps[-1])).best_step)
     if which.isdigit() and int(which) in steps:
         return int(which)
-    raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}, latest and best")
+    raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}")

@@ -66,8 +66,8 @@ def validate(
 ) -> ValidationResult:
     """Mean loss of ``model`` over the valid targets of ``batches``.
 
-    ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. The sum is kept in fp64 on the host, so that
-    the result does not depend on how the samples are batched beyond the rounding of the losses themselves.
+    ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. The sum is kept in fp64 on the host, so
+    that the result does not depend on how the samples are batched beyond the rounding of the losses themselves.
     """
     total, tokens, size = 0.0, 0, 0
     with evaluation_mode(model):
