@@ -99,6 +99,7 @@ def test_only_one_chunk_of_logits_is_in_memory() -> None:
     assert largest < tokens * vocab * 4 / 8
 
 
-def test_default_chunk_fills_256_megabytes_or_keeps_128_tokens() -> None:
-    assert default_chunk(65_536) == 1024
-    assert default_chunk(10**9) == 128
+def test_default_chunk_fills_its_megabytes_or_keeps_128_tokens() -> None:
+    assert default_chunk(65_536, "cuda") == 1024
+    assert default_chunk(8_192, "cpu") == 1024
+    assert default_chunk(10**9, "cuda") == 128

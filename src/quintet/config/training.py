@@ -95,7 +95,7 @@ class TrainConfig(Part):
     )
     loss_chunk: int | None = key(
         None,
-        "tokens whose logits are in memory at once; when not given, as many as fit 256 MB",
+        "tokens whose logits are in memory at once; when not given, as many as fit 256 MB (32 MB on a CPU)",
         unit="tokens",
         ge=1,
     )

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from quintet.config.load import load_run_config
+from quintet.model import build_model
+from quintet.train.trained import load_trained
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def metrics(run: Path, name: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {int(row["step"]): row[name] for row in rows if name in row}
+
+
+def test_the_main_path_from_check_to_evaluate(folder: Path, quintet) -> None:
+    assert quintet("check", "run.yaml").returncode == 0
+    assert quintet("prepare", "run.yaml").returncode == 0
+    trained = quintet("train", "run.yaml")
+    assert trained.returncode == 0, trained.stderr
+    assert "bits per byte" in trained.stdout
+    run = folder / "runs/tiny"
+    assert {path.name for path in run.iterdir()} == {"run.yaml", "tokenizer", "metrics.jsonl", "samples", "checkpoints"}
+    assert (run / "samples/step-000016.txt").read_text().startswith("--- sample 0\nthe ")
+    assert sorted(metrics(run, "train/loss")) == list(range(1, 17))
+
+    greedy = [quintet("generate", "runs/tiny", "--prompt", "the ", "--max-tokens", "12", "--temperature", "0")] * 2
+    assert greedy[0].returncode == 0, greedy[0].stderr
+    assert greedy[0].stdout.startswith("the ")
+    assert quintet("generate", "tiny", "--prompt", "the ", "--beams", "3", "--max-tokens", "4").returncode == 0
+
+    evaluated = quintet("evaluate", "runs/tiny", "--samples", "16", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads(evaluated.stdout)
+    assert found["validation/loss"] == metrics(run, "validation/loss")[16]
+    # One byte is one token here, so that bits per byte are the loss in another unit.
+    assert found["validation/bits_per_byte"] == pytest.approx(found["validation/loss"] / math.log(2), rel=0.02)
+
+    listed = json.loads(quintet("runs", "--json").stdout)
+    assert [(row["name"], row["step"], row["steps"]) for row in listed] == [("tiny", 16, 16)]
+
+
+def test_the_same_seed_writes_the_same_text_and_another_another(folder: Path, quintet) -> None:
+    quintet("train", "run.yaml", "train.steps=4")
+
+    def write(seed: int) -> str:
+        return quintet("generate", "runs/tiny", "--seed", str(seed), "--temperature", "2", "--max-tokens", "30").stdout
+
+    assert write(1) == write(1) != write(2)
+
+
+def test_plan_agrees_with_the_model_that_is_built(folder: Path, quintet) -> None:
+    found = json.loads(quintet("plan", "run.yaml", "--json").stdout)
+    config = load_run_config([folder / "run.yaml"]).config
+    model = build_model(config.model, 257, 32, config.seed)
+    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert found["parameters"]["trainable"] == found["parameters"]["total"]
+    assert found["parameters"]["embedding"] == 257 * 32
+    assert (found["steps"], found["tokens_total"]) == (16, 16 * 8 * 32)
+    assert found["memory"]["weights"] == 4 * found["parameters"]["total"]
+    quintet("train", "run.yaml")
+    written = sum(file.stat().st_size for file in (folder / "runs/tiny/checkpoints/step-000016").glob("*.distcp"))
+    assert found["checkpoint_bytes"] <= written < 1.3 * found["checkpoint_bytes"] + 60_000
+
+
+def test_length_in_tokens_or_epochs_becomes_steps(folder: Path, quintet) -> None:
+    tokens = json.loads(quintet("plan", "run.yaml", "train.steps=null", "train.tokens=1000", "--json").stdout)
+    assert (tokens["steps"], tokens["tokens_total"]) == (4, 1024)
+    epochs = json.loads(quintet("plan", "run.yaml", "train.steps=null", "train.epochs=2", "--json").stdout)
+    size = sum(file.stat().st_size + 1 for file in (folder / "corpus").iterdir())
+    samples = (size - math.ceil(0.1 * size) - 1) // 32
+    assert epochs["steps"] == pytest.approx(2 * samples / 8, abs=2)
+
+
+def test_the_best_checkpoint_can_be_used(folder: Path, quintet, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A rate that ruins the model after a good start: the best checkpoint is then not the latest.
+    ruin = ("optimizer.lr=1.0", "schedule={kind: linear, warmup_steps: 16}", "evaluate.every=2", "checkpoint.keep=1")
+    assert quintet("train", "run.yaml", *ruin).returncode == 0
+    monkeypatch.chdir(folder)
+    best, latest = load_trained("runs/tiny", "best"), load_trained("runs/tiny")
+    losses = metrics(folder / "runs/tiny", "validation/loss")
+    assert best.progress.step == min(losses, key=lambda step: losses[step]) != latest.progress.step == 16
+    assert not torch.equal(best.model.head_weight, latest.model.head_weight)
+
+
+def test_the_resolved_run_file_repeats_the_run(folder: Path, quintet) -> None:
+    quintet("train", "run.yaml")
+    again = quintet("train", "runs/tiny/run.yaml", "name=again")
+    assert again.returncode == 0, again.stderr
+    assert metrics(folder / "runs/again", "train/loss") == metrics(folder / "runs/tiny", "train/loss")
+    assert "# torch: " in (folder / "runs/tiny/run.yaml").read_text()
+
+
+def test_a_prepared_store_trains_like_its_source(folder: Path, quintet) -> None:
+    assert quintet("prepare", "run.yaml", "--output", "store").returncode == 0
+    stored = quintet("train", "run.yaml", "name=stored", "data.sources=[{kind: store, path: store}]")
+    assert stored.returncode == 0, stored.stderr
+    quintet("train", "run.yaml")
+    assert metrics(folder / "runs/stored", "train/loss") == metrics(folder / "runs/tiny", "train/loss")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet, path: Path) -> None:
+    short = (
+        "train.steps=2",
+        "schedule.warmup_steps=1",
+        "evaluate.samples=4",
+        "sample.max_tokens=4",
+        "train.batch_size=2",
+    )
+    trained = quintet("train", str(path), *short)
+    assert trained.returncode == 0, trained.stderr
+
+
+def test_a_model_learns_what_can_be_learnt(folder: Path, quintet) -> None:
+    """Words drawn at random: a model that has learnt them is left with the choice of the word, 4.1 bits."""
+    assert quintet("train", "run.yaml", "train.steps=300", "optimizer.lr=1e-2", "model.dropout=0").returncode == 0
+    found = metrics(folder / "runs/tiny", "validation/bits_per_byte")
+    words = [
+        "the",
+        "a",
+        "cat",
+        "dog",
+        "saw",
+        "chased",
+        "small",
+        "big",
+        "and",
+        "then",
+        "it",
+        "sat",
+        "on",
+        "under",
+        "mat",
+        "house",
+        "quickly",
+    ]
+    entropy = math.log2(len(words)) / (sum(map(len, words)) / len(words) + 1)
+    assert 0.9 * entropy < found[300] < 1.5 * entropy < found[8]

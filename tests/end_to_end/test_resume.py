@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """What metrics.jsonl holds, without the figures that follow from the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
+
+
+def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) -> int:
+    """Start training and send a signal as soon as the checkpoint of step 4 is whole; returns the exit code."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quintet", "train", "run.yaml", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-000004" / "state.json").exists():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+# Enough steps that a signal after the checkpoint of step 4 always comes before the last one.
+LONG = ("train.steps=120", "evaluate.every=40", "checkpoint.every=4")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet, precision: str) -> None:
+    settings = (*LONG, f"train.precision={precision}")
+    assert quintet("train", "run.yaml", "name=whole", *settings).returncode == 0
+    assert interrupt(folder, folder / "runs/killed", signal.SIGKILL, "name=killed", *settings) == -signal.SIGKILL
+    continued = quintet("train", "run.yaml", "name=killed", *settings)
+    assert continued.returncode == 0, continued.stderr
+    assert "continuing from step" in continued.stdout
+    whole, killed = records(folder / "runs/whole"), records(folder / "runs/killed")
+    assert len(whole) == 120 + 3
+    assert killed == whole  # losses, norms, rates and validation, to the last bit; dropout is on
+
+
+def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet) -> None:
+    assert quintet("train", "run.yaml", "name=whole", *LONG).returncode == 0
+    asked = (*LONG, "name=asked", "checkpoint.every=4")
+    assert interrupt(folder, folder / "runs/asked", signal.SIGTERM, *asked) == 128 + signal.SIGTERM
+    stopped = max(int(path.name[5:]) for path in (folder / "runs/asked/checkpoints").glob("step-*"))
+    assert 4 <= stopped < 120
+    assert quintet("train", "run.yaml", *asked).returncode == 0
+    assert records(folder / "runs/asked") == records(folder / "runs/whole")
+
+
+def test_a_finished_run_is_left_as_it_is(folder: Path, quintet) -> None:
+    assert quintet("train", "run.yaml").returncode == 0
+    before = (folder / "runs/tiny/metrics.jsonl").read_bytes()
+    again = quintet("train", "run.yaml")
+    assert (again.returncode, "continuing from step 16" in again.stdout) == (0, True)
+    assert (folder / "runs/tiny/metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_folder_continues_itself_and_may_become_longer(folder: Path, quintet) -> None:
+    assert quintet("train", "run.yaml").returncode == 0
+    longer = quintet("train", "runs/tiny", "train.steps=20")
+    assert longer.returncode == 0, longer.stderr
+    assert "changed since the run began: train.steps: 16 → 20" in longer.stdout
+    assert max(record["step"] for record in records(folder / "runs/tiny")) == 20
+
+
+def test_another_run_in_the_same_folder_is_refused_key_by_key(folder: Path, quintet) -> None:
+    assert quintet("train", "run.yaml").returncode == 0
+    refused = quintet("train", "run.yaml", "optimizer.lr=0.5", "model.layers=3")
+    assert refused.returncode == 2
+    assert "optimizer.lr: 0.001, not 0.5" in refused.stderr
+    assert "model.layers: 2, not 3" in refused.stderr
+    assert "choose another name" in refused.stderr
+
+
+def test_a_corpus_that_changed_is_refused(folder: Path, quintet) -> None:
+    assert quintet("train", "run.yaml").returncode == 0
+    (folder / "corpus/00.txt").write_text("something else " * 50)
+    refused = quintet("train", "run.yaml", "train.steps=20")
+    assert refused.returncode == 2
+    assert "the corpus is not the one it was trained with" in refused.stderr
