@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "house"]
 RUN_FILE = """
 name: tiny
 data:
@@ -31,31 +33,18 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
+def bits_of_a_byte() -> float:
+    """Entropy of the corpus: only the choice of the next word is left to chance."""
+    return math.log2(len(WORDS)) / (sum(map(len, WORDS)) / len(WORDS) + 1)
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working directory with ``run.yaml`` and a corpus of some thousand words."""
-    words = [
-        "the",
-        "a",
-        "cat",
-        "dog",
-        "saw",
-        "chased",
-        "small",
-        "big",
-        "and",
-        "then",
-        "it",
-        "sat",
-        "on",
-        "under",
-        "mat",
-        "house",
-        "quickly",
-    ]
     draw = random.Random(5)
     (tmp_path / "corpus").mkdir()
     for index in range(12):
-        text = " ".join(draw.choice(words) for _ in range(300))
+        text = " ".join(draw.choice(WORDS) for _ in range(300))
         (tmp_path / "corpus" / f"{index:02}.txt").write_text(text)
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     return tmp_path

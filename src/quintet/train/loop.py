@@ -11,7 +11,7 @@ from torch import Tensor
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track.console import Reporter
-from quintet.train.compute import peak_memory
+from quintet.train.compute import measure_peak, peak_memory
 from quintet.train.interruption import Interruption, watch_signals
 from quintet.train.meter import Meter
 from quintet.train.optimizer import set_learning_rate, step_if_finite
@@ -136,6 +136,8 @@ def _validate(run: Run) -> ValidationResult | None:
         chunk=run.config.train.loss_chunk,
     )
     run.progress = run.progress.validated(result.loss)
+    # A busy neighbour at the start would make the peak too low for the whole run.
+    run.peak = max(run.peak, measure_peak(run.compute, 0.1))
     for tracker in run.trackers:
         tracker.log(run.progress.step, result.metrics())
     run.reporter.say(

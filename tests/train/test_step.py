@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quintet.errors import UserError
+from quintet.train import step as step_module
+from quintet.train.loss import IGNORED
+from quintet.train.optimizer import build_optimizer
+from quintet.train.step import accumulate_gradients, rehearse
+
+NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def gradients(model, batch, config, cpu) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = accumulate_gradients(model, batch, 1, config, cpu, NO_SCALING)
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("micro_batch", "passes"), [(4, 8), (8, 4), (1, 32)])
+def test_accumulation_gives_the_gradients_of_the_whole_batch(
+    model, ragged_batch, make_config, cpu, micro_batch: int, passes: int
+) -> None:
+    whole = make_config(train={"steps": 1, "batch_size": 32})
+    split = make_config(train={"steps": 1, "micro_batch_size": micro_batch, "accumulation": passes})
+    loss, expected = gradients(model, ragged_batch, whole, cpu)
+    other_loss, found = gradients(model, ragged_batch, split, cpu)
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_the_loss_is_the_sum_over_valid_targets_divided_by_their_number(model, ragged_batch, make_config, cpu) -> None:
+    inputs, targets = torch.from_numpy(ragged_batch.inputs), torch.from_numpy(ragged_batch.targets)
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    model.zero_grad()
+    expected.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    loss, found = gradients(model, ragged_batch, make_config(), cpu)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(ragged_batch, make_config, cpu) -> None:
+    from quintet.model import build_model
+
+    config = make_config(model={"layers": 1, "width": 32, "attention": {"heads": 2}, "dropout": 0.3})
+    model = build_model(config.model, 61, 16, seed=3)
+
+    def loss(step: int) -> float:
+        torch.rand(step * 3)  # some other use of the global generator
+        return accumulate_gradients(model, ragged_batch, step, config, cpu, NO_SCALING).item()
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu) -> None:
+    optimizer = build_optimizer(make_config().optimizer, model)
+    weights = copy.deepcopy(model.state_dict())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    rehearse(model, optimizer, make_config(), cpu, 61)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert optimizer.state_dict()["state"] == {}
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+
+
+@pytest.mark.parametrize(
+    ("train", "advice"),
+    [
+        ({"steps": 1, "batch_size": 32}, r"set train\.micro_batch_size=16"),
+        ({"steps": 1, "batch_size": 9}, r"set train\.micro_batch_size=3"),
+        ({"steps": 1, "batch_size": 8, "micro_batch_size": 1}, r"data\.sequence_length: even one sample"),
+    ],
+)
+def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
+    model, make_config, cpu, monkeypatch: pytest.MonkeyPatch, train: dict[str, int], advice: str
+) -> None:
+    # A real request for more memory than there is: PyTorch's own error is what has to be understood.
+    monkeypatch.setattr(step_module, "batch_loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(UserError, match=advice):
+        rehearse(model, build_optimizer(make_config().optimizer, model), make_config(train=train), cpu, 61)
+
+
+def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
+    model, make_config, cpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "batch_loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="shapes"):
+        rehearse(model, build_optimizer(make_config().optimizer, model), make_config(), cpu, 61)

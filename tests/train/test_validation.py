@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quintet.data.batch import Batch
+from quintet.model import build_model
+from quintet.train.loss import IGNORED
+from quintet.train.validation import ValidationResult, evaluation_mode, validate
+
+BYTES = np.arange(61)
+
+
+def cut(batch: Batch, sizes: list[int]) -> list[Batch]:
+    parts, start = [], 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        targets = batch.targets[rows]
+        parts.append(Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum())))
+        start += size
+    return parts
+
+
+def test_the_loss_is_a_mean_over_tokens_however_the_samples_are_batched(model, ragged_batch, cpu) -> None:
+    inputs, targets = torch.from_numpy(ragged_batch.inputs), torch.from_numpy(ragged_batch.targets)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED).item()
+    for sizes in ([32], [20, 12], [1] * 32):
+        result = validate(model, cut(ragged_batch, sizes), cpu, bytes_per_token=BYTES)
+        assert result.loss == pytest.approx(expected, rel=1e-6)
+        assert result.tokens == ragged_batch.valid
+        assert result.bytes == sum(int(target) for target in targets.flatten() if target != IGNORED)
+
+
+def test_bits_per_byte_and_perplexity_follow_their_formulas() -> None:
+    result = ValidationResult(loss=2.0, tokens=300, bytes=1200)
+    assert result.perplexity == pytest.approx(math.exp(2.0))
+    assert result.bits_per_byte == pytest.approx(2.0 * 300 / 1200 / math.log(2))
+    assert ValidationResult(1000.0, 1, 1).perplexity == math.inf
+    assert math.isnan(ValidationResult(0.0, 0, 0).bits_per_byte)
+
+
+def test_dropout_is_off_and_train_mode_comes_back(ragged_batch, make_config, cpu) -> None:
+    config = make_config(model={"layers": 1, "width": 32, "attention": {"heads": 2}, "dropout": 0.5})
+    model = build_model(config.model, 61, 16, seed=1).train()
+    first, second = (validate(model, [ragged_batch], cpu, bytes_per_token=BYTES).loss for _ in range(2))
+    assert first == second
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+def test_mode_comes_back_after_an_error_too(model) -> None:
+    model.train()
+    with pytest.raises(ZeroDivisionError), evaluation_mode(model):
+        assert 1 / model.training
+    assert model.training
+
+
+def test_validation_leaves_gradients_and_random_numbers_alone(model, ragged_batch, cpu) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    validate(model, [ragged_batch], cpu, bytes_per_token=BYTES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
