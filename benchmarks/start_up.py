@@ -1,0 +1,32 @@
+"""How long the command takes to answer when it has nothing to compute, and that it does so without torch.
+
+python benchmarks/start_up.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUN_FILE = Path(__file__).resolve().parents[1] / "examples/quickstart.yaml"
+COMMANDS = [["--help"], ["check", str(RUN_FILE)], ["explain", "optimizer.lr"], ["schema"]]
+
+
+def main() -> None:
+    for command in COMMANDS:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "quintet", *command], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        probe = f"import sys; sys.argv[1:] = {command!r}\nfrom quintet.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        probe += "print('torch' in sys.modules)"
+        torch = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+        print(f"quintet {command[0]:10} {statistics.median(times):6.3f} s, torch imported: {torch.splitlines()[-1]}")
+
+
+if __name__ == "__main__":
+    main()
