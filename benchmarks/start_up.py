@@ -22,8 +22,10 @@ def main() -> None:
             start = time.perf_counter()
             subprocess.run([sys.executable, "-m", "quintet", *command], capture_output=True, check=True)
             times.append(time.perf_counter() - start)
-        probe = f"import sys; sys.argv[1:] = {command!r}\nfrom quintet.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-        probe += "print('torch' in sys.modules)"
+        probe = (
+            f"import sys; sys.argv[1:] = {command!r}\nfrom quintet.cli import main\n"
+            "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
+        )
         torch = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
         print(f"quintet {command[0]:10} {statistics.median(times):6.3f} s, torch imported: {torch.splitlines()[-1]}")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py
 
-Each variant runs in a process of its own, in turn, three rounds; the medians and the ratio to the product's own step are
-printed, with the share of the measured matrix-product speed that the step reaches.
+Each variant runs in a process of its own, in turn, three rounds; the medians and the ratio to the product's own step
+are printed, with the share of the measured matrix-product speed that the step reaches.
 """
 
 from __future__ import annotations
