@@ -76,7 +76,9 @@ def test_the_peak_is_what_the_share_refers_to(config: RunConfig) -> None:
 
 def test_metrics_of_a_step_do_not_depend_on_when_they_are_logged(config: RunConfig, tmp_path: Path) -> None:
     def losses(name: str, every: int) -> list[float]:
-        changed = config.model_copy(update={"name": name, "train": config.train.model_copy(update={"log_every": every})})
+        changed = config.model_copy(
+            update={"name": name, "train": config.train.model_copy(update={"log_every": every})}
+        )
         outcome = loop.train(changed, Reporter())
         rows = [json.loads(line) for line in (outcome.run.folder / "metrics.jsonl").read_text().splitlines()]
         return [row["train/loss"] for row in rows if "train/loss" in row]

@@ -40,11 +40,14 @@ def generate(
     trained = load_trained(run, checkpoint)
     tokenizer = trained.tokenizer
     ids = tokenizer.encode(prompt) or [tokenizer.end_id]
+    stream = TextStream(tokenizer, continues=bool(prompt))
     typer.echo(prompt, nl=False)
     with trained.compute.autocast():
         if beams > 1:
-            found = beam_search(trained.model, ids, beams=beams, max_tokens=max_tokens, end_id=tokenizer.end_id)
-            typer.echo(tokenizer.decode(found))
+            found = beam_search(
+                trained.model, ids, beams, max_tokens, tokenizer.end_id, allowed_ids=tokenizer.vocab_size
+            )
+            typer.echo("".join(map(stream.push, found)) + stream.finish())
             return
         settings = GenerationSettings(
             max_tokens=max_tokens,
@@ -55,7 +58,6 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        stream = TextStream(tokenizer)
-        for token in generate_ids(trained.model, ids, settings, end_id=tokenizer.end_id):
+        for token in generate_ids(trained.model, ids, settings, tokenizer.end_id, allowed_ids=tokenizer.vocab_size):
             typer.echo(stream.push(token), nl=False)
         typer.echo(stream.finish())

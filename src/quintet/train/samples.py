@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
+from quintet.tokenize import TextStream
 from quintet.train.setup import Run
 
 
@@ -23,6 +24,8 @@ def write_samples(run: Run) -> None:
         )
         ids = tokenizer.encode(prompt) or [tokenizer.end_id]
         with run.compute.autocast():
-            written = list(generate(run.model, ids, settings, end_id=tokenizer.end_id))
+            written = list(generate(run.model, ids, settings, tokenizer.end_id, allowed_ids=tokenizer.vocab_size))
+        stream = TextStream(tokenizer, continues=bool(prompt))
+        text = prompt + "".join(map(stream.push, written)) + stream.finish()
         for tracker in run.trackers:
-            tracker.text(run.progress.step, f"sample {index}", prompt + tokenizer.decode(written))
+            tracker.text(run.progress.step, f"sample {index}", text)
