@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-# On a GPU few large products are best; on a CPU a chunk that stays near the caches is (8 % of a whole step with 4096 ids).
+# On a GPU few large products are best; on a CPU a chunk that stays near the caches is (7 % of a step with 4096 ids).
 LOGITS_BYTES = {"cpu": 32 * 2**20}
 OTHER_LOGITS_BYTES = 256 * 2**20
 
