@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -110,7 +111,14 @@ class TiktokenTokenizer:
             return list(chain.from_iterable(pool.map(self._encode_group, groups)))
 
     def _encode_group(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._library.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        try:
+            return [self._library.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        except ValueError as error:
+            longest = max(len(run) for text in texts for run in re.findall(r"\s+", text) or [""])
+            raise UserError(
+                f"text: tiktoken's {self.name} cannot cut it into words ({error}); its longest run of white space has "
+                f"{longest:,} characters, and near a million is too long: shorten it, or take another tokenizer.kind"
+            ) from None
 
     def decode(self, ids: Ids) -> str:
         return self.pieces.decode(ids)
