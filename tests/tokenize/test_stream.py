@@ -1,0 +1,66 @@
+"""Decoding while ids arrive, for ids that no text would give."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quintet.config.tokenizer import ByteTokenizerConfig, HuggingFaceTokenizerConfig
+from quintet.tokenize import TextStream, Tokenizer, build_tokenizer
+
+any_ids = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@cache
+def published(folder: Path) -> Tokenizer:
+    return build_tokenizer(HuggingFaceTokenizerConfig(kind="huggingface", path=str(folder)), list, "", Path())
+
+
+@pytest.fixture(params=["byte", "gpt2", "llama2", "t5-base", "bert-base-uncased"])
+def tokenizer(request) -> Tokenizer:
+    if request.param == "byte":
+        return build_tokenizer(ByteTokenizerConfig(kind="byte"), list, "", Path())
+    return published(request.getfixturevalue("shared") / "tokenizers/hf" / request.param)
+
+
+def streamed(stream: TextStream, ids: list[int]) -> str:
+    return "".join([*map(stream.push, ids), stream.finish()])
+
+
+# The first 300 ids hold the byte tokens of every kind; an id beyond the vocabulary is a padded row of an embedding.
+IDS = st.lists(st.integers(0, 299) | st.integers(0, 60_000), max_size=30)
+
+
+@any_ids
+@given(ids=IDS)
+def test_a_stream_writes_what_decode_writes(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert streamed(TextStream(tokenizer), ids) == tokenizer.decode(ids)
+
+
+@any_ids
+@given(before=IDS, after=IDS)
+def test_a_continuing_stream_writes_what_decode_appends(
+    tokenizer: Tokenizer, before: list[int], after: list[int]
+) -> None:
+    before = [*before, *tokenizer.encode("x")]  # a whole character stands before, so no bytes join across the seam
+    whole = tokenizer.decode(before + after)
+    assert whole == tokenizer.decode(before) + streamed(TextStream(tokenizer, continues=True), after)
+
+
+def test_the_space_between_prompt_and_continuation_is_kept(shared: Path) -> None:
+    llama = published(shared / "tokenizers/hf/llama2")
+    ids = llama.encode("Hello world")
+    assert llama.decode(ids[1:]) == "world"
+    assert streamed(TextStream(llama, continues=True), ids[1:]) == " world"
+
+
+def test_half_a_character_is_held_back_until_it_is_whole_or_nothing_follows() -> None:
+    byte = build_tokenizer(ByteTokenizerConfig(kind="byte"), list, "", Path())
+    stream = TextStream(byte)
+    assert [stream.push(value) for value in "é!".encode()] == ["", "é", "!"]
+    assert stream.push(0xF0) == ""
+    assert stream.finish() == "\ufffd"
