@@ -28,8 +28,8 @@ class BPETokenizerConfig(Part):
     vocab_size: int = key(4096, "ids, the 256 bytes and the end of a document included", unit="ids", ge=257)
     simplify: bool = key(
         False,
-        "drop characters outside printable ASCII and make every digit a token of its own. It gives a tiny vocabulary "
-        "more room, and is not lossless",
+        "drop accents and characters other than printable ASCII, tab and newline, and make every digit a token of its "
+        "own. It gives a tiny vocabulary more room, and is not lossless",
     )
     train_bytes: int = key(
         100_000_000, "text to train on, taken evenly from the sources; more changes little", unit="bytes", ge=1
