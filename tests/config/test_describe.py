@@ -84,12 +84,13 @@ def test_every_key_is_found_by_its_path_and_by_its_kind(key: KeyInfo) -> None:
     ("query", "expected"),
     [
         ("lr", [("optimizer.lr", ())]),
-        ("heads", [("model.attention.heads", ())]),
-        ("attention.heads", [("model.attention.heads", ())]),
+        ("heads", [("model.attention.heads", ("causal", "bidirectional"))]),
+        ("attention.heads", [("model.attention.heads", ("causal", "bidirectional"))]),
         ("schedule.min_lr", [("schedule.min_lr", ("cosine", "linear", "wsd"))]),
         ("data.sources[0].field", [("data.sources[].field", ("jsonl",)), ("data.sources[].field", ("huggingface",))]),
         ("schedule.kind", [("schedule", ())]),
-        ("eps", [("model.norm.eps", ("rms",)), ("model.norm.eps", ("layer",)), ("optimizer.eps", ())]),
+        ("theta", [("model.position.theta", ("rope", "sinusoidal"))]),
+        ("model.norm.eps", [("model.norm.eps", ("rms",)), ("model.norm.eps", ("layer",))]),
     ],
 )
 def test_a_key_is_found_by_what_one_would_type(query: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:

@@ -61,7 +61,7 @@ parallel: {kind: [auto]}
         "7: data.sources[3]: must be a section of keys and values, found 3",
         "8: schedule.min_lr: 'min_lr' is not an option of kind 'constant' (it is one of cosine, linear, wsd)",
         "9: model.atention: unknown key 'atention'; did you mean 'attention'?",
-        "9: model.attention.kind: unknown kind 'x'; the only kind is causal",
+        "9: model.attention.kind: unknown kind 'x'; the kinds are causal, bidirectional",
         "10: evaluate: must be a section of keys and values, found 7",
         "11: optimizer.betas: must be a list of 2 numbers, found [1, 2, 3]",
         "11: optimizer.lr: must be finite, found nan",
@@ -115,8 +115,8 @@ parallel: {kind: [auto]}
         (MINIMAL + "atention: {}", "3: atention: unknown key 'atention'; did you mean model.attention?"),
         (
             MINIMAL + "zzz: 1",
-            "3: zzz: unknown key 'zzz'; a run file has name, seed, runs_dir, data, tokenizer, model, "
-            "optimizer, schedule, train, parallel, evaluate, sample, checkpoint, track",
+            "3: zzz: unknown key 'zzz'; a run file has name, seed, runs_dir, data, tokenizer, model, loss, "
+            "optimizer, schedule, dropout_schedule, train, parallel, evaluate, sample, checkpoint, track",
         ),
         (
             MINIMAL + "optimizer.lr: 3",
@@ -126,7 +126,8 @@ parallel: {kind: [auto]}
         (MINIMAL + "checkpoint: {keep_best: maybe}", "3: checkpoint.keep_best: must be true or false, found 'maybe'"),
         (
             MINIMAL + "schedule: {steps: 3}",
-            "3: schedule.steps: unknown key 'steps'; did you mean 'decay_steps'? (it exists as train.steps)",
+            "3: schedule.steps: unknown key 'steps'; did you mean 'decay_steps'? "
+            "(it exists as dropout_schedule.steps or train.steps)",
         ),
     ],
 )
@@ -192,10 +193,14 @@ def test_a_typo_in_any_key_is_refused_with_the_key_that_was_meant(
     for typo in {typo for typo in typos(name, rng) if typo not in siblings}:
         values: dict[str, Any] = {"data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 3}}
         here: Any = values
+        kinds = dict(section.within)
         for position, step in enumerate(path):
             if isinstance(step, str):
                 here[step] = here.get(step) or ([{}] if path[position + 1 :][:1] == [0] else {})
             here = here[step]
+            at = ".".join(map(str, path[: position + 1])).replace(".0", "[]")
+            if isinstance(here, dict) and at in kinds:
+                here["kind"] = kinds[at]
         if section.kind:
             here.clear()
             here["kind"] = section.kind

@@ -21,7 +21,7 @@ data:
   sequence_length: 32
   cache_dir: cache
 tokenizer: {kind: byte}
-model: {layers: 2, width: 32, dropout: 0.1, attention: {heads: 2, dropout: 0.1}}
+model: {layers: 2, width: 32, embedding_dropout: 0.1, residual_dropout: 0.1, attention: {heads: 2, dropout: 0.1}}
 schedule: {kind: cosine, warmup_steps: 4}
 train: {steps: 16, batch_size: 8, micro_batch_size: 4, precision: fp32, log_every: 4}
 evaluate: {every: 8, samples: 16}

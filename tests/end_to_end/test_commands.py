@@ -119,7 +119,7 @@ def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet,
 
 
 def test_a_model_learns_what_can_be_learnt(folder: Path, quintet, bits_of_a_byte: float) -> None:
-    settings = ("train.steps=300", "optimizer.lr=1e-2", "model.dropout=0", "model.attention.dropout=0")
+    settings = ("train.steps=300", "optimizer.lr=1e-2", "dropout_schedule={kind: constant, rate: 0}")
     assert quintet("train", "run.yaml", *settings).returncode == 0
     found = metrics(folder / "runs/tiny", "validation/bits_per_byte")
     assert 0.9 * bits_of_a_byte < found[300] < 1.5 * bits_of_a_byte < found[8]

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from quintet.model import blocked_attention
-from quintet.model.blocked_attention import blocked_causal_attention
+from quintet.model.blocked_attention import blocked_attention as attention_of
+from quintet.model.blocked_attention import cut
+from quintet.model.mask import KeyRanges
 
 
 def inputs(length: int, heads: int = 4, kv_heads: int = 4, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -18,6 +20,11 @@ def outputs(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     out = function(*tensors)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     return [out, *torch.autograd.grad((out * weight).sum(), tensors)]
+
+
+def blocked_causal_attention(q, k, v):
+    ranges = KeyRanges(q.shape[2], q.shape[2], causal=True)
+    return attention_of(q, k, v, ranges, cut(ranges), q.shape[-1] ** -0.5)
 
 
 def reference(q, k, v):
@@ -50,3 +57,14 @@ def test_in_bf16_it_is_about_as_exact_as_torchs() -> None:
     for true, mine, other in zip(exact, ours, theirs, strict=True):
         error, torchs_error = (mine.double() - true).norm(), (other.double() - true).norm()
         assert error < 2 * torchs_error
+
+
+def test_a_block_takes_only_the_keys_that_one_of_its_queries_sees() -> None:
+    begins = torch.arange(400) // 100 * 100
+    assert cut(KeyRanges(400, 400, causal=True, first=begins[None])) == (
+        (0, 128, 0, 128),
+        (128, 256, 100, 256),
+        (256, 384, 200, 384),
+        (384, 400, 300, 400),
+    )
+    assert cut(KeyRanges(200, 200, causal=False)) == ((0, 128, 0, 200), (128, 200, 0, 200))

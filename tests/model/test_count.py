@@ -30,6 +30,9 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             "kv_heads": kv_heads,
             "head_dim": 2 * draw(st.integers(1, 6)),
             "bias": draw(booleans),
+            "output_bias": draw(st.sampled_from([None, True, False])),
+            "qk_norm": draw(st.sampled_from(["none", "head", "projection"] if norm["kind"] != "none" else ["none"])),
+            "norm": draw(st.sampled_from([{"kind": "model"}, norm, {"kind": "rms", "gain": False}])),
         },
         "feedforward": {
             "kind": draw(st.sampled_from(["gated", "plain"])),
@@ -38,8 +41,12 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         },
         "norm": norm,
         "position": {"kind": draw(st.sampled_from(["rope", "learned", "sinusoidal", "none"]))},
+        "block": draw(st.sampled_from(["pre_norm", "post_norm", "output_norm", "sandwich_norm", "parallel"])),
+        "pad_vocab_size_multiple": draw(st.sampled_from([1, 8])),
         "tie_embeddings": draw(booleans),
-        "head_bias": draw(booleans),
+        "tie_feedforward": draw(booleans),
+        "tie_attention_output": draw(booleans),
+        "head": {"bias": draw(booleans)},
     }
     return TransformerConfig.model_validate(values)
 

@@ -73,7 +73,7 @@ def test_it_stops_before_the_end_or_after_max_tokens() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0])
 def test_ids_beyond_the_allowed_ones_are_never_written(temperature: float) -> None:
-    model = model_of(head_bias=True)
+    model = model_of(head={"bias": True})
     with torch.no_grad():
         model.head.bias[20:] = 100.0  # pyright: ignore[reportOptionalSubscript]
     assert min(write(model, [1], max_tokens=5, temperature=temperature)) >= 20
@@ -95,7 +95,7 @@ def test_a_token_is_handed_out_before_the_next_is_computed() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_as_it_was_and_dropout_does_not_act(training: bool) -> None:
-    model = model_of(dropout=0.9).train(training)
+    model = model_of(embedding_dropout=0.9, residual_dropout=0.9).train(training)
     assert write(model, [1], max_tokens=8, temperature=0) == write(model, [1], max_tokens=8, temperature=0)
     beam_search(model, [1], 2, 4, None)
     abandoned = generate(model, [1], GenerationSettings(max_tokens=8), None)
@@ -173,7 +173,7 @@ def test_an_empty_prompt_and_no_beams_are_refused() -> None:
 
 
 def test_a_negative_log_probability_of_a_longer_text_counts_less_with_a_length_penalty() -> None:
-    model = model_of(head_bias=True).eval()
+    model = model_of(head={"bias": True}).eval()
     with torch.no_grad():
         model.head.weight.zero_()  # pyright: ignore[reportOptionalMemberAccess]
         probabilities = torch.full((VOCAB,), 0.1 / (VOCAB - 2))

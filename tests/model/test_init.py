@@ -21,7 +21,7 @@ def parameters(init: dict[str, Any], seed: int = 1, **shape: Any) -> dict[str, t
         "norm": {"kind": "layer"},
         "position": {"kind": "learned"},
         "tie_embeddings": False,
-        "head_bias": True,
+        "head": {"bias": True},
         "init": init,
         **shape,
     }

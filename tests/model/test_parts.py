@@ -20,10 +20,9 @@ from quintet.config.model import (
     SinusoidalPositionConfig,
     TransformerConfig,
 )
-from quintet.model.attention import attend
 from quintet.model.feedforward import ACTIVATIONS, build_feedforward
 from quintet.model.norm import RMSNorm, build_norm
-from quintet.model.position import build_added_position, build_rope, rotate, split_heads
+from quintet.model.position import Rope, build_added_position, rotate, scaled_frequencies, split_and_rotate
 
 
 def values_and_gradients(function, *tensors: Tensor) -> list[Tensor]:
@@ -76,45 +75,100 @@ def test_under_autocast_a_norm_computes_wide_and_rounds_once(config) -> None:
     assert torch.equal(narrow, norm(x).bfloat16())
 
 
+def rope_of(features: int, context: int = 1000, **keys) -> Rope:
+    return Rope(RopeConfig.model_validate(keys), context, features)
+
+
+@pytest.mark.parametrize("pairs", ["halves", "interleaved"])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("turned", [8, 4])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_splitting_with_rotation_on_a_cpu_equals_the_plain_formula(heads: int, kv_heads: int) -> None:
-    rope = build_rope(RopeConfig(theta=100.0), 32, head_dim=8)
-    assert rope is not None
-    tables = tuple(table.double() for table in rope(3, 11))
+def test_splitting_with_rotation_on_a_cpu_equals_the_plain_formula(
+    heads: int, kv_heads: int, turned: int, batched: bool, pairs: str
+) -> None:
+    rope = rope_of(turned, theta=100.0, pairs=pairs).double()
+    positions = torch.arange(3, 14)
+    rotation = rope(torch.stack([positions, positions.flip(0)]) if batched else positions)
     qkv = random(2, 11, (heads + 2 * kv_heads) * 8)
 
     def plain(qkv: Tensor) -> Tensor:
         per_head = qkv.view(2, 11, -1, 8).transpose(1, 2)
-        turned = rotate(per_head[:, : heads + kv_heads], *tables)
-        return torch.cat([turned, per_head[:, heads + kv_heads :]], dim=1)
+        rotated = rotate(per_head[:, : heads + kv_heads], rotation)
+        return torch.cat([rotated, per_head[:, heads + kv_heads :]], dim=1)
 
     def ours(qkv: Tensor) -> Tensor:
-        return torch.cat(split_heads(qkv, heads, kv_heads, tables), dim=1)  # pyright: ignore[reportArgumentType]
+        return torch.cat(split_and_rotate(qkv, heads, kv_heads, rotation), dim=1)
 
     for found, expected in zip(values_and_gradients(ours, qkv), values_and_gradients(plain, qkv), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_rotation_turns_pairs_of_features_as_complex_numbers() -> None:
-    rope = build_rope(RopeConfig(theta=50.0), 20, head_dim=6)
-    assert rope is not None
-    x = random(20, 6, dtype=torch.float32).detach()
-    numbers = x[:, :3].numpy() + 1j * x[:, 3:].numpy()
-    turned = numbers * np.exp(1j * np.arange(20)[:, None] * 50.0 ** (-np.arange(3) / 3))
-    found = rotate(x, *rope(0, 20)).numpy()
-    np.testing.assert_allclose(found[:, :3] + 1j * found[:, 3:], turned, atol=1e-5)
+@pytest.mark.parametrize("pairs", ["halves", "interleaved"])
+def test_rotation_turns_pairs_of_features_as_complex_numbers(pairs: str) -> None:
+    x = random(20, 8, dtype=torch.float32).detach()  # six features turn, two do not
+    rope = rope_of(6, theta=50.0, pairs=pairs)
+    data, found = x.numpy(), rotate(x[None, None], rope(torch.arange(20)))[0, 0].numpy()
+
+    def numbers(values: np.ndarray) -> np.ndarray:
+        return values[:, :3] + 1j * values[:, 3:6] if pairs == "halves" else values[:, 0:6:2] + 1j * values[:, 1:6:2]
+
+    turned = numbers(data) * np.exp(1j * np.arange(20)[:, None] * 50.0 ** (-np.arange(3) / 3))
+    np.testing.assert_allclose(numbers(found), turned, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 6:], data[:, 6:])
 
 
 def test_products_of_rotated_vectors_depend_on_their_distance_alone() -> None:
-    rope = build_rope(RopeConfig(), 1000, head_dim=16)
-    assert rope is not None
+    rope = rope_of(16)
     query, key = random(1, 16, dtype=torch.float32).detach(), random(1, 16, dtype=torch.float32).detach() + 1
 
     def product(query_at: int, key_at: int) -> float:
-        return float((rotate(query, *rope(query_at, 1)) * rotate(key, *rope(key_at, 1))).sum())
+        at = (torch.tensor([place]) for place in (query_at, key_at))
+        return float((rotate(query[None, None], rope(next(at))) * rotate(key[None, None], rope(next(at)))).sum())
 
     assert product(7, 2) == pytest.approx(product(905, 900), abs=1e-4)
     assert product(7, 2) != pytest.approx(product(8, 2), abs=1e-2)
+
+
+SCALINGS = {
+    "linear": ({"factor": 4.0}, {"factor": 4.0}),
+    "yarn": (
+        {"factor": 4.0, "original_context": 64, "beta_fast": 8.0},
+        {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8.0},
+    ),
+    "llama3": (
+        {"factor": 8.0, "original_context": 256, "low_freq_factor": 1.5, "high_freq_factor": 5.0},
+        {"factor": 8.0, "original_max_position_embeddings": 256, "low_freq_factor": 1.5, "high_freq_factor": 5.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(SCALINGS))
+@pytest.mark.parametrize("features", [16, 64])
+def test_scaled_frequencies_are_those_of_transformers(kind: str, features: int) -> None:
+    pytest.importorskip("transformers")
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    ours, theirs = SCALINGS[kind]
+    config = LlamaConfig(
+        hidden_size=features,
+        num_attention_heads=1,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": kind, "rope_theta": 5000.0, **theirs},
+    )
+    expected, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    rope_config = RopeConfig.model_validate({"theta": 5000.0, "scaling": {"kind": kind, **ours}})
+    found, found_factor = scaled_frequencies(rope_config, features)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=0)
+    assert found_factor == pytest.approx(factor)
+
+
+def test_ntk_scaling_stretches_the_longest_wavelength_by_the_factor_and_keeps_the_shortest() -> None:
+    plain, _ = scaled_frequencies(RopeConfig(), 32)
+    scaled, _ = scaled_frequencies(RopeConfig.model_validate({"scaling": {"kind": "ntk", "factor": 3.0}}), 32)
+    assert float(plain[-1] / scaled[-1]) == pytest.approx(3.0)
+    assert float(plain[0] / scaled[0]) == pytest.approx(1.0)
+    assert (scaled <= plain).all()
 
 
 @pytest.mark.parametrize("width", [8, 7])
@@ -125,7 +179,7 @@ def test_sinusoidal_positions_are_those_of_the_paper(width: int) -> None:
         [(math.cos if i % 2 else math.sin)(p / 10_000 ** ((i - i % 2) / width)) for i in range(width)]
         for p in range(5, 30)
     ]
-    torch.testing.assert_close(table(5, 25), torch.tensor(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(table(torch.arange(5, 30)), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 CLOSED_FORMS = {
@@ -163,29 +217,3 @@ def test_feedforward_follows_its_formula(kind: str, bias: bool) -> None:
     data = x.numpy()
     inner = np.tanh(linear("gate", data)) * linear("up", data) if kind == "gated" else np.tanh(linear("up", data))
     np.testing.assert_allclose(network(x).numpy(), linear("down", inner), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("length", "positions"), [(6, 6), (1, 6), (4, 9), (1, 1)])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_follows_its_formula(kv_heads: int, length: int, positions: int, dtype: torch.dtype) -> None:
-    queries = random(2, 4, length, 8).to(dtype)
-    keys, values = (random(2, kv_heads, positions, 8).to(dtype) + shift for shift in (0, 1))
-    wide_keys, wide_values = (part.double().repeat_interleave(4 // kv_heads, 1) for part in (keys, values))
-    scores = queries.double() @ wide_keys.mT / math.sqrt(8)
-    past = torch.arange(positions)[None, :] <= torch.arange(positions - length, positions)[:, None]
-    expected = scores.masked_fill(~past, -math.inf).softmax(-1) @ wide_values
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(attend(queries, keys, values).double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def test_dropped_attention_weights_are_dropped_whole_and_the_rest_is_scaled_up() -> None:
-    length = 64
-    values = torch.eye(length).expand(1, 1, length, length)
-    torch.manual_seed(0)
-    # With identity as values the output is the matrix of weights; equal scores make each row 1 / (row + 1).
-    zeros = torch.zeros(1, 1, length, length)
-    weights = attend(zeros, zeros, values, dropout=0.25)[0, 0] * torch.arange(1, length + 1)[:, None]
-    past = weights[torch.ones(length, length, dtype=torch.bool).tril()]
-    assert torch.allclose(past[past != 0], torch.tensor(1 / 0.75))
-    assert (past == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)

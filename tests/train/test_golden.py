@@ -17,6 +17,7 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
+from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from quintet.train.schedule import learning_rate
 from quintet.train.step import accumulate_gradients
@@ -38,7 +39,14 @@ RECIPES: dict[str, dict[str, object]] = {
         "schedule": {"kind": "linear", "warmup_steps": 5},
     },
     "untied_wsd": {
-        "model": {"layers": 1, "width": 32, "attention": {"heads": 2}, "tie_embeddings": False, "dropout": 0.1},
+        "model": {
+            "layers": 1,
+            "width": 32,
+            "attention": {"heads": 2},
+            "tie_embeddings": False,
+            "embedding_dropout": 0.1,
+            "residual_dropout": 0.1,
+        },
         "schedule": {"kind": "wsd", "warmup_steps": 3, "decay_fraction": 0.5},
         "train": {"steps": STEPS, "micro_batch_size": 4, "accumulation": 2, "clip_norm": 0.5},
     },
@@ -64,10 +72,11 @@ def curve(recipe: dict[str, object]) -> list[float]:
     compute = Compute(torch.device("cpu"), "fp32", False, "golden")
     model = build_model(config.model, VOCAB, LENGTH, config.seed)
     optimizer = build_optimizer(config.optimizer, model)
+    objective = Objective(config.loss, config.model, VOCAB, end_id=0, mask_id=VOCAB, seed=config.seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     losses = []
     for step in range(1, STEPS + 1):
-        losses.append(accumulate_gradients(model, batch(step), step, config, compute, scaler).item())
+        losses.append(accumulate_gradients(model, objective, batch(step), step, config, compute, scaler).item())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm or float("inf"))
         set_learning_rate(optimizer, learning_rate(config.schedule, config.optimizer.lr, step, STEPS))
         step_if_finite(optimizer, norm)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quintet.train.loss import IGNORED, default_chunk, linear_cross_entropy
+from quintet.train.loss import IGNORED, Smoothing, cross_entropy, default_chunk, linear_cross_entropy
 
 WIDTH, VOCAB = 16, 53
 
@@ -103,3 +103,41 @@ def test_default_chunk_fills_its_megabytes_or_keeps_128_tokens() -> None:
     assert default_chunk(65_536, "cuda") == 1024
     assert default_chunk(8_192, "cpu") == 1024
     assert default_chunk(10**9, "cuda") == 128
+
+
+SMOOTHINGS = [Smoothing(labels=0.1), Smoothing(z=1e-2), Smoothing(labels=0.3, z=0.1)]
+
+
+def by_the_formula(logits: torch.Tensor, targets: torch.Tensor, smoothing: Smoothing) -> torch.Tensor:
+    """Cross-entropy against the smoothed target, and the squared log of the denominator, token by token."""
+    total = torch.zeros((), dtype=logits.dtype)
+    for row, target in zip(logits, targets.tolist(), strict=True):
+        if target == IGNORED:
+            continue
+        wanted = torch.full_like(row, smoothing.labels / len(row))
+        wanted[target] += 1 - smoothing.labels
+        denominator = row.exp().sum().log()
+        total = total - (wanted * (row - denominator)).sum() + smoothing.z * denominator**2
+    return total
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS, ids=str)
+@pytest.mark.parametrize("ids", [None, 13])
+def test_smoothing_and_padding_follow_their_formulas_in_value_and_gradient(ids: int | None, smoothing) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(11, 6, generator=generator, requires_grad=True)
+    weight = torch.randn(16, 6, generator=generator, requires_grad=True)
+    bias = torch.randn(16, generator=generator, requires_grad=True)
+    targets = torch.randint(ids or 16, (11,), generator=generator)
+    targets[[2, 5]] = IGNORED
+    inputs = (hidden, weight, bias)
+    expected = by_the_formula(F.linear(*inputs)[:, :ids], targets, smoothing)
+    found = linear_cross_entropy(*inputs, targets, ids=ids, smoothing=smoothing, chunk=4)
+    plain = cross_entropy(F.linear(*inputs)[:, :ids], targets, smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(plain, expected)
+    for mine, true in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
+    if ids is not None:
+        gradient = torch.autograd.grad(linear_cross_entropy(*inputs, targets, ids=ids), weight)[0]
+        assert not gradient[ids:].any()

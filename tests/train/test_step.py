@@ -7,17 +7,22 @@ import torch
 import torch.nn.functional as F
 
 from quintet.errors import UserError
-from quintet.train import step as step_module
 from quintet.train.loss import IGNORED
+from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.step import accumulate_gradients, rehearse
+
+
+def objective_of(config) -> Objective:
+    return Objective(config.loss, config.model, vocab_size=61, end_id=0, mask_id=61, seed=config.seed)
+
 
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def gradients(model, batch, config, cpu) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = accumulate_gradients(model, batch, 1, config, cpu, NO_SCALING)
+    loss = accumulate_gradients(model, objective_of(config), batch, 1, config, cpu, NO_SCALING)
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -49,12 +54,14 @@ def test_the_loss_is_the_sum_over_valid_targets_divided_by_their_number(model, r
 def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(ragged_batch, make_config, cpu) -> None:
     from quintet.model import build_model
 
-    config = make_config(model={"layers": 1, "width": 32, "attention": {"heads": 2}, "dropout": 0.3})
+    config = make_config(
+        model={"layers": 1, "width": 32, "attention": {"heads": 2}, "embedding_dropout": 0.3, "residual_dropout": 0.3}
+    )
     model = build_model(config.model, 61, 16, seed=3)
 
     def loss(step: int) -> float:
         torch.rand(step * 3)  # some other use of the global generator
-        return accumulate_gradients(model, ragged_batch, step, config, cpu, NO_SCALING).item()
+        return accumulate_gradients(model, objective_of(config), ragged_batch, step, config, cpu, NO_SCALING).item()
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
@@ -64,7 +71,7 @@ def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu) ->
     optimizer = build_optimizer(make_config().optimizer, model)
     weights = copy.deepcopy(model.state_dict())
     rates = [group["lr"] for group in optimizer.param_groups]
-    rehearse(model, optimizer, make_config(), cpu, 61)
+    rehearse(model, objective_of(make_config()), optimizer, make_config(), cpu)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert optimizer.state_dict()["state"] == {}
@@ -83,14 +90,16 @@ def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
     model, make_config, cpu, monkeypatch: pytest.MonkeyPatch, train: dict[str, int], advice: str
 ) -> None:
     # A real request for more memory than there is: PyTorch's own error is what has to be understood.
-    monkeypatch.setattr(step_module, "batch_loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    monkeypatch.setattr(Objective, "loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    config = make_config(train=train)
     with pytest.raises(UserError, match=advice):
-        rehearse(model, build_optimizer(make_config().optimizer, model), make_config(train=train), cpu, 61)
+        rehearse(model, objective_of(config), build_optimizer(config.optimizer, model), config, cpu)
 
 
 def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
     model, make_config, cpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_module, "batch_loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    config = make_config()
     with pytest.raises(RuntimeError, match="shapes"):
-        rehearse(model, build_optimizer(make_config().optimizer, model), make_config(), cpu, 61)
+        rehearse(model, objective_of(config), build_optimizer(config.optimizer, model), config, cpu)

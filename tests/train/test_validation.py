@@ -7,12 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quintet.config.model import TransformerConfig
+from quintet.config.training import NextTokenLossConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.loss import IGNORED
+from quintet.train.objective import Objective
 from quintet.train.validation import ValidationResult, evaluation_mode, validate
 
 BYTES = np.arange(61)
+OBJECTIVE = Objective(NextTokenLossConfig(), TransformerConfig(), vocab_size=61, end_id=0, mask_id=61, seed=0)
 
 
 def cut(batch: Batch, sizes: list[int]) -> list[Batch]:
@@ -30,7 +34,7 @@ def test_the_loss_is_a_mean_over_tokens_however_the_samples_are_batched(model, r
     with torch.no_grad():
         expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED).item()
     for sizes in ([32], [20, 12], [1] * 32):
-        result = validate(model, cut(ragged_batch, sizes), cpu, bytes_per_token=BYTES)
+        result = validate(model, OBJECTIVE, cut(ragged_batch, sizes), cpu, bytes_per_token=BYTES)
         assert result.loss == pytest.approx(expected, rel=1e-6)
         assert result.tokens == ragged_batch.valid
         assert result.bytes == sum(int(target) for target in targets.flatten() if target != IGNORED)
@@ -45,9 +49,11 @@ def test_bits_per_byte_and_perplexity_follow_their_formulas() -> None:
 
 
 def test_dropout_is_off_and_train_mode_comes_back(ragged_batch, make_config, cpu) -> None:
-    config = make_config(model={"layers": 1, "width": 32, "attention": {"heads": 2}, "dropout": 0.5})
+    config = make_config(
+        model={"layers": 1, "width": 32, "attention": {"heads": 2}, "embedding_dropout": 0.5, "residual_dropout": 0.5}
+    )
     model = build_model(config.model, 61, 16, seed=1).train()
-    first, second = (validate(model, [ragged_batch], cpu, bytes_per_token=BYTES).loss for _ in range(2))
+    first, second = (validate(model, OBJECTIVE, [ragged_batch], cpu, bytes_per_token=BYTES).loss for _ in range(2))
     assert first == second
     assert model.training
     assert all(module.training for module in model.modules())
@@ -63,6 +69,6 @@ def test_mode_comes_back_after_an_error_too(model) -> None:
 def test_validation_leaves_gradients_and_random_numbers_alone(model, ragged_batch, cpu) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    validate(model, [ragged_batch], cpu, bytes_per_token=BYTES)
+    validate(model, OBJECTIVE, [ragged_batch], cpu, bytes_per_token=BYTES)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())

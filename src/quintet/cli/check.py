@@ -55,8 +55,9 @@ def _summary(config: RunConfig) -> str:
     lengths = {"steps": train.steps, "tokens": train.tokens, "epochs": train.epochs}
     length = next(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
     sources = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
+    size = f"of {model.layers} layers, width {model.width}" if model.kind == "transformer" else model.name_or_path
     return (
-        f"{config.name}: {model.kind} of {model.layers} layers, width {model.width}; "
+        f"{config.name}: {model.kind} {size}; "
         f"{config.tokenizer.kind} tokenizer; {sources}; "
         f"{length}, {batch.samples} × {batch.sequence_length} tokens a step"
     )

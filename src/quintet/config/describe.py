@@ -187,6 +187,8 @@ def _words(annotation: Any) -> str:
         return _choice([str(value) for value in inner])
     if origin in (Union, types.UnionType):
         return _choice([word for one in inner for word in _words(one).replace(" or ", ", ").split(", ")])
+    if origin is dict:
+        return "mapping"
     if origin is tuple:
         element = _words(inner[0])
         return f"list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_PLURALS.get(element, element)}"

@@ -45,14 +45,14 @@ def problems_of(error: ValidationError, values: dict[str, Any], places: Places) 
         context = detail.get("ctx", {})
         spot = _spot(detail["loc"])
         path, value = spot.path, lookup(values, spot.path)
-        if spot.key is None and path:
+        if detail["type"] == "cross_field":
+            found[path + (parse(context["key"]) or ())] = detail["msg"]
+        elif spot.key is None and path:
             nearest = _nearest(str(path[-1]), (key.name for key in spot.section.keys))
             found[path] = _unknown_key(spot, nearest)
             meant |= {(*path[:-1], nearest)} if nearest else set()
         elif detail["type"] == "missing":
             missing[path] = _missing(spot)
-        elif detail["type"] == "cross_field":
-            found[path + (parse(context["key"]) or ())] = detail["msg"]
         elif detail["type"] in _KIND_ERRORS:
             kind = value.get("kind", ABSENT) if isinstance(value, dict) else ABSENT
             found[(*path, "kind")] = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])

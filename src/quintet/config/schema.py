@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import model_validator
 
@@ -15,7 +16,12 @@ from quintet.config.training import (
     AutoParallelConfig,
     CheckpointConfig,
     CosineConfig,
+    DropoutScheduleConfig,
     EvaluateConfig,
+    LossConfig,
+    MaskedLossConfig,
+    NextTokenLossConfig,
+    NoDropoutScheduleConfig,
     OptimizerConfig,
     ParallelConfig,
     SampleConfig,
@@ -56,14 +62,27 @@ class RunConfig(Part):
     data: DataConfig = key(..., "what to read and how to cut it")
     tokenizer: TokenizerConfig = key(BPETokenizerConfig(), "how text becomes token ids")
     model: ModelConfig = key(TransformerConfig(), "what is trained")
+    loss: LossConfig = key(NextTokenLossConfig(), "what the model learns to predict")
     optimizer: OptimizerConfig = key(AdamWConfig(), "how gradients change the weights")
     schedule: ScheduleConfig = key(CosineConfig(), "how the learning rate changes over the steps")
+    dropout_schedule: DropoutScheduleConfig = key(
+        NoDropoutScheduleConfig(), "how the rate of every dropout changes over the steps"
+    )
     train: TrainConfig = key(..., "how long, in which batches, on what hardware")
     parallel: ParallelConfig = key(AutoParallelConfig(), "how the work is spread over devices")
     evaluate: EvaluateConfig = key(EvaluateConfig(), "validation during training")
     sample: SampleConfig = key(SampleConfig(), "texts written during training")
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "what is kept to continue and to use the run")
     track: tuple[TrackConfig, ...] = key((), "where metrics go besides the console and metrics.jsonl")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_model(cls, values: Any) -> Any:
+        """A model of the transformers library has a tokenizer, so that need not be named."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or model.get("kind") != "huggingface" or "tokenizer" in values:
+            return values
+        return {**values, "tokenizer": {"kind": "huggingface", "path": model.get("name_or_path")}}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> RunConfig:
@@ -74,6 +93,7 @@ class RunConfig(Part):
             )
         if (
             isinstance(self.tokenizer, BPETokenizerConfig)
+            and isinstance(model, TransformerConfig)
             and model.vocab_size
             and (model.vocab_size < self.tokenizer.vocab_size)
         ):
@@ -86,6 +106,12 @@ class RunConfig(Part):
             raise problem("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
         if self.train.steps is not None and self.schedule.warmup_steps > self.train.steps:
             raise problem("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
+        if isinstance(self.loss, MaskedLossConfig) and self.loss.mask_id is None and model.kind == "huggingface":
+            raise problem("loss.mask_id", "must be given: a model of the transformers library gets no row for the mask")
+        if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
+            raise problem(
+                "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"
+            )
         _ = self.batch
         return self
 

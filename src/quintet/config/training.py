@@ -66,6 +66,92 @@ class WSDConfig(_Decay):
 ScheduleConfig = Annotated[CosineConfig | LinearConfig | ConstantConfig | WSDConfig, Field(discriminator="kind")]
 
 
+class NoDropoutScheduleConfig(Part):
+    """Every dropout keeps the rate that the model gives it."""
+
+    kind: Literal["none"] = key("none", "the rates that the model says")
+
+
+class ConstantDropoutConfig(Part):
+    """One rate for every dropout of the model, whatever the model says."""
+
+    kind: Literal["constant"] = key(..., "one rate everywhere")
+    rate: float = key(..., "rate of every dropout", unit="probability", ge=0, lt=1)
+
+
+class LinearDropoutConfig(Part):
+    """A straight line from one rate to another, flat before and after; it holds for every dropout of the model."""
+
+    kind: Literal["linear"] = key(..., "a straight line from one rate to another")
+    start: float = key(..., "rate up to `first_step`", unit="probability", ge=0, lt=1)
+    end: float = key(..., "rate from `last_step` on", unit="probability", ge=0, lt=1)
+    first_step: int = key(0, "step at which the line begins", unit="steps", ge=0)
+    last_step: int | None = key(None, "step at which the line ends; the run's last when not given", unit="steps", ge=1)
+
+
+class TriangleDropoutConfig(Part):
+    """Up and down again between two rates, in equal cycles; it holds for every dropout of the model."""
+
+    kind: Literal["triangle"] = key(..., "up and down in equal cycles")
+    low: float = key(0.0, "rate at the ends of a cycle", unit="probability", ge=0, lt=1)
+    high: float = key(..., "rate in the middle of a cycle", unit="probability", ge=0, lt=1)
+    cycles: int = key(1, "cycles in `steps`", unit="cycles", ge=1)
+    steps: int | None = key(
+        None, "steps of all cycles, after which the rate stays low; the run's when not given", unit="steps", ge=1
+    )
+
+
+DropoutScheduleConfig = Annotated[
+    NoDropoutScheduleConfig | ConstantDropoutConfig | LinearDropoutConfig | TriangleDropoutConfig,
+    Field(discriminator="kind"),
+]
+
+
+class _Loss(Part):
+    label_smoothing: float = key(
+        0.0, "part of the target that is spread evenly over all ids (Szegedy et al. 2016)", unit="fraction", ge=0, lt=1
+    )
+    z_loss: float = key(
+        0.0, "weight of the squared log of the softmax's denominator (Chowdhery et al. 2022)", unit="factor", ge=0
+    )
+    chunk: int | None = key(
+        None,
+        "tokens whose logits are in memory at once; when not given, as many as fit 256 MB (32 MB on a CPU)",
+        unit="tokens",
+        ge=1,
+    )
+
+
+class NextTokenLossConfig(_Loss):
+    """Cross-entropy of each token given those that its position may see."""
+
+    kind: Literal["next_token"] = key("next_token", "predict each next token")
+
+
+class MaskedLossConfig(_Loss):
+    """Masked next-token prediction (BehnamGhader et al. 2024): some tokens of the input are hidden, as in BERT, and
+    predicted at the position before them; the others have no loss."""
+
+    kind: Literal["masked"] = key(..., "predict hidden tokens, each at the position before it")
+    fraction: float = key(0.15, "part of the tokens that is to be predicted", unit="fraction", gt=0, le=1)
+    masked: float = key(0.8, "part of these that the mask stands for", unit="fraction", ge=0, le=1)
+    random: float = key(
+        0.1, "part of these that a random token stands for; the rest stays as it is", unit="fraction", ge=0, le=1
+    )
+    mask_id: int | None = key(
+        None, "id of the mask; one more row of the embedding, never predicted, when not given", unit="id", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> MaskedLossConfig:
+        if self.masked + self.random > 1 + 1e-9:
+            raise problem("random", f"masked and random are {self.masked + self.random:g} together; at most 1 fits")
+        return self
+
+
+LossConfig = Annotated[NextTokenLossConfig | MaskedLossConfig, Field(discriminator="kind")]
+
+
 class TrainConfig(Part):
     """How long, in which batches, and on what hardware a run trains."""
 
@@ -92,12 +178,6 @@ class TrainConfig(Part):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key(
         "auto", "where to train; auto takes cuda, mps, cpu in this order"
-    )
-    loss_chunk: int | None = key(
-        None,
-        "tokens whose logits are in memory at once; when not given, as many as fit 256 MB (32 MB on a CPU)",
-        unit="tokens",
-        ge=1,
     )
     log_every: int = key(10, "steps from one progress line to the next", unit="steps", ge=1)
 

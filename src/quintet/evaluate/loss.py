@@ -21,8 +21,8 @@ def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) ->
         raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
     return validate(
         run.model,
+        run.objective,
         prepared.validation.batches(run.config.evaluate.batch_size or run.config.batch.micro_batch_size, samples),
         run.compute,
         bytes_per_token=run.tokenizer.bytes_per_token(),
-        chunk=run.config.train.loss_chunk,
     )

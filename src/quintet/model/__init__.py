@@ -1,4 +1,4 @@
-"""The model: a transformer put together from the parts that the run file names.
+"""The model: a transformer put together from the parts that the run file names, or one of Hugging Face's library.
 
 ``quintet.model.count`` needs no PyTorch, so the names below are looked up when they are first used.
 """
@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quintet.model.transformer import Transformer, build_model
+    from quintet.model.build import Model, build_model
+    from quintet.model.transformer import Transformer
 
-__all__ = ["Transformer", "build_model"]
+_HOMES = {
+    "Model": "quintet.model.build",
+    "build_model": "quintet.model.build",
+    "Transformer": "quintet.model.transformer",
+}
+__all__ = ["Model", "Transformer", "build_model"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("quintet.model.transformer"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

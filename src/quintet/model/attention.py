@@ -2,67 +2,73 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintet.config.model import TransformerConfig
-from quintet.model.blocked_attention import blocked_causal_attention
 from quintet.model.cache import LayerCache
-from quintet.model.position import Rotation, split_heads
+from quintet.model.kernels import Mask, attend
+from quintet.model.norm import build_norm
+from quintet.model.position import Rotation, rotate, split_and_rotate
 
 
-class CausalAttention(nn.Module):
-    """Multi-head, grouped-query or multi-query attention to earlier positions.
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention, to what the mask lets each position see.
 
     Queries, keys and values come from one projection: the rows of ``qkv.weight`` are all query heads, then all key
-    heads, then all value heads.
+    heads, then all value heads. ``output`` is None where all blocks share one.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.dropout = config.attention.dropout
-        bias = config.attention.bias
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
-        self.output = nn.Linear(self.heads * self.head_dim, config.width, bias=bias)
+        part = config.attention
+        self.heads, self.kv_heads, self.scale = config.heads, config.kv_heads, part.scale
+        self.input_dropout = nn.Dropout(part.input_dropout)
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * config.head_dim, bias=part.bias)
+        self.norm_heads_together = part.qk_norm == "projection"
+        self.query_norm = self.key_norm = None
+        if part.qk_norm != "none":
+            together = (self.heads, self.kv_heads) if self.norm_heads_together else (1, 1)
+            self.query_norm, self.key_norm = (build_norm(config.norm, heads * config.head_dim) for heads in together)
+        self.dropout = nn.Dropout(part.dropout)
+        self.output = None if config.tie_attention_output else build_output(config)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Mask,
+        rotation: Rotation | None,
+        cache: LayerCache | None = None,
+        shared_output: nn.Module | None = None,
+    ) -> Tensor:
         """[batch, length, width] to the same; with ``cache``, ``x`` continues what is stored there."""
-        queries, keys, values = split_heads(self.qkv(x), self.heads, self.kv_heads, rotation)
+        queries, keys, values = self._project(self.input_dropout(x), rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        mixed = attend(queries, keys, values, self.dropout if self.training else 0.0)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = attend(queries, keys, values, mask, dropout=dropout, scale=self.scale)
+        output = self.output if self.output is not None else shared_output
+        assert output is not None
+        return output(mixed.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, heads, length, head_dim], keys and values [batch, kv_heads, length, head_dim]."""
+        qkv = self.qkv(x)
+        if self.query_norm is None or self.key_norm is None:
+            return split_and_rotate(qkv, self.heads, self.kv_heads, rotation)
+        features = qkv.shape[-1] // (self.heads + 2 * self.kv_heads)
+        widths = [heads * features for heads in (self.heads, self.kv_heads, self.kv_heads)]
+        queries, keys, values = qkv.split(widths, dim=-1)
+        if self.norm_heads_together:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys, values = (part.unflatten(-1, (-1, features)) for part in (queries, keys, values))
+        if not self.norm_heads_together:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        return queries, keys, values
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention of the last ``length`` positions to all: softmax(queries · keysᵀ / sqrt(features)) · values.
-
-    ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, positions, features]
-    with positions >= length, and each key head serves heads / kv_heads consecutive query heads. Returns the shape of
-    ``queries``. ``dropout`` is the probability with which an attention weight is dropped.
-    """
-    length, positions = queries.shape[2], keys.shape[2]
-    if length == positions and not dropout and _blocked_is_faster(queries):
-        return blocked_causal_attention(queries, keys, values)
-    grouped = queries.shape[1] != keys.shape[1]
-    if grouped and queries.device.type == "cuda" and queries.dtype == torch.float32:
-        # Of the fused kernels on CUDA only those for 16 bits share a key head; fp32 would fall back to the unfused one.
-        repeats = queries.shape[1] // keys.shape[1]
-        keys, values = (part.repeat_interleave(repeats, dim=1) for part in (keys, values))
-        grouped = False
-    mask, causal = None, False
-    if length == positions:
-        causal = True
-    elif length > 1:
-        # PyTorch aligns its causal mask with the first key, not with the last.
-        mask = torch.ones(length, positions, dtype=torch.bool, device=queries.device).tril(positions - length)
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
-    )
-
-
-def _blocked_is_faster(queries: Tensor) -> bool:
-    """In training on a CPU in bf16 the blocks beat PyTorch's fused kernel 2 to 5 times; in fp32 they do not."""
-    return queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.requires_grad
+def build_output(config: TransformerConfig) -> nn.Linear:
+    """The projection of what the heads found back to the width of the model."""
+    return nn.Linear(config.heads * config.head_dim, config.width, bias=config.output_bias)

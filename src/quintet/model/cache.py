@@ -9,25 +9,28 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one block, [batch, kv_heads, capacity, head_dim], filled from the left."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
         self._pair: tuple[Tensor, Tensor] | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``keys`` and ``values`` [batch, kv_heads, length, head_dim] and return all that is stored so far.
+        """Store ``keys`` and ``values`` [batch, kv_heads, length, head_dim] and return all that is stored so far, or
+        the whole buffers if they are static.
 
         Memory is taken with the first tokens, in their type, on their device and with their number of heads.
         """
-        start, stop = self.length, self.length + keys.shape[2]
-        assert stop <= self.capacity, f"a cache for {self.capacity} positions cannot hold {stop}"
+        start, length = self._cache.start, keys.shape[2]
+        stop = self._cache.keys_after(length)
         if self._pair is None:
             batch, kv_heads, _, head_dim = keys.shape
-            shape = (batch, kv_heads, self.capacity, head_dim)
-            self._pair = keys.new_empty(shape), values.new_empty(shape)
+            shape = (batch, kv_heads, self._cache.capacity, head_dim)
+            # Zeros, for whatever a static buffer holds beyond its end is multiplied with a weight of zero.
+            self._pair = keys.new_zeros(shape), values.new_zeros(shape)
         for stored, new in zip(self._pair, (keys, values), strict=True):
-            stored[:, :, start:stop] = new
-        self.length = stop
+            if isinstance(start, Tensor):
+                stored.index_copy_(2, start + torch.arange(length, device=keys.device), new)
+            else:
+                stored[:, :, start:stop] = new
         return self._pair[0][:, :, :stop], self._pair[1][:, :, :stop]
 
     def select(self, rows: Tensor) -> None:
@@ -37,17 +40,70 @@ class LayerCache:
 
 
 class KVCache:
-    """One ``LayerCache`` a block, for up to ``capacity`` positions."""
+    """One ``LayerCache`` a block, for up to ``capacity`` positions.
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(layers)]
+    ``padding`` [batch] counts the positions on the left of each row that hold no token. A ``static`` cache has tensors
+    of one shape from the first token to the last, and keeps its length on the device, so that a compiled step serves
+    them all.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        capacity: int,
+        *,
+        padding: Tensor | None = None,
+        static: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.capacity, self.static, self.padding = capacity, static, padding
+        self._length = 0
+        self._position = torch.zeros((), dtype=torch.long, device=device) if static else None
+        self._document: tuple[Tensor, Tensor] | None = None
+        self.layers = [LayerCache(self) for _ in range(layers)]
 
     @property
     def length(self) -> int:
-        """Positions that are stored."""
-        return self.layers[0].length
+        """Positions that are stored, padding included."""
+        return self._length if self._position is None else int(self._position)
+
+    @property
+    def start(self) -> int | Tensor:
+        """Where the next token goes; on the device when the cache is static."""
+        return self._length if self._position is None else self._position
+
+    def keys_after(self, length: int) -> int:
+        """Keys that attention reads when ``length`` tokens more are stored."""
+        if self._position is not None:
+            return self.capacity
+        stop = self._length + length
+        assert stop <= self.capacity, f"a cache for {self.capacity} positions cannot hold {stop}"
+        return stop
+
+    def advance(self, length: int) -> None:
+        """Count ``length`` tokens as stored, when every block has stored them."""
+        if self._position is None:
+            self._length += length
+        else:
+            self._position += length
+
+    def document_begin(self, documents: Tensor, fresh: Tensor) -> Tensor:
+        """Where the documents of the next tokens begin, [batch]: where the last ones did if they go on, else at
+        ``fresh``."""
+        if self._document is None:
+            return fresh
+        last, begin = self._document
+        return torch.where(documents == last, begin, fresh)
+
+    def remember_document(self, documents: Tensor, begins: Tensor) -> None:
+        """Keep the number and the beginning of each row's last document, [batch] each."""
+        self._document = documents, begins
 
     def select(self, rows: Tensor | list[int]) -> None:
         """Make row i of the batch what row ``rows[i]`` was, in every block."""
         for layer in self.layers:
             layer.select(torch.as_tensor(rows))
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+        if self._document is not None:
+            self._document = self._document[0][rows], self._document[1][rows]

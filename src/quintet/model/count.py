@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quintet.config.model import TransformerConfig
+from quintet.config.model import NormConfig, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,41 @@ class Flops:
         return self.forward + self.backward
 
 
-def count_parameters(config: TransformerConfig, vocab_size: int, context_length: int) -> ParameterCount:
+def count_parameters(
+    config: TransformerConfig, vocab_size: int, context_length: int, extra_rows: int = 0
+) -> ParameterCount:
     """The parameters of ``build_model(config, vocab_size, context_length, ...)``, exactly."""
+    rows = config.rows(vocab_size + extra_rows)
     positions = context_length if config.position.kind == "learned" else 0
-    embedding = (vocab_size + positions) * config.width
-    head = 0 if config.tie_embeddings else vocab_size * config.width
-    head_bias = vocab_size if config.head_bias else 0
-    block = _block_matrices(config) + _block_biases(config) + 2 * _norm(config)
-    total = embedding + config.layers * block + _norm(config) + head + head_bias
+    embedding = (rows + positions) * config.width
+    head = 0 if config.tie_embeddings else rows * config.width
+    head_bias = rows if config.head.bias else 0
+    feedforwards = 1 if config.tie_feedforward else config.layers
+    outputs = 1 if config.tie_attention_output else config.layers
+    total = (
+        embedding
+        + config.layers * (_projection(config) + _norms(config))
+        + feedforwards * _feedforward(config)
+        + outputs * _output(config)
+        + _norm(config.last_norm, config.width)
+        + head
+        + head_bias
+    )
     return ParameterCount(total=total, trainable=total, embedding=embedding)
 
 
-def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length: int) -> Flops:
+def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length: int, extra_rows: int = 0) -> Flops:
     """What a token costs in training on sequences of ``sequence_length``, head and loss gradient included.
 
     Only matrix products count. A product with a matrix of n parameters is 2n forward and 4n backward, for the gradients
-    of its input and of its weight. The attention of a token is 4 · heads · head_dim · sequence_length forward a block,
-    twice that backward: the attention matrix counts whole although the causal mask voids half of it, and a kernel that
-    computes it a second time in the backward pass earns nothing by it. This is the convention of PaLM's model FLOPs
-    utilisation (Chowdhery et al. 2022, appendix B), and what ``torch.utils.flop_counter`` counts with the unfused
-    attention. With a fused one on CUDA the counter adds the recomputation, 2 · heads · head_dim · sequence_length a
-    block; the fused one on a CPU it does not count at all.
+    of its input and of its weight, each time it is used. The attention of a token is 4 · heads · head_dim ·
+    sequence_length forward a block, twice that backward: the attention matrix counts whole, whatever the mask hides of
+    it, and a kernel that computes it a second time in the backward pass earns nothing by it. This is the convention of
+    PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B), and what ``torch.utils.flop_counter`` counts
+    with the unfused attention. With a fused one on CUDA the counter adds the recomputation, 2 · heads · head_dim ·
+    sequence_length a block; the fused one on a CPU it does not count at all.
     """
-    matrices = config.layers * _block_matrices(config) + vocab_size * config.width
+    matrices = config.layers * _block_matrices(config) + config.rows(vocab_size + extra_rows) * config.width
     attention = config.layers * 4 * config.heads * config.head_dim * sequence_length
     forward = 2 * matrices + attention
     return Flops(forward=forward, backward=2 * forward)
@@ -66,16 +78,35 @@ def _block_matrices(config: TransformerConfig) -> int:
     return config.width * (queries + pairs) + queries * config.width + projections * config.width * config.hidden
 
 
-def _block_biases(config: TransformerConfig) -> int:
-    count = 0
-    if config.attention.bias:
-        count += (config.heads + 2 * config.kv_heads) * config.head_dim + config.width
-    if config.feedforward.bias:
-        count += (2 if config.feedforward.kind == "gated" else 1) * config.hidden + config.width
+def _projection(config: TransformerConfig) -> int:
+    """Queries, keys and values of one block."""
+    return (config.width + config.attention.bias) * (config.heads + 2 * config.kv_heads) * config.head_dim
+
+
+def _output(config: TransformerConfig) -> int:
+    return (config.heads * config.head_dim + config.output_bias) * config.width
+
+
+def _feedforward(config: TransformerConfig) -> int:
+    wide = 2 if config.feedforward.kind == "gated" else 1
+    bias = config.feedforward.bias
+    return wide * (config.width + bias) * config.hidden + (config.hidden + bias) * config.width
+
+
+def _norms(config: TransformerConfig) -> int:
+    """All norms of one block."""
+    places = 2 if config.block == "sandwich_norm" else 1
+    count = places * _norm(config.attention_norm, config.width)
+    if config.block != "parallel":
+        count += places * _norm(config.feedforward_norm, config.width)
+    if config.attention.qk_norm != "none":
+        together = config.attention.qk_norm == "projection"
+        for heads in (config.heads, config.kv_heads):
+            count += _norm(config.norm, (heads if together else 1) * config.head_dim)
     return count
 
 
-def _norm(config: TransformerConfig) -> int:
-    if config.norm.kind == "none":
+def _norm(norm: NormConfig, width: int) -> int:
+    if norm.kind == "none":
         return 0
-    return 2 * config.width if config.norm.kind == "layer" and config.norm.bias else config.width
+    return (norm.gain + (norm.kind == "layer" and norm.bias)) * width

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.model import Activation, GatedFeedForwardConfig, TransformerConfig
+from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForwardConfig, TransformerConfig
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -40,36 +40,37 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 def build_feedforward(config: TransformerConfig) -> nn.Module:
     """The feed-forward network of ``config``: [..., width] to [..., width]."""
-    part = config.feedforward
-    kind = GatedFeedForward if isinstance(part, GatedFeedForwardConfig) else PlainFeedForward
-    return kind(config.width, config.hidden, part.activation, part.bias, part.dropout)
+    gated = isinstance(config.feedforward, GatedFeedForwardConfig)
+    return (GatedFeedForward if gated else PlainFeedForward)(config.width, config.hidden, config.feedforward)
 
 
 class GatedFeedForward(nn.Module):
     """down(activation(gate(x)) · up(x)) (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=bias)
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
-        self.activation = ACTIVATIONS[activation]
-        self.dropout = dropout
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.gate = nn.Linear(width, hidden, bias=config.bias)
+        self.up = nn.Linear(width, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.activation(self.gate(x)) * self.up(x)
-        return self.down(F.dropout(hidden, self.dropout, self.training))
+        x = self.input_dropout(x)
+        return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))
 
 
 class PlainFeedForward(nn.Module):
     """down(activation(up(x))) (Vaswani et al. 2017)."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
-        self.activation = ACTIVATIONS[activation]
-        self.dropout = dropout
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.up = nn.Linear(width, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.dropout(self.activation(self.up(x)), self.dropout, self.training))
+        return self.down(self.dropout(self.activation(self.up(self.input_dropout(x)))))

@@ -123,7 +123,7 @@ def _next_logits(model: Transformer, new: list[list[int]], cache: KVCache, allow
     """fp32 logits [batch, allowed ids] after the ids ``new`` [batch, length], which the cache takes up."""
     # Each step is one position longer, and a compiled block would be compiled again for it.
     with torch.compiler.set_stance("force_eager"):
-        hidden = model.hidden(torch.tensor(new, device=model.device), cache)[:, -1]
+        hidden = model.hidden(torch.tensor(new, device=model.device), cache=cache)[:, -1]
         return model.logits(hidden)[:, :allowed_ids].float()
 
 

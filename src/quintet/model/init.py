@@ -11,11 +11,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from quintet.config.model import KaimingInitConfig, NoInitConfig, NormalInitConfig, TransformerConfig, XavierInitConfig
+from quintet.config.model import (
+    KaimingInitConfig,
+    NoInitConfig,
+    NormalInitConfig,
+    PretrainedInitConfig,
+    TransformerConfig,
+    XavierInitConfig,
+)
 from quintet.randomness import key
 
 EMBEDDING_STD = 0.02
-RESIDUAL_WRITERS = ("attention.output.weight", "feedforward.down.weight")
+RESIDUAL_WRITERS = ("attention.output.weight", "attention_output.weight", "feedforward.down.weight")
 EMBEDDINGS = ("embedding.weight", "position.weight")
 GAINS = {
     "linear": 1.0,
@@ -45,6 +52,7 @@ def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
 def _fill(value: Tensor, name: str, config: TransformerConfig, generator: torch.Generator) -> None:
     """Draw ``value`` in place: gains are one, biases zero, and matrices as ``config.init`` says."""
     init = config.init
+    assert not isinstance(init, PretrainedInitConfig), "trained weights are given, not drawn"
     if name.endswith(".bias"):
         value.zero_()
     elif value.dim() == 1:

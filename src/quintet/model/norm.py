@@ -19,44 +19,47 @@ def build_norm(config: NormConfig, width: int) -> nn.Module:
     """The norm of ``config`` over ``width`` features: [..., width] to [..., width]."""
     match config:
         case RMSNormConfig():
-            return RMSNorm(width, config.eps)
+            return RMSNorm(width, config.eps, config.gain)
         case LayerNormConfig():
-            return LayerNorm(width, config.eps, config.bias)
+            return LayerNorm(width, config.eps, config.gain, config.bias)
         case NoNormConfig():
             return nn.Identity()
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · weight (Zhang and Sennrich 2019); the weight is optional."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(width)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.weight is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.weight, self.eps, product_dtype(x))  # pyright: ignore[reportReturnType]
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps).to(product_dtype(x))
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, (self.width,), weight, self.eps).to(product_dtype(x))
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
 
 class LayerNorm(nn.Module):
-    """(x − mean(x)) / sqrt(variance(x) + eps) · weight + bias (Ba et al. 2016); the bias is optional."""
+    """(x − mean(x)) / sqrt(variance(x) + eps) · weight + bias (Ba et al. 2016); weight and bias are optional."""
 
-    def __init__(self, width: int, eps: float, bias: bool) -> None:
+    def __init__(self, width: int, eps: float, gain: bool, bias: bool) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(width)) if gain else None
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(product_dtype(x))
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps).to(product_dtype(x))
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.model import LearnedPositionConfig, PositionConfig, RopeConfig, SinusoidalPositionConfig
+from quintet.config.model import (
+    LearnedPositionConfig,
+    LinearScalingConfig,
+    Llama3ScalingConfig,
+    NTKScalingConfig,
+    PositionConfig,
+    RopeConfig,
+    SinusoidalPositionConfig,
+    TransformerConfig,
+    YarnScalingConfig,
+)
 
-Rotation = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines, each fp32 [length, pairs] or [batch, 1, length, pairs]: of the first 2 · pairs features of a
+    head, i turns with i + pairs, or 2i with 2i + 1 when ``interleaved``."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
 
 
 def build_added_position(config: PositionConfig, context_length: int, width: int) -> nn.Module | None:
-    """What is added to the embedding, or None: a module from (start, length) to [length, width]."""
+    """What is added to the embedding, or None: a module from positions [...] to [..., width]."""
     match config:
         case LearnedPositionConfig():
             return LearnedPosition(context_length, width)
@@ -23,9 +44,10 @@ def build_added_position(config: PositionConfig, context_length: int, width: int
             return None
 
 
-def build_rope(config: PositionConfig, context_length: int, head_dim: int) -> Rope | None:
+def build_rope(config: TransformerConfig, context_length: int) -> Rope | None:
     """The rotation of queries and keys, or None."""
-    return Rope(context_length, head_dim, config.theta) if isinstance(config, RopeConfig) else None
+    position = config.position
+    return Rope(position, context_length, config.rotary_dim) if isinstance(position, RopeConfig) else None
 
 
 class LearnedPosition(nn.Module):
@@ -35,8 +57,8 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(context_length, width))
 
-    def forward(self, start: int, length: int) -> Tensor:
-        return self.weight[start : start + length]
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(positions, self.weight)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)
@@ -49,57 +71,111 @@ class SinusoidalPosition(nn.Module):
 
     def __init__(self, context_length: int, width: int, theta: float) -> None:
         super().__init__()
-        angles = _angles(context_length, width, theta)
+        angles = _angles(context_length, _frequencies(width, theta))
         table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
         self.register_buffer("table", table.float().contiguous(), persistent=False)
 
-    def forward(self, start: int, length: int) -> Tensor:
-        return self.table[start : start + length]
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.table[positions]
 
 
 class Rope(nn.Module):
-    """The cosines and sines of the rotary position embedding (Su et al. 2021).
-
-    Feature i of a head is turned together with feature i + head_dim / 2, as in GPT-NeoX and Llama.
-    """
+    """The cosines and sines of the rotary position embedding (Su et al. 2021) of ``features`` features of a head."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, context_length: int, head_dim: int, theta: float) -> None:
+    def __init__(self, config: RopeConfig, context_length: int, features: int) -> None:
         super().__init__()
-        angles = _angles(context_length, head_dim, theta)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.interleaved = config.pairs == "interleaved"
+        frequencies, factor = scaled_frequencies(config, features)
+        angles = _angles(context_length, frequencies)
+        self.register_buffer("cos", (angles.cos() * factor).float(), persistent=False)
+        self.register_buffer("sin", (angles.sin() * factor).float(), persistent=False)
 
-    def forward(self, start: int, length: int) -> Rotation:
-        """Cosines and sines, each fp32 [length, head_dim / 2], of the positions from ``start``."""
-        return self.cos[start : start + length], self.sin[start : start + length]
+    def forward(self, positions: Tensor) -> Rotation:
+        """The rotation of ``positions`` [length] or [batch, length]."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        if positions.dim() == 2:
+            cos, sin = cos[:, None], sin[:, None]  # one rotation for all heads
+        return Rotation(cos, sin, self.interleaved)
 
 
-def split_heads(qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+def scaled_frequencies(config: RopeConfig, features: int) -> tuple[Tensor, float]:
+    """Angles a position, fp64 [features / 2], and the factor on cosines and sines, as ``config.scaling`` says."""
+    scaling, theta = config.scaling, config.theta
+    frequencies = _frequencies(features, theta)
+    match scaling:
+        case LinearScalingConfig():
+            return frequencies / scaling.factor, 1.0
+        case NTKScalingConfig():
+            # With a single pair there is no longest wavelength besides the shortest, which stays.
+            larger = theta * scaling.factor ** (features / (features - 2)) if features > 2 else theta
+            return _frequencies(features, larger), 1.0
+        case YarnScalingConfig():
+            kept = _kept_by_yarn(scaling, theta, features)
+            factor = (
+                0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
+            )
+            return frequencies / scaling.factor * (1 - kept) + frequencies * kept, factor
+        case Llama3ScalingConfig():
+            turns = scaling.original_context * frequencies / (2 * math.pi)
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            kept = ((turns - low) / (high - low)).clamp(0, 1)
+            return frequencies / scaling.factor * (1 - kept) + frequencies * kept, 1.0
+        case _:
+            return frequencies, 1.0
+
+
+def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Tensor:
+    """How much of each frequency stays, 0 to 1: fp64 [features / 2] (Peng et al. 2023, section 3.2, in the form of the
+    authors' code, where the ramp runs over the number of the pair)."""
+
+    def pair_with(turns: float) -> float:
+        return features * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_with(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_with(scaling.beta_slow)), features - 1)
+    pairs = torch.arange(features // 2, dtype=torch.float64, device="cpu")
+    return 1 - ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+
+
+def split_and_rotate(
+    qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [batch, heads, length, head_dim], and keys and values [batch, kv_heads, length, head_dim], of ``qkv``
     [batch, length, (heads + 2 · kv_heads) · head_dim]; queries and keys are turned by ``rotation``."""
     if rotation is not None and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _SplitAndRotate.apply(qkv, heads, kv_heads, *rotation)  # pyright: ignore[reportReturnType]
+        return _SplitAndRotate.apply(qkv, heads, kv_heads, rotation)  # pyright: ignore[reportReturnType]
     per_head = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
     queries, keys, values = per_head.split([heads, kv_heads, kv_heads], dim=1)
     if rotation is not None:
-        queries, keys = rotate(queries, *rotation), rotate(keys, *rotation)
+        queries, keys = rotate(queries, rotation), rotate(keys, rotation)
     return queries, keys, values
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x`` [..., length, head_dim] turned by angles given as ``cos`` and ``sin`` [length, head_dim / 2].
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """``x`` [batch, heads, length, head_dim] turned by ``rotation``.
 
     Computed in fp32 and rounded once, which costs nothing where the compiler fuses it.
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    cos, sin = rotation.cos, rotation.sin
+    first, second = _pairs(x, rotation)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    whole = torch.stack(turned, dim=-1).flatten(-2) if rotation.interleaved else torch.cat(turned, dim=-1)
+    return torch.cat([whole.to(x.dtype), x[..., whole.shape[-1] :]], dim=-1)
+
+
+def _pairs(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Views of the features that turn together."""
+    pairs = rotation.cos.shape[-1]
+    if rotation.interleaved:
+        return x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
+    return x[..., :pairs], x[..., pairs : 2 * pairs]
 
 
 class _SplitAndRotate(torch.autograd.Function):
-    """``split_heads`` with rotation for a CPU, where every pass over memory counts.
+    """``split_and_rotate`` for a CPU, where every pass over memory counts.
 
     Results are written in the layout that attention reads, and gradients straight into the gradient of the projection,
     without the zeros, copies and sums of slices. It computes in the type of ``qkv``, as fp32 would triple the traffic:
@@ -107,39 +183,48 @@ class _SplitAndRotate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, kv_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        cos, sin = cos.to(qkv.dtype), sin.to(qkv.dtype)
+    def forward(ctx: Any, qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation) -> tuple[Tensor, ...]:
+        cos, sin = rotation.cos.to(qkv.dtype), rotation.sin.to(qkv.dtype)
         ctx.save_for_backward(cos, sin)
-        ctx.heads, ctx.kv_heads = heads, kv_heads
+        ctx.heads, ctx.kv_heads, ctx.interleaved = heads, kv_heads, rotation.interleaved
         per_head = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
         turned = []
         for part in per_head.split([heads, kv_heads, kv_heads], dim=1)[:2]:
             turned.append(torch.empty(part.shape, dtype=part.dtype, device=part.device))
-            _rotate_into(turned[-1], part, cos, sin)
+            _rotate_into(turned[-1], part, Rotation(cos, sin, rotation.interleaved))
         return *turned, per_head[:, heads + kv_heads :].contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
+        back = Rotation(cos, -sin, ctx.interleaved)  # the transpose of a rotation is the rotation back
         batch, _, length, head_dim = gradients[0].shape
         whole = gradients[0].new_empty(batch, length, ctx.heads + 2 * ctx.kv_heads, head_dim)
         queries, keys, values = whole.transpose(1, 2).split([ctx.heads, ctx.kv_heads, ctx.kv_heads], dim=1)
-        _rotate_into(queries, gradients[0], cos, -sin)  # the transpose of a rotation is the rotation back
-        _rotate_into(keys, gradients[1], cos, -sin)
+        _rotate_into(queries, gradients[0], back)
+        _rotate_into(keys, gradients[1], back)
         values.copy_(gradients[2])
-        return whole.flatten(2), None, None, None, None
+        return whole.flatten(2), None, None, None
 
 
-def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+def _rotate_into(out: Tensor, x: Tensor, rotation: Rotation) -> None:
+    cos, sin = rotation.cos, rotation.sin
+    (first, second), (out_first, out_second) = _pairs(x, rotation), _pairs(out, rotation)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    turned = 2 * cos.shape[-1]
+    if turned < x.shape[-1]:
+        out[..., turned:] = x[..., turned:]
 
 
-def _angles(positions: int, features: int, theta: float) -> Tensor:
-    """position · theta^(−2i / features) in fp64, [positions, ceil(features / 2)].
+def _frequencies(features: int, theta: float) -> Tensor:
+    """theta^(−2i / features) in fp64, [ceil(features / 2)].
 
     On the CPU whatever the default device, since a model may be laid out on the meta device first.
     """
-    exponents = torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features
-    return torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * theta**-exponents
+    return theta ** -(torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features)
+
+
+def _angles(positions: int, frequencies: Tensor) -> Tensor:
+    """Angle of each position and frequency, fp64 [positions, frequencies]."""
+    return torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * frequencies

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.data.prepare import build_tokenizer_of, prepare
-from quintet.model.count import ParameterCount, count_parameters, flops_per_token
-from quintet.train.setup import context_length, model_vocabulary, total_steps
+from quintet.model.count import ParameterCount
+from quintet.train.model import model_vocabulary, parameter_count, training_flops
+from quintet.train.setup import total_steps
 
 FP32_BYTES = 4
 ADAMW_AVERAGES = 2
@@ -68,8 +70,8 @@ def make_plan(config: RunConfig) -> Plan:
     samples = prepare(config).train.epoch_samples if config.train.epochs is not None else 0
     batch = config.batch
     steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
-    parameters = count_parameters(config.model, vocab_size, context_length(config))
-    flops = flops_per_token(config.model, vocab_size, batch.sequence_length).total
+    parameters = parameter_count(config, vocab_size)
+    flops = training_flops(config, vocab_size).total
     tokens = steps * batch.tokens
     memory = Memory(
         weights=FP32_BYTES * parameters.total,
@@ -94,7 +96,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _vocabulary(config: RunConfig) -> int:
-    if config.model.vocab_size is not None:
+    if isinstance(config.model, TransformerConfig) and config.model.vocab_size is not None:
         return config.model.vocab_size
     if isinstance(config.tokenizer, BPETokenizerConfig):
         return config.tokenizer.vocab_size

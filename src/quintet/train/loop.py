@@ -12,6 +12,7 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track.console import Reporter
 from quintet.train.compute import measure_peak, peak_memory
+from quintet.train.dropout import dropout_rate, set_dropout
 from quintet.train.interruption import Interruption, watch_signals
 from quintet.train.meter import Meter
 from quintet.train.optimizer import set_learning_rate, step_if_finite
@@ -48,11 +49,14 @@ def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
     config, steps, first = run.config, run.steps, run.progress.step
     validation = None
     meter = Meter()
-    with closing(prefetch(run.data.batch, first, steps)) as batches:
+    with closing(prefetch(run.batch, first, steps)) as batches:
         for step, batch in enumerate(batches, start=first + 1):
             if batch.valid:
                 rate = learning_rate(config.schedule, config.optimizer.lr, step, steps)
-                loss = accumulate_gradients(run.model, batch, step, config, run.compute, run.scaler)
+                dropout = dropout_rate(config.dropout_schedule, step, steps)
+                if dropout is not None:
+                    set_dropout(run.model, dropout)
+                loss = accumulate_gradients(run.model, run.objective, batch, step, config, run.compute, run.scaler)
                 norm, skipped = _apply_gradients(run, rate)
                 meter.add(step, rate, loss, norm, skipped, config.batch.tokens)
             else:
@@ -130,10 +134,10 @@ def _validate(run: Run) -> ValidationResult | None:
     size = run.config.evaluate.batch_size or run.config.batch.micro_batch_size
     result = validate(
         run.model,
+        run.objective,
         run.validation.batches(size, run.config.evaluate.samples),
         run.compute,
         bytes_per_token=run.bytes_per_token,
-        chunk=run.config.train.loss_chunk,
     )
     run.progress = run.progress.validated(result.loss)
     # A busy neighbour at the start would make the peak too low for the whole run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,30 @@ def default_chunk(vocab_size: int, device: str) -> int:
     return max(128, LOGITS_BYTES.get(device, OTHER_LOGITS_BYTES) // (4 * vocab_size))
 
 
+@dataclass(frozen=True)
+class Smoothing:
+    """What is added to the cross-entropy: ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016),
+    and ``z`` weights the squared log of the softmax's denominator (Chowdhery et al. 2022, section 5)."""
+
+    labels: float = 0.0
+    z: float = 0.0
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, chunk: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    ids: int | None = None,
+    smoothing: Smoothing = Smoothing(),
+    chunk: int | None = None,
 ) -> Tensor:
     """Sum over the valid tokens of −log softmax(hidden · weightᵀ + bias)[target], in nats, as an fp32 scalar.
 
-    ``hidden`` is [..., width], ``weight`` [vocab, width], ``bias`` [vocab] or None, ``targets`` [...] with ``IGNORED``
-    where there is no loss. ``chunk`` tokens are worked on at a time.
+    ``hidden`` is [..., width], ``weight`` [rows, width], ``bias`` [rows] or None, ``targets`` [...] with ``IGNORED``
+    where there is no loss. Only the first ``ids`` rows (all when None) are in the softmax; the rest pads the matrix.
+    ``chunk`` tokens are worked on at a time.
 
     With softmax's gradient known in closed form (p − onehot), each chunk's gradients are computed while its logits are
     still there, as the fused losses of Liger (Hsu et al. 2024) and Cut Your Losses (Wijmans et al. 2024) do: no second
@@ -36,28 +54,49 @@ def linear_cross_entropy(
         weight,
         bias,
         targets.flatten(),
-        chunk or default_chunk(weight.shape[0], hidden.device.type),
-        torch.is_grad_enabled(),
+        _Terms(
+            ids=weight.shape[0] if ids is None else ids,
+            smoothing=smoothing,
+            chunk=chunk or default_chunk(weight.shape[0], hidden.device.type),
+            training=torch.is_grad_enabled(),
+        ),
     )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: Smoothing = Smoothing()) -> Tensor:
+    """The same sum from ``logits`` [..., ids], for models whose logits are more than a product with a matrix."""
+    logits, targets = logits.flatten(0, -2).float(), targets.flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing.labels)
+    if smoothing.z:
+        total = total + smoothing.z * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum()
+    return total
+
+
+@dataclass(frozen=True)
+class _Terms:
+    ids: int
+    smoothing: Smoothing
+    chunk: int
+    training: bool
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, training: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: _Terms
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        wanted = tuple(needed and training for needed in ctx.needs_input_grad)
+        wanted = tuple(needed and terms.training for needed in ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
-            loss, *gradients = _loss_and_gradients(hidden, weight, bias, targets, chunk, dtype, wanted)
+            loss, *gradients = _loss_and_gradients(hidden, weight, bias, targets, terms, dtype, wanted)
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         scale = outputs[0]
-        return *(None if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors), None, None, None
+        return *(None if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors), None, None
 
 
 def _loss_and_gradients(
@@ -65,7 +104,7 @@ def _loss_and_gradients(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    chunk: int,
+    terms: _Terms,
     dtype: torch.dtype,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -75,29 +114,52 @@ def _loss_and_gradients(
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
     d_weight = torch.zeros_like(weight) if wanted[1] else None
     d_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
-    for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
+    for start in range(0, len(hidden), terms.chunk):
+        rows = slice(start, start + terms.chunk)
         narrow_hidden, target = hidden[rows].to(dtype), targets[rows]
-        valid = (target != IGNORED)[:, None]
-        column = target.clamp(min=0)[:, None]
+        # The whole matrix is multiplied also where it is padded, since that is what the padding makes fast.
         logits = F.linear(narrow_hidden, narrow_weight).float()
         if bias is not None:
             logits += bias
-        target_logits = logits.gather(1, column)
-        # One exponential serves loss and gradient, in place: the logits are the largest tensor there is.
-        highest = logits.amax(dim=-1, keepdim=True)
-        weights = logits.sub_(highest).exp_()
-        total = weights.sum(dim=-1, keepdim=True)
-        loss += ((highest + total.log() - target_logits) * valid).sum()
-        if not any(wanted[:3]):
+        part, d_logits = _softmax(logits[:, : terms.ids], target, terms.smoothing, gradient=any(wanted[:3]))
+        loss += part
+        if d_logits is None:
             continue
-        d_logits = weights.mul_(valid / total)
-        d_logits.scatter_add_(1, column, -valid.float())
+        logits[:, terms.ids :] = 0
         if d_bias is not None:
-            d_bias += d_logits.sum(0)
-        d_logits = d_logits.to(dtype)
+            d_bias += logits.sum(0)
+        narrow = logits.to(dtype)
         if d_hidden is not None:
-            d_hidden[rows] = d_logits @ narrow_weight
+            d_hidden[rows] = narrow @ narrow_weight
         if d_weight is not None:
-            d_weight += d_logits.T @ narrow_hidden
+            d_weight += narrow.T @ narrow_hidden
     return loss, d_hidden, d_weight, d_bias
+
+
+def _softmax(logits: Tensor, target: Tensor, smoothing: Smoothing, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of ``logits`` [n, ids], fp32, and its gradient, which is written over them.
+
+    One exponential serves both, in place: the logits are the largest tensor there is.
+    """
+    valid, column = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
+    target_logits = logits.gather(1, column)
+    mean_logits = logits.mean(-1, keepdim=True) if smoothing.labels else None
+    highest = logits.amax(dim=-1, keepdim=True)
+    weights = logits.sub_(highest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    denominator = highest + total.log()
+    loss = denominator - (1 - smoothing.labels) * target_logits
+    if mean_logits is not None:
+        loss -= smoothing.labels * mean_logits
+    if smoothing.z:
+        loss += smoothing.z * denominator.square()
+    loss = (loss * valid).sum()
+    if not gradient:
+        return loss, None
+    scale = valid / total
+    if smoothing.z:
+        scale = scale * (1 + 2 * smoothing.z * denominator)
+    d_logits = weights.mul_(scale)
+    if smoothing.labels:
+        d_logits -= valid * (smoothing.labels / logits.shape[1])
+    return loss, d_logits.scatter_add_(1, column, (smoothing.labels - 1) * valid.float())

@@ -26,7 +26,7 @@ CONTINUABLE = (
     "train.accumulation",
     "train.compile",
     "train.device",
-    "train.loss_chunk",
+    "loss.chunk",
     "train.log_every",
     "parallel",
     "evaluate",

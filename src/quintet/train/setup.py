@@ -12,11 +12,10 @@ import torch
 
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
-from quintet.data.batch import TrainData, ValidationData
+from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
-from quintet.model import Transformer, build_model
-from quintet.model.count import flops_per_token
+from quintet.model import Model
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track import Tracker, build_trackers
 from quintet.track.console import Reporter
@@ -29,8 +28,11 @@ from quintet.train.checkpoint import (
     read_progress,
 )
 from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
+from quintet.train.model import make_model, make_objective, training_flops
+from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.run_folder import open_run_folder
+from quintet.train.start import starting_weights
 from quintet.train.step import rehearse
 
 
@@ -45,7 +47,8 @@ class Run:
     tokenizer: Tokenizer
     data: TrainData
     validation: ValidationData | None
-    model: Transformer
+    objective: Objective
+    model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     checkpointer: Checkpointer
@@ -56,6 +59,10 @@ class Run:
     peak: float
     progress: Progress
 
+    def batch(self, step: int) -> Batch:
+        """The batch of ``step``, counted from 0, as the model gets it."""
+        return self.objective.prepare(self.data.batch(step), "train", step)
+
 
 def set_up(config: RunConfig, reporter: Reporter) -> Run:
     """Build the run of ``config``, continued from its last checkpoint if there is one.
@@ -65,7 +72,7 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     folder, changes = open_run_folder(config)
     compute = choose_compute(config.train)
     prepared = prepare(config, progress=reporter.preparing)
-    vocab_size = model_vocabulary(config, prepared.tokenizer)
+    objective = make_objective(config, prepared.tokenizer)
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
     progress = _found_progress(folder, prepared)
     if progress.step == 0:
@@ -74,13 +81,14 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     make_deterministic()
     if compute.device.type == "cpu":
         keep_freed_memory()
-    model = build_model(config.model, vocab_size, context_length(config), config.seed).to(compute.device)
+    weights = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
+    model = make_model(config, prepared.tokenizer, weights).to(compute.device)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     if compute.compile:
         _compile_blocks(model, compute)
     if progress.step < steps:
-        rehearse(model, optimizer, config, compute, prepared.tokenizer.vocab_size)
+        rehearse(model, objective, optimizer, config, compute)
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), model, optimizer)
         scaler.load_state_dict(progress.scaler or {})
@@ -92,6 +100,7 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         tokenizer=prepared.tokenizer,
         data=prepared.train,
         validation=prepared.validation,
+        objective=objective,
         model=model,
         optimizer=optimizer,
         scaler=scaler,
@@ -99,28 +108,12 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         trackers=build_trackers(config.track, folder, progress.step),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
-        flops_per_token=flops_per_token(config.model, vocab_size, config.data.sequence_length).total,
+        flops_per_token=training_flops(config, prepared.tokenizer.vocab_size).total,
         peak=measure_peak(compute),
         progress=progress,
     )
     _introduce(run, changes)
     return run
-
-
-def context_length(config: RunConfig) -> int:
-    """Most positions that the model of ``config`` is built for."""
-    return config.model.context_length or config.data.sequence_length
-
-
-def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Rows of the model's embedding. Raises UserError when the tokenizer has more ids than that."""
-    rows = config.model.vocab_size or tokenizer.vocab_size
-    if rows < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size: {rows} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; raise it, or "
-            "leave it out to take the tokenizer's"
-        )
-    return rows
 
 
 def total_steps(train: TrainConfig, batch_samples: int, sequence_length: int, epoch_samples: int) -> int:
@@ -159,7 +152,7 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(folder)
 
 
-def _compile_blocks(model: Transformer, compute: Compute) -> None:
+def _compile_blocks(model: Model, compute: Compute) -> None:
     """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
     if compute.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise UserError(

@@ -8,14 +8,20 @@ from torch import Tensor
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
-from quintet.model.transformer import Transformer
+from quintet.model import Model
 from quintet.randomness import key
 from quintet.train.compute import Compute
-from quintet.train.loss import linear_cross_entropy
+from quintet.train.objective import Objective
 
 
 def accumulate_gradients(
-    model: Transformer, batch: Batch, step: int, config: RunConfig, compute: Compute, scaler: torch.amp.GradScaler
+    model: Model,
+    objective: Objective,
+    batch: Batch,
+    step: int,
+    config: RunConfig,
+    compute: Compute,
+    scaler: torch.amp.GradScaler,
 ) -> Tensor:
     """Add the gradients of the batch's loss to the parameters and return the loss, a scalar still on the device.
 
@@ -27,21 +33,16 @@ def accumulate_gradients(
     loss = torch.zeros((), device=compute.device)
     for index, start in enumerate(range(0, len(inputs), size)):
         torch.manual_seed(key(config.seed, "dropout", step, index))
+        rows = slice(start, start + size)
         with compute.autocast():
-            part = batch_loss(model, inputs[start : start + size], targets[start : start + size], config) / batch.valid
+            part = objective.loss(model, inputs[rows], targets[rows]) / batch.valid
         scaler.scale(part).backward()
         loss += part.detach()
     return loss
 
 
-def batch_loss(model: Transformer, inputs: Tensor, targets: Tensor, config: RunConfig) -> Tensor:
-    """Summed loss in nats of ``inputs`` [samples, length] against ``targets`` of the same shape."""
-    hidden = model.hidden(inputs)
-    return linear_cross_entropy(hidden, model.head_weight, model.head_bias, targets, chunk=config.train.loss_chunk)
-
-
 def rehearse(
-    model: Transformer, optimizer: torch.optim.Optimizer, config: RunConfig, compute: Compute, vocab_size: int
+    model: Model, objective: Objective, optimizer: torch.optim.Optimizer, config: RunConfig, compute: Compute
 ) -> None:
     """Run one micro-batch and one optimizer step of rate 0, and leave no trace, so that memory runs out now or never.
 
@@ -49,11 +50,11 @@ def rehearse(
     """
     shape = config.batch
     rates = [group["lr"] for group in optimizer.param_groups]
-    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
+    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % objective.vocab_size
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
     try:
         with compute.autocast():
-            loss = batch_loss(model, ids, ids, config)
+            loss = objective.loss(model, ids, ids)
         loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = 0.0

@@ -8,12 +8,13 @@ from pathlib import Path
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
-from quintet.model import Transformer, build_model
+from quintet.model import Model
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
 from quintet.train.compute import Compute, choose_compute
+from quintet.train.model import make_model, make_objective
+from quintet.train.objective import Objective
 from quintet.train.run_folder import read_run_config
-from quintet.train.setup import context_length, model_vocabulary
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class TrainedRun:
     folder: Path
     config: RunConfig
     tokenizer: Tokenizer
-    model: Transformer
+    model: Model
+    objective: Objective
     compute: Compute
     progress: Progress
 
@@ -40,18 +42,24 @@ def load_trained(run: str, which: str = "latest") -> TrainedRun:
     progress = read_progress(path)
     tokenizer = load_tokenizer(folder / "tokenizer")
     compute = choose_compute(TrainConfig(steps=1, device="auto", precision=config.train.precision))
-    model = build_model(config.model, model_vocabulary(config, tokenizer), context_length(config), config.seed)
+    model = make_model(config, tokenizer)
     load_weights(path, model)
-    return TrainedRun(folder, config, tokenizer, model.to(compute.device).eval(), compute, progress)
+    objective = make_objective(config, tokenizer)
+    return TrainedRun(folder, config, tokenizer, model.to(compute.device).eval(), objective, compute, progress)
 
 
 def find_run(run: str) -> Path:
     """The folder that ``run`` names: a run folder, or the name of a run under ``runs/``."""
     candidates = [Path(run).expanduser(), Path("runs") / run]
     for folder in candidates:
-        if (folder / "run.yaml").is_file():
+        if is_run(folder):
             return folder
     raise UserError(f"{run}: no run there (neither {candidates[0]}/run.yaml nor {candidates[1]}/run.yaml exists)")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is the folder of a run."""
+    return (folder / "run.yaml").is_file()
 
 
 def _step(checkpoints: Path, which: str) -> int:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from quintet.data.batch import Batch
-from quintet.model.transformer import Transformer
+from quintet.model import Model
 from quintet.train.compute import Compute
-from quintet.train.loss import IGNORED, linear_cross_entropy
+from quintet.train.loss import IGNORED
+from quintet.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -57,26 +58,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def validate(
-    model: Transformer,
+    model: Model,
+    objective: Objective,
     batches: Iterable[Batch],
     compute: Compute,
     *,
     bytes_per_token: np.ndarray,
-    chunk: int | None = None,
 ) -> ValidationResult:
-    """Mean loss of ``model`` over the valid targets of ``batches``.
+    """Mean cross-entropy of ``model`` over the valid targets of ``batches``; with the masked loss, always the same
+    tokens are hidden.
 
     ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. The sum is kept in fp64 on the host, so
     that the result does not depend on how the samples are batched beyond the rounding of the losses themselves.
     """
-    total, tokens, size = 0.0, 0, 0
+    total, rows, tokens, size = 0.0, 0, 0, 0
     with evaluation_mode(model):
-        for batch in batches:
+        for unmasked in batches:
+            batch = objective.prepare(unmasked, "validation", first_row=rows)
+            rows += len(batch.inputs)
             inputs = torch.from_numpy(batch.inputs).to(compute.device)
             targets = torch.from_numpy(batch.targets).to(compute.device)
             with compute.autocast():
-                hidden = model.hidden(inputs)
-                loss = linear_cross_entropy(hidden, model.head_weight, model.head_bias, targets, chunk=chunk)
+                loss = objective.loss(model, inputs, targets, plain=True)
             total += loss.item()
             tokens += batch.valid
             size += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())

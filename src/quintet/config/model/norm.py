@@ -1,0 +1,53 @@
+"""Norms over the features of a position."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key
+
+
+class RMSNormConfig(Part):
+    """Root-mean-square norm (Zhang and Sennrich 2019)."""
+
+    kind: Literal["rms"] = key("rms", "root-mean-square norm")
+    eps: float = key(1e-5, "added to the mean square", unit="squared feature", gt=0)
+    gain: bool = key(True, "a trained factor for each feature")
+
+
+class PlaceRMSNormConfig(RMSNormConfig):
+    """Root-mean-square norm (Zhang and Sennrich 2019), at one place."""
+
+    kind: Literal["rms"] = key(..., "root-mean-square norm")
+
+
+class LayerNormConfig(Part):
+    """Layer norm (Ba et al. 2016)."""
+
+    kind: Literal["layer"] = key(..., "layer norm")
+    eps: float = key(1e-5, "added to the variance", unit="squared feature", gt=0)
+    gain: bool = key(True, "a trained factor for each feature")
+    bias: bool = key(True, "a trained shift for each feature")
+
+
+class NoNormConfig(Part):
+    """No norm at all."""
+
+    kind: Literal["none"] = key(..., "no norm")
+
+
+class ModelNormConfig(Part):
+    """The norm that `model.norm` says."""
+
+    kind: Literal["model"] = key("model", "as model.norm")
+
+
+NormConfig = Annotated[RMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")]
+"""A norm, said in full."""
+
+PlaceNormConfig = Annotated[
+    ModelNormConfig | PlaceRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
+]
+"""The norm of one place, which is the model's unless it is said."""

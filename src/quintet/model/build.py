@@ -1,0 +1,38 @@
+"""The model of a run file, whichever kind it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quintet.config.model import TransformerConfig
+from quintet.model.init import initialise
+from quintet.model.transformer import Transformer
+
+Model = Transformer
+
+
+def build_model(
+    config: TransformerConfig,
+    vocab_size: int,
+    context_length: int,
+    seed: int,
+    *,
+    extra_rows: int = 0,
+    weights: dict[str, Tensor] | None = None,
+) -> Transformer:
+    """The model of ``config`` in fp32 on the CPU, with weights that follow from ``seed`` and their own names.
+
+    ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
+    config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
+    are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. PyTorch's global
+    generator is not touched.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size, context_length, extra_rows)
+    if weights is None:
+        initialise(model, config, seed)
+    else:
+        model.load_state_dict(weights, assign=True)
+        model.requires_grad_(True)  # what is assigned was no parameter of this model
+    return model

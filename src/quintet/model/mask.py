@@ -1,0 +1,138 @@
+"""Which keys a query sees.
+
+Every mask here is a range of keys for each query, from ``first`` to ``last``: causal attention ends at the query
+itself, a window begins so many positions before it, a document begins and ends where the document does, a prompt that
+sees itself backwards ends with the prompt, and padding on the left moves the beginning. Two numbers a query instead of
+a matrix: what is outside the range of a whole block of queries need not be computed, and a dense mask or a block mask
+for FlexAttention follows from them where a kernel wants one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quintet.config.model import AttentionConfig
+from quintet.model.cache import KVCache
+
+
+@dataclass(frozen=True)
+class KeyRanges:
+    """What each of ``length`` queries sees of ``keys`` keys; the queries are the last positions of the keys' unless
+    ``first`` and ``last`` say otherwise.
+
+    ``first`` and ``last`` are int64 [batch or 1, length], both counted. Without ``first`` a query sees the keys from
+    the beginning on; without ``last`` up to itself when ``causal``, and else to the end.
+    """
+
+    length: int
+    keys: int
+    causal: bool
+    first: Tensor | None = None
+    last: Tensor | None = None
+
+    @property
+    def simple(self) -> bool:
+        """Whether the plain causal mask, or none at all, says it all."""
+        aligned = self.length == self.keys or self.length == 1 or not self.causal
+        return self.first is None and self.last is None and aligned
+
+    def dense(self, device: torch.device) -> Tensor:
+        """True where a query sees a key: bool [batch or 1, 1, length, keys]."""
+        keys = torch.arange(self.keys, device=device)
+        last = self.last
+        if last is None and self.causal:
+            last = torch.arange(self.keys - self.length, self.keys, device=device)[None]
+        seen = torch.ones(1, self.length, self.keys, dtype=torch.bool, device=device)
+        if self.first is not None:
+            seen = seen & (keys >= self.first[..., None])
+        if last is not None:
+            seen = seen & (keys <= last[..., None])
+        return seen[:, None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one forward pass stand: ``positions`` int64 [length] or [batch, length], as rotary, learned
+    and sinusoidal positions count them, and what each of them sees."""
+
+    positions: Tensor
+    ranges: KeyRanges
+
+
+def document_numbers(ids: Tensor, end_id: int) -> Tensor:
+    """The number of the document of each of ``ids`` [batch, length], from 0 in each row; ``end_id`` closes one."""
+    ends = (ids == end_id).long()
+    return ends.cumsum(1) - ends
+
+
+def lay_out(
+    config: AttentionConfig,
+    ids: Tensor,
+    documents: Tensor | None = None,
+    prompts: Tensor | None = None,
+    cache: KVCache | None = None,
+) -> Layout:
+    """Positions and visible keys of ``ids`` [batch, length], which continue what ``cache`` holds.
+
+    ``documents`` [batch, length] numbers the documents and counts for the masks that tell them apart; ``prompts``
+    [batch] counts the tokens of each row that see one another in both directions, for the prefix mask.
+    """
+    length, device = ids.shape[1], ids.device
+    start = 0 if cache is None else cache.start
+    padding = None if cache is None else cache.padding
+    index = torch.arange(length, device=device) + start
+    causal, last, firsts = config.kind == "causal", None, []
+    positions = index
+    if padding is not None:
+        firsts.append(padding[:, None])
+        positions = (index - padding[:, None]).clamp_(min=0)
+    if config.mask in ("causal_document", "document") and documents is not None:
+        begins = _begins(documents, index, cache)
+        firsts.append(begins)
+        if config.restart_positions:
+            positions = index - begins
+        if not causal:
+            last = _ends(documents, index)
+    if config.window is not None:
+        firsts.append((index - config.window + 1).clamp(min=0)[None])
+        if not causal:
+            reach = (index + config.window - 1).clamp(max=length - 1)[None]
+            last = reach if last is None else torch.minimum(last, reach)
+    if config.mask == "prefix" and prompts is not None:
+        ends = prompts if padding is None else prompts + padding
+        last = torch.maximum(index, ends[:, None] - 1)
+    first = None
+    for one in firsts:
+        first = one if first is None else torch.maximum(first, one)
+    if first is not None:
+        first = torch.minimum(first, index)  # padding sees itself: a row of weights must not be empty
+        if first.shape[1] != length:
+            first = first.expand(-1, length)
+    keys = length if cache is None else cache.keys_after(length)
+    if cache is not None and cache.static and last is None:
+        last = index[None]  # what lies behind in the buffer is not yet written
+    return Layout(positions, KeyRanges(length, keys, causal, first, last))
+
+
+def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
+    """Where the document of each token begins: [batch, length]."""
+    new = torch.ones_like(documents, dtype=torch.bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    begins = torch.where(new, index, 0)
+    if cache is not None:
+        begins[:, 0] = cache.document_begin(documents[:, 0], begins[:, 0])
+    begins = begins.cummax(1).values
+    if cache is not None:
+        cache.remember_document(documents[:, -1], begins[:, -1])
+    return begins
+
+
+def _ends(documents: Tensor, index: Tensor) -> Tensor:
+    """Where the document of each token ends: [batch, length]."""
+    closing = torch.ones_like(documents, dtype=torch.bool)
+    closing[:, :-1] = documents[:, 1:] != documents[:, :-1]
+    ends = torch.where(closing, index, index[-1])
+    return ends.flip(1).cummin(1).values.flip(1)

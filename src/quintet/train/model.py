@@ -1,0 +1,84 @@
+"""The model of a run and what it learns: the run file's sizes, completed by those of the tokenizer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
+from quintet.config.schema import RunConfig
+from quintet.config.training import MaskedLossConfig
+from quintet.errors import UserError
+from quintet.model import Model, build_model
+from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
+from quintet.tokenize import Tokenizer
+from quintet.train.objective import Objective
+
+
+def make_model(config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None) -> Model:
+    """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
+
+    Without them a model that would start from trained weights gets random ones, for a checkpoint to replace.
+    """
+    model = config.model
+    if isinstance(model, HuggingFaceConfig):
+        return build_model(model, tokenizer.vocab_size, context_length(config), config.seed)
+    if weights is None and isinstance(model.init, PretrainedInitConfig):
+        model = model.model_copy(update={"init": NormalInitConfig()})
+    return build_model(
+        model,
+        model_vocabulary(config, tokenizer),
+        context_length(config),
+        config.seed,
+        extra_rows=extra_rows(config),
+        weights=weights,
+    )
+
+
+def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
+    """What the model of ``config`` learns to predict. Raises UserError for an id of the mask that the model lacks."""
+    mask_id = tokenizer.end_id
+    if isinstance(config.loss, MaskedLossConfig):
+        mask_id = config.loss.mask_id
+        if mask_id is None:
+            mask_id = model_vocabulary(config, tokenizer)
+        elif mask_id >= model_vocabulary(config, tokenizer):
+            raise UserError(
+                f"loss.mask_id: the model has {model_vocabulary(config, tokenizer)} ids and none of number {mask_id}; "
+                "leave it out to get one more row for the mask"
+            )
+    return Objective(config.loss, config.model, tokenizer.vocab_size, tokenizer.end_id, mask_id, config.seed)
+
+
+def context_length(config: RunConfig) -> int:
+    """Most positions that the model of ``config`` is built for."""
+    return config.model.context_length or config.data.sequence_length
+
+
+def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
+    """Ids that the model predicts. Raises UserError when the tokenizer has more ids than that."""
+    if isinstance(config.model, HuggingFaceConfig):
+        return tokenizer.vocab_size
+    rows = config.model.vocab_size or tokenizer.vocab_size
+    if rows < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {rows} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; raise it, or "
+            "leave it out to take the tokenizer's"
+        )
+    return rows
+
+
+def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
+    """Parameters of the model of ``config`` with ``vocab_size`` ids, without building it."""
+    assert isinstance(config.model, TransformerConfig)
+    return count_parameters(config.model, vocab_size, context_length(config), extra_rows(config))
+
+
+def training_flops(config: RunConfig, vocab_size: int) -> Flops:
+    """What a token costs in the training of ``config``."""
+    assert isinstance(config.model, TransformerConfig)
+    return flops_per_token(config.model, vocab_size, config.data.sequence_length, extra_rows(config))
+
+
+def extra_rows(config: RunConfig) -> int:
+    """Rows of the embedding for ids that are read and never predicted: one for the mask of the masked loss."""
+    return int(isinstance(config.loss, MaskedLossConfig) and config.loss.mask_id is None)

@@ -1,0 +1,88 @@
+"""What the model learns to predict, and how well it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quintet.config.model import ModelConfig
+from quintet.config.training import LossConfig, MaskedLossConfig
+from quintet.data.batch import Batch
+from quintet.model import Model
+from quintet.model.mask import document_numbers
+from quintet.randomness import key
+from quintet.train.loss import IGNORED, Smoothing, cross_entropy, linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a run. ``vocab_size`` and ``end_id`` are the tokenizer's; ``mask_id`` stands for a hidden token."""
+
+    config: LossConfig
+    model: ModelConfig
+    vocab_size: int
+    end_id: int
+    mask_id: int
+    seed: int
+
+    @property
+    def smoothing(self) -> Smoothing:
+        """What training adds to the cross-entropy."""
+        return Smoothing(self.config.label_smoothing, self.config.z_loss)
+
+    def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
+        """``batch`` as the model gets it: with the masked loss some inputs are hidden and the others lose their target.
+
+        A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
+        whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
+        token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
+        """
+        if not isinstance(self.config, MaskedLossConfig):
+            return batch
+        inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
+        for row in range(len(inputs)):
+            random = np.random.default_rng(key(self.seed, "mask", purpose, index, first_row + row))
+            # The last target is not in the input, so it cannot be hidden there.
+            places = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
+            if not places.size:
+                continue
+            chosen = random.permutation(places)[: max(1, round(self.config.fraction * places.size))]
+            targets[row, chosen] = batch.targets[row, chosen]
+            fate = random.random(chosen.size)
+            masked = fate < self.config.masked
+            drawn = ~masked & (fate < self.config.masked + self.config.random)
+            inputs[row, chosen[masked] + 1] = self.mask_id
+            inputs[row, chosen[drawn] + 1] = random.integers(self.vocab_size, size=int(drawn.sum()))
+        return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
+
+    def loss(self, model: Model, inputs: Tensor, targets: Tensor, *, plain: bool = False) -> Tensor:
+        """Summed loss in nats of ``inputs`` [samples, length] against ``targets`` of the same shape, with ``IGNORED``
+        where there is none; ``plain`` leaves out label smoothing and z-loss."""
+        smoothing = Smoothing() if plain else self.smoothing
+        hidden = model.hidden(inputs, documents=self._documents(inputs), prompts=self._prompts(targets))
+        weight = model.head_weight
+        if weight is None:
+            return cross_entropy(model.logits(hidden), targets, smoothing)
+        return linear_cross_entropy(
+            hidden,
+            weight,
+            model.head_bias,
+            targets,
+            ids=model.vocab_size,
+            smoothing=smoothing,
+            chunk=self.config.chunk,
+        )
+
+    def _documents(self, inputs: Tensor) -> Tensor | None:
+        return document_numbers(inputs, self.end_id) if self.model.tells_documents else None
+
+    def _prompts(self, targets: Tensor) -> Tensor | None:
+        """Tokens before the first that is to be predicted, for the prefix mask: [samples]."""
+        if self.model.kind != "transformer" or self.model.attention.mask != "prefix":
+            return None
+        valid = targets != IGNORED
+        first = torch.where(valid.any(1), valid.int().argmax(1), targets.shape[1] - 1)
+        return first + 1

@@ -1,0 +1,160 @@
+"""Every kernel against the formula, with every mask, in value and gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from quintet.config.model import BidirectionalAttentionConfig, CausalAttentionConfig
+from quintet.errors import UserError
+from quintet.model.kernels import attend, choose_kernel, prepare_mask
+from quintet.model.mask import KeyRanges, lay_out
+
+CPU = torch.device("cpu")
+DOCUMENTS = torch.tensor([[0] * 70 + [1] * 1 + [2] * 100 + [3] * 29, [0] * 150 + [1] * 50])
+PROMPTS = torch.tensor([60, 1])
+LENGTH = DOCUMENTS.shape[1]
+
+MASKS = {
+    "causal": CausalAttentionConfig(),
+    "document": CausalAttentionConfig(mask="causal_document"),
+    "window": CausalAttentionConfig(window=37),
+    "documents and window": CausalAttentionConfig(mask="causal_document", window=20),
+    "prefix": CausalAttentionConfig(mask="prefix"),
+    "bidirectional": BidirectionalAttentionConfig(kind="bidirectional"),
+    "bidirectional documents": BidirectionalAttentionConfig(kind="bidirectional", mask="document"),
+    "bidirectional window": BidirectionalAttentionConfig(kind="bidirectional", window=15),
+}
+
+
+def sees(config, batch: int, query: int, key: int) -> bool:
+    """Whether a query sees a key, by the words of the configuration."""
+    prompt = config.mask == "prefix" and key < PROMPTS[batch] and query < PROMPTS[batch]
+    if config.kind == "causal" and key > query and not prompt:
+        return False
+    if "document" in config.mask and DOCUMENTS[batch, query] != DOCUMENTS[batch, key]:
+        return False
+    return config.window is None or abs(query - key) < config.window
+
+
+def seen(config) -> Tensor:
+    everything = range(LENGTH)
+    return torch.tensor([[[sees(config, b, q, k) for k in everything] for q in everything] for b in range(2)])
+
+
+def ranges_of(config) -> KeyRanges:
+    ids = torch.zeros(2, LENGTH, dtype=torch.long)
+    return lay_out(config, ids, DOCUMENTS, PROMPTS if config.mask == "prefix" else None).ranges
+
+
+def inputs(kv_heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(kv_heads)
+    shapes = [(2, 4, LENGTH, 8), (2, kv_heads, LENGTH, 8), (2, kv_heads, LENGTH, 8)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def formula(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float) -> Tensor:
+    keys, values = (part.repeat_interleave(4 // keys.shape[1], 1) for part in (keys, values))
+    scores = (queries @ keys.mT * scale).masked_fill(~visible[:, None], -math.inf)
+    return scores.softmax(-1) @ values
+
+
+def with_gradients(out: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weight).sum(), tensors)]
+
+
+@pytest.mark.parametrize("name", list(MASKS))
+def test_a_dense_mask_shows_what_the_words_say(name: str) -> None:
+    expected = seen(MASKS[name])
+    found = ranges_of(MASKS[name]).dense(CPU)[:, 0]
+    assert torch.equal(found.expand(2, -1, -1), expected)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("kernel", ["sdpa", "blocked", "flash"])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_every_kernel_follows_the_formula_in_value_and_gradient(name: str, kernel, kv_heads: int) -> None:
+    ranges = ranges_of(MASKS[name])
+    if kernel == "flash" and not ranges.simple:
+        pytest.skip("FlashAttention knows no such mask")
+    tensors = inputs(kv_heads)
+    mask = prepare_mask(ranges, kernel, CPU)
+    found = with_gradients(attend(*tensors, mask, scale=0.3), tensors)
+    expected = with_gradients(formula(*tensors, seen(MASKS[name]), 0.3), tensors)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_flex_attention_equals_sdpa(monkeypatch: pytest.MonkeyPatch, name: str, kv_heads: int) -> None:
+    from torch.nn.attention import flex_attention
+
+    # On a CPU its backward pass is refused; the eager one behind the refusal is what a GPU's kernel computes.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    ranges, tensors = ranges_of(MASKS[name]), inputs(kv_heads, torch.float32)
+    found, expected = (
+        with_gradients(attend(*tensors, prepare_mask(ranges, kernel, CPU)), tensors) for kernel in ("flex", "sdpa")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "positions"), [(6, 6), (1, 6), (4, 9), (1, 1)])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_queries_are_the_last_positions_of_their_keys(kv_heads: int, length: int, positions: int, dtype) -> None:
+    queries, keys, values = (part.detach()[:, :, :positions].to(dtype) for part in inputs(kv_heads))
+    queries = queries[:, :, :length]
+    past = torch.arange(positions)[None, :] <= torch.arange(positions - length, positions)[:, None]
+    expected = formula(queries.double(), keys.double(), values.double(), past[None], 8**-0.5)
+    mask = prepare_mask(KeyRanges(length, positions, causal=True), "sdpa", CPU)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    found = attend(queries, keys, values, mask).double()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_dropped_attention_weights_are_dropped_whole_and_the_rest_is_scaled_up() -> None:
+    length = 64
+    values = torch.eye(length).expand(1, 1, length, length)
+    torch.manual_seed(0)
+    # With identity as values the output is the matrix of weights; equal scores make each row 1 / (row + 1).
+    zeros = torch.zeros(1, 1, length, length)
+    mask = prepare_mask(KeyRanges(length, length, causal=True), "sdpa", CPU)
+    weights = attend(zeros, zeros, values, mask, dropout=0.25)[0, 0] * torch.arange(1, length + 1)[:, None]
+    past = weights[torch.ones(length, length, dtype=torch.bool).tril()]
+    assert torch.allclose(past[past != 0], torch.tensor(1 / 0.75))
+    assert (past == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def chosen(config, dtype=torch.float32, device="cpu", cached=False, dropping=False) -> str:
+    return choose_kernel(config, ranges_of(config), torch.device(device), dtype, cached=cached, dropping=dropping)
+
+
+def test_the_fastest_kernel_is_chosen_for_mask_and_device() -> None:
+    causal, document = MASKS["causal"], MASKS["document"]
+    assert chosen(causal) == chosen(document) == "sdpa"
+    assert chosen(causal, torch.bfloat16) == chosen(document, torch.bfloat16) == "blocked"
+    assert chosen(causal, torch.bfloat16, dropping=True) == "sdpa"
+    assert chosen(causal, torch.bfloat16, cached=True) == "sdpa"
+    with torch.no_grad():
+        assert chosen(causal, torch.bfloat16) == "sdpa"
+    assert chosen(causal, torch.bfloat16, "cuda") == "sdpa"
+    assert chosen(document, torch.bfloat16, "cuda") == "flex"
+    assert chosen(causal.model_copy(update={"backend": "sdpa"}), torch.bfloat16) == "sdpa"
+    assert chosen(causal.model_copy(update={"backend": "flash"}), torch.bfloat16) == "flash"
+
+
+def test_what_a_backend_cannot_do_is_refused_with_advice() -> None:
+    flex = CausalAttentionConfig(backend="flex")
+    with pytest.raises(UserError, match=r"model\.attention\.backend: FlexAttention cannot train on a CPU"):
+        chosen(flex)
+    with torch.no_grad():
+        assert chosen(flex) == "flex"
+    with pytest.raises(UserError, match=r"set train\.precision to bf16"):
+        chosen(CausalAttentionConfig(backend="flash"), torch.float32, "cuda")

@@ -1,0 +1,112 @@
+"""What is hidden, what is predicted, and that documents and prompts reach the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quintet.config.model import TransformerConfig
+from quintet.config.training import MaskedLossConfig, NextTokenLossConfig
+from quintet.data.batch import Batch
+from quintet.model import build_model
+from quintet.model.mask import document_numbers
+from quintet.train.loss import IGNORED
+from quintet.train.objective import Objective
+
+VOCAB, END, LENGTH = 61, 3, 40
+
+
+def objective_of(loss=None, **model) -> Objective:
+    config = TransformerConfig.model_validate({"layers": 1, "width": 32, **model})
+    return Objective(loss or NextTokenLossConfig(), config, VOCAB, END, mask_id=VOCAB, seed=5)
+
+
+def batch_of(rows: int = 64) -> Batch:
+    ids = np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + 1))
+    targets = ids[:, 1:].copy()
+    targets[0, 10:] = IGNORED
+    targets[1] = IGNORED
+    return Batch(ids[:, :-1].copy(), targets, np.zeros(rows, np.int64), int((targets != IGNORED).sum()))
+
+
+def test_hidden_tokens_are_those_behind_the_positions_with_a_loss() -> None:
+    batch = batch_of()
+    hidden = objective_of(MaskedLossConfig(kind="masked", fraction=0.3)).prepare(batch, "train", 7)
+    lossy = hidden.targets != IGNORED
+    assert np.array_equal(hidden.targets[lossy], batch.targets[lossy])
+    changed = hidden.inputs != batch.inputs
+    assert not changed[:, 0].any()
+    assert not (changed[:, 1:] & ~lossy[:, :-1]).any()
+    assert not lossy[:, -1].any()  # the token behind the last position is not in the input
+    assert hidden.valid == lossy.sum()
+    assert lossy[1].sum() == 0
+    assert lossy[0].sum() == 3
+    assert (lossy[2:].sum(1) == round(0.3 * (LENGTH - 1))).all()
+
+
+def test_of_the_hidden_tokens_the_shares_that_are_asked_for_become_mask_and_random() -> None:
+    batch = batch_of(2000)
+    hidden = objective_of(MaskedLossConfig(kind="masked", masked=0.6, random=0.3)).prepare(batch, "train", 0)
+    lossy = hidden.targets[:, :-1] != IGNORED
+    inputs, before = hidden.inputs[:, 1:][lossy], batch.inputs[:, 1:][lossy]
+    assert (inputs == VOCAB).mean() == pytest.approx(0.6, abs=0.02)
+    # A random id is the old one once in as many ids as there are.
+    assert ((inputs != VOCAB) & (inputs != before)).mean() == pytest.approx(0.3 * (1 - 1 / VOCAB), abs=0.02)
+    assert inputs.max() == VOCAB
+    assert inputs[inputs != VOCAB].max() < VOCAB
+
+
+def test_what_is_hidden_follows_from_seed_step_and_row_alone() -> None:
+    objective, batch = objective_of(MaskedLossConfig(kind="masked")), batch_of()
+    whole = objective.prepare(batch, "train", 3)
+    assert np.array_equal(whole.inputs, objective.prepare(batch, "train", 3).inputs)
+    assert not np.array_equal(whole.inputs, objective.prepare(batch, "train", 4).inputs)
+    part = Batch(batch.inputs[40:], batch.targets[40:], batch.sources[40:], batch.valid)
+    assert np.array_equal(objective.prepare(part, "train", 3, first_row=40).inputs, whole.inputs[40:])
+
+
+def test_next_tokens_are_predicted_from_the_batch_as_it_is() -> None:
+    batch = batch_of()
+    assert objective_of().prepare(batch, "train", 0) is batch
+
+
+def test_the_mask_has_a_row_of_its_own_that_is_never_predicted() -> None:
+    model = build_model(TransformerConfig(layers=1, width=32), VOCAB, LENGTH, seed=0, extra_rows=1)
+    assert model.embedding.weight.shape == (VOCAB + 1, 32)
+    batch = objective_of(MaskedLossConfig(kind="masked")).prepare(batch_of(), "train", 0)
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+    loss = objective_of(MaskedLossConfig(kind="masked")).loss(model, inputs, targets)
+    logits = model(inputs)
+    assert logits.shape[-1] == VOCAB
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_documents_end_with_the_end_id() -> None:
+    ids = torch.tensor([[5, END, 6, 7, END, END, 8], [END, 1, 2, 3, 4, 5, 6]])
+    assert document_numbers(ids, END).tolist() == [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 2, 2, 2]]
+
+
+def test_documents_reach_the_mask() -> None:
+    objective = objective_of(attention={"mask": "causal_document"})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    inputs, targets = (torch.from_numpy(part) for part in (batch_of().inputs, batch_of().targets))
+    expected = F.cross_entropy(
+        model(inputs, documents=document_numbers(inputs, END)).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+    assert objective.loss(model, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+    without = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert expected.item() != pytest.approx(without.item(), rel=1e-6)
+
+
+def test_a_prompt_is_what_stands_before_the_first_target_with_a_loss() -> None:
+    objective = objective_of(attention={"mask": "prefix"})
+    targets = torch.full((4, 6), IGNORED)
+    targets[0, 2:], targets[1, 0], targets[2] = 1, 1, 1
+    assert objective._prompts(targets).tolist() == [3, 1, 1, 6]
+    assert objective_of()._prompts(targets) is None
