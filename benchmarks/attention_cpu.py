@@ -1,20 +1,23 @@
-"""Blocked causal attention against PyTorch's fused attention on a CPU, forward and backward.
+"""Blocked attention against PyTorch's fused attention on a CPU, forward and backward, causal and with documents.
 
 python benchmarks/attention_cpu.py
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
-from quintet.model.blocked_attention import blocked_causal_attention
+from quintet.model.kernels import Kernel, attend, prepare_mask
+from quintet.model.mask import KeyRanges
 from quintet.train.compute import keep_freed_memory
 
+DOCUMENT = 100  # tokens of each packed document
 SHAPES = [(16, 6, 256, 64), (4, 12, 1024, 64), (12, 4, 64, 32), (1, 12, 2048, 64)]
 
 
@@ -30,23 +33,29 @@ def milliseconds(run: Callable[[], object], repeats: int = 15) -> float:
 
 def main() -> None:
     keep_freed_memory()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'batch, heads, length, features':>32} {'type':>9} {'torch ms':>9} {'blocked ms':>10} {'ratio':>6}")
+    cpu = torch.device("cpu")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; documents of {DOCUMENT} tokens")
+    columns = "".join(f"{one:>11}" for one in ("type", "mask", "torch ms", "blocked ms", "ratio"))
+    print(f"{'batch, heads, length, features':>32}{columns}")
     for shape in SHAPES:
         batch, heads, length, features = shape
-        for dtype in (torch.bfloat16, torch.float32):
+        begins = (torch.arange(length) // DOCUMENT * DOCUMENT).expand(batch, -1)
+        masks = {
+            "causal": KeyRanges(length, length, causal=True),
+            "documents": KeyRanges(length, length, causal=True, first=begins),
+        }
+        for dtype, (name, ranges) in itertools.product((torch.bfloat16, torch.float32), masks.items()):
             qkv = torch.randn(batch, length, 3, heads, features, dtype=dtype, requires_grad=True)
             gradient = torch.randn(batch, heads, length, features, dtype=dtype)
 
-            def run(attention: Callable[..., torch.Tensor], qkv=qkv, gradient=gradient) -> None:
+            def run(kernel: Kernel, qkv=qkv, gradient=gradient, ranges=ranges) -> None:
                 qkv.grad = None
-                attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).backward(gradient)
+                mask = prepare_mask(ranges, kernel, cpu)
+                attend(*(part.transpose(1, 2) for part in qkv.unbind(2)), mask).backward(gradient)
 
-            fused = milliseconds(
-                lambda run=run: run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
-            )
-            blocked = milliseconds(lambda run=run: run(blocked_causal_attention))
-            print(f"{shape!s:>32} {str(dtype)[6:]:>9} {fused:9.1f} {blocked:10.1f} {fused / blocked:6.2f}")
+            fused, blocked = (milliseconds(partial(run, kernel)) for kernel in ("sdpa", "blocked"))
+            figures = f"{fused:11.1f}{blocked:11.1f}{fused / blocked:11.2f}"
+            print(f"{shape!s:>32}{str(dtype)[6:]:>11}{name:>11}{figures}")
 
 
 if __name__ == "__main__":

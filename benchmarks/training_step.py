@@ -31,7 +31,7 @@ VARIANTS = [
 ROUNDS, WARM_UP, STEPS = 3, 3, 8
 
 
-def unfused(hidden, weight, bias, targets, *, chunk=None):
+def unfused(hidden, weight, bias, targets, **_):
     """Head and loss as PyTorch's own operations."""
     logits = F.linear(hidden, weight, bias).float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
@@ -41,24 +41,24 @@ def measure(variant: str) -> tuple[float, float]:
     """Seconds of one step, and its share of the peak."""
     from quintet.config.load import load_run_config
     from quintet.data.batch import Batch
-    from quintet.model import attention, build_model
+    from quintet.model import build_model
     from quintet.model.count import flops_per_token
-    from quintet.train import compute, step
+    from quintet.train import compute, objective, step
     from quintet.train.optimizer import build_optimizer, step_if_finite
 
     overrides = ["train.precision=fp32"] if variant == "fp32" else []
-    overrides += ["train.loss_chunk=8192"] if variant == "one chunk of logits" else []
+    overrides += ["model.attention.backend=sdpa"] if variant == "PyTorch's attention" else []
+    overrides += ["loss.chunk=8192"] if variant == "one chunk of logits" else []
     config = load_run_config([RUN_FILE], overrides).config
     compute.make_deterministic()
     if variant != "memory given back":
         compute.keep_freed_memory()
-    if variant == "PyTorch's attention":
-        attention._blocked_is_faster = lambda queries: False
     if variant == "unfused head and loss":
-        step.linear_cross_entropy = unfused
+        objective.linear_cross_entropy = unfused
     chosen = compute.choose_compute(config.train)
     vocabulary, shape = config.tokenizer.vocab_size, config.batch
     model = build_model(config.model, vocabulary, shape.sequence_length, seed=1)
+    learnt = objective.Objective(config.loss, config.model, vocabulary, end_id=0, mask_id=0, seed=1)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     ids = np.random.default_rng(0).integers(0, vocabulary, (shape.samples, shape.sequence_length + 1))
@@ -67,7 +67,7 @@ def measure(variant: str) -> tuple[float, float]:
     times = []
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()
-        step.accumulate_gradients(model, batch, number, config, chosen, scaler)
+        step.accumulate_gradients(model, learnt, batch, number, config, chosen, scaler)
         step_if_finite(optimizer, torch.tensor(1.0))
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,8 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     """
     folder, changes = open_run_folder(config)
     compute = choose_compute(config.train)
+    if config.dropout_schedule.kind in ("linear", "triangle"):
+        compute = replace(compute, compile=False)  # each new rate would compile the model anew
     prepared = prepare(config, progress=reporter.preparing)
     objective = make_objective(config, prepared.tokenizer)
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
@@ -177,6 +179,13 @@ def _introduce(run: Run, changes: list[str]) -> None:
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
         f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
     )
+    model = config.model
+    bidirectional = model.kind == "transformer" and model.attention.kind == "bidirectional"
+    if bidirectional and config.loss.kind == "next_token":
+        say(
+            "model.attention.kind: bidirectional lets each position see the token that it is to predict, so that the "
+            "loss means nothing; loss.kind: masked hides what is to be predicted"
+        )
     for change in changes:
         say(f"changed since the run began: {change}")
     if run.progress.step:
