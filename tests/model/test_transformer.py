@@ -378,3 +378,18 @@ def test_importing_the_counts_does_not_import_torch() -> None:
 
     code = "import sys, quintet.model.count; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["documents", "window", "sandwich norm", "parallel", "tied"])
+def test_compiled_blocks_compute_what_eager_ones_do(shape: str) -> None:
+    model, compiled = model_of(SHAPES[shape]), model_of(SHAPES[shape])
+    for block in compiled.blocks:
+        block.compile()
+    ids, documents = random_ids(2, CONTEXT), torch.arange(CONTEXT).expand(2, -1) // 9
+    results = []
+    for one in (model, compiled):
+        logits = one(ids, documents=documents)
+        results.append([logits, *torch.autograd.grad(logits.square().mean(), list(one.parameters()))])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager, rtol=1e-3, atol=1e-5)

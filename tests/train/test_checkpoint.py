@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 
+from quintet.config.model import TransformerConfig
 from quintet.config.training import AdamWConfig, CheckpointConfig
 from quintet.errors import UserError
+from quintet.model import Transformer, build_model
 from quintet.train.checkpoint import (
     Checkpointer,
     Progress,
@@ -64,6 +67,43 @@ def test_training_goes_on_bit_for_bit_after_loading(tmp_path: Path) -> None:
     optimizer = build_optimizer(AdamWConfig(), other)
     load_training(checkpoint_path(tmp_path, 3), other, optimizer)
     assert [advance(other, optimizer, step) for step in range(3, 8)] == uninterrupted
+
+
+TIES = ["tie_embeddings", "tie_feedforward", "tie_attention_output"]
+
+
+@pytest.mark.parametrize("tied", [[], *[[name] for name in TIES], TIES], ids=lambda tied: " ".join(tied) or "none")
+def test_tied_weights_are_stored_once_and_go_on_bit_for_bit(tmp_path: Path, tied: list[str]) -> None:
+    config = TransformerConfig.model_validate(
+        {"layers": 3, "width": 16, "attention": {"heads": 2}, **{name: name in tied for name in TIES}}
+    )
+
+    def start(seed: int) -> tuple[Transformer, torch.optim.Optimizer]:
+        model = build_model(config, 20, 8, seed)
+        return model, build_optimizer(AdamWConfig(lr=0.1), model)
+
+    def step(model: Transformer, optimizer: torch.optim.Optimizer, index: int) -> float:
+        ids = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(index))
+        loss = model(ids).log_softmax(-1)[..., 0].sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    model, optimizer = start(0)
+    for index in range(3):
+        step(model, optimizer, index)
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(Progress(step=3), model, optimizer)
+    checkpointer.close()
+    other, other_optimizer = start(1)
+    load_training(checkpoint_path(tmp_path, 3), other, other_optimizer)
+    assert [step(other, other_optimizer, i) for i in range(3, 7)] == [step(model, optimizer, i) for i in range(3, 7)]
+    stored = {name for name in FileSystemReader(checkpoint_path(tmp_path, 3)).read_metadata().state_dict_metadata}
+    weights = {name for name in stored if name.startswith("model.")}
+    assert len(weights) == len(list(model.parameters()))
+    averages = {name for name in stored if name.endswith("exp_avg")}
+    assert len(averages) == len(weights)
 
 
 def test_weights_alone_can_be_read(tmp_path: Path) -> None:

@@ -49,11 +49,17 @@ def linear_cross_entropy(
     still there, as the fused losses of Liger (Hsu et al. 2024) and Cut Your Losses (Wijmans et al. 2024) do: no second
     forward pass as with checkpointing, and one chunk of logits instead of all. The softmax is fp32 whatever the inputs.
     """
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    if hidden.device.type == "cpu":
+        # Where most tokens have no loss their logits cost most of the step. A GPU would have to wait for their number.
+        valid = (targets != IGNORED).nonzero()[:, 0]
+        if len(valid) < 0.75 * len(targets):
+            hidden, targets = hidden[valid], targets[valid]
     return _LinearCrossEntropy.apply(  # pyright: ignore[reportReturnType]
-        hidden.flatten(0, -2),
+        hidden,
         weight,
         bias,
-        targets.flatten(),
+        targets,
         _Terms(
             ids=weight.shape[0] if ids is None else ids,
             smoothing=smoothing,

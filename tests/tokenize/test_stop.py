@@ -1,0 +1,70 @@
+"""Stop strings found in pieces, against a search of the whole text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintet.errors import UserError
+from quintet.tokenize.stop import StopAt
+
+# Few letters, so that stop strings occur, overlap and almost occur.
+PIECES = st.lists(st.text("ab\n", max_size=4), max_size=12)
+STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3)
+
+
+def before_first(text: str, stops: list[str]) -> str:
+    """``text`` before the stop string that ends first, by a search of the whole text."""
+    for end in range(1, len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
+    return text
+
+
+@given(pieces=PIECES, stops=STOPS)
+def test_the_pieces_end_where_a_search_of_the_whole_text_ends_it(pieces: list[str], stops: list[str]) -> None:
+    stop = StopAt(stops)
+    shown = "".join([stop.push(piece) for piece in pieces])
+    text = "".join(pieces)
+    assert stop.stopped is any(text.find(one) >= 0 for one in stops)
+    assert shown + stop.finish() == before_first(text, stops)
+
+
+@given(pieces=PIECES, stop=st.text("ab\n", min_size=1, max_size=4))
+def test_one_stop_string_ends_the_text_where_find_finds_it(pieces: list[str], stop: str) -> None:
+    text = "".join(pieces)
+    found = text.find(stop)
+    cut = StopAt([stop])
+    assert "".join(map(cut.push, pieces)) + cut.finish() == (text if found < 0 else text[:found])
+
+
+@given(pieces=PIECES, stops=STOPS)
+def test_no_more_is_held_back_than_a_stop_string_may_begin_with(pieces: list[str], stops: list[str]) -> None:
+    stop, shown, text = StopAt(stops), "", ""
+    for piece in pieces:
+        shown, text = shown + stop.push(piece), text + piece
+        if stop.stopped:
+            return
+        held = text[len(shown) :]
+        assert shown + held == text
+        beginnings = {one[:size] for one in stops for size in range(1, len(one))}
+        assert held == max(
+            (text[start:] for start in range(len(text)) if text[start:] in beginnings), key=len, default=""
+        )
+
+
+def test_nothing_follows_a_stop_string() -> None:
+    stop = StopAt(["END"])
+    assert (stop.push("one EN"), stop.push("D two"), stop.push(" END three"), stop.finish()) == ("one ", "", "", "")
+
+
+def test_of_two_that_end_together_the_longer_is_left_out() -> None:
+    stop = StopAt(["User:", "\n\nUser:"])
+    assert stop.push("yes\n\nUs") + stop.push("er: why") == "yes"
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(UserError, match="empty"):
+        StopAt(["", "a"])
