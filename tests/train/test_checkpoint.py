@@ -99,7 +99,7 @@ def test_tied_weights_are_stored_once_and_go_on_bit_for_bit(tmp_path: Path, tied
     other, other_optimizer = start(1)
     load_training(checkpoint_path(tmp_path, 3), other, other_optimizer)
     assert [step(other, other_optimizer, i) for i in range(3, 7)] == [step(model, optimizer, i) for i in range(3, 7)]
-    stored = {name for name in FileSystemReader(checkpoint_path(tmp_path, 3)).read_metadata().state_dict_metadata}
+    stored = set(FileSystemReader(checkpoint_path(tmp_path, 3)).read_metadata().state_dict_metadata)
     weights = {name for name in stored if name.startswith("model.")}
     assert len(weights) == len(list(model.parameters()))
     averages = {name for name in stored if name.endswith("exp_avg")}
