@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from quintet.cli import main
+
+WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
+Train = Callable[..., str]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -23,3 +31,48 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token stores and tokenizers of a test go where no other test and no user finds them."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
+    """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name."""
+    draw = random.Random(5)
+    (tmp_path / "corpus").mkdir()
+    for index in range(6):
+        (tmp_path / f"corpus/{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(300)), "utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*files: str, name: str = "tiny", model: dict[str, Any] | None = None, **sections: Any) -> str:
+        values = {
+            "name": name,
+            "data": {
+                "sources": [{"kind": "text", "path": "corpus"}],
+                "validation": 0.2,
+                "sequence_length": 32,
+                "cache_dir": "cache",
+            },
+            "train": {"steps": 3, "batch_size": 4, "precision": "fp32", "device": "cpu"},
+            **({} if model is None else {"model": {"layers": 2, "width": 32, "attention": {"heads": 2}} | model}),
+            **sections,
+        }
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(SystemExit) as left:
+            main(["train", *files, f"{name}.yaml"])
+        assert left.value.code == 0, capfd.readouterr().err
+        return name
+
+    return call
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: its exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capfd.readouterr()
+
+    return call

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,16 +13,38 @@ from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.model.generate import GenerationSettings, beam_search, generate
+from quintet.model.mask import document_numbers
 
 VOCAB, CONTEXT = 30, 16
+OPTIONS = ("allowed_ids", "document_end", "static", "compile")
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "multi-head": {"attention": {"heads": 4}},
+    "multi-query": {"attention": {"heads": 4, "kv_heads": 1, "bias": True}},
+    "learned": {"position": {"kind": "learned"}},
+    "sinusoidal": {"position": {"kind": "sinusoidal"}},
+    "no position": {"position": {"kind": "none"}},
+    "window": {"attention": {"heads": 4, "window": 5}},
+    "prefix": {"attention": {"heads": 4, "mask": "prefix"}},
+    "documents": {"attention": {"heads": 4, "mask": "causal_document"}},
+    "documents restart": {
+        "attention": {"heads": 4, "kv_heads": 2, "mask": "causal_document", "restart_positions": True},
+        "position": {"kind": "learned"},
+    },
+    "parallel, norm of heads": {"block": "parallel", "attention": {"heads": 4, "qk_norm": "head"}},
+    "bidirectional": {"attention": {"kind": "bidirectional", "heads": 4}},
+    "bidirectional window": {"attention": {"kind": "bidirectional", "heads": 4, "window": 4}},
+    "bidirectional documents": {
+        "attention": {"kind": "bidirectional", "heads": 4, "mask": "document", "restart_positions": True},
+    },
+}
 
 
-def model_of(position: str = "rope", context: int = CONTEXT, **shape: Any) -> Transformer:
+def model_of(context: int = CONTEXT, **shape: Any) -> Transformer:
     values = {
         "layers": 2,
         "width": 32,
         "attention": {"heads": 4, "kv_heads": 2},
-        "position": {"kind": position},
         "init": {"kind": "normal", "std": 0.3},
         "tie_embeddings": False,
         **shape,
@@ -28,27 +52,111 @@ def model_of(position: str = "rope", context: int = CONTEXT, **shape: Any) -> Tr
     return build_model(TransformerConfig.model_validate(values), VOCAB, context, seed=0)
 
 
-def write(
-    model: Transformer, ids: list[int], end_id: int | None = None, allowed_ids: int | None = None, **settings: Any
-):
-    return list(generate(model, ids, GenerationSettings(**settings), end_id, allowed_ids=allowed_ids))
+def write(model: Transformer, ids: list[int], end_ids: set[int] | None = None, **options: Any) -> list[Any]:
+    """The continuation of one prompt."""
+    return rows_of(model, [ids], end_ids, **options)[0]
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal", "none"])
-@pytest.mark.parametrize("prompt_length", [3, CONTEXT, CONTEXT + 5])
-def test_a_text_longer_than_the_context_goes_on_from_its_last_half(position: str, prompt_length: int) -> None:
-    model = model_of(position).eval()
-    text = [(7 * i) % VOCAB for i in range(prompt_length)]
-    found = write(model, text, max_tokens=40, temperature=0)
-    window = text[-CONTEXT:]  # the same without a cache
-    expected = []
+def rows_of(
+    model: Transformer, prompts: list[list[int]], end_ids: set[int] | None = None, **options: Any
+) -> list[list[Any]]:
+    """The continuation of each prompt; ``options`` are those of ``generate`` and of its settings."""
+    others = {name: options.pop(name) for name in OPTIONS if name in options}
+    steps = list(generate(model, prompts, GenerationSettings(**options), end_ids or set(), **others))
+    return [list(row) for row in zip(*steps, strict=True)] or [[] for _ in prompts]
+
+
+def written_without_cache(model: Transformer, text: list[int], count: int, document_end: int | None) -> list[int]:
+    """The likeliest continuation as it is defined: each time, all that the model sees is encoded from the beginning."""
+    text, begin, prompt = list(text), max(0, len(text) - model.context_length), len(text)
     with torch.no_grad():
-        for _ in range(40):
-            if len(window) > CONTEXT:
-                window = (text + expected)[-CONTEXT // 2 :]
-            expected.append(int(model(torch.tensor([window]))[0, -1].argmax()))
-            window = [*window, expected[-1]]
+        for _ in range(count):
+            if len(text) - begin > model.context_length:
+                begin = len(text) - model.context_length // 2
+            ids = torch.tensor([text[begin:]])
+            documents = None if document_end is None else document_numbers(ids, document_end)
+            prompts = torch.tensor([max(0, prompt - begin)])
+            hidden = model.eval().hidden(ids, documents=documents, prompts=prompts)
+            text.append(int(model.logits(hidden)[0, -1].argmax()))
+    return text[prompt:]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("length", [3, CONTEXT, CONTEXT + 5])
+def test_a_text_is_the_one_that_encoding_it_anew_for_each_token_gives(name: str, length: int) -> None:
+    model = model_of(**SHAPES[name]).eval()
+    text = [(7 * i) % VOCAB for i in range(length)]
+    expected = written_without_cache(model, text, 40, document_end=7)
+    assert write(model, text, max_tokens=40, temperature=0, document_end=7) == expected
+    assert len(set(expected)) > 2  # a text that repeats one token would say little
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.7, "seed": 5, "repetition_penalty": 1.3}])
+def test_rows_do_not_depend_on_their_neighbours(name: str, settings: dict[str, Any]) -> None:
+    """Prompts of unequal length, one of them longer than the context; texts outgrow it at different steps."""
+    model = model_of(**SHAPES[name])
+    options = {"max_tokens": 30, "document_end": 7, **settings}
+    prompts = [[1, 2, 3], [7], [(5 * i) % VOCAB for i in range(CONTEXT + 3)], [4] * (CONTEXT - 1)]
+    together = rows_of(model, prompts, **options)
+    # A row's place decides its draws, so what stands in the other places is replaced.
+    for row, prompt in enumerate(prompts):
+        others = [[9]] * row + [prompt]
+        assert rows_of(model, others, **options)[row] == together[row]
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if "bidirectional" not in name])
+@pytest.mark.parametrize("count", [6, 30])
+def test_a_static_cache_writes_the_same(name: str, count: int) -> None:
+    model = model_of(**SHAPES[name])
+    prompts = [[1, 2, 3], [7, 5, 5, 7, 2, 9], [4]]
+    options = {"max_tokens": count, "document_end": 7, "temperature": 0.7}
+    assert rows_of(model, prompts, static=True, **options) == rows_of(model, prompts, **options)
+
+
+def test_a_compiled_step_is_compiled_once_and_writes_the_same() -> None:
+    prompts = [[1, 2, 3], [7, 5, 5, 7, 2, 9]]
+    model, graphs = model_of(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    expected = rows_of(model, prompts, max_tokens=8, temperature=0)
+    with patched_compile(backend):
+        found = rows_of(model, prompts, max_tokens=8, temperature=0, static=True, compile=True)
     assert found == expected
+    assert len(graphs) == 1
+
+
+def test_bidirectional_attention_has_no_static_cache() -> None:
+    with pytest.raises(UserError, match="bidirectional"):
+        write(model_of(**SHAPES["bidirectional"]), [1], static=True)
+
+
+def test_a_row_that_has_ended_is_none_and_all_ended_is_the_end() -> None:
+    model = model_of()
+    prompts = [[1, 2], [3], [4, 5, 6]]
+    free = rows_of(model, prompts, max_tokens=12, temperature=0)
+    ends = {free[0][3], free[1][7]}
+    steps = list(generate(model, prompts, GenerationSettings(max_tokens=12, temperature=0), ends))
+    for row, text in enumerate(free):
+        end = next((place for place, token in enumerate(text) if token in ends), 12)
+        assert [step[row] for step in steps] == (text[:end] + [None] * 12)[: len(steps)]
+    longest = max(next((place for place, token in enumerate(text) if token in ends), 12) for text in free)
+    assert len(steps) == longest
+
+
+def test_rows_that_have_ended_do_not_move_the_windows_of_the_others() -> None:
+    model = model_of()
+    prompts = [[1] * CONTEXT, [4, 5, 6]]
+    free = rows_of(model, prompts, max_tokens=40, temperature=0)
+    end = next(token for token in free[0] if token not in free[1])
+    assert rows_of(model, prompts, {end}, max_tokens=40, temperature=0)[1] == free[1]
+
+
+def test_no_prompts_write_nothing() -> None:
+    assert list(generate(model_of(), [], GenerationSettings())) == []
 
 
 def test_the_seed_decides_and_the_global_generator_neither_matters_nor_changes() -> None:
@@ -67,7 +175,7 @@ def test_it_stops_before_the_end_or_after_max_tokens() -> None:
     text = write(model, [1, 2], max_tokens=12, temperature=0)
     assert len(text) == 12
     end = text[5]
-    assert write(model, [1, 2], end_id=end, max_tokens=12, temperature=0) == text[: text.index(end)]
+    assert write(model, [1, 2], {end, VOCAB + 1}, max_tokens=12, temperature=0) == text[: text.index(end)]
     assert write(model, [1, 2], max_tokens=0) == []
 
 
@@ -80,13 +188,13 @@ def test_ids_beyond_the_allowed_ones_are_never_written(temperature: float) -> No
     assert max(write(model, [25], max_tokens=40, temperature=temperature, allowed_ids=20)) < 20
     penalised = write(model, [25], max_tokens=40, temperature=temperature, allowed_ids=20, repetition_penalty=2.0)
     assert max(penalised) < 20
-    assert max(beam_search(model, [25], 3, 10, None, allowed_ids=20)) < 20
+    assert max(beam_search(model, [25], 3, 10, allowed_ids=20)) < 20
 
 
 def test_a_token_is_handed_out_before_the_next_is_computed() -> None:
     model, calls = model_of(), []
     model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    stream = generate(model, [1, 2], GenerationSettings(max_tokens=10), None)
+    stream = generate(model, [[1, 2]], GenerationSettings(max_tokens=10))
     next(stream)
     assert len(calls) == 1
     next(stream)
@@ -97,8 +205,8 @@ def test_a_token_is_handed_out_before_the_next_is_computed() -> None:
 def test_the_model_is_as_it_was_and_dropout_does_not_act(training: bool) -> None:
     model = model_of(embedding_dropout=0.9, residual_dropout=0.9).train(training)
     assert write(model, [1], max_tokens=8, temperature=0) == write(model, [1], max_tokens=8, temperature=0)
-    beam_search(model, [1], 2, 4, None)
-    abandoned = generate(model, [1], GenerationSettings(max_tokens=8), None)
+    beam_search(model, [1], 2, 4)
+    abandoned = generate(model, [[1]], GenerationSettings(max_tokens=8))
     next(abandoned)
     assert not torch.is_inference_mode_enabled()
     abandoned.close()  # pyright: ignore[reportAttributeAccessIssue]
@@ -130,6 +238,17 @@ def test_compiled_blocks_are_not_compiled_again_for_each_token() -> None:
     assert compiled
 
 
+@contextmanager
+def patched_compile(backend: Any) -> Iterator[None]:
+    """Within it, what is compiled goes to ``backend``."""
+    original = torch.compile
+    torch.compile = lambda function, **options: original(function, **{**options, "backend": backend})
+    try:
+        yield
+    finally:
+        torch.compile = original
+
+
 def log_probability(model: Transformer, prompt: list[int], text: list[int]) -> float:
     with torch.no_grad():
         rows = model(torch.tensor([prompt + text]))[0].log_softmax(-1)
@@ -146,20 +265,45 @@ def test_beams_without_end_wide_enough_find_the_best_of_all_texts() -> None:
         return sum(rows[len(prompt) + i - 1, token].item() for i, token in enumerate(text))
 
     best = max(itertools.product(range(ids), repeat=3), key=rating)
-    assert beam_search(model, prompt, ids**2, 3, None, allowed_ids=ids) == list(best)
+    assert beam_search(model, prompt, ids**2, 3, allowed_ids=ids) == list(best)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_single_beam_writes_what_the_likeliest_token_writes(name: str) -> None:
+    model = model_of(**SHAPES[name])
+    text = [7, 3, 7, 5]
+    expected = write(model, text, max_tokens=8, temperature=0, document_end=7)
+    assert beam_search(model, text, 1, 8, document_end=7) == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_beams_rate_their_text_as_one_pass_does(name: str) -> None:
+    """Two steps with all beams kept find the best pair of tokens, by an evaluation of every pair without a cache."""
+    model, text, ids = model_of(**SHAPES[name]).eval(), [7, 3, 5], 6
+    pairs = torch.tensor([[*text, *pair] for pair in itertools.product(range(ids), repeat=2)])
+    prompts = torch.full((len(pairs),), len(text))
+    ratings = torch.zeros(len(pairs))
+    with torch.no_grad():
+        for seen in (3, 4):
+            documents = document_numbers(pairs[:, :seen], 7)
+            hidden = model.hidden(pairs[:, :seen], documents=documents, prompts=prompts)
+            rows = model.logits(hidden)[:, -1, :ids].log_softmax(-1)
+            ratings += rows.gather(1, pairs[:, seen, None])[:, 0]
+    best = pairs[ratings.argmax(), 3:].tolist()
+    assert beam_search(model, text, ids, 2, allowed_ids=ids, document_end=7) == best
 
 
 def test_more_beams_find_nothing_less_likely() -> None:
     model = model_of().eval()
-    ratings = [log_probability(model, [4], beam_search(model, [4], beams, 6, None)) for beams in (1, 900)]
+    ratings = [log_probability(model, [4], beam_search(model, [4], beams, 6)) for beams in (1, 900)]
     assert ratings[1] >= ratings[0] - 1e-4
 
 
 def test_beams_end_with_the_context() -> None:
     model = model_of(context=8)
-    assert len(beam_search(model, [1, 2, 3], 2, 100, None)) == 8 + 1 - 3  # the last one needs no position
-    assert len(beam_search(model, list(range(20)), 2, 2, None)) == 2
-    assert beam_search(model, [1], 2, 0, None) == []
+    assert len(beam_search(model, [1, 2, 3], 2, 100)) == 8 + 1 - 3  # the last one needs no position
+    assert len(beam_search(model, list(range(20)), 2, 2)) == 2
+    assert beam_search(model, [1], 2, 0) == []
 
 
 def test_an_empty_prompt_and_no_beams_are_refused() -> None:
@@ -167,9 +311,9 @@ def test_an_empty_prompt_and_no_beams_are_refused() -> None:
     with pytest.raises(UserError, match="prompt"):
         write(model, [])
     with pytest.raises(UserError, match="prompt"):
-        beam_search(model, [], 2, 3, None)
+        beam_search(model, [], 2, 3)
     with pytest.raises(UserError, match="beams"):
-        beam_search(model, [1], 0, 3, None)
+        beam_search(model, [1], 0, 3)
 
 
 def test_a_negative_log_probability_of_a_longer_text_counts_less_with_a_length_penalty() -> None:
@@ -184,4 +328,4 @@ def test_a_negative_log_probability_of_a_longer_text_counts_less_with_a_length_p
         ratings = [(n * math.log(0.4) + math.log(0.5)) / (n + 1) ** penalty for n in range(10)]
         ratings.append(10 * math.log(0.4) / 10**penalty)
         best = max(range(11), key=ratings.__getitem__)
-        assert len(beam_search(model, [5], 12, 10, 0, penalty)) == best
+        assert len(beam_search(model, [5], 12, 10, {0}, penalty)) == best

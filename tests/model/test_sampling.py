@@ -88,14 +88,14 @@ def test_draws_follow_the_probabilities_that_all_settings_leave(theirs) -> None:
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
     rows = logits(1, batch=1).expand(draws, -1), history.expand(draws, -1)
-    frequencies = torch.bincount(choose(*rows, settings, generator), minlength=VOCAB) / draws
+    frequencies = torch.bincount(choose(*rows, settings, [generator] * draws), minlength=VOCAB) / draws
     # Five standard errors of a frequency.
     assert ((frequencies - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / draws).sqrt()).all()
 
 
 def test_temperature_zero_takes_the_likeliest_after_the_penalty() -> None:
     one = torch.tensor([[1.0, 3.0, 2.9]])
-    generator = torch.Generator()
+    generator = [torch.Generator()]
     nothing, seen_one = torch.tensor([[0]]), torch.tensor([[1]])
     assert choose(one, nothing, GenerationSettings(temperature=0), generator).item() == 1
     assert choose(one, seen_one, GenerationSettings(temperature=0, repetition_penalty=1.1), generator).item() == 2

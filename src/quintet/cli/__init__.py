@@ -10,10 +10,13 @@ from typing import Annotated, NoReturn
 import typer
 
 import quintet
+from quintet.cli.chat import chat
 from quintet.cli.check import check
 from quintet.cli.evaluate import evaluate
 from quintet.cli.explain import explain
+from quintet.cli.export import export
 from quintet.cli.generate import generate
+from quintet.cli.import_checkpoint import import_
 from quintet.cli.plan import plan
 from quintet.cli.prepare import prepare
 from quintet.cli.runs import runs
@@ -21,7 +24,7 @@ from quintet.cli.schema import schema
 from quintet.cli.train import train
 from quintet.errors import UserError
 
-VERBS = (train, prepare, plan, check, explain, schema, generate, evaluate, runs)
+VERBS = (train, prepare, plan, check, explain, schema, generate, chat, evaluate, import_, export, runs)
 
 USER_ERROR = 2
 _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -45,7 +48,7 @@ def _make_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(_top)
     for verb in VERBS:
-        app.command()(verb)
+        app.command(verb.__name__.rstrip("_"))(verb)
     return app
 
 

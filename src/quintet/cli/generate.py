@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import fail
+from quintet.cli.inputs import WRITER, fail
+
+if TYPE_CHECKING:
+    from quintet.model.generate import GenerationSettings
+    from quintet.train.continuation import Continuation
+    from quintet.train.trained import TrainedModel
 
 
 def generate(
-    run: Annotated[str, typer.Argument(help="run folder, or name of a run under runs/")],
-    prompt: Annotated[str, typer.Option(help="beginning to continue; empty starts a new document")] = "",
+    run: Annotated[str, typer.Argument(help=WRITER)],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="beginning to continue; an empty one starts a new document; may be given several times"),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help='beginnings to continue: one a line, or {"prompt": …} a line in a .jsonl file')
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens to write")] = 256,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="text to end before; may be given several times", show_default=False)
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")] = None,
     top_p: Annotated[
@@ -27,37 +44,114 @@ def generate(
     ] = 1.0,
     beams: Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed gives the same text")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts to continue side by side")] = 16,
+    static_cache: Annotated[
+        bool, typer.Option("--static-cache", help="compile the step of one token, for long texts and many prompts")
+    ] = False,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")] = False,
 ) -> None:
-    """Continue a prompt with a trained model; the text appears as it is written."""
-    if beams > 1 and (top_k or top_p or min_p or repetition_penalty != 1.0):
-        fail("--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p and --repetition-penalty")
-    from quintet.model.generate import GenerationSettings, beam_search
-    from quintet.model.generate import generate as generate_ids
-    from quintet.tokenize import TextStream
-    from quintet.train.trained import load_trained
-
-    trained = load_trained(run, checkpoint)
-    tokenizer = trained.tokenizer
-    ids = tokenizer.encode(prompt) or [tokenizer.end_id]
-    stream = TextStream(tokenizer, continues=bool(prompt))
-    typer.echo(prompt, nl=False)
-    with trained.compute.autocast():
-        if beams > 1:
-            found = beam_search(
-                trained.model, ids, beams, max_tokens, tokenizer.end_id, allowed_ids=tokenizer.vocab_size
-            )
-            typer.echo("".join(map(stream.push, found)) + stream.finish())
-            return
-        settings = GenerationSettings(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
+    """Continue prompts with a trained model; the text of a single one appears as it is written."""
+    if beams > 1 and (top_k or top_p or min_p or repetition_penalty != 1.0 or static_cache):
+        fail(
+            "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
+            "--static-cache"
         )
-        for token in generate_ids(trained.model, ids, settings, tokenizer.end_id, allowed_ids=tokenizer.vocab_size):
-            typer.echo(stream.push(token), nl=False)
-        typer.echo(stream.finish())
+    if prompt and prompts_file is not None:
+        fail("--prompts-file: give prompts in the file or with --prompt, not both")
+    prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
+    from quintet.model.generate import GenerationSettings
+    from quintet.train.trained import load_writer
+
+    settings = GenerationSettings(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    trained = load_writer(run, checkpoint)
+    if static_cache and not _can_compile(trained):
+        typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
+    streams = len(prompts) == 1 and not as_json
+    for first in range(0, len(prompts), batch_size):
+        group = prompts[first : first + batch_size]
+        if streams:
+            typer.echo(group[0], nl=False)
+        texts = _continue(trained, group, settings, stop or [], beams, first, static_cache, streams)
+        for place, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
+            if as_json:
+                found = {"prompt": one, "text": text.text, "tokens": text.tokens, "ended": text.ended}
+                typer.echo(json.dumps(found, ensure_ascii=False))
+            else:
+                typer.echo("" if streams else f"--- prompt {place}\n{one}{text.text}")
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts in ``file``: its lines, or the field `prompt` of each line of a .jsonl file.
+
+    Raises UserError when it cannot be read, is empty, or has a line without a prompt.
+    """
+    if not file.is_file():
+        fail(f"--prompts-file: {file} does not exist; name a file with one prompt a line")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        fail(f"--prompts-file: {file} is no text in UTF-8 ({error}); save it as UTF-8")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        fail(f"--prompts-file: {file} is empty; write one prompt a line")
+    if file.suffix != ".jsonl":
+        return lines
+    return [_prompt_of(line, f"{file}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        fail(f"{where}: is no JSON ({error}); write one object a line")
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        fail(f'{where}: has no text under "prompt"; write {{"prompt": "…"}}')
+    return found["prompt"]
+
+
+def _continue(
+    trained: TrainedModel,
+    prompts: list[str],
+    settings: GenerationSettings,
+    stops: list[str],
+    beams: int,
+    first: int,
+    static: bool,
+    streams: bool,
+) -> list[Continuation]:
+    from quintet.train.continuation import prompt_ids, search_continuation, write_continuations
+
+    model, tokenizer, compute = trained.model, trained.tokenizer, trained.compute
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    if beams > 1:
+        found = [search_continuation(model, tokenizer, compute, one, beams, settings.max_tokens, stops) for one in ids]
+        if streams:
+            typer.echo(found[0].text, nl=False)
+        return found
+    return write_continuations(
+        model,
+        tokenizer,
+        compute,
+        ids,
+        settings,
+        stops=stops,
+        first_row=first,
+        static=static,
+        compile=static and _can_compile(trained),
+        show=(lambda text: typer.echo(text, nl=False)) if streams else None,
+    )
+
+
+def _can_compile(trained: TrainedModel) -> bool:
+    """On a CPU compiling needs a C++ compiler."""
+    return trained.compute.device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++")))

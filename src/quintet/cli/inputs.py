@@ -21,6 +21,8 @@ Inputs = Annotated[
     ),
 ]
 
+WRITER = "run folder, name of a run under runs/, folder of a Hugging Face checkpoint, or its name on the hub"
+
 
 def split(inputs: list[str]) -> tuple[list[Path], list[str]]:
     """Files and overrides of a command line: what holds ``=`` and is no file is an override."""

@@ -5,29 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quintet.config.model import TransformerConfig
+from quintet.config.model import HuggingFaceConfig, TransformerConfig
 from quintet.model.init import initialise
+from quintet.model.pretrained import PretrainedModel
 from quintet.model.transformer import Transformer
 
-Model = Transformer
+Model = Transformer | PretrainedModel
 
 
 def build_model(
-    config: TransformerConfig,
+    config: TransformerConfig | HuggingFaceConfig,
     vocab_size: int,
     context_length: int,
     seed: int,
     *,
     extra_rows: int = 0,
     weights: dict[str, Tensor] | None = None,
-) -> Transformer:
+) -> Model:
     """The model of ``config`` in fp32 on the CPU, with weights that follow from ``seed`` and their own names.
 
     ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
     config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
-    are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. PyTorch's global
-    generator is not touched.
+    are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. Neither is for a
+    model of the transformers library, which has its own rows and weights. PyTorch's global generator is not touched.
     """
+    if isinstance(config, HuggingFaceConfig):
+        from quintet.model.pretrained_loading import build_pretrained
+
+        assert not extra_rows
+        assert weights is None
+        return build_pretrained(config, vocab_size, context_length, seed)
     with torch.device("meta"):
         model = Transformer(config, vocab_size, context_length, extra_rows)
     if weights is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,46 +10,93 @@ import torch
 from torch import Tensor, nn
 
 from quintet.errors import UserError
-from quintet.model.cache import KVCache
+from quintet.model.build import Model
+from quintet.model.reader import Reader
 from quintet.model.sampling import GenerationSettings, choose
-from quintet.model.transformer import Transformer
+from quintet.randomness import key
 
 __all__ = ["GenerationSettings", "beam_search", "generate"]
 
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
-    prompt_ids: list[int],
+    model: Model,
+    prompts: Sequence[list[int]],
     settings: GenerationSettings,
-    end_id: int | None,
+    end_ids: Collection[int] = (),
     *,
     allowed_ids: int | None = None,
-) -> Iterator[int]:
-    """Continue ``prompt_ids`` and yield each id as it is chosen, until ``end_id``, which is not yielded, or
-    ``settings.max_tokens``.
+    document_end: int | None = None,
+    first_row: int = 0,
+    static: bool = False,
+    compile: bool = False,
+) -> Iterator[list[int | None]]:
+    """Continue each of ``prompts`` and yield the ids of all rows as they are chosen, one list a step.
 
-    Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Where the text
-    outgrows ``model.context_length`` the model goes on with the last half of the context, encoded anew: every position
-    stays one that the model was built for, and the cost of a token stays bounded. Of a longer prompt the end counts.
-    While it runs the model is in evaluation mode; afterwards it is as it was. Raises UserError for an empty prompt.
+    A row ends with one of ``end_ids``, which is not yielded, and has None from then on; all end together after
+    ``settings.max_tokens``. A row's text is the one that it would have alone, up to the rounding of sums: rows stand
+    side by side with padding on the left that nobody sees, and each draws from a generator of its own, keyed by
+    ``settings.seed`` and its number, counted from ``first_row``.
+
+    Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. ``document_end``
+    is the id that closes a document, for masks that tell documents apart; when None each text is one. With ``static``
+    the cache has one shape from the first token to the last, and with ``compile`` the step of one token is compiled
+    for it.
+
+    Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, encoded anew:
+    every position stays one that the model was built for, and the cost of a token stays bounded. Of a longer prompt
+    the end counts. While it runs the model is in evaluation mode; afterwards it is as it was. Raises UserError for an
+    empty prompt.
     """
-    text = _checked(prompt_ids)
-    generator = torch.Generator(model.device).manual_seed(settings.seed)
-    limit = model.context_length
-    cache, new = _cache(model, len(text) + settings.max_tokens), text[-limit:]
+    texts = [_checked(prompt) for prompt in prompts]
+    if not texts:
+        return
+    seeds = (key(settings.seed, "row", first_row + row) for row in range(len(texts)))
+    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    windows = _Windows(texts, model.context_length)
+    room = min(model.context_length, max(map(len, texts)) + settings.max_tokens)
+    reader = Reader(model, room, allowed_ids, document_end, static=static, compile=compile)
+    seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
+    alive = [True] * len(texts)
     with _evaluating(model):
-        for _ in range(settings.max_tokens):
-            if cache.length + len(new) > limit:
-                cache, new = _cache(model, limit), text[-max(1, limit // 2) :]
-            logits = _next_logits(model, [new], cache, allowed_ids)
-            seen = torch.tensor([text], device=model.device)
-            chosen = int(choose(logits, seen, settings, generator))
-            if chosen == end_id:
+        for count in range(settings.max_tokens):
+            if count == 0 or reader.full:
+                logits = reader.begin(windows.cut(alive), windows.prompts)
+            else:
+                logits = reader.read([text[-1] for text in texts])
+            chosen = choose(logits, seen, settings, generators)
+            if settings.repetition_penalty != 1.0:
+                seen = torch.cat([seen, chosen[:, None]], dim=1)
+            ids = chosen.tolist()
+            alive = [living and token not in end_ids for living, token in zip(alive, ids, strict=True)]
+            if not any(alive):
                 return
-            yield chosen
-            text.append(chosen)
-            new = [chosen]
+            yield [token if living else None for living, token in zip(alive, ids, strict=True)]
+            for text, token in zip(texts, ids, strict=True):
+                text.append(token)
+
+
+class _Windows:
+    """The part of each text that the model sees: all of it until it outgrows the context, then its end."""
+
+    def __init__(self, texts: list[list[int]], limit: int) -> None:
+        self._texts, self._limit = texts, limit
+        self._prompts = [len(text) for text in texts]
+        self._begins = [max(0, len(text) - limit) for text in texts]
+
+    def cut(self, alive: list[bool]) -> list[list[int]]:
+        """The windows, each cut to half the context where it has outgrown it; of a text that has ended one token."""
+        for row, text in enumerate(self._texts):
+            if not alive[row]:
+                self._begins[row] = len(text) - 1
+            elif len(text) - self._begins[row] > self._limit:
+                self._begins[row] = len(text) - max(1, self._limit // 2)
+        return [text[begin:] for text, begin in zip(self._texts, self._begins, strict=True)]
+
+    @property
+    def prompts(self) -> list[int]:
+        """How many tokens of each window are the prompt's."""
+        return [max(0, prompt - begin) for prompt, begin in zip(self._prompts, self._begins, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -60,36 +107,41 @@ class _Beam:
 
 @torch.inference_mode()
 def beam_search(
-    model: Transformer,
+    model: Model,
     prompt_ids: list[int],
     beams: int,
     max_tokens: int,
-    end_id: int | None,
+    end_ids: Collection[int] = (),
     length_penalty: float = 1.0,
     *,
     allowed_ids: int | None = None,
+    document_end: int | None = None,
 ) -> list[int]:
-    """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without ``end_id``.
+    """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end.
 
     A continuation of n tokens, its end counted, is rated by its log-probability / n ** ``length_penalty``. The search
     ends when ``beams`` continuations are complete and the best open one is rated below them all. Prompt and output have
     to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and then
-    the output ends with the context. Raises UserError for an empty prompt or fewer than one beam.
+    the output ends with the context. ``end_ids``, ``allowed_ids`` and ``document_end`` as in ``generate``. Raises
+    UserError for an empty prompt or fewer than one beam.
     """
     if beams < 1:
         raise UserError(f"beams: {beams} must be 1 or more")
     limit = model.context_length
     prompt = _checked(prompt_ids)[-max(1, limit // 2, limit + 1 - max_tokens) :]
     steps = min(max_tokens, limit + 1 - len(prompt))
-    cache, new = _cache(model, len(prompt) + steps), [prompt]
+    reader = Reader(model, min(limit, len(prompt) + steps), allowed_ids, document_end)
     open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
     with _evaluating(model):
         for count in range(1, steps + 1):
-            logits = _next_logits(model, new, cache, allowed_ids)
+            if count == 1:
+                logits = reader.begin([prompt], [len(prompt)])
+            else:
+                logits = reader.read([beam.written[-1] for beam in open_beams])
             candidates = _best_candidates(logits, open_beams, 2 * beams)
             survivors: list[tuple[int, _Beam]] = []
             for rank, (row, chosen, score) in enumerate(candidates):
-                ended = chosen == end_id
+                ended = chosen in end_ids
                 written = open_beams[row].written + ([] if ended else [chosen])
                 if not ended and count < steps:
                     survivors.append((row, _Beam(score, written)))
@@ -102,8 +154,7 @@ def beam_search(
             open_beams = [beam for _, beam in survivors]
             if len(complete) == beams and open_beams[0].score / count**length_penalty <= complete[-1].score:
                 break
-            cache.select(torch.tensor([row for row, _ in survivors], device=model.device))
-            new = [beam.written[-1:] for beam in open_beams]
+            reader.select([row for row, _ in survivors])
     return complete[0].written if complete else []
 
 
@@ -119,16 +170,10 @@ def _best_candidates(logits: Tensor, beams: list[_Beam], count: int) -> list[tup
     ]
 
 
-def _next_logits(model: Transformer, new: list[list[int]], cache: KVCache, allowed_ids: int | None) -> Tensor:
-    """fp32 logits [batch, allowed ids] after the ids ``new`` [batch, length], which the cache takes up."""
-    # Each step is one position longer, and a compiled block would be compiled again for it.
-    with torch.compiler.set_stance("force_eager"):
-        hidden = model.hidden(torch.tensor(new, device=model.device), cache=cache)[:, -1]
-        return model.logits(hidden)[:, :allowed_ids].float()
-
-
-def _cache(model: Transformer, positions: int) -> KVCache:
-    return KVCache(len(model.blocks), min(positions, model.context_length))
+def _side_by_side(texts: list[list[int]], filler: int) -> Tensor:
+    """``texts`` as one matrix, with ``filler`` on the left of the shorter ones."""
+    longest = max(map(len, texts))
+    return torch.tensor([[filler] * (longest - len(text)) + text for text in texts])
 
 
 def _checked(prompt_ids: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,11 @@ class GenerationSettings:
             raise UserError(*found)
 
 
-def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator: torch.Generator) -> Tensor:
-    """The next ids [batch] for ``logits`` [batch, vocab], given the ids ``seen`` [batch, length] so far."""
+def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next ids [batch] for ``logits`` [batch, vocab], given the ids ``seen`` [batch, length] so far.
+
+    Row i is drawn with ``generators[i]``, so that its draw does not depend on the others.
+    """
     logits = penalise_repetition(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
@@ -58,7 +62,12 @@ def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator
         logits = keep_top_p(logits, settings.top_p)
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    # Of independent exponential waiting times, with the probabilities as rates, the first to end is each id's with its
+    # probability.
+    waits = torch.empty_like(logits)
+    for row, generator in enumerate(generators):
+        waits[row].exponential_(generator=generator)
+    return (logits.softmax(dim=-1) / waits).argmax(dim=-1)
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

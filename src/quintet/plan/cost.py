@@ -90,7 +90,7 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_total=tokens,
         flops_total=tokens * flops,
         memory=memory,
-        checkpoint_bytes=memory.weights + memory.optimizer,
+        checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
         checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
     )
 

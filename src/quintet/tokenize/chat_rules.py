@@ -39,7 +39,8 @@ class ChatRules:
 
 def read_chat_rules(folder: Path) -> ChatRules:
     """The rules in the files of ``folder``, as far as there are any. Raises UserError for a file that is damaged."""
-    settings = _object(folder / _OLD_MAP) | _object(folder / _CONFIG)
+    newer = {name: value for name, value in _object(folder / _CONFIG).items() if value is not None}
+    settings = _object(folder / _OLD_MAP) | newer
     own = folder / _TEMPLATE
     template = read_bytes(own).decode("utf-8", errors="replace") if own.is_file() else settings.get("chat_template")
     ends = _object(folder / _GENERATION).get("eos_token_id")

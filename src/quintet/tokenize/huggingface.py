@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -15,12 +18,12 @@ import tokenizers
 from quintet.errors import UserError
 from quintet.tokenize import tokenizer_json
 from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest
+from quintet.tokenize.chat_rules import ChatRules, default_template, named_tokens, read_chat_rules, write_template
 from quintet.tokenize.folder import (
     DESCRIPTION,
     damaged,
     read_bytes,
     read_description,
-    read_json,
     write_description,
     write_text,
 )
@@ -32,9 +35,12 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class HuggingFaceTokenizer:
-    """What a `tokenizer.json` does to the text alone: no special ids, no truncation, no padding, no dropout."""
+    """What a `tokenizer.json` does to the text alone: no special ids, no truncation, no padding, no dropout.
 
-    def __init__(self, rules: str, end: str) -> None:
+    ``chat`` is kept beside it and says how the tokenizer's files would have a conversation written.
+    """
+
+    def __init__(self, rules: str, end: str, chat: ChatRules | None = None) -> None:
         """``rules`` is the content of a `tokenizer.json`, ``end`` the token that ends a document.
 
         Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
@@ -47,10 +53,12 @@ class HuggingFaceTokenizer:
         if end not in vocabulary:
             raise UserError(f"tokenizer: the token that ends a document, {end!r}, is not in the vocabulary")
         self.end_id = vocabulary[end]
+        known = (chat or ChatRules()).known_to(vocabulary)
+        self.chat = replace(known, tokens={**known.tokens, "eos_token": end})
         self._cut_long = tokenizer_json.cuts_like_gpt2(self._rules)
 
     def __reduce__(self) -> tuple:
-        return (HuggingFaceTokenizer, (tokenizer_json.serialized(self._rules), self._end))
+        return (HuggingFaceTokenizer, (tokenizer_json.serialized(self._rules), self._end, self.chat))
 
     @property
     def lossless(self) -> bool:
@@ -83,6 +91,25 @@ class HuggingFaceTokenizer:
         check_text(text)
         return self._library.encode(text, add_special_tokens=False).ids
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Id of each special token, by the text that stands for it in a template."""
+        added = {token["content"]: token["id"] for token in self._rules["added_tokens"] if token["special"]}
+        vocabulary = _vocabulary(self._rules)
+        return added | {token: vocabulary[token] for token in self.chat.tokens.values()}
+
+    def encode_template(self, text: str) -> list[int]:
+        """``encode`` where the text of a special token is its id, for what a template has written."""
+        check_text(text)
+        return self._template_library.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _template_library(self) -> tokenizers.Tokenizer:
+        library = tokenizers.Tokenizer.from_str(tokenizer_json.serialized(self._rules))
+        added = {token["content"] for token in self._rules["added_tokens"]}
+        library.add_special_tokens([token for token in self.chat.tokens.values() if token not in added])
+        return library
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             check_text(text)
@@ -100,10 +127,16 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Beside Quintet's description, the folder is one that ``transformers.AutoTokenizer`` loads."""
+        self.write_for_transformers(folder)
+        facts = {"end": self._end, "chat_end_ids": list(self.chat.end_ids)}
+        write_description(folder, "huggingface", self.fingerprint, facts)
+
+    def write_for_transformers(self, folder: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write what ``transformers.AutoTokenizer`` loads into ``folder``, with ``settings`` of its own."""
         write_text(folder / _FILE, tokenizer_json.serialized(self._rules))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **self.chat.tokens}
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
-        write_description(folder, "huggingface", self.fingerprint, {"end": self._end})
+        write_template(folder, self.chat)
 
 
 def huggingface_tokenizer(path: str) -> HuggingFaceTokenizer:
@@ -115,30 +148,33 @@ def huggingface_tokenizer(path: str) -> HuggingFaceTokenizer:
     file = place / _FILE if place.is_dir() else place
     if file.is_file():
         rules = read_bytes(file).decode("utf-8", errors="replace")
-        end = _named_end(file.parent)
+        chat = read_chat_rules(file.parent)
         where = str(file)
     else:
-        rules, end = _from_transformers(path, place)
+        rules, chat = _from_transformers(path, place)
         where = path
+    end = chat.tokens.get("eos_token")
     try:
         vocabulary = _vocabulary(json.loads(rules))
         end = end or next((token for token in _USUAL_ENDS if token in vocabulary), None)
         if end is None or end not in vocabulary:
             raise UserError(_no_end(where, end))
-        return HuggingFaceTokenizer(rules, end)
+        return HuggingFaceTokenizer(rules, end, chat)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: is no tokenizer.json that `tokenizers` can read ({error}); make it anew") from None
 
 
 def load_huggingface(folder: Path) -> HuggingFaceTokenizer:
     """The tokenizer that ``HuggingFaceTokenizer.save`` wrote. Raises UserError when a file is missing or damaged."""
-    end = read_description(folder).get("end")
+    description = read_description(folder)
+    end, chat_end_ids = description.get("end"), description.get("chat_end_ids", [])
     if not isinstance(end, str):
         raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
+    chat = replace(read_chat_rules(folder), end_ids=tuple(chat_end_ids))
     file = folder / _FILE
     content = read_bytes(file)
     try:
-        return HuggingFaceTokenizer(content.decode("utf-8"), end)
+        return HuggingFaceTokenizer(content.decode("utf-8"), end, chat)
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}") from None
 
@@ -161,15 +197,6 @@ def _vocabulary(rules: tokenizer_json.Rules) -> dict[str, int]:
     return vocabulary | {token["content"]: token["id"] for token in rules["added_tokens"]}
 
 
-def _named_end(folder: Path) -> str | None:
-    """The `eos_token` that the files beside a `tokenizer.json` name."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(folder / name).get("eos_token") if (folder / name).is_file() else None
-        if token:
-            return token["content"] if isinstance(token, dict) else str(token)
-    return None
-
-
 def _no_end(where: str, end: str | None) -> str:
     if end is None:
         return (
@@ -179,8 +206,8 @@ def _no_end(where: str, end: str | None) -> str:
     return f"{where}: the eos_token {end!r} of tokenizer_config.json is not in the vocabulary; correct it there"
 
 
-def _from_transformers(path: str, place: Path) -> tuple[str, str | None]:
-    """Rules and end token of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
+def _from_transformers(path: str, place: Path) -> tuple[str, ChatRules]:
+    """Rules of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
     if not place.is_dir() and not _HUB_NAME.fullmatch(path):
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
@@ -203,4 +230,6 @@ def _from_transformers(path: str, place: Path) -> tuple[str, str | None]:
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
-    return backend.to_str(), found.eos_token
+    chat = ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
+    ends = read_chat_rules(place).end_ids if place.is_dir() else ()
+    return backend.to_str(), replace(chat, end_ids=ends)

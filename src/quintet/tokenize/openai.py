@@ -82,6 +82,16 @@ class TiktokenTokenizer:
         return digest("tiktoken", pattern, _rank_lines(ranks), json.dumps(special, sort_keys=True))
 
     @property
+    def pattern(self) -> str:
+        """The regular expression whose matches are the words within which bytes are merged."""
+        return self._parts[1]
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Id of each special token."""
+        return self._parts[3]
+
+    @property
     def pieces(self) -> Pieces:
         return self._pieces
 
@@ -127,11 +137,15 @@ class TiktokenTokenizer:
         return self.pieces.lengths()
 
     def save(self, folder: Path) -> None:
-        name, pattern, ranks, special = self._parts
-        write_text(folder / _RANKS, _rank_lines(ranks))
-        write_description(
-            folder, "tiktoken", self.fingerprint, {"name": name, "pattern": pattern, "special_tokens": special}
-        )
+        self.save_ranks(folder)
+        facts = {"name": self.name, "pattern": self.pattern, "special_tokens": self.special_tokens}
+        write_description(folder, "tiktoken", self.fingerprint, facts)
+
+    def save_ranks(self, folder: Path) -> Path:
+        """Write the ranks into ``folder`` as tiktoken's own files have them; returns the file."""
+        file = folder / _RANKS
+        write_text(file, _rank_lines(self._parts[2]))
+        return file
 
 
 def tiktoken_encoding(name: str) -> TiktokenTokenizer:

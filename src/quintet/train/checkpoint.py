@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -90,18 +91,35 @@ def read_progress(path: Path) -> Progress:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put the weights of the checkpoint at ``path`` into ``model``."""
-    weights = get_model_state_dict(model)
+    """Put the weights of the checkpoint at ``path`` into ``model``; those that were frozen stay as they are."""
+    weights = trained_weights(model)
     state_dict_loader.load({"model": weights}, checkpoint_id=path, no_dist=True)
-    set_model_state_dict(model, weights)
+    _set_weights(model, weights)
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and the optimizer's state of the checkpoint at ``path`` into ``model`` and ``optimizer``."""
-    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    state = {"model": trained_weights(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
-    set_model_state_dict(model, state["model"])
+    _set_weights(model, state["model"])
     set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+
+
+def trained_weights(model: nn.Module) -> dict[str, Any]:
+    """By name what training changes in ``model``: its trainable parameters, each once, and its buffers.
+
+    Frozen weights come from where the run took them, so that a checkpoint of adapters is as small as they are.
+    """
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = get_model_state_dict(model)
+    return {name: value for name, value in weights.items() if name in trained or name not in every}
+
+
+def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    # Not strict, for frozen weights and second names of tied ones are not among them; that the others are all there
+    # was checked when they were read.
+    set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
 
 
 class Checkpointer:
@@ -120,7 +138,7 @@ class Checkpointer:
         self.wait()
         if progress.step in checkpoint_steps(self.folder):
             return
-        state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        state = {"model": trained_weights(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
         self._pending = self._thread.submit(self._write, _copied(state), progress)
 
     def wait(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from quintet.config.training import (
     ConstantDropoutConfig,
     DropoutScheduleConfig,
@@ -11,6 +9,9 @@ from quintet.config.training import (
     NoDropoutScheduleConfig,
     TriangleDropoutConfig,
 )
+from quintet.model.dropout import set_dropout
+
+__all__ = ["dropout_rate", "set_dropout"]
 
 
 def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float | None:
@@ -30,13 +31,3 @@ def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float 
                 return config.low
             place = (step % length) / length
             return config.low + (config.high - config.low) * (1 - abs(2 * place - 1))
-
-
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Give every dropout of ``model`` the ``rate``, also those that models of the transformers library keep as a plain
-    number beside their attention."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", rate)  # noqa: B010  (nn.Module does not declare it)

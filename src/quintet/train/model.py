@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
+from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig
 from quintet.config.schema import RunConfig
 from quintet.config.training import MaskedLossConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
+from quintet.model.pretrained_count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
 from quintet.train.objective import Objective
 
@@ -69,13 +70,15 @@ def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
 
 def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
     """Parameters of the model of ``config`` with ``vocab_size`` ids, without building it."""
-    assert isinstance(config.model, TransformerConfig)
+    if isinstance(config.model, HuggingFaceConfig):
+        return count_pretrained(config.model, vocab_size, context_length(config))
     return count_parameters(config.model, vocab_size, context_length(config), extra_rows(config))
 
 
 def training_flops(config: RunConfig, vocab_size: int) -> Flops:
     """What a token costs in the training of ``config``."""
-    assert isinstance(config.model, TransformerConfig)
+    if isinstance(config.model, HuggingFaceConfig):
+        return pretrained_flops(config.model, vocab_size, context_length(config), config.data.sequence_length)
     return flops_per_token(config.model, vocab_size, config.data.sequence_length, extra_rows(config))
 
 

@@ -83,8 +83,8 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     make_deterministic()
     if compute.device.type == "cpu":
         keep_freed_memory()
-    weights = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
-    model = make_model(config, prepared.tokenizer, weights).to(compute.device)
+    start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
+    model = make_model(config, prepared.tokenizer, start.weights if start else None).to(compute.device)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     if compute.compile:
@@ -114,7 +114,7 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         peak=measure_peak(compute),
         progress=progress,
     )
-    _introduce(run, changes)
+    _introduce(run, [*(start.notes if start else []), *(f"changed since the run began: {line}" for line in changes)])
     return run
 
 
@@ -164,11 +164,17 @@ def _compile_blocks(model: Model, compute: Compute) -> None:
         block.compile()
 
 
-def _introduce(run: Run, changes: list[str]) -> None:
+def _parameters(model: Model) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    some = "" if trainable == total else f", {trainable / 1e6:.2f} M of them trained"
+    return f"{total / 1e6:.2f} M parameters{some}"
+
+
+def _introduce(run: Run, notes: list[str]) -> None:
     """Say what was chosen, before the first step."""
     say, config, compute = run.reporter.say, run.config, run.compute
-    parameters = sum(p.numel() for p in run.model.parameters())
-    say(f"{config.name}: {parameters / 1e6:.2f} M parameters, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
+    say(f"{config.name}: {_parameters(run.model)}, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
     epochs = run.steps * config.batch.samples / run.data.epoch_samples
     say(
         f"data: {run.data.epoch_samples:,} samples of {config.data.sequence_length} tokens; "
@@ -186,7 +192,7 @@ def _introduce(run: Run, changes: list[str]) -> None:
             "model.attention.kind: bidirectional lets each position see the token that it is to predict, so that the "
             "loss means nothing; loss.kind: masked hides what is to be predicted"
         )
-    for change in changes:
-        say(f"changed since the run began: {change}")
+    for note in notes:
+        say(note)
     if run.progress.step:
         say(f"continuing from step {run.progress.step}")

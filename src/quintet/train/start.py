@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.model.families import Start, fitted, pretrained_weights
 from quintet.tokenize import Tokenizer
-from quintet.train.model import extra_rows, model_vocabulary
+from quintet.train.model import context_length, extra_rows, model_vocabulary
 from quintet.train.trained import is_run, load_trained
 
 
-def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Tensor] | None:
-    """The trained weights that the run of ``config`` starts from, by name; None where it starts from random ones.
+def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
+    """The trained weights that the run of ``config`` starts from; None where it starts from random ones.
 
     Raises UserError when they do not exist or are those of another architecture.
     """
     model = config.model
     if not isinstance(model, TransformerConfig) or not isinstance(model.init, PretrainedInitConfig):
         return None
-    for folder in (Path(model.init.path).expanduser(), Path("runs") / model.init.path):
+    rows = model.rows(model_vocabulary(config, tokenizer) + extra_rows(config))
+    path = model.init.path
+    for folder in (Path(path).expanduser(), Path("runs") / path):
         if is_run(folder):
-            return load_trained(str(folder)).model.state_dict()
-    from quintet.model.families import pretrained_weights
+            return _from_run(str(folder), model, rows, context_length(config), tokenizer)
+    return pretrained_weights(path, model, rows, context_length(config))
 
-    return pretrained_weights(
-        model.init.path, model, model.rows(model_vocabulary(config, tokenizer) + extra_rows(config))
-    )
+
+def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tokenizer: Tokenizer) -> Start:
+    trained = load_trained(run)
+    theirs = trained.config.model
+    if not isinstance(theirs, TransformerConfig):
+        raise UserError(f"model.init.path: {run} trained a model of kind {theirs.kind}; `quintet export` it first")
+    start = fitted(trained.model.state_dict(), theirs, model, trained.model.vocab_size, rows, positions, run)
+    if trained.tokenizer.fingerprint != tokenizer.fingerprint:
+        start.notes.append(f"tokenizer: {run} was trained with another one, so that its ids meant other texts")
+    return start

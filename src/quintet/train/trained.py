@@ -1,32 +1,45 @@
-"""A trained model with all that belongs to it, read from a run folder."""
+"""A trained model with all that belongs to it, read from a run folder or from a checkpoint of Hugging Face's form."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.config.model import HuggingFaceConfig, TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
-from quintet.model import Model
+from quintet.model import Model, build_model
+from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
 from quintet.tokenize import Tokenizer, load_tokenizer
+from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
 from quintet.train.compute import Compute, choose_compute
 from quintet.train.model import make_model, make_objective
 from quintet.train.objective import Objective
 from quintet.train.run_folder import read_run_config
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
 
 @dataclass(frozen=True)
-class TrainedRun:
-    """What a run folder holds: run file, tokenizer, model in evaluation mode, and the facts of its checkpoint."""
+class TrainedModel:
+    """Tokenizer and model in evaluation mode, and how it is computed. ``name`` is what the user called it."""
+
+    name: str
+    tokenizer: Tokenizer
+    model: Model
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class TrainedRun(TrainedModel):
+    """What a run folder holds besides: run file, objective, and the facts of the checkpoint."""
 
     folder: Path
     config: RunConfig
-    tokenizer: Tokenizer
-    model: Model
     objective: Objective
-    compute: Compute
     progress: Progress
 
 
@@ -45,12 +58,31 @@ def load_trained(run: str, which: str = "latest") -> TrainedRun:
     model = make_model(config, tokenizer)
     load_weights(path, model)
     objective = make_objective(config, tokenizer)
-    return TrainedRun(folder, config, tokenizer, model.to(compute.device).eval(), objective, compute, progress)
+    return TrainedRun(run, tokenizer, model.to(compute.device).eval(), compute, folder, config, objective, progress)
+
+
+def load_writer(name: str, which: str = "latest") -> TrainedModel:
+    """A model that can continue texts: of the run ``name`` as ``load_trained``, or of the Hugging Face checkpoint in
+    the folder ``name``, or of that name on the hub.
+
+    Raises UserError when there is none, and for a model that fills in hidden tokens instead.
+    """
+    runs = [folder for folder in _run_folders(name) if is_run(folder)]
+    if not runs and _is_checkpoint(name):
+        if which != "latest":
+            raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
+        return _load_checkpoint(name)
+    trained = load_trained(name, which)
+    if trained.config.loss.kind == "masked":
+        raise UserError(
+            f"{name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no text of it"
+        )
+    return trained
 
 
 def find_run(run: str) -> Path:
     """The folder that ``run`` names: a run folder, or the name of a run under ``runs/``."""
-    candidates = [Path(run).expanduser(), Path("runs") / run]
+    candidates = _run_folders(run)
     for folder in candidates:
         if is_run(folder):
             return folder
@@ -60,6 +92,39 @@ def find_run(run: str) -> Path:
 def is_run(folder: Path) -> bool:
     """Whether ``folder`` is the folder of a run."""
     return (folder / "run.yaml").is_file()
+
+
+def _run_folders(run: str) -> list[Path]:
+    return [Path(run).expanduser(), Path("runs") / run]
+
+
+def _is_checkpoint(name: str) -> bool:
+    if (Path(name).expanduser() / "config.json").is_file():
+        return True
+    # A path to nowhere is none of the hub's names.
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).parent.is_dir() and not name.startswith("runs/")
+
+
+def _load_checkpoint(name: str) -> TrainedModel:
+    """As our transformer where its parts suffice, and else as the model of Hugging Face's library."""
+    folder = find_checkpoint(name)
+    tokenizer = huggingface_tokenizer(str(folder))
+    compute = choose_compute(TrainConfig(steps=1, device="auto"))
+    values = read_config(folder)
+    try:
+        config = TransformerConfig.model_validate(model_section(values, name))
+    except UserError:
+        context = int(values["max_position_embeddings"])
+        model = build_model(
+            HuggingFaceConfig(kind="huggingface", name_or_path=str(folder)), tokenizer.vocab_size, context, seed=0
+        )
+    else:
+        assert config.vocab_size is not None
+        assert config.context_length is not None
+        rows, context = config.vocab_size, config.context_length
+        start = pretrained_weights(str(folder), config, rows, context)
+        model = build_model(config, rows, context, seed=0, weights=start.weights)
+    return TrainedModel(name, tokenizer, model.to(compute.device).eval(), compute)
 
 
 def _step(checkpoints: Path, which: str) -> int:

@@ -1,0 +1,165 @@
+"""`quintet chat`: talk with an instruction-tuned model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quintet.cli.inputs import WRITER
+from quintet.errors import UserError
+
+if TYPE_CHECKING:
+    from quintet.model.generate import GenerationSettings
+    from quintet.tokenize.chat import ChatFormat, Message
+    from quintet.train.trained import TrainedModel
+
+_COMMANDS = "/reset, /system TEXT, /save FILE, /exit"
+
+
+def chat(
+    run: Annotated[str, typer.Argument(help=WRITER)],
+    system: Annotated[str, typer.Option(help="system message that stands before the conversation")] = "",
+    template: Annotated[
+        Path | None, typer.Option(help="Jinja file that writes the conversation; the tokenizer's own when not given")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer at most")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")] = 0.7,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the same seed and questions give the same answers")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+) -> None:
+    """Talk with a trained model: a line is a question, /exit or the end of the input ends.
+
+    /reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps the conversation as JSON.
+    """
+    from quintet.model.generate import GenerationSettings
+    from quintet.tokenize.chat import chat_format
+    from quintet.train.trained import load_writer
+
+    settings = GenerationSettings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    trained = load_writer(run, checkpoint)
+    talk = _Talk(trained, chat_format(trained.tokenizer, template), settings, system.strip())
+    while (line := _read_line()) is not None:
+        word, _, rest = line.strip().partition(" ")
+        match word:
+            case "":
+                continue
+            case "/exit":
+                return
+            case "/reset":
+                talk.turns.clear()
+            case "/system":
+                talk.system = rest.strip()
+            case "/save":
+                _save(talk.messages, rest.strip())
+            case _ if word.startswith("/"):
+                _note(f"{word} is no command; there are {_COMMANDS} (a space before the / makes it a question)")
+            case _:
+                talk.ask(line.strip())
+
+
+@dataclass
+class _Talk:
+    """A conversation and how it goes on."""
+
+    trained: TrainedModel
+    chat: ChatFormat
+    settings: GenerationSettings
+    system: str
+    turns: list[Message] = field(default_factory=list)
+    asked: int = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages, the system message first if there is one."""
+        head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return head + self.turns
+
+    def ask(self, question: str) -> None:
+        """Write the answer to ``question`` as it comes, and keep both.
+
+        Oldest turns are left out until the answer has room: ``max_tokens``, or half the context if that is less.
+        """
+        from quintet.tokenize.chat import fit
+
+        context = self.trained.model.context_length
+        before = self.messages
+        try:
+            most = max(context - self.settings.max_tokens, context // 2)
+            ids, kept = fit(self.chat, [*before, {"role": "user", "content": question}], most)
+        except UserError as error:  # of one question only; the conversation can go on without it
+            for problem in error.problems:
+                _note(problem)
+            return
+        self.turns = [message for message in kept if message["role"] != "system"]
+        left_out = len(before) + 1 - len(kept)
+        if left_out:
+            _note(f"the oldest {left_out} messages no longer fit the context of {context} tokens and are forgotten")
+        self.turns.append({"role": "assistant", "content": self._answer(ids)})
+
+    def _answer(self, ids: list[int]) -> str:
+        from quintet.train.continuation import write_continuations
+
+        shown: list[str] = []
+
+        def show(text: str) -> None:
+            typer.echo(text, nl=False)
+            shown.append(text)
+
+        room = min(self.settings.max_tokens, self.trained.model.context_length - len(ids))
+        try:
+            [answer] = write_continuations(
+                self.trained.model,
+                self.trained.tokenizer,
+                self.trained.compute,
+                [ids],
+                replace(self.settings, max_tokens=room),
+                end_ids=self.chat.end_ids,
+                stops=self.chat.stops,
+                fresh=True,
+                first_row=self.asked,  # so that the same question draws anew
+                show=show,
+            )
+            ended = answer.ended
+        except KeyboardInterrupt:  # ends this answer, not the conversation
+            ended = "interrupted"
+        self.asked += 1
+        typer.echo("")
+        if ended == "length":
+            _note(f"the answer was ended after {room} tokens")
+        return "".join(shown).strip()
+
+
+def _read_line() -> str | None:
+    """The next line of the input, or None at its end; at a terminal there is a prompt, and the line can be edited."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    import readline  # noqa: F401  gives input() its editing
+
+    try:
+        return input("> ")
+    except EOFError:
+        typer.echo("")
+        return None
+
+
+def _save(messages: list[Message], name: str) -> None:
+    """Write the conversation in the form of a line of a chat data set."""
+    if not name:
+        _note("/save: name a file")
+        return
+    try:
+        Path(name).expanduser().write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:  # the conversation shall not be lost for a wrong name
+        _note(f"/save: {name} cannot be written ({error.strerror})")
+
+
+def _note(text: str) -> None:
+    typer.echo(f"[{text}]", err=True)

@@ -1,0 +1,48 @@
+"""`quintet import`: the run file's part for a checkpoint of Hugging Face's form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quintet.cli.inputs import fail
+
+
+def import_(
+    checkpoint: Annotated[str, typer.Argument(help="folder of a Hugging Face checkpoint, or its name on the hub")],
+    to: Annotated[Path, typer.Option(metavar="FILE.yaml", help="file to write", show_default=False)],
+) -> None:
+    """Write the model and tokenizer sections that start a run from a checkpoint, with our own transformer.
+
+    Give the file before your own: `quintet train FILE.yaml mine.yaml`.
+    """
+    if to.exists():
+        fail(f"{to}: exists already; name another file, or remove it")
+    import yaml
+
+    from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
+
+    folder = find_checkpoint(checkpoint)
+    values = read_config(folder)
+    section = model_section(values, checkpoint)
+    source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    section["init"] = {"kind": "pretrained", "path": source}
+
+    from quintet.config.model import TransformerConfig
+
+    config = TransformerConfig.model_validate(section)
+    assert config.vocab_size is not None
+    assert config.context_length is not None
+    weights = pretrained_weights(str(folder), config, config.vocab_size, config.context_length).weights
+    parts = {"model": section, "tokenizer": {"kind": "huggingface", "path": source}}
+    text = f"# {checkpoint}, a {values['model_type']}, as Quintet's transformer.\n" + yaml.safe_dump(
+        parts, sort_keys=False, allow_unicode=True
+    )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
+    count = sum(weight.numel() for weight in weights.values())
+    typer.echo(
+        f"{to}: {values['model_type']} with {count:,} parameters; quintet train {to} YOUR_RUN.yaml starts from it"
+    )

@@ -1,0 +1,123 @@
+"""A run's model and tokenizer as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+from quintet.export.card import model_card
+from quintet.model import Transformer
+from quintet.model.families import export_weights
+from quintet.tokenize.transformers_folder import write_for_transformers
+from quintet.train.trained import TrainedRun
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OWN_CLASSES = {"AutoModelForCausalLM": "QuintetForCausalLM", "AutoModelForMaskedLM": "QuintetForMaskedLM"}
+_LARGEST_FILE = "5GB"  # as transformers cuts a checkpoint
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the class that loads it, its parameters, and a line for each thing that a user has to know."""
+
+    architecture: str
+    parameters: int
+    notes: list[str]
+
+
+def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Written:
+    """Write model, tokenizer, generation settings and model card of ``run`` into ``folder``, weights as ``dtype``.
+
+    ``AutoModelForCausalLM`` and ``AutoTokenizer`` load it with no code of ours wherever one of the library's classes
+    computes the same; where none does, Quintet's own class comes with it. The folder appears when it is whole. Raises
+    UserError when it is not empty or `transformers` is not installed.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; name a new or an empty folder")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        written = _write(run, unfinished, dtype)
+        if folder.is_dir():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return written
+
+
+def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
+    notes = write_for_transformers(run.tokenizer, folder, run.model.context_length)
+    special = {"bos_token_id": None, "eos_token_id": run.tokenizer.end_id, "pad_token_id": None}
+    if isinstance(run.model, Transformer):
+        found = export_weights(run.model, special)
+        if isinstance(found, list):
+            config, tensors = _own_class(run, special, folder)
+            notes.append(
+                f"no class of transformers computes this architecture, so that Quintet's own is named in it: loading "
+                f"it needs `pip install quintet` and trust_remote_code=True ({'; '.join(found)})"
+            )
+        else:
+            config, tensors = found.config, found.tensors
+        config.dtype = _DTYPES[dtype]
+        _save_tensors(tensors, folder, _DTYPES[dtype])
+        config.save_pretrained(folder)
+        architecture, parameters = config.architectures[0], sum(tensor.numel() for tensor in tensors.values())
+    else:
+        model = run.model.merged().to(_DTYPES[dtype])
+        model.save_pretrained(folder, max_shard_size=_LARGEST_FILE)
+        architecture, parameters = type(model).__name__, model.num_parameters()
+    generation = {"eos_token_id": _ends(run), "do_sample": True, "use_cache": architecture not in OWN_CLASSES.values()}
+    _write_json(folder / "generation_config.json", generation)
+    (folder / "README.md").write_text(model_card(run, architecture, parameters, notes), encoding="utf-8")
+    return Written(architecture, parameters, notes)
+
+
+def _own_class(run: TrainedRun, special: dict[str, int | None], folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    from quintet.export import modeling_quintet
+
+    assert isinstance(run.model, Transformer)
+    masked = run.config.loss.kind == "masked"
+    auto = "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"
+    name = OWN_CLASSES[auto]
+    config = modeling_quintet.QuintetConfig(
+        model=run.model.config.model_dump(mode="json"),
+        vocab_size=len(run.model.embedding.weight),
+        predicted_ids=run.model.vocab_size,
+        max_position_embeddings=run.model.context_length,
+        mask_token_id=run.objective.mask_id if masked else None,
+        tie_word_embeddings=run.model.config.tie_embeddings,
+        **special,
+    )
+    config.architectures = [name]
+    module = Path(modeling_quintet.__file__)
+    config.auto_map = {"AutoConfig": f"{module.stem}.QuintetConfig", auto: f"{module.stem}.{name}"}
+    shutil.copyfile(module, folder / module.name)
+    return config, {f"transformer.{name}": value for name, value in run.model.state_dict().items()}
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    # Copies, for a tensor that shares memory with another would be written once and under one name.
+    ready = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors.items()}
+    save_torch_state_dict(ready, folder, max_shard_size=_LARGEST_FILE)
+
+
+def _ends(run: TrainedRun) -> int | list[int]:
+    """The ids that end a text: the tokenizer's, and those that end an answer in a chat."""
+    chat = getattr(run.tokenizer, "chat", None)
+    ends = [run.tokenizer.end_id, *(chat.end_ids if chat else ())]
+    return ends[0] if len(set(ends)) == 1 else sorted(set(ends))
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,219 @@
+"""The `model` section of a run file and the `config.json` of a family, one from the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from quintet.config.model import (
+    LinearScalingConfig,
+    Llama3ScalingConfig,
+    RopeConfig,
+    TransformerConfig,
+    YarnScalingConfig,
+)
+from quintet.errors import UserError
+from quintet.model.families.architecture import architecture, differences, portable
+from quintet.model.families.family import Family
+from quintet.model.families.table import FAMILIES
+
+_ACTIVATIONS = {  # theirs to ours; the first that names one of ours is the one that is written
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "leaky_relu": "leaky_relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "linear": "none",
+}
+_ATTENTION_FACTOR, _FULL, _SLIDING = "attention_factor", "full_attention", "sliding_attention"
+
+
+def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The `model` section for the `config.json` whose values ``found`` holds, as `transformers` completes them.
+
+    Only what differs from the default stands in it. Raises UserError, beginning with ``where``, for a family that is
+    not in the table and for each value of which the transformer has no part.
+    """
+    family = family_of(found.get("model_type", "none"), where)
+    problems: list[str] = []
+    values = dict(family.fixed)
+    for ours, theirs in family.keys.items():
+        value = found.get(theirs)
+        if ours == "feedforward.activation":
+            value = _known(_ACTIVATIONS, theirs, found[theirs], problems)
+        elif ours == "attention.scale":
+            value = found[theirs] ** -0.5
+        if value is not None:
+            values[ours] = value
+    values |= _rotation(found, family, problems) | _window(found, family, problems)
+    if family.scaled_embedding:
+        values["embedding_scale"] = math.sqrt(values["width"])
+    for name, value in family.needs.items():
+        if found.get(name, value) != value:
+            problems.append(f"{name}: {found[name]} (only {value} can be expressed)")
+    if found.get("quantization_config"):
+        problems.append("quantization_config: the weights are quantised")
+    if problems:
+        raise UserError(*(f"{where}: {problem}; kind: huggingface trains the model as it is" for problem in problems))
+    config = TransformerConfig.model_validate(_nested(values))
+    return _nested(_without_defaults(values, config))
+
+
+def family_of(model_type: str, where: str) -> Family:
+    """The family of that name. Raises UserError, beginning with ``where``, when there is none."""
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise UserError(
+        f"{where}: model_type: {model_type} is none of those that the transformer expresses ({known}); "
+        "kind: huggingface trains the model as it is"
+    )
+
+
+def huggingface_settings(
+    family: Family, config: TransformerConfig, vocab_size: int, context_length: int
+) -> dict[str, Any]:
+    """The values of a `config.json` of ``family`` that come nearest to ``config``."""
+    config = portable(config)
+    values = architecture(config) | {
+        "vocab_size": vocab_size,
+        "context_length": context_length,
+        "norm.eps": getattr(config.norm, "eps", None),
+        "attention.dropout": config.attention.dropout,
+        "embedding_dropout": config.embedding_dropout,
+        "residual_dropout": config.residual_dropout,
+        "attention.scale": round((config.attention.scale or config.head_dim**-0.5) ** -2),
+        "feedforward.activation": next(
+            theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.feedforward.activation
+        ),
+    }
+    settings = {theirs: values[ours] for ours, theirs in family.keys.items()} | dict(family.needs)
+    if isinstance(config.position, RopeConfig):
+        settings["rope_parameters"] = _rope_parameters(config, config.position, family.partial_rotation)
+    window = config.attention.window
+    if family.window == "number":
+        settings["sliding_window"] = window
+    if family.window in ("layer_types", "switch"):
+        # A number has to be there, also where no layer uses it.
+        settings["sliding_window"] = window or context_length
+        settings["layer_types"] = [_FULL if window is None else _SLIDING] * config.layers
+    if family.window == "switch":
+        settings["use_sliding_window"] = window is not None
+    return settings
+
+
+def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, Any]) -> list[str]:
+    """What keeps ``settings``, as `transformers` completes them, from computing what ``config`` does; a line each.
+
+    They are read back as those of a checkpoint would be, so that nothing is expressible that could not be imported.
+    """
+    try:
+        back = TransformerConfig.model_validate(model_section(settings, family.model_type))
+    except ValueError as error:
+        return [str(error)]
+    except UserError as error:
+        return list(error.problems)
+    found = differences(architecture(portable(config)), architecture(back))
+    return [f"model.{name}: {ours} here, {theirs} in {family.model_type}" for name, (ours, theirs) in found.items()]
+
+
+def _known(table: Mapping[str, Any], name: str, value: str, problems: list[str]) -> Any:
+    if value not in table:
+        problems.append(f"{name}: {value} is none of {', '.join(table)}")
+    return table.get(value)
+
+
+def _rotation(found: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
+    """The keys of `position` for rotary positions."""
+    if family.fixed["position.kind"] != "rope":
+        return {}
+    rope = {name: value for name, value in found["rope_parameters"].items() if value is not None}
+    values: dict[str, Any] = {"position.theta": float(rope["rope_theta"])}
+    if family.partial_rotation:
+        values["position.fraction"] = float(rope.get("partial_rotary_factor", 1.0))
+    match rope.get("rope_type", "default"):
+        case "default":
+            return values
+        case "linear":
+            scaling = {"kind": "linear", "factor": rope["factor"]}
+        case "llama3":
+            kept = ("factor", "low_freq_factor", "high_freq_factor")
+            scaling = {"kind": "llama3", **{name: rope[name] for name in kept}}
+            scaling["original_context"] = rope["original_max_position_embeddings"]
+        case "yarn" if not {"mscale", "mscale_all_dim"} & rope.keys() and rope.get("truncate", True):
+            kept = ("factor", "beta_fast", "beta_slow", _ATTENTION_FACTOR)
+            scaling = {"kind": "yarn", **{name: rope[name] for name in kept if name in rope}}
+            scaling["original_context"] = rope.get("original_max_position_embeddings", found["max_position_embeddings"])
+        case other:
+            problems.append(f"rope_parameters: rope_type {other} with {', '.join(sorted(rope))} cannot be expressed")
+            return values
+    return values | {f"position.scaling.{name}": value for name, value in scaling.items()}
+
+
+def _rope_parameters(config: TransformerConfig, position: RopeConfig, partial: bool) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": position.theta}
+    if partial:
+        fraction = config.rotary_dim / config.head_dim
+        # Theirs is rounded down when it is multiplied with the size of a head.
+        exact = fraction * config.head_dim >= config.rotary_dim
+        rope["partial_rotary_factor"] = fraction if exact else math.nextafter(fraction, 1.0)
+    scaling = position.scaling
+    if isinstance(scaling, LinearScalingConfig | Llama3ScalingConfig | YarnScalingConfig):
+        values = scaling.model_dump(exclude_none=True)
+        rope |= {"rope_type": values.pop("kind")}
+        if "original_context" in values:
+            rope["original_max_position_embeddings"] = values.pop("original_context")
+        rope |= values
+    return rope
+
+
+def _window(found: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
+    if family.window == "none":
+        return {}
+    if family.window != "number":
+        types = set(found["layer_types"])
+        if types == {_FULL}:
+            return {}
+        if types != {_SLIDING}:
+            problems.append(f"layer_types: {' and '.join(sorted(types))} in one model")
+            return {}
+    return {"attention.window": found["sliding_window"]}
+
+
+def _without_defaults(values: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
+    """``values`` without those that follow from the others or are the default anyway."""
+    follows = {
+        "attention.kv_heads": config.heads,
+        "attention.head_dim": config.width / config.heads,
+        "attention.scale": config.head_dim**-0.5,
+        "attention.output_bias": config.attention.bias,
+    }
+    kept = {name: value for name, value in values.items() if name not in follows or value != follows[name]}
+    # A kind that is not the default one cannot be left out, and its keys have defaults of their own.
+    whole = config.model_dump(exclude_defaults=True)
+    return {name: value for name, value in kept.items() if _stands_in(whole, name)}
+
+
+def _stands_in(section: Mapping[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    return first in section and (not rest or _stands_in(section[first], rest))
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    whole: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        place = whole
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return whole

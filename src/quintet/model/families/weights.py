@@ -1,0 +1,140 @@
+"""Weights under our names and under a family's, by its table of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from quintet.config.model import TransformerConfig
+from quintet.errors import UserError
+from quintet.model.families.family import Family
+
+# What old checkpoints keep beside the weights: constants that follow from the configuration.
+_CONSTANTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_SHARED = {"attention.output": "shared.attention_output", "feedforward": "shared.feedforward"}
+
+
+def to_ours(
+    family: Family, config: TransformerConfig, empty: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint.
+
+    ``empty`` has their names and shapes.
+
+    Raises UserError, beginning with ``where``, when one is missing or has another shape, and for a tensor left over
+    that the transformer has no place for.
+    """
+    based = any(name.startswith(family.base) for name in found)
+    rows = _rows(config)
+    used: set[str] = set()
+    weights: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor:
+        name = name if based else name.removeprefix(family.base)
+        if name not in found:
+            raise UserError(f"{where}: lacks the tensor {name}; the checkpoint is not whole")
+        used.add(name)
+        return found[name].float()
+
+    for ours, theirs, leaf in _pairs(family, config):
+        name = f"{ours}.{leaf}"
+        if name not in empty:
+            continue
+        parts = [take(f"{their}.{leaf}") for their in theirs]
+        if len(parts) > 1 and [len(part) for part in parts] != rows:
+            found_rows = ", ".join(str(len(part)) for part in parts)
+            raise UserError(f"{where}: {theirs[0]}.{leaf} and its two siblings have {found_rows} rows, not {rows}")
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        whole = _turned(whole, family, ours)
+        if whole.shape != empty[name].shape:
+            raise UserError(
+                f"{where}: {theirs[0]}.{leaf} has the shape {list(whole.shape)}, not {list(empty[name].shape)}"
+            )
+        weights[name] = whole + family.norm_offset if _is_norm(ours, leaf) else whole
+    left = [name for name in found if name not in used and not name.endswith(_CONSTANTS)]
+    if config.tie_embeddings:  # some checkpoints write the shared matrix twice
+        left = [name for name in left if name != "lm_head.weight"]
+    if left:
+        raise UserError(f"{where}: holds {', '.join(sorted(left)[:3])}, for which {family.model_type} has no place")
+    return weights
+
+
+def to_theirs(
+    family: Family, config: TransformerConfig, state: Mapping[str, Tensor], vocab_size: int
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
+
+    What blocks share is there for each of them, and rows beyond ``vocab_size`` are left out.
+    """
+    state = portable_weights(config, state)
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs, leaf in _pairs(family, config):
+        name = f"{ours}.{leaf}"
+        if name not in state:
+            continue
+        value = state[name] - family.norm_offset if _is_norm(ours, leaf) else state[name]
+        if ours in ("embedding", "head"):
+            value = value[:vocab_size]
+        value = _turned(value, family, ours)
+        parts = value.split(_rows(config)) if len(theirs) > 1 else [value]
+        tensors |= {f"{their}.{leaf}": part.contiguous() for their, part in zip(theirs, parts, strict=True)}
+    return tensors
+
+
+def portable_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of ``portable(config)`` from those of ``config``: the functions of the two are equal."""
+    weights: dict[str, Tensor] = {}
+    for name, value in state.items():
+        shared = next((own for own, one in _SHARED.items() if name.startswith(f"{one}.")), None)
+        if shared is None:
+            weights[name] = _halves(config, name, value)
+            continue
+        leaf = name.removeprefix(_SHARED[shared])
+        weights |= {f"blocks.{block}.{shared}{leaf}": value for block in range(config.layers)}
+    return weights
+
+
+def _pairs(family: Family, config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Our name of a module, their name or names of it, and the name of a parameter that it may have."""
+    for ours, theirs in family.names.items():
+        names = (theirs,) if isinstance(theirs, str) else theirs
+        for block in range(config.layers) if "*" in ours else (0,):
+            for leaf in ("weight", "bias"):
+                yield (
+                    ours.replace("*", str(block)),
+                    tuple(name.replace("*", str(block)) for name in names),
+                    leaf,
+                )
+
+
+def _rows(config: TransformerConfig) -> list[int]:
+    """Rows of the projections to queries, keys and values."""
+    return [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
+
+
+def _is_norm(ours: str, leaf: str) -> bool:
+    return leaf == "weight" and ours.endswith("norm")
+
+
+def _turned(value: Tensor, family: Family, ours: str) -> Tensor:
+    """A matrix of a block the other way round, where the family keeps it so."""
+    return value.t().contiguous() if family.transposed and value.dim() == 2 and ours.startswith("blocks.") else value
+
+
+def _halves(config: TransformerConfig, name: str, value: Tensor) -> Tensor:
+    """``value`` with the features that turn together half a head apart, where they are neighbours.
+
+    Queries and keys meet in sums over the features of a head, which do not depend on their order.
+    """
+    if getattr(config.position, "pairs", "halves") == "halves":
+        return value
+    turned = torch.arange(config.rotary_dim).view(-1, 2).t().flatten()
+    order = torch.cat([turned, torch.arange(config.rotary_dim, config.head_dim)])
+    if ".attention.query_norm." in name or ".attention.key_norm." in name:
+        return value.unflatten(0, (-1, config.head_dim))[:, order].flatten(0, 1)
+    if ".attention.qkv." not in name:
+        return value
+    queries, keys, values = (part.unflatten(0, (-1, config.head_dim)) for part in value.split(_rows(config)))
+    return torch.cat([part.flatten(0, 1) for part in (queries[:, order], keys[:, order], values)])

@@ -1,0 +1,357 @@
+"""From a run file's ``model: {kind: huggingface}`` to a model that can be trained."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quintet.config.model import HuggingFaceConfig, LoraConfig
+from quintet.errors import UserError
+from quintet.model.dropout import is_dropout_rate, set_dropout
+from quintet.model.pretrained import PretrainedModel
+from quintet.randomness import key
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_ALL_LINEAR = ("all-linear",)
+
+
+def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int, seed: int) -> PretrainedModel:
+    """The model of ``config`` in fp32 on the CPU, in training mode.
+
+    ``vocab_size`` ids of the tokenizer and ``context_length`` positions are what the caller resolved them to. What is
+    random, new weights or adapters, follows from ``seed``; PyTorch's global generator is not touched. Raises UserError
+    for all that the user can mend: a checkpoint that is not there, a model that is none of this kind or too small.
+    """
+    settings = _settings(config, context_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "init"))
+        causal = _load(config, settings) if config.pretrained else _construct(config, settings)
+    _check_rows(config, causal, vocab_size)
+    with _readable_on_a_cpu(causal):
+        _check_causal(config, causal)
+        linear_head = _has_linear_head(causal)
+        if config.documents:
+            _check_documents(config, causal, linear_head)
+    return _assemble(config, causal, vocab_size, context_length, seed, linear_head=linear_head).train()
+
+
+def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> PretrainedModel:
+    """The same model without numbers, on the meta device: its parameters have names and shapes. Needs no weights, only
+    the checkpoint's config.json. Raises UserError as ``build_pretrained`` does, for what can be known from there."""
+    settings = _settings(config, context_length)
+    with torch.device("meta"):
+        causal = _construct(config, settings)
+        _check_rows(config, causal, vocab_size)
+        return _assemble(config, causal, vocab_size, context_length, seed=0, linear_head=False)
+
+
+def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
+    """The library's configuration of the model, with what the run file says instead."""
+    transformers = _library()
+    name = config.name_or_path
+    place = Path(name).expanduser()
+    if not place.is_dir() and not _HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"model.name_or_path: {name} does not exist; give a folder of a checkpoint, or a name on the hub"
+        )
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options = {option: value for option, value in options.items() if value}
+    with _load_errors(config):
+        settings = transformers.AutoConfig.from_pretrained(_source(config), **options)
+        stored, _ = transformers.PretrainedConfig.get_config_dict(_source(config), **options)
+    for name in config.config:
+        if name not in stored and not hasattr(settings, name):
+            near = get_close_matches(name, [*stored, *settings.to_dict()], 1)
+            hint = f"did you mean {near[0]}?" if near else "its keys are those of config.json"
+            raise UserError(f"model.config.{name}: a {settings.model_type} model has no such key; {hint}")
+    if config.config:
+        with _load_errors(config):
+            settings = type(settings).from_dict({**stored, **config.config})
+    if config.dropout is not None:
+        _set_rates(settings, config.dropout)
+    limit = getattr(settings.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and context_length > limit:
+        raise UserError(
+            f"model.context_length: {context_length} tokens are more than the {limit} positions that "
+            f"{config.name_or_path} has; shorten it or data.sequence_length. Where its positions are rotary, "
+            f"model.config.max_position_embeddings={context_length} trains it beyond them"
+        )
+    return settings
+
+
+def _set_rates(settings: Any, rate: float) -> None:
+    """Give each dropout that the configuration ``settings`` names the ``rate``, those of its parts included."""
+    stored = vars(settings)
+    for name, value in stored.items():
+        if hasattr(value, "to_dict"):
+            _set_rates(value, rate)
+        elif is_dropout_rate(name, value):
+            stored[name] = rate  # past the library's check of types, by which some rates are whole numbers
+
+
+def _load(config: HuggingFaceConfig, settings: Any) -> Any:
+    """The checkpoint's model, with its weights and no others."""
+    options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    with _load_errors(config), _backend_errors(config):
+        causal, found = _library().AutoModelForCausalLM.from_pretrained(
+            _source(config),
+            config=settings,
+            dtype=torch.float32,
+            attn_implementation=_backend(config),
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"model.name_or_path: {config.name_or_path} lacks {len(missing)} of the model's weights (the first is "
+            f"{missing[0]}), which would start from random numbers; take another checkpoint, or less of model.config"
+        )
+    return causal
+
+
+def _construct(config: HuggingFaceConfig, settings: Any) -> Any:
+    """The model of ``settings`` as the library initialises it, on PyTorch's default device."""
+    with _load_errors(config), _backend_errors(config):
+        return _library().AutoModelForCausalLM.from_config(
+            settings,
+            dtype=torch.float32,
+            attn_implementation=_backend(config),
+            trust_remote_code=config.trust_remote_code,
+        )
+
+
+def _assemble(
+    config: HuggingFaceConfig, causal: Any, vocab_size: int, context_length: int, seed: int, *, linear_head: bool
+) -> PretrainedModel:
+    """``causal`` with the dropout, the frozen weights and the adapters that ``config`` asks for."""
+    if config.dropout is not None:
+        pass
+    if config.gradient_checkpointing:
+        _checkpoint_layers(config, causal)
+    if config.freeze == "core":
+        causal.requires_grad_(False)
+        causal.get_input_embeddings().requires_grad_(True)
+        causal.get_output_embeddings().requires_grad_(True)
+    inner = causal
+    if config.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "lora"))
+            inner = _with_adapters(causal, config.lora)
+        linear_head = linear_head and isinstance(causal.get_output_embeddings(), nn.Linear)
+    return PretrainedModel(config, inner, vocab_size, context_length, linear_head=linear_head)
+
+
+def _checkpoint_layers(config: HuggingFaceConfig, causal: Any) -> None:
+    if not causal.supports_gradient_checkpointing:
+        raise UserError(f"model.gradient_checkpointing: {type(causal).__name__} cannot do it; set it to false")
+    # The reentrant kind would need an input with a gradient, which frozen embeddings do not give.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # its new name is not yet in all releases
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
+    """peft's model around ``causal``, whose modules it changes in place."""
+    try:
+        import peft
+    except ImportError:
+        raise _no_extra("model.lora") from None
+    names = [name for name, _ in causal.named_modules()]
+    for target in lora.targets:
+        if lora.targets != _ALL_LINEAR and not any(f".{name}".endswith(f".{target}") for name in names):
+            leaves = sorted({n.rpartition(".")[2] for n, m in causal.named_modules() if not list(m.children()) and n})
+            raise UserError(f"model.lora.targets: no module is called {target}; there are {', '.join(leaves)}")
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  (a factor; peft only divides it)
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if lora.targets == _ALL_LINEAR else list(lora.targets),
+    )
+    try:
+        with warnings.catch_warnings():
+            # peft finds out by itself which matrices are stored transposed, and says so each time; the other is between
+            # peft and transformers.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
+            adapted = peft.get_peft_model(causal, settings)
+    except ValueError as error:
+        raise UserError(f"model.lora.targets: {_first_line(error)}") from None
+    ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    if ends[0].weight is ends[1].weight and any(hasattr(end, "base_layer") for end in ends):
+        raise UserError(
+            "model.lora.targets: embedding and head of this model are one matrix, to which an adapter of one of them "
+            "cannot be added; leave them out"
+        )
+    return adapted
+
+
+def _check_rows(config: HuggingFaceConfig, causal: Any, vocab_size: int) -> None:
+    rows = causal.get_input_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise UserError(
+            f"tokenizer: its {vocab_size} ids are more than the {rows} rows of {config.name_or_path}, which are not "
+            "added to; leave tokenizer out to take the model's own"
+        )
+
+
+@torch.no_grad()
+def _check_causal(config: HuggingFaceConfig, causal: Any) -> None:
+    """Next tokens mean nothing to a model that sees them, as encoders do."""
+    ids = _some_ids(causal, 6)
+    other = ids.clone()
+    other[:, -1] = ids[:, 0]
+    if not _alike(
+        *(_evaluated(causal, lambda rows=rows: causal(input_ids=rows).logits)[:, :-1] for rows in (ids, other))
+    ):
+        raise UserError(
+            f"model.name_or_path: {config.name_or_path} sees the tokens that it is to predict, as encoders do; take a "
+            "causal model (BERT and its kin become one with model.config.is_decoder=true)"
+        )
+
+
+@torch.no_grad()
+def _has_linear_head(causal: Any) -> bool:
+    """Whether the head takes what the backbone returns and what it gives are the logits, large ones as well."""
+    head, backbone = causal.get_output_embeddings(), causal.base_model
+    if not isinstance(head, nn.Linear) or backbone is causal:
+        return False
+    taken: list[Tensor] = []
+    given: list[Tensor] = []
+
+    def exchange(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        taken.append(inputs[0])
+        # A soft cap leaves small logits nearly as they are.
+        given.append(torch.linspace(-1000, 1000, output.numel()).view_as(output))
+        return given[-1]
+
+    ids = _some_ids(causal, 4)
+    hook = head.register_forward_hook(exchange)
+    try:
+        logits = _evaluated(causal, lambda: causal(input_ids=ids).logits)
+    finally:
+        hook.remove()
+    features = _evaluated(causal, lambda: backbone(input_ids=ids)[0])
+    return len(taken) == 1 and _alike(logits, given[0]) and _alike(features, taken[0])
+
+
+@torch.no_grad()
+def _check_documents(config: HuggingFaceConfig, causal: Any, linear_head: bool) -> None:
+    """Whether a document behind another has the features that it has alone is up to the library's model."""
+    # Adapters change nothing in what a token sees, and are not there yet.
+    plain = config.model_copy(update={"lora": None})
+    model = PretrainedModel(plain, causal, 1, 8, linear_head=linear_head)
+    ids, documents = _some_ids(causal, 8), torch.tensor([[0] * 3 + [1] * 5])
+    packed = _evaluated(causal, lambda: model.hidden(ids, documents=documents))
+    if not _alike(packed[:, 3:], _evaluated(causal, lambda: model.hidden(ids[:, 3:]))):
+        raise UserError(
+            f"model.documents: {type(causal).__name__} has no way to keep packed documents apart; set it to false"
+        )
+
+
+def _some_ids(causal: Any, length: int) -> Tensor:
+    rows = causal.get_input_embeddings().weight.shape[0]
+    return (torch.arange(length) * 7 + 5)[None] % rows
+
+
+def _evaluated(causal: Any, compute: Callable[[], Tensor]) -> Tensor:
+    """``compute`` with ``causal`` in evaluation mode, which it keeps."""
+    causal.eval()
+    return compute()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
+
+
+@contextmanager
+def _readable_on_a_cpu(causal: Any) -> Iterator[None]:
+    """Let a model whose attention needs a GPU be read where it is built."""
+    chosen = causal.config._attn_implementation
+    if chosen in ("eager", "sdpa"):
+        yield
+        return
+    causal.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(chosen)
+
+
+@contextmanager
+def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
+    """What the library raises where a checkpoint is not there or is none of this kind, as one line each."""
+    name = config.name_or_path
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"model.name_or_path: {name} is neither a folder nor a model that can be fetched from "
+            f"the hub ({_first_line(error)}); correct the name, or fetch it once with a network"
+        ) from None
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.trust_remote_code: {name} needs the Python code that lies beside it; read that code, and set "
+                "this to true to run it"
+            ) from None
+        if "Unrecognized" in str(error) or "model_type" in str(error):
+            raise UserError(
+                f"model.name_or_path: {name} is not a causal language model of the transformers library "
+                f"({_first_line(error)}); take another checkpoint"
+            ) from None
+        raise UserError(f"model.config: {name} cannot be built ({_first_line(error)})") from None
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"model.config: {name} cannot be built ({_first_line(error)})") from None
+
+
+@contextmanager
+def _backend_errors(config: HuggingFaceConfig) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if config.attention_backend == "auto" or not _about_attention(str(error)):
+            raise
+        raise UserError(
+            f"model.attention_backend: {config.attention_backend} cannot be used here ({_first_line(error)}); leave it "
+            "out"
+        ) from None
+
+
+def _about_attention(message: str) -> bool:
+    return any(word in message.lower() for word in ("attention", "attn", "flash", "flex", "sdpa"))
+
+
+def _backend(config: HuggingFaceConfig) -> str | None:
+    return None if config.attention_backend == "auto" else config.attention_backend
+
+
+def _source(config: HuggingFaceConfig) -> str:
+    place = Path(config.name_or_path).expanduser()
+    return str(place) if place.is_dir() else config.name_or_path
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise _no_extra("model.kind: huggingface") from None
+    return transformers
+
+
+def _no_extra(what: str) -> UserError:
+    return UserError(f"{what} needs the 'hf' extra: pip install 'quintet[hf]'")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

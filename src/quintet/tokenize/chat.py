@@ -1,0 +1,197 @@
+"""Conversations as text and ids, by the chat template of a tokenizer.
+
+A template is a Jinja program that writes a list of messages as one text, in the dialect that Hugging Face's
+`apply_chat_template` has settled: the same whitespace, functions and variables, in the same sandbox.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from quintet.errors import UserError
+from quintet.tokenize.base import END_OF_TEXT, Tokenizer
+from quintet.tokenize.folder import read_bytes
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+_ANSWER, _QUESTION = "the-answer-itself", "the-next-question"
+
+
+class Message(TypedDict):
+    """What one side said."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How ``tokenizer`` and ``template`` write a conversation."""
+
+    tokenizer: Tokenizer
+    template: str
+
+    def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
+        """The text of ``messages``, and with ``answer_next`` what stands before an answer.
+
+        Raises UserError when the template is wrong, or refuses these messages.
+        """
+        try:
+            return self._compiled.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=answer_next,
+                **_named(self.tokenizer),
+            )
+        except Exception as error:  # a template is a program of its own, and fails in all the ways of one
+            raise UserError(f"chat template: {_reason(error)}; give another with --template FILE") from None
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of ``messages`` and of what stands before an answer; special tokens become their ids."""
+        return _encode(self.tokenizer, self.render(messages))
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the tokenizer's own, those that its files name, and the first special token that the
+        template writes behind an answer."""
+        special = _special_tokens(self.tokenizer)
+        named = self.tokenizer.chat.end_ids if isinstance(self.tokenizer, HuggingFaceTokenizer) else ()
+        behind = (special[text] for text in self._behind_answer[1:])
+        return frozenset({self.tokenizer.end_id, *named, *behind})
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer, for a template that puts other text than a special token behind one."""
+        text = self._behind_answer[0]
+        return tuple({text.strip(), text.rstrip()} - {""})
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        return environment.from_string(self.template)
+
+    @cached_property
+    def _behind_answer(self) -> list[str]:
+        """The text that the template writes between an answer and the next question, up to the first special token,
+        and that token if there is one."""
+        asked: list[Message] = [
+            {"role": "user", "content": "a question"},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _QUESTION},
+        ]
+        found = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(asked, answer_next=False), re.DOTALL)
+        longest_first = sorted(_special_tokens(self.tokenizer), key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first))
+        return re.split(f"({pattern})", found[1] if found else "", maxsplit=1)[:2]
+
+
+def chat_format(tokenizer: Tokenizer, template: Path | None = None) -> ChatFormat:
+    """The format of ``tokenizer``, with the Jinja file ``template`` in place of its own one.
+
+    Raises UserError when there is neither, or when the template cannot write a question, an answer and a question.
+    """
+    if template is not None:
+        text = read_template(template)
+    else:
+        text = tokenizer.chat.template if isinstance(tokenizer, HuggingFaceTokenizer) else None
+        if text is None:
+            raise UserError(
+                "chat: the tokenizer of this run has no chat template; give one with --template FILE, a Jinja file "
+                "that writes `messages` as the texts that the model was trained on"
+            )
+    found = ChatFormat(tokenizer, text)
+    assert found.end_ids
+    return found
+
+
+def read_template(file: Path) -> str:
+    """The text of a Jinja file. Raises UserError when it cannot be read."""
+    if not file.is_file():
+        raise UserError(f"--template: {file} does not exist; name a Jinja file")
+    try:
+        return read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--template: {file} is no text in UTF-8 ({error}); save it as UTF-8") from None
+
+
+def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[int], list[Message]]:
+    """Ids of ``messages``, of which the oldest turns are left out until at most ``most`` remain, and what is left.
+
+    A turn is a question with its answer; the system message and the last question stay. Raises UserError when these
+    alone are too long.
+    """
+    kept = list(messages)
+    while len(ids := chat.encode(kept)) > most:
+        first = int(kept[0]["role"] == "system")
+        turns = [place for place in range(first + 1, len(kept)) if kept[place]["role"] == "user"]
+        if not turns:
+            raise UserError(f"chat: this question alone has {len(ids)} tokens and at most {most} fit; shorten it")
+        del kept[first : turns[0]]
+    return ids, kept
+
+
+def _named(tokenizer: Tokenizer) -> Mapping[str, str]:
+    """Special tokens by the names that templates use for them."""
+    return tokenizer.chat.tokens if isinstance(tokenizer, HuggingFaceTokenizer) else {"eos_token": END_OF_TEXT}
+
+
+def _special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.special_tokens
+    return {END_OF_TEXT: tokenizer.end_id}
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.encode_template(text)
+    first, *others = map(tokenizer.encode, text.split(END_OF_TEXT))
+    return [*first, *(token for part in others for token in (tokenizer.end_id, *part))]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno}: {error.message}"
+    text = str(error).replace("\n", " ")
+    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON for a model to read, while Jinja's own filter writes it for a web page."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Generation(Extension):
+    """The tag with which templates mark what the model writes; here its content is just written."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)

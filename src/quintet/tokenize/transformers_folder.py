@@ -1,0 +1,93 @@
+"""Any tokenizer as files that `transformers.AutoTokenizer` loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from quintet.errors import UserError
+from quintet.tokenize.base import END_OF_TEXT, Tokenizer
+from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.char import CharTokenizer
+from quintet.tokenize.folder import write_text
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.openai import TiktokenTokenizer
+from quintet.tokenize.tokenizer_json import CHARACTER_OF
+
+# A counted repetition that gives nothing back, which the expressions of `tokenizers` (Oniguruma's) write otherwise:
+# there the + repeats it.
+_POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\[(?:\\.|[^\]\\])*\])\{\d+,\d*\})\+")
+
+
+def write_for_transformers(tokenizer: Tokenizer, folder: Path, context_length: int) -> list[str]:
+    """Write ``tokenizer`` into ``folder``; returns a line for each way in which it is another one there.
+
+    Ids of texts are the same. Raises UserError for an encoding of tiktoken without `transformers`.
+    """
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    notes: list[str] = []
+    match tokenizer:
+        case HuggingFaceTokenizer():
+            tokenizer.write_for_transformers(folder, settings)
+            return notes
+        case ByteTokenizer():
+            library = _bytes()
+        case CharTokenizer():
+            library = _characters(tokenizer.characters)
+            notes.append(
+                "tokenizer: transformers leaves out characters that it does not know, where Quintet refuses them"
+            )
+        case TiktokenTokenizer():
+            library = _merged(tokenizer)
+        case _:
+            raise UserError(f"tokenizer: {type(tokenizer).__name__} cannot be written for transformers")
+    if library.token_to_id(END_OF_TEXT) is None:
+        library.add_special_tokens([END_OF_TEXT])
+    assert library.token_to_id(END_OF_TEXT) == tokenizer.end_id
+    write_text(folder / "tokenizer.json", library.to_str())
+    write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
+    return notes
+
+
+def _bytes() -> tokenizers.Tokenizer:
+    """A BPE of the 256 bytes that merges nothing."""
+    vocabulary = {CHARACTER_OF[value]: value for value in range(256)}
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
+def _characters(characters: str) -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer(models.BPE({character: rank for rank, character in enumerate(characters)}, []))
+    library.decoder = decoders.Fuse()
+    return library
+
+
+def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
+    """The ranks of tiktoken as merges, by the library's own conversion."""
+    try:
+        from transformers.convert_slow_tokenizer import TikTokenConverter
+    except ImportError:
+        raise UserError("export needs the hf extra: pip install 'quintet[hf]'") from None
+    with tempfile.TemporaryDirectory() as place:
+        file = tokenizer.save_ranks(Path(place))
+        pattern = _POSSESSIVE.sub(r"(?>\1)", tokenizer.pattern)
+        library = TikTokenConverter(str(file), pattern=pattern, extra_special_tokens=[]).converted()
+    names = {number: token for token, number in tokenizer.special_tokens.items()}
+    # The library numbers what is added one after the other, so that ids which nobody uses need a name as well.
+    first = library.get_vocab_size()
+    library.add_special_tokens(
+        [names.get(number, f"<|unused_{number}|>") for number in range(first, tokenizer.vocab_size)]
+    )
+    return library

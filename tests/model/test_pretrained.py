@@ -1,0 +1,514 @@
+"""Models of the transformers library, against the library itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from quintet.config.model import HuggingFaceConfig
+from quintet.errors import UserError
+from quintet.model import build_model
+from quintet.model.dropout import set_dropout
+from quintet.model.generate import GenerationSettings, beam_search, generate
+from quintet.model.pretrained import PretrainedModel
+from quintet.model.pretrained_count import count_pretrained, pretrained_flops
+from quintet.train.checkpoint import trained_weights
+from quintet.train.loss import cross_entropy, linear_cross_entropy
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+ROWS, VOCAB, LENGTH = 264, 257, 24
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": ROWS,
+    "max_position_embeddings": 64,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": ROWS, "n_positions": 64}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**SHAPE),
+    "gpt2": lambda: transformers.GPT2Config(**GPT2, bos_token_id=256, eos_token_id=256),
+    # A cap on the logits, and a window shorter than the texts in every other layer.
+    "gemma2": lambda: transformers.Gemma2Config(**SHAPE, head_dim=8, sliding_window=7),
+    "granite": lambda: transformers.GraniteConfig(**SHAPE, logits_scaling=4.0),
+    # Attention in the second layer alone.
+    "bamba": lambda: transformers.BambaConfig(
+        **SHAPE, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+}
+FAMILIES = ["llama", "gpt2", "gemma2"]
+EVERY = list(CONFIGS)
+PACKING = [name for name in EVERY if name != "bamba"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of each family, with weights large enough that what a token sees matters."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(EVERY.index(name))
+        model = transformers.AutoModelForCausalLM.from_config(config())
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def build(checkpoints: Path) -> Callable[..., PretrainedModel]:
+    def call(name: str, **keys: Any) -> PretrainedModel:
+        config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / name), **keys)
+        model = build_model(config, VOCAB, LENGTH, seed=3)
+        assert isinstance(model, PretrainedModel)
+        return model
+
+    return call
+
+
+def library(checkpoints: Path, name: str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(checkpoints / name, dtype=torch.float32).eval()
+
+
+def texts(batch: int = 2, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model: PretrainedModel) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_logits_are_those_of_the_library(build, checkpoints: Path, name: str) -> None:
+    model, ids = build(name).eval(), texts()
+    torch.testing.assert_close(model(ids), library(checkpoints, name)(ids).logits[..., :VOCAB])
+
+
+@pytest.mark.parametrize(("name", "linear"), [("llama", True), ("gpt2", True), ("gemma2", False), ("granite", False)])
+def test_a_head_that_is_more_than_a_matrix_is_found(build, name: str, linear: bool) -> None:
+    model = build(name)
+    assert (model.head_weight is not None) == linear
+    assert model.head_bias is None
+    rescaled = build("gemma2", config={"final_logit_softcapping": None})
+    assert rescaled.head_weight is not None
+
+
+def test_a_head_that_is_more_than_a_matrix_is_found_where_its_logits_are_small(checkpoints: Path) -> None:
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / "gemma2"), pretrained=False)
+    assert build_model(config, VOCAB, LENGTH, seed=0).head_weight is None
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_loss_is_that_of_the_library(build, checkpoints: Path, name: str) -> None:
+    model, ids = build(name).eval(), texts()
+    reference = library(checkpoints, name)
+    # Rows that no id of the tokenizer uses are in the library's softmax and not in Quintet's.
+    biggest = torch.finfo(torch.float32).min
+    logits = reference(ids).logits
+    logits[..., VOCAB:] = biggest
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    hidden = model.hidden(ids[:, :-1])
+    if model.head_weight is None:
+        found = cross_entropy(model.logits(hidden), ids[:, 1:])
+    else:
+        found = linear_cross_entropy(hidden, model.head_weight, model.head_bias, ids[:, 1:], ids=VOCAB)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_greedy_texts_are_those_of_the_library(build, checkpoints: Path, name: str) -> None:
+    model, reference = build(name, context_length=64), library(checkpoints, name)
+    prompts = [texts(1, length, seed=length)[0].tolist() for length in (9, 3, 14)]
+    settings = GenerationSettings(max_tokens=9, temperature=0)
+    found = list(zip(*generate(model, prompts, settings, allowed_ids=VOCAB), strict=True))
+    assert found == list(zip(*generate(model, prompts, settings, allowed_ids=VOCAB, static=True), strict=True))
+    assert found[1:2] == list(zip(*generate(model, prompts[1:2], settings, allowed_ids=VOCAB), strict=True))
+    for prompt, tokens in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        allowed = transformers.LogitsProcessorList([transformers.SuppressTokensLogitsProcessor(range(VOCAB, ROWS))])
+        whole = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=9,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            logits_processor=allowed,
+        )
+        assert whole[0, len(prompt) :].tolist() == list(tokens)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_and_a_static_cache_change_nothing(build, name: str) -> None:
+    model, ids = build(name).eval(), texts(2, 12)
+    alone = model(ids[:1, 4:])
+    for static in (False, True):
+        cache = model.start_cache(2, 16, padding=[4, 0], static=static)
+        parts = [model.hidden(part, cache=cache) for part in ids.split([7, 1, 4], dim=1)]
+        assert cache.length == 12
+        found = model.logits(torch.cat(parts, dim=1))
+        torch.testing.assert_close(found[:1, 4:], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[1:], model(ids[1:]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_static_cache_writes_the_same_in_bf16(build, name: str) -> None:
+    settings = GenerationSettings(max_tokens=6, temperature=0)
+    model = build(name, context_length=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [list(generate(model, [[1, 2], [3, 4, 5]], settings, static=static)) for static in (False, True)]
+    assert found[0] == found[1]
+
+
+def test_one_compiled_step_serves_all_tokens(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: Any, inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+    model, settings = build("gemma2", context_length=64), GenerationSettings(max_tokens=14, temperature=0)
+    prompts = [[1, 2], [3, 4, 5]]
+    found = list(generate(model, prompts, settings, static=True, compile=True))
+    assert found == list(generate(model, prompts, settings))
+    assert 1 <= len(graphs) <= 2
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_rows_of_a_cache_can_be_exchanged(build, static: bool) -> None:
+    model, ids = build("llama").eval(), texts(2, 10)
+    cache = model.start_cache(2, 16, padding=[3, 0], static=static)
+    model.hidden(ids[:, :6], cache=cache)
+    cache.select(torch.tensor([1, 0]))
+    found = model.logits(model.hidden(ids.flip(0)[:, 6:], cache=cache))
+    torch.testing.assert_close(found[0], model(ids[1:])[0, 6:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1], model(ids[:1, 3:])[0, 3:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_search_with_one_beam_is_greedy(build) -> None:
+    model, prompt = build("llama", context_length=64), texts(1, 5)[0].tolist()
+    greedy = generate(model, [prompt], GenerationSettings(max_tokens=6, temperature=0))
+    assert beam_search(model, prompt, 1, 6) == [row[0] for row in greedy]
+    assert len(beam_search(model, prompt, 3, 6)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "eager") for name in PACKING] + [(name, "sdpa") for name in PACKING if name != "gemma2"],
+)
+def test_packed_documents_have_the_logits_and_gradients_that_they_have_alone(build, name: str, backend: str) -> None:
+    model, ids = build(name, documents=True, attention_backend=backend, dropout=0.0), texts()
+    cuts = [[1, 9, 14], [12, 12]]
+    documents = torch.stack([torch.repeat_interleave(torch.arange(len(c)), torch.tensor(c)) for c in cuts])
+    weights = torch.randn(2, LENGTH, VOCAB, generator=torch.Generator().manual_seed(1))
+    packed = model(ids, documents=documents)
+    (packed * weights).sum().backward()
+    together = gradients(model)
+    model.zero_grad(set_to_none=True)
+    for row, lengths in enumerate(cuts):
+        start = 0
+        for length in lengths:
+            part = slice(start, start + length)
+            alone = model(ids[row : row + 1, part])
+            torch.testing.assert_close(packed[row, part], alone[0], atol=1e-4, rtol=1e-4)
+            (alone[0] * weights[row, part]).sum().backward()
+            start += length
+    separate = gradients(model)
+    assert together.keys() == separate.keys()
+    for parameter, gradient in together.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradient, separate[parameter], atol=1e-4 * scale, rtol=1e-3)
+    assert not torch.allclose(packed, model(ids), atol=0.1)  # the test would see documents that see one another
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_texts_are_continued_as_if_their_last_document_were_all(build, static: bool) -> None:
+    model, end = build("llama", documents=True, context_length=64), 256
+    last = [[5, 6, 7], [9, 8]]
+    prompts = [[1, 2, end, *last[0]], [3, end, 4, end, *last[1]]]
+    settings = GenerationSettings(max_tokens=6, temperature=0)
+    found = list(generate(model, prompts, settings, document_end=end, static=static))
+    assert found == list(generate(model, last, settings, document_end=end, static=static))
+    # A document that ends in the middle of what is written is forgotten as well.
+    cache = model.eval().start_cache(1, 16, static=static)
+    model.hidden(torch.tensor([[1, 2, 3]]), documents=torch.tensor([[0, 0, 0]]), cache=cache)
+    one = model.logits(model.hidden(torch.tensor([[4]]), documents=torch.tensor([[1]]), cache=cache))
+    two = model.logits(model.hidden(torch.tensor([[5]]), documents=torch.tensor([[1]]), cache=cache))
+    torch.testing.assert_close(torch.cat([one, two], 1), model(torch.tensor([[4, 5]])), atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_core_trains_embedding_and_head_alone(build) -> None:
+    tied, apart = build("gpt2", freeze="core"), build("llama", freeze="core")
+    names = {n for n, p in apart.named_parameters() if p.requires_grad}
+    assert names == {"inner.model.embed_tokens.weight", "inner.lm_head.weight"}
+    assert {n for n, p in tied.named_parameters() if p.requires_grad} == {"inner.transformer.wte.weight"}
+    # Tied or not, a checkpoint has each matrix once.
+    assert set(trained_weights(apart)) == names
+    assert set(trained_weights(tied)) == {"inner.transformer.wte.weight"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_adapters_alone_are_trained_and_can_be_folded_in(build, name: str) -> None:
+    model, ids = build(name, lora={"rank": 3, "alpha": 5.0}), texts()
+    plain = build(name)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    torch.testing.assert_close(model.eval()(ids), plain.eval()(ids))  # new adapters change nothing
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        cross_entropy(model(ids[:, :-1]), ids[:, 1:]).backward()
+        optimizer.step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {n for n in before if "lora_" in n} == set(trained_weights(model))
+    if name != "mixtral":  # peft gives each expert a rank of its own
+        assert all(before[n].shape[0 if "lora_A" in n else 1] == 3 for n in changed)
+    adapted = model(ids)
+    assert not torch.allclose(adapted, plain(ids), atol=1e-2)
+    merged = model.merged()
+    assert type(merged) is type(plain.inner)
+    assert {p.dtype for p in merged.parameters()} == {torch.float32}
+    torch.testing.assert_close(merged(ids).logits[..., :VOCAB], adapted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(ids), adapted)  # the model itself stays as it was
+
+
+def test_adapters_go_where_they_are_told_and_start_as_the_seed_says(build, checkpoints: Path) -> None:
+    model = build("llama", lora={"targets": ["q_proj", "layers.1.mlp.up_proj"]})
+    places = {n.partition(".lora_")[0].partition("model.layers.")[2] for n in trained_weights(model)}
+    assert places == {"0.self_attn.q_proj", "1.self_attn.q_proj", "1.mlp.up_proj"}
+    again = build("llama", lora={"targets": ["q_proj", "layers.1.mlp.up_proj"]})
+    for name, value in trained_weights(model).items():
+        assert torch.equal(value, trained_weights(again)[name])
+    other = build_model(model.config, VOCAB, LENGTH, seed=4)
+    drawn = [n for n in trained_weights(model) if "lora_A" in n]
+    assert not any(torch.equal(trained_weights(model)[n], trained_weights(other)[n]) for n in drawn)
+
+
+def test_an_adapter_in_the_head_is_part_of_the_logits(build) -> None:
+    model, ids = build("llama", lora={"targets": ["lm_head"]}), texts()
+    assert model.head_weight is None
+    with torch.no_grad():
+        model.inner.get_parameter("base_model.model.lm_head.lora_B.default.weight").normal_()
+    torch.testing.assert_close(model.eval()(ids), model.merged()(ids).logits[..., :VOCAB], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [{}, {"lora": {}}, {"freeze": "core"}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_checkpointing_gives_the_same_gradients(build, name: str, keys: dict[str, Any]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = build(name, gradient_checkpointing=checkpointing, dropout=0.1, **keys)
+        with FlopCounterMode(display=False) as counter:
+            torch.manual_seed(2)
+            cross_entropy(model(texts()), texts(seed=1)).backward()
+        found.append((gradients(model), counter.get_total_flops()))
+    (kept, fewer), (recomputed, more) = found
+    assert more > fewer  # it did compute again
+    assert kept.keys() == recomputed.keys()
+    for parameter, gradient in kept.items():
+        assert torch.equal(gradient, recomputed[parameter])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_weights_follow_from_the_seed_and_leave_the_global_generator_alone(build, name: str) -> None:
+    torch.manual_seed(11)
+    state = torch.random.get_rng_state()
+    one, two = build(name, pretrained=False), build(name, pretrained=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    third = build_model(one.config, VOCAB, LENGTH, seed=4)
+    weights = [dict(m.named_parameters()) for m in (one, two, third)]
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+    assert any(not torch.equal(weights[0][n], weights[2][n]) for n in weights[0])
+    assert not torch.equal(*(next(m.parameters()) for m in (one, build(name))))
+
+
+def test_layers_can_be_compiled_one_by_one(build) -> None:
+    model, ids = build("llama", documents=True, gradient_checkpointing=True), texts()
+    documents = (torch.arange(LENGTH) >= 9).long().expand(2, -1)
+    expected = model(ids, documents=documents)
+    compiled: list[object] = []
+
+    def backend(graph: Any, inputs: object) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    for block in model.blocks:
+        block.compile(backend=backend)
+    found = model(ids, documents=documents)
+    found.sum().backward()
+    assert compiled
+    torch.testing.assert_close(found, expected)
+    assert len(list(generate(model, [[1, 2]], GenerationSettings(max_tokens=3, temperature=0)))) == 3
+
+
+def test_a_rate_of_dropout_holds_for_all_of_them(build) -> None:
+    gpt2, llama, ids = build("gpt2", dropout=0.5), build("llama", dropout=0.5), texts()
+    assert {m.p for m in gpt2.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
+    assert (gpt2.causal.config.attn_pdrop, llama.causal.config.attention_dropout) == (0.5, 0.5)
+    for model in (gpt2, llama):
+        assert not torch.equal(model(ids), model(ids))
+        set_dropout(model, 0.0)
+        assert torch.equal(model(ids), model(ids))
+
+
+def test_keys_of_the_configuration_replace_those_of_the_checkpoint(build) -> None:
+    model, ids = build("llama", config={"rms_norm_eps": 0.5}).eval(), texts()
+    assert model.causal.config.rms_norm_eps == 0.5
+    assert not torch.allclose(model(ids), build("llama").eval()(ids), atol=1e-2)
+    assert len(build("llama", pretrained=False, config={"num_hidden_layers": 1}).blocks) == 1
+
+
+@pytest.mark.parametrize("keys", [{}, {"lora": {"rank": 3}}, {"freeze": "core"}])
+@pytest.mark.parametrize("name", EVERY)
+def test_parameters_are_counted_without_weights(build, name: str, keys: dict[str, Any]) -> None:
+    model = build(name, **keys)
+    count = count_pretrained(model.config, VOCAB, LENGTH)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count.embedding == ROWS * 32 + (64 * 32 if name == "gpt2" else 0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flops_are_those_of_the_matrix_products(build, name: str) -> None:
+    model = build(name, attention_backend="eager")
+    flops = pretrained_flops(model.config, VOCAB, LENGTH, LENGTH)
+    with FlopCounterMode(display=False) as forward:
+        loss = model.causal(texts(1)).logits.sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert flops.forward * LENGTH == forward.get_total_flops()
+    assert flops.backward * LENGTH == backward.get_total_flops()
+
+
+def test_frozen_weights_cost_no_gradient_of_their_own(build) -> None:
+    whole = pretrained_flops(build("llama").config, VOCAB, LENGTH, LENGTH)
+    frozen = pretrained_flops(build("llama", freeze="core").config, VOCAB, LENGTH, LENGTH)
+    core = 2 * (32 * (32 + 2 * 16 + 32) + 3 * 32 * 48)
+    assert (whole.forward, whole.backward - frozen.backward) == (frozen.forward, 2 * core)
+
+
+def test_of_the_experts_those_count_that_a_token_is_sent_to(build) -> None:
+    flops = pretrained_flops(build("mixtral").config, VOCAB, LENGTH, LENGTH)
+    layer = 32 * (32 + 2 * 16 + 32) + 2 * 3 * 32 * 48 + 4 * 32
+    assert flops.forward == 2 * (2 * layer + ROWS * 32) + 2 * 4 * 32 * LENGTH
+
+
+REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("no/such/folder", {}, "model.name_or_path: .*no/such/folder does not exist; give a folder"),
+    (
+        "llama",
+        {"config": {"hiden_size": 64}},
+        "model.config.hiden_size: a llama model has no such key; .* hidden_size?",
+    ),
+    ("llama", {"config": {"hidden_size": 64}}, "model.config: .* cannot be built"),
+    ("llama", {"config": {"num_hidden_layers": 3}}, "lacks 9 of the model's weights .*would start from random numbers"),
+    ("llama", {"lora": {"targets": ["q_prj"]}}, "model.lora.targets: no module is called q_prj; there are .*q_proj"),
+    ("llama", {"lora": {"targets": ["norm"]}}, "model.lora.targets: "),
+    ("gpt2", {"lora": {"targets": ["wte"]}}, "model.lora.targets: embedding and head of this model are one matrix"),
+    ("llama", {"attention_backend": "flash_attention_2"}, "model.attention_backend: flash_attention_2 cannot be used"),
+    ("bert", {}, "sees the tokens that it is to predict, as encoders do.*is_decoder=true"),
+    ("t5", {}, "model.name_or_path: .* is not a causal language model of the transformers library"),
+    ("empty", {}, "model.name_or_path: .*empty holds no config.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "message"), REFUSALS)
+def test_what_cannot_be_built_is_refused_in_one_line(checkpoints: Path, name: str, keys, message: str) -> None:
+    (checkpoints / "empty").mkdir(exist_ok=True)
+    if name == "bert" and not (checkpoints / name).exists():
+        small = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
+        transformers.BertLMHeadModel(transformers.BertConfig(**small)).save_pretrained(checkpoints / name)
+    if name == "t5":
+        transformers.T5Config(d_model=32, num_layers=1, vocab_size=ROWS).save_pretrained(checkpoints / name)
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / name), **keys)
+    with pytest.raises(UserError, match=message) as refused:
+        build_model(config, VOCAB, LENGTH, seed=0)
+    assert "\n" not in str(refused.value)
+
+
+def test_flex_attention_is_refused_where_it_cannot_train(build) -> None:
+    model = build("llama", attention_backend="flex_attention")
+    with pytest.raises(UserError, match=r"model\.attention_backend: flex_attention cannot train on a CPU"):
+        model(texts())
+
+
+def test_flash_attention_gets_documents_in_one_row(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds them by their positions, which needs a batch of one; here another kernel reads what it would."""
+    model, ids = build("llama", documents=True).eval(), texts()
+    documents = (torch.arange(LENGTH) >= 9).long().expand(2, -1)
+    expected = model(ids, documents=documents)
+    shapes: list[torch.Size] = []
+    model.causal.base_model.register_forward_pre_hook(
+        lambda module, _, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(PretrainedModel, "_attention", "flash_attention_2")
+    torch.testing.assert_close(model(ids, documents=documents), expected)
+    assert shapes == [(1, 2 * LENGTH)]
+
+
+def test_an_encoder_that_is_told_to_decode_is_accepted(checkpoints: Path) -> None:
+    small = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
+    transformers.BertLMHeadModel(transformers.BertConfig(**small)).save_pretrained(checkpoints / "bert")
+    name = str(checkpoints / "bert")
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=name, config={"is_decoder": True})
+    assert build_model(config, VOCAB, LENGTH, seed=0)(texts()).shape == (2, LENGTH, VOCAB)
+
+
+def test_a_model_that_is_too_small_is_refused(checkpoints: Path) -> None:
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / "llama"))
+    for refuse in (lambda *sizes: build_model(config, *sizes, seed=0), lambda *sizes: count_pretrained(config, *sizes)):
+        with pytest.raises(UserError, match=f"tokenizer: its 300 ids are more than the {ROWS} rows"):
+            refuse(300, LENGTH)
+        with pytest.raises(UserError, match=r"model\.context_length: 65 tokens are more than the 64 positions"):
+            refuse(VOCAB, 65)
+    longer = config.model_copy(update={"config": {"max_position_embeddings": 65}})
+    assert build_model(longer, VOCAB, 65, seed=0)(texts(1, 65)).shape == (1, 65, VOCAB)
+
+
+def test_a_name_that_cannot_be_fetched_is_refused(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    config = HuggingFaceConfig(kind="huggingface", name_or_path="nobody/nothing")
+    with pytest.raises(UserError, match=r"nobody/nothing is neither a folder nor a model that can be fetched"):
+        build_model(config, VOCAB, LENGTH, seed=0)
+
+
+def test_an_architecture_that_mixes_documents_is_refused(checkpoints: Path) -> None:
+    config = transformers.BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=ROWS)
+    transformers.BloomForCausalLM(config).save_pretrained(checkpoints / "bloom")
+    name = str(checkpoints / "bloom")
+    with pytest.raises(
+        UserError, match=r"model\.documents: BloomForCausalLM has no way to keep packed documents apart"
+    ):
+        build_model(HuggingFaceConfig(kind="huggingface", name_or_path=name, documents=True), VOCAB, LENGTH, seed=0)
+    model = build_model(HuggingFaceConfig(kind="huggingface", name_or_path=name), VOCAB, LENGTH, seed=0).eval()
+    found = generate(model, [[1, 2, 3], [7]], GenerationSettings(max_tokens=4, temperature=0))
+    alone = generate(model, [[7]], GenerationSettings(max_tokens=4, temperature=0))
+    assert [row[1] for row in found] == [row[0] for row in alone]
+
+
+@pytest.mark.parametrize(("missing", "keys"), [("transformers", {}), ("peft", {"lora": {}})])
+def test_a_missing_extra_is_named(checkpoints: Path, monkeypatch, missing: str, keys: dict[str, Any]) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / "llama"), **keys)
+    with pytest.raises(UserError, match=re.escape("needs the 'hf' extra: pip install 'quintet[hf]'")):
+        build_model(config, VOCAB, LENGTH, seed=0)
+
+
+def test_the_library_is_imported_only_for_its_models() -> None:
+    code = "import sys, quintet.train.loop; sys.exit('transformers' in sys.modules or 'peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

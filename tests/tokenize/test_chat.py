@@ -1,0 +1,281 @@
+"""Conversations as text and ids, against `apply_chat_template` of transformers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from quintet.config.tokenizer import HuggingFaceTokenizerConfig
+from quintet.errors import UserError
+from quintet.tokenize import build_tokenizer, load_tokenizer
+from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.tokenizer_json import BYTE_OF
+
+CHATML = """{% for message in messages %}
+{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}
+{% endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+INSTRUCT = """{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' -%}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set system, rest = '', messages -%}
+{%- endif -%}
+{%- for message in rest -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('roles must alternate, and the user begins') }}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'] | trim + ' [/INST]' }}
+    {%- else -%}
+        {{ ' ' + message['content'] | trim + ' ' + eos_token }}
+    {%- endif -%}
+{%- endfor -%}
+"""
+LISTING = """{#- everything that templates do: namespaces, filters, macros, loop controls -#}
+{%- set ns = namespace(turns=0, system='be brief') -%}
+{%- macro head(role) -%}<|head|>{{ role | upper }}:{%- endmacro -%}
+{%- for message in messages if message.role == 'system' -%}
+    {%- set ns.system = message.content -%}
+    {%- break -%}
+{%- endfor -%}
+{{ bos_token }}{{ head('system') }} {{ ns.system }}
+    {% if tools is defined and tools is not none %}
+{{ tools | tojson(indent=2) }}
+    {% endif %}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{%- continue -%}{%- endif -%}
+    {%- set ns.turns = ns.turns + 1 -%}
+    {%- if message.role == 'assistant' -%}
+{{ head('assistant') }} {% generation %}{{ message.content }}<|end|>{% endgeneration %}
+
+    {%- else -%}
+{{ head(message.role) }} {{ {'text': message.content, 'turn': ns.turns} | tojson }}<|end|>
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ head('assistant') }} {% endif -%}
+"""
+TEMPLATES = {"chatml": CHATML, "instruct": INSTRUCT, "listing": LISTING}
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|end|>"]
+PLAIN = """{% for message in messages %}
+{{ {'system': '', 'user': '### Instruction:\\n', 'assistant': '### Response:\\n'}[message.role] }}{{ message.content }}
+
+{% endfor %}
+{% if add_generation_prompt %}
+### Response:
+{% endif %}"""
+
+CONTENTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["  padded \n", "a <|im_end|> b", "{{ messages }}", "<b>&'\"", "two  words", "</s>"]
+)
+
+
+def save_source(folder: Path, kind: str = "bytes", **settings: Any) -> Path:
+    """A folder with a small tokenizer of ``kind`` and the files beside it, as Hugging Face's hub has them."""
+    if kind == "bytes":
+        library = tokenizers.Tokenizer(models.BPE(BYTE_OF, []))
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.ByteLevel()
+    else:  # as Llama 2: a space before every part, single bytes for what is not in the vocabulary
+        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghINST[]/"]
+        vocabulary = {piece: index for index, piece in enumerate(pieces)}
+        library = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        library.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    library.add_special_tokens(SPECIAL)
+    folder.mkdir(parents=True, exist_ok=True)
+    library.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def of(folder: Path) -> HuggingFaceTokenizer:
+    config = HuggingFaceTokenizerConfig(kind="huggingface", path=str(folder))
+    tokenizer = build_tokenizer(config, list, "", Path())
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer
+
+
+def conversation(*contents: str, system: str | None = None) -> list[Message]:
+    """``contents`` said by user and assistant in turn."""
+    head: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    turns: list[Message] = [
+        {"role": "assistant" if place % 2 else "user", "content": content} for place, content in enumerate(contents)
+    ]
+    return head + turns
+
+
+@pytest.fixture(scope="module", params=[(kind, name) for kind in ("bytes", "llama") for name in TEMPLATES])
+def pair(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
+    """The same tokenizer and template in transformers, from the original files, and here, from a saved copy."""
+    transformers = pytest.importorskip("transformers")
+    kind, name = request.param
+    folder = save_source(tmp_path_factory.mktemp(name), kind, chat_template=TEMPLATES[name])
+    of(folder).save(folder / "saved")
+    ours = load_tokenizer(folder / "saved")
+    return transformers.AutoTokenizer.from_pretrained(folder), chat_format(ours)
+
+
+@settings(max_examples=25, deadline=None)
+@given(contents=st.lists(CONTENTS, min_size=1, max_size=4), system=st.none() | CONTENTS, answer_next=st.booleans())
+def test_text_and_ids_are_theirs(pair, contents: list[str], system: str | None, answer_next: bool) -> None:
+    theirs, ours = pair
+    messages = conversation(*contents, system=system)
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    assert ours.render(messages, answer_next=answer_next) == expected
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ours.encode(messages) == ids
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_saved_tokenizer_has_the_template_for_transformers_too(tmp_path: Path, name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    of(save_source(tmp_path / "source", chat_template=TEMPLATES[name])).save(tmp_path / "saved")
+    source, saved = (transformers.AutoTokenizer.from_pretrained(tmp_path / place) for place in ("source", "saved"))
+    messages = conversation("how?", "so", "and then?", system="you help")
+    expected = source.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert saved.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
+
+
+def test_a_template_of_its_own_file_or_of_several_is_found(tmp_path: Path) -> None:
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default"}]
+    folder = save_source(tmp_path, chat_template=several)
+    assert of(folder).chat.template == "default"
+    (folder / "chat_template.jinja").write_text("file", encoding="utf-8")
+    assert of(folder).chat.template == "file"
+    assert pickle.loads(pickle.dumps(of(folder))).chat == of(folder).chat
+
+
+def test_the_template_is_kept_and_the_fingerprint_is_that_of_the_ids_alone(tmp_path: Path) -> None:
+    plain = of(save_source(tmp_path / "plain"))
+    with_chat = of(save_source(tmp_path / "chat", chat_template=CHATML))
+    assert with_chat.fingerprint == plain.fingerprint
+    (tmp_path / "chat/generation_config.json").write_text('{"eos_token_id": [258, 262, 9999]}', encoding="utf-8")
+    source = of(tmp_path / "chat")
+    source.save(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved")
+    assert isinstance(loaded, HuggingFaceTokenizer)
+    assert loaded.chat == source.chat
+    assert loaded.chat.end_ids == (258, 262)  # 9999 is no id of this tokenizer
+
+
+def test_a_text_alone_still_has_no_special_ids(tmp_path: Path) -> None:
+    tokenizer = of(save_source(tmp_path, chat_template=CHATML))
+    assert max(tokenizer.encode("<|im_end|></s>")) < 256
+    assert tokenizer.encode_template("<|im_end|></s>") == [260, 258]
+
+
+def test_a_named_token_that_the_vocabulary_lacks_is_not_named(tmp_path: Path) -> None:
+    tokenizer = of(save_source(tmp_path, pad_token="<pad>", chat_template="{{ pad_token }}{{ eos_token }}"))
+    assert chat_format(tokenizer).render(conversation("x")) == "</s>"
+
+
+@pytest.mark.parametrize(("name", "end"), [("chatml", "<|im_end|>"), ("instruct", "</s>"), ("listing", "<|end|>")])
+def test_an_answer_ends_with_what_the_template_puts_behind_it(tmp_path: Path, name: str, end: str) -> None:
+    tokenizer = of(save_source(tmp_path, chat_template=TEMPLATES[name]))
+    found = chat_format(tokenizer)
+    assert found.end_ids == {tokenizer.special_tokens["</s>"], tokenizer.special_tokens[end]}
+    assert found.stops == ()
+
+
+def test_ends_that_the_files_name_are_taken_as_well(tmp_path: Path) -> None:
+    folder = save_source(tmp_path, chat_template=CHATML)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 262}', encoding="utf-8")
+    assert chat_format(of(folder)).end_ids == {258, 260, 262}
+
+
+def test_a_template_of_plain_text_ends_an_answer_with_text(tmp_path: Path) -> None:
+    file = tmp_path / "plain.jinja"
+    file.write_text(PLAIN, encoding="utf-8")
+    found = chat_format(ByteTokenizer(), file)
+    assert found.end_ids == {256}
+    assert set(found.stops) == {"\n\n### Instruction:", "### Instruction:"}
+    rendered = found.render(conversation("Add 2 and 3.", "5", "Add 1.", system="You add."))
+    expected = (
+        "You add.\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:\n5\n\n### Instruction:\nAdd 1.\n\n### Response:\n"
+    )
+    assert rendered == expected
+    assert found.encode(conversation("é")) == list(found.render(conversation("é")).encode())
+
+
+def test_the_end_of_a_document_can_be_written_with_any_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", encoding="utf-8")
+    found = chat_format(ByteTokenizer(), file)
+    assert found.encode(conversation("a", "b")) == [97, 256, 98, 256]
+    assert (found.end_ids, found.stops) == ({256}, ())
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=7).filter(lambda one: len(one) % 2 == 1),
+    most=st.integers(5, 200),
+    system=st.booleans(),
+)
+def test_the_oldest_turns_are_left_out_and_no_more_than_needed(lengths: list[int], most: int, system: bool) -> None:
+    chat = ChatFormat(ByteTokenizer(), "{% for m in messages %}{{ m.role[0] }}{{ m.content }}|{% endfor %}")
+    messages = conversation(*("x" * length for length in lengths), system="sys" if system else None)
+    head = messages[: int(system)]
+    tails = [head + messages[start:] for start in range(int(system), len(messages), 2)]
+    fitting = [tail for tail in tails if sum(len(message["content"]) + 2 for message in tail) <= most]
+    if not fitting:
+        with pytest.raises(UserError, match="shorten"):
+            fit(chat, messages, most)
+        return
+    ids, kept = fit(chat, messages, most)
+    assert kept == fitting[0]
+    assert bytes(ids).decode() == "".join(f"{m['role'][0]}{m['content']}|" for m in kept)
+
+
+def test_what_a_template_refuses_or_gets_wrong_is_said() -> None:
+    two: list[Message] = [{"role": "user", "content": "a"}] * 2
+    for template, message in [
+        ("{{ raise_exception('roles must alternate') }}", "chat template: roles must alternate;"),
+        ("{% for %}", "line 1"),
+        ("{{ messages.x.y }}", "no attribute"),
+        ("{{ 1 + 'a' }}", "TypeError"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            ChatFormat(ByteTokenizer(), template).render(two)
+
+
+def test_without_a_template_the_option_is_named(tmp_path: Path) -> None:
+    for tokenizer in (ByteTokenizer(), of(save_source(tmp_path / "source"))):
+        with pytest.raises(UserError, match="--template FILE"):
+            chat_format(tokenizer)
+    with pytest.raises(UserError, match="does not exist"):
+        chat_format(ByteTokenizer(), tmp_path / "nowhere")
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match="UTF-8"):
+        chat_format(ByteTokenizer(), tmp_path / "latin")
+
+
+@pytest.mark.parametrize("name", ["mistral-v3", "llama2", "dolma2", "gpt2"])
+def test_real_tokenizers_give_their_ids(shared: Path, tmp_path: Path, name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    file = tmp_path / "chat.jinja"
+    file.write_text(INSTRUCT if name in ("mistral-v3", "llama2") else CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    theirs = transformers.AutoTokenizer.from_pretrained(shared / "tokenizers/hf" / name)
+    ours = chat_format(of(shared / "tokenizers/hf" / name), file)
+    messages = conversation("Zwölf  Boxkämpfer?", "  Yes.\n", "東京 😀", system="You help.")
+    settings = {"chat_template": file.read_text(), "add_generation_prompt": True, "return_dict": False}
+    expected = theirs.apply_chat_template(messages, **settings)
+    assert ours.encode(messages) == expected
