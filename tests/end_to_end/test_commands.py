@@ -113,7 +113,13 @@ def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet,
         "evaluate.samples=4",
         "sample.max_tokens=4",
         "train.batch_size=2",
+        "train.micro_batch_size=2",
     )
+    if "kind: huggingface" in path.read_text():  # a checkpoint of the same form in place of one from the hub
+        pytest.importorskip("transformers")
+        assert quintet("train", "run.yaml", "train.steps=5").returncode == 0
+        assert quintet("export", "tiny", "--to", "huggingface", "checkpoint").returncode == 0
+        short += ("model.name_or_path=checkpoint", "data.sequence_length=32")
     trained = quintet("train", str(path), *short)
     assert trained.returncode == 0, trained.stderr
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
-from quintet.model import build_model
+from quintet.model import build_model, pretrained_loading
 from quintet.model.dropout import set_dropout
 from quintet.model.generate import GenerationSettings, beam_search, generate
 from quintet.model.pretrained import PretrainedModel
@@ -244,6 +244,13 @@ def test_texts_are_continued_as_if_their_last_document_were_all(build, static: b
     settings = GenerationSettings(max_tokens=6, temperature=0)
     found = list(generate(model, prompts, settings, document_end=end, static=static))
     assert found == list(generate(model, last, settings, document_end=end, static=static))
+    # Rows that are exchanged take along where their document begins.
+    cache = model.eval().start_cache(2, 16, static=static)
+    model.hidden(torch.tensor([[1, 2, 3], [7, 8, 9]]), documents=torch.tensor([[0, 0, 1], [0, 1, 2]]), cache=cache)
+    cache.select(torch.tensor([1, 0]))
+    found = model.logits(model.hidden(torch.tensor([[4], [5]]), documents=torch.tensor([[2], [2]]), cache=cache))
+    torch.testing.assert_close(found[0], model(torch.tensor([[9, 4]]))[0, 1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1], model(torch.tensor([[5]]))[0], atol=1e-4, rtol=1e-4)
     # A document that ends in the middle of what is written is forgotten as well.
     cache = model.eval().start_cache(1, 16, static=static)
     model.hidden(torch.tensor([[1, 2, 3]]), documents=torch.tensor([[0, 0, 0]]), cache=cache)
@@ -283,6 +290,24 @@ def test_adapters_alone_are_trained_and_can_be_folded_in(build, name: str) -> No
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
     torch.testing.assert_close(merged(ids).logits[..., :VOCAB], adapted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model(ids), adapted)  # the model itself stays as it was
+
+
+def test_an_adapter_is_scaled_by_alpha_over_its_rank(build) -> None:
+    model = build("llama", lora={"rank": 3, "alpha": 5.0, "dropout": 0.5})
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    changed = dict(model.merged().named_parameters())
+    adapters = trained_weights(model)
+    for name, before in build("llama").inner.named_parameters():
+        place = f"inner.base_model.model.{name.removesuffix('.weight')}.lora_"
+        update = torch.zeros(())
+        if f"{place}A.default.weight" in adapters:
+            update = 5 / 3 * adapters[f"{place}B.default.weight"] @ adapters[f"{place}A.default.weight"]
+        torch.testing.assert_close(changed[name], before + update)
+    ids = texts()
+    assert not torch.equal(model(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
 
 
 def test_adapters_go_where_they_are_told_and_start_as_the_seed_says(build, checkpoints: Path) -> None:
@@ -362,6 +387,39 @@ def test_a_rate_of_dropout_holds_for_all_of_them(build) -> None:
         assert not torch.equal(model(ids), model(ids))
         set_dropout(model, 0.0)
         assert torch.equal(model(ids), model(ids))
+
+
+def test_a_rate_holds_also_for_dropouts_that_the_configuration_does_not_name(build, monkeypatch) -> None:
+    monkeypatch.setattr(pretrained_loading, "_set_rates", lambda settings, rate: None)
+    assert {m.p for m in build("gpt2", dropout=0.5).modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
+
+
+def test_rates_are_told_from_other_numbers() -> None:
+    layer = torch.nn.Module()
+    numbers = {"dropout": 0.1, "hidden_dropout": 0, "resid_pdrop": 0.3, "layerdrop": 0.2, "use_dropout": True}
+    vars(layer).update(numbers)
+    set_dropout(torch.nn.ModuleList([layer, torch.nn.Dropout(0.1)]), 0.5)
+    found = {name: getattr(layer, name) for name in numbers}
+    assert found == numbers | {"dropout": 0.5, "hidden_dropout": 0.5, "resid_pdrop": 0.5}
+
+
+def test_weights_are_fp32_whatever_the_type_of_the_checkpoint(build, checkpoints: Path) -> None:
+    library(checkpoints, "llama").to(torch.bfloat16).save_pretrained(checkpoints / "narrow")
+    model = build("narrow")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weight = library(checkpoints, "llama").lm_head.weight
+    assert model.head_weight is not None
+    assert torch.equal(model.head_weight, weight.bfloat16().float())
+
+
+def test_the_revision_is_what_is_fetched(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for kind in (transformers.AutoConfig, transformers.AutoModelForCausalLM):
+        real = kind.from_pretrained
+        monkeypatch.setattr(kind, "from_pretrained", lambda *a, real=real, **k: asked.append(k) or real(*a, **k))
+    build("llama", revision="v2")
+    assert len(asked) == 2
+    assert [named["revision"] for named in asked] == ["v2", "v2"]
 
 
 def test_keys_of_the_configuration_replace_those_of_the_checkpoint(build) -> None:

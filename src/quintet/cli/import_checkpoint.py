@@ -13,6 +13,7 @@ from quintet.cli.inputs import fail
 def import_(
     checkpoint: Annotated[str, typer.Argument(help="folder of a Hugging Face checkpoint, or its name on the hub")],
     to: Annotated[Path, typer.Option(metavar="FILE.yaml", help="file to write", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub", show_default=False)] = None,
 ) -> None:
     """Write the model and tokenizer sections that start a run from a checkpoint, with our own transformer.
 
@@ -24,11 +25,12 @@ def import_(
 
     from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
 
-    folder = find_checkpoint(checkpoint)
+    folder = find_checkpoint(checkpoint, revision)
     values = read_config(folder)
     section = model_section(values, checkpoint)
     source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
-    section["init"] = {"kind": "pretrained", "path": source}
+    place = {"path": source} | ({} if revision is None else {"revision": revision})
+    section["init"] = {"kind": "pretrained", **place}
 
     from quintet.config.model import TransformerConfig
 
@@ -36,7 +38,7 @@ def import_(
     assert config.vocab_size is not None
     assert config.context_length is not None
     weights = pretrained_weights(str(folder), config, config.vocab_size, config.context_length).weights
-    parts = {"model": section, "tokenizer": {"kind": "huggingface", "path": source}}
+    parts = {"model": section, "tokenizer": {"kind": "huggingface", **place}}
     text = f"# {checkpoint}, a {values['model_type']}, as Quintet's transformer.\n" + yaml.safe_dump(
         parts, sort_keys=False, allow_unicode=True
     )

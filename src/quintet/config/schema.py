@@ -82,7 +82,8 @@ class RunConfig(Part):
         model = values.get("model") if isinstance(values, dict) else None
         if not isinstance(model, dict) or model.get("kind") != "huggingface" or "tokenizer" in values:
             return values
-        return {**values, "tokenizer": {"kind": "huggingface", "path": model.get("name_or_path")}}
+        own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}
+        return {**values, "tokenizer": own}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> RunConfig:

@@ -48,6 +48,7 @@ class HuggingFaceTokenizerConfig(Part):
 
     kind: Literal["huggingface"] = key(..., "a Hugging Face tokenizer")
     path: str = key(..., "a folder with tokenizer.json, that file itself, or a name on the hub", min_length=1)
+    revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
 
 
 TokenizerConfig = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +35,7 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
         torch.manual_seed(key(seed, "init"))
         causal = _load(config, settings) if config.pretrained else _construct(config, settings)
     _check_rows(config, causal, vocab_size)
+    causal.eval()
     with _readable_on_a_cpu(causal):
         _check_causal(config, causal)
         linear_head = _has_linear_head(causal)
@@ -136,13 +137,14 @@ def _assemble(
 ) -> PretrainedModel:
     """``causal`` with the dropout, the frozen weights and the adapters that ``config`` asks for."""
     if config.dropout is not None:
-        pass
+        set_dropout(causal, config.dropout)
     if config.gradient_checkpointing:
         _checkpoint_layers(config, causal)
     if config.freeze == "core":
         causal.requires_grad_(False)
-        causal.get_input_embeddings().requires_grad_(True)
-        causal.get_output_embeddings().requires_grad_(True)
+        for end in (causal.get_input_embeddings(), causal.get_output_embeddings()):
+            if end is not None:
+                end.requires_grad_(True)
     inner = causal
     if config.lora is not None:
         with torch.random.fork_rng(devices=[]):
@@ -211,9 +213,7 @@ def _check_causal(config: HuggingFaceConfig, causal: Any) -> None:
     ids = _some_ids(causal, 6)
     other = ids.clone()
     other[:, -1] = ids[:, 0]
-    if not _alike(
-        *(_evaluated(causal, lambda rows=rows: causal(input_ids=rows).logits)[:, :-1] for rows in (ids, other))
-    ):
+    if not _alike(causal(input_ids=ids).logits[:, :-1], causal(input_ids=other).logits[:, :-1]):
         raise UserError(
             f"model.name_or_path: {config.name_or_path} sees the tokens that it is to predict, as encoders do; take a "
             "causal model (BERT and its kin become one with model.config.is_decoder=true)"
@@ -238,11 +238,10 @@ def _has_linear_head(causal: Any) -> bool:
     ids = _some_ids(causal, 4)
     hook = head.register_forward_hook(exchange)
     try:
-        logits = _evaluated(causal, lambda: causal(input_ids=ids).logits)
+        logits = causal(input_ids=ids).logits
     finally:
         hook.remove()
-    features = _evaluated(causal, lambda: backbone(input_ids=ids)[0])
-    return len(taken) == 1 and _alike(logits, given[0]) and _alike(features, taken[0])
+    return len(taken) == 1 and _alike(logits, given[0]) and _alike(backbone(input_ids=ids)[0], taken[0])
 
 
 @torch.no_grad()
@@ -252,8 +251,7 @@ def _check_documents(config: HuggingFaceConfig, causal: Any, linear_head: bool) 
     plain = config.model_copy(update={"lora": None})
     model = PretrainedModel(plain, causal, 1, 8, linear_head=linear_head)
     ids, documents = _some_ids(causal, 8), torch.tensor([[0] * 3 + [1] * 5])
-    packed = _evaluated(causal, lambda: model.hidden(ids, documents=documents))
-    if not _alike(packed[:, 3:], _evaluated(causal, lambda: model.hidden(ids[:, 3:]))):
+    if not _alike(model.hidden(ids, documents=documents)[:, 3:], model.hidden(ids[:, 3:])):
         raise UserError(
             f"model.documents: {type(causal).__name__} has no way to keep packed documents apart; set it to false"
         )
@@ -262,12 +260,6 @@ def _check_documents(config: HuggingFaceConfig, causal: Any, linear_head: bool) 
 def _some_ids(causal: Any, length: int) -> Tensor:
     rows = causal.get_input_embeddings().weight.shape[0]
     return (torch.arange(length) * 7 + 5)[None] % rows
-
-
-def _evaluated(causal: Any, compute: Callable[[], Tensor]) -> Tensor:
-    """``compute`` with ``causal`` in evaluation mode, which it keeps."""
-    causal.eval()
-    return compute()
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -41,7 +41,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
         case HuggingFaceTokenizerConfig():
             from quintet.tokenize.huggingface import huggingface_tokenizer
 
-            return huggingface_tokenizer(config.path)
+            return huggingface_tokenizer(config.path, config.revision)
         case CharTokenizerConfig():
             return _kept(cache, _key(config, corpus, ""), lambda: characters_of(texts()))
         case BPETokenizerConfig():

@@ -139,8 +139,8 @@ class HuggingFaceTokenizer:
         write_template(folder, self.chat)
 
 
-def huggingface_tokenizer(path: str) -> HuggingFaceTokenizer:
-    """The tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub.
+def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFaceTokenizer:
+    """The tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub at a ``revision`` of it.
 
     Raises UserError when there is none, or when it has no token that ends a document.
     """
@@ -151,7 +151,7 @@ def huggingface_tokenizer(path: str) -> HuggingFaceTokenizer:
         chat = read_chat_rules(file.parent)
         where = str(file)
     else:
-        rules, chat = _from_transformers(path, place)
+        rules, chat = _from_transformers(path, place, revision)
         where = path
     end = chat.tokens.get("eos_token")
     try:
@@ -206,7 +206,7 @@ def _no_end(where: str, end: str | None) -> str:
     return f"{where}: the eos_token {end!r} of tokenizer_config.json is not in the vocabulary; correct it there"
 
 
-def _from_transformers(path: str, place: Path) -> tuple[str, ChatRules]:
+def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[str, ChatRules]:
     """Rules of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
     if not place.is_dir() and not _HUB_NAME.fullmatch(path):
         raise UserError(
@@ -220,7 +220,7 @@ def _from_transformers(path: str, place: Path) -> tuple[str, ChatRules]:
             "pip install 'quintet[hf]'"
         ) from None
     try:
-        found = AutoTokenizer.from_pretrained(str(place) if place.is_dir() else path)
+        found = AutoTokenizer.from_pretrained(str(place) if place.is_dir() else path, revision=revision or "main")
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

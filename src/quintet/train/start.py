@@ -26,7 +26,7 @@ def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
     for folder in (Path(path).expanduser(), Path("runs") / path):
         if is_run(folder):
             return _from_run(str(folder), model, rows, context_length(config), tokenizer)
-    return pretrained_weights(path, model, rows, context_length(config))
+    return pretrained_weights(path, model, rows, context_length(config), model.init.revision)
 
 
 def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tokenizer: Tokenizer) -> Start:

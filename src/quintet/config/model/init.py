@@ -48,6 +48,7 @@ class PretrainedInitConfig(Part):
 
     kind: Literal["pretrained"] = key(..., "the weights of a trained model")
     path: str = key(..., "run folder, folder of a Hugging Face checkpoint, or its name on the hub", min_length=1)
+    revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
 
 
 InitConfig = Annotated[

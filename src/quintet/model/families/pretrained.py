@@ -25,14 +25,16 @@ class Start:
     notes: list[str]
 
 
-def pretrained_weights(path: str, config: TransformerConfig, rows: int, context_length: int) -> Start:
+def pretrained_weights(
+    path: str, config: TransformerConfig, rows: int, context_length: int, revision: str | None = None
+) -> Start:
     """The weights of the Hugging Face checkpoint ``path``, a folder or a name on the hub, for ``config`` with ``rows``
     rows of the embedding and ``context_length`` positions.
 
     Raises UserError when there is no such checkpoint, when it is of no family in the table, and for every key in which
     its architecture differs from ``config``, unless that can be trained into another.
     """
-    folder = find_checkpoint(path)
+    folder = find_checkpoint(path, revision)
     values = read_config(folder)
     theirs = TransformerConfig.model_validate(model_section(values, path))
     assert theirs.vocab_size is not None
