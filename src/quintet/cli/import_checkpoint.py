@@ -23,6 +23,7 @@ def import_(
         fail(f"{to}: exists already; name another file, or remove it")
     import yaml
 
+    from quintet.config.model import TransformerConfig
     from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
 
     folder = find_checkpoint(checkpoint, revision)
@@ -31,9 +32,6 @@ def import_(
     source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
     place = {"path": source} | ({} if revision is None else {"revision": revision})
     section["init"] = {"kind": "pretrained", **place}
-
-    from quintet.config.model import TransformerConfig
-
     config = TransformerConfig.model_validate(section)
     assert config.vocab_size is not None
     assert config.context_length is not None
