@@ -246,7 +246,7 @@ def test_what_was_left_out_and_dropped_is_in_the_manifest(make_config: MakeConfi
     manifest = prepare(make_config(text(corpus))).stores[0].manifest
     assert manifest.left_out == 1
     assert manifest.left_out_files == (str(corpus / "image.bin"),)
-    assert manifest.empty_documents == 1
+    assert manifest.dropped == {"empty": 1}
     assert manifest.documents == 40
 
 

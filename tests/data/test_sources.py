@@ -14,6 +14,7 @@ import pytest
 from quintet.config.data import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
 from quintet.config.schema import RunConfig
 from quintet.data.sources import check_sources, listing
+from quintet.data.sources.document import Report
 from quintet.data.sources.listing import ReadSource, documents, label_of, list_source, units_of
 from quintet.errors import UserError
 
@@ -27,7 +28,8 @@ def texts_of(source: ReadSource) -> list[str]:
 def read_all(source: ReadSource) -> tuple[list[str], list[str]]:
     """All documents, and the files that were left out."""
     units, left_out = units_of(list_source(source, WHERE))
-    return [text for unit in units for text in documents(unit, left_out)], left_out
+    report = Report(left_out)
+    return [text for unit in units for text in documents(unit, report)], left_out
 
 
 def text(path: Path | tuple[Path, ...], separator: str | None = None) -> TextSource:

@@ -17,7 +17,7 @@ from quintet.data import build
 from quintet.data.build import Order, build_store
 from quintet.data.sources import listing
 from quintet.data.sources.listing import list_source
-from quintet.data.store import TokenStore, array_file, token_dtype, write_array
+from quintet.data.store import ArrayWriter, TokenStore, array_file, token_dtype
 from quintet.errors import UserError
 from quintet.tokenize.byte import ByteTokenizer
 
@@ -54,7 +54,7 @@ def test_a_store_holds_the_documents_in_order_each_with_its_end(documents: list[
         store = make_store(Path(folder), documents, shards)
         expected = ids_of(documents)
         assert store.tokens(0, store.token_count).tolist() == expected
-        assert store.manifest.empty_documents == documents.count("")
+        assert store.manifest.dropped.get("empty", 0) == documents.count("")
         assert store.manifest.bytes == sum(len(document.encode()) for document in documents)
 
         start = data.draw(st.integers(0, len(expected)))
@@ -86,7 +86,10 @@ def test_the_type_is_the_smallest_that_holds_the_vocabulary() -> None:
 
 def test_headers_have_the_promised_size_for_any_length(tmp_path: Path) -> None:
     for length in (0, 1, 1000, 123_456):
-        write_array(tmp_path / "a.npy", np.arange(length, dtype=np.int64))
+        writer = ArrayWriter(tmp_path / "a.npy", np.dtype(np.int64))
+        for piece in np.array_split(np.arange(length), 3):
+            writer.append(piece)
+        writer.close()
         np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(length))
 
 
@@ -97,7 +100,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         TokenStore.open(store.folder, "0" * 16)
 
 
-@pytest.mark.parametrize("what", ["tokens", "ends"])
+@pytest.mark.parametrize("what", ["tokens", "ends", "hashes"])
 @pytest.mark.parametrize(
     ("change", "fault"),
     [(-1, "is truncated: .* bytes, the manifest says"), (1, "is too long"), (None, "is missing")],
@@ -116,7 +119,7 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, what: str, change: in
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"format": 99}, r"has format 99, this version of Quintet reads 1"),
+        ({"format": 99}, r"has format 99, this version of Quintet reads 2"),
         ({"tokens": 5}, r"is damaged \(its shards do not hold 5 tokens\)"),
         ({"surprise": 1}, r"is damaged"),
     ],

@@ -15,6 +15,7 @@ from quintet.data.batch import Stream, TrainData, ValidationData, sample_count
 from quintet.data.build import Order, Progress, build_store, check_output, store_key
 from quintet.data.mixture import EpochOrder, WeightedOrder
 from quintet.data.sources.check import check_sources, sources_of
+from quintet.data.sources.document import Document, Parts, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
 from quintet.data.split import split, whole
 from quintet.data.store import TokenStore, read_manifest
@@ -123,10 +124,19 @@ def _texts(config: RunConfig, listings: list[Listing], progress: Progress | None
     units = [unit for listing in listings for unit in units_of(listing)[0][::stride]]
     done, total = 0, sum(unit.size for unit in units)
     for unit in units:
-        yield from documents(unit, [])
+        yield from _texts_of(documents(unit, Report()))
         done += unit.size
         if progress is not None and total:
             progress("reading for the tokenizer", done, total)
+
+
+def _texts_of(found: Iterator[Document]) -> Iterator[str]:
+    """What a tokenizer can be trained on: tokens that are ready have no text."""
+    for document in found:
+        if isinstance(document, str):
+            yield document
+        elif isinstance(document, Parts):
+            yield from document.texts
 
 
 def _store(

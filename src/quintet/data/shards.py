@@ -5,26 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from quintet.data.sources.document import Document, Ids, Parts, Report
 from quintet.data.sources.listing import Unit, documents
-from quintet.data.store import Shard, array_file, size_problems, token_dtype, write_array, write_json
+from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, write_json
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
 _BATCH = 1 << 20  # characters in one call of the tokenizer: enough to occupy its threads, little enough to hold
 
 
 @dataclass(frozen=True)
 class Written:
-    """A finished shard, with what was dropped on the way: empty documents, and files that are no text."""
+    """A finished shard, with what was dropped on the way, by the reason, and files that are no text."""
 
     shard: Shard
-    empty_documents: int
+    dropped: dict[str, int]
     left_out: tuple[str, ...]
 
 
@@ -39,29 +42,22 @@ def write_shard(
     """Tokenise ``unit`` into a shard in ``folder``; ``advance`` is told the UTF-8 bytes of each batch of documents.
 
     The arrays are written under temporary names and renamed, and the shard's json comes last: where it is, the shard is
-    whole. Raises UserError with the place in the sources of what cannot be read or tokenised.
+    whole. Memory is bounded by a batch or by the longest document of the unit. Raises UserError with the place in the
+    sources of what cannot be read or tokenised.
     """
-    dtype = token_dtype(tokenizer.vocab_size)
-    tokens: list[np.ndarray] = []
-    lengths: list[np.ndarray] = []
-    size = empty = 0
-    left_out: list[str] = []
-    for texts in _batches(documents(unit, left_out)):
-        ids = [array for array in _encoded(tokenizer, texts, unit) if array.size]
-        empty += len(texts) - len(ids)
-        tokens.append(_with_ends(ids, tokenizer.end_id, dtype))
-        lengths.append(np.array([array.size + 1 for array in ids], dtype=np.int64))
-        read = sum(map(_utf8_size, texts))
-        size += read
-        if advance is not None:
-            advance(read)
-    whole = np.concatenate(tokens) if tokens else np.empty(0, dtype)
-    ends = np.cumsum(np.concatenate(lengths)) if lengths else np.empty(0, np.int64)
-    digest = hashlib.blake2b(whole.data, digest_size=16)
-    digest.update(ends.data)
-    shard = Shard(shard_name(index), whole.size, ends.size, size, digest.hexdigest())
-    written = Written(shard, empty, tuple(left_out))
-    _write(folder, written, whole, ends)
+    report = Report()
+    arrays = _Arrays(folder, shard_name(index), tokenizer)
+    try:
+        for batch in _batches(documents(unit, report)):
+            read = sum(map(_size, batch))
+            for encoded in _encoded(tokenizer, batch, unit):
+                arrays.add(encoded)
+            if advance is not None:
+                advance(read)
+        written = arrays.finish(report)
+    finally:
+        arrays.close()
+    write_json(folder / f"{written.shard.name}.json", asdict(written))
     return written
 
 
@@ -74,25 +70,110 @@ def read_written(folder: Path, index: int, dtype: str) -> Written | None:
     shard = Shard(**content["shard"])
     if size_problems(folder, shard, dtype):
         return None
-    return Written(shard, content["empty_documents"], tuple(content["left_out"]))
+    return Written(shard, content["dropped"], tuple(content["left_out"]))
 
 
-def _write(folder: Path, written: Written, tokens: np.ndarray, ends: np.ndarray) -> None:
-    for what, array in (("tokens", tokens), ("ends", ends)):
-        file = array_file(folder, written.shard.name, what)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-        write_array(unfinished, array)
-        os.replace(unfinished, file)
-    write_json(folder / f"{written.shard.name}.json", asdict(written))
+class _Arrays:
+    """The arrays of a shard while they are written."""
+
+    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
+        self._folder, self._name, self._tokenizer = folder, name, tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._files: dict[str, ArrayWriter] = {}
+        self._tokens = self._begin("tokens", self._dtype)
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._mask_digest = hashlib.blake2b(digest_size=16)
+        self._hash = hashlib.blake2b(digest_size=8)
+        self._ends: list[int] = []
+        self._hashes: list[int] = []
+        self._count = self._begun = self._bytes = 0
+        self._last: int | None = None
+        self._last_learnt = True
+        self.dropped = Counter[str]()
+
+    def add(self, piece: _Encoded) -> None:
+        """Put ``piece`` behind what is there, and the end of its document if it is the last."""
+        if piece.ids.size:
+            self._append(piece.ids, piece.learnt)
+            self._bytes += piece.bytes
+        if piece.continues:
+            return
+        if self._count == self._begun:
+            self.dropped["empty"] += 1
+            return
+        end = self._tokenizer.end_id
+        if self._last != end:
+            self._append(np.array([end]), None if self._last_learnt else np.array([False]))
+        self._ends.append(self._count)
+        self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
+        self._hash, self._begun = hashlib.blake2b(digest_size=8), self._count
+
+    def finish(self, report: Report) -> Written:
+        """Close and rename the files."""
+        ends = np.array(self._ends, dtype=np.int64)
+        self._begin("ends", ends.dtype).append(ends)
+        self._begin("hashes", np.dtype(np.uint64)).append(np.array(self._hashes, dtype=np.uint64))
+        self._digest.update(ends.data)
+        masked = "learnt" in self._files
+        if masked:
+            self._digest.update(self._mask_digest.digest())
+        for what, writer in self._files.items():
+            writer.close()
+            os.replace(self._unfinished(what), array_file(self._folder, self._name, what))
+        self._files.clear()
+        shard = Shard(self._name, self._count, ends.size, self._bytes, self._digest.hexdigest(), masked)
+        return Written(shard, dict(self.dropped + report.dropped), tuple(report.left_out))
+
+    def close(self) -> None:
+        """Let go of the files, also where the shard was not finished."""
+        for writer in self._files.values():
+            writer.abandon()
+
+    def _append(self, ids: np.ndarray, learnt: np.ndarray | None) -> None:
+        ids = ids.astype(self._dtype, copy=False)
+        if learnt is not None and not learnt.all() and "learnt" not in self._files:
+            self._begin("learnt", np.dtype(bool))
+            for start in range(0, self._count, _BATCH):  # all that stands before is learnt
+                self._append_mask(np.ones(min(_BATCH, self._count - start), dtype=bool))
+        if "learnt" in self._files:
+            self._append_mask(np.ones(ids.size, dtype=bool) if learnt is None else learnt)
+        self._last_learnt = learnt is None or bool(learnt[-1])
+        self._tokens.append(ids)
+        self._digest.update(np.ascontiguousarray(ids).data)
+        self._hash.update(np.ascontiguousarray(ids).data)
+        self._count += ids.size
+        self._last = int(ids[-1])
+
+    def _append_mask(self, mask: np.ndarray) -> None:
+        self._files["learnt"].append(mask)
+        self._mask_digest.update(np.ascontiguousarray(mask).data)
+
+    def _begin(self, what: str, dtype: np.dtype) -> ArrayWriter:
+        self._files[what] = ArrayWriter(self._unfinished(what), dtype)
+        return self._files[what]
+
+    def _unfinished(self, what: str) -> Path:
+        file = array_file(self._folder, self._name, what)
+        return file.with_name(f".{file.name}.{os.getpid()}")
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """``texts`` in lists of about a million characters."""
-    batch: list[str] = []
+@dataclass(frozen=True)
+class _Encoded:
+    """A document, or a piece of one that ``continues``, as tokens. ``bytes`` is UTF-8 text."""
+
+    ids: np.ndarray
+    learnt: np.ndarray | None
+    bytes: int
+    continues: bool = False
+
+
+def _batches(found: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists of about a million characters."""
+    batch: list[Document] = []
     length = 0
-    for text in texts:
-        batch.append(text)
-        length += len(text)
+    for document in found:
+        batch.append(document)
+        length += _length(document)
         if length >= _BATCH:
             yield batch
             batch, length = [], 0
@@ -100,23 +181,66 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str], unit: Unit) -> list[np.ndarray]:
+def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Iterator[_Encoded]:
+    """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
+    texts = [text for document in batch for text in _plain_texts(document)]
     try:
-        return tokenizer.encode_batch(texts)
+        ready = iter(tokenizer.encode_batch(texts))
+        for document in batch:
+            if isinstance(document, Ids):
+                _check_ids(document, tokenizer)
+                size = int(tokenizer.bytes_per_token()[document.ids].sum())
+                yield _Encoded(document.ids, document.learnt, size, document.continues)
+            elif isinstance(document, Parts):
+                yield _joined(document, tokenizer, ready)
+            else:
+                yield _Encoded(next(ready), None, _size(document))
     except UserError as error:
         raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
 
 
-def _with_ends(ids: Sequence[np.ndarray], end_id: int, dtype: np.dtype) -> np.ndarray:
-    """All ``ids`` in one array, the end id behind each."""
-    whole = np.empty(sum(array.size for array in ids) + len(ids), dtype=dtype)
-    at = 0
-    for array in ids:
-        whole[at : at + array.size] = array
-        at += array.size + 1
-        whole[at - 1] = end_id
-    return whole
+def _joined(document: Parts, tokenizer: Tokenizer, ready: Iterator[np.ndarray]) -> _Encoded:
+    if document.special:
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        parts = [np.array(tokenizer.encode_template(text), dtype=np.int64) for text in document.texts]
+    else:
+        parts = [next(ready) for _ in document.texts]
+    learnt = np.repeat(np.array(document.learnt, dtype=bool), [part.size for part in parts])
+    return _Encoded(np.concatenate(parts) if parts else np.empty(0, np.int64), learnt, _size(document))
 
 
-def _utf8_size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))
+def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
+    wrong = np.flatnonzero((document.ids < 0) | (document.ids >= tokenizer.vocab_size))
+    if wrong.size:
+        place = int(wrong[0])
+        raise UserError(
+            f"{document.place}: token {place} is {int(document.ids[place])}, and the tokenizer has "
+            f"{tokenizer.vocab_size} ids; name the tokenizer that the tokens were made with"
+        )
+
+
+def _plain_texts(document: Document) -> tuple[str, ...]:
+    if isinstance(document, str):
+        return (document,)
+    return document.texts if isinstance(document, Parts) and not document.special else ()
+
+
+def _length(document: Document) -> int:
+    match document:
+        case str():
+            return len(document)
+        case Parts():
+            return sum(map(len, document.texts))
+        case Ids():
+            return document.ids.size
+
+
+def _size(document: Document) -> int:
+    """UTF-8 bytes of text; of tokens the bytes that they take here."""
+    match document:
+        case str():
+            return len(document) if document.isascii() else len(document.encode("utf-8"))
+        case Parts():
+            return sum(map(_size, document.texts))
+        case Ids():
+            return document.ids.nbytes

@@ -6,6 +6,8 @@ A store is a folder:
     tokenizer/                   the tokenizer that wrote it
     shard-000000.tokens.npy      ids of whole documents, each followed by the end id: uint16 or uint32 [tokens]
     shard-000000.ends.npy        where each document ends in the shard, behind its end id: int64 [documents]
+    shard-000000.hashes.npy      of the ids of each document: uint64 [documents]
+    shard-000000.learnt.npy      whether a token has a loss, where not all have: bool [tokens]
     shard-000000.json            counts and digest of the shard, written last
 
 The arrays are NumPy's own format (NEP 1), little-endian, so that anything that reads .npy reads them.
@@ -27,21 +29,24 @@ from quintet.data.sources.check import MANIFEST, no_store
 from quintet.errors import UserError
 from quintet.tokenize.base import digest
 
-FORMAT = 1
+FORMAT = 2
 HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
-_ENDS = np.dtype("<i8")
+_PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
+_LEARNT = np.dtype("bool")
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Counts of one shard. ``bytes`` is UTF-8 text; ``digest`` is of its tokens and ends."""
+    """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
+    ``digest`` is of its tokens, ends and mask."""
 
     name: str
     tokens: int
     documents: int
     bytes: int
     digest: str
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Manifest:
     """What a store says of itself.
 
     ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
-    fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``empty_documents`` were dropped;
-    ``left_out`` counts files that are no text and ``left_out_files`` names the first of them.
+    fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
+    were not kept, by the reason; ``left_out`` counts files that are no text and ``left_out_files`` names the first of
+    them.
     """
 
     key: str
@@ -62,7 +68,7 @@ class Manifest:
     tokens: int
     documents: int
     bytes: int
-    empty_documents: int
+    dropped: dict[str, int]
     left_out: int
     left_out_files: tuple[str, ...]
     shards: tuple[Shard, ...]
@@ -112,6 +118,11 @@ class TokenStore:
         return int(self._document_starts[-1])
 
     @property
+    def masked(self) -> bool:
+        """Whether some tokens have no loss."""
+        return any(shard.masked for shard in self.manifest.shards)
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that follow from the tokens and their documents, wherever they were read from."""
         return digest(self.manifest.tokenizer, *(shard.digest for shard in self.manifest.shards))
@@ -130,6 +141,31 @@ class TokenStore:
             joined[at - start : end - start] = self._part(shard, at, end)
             at, shard = end, shard + 1
         return joined
+
+    def learnt(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of the tokens ``start`` to ``stop`` have a loss, bool [stop - start]; None if all of the store have."""
+        if not self.masked:
+            return None
+        found = np.ones(stop - start, dtype=bool)
+        at, shard = start, int(np.searchsorted(self._token_starts, start, side="right")) - 1
+        while at < stop:
+            end = min(stop, int(self._token_starts[shard + 1]))
+            if self.manifest.shards[shard].masked:
+                offset = int(self._token_starts[shard])
+                found[at - start : end - start] = self._map(shard, "learnt")[at - offset : end - offset]
+            at, shard = end, shard + 1
+        return found
+
+    def hashes(self, start: int, stop: int) -> np.ndarray:
+        """Hash of the ids of documents ``start`` to ``stop``, uint64 [stop - start]: equal for equal documents."""
+        assert 0 <= start <= stop <= self.document_count, (start, stop, self.document_count)
+        found = np.empty(stop - start, dtype=np.uint64)
+        at, shard = start, int(np.searchsorted(self._document_starts, start, side="right")) - 1
+        while at < stop:
+            end, offset = min(stop, int(self._document_starts[shard + 1])), int(self._document_starts[shard])
+            found[at - start : end - start] = self._map(shard, "hashes")[at - offset : end - offset]
+            at, shard = end, shard + 1
+        return found
 
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First token of each of ``documents``, and the one behind its last: int64 [documents] each."""
@@ -163,13 +199,13 @@ class TokenStore:
 
     def _open_map(self, shard: int, what: str) -> np.ndarray:
         facts = self.manifest.shards[shard]
-        dtype, count = (self.manifest.dtype, facts.tokens) if what == "tokens" else (_ENDS, facts.documents)
+        dtype, count = _arrays(facts, self.manifest.dtype)[what]
         file = array_file(self.folder, facts.name, what)
         return np.asarray(np.memmap(file, dtype=dtype, mode="r", offset=HEADER, shape=(count,)))
 
 
 def array_file(folder: Path, shard: str, what: str) -> Path:
-    """File of an array of a shard: ``what`` is tokens or ends."""
+    """File of an array of a shard: ``what`` is tokens, ends, hashes or learnt."""
     return folder / f"{shard}.{what}.npy"
 
 
@@ -178,13 +214,32 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_array(file: Path, array: np.ndarray) -> None:
-    """Write a one-dimensional array, little-endian, and wait until it is on the disk."""
-    with file.open("wb") as out:
-        np.lib.format.write_array(out, array.astype(array.dtype.newbyteorder("<"), copy=False), version=(1, 0))
-        assert out.tell() == HEADER + array.nbytes, (out.tell(), array.nbytes)
-        out.flush()
-        os.fsync(out.fileno())
+class ArrayWriter:
+    """Writes a one-dimensional array of ``dtype``, little-endian, piece by piece; the length is known at the end."""
+
+    def __init__(self, file: Path, dtype: np.dtype) -> None:
+        self._dtype, self._count = dtype.newbyteorder("<"), 0
+        self._out = file.open("wb")
+        self._out.write(bytes(HEADER))
+
+    def append(self, array: np.ndarray) -> None:
+        """Write the values of ``array`` behind what is there."""
+        self._out.write(np.ascontiguousarray(array, dtype=self._dtype).data)
+        self._count += array.size
+
+    def close(self) -> None:
+        """Write the header and wait until all is on the disk."""
+        self._out.seek(0)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._out, header)
+        assert self._out.tell() == HEADER, self._out.tell()
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._out.close()
+
+    def abandon(self) -> None:
+        """Close the file without making it one."""
+        self._out.close()
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -200,9 +255,9 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 def size_problems(folder: Path, shard: Shard, dtype: str) -> list[str]:
     """What is wrong with the sizes of the files of ``shard``."""
     problems = []
-    for what, count, item in (("tokens", shard.tokens, np.dtype(dtype)), ("ends", shard.documents, _ENDS)):
+    for what, (item, count) in _arrays(shard, dtype).items():
         file = array_file(folder, shard.name, what)
-        expected = HEADER + count * item.itemsize
+        expected = HEADER + count * np.dtype(item).itemsize
         found = file.stat().st_size if file.is_file() else None
         if found is None:
             problems.append(f"{file}: is missing, the manifest says {expected} bytes")
@@ -210,6 +265,13 @@ def size_problems(folder: Path, shard: Shard, dtype: str) -> list[str]:
             fault = "is truncated" if found < expected else "is too long"
             problems.append(f"{file}: {fault}: {found} bytes, the manifest says {expected}")
     return problems
+
+
+def _arrays(shard: Shard, dtype: str) -> dict[str, tuple[np.dtype, int]]:
+    """Type and length of each array of ``shard``, by name."""
+    arrays = {"tokens": (np.dtype(dtype), shard.tokens)}
+    arrays |= {what: (item, shard.documents) for what, item in _PER_DOCUMENT.items()}
+    return arrays | ({"learnt": (_LEARNT, shard.tokens)} if shard.masked else {})
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -15,6 +15,7 @@ from quintet.config.data import (
     TextSource,
 )
 from quintet.data.sources.check import folder_suffix, no_library
+from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, as_paths, find_files
 from quintet.data.sources.huggingface import Dataset, RowUnit, describe_dataset, row_documents, row_units
 from quintet.data.sources.jsonl import JsonlUnit, jsonl_documents, jsonl_units
@@ -93,15 +94,14 @@ def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
             return list(row_units(source, listing.dataset, length)), []
 
 
-def documents(unit: Unit, left_out: list[str]) -> Iterator[str]:
+def documents(unit: Unit, report: Report) -> Iterator[Document]:
     """The documents of ``unit`` in their order, empty ones included.
 
-    Names of files that are left out because they are no text are added to ``left_out``. Raises UserError with the place
-    of what cannot be read.
+    What is left out is added to ``report``. Raises UserError with the place of what cannot be read.
     """
     match unit:
         case TextUnit():
-            return text_documents(unit, left_out)
+            return text_documents(unit, report.left_out)
         case JsonlUnit():
             return jsonl_documents(unit)
         case RowUnit():

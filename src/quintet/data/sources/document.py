@@ -1,0 +1,51 @@
+"""What a source yields: a document as text, as texts of which some are learnt, or as tokens; and what it left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A document of several texts, encoded one by one; ``learnt`` says of which the tokens have a loss.
+
+    The end id behind the last text is learnt if that text is. With ``special`` the text of a special token is its id,
+    as a chat template writes it.
+    """
+
+    texts: tuple[str, ...]
+    learnt: tuple[bool, ...]
+    special: bool = False
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.learnt)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Tokens that are ready: ``ids`` [tokens] of any integer type.
+
+    ``learnt`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
+    that a long one needs little memory: all but its last have ``continues``. ``place`` says where the ids stand, for
+    messages.
+    """
+
+    ids: np.ndarray
+    place: str
+    learnt: np.ndarray | None = None
+    continues: bool = False
+
+
+Document = str | Parts | Ids
+"""In the store the end id stands behind each; it is added where a document does not end with it."""
+
+
+@dataclass
+class Report:
+    """What was not read: ``left_out`` names files that are no text, ``dropped`` counts documents by the reason."""
+
+    left_out: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,148 @@
+"""What every kind of document becomes in a store: its tokens, its end, what of it is learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.data import shards
+from quintet.data.shards import read_written, write_shard
+from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.data.store import Manifest, TokenStore
+from quintet.errors import UserError
+from quintet.tokenize.byte import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+END = TOKENIZER.end_id
+
+
+class Unit:
+    """Documents that the test made, in place of a part of a source."""
+
+    size, place = 1, "the unit"
+
+    def __init__(self, documents: Sequence[Document], report: Report | None = None) -> None:
+        self.documents, self.report = documents, report or Report()
+
+
+@pytest.fixture(autouse=True)
+def _read_what_the_test_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def documents(unit: Unit, report: Report):
+        report.left_out += unit.report.left_out
+        report.dropped += unit.report.dropped
+        return iter(unit.documents)
+
+    monkeypatch.setattr(shards, "documents", documents)
+
+
+def stored(folder: Path, *units: Sequence[Document]) -> TokenStore:
+    folder.mkdir(exist_ok=True)
+    written = [write_shard(folder, index, Unit(unit), TOKENIZER) for index, unit in enumerate(units)]  # pyright: ignore
+    found = tuple(one.shard for one in written)
+    counts = [sum(getattr(shard, name) for shard in found) for name in ("tokens", "documents", "bytes")]
+    Manifest("key", "test", TOKENIZER.fingerprint, {}, 257, "<u2", *counts, {}, 0, (), found).write(folder)
+    return TokenStore.open(folder)
+
+
+def ids(*values: int, learnt: Sequence[bool] | None = None, continues: bool = False) -> Ids:
+    return Ids(np.array(values, dtype=np.int64), "there", None if learnt is None else np.array(learnt, dtype=bool), continues)
+
+
+def test_texts_parts_and_ids_stand_behind_one_another(tmp_path: Path) -> None:
+    documents = ["ab", Parts(("q", "a"), (False, True)), ids(7, 8), ids(9, END), Parts(("x", "y"), (True, False))]
+    store = stored(tmp_path / "store", documents)
+    expected = [*b"ab", END, *b"qa", END, 7, 8, END, 9, END, *b"xy", END]
+    assert store.tokens(0, store.token_count).tolist() == expected
+    assert store.document_ends(0, 5).tolist() == [3, 6, 9, 11, 14]
+    learnt = store.learnt(0, store.token_count)
+    assert learnt is not None
+    assert learnt.tolist() == [True] * 3 + [False, True, True] + [True] * 5 + [True, False, False]
+    assert store.manifest.bytes == 2 + 2 + 2 + 1 + 2
+
+
+def test_a_store_of_which_all_is_learnt_has_no_mask(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", ["ab", Parts(("c", "d"), (True, True)), ids(1, learnt=[True])])
+    assert store.learnt(0, 3) is None
+    assert not list((tmp_path / "store").glob("*.learnt.npy"))
+
+
+def test_a_mask_is_whole_where_some_shards_have_none(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", ["ab"], [Parts(("c", "d"), (False, True))], ["ef"])
+    learnt = store.learnt(1, 8)
+    assert learnt is not None
+    assert learnt.tolist() == [True, True, False, True, True, True, True]
+
+
+def test_what_stood_before_the_first_mask_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_BATCH", 4)
+    store = stored(tmp_path / "store", ["abcdefghij", ids(1, 2, learnt=[False, True])])
+    learnt = store.learnt(0, store.token_count)
+    assert learnt is not None
+    assert learnt.tolist() == [True] * 11 + [False, True, True]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 255), st.booleans()), max_size=9), max_size=6), st.integers(1, 4))
+def test_a_document_in_pieces_is_the_same_document(documents: list[list[tuple[int, bool]]], size: int) -> None:
+    import tempfile
+
+    def cut(document: list[tuple[int, bool]]) -> list[Ids]:
+        pieces = [document[start : start + size] for start in range(0, len(document), size)] or [[]]
+        return [
+            ids(*(token for token, _ in piece), learnt=[flag for _, flag in piece], continues=number < len(pieces) - 1)
+            for number, piece in enumerate(pieces)
+        ]
+
+    with tempfile.TemporaryDirectory() as place:
+        one = [ids(*(token for token, _ in it), learnt=[flag for _, flag in it]) for it in documents]
+        whole = stored(Path(place) / "whole", one)
+        pieces = stored(Path(place) / "pieces", [piece for it in documents for piece in cut(it)])
+        assert asdict(whole.manifest) == asdict(pieces.manifest)
+        assert whole.tokens(0, whole.token_count).tolist() == pieces.tokens(0, pieces.token_count).tolist()
+        count = whole.document_count
+        assert whole.hashes(0, count).tolist() == pieces.hashes(0, count).tolist()
+
+
+def test_equal_documents_have_equal_hashes_wherever_they_stand(tmp_path: Path) -> None:
+    store = stored(
+        tmp_path / "store", ["one", "two", "one"], ["three", ids(*b"two"), Parts(("on", "e"), (False, True))]
+    )
+    found = store.hashes(0, 6).tolist()
+    assert found[0] == found[2] == found[5]
+    assert found[1] == found[4]
+    assert len(set(found)) == 3
+    assert store.hashes(2, 5).tolist() == found[2:5]
+
+
+def test_what_was_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
+    report = Report(["image.png"], Report().dropped + Report().dropped)
+    report.dropped["without_separator"] = 3
+    written = write_shard(tmp_path, 0, Unit(["", "a", ids()], report), TOKENIZER)  # pyright: ignore
+    assert written.dropped == {"empty": 2, "without_separator": 3}
+    assert written.left_out == ("image.png",)
+    assert read_written(tmp_path, 0, "<u2") == written
+    assert json.loads((tmp_path / "shard-000000.json").read_text())["dropped"] == written.dropped
+
+
+def test_an_id_that_the_tokenizer_lacks_is_named_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there: token 2 is 300, and the tokenizer has 257 ids"):
+        stored(tmp_path / "store", [ids(1, 2, 300)])
+    with pytest.raises(UserError, match=r"there: token 0 is -1"):
+        stored(tmp_path / "store", [ids(-1)])
+    assert not list((tmp_path / "store").glob("shard-*"))
+
+
+def test_a_mask_that_a_kill_cut_short_is_noticed(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", [Parts(("c", "d"), (False, True))])
+    file = store.folder / "shard-000000.learnt.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert read_written(store.folder, 0, "<u2") is None
+    with pytest.raises(UserError, match=r"learnt\.npy: is truncated"):
+        TokenStore.open(store.folder)
