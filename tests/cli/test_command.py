@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 import quintet
 from quintet import cli
-from quintet.cli import VERBS, main
+from quintet.cli import VERBS, command_name, main
 
 MINIMAL = "data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 100}\n"
 HEAVY = ("torch", "transformers", "datasets", "tokenizers", "tiktoken", "numpy")
@@ -213,7 +213,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_verb_and_version_is_the_packages() -> None:
     shown = process("-m", "quintet", "--help")
     assert shown.returncode == 0
-    assert all(f" {verb.__name__.rstrip('_')} " in shown.stdout for verb in VERBS)
+    assert all(f" {command_name(verb)} " in shown.stdout for verb in VERBS)
     assert process("-m", "quintet", "--version").stdout == f"quintet {quintet.__version__}\n"
 
 

@@ -57,7 +57,7 @@ def test_with_defaults_fills_in_what_a_run_would_have(tmp_path: Path) -> None:
     values["schedule"] = {"kind": "wsd"}
     full = with_defaults(values)
     assert RunConfig.model_validate(full) == RunConfig.model_validate(values)
-    assert full["data"]["sources"][0]["field"] == "text"
+    assert full["data"]["sources"][0]["document"]["field"] == "text"
     assert full["schedule"]["decay_fraction"] == 0.2
     assert full["model"]["attention"]["kind"] == "causal"
     file = tmp_path / "a.yaml"
@@ -87,7 +87,8 @@ def test_every_key_is_found_by_its_path_and_by_its_kind(key: KeyInfo) -> None:
         ("heads", [("model.attention.heads", ("causal", "bidirectional"))]),
         ("attention.heads", [("model.attention.heads", ("causal", "bidirectional"))]),
         ("schedule.min_lr", [("schedule.min_lr", ("cosine", "linear", "wsd"))]),
-        ("data.sources[0].field", [("data.sources[].field", ("jsonl",)), ("data.sources[].field", ("huggingface",))]),
+        ("data.sources[0].delimiter", [("data.sources[].delimiter", ("csv",))]),
+        ("data.sources[0].document.field", [("data.sources[].document.field", ("text", "conditional"))] * 4),
         ("schedule.kind", [("schedule", ())]),
         ("theta", [("model.position.theta", ("rope", "sinusoidal"))]),
         ("model.norm.eps", [("model.norm.eps", ("rms",)), ("model.norm.eps", ("layer",))]),

@@ -70,9 +70,14 @@ AWKWARD = [
 texts = st.one_of(st.sampled_from(AWKWARD), st.text())
 given_texts = texts.filter(lambda text: text not in ("", "???"))
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+documents = st.one_of(
+    st.fixed_dictionaries({"field": given_texts, "prefix": texts}),
+    st.fixed_dictionaries({"kind": st.just("conditional"), "separator": given_texts}),
+    st.fixed_dictionaries({"kind": st.just("chat"), "template": st.none() | given_texts}),
+)
 sources = st.one_of(
     st.fixed_dictionaries({"kind": st.just("text"), "path": st.one_of(given_texts, st.lists(given_texts, min_size=1))}),
-    st.fixed_dictionaries({"kind": st.just("jsonl"), "path": given_texts, "field": given_texts}),
+    st.fixed_dictionaries({"kind": st.just("jsonl"), "path": given_texts, "document": documents}),
     st.fixed_dictionaries({"kind": st.just("huggingface"), "path": given_texts, "name": st.none() | given_texts}),
 )
 

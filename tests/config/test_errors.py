@@ -26,7 +26,7 @@ def problems(tmp_path: Path, values: str | dict[str, Any], *overrides: str) -> l
 
 
 MINIMAL = "data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 100}\n"
-KINDS = "python_stdlib, text, jsonl, huggingface, store"
+KINDS = "python_stdlib, text, jsonl, csv, parquet, huggingface, npy, bin, tatm, megatron, store"
 
 
 def test_all_mistakes_come_at_once_sorted_by_line(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ parallel: {kind: [auto]}
         "1: train.steps: must be at least 1 steps, found 0",
         "1: train.tokens: must be a whole number of tokens or null, found 3.5",
         "4: data.sources[0].path: is missing, and kind 'text' needs it: files, globs (`**` enters "
-        "folders) or folders; of a "
-        "folder, every file that is UTF-8 text",
+        "folders) or folders, on this disk or by "
+        "an address of fsspec such as s3://, gs://, https://",
         f"5: data.sources[1].kind: unknown kind 'txt'; did you mean 'text'? the kinds are {KINDS}",
         f"6: data.sources[2].kind: is missing; the kinds are {KINDS}",
         "7: data.sources[3]: must be a section of keys and values, found 3",
@@ -149,8 +149,8 @@ def test_overrides_of_unknown_keys_are_the_command_lines(tmp_path: Path) -> None
     [found] = problems(tmp_path, MINIMAL, "data.sources[0].path=x")
     assert found == (
         "command line: data.sources[0].path: 'path' is not an option of kind 'python_stdlib' (it is one "
-        "of text, jsonl, "
-        "huggingface, store)"
+        "of text, jsonl, csv, parquet, huggingface, npy, bin, tatm, "
+        "megatron, store)"
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.batch import Batch, TrainData, ValidationData, prefetch, sample_count
+from quintet.data.batch import Batch, TrainData, ValidationData, prefetch
 from quintet.data.mixture import EpochOrder, Order, WeightedOrder
+from quintet.data.samples import Windows
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class Counting:
         assert position + length <= self.length
         return self.first + np.arange(position, position + length)
 
+    def learnt(self, position: int, length: int) -> None:
+        return None
+
 
 def train_data(lengths: list[int], batch_size: int, length: int = 4, weights: tuple[float, ...] = ()) -> TrainData:
-    streams = tuple(Counting(size, 1_000_000 * index) for index, size in enumerate(lengths))
-    counts = tuple(sample_count(size, length) for size in lengths)
+    streams = tuple(Windows(Counting(size, 1_000_000 * index), length) for index, size in enumerate(lengths))
+    counts = tuple(stream.count for stream in streams)
     order: Order = WeightedOrder(counts, weights, 11, True) if weights else EpochOrder(counts, 11, True)
     return TrainData(streams, tuple(map(str, range(len(lengths)))), order, batch_size, length)
 
@@ -102,8 +106,8 @@ def test_larger_batches_go_through_the_same_samples_in_the_same_order() -> None:
 
 def test_a_trillion_tokens_are_sampled_in_constant_memory() -> None:
     stream, length, batch_size = Counting(10**12), 1024, 64
-    order = EpochOrder((sample_count(10**12, length),), 1, True)
-    data = TrainData((stream,), ("huge",), order, batch_size, length)
+    order = EpochOrder((Windows(stream, length).count,), 1, True)
+    data = TrainData((Windows(stream, length),), ("huge",), order, batch_size, length)
     data.batch(0)
     tracemalloc.start()
     began = time.perf_counter()
@@ -126,7 +130,9 @@ def windows(batches: list[Batch]) -> list[tuple[int, int]]:
 
 
 def test_all_validation_samples_are_all_windows_in_order() -> None:
-    data = ValidationData((Counting(21), Counting(4), Counting(10, 1_000_000)), ("a", "b", "c"), 4)
+    data = ValidationData(
+        tuple(Windows(it, 4) for it in (Counting(21), Counting(4), Counting(10, 1_000_000))), ("a", "b", "c"), 4
+    )
     expected = [(0, 0), (0, 4), (0, 8), (0, 12), (0, 16), (2, 1_000_000), (2, 1_000_004)]
     assert windows(list(data.batches(3, None))) == windows(list(data.batches(2, 1000))) == expected
     assert [len(batch.inputs) for batch in data.batches(3, None)] == [3, 3, 1]
@@ -143,7 +149,7 @@ def test_all_validation_samples_are_all_windows_in_order() -> None:
 def test_validation_samples_are_fixed_distinct_and_from_every_source(
     lengths: list[int], samples: int, batch_size: int
 ) -> None:
-    streams = tuple(Counting(size, 1_000_000 * index) for index, size in enumerate(lengths))
+    streams = tuple(Windows(Counting(size, 1_000_000 * index), 4) for index, size in enumerate(lengths))
     data = ValidationData(streams, tuple(map(str, lengths)), 4)
     found = windows(list(data.batches(batch_size, samples)))
     assert found == windows(list(data.batches(7, samples)))

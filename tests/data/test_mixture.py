@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import math
 import time
 import tracemalloc
+from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.mixture import BLOCK, EpochOrder, Order, WeightedOrder, apportion
+from quintet.data.mixture import BLOCK, EpochOrder, Order, Stage, WeightedOrder, apportion
+from quintet.data.permutation import Permutation
 from quintet.errors import UserError
+from quintet.randomness import key
 
 COUNTS = st.lists(st.integers(1, 400), min_size=1, max_size=5)
 
@@ -126,6 +131,140 @@ def test_a_trillion_samples_take_neither_memory_nor_time() -> None:
         for step in (0, 10**6, 10**9):
             sources, samples = order.at(np.arange(step * 512, (step + 1) * 512))
             assert (samples < np.array(counts)[sources]).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert time.perf_counter() - began < 2
+
+
+REPEATS = st.decimals("0.01", "3.5", places=2)
+
+
+@given(
+    sources=st.lists(st.tuples(st.integers(1, 60), REPEATS), min_size=1, max_size=4),
+    epoch=st.integers(0, 4),
+    shuffle=st.booleans(),
+    sequential=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_an_epoch_has_every_sample_as_often_as_its_source_is_repeated(
+    sources: list[tuple[int, Decimal]], epoch: int, shuffle: bool, sequential: bool
+) -> None:
+    counts = tuple(count for count, _ in sources)
+    order = EpochOrder(counts, 5, shuffle, tuple(float(repeat) for _, repeat in sources), sequential)
+    lengths = [math.ceil(count * repeat) for count, repeat in sources]
+    assert order.epoch_samples == sum(lengths)
+    drawn = draw(order, epoch * sum(lengths), (epoch + 1) * sum(lengths))
+    for source, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        samples = [sample for owner, sample in drawn if owner == source]
+        assert len(samples) == length
+        seen = np.bincount(samples, minlength=count)
+        assert set(seen.tolist()) <= {length // count, -(-length // count)}
+        if not shuffle:
+            assert samples == [index % count for index in range(length)]
+    assert sorted(drawn) == sorted(draw(order, 0, sum(lengths)))  # the same samples in every epoch
+    if sequential or not shuffle:
+        owners = [owner for owner, _ in drawn]
+        assert owners == sorted(owners)
+
+
+def test_repeats_are_those_of_phyagi() -> None:
+    order = EpochOrder((5, 3), 0, False, (1.5, 0.5))
+    assert draw(order, 0, 10) == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
+def test_a_repeat_is_the_number_that_is_written() -> None:
+    assert 0.07 * 100 > 7
+    assert EpochOrder((100, 10), 0, True, (0.07, 1.1)).lengths == (7, 11)
+
+
+def test_repeating_once_is_not_repeating() -> None:
+    places = Permutation(80, key(3, "order", 0))(np.arange(80)).tolist()
+    expected = [(0, place) if place < 50 else (1, place - 50) for place in places]
+    assert draw(EpochOrder((50, 30), 3, True), 0, 80) == expected
+    assert draw(EpochOrder((50, 30), 3, True, (1.0, 1.0)), 0, 80) == expected
+
+
+def test_sequential_sources_are_shuffled_within_themselves_and_anew_in_every_epoch() -> None:
+    order = EpochOrder((100, 100), 3, True, sequential=True)
+    epochs = [[sample for _, sample in draw(order, start, start + 100)] for start in (0, 100, 200, 300)]
+    assert all(sorted(samples) == list(range(100)) for samples in epochs)
+    assert len({tuple(samples) for samples in epochs}) == 4
+
+
+@st.composite
+def staged_orders(draw_from: st.DrawFn) -> WeightedOrder:
+    """Orders of one to four stages whose starts are anywhere, also at one place."""
+    counts = tuple(draw_from(st.lists(st.integers(1, 3000), min_size=2, max_size=4)))
+    some = st.lists(st.sampled_from([0.0, 0.01, 1.0, 2.5]), min_size=len(counts), max_size=len(counts)).filter(any)
+    starts = sorted(draw_from(st.lists(st.integers(1, 2 * BLOCK + 10), max_size=3)))
+    later = tuple(Stage(start, tuple(draw_from(some))) for start in starts)
+    return WeightedOrder(counts, tuple(draw_from(some)), draw_from(st.integers(0, 99)), draw_from(st.booleans()), later)
+
+
+@given(order=staged_orders())
+@settings(max_examples=25, deadline=None)
+def test_every_block_of_a_stage_has_its_exact_shares(order: WeightedOrder) -> None:
+    last = 3 * BLOCK
+    sources, _ = order.at(np.arange(last))
+    ends = [stage.start for stage in order.later] + [last]
+    for stage, end in zip(order.stages, ends, strict=True):
+        drawn = [source for source, weight in enumerate(stage.weights) if weight]
+        expected = np.zeros(len(order.counts), dtype=np.int64)
+        expected[drawn] = apportion([stage.weights[source] for source in drawn], BLOCK)
+        for start in range(stage.start, end, BLOCK):
+            found = np.bincount(sources[start : min(start + BLOCK, end)], minlength=len(expected))
+            assert (found <= expected).all()
+            assert start + BLOCK > end or (found == expected).all()
+
+
+@given(order=staged_orders())
+@settings(max_examples=25, deadline=None)
+def test_sources_go_through_their_epochs_across_the_borders_of_stages(order: WeightedOrder) -> None:
+    sources, samples = order.at(np.arange(3 * BLOCK))
+    for source, count in enumerate(order.counts):
+        own = samples[sources == source]
+        whole = own[: len(own) // count * count].reshape(-1, count)
+        assert (np.sort(whole, axis=1) == np.arange(count)).all()
+        rest = own[whole.size :]
+        assert len(set(rest.tolist())) == len(rest)
+
+
+@given(order=staged_orders(), position=st.integers(0, 2 * BLOCK), start=st.integers(0, BLOCK))
+@settings(max_examples=40, deadline=None)
+def test_no_sample_depends_on_the_stages_that_come_later(order: WeightedOrder, position: int, start: int) -> None:
+    before = tuple(stage for stage in order.later if stage.start < position)
+    other = replace(order, later=(*before, Stage(position + start, (1.0,) * len(order.counts))))
+    assert draw(order, 0, position) == draw(other, 0, position)
+    assert draw(order, 0, position) == draw(replace(order, later=before), 0, position)
+
+
+@given(order=staged_orders(), batch=st.integers(1, 300), step=st.integers(0, 60), world=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_staged_samples_do_not_depend_on_how_they_are_asked_for(
+    order: WeightedOrder, batch: int, step: int, world: int
+) -> None:
+    first, fresh = step * batch, replace(order)
+    whole = draw(order, first, first + batch)
+    parts = [draw(fresh, first + rank * batch // world, first + (rank + 1) * batch // world) for rank in range(world)]
+    assert [sample for part in parts for sample in part] == whole
+    backwards = order.at(np.arange(first + batch - 1, first - 1, -1))
+    assert list(zip(*(array.tolist() for array in backwards), strict=True)) == whole[::-1]
+
+
+def test_the_first_stage_is_the_order_without_stages() -> None:
+    order = WeightedOrder((500, 70), (2.0, 1.0), 3, True)
+    staged = replace(order, later=(Stage(5001, (0.0, 1.0)),))
+    assert draw(staged, 0, 5001) == draw(order, 0, 5001)
+    assert {source for source, _ in draw(staged, 5001, 9000)} == {1}
+
+
+def test_stages_of_a_trillion_samples_cost_nothing() -> None:
+    order = WeightedOrder((10**12, 5), (1.0, 2.0), 1, True, (Stage(10**12 + 1, (1.0, 0.0)), Stage(10**13, (1.0, 1.0))))
+    tracemalloc.start()
+    began = time.perf_counter()
+    for first in (0, 10**12, 10**13 - 100, 10**15):
+        order.at(np.arange(first, first + 512))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000

@@ -17,6 +17,7 @@ import quintet
 from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.prepare import build_tokenizer_of, prepare, prepare_to
+from quintet.data.samples import Windows
 from quintet.data.sources import listing
 from quintet.errors import UserError
 
@@ -337,7 +338,9 @@ def test_shakespeare_is_split_as_nanogpt_does(make_config: MakeConfig, shared: P
     whole = file.read_text()
     assert prepared.tokenizer.vocab_size == len(set(whole)) + 1
     assert prepared.validation is not None
-    train, held_out = prepared.train.streams[0], prepared.validation.streams[0]
+    samples = prepared.train.streams[0], prepared.validation.streams[0]
+    assert all(isinstance(one, Windows) for one in samples)
+    train, held_out = (one.stream for one in samples)  # pyright: ignore[reportAttributeAccessIssue]
     assert held_out.length == round(0.1 * (len(whole) + 1))
     cut = train.length
     assert abs(cut - 1_003_854) <= 1

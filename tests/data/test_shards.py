@@ -34,7 +34,7 @@ class Unit:
 
 @pytest.fixture(autouse=True)
 def _read_what_the_test_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def documents(unit: Unit, report: Report):
+    def documents(unit: Unit, report: Report, _: object):
         report.left_out += unit.report.left_out
         report.dropped += unit.report.dropped
         return iter(unit.documents)
@@ -52,7 +52,9 @@ def stored(folder: Path, *units: Sequence[Document]) -> TokenStore:
 
 
 def ids(*values: int, learnt: Sequence[bool] | None = None, continues: bool = False) -> Ids:
-    return Ids(np.array(values, dtype=np.int64), "there", None if learnt is None else np.array(learnt, dtype=bool), continues)
+    return Ids(
+        np.array(values, dtype=np.int64), "there", None if learnt is None else np.array(learnt, dtype=bool), continues
+    )
 
 
 def test_texts_parts_and_ids_stand_behind_one_another(tmp_path: Path) -> None:

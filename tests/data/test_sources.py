@@ -38,7 +38,7 @@ def text(path: Path | tuple[Path, ...], separator: str | None = None) -> TextSou
 
 
 def jsonl(path: Path, field: str = "text") -> JsonlSource:
-    return JsonlSource(kind="jsonl", path=str(path), field=field)
+    return JsonlSource.model_validate({"kind": "jsonl", "path": str(path), "document": {"field": field}})
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_rows_of_a_dataset_are_read_in_ranges(
 ) -> None:
     rows = [f"row {number}" for number in range(2500)]
     path = rows_on_disk({"body": rows, "id": list(range(2500))})
-    source = HuggingFaceSource(kind="huggingface", path=str(path), field="body")
+    source = HuggingFaceSource.model_validate({"kind": "huggingface", "path": str(path), "document": {"field": "body"}})
     monkeypatch.setattr(listing, "UNIT_BYTES", 2000)
     assert len(units_of(list_source(source, WHERE))[0]) > 5
     assert texts_of(source) == rows
@@ -193,11 +193,11 @@ def test_rows_of_a_dataset_are_read_in_ranges(
 def test_what_a_dataset_lacks_is_an_error_that_lists_what_it_has(rows_on_disk: Callable[..., Path]) -> None:
     path = str(rows_on_disk({"text": ["a", None], "id": [1, 2]}))
     for keys, problem in [
-        ({"field": "body"}, "data.sources[0].field: .* has no column 'body'; it has text, id"),
-        ({"field": "id"}, "data.sources[0].field: column 'id' .*, not text"),
+        ({"document": {"field": "body"}}, "data.sources[0].document: .* has no column 'body'; it has text, id"),
+        ({"document": {"field": "id"}}, "data.sources[0].document: column 'id' .*, not text"),
         ({"split": "test"}, "has no split 'test'; `split` can be train"),
         ({"name": "en"}, "has no configurations"),
-        ({}, "row 1 has no text in column 'text'"),
+        ({}, "row 1: field 'text' holds null, not text"),
     ]:
         with pytest.raises(UserError, match=problem.replace("[0]", r"\[0\]")):
             texts_of(HuggingFaceSource.model_validate({"kind": "huggingface", "path": path, **keys}))
@@ -244,6 +244,11 @@ def test_checking_finds_every_missing_source_at_once(
         {"kind": "jsonl", "path": str(corpus)},
         {"kind": "store", "path": str(tmp_path)},
         {"kind": "huggingface", "path": "./no/such/folder"},
+        {"kind": "csv", "path": str(corpus)},
+        {"kind": "npy", "path": str(tmp_path / "gone.npy")},
+        {"kind": "tatm", "path": str(tmp_path / "gone")},
+        {"kind": "megatron", "path": str(tmp_path / "gone")},
+        {"kind": "text", "path": "nosuch://is.taken/on/trust"},
         validation_sources=[{"kind": "text", "path": str(tmp_path / "*.gone")}],
     )
     with pytest.raises(UserError) as caught:
@@ -254,6 +259,10 @@ def test_checking_finds_every_missing_source_at_once(
         "data.sources[2].path",
         "data.sources[3].path",
         "data.sources[4].path",
+        "data.sources[5].path",
+        "data.sources[6].path",
+        "data.sources[7].path",
+        "data.sources[8].path",
         "data.validation_sources[0].path",
     ]
 
@@ -265,6 +274,18 @@ def test_checking_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_of_this_disk_needs_no_library_for_addresses(corpus: Path) -> None:
+    code = (
+        "import sys; from quintet.data.sources.document import Report; from quintet.config.data import TextSource; "
+        "from quintet.data.sources.listing import *; "
+        f"units, _ = units_of(list_source(TextSource(kind='text', path={str(corpus)!r}), 'x')); "
+        "print([text for unit in units for text in documents(unit, Report())], "
+        "sorted({'fsspec', 'pyarrow', 'datasets', 'zstandard'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "['A', 'B', 'C'] []"
 
 
 def environment() -> dict[str, str]:

@@ -110,3 +110,42 @@ def test_a_prompt_is_what_stands_before_the_first_target_with_a_loss() -> None:
     targets[0, 2:], targets[1, 0], targets[2] = 1, 1, 1
     assert objective._prompts(targets).tolist() == [3, 1, 1, 6]
     assert objective_of()._prompts(targets) is None
+
+
+def test_ids_that_are_left_out_have_no_loss() -> None:
+    """The worked example of PhyAGI's collator."""
+    config = NextTokenLossConfig(ignore_token_ids=(15, 20), ignore_token_range=(1, 10))
+    targets = np.array([[1, 2, 3, 10, 16, 20, 21, 0, IGNORED]])
+    batch = Batch(targets.copy(), targets, np.zeros(1, np.int64), 8)
+    found = objective_of(config).prepare(batch, "train")
+    assert found.targets.tolist() == [[IGNORED] * 4 + [16, IGNORED, 21, 0, IGNORED]]
+    assert found.valid == 3
+    assert np.array_equal(found.inputs, batch.inputs)
+
+
+def test_hidden_ends_still_end_their_documents() -> None:
+    loss = MaskedLossConfig(kind="masked", fraction=1.0, masked=1.0, random=0.0)
+    batch = batch_of(8)
+    batch.inputs[:, 5] = batch.targets[:, 4] = END
+    found = objective_of(loss, attention={"kind": "bidirectional", "mask": "document"}).prepare(batch, "train")
+    assert END not in found.inputs[:, 5]
+    assert found.documents is not None
+    assert np.array_equal(found.documents, document_numbers(torch.from_numpy(batch.inputs), END).numpy())
+
+
+def test_documents_of_the_batch_come_before_those_of_the_end_ids() -> None:
+    objective = objective_of(attention={"mask": "causal_document"}, init={"std": 0.5})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    batch = batch_of(4)
+    numbers = np.repeat([[0, 1]], LENGTH // 2, axis=1).repeat(4, axis=0)
+    given = Batch(batch.inputs, batch.targets, batch.sources, batch.valid, numbers)
+    assert objective.prepare(given, "train").documents is numbers
+    arrays = [torch.from_numpy(array) for array in (batch.inputs, batch.targets, numbers)]
+    apart = objective.loss(model, *arrays)
+    halves = [
+        objective.loss(model, *(array[:, part].contiguous() for array in arrays))
+        for part in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH))
+    ]
+    assert apart.item() != pytest.approx(objective.loss(model, *arrays[:2]).item(), rel=1e-4)
+    assert model.config.position.kind == "rope"  # which sees distances alone, so that the second half is itself
+    torch.testing.assert_close(apart, sum(halves), rtol=1e-4, atol=1e-4)

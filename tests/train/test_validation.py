@@ -72,3 +72,54 @@ def test_validation_leaves_gradients_and_random_numbers_alone(model, ragged_batc
     validate(model, OBJECTIVE, [ragged_batch], cpu, bytes_per_token=BYTES)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+def of_two_sources(batch: Batch) -> Batch:
+    """Sources in turns, so that every batch of more than one sample mixes them."""
+    return Batch(batch.inputs, batch.targets, np.arange(len(batch.inputs)) % 3, batch.valid)
+
+
+def test_the_labels_share_out_the_whole_however_they_are_mixed(model, ragged_batch, cpu) -> None:
+    batch = of_two_sources(ragged_batch)
+    whole = validate(model, OBJECTIVE, [batch], cpu, bytes_per_token=BYTES)
+    assert whole.labels == {}
+    for sizes in ([32], [20, 12], [1] * 32):
+        result = validate(
+            model, OBJECTIVE, cut(batch, sizes), cpu, bytes_per_token=BYTES, labels=("one", "other", "one")
+        )
+        assert list(result.labels) == ["one", "other"]
+        parts = result.labels.values()
+        assert sum(part.tokens for part in parts) == result.tokens == whole.tokens
+        assert sum(part.bytes for part in parts) == result.bytes == whole.bytes
+        assert sum(part.loss * part.tokens for part in parts) == pytest.approx(result.loss * result.tokens, rel=1e-12)
+        assert result.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_the_loss_of_a_label_is_that_of_its_samples(model, ragged_batch, cpu) -> None:
+    batch = of_two_sources(ragged_batch)
+    labels = ("one", "other", "one")
+    result = validate(model, OBJECTIVE, cut(batch, [20, 12]), cpu, bytes_per_token=BYTES, labels=labels)
+    for label, found in result.labels.items():
+        rows = np.array([labels[source] == label for source in batch.sources])
+        inputs, targets = torch.from_numpy(batch.inputs[rows]), torch.from_numpy(batch.targets[rows])
+        with torch.no_grad():
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED).item()
+        assert found.loss == pytest.approx(loss, rel=1e-6)
+        assert found.tokens == (targets != IGNORED).sum()
+
+
+def test_one_label_needs_no_figures_of_its_own(model, ragged_batch, cpu) -> None:
+    batch = of_two_sources(ragged_batch)
+    result = validate(model, OBJECTIVE, [batch], cpu, bytes_per_token=BYTES, labels=("same",) * 3)
+    assert result.labels == {}
+    assert set(result.metrics()) == {"validation/loss", "validation/perplexity", "validation/bits_per_byte"}
+
+
+def test_metrics_of_labels_are_named_by_them() -> None:
+    part = ValidationResult(2.0, 300, 1200)
+    metrics = ValidationResult(1.0, 400, 1600, {"a/b": part}).metrics()
+    assert metrics["validation/loss"] == 1.0
+    assert metrics["validation/a/b/loss"] == 2.0
+    assert metrics["validation/a/b/perplexity"] == part.perplexity
+    assert metrics["validation/a/b/bits_per_byte"] == part.bits_per_byte
+    assert len(metrics) == 6

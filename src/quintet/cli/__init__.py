@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,6 +12,7 @@ import typer
 import quintet
 from quintet.cli.chat import chat
 from quintet.cli.check import check
+from quintet.cli.data import data
 from quintet.cli.evaluate import evaluate
 from quintet.cli.explain import explain
 from quintet.cli.export import export
@@ -21,10 +22,26 @@ from quintet.cli.plan import plan
 from quintet.cli.prepare import prepare
 from quintet.cli.runs import runs
 from quintet.cli.schema import schema
+from quintet.cli.show_batch import show_batch
 from quintet.cli.train import train
 from quintet.errors import UserError
 
-VERBS = (train, prepare, plan, check, explain, schema, generate, chat, evaluate, import_, export, runs)
+VERBS = (
+    train,
+    prepare,
+    data,
+    show_batch,
+    plan,
+    check,
+    explain,
+    schema,
+    generate,
+    chat,
+    evaluate,
+    import_,
+    export,
+    runs,
+)
 
 USER_ERROR = 2
 _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -44,11 +61,16 @@ def _top(
     """Train language models from one typed YAML file."""
 
 
+def command_name(verb: Callable[..., None]) -> str:
+    """What a verb is called on the command line."""
+    return verb.__name__.rstrip("_").replace("_", "-")
+
+
 def _make_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(_top)
     for verb in VERBS:
-        app.command(verb.__name__.rstrip("_"))(verb)
+        app.command(command_name(verb))(verb)
     return app
 
 

@@ -33,3 +33,5 @@ def evaluate(
         f"{result.loss:.4f} nats a token, perplexity {result.perplexity:.2f} "
         f"(over {result.tokens:,} tokens, {result.bytes:,} bytes)"
     )
+    for line in result.lines():
+        typer.echo(line)

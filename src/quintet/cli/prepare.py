@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, load
+from quintet.cli.inputs import Inputs, fail, load
+
+if TYPE_CHECKING:
+    from quintet.config.schema import RunConfig
+    from quintet.track.console import Reporter
+
+
+class Format(StrEnum):
+    """What `--output` can be written as."""
+
+    store = "store"
+    huggingface = "huggingface"
+    npy = "npy"
+    tatm = "tatm"
 
 
 def prepare(
     inputs: Inputs,
     output: Annotated[
         Path | None, typer.Option(help="write the store of the only source to this folder, for a source of kind store")
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="of --output; other than a store, what is trained and validated on")
+    ] = Format.store,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="do only share I of N, from 0 on, beside other processes or machines"),
     ] = None,
 ) -> None:
     """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
@@ -24,6 +46,11 @@ def prepare(
 
     reporter = Reporter()
     try:
+        if form is not Format.store:
+            _write(config, form, output, shard, reporter)
+            return
+        if shard is not None and _others_are_left(config, shard, output, reporter):
+            return
         if output is not None:
             prepare_to(config, output, progress=reporter.preparing)
             reporter.say(f"wrote {output}")
@@ -31,8 +58,40 @@ def prepare(
         prepared = prepare_run(config, progress=reporter.preparing)
     finally:
         reporter.close()
+    from quintet.data.order import left_out_line
+
     train, held_out = prepared.train, prepared.validation
     reporter.say(f"tokenizer: {prepared.tokenizer.vocab_size:,} ids, fingerprint {prepared.tokenizer.fingerprint}")
     reporter.say(f"training: {train.tokens:,} tokens, {train.epoch_samples:,} samples of {config.data.sequence_length}")
     if held_out is not None:
         reporter.say(f"validation: {held_out.tokens:,} tokens")
+    for line in left_out_line(prepared.left_out):
+        reporter.say(line)
+
+
+def _write(config: RunConfig, form: Format, output: Path | None, shard: str | None, reporter: Reporter) -> None:
+    """Write what the run trains on and validates on to ``output``."""
+    from quintet.data.formats import write_format
+    from quintet.data.formats.write import check_new
+    from quintet.data.prepare import prepare
+
+    if output is None or shard is not None:
+        fail(f"--format {form.value}: name the folder to write to with --output, and leave --shard out")
+    check_new(output)
+    write_format(prepare(config, progress=reporter.preparing), form.value, output)
+    reporter.say(f"wrote {output}")
+
+
+def _others_are_left(config: RunConfig, shard: str, output: Path | None, reporter: Reporter) -> bool:
+    """Make the share ``shard`` and say what is missing, if something is."""
+    from quintet.data.build import Share
+    from quintet.data.prepare import prepare_share
+
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not int(found[1]) < int(found[2]):
+        fail(f"--shard {shard}: give the number of the share and how many there are, 0/8 to 7/8 for eight")
+    share = Share(int(found[1]), int(found[2]))
+    missing = prepare_share(config, share, output, progress=reporter.preparing)
+    if missing:
+        reporter.say(f"share {shard} is done; {missing:,} shards of other shares are missing")
+    return missing > 0

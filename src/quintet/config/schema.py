@@ -109,6 +109,13 @@ class RunConfig(Part):
             raise problem("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
         if isinstance(self.loss, MaskedLossConfig) and self.loss.mask_id is None and model.kind == "huggingface":
             raise problem("loss.mask_id", "must be given: a model of the transformers library gets no row for the mask")
+        bidirectional = isinstance(model, TransformerConfig) and model.attention.kind == "bidirectional"
+        if bidirectional and not model.tells_documents and self.data.packing.kind != "stream":
+            raise problem(
+                "model.attention.mask",
+                f"full sees the padding behind short samples, which data.packing.kind: {self.data.packing.kind} makes; "
+                "set it to document",
+            )
         if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
             raise problem(
                 "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"

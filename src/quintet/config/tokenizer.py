@@ -47,7 +47,11 @@ class HuggingFaceTokenizerConfig(Part):
     """Any fast tokenizer of the Hugging Face world."""
 
     kind: Literal["huggingface"] = key(..., "a Hugging Face tokenizer")
-    path: str = key(..., "a folder with tokenizer.json, that file itself, or a name on the hub", min_length=1)
+    path: str = key(
+        ...,
+        "a folder with tokenizer.json, that file itself, a pickled tokenizer (.pkl), or a name on the hub",
+        min_length=1,
+    )
     revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
 
 

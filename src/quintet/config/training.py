@@ -114,12 +114,25 @@ class _Loss(Part):
     z_loss: float = key(
         0.0, "weight of the squared log of the softmax's denominator (Chowdhery et al. 2022)", unit="factor", ge=0
     )
+    ignore_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = key(
+        (), "ids that are never predicted: no loss on them", unit="ids"
+    )
+    ignore_token_range: tuple[int, int] | None = key(
+        None, "ids from the first to the last, both counted, that are never predicted", unit="ids"
+    )
     chunk: int | None = key(
         None,
         "tokens whose logits are in memory at once; when not given, as many as fit 256 MB (32 MB on a CPU)",
         unit="tokens",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _range_in_order(self) -> _Loss:
+        if self.ignore_token_range is not None and not 0 <= self.ignore_token_range[0] <= self.ignore_token_range[1]:
+            first, last = self.ignore_token_range
+            raise problem("ignore_token_range", f"{first} to {last} holds no id; give the lowest and the highest one")
+        return self
 
 
 class NextTokenLossConfig(_Loss):

@@ -1,8 +1,4 @@
-"""Batches as a function of the step, and a thread that computes them ahead.
-
-Sample i of a stream is its tokens i·T … i·T + T: inputs are the first T of these, targets the last T. Samples overlap
-by one token, so that every token but a stream's first is a target once an epoch, as far as whole samples reach.
-"""
+"""Batches as a function of the step, and a thread that computes them ahead."""
 
 from __future__ import annotations
 
@@ -10,21 +6,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from quintet.data.mixture import Order, apportion
+from quintet.data.samples import Samples
 
 IGNORED = -100
-
-
-class Stream(Protocol):
-    """A sequence of tokens that can be read anywhere."""
-
-    @property
-    def length(self) -> int: ...
-    def read(self, position: int, length: int) -> np.ndarray: ...
+PADDING = -1  # the number of no document
 
 
 @dataclass(frozen=True)
@@ -32,24 +21,22 @@ class Batch:
     """Samples: ``inputs`` and ``targets`` are int64 [samples, sequence_length], with -100 where a target has no loss.
 
     ``sources`` int64 [samples] counts the source of each sample; ``valid`` is the number of targets with a loss here.
+    ``documents`` int64, of the shape of the inputs, numbers the document of each input, -1 for padding; None where a
+    document ends with every end id.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     sources: np.ndarray
     valid: int
-
-
-def sample_count(length: int, sequence_length: int) -> int:
-    """Samples in a stream of ``length`` tokens."""
-    return max(0, (length - 1) // sequence_length)
+    documents: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class TrainData:
     """What a run trains on. ``labels`` name the sources that ``Batch.sources`` counts."""
 
-    streams: tuple[Stream, ...]
+    streams: tuple[Samples, ...]
     labels: tuple[str, ...]
     order: Order
     batch_size: int
@@ -58,12 +45,12 @@ class TrainData:
     @property
     def tokens(self) -> int:
         """Tokens of all sources, without what is held out."""
-        return sum(stream.length for stream in self.streams)
+        return sum(stream.tokens for stream in self.streams)
 
     @property
     def epoch_samples(self) -> int:
-        """Samples of all sources; with weights an epoch has as many, though not each of them once."""
-        return sum(self.order.counts)
+        """Samples of an epoch: those of all sources, repeated as the run says; with weights not each of them once."""
+        return self.order.epoch_samples
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of ``step``, counted from 0: a pure function.
@@ -84,14 +71,14 @@ class TrainData:
 class ValidationData:
     """What a run validates on. ``labels`` name the sources that ``Batch.sources`` counts."""
 
-    streams: tuple[Stream, ...]
+    streams: tuple[Samples, ...]
     labels: tuple[str, ...]
     sequence_length: int
 
     @property
     def tokens(self) -> int:
         """Tokens held out from all sources."""
-        return sum(stream.length for stream in self.streams)
+        return sum(stream.tokens for stream in self.streams)
 
     @property
     def samples(self) -> int:
@@ -110,7 +97,7 @@ class ValidationData:
 
     @property
     def _counts(self) -> list[int]:
-        return [sample_count(stream.length, self.sequence_length) for stream in self.streams]
+        return [stream.count for stream in self.streams]
 
     def _chosen(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources and their samples, int64 [samples] each."""
@@ -142,9 +129,19 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
                 future.cancel()
 
 
-def _collate(streams: Sequence[Stream], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
-    windows = np.empty((len(sources), length + 1), dtype=np.int64)
-    for row, (source, sample) in enumerate(zip(sources.tolist(), samples.tolist(), strict=True)):
-        windows[row] = streams[source].read(sample * length, length + 1)
-    targets = np.ascontiguousarray(windows[:, 1:])
-    return Batch(np.ascontiguousarray(windows[:, :-1]), targets, sources, int((targets != IGNORED).sum()))
+def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
+    """Samples side by side; shorter ones have zeros behind them, which no target needs."""
+    inputs = np.zeros((len(sources), length), dtype=np.int64)
+    targets = np.full_like(inputs, IGNORED)
+    numbers = np.full_like(inputs, PADDING)
+    told = False
+    for row, (source, index) in enumerate(zip(sources.tolist(), samples.tolist(), strict=True)):
+        sample = streams[source].sample(index)
+        size = sample.ids.size - 1
+        inputs[row, :size], targets[row, :size] = sample.ids[:-1], sample.ids[1:]
+        if sample.learnt is not None:
+            targets[row, :size][~sample.learnt[1:]] = IGNORED
+        if sample.documents is not None:
+            numbers[row, :size], told = sample.documents[:-1], True
+    valid = int((targets != IGNORED).sum())
+    return Batch(inputs, targets, sources, valid, numbers if told else None)

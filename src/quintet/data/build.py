@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -11,28 +12,55 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from quintet.config.cleaning import CleaningConfig
+from quintet.data.duplicates import find_duplicates
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.check import MANIFEST
-from quintet.data.sources.listing import Listing, Unit, label_of, units_of
-from quintet.data.store import Manifest, TokenStore, read_manifest, token_dtype, write_json
+from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, units_of
+from quintet.data.store import (
+    DROPPED,
+    Dropped,
+    Manifest,
+    TokenStore,
+    read_manifest,
+    token_dtype,
+    unfinished_name,
+    write_dropped,
+    write_json,
+)
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest
 
 UNFINISHED = "unfinished.json"
+TOKENIZER = "tokenizer"
 # Two units: at most two processes would share them, and the threads of one tokenizer use two cores as well (200 MB of
 # JSON lines with a BPE of 4096 on two cores: 19 s in threads, 18 s in processes).
 _SMALL = 32 << 20
 _MOST_NAMES = 1000
 _RECIPE = "2"  # to be raised when the same source and tokenizer give other tokens, shards or counts than before
 
+_ALL = CleaningConfig()
+
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of ``count`` shares of the work, numbered from 0: every ``count``-th work unit from ``index`` on."""
+
+    index: int
+    count: int
+
+    def of(self, units: int) -> range:
+        """The numbers of the units of this share."""
+        return range(self.index, units, self.count)
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,12 @@ class Order:
     tokenizer: Tokenizer
     tokenizer_config: dict[str, Any]
     folder: Path
+    cleaning: CleaningConfig = _ALL
+
+    @property
+    def key(self) -> str:
+        """Name of the store."""
+        return store_key(self.listing, self.tokenizer, self.cleaning)
 
     @property
     def dtype(self) -> str:
@@ -50,9 +84,10 @@ class Order:
         return token_dtype(self.tokenizer.vocab_size).str
 
 
-def store_key(listing: Listing, tokenizer: Tokenizer) -> str:
-    """Name of the store that a source and a tokenizer make: it follows from all that its tokens depend on."""
-    return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint)
+def store_key(listing: Listing, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
+    """Name of the store that a source and a tokenizer make: it follows from all that its documents depend on."""
+    rules = reading_rules(listing.source, tokenizer)
+    return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json())
 
 
 def build_store(
@@ -62,32 +97,64 @@ def build_store(
 
     The result is the same to the byte for any number of ``processes``. With little to do, none is started. ``relist``
     looks at the source once more, so that one that changed meanwhile is not taken for what it was. Raises UserError for
-    what cannot be read; what was finished before it stays.
+    what cannot be read; what was finished before it stays. Waits for processes that make a share of the store.
     """
-    folder, key = order.folder, store_key(order.listing, order.tokenizer)
-    if not (folder / MANIFEST).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if not (folder / MANIFEST).is_file():  # another process may have made it while this one waited
-                write_json(folder / UNFINISHED, {"key": key})
-                if not (folder / "tokenizer" / "quintet.json").is_file():
-                    order.tokenizer.save(folder / "tokenizer")
+    if not (order.folder / MANIFEST).is_file():
+        order.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(order.folder, alone=True):
+            if not (order.folder / MANIFEST).is_file():  # another process may have made it while this one waited
+                _begin(order)
                 units, left_out = units_of(order.listing)
-                written = _all_shards(order, units, processes, progress)
-                if relist is not None and relist().fingerprint != order.listing.fingerprint:
-                    raise UserError(f"{label_of(order.listing.source)}: changed while it was read; run again")
-                _manifest(order, key, written, left_out).write(folder)
-                (folder / UNFINISHED).unlink()
-    store = TokenStore.open(folder, order.tokenizer.fingerprint)
-    assert store.manifest.key == key, (store.manifest.key, key)
+                _clean(order, len(units))
+                _make_shards(order, units, range(len(units)), processes, progress)
+                _check_unchanged(order, relist)
+                _finish(order, _shards(order, len(units)), left_out)
+    store = TokenStore.open(order.folder, order.tokenizer.fingerprint)
+    assert store.manifest.key == order.key, (store.manifest.key, order.key)
     return store
+
+
+def build_share(
+    order: Order,
+    share: Share,
+    processes: int,
+    progress: Progress | None,
+    relist: Callable[[], Listing] | None = None,
+) -> int:
+    """Make the shards of ``share``, beside other processes that make theirs in the same folder, on any machine.
+
+    Whoever finds all shards there at the end makes the store of them, bit for bit the one of ``build_store``. Returns
+    how many shards are still missing; 0 when the store is made.
+    """
+    if (order.folder / MANIFEST).is_file():
+        return 0
+    order.folder.mkdir(parents=True, exist_ok=True)
+    units, left_out = units_of(order.listing)
+    with _locked(order.folder, alone=True, wait=False) as alone:
+        if alone and not (order.folder / MANIFEST).is_file():
+            _clean(order, len(units))
+    with _locked(order.folder, alone=False):
+        if not (order.folder / MANIFEST).is_file():
+            _begin(order)
+            _make_shards(order, units, share.of(len(units)), processes, progress)
+            _check_unchanged(order, relist)
+    # Each looks behind its last shard, so the one that looks last finds all of them.
+    missing = len(units) - len(_shards(order, len(units)))
+    if not missing:
+        with _locked(order.folder, alone=True):
+            if not (order.folder / MANIFEST).is_file():
+                _clean(order, len(units))
+                _finish(order, _shards(order, len(units)), left_out)
+    return missing
 
 
 def check_output(folder: Path, key: str) -> None:
     """Raise UserError unless ``folder`` is new, empty, or holds the store ``key``, finished or not."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    # Another process may be about to begin the same store.
+    begun = (".lock", f".{UNFINISHED}")
+    if not folder.exists() or all(file.name.startswith(begun) for file in folder.iterdir()):
         return
     if (folder / MANIFEST).is_file():
         found = read_manifest(folder).key
@@ -99,40 +166,77 @@ def check_output(folder: Path, key: str) -> None:
         raise UserError(f"{folder}: holds another token store; name another folder or delete this one")
 
 
-def _all_shards(order: Order, units: list[Unit], processes: int, progress: Progress | None) -> list[Written]:
-    """Every shard, in the order of ``units``; those that are not there yet are written."""
-    done = {index: read_written(order.folder, index, order.dtype) for index in range(len(units))}
-    finished = {index: written for index, written in done.items() if written is not None}
-    _clean(order.folder, {written.shard.name for written in finished.values()})
-    missing = {index: unit for index, unit in enumerate(units) if index not in finished}
-    meter = _Meter(f"tokenising {label_of(order.listing.source)}", sum(unit.size for unit in units), progress)
-    meter.advance(sum(units[index].size for index in finished))
+def _begin(order: Order) -> None:
+    """Say in the folder whose it is, and put the tokenizer there. Any number of processes may do so at once."""
+    folder = order.folder
+    if not (folder / UNFINISHED).is_file():
+        write_json(folder / UNFINISHED, {"key": order.key})
+    if not (folder / TOKENIZER).is_dir():
+        unfinished = unfinished_name(folder / TOKENIZER)
+        order.tokenizer.save(unfinished)
+        try:
+            os.replace(unfinished, folder / TOKENIZER)
+        except OSError:
+            if not (folder / TOKENIZER).is_dir():
+                raise
+            shutil.rmtree(unfinished)  # another process was faster, with the same tokenizer
+
+
+def _finish(order: Order, written: list[Written], left_out: list[str]) -> None:
+    """Make a store of the shards: find what is in it twice, and write the manifest, with which it is there."""
+    manifest = _manifest(order, written, left_out)
+    store = TokenStore(order.folder, manifest)
+    dropped, reasons = find_duplicates(store, order.cleaning)
+    if dropped.size:
+        write_dropped(order.folder, dropped)
+        starts, stops = store.document_bounds(dropped)
+        which = digest(dropped.astype("<i8").tobytes())
+        unused = Dropped(dropped.size, int((stops - starts).sum()), which)
+        manifest = replace(manifest, dropped=dict(Counter(manifest.dropped) + reasons), unused=unused)
+    manifest.write(order.folder)
+    (order.folder / UNFINISHED).unlink()
+
+
+def _shards(order: Order, count: int) -> list[Written]:
+    """The shards that are finished, of ``count``, in their order."""
+    found = (read_written(order.folder, index, order.dtype) for index in range(count))
+    return [written for written in found if written is not None]
+
+
+def _check_unchanged(order: Order, relist: Callable[[], Listing] | None) -> None:
+    if relist is not None and relist().fingerprint != order.listing.fingerprint:
+        raise UserError(f"{label_of(order.listing.source)}: changed while it was read; run again")
+
+
+def _make_shards(order: Order, units: list[Unit], wanted: range, processes: int, progress: Progress | None) -> None:
+    """Write the shards of the units ``wanted``, but for those that are there."""
+    missing = {index: units[index] for index in wanted if read_written(order.folder, index, order.dtype) is None}
+    total = sum(units[index].size for index in wanted)
+    meter = _Meter(f"tokenising {label_of(order.listing.source)}", total, progress)
+    meter.advance(total - sum(unit.size for unit in missing.values()))
     if min(processes, len(missing)) <= 1 or sum(unit.size for unit in missing.values()) <= _SMALL:
         for index, unit in missing.items():
-            finished[index] = write_shard(order.folder, index, unit, order.tokenizer, meter.advance)
+            write_shard(order.folder, index, unit, order.tokenizer, meter.advance, order.cleaning)
     else:
-        finished |= _in_processes(order.folder, missing, min(processes, len(missing)), meter)
+        _in_processes(order, missing, min(processes, len(missing)), meter)
     meter.finish()
-    return [finished[index] for index in range(len(units))]
 
 
-def _in_processes(folder: Path, units: dict[int, Unit], processes: int, meter: _Meter) -> dict[int, Written]:
-    written: dict[int, Written] = {}
+def _in_processes(order: Order, units: dict[int, Unit], processes: int, meter: _Meter) -> None:
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
-        futures = {pool.submit(_work, folder, index, unit): index for index, unit in units.items()}
+        how = (order.folder, order.cleaning)
+        futures = {pool.submit(_work, *how, index, unit): index for index, unit in units.items()}
         for future in as_completed(futures):
-            index = futures[future]
-            written[index] = future.result()
-            meter.advance(units[index].size)
+            future.result()
+            meter.advance(units[futures[future]].size)
     except BrokenProcessPool as error:
         raise UserError(
-            f"{folder}: a process that tokenised was killed, most likely because memory ran out; set data.processes "
-            f"below {processes} and run again: what is finished is kept"
+            f"{order.folder}: a process that tokenised was killed, most likely because memory ran out; set "
+            f"data.processes below {processes} and run again: what is finished is kept"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return written
 
 
 def _start_worker() -> None:
@@ -151,8 +255,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(folder: Path, index: int, unit: Unit) -> Written:
-    return write_shard(folder, index, unit, _loaded(folder / "tokenizer"))
+def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: Unit) -> None:
+    write_shard(folder, index, unit, _loaded(folder / TOKENIZER), cleaning=cleaning)
 
 
 _loaded = lru_cache(maxsize=1)(load_tokenizer)
@@ -177,11 +281,11 @@ class _Meter:
             self._progress(self._stage, max(done, 0), self._total)
 
 
-def _manifest(order: Order, key: str, written: list[Written], left_out: list[str]) -> Manifest:
+def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Manifest:
     shards = tuple(one.shard for one in written if one.shard.tokens)
     left_out = [*left_out, *(name for one in written for name in one.left_out)]
     return Manifest(
-        key=key,
+        key=order.key,
         description=label_of(order.listing.source),
         tokenizer=order.tokenizer.fingerprint,
         tokenizer_config=order.tokenizer_config,
@@ -197,23 +301,35 @@ def _manifest(order: Order, key: str, written: list[Written], left_out: list[str
     )
 
 
-def _clean(folder: Path, finished: set[str]) -> None:
-    """Delete what a process that was killed left of shards that it did not finish."""
-    for file in folder.iterdir():
-        if file.name.startswith((".shard-", "shard-")) and file.name.split(".")[0] not in finished:
+def _clean(order: Order, count: int) -> None:
+    """Delete what processes that were killed left of shards that they did not finish. Only while nobody writes."""
+    finished = {written.shard.name for written in _shards(order, count)}
+    for file in order.folder.iterdir():
+        shard = file.name.startswith("shard-") and file.name.split(".")[0] not in finished
+        if shard or file.name.startswith((".shard-", f".{DROPPED}", f".{MANIFEST}", f".{UNFINISHED}")):
             file.unlink()
+        elif file.name.startswith(f".{TOKENIZER}."):
+            shutil.rmtree(file)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time makes the store in ``folder``; the lock goes with the process, however that ends."""
+def _locked(folder: Path, *, alone: bool, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of ``folder``: ``alone``, or together with all others that do not ask to be alone.
+
+    Gives False where another process has it and this one does not ``wait``. The lock goes with the process, however
+    that ends.
+    """
     import fcntl
 
-    with (folder / ".lock").open("w") as lock:
+    # Where a lock of NFS stands for this one, it needs a file that can be read to share and written to be alone.
+    with (folder / ".lock").open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
         except OSError as error:
             raise UserError(
                 f"{folder}: its file system cannot lock files ({error.strerror}); put data.cache_dir on one that can"
             ) from None
-        yield
+        yield True

@@ -6,9 +6,11 @@ position gives the same sample in whichever process, order or batch it is asked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -21,22 +23,69 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Every sample of every source once an epoch, in an order of its own if ``shuffle``, else in that of the sources.
+    """All sources once an epoch: drawn at random from all of them if ``shuffle``, else one after the other.
 
-    ``counts`` are the samples of each source.
+    ``counts`` are the samples of each source, and ``repeats``, 1 each when there are none, how often an epoch has them:
+    ceil(count · repeat) samples, which are so many whole passes and then the beginning of a keyed permutation (of the
+    source as it stands without ``shuffle``), the same in every epoch. With ``sequential`` the sources come one after
+    the other in any case, and ``shuffle`` permutes each within itself.
     """
 
     counts: tuple[int, ...]
     seed: int
     shuffle: bool
+    repeats: tuple[float, ...] = ()
+    sequential: bool = False
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch."""
+        return sum(self.lengths)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Samples that each source has in an epoch."""
+        repeats = self.repeats or (1.0,) * len(self.counts)
+        # As written: in floating point 0.07 · 100 is more than 7, which would round up to 8.
+        return tuple(
+            math.ceil(Fraction(str(repeat)) * count) for count, repeat in zip(self.counts, repeats, strict=True)
+        )
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source and sample at each of ``positions``, int64 [positions] each."""
-        total = sum(self.counts)
-        indices = _draw(positions, total, (self.seed, "order"), self.shuffle)
-        ends = np.cumsum(self.counts, dtype=np.int64)
-        sources = np.searchsorted(ends, indices, side="right")
-        return sources, indices - (ends - self.counts)[sources]
+        positions = np.asarray(positions, dtype=np.int64)
+        lengths = np.array(self.lengths, dtype=np.int64)
+        ends = np.cumsum(lengths)
+        places = positions % ends[-1]
+        if not self.sequential:
+            places = _draw(positions, int(ends[-1]), (self.seed, "order"), self.shuffle)
+        sources = np.searchsorted(ends, places, side="right")
+        ranks = places - (ends - lengths)[sources]
+        for source in np.unique(sources).tolist():
+            inside = sources == source
+            found = ranks[inside]
+            if self.sequential:
+                drawn = positions[inside] // ends[-1] * lengths[source] + found
+                found = _draw(drawn, self.lengths[source], (self.seed, "order", source), self.shuffle)
+            ranks[inside] = self._samples(source, found)
+        return sources, ranks
+
+    def _samples(self, source: int, ranks: np.ndarray) -> np.ndarray:
+        """Samples of ``source`` at ``ranks`` of its part of an epoch: whole passes, then a part of one."""
+        count = self.counts[source]
+        samples = ranks % count
+        part = ranks >= self.lengths[source] // count * count
+        if self.shuffle and part.any():
+            samples[part] = Permutation(count, key(self.seed, "repeat", source))(samples[part])
+        return samples
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From position ``start`` of the run on, sources are drawn in proportion to ``weights``; those of 0 are not."""
+
+    start: int
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -45,29 +94,43 @@ class WeightedOrder:
     one sample each). Each source goes through its own epochs, every one of its samples once in each.
 
     Within a block the sources are spread evenly; if ``shuffle``, the block is then permuted, and so are the epochs.
+    ``later`` stages, in the order of their starts, change the weights. Each has blocks of its own from its start on,
+    and the block that its start cuts off is left unfinished: so no sample depends on where a later stage starts.
     """
 
     counts: tuple[int, ...]
     weights: tuple[float, ...]
     seed: int
     shuffle: bool
+    later: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.weights) > BLOCK:
-            raise UserError(f"data.sources: {len(self.weights)} sources with weights are more than {BLOCK}; join some")
+        if len(self.counts) > BLOCK:
+            raise UserError(f"data.sources: {len(self.counts)} sources with weights are more than {BLOCK}; join some")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages; the first starts at 0."""
+        return Stage(0, self.weights), *self.later
+
+    @property
+    def epoch_samples(self) -> int:
+        """As many samples as the sources have together, though not each of them once."""
+        return sum(self.counts)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source and sample at each of ``positions``, int64 [positions] each."""
-        block, slots = np.divmod(np.asarray(positions, dtype=np.int64), BLOCK)
-        if self.shuffle:
-            slots = slots.copy()
-            for number in np.unique(block).tolist():
-                inside = block == number
-                slots[inside] = Permutation(BLOCK, key(self.seed, "block", number))(slots[inside])
-        pattern, ranks, shares = self._pattern
-        sources = pattern[slots]
-        drawn = block * shares[sources] + ranks[slots]  # how many samples of its source came before, in block order
-        samples = np.empty_like(drawn)
+        positions = np.asarray(positions, dtype=np.int64)
+        stages = np.searchsorted(self._starts, positions, side="right") - 1
+        blocks, slots = np.divmod(positions - self._starts[stages], BLOCK)
+        sources, drawn = np.empty_like(positions), np.empty_like(positions)
+        for stage, block in sorted(set(zip(stages.tolist(), blocks.tolist(), strict=True))):
+            inside = (stages == stage) & (blocks == block)
+            owners, ranks = self._block(stage, block)
+            sources[inside] = found = owners[slots[inside]]
+            before = self._drawn_before[stage] + block * self._patterns[stage][1]
+            drawn[inside] = before[found] + ranks[slots[inside]]
+        samples = np.empty_like(positions)
         for source in np.unique(sources).tolist():
             inside = sources == source
             purpose = (self.seed, "order", source)
@@ -75,16 +138,52 @@ class WeightedOrder:
         return sources, samples
 
     @cached_property
-    def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source of each slot and its rank among that source's slots, [4096] each; and slots a source, [sources]."""
-        shares = np.array(apportion(self.weights, BLOCK))
-        sources = np.repeat(np.arange(len(shares)), shares)
-        ranks = np.concatenate([np.arange(share) for share in shares])
-        order = np.argsort((ranks + 0.5) / shares[sources], kind="stable")
-        return sources[order], ranks[order], shares
+    def _starts(self) -> np.ndarray:
+        return np.array([stage.start for stage in self.stages], dtype=np.int64)
+
+    @cached_property
+    def _patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each stage, the source of each slot of a block, [4096], and the slots of each source, [sources]."""
+        return [_pattern(stage.weights) for stage in self.stages]
+
+    @cached_property
+    def _drawn_before(self) -> list[np.ndarray]:
+        """How many samples of each source were drawn before each stage, int64 [sources] each."""
+        drawn = [np.zeros(len(self.counts), dtype=np.int64)]
+        for stage, length in enumerate(np.diff(self._starts).tolist()):
+            blocks, rest = divmod(length, BLOCK)
+            last = np.bincount(self._block(stage, blocks)[0][:rest], minlength=len(self.counts))
+            drawn.append(drawn[-1] + blocks * self._patterns[stage][1] + last)
+        return drawn
+
+    @cached_property
+    def _block(self) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+        """The last blocks that were asked for: a batch is a small part of one, and the next batch another."""
+        return lru_cache(maxsize=4)(self._make_block)
+
+    def _make_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source of each place of ``block`` of ``stage``, and how many of that source are before it there."""
+        owners, shares = self._patterns[stage]
+        if self.shuffle:
+            purpose = ("block", stage, block) if stage else ("block", block)
+            owners = owners[Permutation(BLOCK, key(self.seed, *purpose))(np.arange(BLOCK))]
+        by_source = np.argsort(owners, kind="stable")
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        ranks[by_source] = np.arange(BLOCK) - np.repeat(np.cumsum(shares) - shares, shares)
+        return owners, ranks
 
 
 Order = EpochOrder | WeightedOrder
+
+
+def _pattern(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Source of each slot of a block, spread evenly, [4096], and the slots of each source, [sources]."""
+    drawn = [source for source, weight in enumerate(weights) if weight]
+    shares = np.zeros(len(weights), dtype=np.int64)
+    shares[drawn] = apportion([weights[source] for source in drawn], BLOCK)
+    sources = np.repeat(np.arange(len(weights)), shares)
+    ranks = np.concatenate([np.arange(share) for share in shares])
+    return sources[np.argsort((ranks + 0.5) / shares[sources], kind="stable")], shares
 
 
 def apportion(weights: Sequence[float], slots: int, least: int = 1) -> list[int]:

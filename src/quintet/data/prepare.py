@@ -8,21 +8,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quintet.config.data import SourceConfig, StoreSource
+import numpy as np
+
+from quintet.config.data import SourceConfig, StoreSource, StreamPackingConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
-from quintet.data.batch import Stream, TrainData, ValidationData, sample_count
-from quintet.data.build import Order, Progress, build_store, check_output, store_key
-from quintet.data.mixture import EpochOrder, WeightedOrder
-from quintet.data.sources.check import check_sources, sources_of
+from quintet.data.batch import TrainData, ValidationData
+from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key
+from quintet.data.duplicates import check_library
+from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
+from quintet.data.order import build_order
+from quintet.data.packing import pack
+from quintet.data.samples import Samples, Windows
+from quintet.data.sources.check import MANIFEST, check_sources, sources_of
 from quintet.data.sources.document import Document, Parts, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
-from quintet.data.split import split, whole
+from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
 from quintet.data.store import TokenStore, read_manifest
 from quintet.errors import UserError
 from quintet.randomness import key
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, threads
+from quintet.tokenize.build import is_kept
 
 # A tokenizer is trained on an even sample; of a corpus much larger than that, not every unit need be read for it.
 _READ_FOR_SAMPLE = 64
@@ -31,13 +38,15 @@ _READ_FOR_SAMPLE = 64
 @dataclass(frozen=True)
 class Prepared:
     """What a run needs of its data. ``stores`` are those of data.sources, then those of data.validation_sources;
-    ``fingerprint`` follows from all their tokens, wherever the sources lie."""
+    ``fingerprint`` follows from all their tokens, wherever the sources lie. ``left_out`` counts the documents that are
+    not trained on because they are equal to one that is validated on."""
 
     tokenizer: Tokenizer
     train: TrainData
     validation: ValidationData | None
     stores: tuple[TokenStore, ...]
     fingerprint: str
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,34 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> Prepared:
     that are missing, damaged or empty, a store of another tokenizer, too few tokens for one sample.
     """
     corpus = _look_at(config)
-    tokenizer = _tokenizer(config, corpus, progress)
+    return _prepared(config, corpus, _tokenizer(config, corpus, progress), progress)
+
+
+def find_prepared(config: RunConfig) -> Prepared | None:
+    """The data of ``config`` if all of it is tokenised already, else None; the sources are looked at and not read."""
+    try:
+        corpus = _look_at(config)
+    except UserError:  # sources are missing, which `prepare` will say
+        return None
+    made = _made_from_sources(config) and not any(isinstance(source, StoreSource) for source in corpus.sources)
+    if made and not is_kept(config.tokenizer, _corpus_fingerprint(corpus), _cache(config)):
+        return None
+    tokenizer = _tokenizer(config, corpus, None)
+    listings = [listing for listing in corpus.listings if listing is not None]
+    keys = [store_key(listing, tokenizer, config.data.cleaning) for listing in listings]
+    if not all((_cache(config) / "stores" / key / MANIFEST).is_file() for key in keys):
+        return None
+    return _prepared(config, corpus, tokenizer, None)
+
+
+def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress: Progress | None) -> Prepared:
     stores = tuple(
         _store(config, source, where, listing, tokenizer, progress)
         for source, where, listing in zip(corpus.sources, corpus.wheres, corpus.listings, strict=True)
     )
-    train, validation = _divide(config, corpus, stores)
-    return Prepared(tokenizer, train, validation, stores, digest(*(store.fingerprint for store in stores)))
+    train, validation, left_out = _divide(config, corpus, stores, tokenizer)
+    fingerprint = digest(*(store.fingerprint for store in stores))
+    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out)
 
 
 def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> TokenStore:
@@ -71,15 +101,42 @@ def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = N
 
     Raises UserError when there are several sources, when the only one is a store, or ``folder`` holds something else.
     """
-    if len(config.data.sources) != 1 or isinstance(config.data.sources[0], StoreSource):
-        found = f"{len(config.data.sources)} sources" if len(config.data.sources) != 1 else "a store already"
-        raise UserError(f"data.sources: --output writes the store of one source that is read, and there are {found}")
+    _check_only_source(config)
     corpus = _look_at(config)
     listing = corpus.listings[0]
     assert listing is not None
     tokenizer = _tokenizer(config, corpus, progress)
-    check_output(folder, store_key(listing, tokenizer))
+    check_output(folder, store_key(listing, tokenizer, config.data.cleaning))
     return _built(config, folder, listing, corpus.wheres[0], tokenizer, progress)
+
+
+def prepare_share(
+    config: RunConfig, share: Share, folder: Path | None = None, *, progress: Progress | None = None
+) -> int:
+    """Make one share of the stores of ``config``, or of that in ``folder`` as `prepare_to` does; see `build_share`.
+
+    Returns how many shards are still missing in all; 0 when nothing is left to do.
+    """
+    if folder is not None:
+        _check_only_source(config)
+    corpus = _look_at(config)
+    tokenizer = _tokenizer(config, corpus, progress)
+    missing = 0
+    for listing, where in list(zip(corpus.listings, corpus.wheres, strict=True))[: 1 if folder else None]:
+        if listing is None:
+            continue
+        name = store_key(listing, tokenizer, config.data.cleaning)
+        if folder is not None:
+            check_output(folder, name)
+        order, relist = _order(config, folder or _cache(config) / "stores" / name, listing, where, tokenizer)
+        missing += build_share(order, share, config.data.processes or threads(), progress, relist)
+    return missing
+
+
+def _check_only_source(config: RunConfig) -> None:
+    if len(config.data.sources) != 1 or isinstance(config.data.sources[0], StoreSource):
+        found = f"{len(config.data.sources)} sources" if len(config.data.sources) != 1 else "a store already"
+        raise UserError(f"data.sources: --output writes the store of one source that is read, and there are {found}")
 
 
 def build_tokenizer_of(config: RunConfig, *, progress: Progress | None = None) -> Tokenizer:
@@ -89,20 +146,27 @@ def build_tokenizer_of(config: RunConfig, *, progress: Progress | None = None) -
 
 def _look_at(config: RunConfig) -> _Corpus:
     check_sources(config)
+    check_library(config.data.cleaning)
     found = sources_of(config)
     listings = (None if isinstance(source, StoreSource) else list_source(source, where) for source, where in found)
     return _Corpus(tuple(source for source, _ in found), tuple(where for _, where in found), tuple(listings))
 
 
 def _tokenizer(config: RunConfig, corpus: _Corpus, progress: Progress | None) -> Tokenizer:
-    made_from_sources = isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig)
     stores = [source for source in corpus.sources if isinstance(source, StoreSource)]
-    if made_from_sources and stores:
+    if _made_from_sources(config) and stores:
         return _tokenizer_of_store(config, stores[0])
     listings = [listing for listing in corpus.listings if listing is not None]
-    fingerprint = digest(*(listing.fingerprint for listing in listings))
     texts = partial(_texts, config, listings, progress)
-    return build_tokenizer(config.tokenizer, texts, fingerprint, _cache(config))
+    return build_tokenizer(config.tokenizer, texts, _corpus_fingerprint(corpus), _cache(config))
+
+
+def _made_from_sources(config: RunConfig) -> bool:
+    return isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig)
+
+
+def _corpus_fingerprint(corpus: _Corpus) -> str:
+    return digest(*(listing.fingerprint for listing in corpus.listings if listing is not None))
 
 
 def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
@@ -151,7 +215,7 @@ def _store(
         assert isinstance(source, StoreSource)
         store = TokenStore.open(Path(source.path).expanduser(), tokenizer.fingerprint)
     else:
-        folder = _cache(config) / "stores" / store_key(listing, tokenizer)
+        folder = _cache(config) / "stores" / store_key(listing, tokenizer, config.data.cleaning)
         store = _built(config, folder, listing, where, tokenizer, progress)
     if not store.token_count:
         left_out = store.manifest.left_out
@@ -163,47 +227,83 @@ def _store(
 def _built(
     config: RunConfig, folder: Path, listing: Listing, where: str, tokenizer: Tokenizer, progress: Progress | None
 ) -> TokenStore:
-    # A dataset is a snapshot; files can be written to while they are read.
-    relist: Callable[[], Listing] | None = partial(list_source, listing.source, where) if listing.files else None
-    order = Order(listing, tokenizer, config.tokenizer.model_dump(mode="json"), folder)
+    order, relist = _order(config, folder, listing, where, tokenizer)
     return build_store(order, config.data.processes or threads(), progress, relist)
 
 
+def _order(
+    config: RunConfig, folder: Path, listing: Listing, where: str, tokenizer: Tokenizer
+) -> tuple[Order, Callable[[], Listing] | None]:
+    """The store to be made of ``listing`` in ``folder``, and what looks at the source once more."""
+    # A dataset is a snapshot; files can be written to while they are read.
+    relist: Callable[[], Listing] | None = partial(list_source, listing.source, where) if listing.files else None
+    return Order(listing, tokenizer, config.tokenizer.model_dump(mode="json"), folder, config.data.cleaning), relist
+
+
 def _divide(
-    config: RunConfig, corpus: _Corpus, stores: tuple[TokenStore, ...]
-) -> tuple[TrainData, ValidationData | None]:
-    data, seed, length = config.data, config.seed, config.data.sequence_length
+    config: RunConfig, corpus: _Corpus, stores: tuple[TokenStore, ...], tokenizer: Tokenizer
+) -> tuple[TrainData, ValidationData | None, int]:
+    """Data to train on and to validate on, and how many documents are left out of the training."""
+    data, length = config.data, config.data.sequence_length
     labels = tuple(map(label_of, corpus.sources))
     trained = len(data.sources)
-    parts = [split(store, data.validation, key(seed, "validation")) for store in stores[:trained]]
-    streams = tuple(stream for stream, _ in parts)
-    counts = _training_counts(config, streams, corpus)
-    weights = tuple(source.weight for source in data.sources if source.weight is not None)
-    order = WeightedOrder(counts, weights, seed, data.shuffle) if weights else EpochOrder(counts, seed, data.shuffle)
+    seed = key(config.seed, "validation")
+    parts = [hold_out(store, data.validation, seed, store.dropped) for store in stores[:trained]]
+    copied = _copies(config, stores, parts)
+    left_out = sum(documents.size for documents in copied)
+    unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
+    remaining = map(trained_on, stores[:trained], parts, unused)
+    streams = tuple(_samples(config, stream, tokenizer) for stream in remaining)
+    order = build_order(config, _training_counts(config, streams, corpus, left_out))
     train = TrainData(streams, labels[:trained], order, config.batch.samples, length)
     if not data.validation and not data.validation_sources:
-        return train, None
-    held_out = tuple(stream for _, stream in parts)
+        return train, None, left_out
+    held_out = [TokenStream(store, part.intervals) for store, part in zip(stores, parts, strict=False)]
     names = labels[:trained]
     if data.validation_sources:
-        held_out, names = tuple(map(whole, stores[trained:])), labels[trained:]
-    validation = ValidationData(held_out, names, length)
+        held_out, names = [whole(store, store.dropped) for store in stores[trained:]], labels[trained:]
+    validation = ValidationData(tuple(_samples(config, stream, tokenizer) for stream in held_out), names, length)
     if not validation.samples:
         remedy = "name a larger source" if data.validation_sources else "raise data.validation (0 holds nothing out)"
         raise UserError(
             f"data.validation: {validation.tokens:,} tokens to validate on are fewer than the {length + 1:,} of one "
             f"sample (data.sequence_length + 1); {remedy}, or lower data.sequence_length"
         )
-    return train, validation
+    return train, validation, left_out
 
 
-def _training_counts(config: RunConfig, streams: tuple[Stream, ...], corpus: _Corpus) -> tuple[int, ...]:
+def _copies(config: RunConfig, stores: tuple[TokenStore, ...], held: list[HeldOut]) -> list[np.ndarray]:
+    """Documents of each store to train on that are equal to one that is validated on, int64 [documents] each."""
+    none, trained = np.empty(0, dtype=np.int64), len(held)
+    if not config.data.deduplicate_validation:
+        return [none] * trained
+    if not config.data.validation_sources:
+        return copies(stores, held)
+    validated = [hashes_of(store, np.arange(store.document_count)) for store in stores[trained:]]
+    hashes = HashSet.of(np.concatenate(validated))
+    return [shared_documents(store, hashes, none) for store in stores[:trained]]
+
+
+def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer) -> Samples:
+    """The samples of a part of a store, cut as data.packing says."""
+    packing, length = config.data.packing, config.data.sequence_length
+    if isinstance(packing, StreamPackingConfig):
+        return Windows(stream, length)
+    assert isinstance(stream.store, TokenStore)
+    return pack(stream.store, stream.intervals, packing, length, tokenizer, _cache(config))
+
+
+def _training_counts(
+    config: RunConfig, streams: tuple[Samples, ...], corpus: _Corpus, left_out: int
+) -> tuple[int, ...]:
     """Samples of each source. Raises UserError for every source that does not make one."""
     length = config.data.sequence_length
-    counts = tuple(sample_count(stream.length, length) for stream in streams)
+    also = f"{left_out:,} documents are left out because they are validated on too (data.deduplicate_validation)"
+    hint = f"; {also}" if left_out else ""
+    counts = tuple(stream.count for stream in streams)
     problems = [
-        f"{where}: {label_of(source)} has {stream.length:,} tokens to train on, fewer than the {length + 1:,} of one "
-        "sample (data.sequence_length + 1); lower data.sequence_length or data.validation, or name more text"
+        f"{where}: {label_of(source)} has {stream.tokens:,} tokens to train on, fewer than the {length + 1:,} of one "
+        f"sample (data.sequence_length + 1){hint}; lower data.sequence_length or data.validation, or name more text"
         for source, where, stream, count in zip(corpus.sources, corpus.wheres, streams, counts, strict=False)
         if not count
     ]

@@ -6,20 +6,26 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from quintet.config.cleaning import CleaningConfig
+from quintet.data.cleaning import kept, text_of
+from quintet.data.duplicates import signer
 from quintet.data.sources.document import Document, Ids, Parts, Report
 from quintet.data.sources.listing import Unit, documents
-from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, write_json
+from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, unfinished_name, write_json
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.long_texts import cut_text
 
 _BATCH = 1 << 20  # characters in one call of the tokenizer: enough to occupy its threads, little enough to hold
+_ALL = CleaningConfig()
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,30 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(
-    folder: Path, index: int, unit: Unit, tokenizer: Tokenizer, advance: Callable[[int], None] | None = None
+    folder: Path,
+    index: int,
+    unit: Unit,
+    tokenizer: Tokenizer,
+    advance: Callable[[int], None] | None = None,
+    cleaning: CleaningConfig = _ALL,
 ) -> Written:
     """Tokenise ``unit`` into a shard in ``folder``; ``advance`` is told the UTF-8 bytes of each batch of documents.
+
+    What the rules of ``cleaning`` drop is not in the shard; with signatures, later ones can be compared with earlier.
 
     The arrays are written under temporary names and renamed, and the shard's json comes last: where it is, the shard is
     whole. Memory is bounded by a batch or by the longest document of the unit. Raises UserError with the place in the
     sources of what cannot be read or tokenised.
     """
     report = Report()
-    arrays = _Arrays(folder, shard_name(index), tokenizer)
+    arrays, sign = _Arrays(folder, shard_name(index), tokenizer), signer(cleaning)
     try:
-        for batch in _batches(documents(unit, report)):
+        found = kept(documents(unit, report, tokenizer), cleaning, report.dropped)
+        for batch in _batches(_cut(found) if tokenizer.can_cut else found):
             read = sum(map(_size, batch))
-            for encoded in _encoded(tokenizer, batch, unit):
-                arrays.add(encoded)
+            for document, encoded in zip(batch, _encoded(tokenizer, batch, unit), strict=True):
+                if arrays.add(encoded) and sign is not None:
+                    arrays.sign(sign(text_of(document.whole if isinstance(document, _Piece) else document)))
             if advance is not None:
                 advance(read)
         written = arrays.finish(report)
@@ -80,6 +95,7 @@ class _Arrays:
         self._folder, self._name, self._tokenizer = folder, name, tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._files: dict[str, ArrayWriter] = {}
+        self._unfinished: dict[str, Path] = {}
         self._tokens = self._begin("tokens", self._dtype)
         self._digest = hashlib.blake2b(digest_size=16)
         self._mask_digest = hashlib.blake2b(digest_size=16)
@@ -87,26 +103,38 @@ class _Arrays:
         self._ends: list[int] = []
         self._hashes: list[int] = []
         self._count = self._begun = self._bytes = 0
+        self._permutations = 0
         self._last: int | None = None
         self._last_learnt = True
         self.dropped = Counter[str]()
 
-    def add(self, piece: _Encoded) -> None:
-        """Put ``piece`` behind what is there, and the end of its document if it is the last."""
+    def add(self, piece: _Encoded) -> bool:
+        """Put ``piece`` behind what is there, and the end of its document if it is the last.
+
+        Returns whether a document that is not empty is whole now.
+        """
         if piece.ids.size:
             self._append(piece.ids, piece.learnt)
             self._bytes += piece.bytes
         if piece.continues:
-            return
+            return False
         if self._count == self._begun:
             self.dropped["empty"] += 1
-            return
+            return False
         end = self._tokenizer.end_id
         if self._last != end:
             self._append(np.array([end]), None if self._last_learnt else np.array([False]))
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
         self._hash, self._begun = hashlib.blake2b(digest_size=8), self._count
+        return True
+
+    def sign(self, signature: np.ndarray) -> None:
+        """Keep the ``signature`` of the last document, uint32 [numbers]."""
+        if "minhash" not in self._files:
+            self._begin("minhash", signature.dtype)
+        self._permutations = signature.size
+        self._files["minhash"].append(signature)
 
     def finish(self, report: Report) -> Written:
         """Close and rename the files."""
@@ -119,9 +147,10 @@ class _Arrays:
             self._digest.update(self._mask_digest.digest())
         for what, writer in self._files.items():
             writer.close()
-            os.replace(self._unfinished(what), array_file(self._folder, self._name, what))
+            os.replace(self._unfinished[what], array_file(self._folder, self._name, what))
         self._files.clear()
-        shard = Shard(self._name, self._count, ends.size, self._bytes, self._digest.hexdigest(), masked)
+        digest = self._digest.hexdigest()
+        shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, self._permutations)
         return Written(shard, dict(self.dropped + report.dropped), tuple(report.left_out))
 
     def close(self) -> None:
@@ -149,12 +178,9 @@ class _Arrays:
         self._mask_digest.update(np.ascontiguousarray(mask).data)
 
     def _begin(self, what: str, dtype: np.dtype) -> ArrayWriter:
-        self._files[what] = ArrayWriter(self._unfinished(what), dtype)
+        self._unfinished[what] = unfinished_name(array_file(self._folder, self._name, what))
+        self._files[what] = ArrayWriter(self._unfinished[what], dtype)
         return self._files[what]
-
-    def _unfinished(self, what: str) -> Path:
-        file = array_file(self._folder, self._name, what)
-        return file.with_name(f".{file.name}.{os.getpid()}")
 
 
 @dataclass(frozen=True)
@@ -167,9 +193,32 @@ class _Encoded:
     continues: bool = False
 
 
-def _batches(found: Iterator[Document]) -> Iterator[list[Document]]:
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a long text, of which another part ``continues`` the document, and the ``whole`` text."""
+
+    text: str
+    continues: bool
+    whole: str
+
+
+def _cut(found: Iterable[Document]) -> Iterator[Document | _Piece]:
+    """``found`` with long texts in pieces: what the libraries keep while they encode is 25 times as large as a text."""
+    for document in found:
+        if not isinstance(document, str) or len(document) <= 2 * _BATCH:
+            yield document
+            continue
+        parts = cut_text(document, _BATCH)
+        last = next(parts)
+        for part in parts:
+            yield _Piece(last, True, document)
+            last = part
+        yield _Piece(last, False, document)
+
+
+def _batches(found: Iterable[Document | _Piece]) -> Iterator[list[Document | _Piece]]:
     """Documents in lists of about a million characters."""
-    batch: list[Document] = []
+    batch: list[Document | _Piece] = []
     length = 0
     for document in found:
         batch.append(document)
@@ -181,7 +230,7 @@ def _batches(found: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Iterator[_Encoded]:
+def _encoded(tokenizer: Tokenizer, batch: Sequence[Document | _Piece], unit: Unit) -> Iterator[_Encoded]:
     """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
     texts = [text for document in batch for text in _plain_texts(document)]
     try:
@@ -189,14 +238,21 @@ def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Ite
         for document in batch:
             if isinstance(document, Ids):
                 _check_ids(document, tokenizer)
-                size = int(tokenizer.bytes_per_token()[document.ids].sum())
+                size = int(_byte_lengths(tokenizer)[document.ids].sum())
                 yield _Encoded(document.ids, document.learnt, size, document.continues)
             elif isinstance(document, Parts):
                 yield _joined(document, tokenizer, ready)
             else:
-                yield _Encoded(next(ready), None, _size(document))
+                continues = isinstance(document, _Piece) and document.continues
+                yield _Encoded(next(ready), None, _size(document), continues)
     except UserError as error:
         raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
+
+
+@lru_cache(maxsize=1)
+def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Making the table takes longer than looking up a short document in it."""
+    return tokenizer.bytes_per_token()
 
 
 def _joined(document: Parts, tokenizer: Tokenizer, ready: Iterator[np.ndarray]) -> _Encoded:
@@ -219,27 +275,31 @@ def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
         )
 
 
-def _plain_texts(document: Document) -> tuple[str, ...]:
-    if isinstance(document, str):
-        return (document,)
+def _plain_texts(document: Document | _Piece) -> tuple[str, ...]:
+    if isinstance(document, str | _Piece):
+        return (document if isinstance(document, str) else document.text,)
     return document.texts if isinstance(document, Parts) and not document.special else ()
 
 
-def _length(document: Document) -> int:
+def _length(document: Document | _Piece) -> int:
     match document:
         case str():
             return len(document)
+        case _Piece():
+            return len(document.text)
         case Parts():
             return sum(map(len, document.texts))
         case Ids():
             return document.ids.size
 
 
-def _size(document: Document) -> int:
+def _size(document: Document | _Piece) -> int:
     """UTF-8 bytes of text; of tokens the bytes that they take here."""
     match document:
         case str():
             return len(document) if document.isascii() else len(document.encode("utf-8"))
+        case _Piece():
+            return _size(document.text)
         case Parts():
             return sum(map(_size, document.texts))
         case Ids():

@@ -17,6 +17,7 @@ import numpy as np
 from quintet.data.permutation import Permutation
 
 _LEAST_LOOKUP = 64
+_NONE = np.empty(0, np.int64)
 
 
 class Documents(Protocol):
@@ -28,6 +29,7 @@ class Documents(Protocol):
     def document_count(self) -> int: ...
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
     def tokens(self, start: int, stop: int) -> np.ndarray: ...
+    def learnt(self, start: int, stop: int) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -67,57 +69,102 @@ class TokenStream:
 
     def read(self, position: int, length: int) -> np.ndarray:
         """``length`` tokens from ``position`` on, [length] of the store's dtype, gathered across holes."""
+        parts = [self.store.tokens(start, stop) for start, stop in self._ranges(position, length)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+
+    def learnt(self, position: int, length: int) -> np.ndarray | None:
+        """Which of these have a loss, bool [length]; None where all of the store have."""
+        parts = [self.store.learnt(start, stop) for start, stop in self._ranges(position, length)]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if known else None
+
+    def _ranges(self, position: int, length: int) -> list[tuple[int, int]]:
+        """Where ``length`` tokens from ``position`` on lie in the store."""
         assert 0 <= position <= position + length <= self.length, (position, length, self.length)
         index = int(np.searchsorted(self._ends, position, side="right"))
-        parts = []
+        ranges = []
         while length:
             stop = int(self.intervals.stops[index])
             start = stop - (int(self._ends[index]) - position)
             taken = min(length, stop - start)
-            parts.append(self.store.tokens(start, start + taken))
+            ranges.append((start, start + taken))
             position, length, index = position + taken, length - taken, index + 1
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+        return ranges
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """``documents`` of a store, int64 [documents], and the ``intervals`` of its tokens that they are. Of the document
+    ``cut``, if there is one, only the tail is held out."""
+
+    documents: np.ndarray
+    cut: int | None
+    intervals: Intervals
+
+
+def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray = _NONE) -> HeldOut:
+    """What of ``store`` is validated on: a fraction of its tokens below 1, a number of tokens from 1 on (at most all).
+
+    ``seed`` keys the order of the documents. Those in ``left_out``, int64 [documents], ascending, are passed over, and
+    their tokens do not count. Memory grows with the number of documents held out and left out only.
+    """
+    there = _outside(store, left_out).size
+    quota = min(round(held_out * there if held_out < 1 else held_out), there)
+    return _held_out(store, quota, seed, left_out)
+
+
+def trained_on(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
+    """What of ``store`` remains without what is held out and without the documents ``left_out``, int64 [documents]."""
+    starts, stops = store.document_bounds(left_out)  # of the one that is cut, with the tail that is held out already
+    apart = _joined(np.append(held_out.intervals.starts, starts), np.append(held_out.intervals.stops, stops))
+    return TokenStream(store, apart.complement(store.token_count))
 
 
 def split(store: Documents, held_out: float, seed: int) -> tuple[TokenStream, TokenStream]:
-    """The training and the validation stream of ``store``: disjoint, and together all of it.
-
-    ``held_out`` is a fraction of the tokens below 1, a number of tokens from 1 on (at most all), and ``seed`` keys the
-    order of the documents. Memory grows with the number of held-out documents only.
-    """
-    quota = min(round(held_out * store.token_count if held_out < 1 else held_out), store.token_count)
-    intervals = _held_out(store, quota, seed)
-    return TokenStream(store, intervals.complement(store.token_count)), TokenStream(store, intervals)
+    """The training and the validation stream of ``store``: disjoint, and together all of it. See ``hold_out``."""
+    held = hold_out(store, held_out, seed)
+    return trained_on(store, held, np.empty(0, np.int64)), TokenStream(store, held.intervals)
 
 
-def whole(store: Documents) -> TokenStream:
-    """All of ``store`` as one stream."""
-    return TokenStream(store, Intervals(np.empty(0, np.int64), np.empty(0, np.int64)).complement(store.token_count))
+def whole(store: Documents, left_out: np.ndarray = _NONE) -> TokenStream:
+    """All of ``store`` but the documents ``left_out``, int64 [documents], as one stream."""
+    return TokenStream(store, _outside(store, left_out))
 
 
-def _held_out(store: Documents, quota: int, seed: int) -> Intervals:
-    """The intervals that make up ``quota`` tokens of documents in random order."""
-    starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+def _outside(store: Documents, left_out: np.ndarray) -> Intervals:
+    return _joined(*store.document_bounds(left_out)).complement(store.token_count)
+
+
+def _held_out(store: Documents, quota: int, seed: int, left_out: np.ndarray) -> HeldOut:
+    """Documents in random order until there are ``quota`` tokens."""
+    empty = np.empty(0, np.int64)
+    documents, starts, stops = [empty], [empty], [empty]
     taken = first = 0
+    cut = None
     while taken < quota:
         # As many documents as the quota needs if they are of mean length, and a bit more: mostly one look is enough.
         share = (quota - taken) / store.token_count
         last = min(first + math.ceil(1.1 * share * store.document_count) + _LEAST_LOOKUP, store.document_count)
         order = Permutation(store.document_count, seed)(np.arange(first, last))
+        order, first = order[~np.isin(order, left_out)], last
+        if not order.size:
+            continue
         begins, ends = store.document_bounds(order)
         totals = taken + np.cumsum(ends - begins)
         count = min(int(np.searchsorted(totals, quota)) + 1, len(order))
-        begins, ends = begins[:count], ends[:count]
-        taken, first = int(totals[count - 1]), last
+        order, begins, ends = order[:count], begins[:count], ends[:count]
+        taken = int(totals[count - 1])
         if taken > quota:
             begins[-1] += taken - quota
+            cut = int(order[-1])
+        documents.append(order)
         starts.append(begins)
         stops.append(ends)
-    return _joined(np.concatenate(starts), np.concatenate(stops))
+    return HeldOut(np.concatenate(documents), cut, _joined(np.concatenate(starts), np.concatenate(stops)))
 
 
 def _joined(starts: np.ndarray, stops: np.ndarray) -> Intervals:
-    """Disjoint intervals, sorted, with neighbours that touch made one."""
+    """Disjoint intervals, sorted, with neighbours that touch, or end together, made one."""
     order = np.argsort(starts)
     starts, stops = starts[order], stops[order]
     apart = starts[1:] > stops[:-1]

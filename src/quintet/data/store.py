@@ -8,7 +8,9 @@ A store is a folder:
     shard-000000.ends.npy        where each document ends in the shard, behind its end id: int64 [documents]
     shard-000000.hashes.npy      of the ids of each document: uint64 [documents]
     shard-000000.learnt.npy      whether a token has a loss, where not all have: bool [tokens]
+    shard-000000.minhash.npy     signatures, where similar documents are dropped: uint32 [documents × numbers]
     shard-000000.json            counts and digest of the shard, written last
+    dropped.npy                  documents that are not to be used, where there are any: int64, ascending
 
 The arrays are NumPy's own format (NEP 1), little-endian, so that anything that reads .npy reads them.
 """
@@ -17,9 +19,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,15 @@ FORMAT = 2
 HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
 _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
+_SIGNATURE = np.dtype("<u4")
+DROPPED = "dropped.npy"
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
 @dataclass(frozen=True)
 class Shard:
     """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
-    ``digest`` is of its tokens, ends and mask."""
+    ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature."""
 
     name: str
     tokens: int
@@ -47,6 +52,16 @@ class Shard:
     bytes: int
     digest: str
     masked: bool = False
+    permutations: int = 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """How many documents of a store are not to be used, with how many tokens, and a digest of which."""
+
+    documents: int = 0
+    tokens: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,8 @@ class Manifest:
 
     ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
     fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
-    were not kept, by the reason; ``left_out`` counts files that are no text and ``left_out_files`` names the first of
-    them.
+    were not kept, by the reason; those of them that are in the shards nevertheless are ``unused``. ``left_out`` counts
+    files that are no text and ``left_out_files`` names the first of them.
     """
 
     key: str
@@ -72,6 +87,7 @@ class Manifest:
     left_out: int
     left_out_files: tuple[str, ...]
     shards: tuple[Shard, ...]
+    unused: Dropped = Dropped()
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -103,6 +119,8 @@ class TokenStore:
                 f"{tokenizer_fingerprint}); set `tokenizer` to the one it was written with, or prepare the store again"
             )
         problems = [problem for shard in manifest.shards for problem in size_problems(folder, shard, manifest.dtype)]
+        if manifest.unused.documents:
+            problems += _size_problem(folder / DROPPED, manifest.unused.documents * _PER_DOCUMENT["ends"].itemsize)
         if problems:
             raise UserError(*(f"{problem}: delete the folder and run prepare again" for problem in problems))
         return cls(folder, manifest)
@@ -125,7 +143,16 @@ class TokenStore:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that follow from the tokens and their documents, wherever they were read from."""
-        return digest(self.manifest.tokenizer, *(shard.digest for shard in self.manifest.shards))
+        unused = [self.manifest.unused.digest] if self.manifest.unused.documents else []
+        return digest(self.manifest.tokenizer, *(shard.digest for shard in self.manifest.shards), *unused)
+
+    @cached_property
+    def dropped(self) -> np.ndarray:
+        """Documents that are not to be used because an earlier one has the same: int64, ascending."""
+        count = self.manifest.unused.documents
+        if not count:
+            return np.empty(0, dtype=np.int64)
+        return _mapped(self.folder / DROPPED, _PER_DOCUMENT["ends"], count)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop``, [stop - start] of the store's dtype; not to be written to."""
@@ -158,12 +185,22 @@ class TokenStore:
 
     def hashes(self, start: int, stop: int) -> np.ndarray:
         """Hash of the ids of documents ``start`` to ``stop``, uint64 [stop - start]: equal for equal documents."""
+        return self._of_documents("hashes", start, stop, np.empty(stop - start, dtype=np.uint64))
+
+    def signatures(self, start: int, stop: int) -> np.ndarray:
+        """MinHash signature of documents ``start`` to ``stop``, uint32 [stop - start, numbers]; a store has them if
+        similar documents were looked for."""
+        numbers = self.manifest.shards[0].permutations if self.manifest.shards else 0
+        return self._of_documents("minhash", start, stop, np.empty((stop - start, numbers), dtype=np.uint32))
+
+    def _of_documents(self, what: str, start: int, stop: int, found: np.ndarray) -> np.ndarray:
+        """``found``, filled with the values of documents ``start`` to ``stop`` in array ``what`` of the shards."""
         assert 0 <= start <= stop <= self.document_count, (start, stop, self.document_count)
-        found = np.empty(stop - start, dtype=np.uint64)
         at, shard = start, int(np.searchsorted(self._document_starts, start, side="right")) - 1
         while at < stop:
             end, offset = min(stop, int(self._document_starts[shard + 1])), int(self._document_starts[shard])
-            found[at - start : end - start] = self._map(shard, "hashes")[at - offset : end - offset]
+            values = self._map(shard, what).reshape(-1, *found.shape[1:])
+            found[at - start : end - start] = values[at - offset : end - offset]
             at, shard = end, shard + 1
         return found
 
@@ -200,13 +237,26 @@ class TokenStore:
     def _open_map(self, shard: int, what: str) -> np.ndarray:
         facts = self.manifest.shards[shard]
         dtype, count = _arrays(facts, self.manifest.dtype)[what]
-        file = array_file(self.folder, facts.name, what)
-        return np.asarray(np.memmap(file, dtype=dtype, mode="r", offset=HEADER, shape=(count,)))
+        return _mapped(array_file(self.folder, facts.name, what), dtype, count)
 
 
 def array_file(folder: Path, shard: str, what: str) -> Path:
-    """File of an array of a shard: ``what`` is tokens, ends, hashes or learnt."""
+    """File of an array of a shard: ``what`` is tokens, ends, hashes, learnt or minhash."""
     return folder / f"{shard}.{what}.npy"
+
+
+def unfinished_name(file: Path) -> Path:
+    """Another name for ``file`` until it is whole, which no other writer has, on this machine or another."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+
+
+def write_dropped(folder: Path, dropped: np.ndarray) -> None:
+    """Write the numbers of the documents that are not to be used, int64, ascending."""
+    unfinished = unfinished_name(folder / DROPPED)
+    writer = ArrayWriter(unfinished, _PER_DOCUMENT["ends"])
+    writer.append(dropped)
+    writer.close()
+    os.replace(unfinished, folder / DROPPED)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -244,7 +294,7 @@ class ArrayWriter:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write ``file`` under a temporary name and rename it, so that it is never half there."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished = unfinished_name(file)
     with unfinished.open("w", encoding="utf-8", newline="\n") as out:
         json.dump(content, out, indent=1, ensure_ascii=False)
         out.flush()
@@ -256,21 +306,32 @@ def size_problems(folder: Path, shard: Shard, dtype: str) -> list[str]:
     """What is wrong with the sizes of the files of ``shard``."""
     problems = []
     for what, (item, count) in _arrays(shard, dtype).items():
-        file = array_file(folder, shard.name, what)
-        expected = HEADER + count * np.dtype(item).itemsize
-        found = file.stat().st_size if file.is_file() else None
-        if found is None:
-            problems.append(f"{file}: is missing, the manifest says {expected} bytes")
-        elif found != expected:
-            fault = "is truncated" if found < expected else "is too long"
-            problems.append(f"{file}: {fault}: {found} bytes, the manifest says {expected}")
+        problems += _size_problem(array_file(folder, shard.name, what), count * np.dtype(item).itemsize)
     return problems
+
+
+def _size_problem(file: Path, size: int) -> list[str]:
+    """What is wrong with ``file``, an array of ``size`` bytes, in at most one line."""
+    expected = HEADER + size
+    found = file.stat().st_size if file.is_file() else None
+    if found is None:
+        return [f"{file}: is missing, the manifest says {expected} bytes"]
+    if found == expected:
+        return []
+    fault = "is truncated" if found < expected else "is too long"
+    return [f"{file}: {fault}: {found} bytes, the manifest says {expected}"]
+
+
+def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    return np.asarray(np.memmap(file, dtype=dtype, mode="r", offset=HEADER, shape=(count,)))
 
 
 def _arrays(shard: Shard, dtype: str) -> dict[str, tuple[np.dtype, int]]:
     """Type and length of each array of ``shard``, by name."""
     arrays = {"tokens": (np.dtype(dtype), shard.tokens)}
     arrays |= {what: (item, shard.documents) for what, item in _PER_DOCUMENT.items()}
+    if shard.permutations:
+        arrays["minhash"] = (_SIGNATURE, shard.documents * shard.permutations)
     return arrays | ({"learnt": (_LEARNT, shard.tokens)} if shard.masked else {})
 
 
@@ -291,7 +352,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        manifest = Manifest(shards=shards, left_out_files=tuple(content.pop("left_out_files")), **content)
+        unused, names = Dropped(**content.pop("unused", {})), tuple(content.pop("left_out_files"))
+        manifest = Manifest(shards=shards, left_out_files=names, unused=unused, **content)
     except (TypeError, KeyError) as error:
         raise _damaged(file, str(error)) from None
     for name in ("tokens", "documents", "bytes"):

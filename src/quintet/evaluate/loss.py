@@ -10,7 +10,7 @@ from quintet.train.validation import ValidationResult, validate
 
 
 def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) -> ValidationResult:
-    """Loss on ``samples`` held-out samples of the run's own data, all of them when None.
+    """Loss on ``samples`` held-out samples of the run's own data, all of them when None; of each label, if several.
 
     Raises UserError when nothing is held out, or the sources are no longer those the run was trained on.
     """
@@ -25,4 +25,5 @@ def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) ->
         prepared.validation.batches(run.config.evaluate.batch_size or run.config.batch.micro_batch_size, samples),
         run.compute,
         bytes_per_token=run.tokenizer.bytes_per_token(),
+        labels=prepared.validation.labels,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quintet.config.length import total_steps
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
-from quintet.data.prepare import build_tokenizer_of, prepare
+from quintet.data.order import stage_lines
+from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
 from quintet.model.count import ParameterCount
 from quintet.train.model import model_vocabulary, parameter_count, training_flops
-from quintet.train.setup import total_steps
 
 FP32_BYTES = 4
 ADAMW_AVERAGES = 2
@@ -27,7 +28,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run costs. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint."""
+    """What a run costs. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
+
+    ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
+    those of the data in words; None where the data is not prepared yet.
+    """
 
     name: str
     parameters: ParameterCount
@@ -42,6 +47,8 @@ class Plan:
     memory: Memory
     checkpoint_bytes: int
     checkpoints_kept: int
+    left_out_documents: int | None = None
+    stages: list[str] | None = None
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
@@ -57,7 +64,15 @@ class Plan:
             f"memory       {_size(m.weights)} weights + {_size(m.gradients)} gradients + {_size(m.optimizer)} optimizer"
             ", and the activations of a micro-batch",
             f"disk         {_size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
+            *(f"stage        {line}" for line in self.stages or []),
+            f"left out     {self._left_out}",
         ]
+
+    @property
+    def _left_out(self) -> str:
+        if self.left_out_documents is None:
+            return "not known before `quintet prepare`: documents that are also validated on"
+        return f"{self.left_out_documents:,} documents that are also validated on"
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -67,7 +82,8 @@ def make_plan(config: RunConfig) -> Plan:
     ``train.epochs`` needs the number of samples, so these two read the sources.
     """
     vocab_size = _vocabulary(config)
-    samples = prepare(config).train.epoch_samples if config.train.epochs is not None else 0
+    prepared = prepare(config) if config.train.epochs is not None else find_prepared(config)
+    samples = prepared.train.epoch_samples if prepared is not None else 0
     batch = config.batch
     steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
     parameters = parameter_count(config, vocab_size)
@@ -92,6 +108,8 @@ def make_plan(config: RunConfig) -> Plan:
         memory=memory,
         checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
         checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
+        left_out_documents=None if prepared is None else prepared.left_out,
+        stages=None if prepared is None else stage_lines(config, prepared.train.order),
     )
 
 

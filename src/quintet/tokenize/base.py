@@ -70,6 +70,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def can_cut(self) -> bool:
+        """Whether the ids are promised to stay the same when a text is cut between an ASCII letter and a space."""
+        ...
+
+    @property
     def pieces(self) -> Pieces:
         """The bytes that each id stands for."""
         ...

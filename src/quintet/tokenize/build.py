@@ -43,13 +43,16 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
 
             return huggingface_tokenizer(config.path, config.revision)
         case CharTokenizerConfig():
-            return _kept(cache, _key(config, corpus, ""), lambda: characters_of(texts()))
+            return _kept(cache, _key(config, corpus), lambda: characters_of(texts()))
         case BPETokenizerConfig():
-            import tokenizers
-
             from quintet.tokenize.bpe import train_bpe
 
-            return _kept(cache, _key(config, corpus, tokenizers.__version__), lambda: train_bpe(config, texts()))
+            return _kept(cache, _key(config, corpus), lambda: train_bpe(config, texts()))
+
+
+def is_kept(config: TokenizerConfig, corpus: str, cache: Path) -> bool:
+    """Whether the tokenizer that ``config`` makes of the corpus with this fingerprint is in the cache already."""
+    return (cache / "tokenizers" / _key(config, corpus)).exists()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -78,7 +81,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _key(config: TokenizerConfig, corpus: str, library_version: str) -> str:
+def _key(config: TokenizerConfig, corpus: str) -> str:
+    library_version = ""
+    if isinstance(config, BPETokenizerConfig):
+        import tokenizers
+
+        library_version = tokenizers.__version__
     return digest(_RECIPE, config.model_dump_json(), corpus, library_version)
 
 

@@ -18,6 +18,7 @@ class ByteTokenizer:
     vocab_size = 257
     end_id = 256
     lossless = True
+    can_cut = True
     fingerprint = digest("byte")
 
     @property

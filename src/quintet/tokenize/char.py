@@ -20,6 +20,7 @@ class CharTokenizer:
     """An id is a character's rank in ``characters`` (distinct, sorted by code point); the last id ends a document."""
 
     lossless = True
+    can_cut = True
 
     def __init__(self, characters: str) -> None:
         self.characters = characters

@@ -28,6 +28,7 @@ from quintet.tokenize.folder import (
     write_text,
 )
 from quintet.tokenize.long_texts import PART, encode_in_parts
+from quintet.tokenize.pickled import load_pickled
 
 _FILE = "tokenizer.json"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]", "<eos>")
@@ -55,7 +56,7 @@ class HuggingFaceTokenizer:
         self.end_id = vocabulary[end]
         known = (chat or ChatRules()).known_to(vocabulary)
         self.chat = replace(known, tokens={**known.tokens, "eos_token": end})
-        self._cut_long = tokenizer_json.cuts_like_gpt2(self._rules)
+        self.can_cut = tokenizer_json.cuts_like_gpt2(self._rules)
 
     def __reduce__(self) -> tuple:
         return (HuggingFaceTokenizer, (tokenizer_json.serialized(self._rules), self._end, self.chat))
@@ -86,7 +87,7 @@ class HuggingFaceTokenizer:
         return Pieces(table, pieces.leading_space)
 
     def encode(self, text: str) -> list[int]:
-        if self._cut_long and len(text) > 2 * PART:
+        if self.can_cut and len(text) > 2 * PART:
             return self.encode_batch([text])[0].tolist()
         check_text(text)
         return self._library.encode(text, add_special_tokens=False).ids
@@ -97,6 +98,12 @@ class HuggingFaceTokenizer:
         added = {token["content"]: token["id"] for token in self._rules["added_tokens"] if token["special"]}
         vocabulary = _vocabulary(self._rules)
         return added | {token: vocabulary[token] for token in self.chat.tokens.values()}
+
+    @property
+    def continuing_ids(self) -> list[int]:
+        """Ids that go on with a word, marked at their beginning, as WordPiece does with ##."""
+        mark = self._rules["model"].get("continuing_subword_prefix")
+        return [number for token, number in _vocabulary(self._rules).items() if mark and token.startswith(mark)]
 
     def encode_template(self, text: str) -> list[int]:
         """``encode`` where the text of a special token is its id, for what a template has written."""
@@ -113,7 +120,7 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             check_text(text)
-        return encode_in_parts(texts, self._encode_all) if self._cut_long else self._encode_all(texts)
+        return encode_in_parts(texts, self._encode_all) if self.can_cut else self._encode_all(texts)
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -146,7 +153,10 @@ def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFace
     """
     place = Path(path).expanduser()
     file = place / _FILE if place.is_dir() else place
-    if file.is_file():
+    if file.suffix == ".pkl" and file.is_file():
+        rules, chat = _rules_of(load_pickled(file), path)
+        where = path
+    elif file.is_file():
         rules = read_bytes(file).decode("utf-8", errors="replace")
         chat = read_chat_rules(file.parent)
         where = str(file)
@@ -227,9 +237,14 @@ def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[st
             f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
             f"({reason}); correct the path, or fetch the tokenizer once with a network"
         ) from None
+    rules, chat = _rules_of(found, path)
+    ends = read_chat_rules(place).end_ids if place.is_dir() else ()
+    return rules, replace(chat, end_ids=ends)
+
+
+def _rules_of(found: Any, path: str) -> tuple[str, ChatRules]:
+    """What a tokenizer of `transformers` does."""
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
-    chat = ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
-    ends = read_chat_rules(place).end_ids if place.is_dir() else ()
-    return backend.to_str(), replace(chat, end_ids=ends)
+    return backend.to_str(), ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))

@@ -12,7 +12,7 @@ same without what came before. Merges happen inside a match only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,13 +22,16 @@ _CUT = re.compile("(?<=[A-Za-z]) ")
 
 def split_long(text: str) -> list[str]:
     """``text`` in parts of about ``PART`` characters; one part where no safe cut exists."""
-    cuts = [0]
-    while len(text) - cuts[-1] > 2 * PART:
-        found = _CUT.search(text, cuts[-1] + PART)
-        if found is None:
-            break
-        cuts.append(found.start())
-    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return list(cut_text(text, PART))
+
+
+def cut_text(text: str, size: int) -> Iterator[str]:
+    """``text`` in parts of about ``size`` characters, the last one at most twice as long, where safe cuts exist."""
+    start = 0
+    while len(text) - start > 2 * size and (found := _CUT.search(text, start + size)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
 
 
 def encode_in_parts(texts: Sequence[str], encode: Callable[[Sequence[str]], list[np.ndarray]]) -> list[np.ndarray]:

@@ -59,6 +59,7 @@ class TiktokenTokenizer:
     """A byte-level BPE given by its pattern, the rank of each merged byte string, and its special tokens."""
 
     lossless = True
+    can_cut = True
 
     def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> None:
         self.name = name

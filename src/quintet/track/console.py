@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_LINE_SECONDS = 30  # between two lines about what is prepared, where no line can move
 
 
 class Reporter:
@@ -17,6 +19,7 @@ class Reporter:
         self._task: TaskID | None = None
         self._stage = ""
         self._first: tuple[float, int] | None = None
+        self._told = 0.0
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -24,12 +27,22 @@ class Reporter:
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` bytes of ``stage`` are read."""
+        now = time.perf_counter()
         if stage != self._stage:
-            self._stage = stage
-            self._move(f"{stage} ", TimeRemainingColumn())
+            self._stage, self._first, self._told = stage, (now, done), now
+            self._move(f"{stage} ")
             if not self.console.is_terminal:
                 self.say(f"{stage} ({total / 1e6:,.1f} MB)")
-        self._update(done, total, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+        assert self._first is not None
+        began, first = self._first
+        figures = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        if done > first:  # what was there before this call says nothing of its speed
+            speed = (done - first) / max(now - began, 1e-9)
+            figures += f" · {speed / 1e6:,.1f} MB/s · {_clock((total - done) / speed)} left"
+        self._update(done, total, figures)
+        if not self.console.is_terminal and done < total and now - self._told >= _LINE_SECONDS:
+            self._told = now
+            self.say(f"{stage}: {figures}")
         if done >= total:
             self.close()
 
@@ -56,7 +69,7 @@ class Reporter:
             self._progress.stop()
         self._progress, self._stage = None, ""
 
-    def _move(self, label: str, *columns: TimeRemainingColumn) -> None:
+    def _move(self, label: str) -> None:
         if self._progress is not None:
             self._progress.stop()
         if not self.console.is_terminal:
@@ -66,9 +79,7 @@ class Reporter:
             if label == "step"
             else [TextColumn(label)]
         )
-        self._progress = Progress(
-            *shape, BarColumn(20), TextColumn("{task.description}"), *columns, console=self.console
-        )
+        self._progress = Progress(*shape, BarColumn(20), TextColumn("{task.description}"), console=self.console)
         self._task = self._progress.add_task("")
         self._progress.start()
 

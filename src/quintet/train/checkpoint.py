@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Progress:
-    """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue."""
+    """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue.
+
+    ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them.
+    """
 
     step: int = 0
     skipped_steps: int = 0
@@ -53,6 +56,7 @@ class Progress:
     tokenizer: str = ""
     corpus: str = ""
     scaler: dict[str, Any] | None = None
+    stages: list[list[Any]] = field(default_factory=list)
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step."""

@@ -138,6 +138,7 @@ def _validate(run: Run) -> ValidationResult | None:
         run.validation.batches(size, run.config.evaluate.samples),
         run.compute,
         bytes_per_token=run.bytes_per_token,
+        labels=run.validation.labels,
     )
     run.progress = run.progress.validated(result.loss)
     # A busy neighbour at the start would make the peak too low for the whole run.
@@ -148,4 +149,6 @@ def _validate(run: Run) -> ValidationResult | None:
         f"step {run.progress.step}: validation loss {result.loss:.4f} nats, perplexity {result.perplexity:.2f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
     )
+    for line in result.lines():
+        run.reporter.say(line)
     return result

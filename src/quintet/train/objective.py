@@ -34,12 +34,18 @@ class Objective:
         return Smoothing(self.config.label_smoothing, self.config.z_loss)
 
     def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
-        """``batch`` as the model gets it: with the masked loss some inputs are hidden and the others lose their target.
+        """``batch`` as the model gets it: documents numbered where masks tell them apart, no loss on ids that the
+        config leaves out, and with the masked loss some inputs hidden while the others lose their target.
 
         A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
         whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
         token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
         """
+        if self.model.tells_documents and batch.documents is None:
+            batch = replace(batch, documents=_numbered(batch.inputs, self.end_id))
+        if self.config.ignore_token_ids or self.config.ignore_token_range:
+            targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
+            batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
         if not isinstance(self.config, MaskedLossConfig):
             return batch
         inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
@@ -58,11 +64,35 @@ class Objective:
             inputs[row, chosen[drawn] + 1] = random.integers(self.vocab_size, size=int(drawn.sum()))
         return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
 
-    def loss(self, model: Model, inputs: Tensor, targets: Tensor, *, plain: bool = False) -> Tensor:
+    def _ignored(self, targets: np.ndarray) -> np.ndarray:
+        """Where the config leaves ``targets`` out of the loss."""
+        found = np.isin(targets, self.config.ignore_token_ids)
+        if self.config.ignore_token_range is not None:
+            first, last = self.config.ignore_token_range
+            found |= (first <= targets) & (targets <= last)
+        return found
+
+    def loss(
+        self,
+        model: Model,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *,
+        plain: bool = False,
+    ) -> Tensor:
         """Summed loss in nats of ``inputs`` [samples, length] against ``targets`` of the same shape, with ``IGNORED``
-        where there is none; ``plain`` leaves out label smoothing and z-loss."""
+        where there is none; ``plain`` leaves out label smoothing and z-loss.
+
+        ``documents``, of the same shape, numbers the document of each input, for masks that tell them apart; without it
+        one ends with every end id.
+        """
         smoothing = Smoothing() if plain else self.smoothing
-        hidden = model.hidden(inputs, documents=self._documents(inputs), prompts=self._prompts(targets))
+        if not self.model.tells_documents:
+            documents = None
+        elif documents is None:
+            documents = document_numbers(inputs, self.end_id)
+        hidden = model.hidden(inputs, documents=documents, prompts=self._prompts(targets))
         weight = model.head_weight
         if weight is None:
             return cross_entropy(model.logits(hidden), targets, smoothing)
@@ -76,9 +106,6 @@ class Objective:
             chunk=self.config.chunk,
         )
 
-    def _documents(self, inputs: Tensor) -> Tensor | None:
-        return document_numbers(inputs, self.end_id) if self.model.tells_documents else None
-
     def _prompts(self, targets: Tensor) -> Tensor | None:
         """Tokens before the first that is to be predicted, for the prefix mask: [samples]."""
         if self.model.kind != "transformer" or self.model.attention.mask != "prefix":
@@ -86,3 +113,9 @@ class Objective:
         valid = targets != IGNORED
         first = torch.where(valid.any(1), valid.int().argmax(1), targets.shape[1] - 1)
         return first + 1
+
+
+def _numbered(inputs: np.ndarray, end_id: int) -> np.ndarray:
+    """The document of each of ``inputs`` [samples, length], before any of them is hidden."""
+    ends = inputs == end_id
+    return np.cumsum(ends, axis=1) - ends

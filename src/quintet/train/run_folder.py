@@ -19,6 +19,7 @@ CONTINUABLE = (
     "runs_dir",
     "data.cache_dir",
     "data.processes",
+    "data.stages",  # those that lie ahead; what the checkpoint was trained with is compared with what it says
     "train.steps",
     "train.tokens",
     "train.epochs",
@@ -41,8 +42,8 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.runs_dir).expanduser() / config.name
 
 
-def open_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
-    """Make or reopen the folder of a run; returns it and a line for each setting that changed since it was made.
+def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
+    """The folder of a run, new or not, and a line for each setting that changed since it was made; nothing is written.
 
     Raises UserError when the folder holds a run that ``config`` cannot continue, with every difference.
     """
@@ -60,11 +61,15 @@ def open_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
         changes = [f"{key}: {old} → {new}" for key, old, new in changed]
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no run; choose another name (name=…) or runs_dir")
+    return folder, changes
+
+
+def write_run_file(config: RunConfig, folder: Path) -> None:
+    """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / ".run.yaml"
     unfinished.write_text(_circumstances() + dump_run_config(config), encoding="utf-8")
     os.replace(unfinished, folder / "run.yaml")
-    return folder, changes
 
 
 def read_run_config(folder: Path) -> RunConfig:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
-from quintet.config.training import TrainConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
+from quintet.data.order import left_out_line, stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
@@ -31,7 +32,7 @@ from quintet.train.compute import Compute, choose_compute, keep_freed_memory, ma
 from quintet.train.model import make_model, make_objective, training_flops
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.run_folder import open_run_folder
+from quintet.train.run_folder import find_run_folder, write_run_file
 from quintet.train.start import starting_weights
 from quintet.train.step import rehearse
 
@@ -69,14 +70,15 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
-    folder, changes = open_run_folder(config)
+    folder, changes = find_run_folder(config)
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle"):
         compute = replace(compute, compile=False)  # each new rate would compile the model anew
     prepared = prepare(config, progress=reporter.preparing)
     objective = make_objective(config, prepared.tokenizer)
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
-    progress = _found_progress(folder, prepared)
+    progress = _found_progress(folder, prepared, stage_facts(config, prepared.train.order))
+    write_run_file(config, folder)
     if progress.step == 0:
         _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
 
@@ -114,23 +116,16 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         peak=measure_peak(compute),
         progress=progress,
     )
-    _introduce(run, [*(start.notes if start else []), *(f"changed since the run began: {line}" for line in changes)])
+    notes = [*left_out_line(prepared.left_out), *stage_lines(config, prepared.train.order)]
+    notes += start.notes if start else []
+    _introduce(run, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
 
 
-def total_steps(train: TrainConfig, batch_samples: int, sequence_length: int, epoch_samples: int) -> int:
-    """Optimizer steps of a run, whichever of steps, tokens and epochs says how long it is."""
-    if train.steps is not None:
-        return train.steps
-    if train.tokens is not None:
-        return math.ceil(train.tokens / (batch_samples * sequence_length))
-    assert train.epochs is not None
-    return math.ceil(train.epochs * epoch_samples / batch_samples)
-
-
-def _found_progress(folder: Path, prepared: Prepared) -> Progress:
-    """How far the run in ``folder`` is. Raises UserError if it was trained on other tokens than those prepared now."""
-    fresh = Progress(tokenizer=prepared.tokenizer.fingerprint, corpus=prepared.fingerprint)
+def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]]) -> Progress:
+    """How far the run in ``folder`` is. Raises UserError if it was trained on other tokens than those prepared now, or
+    with other ``stages`` as far as it is."""
+    fresh = Progress(tokenizer=prepared.tokenizer.fingerprint, corpus=prepared.fingerprint, stages=stages)
     checkpoints = folder / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:
@@ -143,7 +138,21 @@ def _found_progress(folder: Path, prepared: Prepared) -> Progress:
                 f"({getattr(found, name)} then, {getattr(fresh, name)} now); restore the sources, or choose "
                 "another name (name=…)"
             )
-    return found
+    _check_stages(folder, found, stages)
+    return replace(found, stages=stages)
+
+
+def _check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:
+    """Stages that lie ahead may change, those that the run has been through may not."""
+    begun, now = ([one for one in some if one[0] < found.step] for some in (found.stages, stages))
+    if begun == now:
+        return
+    ends = ", ".join(f"until: {start:,}" for start, _ in begun[1:])
+    then = f"stages with {ends}" if ends else "one stage" if begun else "no stages"
+    raise UserError(
+        f"data.stages: {folder} was trained up to step {found.step:,} with {then}, and this run file has others before "
+        "that step (fractions move with the run's steps); write `until` in steps, or choose another name (name=…)"
+    )
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -29,13 +29,15 @@ def accumulate_gradients(
     each contributes its sum over that one count. Dropout is keyed by step and micro-batch.
     """
     inputs, targets = (_on_device(array, compute.device) for array in (batch.inputs, batch.targets))
+    documents = None if batch.documents is None else _on_device(batch.documents, compute.device)
     size = config.batch.micro_batch_size
     loss = torch.zeros((), device=compute.device)
     for index, start in enumerate(range(0, len(inputs), size)):
         torch.manual_seed(key(config.seed, "dropout", step, index))
         rows = slice(start, start + size)
         with compute.autocast():
-            part = objective.loss(model, inputs[rows], targets[rows]) / batch.valid
+            numbers = None if documents is None else documents[rows]
+            part = objective.loss(model, inputs[rows], targets[rows], numbers) / batch.valid
         scaler.scale(part).backward()
         loss += part.detach()
     return loss

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from quintet.train.objective import Objective
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text."""
+    """``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text; with several labels also that
+    of each ``label``, whose losses, tokens and bytes add up to these."""
 
     loss: float
     tokens: int
     bytes: int
+    labels: Mapping[str, ValidationResult] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -37,12 +39,25 @@ class ValidationResult:
         return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """The figures under the names that trackers show."""
-        return {
-            "validation/loss": self.loss,
-            "validation/perplexity": self.perplexity,
-            "validation/bits_per_byte": self.bits_per_byte,
-        }
+        """The figures under the names that trackers show; those of a label as ``validation/<label>/loss``."""
+        figures: dict[str, float] = {}
+        for group, result in (
+            ("validation", self),
+            *((f"validation/{name}", one) for name, one in self.labels.items()),
+        ):
+            figures[f"{group}/loss"] = result.loss
+            figures[f"{group}/perplexity"] = result.perplexity
+            figures[f"{group}/bits_per_byte"] = result.bits_per_byte
+        return figures
+
+    def lines(self) -> list[str]:
+        """The figures of each label as a person reads them."""
+        width = max(map(len, self.labels), default=0)
+        return [
+            f"  {name:{width}} {one.loss:.4f} nats, perplexity {one.perplexity:.2f}, {one.bits_per_byte:.4f} bits per "
+            f"byte over {one.tokens:,} tokens"
+            for name, one in self.labels.items()
+        ]
 
 
 @contextmanager
@@ -64,23 +79,61 @@ def validate(
     compute: Compute,
     *,
     bytes_per_token: np.ndarray,
+    labels: Sequence[str] = (),
 ) -> ValidationResult:
     """Mean cross-entropy of ``model`` over the valid targets of ``batches``; with the masked loss, always the same
     tokens are hidden.
 
-    ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. The sum is kept in fp64 on the host, so
-    that the result does not depend on how the samples are batched beyond the rounding of the losses themselves.
+    ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. With ``labels``, the name of each source,
+    there is a result of each label too; sources of one label are pooled. Sums are kept in fp64 on the host, so that
+    they do not depend on how the samples are batched beyond the rounding of the losses themselves.
     """
-    total, rows, tokens, size = 0.0, 0, 0, 0
+    names = list(dict.fromkeys(labels)) or [""]
+    group = np.array([names.index(label) for label in labels] or [0])
+    sums = [_Sum() for _ in names]
+    rows = 0
     with evaluation_mode(model):
         for unmasked in batches:
-            batch = objective.prepare(unmasked, "validation", first_row=rows)
-            rows += len(batch.inputs)
-            inputs = torch.from_numpy(batch.inputs).to(compute.device)
-            targets = torch.from_numpy(batch.targets).to(compute.device)
-            with compute.autocast():
-                loss = objective.loss(model, inputs, targets, plain=True)
-            total += loss.item()
-            tokens += batch.valid
-            size += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
-    return ValidationResult(total / max(tokens, 1), tokens, size)
+            whole = objective.prepare(unmasked, "validation", first_row=rows)
+            rows += len(whole.inputs)
+            owners = group[whole.sources] if len(names) > 1 else np.zeros(len(whole.inputs), dtype=np.int64)
+            for owner in np.unique(owners).tolist():
+                batch = _rows(whole, owners == owner)
+                sums[owner].loss += _loss(model, objective, batch, compute)
+                sums[owner].tokens += batch.valid
+                sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
+    found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
+    total = _Sum(sum(one.loss for one in sums), sum(one.tokens for one in sums), sum(one.bytes for one in sums))
+    return total.result(found if len(names) > 1 else {})
+
+
+@dataclass
+class _Sum:
+    """Loss in nats, and the targets and bytes that it is the sum of."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+
+    def result(self, labels: Mapping[str, ValidationResult] | None = None) -> ValidationResult:
+        return ValidationResult(self.loss / max(self.tokens, 1), self.tokens, self.bytes, labels or {})
+
+
+def _rows(batch: Batch, rows: np.ndarray) -> Batch:
+    """The samples of ``batch`` where ``rows``, bool [samples], is true."""
+    if rows.all():
+        return batch
+    targets = batch.targets[rows]
+    documents = None if batch.documents is None else batch.documents[rows]
+    return Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum()), documents)
+
+
+def _loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
+    """Summed loss of ``batch``."""
+    arrays = (batch.inputs, batch.targets, batch.documents)
+    tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
+    inputs, targets, documents = tensors
+    assert inputs is not None
+    assert targets is not None
+    with compute.autocast():
+        return objective.loss(model, inputs, targets, documents, plain=True).item()

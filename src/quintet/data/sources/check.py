@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
+import os
 from pathlib import Path
 
 from quintet.config.data import (
+    BinSource,
+    CsvSource,
     HuggingFaceSource,
     JsonlSource,
+    MegatronSource,
+    NpySource,
+    ParquetSource,
     PythonStdlibSource,
     SourceConfig,
     StoreSource,
+    TatmSource,
     TextSource,
 )
 from quintet.config.schema import RunConfig
@@ -18,8 +26,12 @@ from quintet.data.sources.files import as_paths, check_path
 from quintet.data.sources.stdlib import library_folder
 from quintet.errors import UserError
 
+AnyFileSource = TextSource | JsonlSource | CsvSource | ParquetSource | NpySource | BinSource
+
 MANIFEST = "manifest.json"
 NEEDS_DATASETS = "a source of kind huggingface needs the 'hf' extra: pip install 'quintet[hf]'"
+
+NEEDS_PYARROW = "a source of kind parquet needs the 'hf' extra: pip install 'quintet[hf]'"
 
 
 def check_sources(config: RunConfig) -> None:
@@ -40,26 +52,45 @@ def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
     return training + held_out
 
 
-def folder_suffix(source: TextSource | JsonlSource) -> str:
+def folder_suffixes(source: AnyFileSource) -> tuple[str, ...]:
     """How the names of the files end that are read when ``source`` names a folder."""
-    return ".jsonl" if isinstance(source, JsonlSource) else ""
+    if isinstance(source, TextSource):
+        return ("",)
+    whole = f".{source.kind}"
+    return (whole, *(whole + ending for ending in (".gz", ".zst"))) if source.kind in ("jsonl", "csv") else (whole,)
 
 
 def _problems(source: SourceConfig, where: str) -> list[str]:
     match source:
         case PythonStdlibSource():
             return [] if library_folder().is_dir() else [no_library(where)]
-        case TextSource() | JsonlSource():
-            found = [check_path(path, folder_suffix(source), f"{where}.path") for path in as_paths(source.path)]
-            return [problem for problem in found if problem is not None]
+        case TextSource() | JsonlSource() | CsvSource() | ParquetSource() | NpySource() | BinSource():
+            missing = [NEEDS_PYARROW] if isinstance(source, ParquetSource) and not _there("pyarrow") else []
+            found = [check_path(path, folder_suffixes(source), f"{where}.path") for path in as_paths(source.path)]
+            return [f"{where}: {problem}" for problem in missing] + [one for one in found if one is not None]
         case StoreSource():
             folder = Path(source.path).expanduser()
             return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
         case HuggingFaceSource():
-            missing = [] if importlib.util.find_spec("datasets") else [f"{where}: {NEEDS_DATASETS}"]
+            missing = [] if _there("datasets") else [f"{where}: {NEEDS_DATASETS}"]
             if looks_local(source.path) and not Path(source.path).expanduser().is_dir():
                 missing.append(f"{where}.path: there is no folder {source.path} in {Path.cwd()}; correct the path")
             return missing
+        case TatmSource() | MegatronSource():
+            return [
+                f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"
+                for path in as_paths(source.path)
+                if not any(sign in path for sign in "*?[") and not _begun(path)
+            ]
+
+
+def _begun(path: str) -> bool:
+    """Whether something is there whose name begins with ``path``: names of Megatron's are without an ending."""
+    return bool(glob.glob(f"{glob.escape(os.path.expanduser(path))}*"))
+
+
+def _there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def looks_local(path: str) -> bool:

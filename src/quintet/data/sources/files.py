@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.data.sources import remote
+from quintet.data.sources.remote import is_remote
 from quintet.errors import UserError
 
 _MAGIC = "*?["
@@ -17,33 +19,44 @@ _MAGIC = "*?["
 @dataclass(frozen=True)
 class File:
     """A file of a source: ``name`` is its path relative to the folder that was named, ``named`` whether the user named
-    the file itself (or a pattern for it) and not only its folder. Size in bytes, time in nanoseconds."""
+    the file itself (or a pattern for it) and not only its folder. Size in bytes, time in nanoseconds. ``stamp`` is what
+    a server says of the content, "" on this disk."""
 
     path: str
     name: str
     named: bool
     size: int
     mtime_ns: int
+    stamp: str = ""
+
+    @property
+    def facts(self) -> str:
+        """What is known of the file without reading it."""
+        return f"{self.name}\n{self.named}\n{self.size}\n{self.mtime_ns}\n{self.stamp}"
 
 
-def find_files(paths: str | tuple[str, ...], suffix: str, where: str) -> list[File]:
+def find_files(paths: str | tuple[str, ...], suffixes: tuple[str, ...], where: str) -> list[File]:
     """The files that ``paths`` stand for, in the order of ``paths`` and sorted by name within one; each once.
 
-    A path is a file, a folder (all files below it whose name ends with ``suffix``, hidden ones left out) or a pattern
-    of `glob`, relative to the working directory. Raises UserError, with ``where`` as the key at fault, for what does
-    not exist, matches nothing or cannot be read.
+    A path is a file, a folder (all files below it whose name ends with one of ``suffixes``, hidden ones left out) or a
+    pattern of `glob`, relative to the working directory, or an address that fsspec knows. Raises UserError, with
+    ``where`` as the key at fault, for what does not exist, matches nothing or cannot be read.
     """
     found: dict[str, File] = {}
     for path in as_paths(paths):
-        for file in sorted(_matching(path, suffix, where), key=lambda file: file.name):
-            found.setdefault(os.path.realpath(file.path), file)
+        for file in sorted(_matching(path, suffixes, where), key=lambda file: file.name):
+            found.setdefault(file.path if is_remote(file.path) else os.path.realpath(file.path), file)
     return list(found.values())
 
 
-def check_path(path: str, suffix: str, where: str) -> str | None:
-    """What is wrong with ``path``, None when it names at least one file. Stops at the first file, and reads none."""
+def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
+    """What is wrong with ``path``, None when it names at least one file. Stops at the first file, and reads none.
+
+    An address is taken on trust."""
+    if is_remote(path):
+        return None
     try:
-        next(_matching(path, suffix, where))
+        next(_matching(path, suffixes, where))
     except UserError as error:
         return str(error)
     return None
@@ -71,10 +84,19 @@ def described(path: Path, name: str, named: bool) -> File:
     return File(str(path), name, named, facts.st_size, facts.st_mtime_ns)
 
 
-def _matching(path: str, suffix: str, where: str) -> Iterator[File]:
+def files_at(address: str) -> Iterator[File]:
+    """The files that an address stands for: the one, those of a folder, or those that match a pattern."""
+    for path, name, named, size, stamp in remote.found(address):
+        yield File(path, name, named, size, 0, stamp)
+
+
+def _matching(path: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
+    if is_remote(path):
+        yield from _at(path, suffixes, where)
+        return
     place = Path(path).expanduser()
     if place.is_dir():
-        yield from _below(place, path, suffix, where)
+        yield from _below(place, path, suffixes, where)
     elif place.exists():
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise UserError(f"{where}: {path} is no regular file; name a file or a folder")
@@ -85,14 +107,14 @@ def _matching(path: str, suffix: str, where: str) -> Iterator[File]:
         raise UserError(f"{where}: {path} does not exist in {Path.cwd()}; correct the path or make the file")
 
 
-def _below(folder: Path, path: str, suffix: str, where: str) -> Iterator[File]:
+def _below(folder: Path, path: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
     empty = True
     for file in walk(folder, lambda name: name.startswith("."), where):
-        if file.name.endswith(suffix):
+        if file.name.endswith(suffixes):
             empty = False
             yield described(file, file.relative_to(folder).as_posix(), named=False)
     if empty:
-        raise UserError(f"{where}: the folder {path} holds no file{f' *{suffix}' if suffix else ''}; name another one")
+        raise UserError(f"{where}: the folder {path} holds no file{_kinds(suffixes)}; name another one")
 
 
 def _globbed(pattern: Path, path: str, where: str) -> Iterator[File]:
@@ -104,6 +126,20 @@ def _globbed(pattern: Path, path: str, where: str) -> Iterator[File]:
             yield described(Path(match), Path(match).relative_to(root).as_posix(), named=True)
     if empty:
         raise UserError(f"{where}: {path} matches no file in {Path.cwd()}; correct the pattern")
+
+
+def _at(address: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
+    empty = True
+    for file in files_at(address):
+        if file.named or file.name.endswith(suffixes):
+            empty = False
+            yield file
+    if empty:
+        raise UserError(f"{where}: there is no file{_kinds(suffixes)} at {address}; correct the address")
+
+
+def _kinds(suffixes: tuple[str, ...]) -> str:
+    return "".join(f" *{suffix}" for suffix in suffixes[:1] if suffix)
 
 
 def _before_magic(parts: tuple[str, ...]) -> list[str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from quintet.config.data import HuggingFaceSource
 from quintet.data.sources.check import NEEDS_DATASETS, looks_local
+from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import described, walk
+from quintet.data.sources.rows import Place, Row, columns_of, document_maker, documents_of
+from quintet.data.sources.tables import wanted
 from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 
 _ROWS_READ = 1000
@@ -44,16 +48,19 @@ class Dataset:
 
 
 def describe_dataset(source: HuggingFaceSource, where: str) -> Dataset:
-    """Load the dataset of ``source`` and check its column. Raises UserError when there is none, or no text in it."""
+    """Load the dataset of ``source`` and check its columns. Raises UserError for what is not there."""
     _load.cache_clear()  # the folder may hold another dataset than at the last call in this process
     dataset = _load(source.path, source.name, source.split)
-    feature = dataset.features.get(source.field)
-    if feature is None:
-        raise UserError(
-            f"{where}.field: {source.path} has no column {source.field!r}; it has {', '.join(dataset.column_names)}"
-        )
-    if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"{where}.field: column {source.field!r} of {source.path} holds {feature}, not text")
+    columns = columns_of(source.document)
+    for name in (*columns.texts, *columns.others):
+        if name not in dataset.column_names:
+            raise UserError(
+                f"{where}.document: {source.path} has no column {name!r}; it has {', '.join(dataset.column_names)}"
+            )
+    for name in columns.texts:
+        feature = dataset.features[name]
+        if getattr(feature, "dtype", None) not in ("string", "large_string"):
+            raise UserError(f"{where}.document: column {name!r} of {source.path} holds {feature}, not text")
     return Dataset(_fingerprint(source, dataset), len(dataset), max(1, dataset.data.nbytes))
 
 
@@ -65,17 +72,22 @@ def row_units(source: HuggingFaceSource, dataset: Dataset, length: int) -> list[
     return [RowUnit(source, start, stop, dataset.size * (stop - start) // dataset.rows) for start, stop in bounds]
 
 
-def row_documents(unit: RowUnit) -> Iterator[str]:
-    """Documents of ``unit``, empty ones included. Raises UserError for a row without text."""
-    dataset = _load(unit.source.path, unit.source.name, unit.source.split).select_columns([unit.source.field])
+def row_documents(unit: RowUnit, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+    """Documents of ``unit``, empty ones included. Raises UserError for a row that cannot be used, or with
+    ``on_error: skip`` counts it in ``report``."""
+    make = document_maker(unit.source.document, tokenizer)
+    return documents_of(_rows(unit), make, unit.source.on_error == "skip", report)
+
+
+def _rows(unit: RowUnit) -> Iterator[tuple[Row, Place]]:
+    source = unit.source
+    dataset = _load(source.path, source.name, source.split)
+    dataset = dataset.select_columns(wanted(dataset.column_names, columns_of(source.document)))
     for start in range(unit.start, unit.stop, _ROWS_READ):
-        rows = dataset[start : min(start + _ROWS_READ, unit.stop)][unit.source.field]
-        for index, text in enumerate(rows, start):
-            if text is None:
-                raise UserError(
-                    f"{unit.source.path}: row {index} has no text in column {unit.source.field!r}; filter such rows out"
-                )
-            yield text
+        rows = dataset[start : min(start + _ROWS_READ, unit.stop)]
+        names = list(rows)
+        for index, values in enumerate(zip(*rows.values(), strict=True), start):
+            yield dict(zip(names, values, strict=True)), partial("{}: row {}".format, source.path, index)
 
 
 @lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit

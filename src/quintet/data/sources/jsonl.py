@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from quintet.config.data import JsonlSource
+from quintet.data.sources import compressed
+from quintet.data.sources.compressed import is_compressed
+from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File
+from quintet.data.sources.rows import BadRow, MakeDocument, Place, check_texts, document_maker, documents_of, kind_of
 from quintet.data.sources.spans import Span, cut, line_of, read, records
-from quintet.errors import UserError
-from quintet.tokenize.base import check_text
+from quintet.tokenize import Tokenizer
 
 _BOM = b"\xef\xbb\xbf"
-_MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
 class JsonlUnit:
-    """Whole lines of one or several files."""
+    """Whole lines of one or several files; compressed files are read as a whole."""
 
+    source: JsonlSource
     spans: tuple[Span, ...]
-    field: str
 
     @property
     def size(self) -> int:
@@ -34,68 +38,67 @@ class JsonlUnit:
         return first.path if first.path == last.path else f"{first.path} to {last.path}"
 
 
-def jsonl_units(files: list[File], field: str, length: int) -> list[JsonlUnit]:
+def jsonl_units(source: JsonlSource, files: list[File], length: int) -> list[JsonlUnit]:
     """Work units of about ``length`` bytes: large files are cut between lines, small ones are read together."""
     units: list[JsonlUnit] = []
     group: list[Span] = []
     filled = 0
     for file in files:
-        for span in cut(file.path, file.size, b"\n", length):
+        whole = [Span(file.path, 0, file.size)]
+        for span in whole if is_compressed(file.path) else cut(file.path, file.size, b"\n", length):
             if group and filled + span.size > length:
-                units.append(JsonlUnit(tuple(group), field))
+                units.append(JsonlUnit(source, tuple(group)))
                 group, filled = [], 0
             group.append(span)
             filled += span.size
-    return [*units, JsonlUnit(tuple(group), field)] if group else units
+    return [*units, JsonlUnit(source, tuple(group))] if group else units
 
 
-def jsonl_documents(unit: JsonlUnit) -> Iterator[str]:
+def jsonl_documents(unit: JsonlUnit, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
     """Documents of ``unit``, empty ones included. Lines of white space are passed over.
 
-    Raises UserError with file and line for what is no JSON object or has no text in the field.
+    Raises UserError with file and line for what is no JSON object or lacks what a document needs, or with
+    ``on_error: skip`` counts it in ``report``.
     """
+    make = partial(_document, document_maker(unit.source.document, tokenizer))
     for span in unit.spans:
-        for offset, line in records(read(span), b"\n"):
-            if span.start + offset == 0:
-                line = line.removeprefix(_BOM)
-            if line and not line.isspace():
-                yield _text(line, unit.field, span, offset)
+        lines = _lines_of_stream(span.path) if is_compressed(span.path) else _lines(span)
+        yield from documents_of(lines, make, unit.source.on_error == "skip", report)
 
 
-def _text(line: bytes, field: str, span: Span, offset: int) -> str:
-    def problem(what: str) -> UserError:
-        return UserError(f"{span.path}:{line_of(span.path, span.start + offset)}: {what}")
+def _lines(span: Span) -> Iterator[tuple[bytes, Place]]:
+    for offset, line in records(read(span), b"\n"):
+        if span.start + offset == 0:
+            line = line.removeprefix(_BOM)
+        if line and not line.isspace():
+            yield line, partial(_place, span.path, span.start + offset)
 
+
+def _place(path: str, offset: int) -> str:
+    return f"{path}:{line_of(path, offset)}"
+
+
+def _lines_of_stream(path: str) -> Iterator[tuple[bytes, Place]]:
+    for number, line in enumerate(compressed.records(compressed.blocks(path), b"\n"), 1):
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if line and not line.isspace():
+            yield line, partial("{}:{}".format, path, number)
+
+
+def _document(make: MakeDocument, line: bytes, place: Callable[[], str]) -> Document | None:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise problem(f"byte {error.start} of the line is not UTF-8; convert the file to UTF-8") from None
+        raise BadRow("not_utf8", f"byte {error.start} of the line is not UTF-8; convert the file to UTF-8") from None
     except json.JSONDecodeError as error:
-        raise problem(f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line") from None
+        message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
+        raise BadRow("no_json", message) from None
+    except RecursionError:
+        raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
     if not isinstance(value, dict):
-        raise problem(
-            f"is {_kind(value)}, not a JSON object; each line must be one, such as {{{json.dumps(field)}: …}}"
-        )
-    if field not in value:
-        names = ", ".join(list(value)[:_MOST_NAMES]) or "no field at all"
-        raise problem(
-            f"has no field {field!r} (it has {names}); set `field` of the source to the one that holds the text"
-        )
-    text = value[field]
-    if not isinstance(text, str):
-        raise problem(
-            f"field {field!r} holds {_kind(text)}, not text; set `field` to one that does, or remove the line"
-        )
+        raise BadRow("no_json", f'is {kind_of(value)}, not a JSON object; each line must be one, such as {{"text": …}}')
+    document = make(value, place)
     if b"\\u" in line:
-        try:
-            check_text(text)
-        except UserError as error:
-            raise problem(str(error)) from None
-    return text
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names[type(value)]
+        check_texts(document)
+    return document

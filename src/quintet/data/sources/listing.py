@@ -5,27 +5,43 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from quintet.config.data import (
+    BinSource,
+    CsvSource,
     HuggingFaceSource,
     JsonlSource,
+    MegatronSource,
+    NpySource,
+    ParquetSource,
     PythonStdlibSource,
+    Source,
     SourceConfig,
-    StoreSource,
+    TatmSource,
     TextSource,
 )
-from quintet.data.sources.check import folder_suffix, no_library
+from quintet.config.documents import ChatField, TokenField
+from quintet.data.sources.check import folder_suffixes, no_library
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, as_paths, find_files
 from quintet.data.sources.huggingface import Dataset, RowUnit, describe_dataset, row_documents, row_units
 from quintet.data.sources.jsonl import JsonlUnit, jsonl_documents, jsonl_units
+from quintet.data.sources.megatron import MegatronUnit, megatron_documents, megatron_files, megatron_units
 from quintet.data.sources.stdlib import python_files
+from quintet.data.sources.tables import CsvUnit, ParquetUnit, csv_documents, parquet_documents, parquet_units
+from quintet.data.sources.tatm import TatmUnit, tatm_documents, tatm_files, tatm_units
 from quintet.data.sources.text import TextUnit, text_documents, text_units
+from quintet.data.sources.token_files import ArrayUnit, array_documents, array_units, with_labels
 from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 
-ReadSource = PythonStdlibSource | TextSource | JsonlSource | HuggingFaceSource
-Unit = TextUnit | JsonlUnit | RowUnit
+TokenSource = NpySource | BinSource | TatmSource | MegatronSource
+FileSource = TextSource | JsonlSource | CsvSource | ParquetSource
+ReadSource = PythonStdlibSource | FileSource | HuggingFaceSource | TokenSource
+TokenUnit = ArrayUnit | TatmUnit | MegatronUnit
+Unit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit
 
 UNIT_BYTES = 16 << 20
 _LARGEST_UNIT = 128 << 20
@@ -50,26 +66,59 @@ def label_of(source: SourceConfig) -> str:
         return source.label
     if isinstance(source, PythonStdlibSource):
         return source.kind
-    path = source.path if isinstance(source, StoreSource | HuggingFaceSource) else ", ".join(as_paths(source.path))
-    return f"{source.kind} {path}"
+    return f"{source.kind} {', '.join(as_paths(source.path))}"
 
 
 def list_source(source: ReadSource, where: str) -> Listing:
     """Look at what ``source`` names without reading it. Raises UserError when something is missing."""
-    how = source.model_dump_json(exclude={"path", "weight", "label"})
+    how = source.model_dump_json(exclude={"path", *Source.model_fields}) + _template(source, where)
     if isinstance(source, HuggingFaceSource):
         dataset = describe_dataset(source, where)
         return Listing(source, digest(how, dataset.fingerprint), dataset.size, dataset=dataset)
+    files = _files(source, where)
+    facts = [file.facts for file in files]
     if isinstance(source, PythonStdlibSource):
-        files = python_files()
-        if not files:
-            raise UserError(no_library(where))
         # Times are left out: every installation of one version has its own, and the same files.
         facts = [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
-    else:
-        files = find_files(source.path, folder_suffix(source), f"{where}.path")
-        facts = [f"{file.name}\n{file.named}\n{file.size}\n{file.mtime_ns}" for file in files]
     return Listing(source, digest(how, *facts), sum(file.size for file in files), files=tuple(files))
+
+
+def _files(source: PythonStdlibSource | FileSource | TokenSource, where: str) -> list[File]:
+    match source:
+        case PythonStdlibSource():
+            files = python_files()
+            if not files:
+                raise UserError(no_library(where))
+            return files
+        case TatmSource():
+            return tatm_files(source, where)
+        case MegatronSource():
+            return megatron_files(source, where)
+        case NpySource():
+            return with_labels(find_files(source.path, folder_suffixes(source), f"{where}.path"))
+        case _:
+            return find_files(source.path, folder_suffixes(source), f"{where}.path")
+
+
+def _template(source: ReadSource, where: str) -> str:
+    """The chat template that a source names, "" when it names none."""
+    document = getattr(source, "document", None)
+    if not isinstance(document, ChatField) or document.template is None:
+        return ""
+    try:
+        return Path(document.template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}.document.template: {document.template} cannot be read ({error})") from None
+
+
+def reading_rules(source: ReadSource, tokenizer: Tokenizer) -> str:
+    """What of ``tokenizer``, besides how it encodes a text, the documents of ``source`` depend on: the chat template.
+
+    To be part of a store's key."""
+    document = getattr(source, "document", None)
+    if not isinstance(document, ChatField) or document.template is not None:
+        return ""
+    return str(getattr(getattr(tokenizer, "chat", None), "template", None))
 
 
 def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
@@ -83,26 +132,54 @@ def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
     match source:
         case PythonStdlibSource():
             units, left_out = text_units(files, None, length)
-            return list(units), left_out
         case TextSource():
-            units, left_out = text_units(files, source.separator, length)
-            return list(units), left_out
+            units, left_out = text_units(files, source.separator, length, source.document, source.on_error)
+        case ParquetSource():
+            units, left_out = parquet_units(source, files, length)
         case JsonlSource():
-            return list(jsonl_units(files, source.field, length)), []
+            units, left_out = jsonl_units(source, files, length), []
+        case CsvSource():
+            units, left_out = [CsvUnit(source, file.path, file.size) for file in files], []
         case HuggingFaceSource():
             assert listing.dataset is not None
-            return list(row_units(source, listing.dataset, length)), []
+            units, left_out = row_units(source, listing.dataset, length), []
+        case NpySource() | BinSource():
+            units, left_out = array_units(source, files), []
+        case TatmSource():
+            units, left_out = tatm_units(source), []
+        case MegatronSource():
+            units, left_out = megatron_units(files, length), []
+    return list(units), left_out
 
 
-def documents(unit: Unit, report: Report) -> Iterator[Document]:
+def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
     """The documents of ``unit`` in their order, empty ones included.
 
-    What is left out is added to ``report``. Raises UserError with the place of what cannot be read.
+    Without a ``tokenizer`` these are the texts that one can be made from; of tokens that are ready there are none. What
+    is left out is added to ``report``. Raises UserError with the place of what cannot be read.
     """
     match unit:
         case TextUnit():
-            return text_documents(unit, report.left_out)
+            return text_documents(unit, report)
+        case ArrayUnit() | TatmUnit() | MegatronUnit():
+            return iter(()) if tokenizer is None else _ready(unit, report, tokenizer)
+        case _ if tokenizer is None and isinstance(unit.source.document, TokenField):
+            return iter(())
         case JsonlUnit():
-            return jsonl_documents(unit)
+            return jsonl_documents(unit, report, tokenizer)
+        case CsvUnit():
+            return csv_documents(unit, report, tokenizer)
+        case ParquetUnit():
+            return parquet_documents(unit, report, tokenizer)
         case RowUnit():
-            return row_documents(unit)
+            return row_documents(unit, report, tokenizer)
+
+
+def _ready(unit: TokenUnit, report: Report, tokenizer: Tokenizer) -> Iterator[Document]:
+    match unit:
+        case ArrayUnit():
+            return array_documents(unit, tokenizer.end_id)
+        case TatmUnit():
+            return tatm_documents(unit, report, tokenizer)
+        case MegatronUnit():
+            return megatron_documents(unit)

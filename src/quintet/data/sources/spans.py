@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
+from quintet.data.sources import remote
+from quintet.data.sources.remote import is_remote
 from quintet.errors import UserError
 
 _BLOCK = 1 << 16
@@ -63,6 +64,8 @@ def _safe_cut(file: BinaryIO, separator: bytes, nominal: int, size: int) -> int 
 
 def open_file(path: str) -> BinaryIO:
     """``path`` opened to read bytes. Raises UserError when that cannot be."""
+    if is_remote(path):
+        return remote.opened(path)
     try:
         return open(path, "rb")
     except OSError as error:
@@ -71,9 +74,12 @@ def open_file(path: str) -> BinaryIO:
 
 def read(span: Span) -> bytes:
     """The bytes of ``span``. Raises UserError when the file has become shorter."""
-    with open_file(span.path) as file:
-        file.seek(span.start)
-        data = file.read(span.size)
+    if is_remote(span.path):
+        data = remote.read_range(span.path, span.start, span.stop) if span.size else b""
+    else:
+        with open_file(span.path) as file:
+            file.seek(span.start)
+            data = file.read(span.size)
     if len(data) != span.size:
         raise UserError(f"{span.path}: became shorter while it was read; run again when nothing writes to it")
     return data
@@ -92,7 +98,7 @@ def records(data: bytes, separator: bytes) -> Iterator[tuple[int, bytes]]:
 def line_of(path: str, offset: int) -> int:
     """The number of the line, from 1, that byte ``offset`` of the file is in. Reads all before it: for messages."""
     line, left = 1, offset
-    with Path(path).open("rb") as file:
+    with open_file(path) as file:
         while left and (data := file.read(min(left, _READ))):
             line += data.count(b"\n")
             left -= len(data)

@@ -6,21 +6,28 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quintet.config.documents import TextConfig, WholeText
+from quintet.data.sources.compressed import BadFile, blocks, is_compressed
+from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File
+from quintet.data.sources.rows import text_maker
 from quintet.data.sources.spans import Span, cut, line_of, open_file, read
 from quintet.errors import UserError
 
 _READ = 1 << 20
 _BOM = "\ufeff"
+WHOLE = WholeText()
 
 
 @dataclass(frozen=True)
 class TextUnit:
-    """Whole small files, or a part of a large one. ``strict`` says that what is no UTF-8 is an error, not left out."""
+    """Whole small files, or a part of a large one; compressed files are read as a whole. ``strict`` says that what is
+    no UTF-8 is an error, not left out."""
 
     spans: tuple[Span, ...]
     strict: bool
     separator: str | None
+    document: TextConfig = WHOLE
 
     @property
     def size(self) -> int:
@@ -34,7 +41,13 @@ class TextUnit:
         return first.path if first == last else f"{first.path} to {last.path}"
 
 
-def text_units(files: list[File], separator: str | None, length: int) -> tuple[list[TextUnit], list[str]]:
+def text_units(
+    files: list[File],
+    separator: str | None,
+    length: int,
+    document: TextConfig = WHOLE,
+    on_error: str = "stop",
+) -> tuple[list[TextUnit], list[str]]:
     """Work units of about ``length`` bytes in the order of ``files``, and the files left out because they are no text.
 
     Only where a ``separator`` cuts documents can a file be cut into units. A file that was found in a folder is then
@@ -47,59 +60,76 @@ def text_units(files: list[File], separator: str | None, length: int) -> tuple[l
 
     def close_group() -> None:
         if group:
-            units.append(TextUnit(tuple(group), strict, separator))
+            units.append(TextUnit(tuple(group), strict, separator, document))
             group.clear()
 
     for file in files:
-        large = separator is not None and file.size > length
-        if large or file.named != strict or filled + file.size > length:
+        large = separator is not None and file.size > length and not is_compressed(file.path)
+        named = file.named and on_error == "stop"
+        if large or named != strict or filled + file.size > length:
             close_group()
-            filled, strict = 0, file.named
+            filled, strict = 0, named
         if not large:
             group.append(Span(file.path, 0, file.size))
             filled += file.size
-        elif not file.named and not _is_text_file(file.path):
+        elif not named and not _is_text_file(file.path):
             left_out.append(file.path)
         else:
             assert separator is not None
             spans = cut(file.path, file.size, separator.encode("utf-8"), length)
-            units.extend(TextUnit((span,), True, separator) for span in spans)
+            units.extend(TextUnit((span,), True, separator, document) for span in spans)
     close_group()
     return units, left_out
 
 
-def text_documents(unit: TextUnit, left_out: list[str]) -> Iterator[str]:
-    """Documents of ``unit``, empty ones included; the names of files that are no text are added to ``left_out``.
+def text_documents(unit: TextUnit, report: Report) -> Iterator[Document]:
+    """Documents of ``unit``, empty ones included; the names of files that are no text are added to ``report``.
 
     Raises UserError with file, line and byte for a named file that is not UTF-8.
     """
+    make = text_maker(unit.document)
     for span in unit.spans:
-        data = read(span)
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if unit.strict:
-                raise _not_utf8(span, error) from None
-            left_out.append(span.path)
-            continue
-        if not unit.strict and "\0" in text:
-            left_out.append(span.path)
-            continue
-        if span.start == 0:
-            text = text.removeprefix(_BOM)
-        if unit.separator is None:
-            yield text
-            continue
-        documents = text.split(unit.separator)
-        if not documents[-1]:
-            documents.pop()
-        yield from documents
+        for text in _texts(unit, span, report):
+            document = make(text)
+            if document is None:
+                report.dropped["without_separator"] += 1
+            else:
+                yield document
+
+
+def _texts(unit: TextUnit, span: Span, report: Report) -> Iterator[str]:
+    try:
+        data = b"".join(blocks(span.path)) if is_compressed(span.path) else read(span)
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if unit.strict:
+            raise _not_utf8(span, error) from None
+        report.left_out.append(span.path)
+        return
+    except BadFile:
+        if unit.strict:
+            raise
+        report.left_out.append(span.path)
+        return
+    if not unit.strict and "\0" in text:
+        report.left_out.append(span.path)
+        return
+    if span.start == 0:
+        text = text.removeprefix(_BOM)
+    if unit.separator is None:
+        yield text
+        return
+    documents = text.split(unit.separator)
+    if not documents[-1]:
+        documents.pop()
+    yield from documents
 
 
 def _not_utf8(span: Span, error: UnicodeDecodeError) -> UserError:
     offset = span.start + error.start
+    line = error.object.count(b"\n", 0, error.start) + 1 if is_compressed(span.path) else line_of(span.path, offset)
     return UserError(
-        f"{span.path}:{line_of(span.path, offset)}: byte {offset} (0x{error.object[error.start]:02x}) is not UTF-8; "
+        f"{span.path}:{line}: byte {offset} (0x{error.object[error.start]:02x}) is not UTF-8; "
         "convert the file, for instance with iconv -t UTF-8, or name its folder, of which only text is read"
     )
 

@@ -1,0 +1,113 @@
+"""`quintet show-batch`: the exact text of a step's batch, and what of it is learnt."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quintet.cli.inputs import Inputs, fail, load
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.text import Text
+
+    from quintet.data.batch import Batch
+    from quintet.tokenize import Tokenizer
+
+_DOCUMENTS = ("cyan", "magenta", "green", "yellow")  # in turn, so that neighbours differ
+_NO_LOSS = "dim"
+_LEGEND = "bright: predicted · dim: only read · a colour a document · ⏎ line end · ∎ document end"
+
+
+def show_batch(
+    inputs: Inputs,
+    step: Annotated[int, typer.Option(min=1, help="step of the run")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="samples to show at most")] = 4,
+    validation: Annotated[bool, typer.Option("--validation", help="the first batch that is validated on")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print ids, targets and documents as JSON")] = False,
+) -> None:
+    """Show what the model sees at a step: text, document borders, padding, and which tokens have a loss.
+
+    A token is bright if it is predicted, from what stands before it.
+    """
+    config = load(inputs).config
+    from rich.console import Console
+
+    from quintet.data.prepare import prepare
+    from quintet.track.console import Reporter
+    from quintet.train.model import make_objective
+
+    reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
+    try:
+        prepared = prepare(config, progress=reporter.preparing)
+    finally:
+        reporter.close()
+    objective = make_objective(config, prepared.tokenizer)
+    if validation:
+        if prepared.validation is None:
+            fail("--validation: nothing is held out; set data.validation or data.validation_sources")
+        batches = prepared.validation.batches(config.batch.micro_batch_size, config.evaluate.samples)
+        batch, labels = objective.prepare(next(iter(batches)), "validation"), prepared.validation.labels
+    else:
+        batch = objective.prepare(prepared.train.batch(step - 1), "train", step - 1)
+        labels = prepared.train.labels
+    if as_json:
+        typer.echo(json.dumps(_arrays(batch, labels, rows), ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    what = "validation" if validation else f"step {step}"
+    console.print(f"{what}: {len(batch.inputs)} samples, {batch.valid:,} of {batch.targets.size:,} tokens predicted")
+    for row in range(min(rows, len(batch.inputs))):
+        console.print(f"\n[bold]sample {row}[/bold] of {labels[int(batch.sources[row])]}")
+        console.print(painted(batch, row, prepared.tokenizer))
+    console.print(f"\n{_LEGEND}", style="italic")
+
+
+def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
+    """Sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
+    from rich.text import Text
+
+    from quintet.data.batch import IGNORED, PADDING
+
+    numbers = _documents(batch.inputs[row], tokenizer.end_id) if batch.documents is None else batch.documents[row]
+    size = int((numbers != PADDING).sum())
+    ids, documents = batch.inputs[row, :size].tolist(), numbers[:size].tolist()
+    predicted = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
+    if predicted[-1]:  # what comes last is a target and no input
+        ids, documents = [*ids, int(batch.targets[row, size - 1])], [*documents, documents[-1]]
+    text = Text()
+    for (document, learnt), group in groupby(range(len(ids)), lambda place: (documents[place], predicted[place])):
+        style = _DOCUMENTS[document % len(_DOCUMENTS)] + ("" if learnt else f" {_NO_LOSS}")
+        text.append(_written([ids[place] for place in group], tokenizer), style=style)
+    if size < len(numbers):
+        text.append(f" + {len(numbers) - size} of padding", style="italic dim")
+    return text
+
+
+def _documents(inputs: np.ndarray, end_id: int) -> np.ndarray:
+    ends = inputs == end_id
+    return ends.cumsum() - ends
+
+
+def _written(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of ``ids`` on one line for each of its own, special ids marked."""
+    parts = []
+    for special, group in groupby(ids, lambda token: token >= tokenizer.vocab_size or not tokenizer.pieces.of(token)):
+        if special:
+            parts += ["∎\n" if token == tokenizer.end_id else f"⟨{token}⟩" for token in group]
+        else:
+            parts.append(tokenizer.pieces.decode(list(group)).replace("\n", "⏎\n"))
+    return "".join(parts)
+
+
+def _arrays(batch: Batch, labels: tuple[str, ...], rows: int) -> dict[str, object]:
+    documents = None if batch.documents is None else batch.documents[:rows].tolist()
+    return {
+        "inputs": batch.inputs[:rows].tolist(),
+        "targets": batch.targets[:rows].tolist(),
+        "documents": documents,
+        "sources": [labels[source] for source in batch.sources[:rows].tolist()],
+    }

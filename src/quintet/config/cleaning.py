@@ -1,0 +1,104 @@
+"""Cleaning: which documents a store leaves out, by their length, their quality, or because they are there already."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quintet.config.part import Part, key, problem
+
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+
+
+def _ordered(low: str, least: float | None, high: str, most: float | None) -> None:
+    if least is not None and most is not None and least > most:
+        raise problem(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
+
+
+class QualityConfig(Part):
+    """Rules of Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), each off until it is given
+    a value. Words are what stands between white space."""
+
+    min_words: int | None = key(None, "fewest words of a document; Gopher: 50", unit="words", ge=1)
+    max_words: int | None = key(None, "most words of a document; Gopher: 100000", unit="words", ge=1)
+    min_mean_word_length: float | None = key(None, "least mean length of a word; Gopher: 3", unit="characters", gt=0)
+    max_mean_word_length: float | None = key(None, "largest mean length of a word; Gopher: 10", unit="characters", gt=0)
+    max_symbol_ratio: float | None = key(
+        None, "most hash signs, and most ellipses, a word; Gopher: 0.1", unit="signs per word", ge=0
+    )
+    max_bullet_lines: float | None = key(
+        None, "largest share of lines that begin with a bullet; Gopher: 0.9", unit="fraction", ge=0, le=1
+    )
+    max_ellipsis_lines: float | None = key(
+        None, "largest share of lines that end with an ellipsis; Gopher: 0.3", unit="fraction", ge=0, le=1
+    )
+    min_alphabetic_words: float | None = key(
+        None, "least share of words with a letter in them; Gopher: 0.8", unit="fraction", ge=0, le=1
+    )
+    min_stop_words: int | None = key(
+        None, "how many different words of `stop_words` a document has at least; Gopher: 2", unit="words", ge=1
+    )
+    stop_words: tuple[str, ...] = key(STOP_WORDS, "words that text of the language has; Gopher's for English")
+    without: tuple[Annotated[str, Field(min_length=1)], ...] = key(
+        (), "texts that no document may hold, in small or capital letters; C4: 'lorem ipsum' and '{'"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> QualityConfig:
+        _ordered("min_words", self.min_words, "max_words", self.max_words)
+        _ordered("min_mean_word_length", self.min_mean_word_length, "max_mean_word_length", self.max_mean_word_length)
+        if self.min_stop_words is not None and self.min_stop_words > len(set(self.stop_words)):
+            raise problem("min_stop_words", f"{self.min_stop_words} of the {len(set(self.stop_words))} `stop_words`")
+        return self
+
+
+class NoDeduplication(Part):
+    """All documents are kept."""
+
+    kind: Literal["none"] = key("none", "keep all documents")
+
+
+class ExactDeduplication(Part):
+    """Of documents with the same tokens, the first is kept."""
+
+    kind: Literal["exact"] = key(..., "of documents with the same tokens, keep the first")
+
+
+class MinhashDeduplication(Part):
+    """Of documents that share most of their runs of words, the first is kept (Broder 1997). Documents of ready tokens
+    have no text to compare, and are kept. Needs the `dedup` extra."""
+
+    kind: Literal["minhash"] = key(..., "of documents that are almost the same, keep the first")
+    threshold: float = key(
+        0.8,
+        "least estimated Jaccard similarity of two documents that are the same",
+        unit="fraction",
+        gt=0,
+        le=1,
+    )
+    permutations: int = key(
+        128, "numbers in the signature of a document: more estimate more exactly and cost more", unit="numbers", ge=16
+    )
+    ngram: int = key(5, "words that stand behind one another and are compared as one", unit="words", ge=1)
+
+
+DeduplicationConfig = Annotated[
+    NoDeduplication | ExactDeduplication | MinhashDeduplication, Field(discriminator="kind")
+]
+
+
+class CleaningConfig(Part):
+    """Which documents of every source are left out. Each is counted by its reason in the store's manifest."""
+
+    min_characters: int | None = key(None, "fewest characters of a document", unit="characters", ge=1)
+    max_characters: int | None = key(None, "most characters of a document", unit="characters", ge=1)
+    quality: QualityConfig = key(QualityConfig(), "rules of thumb for text from the web")
+    deduplicate: DeduplicationConfig = key(
+        NoDeduplication(kind="none"), "which documents are left out because an earlier one of the source has the same"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> CleaningConfig:
+        _ordered("min_characters", self.min_characters, "max_characters", self.max_characters)
+        return self

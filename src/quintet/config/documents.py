@@ -1,0 +1,71 @@
+"""What of a row, a line or a file is a document, and which of its tokens have a loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key
+
+_PREFIX = "text put in front of every document; it has a loss as the text has"
+_SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
+_UNLEARNT = "text put in front of every document; it has no loss"
+
+
+class WholeText(Part):
+    """All of the text."""
+
+    kind: Literal["text"] = key("text", "the whole text, all of it with a loss")
+    prefix: str = key("", _PREFIX)
+
+
+class ConditionalText(Part):
+    """A prompt and a text, with a separator between them: the prompt, the separator included, has no loss."""
+
+    kind: Literal["conditional"] = key(..., "a loss behind a separator only")
+    separator: str = key(..., _SEPARATOR, min_length=1)
+    prefix: str = key("", _UNLEARNT)
+
+
+class TextField(WholeText):
+    """The text of a field."""
+
+    field: str = key("text", "the field or column that holds the text", min_length=1)
+
+
+class ConditionalField(ConditionalText):
+    """The text of a field that has a prompt, a separator and a text: only the last has a loss."""
+
+    field: str = key("text", "the field or column that holds the text", min_length=1)
+
+
+class AnswerFields(Part):
+    """A prompt and its answer in two fields: the answer and its end have a loss."""
+
+    kind: Literal["answer"] = key(..., "a loss on the answer to a prompt only")
+    prompt: str = key("prompt", "the field or column that holds the prompt", min_length=1)
+    answer: str = key("answer", "the field or column that holds the answer", min_length=1)
+    between: str = key("", "text between prompt and answer; it has no loss")
+
+
+class ChatField(Part):
+    """A conversation: a list of messages, each with `role` and `content`, written by a chat template. What the
+    assistant says, and what the template puts behind it, has a loss."""
+
+    kind: Literal["chat"] = key(..., "a loss on what the assistant says only")
+    messages: str = key("messages", "the field or column that holds the list of messages", min_length=1)
+    template: str | None = key(None, "a Jinja file; the tokenizer's own template when not given", min_length=1)
+
+
+class TokenField(Part):
+    """Tokens that are ready, made with the tokenizer of the run. Where there is an `attention_mask`, tokens of 0 are
+    left out."""
+
+    kind: Literal["tokens"] = key(..., "ids that are ready")
+    ids: str = key("input_ids", "the field or column that holds the ids", min_length=1)
+    labels: str = key("labels", "where there is such a field or column: the ids again, or -100 where there is no loss")
+
+
+TextConfig = Annotated[WholeText | ConditionalText, Field(discriminator="kind")]
+RowConfig = Annotated[TextField | ConditionalField | AnswerFields | ChatField | TokenField, Field(discriminator="kind")]

@@ -1,0 +1,202 @@
+"""What a token store holds, in figures and a few of its documents, without tokenising anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quintet.config.schema import RunConfig
+from quintet.data.build import TOKENIZER
+from quintet.data.packing import Packed
+from quintet.data.permutation import Permutation
+from quintet.data.prepare import Prepared, find_prepared
+from quintet.data.samples import Samples
+from quintet.data.store import TokenStore
+from quintet.errors import UserError
+from quintet.tokenize import Tokenizer, load_tokenizer
+
+PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
+_MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
+_SAMPLE_TOKENS = 96
+_BAR = 40
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Bin:
+    """``documents`` have ``first`` to ``last`` tokens, their end included."""
+
+    first: int
+    last: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """One store, without the documents that are not to be used.
+
+    ``bytes`` is the UTF-8 text of all that is stored, and ``tokens_per_byte`` is of all that is stored too.
+    ``percentiles`` are lengths in tokens by the percent of documents that are at most as long; they and the
+    ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by the reason, ``left_out`` files that are
+    no text. ``held_out`` is the share of the tokens that a run validates on and ``waste`` the share of the room for
+    tokens in its samples that is left empty; None where no run is asked about, or it has nothing like that.
+    """
+
+    label: str
+    folder: str
+    documents: int
+    tokens: int
+    bytes: int
+    tokens_per_byte: float | None
+    measured: int
+    percentiles: dict[str, int]
+    histogram: tuple[Bin, ...]
+    dropped: dict[str, int]
+    left_out: int
+    left_out_files: tuple[str, ...]
+    samples: tuple[str, ...]
+    held_out: float | None = None
+    waste: float | None = None
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        yield f"{self.label} ({self.folder})"
+        yield f"  {self.documents:,} documents, {self.tokens:,} tokens"
+        if self.tokens_per_byte is not None:
+            yield f"  {self.bytes:,} bytes of text, {self.tokens_per_byte:.3f} tokens a byte"
+        if self.held_out is not None:
+            yield f"  held out: {self.held_out:.2%} of the tokens"
+        if self.waste is not None:
+            yield f"  packing: {self.waste:.2%} of the room in the samples is empty"
+        for reason, count in sorted(self.dropped.items()):
+            yield f"  dropped: {count:,} documents ({reason})"
+        if self.left_out:
+            names = ", ".join(self.left_out_files[:3]) + (", …" if self.left_out > 3 else "")
+            yield f"  left out: {self.left_out:,} files that are no text ({names})"
+        if self.histogram:
+            of = "" if self.measured == self.documents else f", of {self.measured:,} evenly chosen ones"
+            yield f"  tokens of a document, its end included{of}:"
+            yield from (f"    {line}" for line in draw(self.histogram))
+            yield "    " + ", ".join(f"{percent}%: {length:,}" for percent, length in self.percentiles.items())
+        for sample in self.samples:
+            yield f"  | {sample}"
+
+
+def report_run(config: RunConfig, seed: int, samples: int = 3) -> list[StoreReport]:
+    """A report of each store of a run, in the order of its sources, those to validate on last.
+
+    Raises UserError when they are not prepared.
+    """
+    prepared = find_prepared(config)
+    if prepared is None:
+        raise UserError(
+            f"{config.name}: its data is not prepared, and this tokenises nothing; run quintet prepare first"
+        )
+    labels = prepared.train.labels
+    if config.data.validation_sources:
+        assert prepared.validation is not None
+        labels += prepared.validation.labels
+    return [
+        _report(store, prepared.tokenizer, label, seed, samples, *_use(config, prepared, index))
+        for index, (store, label) in enumerate(zip(prepared.stores, labels, strict=True))
+    ]
+
+
+def report_store(folder: Path, seed: int, samples: int = 3) -> StoreReport:
+    """A report of the store in ``folder``. Raises UserError when there is none."""
+    store = TokenStore.open(folder)
+    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, samples, None, None)
+
+
+def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
+    """A line for each of ``bins``, with a bar as long as its share of the largest."""
+    most = max(one.documents for one in bins)
+    total = sum(one.documents for one in bins)
+    width = len(f"{bins[-1].last:,}")
+    for one in bins:
+        eighths = round(one.documents / most * _BAR * 8)
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+        bar = bar or ("▏" if one.documents else "")
+        share = f"{one.documents:,} ({one.documents / total:.1%})"
+        yield f"{one.first:>{width},} – {one.last:>{width},} {bar:<{_BAR}} {share}"
+
+
+def log_bins(lengths: np.ndarray) -> tuple[Bin, ...]:
+    """How many of ``lengths``, from 1 on, are between two powers of two: from the shortest to the longest."""
+    if not lengths.size:
+        return ()
+    counts = np.bincount(np.frexp(lengths.astype(np.float64))[1] - 1)
+    first = int(np.flatnonzero(counts)[0])
+    return tuple(Bin(1 << power, (2 << power) - 1, int(counts[power])) for power in range(first, counts.size))
+
+
+def _report(
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    label: str,
+    seed: int,
+    samples: int,
+    held_out: float | None,
+    waste: float | None,
+) -> StoreReport:
+    facts = store.manifest
+    lengths = _lengths(store)
+    percentiles = np.percentile(lengths, PERCENTS, method="inverted_cdf").tolist() if lengths.size else []
+    return StoreReport(
+        label=label,
+        folder=str(store.folder),
+        documents=store.document_count - facts.unused.documents,
+        tokens=store.token_count - facts.unused.tokens,
+        bytes=facts.bytes,
+        tokens_per_byte=facts.tokens / facts.bytes if facts.bytes else None,
+        measured=lengths.size,
+        percentiles={str(percent): int(length) for percent, length in zip(PERCENTS, percentiles, strict=False)},
+        histogram=log_bins(lengths),
+        dropped=facts.dropped,
+        left_out=facts.left_out,
+        left_out_files=facts.left_out_files,
+        samples=tuple(_samples(store, tokenizer, seed, samples)),
+        held_out=held_out,
+        waste=waste,
+    )
+
+
+def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None]:
+    """Of store ``index``: the share of its tokens that is held out, and what packing its training samples wastes."""
+    if index >= len(config.data.sources):
+        return None, None
+    waste = _waste(prepared.train.streams[index])
+    if config.data.validation_sources or prepared.validation is None:
+        return 0.0, waste
+    trained, held = prepared.train.streams[index].tokens, prepared.validation.streams[index].tokens
+    return held / max(trained + held, 1), waste
+
+
+def _waste(samples: Samples) -> float | None:
+    """A stream that is cut into samples leaves no room in them."""
+    return samples.waste if isinstance(samples, Packed) else None
+
+
+def _lengths(store: TokenStore) -> np.ndarray:
+    """Tokens of the documents that are to be used, or of evenly chosen ones where there are very many."""
+    chosen = np.arange(min(store.document_count, _MEASURED)) * store.document_count // max(1, _MEASURED)
+    if store.document_count <= _MEASURED:
+        chosen = np.arange(store.document_count)
+    starts, stops = store.document_bounds(np.setdiff1d(chosen, store.dropped, assume_unique=True))
+    return stops - starts
+
+
+def _samples(store: TokenStore, tokenizer: Tokenizer, seed: int, count: int) -> Iterator[str]:
+    """The beginnings of ``count`` documents, drawn by ``seed``, on one line each."""
+    if not store.document_count:
+        return
+    looked_at = min(store.document_count, count + store.dropped.size)
+    order = Permutation(store.document_count, seed)(np.arange(looked_at))
+    for document in order[~np.isin(order, store.dropped)][:count]:
+        starts, stops = store.document_bounds(np.array([document]))
+        start, stop = int(starts[0]), int(stops[0])
+        text = tokenizer.decode(store.tokens(start, min(stop, start + _SAMPLE_TOKENS)))
+        yield f"document {document:,}: {text!r}{' …' if stop - start > _SAMPLE_TOKENS else ''}"

@@ -1,0 +1,60 @@
+"""A Hugging Face dataset with `input_ids`, `labels` and `attention_mask`, one row a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quintet.data.samples import Sample, Samples
+from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
+
+NO_LOSS = -100
+_ROWS = 1000
+
+
+def write_huggingface(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a split for each of ``parts``: its samples, source after source, as the packing cuts them.
+
+    A row has as many ids as its sample, no padding; labels are the ids again, not shifted, or -100 where there is no
+    loss. Memory is bounded by a thousand rows.
+    """
+    try:
+        import datasets
+        import pyarrow
+    except ImportError:
+        raise UserError("--format huggingface needs the 'hf' extra: pip install 'quintet[hf]'") from None
+    types = {"input_ids": pyarrow.int32(), "labels": pyarrow.int32(), "attention_mask": pyarrow.int8()}
+    schema = pyarrow.schema([(name, pyarrow.list_(item)) for name, item in types.items()])
+    files = {name: folder / f".{name}.arrow" for name in parts}
+    for name, samples in parts.items():
+        with pyarrow.OSFile(str(files[name]), "wb") as out, pyarrow.ipc.new_stream(out, schema) as writer:
+            for rows in _batches(samples):
+                writer.write_batch(_batch(rows, schema))
+    datasets.disable_progress_bars()
+    datasets.DatasetDict((name, datasets.Dataset.from_file(str(file))) for name, file in files.items()).save_to_disk(
+        folder
+    )
+    for file in files.values():
+        file.unlink()
+
+
+def _batches(parts: Sequence[Samples]) -> Iterator[list[Sample]]:
+    for part in parts:
+        for start in range(0, part.count, _ROWS):
+            yield [part.sample(index) for index in range(start, min(start + _ROWS, part.count))]
+
+
+def _batch(rows: list[Sample], schema: Any) -> Any:
+    import pyarrow
+
+    ids = np.concatenate([row.ids for row in rows]).astype(np.int32)
+    learnt = np.concatenate([np.ones(row.ids.size, bool) if row.learnt is None else row.learnt for row in rows])
+    ends = np.cumsum([0, *(row.ids.size for row in rows)], dtype=np.int32)
+    columns = (ids, np.where(learnt, ids, NO_LOSS).astype(np.int32), np.ones(ids.size, np.int8))
+    return pyarrow.record_batch(
+        [pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(values)) for values in columns], schema=schema
+    )

@@ -1,0 +1,48 @@
+"""Which formats there are, and how a folder of one appears at once and whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from quintet.data.formats.huggingface import write_huggingface
+from quintet.data.formats.npy import write_npy
+from quintet.data.formats.tatm import write_tatm
+from quintet.data.prepare import Prepared
+from quintet.data.samples import Samples
+from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
+
+Parts = dict[str, tuple[Samples, ...]]
+FORMATS: dict[str, Callable[[Parts, Tokenizer, Path], None]] = {
+    "huggingface": write_huggingface,
+    "npy": write_npy,
+    "tatm": write_tatm,
+}
+
+
+def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
+    """Write what ``prepared`` trains on, and what it validates on, to ``folder`` in the format ``kind``.
+
+    Raises UserError when the folder is not empty, or the format cannot hold the data.
+    """
+    check_new(folder)
+    parts = {"train": prepared.train.streams}
+    if prepared.validation is not None:
+        parts["validation"] = prepared.validation.streams
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        FORMATS[kind](parts, prepared.tokenizer, unfinished)
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Raise UserError unless ``folder`` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; name a new folder")

@@ -1,0 +1,297 @@
+"""How documents become samples other than by cutting one stream: tables of the pieces that each sample is made of.
+
+A sample has room for ``sequence_length`` + 1 tokens, all of which but the first are targets. A table is computed once
+for a store, a split and a way of packing, kept on disk and mapped into memory, so that any sample is found at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quintet.config.data import (
+    BestFitPackingConfig,
+    ChunkPackingConfig,
+    DocumentPackingConfig,
+    PackingConfig,
+)
+from quintet.data.samples import Sample
+from quintet.data.split import Intervals
+from quintet.data.store import TokenStore
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import digest
+from quintet.tokenize.borders import begin_id, clean_starts
+
+_RECIPE = "1"  # to be raised when the same documents are packed otherwise than before
+_LOOK_BACK = 64  # tokens among which a clean border is looked for
+_BLOCK = 1 << 16  # documents that are packed together: they stay near one another, and memory is bounded
+_ARRAYS = ("rows", "starts", "stops")
+
+
+@dataclass(frozen=True)
+class PieceTable:
+    """Pieces ``starts`` to ``stops`` of a store, int64 [pieces] each; sample i has the pieces ``rows[i]`` to
+    ``rows[i + 1]``: int64 [samples + 1]."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return len(self.rows) - 1
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens in all samples, those that two samples share counted twice."""
+        return int((self.stops - self.starts).sum())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples of ``table`` from ``store``, of which each begins and ends with a token of ``borders`` if there are
+    any."""
+
+    store: TokenStore
+    table: PieceTable
+    sequence_length: int
+    borders: tuple[int, int] | None
+
+    @property
+    def tokens(self) -> int:
+        return self.table.tokens
+
+    @property
+    def count(self) -> int:
+        return self.table.count
+
+    @property
+    def waste(self) -> float:
+        """Part of the room for tokens that is left empty."""
+        room = self.count * (self.sequence_length + 1)
+        used = self.tokens + (2 * self.count if self.borders else 0)
+        return 1 - used / room if room else 0.0
+
+    def sample(self, index: int) -> Sample:
+        first, last = int(self.table.rows[index]), int(self.table.rows[index + 1])
+        bounds = list(zip(self.table.starts[first:last].tolist(), self.table.stops[first:last].tolist(), strict=True))
+        parts = [self.store.tokens(start, stop) for start, stop in bounds]
+        numbers = np.repeat(np.arange(len(parts)), [part.size for part in parts])
+        ids, mask = np.concatenate(parts), np.concatenate([self._learnt(start, stop) for start, stop in bounds])
+        if self.borders is not None:
+            begin, end = self.borders
+            ids = np.concatenate([[begin], ids, [end]])
+            mask = np.concatenate([[False], mask, [mask.any()]])
+            numbers = np.concatenate([numbers[:1], numbers, numbers[-1:]])
+        return Sample(ids, mask, numbers)
+
+    def _learnt(self, start: int, stop: int) -> np.ndarray:
+        found = self.store.learnt(start, stop)
+        return np.ones(stop - start, dtype=bool) if found is None else found
+
+
+def pack(
+    store: TokenStore,
+    intervals: Intervals,
+    config: PackingConfig,
+    sequence_length: int,
+    tokenizer: Tokenizer,
+    cache: Path,
+) -> Packed:
+    """The samples that ``config``, which is not the stream, makes of the documents in ``intervals`` of ``store``.
+
+    Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. In a store that says
+    what is learnt, samples of which nothing is are left out.
+    """
+    begin_and_end = (begin_id(tokenizer), tokenizer.end_id) if config.add_bos_eos else None
+    facts = (config.model_dump_json(), str(sequence_length), tokenizer.fingerprint)
+    where = digest(intervals.starts.tobytes(), intervals.stops.tobytes())
+    folder = cache / "packings" / digest(_RECIPE, store.fingerprint, where, *facts)
+    if not folder.is_dir():
+        room = sequence_length + 1 - (2 if begin_and_end else 0)
+        spans = document_spans(store, intervals, keep_ends=config.ends_kept)
+        table = _table(store, spans, config, room, tokenizer)
+        _write(folder, _learning(store, table, first=int(begin_and_end is None)) if store.masked else table)
+    table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+    return Packed(store, table, sequence_length, begin_and_end)
+
+
+def document_spans(store: TokenStore, intervals: Intervals, *, keep_ends: bool) -> tuple[np.ndarray, np.ndarray]:
+    """First token of each document in ``intervals`` and the one behind its last: int64 [documents] each.
+
+    Without ``keep_ends`` the end id of a document that lies there to its end is left out, and so is a document that has
+    nothing else.
+    """
+    starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for begin, end in zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True):
+        first, last = store.document_at(begin), store.document_at(end - 1) + 1
+        bounds = store.document_bounds(np.arange(first, last))
+        whole = bounds[1] <= end
+        starts.append(np.maximum(bounds[0], begin))
+        stops.append(np.minimum(bounds[1] - (whole & (not keep_ends)), end))
+    all_starts, all_stops = np.concatenate(starts), np.concatenate(stops)
+    kept = all_starts < all_stops
+    return all_starts[kept], all_stops[kept]
+
+
+def _table(
+    store: TokenStore, spans: tuple[np.ndarray, np.ndarray], config: PackingConfig, room: int, tokenizer: Tokenizer
+) -> PieceTable:
+    match config:
+        case DocumentPackingConfig():
+            starts, stops = spans
+            return PieceTable(np.arange(len(starts) + 1), starts, np.minimum(stops, starts + room))
+        case ChunkPackingConfig():
+            border = _Borders(store, clean_starts(tokenizer))
+            return (_joined_chunks if config.join else _separate_chunks)(spans, room, config.overlap, border)
+        case BestFitPackingConfig():
+            return _best_fit(*spans, room)
+    raise AssertionError(config.kind)
+
+
+class _Borders:
+    """Where a text may be cut: in front of a token that begins something, and not in the middle of a character."""
+
+    def __init__(self, store: TokenStore, clean: np.ndarray) -> None:
+        self._store, self._clean = store, clean
+        self._anywhere = bool(clean.all())
+
+    def before(self, earliest: int, place: int) -> int:
+        """The last place from ``earliest`` to ``place`` where the store may be cut, ``place`` if none is near."""
+        if self._anywhere:
+            return place
+        begin = max(earliest, place - _LOOK_BACK)
+        found = np.flatnonzero(self._clean[self._store.tokens(begin, place + 1)])
+        return begin + int(found[-1]) if found.size else place
+
+
+def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, border: _Borders) -> PieceTable:
+    """Every document by itself, cut into pieces of at most ``room`` tokens that share ``overlap``."""
+    starts: list[int] = []
+    stops: list[int] = []
+    for first, last in zip(*(span.tolist() for span in spans), strict=True):
+        start = first
+        while True:
+            stop = last if last - start <= room else border.before(start + overlap + 1, start + room)
+            starts.append(start)
+            stops.append(stop)
+            if stop == last:
+                break
+            start = stop - overlap
+    return PieceTable(np.arange(len(starts) + 1), np.array(starts, np.int64), np.array(stops, np.int64))
+
+
+def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, border: _Borders) -> PieceTable:
+    """All documents one behind the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
+    begins, lengths = spans[0], spans[1] - spans[0]
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if ends.size else 0
+
+    def cut(start: int, place: int) -> int:
+        document = int(np.searchsorted(ends, place, side="right"))
+        offset = int(ends[document] - lengths[document])  # places of the joined text before the document
+        if place == offset:
+            return place  # in front of a document
+        shift = int(begins[document]) - offset
+        return border.before(max(start + 1, offset) + shift, place + shift) - shift
+
+    cuts: list[tuple[int, int]] = []
+    start = 0
+    while start < total:
+        stop = total if total - start <= room else cut(start + overlap, start + room)
+        cuts.append((start, stop))
+        if stop == total:
+            break
+        start = stop - overlap
+    bounds = np.array(cuts, dtype=np.int64).reshape(-1, 2)
+    return _pieces(bounds[:, 0], bounds[:, 1], begins, lengths, ends)
+
+
+def _pieces(
+    firsts: np.ndarray, lasts: np.ndarray, begins: np.ndarray, lengths: np.ndarray, ends: np.ndarray
+) -> PieceTable:
+    """The parts of documents between ``firsts`` and ``lasts``, places in the text of all documents joined."""
+    first_document = np.searchsorted(ends, firsts, side="right")
+    last_document = np.searchsorted(ends, lasts, side="left")
+    counts = last_document - first_document + 1
+    rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    row = np.repeat(np.arange(len(firsts)), counts)
+    document = np.arange(rows[-1]) - rows[row] + first_document[row]
+    offsets = ends - lengths
+    starts = np.maximum(firsts[row], offsets[document]) - offsets[document] + begins[document]
+    stops = np.minimum(lasts[row], ends[document]) - offsets[document] + begins[document]
+    return PieceTable(rows, starts, stops)
+
+
+def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
+    """Documents whole wherever they fit: each goes into the fullest sample that has room for it, the longest first
+    (best-fit decreasing; Ding et al. 2024). Of a document longer than a sample only the rest is fitted in."""
+    rows: list[list[tuple[int, int]]] = []
+    for block in range(0, len(starts), _BLOCK):
+        part = slice(block, block + _BLOCK)
+        rows += _fitted(starts[part].tolist(), stops[part].tolist(), room)
+    pieces = [piece for row in rows for piece in row]
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    bounds = np.array(pieces, dtype=np.int64).reshape(-1, 2)
+    return PieceTable(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), bounds[:, 0], bounds[:, 1])
+
+
+def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[int, int]]]:
+    rows: list[list[tuple[int, int]]] = []
+    rests: list[tuple[int, int]] = []
+    for start, stop in zip(starts, stops, strict=True):
+        while stop - start > room:
+            rows.append([(start, start + room)])
+            start += room
+        rests.append((start, stop))
+    free: list[tuple[int, int]] = []  # (room left, row), sorted
+    for start, stop in sorted(rests, key=lambda piece: (piece[0] - piece[1], piece[0])):
+        size = stop - start
+        place = bisect_left(free, (size, -1))
+        if place == len(free):
+            rows.append([(start, stop)])
+            left, row = room - size, len(rows) - 1
+        else:
+            left, row = free.pop(place)
+            rows[row].append((start, stop))
+            left -= size
+        if left:
+            insort(free, (left, row))
+    return rows
+
+
+def _learning(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
+    """``table`` without samples of which nothing has a loss; token ``first`` of each is its first target."""
+    any_learnt = np.array([_learns(store, table, row, first) for row in range(table.count)], dtype=bool)
+    counts = np.diff(table.rows)
+    kept = np.repeat(any_learnt, counts)
+    rows = np.concatenate([[0], np.cumsum(counts[any_learnt])]).astype(np.int64)
+    return PieceTable(rows, table.starts[kept], table.stops[kept])
+
+
+def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
+    pieces = range(int(table.rows[row]), int(table.rows[row + 1]))
+    masks = [store.learnt(int(table.starts[piece]), int(table.stops[piece])) for piece in pieces]
+    return any(mask is not None and mask[0 if place else first :].any() for place, mask in enumerate(masks))
+
+
+def _write(folder: Path, table: PieceTable) -> None:
+    """Write the arrays under a temporary name and rename the folder, so that it is never half there."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name in _ARRAYS:
+        np.save(unfinished / f"{name}.npy", getattr(table, name))
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was faster
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)

@@ -1,0 +1,80 @@
+"""What a sample is: tokens that stand behind one another, and what of them is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``ids`` [at most sequence_length + 1]: each but the last is an input and each but the first a target.
+
+    ``learnt`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document of
+    each; when None a document ends with every end id.
+    """
+
+    ids: np.ndarray
+    learnt: np.ndarray | None = None
+    documents: np.ndarray | None = None
+
+
+class Samples(Protocol):
+    """The samples of a source, each of which can be read by its number."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the samples are cut from."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Samples are 0 … count - 1."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """The sample of that number."""
+        ...
+
+
+class Stream(Protocol):
+    """A sequence of tokens that can be read anywhere."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        ...
+
+    def read(self, position: int, length: int) -> np.ndarray:
+        """``length`` tokens from ``position`` on."""
+        ...
+
+    def learnt(self, position: int, length: int) -> np.ndarray | None:
+        """Which of these have a loss, bool [length]; None where all of the stream have."""
+        ...
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A stream cut every ``sequence_length`` tokens: sample i is its tokens i·T … i·T + T.
+
+    Samples overlap by one token, so that every token but the stream's first is a target once, as far as whole samples
+    reach.
+    """
+
+    stream: Stream
+    sequence_length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.stream.length
+
+    @property
+    def count(self) -> int:
+        return max(0, (self.stream.length - 1) // self.sequence_length)
+
+    def sample(self, index: int) -> Sample:
+        start, size = index * self.sequence_length, self.sequence_length + 1
+        return Sample(self.stream.read(start, size), self.stream.learnt(start, size))

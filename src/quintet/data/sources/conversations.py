@@ -1,0 +1,85 @@
+"""Conversations as documents: what the assistant says, and what the template puts behind it, is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from quintet.data.sources.document import Parts
+from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from quintet.tokenize.chat import ChatFormat, Message
+
+_ADVICE = "; give another with"  # of the command line, where there is no row
+_ROLES = ("system", "user", "assistant")
+
+
+class Conversations:
+    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own."""
+
+    def __init__(self, template: str | None, tokenizer: Tokenizer | None) -> None:
+        """Raises UserError when there is no template, or one that cannot be read."""
+        self._format = None if tokenizer is None else _format(template, tokenizer)
+
+    def document(self, messages: object) -> Parts:
+        """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
+
+        Raises UserError for what is no list of messages, for a template that fails, and for one that does not write a
+        conversation as the beginning of a longer one: then nobody could say which text is the assistant's.
+        """
+        said = _checked(messages)
+        if self._format is None:
+            texts = tuple(message["content"] for message in said)
+            return Parts(texts, (True,) * len(texts))
+        texts, learnt, written = [], [], ""
+        for number, message in enumerate(said, 1):
+            answer = message["role"] == "assistant"
+            if answer:
+                written = self._add(texts, written, said[: number - 1], number, answer_next=True)
+                learnt.append(False)
+            if answer or number == len(said):
+                written = self._add(texts, written, said[:number], number, answer_next=False)
+                learnt.append(answer)
+        return Parts(tuple(texts), tuple(learnt), special=True)
+
+    def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
+        """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""
+        assert self._format is not None
+        try:
+            whole = self._format.render(said, answer_next=answer_next)
+        except UserError as error:
+            raise UserError(f"{str(error).partition(_ADVICE)[0]}; correct the row or the template") from None
+        if not whole.startswith(written):
+            raise UserError(
+                f"chat template: what it writes for the first {number - 1} messages is not how it begins the first "
+                f"{number}, so that no text is known to be the assistant's; use a template that appends only"
+            )
+        texts.append(whole[len(written) :])
+        return whole
+
+
+def _format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
+    from quintet.tokenize.chat import ChatFormat, read_template
+    from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise UserError("chat: the tokenizer must know special tokens; set `tokenizer.kind` to huggingface or bpe")
+    if template is None and tokenizer.chat.template is None:
+        raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
+    text = tokenizer.chat.template if template is None else read_template(Path(template).expanduser())
+    assert text is not None
+    return ChatFormat(tokenizer, text)
+
+
+def _checked(messages: object) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise UserError("chat: there must be a list of messages with `role` and `content`; name the field that has it")
+    for number, message in enumerate(messages, 1):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str):
+            raise UserError(
+                f"chat: message {number} must have a `role`, one of {', '.join(_ROLES)}, and a text as `content`"
+            )
+    return cast("list[Message]", messages)

@@ -1,0 +1,169 @@
+"""Indexed datasets of Megatron-LM: NAME.bin holds ids, NAME.idx where its sequences and documents are.
+
+The index (`megatron/core/datasets/indexed_dataset.py`, version 1), little-endian: "MMIDIDX" and two zero bytes, the
+version (8 bytes), the type of the ids (1 byte), the numbers of sequences and of document bounds (8 bytes each), then
+lengths of the sequences in ids (int32), where each begins in NAME.bin in bytes (int64), and the sequence with which
+each document begins (int64), with the number of sequences as the last of these.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from quintet.config.data import MegatronSource
+from quintet.data.sources.document import Document, Ids
+from quintet.data.sources.files import File, as_paths, described, find_files
+from quintet.data.sources.spans import Span, open_file, read
+from quintet.data.sources.token_files import SLICE
+from quintet.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<QBQQ")
+_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the header of an index says: type of the ids, and how many sequences and documents there are."""
+
+    path: str
+    dtype: str
+    sequences: int
+    documents: int
+
+    def lengths(self, start: int, stop: int) -> np.ndarray:
+        """Ids of the sequences ``start`` to ``stop``, int32."""
+        return self._array("<i4", 0, start, stop)
+
+    def places(self, start: int, stop: int) -> np.ndarray:
+        """Byte of NAME.bin at which each of the sequences begins, int64."""
+        return self._array("<i8", 4 * self.sequences, start, stop)
+
+    def bounds(self, start: int, stop: int) -> np.ndarray:
+        """The first sequence of the documents ``start`` to ``stop``, and the one behind them: int64."""
+        return self._array("<i8", 12 * self.sequences, start, stop + 1)
+
+    @property
+    def bytes(self) -> int:
+        """How large the index must be at least."""
+        return len(MAGIC) + _HEADER.size + 12 * self.sequences + 8 * (self.documents + 1)
+
+    def _array(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
+        begin += len(MAGIC) + _HEADER.size
+        item = np.dtype(dtype).itemsize
+        return np.frombuffer(read(Span(self.path, begin + start * item, begin + stop * item)), dtype)
+
+
+@dataclass(frozen=True)
+class MegatronUnit:
+    """Documents ``first`` to ``last`` - 1 of an index. ``size`` in bytes."""
+
+    index: Index
+    bin: str
+    first: int
+    last: int
+    size: int
+
+    @property
+    def place(self) -> str:
+        """Where this unit is, for messages."""
+        return f"{self.bin}, documents {self.first} to {self.last - 1}"
+
+
+def megatron_files(source: MegatronSource, where: str) -> list[File]:
+    """The indexes that ``source`` names, each followed by its file of ids. Raises UserError when one is missing."""
+    paths = tuple(_with_ending(path) for path in as_paths(source.path))
+    found = []
+    for index in find_files(paths, (".idx",), f"{where}.path"):
+        ids = Path(index.path).with_suffix(".bin")
+        if not ids.is_file():
+            raise UserError(f"{where}.path: {ids} does not exist beside {index.path}; restore it")
+        found += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
+    return found
+
+
+def megatron_units(files: list[File], length: int) -> list[MegatronUnit]:
+    """Work units of about ``length`` bytes. Raises UserError for what is no index, or one that does not fit its ids."""
+    units = []
+    for index_file, ids in zip(files[::2], files[1::2], strict=True):
+        index = _read_index(index_file)
+        ends = _ends(index, ids)
+        cuts = np.searchsorted(ends, np.arange(length, ends[-1], length) if ends.size else []) + 1
+        bounds = np.unique([0, *cuts.tolist(), index.documents]).tolist()
+        for first, last in pairwise(bounds):
+            size = int(ends[last - 1] - (ends[first - 1] if first else 0))
+            units.append(MegatronUnit(index, ids.path, first, last, size))
+    return units
+
+
+def megatron_documents(unit: MegatronUnit) -> Iterator[Document]:
+    """The documents of ``unit``; those without a token are left out by the store."""
+    bounds = unit.index.bounds(unit.first, unit.last)
+    begin, end = int(bounds[0]), int(bounds[-1])
+    lengths, places = unit.index.lengths(begin, end), unit.index.places(begin, end)
+    ids = _Ids(unit.bin, unit.index.dtype)
+    for document, (start, stop) in enumerate(zip(bounds - begin, bounds[1:] - begin, strict=False), unit.first):
+        pieces = [
+            (int(place) // ids.item + at, min(SLICE, length - at))
+            for place, length in zip(places[start:stop], lengths[start:stop].tolist(), strict=True)
+            for at in range(0, length, SLICE)
+        ]
+        place = f"{unit.bin}, document {document}"
+        for number, (at, count) in enumerate(pieces, 1):
+            yield Ids(ids.read(at, count), place, continues=number < len(pieces))
+
+
+class _Ids:
+    """Ids of a file, read ahead: documents are mostly short and one behind the other."""
+
+    def __init__(self, path: str, dtype: str) -> None:
+        self._path, self._dtype, self.item = path, dtype, np.dtype(dtype).itemsize
+        self._count = Path(path).stat().st_size // self.item
+        self._start, self._ahead = 0, np.empty(0, dtype)
+
+    def read(self, at: int, count: int) -> np.ndarray:
+        if not self._start <= at <= at + count <= self._start + self._ahead.size:
+            stop = min(max(at + SLICE, at + count), self._count)
+            self._ahead = np.frombuffer(read(Span(self._path, at * self.item, stop * self.item)), self._dtype)
+            self._start = at
+        return self._ahead[at - self._start : at - self._start + count]
+
+
+def _read_index(file: File) -> Index:
+    with open_file(file.path) as source:
+        head = source.read(len(MAGIC) + _HEADER.size)
+    if not head.startswith(MAGIC) or len(head) < len(MAGIC) + _HEADER.size:
+        raise UserError(f"{file.path}: is no index of Megatron-LM (MMapIndexedDataset); preprocess the data anew")
+    version, code, sequences, bounds = _HEADER.unpack(head[len(MAGIC) :])
+    if version != 1 or code not in _DTYPES:
+        raise UserError(f"{file.path}: has version {version} and type {code}; only version 1 with integers is known")
+    index = Index(file.path, _DTYPES[code], sequences, max(0, bounds - 1))
+    if file.size < index.bytes:
+        raise UserError(f"{file.path}: has {file.size:,} bytes, and its header says {index.bytes:,}; restore it")
+    return index
+
+
+def _ends(index: Index, ids: File) -> np.ndarray:
+    """Bytes up to the end of each document, int64 [documents]. Raises UserError where ``ids`` do not fit."""
+    item = np.dtype(index.dtype).itemsize
+    lengths = index.lengths(0, index.sequences).astype(np.int64)
+    places = index.places(0, index.sequences)
+    bounds = index.bounds(0, index.documents) if index.documents else np.zeros(1, np.int64)
+    fits = (lengths >= 0).all() and (places >= 0).all() and not (places % item).any()
+    fits = fits and ((places + lengths * item) <= ids.size).all()
+    if not fits or (np.diff(bounds) < 0).any() or bounds[0] != 0 or bounds[-1] != index.sequences:
+        raise UserError(f"{index.path}: does not fit {ids.path} of {ids.size:,} bytes; restore both from one run")
+    total = np.concatenate([[0], np.cumsum(lengths)]) * item
+    return total[bounds[1:]]
+
+
+def _with_ending(path: str) -> str:
+    if any(sign in path for sign in "*?[") or Path(path).expanduser().is_dir():
+        return path
+    return path.removesuffix(".bin").removesuffix(".idx") + ".idx"

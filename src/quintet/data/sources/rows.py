@@ -1,0 +1,208 @@
+"""From a row, a mapping of names to values, to a document; and what becomes of rows that cannot be one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from quintet.config.documents import (
+    AnswerFields,
+    ChatField,
+    ConditionalField,
+    ConditionalText,
+    RowConfig,
+    TextField,
+    TokenField,
+    WholeText,
+)
+from quintet.data.sources.compressed import BadFile
+from quintet.data.sources.conversations import Conversations
+from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import check_text
+
+NO_LOSS = -100
+MASK = "attention_mask"
+_MOST_NAMES = 10
+
+Raw = TypeVar("Raw")
+Row = Mapping[str, object]
+Place = Callable[[], str]
+MakeDocument = Callable[[Row, Place], Document | None]
+
+
+class BadRow(Exception):
+    """What is wrong with a row: a ``reason`` to count by, and a message without its place."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a document needs: those with text, others, and those that are used where they are."""
+
+    texts: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+def columns_of(document: RowConfig) -> Columns:
+    """Which columns ``document`` needs."""
+    match document:
+        case AnswerFields():
+            return Columns((document.prompt, document.answer))
+        case ChatField():
+            return Columns(others=(document.messages,))
+        case TokenField():
+            return Columns(others=(document.ids,), optional=(document.labels, MASK))
+        case _:
+            return Columns((document.field,))
+
+
+def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocument:
+    """How a row becomes a document, None where it has no separator; the function raises BadRow.
+
+    Without a ``tokenizer`` the documents are the texts alone, for a tokenizer to be made from.
+    """
+    match document:
+        case TextField() | ConditionalField():
+            cut = text_maker(document)
+            return lambda row, _: cut(text_of(row, document.field))
+        case AnswerFields():
+            return lambda row, _: Parts(
+                (text_of(row, document.prompt) + document.between, text_of(row, document.answer)), (False, True)
+            )
+        case ChatField():
+            conversations = Conversations(document.template, tokenizer)
+            return lambda row, _: _conversation(conversations, row, document.messages)
+        case TokenField():
+            return lambda row, place: ids_of(row, document, place) if tokenizer is not None else None
+
+
+def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Document | None]:
+    """How a text becomes a document, None where it lacks the separator."""
+    prefix = document.prefix
+    if isinstance(document, ConditionalText):
+        return lambda text: _conditional(prefix + text, document.separator)
+    return lambda text: prefix + text if text else text
+
+
+def documents_of(
+    rows: Iterable[tuple[Raw, Place]],
+    make: Callable[[Raw, Place], Document | None],
+    skip: bool,
+    report: Report,
+) -> Iterator[Document]:
+    """A document for each of the ``rows`` of one file; raises UserError with the place of one that cannot be used, or
+    with ``skip`` counts it in ``report``."""
+    try:
+        for raw, place in rows:
+            try:
+                document = make(raw, place)
+            except BadRow as bad:
+                if not skip:
+                    raise UserError(f"{place()}: {bad}") from None
+                report.dropped[bad.reason] += 1
+                continue
+            if document is None:
+                report.dropped["without_separator"] += 1
+            else:
+                yield document
+    except BadFile:
+        if not skip:
+            raise
+        report.dropped["damaged_file"] += 1
+
+
+def text_of(row: Row, field: str) -> str:
+    """The text in ``field``. Raises BadRow."""
+    text = _value(row, field)
+    if not isinstance(text, str):
+        raise BadRow(
+            "no_text",
+            f"field {field!r} holds {kind_of(text)}, not text; name one that does, or set `on_error: skip`",
+        )
+    return text
+
+
+def ids_of(row: Row, document: TokenField, place: Place) -> Ids:
+    """The tokens of a row with a loss where its labels are not -100. Raises BadRow."""
+    ids, learnt = _integers(row, document.ids), None
+    if row.get(document.labels) is not None:
+        learnt = learnt_of(ids, _integers(row, document.labels))
+    if row.get(MASK) is not None:
+        kept = _integers(row, MASK) != 0
+        if kept.size != ids.size:
+            raise BadRow("bad_labels", f"{MASK!r} has {kept.size} values for {ids.size} ids; make the row anew")
+        ids, learnt = ids[kept], None if learnt is None else learnt[kept]
+    return Ids(ids, place(), learnt)
+
+
+def learnt_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or -100."""
+    if labels.shape != ids.shape:
+        raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")
+    learnt = labels != NO_LOSS
+    wrong = np.flatnonzero(learnt & (labels != ids))
+    if wrong.size:
+        at = int(wrong[0])
+        raise BadRow(
+            "bad_labels",
+            f"label {at} is {int(labels[at])} where the id is {int(ids[at])}; labels are the ids again, not shifted, "
+            f"or {NO_LOSS} where there is no loss",
+        )
+    return learnt
+
+
+def check_texts(document: Document | None) -> None:
+    """Raise BadRow for text that has no UTF-8."""
+    texts = (document,) if isinstance(document, str) else document.texts if isinstance(document, Parts) else ()
+    try:
+        for text in texts:
+            check_text(text)
+    except UserError as error:
+        raise BadRow("surrogate", str(error)) from None
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON is, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _value(row: Row, field: str) -> object:
+    if field not in row:
+        names = ", ".join(list(row)[:_MOST_NAMES]) or "no field at all"
+        raise BadRow("no_field", f"has no field {field!r} (it has {names}); name another one under `document`")
+    return row[field]
+
+
+def _integers(row: Row, field: str) -> np.ndarray:
+    value = _value(row, field)
+    try:
+        found = np.asarray(value if value else np.empty(0, np.int64))
+    except (ValueError, OverflowError):
+        found = np.empty(0)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise BadRow("no_ids", f"field {field!r} holds {kind_of(value)}, not a list of ids; name one that does")
+    return found
+
+
+def _conditional(text: str, separator: str) -> Parts | None:
+    before, found, behind = text.partition(separator)
+    return Parts((before + found, behind), (False, True)) if found else None
+
+
+def _conversation(conversations: Conversations, row: Row, field: str) -> Parts:
+    try:
+        return conversations.document(_value(row, field))
+    except UserError as error:
+        raise BadRow("bad_chat", str(error)) from None

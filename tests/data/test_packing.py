@@ -1,0 +1,284 @@
+"""How documents become samples: the worked examples of the guide, and the laws that every way of packing keeps."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from tokenizers import decoders, models, pre_tokenizers
+
+from quintet.config.data import AnyPackingConfig, ChunkPackingConfig
+from quintet.data import packing as packing_module
+from quintet.data.batch import IGNORED, PADDING, ValidationData
+from quintet.data.packing import Packed, document_spans, pack
+from quintet.data.samples import Sample
+from quintet.data.shards import write_shard
+from quintet.data.sources.document import Ids, Parts
+from quintet.data.split import Intervals, split, whole
+from quintet.data.store import Manifest, TokenStore, token_dtype
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.borders import begin_id, clean_starts
+from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz#"
+BOS, EOS = 1, 2
+
+
+def words() -> HuggingFaceTokenizer:
+    """Letters between spaces as ids from 3 on, with a first and a last id of texts."""
+    vocabulary = {"<unk>": 0, "<s>": BOS, "</s>": EOS} | {letter: 3 + rank for rank, letter in enumerate(LETTERS)}
+    library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.add_special_tokens(["<s>", "</s>"])
+    from quintet.tokenize.chat_rules import ChatRules
+
+    return HuggingFaceTokenizer(library.to_str(), "</s>", ChatRules(tokens={"bos_token": "<s>"}))
+
+
+def stored(folder: Path, documents: list[Any], tokenizer: Tokenizer) -> TokenStore:
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quintet.data.shards.documents", lambda unit, report, tokenizer: iter(unit.documents))
+
+        class Unit:
+            place = "there"
+
+            def __init__(self) -> None:
+                self.documents = documents
+
+        shard = write_shard(folder, 0, Unit(), tokenizer).shard  # pyright: ignore[reportArgumentType]
+    counts = (shard.tokens, shard.documents, shard.bytes)
+    dtype = token_dtype(tokenizer.vocab_size).str
+    manifest = Manifest(
+        "key", "test", tokenizer.fingerprint, {}, tokenizer.vocab_size, dtype, *counts, {}, 0, (), (shard,)
+    )
+    manifest.write(folder)
+    return TokenStore.open(folder)
+
+
+def config(**keys: Any) -> Any:
+    return TypeAdapter(AnyPackingConfig).validate_python(keys)
+
+
+def packed(folder: Path, documents: list[Any], length: int, tokenizer: Tokenizer | None = None, **keys: Any) -> Packed:
+    tokenizer = tokenizer or words()
+    store = stored(folder / "store", documents, tokenizer)
+    return pack(store, whole(store).intervals, config(**keys), length, tokenizer, folder / "cache")
+
+
+def shown(samples: Packed, tokenizer: Tokenizer | None = None) -> list[str]:
+    """Samples as letters, with [ and ] for the first and the last id."""
+    names = {BOS: "[", EOS: "]"} | {3 + rank: letter for rank, letter in enumerate(LETTERS)}
+    return ["".join(names[int(token)] for token in samples.sample(row).ids) for row in range(samples.count)]
+
+
+LONG, SHORT = "a b c d e f g h", "x y"
+
+
+@pytest.mark.parametrize(
+    ("keys", "documents", "expected"),
+    [
+        ({"kind": "chunks", "join": False, "add_bos_eos": True}, [LONG, SHORT], ["[abcd]", "[efgh]", "[xy]"]),
+        (
+            {"kind": "chunks", "join": False, "add_bos_eos": True, "overlap": 1},
+            [LONG, SHORT],
+            ["[abcd]", "[defg]", "[gh]", "[xy]"],
+        ),
+        (
+            {"kind": "chunks", "join": False, "add_bos_eos": True, "overlap": 2},
+            [LONG, SHORT],
+            ["[abcd]", "[cdef]", "[efgh]", "[xy]"],
+        ),
+        ({"kind": "chunks", "join": False, "add_bos_eos": True, "overlap": 1}, ["a b c d"], ["[abcd]"]),
+        ({"kind": "chunks", "join": False, "keep_ends": False}, [LONG, SHORT], ["abcdef", "gh", "xy"]),
+        ({"kind": "chunks", "join": False}, [LONG, SHORT], ["abcdef", "gh]", "xy]"]),
+        ({"kind": "chunks", "add_bos_eos": True}, [LONG, SHORT], ["[abcd]", "[efgh]", "[xy]"]),
+        ({"kind": "chunks", "add_bos_eos": True}, ["a b c d e f", SHORT], ["[abcd]", "[efxy]"]),
+        ({"kind": "chunks", "add_bos_eos": True, "overlap": 1}, ["a b c d e f", SHORT], ["[abcd]", "[defx]", "[xy]"]),
+        ({"kind": "chunks"}, ["a b c d e f", SHORT], ["abcdef", "]xy]"]),
+        ({"kind": "document", "add_bos_eos": True}, [LONG, SHORT], ["[abcd]", "[xy]"]),
+        ({"kind": "document"}, [LONG, SHORT], ["abcdef", "xy]"]),
+        ({"kind": "best_fit"}, [LONG, "x y", "u", "v w z"], ["abcdef", "vwz]u]", "gh]xy]"]),
+        ({"kind": "best_fit", "add_bos_eos": True}, ["a b c", "x y", "u", "v"], ["[abcu]", "[xyv]"]),
+    ],
+)
+def test_worked_examples_with_six_tokens_a_sample(
+    keys: dict[str, Any], documents: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    assert shown(packed(tmp_path, documents, 5, **keys)) == expected
+
+
+def test_behind_a_separator_alone_there_is_a_loss(tmp_path: Path) -> None:
+    asked = Parts(("a b c d e f #", "g h"), (False, True))
+    keys = {"kind": "chunks", "join": False, "add_bos_eos": True}
+    samples = packed(tmp_path, [asked], 5, **keys)
+    # The first chunk has nothing to learn and is left out.
+    assert shown(samples) == ["[ef#g]", "[h]"]
+    learnt = [samples.sample(row).learnt for row in range(samples.count)]
+    assert [mask.tolist() for mask in learnt if mask is not None] == [
+        [False, False, False, False, True, True],
+        [False, True, True],
+    ]
+    batch = next(iter(ValidationData((samples,), ("it",), 5).batches(8, None)))
+    letter = {name: 3 + rank for rank, name in enumerate(LETTERS)}
+    assert batch.targets.tolist() == [
+        [IGNORED, IGNORED, IGNORED, letter["g"], EOS],
+        [letter["h"], EOS, IGNORED, IGNORED, IGNORED],
+    ]
+    assert batch.inputs[1, :2].tolist() == [BOS, letter["h"]]
+    assert batch.valid == 4
+
+
+def test_documents_are_numbered_and_padding_is_none_of_them(tmp_path: Path) -> None:
+    samples = packed(tmp_path, ["a b", "x y", "u"], 8, kind="best_fit")
+    batch = next(iter(ValidationData((samples,), ("it",), 8).batches(8, None)))
+    assert shown(samples) == ["ab]xy]u]"]
+    assert batch.documents is not None
+    assert batch.documents.tolist() == [[0, 0, 0, 1, 1, 1, 2, PADDING]]
+    assert batch.targets[0, -1] == IGNORED
+
+
+documents_of_bytes = st.lists(st.text("aé日🎹 ", min_size=1, max_size=40), min_size=1, max_size=8)
+any_packing = st.one_of(
+    st.fixed_dictionaries(
+        {"kind": st.just("chunks"), "join": st.booleans(), "overlap": st.integers(0, 3), "add_bos_eos": st.booleans()}
+    ),
+    st.fixed_dictionaries({"kind": st.just("best_fit"), "add_bos_eos": st.booleans()}),
+    st.fixed_dictionaries({"kind": st.just("document"), "add_bos_eos": st.booleans()}),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents_of_bytes, any_packing, st.integers(8, 14))
+def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys: dict[str, Any], length: int) -> None:
+    tokenizer = ByteTokenizer()
+    with tempfile.TemporaryDirectory() as place:
+        samples = packed(Path(place), texts, length, tokenizer, **keys)
+        rows = [samples.sample(row) for row in range(samples.count)]
+        assert all(row.ids.size <= length + 1 for row in rows)
+        borders = keys["add_bos_eos"]
+        pieces = list(zip(samples.table.starts.tolist(), samples.table.stops.tolist(), strict=True))
+        assert all(start < stop for start, stop in pieces)
+        covered = {place for start, stop in pieces for place in range(start, stop)}
+        store = samples.store
+        starts, stops = document_spans(store, whole(store).intervals, keep_ends=not borders)
+        kept = {place for start, stop in zip(starts, stops, strict=True) for place in range(int(start), int(stop))}
+        if keys["kind"] == "document":
+            assert len(rows) == len(texts)
+            assert covered <= kept
+        else:
+            assert covered == kept
+            repeated = sum(stop - start for start, stop in pieces) - len(covered)
+            assert repeated == 0 or keys.get("overlap", 0) > 0
+        if borders:
+            assert all(row.ids[0] == row.ids[-1] == tokenizer.end_id for row in rows)
+        assert 0 <= samples.waste < 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("aé日🎹", min_size=1, max_size=30), min_size=1, max_size=4), st.booleans())
+def test_no_chunk_begins_within_a_character(texts: list[str], join: bool) -> None:
+    tokenizer = ByteTokenizer()
+    with tempfile.TemporaryDirectory() as place:
+        samples = packed(Path(place), texts, 12, tokenizer, kind="chunks", join=join)
+        parts = [tokenizer.decode(samples.sample(row).ids) for row in range(samples.count)]
+        assert "\ufffd" not in "".join(parts)
+        assert "".join(parts) == "".join(texts)
+
+
+def test_no_chunk_begins_within_a_word_of_word_pieces(tmp_path: Path) -> None:
+    pieces = ["[UNK]", "[SEP]", "token", "##iz", "##er", "##s", "cut", "here"]
+    library = tokenizers.Tokenizer(
+        models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.decoder = decoders.WordPiece()
+    tokenizer = HuggingFaceTokenizer(library.to_str(), "[SEP]")
+    samples = packed(tmp_path, ["cut tokenizers here tokenizers"], 5, tokenizer, kind="chunks", keep_ends=False)
+    texts = [tokenizer.decode(samples.sample(row).ids) for row in range(samples.count)]
+    assert not any(text.lstrip().startswith("##") for text in texts)
+    assert clean_starts(tokenizer).tolist() == [not piece.startswith("##") for piece in pieces]
+    assert [samples.sample(row).ids.size for row in range(samples.count)] == [6, 4]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(4, 20))
+def test_best_fit_cuts_only_what_is_too_long_and_fills_the_samples(lengths: list[int], length: int) -> None:
+    room = length + 1
+    ends = np.cumsum(lengths)
+    table = packing_module._best_fit(ends - lengths, ends, room)
+    used = np.add.reduceat(table.stops - table.starts, table.rows[:-1])
+    assert (used <= room).all()
+    # No two samples that are not more than half full: their contents would have gone into one.
+    assert (2 * used <= room).sum() <= 1
+    pieces = dict(zip(table.starts.tolist(), table.stops.tolist(), strict=True))
+    for end, size in zip(ends.tolist(), lengths, strict=True):
+        if size <= room:
+            assert pieces[end - size] == end
+    assert len(pieces) == sum(-(-size // room) for size in lengths)
+
+
+def test_a_part_of_a_store_is_packed_within_its_borders(tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer()
+    texts = [chr(97 + number) * (5 + number) for number in range(20)]
+    store = stored(tmp_path / "store", texts, tokenizer)
+    for stream in split(store, 0.3, 5):
+        samples = pack(store, stream.intervals, config(kind="best_fit"), 10, tokenizer, tmp_path / "cache")
+        inside = {
+            place
+            for start, stop in zip(stream.intervals.starts, stream.intervals.stops, strict=True)
+            for place in range(int(start), int(stop))
+        }
+        bounds = zip(samples.table.starts.tolist(), samples.table.stops.tolist(), strict=True)
+        assert {place for start, stop in bounds for place in range(start, stop)} == inside
+
+
+def test_a_table_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = packed(tmp_path, [LONG, SHORT], 5, kind="best_fit")
+    monkeypatch.setattr(packing_module, "_table", lambda *_: pytest.fail("computed again"))
+    store = TokenStore.open(tmp_path / "store")
+    again = pack(store, whole(store).intervals, config(kind="best_fit"), 5, words(), tmp_path / "cache")
+    assert shown(again) == shown(first)
+    with pytest.raises(pytest.fail.Exception):
+        pack(store, whole(store).intervals, config(kind="best_fit"), 6, words(), tmp_path / "cache")
+
+
+def test_what_texts_begin_with() -> None:
+    assert begin_id(words()) == BOS
+    assert begin_id(ByteTokenizer()) == ByteTokenizer().end_id
+
+
+def test_ids_that_are_ready_keep_their_mask(tmp_path: Path) -> None:
+    ready = Ids(np.arange(3, 9), "there", np.array([False, True, True, False, True, False]))
+    samples = packed(tmp_path, [ready, ready], 20, kind="document")
+    sample: Sample = samples.sample(1)
+    assert sample.learnt is not None
+    assert sample.learnt.tolist() == [False, True, True, False, True, False, False]
+
+
+def test_an_empty_interval_has_no_samples(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", ["a b"], words())
+    nothing = Intervals(np.empty(0, np.int64), np.empty(0, np.int64))
+    for keys in ({"kind": "best_fit"}, {"kind": "chunks"}, {"kind": "chunks", "join": False}, {"kind": "document"}):
+        assert pack(store, nothing, config(**keys), 5, words(), tmp_path / "cache").count == 0
+
+
+def test_overlap_needs_room(make_config) -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError, match="leave no room for new ones"):
+        make_config({"kind": "python_stdlib"}, packing={"kind": "chunks", "overlap": 9}, sequence_length=8)
+    assert isinstance(
+        make_config(
+            {"kind": "python_stdlib"}, packing={"kind": "chunks", "overlap": 8}, sequence_length=8
+        ).data.packing,
+        ChunkPackingConfig,
+    )
