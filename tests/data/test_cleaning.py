@@ -22,7 +22,7 @@ from quintet.data.cleaning import kept, reason_to_drop, rules_of
 from quintet.data.duplicates import find_duplicates, shingles, signer
 from quintet.data.prepare import prepare
 from quintet.data.sources import listing
-from quintet.data.sources.document import Ids, Parts
+from quintet.data.sources.document import Ids, Parts, Piece
 from quintet.data.split import hold_out, trained_on, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -312,7 +312,7 @@ def test_a_long_text_is_encoded_in_pieces_and_stays_one_document(
     how = {"cleaning": {"deduplicate": {"kind": "minhash"}}, "tokenizer": {"kind": "bpe", "vocab_size": 300}}
     (whole,) = prepare(make_config(source, cache_dir=str(tmp_path / "whole"), validation=0, **how)).stores
     monkeypatch.setattr(shards, "_BATCH", 500)
-    lengths = [len(piece.text) for piece in shards._cut(texts[:1]) if isinstance(piece, shards._Piece)]
+    lengths = [len(piece.text) for piece in shards._cut(texts[:1]) if isinstance(piece, Piece)]
     assert len(lengths) > 10
     assert max(lengths) < 1_100
     (pieces,) = prepare(make_config(source, cache_dir=str(tmp_path / "pieces"), validation=0, **how)).stores

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from quintet.config.cleaning import CleaningConfig
 from quintet.config.data import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
 from quintet.config.schema import RunConfig
+from quintet.data.shards import write_shard
 from quintet.data.sources import check_sources, listing
-from quintet.data.sources.document import Report
+from quintet.data.sources import text as text_module
+from quintet.data.sources.document import Piece, Report
 from quintet.data.sources.listing import ReadSource, documents, label_of, list_source, units_of
 from quintet.errors import UserError
+from quintet.tokenize.byte import ByteTokenizer
 
 WHERE = "data.sources[0]"
 
@@ -292,3 +296,54 @@ def environment() -> dict[str, str]:
     import quintet
 
     return {**os.environ, "PYTHONPATH": str(Path(quintet.__file__).parents[1])}
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_a_large_file_in_pieces_is_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(text_module, "_READ", size)
+    monkeypatch.setattr(text_module, "PIECE", 9)
+    content = "\ufeffsome words, naïve ones 🎹 and more\n words " * 5
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    source = TextSource(kind="text", path=str(tmp_path / "a.txt"))
+    unit = units_of(list_source(source, WHERE))[0][0]
+    found = list(documents(unit, Report(), ByteTokenizer()))
+    assert len(found) > 3
+    assert all(isinstance(piece, Piece) for piece in found)
+    assert "".join(piece.text for piece in found if isinstance(piece, Piece)) == content[1:]
+    assert [piece.continues for piece in found if isinstance(piece, Piece)] == [True] * (len(found) - 1) + [False]
+
+
+@pytest.mark.parametrize("end", ["", "fine " * 20])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_large_file_that_is_no_text_is_told_like_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, named: bool
+) -> None:
+    monkeypatch.setattr(text_module, "_READ", 10)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one line\nsome words and more " + b"\xc3" + end.encode())
+
+    def told() -> str:
+        unit = units_of(list_source(TextSource(kind="text", path=str(path if named else tmp_path)), WHERE))[0][0]
+        report = Report()
+        try:
+            assert not list(documents(unit, report, ByteTokenizer()))
+        except UserError as error:
+            return str(error)
+        return f"left out {report.left_out}"
+
+    small = told()
+    monkeypatch.setattr(text_module, "PIECE", 9)
+    assert told() == small
+    assert ("a.txt:2: byte 29 (0xc3) is not UTF-8" in small) is named
+
+
+def test_cleaning_judges_a_text_in_pieces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "PIECE", 9)
+    (tmp_path / "a.txt").write_text("some words and more words " * 9)
+    unit = units_of(list_source(TextSource(kind="text", path=str(tmp_path / "a.txt")), WHERE))[0][0]
+    plain = write_shard(tmp_path, 0, unit, ByteTokenizer())
+    kept = write_shard(tmp_path, 1, unit, ByteTokenizer(), cleaning=CleaningConfig(min_characters=200))
+    dropped = write_shard(tmp_path, 2, unit, ByteTokenizer(), cleaning=CleaningConfig(max_characters=200))
+    assert plain.shard.tokens == kept.shard.tokens == 26 * 9 + 1
+    assert plain.shard.digest == kept.shard.digest
+    assert dropped.dropped == {"max_characters": 1}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from quintet.config.cleaning import CleaningConfig, QualityConfig
-from quintet.data.sources.document import Document, Ids
+from quintet.data.sources.document import Document, Ids, Piece
 
 Rule = Callable[[str], bool]
 """Whether a text is to be dropped."""
@@ -45,6 +45,9 @@ def text_of(document: Document) -> str:
     """The text of ``document``, empty for tokens that are ready."""
     if isinstance(document, Ids):
         return ""
+    if isinstance(document, Piece):
+        assert document.whole is not None
+        return document.whole
     return document if isinstance(document, str) else "".join(document.texts)
 
 

@@ -21,7 +21,7 @@ from quintet.data.order import build_order
 from quintet.data.packing import pack
 from quintet.data.samples import Samples, Windows
 from quintet.data.sources.check import MANIFEST, check_sources, sources_of
-from quintet.data.sources.document import Document, Parts, Report
+from quintet.data.sources.document import Document, Parts, Piece, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
 from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
 from quintet.data.store import TokenStore, read_manifest
@@ -199,6 +199,8 @@ def _texts_of(found: Iterator[Document]) -> Iterator[str]:
     for document in found:
         if isinstance(document, str):
             yield document
+        elif isinstance(document, Piece):
+            yield document.text
         elif isinstance(document, Parts):
             yield from document.texts
 

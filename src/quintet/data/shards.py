@@ -16,7 +16,7 @@ import numpy as np
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.cleaning import kept, text_of
 from quintet.data.duplicates import signer
-from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.listing import Unit, documents
 from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, unfinished_name, write_json
 from quintet.errors import UserError
@@ -61,12 +61,14 @@ def write_shard(
     report = Report()
     arrays, sign = _Arrays(folder, shard_name(index), tokenizer), signer(cleaning)
     try:
-        found = kept(documents(unit, report, tokenizer), cleaning, report.dropped)
+        found = documents(unit, report, tokenizer)
+        if cleaning != _ALL:
+            found = kept(_whole(found), cleaning, report.dropped)
         for batch in _batches(_cut(found) if tokenizer.can_cut else found):
             read = sum(map(_size, batch))
             for document, encoded in zip(batch, _encoded(tokenizer, batch, unit), strict=True):
                 if arrays.add(encoded) and sign is not None:
-                    arrays.sign(sign(text_of(document.whole if isinstance(document, _Piece) else document)))
+                    arrays.sign(sign(text_of(document)))
             if advance is not None:
                 advance(read)
         written = arrays.finish(report)
@@ -193,16 +195,20 @@ class _Encoded:
     continues: bool = False
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a long text, of which another part ``continues`` the document, and the ``whole`` text."""
+def _whole(found: Iterable[Document]) -> Iterator[Document]:
+    """``found`` with texts in one piece, as rules judge them as a whole."""
+    held: list[str] = []
+    for document in found:
+        if not isinstance(document, Piece):
+            yield document
+            continue
+        held.append(document.text)
+        if not document.continues:
+            yield "".join(held)
+            held = []
 
-    text: str
-    continues: bool
-    whole: str
 
-
-def _cut(found: Iterable[Document]) -> Iterator[Document | _Piece]:
+def _cut(found: Iterable[Document]) -> Iterator[Document]:
     """``found`` with long texts in pieces: what the libraries keep while they encode is 25 times as large as a text."""
     for document in found:
         if not isinstance(document, str) or len(document) <= 2 * _BATCH:
@@ -211,14 +217,14 @@ def _cut(found: Iterable[Document]) -> Iterator[Document | _Piece]:
         parts = cut_text(document, _BATCH)
         last = next(parts)
         for part in parts:
-            yield _Piece(last, True, document)
+            yield Piece(last, True, document)
             last = part
-        yield _Piece(last, False, document)
+        yield Piece(last, False, document)
 
 
-def _batches(found: Iterable[Document | _Piece]) -> Iterator[list[Document | _Piece]]:
+def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in lists of about a million characters."""
-    batch: list[Document | _Piece] = []
+    batch: list[Document] = []
     length = 0
     for document in found:
         batch.append(document)
@@ -230,7 +236,7 @@ def _batches(found: Iterable[Document | _Piece]) -> Iterator[list[Document | _Pi
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, batch: Sequence[Document | _Piece], unit: Unit) -> Iterator[_Encoded]:
+def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Iterator[_Encoded]:
     """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
     texts = [text for document in batch for text in _plain_texts(document)]
     try:
@@ -243,7 +249,7 @@ def _encoded(tokenizer: Tokenizer, batch: Sequence[Document | _Piece], unit: Uni
             elif isinstance(document, Parts):
                 yield _joined(document, tokenizer, ready)
             else:
-                continues = isinstance(document, _Piece) and document.continues
+                continues = isinstance(document, Piece) and document.continues
                 yield _Encoded(next(ready), None, _size(document), continues)
     except UserError as error:
         raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
@@ -275,17 +281,17 @@ def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
         )
 
 
-def _plain_texts(document: Document | _Piece) -> tuple[str, ...]:
-    if isinstance(document, str | _Piece):
+def _plain_texts(document: Document) -> tuple[str, ...]:
+    if isinstance(document, str | Piece):
         return (document if isinstance(document, str) else document.text,)
     return document.texts if isinstance(document, Parts) and not document.special else ()
 
 
-def _length(document: Document | _Piece) -> int:
+def _length(document: Document) -> int:
     match document:
         case str():
             return len(document)
-        case _Piece():
+        case Piece():
             return len(document.text)
         case Parts():
             return sum(map(len, document.texts))
@@ -293,12 +299,12 @@ def _length(document: Document | _Piece) -> int:
             return document.ids.size
 
 
-def _size(document: Document | _Piece) -> int:
+def _size(document: Document) -> int:
     """UTF-8 bytes of text; of tokens the bytes that they take here."""
     match document:
         case str():
             return len(document) if document.isascii() else len(document.encode("utf-8"))
-        case _Piece():
+        case Piece():
             return _size(document.text)
         case Parts():
             return sum(map(_size, document.texts))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -118,7 +118,11 @@ class TokenStore:
                 f"{folder / MANIFEST}: written with another tokenizer (fingerprint {manifest.tokenizer}, the run's is "
                 f"{tokenizer_fingerprint}); set `tokenizer` to the one it was written with, or prepare the store again"
             )
-        problems = [problem for shard in manifest.shards for problem in size_problems(folder, shard, manifest.dtype)]
+        with os.scandir(folder) as entries:  # to look at each of very many files by itself takes longer
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
+        problems = [
+            problem for shard in manifest.shards for problem in size_problems(folder, shard, manifest.dtype, sizes)
+        ]
         if manifest.unused.documents:
             problems += _size_problem(folder / DROPPED, manifest.unused.documents * _PER_DOCUMENT["ends"].itemsize)
         if problems:
@@ -302,11 +306,13 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     os.replace(unfinished, file)
 
 
-def size_problems(folder: Path, shard: Shard, dtype: str) -> list[str]:
-    """What is wrong with the sizes of the files of ``shard``."""
+def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, int] | None = None) -> list[str]:
+    """What is wrong with the sizes of the files of ``shard``; ``sizes`` has those of the folder if they are known."""
     problems = []
     for what, (item, count) in _arrays(shard, dtype).items():
-        problems += _size_problem(array_file(folder, shard.name, what), count * np.dtype(item).itemsize)
+        name, size = f"{shard.name}.{what}.npy", count * item.itemsize
+        if sizes is None or sizes.get(name) != HEADER + size:
+            problems += _size_problem(folder / name, size)
     return problems
 
 

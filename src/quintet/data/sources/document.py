@@ -25,6 +25,18 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a long text, cut where no id changes by it; all parts but the last have ``continues``.
+
+    ``whole`` is the text that it is a part of, where that is in memory anyway.
+    """
+
+    text: str
+    continues: bool
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
 class Ids:
     """Tokens that are ready: ``ids`` [tokens] of any integer type.
 
@@ -39,7 +51,7 @@ class Ids:
     continues: bool = False
 
 
-Document = str | Parts | Ids
+Document = str | Piece | Parts | Ids
 """In the store the end id stands behind each; it is added where a document does not end with it."""
 
 

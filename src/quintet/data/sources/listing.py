@@ -160,7 +160,7 @@ def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) ->
     """
     match unit:
         case TextUnit():
-            return text_documents(unit, report)
+            return text_documents(unit, report, tokenizer)
         case ArrayUnit() | TatmUnit() | MegatronUnit():
             return iter(()) if tokenizer is None else _ready(unit, report, tokenizer)
         case _ if tokenizer is None and isinstance(unit.source.document, TokenField):

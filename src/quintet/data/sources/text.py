@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from quintet.config.documents import TextConfig, WholeText
 from quintet.data.sources.compressed import BadFile, blocks, is_compressed
-from quintet.data.sources.document import Document, Report
+from quintet.data.sources.document import Document, Piece, Report
 from quintet.data.sources.files import File
 from quintet.data.sources.rows import text_maker
 from quintet.data.sources.spans import Span, cut, line_of, open_file, read
 from quintet.errors import UserError
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.long_texts import cut_text
 
 _READ = 1 << 20
+PIECE = 1 << 22  # characters
 _BOM = "\ufeff"
 WHOLE = WholeText()
 
@@ -82,19 +85,50 @@ def text_units(
     return units, left_out
 
 
-def text_documents(unit: TextUnit, report: Report) -> Iterator[Document]:
+def text_documents(unit: TextUnit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
     """Documents of ``unit``, empty ones included; the names of files that are no text are added to ``report``.
 
-    Raises UserError with file, line and byte for a named file that is not UTF-8.
+    A large file that is one document comes in pieces, unless ``tokenizer`` needs it whole. Raises UserError with file,
+    line and byte for a named file that is not UTF-8.
     """
     make = text_maker(unit.document)
+    in_pieces = unit.separator is None and unit.document == WHOLE and (tokenizer is None or tokenizer.can_cut)
     for span in unit.spans:
+        if in_pieces and span.size > PIECE and not is_compressed(span.path):
+            yield from _pieces(unit, span, report)
+            continue
         for text in _texts(unit, span, report):
             document = make(text)
             if document is None:
                 report.dropped["without_separator"] += 1
             else:
                 yield document
+
+
+def _pieces(unit: TextUnit, span: Span, report: Report) -> Iterator[Piece]:
+    """The text of a file in pieces of about ``PIECE`` characters, so that no more of it is in memory."""
+    if not unit.strict and not _is_text_file(span.path):
+        report.left_out.append(span.path)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text, offset, begun = "", 0, False
+    with open_file(span.path) as file:
+        while data := file.read(_READ):
+            try:
+                text += decoder.decode(data)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(Span(span.path, offset - len(error.object) + len(data), span.stop), error) from None
+            if text and not begun:
+                text, begun = text.removeprefix(_BOM), True
+            offset += len(data)
+            if len(text) > 2 * PIECE:
+                *parts, text = cut_text(text, PIECE)
+                yield from (Piece(part, True) for part in parts)
+    try:
+        text += decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(Span(span.path, offset - len(error.object), span.stop), error) from None
+    yield Piece(text, False)
 
 
 def _texts(unit: TextUnit, span: Span, report: Report) -> Iterator[str]:
