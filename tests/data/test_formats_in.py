@@ -119,6 +119,39 @@ def test_slices_neither_lose_nor_join_documents(
     assert len(whole) == bool(ids)
 
 
+@pytest.mark.parametrize("kind", ["npy", "bin"])
+def test_a_part_of_an_array_is_read(kind: str, tmp_path: Path) -> None:
+    ids = np.arange(10, dtype="<u2")
+    if kind == "npy":
+        np.save(tmp_path / "a.npy", ids)
+        np.save(tmp_path / "a_labels.npy", np.where(ids % 2, ids.astype(np.int32), -100))
+    else:
+        (tmp_path / "a.bin").write_bytes(ids.tobytes())
+
+    def part(**bounds: float) -> list[int]:
+        found = read(source_of(kind, tmp_path / f"a.{kind}", **bounds))
+        if kind == "npy":
+            assert learnt(found) == [bool(token % 2) for document in tokens(found) for token in document]
+        return [token for document in tokens(found) for token in document]
+
+    assert part(stop=3) == [0, 1, 2]
+    assert part(start=3) == [3, 4, 5, 6, 7, 8, 9]
+    assert part(start=2, stop=5) == [2, 3, 4]
+    # PhyAGI's validation_split: the first int(0.25 · 10) tokens, and the rest.
+    assert part(stop=0.25) + part(start=0.25) == part() == ids.tolist()
+    assert part(stop=0.25) == [0, 1]
+    assert part(stop=1.0) == part()
+    assert part(stop=1) == [0]
+    assert part(start=20) == part(start=5, stop=4) == []
+
+
+def test_a_fraction_above_the_whole_is_refused() -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError, match=r"1\.5 is no fraction; write a number of tokens without a point"):
+        source_of("bin", Path("a.bin"), stop=1.5)
+
+
 def test_labels_beside_an_array_say_what_is_learnt(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(5))
     np.save(tmp_path / "a_labels.npy", np.array([-100, 1, -100, 3, 4]))

@@ -25,6 +25,7 @@ def import_(
 
     from quintet.config.model import TransformerConfig
     from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
+    from quintet.tokenize.huggingface import huggingface_tokenizer
 
     folder = find_checkpoint(checkpoint, revision)
     values = read_config(folder)
@@ -32,6 +33,7 @@ def import_(
     source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
     place = {"path": source} | ({} if revision is None else {"revision": revision})
     section["init"] = {"kind": "pretrained", **place}
+    huggingface_tokenizer(str(folder))  # so that one that is missing is noticed now
     config = TransformerConfig.model_validate(section)
     assert config.vocab_size is not None
     assert config.context_length is not None

@@ -104,20 +104,39 @@ class HuggingFaceSource(Source):
     )
 
 
-class NpySource(FileSource):
+class _ArraySource(FileSource):
+    document: Literal["file", "end_id"] = key("file", _DOCUMENT)
+    start: int | float = key(
+        0,
+        "where reading begins in each file: a whole number is a token, a number with a point a fraction of the tokens, "
+        "rounded down",
+        unit="tokens or fraction",
+        ge=0,
+    )
+    stop: int | float | None = key(
+        None, "where reading ends, counted like `start`; with the file when not given", unit="tokens or fraction", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _part_of_a_file(self) -> _ArraySource:
+        for name, place in (("start", self.start), ("stop", self.stop)):
+            if isinstance(place, float) and place > 1:
+                raise problem(name, f"{place:g} is no fraction; write a number of tokens without a point")
+        return self
+
+
+class NpySource(_ArraySource):
     """Token arrays of NumPy, [tokens], or with further axes of length 1. Of a folder, *.npy. Where `NAME_labels.npy`
     is beside `NAME.npy`, it has the same tokens, or -100 where there is no loss."""
 
     kind: Literal["npy"] = key(..., "token arrays of NumPy")
-    document: Literal["file", "end_id"] = key("file", _DOCUMENT)
 
 
-class BinSource(FileSource):
+class BinSource(_ArraySource):
     """Token ids and nothing else, little-endian, as nanoGPT writes them. Of a folder, *.bin."""
 
     kind: Literal["bin"] = key(..., "raw token ids")
     dtype: Literal["uint16", "uint32"] = key("uint16", "type of the ids")
-    document: Literal["file", "end_id"] = key("file", _DOCUMENT)
 
 
 class TatmSource(Source):

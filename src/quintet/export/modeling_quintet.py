@@ -89,10 +89,7 @@ class QuintetForCausalLM(_Quintet, GenerationMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
     ) -> CausalLMOutput:
         logits = self._logits(input_ids, attention_mask)
-        loss = None
-        if labels is not None:
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutput(loss=_loss(logits, labels), logits=logits)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
@@ -108,7 +105,11 @@ class QuintetForMaskedLM(_Quintet):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
     ) -> MaskedLMOutput:
         logits = self._logits(input_ids, attention_mask)
-        loss = None
-        if labels is not None:
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        return MaskedLMOutput(loss=_loss(logits, labels), logits=logits)
+
+
+def _loss(logits: Tensor, labels: Tensor | None) -> Any:
+    """Mean over the ``labels`` [batch, length] that are not -100, each predicted at the position before it."""
+    if labels is None:
+        return None
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

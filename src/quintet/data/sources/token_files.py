@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,19 @@ class TokenFile:
         return np.frombuffer(
             read(Span(self.path, self.offset + start * item, self.offset + stop * item)), dtype=self.dtype
         )
+
+    def part(self, source: NpySource | BinSource) -> TokenFile:
+        """What ``source`` reads of the file."""
+        start, stop = (_place(place, self.count) for place in (source.start, source.stop))
+        start = min(start, stop)
+        return replace(self, offset=self.offset + start * np.dtype(self.dtype).itemsize, count=stop - start)
+
+
+def _place(place: float | None, count: int) -> int:
+    """A token, or a fraction of ``count`` of them, as a token; None is the end."""
+    if place is None:
+        return count
+    return min(int(place * count) if isinstance(place, float) else place, count)
 
 
 @dataclass(frozen=True)
@@ -94,17 +107,17 @@ def array_documents(unit: ArrayUnit, end_id: int) -> Iterator[Document]:
     """
     end = end_id if unit.source.document == "end_id" else None
     if isinstance(unit.source, BinSource):
-        return cut_at(raw_file(unit.path, unit.size, unit.source.dtype), end)
+        return cut_at(raw_file(unit.path, unit.size, unit.source.dtype).part(unit.source), end)
     tokens = npy_file(unit.path)
     if unit.labels is None:
-        return cut_at(tokens, end)
+        return cut_at(tokens.part(unit.source), end)
     labels = npy_file(unit.labels)
     if labels.count != tokens.count:
         raise UserError(
             f"{labels.path}: has {labels.count:,} labels, and {tokens.path} has {tokens.count:,} tokens; "
             "make them anew, or move the labels away"
         )
-    return cut_at(tokens, end, labels)
+    return cut_at(tokens.part(unit.source), end, labels.part(unit.source))
 
 
 def cut_at(
