@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
+from quintet.config.training import TrainConfig
 from quintet.data.batch import Batch
 from quintet.track.console import Reporter
 from quintet.train import loop
@@ -84,3 +86,35 @@ def test_metrics_of_a_step_do_not_depend_on_when_they_are_logged(config: RunConf
         return [row["train/loss"] for row in rows if "train/loss" in row]
 
     assert losses("often", 1) == losses("seldom", 5)
+
+
+def test_checkpoints_are_also_written_when_the_last_is_long_ago(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at the clock takes a second: one at the start, one a step, one behind each checkpoint."""
+    clock = iter(range(100))
+    monkeypatch.setattr(loop, "monotonic", lambda: next(clock))
+    values = config.model_dump(mode="json")
+    values["checkpoint"] = {"every": None, "every_seconds": 2, "keep": 10, "keep_best": False}
+    run = loop.train(RunConfig.model_validate(values), Reporter()).run
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000004",
+        "step-000006",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({"steps": 6}, 6),
+        ({"tokens": 200}, 4),
+        ({"epochs": 2}, 20),
+        ({"epochs": 0.25, "steps": 9}, 3),
+        ({"epochs": 2, "steps": 9}, 9),
+        ({"epochs": 2, "steps": 9, "tokens": 128}, 2),
+    ],
+)
+def test_of_several_lengths_the_one_that_ends_first_counts(length: dict[str, float], expected: int) -> None:
+    train = TrainConfig.model_validate(length)
+    assert total_steps(train, batch_samples=4, sequence_length=16, epoch_samples=40) == expected

@@ -53,7 +53,7 @@ def _summary(config: RunConfig) -> str:
     """A run in one line: what is trained, on what, how long."""
     model, train, batch = config.model, config.train, config.batch
     lengths = {"steps": train.steps, "tokens": train.tokens, "epochs": train.epochs}
-    length = next(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
+    length = " or ".join(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
     sources = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
     size = f"of {model.layers} layers, width {model.width}" if model.kind == "transformer" else model.name_or_path
     return (

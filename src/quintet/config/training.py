@@ -169,7 +169,10 @@ class TrainConfig(Part):
     """How long, in which batches, and on what hardware a run trains."""
 
     steps: int | None = key(
-        None, "optimizer steps; this, `tokens` or `epochs` says how long to train", unit="steps", ge=1
+        None,
+        "optimizer steps; this, `tokens` or `epochs` says how long to train, of several the one that ends first",
+        unit="steps",
+        ge=1,
     )
     tokens: int | None = key(None, "tokens to train on, rounded up to whole steps", unit="tokens", ge=1)
     epochs: float | None = key(None, "passes over the training samples, rounded up to whole steps", unit="epochs", gt=0)
@@ -195,11 +198,9 @@ class TrainConfig(Part):
     log_every: int = key(10, "steps from one progress line to the next", unit="steps", ge=1)
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
-        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = "none is given" if not given else f"{' and '.join(given)} are given"
-            raise problem("steps", f"exactly one of steps, tokens and epochs says how long to train; {found}")
+    def _some_length(self) -> TrainConfig:
+        if self.steps is None and self.tokens is None and self.epochs is None:
+            raise problem("steps", "steps, tokens or epochs must say how long to train; none is given")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise problem("batch_tokens", "give batch_size or batch_tokens, not both")
         return self
@@ -260,6 +261,9 @@ class CheckpointConfig(Part):
         "steps from one checkpoint to the next; there is always one at the end; null: only that",
         unit="steps",
         ge=1,
+    )
+    every_seconds: float | None = key(
+        None, "also a checkpoint when the last one is so long ago, at the next step", unit="seconds", gt=0
     )
     keep: int = key(2, "checkpoints to keep, the newest", unit="checkpoints", ge=1)
     keep_best: bool = key(True, "also keep the checkpoint with the lowest validation loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def train(config: RunConfig, reporter: Reporter) -> Outcome:
 def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
     config, steps, first = run.config, run.steps, run.progress.step
     validation = None
-    meter = Meter()
+    meter, saved_at = Meter(), monotonic()
     with closing(prefetch(run.batch, first, steps)) as batches:
         for step, batch in enumerate(batches, start=first + 1):
             if batch.valid:
@@ -66,7 +67,7 @@ def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
             last = step == steps or interruption.signal is not None
             validating = step == steps or due(step, config.evaluate.every)
             sampling = step == steps or due(step, config.sample.every or config.evaluate.every)
-            saving = last or due(step, config.checkpoint.every)
+            saving = last or due(step, config.checkpoint.every) or _overdue(saved_at, config.checkpoint.every_seconds)
             if validating or sampling or saving or due(step, config.train.log_every):
                 _log(run, meter)
             if validating:
@@ -76,6 +77,7 @@ def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
                 write_samples(run)
             if saving:
                 run.checkpointer.save(run.progress, run.model, run.optimizer)
+                saved_at = monotonic()
             if validating or sampling or saving:
                 meter.restart()
             if last:
@@ -87,6 +89,10 @@ def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
 def due(step: int, every: int | None) -> bool:
     """Whether something that happens each ``every`` steps happens after ``step``."""
     return every is not None and step % every == 0
+
+
+def _overdue(saved_at: float, seconds: float | None) -> bool:
+    return seconds is not None and monotonic() - saved_at >= seconds
 
 
 def _apply_gradients(run: Run, rate: float) -> tuple[Tensor, Tensor]:
