@@ -90,8 +90,9 @@ def expected(config: RunConfig, tmp_path: Path) -> dict[str, bytes]:
 
 
 def start(config: RunConfig, tmp_path: Path, index: int, count: int, way: str = "go") -> subprocess.Popen[str]:
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    (tmp_path / "worker.py").write_text(WORKER)
+    for name, content in (("config.json", config.model_dump_json()), ("worker.py", WORKER)):
+        if not (tmp_path / name).exists():  # a worker that was started before may be reading it
+            (tmp_path / name).write_text(content)
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "config.json"), str(index), str(count), way]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": SOURCE_FOLDER}, stdout=subprocess.PIPE, text=True)
 
