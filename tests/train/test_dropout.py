@@ -12,7 +12,8 @@ from quintet.config.training import (
     TriangleDropoutConfig,
 )
 from quintet.model import build_model
-from quintet.train.dropout import dropout_rate, set_dropout
+from quintet.model.dropout import set_dropout
+from quintet.train.dropout import dropout_rate
 
 
 def rates(config, steps: int, shown: list[int]) -> list[float | None]:

@@ -11,7 +11,6 @@ import typer
 from quintet.cli.inputs import Inputs, fail, load
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.text import Text
 
     from quintet.data.batch import Batch
@@ -70,9 +69,9 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     """Sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
     from rich.text import Text
 
-    from quintet.data.batch import IGNORED, PADDING
+    from quintet.data.batch import IGNORED, PADDING, numbered
 
-    numbers = _documents(batch.inputs[row], tokenizer.end_id) if batch.documents is None else batch.documents[row]
+    numbers = (numbered(batch.inputs, tokenizer.end_id) if batch.documents is None else batch.documents)[row]
     size = int((numbers != PADDING).sum())
     ids, documents = batch.inputs[row, :size].tolist(), numbers[:size].tolist()
     predicted = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
@@ -85,11 +84,6 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     if size < len(numbers):
         text.append(f" + {len(numbers) - size} of padding", style="italic dim")
     return text
-
-
-def _documents(inputs: np.ndarray, end_id: int) -> np.ndarray:
-    ends = inputs == end_id
-    return ends.cumsum() - ends
 
 
 def _written(ids: list[int], tokenizer: Tokenizer) -> str:

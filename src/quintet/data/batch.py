@@ -129,6 +129,12 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
                 future.cancel()
 
 
+def numbered(inputs: np.ndarray, end_id: int) -> np.ndarray:
+    """The document of each of ``inputs`` [samples, length], from 0 in each sample, where ``end_id`` ends one."""
+    ends = inputs == end_id
+    return np.cumsum(ends, axis=1) - ends
+
+
 def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
     """Samples side by side; shorter ones have zeros behind them, which no target needs."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)

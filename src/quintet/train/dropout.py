@@ -9,9 +9,6 @@ from quintet.config.training import (
     NoDropoutScheduleConfig,
     TriangleDropoutConfig,
 )
-from quintet.model.dropout import set_dropout
-
-__all__ = ["dropout_rate", "set_dropout"]
 
 
 def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float | None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
+from quintet.model.dropout import set_dropout
 from quintet.track.console import Reporter
 from quintet.train.compute import measure_peak, peak_memory
-from quintet.train.dropout import dropout_rate, set_dropout
+from quintet.train.dropout import dropout_rate
 from quintet.train.interruption import Interruption, watch_signals
 from quintet.train.meter import Meter
 from quintet.train.optimizer import set_learning_rate, step_if_finite

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quintet.config.model import ModelConfig
 from quintet.config.training import LossConfig, MaskedLossConfig
-from quintet.data.batch import Batch
+from quintet.data.batch import Batch, numbered
 from quintet.model import Model
 from quintet.model.mask import document_numbers
 from quintet.randomness import key
@@ -42,7 +42,8 @@ class Objective:
         token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
         """
         if self.model.tells_documents and batch.documents is None:
-            batch = replace(batch, documents=_numbered(batch.inputs, self.end_id))
+            # Before any of them is hidden.
+            batch = replace(batch, documents=numbered(batch.inputs, self.end_id))
         if self.config.ignore_token_ids or self.config.ignore_token_range:
             targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
             batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
@@ -113,9 +114,3 @@ class Objective:
         valid = targets != IGNORED
         first = torch.where(valid.any(1), valid.int().argmax(1), targets.shape[1] - 1)
         return first + 1
-
-
-def _numbered(inputs: np.ndarray, end_id: int) -> np.ndarray:
-    """The document of each of ``inputs`` [samples, length], before any of them is hidden."""
-    ends = inputs == end_id
-    return np.cumsum(ends, axis=1) - ends

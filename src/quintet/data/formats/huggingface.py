@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from quintet.data.samples import Sample, Samples
+from quintet.data.sources.rows import NO_LOSS
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 
-NO_LOSS = -100
 _ROWS = 1000
 
 

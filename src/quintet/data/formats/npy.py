@@ -9,10 +9,9 @@ import numpy as np
 
 from quintet.data.formats.streams import slices, streams_of
 from quintet.data.samples import Samples, Stream
+from quintet.data.sources.rows import NO_LOSS
 from quintet.data.store import ArrayWriter, token_dtype
 from quintet.tokenize import Tokenizer
-
-NO_LOSS = -100
 
 
 def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, folder: Path) -> None:
