@@ -21,11 +21,11 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
+from quintet.model.dropout import set_dropout
 from quintet.model.generate import GenerationSettings, generate
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
 from quintet.train import loop, setup
-from quintet.train.dropout import set_dropout
 from quintet.train.loop import train
 from quintet.train.model import make_model, make_objective
 from quintet.train.optimizer import build_optimizer
