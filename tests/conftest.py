@@ -33,6 +33,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
+@pytest.fixture(autouse=True)
+def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast the machine multiplies is measured for half a second at each set-up, and few tests ask for it."""
+    for module in ("setup", "books"):
+        monkeypatch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
+
+
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
     """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name."""

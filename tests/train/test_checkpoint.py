@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.model import TransformerConfig
-from quintet.config.training import AdamWConfig, CheckpointConfig
+from quintet.config.optimizer import AdamWConfig
+from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.train.checkpoint import (

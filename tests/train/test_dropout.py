@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from quintet.config.model import TransformerConfig
-from quintet.config.training import (
+from quintet.config.schedule import (
     ConstantDropoutConfig,
     LinearDropoutConfig,
     NoDropoutScheduleConfig,

@@ -25,7 +25,6 @@ from quintet.model.dropout import set_dropout
 from quintet.model.generate import GenerationSettings, generate
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
-from quintet.train import loop, setup
 from quintet.train.loop import train
 from quintet.train.model import make_model, make_objective
 from quintet.train.optimizer import build_optimizer
@@ -66,13 +65,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast the machine is takes half the time of such small runs to find out, and nothing here asks for it."""
-    for module in (setup, loop):
-        monkeypatch.setattr(module, "measure_peak", lambda compute, seconds=0.0: 1e12)
 
 
 @pytest.fixture
@@ -207,7 +199,7 @@ def test_a_schedule_of_dropout_holds_for_the_library_s_models(make, monkeypatch:
         attention = {m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")}
         seen.append(attention | {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)})
 
-    monkeypatch.setattr(loop, "set_dropout", spy)
+    monkeypatch.setattr("quintet.train.update.set_dropout", spy)
     train(config, Reporter())
     assert [len(rates) for rates in seen] == [1] * 8
     assert [max(rates) for rates in seen] == pytest.approx([0.05 * step for step in range(1, 9)])

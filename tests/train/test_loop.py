@@ -4,19 +4,22 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.data.batch import Batch
+from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.train import loop
+from quintet.train import books, loop
 from quintet.train.interruption import Interruption
 from quintet.train.loss import IGNORED
-from quintet.train.setup import set_up
+from quintet.train.setup import Run, set_up
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def test_checkpoints_are_also_written_when_the_last_is_long_ago(
 ) -> None:
     """Every look at the clock takes a second: one at the start, one a step, one behind each checkpoint."""
     clock = iter(range(100))
-    monkeypatch.setattr(loop, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(books, "monotonic", lambda: next(clock))
     values = config.model_dump(mode="json")
     values["checkpoint"] = {"every": None, "every_seconds": 2, "keep": 10, "keep_best": False}
     run = loop.train(RunConfig.model_validate(values), Reporter()).run
@@ -118,3 +121,158 @@ def test_checkpoints_are_also_written_when_the_last_is_long_ago(
 def test_of_several_lengths_the_one_that_ends_first_counts(length: dict[str, float], expected: int) -> None:
     train = TrainConfig.model_validate(length)
     assert total_steps(train, batch_samples=4, sequence_length=16, epoch_samples=40) == expected
+
+
+def varied(config: RunConfig, name: str, **sections: dict[str, Any]) -> RunConfig:
+    """``config`` under another name, with keys of its sections changed."""
+    values = config.model_dump(mode="json")
+    for section, keys in sections.items():
+        values[section] = keys if "kind" in keys else values[section] | keys
+    return RunConfig.model_validate(values | {"name": name})
+
+
+def records(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Run, key: str = "train/loss") -> dict[int, float]:
+    return {int(row["step"]): row[key] for row in records(run) if key in row}
+
+
+def checkpoints_of(run: Run) -> list[str]:
+    return sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+
+
+def test_a_validation_before_the_first_step_is_of_the_untrained_weights(config: RunConfig) -> None:
+    asked = varied(config, "start", evaluate={"every": 3, "at_start": True, "offset": 1}, optimizer={"lr": 1e-9})
+    run = loop.train(asked, Reporter()).run
+    found = losses_of(run, "validation/loss")
+    assert sorted(found) == [0, 1, 4, 6]
+    assert found[0] == pytest.approx(found[6], rel=1e-4)  # nothing is learnt at this rate
+    assert found[0] == pytest.approx(math.log(256), rel=0.1)
+    assert run.progress.best_step != 0  # there is no checkpoint of it
+
+
+def test_a_run_that_begins_anew_does_not_keep_the_records_of_step_0(config: RunConfig) -> None:
+    asked = varied(
+        config,
+        "anew",
+        evaluate={"at_start": True},
+        checkpoint={"every": None, "at_end": False, "keep_best": False},
+    )
+    for _ in range(2):
+        run = loop.train(asked, Reporter()).run
+    assert [row["step"] for row in records(run) if "validation/loss" in row] == [0, 6]
+
+
+def test_without_any_checkpoint_a_run_finishes_and_says_so(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"every": None, "at_end": False, "keep_best": False}
+    run = loop.train(varied(config, "none", checkpoint=nothing), Reporter()).run
+    assert (run.progress.step, checkpoints_of(run)) == (6, [])
+    assert "no checkpoint was kept" in " ".join("".join(capsys.readouterr()).split())
+    loop.train(varied(config, "some"), Reporter())
+    assert "no checkpoint was kept" not in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(config: RunConfig) -> None:
+    nothing = {"every": None, "at_end": False, "keep_best": False}
+    run = set_up(varied(config, "stopped", checkpoint=nothing), Reporter())
+    made = books.Books(run, Interruption())
+    assert not made.end(1)
+    made.interruption.signal = 15
+    assert made.end(2)
+    for tracker in run.trackers:
+        tracker.close()
+    run.checkpointer.close()
+    assert checkpoints_of(run) == ["step-000002"]
+
+
+def test_all_checkpoints_are_kept_when_none_is_to_go(config: RunConfig) -> None:
+    run = loop.train(varied(config, "all", checkpoint={"every": 0.3, "keep": None}), Reporter()).run
+    assert checkpoints_of(run) == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_where_nothing_is_validated_too_little_held_out_is_no_mistake(config: RunConfig) -> None:
+    little = {"validation": 5}
+    with pytest.raises(UserError, match=r"data.validation: 5 tokens"):
+        loop.train(varied(config, "little", data=little), Reporter())
+    never = {"every": None, "at_end": False}
+    run = loop.train(varied(config, "never", data=little, evaluate=never), Reporter()).run
+    assert losses_of(run, "validation/loss") == {}
+    assert run.progress.step == 6
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"optimizer": {"kind": "torch", "name": "SGD", "lr": 0.1}},
+        {"optimizer": {"kind": "torch", "name": "SGD", "lr": 0.1, "arguments": {"momentum": 0.9}}},
+        *(
+            {"optimizer": {"kind": "torch", "name": name, "lr": 0.01}}
+            for name in (
+                "Adam",
+                "Adagrad",
+                "RMSprop",
+                "Adamax",
+                "NAdam",
+                "RAdam",
+                "Adadelta",
+                "Rprop",
+                "ASGD",
+                "Adafactor",
+            )
+        ),
+        {"optimizer": {"state_precision": "bf16", "decay": "all"}},
+        {"schedule": {"kind": "torch", "name": "ExponentialLR", "arguments": {"gamma": 0.5}}},
+        {"schedule": {"kind": "deepspeed", "name": "WarmupLR", "arguments": {"warmup_num_steps": 4}}},
+        {"schedule": {"kind": "transformers", "name": "inverse_sqrt", "warmup_steps": 3}},
+        # Every validation that is not a fifth better halves the rate, so that it has moved before the run is stopped.
+        {
+            "schedule": {"kind": "plateau", "factor": 0.5, "patience": 0, "threshold": 0.2},
+            "evaluate": {"every": 1, "samples": 2},
+            "optimizer": {"lr": 0.01},
+        },
+    ],
+    ids=lambda sections: "-".join(str(value) for part in sections.values() for value in part.values())[:40],
+)
+def test_a_continued_run_has_the_losses_of_one_that_was_not_stopped(
+    config: RunConfig, sections: dict[str, dict[str, Any]]
+) -> None:
+    schedule = {"schedule": {"kind": "constant"}} | sections
+    whole = loop.train(varied(config, "whole", **schedule), Reporter()).run
+    loop.train(varied(config, "parts", **schedule, train={"steps": 3}), Reporter())
+    continued = loop.train(varied(config, "parts", **schedule), Reporter()).run
+    for key in ("train/loss", "train/lr"):
+        assert losses_of(continued, key) == losses_of(whole, key)
+    assert len(losses_of(whole)) == 6
+    if sections.get("schedule", {}).get("kind") == "plateau":
+        rates = losses_of(whole, "train/lr")
+        assert rates[1] > rates[4] > rates[6]
+
+
+def test_what_decides_a_plateau_may_not_change_when_a_run_continues(config: RunConfig) -> None:
+    plateau = {"schedule": {"kind": "plateau"}, "evaluate": {"every": 2}}
+    loop.train(varied(config, "fixed", **plateau), Reporter())
+    with pytest.raises(UserError, match=r"evaluate.every: 2, not 3"):
+        loop.train(varied(config, "fixed", **plateau | {"evaluate": {"every": 3}}), Reporter())
+    loop.train(varied(config, "fixed", **plateau | {"evaluate": {"every": 2, "at_start": True}}), Reporter())
+    loop.train(varied(config, "free", evaluate={"every": 2}), Reporter())
+    loop.train(varied(config, "free", evaluate={"every": 3}), Reporter())
+    with pytest.raises(UserError, match=r"schedule.kind"):
+        loop.train(varied(config, "free", schedule={"kind": "constant"}), Reporter())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"evaluate": {"every": None}}, "evaluate.every"),
+        ({"data": {"validation": 0}}, "data.validation"),
+    ],
+)
+def test_a_plateau_needs_validations(config: RunConfig, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        varied(config, "plateau", schedule={"kind": "plateau"}, **sections)
+    [error] = refused.value.errors()
+    assert error["ctx"]["key"] == message

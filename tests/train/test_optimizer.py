@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from quintet.config.training import AdamWConfig
-from quintet.train.optimizer import build_optimizer, step_if_finite
+from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
+from quintet.errors import UserError
+from quintet.train.optimizer import build_optimizer, state_bytes, step_if_finite
 
 
 def tiny() -> nn.Module:
@@ -52,16 +55,122 @@ def test_a_step_follows_the_published_formula() -> None:
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted() -> None:
+NAMES: dict[str, dict[str, Any]] = {
+    "AdamW": {"betas": [0.8, 0.99]},
+    "Adam": {"amsgrad": True},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "Adagrad": {"lr_decay": 0.1},
+    "RMSprop": {"alpha": 0.9, "centered": True},
+    "Adamax": {},
+    "NAdam": {"decoupled_weight_decay": True},
+    "RAdam": {},
+    "Adadelta": {"rho": 0.8},
+    "Rprop": {"etas": [0.4, 1.3]},
+    "ASGD": {"t0": 2.0},
+    "Adafactor": {},
+}
+
+
+def named(name: str, **settings: Any) -> TorchOptimizerConfig:
+    values = {"kind": "torch", "name": name, "lr": 0.05, "arguments": NAMES.get(name, {})} | settings
+    return TorchOptimizerConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_of_torch_does_what_it_does_by_itself(name: str) -> None:
+    config = named(name, **({} if name == "Rprop" else {"weight_decay": 0.1, "decay": "all"}))
+    ours, theirs = tiny(), tiny()
+    optimizer = build_optimizer(config, ours)
+    decay = {} if name == "Rprop" else {"weight_decay": 0.1}
+    reference = getattr(torch.optim, name)(theirs.parameters(), lr=0.05, **decay, **NAMES[name])
+    for _ in range(4):
+        for model in (ours, theirs):
+            set_gradients(model)
+        step_if_finite(optimizer, torch.tensor(1.0))
+        reference.step()
+    for one, other, start in zip(ours.parameters(), theirs.parameters(), tiny().parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(one, start)
+
+
+def test_all_decays_biases_norms_and_embeddings_too() -> None:
+    for config in (AdamWConfig(weight_decay=0.3, decay="all"), named("SGD", weight_decay=0.3, decay="all")):
+        [group] = build_optimizer(config, tiny()).param_groups
+        assert {tuple(p.shape) for p in group["params"]} == {(7, 4), (3, 4), (4,), (3,)}
+        assert group["weight_decay"] == 0.3
+    decaying, free = build_optimizer(named("SGD", weight_decay=0.3), tiny()).param_groups
+    assert (decaying["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("Adamw", {}, r"^optimizer.name: .* did you mean AdamW\? there are "),
+        ("LBFGS", {}, r"^optimizer.name: torch.optim has no 'LBFGS' for a run"),
+        (
+            "SGD",
+            {"arguments": {"momentun": 1}},
+            r"^optimizer.arguments.momentun: .* did you mean momentum\? it has momen",
+        ),
+        (
+            "SGD",
+            {"arguments": {"betas": [0, 0]}},
+            r"^optimizer.arguments.betas: SGD has no such argument; it has moment",
+        ),
+        ("Adam", {"arguments": {"lr": 1}}, r"^optimizer.arguments.lr: is optimizer.lr"),
+        ("Adam", {"arguments": {"betas": [2, 0]}}, r"^optimizer.arguments: Adam refuses them: Invalid beta"),
+        ("Rprop", {"weight_decay": 0.1}, r"^optimizer.weight_decay: Rprop has none"),
+    ],
+)
+def test_what_the_class_does_not_know_is_refused_by_name(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_optimizer(named(name, **settings), tiny())
+
+
+def test_bytes_of_the_state_are_those_of_the_averages() -> None:
+    assert state_bytes(AdamWConfig()) == 8
+    assert state_bytes(AdamWConfig(state_precision="bf16")) == 4
+    assert state_bytes(named("SGD")) == 4
+    assert state_bytes(named("SGD", arguments={})) == 0
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        torch.manual_seed(step)
+        set_gradients(model)
+        assert step_if_finite(optimizer, torch.tensor(1.0)).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AdamWConfig(), AdamWConfig(state_precision="bf16"), *map(named, NAMES)],
+    ids=["adamw", "adamw bf16", *NAMES],
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(config: OptimizerConfig, before: int) -> None:
     model = tiny()
-    optimizer = build_optimizer(AdamWConfig(), model)
-    set_gradients(model)
-    assert step_if_finite(optimizer, torch.tensor(1.0)).item() == 0.0
+    optimizer = build_optimizer(config, model)
+    advance(model, optimizer, before)
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
     set_gradients(model, float("nan"))
     assert step_if_finite(optimizer, torch.tensor(float("nan"))).item() == 1.0
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
-    for index, averages in optimizer.state_dict()["state"].items():
-        for name, tensor in averages.items():
-            assert torch.equal(tensor, state[index][name]), (index, name)
+    for index, averages in state.items():
+        for name, value in averages.items():
+            found = optimizer.state_dict()["state"][index][name]
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, (index, name)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), *map(named, NAMES)], ids=["adamw", *NAMES])
+def test_after_a_first_gradient_that_is_not_finite_all_goes_on_as_if_there_had_been_none(
+    config: OptimizerConfig,
+) -> None:
+    model, other = tiny(), tiny()
+    optimizer = build_optimizer(config, model)
+    set_gradients(model, float("inf"))
+    step_if_finite(optimizer, torch.tensor(float("inf")))
+    advance(model, optimizer, 3)
+    advance(other, build_optimizer(config, other), 3)
+    for one, another in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, another)

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from quintet.config.training import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+from quintet.config.schedule import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from quintet.train.schedule import learning_rate
 
 STEPS = 100
@@ -43,6 +44,33 @@ def test_wsd_is_stable_until_its_last_part() -> None:
     assert set(rates[9:80]) == {1.0}
     assert rates[89] == pytest.approx(0.6)
     assert rates[-1] == pytest.approx(0.2)
+
+
+def test_a_run_may_count_its_first_step_as_zero_as_nanogpt_does() -> None:
+    """nanoGPT's get_lr, whose iteration 0 is the first step."""
+    highest, lowest, warmup, last = 6e-4, 6e-5, 10, 80
+
+    def nanogpt(iteration: int) -> float:
+        if iteration < warmup:
+            return highest * iteration / warmup
+        if iteration > last:
+            return lowest
+        part = (iteration - warmup) / (last - warmup)
+        return lowest + 0.5 * (1.0 + math.cos(math.pi * part)) * (highest - lowest)
+
+    schedule = CosineConfig(warmup_steps=0.1, min_lr=lowest, decay_steps=last, first=0)
+    assert curve(schedule, highest) == pytest.approx([nanogpt(iteration) for iteration in range(STEPS)])
+    assert curve(schedule, highest)[0] == 0.0
+
+
+@given(kind=st.sampled_from(["cosine", "linear", "constant", "wsd"]), warmup=st.integers(0, 60))
+def test_counting_from_zero_is_the_same_curve_a_step_later(kind: str, warmup: int) -> None:
+    def of(first: int) -> list[float]:
+        values = {"kind": kind, "warmup_steps": warmup, "first": first}
+        return curve(TypeAdapter(ScheduleConfig).validate_python(values))
+
+    assert of(0)[1:] == of(1)[:-1]
+    assert of(0)[0] == (0.0 if warmup else 1.0)
 
 
 def test_decay_steps_end_the_decay_before_the_run_ends() -> None:

@@ -67,11 +67,13 @@ def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(ragged
     assert loss(1) != loss(2)
 
 
-def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu) -> None:
-    optimizer = build_optimizer(make_config().optimizer, model)
+@pytest.mark.parametrize("name", ["", "SGD", "Rprop", "ASGD", "NAdam", "Adafactor"])
+def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu, name: str) -> None:
+    config = make_config(**({"optimizer": {"kind": "torch", "name": name}} if name else {}))
+    optimizer = build_optimizer(config.optimizer, model)
     weights = copy.deepcopy(model.state_dict())
     rates = [group["lr"] for group in optimizer.param_groups]
-    rehearse(model, objective_of(make_config()), optimizer, make_config(), cpu)
+    rehearse(model, objective_of(config), optimizer, config, cpu)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert optimizer.state_dict()["state"] == {}

@@ -1,4 +1,4 @@
-"""How a model is trained: optimizer, schedule, steps and batches, devices, checkpoints, evaluation, trackers."""
+"""How a model is trained: loss, steps and batches, devices, checkpoints, evaluation."""
 
 from __future__ import annotations
 
@@ -6,105 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from quintet.config.duration import check_fractions
 from quintet.config.part import Part, key, problem
-
-
-class AdamWConfig(Part):
-    """AdamW (Loshchilov and Hutter 2019). Matrices and embeddings decay; norms and biases do not."""
-
-    kind: Literal["adamw"] = key("adamw", "AdamW, fused where PyTorch has it")
-    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = key(
-        (0.9, 0.95), "decay of the averages of the gradient and of its square", unit="per step"
-    )
-    eps: float = key(1e-8, "added to the root of the second average", unit="gradient", gt=0)
-    weight_decay: float = key(0.1, "decay of the weights, times the learning rate", unit="per step", ge=0)
-
-
-OptimizerConfig = AdamWConfig
-
-
-class _Warmup(Part):
-    warmup_steps: int = key(0, "steps in which the rate rises linearly to `lr`", unit="steps", ge=0)
-
-
-class _Decay(_Warmup):
-    min_lr: float = key(0.0, "rate at the end of the decay", unit="per step", ge=0)
-
-
-class CosineConfig(_Decay):
-    """Half a cosine from `lr` to `min_lr` (Loshchilov and Hutter 2017)."""
-
-    kind: Literal["cosine"] = key("cosine", "half a cosine down to min_lr")
-    decay_steps: int | None = key(
-        None, "step at which min_lr is reached; the last one when not given", unit="steps", ge=1
-    )
-
-
-class LinearConfig(_Decay):
-    """A straight line from `lr` to `min_lr`."""
-
-    kind: Literal["linear"] = key(..., "a straight line down to min_lr")
-    decay_steps: int | None = key(
-        None, "step at which min_lr is reached; the last one when not given", unit="steps", ge=1
-    )
-
-
-class ConstantConfig(_Warmup):
-    """Always `lr` after the warm-up."""
-
-    kind: Literal["constant"] = key(..., "constant after the warm-up")
-
-
-class WSDConfig(_Decay):
-    """Warm-up, stable, decay (Hu et al. 2024): `lr` until the last part of the run, then a line to `min_lr`."""
-
-    kind: Literal["wsd"] = key(..., "warm-up, stable, decay")
-    decay_fraction: float = key(0.2, "part of all steps that decays, at the end", unit="fraction", gt=0, le=1)
-
-
-ScheduleConfig = Annotated[CosineConfig | LinearConfig | ConstantConfig | WSDConfig, Field(discriminator="kind")]
-
-
-class NoDropoutScheduleConfig(Part):
-    """Every dropout keeps the rate that the model gives it."""
-
-    kind: Literal["none"] = key("none", "the rates that the model says")
-
-
-class ConstantDropoutConfig(Part):
-    """One rate for every dropout of the model, whatever the model says."""
-
-    kind: Literal["constant"] = key(..., "one rate everywhere")
-    rate: float = key(..., "rate of every dropout", unit="probability", ge=0, lt=1)
-
-
-class LinearDropoutConfig(Part):
-    """A straight line from one rate to another, flat before and after; it holds for every dropout of the model."""
-
-    kind: Literal["linear"] = key(..., "a straight line from one rate to another")
-    start: float = key(..., "rate up to `first_step`", unit="probability", ge=0, lt=1)
-    end: float = key(..., "rate from `last_step` on", unit="probability", ge=0, lt=1)
-    first_step: int = key(0, "step at which the line begins", unit="steps", ge=0)
-    last_step: int | None = key(None, "step at which the line ends; the run's last when not given", unit="steps", ge=1)
-
-
-class TriangleDropoutConfig(Part):
-    """Up and down again between two rates, in equal cycles; it holds for every dropout of the model."""
-
-    kind: Literal["triangle"] = key(..., "up and down in equal cycles")
-    low: float = key(0.0, "rate at the ends of a cycle", unit="probability", ge=0, lt=1)
-    high: float = key(..., "rate in the middle of a cycle", unit="probability", ge=0, lt=1)
-    cycles: int = key(1, "cycles in `steps`", unit="cycles", ge=1)
-    steps: int | None = key(
-        None, "steps of all cycles, after which the rate stays low; the run's when not given", unit="steps", ge=1
-    )
-
-
-DropoutScheduleConfig = Annotated[
-    NoDropoutScheduleConfig | ConstantDropoutConfig | LinearDropoutConfig | TriangleDropoutConfig,
-    Field(discriminator="kind"),
-]
 
 
 class _Loss(Part):
@@ -195,10 +98,16 @@ class TrainConfig(Part):
     device: Literal["auto", "cpu", "cuda", "mps"] = key(
         "auto", "where to train; auto takes cuda, mps, cpu in this order"
     )
-    log_every: int = key(10, "steps from one progress line to the next", unit="steps", ge=1)
+    log_every: int | float = key(
+        10,
+        "steps from one progress line to the next; a number with a point is a fraction of the run's steps",
+        unit="steps or fraction",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _some_length(self) -> TrainConfig:
+        check_fractions(self, "log_every")
         if self.steps is None and self.tokens is None and self.epochs is None:
             raise problem("steps", "steps, tokens or epochs must say how long to train; none is given")
         if self.batch_size is not None and self.batch_tokens is not None:
@@ -224,12 +133,20 @@ ParallelConfig = Annotated[AutoParallelConfig | NoParallelConfig, Field(discrimi
 class EvaluateConfig(Part):
     """Validation during training: always the same samples, in evaluation mode, in the precision of the training."""
 
-    every: int | None = key(
+    every: int | float | None = key(
         250,
-        "steps from one validation to the next; there is always one at the end; null: only that",
-        unit="steps",
-        ge=1,
+        "steps from one validation to the next, or with a point a fraction of the run's steps; null: none on the way",
+        unit="steps or fraction",
+        gt=0,
     )
+    offset: int = key(
+        0, "step of the first validation on the way, from which `every` is counted; 0: `every`", unit="step", ge=0
+    )
+    only: bool = key(
+        False, "validate the weights that there are, those of the last checkpoint or of the start, and do not train"
+    )
+    at_start: bool = key(False, "also a validation before the first step, of the weights that the run starts from")
+    at_end: bool = key(True, "also a validation after the last step")
     samples: int | None = key(
         256, "held-out samples to use, spread evenly; null takes all of them", unit="samples", ge=1
     )
@@ -237,42 +154,74 @@ class EvaluateConfig(Part):
         None, "samples in one forward pass; the micro-batch's when not given", unit="samples", ge=1
     )
 
+    @property
+    def never(self) -> bool:
+        """Whether nothing is validated at all."""
+        return self.every is None and not self.at_start and not self.at_end
+
+    @model_validator(mode="after")
+    def _regular(self) -> EvaluateConfig:
+        check_fractions(self, "every")
+        if self.offset and self.every is None:
+            raise problem("offset", "says from which step `every` is counted, and there is no `every`")
+        return self
+
 
 class SampleConfig(Part):
     """Texts that the model writes during training, to read along."""
 
-    every: int | None = key(
-        None, "steps from one sample to the next; with each validation when not given", unit="steps", ge=1
+    every: int | float | None = key(
+        None,
+        "steps from one sample to the next, or with a point a fraction of the run's steps, and one at the end; with "
+        "each validation when not given",
+        unit="steps or fraction",
+        gt=0,
     )
     prompts: tuple[str, ...] = key(
-        ("",), "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing"
+        ("",),
+        "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing. With "
+        "music a held-out piece is continued instead, into a MIDI file and a picture",
     )
     max_tokens: int = key(128, "tokens to write after a prompt", unit="tokens", ge=1)
     temperature: float = key(0.8, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
     top_k: int | None = key(50, "choose among so many likeliest tokens", unit="tokens", ge=1)
     top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _fraction(self) -> SampleConfig:
+        check_fractions(self, "every")
+        return self
+
 
 class CheckpointConfig(Part):
     """What a run keeps so that it can be continued and used."""
 
-    every: int | None = key(
+    every: int | float | None = key(
         500,
-        "steps from one checkpoint to the next; there is always one at the end; null: only that",
-        unit="steps",
-        ge=1,
+        "steps from one checkpoint to the next, or with a point a fraction of the run's steps; null: none on the way",
+        unit="steps or fraction",
+        gt=0,
+    )
+    every_epochs: float | None = key(
+        None,
+        "also a checkpoint each time that this part of the training samples has been seen, rounded down to whole steps",
+        unit="epochs",
+        gt=0,
     )
     every_seconds: float | None = key(
         None, "also a checkpoint when the last one is so long ago, at the next step", unit="seconds", gt=0
     )
-    keep: int = key(2, "checkpoints to keep, the newest", unit="checkpoints", ge=1)
+    at_end: bool = key(True, "also a checkpoint after the last step; a run that is stopped before always writes one")
+    keep: int | None = key(2, "checkpoints to keep, the newest; null keeps all", unit="checkpoints", ge=1)
     keep_best: bool = key(True, "also keep the checkpoint with the lowest validation loss")
+    dir: str | None = key(
+        None,
+        "folder in which a folder of the run's name holds its checkpoints, to which `checkpoints` in the run's folder "
+        "is then a link; they are in the run's folder when not given",
+        min_length=1,
+    )
 
-
-class TensorBoardConfig(Part):
-    """TensorBoard event files in the run folder."""
-
-    kind: Literal["tensorboard"] = key(..., "TensorBoard (needs `pip install 'quintet[tensorboard]'`)")
-
-
-TrackConfig = TensorBoardConfig
+    @model_validator(mode="after")
+    def _fraction(self) -> CheckpointConfig:
+        check_fractions(self, "every")
+        return self

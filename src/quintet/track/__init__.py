@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from quintet.config.training import TrackConfig
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+
+Ending = Literal["finished", "stopped", "failed"]  # at its last step, by a signal, by an error
 
 
 class Tracker(Protocol):
@@ -19,16 +24,79 @@ class Tracker(Protocol):
         """Take a text, such as a sample that the model wrote."""
         ...
 
-    def close(self) -> None:
-        """Write what is still held back."""
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Take a sample that is no text, as files by their endings: ``.mid`` and, the same as a picture, ``.png``."""
+        ...
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+        """Write what is still held back, how the run ended and where its last checkpoint lies."""
         ...
 
 
-def build_trackers(configs: tuple[TrackConfig, ...], folder: Path, first_step: int) -> list[Tracker]:
-    """The trackers of a run in ``folder`` that has done ``first_step`` steps; metrics.jsonl is always among them."""
+@dataclass(frozen=True)
+class Tracked:
+    """The run that trackers are told about.
+
+    ``first_step`` is the number of steps that it continues from, -1 where it starts; ``system`` are the device and the
+    versions in words; ``say`` prints a line.
+    """
+
+    config: RunConfig
+    folder: Path
+    first_step: int
+    system: dict[str, str]
+    say: Callable[[str], None]
+
+
+def build_trackers(run: Tracked) -> list[Tracker]:
+    """The trackers of ``run``; metrics.jsonl is always among them. Raises UserError if one cannot be reached."""
     from quintet.track.jsonl import JsonlTracker
+
+    trackers: list[Tracker] = [JsonlTracker(run.folder, run.first_step)]
+    try:
+        for index in range(len(run.config.track)):
+            trackers.append(_build(run, index))  # noqa: PERF401  what is built is closed if the next one fails
+    except UserError:
+        close_trackers(trackers, "failed", None)
+        raise
+    return trackers
+
+
+def close_trackers(trackers: list[Tracker], ending: Ending, checkpoint: Path | None) -> None:
+    """Close all of ``trackers``."""
+    for tracker in trackers:
+        tracker.close(ending, checkpoint)
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raise UserError for each tracker of ``config`` whose library is missing or does not know what it is given."""
+    problems: list[str] = []
+    for index, tracker in enumerate(config.track):
+        try:
+            if tracker.kind == "wandb":
+                from quintet.track.wandb import check_arguments
+
+                check_arguments(tracker, f"track[{index}]")
+            elif tracker.kind == "mlflow":
+                from quintet.track.mlflow import check_installed
+
+                check_installed(f"track[{index}]")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+
+
+def _build(run: Tracked, index: int) -> Tracker:
+    config, key = run.config.track[index], f"track[{index}]"
+    if config.kind == "wandb":
+        from quintet.track.wandb import WandbTracker
+
+        return WandbTracker(run, config, key)
+    if config.kind == "mlflow":
+        from quintet.track.mlflow import MLflowTracker
+
+        return MLflowTracker(run, config, key)
     from quintet.track.tensorboard import TensorBoardTracker
 
-    trackers: list[Tracker] = [JsonlTracker(folder, first_step)]
-    trackers += [TensorBoardTracker(folder, first_step) for _ in configs]
-    return trackers
+    return TensorBoardTracker(run.folder, run.first_step)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from quintet.track import Ending
 
 
 class JsonlTracker:
@@ -19,7 +22,7 @@ class JsonlTracker:
         self._samples = folder / "samples"
         if self._file.exists():
             _keep_until(self._file, first_step)
-        for sample in self._samples.glob("step-*.txt"):
+        for sample in self._samples.glob("step-*.*"):
             if int(sample.stem.removeprefix("step-")) > first_step:
                 sample.unlink()
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
@@ -35,7 +38,13 @@ class JsonlTracker:
         with (self._samples / f"step-{step:06d}.txt").open("a", encoding="utf-8") as out:
             out.write(f"--- {name}\n{text}\n")
 
-    def close(self) -> None:
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Write each of ``files`` under the number of its step."""
+        self._samples.mkdir(exist_ok=True)
+        for ending, content in files.items():
+            (self._samples / f"step-{step:06d}{ending}").write_bytes(content)
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
         """Close the file."""
         self._stream.close()
 

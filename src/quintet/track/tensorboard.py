@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from quintet.errors import UserError
+from quintet.track import Ending
+from quintet.track.pictures import picture
 
 
 class TensorBoardTracker:
@@ -26,6 +31,10 @@ class TensorBoardTracker:
         """Write a text, as it is and not as Markdown."""
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
 
-    def close(self) -> None:
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Show the picture."""
+        self._writer.add_image(name, np.asarray(picture(files[".png"])), step, dataformats="HWC")
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
         """Write the events that are still in memory."""
         self._writer.close()

@@ -43,7 +43,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class Progress:
     """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue.
 
-    ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them.
+    ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
+    the validations have done to the learning rate, as ``after_validation`` gives it.
     """
 
     step: int = 0
@@ -57,6 +58,7 @@ class Progress:
     corpus: str = ""
     scaler: dict[str, Any] | None = None
     stages: list[list[Any]] = field(default_factory=list)
+    plateau: dict[str, Any] = field(default_factory=dict)
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step."""
@@ -74,6 +76,12 @@ def checkpoint_steps(folder: Path) -> list[int]:
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` lies."""
     return folder / f"step-{step:06d}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The whole path of the newest checkpoint in ``folder``, None when there is none."""
+    steps = checkpoint_steps(folder)
+    return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
 
 
 def read_progress(path: Path) -> Progress:
@@ -187,6 +195,8 @@ class Checkpointer:
         self._prune(progress)
 
     def _prune(self, progress: Progress) -> None:
+        if self.config.keep is None:
+            return
         steps = checkpoint_steps(self.folder)
         kept = set(steps[-self.config.keep :])
         if self.config.keep_best:

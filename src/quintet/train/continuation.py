@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.generate import GenerationSettings, beam_search, generate
 from quintet.tokenize import TextStream, Tokenizer
+from quintet.tokenize.base import NO_END
 from quintet.tokenize.stop import StopAt
 from quintet.train.compute import Compute
 
@@ -23,8 +25,14 @@ class Continuation:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of ``prompt``; an empty one starts a new document."""
-    return tokenizer.encode(prompt) or [tokenizer.end_id]
+    """Ids of ``prompt``; an empty one starts a new document. Raises UserError for that where documents do not end."""
+    ids = tokenizer.encode(prompt)
+    if not ids and tokenizer.end_id == NO_END:
+        raise UserError(
+            "prompt: is empty, and without tokenizer.end_id there is no id that a document begins behind; give ids as "
+            "numbers (--prompt '12 7 9')"
+        )
+    return ids or [tokenizer.end_id]
 
 
 def write_continuations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quintet.config.training import (
+from quintet.config.schedule import (
     ConstantDropoutConfig,
     DropoutScheduleConfig,
     LinearDropoutConfig,

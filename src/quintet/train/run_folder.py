@@ -6,10 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from itertools import dropwhile
 from pathlib import Path
 
 import quintet
-from quintet.config.load import differences, dump_run_config, load_run_config
+from quintet.config.dump import differences, dump_run_config, dump_with_origins
+from quintet.config.load import load_run_config
+from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -29,6 +32,7 @@ CONTINUABLE = (
     "train.device",
     "loss.chunk",
     "train.log_every",
+    "trainer",  # every trainer takes the same steps, bit for bit
     "parallel",
     "evaluate",
     "sample",
@@ -52,7 +56,7 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     if (folder / "run.yaml").exists():
         found = read_run_config(folder)
         changed = differences(found, config)
-        fatal = [change for change in changed if not _continuable(change[0])]
+        fatal = [change for change in changed if not _continuable(change[0], config)]
         if fatal:
             raise UserError(
                 *(f"{folder}: holds a run with {key}: {old}, not {new}" for key, old, new in fatal),
@@ -64,12 +68,33 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     return folder, changes
 
 
-def write_run_file(config: RunConfig, folder: Path) -> None:
-    """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there."""
+def write_run_file(config: RunConfig, folder: Path, places: Places | None = None) -> None:
+    """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
+
+    ``places`` are those of a dialect's file: they stand behind the values as comments, also when the run is continued
+    from its folder, unless something changed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    _link_checkpoints(config, folder)
+    body = dump_run_config(config) if places is None else dump_with_origins(config, places)
+    if places is None and (folder / "run.yaml").is_file() and read_run_config(folder) == config:
+        before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+        body = "".join(dropwhile(lambda line: line.startswith("#"), before))
     unfinished = folder / ".run.yaml"
-    unfinished.write_text(_circumstances() + dump_run_config(config), encoding="utf-8")
+    unfinished.write_text(_circumstances() + body, encoding="utf-8")
     os.replace(unfinished, folder / "run.yaml")
+
+
+def _link_checkpoints(config: RunConfig, folder: Path) -> None:
+    """Where checkpoints are to lie elsewhere, make that place, and a link to it in ``folder``."""
+    link = folder / "checkpoints"
+    if config.checkpoint.dir is None or link.exists():
+        return
+    place = Path(config.checkpoint.dir).expanduser().absolute() / config.name
+    if place.exists() and any(place.iterdir()):
+        raise UserError(f"checkpoint.dir: {place} holds checkpoints of another run; choose another name (name=…)")
+    place.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(place, target_is_directory=True)
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -80,7 +105,9 @@ def read_run_config(folder: Path) -> RunConfig:
     return load_run_config([file]).config
 
 
-def _continuable(key: str) -> bool:
+def _continuable(key: str, config: RunConfig) -> bool:
+    if config.schedule.kind == "plateau" and key.startswith("evaluate."):
+        return key in ("evaluate.at_start", "evaluate.at_end", "evaluate.batch_size")  # the others move the rate
     return any(key == name or key.startswith((name + ".", name + "[")) for name in CONTINUABLE)
 
 

@@ -1,24 +1,34 @@
-"""Texts that the model writes while it learns."""
+"""What the model writes while it learns: texts, or music."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from quintet.config.packing import MusicPackingConfig
+from quintet.data.note_samples import NoteSamples
 from quintet.model.generate import GenerationSettings
+from quintet.piano.context import ANSWER
+from quintet.piano.midi import midi_bytes
+from quintet.piano.notes import joined
+from quintet.piano.roll import piano_roll
 from quintet.randomness import key
+from quintet.tokenize.base import NO_END
 from quintet.train.continuation import prompt_ids, write_continuations
+from quintet.train.music import behind, write
 from quintet.train.setup import Run
+from quintet.train.trained import TrainedModel
 
 
 def write_samples(run: Run) -> None:
-    """Continue each prompt of the run file and hand the texts to the trackers.
+    """Continue each prompt of the run file and hand the texts to the trackers; a model of music goes on from a
+    held-out piece instead, or answers about it.
 
     The same seed is used at every step, so that two samples differ by what was learnt in between. A model that learns
-    to fill in hidden tokens writes no texts, which is said the first time.
+    to fill in hidden tokens writes no texts, which is said when it is set up. Where documents do not end, an empty
+    prompt begins none and is left out.
     """
-    config, step = run.config.sample, run.progress.step
-    if run.config.loss.kind == "masked":
-        every = config.every or run.config.evaluate.every
-        if config.prompts and (every is None or step <= every):
-            run.reporter.say("no samples: with loss.kind: masked the model learns to fill in tokens, not to write on")
+    config = run.config.sample
+    if run.config.loss.kind == "masked" or not config.prompts:
         return
     settings = GenerationSettings(
         max_tokens=config.max_tokens,
@@ -27,8 +37,42 @@ def write_samples(run: Run) -> None:
         top_p=config.top_p,
         seed=key(run.config.seed, "sample"),
     )
-    prompts = [prompt_ids(run.tokenizer, prompt) for prompt in config.prompts]
+    if isinstance(run.config.data.packing, MusicPackingConfig):
+        _write_music(run, settings)
+    else:
+        _write_texts(run, settings)
+
+
+def _write_texts(run: Run, settings: GenerationSettings) -> None:
+    beginnings = [text for text in run.config.sample.prompts if text.strip() or run.tokenizer.end_id != NO_END]
+    if not beginnings:  # documents that do not end do not begin either
+        return
+    prompts = [prompt_ids(run.tokenizer, prompt) for prompt in beginnings]
     texts = write_continuations(run.model, run.tokenizer, run.compute, prompts, settings)
-    for index, (prompt, text) in enumerate(zip(config.prompts, texts, strict=True)):
+    for index, (prompt, text) in enumerate(zip(beginnings, texts, strict=True)):
         for tracker in run.trackers:
-            tracker.text(step, f"sample {index}", prompt + text.text)
+            tracker.text(run.progress.step, f"sample {index}", prompt + text.text)
+
+
+def _write_music(run: Run, settings: GenerationSettings) -> None:
+    """One piece as a MIDI file and as a picture: of what is held out, or of what is trained on where nothing is."""
+    step, trained = run.progress.step, TrainedModel(run.config.name, run.tokenizer, run.model, run.compute)
+    streams = (run.validation or run.data).streams
+    samples = next(one for one in streams if isinstance(one, NoteSamples) and one.count)
+    ids = samples.sample(0).ids.tolist()
+    tokenizer = samples.tokenizer
+    if samples.tasks:
+        task, asked = samples.tasks[0], ids[: ids.index(tokenizer.special(ANSWER)) + 1]
+        prompt = tokenizer.decode_notes(np.array(asked))
+        found = tokenizer.decode_notes(np.array(write(trained, tokenizer, [asked], settings)[0]))
+        whole, title = task.whole(prompt, found), f"{task.name} at step {step}"
+    else:
+        notes = tokenizer.decode_notes(np.array(ids), close=False)
+        prompt = notes[: max(1, len(notes) // 2)]
+        # In front of the notes, data set and composer.
+        asked = [*ids[:2], *tokenizer.encode_notes(prompt).tolist()]
+        found = behind(tokenizer, asked, write(trained, tokenizer, [asked], settings)[0])
+        whole, title = joined(prompt, found), f"step {step}"
+    files = {".mid": midi_bytes(whole), ".png": piano_roll(prompt, found, title)}
+    for tracker in run.trackers:
+        tracker.files(step, "sample 0", files)

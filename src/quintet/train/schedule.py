@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from quintet.config.training import CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
+from quintet.config.duration import steps_of
+from quintet.config.schedule import (
+    ConstantConfig,
+    CosineConfig,
+    DeepSpeedScheduleConfig,
+    LinearConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    TorchScheduleConfig,
+    TransformersScheduleConfig,
+    WSDConfig,
+)
+from quintet.train.schedules.deepspeed import deepspeed_rate
+from quintet.train.schedules.plateau import plateau_rate
+from quintet.train.schedules.torch import torch_rate
+from quintet.train.schedules.transformers import transformers_rate
 
 
-def learning_rate(schedule: ScheduleConfig, highest: float, step: int, steps: int) -> float:
+def learning_rate(
+    schedule: ScheduleConfig, highest: float, step: int, steps: int, plateau: Mapping[str, Any] | None = None
+) -> float:
     """Rate of optimizer step ``step`` (1 is the first, ``steps`` the last) when ``highest`` is the optimizer's ``lr``.
 
-    The rate rises as ``step / warmup_steps``, reaches ``highest`` with the last warm-up step, and ``min_lr`` with the
-    last step of the decay. A rate below ``min_lr`` occurs in the warm-up only.
+    ``plateau`` is what the validations so far have done to a schedule of that kind (see ``after_validation``); all
+    others follow from the step alone. Raises UserError when a library refuses the arguments of its schedule.
     """
-    if step < schedule.warmup_steps:
-        return highest * step / schedule.warmup_steps
-    if isinstance(schedule, CosineConfig):
-        remaining = 0.5 * (
-            1 + math.cos(math.pi * _progress(step, schedule.warmup_steps, schedule.decay_steps or steps))
-        )
-    elif isinstance(schedule, LinearConfig):
-        remaining = 1 - _progress(step, schedule.warmup_steps, schedule.decay_steps or steps)
-    elif isinstance(schedule, WSDConfig):
-        first = max(schedule.warmup_steps, steps - math.ceil(schedule.decay_fraction * steps))
-        remaining = 1 - _progress(step, first, steps)
-    else:
-        return highest
+    match schedule:
+        case PlateauConfig():
+            return plateau_rate(schedule, highest, step, steps, plateau or {})
+        case TransformersScheduleConfig():
+            return transformers_rate(schedule, highest, step, steps)
+        case DeepSpeedScheduleConfig():
+            return deepspeed_rate(schedule, highest, step, steps)
+        case TorchScheduleConfig():
+            return torch_rate(schedule, highest, step, steps)
+        case _:
+            return _own_rate(schedule, highest, step, steps)
+
+
+def _own_rate(
+    schedule: CosineConfig | LinearConfig | ConstantConfig | WSDConfig, highest: float, step: int, steps: int
+) -> float:
+    """The rate rises as ``t / warmup_steps``, where the first step is t = ``first``, and ``min_lr`` is reached at the
+    last step of the decay, which is the run's last when t counts from 1. Below ``min_lr`` it is in the warm-up only."""
+    time, warmup = step - 1 + schedule.first, steps_of(schedule.warmup_steps, steps)
+    if time < warmup:
+        return highest * time / warmup
+    match schedule:
+        case CosineConfig():
+            remaining = 0.5 * (1 + math.cos(math.pi * _progress(time, warmup, schedule.decay_steps or steps)))
+        case LinearConfig():
+            remaining = 1 - _progress(time, warmup, schedule.decay_steps or steps)
+        case WSDConfig():
+            first = max(warmup, steps - math.ceil(schedule.decay_fraction * steps))
+            remaining = 1 - _progress(time, first, steps)
+        case ConstantConfig():
+            return highest
     return schedule.min_lr + (highest - schedule.min_lr) * remaining
 
 
-def _progress(step: int, first: int, last: int) -> float:
-    """0 up to step ``first``, 1 from step ``last`` on, linear between."""
-    return min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+def _progress(time: int, first: int, last: int) -> float:
+    """0 up to ``first``, 1 from ``last`` on, linear between."""
+    return min(max((time - first) / max(last - first, 1), 0.0), 1.0)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from quintet.config.length import total_steps
+from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.order import left_out_line, stage_facts, stage_lines
@@ -18,8 +19,10 @@ from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.track import Tracker, build_trackers
+from quintet.track import Tracked, Tracker, build_trackers
 from quintet.track.console import Reporter
+from quintet.track.system import system_figures
+from quintet.train.check import check_training
 from quintet.train.checkpoint import (
     Checkpointer,
     Progress,
@@ -29,10 +32,13 @@ from quintet.train.checkpoint import (
     read_progress,
 )
 from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
+from quintet.train.fixed_batch import introduction
 from quintet.train.model import make_model, make_objective, training_flops
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
+from quintet.train.rhythm import Rhythm, rhythm_of
 from quintet.train.run_folder import find_run_folder, write_run_file
+from quintet.train.schedule import learning_rate
 from quintet.train.start import starting_weights
 from quintet.train.step import rehearse
 
@@ -59,17 +65,20 @@ class Run:
     flops_per_token: int
     peak: float
     progress: Progress
+    rhythm: Rhythm
 
     def batch(self, step: int) -> Batch:
         """The batch of ``step``, counted from 0, as the model gets it."""
+        step = self.config.data.batch_index(step)
         return self.objective.prepare(self.data.batch(step), "train", step)
 
 
-def set_up(config: RunConfig, reporter: Reporter) -> Run:
+def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) -> Run:
     """Build the run of ``config``, continued from its last checkpoint if there is one.
 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
+    check_training(config)
     folder, changes = find_run_folder(config)
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle"):
@@ -77,8 +86,10 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     prepared = prepare(config, progress=reporter.preparing)
     objective = make_objective(config, prepared.tokenizer)
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
+    for step in (1, steps):  # what a library refuses, it refuses now
+        learning_rate(config.schedule, config.optimizer.lr, step, steps)
     progress = _found_progress(folder, prepared, stage_facts(config, prepared.train.order))
-    write_run_file(config, folder)
+    write_run_file(config, folder, places)
     if progress.step == 0:
         _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
 
@@ -91,11 +102,12 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     if compute.compile:
         _compile_blocks(model, compute)
-    if progress.step < steps:
+    if progress.step < steps and not config.evaluate.only:
         rehearse(model, objective, optimizer, config, compute)
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), model, optimizer)
         scaler.load_state_dict(progress.scaler or {})
+    system = system_figures(compute.device, compute.precision)
     run = Run(
         config=config,
         folder=folder,
@@ -109,15 +121,19 @@ def set_up(config: RunConfig, reporter: Reporter) -> Run:
         optimizer=optimizer,
         scaler=scaler,
         checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint),
-        trackers=build_trackers(config.track, folder, progress.step),
+        # A run that begins anew drops also the records of step 0.
+        trackers=build_trackers(Tracked(config, folder, progress.step or -1, system, reporter.say)),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=training_flops(config, prepared.tokenizer.vocab_size).total,
         peak=measure_peak(compute),
         progress=progress,
+        rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
     )
     notes = [*left_out_line(prepared.left_out), *stage_lines(config, prepared.train.order)]
     notes += start.notes if start else []
+    if config.data.fixed_batch:
+        notes.append(introduction(config, run.batch(0)))
     _introduce(run, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
 
@@ -201,6 +217,8 @@ def _introduce(run: Run, notes: list[str]) -> None:
             "model.attention.kind: bidirectional lets each position see the token that it is to predict, so that the "
             "loss means nothing; loss.kind: masked hides what is to be predicted"
         )
+    if config.loss.kind == "masked" and config.sample.prompts:
+        say("no samples: with loss.kind: masked the model learns to fill in tokens, not to write on")
     for note in notes:
         say(note)
     if run.progress.step:

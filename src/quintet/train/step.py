@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,19 +31,42 @@ def accumulate_gradients(
     The loss is the sum over the valid targets of the whole batch divided by their number, whatever the micro-batches:
     each contributes its sum over that one count. Dropout is keyed by step and micro-batch.
     """
-    inputs, targets = (_on_device(array, compute.device) for array in (batch.inputs, batch.targets))
-    documents = None if batch.documents is None else _on_device(batch.documents, compute.device)
-    size = config.batch.micro_batch_size
     loss = torch.zeros((), device=compute.device)
-    for index, start in enumerate(range(0, len(inputs), size)):
-        torch.manual_seed(key(config.seed, "dropout", step, index))
-        rows = slice(start, start + size)
-        with compute.autocast():
-            numbers = None if documents is None else documents[rows]
-            part = objective.loss(model, inputs[rows], targets[rows], numbers) / batch.valid
-        scaler.scale(part).backward()
-        loss += part.detach()
+    for part in micro_batches(batch, step, config.batch.micro_batch_size, compute.device):
+        share = share_of_loss(model, objective, part, config, compute)
+        scaler.scale(share).backward()
+        loss += share.detach()
     return loss
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Part ``index`` of the batch of ``step``, as tensors of one device; ``valid`` counts the targets of the whole
+    batch that have a loss."""
+
+    step: int
+    index: int
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None
+    valid: int
+
+
+def micro_batches(batch: Batch, step: int, size: int, device: torch.device) -> Iterator[MicroBatch]:
+    """The consecutive parts of ``batch``, ``size`` samples each, on ``device``."""
+    inputs, targets = (_on_device(array, device) for array in (batch.inputs, batch.targets))
+    documents = None if batch.documents is None else _on_device(batch.documents, device)
+    for index, start in enumerate(range(0, len(inputs), size)):
+        rows = slice(start, start + size)
+        numbers = None if documents is None else documents[rows]
+        yield MicroBatch(step, index, inputs[rows], targets[rows], numbers, batch.valid)
+
+
+def share_of_loss(model: Model, objective: Objective, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
+    """The loss that ``part`` has in that of its batch, a scalar; dropout is keyed by step and part."""
+    torch.manual_seed(key(config.seed, "dropout", part.step, part.index))
+    with compute.autocast():
+        return objective.loss(model, part.inputs, part.targets, part.documents) / max(part.valid, 1)
 
 
 def rehearse(
@@ -58,6 +84,10 @@ def rehearse(
         with compute.autocast():
             loss = objective.loss(model, ids, ids)
         loss.backward()
+        # Rprop moves a weight by the gradient's sign whatever the rate.
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         optimizer.step()

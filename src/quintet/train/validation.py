@@ -35,8 +35,13 @@ class ValidationResult:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model spends on a byte of text; comparable between tokenizers."""
+        """Bits that the model spends on a byte of text; comparable between tokenizers. Not a number without text."""
         return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
+
+    def __str__(self) -> str:
+        """The figures as a person reads them; bits per byte only where the tokens stand for text."""
+        figures = f"{self.loss:.4f} nats a token, perplexity {self.perplexity:.2f}"
+        return f"{self.bits_per_byte:.4f} bits per byte, {figures}" if self.bytes else figures
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that trackers show; those of a label as ``validation/<label>/loss``."""
@@ -47,17 +52,14 @@ class ValidationResult:
         ):
             figures[f"{group}/loss"] = result.loss
             figures[f"{group}/perplexity"] = result.perplexity
-            figures[f"{group}/bits_per_byte"] = result.bits_per_byte
+            if result.bytes:
+                figures[f"{group}/bits_per_byte"] = result.bits_per_byte
         return figures
 
     def lines(self) -> list[str]:
         """The figures of each label as a person reads them."""
         width = max(map(len, self.labels), default=0)
-        return [
-            f"  {name:{width}} {one.loss:.4f} nats, perplexity {one.perplexity:.2f}, {one.bits_per_byte:.4f} bits per "
-            f"byte over {one.tokens:,} tokens"
-            for name, one in self.labels.items()
-        ]
+        return [f"  {name:{width}} {one} over {one.tokens:,} tokens" for name, one in self.labels.items()]
 
 
 @contextmanager
@@ -98,8 +100,8 @@ def validate(
             rows += len(whole.inputs)
             owners = group[whole.sources] if len(names) > 1 else np.zeros(len(whole.inputs), dtype=np.int64)
             for owner in np.unique(owners).tolist():
-                batch = _rows(whole, owners == owner)
-                sums[owner].loss += _loss(model, objective, batch, compute)
+                batch = rows_of(whole, owners == owner)
+                sums[owner].loss += summed_loss(model, objective, batch, compute)
                 sums[owner].tokens += batch.valid
                 sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
     found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
@@ -119,7 +121,7 @@ class _Sum:
         return ValidationResult(self.loss / max(self.tokens, 1), self.tokens, self.bytes, labels or {})
 
 
-def _rows(batch: Batch, rows: np.ndarray) -> Batch:
+def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
     """The samples of ``batch`` where ``rows``, bool [samples], is true."""
     if rows.all():
         return batch
@@ -128,8 +130,8 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
     return Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum()), documents)
 
 
-def _loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
-    """Summed loss of ``batch``."""
+def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
+    """Summed cross-entropy of ``batch``, as ``Objective.prepare`` gives it, in nats."""
     arrays = (batch.inputs, batch.targets, batch.documents)
     tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
     inputs, targets, documents = tensors

@@ -1,0 +1,42 @@
+"""How gradients change the weights: the optimizers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key
+
+Decay = Literal["matrices", "all"]
+_DECAY = "what decays: matrices (and embeddings), or all, which has biases and the gains of norms too"
+
+
+class AdamWConfig(Part):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"] = key("adamw", "AdamW, fused where PyTorch has it")
+    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = key(
+        (0.9, 0.95), "decay of the averages of the gradient and of its square", unit="per step"
+    )
+    eps: float = key(1e-8, "added to the root of the second average", unit="gradient", gt=0)
+    weight_decay: float = key(0.1, "decay of the weights, times the learning rate", unit="per step", ge=0)
+    decay: Decay = key("matrices", _DECAY)
+    state_precision: Literal["fp32", "bf16", "fp16"] = key(
+        "fp32", "numbers in which the averages are kept from one step to the next; they are computed in fp32"
+    )
+
+
+class TorchOptimizerConfig(Part):
+    """An optimizer of torch.optim, by the name of its class."""
+
+    kind: Literal["torch"] = key(..., "an optimizer of torch.optim")
+    name: str = key(..., "class of torch.optim, such as SGD, Adam, RMSprop, Adagrad, NAdam", min_length=1)
+    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", gt=0)
+    weight_decay: float = key(0.0, "decay of the weights, as the class does it", unit="per step", ge=0)
+    decay: Decay = key("matrices", _DECAY)
+    arguments: dict[str, Any] = key({}, "what else the class takes, by the names that it gives them")
+
+
+OptimizerConfig = Annotated[AdamWConfig | TorchOptimizerConfig, Field(discriminator="kind")]

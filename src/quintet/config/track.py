@@ -1,0 +1,44 @@
+"""Where metrics go besides the console and metrics.jsonl."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from quintet.config.part import Part, key, problem
+
+
+class TensorBoardConfig(Part):
+    """TensorBoard event files in the run folder."""
+
+    kind: Literal["tensorboard"] = key(..., "TensorBoard (needs `pip install 'quintet[tensorboard]'`)")
+
+
+class WandbConfig(Part):
+    """A run of Weights & Biases, with its files in the run folder."""
+
+    kind: Literal["wandb"] = key(..., "Weights & Biases (needs `pip install 'quintet[wandb]'`)")
+    arguments: dict[str, Any] = key(
+        {}, "arguments of wandb.init, by name; `name` is the run's name and `dir` its folder when not given"
+    )
+
+    @model_validator(mode="after")
+    def _config_is_the_run_file(self) -> WandbConfig:
+        if "config" in self.arguments:
+            raise problem("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
+        return self
+
+
+class MLflowConfig(Part):
+    """A run of MLflow."""
+
+    kind: Literal["mlflow"] = key(..., "MLflow (needs `pip install 'quintet[mlflow]'`)")
+    tracking_uri: str | None = key(
+        None, "server or database; the file mlflow.db in the run folder when not given", min_length=1
+    )
+    experiment: str = key("quintet", "experiment that the run belongs to, made if it is not there", min_length=1)
+    run_name: str | None = key(None, "name of the run there; the run's name when not given", min_length=1)
+
+
+TrackConfig = Annotated[TensorBoardConfig | WandbConfig | MLflowConfig, Field(discriminator="kind")]

@@ -1,0 +1,168 @@
+"""Whose loop takes the steps, and what its arguments may not say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key, problem
+
+# Arguments of the other library that the run file says by a key of its own.
+_TRANSFORMERS = {
+    "output_dir": "runs_dir",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "auto_find_batch_size": "train.micro_batch_size",
+    "max_grad_norm": "train.clip_norm",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "bf16_full_eval": "train.precision",
+    "fp16_full_eval": "train.precision",
+    "torch_compile": "train.compile",
+    "torch_compile_backend": "train.compile",
+    "torch_compile_mode": "train.compile",
+    "use_cpu": "train.device",
+    "seed": "seed",
+    "data_seed": "seed",
+    "run_name": "name",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "adam_epsilon": "optimizer.eps",
+    "optim": "optimizer.kind",
+    "optim_args": "optimizer",
+    "optim_target_modules": "optimizer",
+    "lr_scheduler_type": "schedule.kind",
+    "lr_scheduler_kwargs": "schedule",
+    "warmup_steps": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_steps",
+    "label_smoothing_factor": "loss.label_smoothing",
+    "eval_strategy": "evaluate.every",
+    "eval_steps": "evaluate.every",
+    "eval_delay": "evaluate.every",
+    "eval_on_start": "evaluate.every",
+    "do_eval": "evaluate.every",
+    "per_device_eval_batch_size": "evaluate.batch_size",
+    "load_best_model_at_end": "checkpoint.keep_best",
+    "metric_for_best_model": "checkpoint.keep_best",
+    "resume_from_checkpoint": "name",
+    "deepspeed": "parallel",
+    "fsdp": "parallel",
+    "fsdp_config": "parallel",
+    "accelerator_config": "parallel",
+    "parallelism_config": "parallel",
+    "train_sampling_strategy": "data",
+    "dataloader_num_workers": "data",
+    "dataloader_drop_last": "data",
+}
+_LIGHTNING = {
+    "max_steps": "train.steps",
+    "min_steps": "train.steps",
+    "max_epochs": "train.epochs",
+    "min_epochs": "train.epochs",
+    "max_time": "train.steps",
+    "fast_dev_run": "train.steps",
+    "limit_train_batches": "train.steps",
+    "overfit_batches": "data",
+    "accumulate_grad_batches": "train.accumulation",
+    "gradient_clip_val": "train.clip_norm",
+    "gradient_clip_algorithm": "train.clip_norm",
+    "precision": "train.precision",
+    "accelerator": "train.device",
+    "devices": "parallel",
+    "strategy": "parallel",
+    "num_nodes": "parallel",
+    "sync_batchnorm": "parallel",
+    "use_distributed_sampler": "data",
+    "reload_dataloaders_every_n_epochs": "data",
+    "val_check_interval": "evaluate.every",
+    "check_val_every_n_epoch": "evaluate.every",
+    "num_sanity_val_steps": "evaluate.every",
+    "limit_val_batches": "evaluate.samples",
+}
+# Arguments that mean nothing here, and why.
+_FOREIGN_MODEL = "is for models that the library itself built"
+_TRANSFORMERS_VOID = {
+    "gradient_checkpointing": _FOREIGN_MODEL,
+    "gradient_checkpointing_kwargs": _FOREIGN_MODEL,
+    "activation_checkpointing": _FOREIGN_MODEL,
+    "activation_checkpointing_kwargs": _FOREIGN_MODEL,
+    "use_liger_kernel": _FOREIGN_MODEL,
+    "liger_kernel_config": _FOREIGN_MODEL,
+    "neftune_noise_alpha": _FOREIGN_MODEL,
+    "push_to_hub": "would send away only what Trainer itself saves; use `quintet export`",
+}
+_LIGHTNING_VOID = {
+    "callbacks": "takes objects, which a run file cannot hold",
+    "plugins": "takes objects, which a run file cannot hold",
+    "deterministic": "is always on: a run is continued bit for bit",
+    "barebones": "leaves out the callbacks, which do the bookkeeping",
+}
+
+
+class QuintetTrainerConfig(Part):
+    """The loop of Quintet."""
+
+    kind: Literal["quintet"] = key("quintet", "the loop of Quintet")
+
+
+class TransformersTrainerConfig(Part):
+    """`Trainer` of the transformers library around the same model, batches, optimizer and bookkeeping."""
+
+    kind: Literal["transformers"] = key(
+        ..., "`Trainer` of the transformers library (needs `pip install 'quintet[hf]'`)"
+    )
+    arguments: dict[str, Any] = key({}, "further arguments of transformers.TrainingArguments, by name")
+
+
+class LightningTrainerConfig(Part):
+    """`Trainer` of Lightning around the same model, batches, optimizer and bookkeeping."""
+
+    kind: Literal["lightning"] = key(..., "`Trainer` of Lightning (needs `pip install 'quintet[lightning]'`)")
+    arguments: dict[str, Any] = key({}, "further arguments of lightning.pytorch.Trainer, by name")
+
+
+TrainerConfig = Annotated[
+    QuintetTrainerConfig | TransformersTrainerConfig | LightningTrainerConfig, Field(discriminator="kind")
+]
+
+
+def refuse_contradictions(config: Any) -> None:
+    """Raise the problem of the first argument of ``config.trainer`` that does not say what the run file ``config`` says
+    by a key of its own, or that means nothing here."""
+    said, void = _tables(config.trainer)
+    for name, value in getattr(config.trainer, "arguments", {}).items():
+        if name in void:
+            raise problem(f"trainer.arguments.{name}", f"{void[name]}; leave it out")
+        if name in said and value != _value(config, said[name]):
+            raise problem(
+                f"trainer.arguments.{name}", f"{value!r} is not what the run file says; set {said[name]} instead"
+            )
+
+
+def own_arguments(trainer: TrainerConfig) -> dict[str, Any]:
+    """The arguments that the run file has no key for."""
+    if isinstance(trainer, QuintetTrainerConfig):
+        return {}
+    said, _ = _tables(trainer)
+    return {name: value for name, value in trainer.arguments.items() if name not in said}
+
+
+def _tables(trainer: TrainerConfig) -> tuple[dict[str, str], dict[str, str]]:
+    if trainer.kind == "transformers":
+        return _TRANSFORMERS, _TRANSFORMERS_VOID
+    return _LIGHTNING, _LIGHTNING_VOID
+
+
+def _value(config: Any, path: str) -> Any:
+    """What ``config`` has at the key ``path``; how the batch is cut may follow from other keys."""
+    section, _, name = path.rpartition(".")
+    if name in ("micro_batch_size", "accumulation"):
+        section = "batch"
+    for step in filter(None, [*section.split("."), name]):
+        config = getattr(config, step, None)
+    return config

@@ -1,0 +1,191 @@
+"""Metrics and samples for MLflow."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from quintet.config.describe import plain
+from quintet.config.load import dump_run_config
+from quintet.config.track import MLflowConfig
+from quintet.errors import UserError
+from quintet.track import Ending, Tracked
+from quintet.track.outbox import Outbox
+from quintet.track.pictures import picture
+from quintet.track.run_ids import RunIds
+from quintet.track.trouble import Trouble, one_line, without_password
+
+# What MLflow accepts (mlflow.utils.validation).
+_NAME_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000
+_PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_SETTINGS = {  # of MLflow, where the user has not set them
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # seconds and not minutes until a dead server is noticed
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def check_installed(key: str) -> None:
+    """Raise UserError if MLflow, or what it needs for a database, is missing."""
+    _library(key)
+
+
+class MLflowTracker:
+    """One run of MLflow; a continued run continues the same one.
+
+    The run file's values are its parameters. MLflow never changes a parameter, so that a value that changed when the
+    run was continued is a tag ``now.<name>``; the artifact ``run.yaml`` always is the current run file. What a run
+    measures is sent by threads, so that a slow server does not hold training up.
+    """
+
+    def __init__(self, run: Tracked, config: MLflowConfig, key: str) -> None:
+        self._mlflow = _library(key)
+        self._seen: set[tuple[str, int]] = set()
+        uri = config.tracking_uri or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
+        trouble = Trouble(f"{key}: mlflow", run.say)
+        try:
+            self._client = self._mlflow.MlflowClient(uri)
+            self._id = self._start(run, config)
+            self._describe(run)
+        except Exception as error:
+            raise UserError(f"{key}: mlflow cannot use {without_password(uri)}: {one_line(error)}") from error
+        self._metrics = Outbox(self._send_metrics, trouble, _METRICS_AT_ONCE)
+        self._texts = Outbox(self._send_texts, trouble, 1)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Hand over ``metrics``; what the run has from before it was continued is not sent again."""
+        now = int(time.time() * 1000)
+        named = {usable_name(name): float(value) for name, value in metrics.items()}
+        self._metrics.put(
+            self._mlflow.entities.Metric(name, value, now, step)
+            for name, value in named.items()
+            if (name, step) not in self._seen
+        )
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Hand over a text, an artifact in ``samples/``."""
+        self._texts.put([(f"samples/step-{step:06d}/{usable_name(name)}.txt", text)])
+
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Hand over the picture, an artifact in ``samples/``."""
+        self._texts.put([(f"samples/step-{step:06d}/{usable_name(name)}.png", files[".png"])])
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+        """Send what is left, the status, and the place of the checkpoint as a tag."""
+        self._texts.close()
+        self._metrics.close(lambda: self._end(ending, checkpoint))
+
+    def _start(self, run: Tracked, config: MLflowConfig) -> str:
+        """The id of the run, which is there and running when this returns."""
+        ids, place = RunIds(run.folder), f"mlflow {without_password(config.tracking_uri or 'mlflow.db')}"
+        run_id = ids.get(place)
+        if run_id is not None:
+            if not config.tracking_uri:
+                _follow_move(run.folder, run_id)
+            self._client.update_run(run_id, status="RUNNING")
+            self._seen = {
+                (name, metric.step)
+                for name in self._client.get_run(run_id).data.metrics
+                for metric in self._client.get_metric_history(run_id, name)
+                if metric.step > run.first_step
+            }
+            return run_id
+        experiment = self._client.get_experiment_by_name(config.experiment)
+        artifacts = None if config.tracking_uri else _artifacts(run.folder)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(config.experiment, artifact_location=artifacts)
+        )
+        run_id = self._client.create_run(experiment_id, run_name=config.run_name or run.config.name).info.run_id
+        ids.set(place, run_id)
+        return run_id
+
+    def _describe(self, run: Tracked) -> None:
+        """The run file as parameters and as an artifact, the system as tags."""
+        entities = self._mlflow.entities
+        there = self._client.get_run(self._id).data.params
+        values = parameters(plain(run.config))
+        params = [entities.Param(name, value) for name, value in values.items() if name not in there]
+        changed = {f"now.{name}": value for name, value in values.items() if there.get(name, value) != value}
+        tags = {usable_name(name): value for name, value in changed.items()}
+        tags |= {f"system.{name}": value[:_TAG_LENGTH] for name, value in run.system.items()}
+        for some in _chunks(params):
+            self._client.log_batch(self._id, params=some)
+        for some in _chunks([entities.RunTag(name, value) for name, value in tags.items()]):
+            self._client.log_batch(self._id, tags=some)
+        self._client.log_text(self._id, dump_run_config(run.config), "run.yaml")
+
+    def _send_metrics(self, metrics: list[Any]) -> None:
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def _send_texts(self, texts: list[tuple[str, str | bytes]]) -> None:
+        for path, content in texts:
+            if isinstance(content, str):
+                self._client.log_text(self._id, content, path)
+            else:
+                self._client.log_image(self._id, picture(content), path)
+
+    def _end(self, ending: Ending, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self._client.set_tag(self._id, "checkpoint", str(checkpoint)[:_TAG_LENGTH])
+        self._client.set_terminated(self._id, _STATUS[ending])
+
+
+def _artifacts(folder: Path) -> str:
+    """Where the artifacts of a run folder's own database lie."""
+    return (folder / "mlflow").resolve().as_uri()
+
+
+def _follow_move(folder: Path, run_id: str) -> None:
+    """Have the database of ``folder`` find the artifacts beside it: it keeps whole paths, and folders are moved."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name != 'Default'", (_artifacts(folder),))
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (f"{_artifacts(folder)}/{run_id}/artifacts", run_id)
+        )
+
+
+def parameters(values: Any, path: str = "") -> dict[str, str]:
+    """``values`` of a run file flattened, as ``data.sources.0.path``, and cut to the lengths that MLflow accepts."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    inner = {
+        name: value
+        for step, element in pairs
+        for name, value in parameters(element, f"{path}.{step}" if path else str(step)).items()
+    }
+    if inner or not path:
+        return inner
+    text = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
+    return {usable_name(path): text[:_PARAM_LENGTH]}
+
+
+def usable_name(name: str) -> str:
+    """``name`` as MLflow accepts it: letters, digits, spaces and ``_ - . : /``, a plain relative path, not too long."""
+    parts = re.sub(r"[^\w\-. :/]", "_", name)[:_NAME_LENGTH].split("/")
+    return "/".join("_" * max(len(part), 1) if part in ("", ".", "..") else part for part in parts)
+
+
+def _chunks(entities: list[Any]) -> Iterator[list[Any]]:
+    return (entities[at : at + _PARAMS_AT_ONCE] for at in range(0, len(entities), _PARAMS_AT_ONCE))
+
+
+def _library(key: str) -> Any:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        importlib.import_module("sqlalchemy")
+        importlib.import_module("alembic")
+        return importlib.import_module("mlflow")
+    except ImportError as error:
+        raise UserError(f"{key}: {error.name or 'mlflow'} is not installed; pip install 'quintet[mlflow]'") from error

@@ -1,0 +1,34 @@
+"""A tracker that fails while a run goes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+
+def one_line(error: BaseException) -> str:
+    """What ``error`` says, in one line and without passwords."""
+    return without_password(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """``text`` with its addresses as they are without user and password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+class Trouble:
+    """Says the first failure of ``tracker``; those that follow are most often the same."""
+
+    def __init__(self, tracker: str, say: Callable[[str], None]) -> None:
+        self._tracker, self._say = tracker, say
+        self._said = False
+
+    def tell(self, error: BaseException) -> None:
+        """Take note of ``error``."""
+        if not self._said:
+            self._said = True
+            self._say(f"{self._tracker} fails: {one_line(error)}; training goes on, metrics.jsonl has all metrics")
+
+    def lost(self, count: int) -> None:
+        """Say at the end that ``count`` records were never taken."""
+        self._say(f"{self._tracker}: {count} records were not sent; metrics.jsonl and samples/ have them")

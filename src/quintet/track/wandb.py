@@ -1,0 +1,99 @@
+"""Metrics and samples for Weights & Biases."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quintet.config.describe import plain
+from quintet.config.spelling import nearest
+from quintet.config.track import WandbConfig
+from quintet.errors import UserError
+from quintet.track import Ending, Tracked
+from quintet.track.pictures import picture
+from quintet.track.run_ids import RunIds
+from quintet.track.trouble import Trouble, one_line
+
+_FINISH_SECONDS = "300"  # for what is not sent at the end; without a limit a dead server would hold the run for ever
+_BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
+
+
+def check_arguments(config: WandbConfig, key: str) -> None:
+    """Raise UserError if wandb is missing or wandb.init has no argument of a given name."""
+    known = [name for name in inspect.signature(_library(key).init).parameters if name != "config"]
+    problems = []
+    for name in config.arguments:
+        if name not in known:
+            meant = nearest(name, known)
+            rest = f"did you mean {meant!r}?" if meant else f"it has {', '.join(known)}"
+            problems.append(f"{key}.arguments.{name}: wandb.init has no argument {name!r}; {rest}")
+    if problems:
+        raise UserError(*problems)
+
+
+class WandbTracker:
+    """One run of Weights & Biases; a continued run continues the same one.
+
+    Its steps are the run's. A step that is on the server already is not sent again: it would be the same.
+    """
+
+    def __init__(self, run: Tracked, config: WandbConfig, key: str) -> None:
+        check_arguments(config, key)
+        self._wandb = _library(key)
+        self._trouble = Trouble(f"{key}: wandb", run.say)
+        given, ids = dict(config.arguments), RunIds(run.folder)
+        place = f"wandb {given.get('entity') or ''}/{given.get('project') or ''}"
+        run_id = ids.get(place)
+        if run_id is not None:
+            given = {name: value for name, value in given.items() if name not in _BEGINNINGS}
+            given |= {"id": run_id, "resume": "allow"}
+        own = {"name": run.config.name, "dir": str(run.folder.resolve()), "reinit": "create_new"}
+        os.environ.setdefault("WANDB_CACHE_DIR", str((run.folder / "wandb/cache").resolve()))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
+        try:
+            self._run = self._wandb.init(**(own | given))
+            self._run.config.update({**plain(run.config), "system": run.system}, allow_val_change=True)
+        except Exception as error:
+            raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
+        if self._run.id != run_id:
+            ids.set(place, self._run.id)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Hand over ``metrics``; wandb sends them in a process of its own."""
+        if step >= self._run.starting_step:
+            self._do(lambda: self._run.log(metrics, step=step))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Hand over a text as a page that shows it as it is."""
+        page = f'<meta charset="utf-8"><pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
+        if step >= self._run.starting_step:
+            self._do(lambda: self._run.log({name: self._wandb.Html(page, inject=False)}, step=step))
+
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Hand over the picture."""
+        if step >= self._run.starting_step:
+            self._do(lambda: self._run.log({name: self._wandb.Image(picture(files[".png"]))}, step=step))
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+        """Send what is left; the place of the checkpoint is in the summary."""
+        if checkpoint is not None:
+            self._do(lambda: self._run.summary.update({"checkpoint": str(checkpoint)}))
+        self._do(lambda: self._run.finish(exit_code=1 if ending == "failed" else 0))
+
+    def _do(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracker does, training goes on
+            self._trouble.tell(error)
+
+
+def _library(key: str) -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(f"{key}: wandb is not installed; pip install 'quintet[wandb]'") from error

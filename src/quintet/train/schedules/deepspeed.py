@@ -1,0 +1,197 @@
+"""The schedules of DeepSpeed, and PhyAGI's with a cooldown, written as functions of the step.
+
+DeepSpeed sets the rate when its engine is made and once after each step, and its first step of the schedule is number
+0; so the first two steps of a run have the lowest rate, and step k, counted from 1, has that of s = k − 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from quintet.config.schedule import DeepSpeedScheduleConfig
+from quintet.errors import UserError
+from quintet.train.schedules.arguments import check_arguments, refusals_of
+
+_MOMENTUM = "the momentum is not cycled; leave it out"
+_OURS = {
+    "highest": "",
+    "steps": "",
+    "s": "",
+    "cycle_min_mom": _MOMENTUM,
+    "cycle_max_mom": _MOMENTUM,
+    "decay_mom_rate": _MOMENTUM,
+    "cycle_first_stair_count": "DeepSpeed makes no stairs of it; leave it out",
+    "cycle_second_stair_count": "DeepSpeed makes no stairs of it; leave it out",
+    "last_batch_iteration": "a continued run knows its step",
+}
+# Accepted with the only values that mean what happens here.
+_NOTHING_TO_DO = ("cycle_momentum", "cycle_first_stair_count", "cycle_second_stair_count")
+
+
+def deepspeed_rate(config: DeepSpeedScheduleConfig, highest: float, step: int, steps: int) -> float:
+    """Rate of ``step``, counted from 1, of a run of ``steps``; WarmupCosineLR alone uses ``highest``."""
+    arguments = {name: value for name, value in config.arguments.items() if name not in _NOTHING_TO_DO}
+    with refusals_of("schedule.arguments", config.name):
+        return float(_SCHEDULES[config.name](step - 2, highest, steps, **arguments))
+
+
+def check_deepspeed_schedule(config: DeepSpeedScheduleConfig) -> None:
+    """Raise UserError when the schedule does not take the arguments."""
+    given = dict(config.arguments)
+    if config.name == "OneCycle":
+        if given.get("cycle_momentum", True) is not False:
+            raise UserError(
+                "schedule.arguments.cycle_momentum: DeepSpeed cycles the momentum unless this is false, and Quintet "
+                "does not; set it to false"
+            )
+        given = {name: value for name, value in given.items() if name not in _NOTHING_TO_DO or value}
+    check_arguments("schedule.arguments", config.name, _SCHEDULES[config.name], given, _OURS)
+    for name, allowed in (("warmup_type", ("log", "linear")), ("decay_type", ("cosine", "inverse_square_root"))):
+        if name in given and given[name] not in allowed:
+            raise UserError(f"schedule.arguments.{name}: must be {' or '.join(allowed)}, found {given[name]!r}")
+
+
+def _part(s: int, warmup: int, warmup_type: str) -> float:
+    """Part of a warm-up of at least two steps that is done at ``s``: s / W, or log(s + 1) / log W."""
+    return 0.0 if s < 0 else math.log(s + 1) / math.log(warmup) if warmup_type == "log" else s / warmup
+
+
+def _warmup_lr(
+    s: int,
+    highest: float,
+    steps: int,
+    warmup_min_lr: float = 0.0,
+    warmup_max_lr: float = 0.001,
+    warmup_num_steps: int = 1000,
+    warmup_type: str = "log",
+) -> float:
+    """Up to ``warmup_max_lr``, and constant."""
+    warmup = max(2, warmup_num_steps)
+    part = _part(s, warmup, warmup_type) if s < warmup else 1.0
+    return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * part
+
+
+def _warmup_decay_lr(
+    s: int,
+    highest: float,
+    steps: int,
+    total_num_steps: int | None = None,
+    warmup_min_lr: float = 0.0,
+    warmup_max_lr: float = 0.001,
+    warmup_num_steps: int = 1000,
+    warmup_type: str = "log",
+) -> float:
+    """Up to ``warmup_max_lr``, and down a straight line to ``warmup_min_lr`` at ``total_num_steps``."""
+    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    part = _part(s, warmup, warmup_type) if s < warmup else max(0.0, (total - s) / max(1, total - warmup))
+    return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * part
+
+
+def _warmup_cosine_lr(
+    s: int,
+    highest: float,
+    steps: int,
+    total_num_steps: int | None = None,
+    warmup_min_ratio: float = 0.0,
+    warmup_num_steps: int = 1000,
+    cos_min_ratio: float = 0.0001,
+    warmup_type: str = "log",
+) -> float:
+    """Up to the optimizer's rate, and down half a cosine to ``cos_min_ratio`` of it."""
+    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    if s < warmup:
+        return highest * (warmup_min_ratio + (1 - warmup_min_ratio) * _part(s, warmup, warmup_type))
+    cosine = (1 + math.cos(math.pi * (s - warmup + 1) / max(1, total - warmup))) / 2
+    return highest * max(0.0, cos_min_ratio + (1 - cos_min_ratio) * cosine)
+
+
+def _warmup_decay_cooldown_lr(
+    s: int,
+    highest: float,
+    steps: int,
+    total_num_steps: int | None = None,
+    warmup_min_lr: float = 0.0,
+    warmup_max_lr: float = 0.001,
+    warmup_num_steps: int = 1000,
+    warmup_patience_num_steps: int = 0,
+    warmup_type: str = "linear",
+    decay_min_lr: float | None = None,
+    decay_num_steps: int = 0,
+    decay_patience_num_steps: int = 0,
+    decay_type: str = "cosine",
+    decay_cycles: float = 0.5,
+    cooldown_min_lr: float | None = None,
+    cooldown_num_steps: int = 0,
+) -> float:
+    """Up, stay, decay, stay, and down a straight line that would end at ``total_num_steps``; the rate at which the
+    cooldown ends is kept."""
+    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    decay_begins = warmup + warmup_patience_num_steps
+    decay_ends = decay_begins + decay_num_steps
+    cooldown_begins = decay_ends + decay_patience_num_steps
+    given = warmup_min_lr if decay_min_lr is None else decay_min_lr
+    decayed = given if decay_num_steps > 0 else warmup_max_lr
+    given = warmup_min_lr if cooldown_min_lr is None else cooldown_min_lr
+    cooled = given if cooldown_num_steps > 0 else decayed
+    if s < warmup:
+        return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * _part(s, warmup, warmup_type)
+    if s < decay_begins:
+        return warmup_max_lr
+    if s < decay_ends and decay_type == "cosine":
+        part = 0.5 * (1 + math.cos(2 * math.pi * decay_cycles * (s - decay_begins) / decay_num_steps))
+        return decayed + (warmup_max_lr - decayed) * part
+    if s < decay_ends:
+        low = 1 / math.sqrt(decay_ends)
+        return decayed + (warmup_max_lr - decayed) * (1 / math.sqrt(s) - low) / (1 / math.sqrt(decay_begins) - low)
+    if s < cooldown_begins:
+        return decayed
+    last = min(s, cooldown_begins + cooldown_num_steps - 1)
+    return cooled + (decayed - cooled) * max(0.0, (total - last) / max(1, total - cooldown_begins))
+
+
+def _one_cycle(
+    s: int,
+    highest: float,
+    steps: int,
+    cycle_min_lr: float,
+    cycle_max_lr: float,
+    decay_lr_rate: float = 0.0,
+    cycle_first_step_size: int = 2000,
+    cycle_second_step_size: int | None = None,
+    decay_step_size: int = 0,
+) -> float:
+    """Up from ``cycle_min_lr`` to ``cycle_max_lr`` and back (Smith 2018), and then below ``cycle_min_lr``."""
+    second = cycle_first_step_size if cycle_second_step_size is None else cycle_second_step_size
+    cycle, step = cycle_first_step_size + second, s + 1
+    if s < cycle:
+        place = step % cycle
+        part = place / cycle_first_step_size if place <= cycle_first_step_size else (cycle - place) / second
+        return cycle_min_lr + (cycle_max_lr - cycle_min_lr) * part
+    return cycle_min_lr / (1 + decay_lr_rate * (step - cycle) / decay_step_size) if decay_step_size else cycle_min_lr
+
+
+def _lr_range_test(
+    s: int,
+    highest: float,
+    steps: int,
+    lr_range_test_min_lr: float = 1e-3,
+    lr_range_test_step_size: int = 2000,
+    lr_range_test_step_rate: float = 1.0,
+    lr_range_test_staircase: bool = False,
+) -> float:
+    """Up without end, to find the highest rate that trains (Smith 2018)."""
+    interval = (s + 1) / lr_range_test_step_size
+    return lr_range_test_min_lr * (
+        1 + lr_range_test_step_rate * (math.floor(interval) if lr_range_test_staircase else interval)
+    )
+
+
+_SCHEDULES: dict[str, Callable[..., float]] = {
+    "WarmupLR": _warmup_lr,
+    "WarmupDecayLR": _warmup_decay_lr,
+    "WarmupCosineLR": _warmup_cosine_lr,
+    "WarmupDecayCooldownLR": _warmup_decay_cooldown_lr,
+    "OneCycle": _one_cycle,
+    "LRRangeTest": _lr_range_test,
+}

@@ -1,0 +1,35 @@
+"""The loops of other libraries, for runs that ask for them: same model, same batches, same bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from quintet.config.schema import RunConfig
+from quintet.config.trainer import LightningTrainerConfig, TransformersTrainerConfig
+
+if TYPE_CHECKING:
+    from quintet.train.interruption import Interruption
+    from quintet.train.setup import Run
+    from quintet.train.validation import ValidationResult
+
+    Steps = Callable[[Run, Interruption], ValidationResult | None]
+
+
+def trainer_steps(config: RunConfig) -> Steps | None:
+    """What takes the steps of ``config``, None for Quintet's own loop.
+
+    Raises UserError when the library is not installed or does not know one of the arguments, before anything is built.
+    """
+    match config.trainer:
+        case TransformersTrainerConfig(arguments=arguments):
+            from quintet.train.trainers import transformers
+
+            transformers.check_arguments(arguments)
+            return transformers.take_steps
+        case LightningTrainerConfig(arguments=arguments):
+            from quintet.train.trainers import lightning
+
+            lightning.check_arguments(arguments)
+            return lightning.take_steps
+    return None

@@ -1,0 +1,114 @@
+"""What both adapters give to the other library: micro-batches, their loss, and an optimizer that does our step."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from quintet.data.batch import prefetch
+from quintet.errors import UserError
+from quintet.train.books import Books
+from quintet.train.setup import Run
+from quintet.train.step import MicroBatch, micro_batches, share_of_loss
+from quintet.train.update import apply_gradients, begin_step
+
+
+class MicroBatches(IterableDataset):
+    """The micro-batches of the steps that ``run`` has still to take, one after the other, as mappings."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        run, first = self.run, self.run.progress.step
+        size, device = run.config.batch.micro_batch_size, run.compute.device
+        with closing(prefetch(run.batch, first, run.steps)) as batches:
+            for step, batch in enumerate(batches, start=first + 1):
+                for part in micro_batches(batch, step, size, device):
+                    yield vars(part)
+
+    def loader(self) -> DataLoader:
+        """A loader that hands the micro-batches on as they are, in this process."""
+        return DataLoader(self, batch_size=None)
+
+
+class Stepper(torch.optim.Optimizer):
+    """The loss of micro-batches and, as an optimizer that the other library steps, what Quintet's loop does then.
+
+    Clipping, learning rate, loss scale and the leaving out of steps that are not finite are in it, so the library's own
+    must be off. ``rate`` is the learning rate of the step at hand, ``state_dict`` that of the run's optimizer.
+    """
+
+    def __init__(self, run: Run, books: Books) -> None:
+        super().__init__([p for p in run.model.parameters() if p.requires_grad], {"lr": run.config.optimizer.lr})
+        self._run, self._books = run, books
+        self._loss, self._last, self._masked = torch.zeros((), device=run.compute.device), 0, False
+        self.rate = run.config.optimizer.lr
+
+    def loss(self, values: dict[str, Any]) -> Tensor:
+        """The share of one micro-batch in the loss of its batch, a scalar."""
+        run, part = self._run, MicroBatch(**values)
+        if part.index == 0:
+            self.rate = begin_step(run, part.step)
+            self._loss, self._last, self._masked = torch.zeros_like(self._loss), part.step, not part.valid
+        share = share_of_loss(run.model, run.objective, part, run.config, run.compute)
+        self._loss += share.detach()
+        # Libraries divide by the number of micro-batches, each in its own way; the share is divided already.
+        share.register_hook(lambda gradient: run.scaler.scale(torch.ones_like(gradient)))
+        return share
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Clip and step as Quintet's loop does; ``closure``, which computes the gradients, comes first."""
+        result = None if closure is None else closure()
+        if self._masked:
+            self._run.optimizer.zero_grad(set_to_none=True)
+            self._books.add_masked()
+        else:
+            measured = apply_gradients(self._run, self.rate)
+            self._books.add(self._last, self.rate, self._loss, *measured)
+        return result
+
+    def end(self) -> bool:
+        """Validate, sample and save when due; whether the run ends with this step."""
+        return self._books.end(self._last)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        self._run.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the run's optimizer."""
+        return self._run.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave the run's optimizer as it is: accelerate gives back what it got, and checkpoints are Quintet's."""
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """The module of another library. Raises UserError when it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"trainer.kind: {extra} needs a library that is not here ({error}); pip install 'quintet[{extra}]'"
+        ) from error
+
+
+def check_names(given: Collection[str], known: Collection[str], owner: str) -> None:
+    """Raises UserError for every one of ``given`` that is not an argument of ``owner``."""
+    problems = []
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            problems.append(f"trainer.arguments.{name}: {owner} has no such argument{hint}")
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,129 @@
+"""The `Trainer` of Lightning around a run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quintet.config.trainer import own_arguments
+from quintet.errors import UserError
+from quintet.track import Ending
+from quintet.train.books import Books
+from quintet.train.interruption import Interruption
+from quintet.train.setup import Run
+from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
+from quintet.train.validation import ValidationResult
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises UserError when Lightning is missing or its Trainer does not know one of ``arguments``."""
+    library = need("lightning.pytorch", "lightning")
+    check_names(arguments, inspect.signature(library.Trainer).parameters.keys(), "lightning.pytorch.Trainer")
+
+
+def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
+    """Take the steps of ``run`` in Lightning's loop; returns the last validation."""
+    books = Books(run, interruption)
+    if run.progress.step < run.steps:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            # The batches come from a thread of the run, so that workers would have nothing to do.
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+            trainer = _trainer(run, stepper := Stepper(run, books))
+            run.trackers.append(LoggerTracker(trainer.loggers))
+            trainer.fit(_module(run, stepper), MicroBatches(run).loader())
+    run.checkpointer.wait()
+    return books.validation
+
+
+@dataclass(frozen=True)
+class LoggerTracker:
+    """Hands what the run measures to the loggers of Lightning that the user asked for."""
+
+    loggers: list[Any]
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Give ``metrics`` of ``step`` to each of them."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Leave texts to the run's own trackers: Lightning's loggers agree on none."""
+
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """Leave these to the run's own trackers, too."""
+
+    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+        """Have them write what they hold back."""
+        for logger in self.loggers:
+            logger.save()
+
+
+def _module(run: Run, stepper: Stepper) -> Any:
+    """The model as Lightning knows it."""
+    from lightning.pytorch import LightningModule
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = run.model
+
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+            return stepper.loss(batch)
+
+        def configure_optimizers(self) -> Stepper:
+            return stepper
+
+    return Module()
+
+
+def _trainer(run: Run, stepper: Stepper) -> Any:
+    """A Trainer with what the user asked for, over what the run says. Raises UserError."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Callback, Trainer
+
+    handler = signal.getsignal(signal.SIGTERM)
+    accumulation = run.config.batch.accumulation
+
+    class Bookkeeping(Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            # Lightning would leave at once, in the middle of a step.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if (batch_idx + 1) % accumulation == 0:
+                trainer.should_stop |= stepper.end()
+
+    device = run.compute.device.type
+    values = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(run.folder / "lightning"),
+    } | own_arguments(run.config.trainer)
+    fixed = {
+        "max_epochs": 1,
+        "min_epochs": 0,
+        "accumulate_grad_batches": accumulation,
+        "accelerator": "gpu" if device == "cuda" else device,
+        "devices": 1,
+        "callbacks": [Bookkeeping()],
+        "plugins": [LightningEnvironment()],  # a job of SLURM is one process here
+    }
+    try:
+        return Trainer(**(values | fixed))
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+        raise UserError(f"trainer.arguments: lightning.pytorch.Trainer refuses them: {error}") from error

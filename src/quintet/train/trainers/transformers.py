@@ -1,0 +1,120 @@
+"""The `Trainer` of the transformers library around a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.nn import ModuleDict
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from quintet.config.trainer import own_arguments
+from quintet.errors import UserError
+from quintet.train.books import Books
+from quintet.train.interruption import Interruption
+from quintet.train.setup import Run
+from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
+from quintet.train.validation import ValidationResult
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises UserError when a library is missing or TrainingArguments does not know one of ``arguments``."""
+    need("accelerate", "hf")
+    library = need("transformers", "hf")
+    known = {field.name for field in dataclasses.fields(library.TrainingArguments) if field.init}
+    check_names(arguments, known, "transformers.TrainingArguments")
+
+
+def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
+    """Take the steps of ``run`` in the library's loop; returns the last validation."""
+    from transformers import PrinterCallback
+
+    books = Books(run, interruption)
+    if run.progress.step < run.steps:
+        try:
+            trainer = _trainer(run, Stepper(run, books))
+        except RuntimeError as error:
+            if "requires" not in str(error):  # a tracker that is not installed
+                raise
+            raise UserError(f"trainer.arguments.report_to: {error}") from error
+        trainer.remove_callback(PrinterCallback)  # the run reports its own progress
+        trainer.train()
+        folder = Path(trainer.args.output_dir)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    run.checkpointer.wait()
+    return books.validation
+
+
+def _trainer(run: Run, stepper: Stepper) -> Any:
+    """A Trainer whose data, loss and optimizer are the run's."""
+    from transformers import Trainer, TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            state.global_step = first
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= stepper.end()
+
+    class RunTrainer(Trainer):
+        loss_is_scaled_for_ga = True
+
+        def get_train_dataloader(self) -> DataLoader:
+            return MicroBatches(run).loader()
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            loss = stepper.loss(inputs)
+            return (loss, {}) if return_outputs else loss
+
+        def _get_learning_rate(self) -> float:
+            return stepper.rate  # for the library's own log
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
+            """Spare the gradients a second look: the stepper takes their norm."""
+
+    first = run.progress.step
+    return RunTrainer(
+        model=ModuleDict({"model": run.model}),  # a Trainer would write into the config of a model that has one
+        args=_arguments(run),
+        train_dataset=MicroBatches(run),
+        optimizers=(stepper, LambdaLR(stepper, lambda _: 1.0)),
+        callbacks=[Callback()],
+    )
+
+
+def _arguments(run: Run) -> Any:
+    """What the user asked for, over what the run says and what would be done twice. Raises UserError."""
+    from transformers import TrainingArguments
+
+    config, asked = run.config, own_arguments(run.config.trainer)
+    values = {
+        "output_dir": str(run.folder / "transformers"),
+        "run_name": config.name,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "steps" if {"report_to", "logging_steps"} & set(asked) else "no",
+        "logging_steps": run.rhythm.log_every,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+    } | asked
+    fixed = {
+        "max_steps": run.steps,
+        "seed": config.seed % 2**32,
+        "per_device_train_batch_size": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": config.batch.accumulation,
+        "learning_rate": config.optimizer.lr,
+        "max_grad_norm": 0.0,
+        "use_cpu": run.compute.device.type == "cpu",
+        "eval_strategy": "no",
+    }
+    try:
+        arguments = TrainingArguments(**(values | fixed))
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"trainer.arguments: transformers.TrainingArguments refuses them: {error}") from error
+    _ = arguments.device
+    arguments._n_gpu = 1  # else every GPU in sight gets a copy of the model
+    return arguments

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import html
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintet.config.describe import plain
+from quintet.config.load import load_run_config
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.track import Tracked, build_trackers
+from quintet.track.jsonl import read_metrics
+from quintet.track.wandb import WandbTracker
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+OFFLINE = {"kind": "wandb", "arguments": {"project": "tests", "mode": "offline"}}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tracker sets in the environment is gone after the test."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def run_config(*track: dict[str, Any]) -> RunConfig:
+    data = {"sources": [{"kind": "text", "path": "corpus"}]}
+    return RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": 3}, "track": list(track)})
+
+
+def tracked(folder: Path, *track: dict[str, Any], first_step: int = -1, say: Callable = print) -> Tracked:
+    return Tracked(run_config(*track), folder, first_step, {"device": "cpu"}, say)
+
+
+def wandb_tracker(run: Tracked, index: int = 0) -> WandbTracker:
+    config = run.config.track[index]
+    assert config.kind == "wandb"
+    return WandbTracker(run, config, f"track[{index}]")
+
+
+def records(file: Path) -> list[Any]:
+    """The records of an offline file: a LevelDB log of wandb's own protocol buffers after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, record, found = file.read_bytes(), 7, b"", []
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        rest = 32768 - at % 32768
+        if rest < 7:  # the end of a block that holds no header
+            at += rest
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            one = Record()
+            one.ParseFromString(record)
+            found.append(one)
+            record = b""
+    return found
+
+
+def offline_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def whole_records(file: Path) -> list[Any]:
+    """The records when the last one is there: wandb's own process writes them after the run has ended here."""
+    for _ in range(200):
+        found = records(file)
+        if found and found[-1].HasField("exit"):
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(file)
+
+
+def items_of(some: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in some}
+
+
+def contents(file: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]], dict[str, Any], Any]:
+    """Config, history by step, summary, and the run's own record of an offline file."""
+    config: dict[str, Any] = {}
+    history: dict[int, dict[str, Any]] = {}
+    summary: dict[str, Any] = {}
+    run = None
+    for record in whole_records(file):
+        if record.HasField("run"):
+            run = run or record.run
+            config |= items_of(record.run.config.update)
+        config |= items_of(record.config.update)
+        summary |= items_of(record.summary.update)
+        if record.HasField("history"):
+            history.setdefault(record.history.step.num, {}).update(items_of(record.history.item))
+    return config, history, summary, run
+
+
+def metrics_by_step(folder: Path) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for record in read_metrics(folder / "metrics.jsonl"):
+        found.setdefault(int(record["step"]), {}).update({k: v for k, v in record.items() if k != "step"})
+    return found
+
+
+def test_the_offline_file_has_config_metrics_texts_and_the_checkpoint(train: Callable[..., str]) -> None:
+    train(
+        train={"steps": 4, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 2},
+        model={},
+        evaluate={"every": 2},
+        sample={"prompts": ["the <b>"], "max_tokens": 4},
+        track=[{"kind": "tensorboard"}, OFFLINE],
+    )
+    folder = Path("runs/tiny")
+    [file] = offline_files(folder)
+    config, history, summary, run = contents(file)
+    system = config.pop("system")
+    config.pop("_wandb")
+    assert config == plain(load_run_config([folder / "run.yaml"]).config)
+    assert system["device"] == "cpu"
+    assert {"torch", "python", "quintet"} <= system.keys()
+    assert (run.project, run.display_name) == ("tests", "tiny")
+    assert list(json.loads((folder / "tracking.json").read_text()).values()) == [run.run_id]
+    for step, metrics in metrics_by_step(folder).items():
+        assert {name: history[step][name] for name in metrics} == metrics
+    assert sorted(history) == [1, 2, 3, 4]
+    written = (folder / "samples/step-000002.txt").read_text().removeprefix("--- sample 0\n").removesuffix("\n")
+    page = file.parent / "files" / history[2]["sample 0/path"]
+    assert html.escape(written) in page.read_text(encoding="utf-8")
+    assert summary["checkpoint"] == str((folder / "checkpoints/step-000004").resolve())
+
+
+def test_a_continued_run_is_the_same_run(train: Callable[..., str]) -> None:
+    for steps in (2, 4):
+        train(
+            train={"steps": steps, "batch_size": 4, "precision": "fp32", "device": "cpu"},
+            model={},
+            track=[OFFLINE],
+        )
+    first, second = (contents(file) for file in offline_files(Path("runs/tiny")))
+    assert first[3].run_id == second[3].run_id
+    assert (sorted(first[1]), sorted(second[1])) == ([1, 2], [3, 4])
+    assert (first[0]["train"]["steps"], second[0]["train"]["steps"]) == (2, 4)
+
+
+def test_what_the_server_has_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = wandb_tracker(tracked(tmp_path, OFFLINE))
+    monkeypatch.setattr(type(tracker._run), "starting_step", property(lambda _: 4))
+    for step in (3, 4):
+        tracker.log(step, {"loss": 1.0})
+        tracker.text(step, "sample 0", "text")
+    tracker.close()
+    [file] = offline_files(tmp_path)
+    assert sorted(contents(file)[1]) == [4]
+
+
+def test_what_is_given_goes_to_init_and_where_a_run_begins_only_the_first_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    calls: list[dict[str, Any]] = []
+    init = wandb.init
+
+    def spy(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return init(**{name: value for name, value in arguments.items() if name != "fork_from"})
+
+    spy.__signature__ = __import__("inspect").signature(init)  # type: ignore[attr-defined]
+    monkeypatch.setattr(wandb, "init", spy)
+    arguments = {"project": "p", "mode": "offline", "name": "another", "tags": ["a"], "fork_from": "x?_step=3"}
+    for _ in range(2):
+        wandb_tracker(tracked(tmp_path, {"kind": "wandb", "arguments": arguments})).close()
+    assert {name: calls[0][name] for name in arguments} == arguments
+    assert "id" not in calls[0]
+    assert "fork_from" not in calls[1]
+    kept = json.loads((tmp_path / "tracking.json").read_text())
+    assert (calls[1]["id"], calls[1]["resume"]) == (kept["wandb /p"], "allow")
+    assert {call["dir"] for call in calls} == {str(tmp_path.resolve())}
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_an_argument_that_init_does_not_know_is_refused_by_name(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.txt").write_text("a b c")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"name: a\nruns_dir: {tmp_path}/runs\n"
+        f"data: {{sources: [{{kind: text, path: {tmp_path}/corpus}}]}}\n"
+        "train: {steps: 1}\n"
+        "track: [{kind: tensorboard}, {kind: wandb, arguments: {projct: p, zzz: 1}}]\n"
+    )
+    code, _, err = command(verb, str(file))
+    assert code == 2
+    lines = err.strip().splitlines()
+    assert "track[1].arguments.projct" in lines[0]
+    assert "did you mean 'project'?" in lines[0]
+    assert "track[1].arguments.zzz" in lines[1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_config_is_the_run_file() -> None:
+    with pytest.raises(ValueError, match="is always the whole run file"):
+        run_config({"kind": "wandb", "arguments": {"config": {"a": 1}}})
+
+
+def test_absence_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"track\[0\]: wandb is not installed; pip install 'quintet\[wandb\]'"):
+        build_trackers(tracked(tmp_path, OFFLINE))
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "online"}, {"mode": "offlin"}])
+def test_what_wandb_refuses_at_the_start_is_one_line(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as raised:
+        build_trackers(tracked(tmp_path, OFFLINE, {"kind": "wandb", "arguments": arguments}))
+    assert raised.value.problems[0].startswith("track[1]: wandb cannot start: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow  # wandb waits ten seconds for the reason
+def test_a_dead_server_at_the_start_is_one_line(tmp_path: Path) -> None:
+    settings = {"base_url": "http://127.0.0.1:9", "api_key": "a" * 40, "init_timeout": 1}
+    with pytest.raises(UserError, match=r"track\[0\]: wandb cannot start: .*127.0.0.1:9") as raised:
+        build_trackers(tracked(tmp_path, {"kind": "wandb", "arguments": {"mode": "online", "settings": settings}}))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "tracking.json").exists()
+
+
+def test_a_failure_later_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
+    import wandb
+
+    said: list[str] = []
+    tracker = wandb_tracker(tracked(tmp_path, OFFLINE, say=said.append))
+    tracker.log(1, {"loss": 1.0})
+    assert said == []
+    wandb.teardown()
+    for step in (2, 3):
+        tracker.log(step, {"loss": 1.0})
+        tracker.text(step, "sample 0", "text")
+    tracker.close()
+    assert len(said) == 1
+    assert said[0].startswith("track[0]: wandb fails: ")
+
+
+def test_nothing_is_written_outside_of_the_run_folder(tmp_path: Path) -> None:
+    run, home = tmp_path / "run", tmp_path / "home"
+    for folder in (run, home):
+        folder.mkdir()
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from quintet.config.schema import RunConfig\n"
+        "from quintet.track import Tracked, build_trackers, close_trackers\n"
+        "config = RunConfig.model_validate({'name': 'a', 'data': {'sources': [{'kind': 'text', 'path': 'c'}]},\n"
+        "    'train': {'steps': 1}, 'track': [{'kind': 'wandb', 'arguments': {'mode': 'offline'}}]})\n"
+        "trackers = build_trackers(Tracked(config, Path(sys.argv[1]), -1, {}, print))\n"
+        "trackers[1].text(1, 'sample 0', 'text')\n"
+        "close_trackers(trackers, 'finished', None)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "XDG"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(home)}
+    subprocess.run([sys.executable, "-c", script, str(run), *sys.path], cwd=home, env=environment, check=True)
+    assert len(offline_files(run)) == 1
+    assert list(home.rglob("*")) == []
