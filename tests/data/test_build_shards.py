@@ -232,7 +232,7 @@ def test_a_new_chat_template_makes_a_new_store(tmp_path: Path) -> None:
     import tokenizers
     from tokenizers import models
 
-    from quintet.config.data import JsonlSource
+    from quintet.config.sources import JsonlSource
     from quintet.data.build import store_key
     from quintet.data.sources.listing import list_source
     from quintet.tokenize.huggingface import HuggingFaceTokenizer

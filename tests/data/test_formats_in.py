@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from quintet.config.data import SourceConfig
 from quintet.config.documents import TokenField
+from quintet.config.sources import SourceConfig
 from quintet.data.sources import listing, megatron, token_files
 from quintet.data.sources.compressed import records
 from quintet.data.sources.document import Document, Ids, Parts, Report

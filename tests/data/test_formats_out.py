@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from quintet.config.data import NpySource, TatmSource
 from quintet.config.schema import RunConfig
+from quintet.config.sources import NpySource, TatmSource
 from quintet.data.formats import streams, tatm, write_format
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tokenizers import decoders, models, pre_tokenizers
 
-from quintet.config.data import AnyPackingConfig, ChunkPackingConfig
+from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig
 from quintet.data import packing as packing_module
 from quintet.data.batch import IGNORED, PADDING, ValidationData
 from quintet.data.packing import Packed, document_spans, pack

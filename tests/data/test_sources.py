@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from quintet.config.cleaning import CleaningConfig
-from quintet.config.data import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
 from quintet.config.schema import RunConfig
+from quintet.config.sources import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
 from quintet.data.shards import write_shard
 from quintet.data.sources import check_sources, listing
 from quintet.data.sources import text as text_module
@@ -282,7 +282,7 @@ def test_checking_imports_nothing_heavy() -> None:
 
 def test_a_file_of_this_disk_needs_no_library_for_addresses(corpus: Path) -> None:
     code = (
-        "import sys; from quintet.data.sources.document import Report; from quintet.config.data import TextSource; "
+        "import sys; from quintet.data.sources.document import Report; from quintet.config.sources import TextSource; "
         "from quintet.data.sources.listing import *; "
         f"units, _ = units_of(list_source(TextSource(kind='text', path={str(corpus)!r}), 'x')); "
         "print([text for unit in units for text in documents(unit, Report())], "

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.config.data import TextSource
+from quintet.config.sources import TextSource
 from quintet.data import build
 from quintet.data.build import Order, build_store
 from quintet.data.sources import listing

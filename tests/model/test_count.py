@@ -40,7 +40,17 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             "bias": draw(booleans),
         },
         "norm": norm,
-        "position": {"kind": draw(st.sampled_from(["rope", "learned", "sinusoidal", "none"]))},
+        "position": draw(
+            st.sampled_from(
+                [
+                    {"kind": "rope"},
+                    {"kind": "rope", "learned": True},
+                    {"kind": "learned"},
+                    {"kind": "sinusoidal"},
+                    {"kind": "none"},
+                ]
+            )
+        ),
         "block": draw(st.sampled_from(["pre_norm", "post_norm", "output_norm", "sandwich_norm", "parallel"])),
         "pad_vocab_size_multiple": draw(st.sampled_from([1, 8])),
         "tie_embeddings": draw(booleans),

@@ -267,6 +267,7 @@ def test_a_model_of_ours_is_exported_as_what_computes_the_same(name: str) -> Non
         ({"attention": {"kind": "bidirectional", "heads": 4}}, "model.attention.kind: bidirectional here"),
         ({"attention": {"mask": "prefix", "heads": 4}}, "model.attention.mask: prefix here, causal in llama"),
         ({"position": {"kind": "sinusoidal"}}, "model.position.kind: sinusoidal here, rope in llama"),
+        ({"position": {"learned": True}}, "model.position.learned: True here, False in llama"),
         ({"position": {"fraction": 0.5}}, "model.position.fraction: 0.5 here, 1.0 in llama"),
         ({"embedding_scale": 2.0}, "model.embedding_scale: 2.0 here, 1.0 in llama"),
         ({"norm": {"kind": "layer"}}, "model.attention.norm.kind: layer here"),

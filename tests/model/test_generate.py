@@ -22,6 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "multi-head": {"attention": {"heads": 4}},
     "multi-query": {"attention": {"heads": 4, "kv_heads": 1, "bias": True}},
     "learned": {"position": {"kind": "learned"}},
+    "rotary and learned": {"position": {"kind": "rope", "learned": True}},
     "sinusoidal": {"position": {"kind": "sinusoidal"}},
     "no position": {"position": {"kind": "none"}},
     "window": {"attention": {"heads": 4, "window": 5}},

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from quintet.config.model import TransformerConfig
+from quintet.config.model import RopeConfig, TransformerConfig
 from quintet.model import Transformer, build_model
 from quintet.model.cache import KVCache
+from quintet.model.position import LearnedPosition
 
 VOCAB, CONTEXT = 50, 40
 SHAPES: dict[str, dict[str, Any]] = {
@@ -28,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "feedforward": {"kind": "gated", "norm": {"kind": "none"}},
         "head": {"norm": {"kind": "rms", "gain": False}},
     },
+    "rotary and learned": {"position": {"kind": "rope", "learned": True}},
     "partial rotary": {"position": {"kind": "rope", "fraction": 0.5, "pairs": "interleaved"}},
     "yarn": {"position": {"kind": "rope", "scaling": {"kind": "yarn", "factor": 4, "original_context": 10}}},
     "window": {"attention": {"heads": 4, "window": 13}},
@@ -226,13 +228,14 @@ def test_a_prompt_through_a_cache_sees_itself_in_both_directions() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mask", ["causal_document", "document"])
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
+@pytest.mark.parametrize("position", ["rope", "rope, learned", "learned", "sinusoidal"])
 def test_packed_documents_have_the_logits_and_gradients_of_the_same_documents_alone(
     position: str, mask: str, precision: str
 ) -> None:
     kind = "causal" if mask == "causal_document" else "bidirectional"
     attention = {"kind": kind, "mask": mask, "heads": 4, "kv_heads": 2, "restart_positions": True}
-    model = model_of({"attention": attention, "position": {"kind": position}})
+    chosen = {"kind": "rope", "learned": True} if position == "rope, learned" else {"kind": position}
+    model = model_of({"attention": attention, "position": chosen})
     lengths = [5, 1, 22, 12]
     ids = random_ids(1, sum(lengths))
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
@@ -249,6 +252,21 @@ def test_packed_documents_have_the_logits_and_gradients_of_the_same_documents_al
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     for packed, alone in zip(result(True), result(False), strict=True):
         torch.testing.assert_close(packed, alone, rtol=tolerance, atol=tolerance * alone.abs().max().item())
+
+
+@torch.no_grad()
+def test_learned_positions_beside_rotary_ones_are_a_row_for_each_id_and_position() -> None:
+    """A rotary model whose ids are pairs of id and position, the rows of which are the sums, computes the same."""
+    both = model_of({"position": {"kind": "rope", "learned": True}})
+    assert isinstance(both.position, LearnedPosition)
+    pairs = Transformer(both.config.model_copy(update={"position": RopeConfig()}), VOCAB * CONTEXT, CONTEXT).eval()
+    weights = {name: value for name, value in both.state_dict().items() if not name.startswith("position")}
+    rows = both.embedding.weight[None] + both.position.weight[:, None]
+    pairs.load_state_dict(weights | {"embedding.weight": rows.flatten(0, 1)})
+    ids = random_ids(2, CONTEXT)
+    expected = pairs.hidden(ids + VOCAB * torch.arange(CONTEXT))
+    torch.testing.assert_close(both.eval().hidden(ids), expected, rtol=1e-5, atol=1e-5)
+    assert (both.position.weight.std() - 0.1).abs() < 0.02, "drawn as the embedding is"
 
 
 @torch.no_grad()

@@ -7,226 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.cleaning import CleaningConfig
-from quintet.config.documents import RowConfig, TextConfig, TextField, WholeText
+from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
 from quintet.config.part import Part, key, problem
-
-_DOCUMENT = "whether a file is one document, or one ends with every end id of the tokenizer"
-
-
-class Source(Part):
-    """What every source has: its share of the samples and a name for reports."""
-
-    weight: float | None = key(
-        None,
-        "share of the samples relative to the other sources. Without weights every sample of every source is seen once "
-        "an epoch; with them all sources need one",
-        unit="share",
-        gt=0,
-    )
-    repeat: float | None = key(
-        None,
-        "how often an epoch has its samples, instead of weights: 0.5 half of them, the same in every epoch, 2 each of "
-        "them twice; once when not given",
-        unit="times",
-        gt=0,
-    )
-    label: str | None = key(None, "name of the source in reports; its kind and path when not given")
-
-
-class PythonStdlibSource(Source):
-    """The standard library of the running Python: real text that is on every machine. One module, one document."""
-
-    kind: Literal["python_stdlib"] = key(..., "source code of Python's standard library")
-
-
-class FileSource(Source):
-    """What sources of files have in common."""
-
-    path: str | tuple[str, ...] = key(
-        ...,
-        "files, globs (`**` enters folders) or folders, on this disk or by an address of fsspec such as s3://, gs://, "
-        "https://",
-        min_length=1,
-    )
-
-
-class RowSource(FileSource):
-    """What sources of rows and lines have in common."""
-
-    document: RowConfig = key(TextField(), "what of a row is a document")
-    on_error: Literal["stop", "skip"] = key(
-        "stop", "what to do with a row that cannot be used: stop with its place, or leave it out and count it"
-    )
-
-
-class TextSource(FileSource):
-    """Plain UTF-8 text files, also compressed ones (.gz, .zst). Of a folder, every file that is UTF-8 text."""
-
-    kind: Literal["text"] = key(..., "plain text files")
-    separator: str | None = key(
-        None, "text that stands between two documents of one file; without it a file is one document", min_length=1
-    )
-    document: TextConfig = key(WholeText(), "what has a loss")
-    on_error: Literal["stop", "skip"] = key(
-        "stop", "what to do with a named file that is no text: stop with its place, or leave it out and count it"
-    )
-
-
-class JsonlSource(RowSource):
-    """One JSON object a line, one document an object. Of a folder, *.jsonl, *.jsonl.gz and *.jsonl.zst."""
-
-    kind: Literal["jsonl"] = key(..., "JSON lines")
-
-
-class CsvSource(RowSource):
-    """Tables as text with a first row of names, one document a row. Of a folder, *.csv, *.csv.gz and *.csv.zst."""
-
-    kind: Literal["csv"] = key(..., "comma-separated values")
-    delimiter: str = key(",", "what stands between two values", min_length=1, max_length=1)
-
-
-class ParquetSource(RowSource):
-    """Parquet files, one document a row. Of a folder, *.parquet. Needs the `hf` extra."""
-
-    kind: Literal["parquet"] = key(..., "Parquet files")
-
-
-class HuggingFaceSource(Source):
-    """A Hugging Face dataset, on disk or by its name on the hub. One row, one document."""
-
-    kind: Literal["huggingface"] = key(..., "a Hugging Face dataset")
-    path: str = key(..., "a folder written by `save_to_disk`, or a name on the hub", min_length=1)
-    name: str | None = key(None, "configuration of a dataset that has several")
-    split: str = key("train", "split to read")
-    document: RowConfig = key(TextField(), "what of a row is a document")
-    on_error: Literal["stop", "skip"] = key(
-        "stop", "what to do with a row that cannot be used: stop with its place, or leave it out and count it"
-    )
-
-
-class _ArraySource(FileSource):
-    document: Literal["file", "end_id"] = key("file", _DOCUMENT)
-    start: int | float = key(
-        0,
-        "where reading begins in each file: a whole number is a token, a number with a point a fraction of the tokens, "
-        "rounded down",
-        unit="tokens or fraction",
-        ge=0,
-    )
-    stop: int | float | None = key(
-        None, "where reading ends, counted like `start`; with the file when not given", unit="tokens or fraction", ge=0
-    )
-
-    @model_validator(mode="after")
-    def _part_of_a_file(self) -> _ArraySource:
-        for name, place in (("start", self.start), ("stop", self.stop)):
-            if isinstance(place, float) and place > 1:
-                raise problem(name, f"{place:g} is no fraction; write a number of tokens without a point")
-        return self
-
-
-class NpySource(_ArraySource):
-    """Token arrays of NumPy, [tokens], or with further axes of length 1. Of a folder, *.npy. Where `NAME_labels.npy`
-    is beside `NAME.npy`, it has the same tokens, or -100 where there is no loss."""
-
-    kind: Literal["npy"] = key(..., "token arrays of NumPy")
-
-
-class BinSource(_ArraySource):
-    """Token ids and nothing else, little-endian, as nanoGPT writes them. Of a folder, *.bin."""
-
-    kind: Literal["bin"] = key(..., "raw token ids")
-    dtype: Literal["uint16", "uint32"] = key("uint16", "type of the ids")
-
-
-class TatmSource(Source):
-    """A tokenized dataset of tatm: `metadata.json` or `.yaml`, `PREFIX_0.bin` and on, and the `tokenizer.json` that
-    says which id ends a document. Zeros at the end of a file are padding: left out, counted."""
-
-    kind: Literal["tatm"] = key(..., "a tokenized dataset of tatm")
-    path: str = key(..., "the folder, or its metadata file", min_length=1)
-
-
-class MegatronSource(Source):
-    """Indexed datasets of Megatron-LM, NAME.bin with NAME.idx; documents are those of the index."""
-
-    kind: Literal["megatron"] = key(..., "indexed datasets of Megatron-LM")
-    path: str | tuple[str, ...] = key(
-        ..., "names with or without .bin or .idx, globs of .idx, or folders (their *.idx)", min_length=1
-    )
-
-
-class StoreSource(Source):
-    """A token store that `quintet prepare --output` wrote earlier, with the same tokenizer."""
-
-    kind: Literal["store"] = key(..., "a token store")
-    path: str = key(..., "folder of the store", min_length=1)
-
-
-SourceConfig = Annotated[
-    PythonStdlibSource
-    | TextSource
-    | JsonlSource
-    | CsvSource
-    | ParquetSource
-    | HuggingFaceSource
-    | NpySource
-    | BinSource
-    | TatmSource
-    | MegatronSource
-    | StoreSource,
-    Field(discriminator="kind"),
-]
-
-
-class StreamPackingConfig(Part):
-    """All documents of a source one behind the other, cut every `sequence_length` tokens."""
-
-    kind: Literal["stream"] = key("stream", "one stream of tokens, cut where a sample is full")
-
-
-class _Packing(Part):
-    add_bos_eos: bool = key(
-        False,
-        "each sample begins with the tokenizer's first id, or its end id if it has none, and ends with its end id",
-    )
-    keep_ends: bool | None = key(
-        None, "the end id stands behind each document inside a sample; not with add_bos_eos when not given"
-    )
-
-    @property
-    def ends_kept(self) -> bool:
-        """Whether the end id stands behind each document."""
-        return not self.add_bos_eos if self.keep_ends is None else self.keep_ends
-
-
-class ChunkPackingConfig(_Packing):
-    """Documents cut into chunks, in front of a token that begins a character or a word."""
-
-    kind: Literal["chunks"] = key(..., "chunks of at most sequence_length + 1 tokens")
-    join: bool = key(True, "cut the documents one behind the other; false cuts each by itself")
-    overlap: int = key(0, "tokens that a chunk repeats of the one before", unit="tokens", ge=0)
-
-
-class DocumentPackingConfig(_Packing):
-    """One document, one sample; what a longer document has more is left out."""
-
-    kind: Literal["document"] = key(..., "a document a sample, truncated")
-
-
-class BestFitPackingConfig(_Packing):
-    """Whole documents, each in the fullest sample that has room for it, the longest first (Ding et al. 2024)."""
-
-    kind: Literal["best_fit"] = key(..., "whole documents, fitted together")
-
-
-PackingConfig = ChunkPackingConfig | DocumentPackingConfig | BestFitPackingConfig
-"""The ways of packing that need a table."""
-
-AnyPackingConfig = Annotated[
-    StreamPackingConfig | ChunkPackingConfig | DocumentPackingConfig | BestFitPackingConfig,
-    Field(discriminator="kind"),
-]
+from quintet.config.sources import Source, SourceConfig, holds_notes
+
+
+def _are_music(sources: Any) -> bool:
+    """Whether ``sources``, as they are written, begin with one of music."""
+    first = sources[0] if isinstance(sources, list | tuple) and sources else None
+    if not isinstance(first, dict):
+        return first is not None and isinstance(first, Source) and holds_notes(first)
+    document = first.get("document")
+    return first.get("kind") in ("midi", "music21") or (isinstance(document, dict) and document.get("kind") == "notes")
 
 
 class Stage(Part):
@@ -277,6 +69,14 @@ class DataConfig(Part):
         "random draws from all sources at once; sequential takes one source after the other, in every epoch anew",
     )
     stages: tuple[Stage, ...] = key((), "weights that change over the run, instead of a `weight` a source")
+    fixed_batch: bool = key(
+        False,
+        "the batch of the first step at every step: a check that the run can learn at all. The run says how low the "
+        "loss on it can get, and at the end how low it got",
+    )
+    learn_prompts: bool = key(
+        False, "a loss also on what the sources give none: prompts, separators, labels that are `ignore_index`"
+    )
     deduplicate_validation: bool = key(
         True, "do not train on documents that are equal to one that is validated on, wherever they stand"
     )
@@ -290,12 +90,34 @@ class DataConfig(Part):
         None, "processes that tokenise; one for each core when not given", unit="processes", ge=1
     )
 
+    def batch_index(self, step: int) -> int:
+        """The step, counted from 0, whose batch ``step`` has."""
+        return 0 if self.fixed_batch else step
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_held_out_twice(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("validation_sources") and "validation" not in values:
             return {**values, "validation": 0}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _music_in_pieces(cls, values: Any) -> Any:
+        """Pieces of music are no stream of tokens, so that their packing need not be named."""
+        if not isinstance(values, dict) or "packing" in values or not _are_music(values.get("sources")):
+            return values
+        return {**values, "packing": {"kind": "pieces"}}
+
+    @model_validator(mode="after")
+    def _music_packed_as_music(self) -> DataConfig:
+        notes = [holds_notes(source) for source in (*self.sources, *self.validation_sources)]
+        if any(notes) and not all(notes):
+            raise problem("sources", "some hold music and some text; a run has one of the two")
+        if any(notes) != isinstance(self.packing, MusicPackingConfig):
+            fitting = "pieces or tasks" if any(notes) else "stream, chunks, document or best_fit"
+            raise problem("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
+        return self
 
     @model_validator(mode="after")
     def _room_to_cut(self) -> DataConfig:

@@ -10,6 +10,8 @@ from quintet.config.part import Part, key
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
+NO_LOSS = -100
+IGNORE_INDEX = "the value in the labels that means no loss"
 _UNLEARNT = "text put in front of every document; it has no loss"
 
 
@@ -64,8 +66,39 @@ class TokenField(Part):
 
     kind: Literal["tokens"] = key(..., "ids that are ready")
     ids: str = key("input_ids", "the field or column that holds the ids", min_length=1)
-    labels: str = key("labels", "where there is such a field or column: the ids again, or -100 where there is no loss")
+    labels: str = key(
+        "labels", "where there is such a field or column: the ids again, or `ignore_index` where there is no loss"
+    )
+    ignore_index: int = key(NO_LOSS, IGNORE_INDEX, unit="id")
+    learn_end: bool = key(
+        True, "the end id that is put behind a row without one has a loss, where the row's last token has"
+    )
+
+
+class Music(Part):
+    """What pieces of piano music have in common, wherever they come from."""
+
+    pauses: float | None = key(
+        None,
+        "a piece is cut where nothing sounds for longer than this, each part a document; whole when not given",
+        unit="seconds",
+        gt=0,
+    )
+    only_by: tuple[str, ...] = key(
+        (), "only pieces of these composers, by surname, such as bach; of all when empty, unknown ones too"
+    )
+
+
+class NotesField(Music):
+    """A piece of piano music: lists of equal length `pitch`, `velocity`, `start` and `end` in one field, and JSON text
+    with `composer` and `dataset` in another, as in the data sets of piano-gpt. For the tokenizers of notes."""
+
+    kind: Literal["notes"] = key(..., "a table of notes")
+    notes: str = key("notes", "the field or column that holds the lists", min_length=1)
+    source: str = key("source", "where there is such a field or column: what is known of the piece, as JSON")
 
 
 TextConfig = Annotated[WholeText | ConditionalText, Field(discriminator="kind")]
-RowConfig = Annotated[TextField | ConditionalField | AnswerFields | ChatField | TokenField, Field(discriminator="kind")]
+RowConfig = Annotated[
+    TextField | ConditionalField | AnswerFields | ChatField | TokenField | NotesField, Field(discriminator="kind")
+]

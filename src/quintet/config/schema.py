@@ -9,24 +9,28 @@ from pydantic import model_validator
 
 from quintet.config.data import DataConfig
 from quintet.config.model import ModelConfig, TransformerConfig
+from quintet.config.optimizer import AdamWConfig, OptimizerConfig
+from quintet.config.packing import StreamPackingConfig
 from quintet.config.part import Part, key, problem
-from quintet.config.tokenizer import BPETokenizerConfig, TokenizerConfig
-from quintet.config.training import (
-    AdamWConfig,
-    AutoParallelConfig,
-    CheckpointConfig,
+from quintet.config.schedule import (
     CosineConfig,
     DropoutScheduleConfig,
+    NoDropoutScheduleConfig,
+    ScheduleConfig,
+)
+from quintet.config.sources import holds_ids
+from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
+from quintet.config.track import TrackConfig
+from quintet.config.trainer import QuintetTrainerConfig, TrainerConfig, refuse_contradictions
+from quintet.config.training import (
+    AutoParallelConfig,
+    CheckpointConfig,
     EvaluateConfig,
     LossConfig,
     MaskedLossConfig,
     NextTokenLossConfig,
-    NoDropoutScheduleConfig,
-    OptimizerConfig,
     ParallelConfig,
     SampleConfig,
-    ScheduleConfig,
-    TrackConfig,
     TrainConfig,
 )
 
@@ -69,6 +73,7 @@ class RunConfig(Part):
         NoDropoutScheduleConfig(), "how the rate of every dropout changes over the steps"
     )
     train: TrainConfig = key(..., "how long, in which batches, on what hardware")
+    trainer: TrainerConfig = key(QuintetTrainerConfig(), "whose loop takes the steps")
     parallel: ParallelConfig = key(AutoParallelConfig(), "how the work is spread over devices")
     evaluate: EvaluateConfig = key(EvaluateConfig(), "validation during training")
     sample: SampleConfig = key(SampleConfig(), "texts written during training")
@@ -105,8 +110,14 @@ class RunConfig(Part):
             )
         if getattr(self.schedule, "min_lr", 0.0) > self.optimizer.lr:
             raise problem("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
-        if self.train.steps is not None and self.schedule.warmup_steps > self.train.steps:
+        warmup = getattr(self.schedule, "warmup_steps", 0)
+        if self.train.steps is not None and isinstance(warmup, int) and warmup > self.train.steps:
             raise problem("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
+        if self.schedule.kind == "plateau":
+            if self.evaluate.every is None:
+                raise problem("evaluate.every", "must be given: schedule.kind: plateau follows the validation loss")
+            if not self.data.validation and not self.data.validation_sources:
+                raise problem("data.validation", "holds nothing out, and schedule.kind: plateau follows its loss")
         if isinstance(self.loss, MaskedLossConfig) and self.loss.mask_id is None and model.kind == "huggingface":
             raise problem("loss.mask_id", "must be given: a model of the transformers library gets no row for the mask")
         bidirectional = isinstance(model, TransformerConfig) and model.attention.kind == "bidirectional"
@@ -116,11 +127,42 @@ class RunConfig(Part):
                 f"full sees the padding behind short samples, which data.packing.kind: {self.data.packing.kind} makes; "
                 "set it to document",
             )
+        if self.evaluate.only and not self.data.validation and not self.data.validation_sources:
+            raise problem(
+                "evaluate.only", "needs held-out data, and data.validation is 0; give it or validation_sources"
+            )
         if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
             raise problem(
                 "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"
             )
         _ = self.batch
+        refuse_contradictions(self)
+        return self
+
+    @model_validator(mode="after")
+    def _ids_are_enough(self) -> RunConfig:
+        """Where the tokenizer has no text, no source has any, and an end id is there for what needs it."""
+        if not isinstance(self.tokenizer, IdTokenizerConfig):
+            return self
+        data = self.data
+        for name, sources in (("sources", data.sources), ("validation_sources", data.validation_sources)):
+            for index, source in enumerate(sources):
+                if not holds_ids(source):
+                    raise problem(
+                        f"data.{name}[{index}]",
+                        "holds text, and tokenizer.kind: ids knows none; name another tokenizer, or ids: npy, bin, "
+                        "tatm, megatron, store, or rows with document.kind: tokens",
+                    )
+                if self.tokenizer.end_id is None and getattr(source, "document", None) == "end_id":
+                    raise problem("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
+        if self.tokenizer.end_id is None:
+            stream = isinstance(data.packing, StreamPackingConfig)
+            if stream and self.model.tells_documents:
+                raise problem(
+                    "tokenizer.end_id", "must be given: model.attention.mask tells documents, which end with that id"
+                )
+            if not stream and getattr(data.packing, "add_bos_eos", False):
+                raise problem("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
         return self
 
     @property

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key
+from quintet.config.part import Part, key, problem
+from quintet.config.piano import (
+    ExponentialTimeTokenizerConfig,
+    MidiTokTokenizerConfig,
+    NoteBPETokenizerConfig,
+)
+from quintet.config.sources import SourceConfig
 
 
 class ByteTokenizerConfig(Part):
@@ -34,6 +40,7 @@ class BPETokenizerConfig(Part):
     train_bytes: int = key(
         100_000_000, "text to train on, taken evenly from the sources; more changes little", unit="bytes", ge=1
     )
+    sources: tuple[SourceConfig, ...] = key((), "what to train it on; data.sources when not given")
 
 
 class TiktokenTokenizerConfig(Part):
@@ -55,11 +62,30 @@ class HuggingFaceTokenizerConfig(Part):
     revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
 
 
+class IdTokenizerConfig(Part):
+    """No text at all: data that is token ids already (npy, bin, tatm, megatron, rows of ids). Prompts and what a model
+    writes are ids as numbers, and there are no bits per byte."""
+
+    kind: Literal["ids"] = key(..., "token ids without a text behind them")
+    vocab_size: int = key(..., "ids are 0 … vocab_size - 1", unit="ids", ge=1)
+    end_id: int | None = key(None, "the id that ends a document; documents do not end when not given", unit="id", ge=0)
+
+    @model_validator(mode="after")
+    def _end_is_an_id(self) -> IdTokenizerConfig:
+        if self.end_id is not None and self.end_id >= self.vocab_size:
+            raise problem("end_id", f"{self.end_id} is none of the {self.vocab_size} ids; they begin at 0")
+        return self
+
+
 TokenizerConfig = Annotated[
     ByteTokenizerConfig
     | CharTokenizerConfig
     | BPETokenizerConfig
     | TiktokenTokenizerConfig
-    | HuggingFaceTokenizerConfig,
+    | HuggingFaceTokenizerConfig
+    | IdTokenizerConfig
+    | ExponentialTimeTokenizerConfig
+    | NoteBPETokenizerConfig
+    | MidiTokTokenizerConfig,
     Field(discriminator="kind"),
 ]

@@ -15,17 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.data import (
-    BestFitPackingConfig,
-    ChunkPackingConfig,
-    DocumentPackingConfig,
-    PackingConfig,
-)
+from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, PackingConfig
 from quintet.data.samples import Sample
 from quintet.data.split import Intervals
 from quintet.data.store import TokenStore
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import digest
+from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.borders import begin_id, clean_starts
 
 _RECIPE = "1"  # to be raised when the same documents are packed otherwise than before
@@ -116,7 +111,8 @@ def pack(
     folder = cache / "packings" / digest(_RECIPE, store.fingerprint, where, *facts)
     if not folder.is_dir():
         room = sequence_length + 1 - (2 if begin_and_end else 0)
-        spans = document_spans(store, intervals, keep_ends=config.ends_kept)
+        keep_ends = config.ends_kept or tokenizer.end_id == NO_END
+        spans = document_spans(store, intervals, keep_ends=keep_ends)
         table = _table(store, spans, config, room, tokenizer)
         _write(folder, _learning(store, table, first=int(begin_and_end is None)) if store.masked else table)
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))

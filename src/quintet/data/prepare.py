@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.data import SourceConfig, StoreSource, StreamPackingConfig
+from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
+from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.schema import RunConfig
+from quintet.config.sources import SourceConfig, StoreSource, holds_notes
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
 from quintet.data.batch import TrainData, ValidationData
 from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key
@@ -21,15 +23,19 @@ from quintet.data.order import build_order
 from quintet.data.packing import pack
 from quintet.data.samples import Samples, Windows
 from quintet.data.sources.check import MANIFEST, check_sources, sources_of
-from quintet.data.sources.document import Document, Parts, Piece, Report
+from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
 from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
 from quintet.data.store import TokenStore, read_manifest
 from quintet.errors import UserError
+from quintet.piano.notes import Notes
+from quintet.piano.numbers import HEADER, NUMBERS, from_numbers
+from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
 from quintet.randomness import key
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
-from quintet.tokenize.base import digest, threads
+from quintet.tokenize.base import NO_END, digest, threads
 from quintet.tokenize.build import is_kept
+from quintet.tokenize.ids import IdTokenizer
 
 # A tokenizer is trained on an even sample; of a corpus much larger than that, not every unit need be read for it.
 _READ_FOR_SAMPLE = 64
@@ -76,11 +82,11 @@ def find_prepared(config: RunConfig) -> Prepared | None:
     except UserError:  # sources are missing, which `prepare` will say
         return None
     made = _made_from_sources(config) and not any(isinstance(source, StoreSource) for source in corpus.sources)
-    if made and not is_kept(config.tokenizer, _corpus_fingerprint(corpus), _cache(config)):
+    if made and not is_kept(config.tokenizer, _corpus_fingerprint(_to_train_on(config, corpus)), _cache(config)):
         return None
     tokenizer = _tokenizer(config, corpus, None)
     listings = [listing for listing in corpus.listings if listing is not None]
-    keys = [store_key(listing, tokenizer, config.data.cleaning) for listing in listings]
+    keys = [store_key(one, _stored_by(one.source, tokenizer), config.data.cleaning) for one in listings]
     if not all((_cache(config) / "stores" / key / MANIFEST).is_file() for key in keys):
         return None
     return _prepared(config, corpus, tokenizer, None)
@@ -91,6 +97,8 @@ def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress
         _store(config, source, where, listing, tokenizer, progress)
         for source, where, listing in zip(corpus.sources, corpus.wheres, corpus.listings, strict=True)
     )
+    if config.data.learn_prompts and not isinstance(config.data.packing, MusicPackingConfig):
+        stores = tuple(store.learnt_everywhere() for store in stores)
     train, validation, left_out = _divide(config, corpus, stores, tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
     return Prepared(tokenizer, train, validation, stores, fingerprint, left_out)
@@ -105,7 +113,7 @@ def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = N
     corpus = _look_at(config)
     listing = corpus.listings[0]
     assert listing is not None
-    tokenizer = _tokenizer(config, corpus, progress)
+    tokenizer = _stored_by(listing.source, _tokenizer(config, corpus, progress))
     check_output(folder, store_key(listing, tokenizer, config.data.cleaning))
     return _built(config, folder, listing, corpus.wheres[0], tokenizer, progress)
 
@@ -125,10 +133,11 @@ def prepare_share(
     for listing, where in list(zip(corpus.listings, corpus.wheres, strict=True))[: 1 if folder else None]:
         if listing is None:
             continue
-        name = store_key(listing, tokenizer, config.data.cleaning)
+        by = _stored_by(listing.source, tokenizer)
+        name = store_key(listing, by, config.data.cleaning)
         if folder is not None:
             check_output(folder, name)
-        order, relist = _order(config, folder or _cache(config) / "stores" / name, listing, where, tokenizer)
+        order, relist = _order(config, folder or _cache(config) / "stores" / name, listing, where, by)
         missing += build_share(order, share, config.data.processes or threads(), progress, relist)
     return missing
 
@@ -156,17 +165,30 @@ def _tokenizer(config: RunConfig, corpus: _Corpus, progress: Progress | None) ->
     stores = [source for source in corpus.sources if isinstance(source, StoreSource)]
     if _made_from_sources(config) and stores:
         return _tokenizer_of_store(config, stores[0])
-    listings = [listing for listing in corpus.listings if listing is not None]
+    listings = _to_train_on(config, corpus)
     texts = partial(_texts, config, listings, progress)
-    return build_tokenizer(config.tokenizer, texts, _corpus_fingerprint(corpus), _cache(config))
+    tokenizer = build_tokenizer(config.tokenizer, texts, _corpus_fingerprint(listings), _cache(config))
+    if isinstance(config.data.packing, MusicPackingConfig):
+        return note_tokenizer(tokenizer).with_special(SPECIAL_NAMES)
+    return tokenizer
+
+
+def _to_train_on(config: RunConfig, corpus: _Corpus) -> list[Listing]:
+    """What a tokenizer is made from: sources of its own, or those of the run."""
+    listings = []
+    for index, source in enumerate(getattr(config.tokenizer, "sources", ())):
+        if isinstance(source, StoreSource):
+            raise UserError("tokenizer.sources: a store holds tokens and no text; name what it was made from")
+        listings.append(list_source(source, f"tokenizer.sources[{index}]"))
+    return listings or [listing for listing in corpus.listings if listing is not None]
 
 
 def _made_from_sources(config: RunConfig) -> bool:
-    return isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig)
+    return isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig | NoteBPETokenizerConfig)
 
 
-def _corpus_fingerprint(corpus: _Corpus) -> str:
-    return digest(*(listing.fingerprint for listing in corpus.listings if listing is not None))
+def _corpus_fingerprint(listings: list[Listing]) -> str:
+    return digest(*(listing.fingerprint for listing in listings))
 
 
 def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
@@ -181,21 +203,22 @@ def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer")
 
 
-def _texts(config: RunConfig, listings: list[Listing], progress: Progress | None) -> Iterator[str]:
+def _texts(config: RunConfig, listings: list[Listing], progress: Progress | None) -> Iterator[str | Notes]:
     """The documents of ``listings``, or enough of them, evenly, when only a sample of them is needed."""
     budget = config.tokenizer.train_bytes if isinstance(config.tokenizer, BPETokenizerConfig) else None
     stride = 1 if budget is None else max(1, sum(one.size for one in listings) // (_READ_FOR_SAMPLE * budget))
-    units = [unit for listing in listings for unit in units_of(listing)[0][::stride]]
-    done, total = 0, sum(unit.size for unit in units)
-    for unit in units:
-        yield from _texts_of(documents(unit, Report()))
+    units = [(unit, one.source) for one in listings for unit in units_of(one)[0][::stride]]
+    done, total = 0, sum(unit.size for unit, _ in units)
+    of_notes = isinstance(config.tokenizer, NoteBPETokenizerConfig)
+    for unit, source in units:
+        yield from _texts_of(documents(unit, Report()), of_notes and holds_notes(source))
         done += unit.size
         if progress is not None and total:
             progress("reading for the tokenizer", done, total)
 
 
-def _texts_of(found: Iterator[Document]) -> Iterator[str]:
-    """What a tokenizer can be trained on: tokens that are ready have no text."""
+def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
+    """What a tokenizer can be trained on: pieces of music, and texts, which tokens that are ready do not have."""
     for document in found:
         if isinstance(document, str):
             yield document
@@ -203,6 +226,8 @@ def _texts_of(found: Iterator[Document]) -> Iterator[str]:
             yield document.text
         elif isinstance(document, Parts):
             yield from document.texts
+        elif music and isinstance(document, Ids):
+            yield from_numbers(document.ids[HEADER:])
 
 
 def _store(
@@ -217,8 +242,9 @@ def _store(
         assert isinstance(source, StoreSource)
         store = TokenStore.open(Path(source.path).expanduser(), tokenizer.fingerprint)
     else:
-        folder = _cache(config) / "stores" / store_key(listing, tokenizer, config.data.cleaning)
-        store = _built(config, folder, listing, where, tokenizer, progress)
+        by = _stored_by(source, tokenizer)
+        folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
+        store = _built(config, folder, listing, where, by, progress)
     if not store.token_count:
         left_out = store.manifest.left_out
         hint = f"; {left_out} files were left out because they are no UTF-8 text" if left_out else ""
@@ -255,7 +281,7 @@ def _divide(
     left_out = sum(documents.size for documents in copied)
     unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
     remaining = map(trained_on, stores[:trained], parts, unused)
-    streams = tuple(_samples(config, stream, tokenizer) for stream in remaining)
+    streams = tuple(_samples(config, stream, tokenizer, training=True) for stream in remaining)
     order = build_order(config, _training_counts(config, streams, corpus, left_out))
     train = TrainData(streams, labels[:trained], order, config.batch.samples, length)
     if not data.validation and not data.validation_sources:
@@ -264,7 +290,11 @@ def _divide(
     names = labels[:trained]
     if data.validation_sources:
         held_out, names = [whole(store, store.dropped) for store in stores[trained:]], labels[trained:]
-    validation = ValidationData(tuple(_samples(config, stream, tokenizer) for stream in held_out), names, length)
+    validation = ValidationData(
+        tuple(_samples(config, stream, tokenizer, training=False) for stream in held_out), names, length
+    )
+    if not validation.samples and config.evaluate.never:
+        return train, None, left_out
     if not validation.samples:
         remedy = "name a larger source" if data.validation_sources else "raise data.validation (0 holds nothing out)"
         raise UserError(
@@ -286,11 +316,22 @@ def _copies(config: RunConfig, stores: tuple[TokenStore, ...], held: list[HeldOu
     return [shared_documents(store, hashes, none) for store in stores[:trained]]
 
 
-def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer) -> Samples:
-    """The samples of a part of a store, cut as data.packing says."""
+def _stored_by(source: SourceConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """What a store of ``source`` is written with: music is kept as notes, whatever tokens are made of it later."""
+    return IdTokenizer(NUMBERS, NO_END) if holds_notes(source) else tokenizer
+
+
+def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, *, training: bool) -> Samples:
+    """The samples of a part of a store, cut as data.packing says; only those to train on are varied."""
     packing, length = config.data.packing, config.data.sequence_length
+    if isinstance(packing, MusicPackingConfig):
+        from quintet.data.note_samples import NoteSamples, Pieces
+
+        seed = key(config.seed, "notes")
+        pieces, learn = Pieces.of(stream), config.data.learn_prompts
+        return NoteSamples(pieces, note_tokenizer(tokenizer), packing, length, seed, training, learn)
     if isinstance(packing, StreamPackingConfig):
-        return Windows(stream, length)
+        return Windows(stream, length, packing.predict_next)
     assert isinstance(stream.store, TokenStore)
     return pack(stream.store, stream.intervals, packing, length, tokenizer, _cache(config))
 

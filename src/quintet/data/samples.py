@@ -61,11 +61,12 @@ class Windows:
     """A stream cut every ``sequence_length`` tokens: sample i is its tokens i·T … i·T + T.
 
     Samples overlap by one token, so that every token but the stream's first is a target once, as far as whole samples
-    reach.
+    reach; without ``predict_next`` the last of each sample has no loss, as where a model shifts labels in a window.
     """
 
     stream: Stream
     sequence_length: int
+    predict_next: bool = True
 
     @property
     def tokens(self) -> int:
@@ -77,4 +78,8 @@ class Windows:
 
     def sample(self, index: int) -> Sample:
         start, size = index * self.sequence_length, self.sequence_length + 1
-        return Sample(self.stream.read(start, size), self.stream.learnt(start, size))
+        learnt = self.stream.learnt(start, size)
+        if not self.predict_next:
+            learnt = np.ones(size, dtype=bool) if learnt is None else learnt.copy()
+            learnt[-1] = False
+        return Sample(self.stream.read(start, size), learnt)

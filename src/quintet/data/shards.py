@@ -21,6 +21,7 @@ from quintet.data.sources.listing import Unit, documents
 from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, unfinished_name, write_json
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import NO_END
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.long_texts import cut_text
 
@@ -124,7 +125,7 @@ class _Arrays:
             self.dropped["empty"] += 1
             return False
         end = self._tokenizer.end_id
-        if self._last != end:
+        if self._last != end and end != NO_END:
             self._append(np.array([end]), None if self._last_learnt else np.array([False]))
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))

@@ -15,6 +15,7 @@ from quintet.errors import UserError
 from quintet.export.card import model_card
 from quintet.model import Transformer
 from quintet.model.families import export_weights
+from quintet.tokenize.base import NO_END
 from quintet.tokenize.transformers_folder import write_for_transformers
 from quintet.train.trained import TrainedRun
 
@@ -56,7 +57,8 @@ def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Wr
 
 def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
     notes = write_for_transformers(run.tokenizer, folder, run.model.context_length)
-    special = {"bos_token_id": None, "eos_token_id": run.tokenizer.end_id, "pad_token_id": None}
+    end_id = None if run.tokenizer.end_id == NO_END else run.tokenizer.end_id
+    special = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": None}
     if isinstance(run.model, Transformer):
         found = export_weights(run.model, special)
         if isinstance(found, list):
@@ -112,8 +114,10 @@ def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) 
     save_torch_state_dict(ready, folder, max_shard_size=_LARGEST_FILE)
 
 
-def _ends(run: TrainedRun) -> int | list[int]:
-    """The ids that end a text: the tokenizer's, and those that end an answer in a chat."""
+def _ends(run: TrainedRun) -> int | list[int] | None:
+    """The ids that end a text: the tokenizer's, and those that end an answer in a chat; None where none does."""
+    if run.tokenizer.end_id == NO_END:
+        return None
     chat = getattr(run.tokenizer, "chat", None)
     ends = [run.tokenizer.end_id, *(chat.end_ids if chat else ())]
     return ends[0] if len(set(ends)) == 1 else sorted(set(ends))

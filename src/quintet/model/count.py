@@ -37,7 +37,7 @@ def count_parameters(
 ) -> ParameterCount:
     """The parameters of ``build_model(config, vocab_size, context_length, ...)``, exactly."""
     rows = config.rows(vocab_size + extra_rows)
-    positions = context_length if config.position.kind == "learned" else 0
+    positions = context_length if config.learns_positions else 0
     embedding = (rows + positions) * config.width
     head = 0 if config.tie_embeddings else rows * config.width
     head_bias = rows if config.head.bias else 0

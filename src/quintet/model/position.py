@@ -36,7 +36,7 @@ class Rotation:
 def build_added_position(config: PositionConfig, context_length: int, width: int) -> nn.Module | None:
     """What is added to the embedding, or None: a module from positions [...] to [..., width]."""
     match config:
-        case LearnedPositionConfig():
+        case LearnedPositionConfig() | RopeConfig(learned=True):
             return LearnedPosition(context_length, width)
         case SinusoidalPositionConfig():
             return SinusoidalPosition(context_length, width, config.theta)

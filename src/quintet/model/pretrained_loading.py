@@ -56,20 +56,7 @@ def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_lengt
 
 def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
     """The library's configuration of the model, with what the run file says instead."""
-    transformers = _library()
-    name = config.name_or_path
-    place = Path(name).expanduser()
-    if not place.is_dir() and not _HUB_NAME.fullmatch(name):
-        raise UserError(
-            f"model.name_or_path: {name} does not exist; give a folder of a checkpoint, or a name on the hub"
-        )
-    if place.is_dir() and not (place / "config.json").is_file():
-        raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    options = {option: value for option, value in options.items() if value}
-    with _load_errors(config):
-        settings = transformers.AutoConfig.from_pretrained(_source(config), **options)
-        stored, _ = transformers.PretrainedConfig.get_config_dict(_source(config), **options)
+    settings, stored = _described(config)
     for name in config.config:
         if name not in stored and not hasattr(settings, name):
             near = get_close_matches(name, [*stored, *settings.to_dict()], 1)
@@ -88,6 +75,29 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
             f"model.config.max_position_embeddings={context_length} trains it beyond them"
         )
     return settings
+
+
+def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
+    """The library's configuration of the checkpoint, or of a type of models where no weights are asked for, and its
+    values as they are stored."""
+    transformers = _library()
+    name = config.name_or_path
+    place = Path(name).expanduser()
+    if not config.pretrained and not place.is_dir() and name in transformers.CONFIG_MAPPING:
+        settings = transformers.AutoConfig.for_model(name)
+        return settings, settings.to_dict()
+    if not place.is_dir() and not _HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"model.name_or_path: {name} does not exist; give a folder of a checkpoint, or a name on the hub"
+        )
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options = {option: value for option, value in options.items() if value}
+    with _load_errors(config):
+        settings = transformers.AutoConfig.from_pretrained(_source(config), **options)
+        stored, _ = transformers.PretrainedConfig.get_config_dict(_source(config), **options)
+    return settings, stored
 
 
 def _set_rates(settings: Any, rate: float) -> None:
@@ -170,7 +180,7 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
     except ImportError:
         raise _no_extra("model.lora") from None
     names = [name for name, _ in causal.named_modules()]
-    for target in lora.targets:
+    for target in lora.targets or ():
         if lora.targets != _ALL_LINEAR and not any(f".{name}".endswith(f".{target}") for name in names):
             leaves = sorted({n.rpartition(".")[2] for n, m in causal.named_modules() if not list(m.children()) and n})
             raise UserError(f"model.lora.targets: no module is called {target}; there are {', '.join(leaves)}")
@@ -179,7 +189,7 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  (a factor; peft only divides it)
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if lora.targets == _ALL_LINEAR else list(lora.targets),
+        target_modules=_targets(lora),
     )
     try:
         with warnings.catch_warnings():
@@ -196,6 +206,13 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
             "cannot be added; leave them out"
         )
     return adapted
+
+
+def _targets(lora: LoraConfig) -> str | list[str] | None:
+    """The modules as peft takes them; None lets it choose by the model's family."""
+    if lora.targets == _ALL_LINEAR:
+        return "all-linear"
+    return None if lora.targets is None else list(lora.targets)
 
 
 def _check_rows(config: HuggingFaceConfig, causal: Any, vocab_size: int) -> None:

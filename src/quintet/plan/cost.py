@@ -11,10 +11,12 @@ from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.data.order import stage_lines
 from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
 from quintet.model.count import ParameterCount
+from quintet.train.check import check_training
 from quintet.train.model import model_vocabulary, parameter_count, training_flops
+from quintet.train.optimizer import state_bytes
+from quintet.train.rhythm import rhythm_of
 
 FP32_BYTES = 4
-ADAMW_AVERAGES = 2
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,11 @@ def make_plan(config: RunConfig) -> Plan:
     The vocabulary of a BPE that is not trained yet is taken from the run file; characters have to be counted, and
     ``train.epochs`` needs the number of samples, so these two read the sources.
     """
+    check_training(config)
+    keep = config.checkpoint.keep
     vocab_size = _vocabulary(config)
-    prepared = prepare(config) if config.train.epochs is not None else find_prepared(config)
+    counted = config.train.epochs is not None or (keep is None and config.checkpoint.every_epochs is not None)
+    prepared = prepare(config) if counted else find_prepared(config)
     samples = prepared.train.epoch_samples if prepared is not None else 0
     batch = config.batch
     steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
@@ -92,8 +97,9 @@ def make_plan(config: RunConfig) -> Plan:
     memory = Memory(
         weights=FP32_BYTES * parameters.total,
         gradients=FP32_BYTES * parameters.trainable,
-        optimizer=ADAMW_AVERAGES * FP32_BYTES * parameters.trainable,
+        optimizer=round(state_bytes(config.optimizer) * parameters.trainable),
     )
+    due = rhythm_of(config, steps, samples).saved()
     return Plan(
         name=config.name,
         parameters=parameters,
@@ -107,7 +113,7 @@ def make_plan(config: RunConfig) -> Plan:
         flops_total=tokens * flops,
         memory=memory,
         checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
-        checkpoints_kept=config.checkpoint.keep + config.checkpoint.keep_best,
+        checkpoints_kept=due if keep is None else keep + config.checkpoint.keep_best,
         left_out_documents=None if prepared is None else prepared.left_out,
         stages=None if prepared is None else stage_lines(config, prepared.train.order),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from quintet.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+NO_END = -1  # equal to no id: documents of such a tokenizer do not end
 
 Ids = Sequence[int] | np.ndarray
 
@@ -56,7 +57,7 @@ class Tokenizer(Protocol):
 
     @property
     def end_id(self) -> int:
-        """The id that ends a document."""
+        """The id that ends a document, or ``NO_END``."""
         ...
 
     @property

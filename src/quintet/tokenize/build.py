@@ -5,35 +5,42 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.tokenizer import (
     BPETokenizerConfig,
     ByteTokenizerConfig,
     CharTokenizerConfig,
     HuggingFaceTokenizerConfig,
+    IdTokenizerConfig,
     TiktokenTokenizerConfig,
     TokenizerConfig,
 )
-from quintet.tokenize.base import Tokenizer, digest
+from quintet.tokenize.base import NO_END, Tokenizer, digest
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer, characters_of
 from quintet.tokenize.folder import DESCRIPTION, damaged, read_description
+from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.registry import Documents, is_registered, registered
 
 _RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
 
 
-def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], corpus: str, cache: Path) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig, texts: Documents, corpus: str, cache: Path) -> Tokenizer:
     """The tokenizer that ``config`` describes.
 
-    ``texts`` gives the documents of the corpus and ``corpus`` its fingerprint. A ``char`` or ``bpe`` tokenizer is made
-    from them once and kept under ``cache/tokenizers``; the other kinds need neither. Raises UserError for all that the
-    user can mend: no text, no network, no file, no end token.
+    ``texts`` gives the documents of the corpus (for a tokenizer of notes, the pieces) and ``corpus`` its fingerprint.
+    What is trained (``char``, ``bpe``, ``note_bpe``) is made from them once and kept under ``cache/tokenizers``; the
+    other kinds need neither. Raises UserError for all that the user can mend: no text, no network, no file, no end
+    token.
     """
     match config:
         case ByteTokenizerConfig():
             return ByteTokenizer()
+        case IdTokenizerConfig():
+            return IdTokenizer(config.vocab_size, NO_END if config.end_id is None else config.end_id)
         case TiktokenTokenizerConfig():
             from quintet.tokenize.openai import tiktoken_encoding
 
@@ -48,6 +55,11 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
             from quintet.tokenize.bpe import train_bpe
 
             return _kept(cache, _key(config, corpus), lambda: train_bpe(config, texts()))
+        case _:
+            kind = registered(config.kind)
+            if not kind.trained:
+                return kind.build(config, texts)
+            return _kept(cache, _key(config, corpus), lambda: kind.build(config, texts))
 
 
 def is_kept(config: TokenizerConfig, corpus: str, cache: Path) -> bool:
@@ -66,6 +78,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if not isinstance(characters, str) or not characters or sorted(set(characters)) != list(characters):
             raise damaged(file, "its characters are not distinct and sorted")
         tokenizer = CharTokenizer(characters)
+    elif kind == "ids":
+        size, end_id = description.get("vocab_size"), description.get("end_id")
+        if not isinstance(size, int) or not isinstance(end_id, int | None):
+            raise damaged(file, "it does not say how many ids there are")
+        tokenizer = IdTokenizer(size, NO_END if end_id is None else end_id)
     elif kind == "tiktoken":
         from quintet.tokenize.openai import load_tiktoken
 
@@ -74,6 +91,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         from quintet.tokenize.huggingface import load_huggingface
 
         tokenizer = load_huggingface(folder)
+    elif isinstance(kind, str) and is_registered(kind):
+        tokenizer = registered(kind).load(folder, description)
     else:
         raise damaged(file, f"its kind is {kind!r}")
     if tokenizer.fingerprint != description["fingerprint"]:
@@ -83,7 +102,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def _key(config: TokenizerConfig, corpus: str) -> str:
     library_version = ""
-    if isinstance(config, BPETokenizerConfig):
+    if isinstance(config, BPETokenizerConfig | NoteBPETokenizerConfig):
         import tokenizers
 
         library_version = tokenizers.__version__

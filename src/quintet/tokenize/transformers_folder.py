@@ -16,6 +16,7 @@ from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer
 from quintet.tokenize.folder import write_text
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.ids import IdTokenizer
 from quintet.tokenize.openai import TiktokenTokenizer
 from quintet.tokenize.tokenizer_json import CHARACTER_OF
 
@@ -47,8 +48,12 @@ def write_for_transformers(tokenizer: Tokenizer, folder: Path, context_length: i
             notes.append(
                 "tokenizer: transformers leaves out characters that it does not know, where Quintet refuses them"
             )
+        case IdTokenizer():
+            return ["tokenizer: there is none, as the data are ids (tokenizer.kind: ids); give the model ids"]
         case TiktokenTokenizer():
             library = _merged(tokenizer)
+        case _ if hasattr(tokenizer, "encode_notes"):
+            return ["tokenizer: there is none, as transformers knows no notes; Quintet makes ids of MIDI files"]
         case _:
             raise UserError(f"tokenizer: {type(tokenizer).__name__} cannot be written for transformers")
     if library.token_to_id(END_OF_TEXT) is None:

@@ -15,8 +15,11 @@ class LoraConfig(Part):
     rank: int = key(16, "rank of the update of a matrix", unit="dimensions", ge=1)
     alpha: float = key(32.0, "the update is scaled by alpha / rank", unit="factor", gt=0)
     dropout: float = key(0.0, "dropout on what enters the adapters", unit="probability", ge=0, lt=1)
-    targets: tuple[str, ...] = key(
-        ("all-linear",), "names of the modules that get one; all-linear stands for all but the head", min_length=1
+    targets: tuple[str, ...] | None = key(
+        ("all-linear",),
+        "names of the modules that get one; all-linear stands for all but the head, null for those that peft takes for "
+        "the model's family",
+        min_length=1,
     )
 
 
@@ -24,7 +27,11 @@ class HuggingFaceConfig(Part):
     """Any causal language model of the transformers library, trained as it is (needs the `hf` extra)."""
 
     kind: Literal["huggingface"] = key(..., "a model of the transformers library")
-    name_or_path: str = key(..., "folder of the checkpoint, or its name on the hub", min_length=1)
+    name_or_path: str = key(
+        ...,
+        "folder of the checkpoint, its name on the hub, or with `pretrained: false` a type of models, such as gpt2",
+        min_length=1,
+    )
     revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
     pretrained: bool = key(True, "load its weights; false starts from random ones, with its configuration alone")
     config: dict[str, Any] = key({}, "values that replace those of the checkpoint's config.json")

@@ -64,7 +64,8 @@ RopeScalingConfig = Annotated[
 
 
 class RopeConfig(Part):
-    """Rotary positions (Su et al. 2021): queries and keys are turned by an angle that grows with the position."""
+    """Rotary positions (Su et al. 2021): queries and keys are turned by an angle that grows with the position; with
+    `learned` a learned vector a position is added to the embedding as well."""
 
     kind: Literal["rope"] = key("rope", "rotary, in the attention")
     theta: float = key(10_000.0, "base of the wavelengths: 2π to 2π·theta positions", unit="positions", gt=1)
@@ -80,6 +81,7 @@ class RopeConfig(Part):
         "which features are turned together: i and i + half, as GPT-NeoX and Llama, or 2i and 2i + 1, as the paper",
     )
     scaling: RopeScalingConfig = key(NoScalingConfig(), "how wavelengths are stretched for a longer context")
+    learned: bool = key(False, "also add one learned vector a position to the embedding")
 
 
 class LearnedPositionConfig(Part):

@@ -114,6 +114,11 @@ class TransformerConfig(Part):
         return math.floor(self.position.fraction * self.head_dim / 2 + 1e-6) * 2
 
     @property
+    def learns_positions(self) -> bool:
+        """Whether a learned vector a position is added to the embedding."""
+        return self.position.kind == "learned" or (isinstance(self.position, RopeConfig) and self.position.learned)
+
+    @property
     def output_bias(self) -> bool:
         """Whether the attention's output projection has a bias."""
         given = self.attention.output_bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,46 @@ def write_huggingface(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokeniz
     A row has as many ids as its sample, no padding; labels are the ids again, not shifted, or -100 where there is no
     loss. Memory is bounded by a thousand rows.
     """
-    try:
-        import datasets
-        import pyarrow
-    except ImportError:
-        raise UserError("--format huggingface needs the 'hf' extra: pip install 'quintet[hf]'") from None
-    types = {"input_ids": pyarrow.int32(), "labels": pyarrow.int32(), "attention_mask": pyarrow.int8()}
-    schema = pyarrow.schema([(name, pyarrow.list_(item)) for name, item in types.items()])
+    datasets = _library()
     files = {name: folder / f".{name}.arrow" for name in parts}
     for name, samples in parts.items():
-        with pyarrow.OSFile(str(files[name]), "wb") as out, pyarrow.ipc.new_stream(out, schema) as writer:
-            for rows in _batches(samples):
-                writer.write_batch(_batch(rows, schema))
-    datasets.disable_progress_bars()
+        _write_rows(samples, files[name], NO_LOSS)
     datasets.DatasetDict((name, datasets.Dataset.from_file(str(file))) for name, file in files.items()).save_to_disk(
         folder
     )
     for file in files.values():
         file.unlink()
+
+
+def write_rows(samples: Sequence[Samples], folder: Path, ignore_index: int) -> None:
+    """Write one dataset without splits, as VectorLM's preprocessing does: the rows of `write_huggingface`, with a
+    column `id` that numbers them, and labels of ``ignore_index`` where there is no loss."""
+    datasets = _library()
+    file = folder / ".rows" / "rows.arrow"  # the library does not save a dataset beside its own files
+    file.parent.mkdir()
+    _write_rows(samples, file, ignore_index)
+    rows = datasets.Dataset.from_file(str(file))
+    rows.add_column("id", np.arange(len(rows))).save_to_disk(folder)
+    shutil.rmtree(file.parent)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("a Hugging Face dataset needs the 'hf' extra: pip install 'quintet[hf]'") from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _write_rows(samples: Sequence[Samples], file: Path, ignore_index: int) -> None:
+    import pyarrow
+
+    types = {"input_ids": pyarrow.int32(), "labels": pyarrow.int32(), "attention_mask": pyarrow.int8()}
+    schema = pyarrow.schema([(name, pyarrow.list_(item)) for name, item in types.items()])
+    with pyarrow.OSFile(str(file), "wb") as out, pyarrow.ipc.new_stream(out, schema) as writer:
+        for rows in _batches(samples):
+            writer.write_batch(_batch(rows, schema, ignore_index))
 
 
 def _batches(parts: Sequence[Samples]) -> Iterator[list[Sample]]:
@@ -48,13 +71,13 @@ def _batches(parts: Sequence[Samples]) -> Iterator[list[Sample]]:
             yield [part.sample(index) for index in range(start, min(start + _ROWS, part.count))]
 
 
-def _batch(rows: list[Sample], schema: Any) -> Any:
+def _batch(rows: list[Sample], schema: Any, ignore_index: int) -> Any:
     import pyarrow
 
     ids = np.concatenate([row.ids for row in rows]).astype(np.int32)
     learnt = np.concatenate([np.ones(row.ids.size, bool) if row.learnt is None else row.learnt for row in rows])
     ends = np.cumsum([0, *(row.ids.size for row in rows)], dtype=np.int32)
-    columns = (ids, np.where(learnt, ids, NO_LOSS).astype(np.int32), np.ones(ids.size, np.int8))
+    columns = (ids, np.where(learnt, ids, ignore_index).astype(np.int32), np.ones(ids.size, np.int8))
     return pyarrow.record_batch(
         [pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(values)) for values in columns], schema=schema
     )

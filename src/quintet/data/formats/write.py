@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from quintet.data.formats.huggingface import write_huggingface
+from quintet.data.formats.huggingface import write_huggingface, write_rows
 from quintet.data.formats.npy import write_npy
 from quintet.data.formats.tatm import write_tatm
 from quintet.data.prepare import Prepared
@@ -28,15 +28,28 @@ def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
 
     Raises UserError when the folder is not empty, or the format cannot hold the data.
     """
-    check_new(folder)
     parts = {"train": prepared.train.streams}
     if prepared.validation is not None:
         parts["validation"] = prepared.validation.streams
+    _at_once(folder, lambda place: FORMATS[kind](parts, prepared.tokenizer, place))
+
+
+def write_samples(prepared: Prepared, folder: Path, ignore_index: int) -> None:
+    """Write what ``prepared`` trains on to ``folder`` as one Hugging Face dataset; see `write_rows`.
+
+    Raises UserError when the folder is not empty.
+    """
+    _at_once(folder, lambda place: write_rows(prepared.train.streams, place, ignore_index))
+
+
+def _at_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder of a temporary name, which gets the name ``folder`` when it is whole."""
+    check_new(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        FORMATS[kind](parts, prepared.tokenizer, unfinished)
+        write(unfinished)
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

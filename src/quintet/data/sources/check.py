@@ -7,30 +7,34 @@ import importlib.util
 import os
 from pathlib import Path
 
-from quintet.config.data import (
+from quintet.config.schema import RunConfig
+from quintet.config.sources import (
     BinSource,
     CsvSource,
     HuggingFaceSource,
     JsonlSource,
     MegatronSource,
+    MidiSource,
     NpySource,
     ParquetSource,
     PythonStdlibSource,
+    ScoresSource,
     SourceConfig,
     StoreSource,
     TatmSource,
     TextSource,
 )
-from quintet.config.schema import RunConfig
 from quintet.data.sources.files import as_paths, check_path
 from quintet.data.sources.stdlib import library_folder
 from quintet.errors import UserError
 
-AnyFileSource = TextSource | JsonlSource | CsvSource | ParquetSource | NpySource | BinSource
+AnyFileSource = TextSource | JsonlSource | CsvSource | ParquetSource | NpySource | BinSource | MidiSource
 
 MANIFEST = "manifest.json"
 NEEDS_DATASETS = "a source of kind huggingface needs the 'hf' extra: pip install 'quintet[hf]'"
 
+NEEDS_SYMUSIC = "a source of kind midi needs the 'piano' extra: pip install 'quintet[piano]'"
+NEEDS_MUSIC21 = "a source of kind music21 needs the 'piano' extra: pip install 'quintet[piano]'"
 NEEDS_PYARROW = "a source of kind parquet needs the 'hf' extra: pip install 'quintet[hf]'"
 
 
@@ -56,6 +60,8 @@ def folder_suffixes(source: AnyFileSource) -> tuple[str, ...]:
     """How the names of the files end that are read when ``source`` names a folder."""
     if isinstance(source, TextSource):
         return ("",)
+    if isinstance(source, MidiSource):
+        return (".mid", ".midi", ".MID", ".MIDI")
     whole = f".{source.kind}"
     return (whole, *(whole + ending for ending in (".gz", ".zst"))) if source.kind in ("jsonl", "csv") else (whole,)
 
@@ -76,6 +82,12 @@ def _problems(source: SourceConfig, where: str) -> list[str]:
             if looks_local(source.path) and not Path(source.path).expanduser().is_dir():
                 missing.append(f"{where}.path: there is no folder {source.path} in {Path.cwd()}; correct the path")
             return missing
+        case MidiSource():
+            missing = [] if _there("symusic") else [f"{where}: {NEEDS_SYMUSIC}"]
+            found = [check_path(path, folder_suffixes(source), f"{where}.path") for path in as_paths(source.path)]
+            return missing + [one for one in found if one is not None]
+        case ScoresSource():
+            return [] if _there("music21") else [f"{where}: {NEEDS_MUSIC21}"]
         case TatmSource() | MegatronSource():
             return [
                 f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from quintet.config.data import HuggingFaceSource
+from quintet.config.sources import HuggingFaceSource
 from quintet.data.sources.check import NEEDS_DATASETS, looks_local
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import described, walk

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from quintet.config.data import JsonlSource
+from quintet.config.sources import JsonlSource
 from quintet.data.sources import compressed
 from quintet.data.sources.compressed import is_compressed
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File
-from quintet.data.sources.rows import BadRow, MakeDocument, Place, check_texts, document_maker, documents_of, kind_of
+from quintet.data.sources.problems import BadRow
+from quintet.data.sources.rows import Made, MakeDocument, Place, check_texts, document_maker, documents_of, kind_of
 from quintet.data.sources.spans import Span, cut, line_of, read, records
 from quintet.tokenize import Tokenizer
 
@@ -86,7 +87,7 @@ def _lines_of_stream(path: str) -> Iterator[tuple[bytes, Place]]:
             yield line, partial("{}:{}".format, path, number)
 
 
-def _document(make: MakeDocument, line: bytes, place: Callable[[], str]) -> Document | None:
+def _document(make: MakeDocument, line: bytes, place: Callable[[], str]) -> Made:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

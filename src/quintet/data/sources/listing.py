@@ -7,27 +7,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quintet.config.data import (
+from quintet.config.documents import ChatField, TokenField
+from quintet.config.sources import (
     BinSource,
     CsvSource,
     HuggingFaceSource,
     JsonlSource,
     MegatronSource,
+    MidiSource,
     NpySource,
     ParquetSource,
     PythonStdlibSource,
+    ScoresSource,
     Source,
     SourceConfig,
     TatmSource,
     TextSource,
 )
-from quintet.config.documents import ChatField, TokenField
 from quintet.data.sources.check import folder_suffixes, no_library
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, as_paths, find_files
 from quintet.data.sources.huggingface import Dataset, RowUnit, describe_dataset, row_documents, row_units
 from quintet.data.sources.jsonl import JsonlUnit, jsonl_documents, jsonl_units
 from quintet.data.sources.megatron import MegatronUnit, megatron_documents, megatron_files, megatron_units
+from quintet.data.sources.music import (
+    MidiUnit,
+    ScoresUnit,
+    midi_documents,
+    midi_units,
+    scores_documents,
+    scores_units,
+)
 from quintet.data.sources.stdlib import python_files
 from quintet.data.sources.tables import CsvUnit, ParquetUnit, csv_documents, parquet_documents, parquet_units
 from quintet.data.sources.tatm import TatmUnit, tatm_documents, tatm_files, tatm_units
@@ -37,11 +47,12 @@ from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 
+MusicSource = MidiSource | ScoresSource
 TokenSource = NpySource | BinSource | TatmSource | MegatronSource
 FileSource = TextSource | JsonlSource | CsvSource | ParquetSource
-ReadSource = PythonStdlibSource | FileSource | HuggingFaceSource | TokenSource
+ReadSource = PythonStdlibSource | FileSource | HuggingFaceSource | TokenSource | MusicSource
 TokenUnit = ArrayUnit | TatmUnit | MegatronUnit
-Unit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit
+Unit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit | MidiUnit | ScoresUnit
 
 UNIT_BYTES = 16 << 20
 _LARGEST_UNIT = 128 << 20
@@ -64,7 +75,7 @@ def label_of(source: SourceConfig) -> str:
     """The name of a source in reports."""
     if source.label is not None:
         return source.label
-    if isinstance(source, PythonStdlibSource):
+    if isinstance(source, PythonStdlibSource | ScoresSource):
         return source.kind
     return f"{source.kind} {', '.join(as_paths(source.path))}"
 
@@ -75,6 +86,10 @@ def list_source(source: ReadSource, where: str) -> Listing:
     if isinstance(source, HuggingFaceSource):
         dataset = describe_dataset(source, where)
         return Listing(source, digest(how, dataset.fingerprint), dataset.size, dataset=dataset)
+    if isinstance(source, ScoresSource):
+        units = scores_units(source)
+        names = [score.name for unit in units for score in unit.scores]
+        return Listing(source, digest(how, *names), sum(unit.size for unit in units))
     files = _files(source, where)
     facts = [file.facts for file in files]
     if isinstance(source, PythonStdlibSource):
@@ -83,7 +98,7 @@ def list_source(source: ReadSource, where: str) -> Listing:
     return Listing(source, digest(how, *facts), sum(file.size for file in files), files=tuple(files))
 
 
-def _files(source: PythonStdlibSource | FileSource | TokenSource, where: str) -> list[File]:
+def _files(source: PythonStdlibSource | FileSource | TokenSource | MidiSource, where: str) -> list[File]:
     match source:
         case PythonStdlibSource():
             files = python_files()
@@ -94,6 +109,8 @@ def _files(source: PythonStdlibSource | FileSource | TokenSource, where: str) ->
             return tatm_files(source, where)
         case MegatronSource():
             return megatron_files(source, where)
+        case MidiSource():
+            return find_files(source.path, folder_suffixes(source), f"{where}.path")
         case NpySource():
             return with_labels(find_files(source.path, folder_suffixes(source), f"{where}.path"))
         case _:
@@ -149,6 +166,10 @@ def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
             units, left_out = tatm_units(source), []
         case MegatronSource():
             units, left_out = megatron_units(files, length), []
+        case MidiSource():
+            units, left_out = midi_units(source, files), []
+        case ScoresSource():
+            units, left_out = scores_units(source), []
     return list(units), left_out
 
 
@@ -161,6 +182,12 @@ def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) ->
     match unit:
         case TextUnit():
             return text_documents(unit, report, tokenizer)
+        case MidiUnit() | ScoresUnit() if tokenizer is None:
+            return iter(())
+        case MidiUnit():
+            return midi_documents(unit, report)
+        case ScoresUnit():
+            return scores_documents(unit, report)
         case ArrayUnit() | TatmUnit() | MegatronUnit():
             return iter(()) if tokenizer is None else _ready(unit, report, tokenizer)
         case _ if tokenizer is None and isinstance(unit.source.document, TokenField):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.data import MegatronSource
+from quintet.config.sources import MegatronSource
 from quintet.data.sources.document import Document, Ids
 from quintet.data.sources.files import File, as_paths, described, find_files
 from quintet.data.sources.spans import Span, open_file, read

@@ -9,10 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from quintet.config.documents import (
+    NO_LOSS,
     AnswerFields,
     ChatField,
     ConditionalField,
     ConditionalText,
+    NotesField,
     RowConfig,
     TextField,
     TokenField,
@@ -21,26 +23,22 @@ from quintet.config.documents import (
 from quintet.data.sources.compressed import BadFile
 from quintet.data.sources.conversations import Conversations
 from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.data.sources.music import metadata_of, notes_of, parts_of
+from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import check_text
+from quintet.tokenize.base import NO_END, check_text
 
-NO_LOSS = -100
 MASK = "attention_mask"
 _MOST_NAMES = 10
 
 Raw = TypeVar("Raw")
 Row = Mapping[str, object]
 Place = Callable[[], str]
-MakeDocument = Callable[[Row, Place], Document | None]
+Made = Document | tuple[Document, ...] | None
+"""What becomes of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
 
-
-class BadRow(Exception):
-    """What is wrong with a row: a ``reason`` to count by, and a message without its place."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+MakeDocument = Callable[[Row, Place], Made]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,8 @@ def columns_of(document: RowConfig) -> Columns:
             return Columns(others=(document.messages,))
         case TokenField():
             return Columns(others=(document.ids,), optional=(document.labels, MASK))
+        case NotesField():
+            return Columns(others=(document.notes,), optional=(document.source,))
         case _:
             return Columns((document.field,))
 
@@ -82,7 +82,9 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
             conversations = Conversations(document.template, tokenizer)
             return lambda row, _: _conversation(conversations, row, document.messages)
         case TokenField():
-            return lambda row, place: ids_of(row, document, place) if tokenizer is not None else None
+            return lambda row, place: _tokens(row, document, place, tokenizer) if tokenizer is not None else None
+        case NotesField():
+            return lambda row, place: parts_of(notes_of(row, document), metadata_of(row, document), document, place())
 
 
 def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Document | None]:
@@ -95,7 +97,7 @@ def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Documen
 
 def documents_of(
     rows: Iterable[tuple[Raw, Place]],
-    make: Callable[[Raw, Place], Document | None],
+    make: Callable[[Raw, Place], Made],
     skip: bool,
     report: Report,
 ) -> Iterator[Document]:
@@ -110,7 +112,12 @@ def documents_of(
                     raise UserError(f"{place()}: {bad}") from None
                 report.dropped[bad.reason] += 1
                 continue
-            if document is None:
+            except Unwanted as reason:
+                report.dropped[str(reason)] += 1
+                continue
+            if isinstance(document, tuple):
+                yield from document
+            elif document is None:
                 report.dropped["without_separator"] += 1
             else:
                 yield document
@@ -132,10 +139,10 @@ def text_of(row: Row, field: str) -> str:
 
 
 def ids_of(row: Row, document: TokenField, place: Place) -> Ids:
-    """The tokens of a row with a loss where its labels are not -100. Raises BadRow."""
+    """The tokens of a row with a loss where its labels are not ``ignore_index``. Raises BadRow."""
     ids, learnt = _integers(row, document.ids), None
     if row.get(document.labels) is not None:
-        learnt = learnt_of(ids, _integers(row, document.labels))
+        learnt = learnt_of(ids, _integers(row, document.labels), document.ignore_index)
     if row.get(MASK) is not None:
         kept = _integers(row, MASK) != 0
         if kept.size != ids.size:
@@ -144,23 +151,32 @@ def ids_of(row: Row, document: TokenField, place: Place) -> Ids:
     return Ids(ids, place(), learnt)
 
 
-def learnt_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or -100."""
+def _tokens(row: Row, document: TokenField, place: Place, tokenizer: Tokenizer) -> Ids:
+    """``ids_of``, without ``learn_end`` with an end id behind it that has no loss."""
+    found, end = ids_of(row, document, place), tokenizer.end_id
+    if document.learn_end or end == NO_END or not found.ids.size or found.ids[-1] == end:
+        return found
+    learnt = np.ones(found.ids.size, dtype=bool) if found.learnt is None else found.learnt
+    return Ids(np.append(found.ids, end), found.place, np.append(learnt, False))
+
+
+def learnt_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:
+    """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or ``ignore_index``."""
     if labels.shape != ids.shape:
         raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")
-    learnt = labels != NO_LOSS
+    learnt = labels != ignore_index
     wrong = np.flatnonzero(learnt & (labels != ids))
     if wrong.size:
         at = int(wrong[0])
         raise BadRow(
             "bad_labels",
             f"label {at} is {int(labels[at])} where the id is {int(ids[at])}; labels are the ids again, not shifted, "
-            f"or {NO_LOSS} where there is no loss",
+            f"or {ignore_index} (`ignore_index`) where there is no loss",
         )
     return learnt
 
 
-def check_texts(document: Document | None) -> None:
+def check_texts(document: Made) -> None:
     """Raise BadRow for text that has no UTF-8."""
     texts = (document,) if isinstance(document, str) else document.texts if isinstance(document, Parts) else ()
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quintet.config.data import CsvSource, ParquetSource
+from quintet.config.sources import CsvSource, ParquetSource
 from quintet.data.sources import compressed
 from quintet.data.sources.compressed import BadFile
 from quintet.data.sources.document import Document, Report
@@ -17,6 +17,7 @@ from quintet.data.sources.files import File
 from quintet.data.sources.rows import (
     BadRow,
     Columns,
+    Made,
     MakeDocument,
     Place,
     Row,
@@ -137,9 +138,7 @@ def _csv_rows(unit: CsvUnit) -> tuple[list[str], Iterator[tuple[list[str], Place
     return next(reader, []), rows()
 
 
-def _csv_document(
-    make: MakeDocument, names: list[str], used: list[str], values: list[str], place: Place
-) -> Document | None:
+def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], place: Place) -> Made:
     if len(values) != len(names):
         raise BadRow("wrong_width", f"has {len(values)} values, and there are {len(names)} columns; correct the row")
     row = dict(zip(names, values, strict=True))

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from quintet.config.data import TatmSource
+from quintet.config.sources import TatmSource
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, described
 from quintet.data.sources.token_files import SLICE, TokenFile, cut_at, raw_file
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import NO_END
 
 METADATA = ("metadata.json", "metadata.yaml", "metadata.yml")
 TOKENIZER = "tokenizer.json"
@@ -46,6 +47,9 @@ def tatm_files(source: TatmSource, where: str) -> list[File]:
     Raises UserError when there are none.
     """
     metadata = metadata_file(source, where)
+    made_with = str(_info(metadata).get("tokenizer", ""))
+    if source.tokenizer is not None and made_with and Path(made_with).name != Path(source.tokenizer).name:
+        raise UserError(f"{where}.tokenizer: the dataset was made with {made_with}, not with {source.tokenizer}")
     return [*(_file(path) for path in (metadata, metadata.parent / TOKENIZER) if path.is_file()), *_bins(metadata)]
 
 
@@ -78,8 +82,9 @@ def tatm_documents(unit: TatmUnit, report: Report, tokenizer: Tokenizer) -> Iter
     end = end_of(unit.folder / TOKENIZER, unit.tokenizer)
     if end != tokenizer.end_id:
         raise UserError(
-            f"{unit.path}: its documents end with id {end}, those of the run's tokenizer with {tokenizer.end_id}; "
-            "set `tokenizer` to the one that the dataset was made with"
+            f"{unit.path}: its documents end with id {end}, those of the run's tokenizer "
+            f"{'do not end' if tokenizer.end_id == NO_END else f'with {tokenizer.end_id}'}; "
+            "set `tokenizer` to the one that the dataset was made with, or the `end_id` of kind ids to that"
         )
     tokens = raw_file(unit.path, unit.size, unit.dtype)
     stop = _content(tokens, end)

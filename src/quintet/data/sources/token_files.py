@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from quintet.config.data import BinSource, NpySource
+from quintet.config.sources import BinSource, NpySource
 from quintet.data.sources import remote
 from quintet.data.sources.document import Document, Ids
 from quintet.data.sources.files import File, described, files_at
@@ -50,6 +50,21 @@ def _place(place: float | None, count: int) -> int:
     if place is None:
         return count
     return min(int(place * count) if isinstance(place, float) else place, count)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The ids again, or ``ignore_index`` where there is no loss."""
+
+    file: TokenFile
+    ignore_index: int
+
+    def learnt(self, start: int, ids: np.ndarray) -> np.ndarray:
+        """Where ``ids``, from token ``start`` on, have a loss: bool [tokens]. Raises UserError for other labels."""
+        try:
+            return learnt_of(ids, self.file.read(start, start + ids.size), self.ignore_index)
+        except BadRow as bad:
+            raise UserError(f"{self.file.path}, from token {start} on: {bad}") from None
 
 
 @dataclass(frozen=True)
@@ -117,17 +132,17 @@ def array_documents(unit: ArrayUnit, end_id: int) -> Iterator[Document]:
             f"{labels.path}: has {labels.count:,} labels, and {tokens.path} has {tokens.count:,} tokens; "
             "make them anew, or move the labels away"
         )
-    return cut_at(tokens.part(unit.source), end, labels.part(unit.source))
+    return cut_at(tokens.part(unit.source), end, Labels(labels.part(unit.source), unit.source.ignore_index))
 
 
 def cut_at(
-    tokens: TokenFile, end: int | None, labels: TokenFile | None = None, stop: int | None = None
+    tokens: TokenFile, end: int | None, labels: Labels | None = None, stop: int | None = None
 ) -> Iterator[Document]:
     """Ids of ``tokens`` up to ``stop``, slice by slice, as one document or as those that end with ``end``."""
     stop = tokens.count if stop is None else stop
     for start in range(0, stop, SLICE):
         ids = tokens.read(start, min(start + SLICE, stop))
-        learnt = None if labels is None else _learnt(labels, start, ids)
+        learnt = None if labels is None else labels.learnt(start, ids)
         at = 0
         for behind in [] if end is None else (np.flatnonzero(ids == end) + 1).tolist():
             yield _piece(tokens, start, ids, learnt, at, behind, continues=False)
@@ -176,13 +191,6 @@ def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, 
         ) from None
     offset = file.tell()
     return shape, dtype, offset, file.seek(0, 2)
-
-
-def _learnt(labels: TokenFile, start: int, ids: np.ndarray) -> np.ndarray:
-    try:
-        return learnt_of(ids, labels.read(start, start + ids.size))
-    except BadRow as bad:
-        raise UserError(f"{labels.path}, from token {start} on: {bad}") from None
 
 
 def _piece(

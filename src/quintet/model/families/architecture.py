@@ -60,6 +60,7 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
         facts["position.theta"] = position.theta
         facts["position.fraction"] = config.rotary_dim / config.head_dim
         facts["position.pairs"] = position.pairs
+        facts["position.learned"] = position.learned
         facts["position.scaling"] = position.scaling.model_dump()
     elif position.kind == "sinusoidal":
         facts["position.theta"] = position.theta

@@ -1,0 +1,99 @@
+"""Packing: how documents become samples."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quintet.config.part import Part, key
+
+
+class StreamPackingConfig(Part):
+    """All documents of a source one behind the other, cut every `sequence_length` tokens."""
+
+    kind: Literal["stream"] = key("stream", "one stream of tokens, cut where a sample is full")
+    predict_next: bool = key(
+        True,
+        "the last position of a sample predicts the first token of the next sample; false leaves it without a loss",
+    )
+
+
+class _Packing(Part):
+    add_bos_eos: bool = key(
+        False,
+        "each sample begins with the tokenizer's first id, or its end id if it has none, and ends with its end id",
+    )
+    keep_ends: bool | None = key(
+        None, "the end id stands behind each document inside a sample; not with add_bos_eos when not given"
+    )
+
+    @property
+    def ends_kept(self) -> bool:
+        """Whether the end id stands behind each document."""
+        return not self.add_bos_eos if self.keep_ends is None else self.keep_ends
+
+
+class ChunkPackingConfig(_Packing):
+    """Documents cut into chunks, in front of a token that begins a character or a word."""
+
+    kind: Literal["chunks"] = key(..., "chunks of at most sequence_length + 1 tokens")
+    join: bool = key(True, "cut the documents one behind the other; false cuts each by itself")
+    overlap: int = key(0, "tokens that a chunk repeats of the one before", unit="tokens", ge=0)
+
+
+class DocumentPackingConfig(_Packing):
+    """One document, one sample; what a longer document has more is left out."""
+
+    kind: Literal["document"] = key(..., "a document a sample, truncated")
+
+
+class BestFitPackingConfig(_Packing):
+    """Whole documents, each in the fullest sample that has room for it, the longest first (Ding et al. 2024)."""
+
+    kind: Literal["best_fit"] = key(..., "whole documents, fitted together")
+
+
+class _Music(Part):
+    speeds: tuple[Annotated[float, Field(gt=0)], ...] = key(
+        (), "each sample is also trained on so many times as fast, for instance 0.95 and 1.05", unit="times"
+    )
+    max_pitch_shift: int = key(
+        0, "each sample is also trained on up to so much lower and higher, within the keys", unit="semitones", ge=0
+    )
+
+
+class PiecePackingConfig(_Music):
+    """Piano music: a sample begins with data set and composer of a piece, and with any of its notes, and goes on until
+    it is full or the piece ends. Every note is the beginning of a sample, so an epoch has each token several times."""
+
+    kind: Literal["pieces"] = key(..., "stretches of pieces of music")
+
+
+class TaskPackingConfig(_Music):
+    """Piano music: a record of notes split into a prompt and an answer, by each of the tasks. Answers are never cut:
+    where prompt and answer do not fit a sample, the record is shorter. What stands behind `<GENAI>` has a loss, and
+    with `data.learn_prompts` all of it."""
+
+    kind: Literal["tasks"] = key(..., "prompts and answers from pieces of music")
+    notes_per_record: int = key(128, "notes of prompt and answer together", unit="notes", ge=2)
+    tasks: tuple[str, ...] = key(
+        (), "names of tasks such as top_line_masking-x2; the twelve of piano-gpt when empty (see the guide)"
+    )
+
+
+MusicPackingConfig = PiecePackingConfig | TaskPackingConfig
+"""How pieces of music become samples."""
+
+PackingConfig = ChunkPackingConfig | DocumentPackingConfig | BestFitPackingConfig
+"""The ways of packing that need a table."""
+
+AnyPackingConfig = Annotated[
+    StreamPackingConfig
+    | ChunkPackingConfig
+    | DocumentPackingConfig
+    | BestFitPackingConfig
+    | PiecePackingConfig
+    | TaskPackingConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,172 @@
+"""Samples of piano music: made from the notes of a store when they are asked for, as a function of their number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from quintet.config.packing import MusicPackingConfig, PiecePackingConfig, TaskPackingConfig
+from quintet.data.samples import Sample
+from quintet.data.split import TokenStream
+from quintet.data.store import TokenStore
+from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
+from quintet.piano.notes import HIGHEST, LOWEST, Notes
+from quintet.piano.numbers import HEADER, PER_NOTE, from_numbers
+from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
+from quintet.piano.tokenizers import NoteTokenizer
+from quintet.randomness import key
+
+_TOKENS_A_NOTE = 8  # more than most notes take, so that the last samples of a piece reach its end
+_FEWEST = 2  # notes of a record
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces in a part of a store: where each begins, and which of its notes belong to the part.
+
+    ``begins``, ``firsts`` and ``counts`` are int64 [pieces]: position of the piece's first number, its first note that
+    counts, and how many do.
+    """
+
+    store: TokenStore
+    begins: np.ndarray
+    firsts: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, stream: TokenStream) -> Pieces:
+        """Those in ``stream``. A piece that is held out in part gives the notes that are whole."""
+        assert isinstance(stream.store, TokenStore)
+        store, spans = stream.store, stream.intervals
+        begins, ends = store.document_bounds(np.arange(store.document_count))
+        inside = np.searchsorted(spans.stops, begins, side="right")
+        there = inside < spans.stops.size
+        begins, ends, inside = begins[there], ends[there], inside[there]
+        low = np.maximum(begins, spans.starts[inside]) - begins - HEADER
+        high = np.minimum(ends, spans.stops[inside]) - begins - HEADER
+        firsts = -(-np.maximum(low, 0) // PER_NOTE)
+        counts = high // PER_NOTE - firsts
+        kept = counts >= _FEWEST
+        return cls(store, begins[kept], firsts[kept], counts[kept])
+
+    @property
+    def notes(self) -> int:
+        """Notes of all pieces."""
+        return int(self.counts.sum())
+
+    def read(self, piece: int, first: int, count: int) -> Notes:
+        """Up to ``count`` notes of ``piece`` from its note ``first`` on, which begins at time 0."""
+        count = min(count, int(self.counts[piece]) - first)
+        begin = int(self.begins[piece]) + HEADER + PER_NOTE * (int(self.firsts[piece]) + first)
+        found = from_numbers(self.store.tokens(begin, begin + PER_NOTE * count))
+        return found.moved(-float(found.start[0]))
+
+    def context(self, piece: int) -> tuple[str, str]:
+        """The tokens of the data set and the composer of ``piece``."""
+        begin = int(self.begins[piece])
+        dataset, composer = self.store.tokens(begin, begin + HEADER).tolist()
+        return DATASETS[dataset], COMPOSERS[composer]
+
+
+@dataclass(frozen=True)
+class NoteSamples:
+    """Samples of ``pieces`` as ``packing`` says, of at most ``sequence_length`` + 1 ids.
+
+    Sample i is note i // (variants · tasks) of all notes with which one can begin, in its variant of speed and pitch,
+    and by its task. ``seed`` keys what tasks draw at random.
+    """
+
+    pieces: Pieces
+    tokenizer: NoteTokenizer
+    packing: MusicPackingConfig
+    sequence_length: int
+    seed: int
+    augmented: bool
+    learn_prompts: bool
+
+    @property
+    def tokens(self) -> int:
+        """Notes that the samples are cut from."""
+        return self.pieces.notes
+
+    @property
+    def count(self) -> int:
+        return int(self._ends[-1]) * self.variants * max(1, len(self.tasks)) if self._ends.size else 0
+
+    @property
+    def variants(self) -> int:
+        """How many ways of speed and pitch each beginning has."""
+        if not self.augmented:
+            return 1
+        return (1 + 2 * self.packing.max_pitch_shift) * (1 + len(self.packing.speeds))
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, none for stretches of pieces."""
+        if not isinstance(self.packing, TaskPackingConfig):
+            return ()
+        return tuple(map(task_named, self.packing.tasks)) or DEFAULT_TASKS
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """How many beginnings the pieces up to each have, [pieces]: the last ones would leave a sample half empty."""
+        packing = self.packing
+        room = (
+            self.sequence_length // _TOKENS_A_NOTE
+            if isinstance(packing, PiecePackingConfig)
+            else packing.notes_per_record
+        )
+        return np.cumsum(np.maximum(1, self.pieces.counts - room + 1))
+
+    def sample(self, index: int) -> Sample:
+        beginning, task = divmod(index, max(1, len(self.tasks)))
+        beginning, variant = divmod(beginning, self.variants)
+        piece = int(np.searchsorted(self._ends, beginning, side="right"))
+        first = beginning - (int(self._ends[piece - 1]) if piece else 0)
+        if isinstance(self.packing, PiecePackingConfig):
+            return self._stretch(piece, first, variant)
+        return self._record(piece, first, variant, self.tasks[task], index)
+
+    def _stretch(self, piece: int, first: int, variant: int) -> Sample:
+        size = self.sequence_length + 1
+        # The on of every note is two tokens at least, so that the notes left out begin behind the sample's end.
+        enough = size // 2 + 2
+        notes = self._varied(self.pieces.read(piece, first, enough), variant)
+        ids = np.concatenate([self._specials(*self.pieces.context(piece)), self.tokenizer.encode_notes(notes)])
+        if first + len(notes) == self.pieces.counts[piece]:
+            ids = np.append(ids, self.tokenizer.end_id)
+        return Sample(ids[:size].astype(np.int64))
+
+    def _record(self, piece: int, first: int, variant: int, task: Task, index: int) -> Sample:
+        assert isinstance(self.packing, TaskPackingConfig)
+        size, context = self.sequence_length + 1, self.pieces.context(piece)
+        notes = self._varied(self.pieces.read(piece, first, self.packing.notes_per_record), variant)
+        while True:
+            random = np.random.default_rng(key(self.seed, "task", index))
+            asked, answer = task.split(notes, random)
+            before = [*context, *task.tokens]
+            prompt = np.concatenate(
+                [self._specials(*before), self.tokenizer.encode_notes(asked), self._specials(ANSWER)]
+            )
+            ids = np.concatenate([prompt, self.tokenizer.encode_notes(answer), self._specials(END_OF_ANSWER)])
+            if ids.size <= size or len(notes) <= _FEWEST:
+                break
+            notes = notes[: max(_FEWEST, min(len(notes) - 1, len(notes) * size // ids.size))]
+        learnt = np.arange(ids.size) >= (0 if self.learn_prompts else prompt.size)
+        return Sample(ids[:size].astype(np.int64), learnt[:size])
+
+    def _varied(self, notes: Notes, variant: int) -> Notes:
+        """``notes`` at the speed and pitch of ``variant``; 0 is as they are. A pitch beyond the keys counts round."""
+        if not variant:
+            return notes
+        speeds = (1.0, *self.packing.speeds)
+        shift, speed = divmod(variant, len(speeds))
+        low = max(-self.packing.max_pitch_shift, LOWEST - int(notes.pitch.min()))
+        high = min(self.packing.max_pitch_shift, HIGHEST - int(notes.pitch.max()))
+        shifts = [0, *(step for step in range(low, high + 1) if step)]
+        return notes.transposed(shifts[shift % len(shifts)]).faster(speeds[speed])
+
+    def _specials(self, *names: str) -> np.ndarray:
+        return np.array([self.tokenizer.special(name) for name in names], dtype=np.int64)

@@ -1,0 +1,212 @@
+"""Samples of piano music: made from stored notes, each a function of its number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quintet.config.schema import RunConfig
+from quintet.data.note_samples import NoteSamples
+from quintet.data.prepare import Prepared, prepare
+from quintet.errors import UserError
+from quintet.piano.context import ANSWER, END_OF_ANSWER
+from quintet.piano.notes import Notes, notes
+
+
+def piece(seed: int, count: int = 60) -> Notes:
+    draw = np.random.default_rng(seed)
+    start = np.cumsum(draw.uniform(0.05, 0.4, count))
+    return notes(
+        draw.integers(40, 90, count), draw.integers(20, 110, count), start, start + draw.uniform(0.05, 0.9, count)
+    )
+
+
+def write_rows(file: Path, pieces: list[Notes], composers: list[str]) -> Path:
+    """Rows of notes as in the data sets of piano-gpt."""
+    with file.open("w") as out:
+        for one, composer in zip(pieces, composers, strict=True):
+            table = {name: getattr(one, name).tolist() for name in ("pitch", "velocity", "start", "end")}
+            out.write(
+                json.dumps({"notes": table, "source": json.dumps({"composer": composer, "dataset": "maestro"})}) + "\n"
+            )
+    return file
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    pieces = [piece(seed) for seed in range(6)]
+    return write_rows(tmp_path / "rows.jsonl", pieces, ["Johann Sebastian Bach", "Chopin", "Unknown"] * 2)
+
+
+def prepared(
+    rows: Path, packing: dict[str, Any] | None = None, source: dict[str, Any] | None = None, **data: Any
+) -> Prepared:
+    values = {
+        "name": "music",
+        "data": {
+            "sources": [{"kind": "jsonl", "path": str(rows), "document": {"kind": "notes", **(source or {})}}],
+            "validation": 0.2,
+            "sequence_length": 128,
+            "cache_dir": str(rows.parent / "cache"),
+            **({} if packing is None else {"packing": packing}),
+            **data,
+        },
+        "tokenizer": {"kind": "exponential_time"},
+        "train": {"steps": 2, "batch_size": 4},
+    }
+    return prepare(RunConfig.model_validate(values))
+
+
+def samples_of(made: Prepared) -> NoteSamples:
+    found = made.train.streams[0]
+    assert isinstance(found, NoteSamples)
+    return found
+
+
+def names(samples: NoteSamples, index: int) -> list[str]:
+    return [samples.tokenizer.names()[token] for token in samples.sample(index).ids.tolist()]
+
+
+def test_a_sample_begins_with_the_data_set_and_the_composer_and_then_any_note(rows: Path) -> None:
+    samples = samples_of(prepared(rows))
+    for index in (0, 1, samples.count - 1):
+        found = names(samples, index)
+        assert found[0] == "<MAESTRO>"
+        assert found[1] in ("<BACH>", "<CHOPIN>", "<UNKNOWN_COMPOSER>")
+        assert found[2].startswith("VELOCITY_")
+        assert len(found) <= 129
+
+
+def test_a_sample_holds_the_notes_of_its_piece_from_its_note_on(rows: Path) -> None:
+    samples = samples_of(prepared(rows, validation=0))
+    first, second = (samples.tokenizer.decode_notes(samples.sample(index).ids) for index in (0, 1))
+    original = piece(0)
+    assert np.array_equal(first.pitch[:10], original.pitch[:10])
+    assert np.array_equal(second.pitch[:10], original.pitch[1:11])
+    assert np.abs(first.start[:10] - (original.start[:10] - original.start[0])).max() <= 0.011
+
+
+def test_what_is_held_out_and_what_is_trained_on_are_all_notes_but_the_one_that_is_cut(rows: Path) -> None:
+    made = prepared(rows)
+    assert made.validation is not None
+    both = samples_of(made).tokens + made.validation.tokens
+    assert 360 - 1 <= both <= 360
+    assert made.validation.tokens >= 0.15 * 360
+
+
+def test_the_end_of_a_piece_is_told(rows: Path) -> None:
+    samples = samples_of(prepared(rows, validation=0))
+    ends = [index for index in range(samples.count) if samples.tokenizer.end_id in samples.sample(index).ids]
+    assert ends
+    assert all(samples.sample(index).ids[-1] == samples.tokenizer.end_id for index in ends)
+
+
+def test_variants_change_speed_and_pitch_of_what_is_trained_on_only(rows: Path) -> None:
+    made = prepared(rows, {"kind": "pieces", "speeds": [2.0], "max_pitch_shift": 2})
+    samples, held_out = samples_of(made), made.validation.streams[0]
+    assert samples.variants == 10
+    assert held_out.variants == 1
+    heard = [samples.tokenizer.decode_notes(samples.sample(variant).ids) for variant in range(10)]
+    shifts = sorted({int(one.pitch[0] - heard[0].pitch[0]) for one in heard})
+    assert shifts == [-2, -1, 0, 1, 2]
+    assert heard[1].start[5] == pytest.approx(heard[0].start[5] / 2, abs=0.011)
+
+
+def test_a_pitch_is_never_shifted_beyond_the_keys(tmp_path: Path) -> None:
+    low = Notes(np.full(60, 22), np.full(60, 64), np.arange(60) * 0.2, np.arange(60) * 0.2 + 0.1)
+    rows = write_rows(tmp_path / "rows.jsonl", [low], ["Bach"])
+    samples = samples_of(prepared(rows, {"kind": "pieces", "max_pitch_shift": 3}, validation=0))
+    heard = {
+        int(samples.tokenizer.decode_notes(samples.sample(index).ids).pitch[0]) for index in range(samples.variants)
+    }
+    assert heard == {21, 22, 23, 24, 25}
+
+
+@pytest.mark.parametrize("learn_prompts", [False, True])
+def test_a_task_splits_a_record_and_the_answer_is_whole(rows: Path, learn_prompts: bool) -> None:
+    packing = {"kind": "tasks", "notes_per_record": 16, "tasks": ["high_notes_masking-x5", "top_line_masking-x1"]}
+    samples = samples_of(prepared(rows, packing, sequence_length=256, learn_prompts=learn_prompts, validation=0))
+    assert len(samples.tasks) == 2
+    sample, found = samples.sample(0), names(samples, 0)
+    assert found[2:4] == ["<PARAMETRIC_HIGH_NOTES>", "<PARAMETER_5>"]
+    assert found[-1] == END_OF_ANSWER
+    at = found.index(ANSWER)
+    prompt, answer = (samples.tokenizer.decode_notes(part) for part in (sample.ids[:at], sample.ids[at:]))
+    assert (len(prompt), len(answer)) == (11, 5)
+    assert answer.pitch.min() >= prompt.pitch.max()
+    assert sorted([*prompt.pitch, *answer.pitch]) == sorted(piece(0, 60).pitch[:16].tolist())
+    assert sample.learnt is not None
+    assert sample.learnt.tolist() == [learn_prompts or place > at for place in range(len(found))]
+
+
+def test_a_record_that_does_not_fit_is_shorter_and_its_answer_still_whole(rows: Path) -> None:
+    packing = {"kind": "tasks", "notes_per_record": 60, "tasks": ["top_line_masking-x2"]}
+    samples = samples_of(prepared(rows, packing, validation=0))
+    for index in range(samples.count):
+        found = names(samples, index)
+        assert found[-1] == END_OF_ANSWER
+        assert len(found) <= 129
+
+
+def test_pieces_are_cut_at_pauses_and_chosen_by_composer(tmp_path: Path) -> None:
+    first, second = piece(1), piece(2).moved(60.0)
+    both = notes(
+        *(
+            np.concatenate([getattr(first, name), getattr(second, name)])
+            for name in ("pitch", "velocity", "start", "end")
+        )
+    )
+    rows = write_rows(tmp_path / "rows.jsonl", [both, piece(3)], ["Franz Liszt", "Haydn"])
+    whole, cut = (prepared(rows, source=source, validation=0) for source in ({}, {"pauses": 4.0}))
+    assert [made.stores[0].document_count for made in (whole, cut)] == [2, 3]
+    assert samples_of(whole).tokens == samples_of(cut).tokens == 180  # the part behind the pause is there, too
+    liszt = prepared(rows, source={"only_by": ["liszt"]}, validation=0)
+    assert samples_of(liszt).tokens == 120
+    assert liszt.stores[0].manifest.dropped == {"another_composer": 1}
+
+
+def test_files_that_are_no_midi_are_counted_and_named(tmp_path: Path) -> None:
+    from quintet.piano.midi import write_midi
+
+    (tmp_path / "music").mkdir()
+    for seed in range(3):
+        write_midi(piece(seed), tmp_path / f"music/Mozart {seed}.mid")
+    (tmp_path / "music/broken.mid").write_bytes(b"MThd no more")
+    values = {
+        "sources": [{"kind": "midi", "path": str(tmp_path / "music")}],
+        "validation": 0,
+        "sequence_length": 64,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    run = {"name": "m", "data": values, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
+    made = prepare(RunConfig.model_validate(run))
+    manifest = made.stores[0].manifest
+    assert manifest.dropped == {"no_midi": 1}
+    assert manifest.left_out_files == ("broken.mid",)
+    samples = samples_of(made)
+    assert names(samples, 0)[:2] == ["<PIANO_FOR_AI>", "<MOZART>"]
+    values["sources"][0]["on_error"] = "stop"
+    with pytest.raises(UserError, match=r"broken\.mid"):
+        prepare(RunConfig.model_validate(run))
+
+
+@pytest.mark.parametrize(
+    ("data", "tokenizer", "message"),
+    [
+        ({"packing": {"kind": "stream"}}, "exponential_time", "pieces or tasks"),
+        ({}, "byte", "must be one of notes"),
+    ],
+)
+def test_music_wants_its_own_packing_and_tokenizer(rows: Path, data: dict, tokenizer: str, message: str) -> None:
+    source = {"kind": "jsonl", "path": str(rows), "document": {"kind": "notes"}}
+    values = {"sources": [source], "sequence_length": 64, "cache_dir": str(rows.parent / "cache"), **data}
+    with pytest.raises((UserError, ValueError), match=message):
+        prepare(
+            RunConfig.model_validate(
+                {"name": "m", "data": values, "tokenizer": {"kind": tokenizer}, "train": {"steps": 1}}
+            )
+        )
