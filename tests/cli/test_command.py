@@ -73,11 +73,15 @@ def test_files_that_are_not_there_are_one_line(tmp_path: Path, capsys: pytest.Ca
     assert run(capsys, "check", "seed=1")[2].startswith("error: no run file given")
 
 
-@pytest.mark.parametrize("arguments", [["chek"], ["check"], ["check", "--nosuch"], ["generate"], ["schema", "extra"]])
+@pytest.mark.parametrize("arguments", [["chek"], ["check"], ["runs", "--nosuch"], ["generate"], ["schema", "extra"]])
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert "Usage" in err
+
+
+def test_an_unknown_option_among_files_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "check", str(file), "--nosuch") == (2, "", "error: --nosuch: no such option\n")
 
 
 def test_check_says_in_a_line_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +92,7 @@ def test_check_says_in_a_line_what_would_run(file: Path, capsys: pytest.CaptureF
 
 
 def test_check_gives_machines_file_line_key_and_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert json.loads(run(capsys, "check", str(file), "--json")[1]) == {"ok": True, "problems": []}
+    assert json.loads(run(capsys, "check", str(file), "--json")[1]) == {"ok": True, "problems": [], "notes": []}
     file.write_text(MINIMAL + "sed: 1\nmodel: {width: 0}\n", encoding="utf-8")
     code, out, err = run(capsys, "check", "--json", str(file), "lr=1")
     assert (code, err) == (2, "")
@@ -129,7 +133,7 @@ def test_explain_says_type_unit_bounds_default_and_meaning(capsys: pytest.Captur
     code, out, _ = run(capsys, "explain", "lr")
     assert code == 0
     assert out.splitlines() == [
-        "optimizer.lr",
+        "optimizer.lr  (kind adamw, torch)",
         "  highest learning rate; the schedule scales it",
         "  type:    number, above 0",
         "  unit:    per step",

@@ -10,6 +10,7 @@ import pytest
 from quintet.config.describe import KeyInfo, default_kinds, run_file, walk, with_defaults
 from quintet.config.find import find
 from quintet.config.load import load_run_config
+from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -45,8 +46,9 @@ def test_sections_have_the_kind_that_the_schema_gives_them() -> None:
     config = RunConfig.model_validate(
         {"name": "a", "data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 1}}
     )
+    music = config.model_copy(update={"tokenizer": NoteBPETokenizerConfig(kind="note_bpe")})
     for path, kind in default_kinds().items():
-        part = config
+        part = music if path == ("tokenizer", "base") else config
         for step in path:
             part = getattr(part, str(step))
         assert part.kind == kind
@@ -83,10 +85,13 @@ def test_every_key_is_found_by_its_path_and_by_its_kind(key: KeyInfo) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("lr", [("optimizer.lr", ())]),
+        ("lr", [("optimizer.lr", ("adamw", "torch"))]),
         ("heads", [("model.attention.heads", ("causal", "bidirectional"))]),
         ("attention.heads", [("model.attention.heads", ("causal", "bidirectional"))]),
-        ("schedule.min_lr", [("schedule.min_lr", ("cosine", "linear", "wsd"))]),
+        (
+            "schedule.min_lr",
+            [("schedule.min_lr", ("cosine", "linear", "wsd")), ("schedule.min_lr", ("plateau",))],
+        ),
         ("data.sources[0].delimiter", [("data.sources[].delimiter", ("csv",))]),
         ("data.sources[0].document.field", [("data.sources[].document.field", ("text", "conditional"))] * 4),
         ("schedule.kind", [("schedule", ())]),
@@ -101,7 +106,7 @@ def test_a_key_is_found_by_what_one_would_type(query: str, expected: list[tuple[
 def test_a_kind_is_found() -> None:
     [found] = find("schedule.wsd")
     assert found.section is not None
-    assert [key.name for key in found.section.keys] == ["kind", "warmup_steps", "min_lr", "decay_fraction"]
+    assert [key.name for key in found.section.keys] == ["kind", "warmup_steps", "first", "min_lr", "decay_fraction"]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,13 @@ sources = st.one_of(
 )
 
 
+LIBRARY = {
+    "kind": "torch",
+    "name": "OneCycleLR",
+    "arguments": {"max_lr": 1e-5, "anneal_strategy": "no", "milestones": [1, 2.0], "x": {"${a}": "${b}", "c": None}},
+}
+
+
 @st.composite
 def run_values(draw: st.DrawFn) -> dict[str, Any]:
     return {
@@ -95,7 +102,8 @@ def run_values(draw: st.DrawFn) -> dict[str, Any]:
             st.sampled_from([{"steps": 3}, {"tokens": 10**9}, {"epochs": 1.5, "compile": True, "clip_norm": None}])
         ),
         "optimizer": {"lr": draw(positive), "betas": [draw(st.floats(0, 0.99)), 0.5]},
-        "schedule": draw(st.sampled_from([{"kind": "constant"}, {"kind": "wsd", "decay_fraction": 1e-7}])),
+        "schedule": draw(st.sampled_from([{"kind": "constant"}, {"kind": "wsd", "decay_fraction": 1e-7}, LIBRARY])),
+        "evaluate": {"every": draw(st.sampled_from([1, 1.0, 0.25, 10**6]))},
         "model": {"norm": draw(st.sampled_from([{"kind": "none"}, {"eps": 1e-12}])), "position": {"kind": "learned"}},
         "sample": {"prompts": draw(st.lists(texts, max_size=4))},
     }
@@ -121,7 +129,15 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
     assert list(written) == list(RunConfig.model_fields)
     assert written["optimizer"]["lr"] == 1e-4
     assert next(iter(written["data"]["sources"][0])) == "kind"
-    assert written["evaluate"] == {"every": 250, "samples": 256, "batch_size": None}
+    assert written["evaluate"] == {
+        "every": 250,
+        "offset": 0,
+        "only": False,
+        "at_start": False,
+        "at_end": True,
+        "samples": 256,
+        "batch_size": None,
+    }
 
 
 def test_a_dump_of_a_dump_is_the_same_text(tmp_path: Path) -> None:

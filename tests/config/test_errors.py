@@ -26,7 +26,7 @@ def problems(tmp_path: Path, values: str | dict[str, Any], *overrides: str) -> l
 
 
 MINIMAL = "data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 100}\n"
-KINDS = "python_stdlib, text, jsonl, csv, parquet, huggingface, npy, bin, tatm, megatron, store"
+KINDS = "python_stdlib, text, jsonl, csv, parquet, huggingface, npy, bin, tatm, megatron, store, midi, music21"
 
 
 def test_all_mistakes_come_at_once_sorted_by_line(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ parallel: {kind: [auto]}
         f"5: data.sources[1].kind: unknown kind 'txt'; did you mean 'text'? the kinds are {KINDS}",
         f"6: data.sources[2].kind: is missing; the kinds are {KINDS}",
         "7: data.sources[3]: must be a section of keys and values, found 3",
-        "8: schedule.min_lr: 'min_lr' is not an option of kind 'constant' (it is one of cosine, linear, wsd)",
+        "8: schedule.min_lr: 'min_lr' is not an option of kind 'constant' (it is one of cosine, linear, wsd, plateau)",
         "9: model.atention: unknown key 'atention'; did you mean 'attention'?",
         "9: model.attention.kind: unknown kind 'x'; the kinds are causal, bidirectional",
         "10: evaluate: must be a section of keys and values, found 7",
@@ -97,7 +97,7 @@ parallel: {kind: [auto]}
             "train: {steps: 1}\ndata: {sources: [{kind: text, path: [a, 3]}]}",
             "2: data.sources[0].path: must be text or a list of texts, found ['a', 3]",
         ),
-        (MINIMAL + "track: [{}]", "3: track[0].kind: is missing; the only kind is tensorboard"),
+        (MINIMAL + "track: [{}]", "3: track[0].kind: is missing; the kinds are tensorboard, wandb, mlflow"),
         (MINIMAL + "optimizer: {betas: [0.3, 1]}", "3: optimizer.betas[1]: must be below 1, found 1"),
         (MINIMAL + "optimizer: {betas: [0.3, a]}", "3: optimizer.betas[1]: must be a number, found 'a'"),
         (MINIMAL + "optimizer: {lr: 0}", "3: optimizer.lr: must be above 0, found 0"),
@@ -116,7 +116,7 @@ parallel: {kind: [auto]}
         (
             MINIMAL + "zzz: 1",
             "3: zzz: unknown key 'zzz'; a run file has name, seed, runs_dir, data, tokenizer, model, loss, "
-            "optimizer, schedule, dropout_schedule, train, parallel, evaluate, sample, checkpoint, track",
+            "optimizer, schedule, dropout_schedule, train, trainer, parallel, evaluate, sample, checkpoint, track",
         ),
         (
             MINIMAL + "optimizer.lr: 3",
@@ -150,7 +150,7 @@ def test_overrides_of_unknown_keys_are_the_command_lines(tmp_path: Path) -> None
     assert found == (
         "command line: data.sources[0].path: 'path' is not an option of kind 'python_stdlib' (it is one "
         "of text, jsonl, csv, parquet, huggingface, npy, bin, tatm, "
-        "megatron, store)"
+        "megatron, store, midi)"
     )
 
 

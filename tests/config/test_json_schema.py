@@ -15,7 +15,7 @@ from quintet.config.dump import dump_run_config
 from quintet.config.json_schema import run_file_schema
 from quintet.config.load import load_run_config
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("**/*.yaml"))
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 SCHEMA = run_file_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 MINIMAL = {"data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 3}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
@@ -18,12 +19,15 @@ from quintet.cli.explain import explain
 from quintet.cli.export import export
 from quintet.cli.generate import generate
 from quintet.cli.import_checkpoint import import_
+from quintet.cli.inputs import TAKES_MORE
 from quintet.cli.plan import plan
+from quintet.cli.play import play
 from quintet.cli.prepare import prepare
 from quintet.cli.runs import runs
 from quintet.cli.schema import schema
 from quintet.cli.show_batch import show_batch
 from quintet.cli.train import train
+from quintet.cli.translate import translate
 from quintet.errors import UserError
 
 VERBS = (
@@ -33,10 +37,12 @@ VERBS = (
     show_batch,
     plan,
     check,
+    translate,
     explain,
     schema,
     generate,
     chat,
+    play,
     evaluate,
     import_,
     export,
@@ -70,7 +76,8 @@ def _make_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(_top)
     for verb in VERBS:
-        app.command(command_name(verb))(verb)
+        takes_files = "inputs" in inspect.signature(verb).parameters
+        app.command(command_name(verb), context_settings=TAKES_MORE if takes_files else None)(verb)
     return app
 
 

@@ -19,23 +19,33 @@ def check(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="
     """Say what is wrong with a run file: every mistake at once, with its line. Nothing is read but the file itself."""
     try:
         loaded = load(inputs)
-        _check_beyond_schema(loaded)
+        check_beyond_schema(loaded)
     except UserError as error:
         if not as_json:
             raise
         typer.echo(json.dumps({"ok": False, "problems": _problems(error)}, indent=2))
         raise typer.Exit(2) from None
-    typer.echo(json.dumps({"ok": True, "problems": []}, indent=2) if as_json else f"OK {_summary(loaded.config)}")
+    if as_json:
+        typer.echo(json.dumps({"ok": True, "problems": [], "notes": loaded.notes}, indent=2))
+        return
+    typer.echo(f"OK {_summary(loaded.config)}")
+    for note in loaded.notes:
+        typer.echo(f"note: {note}")
 
 
-def _check_beyond_schema(loaded: Loaded) -> None:
-    """What costs nothing and the schema cannot know: whether the sources are there."""
+def check_beyond_schema(loaded: Loaded) -> None:
+    """What costs little and the schema cannot know: whether the sources are there, and other libraries' arguments."""
     from quintet.data.sources import check_sources
+    from quintet.train.check import check_training
 
-    try:
-        check_sources(loaded.config)
-    except UserError as error:
-        raise loaded.located(error) from None
+    problems: list[str] = []
+    for look in (check_sources, check_training):
+        try:
+            look(loaded.config)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise loaded.located(UserError(*problems))
 
 
 def _problems(error: UserError) -> list[dict[str, Any]]:

@@ -20,8 +20,17 @@ def explain(
             help="a key such as optimizer.lr, schedule.wsd or lr; all keys when not given", show_default=False
         ),
     ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="a key of this dialect: phyagi, vectorlm, stlm, tmrc or piano")
+    ] = None,
 ) -> None:
     """Explain a key of the run file: type, unit, default, bounds, meaning, and the kinds it may have."""
+    if dialect is not None:
+        from quintet.config.dialects import dialect_named
+        from quintet.config.dialects.explain import explain as explain_dialect
+
+        typer.echo("\n".join(explain_dialect(dialect_named(dialect), key)))
+        return
     from rich.console import Console
 
     if key is None:

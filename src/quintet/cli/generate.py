@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet.cli.inputs import WRITER, fail
+from quintet.cli.music import write_music
 
 if TYPE_CHECKING:
     from quintet.model.generate import GenerationSettings
@@ -50,6 +51,21 @@ def generate(
     ] = False,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")] = False,
+    midi: Annotated[
+        Path | None, typer.Option(help="piano: the piece to continue, or the prompt of --task", rich_help_panel="Piano")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="what to add to the piece, such as top_line_masking-x1", rich_help_panel="Piano")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="MIDI file to write", rich_help_panel="Piano")
+    ] = None,
+    roll: Annotated[Path | None, typer.Option(help="picture (PNG) to write", rich_help_panel="Piano")] = None,
+    audio: Annotated[Path | None, typer.Option(help="sound (WAV) to write", rich_help_panel="Piano")] = None,
+    composer: Annotated[str | None, typer.Option(help="in whose manner", rich_help_panel="Piano")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="like the pieces of which data set", rich_help_panel="Piano")
+    ] = None,
 ) -> None:
     """Continue prompts with a trained model; the text of a single one appears as it is written."""
     if beams > 1 and (top_k or top_p or min_p or repetition_penalty != 1.0 or static_cache):
@@ -72,6 +88,12 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    if midi is not None:
+        about = {"composer": composer, "dataset": dataset}
+        write_music(run, checkpoint, midi, settings, task, output, roll, audio, about)
+        return
+    if any((task, output, roll, audio, composer, dataset)):
+        fail("--task, --output, --roll, --audio, --composer and --dataset are for music: name a piece with --midi")
     trained = load_writer(run, checkpoint)
     if static_cache and not _can_compile(trained):
         typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)

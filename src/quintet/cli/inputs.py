@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -16,29 +17,91 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE... [KEY=VALUE...]",
-        help="run files, merged from left to right, then single values; a run folder stands for the run file in it",
+        help="run files, of Quintet or of a dialect, merged from left to right, then single values; a run folder "
+        "stands for the run file in it. A dialect is found out, or named: --dialect phyagi, vectorlm, stlm, tmrc or "
+        "piano. Files with a defaults list take Hydra's --config-path and --config-name",
         show_default=False,
     ),
 ]
 
+# Options of the verbs' own are known to typer; what it does not know comes here, among the run files.
+TAKES_MORE = {"ignore_unknown_options": True}
+
 WRITER = "run folder, name of a run under runs/, folder of a Hugging Face checkpoint, or its name on the hub"
 
+_NAMES = {
+    "--dialect": "dialect",
+    "--config-path": "config_path",
+    "-cp": "config_path",
+    "--config-dir": "config_path",
+    "-cd": "config_path",
+    "--config-name": "config_name",
+    "-cn": "config_name",
+}
 
-def split(inputs: list[str]) -> tuple[list[Path], list[str]]:
-    """Files and overrides of a command line: what holds ``=`` and is no file is an override."""
-    overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
-    files = [Path(text) for text in inputs if text not in overrides]
-    if not files:
+
+@dataclass
+class Line:
+    """A command line, taken apart: files, overrides ``key=value``, and what options of ours and of Hydra's say."""
+
+    files: list[Path] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def split(inputs: list[str]) -> Line:
+    """Files, overrides and options of a command line: what holds ``=`` and is no file is an override, and so is
+    ``--key.path value`` or ``--key.path=value``, as PhyAGI writes them, where a value with commas is a list and a key
+    without a value is true.
+
+    Raises UserError for an option that nobody knows, and when there is no file.
+    """
+    line, left = Line(), list(inputs)
+    while left:
+        text = left.pop(0)
+        name, equals, value = text.partition("=")
+        if name in _NAMES:
+            if not equals and not left:
+                fail(f"{name}: needs a value")
+            line.options[_NAMES[name]] = value if equals else left.pop(0)
+        elif text.startswith("--") and "." in name:
+            if not equals and (not left or left[0].startswith("--")):
+                value = "true"
+            value = value if equals or value else left.pop(0)
+            line.overrides.append(f"{name[2:]}={f'[{value}]' if ',' in value and value[0] not in '[{' else value}")
+        elif text.startswith("-") and not Path(text).exists():
+            fail(f"{name}: no such option")
+        elif ("=" in text and not Path(text).exists()) or (text.startswith("~") and "/" not in text):
+            line.overrides.append(text)
+        else:
+            line.files.append(Path(text))
+    _name_files(line)
+    return line
+
+
+def _name_files(line: Line) -> None:
+    """The file that Hydra's options name, and the run file of each run folder."""
+    folder = Path(line.options.get("config_path", "."))
+    if "config_name" in line.options:
+        name = line.options["config_name"].removesuffix(".yaml")
+        line.files.append(folder / f"{name}.yaml")
+    if not line.files:
         fail("no run file given; name at least one, for instance examples/quickstart.yaml")
-    return [file / "run.yaml" if (file / "run.yaml").is_file() else file for file in files], overrides
+    line.files = [file / "run.yaml" if (file / "run.yaml").is_file() else file for file in line.files]
 
 
-def load(inputs: list[str]) -> Loaded:
+def load(inputs: list[str], purpose: str = "train") -> Loaded:
     """The run config that a command line names. Raises UserError for everything that is wrong with it."""
-    from quintet.config.load import load_run_config
+    from quintet.config.load import Reading, load_run_config
 
-    files, overrides = split(inputs)
-    return load_run_config(files, overrides)
+    line = split(inputs)
+    folder = line.options.get("config_path")
+    reading = Reading(
+        line.options.get("dialect"),
+        Path(folder) if folder else None,
+        "prepare" if purpose == "prepare" else "train",
+    )
+    return load_run_config(line.files, line.overrides, reading)
 
 
 def fail(problem: str) -> NoReturn:

@@ -12,6 +12,7 @@ import typer
 from quintet.cli.inputs import Inputs, fail, load
 
 if TYPE_CHECKING:
+    from quintet.config.dialects.native import Output
     from quintet.config.schema import RunConfig
     from quintet.track.console import Reporter
 
@@ -39,13 +40,17 @@ def prepare(
     ] = None,
 ) -> None:
     """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
-    config = load(inputs).config
+    loaded = load(inputs, "prepare")
+    config = loaded.config
     from quintet.data.prepare import prepare as prepare_run
     from quintet.data.prepare import prepare_to
     from quintet.track.console import Reporter
 
     reporter = Reporter()
     try:
+        if loaded.prepare_to is not None and output is None and form is Format.store and shard is None:
+            _write_samples(config, loaded.prepare_to, reporter)
+            return
         if form is not Format.store:
             _write(config, form, output, shard, reporter)
             return
@@ -80,6 +85,17 @@ def _write(config: RunConfig, form: Format, output: Path | None, shard: str | No
     check_new(output)
     write_format(prepare(config, progress=reporter.preparing), form.value, output)
     reporter.say(f"wrote {output}")
+
+
+def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> None:
+    """Write what a dialect's file says is to be written, where it says."""
+    from quintet.data.formats.write import check_new, write_samples
+    from quintet.data.prepare import prepare
+
+    folder = Path(target.folder).expanduser()
+    check_new(folder)
+    write_samples(prepare(config, progress=reporter.preparing), folder, target.ignore_index)
+    reporter.say(f"wrote {folder}")
 
 
 def _others_are_left(config: RunConfig, shard: str, output: Path | None, reporter: Reporter) -> bool:

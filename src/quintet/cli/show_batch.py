@@ -51,7 +51,8 @@ def show_batch(
         batches = prepared.validation.batches(config.batch.micro_batch_size, config.evaluate.samples)
         batch, labels = objective.prepare(next(iter(batches)), "validation"), prepared.validation.labels
     else:
-        batch = objective.prepare(prepared.train.batch(step - 1), "train", step - 1)
+        index = config.data.batch_index(step - 1)
+        batch = objective.prepare(prepared.train.batch(index), "train", index)
         labels = prepared.train.labels
     if as_json:
         typer.echo(json.dumps(_arrays(batch, labels, rows), ensure_ascii=False))
@@ -93,7 +94,9 @@ def _written(ids: list[int], tokenizer: Tokenizer) -> str:
         if special:
             parts += ["∎\n" if token == tokenizer.end_id else f"⟨{token}⟩" for token in group]
         else:
-            parts.append(tokenizer.pieces.decode(list(group)).replace("\n", "⏎\n"))
+            # Not `decode`, which may drop the first space: a group can begin in the middle of a text.
+            written = b"".join(map(tokenizer.pieces.of, group)).decode("utf-8", errors="replace")
+            parts.append(written.replace("\n", "⏎\n"))
     return "".join(parts)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from quintet.cli.inputs import Inputs, load
+from quintet.errors import UserError
 
 if TYPE_CHECKING:
     from quintet.train.loop import Outcome
@@ -17,16 +18,27 @@ def train(inputs: Inputs) -> None:
 
     The same command continues a run that was interrupted; on a finished run it does nothing.
     """
-    config = load(inputs).config
+    loaded = load(inputs)
+    config = loaded.config
     from quintet.track.console import Reporter
+    from quintet.train.check import check_training
     from quintet.train.loop import train as train_run
 
-    reporter = Reporter()
     try:
-        outcome = train_run(config, reporter)
+        check_training(config)
+    except UserError as error:
+        raise loaded.located(error) from None
+    reporter = Reporter()
+    for note in loaded.notes:
+        reporter.say(f"note: {note}")
+    try:
+        outcome = train_run(config, reporter, loaded.places if loaded.dialect else None)
     finally:
         reporter.close()
     run = outcome.run
+    if config.evaluate.only:
+        reporter.say(f"evaluated at step {run.progress.step}: {outcome.validation}")
+        return
     if outcome.signal is not None and run.progress.step < run.steps:
         reporter.say(f"stopped after step {run.progress.step} of {run.steps}; the same command continues from there")
         raise typer.Exit(128 + outcome.signal)
@@ -36,6 +48,8 @@ def train(inputs: Inputs) -> None:
 
 def _summary(outcome: Outcome) -> list[str]:
     """What the run reached, a text it wrote, and what to do next."""
+    from quintet.train.checkpoint import checkpoint_steps
+
     run, progress = outcome.run, outcome.run.progress
     speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s over {progress.seconds:,.0f} s of training"
     lines = [f"finished: {progress.step} steps, {speed}"]
@@ -45,16 +59,17 @@ def _summary(outcome: Outcome) -> list[str]:
         )
     if outcome.validation is not None:
         result = outcome.validation
-        lines.append(
-            f"validation: {result.bits_per_byte:.4f} bits per byte ({result.loss:.4f} nats a token, perplexity "
-            f"{result.perplexity:.2f}; best {progress.best_loss:.4f} at step {progress.best_step})"
-        )
+        lines.append(f"validation: {result} (best {progress.best_loss:.4f} nats at step {progress.best_step})")
     sample = run.folder / "samples" / f"step-{progress.step:06d}.txt"
     if sample.exists():
         lines += ["", *sample.read_text(encoding="utf-8").splitlines(), ""]
+    if not checkpoint_steps(run.checkpointer.folder):
+        return lines
+    music = isinstance(run.config.data.packing, MusicPackingConfig)
+    asking = "--midi piece.mid -o longer.mid" if music else "--prompt '…'"
     lines += [
         "next:",
-        f"  quintet generate {run.folder} --prompt '…'",
+        f"  quintet generate {run.folder} {asking}",
         f"  quintet evaluate {run.folder}",
         "  quintet runs",
     ]

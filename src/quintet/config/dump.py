@@ -9,12 +9,14 @@ import yaml
 
 from quintet.config.describe import plain
 from quintet.config.keypath import ABSENT, show
+from quintet.config.places import Place, Places
+from quintet.config.read import line_places
 from quintet.config.schema import RunConfig
 
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 # Texts that YAML reads as texts whatever its version: everything else is quoted.
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null|nan|inf)$)[a-z][a-z0-9_]*", re.IGNORECASE)
-_KEYS_ON_A_LINE = 6
+_NO_LIMIT = 1_000_000  # columns: a comment has no place inside a value that goes on in the next line
 
 
 def dump_run_config(config: RunConfig) -> str:
@@ -26,6 +28,28 @@ def dump_run_config(config: RunConfig) -> str:
         allow_unicode=True,
         width=120,
     )
+
+
+def dump_with_origins(config: RunConfig, places: Places) -> str:
+    """``config`` as `dump_run_config` writes it, with a comment behind each value that says where it comes from: the
+    key and line of a dialect's file, the line of another file, the command line; a value without one is a default."""
+    text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
+    said: dict[int, dict[str, None]] = {}
+    lines = line_places(text)
+    sections = {path[:-1] for path in lines if path and isinstance(path[-1], str)}
+    for path, number in lines.items():
+        if path in places and path not in sections:
+            said.setdefault(number, {})[_origin(places[path])] = None
+    return "".join(
+        f"{line}  # {'; '.join(said[number])}\n" if number in said else f"{line}\n"
+        for number, line in enumerate(text.splitlines(), start=1)
+    )
+
+
+def _origin(place: Place) -> str:
+    if not place.key:
+        return str(place)
+    return f"{place.key} ({place})" if place.file is None or place.line is not None else place.key
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
@@ -63,6 +87,8 @@ def _escaped(value: Any) -> Any:
 class _Dumper(yaml.SafeDumper):
     """Short sections and lists on one line, every text quoted that is not plainly a text."""
 
+    keys_on_a_line = 6
+
     def ignore_aliases(self, data: Any) -> bool:
         """Never write an anchor: a value that occurs twice is two values."""
         return True
@@ -76,9 +102,15 @@ class _Dumper(yaml.SafeDumper):
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         """A short section of single values on one line, any other on several."""
         node = super().represent_mapping(tag, mapping, flow_style)
-        short = len(node.value) <= _KEYS_ON_A_LINE
+        short = len(node.value) <= self.keys_on_a_line
         node.flow_style = short and all(isinstance(inner, yaml.ScalarNode) for _, inner in node.value)
         return node
+
+
+class _LineDumper(_Dumper):
+    """A line for every value, so that each can have a comment."""
+
+    keys_on_a_line = 1
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

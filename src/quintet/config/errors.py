@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
 from quintet.config.places import Places, Problem, place_of
+from quintet.config.spelling import nearest as nearest_name
 
 _LONGEST_VALUE = 60
 _MOST_PLACES = 3
@@ -48,7 +48,7 @@ def problems_of(error: ValidationError, values: dict[str, Any], places: Places) 
         if detail["type"] == "cross_field":
             found[path + (parse(context["key"]) or ())] = detail["msg"]
         elif spot.key is None and path:
-            nearest = _nearest(str(path[-1]), (key.name for key in spot.section.keys))
+            nearest = nearest_name(str(path[-1]), (key.name for key in spot.section.keys))
             found[path] = _unknown_key(spot, nearest)
             meant |= {(*path[:-1], nearest)} if nearest else set()
         elif detail["type"] == "missing":
@@ -113,17 +113,6 @@ def _elsewhere(name: str, misspelt: bool) -> str:
     return f"{verb} {' or '.join(paths[known[0]])}{'' if known[0] == name else '?'}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` is most likely to mean, None when it is like none.
-
-    Letters in another order are the commonest slip and the one that difflib, which compares runs of letters, misses in
-    short names; they go first.
-    """
-    known = list(known)
-    reordered = [one for one in known if sorted(one) == sorted(name)]
-    return next(iter(reordered or difflib.get_close_matches(name, known, n=1, cutoff=0.55)), None)
-
-
 def _missing(spot: _Spot) -> str:
     assert spot.key is not None, spot.path
     kind, around = spot.section.kind, show(spot.path[:-1])
@@ -144,7 +133,7 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
     if detail["type"] == "literal_error" and key.name == "kind":
         return _wrong_kind(value, [spot.section.kind])
     if detail["type"] == "literal_error":
-        nearest = _nearest(str(value), key.type.replace(" or ", ", ").split(", "))
+        nearest = nearest_name(str(value), key.type.replace(" or ", ", ").split(", "))
         return f"must be {key.type}, found {_shown(value)}{f'; did you mean {nearest}?' if nearest else ''}"
     return _wrong_value(detail, key, spot.path, value)
 
@@ -153,7 +142,7 @@ def _wrong_kind(value: Any, kinds: list[str]) -> str:
     known = f"the kinds are {', '.join(kinds)}" if len(kinds) > 1 else f"the only kind is {kinds[0]}"
     if value is ABSENT:
         return f"is missing; {known}"
-    nearest = _nearest(str(value), kinds)
+    nearest = nearest_name(str(value), kinds)
     return f"unknown kind {_shown(value)}; {f'did you mean {nearest!r}? ' if nearest else ''}{known}"
 
 

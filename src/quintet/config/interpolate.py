@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,16 +16,19 @@ from quintet.config.keypath import KeyPath, show, walk
 from quintet.config.places import Problem, RunFileError, place_of
 from quintet.config.read import Document, first_line
 
+_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_]\w*)\s*[.}\[]")
 
-def resolve(document: Document) -> dict[str, Any]:
-    """The values of ``document`` with every interpolation resolved; it finds what the schema gives by default, too.
+
+def resolve(document: Document, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults) -> dict[str, Any]:
+    """The values of ``document`` with every interpolation resolved; it finds what ``defaults`` fills in, too, which is
+    the schema's unless a dialect has its own.
 
     Raises RunFileError with every interpolation that names nothing, and every value that is OmegaConf's ``???``.
     """
     values = copy.deepcopy(document.values)
     texts = [(path, text) for path, text in walk(document.values) if isinstance(text, str)]
     asked = [(path, text) for path, text in texts if "${" in text]
-    background = OmegaConf.create(with_defaults(document.values)) if asked else None
+    background = OmegaConf.create(defaults(document.values)) if asked else None
     problems = []
     for path, text in asked:
         try:
@@ -36,6 +42,38 @@ def resolve(document: Document) -> dict[str, Any]:
     if problems:
         raise RunFileError(problems)
     return values
+
+
+def variables_of(document: Document) -> frozenset[str]:
+    """The names at the top of ``document`` that interpolations in it refer to."""
+    texts = [text for _, text in walk(document.values) if isinstance(text, str) and "${" in text]
+    return frozenset(name for text in texts for name in _REFERENCE.findall(text))
+
+
+def _copies(pattern: Any, count: int, mark: str) -> list[Any]:
+    """``count`` copies of a text, or of a section, with ``mark`` in its texts replaced by 0, 1, 2 …"""
+
+    def numbered(value: Any, index: int) -> Any:
+        return value.replace(mark, str(index)) if isinstance(value, str) else value
+
+    if isinstance(pattern, Mapping):
+        return [{str(name): numbered(value, index) for name, value in pattern.items()} for index in range(count)]
+    return [numbered(pattern, index) for index in range(count)]
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "fdiv": lambda a, b: a // b,
+    "for": _copies,
+    "now": lambda pattern: datetime.now().strftime(pattern),
+}
+"""What ``${name:…}`` may call besides OmegaConf's own: PhyAGI's arithmetic and copies, and Hydra's clock."""
+
+for _name, _function in FUNCTIONS.items():
+    OmegaConf.register_new_resolver(_name, _function, replace=True)
 
 
 def _resolved(background: Any, path: KeyPath) -> Any:
@@ -57,7 +95,8 @@ def _message(text: str, error: Exception) -> str:
             f"{text}: {first_line(error).removeprefix('Interpolation key ').replace(' not found', ' is no key here')}"
         )
     if isinstance(error, UnsupportedInterpolationType):
-        return f"{text}: there is no such function; there are oc.env, oc.select, oc.decode, oc.create"
+        known = ", ".join(("oc.env", "oc.select", "oc.decode", "oc.create", *FUNCTIONS))
+        return f"{text}: there is no such function; there are {known}"
     reason = first_line(error)
     if "Environment variable" in reason:
         variable = reason.partition("Environment variable ")[2].partition(" ")[0]

@@ -4,32 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from quintet.config.dialects import detect, dialect_named
+from quintet.config.dialects.native import Output
+from quintet.config.dialects.table import Dialect
+from quintet.config.dialects.translate import Purpose, translate, with_dialect_defaults
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
-from quintet.config.interpolate import resolve
+from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
+from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, show
 from quintet.config.merge import apply_overrides, merge, read_with_bases
 from quintet.config.places import Place, Problem, RunFileError, place_of
+from quintet.config.read import Document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
-__all__ = ["Loaded", "differences", "dump_run_config", "load_run_config"]
+__all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_config"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are to be read: as ``dialect`` (found out from their keys when None), composed from ``config_folder``
+    (a file's own when None), and for what ``purpose``."""
+
+    dialect: str | None = None
+    config_folder: Path | None = None
+    purpose: Purpose = "train"
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A run config, the place of each value that was given, and ``raw``: the values as given, with interpolations
-    resolved and nothing filled in."""
+    resolved and nothing filled in. For a file of a ``dialect`` these are of its translation, about which ``notes`` say
+    what its user should know, and ``prepare_to`` where `quintet prepare` writes the data, None for the cache."""
 
     config: RunConfig
     places: Mapping[KeyPath, Place]
     raw: Mapping[str, Any]
+    dialect: Dialect | None = None
+    notes: tuple[str, ...] = ()
+    prepare_to: Output | None = None
 
     @property
     def origins(self) -> dict[str, str]:
@@ -44,27 +64,59 @@ class Loaded:
             path = parse(key)
             known = path is not None and path[0] in self.raw
             place = place_of(path if known and path else (), self.places)
-            found.append(Problem(place, key, message) if known else Problem(place, "", problem))
+            found.append(Problem(place, key, message).in_its_words() if known else Problem(place, "", problem))
         return RunFileError(found)
 
 
-def load_run_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
-    """Read run files, merged from left to right, then set each override ``key.path=value``.
+def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
+    """Read run files, merged from left to right, then set each override ``key.path=value``; files of a dialect are
+    translated.
 
     Raises UserError (a RunFileError) with every mistake: in the files' YAML, in the overrides, in interpolations, or,
     when all these are right, in keys and values.
     """
     if not files:
         raise UserError("no run file given; name at least one")
-    document = reduce(merge, [read_with_bases(Path(file)) for file in files])
+    reading = reading or Reading()
+    document, left, hydra = _merged([Path(file) for file in files], overrides, reading.config_folder)
+    dialect = dialect_named(reading.dialect) if reading.dialect else detect(document.values)
+    notes: tuple[str, ...] = ()
+    prepare_to: Output | None = None
+    if dialect is None:
+        document = apply_overrides(_named(document, files), left)
+        values = resolve(document)
+    else:
+        document = (apply_hydra_overrides if hydra or dialect.hydra else apply_overrides)(document, left)
+        resolved = resolve(document, partial(with_dialect_defaults, dialect))
+        translation = translate(dialect, Document(resolved, document.places), reading.purpose, variables_of(document))
+        document, notes = _named(translation.document, files), translation.notes
+        prepare_to = translation.prepare_to
+        values = document.values
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = problems_of(error, values, document.places)
+        raise RunFileError(problem.in_its_words() for problem in problems) from None
+    return Loaded(config, document.places, values, dialect, notes, prepare_to)
+
+
+def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[Document, list[str], bool]:
+    """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
+    documents, used = [], set()
+    for file in files:
+        if is_composed(file) or folder is not None:
+            composed = compose(file, overrides, folder)
+            used |= set(composed.used)
+            documents.append(composed.document)
+        else:
+            documents.append(read_with_bases(file))
+    return reduce(merge, documents), [text for text in overrides if text not in used], bool(used)
+
+
+def _named(document: Document, files: Sequence[Path]) -> Document:
+    """``document`` with a name: that of the last file, where it has none."""
     if "name" not in document.values:
         last = Path(files[-1])
         document.values["name"] = last.stem
         document.places[("name",)] = Place(str(last))
-    document = apply_overrides(document, overrides)
-    values = resolve(document)
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise RunFileError(problems_of(error, values, document.places)) from None
-    return Loaded(config, document.places, values)
+    return document

@@ -29,7 +29,7 @@ def read_with_bases(file: Path, asked_at: Place | None = None, around: tuple[Pat
     place = document.places[("extends",)]
     bases = [file.parent / Path(name).expanduser() for name in _bases(document, place)]
     del document.values["extends"]
-    _forget(document.places, ("extends",))
+    forget(document.places, ("extends",))
     merged: Document | None = None
     for base in bases:
         if base.resolve() in around:
@@ -73,7 +73,7 @@ def _merged(base: dict[str, Any], over: Document, path: KeyPath, places: dict[Ke
             values[name] = _merged(old, over, inner, places)
             continue
         values[name] = value
-        _forget(places, inner)
+        forget(places, inner)
         places.update({deeper: over.places[deeper] for deeper, _ in walk(value, inner) if deeper in over.places})
     return values
 
@@ -82,7 +82,8 @@ def _same_kind(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> bool:
     return new.get("kind") in (None, old.get("kind", default_kinds().get(path)))
 
 
-def _forget(places: dict[KeyPath, Place], path: KeyPath) -> None:
+def forget(places: dict[KeyPath, Place], path: KeyPath) -> None:
+    """Remove the place of ``path`` and of all that is inside it."""
     for known in [known for known in places if known[: len(path)] == path]:
         del places[known]
 
@@ -103,7 +104,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             continue
         try:
             value = _value(value_text)
-            _set(values, places, path, value)
+            set_override(values, places, path, value)
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, show(path), str(error)))
     if problems:
@@ -126,8 +127,11 @@ def _value(text: str) -> Any:
     return found[0]
 
 
-def _set(here: Any, places: dict[KeyPath, Place], path: KeyPath, value: Any) -> None:
-    """Set ``path`` below ``here``, making the sections on the way. Raises ValueError where a list stands in the way."""
+def set_override(here: Any, places: dict[KeyPath, Place], path: KeyPath, value: Any) -> None:
+    """Set ``path`` below ``here`` as the command line says, making the sections on the way.
+
+    Raises ValueError where a list stands in the way.
+    """
     if path == ("extends",):
         raise ValueError("belongs in a file; on the command line name several files, the later ones win")
     for position, step in enumerate(path):
@@ -140,10 +144,10 @@ def _set(here: Any, places: dict[KeyPath, Place], path: KeyPath, value: Any) -> 
             raise ValueError(f"{show(path[: position + 1])} is {old!r}; set it as a whole")
         if not isinstance(old, dict | list):
             here[step] = {}
-            _forget(places, path[: position + 1])
+            forget(places, path[: position + 1])
             places[path[: position + 1]] = COMMAND_LINE
         here = lookup(here, (step,))
-    _forget(places, path)
+    forget(places, path)
     places.update({deeper: COMMAND_LINE for deeper, _ in walk(value, path)})
 
 

@@ -49,14 +49,16 @@ class Part(BaseModel):
             return value
         if isinstance(value, bool):
             return str(value).lower()  # text that is no number, so that pydantic refuses it at this very key
-        return _number(value) if isinstance(value, str) else value
+        return number_in(value)
 
 
-def _number(text: str) -> int | float | str:
-    """``text`` as the number that it spells ("2e-5", "1_000", "1e3"), else as it is."""
+def number_in(value: Any) -> Any:
+    """The number that ``value`` spells if it is a text that spells one ("2e-5", "1_000", "1e3"), else ``value``."""
+    if not isinstance(value, str):
+        return value
     for read in (int, float):
         try:
-            return read(text)
+            return read(value)
         except ValueError:
             continue
-    return text
+    return value

@@ -11,10 +11,14 @@ from quintet.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole."""
+    """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole.
+
+    Where a dialect's file says a value of the run in words of its own, ``key`` is what it calls it.
+    """
 
     file: str | None
     line: int | None = None
+    key: str = ""
 
     def __str__(self) -> str:
         if self.file is None:
@@ -34,6 +38,13 @@ class Problem:
     place: Place
     key: str
     message: str
+
+    def in_its_words(self) -> Problem:
+        """The same problem with the key that the file uses, where that is another."""
+        own = self.place.key
+        if not own or own == self.key:
+            return self
+        return Problem(self.place, own, f"{self.message} ({self.key} of the run file)" if self.key else self.message)
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message

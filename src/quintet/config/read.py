@@ -24,8 +24,9 @@ class Document:
     places: dict[KeyPath, Place]
 
 
-def read_document(file: Path, asked_at: Place | None = None) -> Document:
-    """Read one run file; ``asked_at`` is where another file names it.
+def read_document(file: Path, asked_at: Place | None = None, list_key: str = "") -> Document:
+    """Read one run file; ``asked_at`` is where another file names it. A file that is a list is read as the value of
+    ``list_key``, if given.
 
     Raises RunFileError when the file cannot be read, is no YAML, or is no mapping of keys to values.
     """
@@ -37,12 +38,15 @@ def read_document(file: Path, asked_at: Place | None = None) -> Document:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
     if root is None:
         raise RunFileError([Problem(Place(name), "", "the file is empty; a run file needs at least data and train")])
-    if not isinstance(root, yaml.MappingNode):
+    listed = isinstance(root, yaml.SequenceNode) and bool(list_key)
+    if not isinstance(root, yaml.MappingNode) and not listed:
         what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         place = Place(name, root.start_mark.line + 1)
         raise RunFileError([Problem(place, "", f"a run file is a mapping of keys to values, this one is {what}")])
     reading = _Lines(name, {(): Place(name, root.start_mark.line + 1)}, [], [])
-    reading.visit(root, ())
+    if listed:
+        reading.places[(list_key,)] = reading.places[()]
+    reading.visit(root, (list_key,) if listed else ())
     if reading.problems:
         raise RunFileError(reading.problems)
     try:
@@ -52,8 +56,27 @@ def read_document(file: Path, asked_at: Place | None = None) -> Document:
     except OmegaConfBaseException as error:
         place = reading.places[()]
         raise RunFileError([Problem(place, error.full_key or "", first_line(error))]) from None
+    if listed:
+        values = {list_key: values}
     assert isinstance(values, dict)
     return Document({str(key): value for key, value in values.items()}, reading.places)
+
+
+def is_list(file: Path) -> bool:
+    """Whether ``file`` is YAML whose top is a list."""
+    try:
+        return isinstance(yaml.compose(_text(file, None), Loader=yaml.SafeLoader), yaml.SequenceNode)
+    except yaml.YAMLError:
+        return False  # what is wrong, `read_document` says
+
+
+def line_places(text: str) -> dict[KeyPath, int]:
+    """The line, from 1 on, of every key and list element of the YAML ``text``, which is right."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert root is not None
+    reading = _Lines("", {}, [], [])
+    reading.visit(root, ())
+    return {path: place.line for path, place in reading.places.items() if place.line is not None}
 
 
 def first_line(error: Exception) -> str:

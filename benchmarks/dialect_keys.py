@@ -1,0 +1,41 @@
+"""How far each dialect is: how many keys it has, and how many of them work, are tested, have no effect, are refused.
+
+    python benchmarks/dialect_keys.py
+
+A key works when it changes something; `tests/dialects` has a behaviour test for each, which fails the suite if missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from quintet.config.dialects import NAMES, dialect_named
+
+COLUMNS = ("documented", "of files", "parsed", "work", "tested", "no effect", "refused", "pending")
+
+
+def main() -> None:
+    """Print the table, a line a dialect."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    rows = [(name, *counts(name)) for name in NAMES]
+    rows.append(("together", *(sum(row[column] for row in rows) for column in range(1, len(COLUMNS) + 1))))
+    print(f"{'dialect':10}", *(f"{column:>11}" for column in COLUMNS))
+    for name, *numbers in rows:
+        print(f"{name:10}", *(f"{number:11}" for number in numbers))
+
+
+def counts(name: str) -> tuple[int, ...]:
+    """The columns of one dialect."""
+    keys = dialect_named(name).keys
+    tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
+    documented = sum(key.documented for key in keys)
+    pending, refused, moot = (sum(bool(getattr(key, word)) for key in keys) for word in ("pending", "refused", "moot"))
+    working = [key for key in keys if not (key.pending or key.refused or key.moot)]
+    with_test = sum(key.path in tested for key in working)
+    return documented, len(keys) - documented, len(keys), len(working), with_test, moot, refused, pending
+
+
+if __name__ == "__main__":
+    main()

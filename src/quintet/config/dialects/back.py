@@ -1,0 +1,122 @@
+"""A native run file written in a dialect, as far as the dialect can express it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from quintet.config.describe import plain
+from quintet.config.dialects.table import REQUIRED, Dialect, Key
+from quintet.config.dialects.translate import EXTENSION, translate
+from quintet.config.dump import differences
+from quintet.config.errors import problems_of
+from quintet.config.keypath import ABSENT, lookup, parse, walk
+from quintet.config.places import Place, RunFileError
+from quintet.config.read import Document
+from quintet.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of a dialect, and a line for each thing of the native run file that it does not say."""
+
+    text: str
+    lost: tuple[str, ...]
+
+
+def translate_back(dialect: Dialect, config: RunConfig) -> Written:
+    """``config`` as a file of ``dialect``.
+
+    The table is followed backwards, then the dialect's own ``back``. The result is translated again: where that gives
+    another value than ``config`` has, the dialect cannot express it, and it is listed.
+    """
+    values: dict[str, Any] = {}
+
+    def put(path: str, value: Any) -> None:
+        if path == EXTENSION:
+            values[EXTENSION] = value
+            return
+        key = dialect.key(path)
+        try:
+            _set(values, path, key.value.write(value))
+        except ValueError:
+            return  # the comparison below finds what is missing
+
+    native = plain(config)
+    for key in dialect.keys:
+        if key.to and key.documented and not (key.pending or key.refused):
+            _copy(key, native, put)
+    dialect.back(config, put)
+    values = _reduced(dialect, values)
+    text = f"# {config.name}, written for {dialect.title}\n" + yaml.safe_dump(values, sort_keys=False, width=120)
+    return Written(text, tuple(_lost(dialect, values, config)))
+
+
+def _copy(key: Key, native: Any, put: Any) -> None:
+    """Put what ``native`` has where ``key`` goes; each element of a list goes to the element of its number."""
+    counted = key.to.count("[]")
+    count = len(lookup(native, parse(key.to.partition("[]")[0]) or ())) if counted else 1
+    for index in range(count):
+        steps = parse(key.to.replace("[]", f"[{index}]"))
+        found = lookup(native, steps or ())
+        if found is not ABSENT and found is not None:
+            put(key.path.replace("[]", f"[{index}]"), found)
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    here: Any = values
+    steps = parse(path)
+    assert steps is not None, path
+    for step, following in pairwise(steps):
+        inner: Any = [] if isinstance(following, int) else {}
+        if isinstance(here, list):
+            here += [{} for _ in range(len(here), step + 1)] if isinstance(step, int) else []
+            here = here[step]
+        else:
+            here = here.setdefault(step, inner)
+    here[steps[-1]] = value
+
+
+def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` in the order of the table, without keys that the dialect itself would refuse."""
+    ordered: dict[str, Any] = {}
+    for key in dialect.keys:
+        if "[]" in key.path:
+            top = key.path.partition("[]")[0]
+            found = lookup(values, parse(top) or ())
+            if found is not ABSENT:
+                _set(ordered, top, found)
+            continue
+        found = lookup(values, parse(key.path) or ())
+        if found is not ABSENT:
+            _set(ordered, key.path, found)
+        elif key.default == REQUIRED:
+            _set(ordered, key.path, "???")
+    return ordered | {name: value for name, value in values.items() if name == EXTENSION}
+
+
+def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
+    """What translating ``values`` again does not give back of ``config``."""
+    found = [f"{'.'.join(map(str, path))} must be given by hand" for path, value in walk(values) if value == "???"]
+    document = Document(values, {path: Place("written") for path, _ in walk(values)})
+    native: dict[str, Any] = {}
+    try:
+        translated = translate(dialect, document).document
+        native = {"name": config.name} | translated.values
+        again = RunConfig.model_validate(native)
+    except RunFileError as error:
+        return [*found, *(f"{problem.key}: {problem.message}" for problem in error.details)]
+    except ValidationError as error:
+        problems = problems_of(error, native, {(): Place("written")})
+        return [*found, *(f"{problem.key}: {problem.message}" for problem in problems)]
+    changed = differences(config, again)
+    other_kinds = tuple(key.removesuffix("kind") for key, _, _ in changed if key.endswith(".kind"))
+    return found + [
+        f"{key}: {old} (it would be {new})"
+        for key, old, new in changed
+        if key.endswith(".kind") or not key.startswith(other_kinds)  # the options of another kind are no news
+    ]

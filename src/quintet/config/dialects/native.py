@@ -1,0 +1,70 @@
+"""A native run file in the making: values, and for each the key of the dialect that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, walk
+from quintet.config.places import Place
+
+if TYPE_CHECKING:
+    from quintet.config.dialects.given import Given
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where `quintet prepare` writes the samples of the training data: as a Hugging Face dataset with `input_ids` and
+    `labels`, which are ``ignore_index`` where there is no loss."""
+
+    folder: str
+    ignore_index: int
+
+
+class Native:
+    """The translation so far. ``notes`` are what its user should know; the run says them. ``prepare_to`` is where
+    `quintet prepare` writes to, None for the cache."""
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.values: dict[str, Any] = {}
+        self.places: dict[KeyPath, Place] = {(): Place(given.file)}
+        self.notes: list[str] = []
+        self.prepare_to: Output | None = None
+
+    def set(self, path: str, value: Any, *keys: str) -> None:
+        """Set the native key ``path``, for the reason that the dialect's ``keys`` say so; without keys, because the
+        framework always does."""
+        self._put(path, value, self.given.place(*keys))
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """What was set at ``path``."""
+        steps = parse(path)
+        assert steps is not None, path
+        found = lookup(self.values, steps)
+        return default if found is ABSENT else found
+
+    def say(self, note: str) -> None:
+        """Add a note, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _put(self, path: str, value: Any, place: Place) -> None:
+        steps = parse(path)
+        assert steps is not None, path
+        here: Any = self.values
+        for position, (step, following) in enumerate(pairwise(steps)):
+            inner = [] if isinstance(following, int) else {}
+            if isinstance(here, list):
+                here += [inner] if step == len(here) else []
+            else:
+                here.setdefault(step, inner)
+            self.places.setdefault(steps[: position + 1], place)
+            here = here[step]
+        if isinstance(here, list):
+            here += [value]
+        else:
+            here[steps[-1]] = value
+        for inner_path, _ in walk(value, steps):
+            self.places[inner_path] = place

@@ -1,0 +1,152 @@
+"""PhyAGI's keys for the Trainers of the transformers library and of Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quintet.config.dialects.phyagi.training_keys import ARGS, ONE, optimizer_keys
+from quintet.config.dialects.phyagi.values import passes, precision
+from quintet.config.dialects.table import SEVERAL_DEVICES, Key
+from quintet.config.dialects.values import Value, anything, choice, duration, flag, mapping, number, text, whole
+
+PL = "training_args.trainer"
+MODULE = "training_args.lightning_module"
+ARGUMENTS = "training_args.arguments"
+"""Where `shape` puts the arguments of another library's trainer that this table does not have."""
+
+
+def _own(path: str, value: Value, help: str, **more: Any) -> Key:
+    """A key that only one trainer has, at one place."""
+    return Key(path, value, help, documented=False, **more)
+
+
+HUGGINGFACE = (
+    _own(f"{ARGS}.learning_rate", number(0), "learning rate", shapes=("optimizer.lr",)),
+    _own(f"{ARGS}.per_device_train_batch_size", whole(1), "samples of a pass; 8", shapes=("train.micro_batch_size",)),
+    _own(f"{ARGS}.per_device_eval_batch_size", whole(1), "the same in validation; 8", shapes=("evaluate.batch_size",)),
+    _own(f"{ARGS}.gradient_accumulation_steps", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
+    _own(
+        f"{ARGS}.optim",
+        choice(
+            by={
+                **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
+                "sgd": "SGD",
+                "adagrad": "Adagrad",
+                "rmsprop": "RMSprop",
+            }
+        ),
+        "optimizer",
+        shapes=("optimizer.kind",),
+    ),
+    _own(f"{ARGS}.weight_decay", number(0), "decay of the matrices", shapes=("optimizer.weight_decay",)),
+    _own(f"{ARGS}.adam_beta1", number(0, 1), "decay of the average of the gradient", shapes=("optimizer.betas",)),
+    _own(f"{ARGS}.adam_beta2", number(0, 1), "decay of the average of its square", shapes=("optimizer.betas",)),
+    _own(f"{ARGS}.adam_epsilon", number(0), "added to the root", shapes=("optimizer.eps",)),
+    _own(f"{ARGS}.lr_scheduler_type", text(), "schedule; linear", shapes=("schedule.name",)),
+    _own(f"{ARGS}.lr_scheduler_kwargs", mapping(), "its parameters", shapes=("schedule.arguments",)),
+    _own(f"{ARGS}.warmup_ratio", number(0, 1), "part of the run that warms up", shapes=("schedule.warmup_steps",)),
+    _own(f"{ARGS}.warmup_steps", whole(0), "steps that warm up", shapes=("schedule.warmup_steps",)),
+    _own(f"{ARGS}.max_grad_norm", number(0), "largest norm of the gradient; 1", shapes=("train.clip_norm",)),
+    _own(f"{ARGS}.bf16", flag(), "matrix products in bf16", shapes=("train.precision",)),
+    _own(f"{ARGS}.fp16", flag(), "matrix products in fp16", shapes=("train.precision",)),
+    _own(
+        f"{ARGS}.eval_strategy",
+        choice("no", "steps", "epoch"),
+        "when to validate",
+        aliases=(f"{ARGS}.evaluation_strategy",),
+        shapes=("evaluate.every",),
+    ),
+    _own(f"{ARGS}.save_strategy", choice("no", "steps", "epoch"), "when to save", shapes=("checkpoint.every",)),
+    _own(f"{ARGS}.save_total_limit", whole(1), "checkpoints to keep", shapes=("checkpoint.keep",)),
+    _own(f"{ARGS}.eval_on_start", flag(), "also validate before the first step", shapes=("evaluate.at_start",)),
+    _own(f"{ARGS}.label_smoothing_factor", number(0, 1), "label smoothing", shapes=("loss.label_smoothing",)),
+    _own(f"{ARGS}.torch_compile", flag(), "compile the blocks", shapes=("train.compile",)),
+    _own(f"{ARGS}.use_cpu", flag(), "train on the CPU", shapes=("train.device",)),
+)
+
+LIGHTNING = (
+    _own(
+        f"{ARGS}.train_micro_batch_size_per_gpu", whole(1), "samples of a pass; 1", shapes=("train.micro_batch_size",)
+    ),
+    _own(f"{PL}.max_epochs", whole(-1), "passes over the data; -1: no end", shapes=("train.epochs",)),
+    _own(f"{PL}.max_steps", whole(-1), "steps; -1: no end", shapes=("train.steps",)),
+    _own(
+        f"{PL}.precision",
+        precision(),
+        "numbers of the matrix products",
+        shapes=("train.precision",),
+    ),
+    _own(f"{PL}.log_every_n_steps", whole(1), "steps between progress lines; 50", shapes=("train.log_every",)),
+    _own(f"{PL}.accumulate_grad_batches", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
+    _own(f"{PL}.gradient_clip_val", number(0), "largest norm of the gradient", shapes=("train.clip_norm",)),
+    _own(f"{PL}.gradient_clip_algorithm", choice("norm"), "what is clipped", shapes=("train.clip_norm",)),
+    _own(
+        f"{PL}.val_check_interval",
+        duration(),
+        "passes between validations, or a fraction of an epoch",
+        shapes=("evaluate.every",),
+    ),
+    _own(f"{PL}.check_val_every_n_epoch", whole(1), "epochs between validations; 1", shapes=("evaluate.every",)),
+    _own(
+        f"{PL}.limit_val_batches",
+        passes(),
+        "passes of a validation; 1.0: all",
+        shapes=("evaluate.samples",),
+    ),
+    _own(
+        f"{PL}.accelerator",
+        choice(by={"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}),
+        "device",
+        shapes=("train.device",),
+    ),
+    _own(f"{PL}.devices", anything(), "devices", pending=SEVERAL_DEVICES, idle=("auto", 1, "1", [0])),
+    _own(f"{PL}.num_nodes", whole(1), "machines", pending=SEVERAL_DEVICES, idle=(1,)),
+    _own(
+        f"{PL}.num_sanity_val_steps",
+        whole(-1),
+        "a validation to try it",
+        moot="every run is rehearsed before its first step",
+    ),
+    *(
+        _own(f"{ARGS}.strategy.{path}", value, "how devices share the work", pending=SEVERAL_DEVICES, idle=idle)
+        for path, value, idle in (
+            ("type", text(), ("auto",)),
+            ("data_parallel_size", whole(0), (0, 1)),
+            ("context_parallel_size", whole(0), (0, 1)),
+            ("tensor_parallel_size", whole(0), (0, 1)),
+            ("fsdp_cpu_offload", flag(), (False,)),
+        )
+    ),
+    *(
+        _own(f"{ARGS}.strategy.{path}", flag(), "of several devices", moot=ONE)
+        for path in (
+            "activation_checkpointing",
+            "fsdp_compile",
+            "tp_async",
+            "tp_sequence_parallel",
+            "tp_loss_parallel",
+        )
+    ),
+    _own(f"{MODULE}.optimizer.type", text(), "optimizer, as adamw", shapes=("optimizer.kind",)),
+    *optimizer_keys(f"{MODULE}.optimizer.params", documented=False),
+    _own(f"{MODULE}.scheduler.type", text(), "schedule, as step", shapes=("schedule.kind",)),
+    _own(f"{MODULE}.scheduler.params", mapping(), "its parameters", shapes=("schedule.arguments",)),
+    _own(f"{MODULE}.scheduler.interval", choice("step"), "what the schedule counts", shapes=("schedule.kind",)),
+    _own(
+        f"{MODULE}.scheduler.frequency",
+        whole(1),
+        "steps that it counts as one",
+        pending="a schedule that counts several steps as one",
+        idle=(1,),
+    ),
+    _own(f"{MODULE}.scheduler.name", text(), "name in logs", moot="the rate is logged as train/lr"),
+)
+
+FURTHER = (
+    _own(
+        ARGUMENTS,
+        mapping(),
+        "arguments of the other library's trainer that are handed on to it by name",
+        shapes=("trainer.arguments",),
+    ),
+)

@@ -1,0 +1,160 @@
+"""What PhyAGI's training arguments are here: those common to its trainers, and those of its own around DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quintet.config.dialects.given import Given
+from quintet.config.dialects.native import Native
+from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, HUGGINGFACE, LIGHTNING
+from quintet.config.dialects.phyagi.others import huggingface_rules, lightning_rules
+from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
+from quintet.config.dialects.phyagi.shape import trainer_of
+from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS
+
+BUILT_IN: dict[str, Any] = {
+    "optimizer": {
+        "kind": "adamw",
+        "lr": 1.8e-3,
+        "betas": [0.9, 0.95],
+        "eps": 1e-7,
+        "weight_decay": 0.0,
+        "decay": "all",
+    },
+    "schedule": {
+        "kind": "deepspeed",
+        "name": "WarmupDecayLR",
+        "arguments": {"warmup_min_lr": 0.0, "warmup_max_lr": 1.8e-3, "warmup_type": "linear"},
+    },
+}
+"""PhyAGI's own configuration of DeepSpeed, for a file that has none."""
+
+BATCH = 1024
+
+
+def training_rules(given: Given, native: Native) -> None:
+    """All of training, by the trainer that the file is for."""
+    trainer = trainer_of(given.document.values)
+    _refuse_others(given, trainer)
+    _folder(given, native)
+    _track(given, native)
+    native.set("sample.prompts", [])
+    native.set("checkpoint.keep", None)
+    native.set("checkpoint.keep_best", False)
+    rules: dict[str, Callable[[Given, Native], None]] = {
+        "deepspeed": _deepspeed,
+        "huggingface": huggingface_rules,
+        "lightning": lightning_rules,
+    }
+    rules[trainer](given, native)
+    _no_validation(native)
+
+
+def _refuse_others(given: Given, trainer: str) -> None:
+    """Refuse the arguments of another trainer than the file's."""
+    shared = {"train_micro_batch_size_per_gpu"} if trainer == "deepspeed" else set()
+    owned = {"deepspeed": DEEPSPEED, "huggingface": HUGGINGFACE, "lightning": LIGHTNING}
+    for owner, keys in owned.items():
+        for key in keys if owner != trainer else ():
+            if given.has(key.path) and key.name not in shared:
+                given.refuse(key.path, f"is for trainer: {owner}, and this file is for {trainer}; leave it out")
+    if trainer == "deepspeed" and given.has(ARGUMENTS):
+        given.refuse(ARGUMENTS, "is for trainer: huggingface or lightning; leave it out")
+
+
+def _folder(given: Given, native: Native) -> None:
+    """The run's folder; where the file has an output_root, a relative one lies in it."""
+    folder = Path(given["output_dir"]).expanduser()
+    if given.has("output_root"):
+        root = Path(given["output_root"]).expanduser()
+        folder = folder if folder.is_relative_to(root) else root / folder
+    native.set("runs_dir", str(folder.parent), "output_dir")
+    native.set("name", folder.name or "run", "output_dir")
+
+
+def _track(given: Given, native: Native) -> None:
+    entries: list[dict[str, Any]] = []
+    for kind in ("mlflow", "wandb", "tensorboard"):
+        if given[f"{ARGS}.{kind}"]:
+            host = given[f"{ARGS}.wandb_host"] if kind == "wandb" else None
+            entries.append({"kind": kind, **({"arguments": {"settings": {"base_url": host}}} if host else {})})
+    if entries:
+        native.set("track", entries, *(f"{ARGS}.{entry['kind']}" for entry in entries))
+
+
+def _no_validation(native: Native) -> None:
+    """Nothing is validated where nothing is held out."""
+    if not native.get("data.validation_sources"):
+        native.set("evaluate.every", None)
+        native.set("evaluate.at_end", False)
+
+
+def _deepspeed(given: Given, native: Native) -> None:
+    precision(
+        given, native, {f"{DS}.fp16.enabled": "fp16", f"{DS}.bf16.enabled": "bf16"}, automatic=not _has_config(given)
+    )
+    _optimizer(given, native)
+    _schedule(given, native)
+    batch, micro = f"{DS}.train_batch_size", f"{DS}.train_micro_batch_size_per_gpu"
+    accumulation = f"{DS}.gradient_accumulation_steps"
+    own = f"{ARGS}.train_micro_batch_size_per_gpu"
+    if given.has(own):
+        given.refuse(own, f"stands in ds_config for trainer: deepspeed, as {micro}")
+    if given[batch] is not None or not (given[micro] and given[accumulation]):
+        native.set("train.batch_size", given[batch] or BATCH, batch)
+    if given[micro] is not None or (given[batch] is None and given[accumulation] is None):
+        native.set("train.micro_batch_size", given[micro] or 4, micro)
+    if given[accumulation] is not None:
+        native.set("train.accumulation", given[accumulation], accumulation)
+    clipping = f"{DS}.gradient_clipping"
+    native.set("train.clip_norm", given[clipping] or None, clipping)
+    length(given, native, epochs=f"{ARGS}.num_train_epochs", steps=f"{ARGS}.max_steps")
+    native.set("train.log_every", given[f"{ARGS}.logging_steps"], f"{ARGS}.logging_steps")
+    native.set("checkpoint.every", period(given, f"{ARGS}.save_steps"), f"{ARGS}.save_steps")
+    native.set("checkpoint.at_end", given[f"{ARGS}.save_final_checkpoint"], f"{ARGS}.save_final_checkpoint")
+    _evaluation(given, native)
+
+
+def _has_config(given: Given) -> bool:
+    return bool(given.within(DS))
+
+
+def _optimizer(given: Given, native: Native) -> None:
+    section = f"{DS}.optimizer"
+    if not _has_config(given):
+        native.set("optimizer", dict(BUILT_IN["optimizer"]), "training_args.ds_config.optimizer.type")
+        return
+    kind, adam_w = given[f"{section}.type"] or "AdamW", given[f"{section}.params.adam_w_mode"] is not False
+    decoupled = kind.lower() in ("adamw", "adam") and adam_w
+    name = "Adam" if kind.lower() == "adamw" and not adam_w else kind
+    optimizer(given, native, f"{section}.params", None if decoupled else name, f"{section}.type", ADAMW)
+
+
+def _schedule(given: Given, native: Native) -> None:
+    kind, params = f"{DS}.scheduler.type", f"{DS}.scheduler.params"
+    if not _has_config(given):
+        native.set("schedule", dict(BUILT_IN["schedule"]), kind)
+    elif given[kind] is None:
+        if given[params]:
+            given.refuse(params, "says parameters of no schedule; give scheduler.type")
+        native.set("schedule", {"kind": "constant"}, kind)
+    else:
+        native.set("schedule.kind", "deepspeed", kind)
+        native.set("schedule.name", given[kind], kind)
+        native.set("schedule.arguments", dict(given[params] or {}), params)
+
+
+def _evaluation(given: Given, native: Native) -> None:
+    doing = given[f"{ARGS}.do_eval"]
+    every = period(given, f"{ARGS}.eval_steps") if doing else None
+    native.set("evaluate.every", every, f"{ARGS}.eval_steps" if doing else f"{ARGS}.do_eval")
+    native.set("evaluate.at_end", doing and given[f"{ARGS}.do_final_eval"], f"{ARGS}.do_final_eval")
+    batches = given[f"{ARGS}.eval_max_steps"]
+    sets = len(native.get("data.validation_sources", []))
+    sets = 1 if given["eval_dataset_concat"] is not None else max(sets, 1)
+    samples = native.get("train.batch_size") or given[f"{DS}.train_micro_batch_size_per_gpu"] * (
+        given[f"{DS}.gradient_accumulation_steps"] or 1
+    )
+    native.set("evaluate.samples", None if batches is None else batches * samples * sets, f"{ARGS}.eval_max_steps")

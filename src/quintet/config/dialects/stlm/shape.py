@@ -1,0 +1,83 @@
+"""Older, newer and shorter nestings of STLM's files brought into that of its table.
+
+Most of them are aliases of the table. Here is what one key cannot say for another: a file inside a section of its own,
+a name where the table has a section, a list of evaluations.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from quintet.config.keypath import KeyPath, lookup
+from quintet.config.merge import forget, merge
+from quintet.config.places import Place, place_of
+from quintet.config.read import Document
+
+SECTIONS = ("model", "trainer", "general", "teachermodel")
+NAMED = ("lr_scheduler", "dataloader", "datasampling", "loss_fn")
+
+
+def shape(document: Document) -> Document:
+    """``document`` with the table's nesting; places move with their values."""
+    document = _unwrapped(document)
+    shaped = Document(copy.deepcopy(document.values), dict(document.places))
+    for name in NAMED:
+        if isinstance(lookup(shaped.values, ("trainer", name)), str):
+            _wrap(shaped, ("trainer", name), "name")
+    evaluations = lookup(shaped.values, ("trainer", "eval"))
+    if isinstance(evaluations, list) and all(isinstance(one, dict) for one in evaluations):
+        if len(evaluations) == 1 and "evaluator" not in evaluations[0]:
+            _move(shaped, ("trainer", "eval", 0), ("trainer", "eval"))
+        else:
+            _wrap(shaped, ("trainer", "eval"), "evaluators")
+    return shaped
+
+
+def wrapped_in(values: Any) -> str | None:
+    """The only section that holds a whole file, as Hydra makes one of a file's folder; None where there is none."""
+    found = [
+        name
+        for name, inner in values.items()
+        if name not in SECTIONS and isinstance(inner, dict) and {"model", "trainer"} <= inner.keys()
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _unwrapped(document: Document) -> Document:
+    """The file inside its section, with what stands beside it, from the command line, on top."""
+    name = wrapped_in(document.values)
+    if name is None:
+        return document
+    places = {path[1:]: place for path, place in document.places.items() if path[:1] == (name,)}
+    inner = Document(document.values[name], places)
+    nested = wrapped_in(inner.values)
+    inner = _unwrapped(inner) if nested else inner
+    beside = {key: value for key, value in document.values.items() if key != name}
+    others = {path: place for path, place in document.places.items() if path[:1] != (name,)}
+    return merge(inner, Document(beside, others)) if beside else inner
+
+
+def _wrap(document: Document, path: KeyPath, name: str) -> None:
+    """Put what stands at ``path`` into a section there, under ``name``."""
+    _move(document, path, (*path, name))
+
+
+def _move(document: Document, source: KeyPath, target: KeyPath) -> None:
+    """Move a value, and the places of all that is in it, over what was at ``target``."""
+    place = place_of(source, document.places)
+    value = lookup(document.values, source)
+    moved: dict[KeyPath, Place] = {
+        (*target, *path[len(source) :]): found
+        for path, found in document.places.items()
+        if path[: len(source)] == source
+    }
+    shorter = min(source, target, key=len)
+    forget(document.places, shorter)
+    here: Any = document.values
+    for step in target[:-1]:
+        if not isinstance(here.get(step), dict):
+            here[step] = {}
+        here = here[step]
+    here[target[-1]] = value
+    document.places.update({shorter: place} | moved)

@@ -1,0 +1,119 @@
+"""What a dialect is: a table of its keys, and a few rules for what several keys say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from quintet.config.dialects.values import Value
+from quintet.config.keypath import KeyPath, parse
+from quintet.config.read import Document
+
+if TYPE_CHECKING:
+    from quintet.config.dialects.given import Given
+    from quintet.config.dialects.native import Native
+    from quintet.config.schema import RunConfig
+
+Put = Callable[[str, Any], None]
+"""Sets a key of a dialect to the value that a native run file gives it; the key `quintet` is the section of native keys
+that a file of every dialect may have."""
+
+SEVERAL_DEVICES = "training on several devices"
+BENCHMARKS = "evaluation on benchmarks"
+PIANO = "reading MIDI and piano tokens"
+"""What is pending, where keys are for it."""
+
+REQUIRED = "required"
+"""Default of a key that must be given."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a dialect.
+
+    ``path`` is where the document, or the framework's own files, have it; ``[]`` stands for each element of a list.
+    ``aliases`` are other places and spellings of it. A value is read by ``value``; where the key says one thing of the
+    run file and nothing else does, it goes ``to`` that native key as it was read, and otherwise the dialect's rules
+    make the native keys ``shapes`` of it. ``default`` is the document's, `REQUIRED` when the key must be given, None
+    when a file without it says nothing of the matter. ``null`` is what null means; None: as if the key were not given.
+
+    ``documented``: the framework's document has it, and not its own files alone. ``moot``: why it changes nothing here,
+    which the run says; ``refused``: why it cannot be followed; ``pending``: what is still to be built for it, where any
+    value but those of ``idle`` is refused.
+    """
+
+    path: str
+    value: Value
+    help: str
+    to: str = ""
+    shapes: tuple[str, ...] = ()
+    default: Any = None
+    aliases: tuple[str, ...] = ()
+    documented: bool = True
+    null: Any = None
+    moot: str = ""
+    refused: str = ""
+    pending: str = ""
+    idle: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    @cached_property
+    def steps(self) -> tuple[str, ...]:
+        """``path`` in steps, "[]" for each element of a list."""
+        return pattern(self.path)
+
+
+def pattern(path: str) -> tuple[str, ...]:
+    """``path`` in steps: "dataset[].seq_len" is ("dataset", "[]", "seq_len")."""
+    return tuple(path.replace("[]", ".[]").split("."))
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One framework's run files.
+
+    ``recognise`` says of a file's values whether they are of this dialect. ``shape`` brings older and other nestings of
+    a file into that of the table. ``rules`` set in the native run file what several keys say together, and what the
+    framework always does. ``back`` puts into a file of the dialect what the table alone cannot of a native config.
+    ``hydra``: its command line has Hydra's grammar.
+    """
+
+    name: str
+    title: str
+    keys: tuple[Key, ...]
+    recognise: Callable[[Mapping[str, Any]], bool]
+    rules: Callable[[Given, Native], None]
+    shape: Callable[[Document], Document] = lambda document: document
+    back: Callable[[RunConfig, Put], None] = lambda config, put: None
+    hydra: bool = False
+
+    @cached_property
+    def by_pattern(self) -> dict[tuple[str, ...], Key]:
+        """Keys by the steps of their path and of each alias."""
+        found: dict[tuple[str, ...], Key] = {}
+        for key in self.keys:
+            for path in (key.path, *key.aliases):
+                assert found.setdefault(pattern(path), key) is key, f"{self.name}: {path} is the name of two keys"
+        return found
+
+    @cached_property
+    def sections(self) -> set[tuple[str, ...]]:
+        """The steps of every section and list that holds keys."""
+        return {steps[:length] for steps in self.by_pattern for length in range(len(steps))}
+
+    def find(self, path: KeyPath) -> Key | None:
+        """The key at ``path`` in a file, None when there is none of this name."""
+        return self.by_pattern.get(tuple("[]" if isinstance(step, int) else step for step in path))
+
+    def key(self, path: str) -> Key:
+        """The key ``path``, which the table has."""
+        steps = parse(path.replace("[]", "[0]"))
+        found = self.find(steps) if steps else None
+        assert found is not None, f"{self.name} has no key {path}"
+        return found

@@ -1,0 +1,163 @@
+"""Files with a Hydra `defaults:` list, composed from their config folder with the line of every value.
+
+Hydra works out which files make the config, in which order and under which package (https://hydra.cc/docs/advanced/defaults_list/);
+they are then read and merged as all run files are, so that every value keeps its place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quintet.config.keypath import ABSENT, KeyPath, lookup
+from quintet.config.merge import forget, merge, set_override
+from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError
+from quintet.config.read import Document, first_line, is_list, read_document
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+OWN_SETTINGS = "hydra"
+"""The key under which a file configures Hydra itself: jobs, sweeps, folders."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed config, and the overrides that chose files of groups and are therefore done."""
+
+    document: Document
+    used: tuple[str, ...]
+
+
+def is_composed(file: Path) -> bool:
+    """Whether ``file`` has a defaults list."""
+    return "defaults" in read_document(file).values
+
+
+def compose(file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
+    """``file`` with what its defaults list names, below ``folder`` (the file's own when None).
+
+    Overrides that choose another file of a group (``model=gpt2_small``, ``+experiment=x``, ``~logging``) take part; the
+    others are left to the caller. Raises RunFileError when a file is missing or the list is wrong.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    root = (folder or file.parent).resolve()
+    name = file.resolve().relative_to(root).with_suffix("").as_posix()
+    choosing = [text for text in overrides if _chooses(text, root)]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(root), version_base=_version_base(file)):
+            loader = GlobalHydra.instance().config_loader()
+            found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
+    except (HydraException, ValueError) as error:
+        raise RunFileError([Problem(_place_of_defaults(file), "defaults", _reason(error, root))]) from None
+    composed: Document | None = None
+    for default in found.defaults:
+        path = default.config_path
+        if path is None or path.split("/")[0] == OWN_SETTINGS:
+            continue
+        part = _part(_file(root, path, file), default.package or "")
+        composed = part if composed is None else merge(composed, part)
+    assert composed is not None, file
+    composed.places[()] = Place(str(file))
+    return Composed(composed, tuple(choosing))
+
+
+def apply_hydra_overrides(document: Document, overrides: Sequence[str]) -> Document:
+    """``document`` with overrides in Hydra's grammar: ``key=value``, ``+key=value``, ``++key=value``, ``~key``.
+
+    Raises RunFileError with every override that is malformed, deletes nothing, or asks for a sweep.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    values, places = copy.deepcopy(document.values), dict(document.places)
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+            _apply(values, places, override)
+        except HydraException as error:
+            problems.append(Problem(COMMAND_LINE, "", f"{text!r} is no override of Hydra's: {first_line(error)}"))
+        except ValueError as error:
+            problems.append(Problem(COMMAND_LINE, text.partition("=")[0].lstrip("+~"), str(error)))
+    if problems:
+        raise RunFileError(problems)
+    return Document(values, places)
+
+
+def _apply(values: dict[str, Any], places: dict[KeyPath, Place], override: Override) -> None:
+    key = override.key_or_group
+    path = tuple(key.split("."))
+    if override.is_sweep_override():
+        raise ValueError("is a sweep over several values; give one, a run is one config")
+    if override.is_delete():
+        here: Any = values
+        for step in path[:-1]:
+            here = here.get(step, {}) if isinstance(here, dict) else {}
+        if not isinstance(here, dict) or path[-1] not in here:
+            raise ValueError("is to be deleted, and is not there")
+        del here[path[-1]]
+        forget(places, path)
+        return
+    set_override(values, places, path, override.value())
+
+
+def _chooses(text: str, root: Path) -> bool:
+    """Whether an override names a group, which is a folder of ``root``."""
+    group = text.partition("=")[0].lstrip("+~").partition("@")[0]
+    return bool(group) and "." not in group and (root / group).is_dir()
+
+
+def _part(file: Path, package: str) -> Document:
+    """``file`` below ``package``; one that is a list is the value of the package's last step."""
+    around, _, last = package.rpartition(".")
+    if last and last != "_global_" and is_list(file):
+        return _packaged(read_document(file, list_key=last), around)
+    return _packaged(read_document(file), package)
+
+
+def _packaged(document: Document, package: str) -> Document:
+    """``document`` below ``package``, without its defaults list and Hydra's own settings."""
+    values = {name: value for name, value in document.values.items() if name not in ("defaults", OWN_SETTINGS)}
+    left_out = (("defaults",), (OWN_SETTINGS,))
+    places = {path: place for path, place in document.places.items() if path[:1] not in left_out}
+    steps = tuple(package.split(".")) if package and package != "_global_" else ()
+    for position in range(len(steps), 0, -1):
+        values = {steps[position - 1]: values}
+    top = places[()]
+    moved: dict[KeyPath, Place] = {steps[:length]: top for length in range(len(steps) + 1)}
+    moved |= {(*steps, *path): place for path, place in places.items()}
+    return Document(values, moved)
+
+
+def _file(root: Path, config_path: str, asked_by: Path) -> Path:
+    found = root / f"{config_path}.yaml"
+    try:
+        relative = found.relative_to(asked_by.resolve().parent)
+    except ValueError:
+        return found
+    return asked_by.parent / relative
+
+
+def _version_base(file: Path) -> str | None:
+    """The version of Hydra whose rules a file asks for, None for those of the installed one."""
+    asked = lookup(read_document(file).values, ("HydraConf", "version_base"))
+    return None if asked in (ABSENT, None) else str(asked)
+
+
+def _place_of_defaults(file: Path) -> Place:
+    return read_document(file).places.get(("defaults",), Place(str(file)))
+
+
+def _reason(error: Exception, root: Path) -> str:
+    """Hydra's message on one line, without the list of its search path."""
+    text = str(error).partition("Config search path:")[0]
+    return " ".join(text.split()) + f" (config folder: {root})"

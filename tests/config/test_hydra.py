@@ -1,0 +1,116 @@
+"""Files with a defaults list: the values are those of Hydra's own `compose`, and each knows its file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from quintet.config.hydra import apply_hydra_overrides, compose
+from quintet.config.interpolate import resolve
+from quintet.config.keypath import walk
+from quintet.errors import UserError
+
+FILES = {
+    "train": """
+        defaults:
+          - model: small
+          - optimizer: adamw
+          - lr@schedule.first: warm
+          - /paths/local
+          - optional tasks: missing
+          - _self_
+        run: ${model.size}-${optimizer.lr}
+        model: {heads: 4}
+        steps: 10
+        list: [1, 2]
+        hydra: {run: {dir: elsewhere}}
+        """,
+    "model/small": "size: 1\nheads: 2\nlist: [1, 2, 3]\n",
+    "model/large": "defaults: [small, _self_]\nsize: 9\n",
+    "optimizer/adamw": "lr: 0.1\nbetas: {one: 0.9}\n",
+    "optimizer/sgd": "lr: 0.5\n",
+    "lr/warm": "steps: 7\n",
+    "paths/local": "# @package _global_\nroots:\n  data: here\n",
+    "experiment/wide": "# @package _global_\ndefaults:\n  - override /model: large\nsteps: 99\nmodel: {heads: 8}\n",
+    "nested/inner": "a: 1\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    import textwrap
+
+    for name, text in FILES.items():
+        file = tmp_path / f"conf/{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text).lstrip("\n"))
+    return tmp_path / "conf"
+
+
+def ours(folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
+    composed = compose(folder / f"{name}.yaml", overrides, folder)
+    left = [text for text in overrides if text not in composed.used]
+    document = apply_hydra_overrides(composed.document, left)
+    for path, _ in walk(document.values):
+        assert path in document.places, path
+    return resolve(document, lambda values: values)
+
+
+def theirs(folder: Path, name: str, overrides: list[str]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(folder), version_base=None):
+        return OmegaConf.to_container(hydra_compose(name, overrides), resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("train", []),
+        ("train", ["model=large"]),
+        ("train", ["optimizer=sgd", "optimizer.lr=0.25", "steps=3"]),
+        ("train", ["+experiment=wide"]),
+        ("train", ["+experiment=wide", "model.heads=16"]),
+        ("train", ["~optimizer.betas", "++extra.deep=[1,{a: b}]", "+new='a b'"]),
+        ("train", ["~optimizer", "run=x"]),
+        ("nested/inner", []),
+        ("nested/inner", ["nested.a=5"]),
+    ],
+)
+def test_the_composition_is_hydras(folder: Path, name: str, overrides: list[str]) -> None:
+    assert ours(folder, name, overrides) == theirs(folder, name, overrides)
+
+
+def test_each_value_knows_its_file_and_line(folder: Path) -> None:
+    composed = compose(folder / "train.yaml", ["model=large"], folder).document
+    places = {path: str(place) for path, place in composed.places.items()}
+    assert places["model", "size"] == f"{folder}/model/large.yaml:2"
+    assert places["model", "heads"] == f"{folder}/train.yaml:9"
+    assert places["schedule", "first", "steps"] == f"{folder}/lr/warm.yaml:1"
+    assert places["roots", "data"] == f"{folder}/paths/local.yaml:3"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=huge"], "huge"),
+        (["steps=1,2"], "sweep"),
+        (["~optimizer.betta"], "is not there"),
+        (["steps=[1"], "no override of Hydra's"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused_in_one_line(folder: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        ours(folder, "train", overrides)
+    assert len(error.value.problems) == 1
+    assert "\n" not in error.value.problems[0]
+
+
+def test_a_missing_file_of_the_list_names_the_line(folder: Path) -> None:
+    (folder / "broken.yaml").write_text("steps: 1\ndefaults:\n  - model: gone\n")
+    with pytest.raises(UserError, match=r"broken.yaml:2: defaults: .*model/gone"):
+        compose(folder / "broken.yaml", [])

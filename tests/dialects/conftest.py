@@ -1,0 +1,165 @@
+"""Files of a dialect, changed key by key, and what the run that they describe really is.
+
+A test module names its ``DIALECT`` and has a fixture ``base``: a small complete file of it as a mapping. The fixture
+``make`` then gives what comes of the file with some keys changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import chdir
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from quintet.config.load import Loaded, Reading, load_run_config
+from quintet.config.schema import RunConfig
+from quintet.data.batch import Batch
+from quintet.model import Model
+from quintet.track.console import Reporter
+from quintet.train.checkpoint import checkpoint_steps
+from quintet.train.loop import train
+from quintet.train.setup import Run, set_up
+
+
+class Made:
+    """The run that a file describes: read, built, and trained when it is asked for."""
+
+    def __init__(self, file: Path, loaded: Loaded) -> None:
+        self.file, self.loaded = file, loaded
+
+    @property
+    def config(self) -> RunConfig:
+        """The native run file."""
+        return self.loaded.config
+
+    def place(self, path: str) -> str:
+        """The dialect's key behind the native key ``path``, and its line: "model.n_layer (line 7)"."""
+        found = {_shown(known): place for known, place in self.loaded.places.items()}[path]
+        return f"{found.key} (line {found.line})"
+
+    @cached_property
+    def run(self) -> Run:
+        """Everything the run needs, built and not yet trained."""
+        with chdir(self.file.parent):
+            return set_up(self.config, Reporter())
+
+    @property
+    def model(self) -> Model:
+        """The built model."""
+        return self.run.model
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter of the built model, by name."""
+        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+
+    def modules(self, kind: type[nn.Module]) -> list[nn.Module]:
+        """The parts of the built model of one class."""
+        return [module for module in self.model.modules() if isinstance(module, kind)]
+
+    def dropouts(self) -> dict[str, float]:
+        """Rate of every dropout module, by name, those of 0 left out."""
+        found = {name: module.p for name, module in self.model.named_modules() if isinstance(module, nn.Dropout)}
+        return {name: rate for name, rate in found.items() if rate}
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The built optimizer."""
+        return self.run.optimizer
+
+    def batch(self, step: int = 0) -> Batch:
+        """The batch of ``step`` as the model gets it."""
+        return self.run.batch(step)
+
+    @cached_property
+    def trained(self) -> Path:
+        """The run's folder after training to the end."""
+        with chdir(self.file.parent):
+            return train(self.config, Reporter()).run.folder.absolute()
+
+    def metrics(self, name: str) -> dict[int, float]:
+        """A metric of the trained run by step, from metrics.jsonl."""
+        lines = [json.loads(line) for line in (self.trained / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of every step of the trained run."""
+        return list(self.metrics("train/loss").values())
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of every step of the trained run."""
+        return list(self.metrics("train/lr").values())
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that the trained run keeps."""
+        return checkpoint_steps(self.trained / "checkpoints")
+
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, base: Mapping[str, Any], tmp_path: Path) -> Make:
+    """``make({"model.n_layer": 3}, without=["training.epochs"])``: the run of ``base`` with some keys set and some left
+    out, each in a working directory of its own. A path steps through lists by number: ``dataset.0.weight``."""
+    count = 0
+
+    def build(changes: Mapping[str, Any] | None = None, *, without: Iterable[str] = (), purpose: Any = "train") -> Made:
+        nonlocal count
+        count += 1
+        values = copy.deepcopy(dict(base))
+        for path in without:
+            _remove(values, path)
+        for path, value in (changes or {}).items():
+            _set(values, path, value)
+        folder = tmp_path / f"run{count}"
+        folder.mkdir()
+        file = folder / "their.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return Made(file, load_run_config([file], [], Reading(request.module.DIALECT, purpose=purpose)))
+
+    return build
+
+
+def same(a: Batch, b: Batch) -> bool:
+    """Whether two batches hold the same samples."""
+    return np.array_equal(a.inputs, b.inputs) and np.array_equal(a.targets, b.targets)
+
+
+def _shown(path: tuple[str | int, ...]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _steps(path: str) -> list[str | int]:
+    return [int(step) if step.isdecimal() else step for step in path.split(".")]
+
+
+def _set(values: Any, path: str, value: Any) -> None:
+    *sections, last = _steps(path)
+    for step in sections:
+        if isinstance(values, dict):
+            values.setdefault(step, {})
+        values = values[step]
+    if isinstance(values, list) and last == len(values):
+        values.append(value)
+    else:
+        values[last] = value
+
+
+def _remove(values: Any, path: str) -> None:
+    *sections, last = _steps(path)
+    for step in sections:
+        values = values[step]
+    del values[last]

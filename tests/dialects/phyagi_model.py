@@ -1,0 +1,249 @@
+"""What the keys of the model change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.dialects.conftest import Made, Make
+from tests.dialects.phyagi_runs import VOCAB, contains, norms, refused, says
+from torch import nn
+
+from quintet.model.norm import RMSNorm
+
+# Model.
+
+
+def model_type(make: Make) -> None:
+    own = make({"model": {"model_type": "gpt2", "vocab_size": 48, "n_positions": 16, "n_embd": 16, "n_layer": 1}})
+    own = make({"model": {**yaml.safe_load(own.file.read_text())["model"], "n_head": 2}})
+    assert any(type(module).__name__ == "GPT2Block" for module in own.model.modules())
+    assert own.shapes[next(name for name in own.shapes if name.endswith("wte.weight"))] == (48, 16)
+    assert "needs model.vocab_size" in refused(make, {"model": {"model_type": "gpt2"}})
+    assert make().config.model.block == "parallel"
+
+
+def pretrained(make: Make, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    theirs.save_pretrained(folder)
+    key = "pretrained_model_name_or_path"
+    made = make({"model": {key: str(folder), "vocab_size": VOCAB, "resid_pdrop": 0.5}})
+    ids = torch.tensor([[7, 8, 9, 10]])
+    made.model.eval()
+    with torch.no_grad():
+        assert torch.allclose(made.model(ids), theirs.eval()(ids).logits, atol=1e-5)
+    assert 0.5 in made.dropouts().values()
+    assert "stands for a name" in refused(make, {"model": {key: "<pretrained_model_name_or_path>"}})
+    foreign = {key: str(folder), "architecture": {"mixer": {"rotary_base": 500_000}}}
+    assert "belongs to model_type: mixformer-sequential" in refused(make, {"model": foreign})
+    first = make({"training_args.max_steps": 1, "training_args.save_final_checkpoint": True})
+    again = make({f"model.{key}": str(first.trained)})
+    weights = first.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in again.model.state_dict().items())
+
+
+def trust(make: Make) -> None:
+    code = make({"model": {"pretrained_model_name_or_path": "some/name", "trust_remote_code": True}})
+    assert code.config.model.trust_remote_code
+    plain = make({"model": {"pretrained_model_name_or_path": "some/name"}})
+    assert not plain.config.model.trust_remote_code
+
+
+def checkpointing(make: Make) -> None:
+    gpt2 = {"model_type": "gpt2", "vocab_size": 48, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    made = make({"model": {**gpt2, "gradient_checkpointing": True}})
+    assert any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
+    assert any("same" in note for note in make({"model.gradient_checkpointing": True}).loaded.notes)
+
+
+def vocabulary(make: Make) -> None:
+    made = make({"model.vocab_size": 45})
+    assert made.shapes["embedding.weight"] == (45, 16)
+    assert made.run.tokenizer.vocab_size == 45
+
+
+def rounded(make: Make) -> None:
+    made = make({"model.vocab_size": 100, "model.pad_vocab_size_multiple": 64})
+    assert made.shapes["embedding.weight"] == (128, 16)
+    assert make({"model.vocab_size": 100}).shapes["embedding.weight"] == (100, 16)
+
+
+def turned(made: Made) -> int:
+    """Features of a head that depend on the position: how many change when all tokens move by one."""
+    return made.config.model.rotary_dim
+
+
+def rotary_dim(make: Make) -> None:
+    assert turned(make()) == turned(make({"model.rotary_dim": 0})) == 8
+    assert turned(make({"model.rotary_dim": 4})) == 4
+    assert make({"model.rotary_dim": -1}).config.model.position.kind == "none"
+    assert "no even number of features up to 8" in refused(make, {"model.rotary_dim": 32})
+    assert not knows_order(make({"model.rotary_dim": -1, "model.architecture": {"mixer": {"causal": False}}}))
+    assert knows_order(make({"model.rotary_dim": 2, "model.architecture": {"mixer": {"causal": False}}}))
+
+
+def knows_order(made: Made) -> bool:
+    """Whether exchanging two tokens changes what a model without a causal mask says of a third."""
+    return not torch.allclose(says(made, 7, 8, 9)[-1], says(made, 8, 7, 9)[-1], atol=1e-6)
+
+
+def embd_layer(make: Make) -> None:
+    assert (16, 16) not in [shape for name, shape in make().shapes.items() if name.startswith("position")]
+    made = make({"model.embd_layer": "positional"})
+    assert made.shapes["position.weight"] == (16, 16)
+    assert made.config.model.position.kind == "rope"
+
+
+def activation(make: Make) -> None:
+    """What the feed-forward network makes of its input, against torch's own functions."""
+    found = {
+        "gelu_new": nn.GELU(approximate="tanh"),
+        "gelu": nn.GELU(),
+        "relu": nn.ReLU(),
+        "silu": nn.SiLU(),
+        "tanh": nn.Tanh(),
+    }
+    x = torch.linspace(-3, 3, 16)
+    for name, function in found.items():
+        network = make({"model.activation_function": name}).model.blocks[0].feedforward
+        with torch.no_grad():
+            assert torch.allclose(network(x), network.down(function(network.up(x))), atol=1e-6)
+
+
+def epsilon(make: Make) -> None:
+    found = norms(make({"model.layer_norm_epsilon": 1e-3}))
+    assert [norm.eps for norm in found] == [1e-3, 1e-3]
+    both = {"model.layer_norm_epsilon": 1e-3, "model.architecture": {"norm": {"eps": 1e-4}}}
+    assert "keep one" in refused(make, both)
+
+
+def spread(make: Make) -> None:
+    weights = make({"model.initializer_range": 0.5, "model.n_embd": 64}).model.state_dict()
+    for name in ("embedding.weight", "blocks.0.attention.output.weight", "blocks.0.feedforward.down.weight"):
+        assert weights[name].std().item() == pytest.approx(0.5, rel=0.1)
+    assert not weights["head.bias"].any()
+
+
+def heads(make: Make) -> None:
+    assert make({"model.n_head": 4}).model.blocks[0].attention.heads == 4
+
+
+def kv_heads(make: Make) -> None:
+    assert make().shapes["blocks.0.attention.qkv.weight"] == (48, 16)
+    assert make({"model.n_head_kv": 1}).shapes["blocks.0.attention.qkv.weight"] == (32, 16)
+
+
+def tied(make: Make) -> None:
+    assert "head.weight" in make().shapes
+    assert "head.weight" not in make({"model.tie_word_embeddings": True}).shapes
+
+
+def cross_sample(make: Make) -> None:
+    """With an id that ends documents, what a token sees of earlier ones is nothing; positions go on."""
+    made = make({"model.cross_sample_token_id": 9})
+    documents = made.batch().documents
+    assert documents is not None
+    ends = (made.batch().inputs == 9)[:, :-1].sum()
+    assert (np.diff(documents, axis=1) > 0).sum() == ends > 0
+    ids, other = torch.tensor([[7, 8, 9, 10, 11]]), torch.tensor([[30, 31, 9, 10, 11]])
+    numbers = torch.tensor([[0, 0, 0, 1, 1]])
+    with torch.no_grad():
+        assert torch.allclose(made.model(ids, documents=numbers)[:, 3:], made.model(other, documents=numbers)[:, 3:])
+    assert make().batch().documents is None
+
+
+def block(path: str, value: Any) -> dict[str, Any]:
+    """A change deep in `model.architecture`."""
+    section, _, leaf = path.rpartition(".")
+    return {"model.architecture": {section: {leaf: value}} if section else {leaf: value}}
+
+
+def block_class(make: Make) -> None:
+    found = [norms(make(block("block_cls", name))) for name in ("parallel", "sequential")]
+    assert [len(some) for some in found] == [2, 3]  # one for both, or one each; and that of the head
+
+
+def softmax_scale(make: Make) -> None:
+    assert make(block("mixer.softmax_scale", 0.5)).model.blocks[0].attention.scale == 0.5
+
+
+def window(make: Make) -> None:
+    """With 2 earlier positions seen, the fourth token no longer depends on the first."""
+    for value in (2, "(2, 0)"):
+        made = make(block("mixer.window_size", value))
+        assert torch.allclose(says(made, 7, 8, 9, 10)[3], says(made, 30, 8, 9, 10)[3], atol=1e-6)
+    assert "later positions" in refused(make, block("mixer.window_size", "(2, 2)"))
+
+
+def attention_biases(make: Make) -> None:
+    names = {"qkv.bias": make(block("mixer.bias", False)), "output.bias": make(block("mixer.out_bias", False))}
+    assert not any(name.endswith(("qkv.bias", "output.bias")) for name in names["qkv.bias"].shapes)
+    assert any(name.endswith("qkv.bias") for name in names["output.bias"].shapes)
+    assert not any(name.endswith("output.bias") for name in names["output.bias"].shapes)
+
+
+def normed_heads(make: Make) -> None:
+    extra = make(block("mixer.qk_norm", True)).shapes.keys() - make().shapes.keys()
+    assert len(extra) == 4  # gain and bias of queries and of keys
+    assert {make(block("mixer.qk_norm", True)).shapes[name] for name in extra} == {(8,)}
+
+
+def rope_scaling(make: Make) -> None:
+    yarn = {"rope_type": "yarn", "beta_fast": 16.0, "factor": 4.0}
+    found = make(block("mixer.rope_scaling", yarn)).config.model.position.scaling
+    assert (found.kind, found.factor, found.beta_fast, found.original_context) == ("yarn", 4.0, 16.0, 16)
+    assert "yarn or linear" in refused(make, block("mixer.rope_scaling", {"factor": 2.0}))
+    plain, scaled = (says(made, 7, 8, 9, 10) for made in (make(), make(block("mixer.rope_scaling", yarn))))
+    assert not torch.allclose(plain, scaled)
+
+
+def rotary_scale_base(make: Make) -> None:
+    mixer = {"rotary_scale_base": 8.0, "rope_scaling": {"rope_type": "yarn"}}
+    assert make({"model.architecture": {"mixer": mixer}}).config.model.position.scaling.factor == 8.0
+    assert "needs rope_scaling" in refused(make, block("mixer.rotary_scale_base", 8.0))
+
+
+def rotary_base(make: Make) -> None:
+    found = [says(make(block("mixer.rotary_base", base)), 7, 8, 9, 10) for base in (10_000.0, 100.0)]
+    assert not torch.allclose(*found)
+
+
+def gated(make: Make) -> None:
+    """glu has two matrices of 4 × the width in, and no biases, as PyTorch's own sum of the same shapes."""
+    made = make(block("mlp.mlp_cls", "glu"))
+    shapes = {name: shape for name, shape in made.shapes.items() if "feedforward" in name and "norm" not in name}
+    assert sorted(shapes.values()) == [(16, 64), (64, 16), (64, 16)]
+
+
+def norm_class(make: Make) -> None:
+    assert len(norms(make(block("norm.norm_cls", "rms")), RMSNorm)) == 2
+    assert len(norms(make(block("norm.norm_cls", "low_precision")))) == 2
+
+
+def loss_shift(make: Make) -> None:
+    off = {"loss": {"shift_labels": False}}
+    made = make({"model.architecture": off, "dataset.0.shift_labels": True})
+    assert made.config.data.packing.predict_next
+    assert "predict itself" in refused(make, {"model.architecture": off})
+
+
+def causal(make: Make) -> None:
+    for flag in (True, False):
+        made = make(block("mixer.causal", flag))
+        assert torch.allclose(says(made, 7, 8, 9)[0], says(made, 7, 8, 30)[0], atol=1e-6) is flag
+
+
+def task(make: Make, change: dict[str, Any]) -> None:
+    contains("use causal_lm", refused(make, change))
+
+
+def compiled(make: Make) -> None:
+    assert make({"model.use_torch_compile": True}).config.train.compile is True
+    assert make().config.train.compile == "auto"

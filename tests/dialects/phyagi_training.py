@@ -1,0 +1,218 @@
+"""What the keys of training change: DeepSpeed's, and those that trainers have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.dialects.conftest import Make, same
+from tests.dialects.phyagi_runs import DS, optimized, rates, refused, tokens, unbuilt
+
+from quintet.errors import UserError
+
+# DeepSpeed.
+
+
+def precision(make: Make, name: str) -> None:
+    assert make().run.compute.precision == "fp32"
+    assert make({f"{DS}.{name}": {"enabled": True}}).config.train.precision == name
+    assert make({f"{DS}.{name}": True}).config.train.precision == name
+    both = {f"{DS}.fp16": True, f"{DS}.bf16": True}
+    assert "cannot be on together" in refused(make, both)
+    if name == "bf16":
+        assert make({f"{DS}.bf16": True}).run.compute.precision == "bf16"
+
+
+def torch_dtype(make: Make) -> None:
+    assert make({"model.torch_dtype": "torch.bfloat16"}).run.compute.precision == "bf16"
+    assert make({"model.torch_dtype": "bf16", f"{DS}.fp16": True}).config.train.precision == "fp16"
+
+
+def group(make: Make, name: str, value: Any) -> Any:
+    """A parameter of the built optimizer with ``value`` given for it."""
+    groups = make({f"{DS}.optimizer.params.{name}": value}).optimizer.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(make().shapes)
+    assert len({str(group[name]) for group in groups}) == 1  # of biases and norms as well
+    return groups[0][name]
+
+
+def optimizer_type(make: Make) -> None:
+    assert type(make().optimizer) is torch.optim.AdamW
+    sgd = make({f"{DS}.optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.5}}})
+    assert type(sgd.optimizer) is torch.optim.SGD
+    wrong = make({f"{DS}.optimizer": {"type": "Lamb", "params": {"lr": 0.1}}})
+    assert "Lamb" in unbuilt(wrong)
+
+
+def other_parameter(make: Make, section: str, name: str) -> None:
+    """Parameters of other optimizers reach them, and AdamW refuses them."""
+    owner, value = {
+        "momentum": ("SGD", 0.5),
+        "dampening": ("SGD", 0.25),
+        "nesterov": ("SGD", True),
+        "alpha": ("RMSprop", 0.5),
+        "centered": ("RMSprop", True),
+        "rho": ("Adadelta", 0.5),
+        "lr_decay": ("Adagrad", 0.5),
+        "lambd": ("ASGD", 0.5),
+        "t0": ("ASGD", 5.0),
+        "amsgrad": ("Adam", True),
+    }[name]
+    more = {"momentum": 0.5} if name == "nesterov" else {}
+    if section == DS:
+        asked = {"type": owner, "params": {"lr": 0.1, name: value, **more}}
+        if owner == "Adam":
+            asked["params"]["adam_w_mode"] = False
+        made = make({f"{DS}.optimizer": asked})
+        assert type(made.optimizer).__name__ == owner
+        assert made.optimizer.param_groups[0][name] == value
+        assert "no parameter of AdamW" in refused(make, {f"{DS}.optimizer.params.{name}": value})
+        return
+    if owner == "Adam":
+        message = "no parameter of AdamW"
+        with pytest.raises(UserError, match=message):
+            optimized(make, "adamw", **{name: value})
+        return
+    found = optimized(make, owner.lower(), lr=0.1, **{name: value}, **more)
+    assert type(found).__name__ == owner
+    assert found.param_groups[0][name] == value
+
+
+def adam_mode(make: Make) -> None:
+    assert type(make({f"{DS}.optimizer.params.adam_w_mode": False}).optimizer) is torch.optim.Adam
+    assert type(make({f"{DS}.optimizer.params.adam_w_mode": True}).optimizer) is torch.optim.AdamW
+
+
+def schedule_type(make: Make) -> None:
+    assert rates(make()) == [0.01] * 4
+    parameters = {"warmup_min_lr": 0.1, "warmup_max_lr": 1.1, "warmup_type": "linear", "warmup_num_steps": 2}
+    up = make({f"{DS}.scheduler": {"type": "WarmupLR", "params": parameters}})
+    assert rates(up, 6) == pytest.approx([0.1, 0.1, 0.6, 1.1, 1.1, 1.1])
+    assert "must be one of" in refused(make, {f"{DS}.scheduler": {"type": "Cosine"}})
+
+
+def schedule_parameters(make: Make) -> None:
+    wrong = make({f"{DS}.scheduler": {"type": "WarmupLR", "params": {"warmup_step": 3}}})
+    assert "warmup_step" in unbuilt(wrong)
+    assert "no schedule" in refused(make, {f"{DS}.scheduler": {"params": {"warmup_num_steps": 3}}})
+
+
+def clipping(make: Make) -> None:
+    """At the top, beside ds_config and inside it; without any, nothing is clipped."""
+    assert make().config.train.clip_norm is None
+    for path in (f"{DS}.gradient_clipping", "training_args.gradient_clipping", "gradient_clipping"):
+        assert make({path: 0.25}).config.train.clip_norm == 0.25
+    two = {f"{DS}.gradient_clipping": 1.0, "training_args.gradient_clipping": 0.5}
+    assert "keep one" in refused(make, two)
+    sgd = {"type": "SGD", "params": {"lr": 1.0, "weight_decay": 0.0}}
+    one_batch = {**yaml.safe_load(make().file.read_text())["quintet"]["data"], "fixed_batch": True}
+    changes = {f"{DS}.optimizer": sgd, "training_args.max_steps": 2, "quintet": {"data": one_batch}}
+    first, second = make({**changes, "gradient_clipping": 1e-9}).losses
+    assert first == pytest.approx(second, abs=1e-6)
+    first, second = make(changes).losses
+    assert first > second + 1e-3
+
+
+def batches(make: Make) -> None:
+    made = make({f"{DS}.train_batch_size": 8})
+    assert made.batch().inputs.shape == (8, 16)
+    assert made.config.batch.accumulation == 2
+    assert "do not make a batch" in refused(make, {f"{DS}.train_batch_size": 6})
+
+
+def micro_batches(make: Make) -> None:
+    assert make({f"{DS}.train_micro_batch_size_per_gpu": 2}).config.batch.accumulation == 2
+
+
+def accumulation(make: Make) -> None:
+    made = make({f"{DS}.gradient_accumulation_steps": 3}, without=[f"{DS}.train_batch_size"])
+    assert made.batch().inputs.shape == (12, 16)
+
+
+# What trainers have in common.
+
+
+def do_eval(make: Make) -> None:
+    changes = {"training_args.do_final_eval": True, "training_args.eval_steps": 2, "training_args.max_steps": 2}
+    assert list(make(changes).metrics("validation/loss")) == [2]
+    assert list(make({**changes, "training_args.do_eval": False}).metrics("validation/loss")) == []
+
+
+def final_evaluation(make: Make) -> None:
+    short = {"training_args.max_steps": 1}
+    assert list(make(short).metrics("validation/loss")) == []
+    assert list(make({**short, "training_args.do_final_eval": True}).metrics("validation/loss")) == [1]
+
+
+def epochs(make: Make) -> None:
+    counts = []
+    for number in (1, 2, 0.5):
+        made = make({"training_args.num_train_epochs": number}, without=["training_args.max_steps"])
+        counts.append(made.run.steps)
+    assert counts == [16, 31, 8]  # 62 samples in batches of 4, rounded up
+
+
+def max_steps(make: Make) -> None:
+    both = {"training_args.num_train_epochs": 1}
+    assert make({**both, "training_args.max_steps": 3}).run.steps == 3
+    assert make({**both, "training_args.max_steps": 100}).run.steps == 100
+    assert make({**both, "training_args.max_steps": -1}).run.steps == 16
+    assert "trains nothing" in refused(make, {"training_args.max_steps": 0})
+
+
+def logging_steps(make: Make) -> None:
+    """1 is every step, 1.0 all steps, 0.0001 the first fraction above nothing, 0.5 every second of 4."""
+    found = [make({"training_args.logging_steps": value}).run.rhythm.log_every for value in (1, 1.0, 0.0001, 0.5, 2.0)]
+    assert found == [1, 4, 1, 2, 2]
+    assert make({}, without=["training_args.logging_steps"]).run.rhythm.log_every == 10
+
+
+def save_steps(make: Make) -> None:
+    assert make({"training_args.save_steps": 2}).checkpoints == [2, 4]
+    assert make({"training_args.save_steps": 0.25}).checkpoints == [1, 2, 3, 4]
+    assert make({"training_args.save_steps": -1}).checkpoints == []
+
+
+def save_final(make: Make) -> None:
+    assert make({"training_args.max_steps": 1, "training_args.save_final_checkpoint": True}).checkpoints == [1]
+    assert make({"training_args.max_steps": 1}).checkpoints == []
+
+
+def eval_steps(make: Make) -> None:
+    assert list(make({"training_args.eval_steps": 0.5}).metrics("validation/loss")) == [2, 4]
+    assert make().config.evaluate.every == 500
+
+
+def eval_max_steps(make: Make) -> None:
+    made = make({"training_args.eval_max_steps": 2, f"{DS}.train_batch_size": 4})
+    assert made.config.evaluate.samples == 8
+    assert make().config.evaluate.samples is None
+
+
+def seed(make: Make) -> None:
+    a, b, again = make(), make({"training_args.seed": 7}), make({"training_args.seed": 42})
+    assert not same(a.batch(), b.batch())
+    assert same(a.batch(), again.batch())
+    weights = [made.model.state_dict()["embedding.weight"] for made in (a, b, again)]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+def shuffle(make: Make, data: Path) -> None:
+    ordered = make({"training_args.dataloader_shuffle": False})
+    assert np.array_equal(ordered.batch(0).inputs.ravel(), tokens(data / "stories/train.npy")[:64])
+    assert not same(make().batch(0), ordered.batch(0))
+
+
+def tracked(make: Make, name: str) -> None:
+    assert [one.kind for one in make({f"training_args.{name}": True}).config.track] == [name]
+    assert make({f"training_args.{name}": False}).config.track == ()
+
+
+def host(make: Make) -> None:
+    made = make({"training_args.wandb": True, "training_args.wandb_host": "https://wandb.example"})
+    assert made.config.track[0].arguments == {"settings": {"base_url": "https://wandb.example"}}

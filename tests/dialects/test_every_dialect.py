@@ -1,0 +1,241 @@
+"""What holds for every dialect: its table is the document's, its mistakes are found, its files go both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quintet.config.describe import walk as walk_schema
+from quintet.config.dialects import NAMES, detect, dialect_named
+from quintet.config.dialects.back import translate_back
+from quintet.config.dialects.given import Given
+from quintet.config.dialects.pages import page
+from quintet.config.dialects.table import REQUIRED, Key
+from quintet.config.dump import dump_run_config
+from quintet.config.keypath import KeyPath, walk
+from quintet.config.load import load_run_config
+from quintet.config.places import Place
+from quintet.config.read import Document
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SEEDS = {
+    "phyagi": "phyagi.rst",
+    "vectorlm": "vectorlm.md",
+    "stlm": "stlm.md",
+    "tmrc": "tmrc.rst",
+    "piano": "piano-gpt.md",
+}
+EVERY_KEY = [pytest.param(name, key, id=f"{name}-{key.path}") for name in NAMES for key in dialect_named(name).keys]
+
+
+def documented(name: str, text: str) -> set[str]:
+    """The keys that a document names: by full path where it shows YAML, else by their own name."""
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    blocks += [
+        re.sub("^    ", "", block, flags=re.MULTILINE)
+        for block in re.findall(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", text)
+    ]
+    found = {".".join(map(str, path)) for block in blocks for path in leaves(yaml.safe_load(block))}
+    bullets = re.findall(r"^\s*[-*] (?:`{1,2}|\*\*)([a-z_0-9]+)(?:`{1,2}|\*\*)(?::|\*\*:|`:)", text, re.MULTILINE)
+    headings = re.findall(r"^#+ .*`([a-z_0-9]+)`", text, re.MULTILINE)
+    named = {*bullets, *headings} - {path.rpartition(".")[2] for path in found}
+    return found | (named - NOT_KEYS.get(name, set()))
+
+
+# Words that the documents print as they print keys: the values that a key can have, and files.
+NOT_KEYS = {
+    "stlm": {
+        "generic", "hf_core", "todo", "o200k_base", "cl100k_base", "p50k_base", "llama_32k", "opt_50k", "mistral_32k",
+        "bpe",
+        "standard", "learned", "sincos", "rope", "none", "xavier", "kaiming", "silu_ffn", "causal", "bidirectional",
+        "rms_norm", "layer_norm", "cosine", "cross_entropy", "next_token_mlm", "winogrande", "hellaswag", "arc_easy",
+        "mmlu", "blimp", "truthful_qa", "piqa", "race_middle", "race_high", "boolq", "openbook_qa_closed",
+        "openbook_qa_open", "copa", "commonsense_qa", "stlm_eval_arc_easy", "stlm_eval_hellaswag",
+        "stlm_eval_truthful_qa", "stlm_eval_winogrande",
+    },
+}  # fmt: skip
+
+
+def leaves(value: Any) -> Iterator[KeyPath]:
+    """The paths of single values, of lists as a whole and of sections handed on."""
+    for path, inner in walk(value):
+        if path and not isinstance(inner, dict) and not any(isinstance(step, int) for step in path):
+            yield path
+
+
+def names(key: Key) -> set[str]:
+    """Every way in which a document may name ``key``."""
+    ways = {path.replace("[]", "") for path in (key.path, *key.aliases)}
+    sections = {part for way in ways for part in way.split(".")}
+    return ways | sections
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_of_the_document_is_in_the_table(name: str, shared: Path) -> None:
+    text = (shared / "seeds" / SEEDS[name]).read_text(encoding="utf-8")
+    found = documented(name, text)
+    known = set().union(*(names(key) for key in dialect_named(name).keys if key.documented))
+    assert len(found) > 20
+    assert sorted(found - known) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_said_to_be_documented_is(name: str, shared: Path) -> None:
+    text = (shared / "seeds" / SEEDS[name]).read_text(encoding="utf-8")
+    words = set(re.findall(r"[A-Za-z_0-9]+", text))
+    claimed = [key.path for key in dialect_named(name).keys if key.documented]
+    known = {  # a key deep inside may be named by its section alone
+        key.path: {path.rpartition(".")[2] for path in (key.path, *key.aliases)} | set(key.path.split(".")[2:])
+        for key in dialect_named(name).keys
+    }
+    assert [path for path in claimed if not known[path] & words] == []
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY_KEY)
+def test_the_native_keys_that_it_names_exist(name: str, key: Key) -> None:
+    every = {known.path.replace("[]", "") for known in walk_schema()}
+    for path in filter(None, (key.to, *key.shapes)):
+        steps = re.sub(r"\[\d*\]", "", path)
+        assert any(known == steps or known.startswith(f"{steps}.") or steps.startswith(f"{known}.") for known in every)
+        assert steps.split(".")[0] in {known.split(".")[0] for known in every}
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY_KEY)
+def test_its_default_is_one_of_its_values(name: str, key: Key) -> None:
+    if key.default in (None, REQUIRED):
+        return
+    assert key.value.read(key.value.write(key.default)) == key.default
+
+
+@pytest.mark.parametrize(("name", "key"), EVERY_KEY)
+def test_a_misspelt_key_is_refused_with_the_right_one(name: str, key: Key) -> None:
+    dialect = dialect_named(name)
+    section, _, last = key.path.rpartition(".")
+    path = f"{section}.{misspelt(last)}".removeprefix(".")
+    if dialect.find(tuple(path.replace("[]", ".0").split("."))) is not None:
+        pytest.skip(f"{path} is a key, too")
+    problems = [str(problem) for problem in Given(dialect, document(path)).problems]
+    found = [problem for problem in problems if "unknown key" in problem]
+    assert len(found) == 1
+    assert f"did you mean {last!r}?" in found[0]
+
+
+def misspelt(name: str) -> str:
+    """``name`` with two letters exchanged, or one doubled where all are the same."""
+    for place in range(len(name) // 2, len(name) - 1):
+        if name[place] != name[place + 1]:
+            return f"{name[:place]}{name[place + 1]}{name[place]}{name[place + 2 :]}"
+    return name + name[-1]
+
+
+def document(path: str, value: Any = "x") -> Document:
+    """A file with one key."""
+    values: Any = value
+    for step in reversed(path.replace("[]", ".[]").split(".")):
+        values = [values] if step == "[]" else {step: values}
+    return Document(values, {inner: Place("their.yaml", 1) for inner, _ in walk(values)})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [one for one in EVERY_KEY if one.values[1].pending],  # pyright: ignore[reportAttributeAccessIssue]
+)
+def test_what_is_pending_is_refused_by_name_and_what_asks_for_nothing_is_not(name: str, key: Key) -> None:
+    dialect = dialect_named(name)
+    for value in key.idle:
+        try:
+            written = key.value.write(value)
+        except ValueError:
+            continue
+        problems = Given(dialect, document(key.path, written)).problems
+        assert [problem for problem in problems if "not built yet" in problem.message] == []
+    asking = next(value for value in (1, 2, True, "x", ["x"], {"x": 1}, 0.5, *words_of(key)) if asks(key, value))
+    problems = Given(dialect, document(key.path, asking)).problems
+    assert f"{key.pending} is not built yet" in "\n".join(problem.message for problem in problems)
+
+
+def words_of(key: Key) -> list[str]:
+    return re.findall(r"`([^`]+)`", key.value.words)
+
+
+def asks(key: Key, value: Any) -> bool:
+    """Whether ``value`` is one of the key's that asks for what is pending."""
+    try:
+        return key.value.read(value) not in key.idle
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_of_keys_is_current(name: str) -> None:
+    """Otherwise run `make docs`."""
+    assert (REPOSITORY / f"docs/dialects/{name}-keys.md").read_text(encoding="utf-8") == page(dialect_named(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_that_works_has_a_behaviour_test(name: str) -> None:
+    tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
+    assert tested == {key.path for key in dialect_named(name).keys if works(key)}
+
+
+def works(key: Key) -> bool:
+    """Whether a key changes something now."""
+    return not (key.pending or key.refused or key.moot)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_judgement_calls_are_written_down(name: str) -> None:
+    text = (REPOSITORY / f"docs/dialects/{name}.md").read_text(encoding="utf-8")
+    assert f"{name}-keys.md" in text
+    assert "| matter |" in text.lower()
+
+
+def test_native_run_files_are_no_dialect() -> None:
+    native = list((REPOSITORY / "examples").glob("*.yaml"))
+    assert native
+    for path in native:
+        assert detect(yaml.safe_load(path.read_text(encoding="utf-8"))) is None
+
+
+def examples() -> list[Any]:
+    return [
+        pytest.param(name, path, id=f"{name}-{path.stem}")
+        for name in NAMES
+        for path in sorted((REPOSITORY / "examples" / name).glob("*.yaml"))
+    ]
+
+
+def translatable(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "out"))
+    try:
+        return load_run_config([path])
+    except Exception as error:
+        if "not built yet" in str(error):
+            pytest.skip(str(error).splitlines()[0])
+        raise
+
+
+@pytest.mark.parametrize(("name", "path"), examples())
+def test_an_example_is_recognised_and_its_translation_is_the_same_run(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = translatable(path, monkeypatch, tmp_path)
+    assert loaded.dialect is dialect_named(name)
+    native = tmp_path / "native.yaml"
+    native.write_text(dump_run_config(loaded.config), encoding="utf-8")
+    assert load_run_config([native]).config == loaded.config
+
+
+@pytest.mark.parametrize(("name", "path"), examples())
+def test_an_example_translated_there_and_back_loses_nothing(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = translatable(path, monkeypatch, tmp_path)
+    assert translate_back(dialect_named(name), loaded.config).lost == ()

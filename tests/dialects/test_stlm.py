@@ -1,0 +1,750 @@
+"""STLM: each key changes what its document says it changes, in the run that is really built."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.dialects.conftest import Made, Make
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+
+from quintet.data.prepare import build_tokenizer_of
+from quintet.errors import UserError
+from quintet.track.console import Reporter
+from quintet.train.loop import train
+from quintet.train.model import make_model
+from quintet.train.schedule import learning_rate
+
+DIALECT = "stlm"
+TOKENIZERS: dict[str, Any] = {}
+_DRAW = random.Random(1)
+WORDS = [
+    *("the", "a", "cat", "dog", "saw", "chased", "1986", "big", "and", "naïve", "ñandú"),
+    *("".join(_DRAW.choices("abcdefghijklmnop", k=_DRAW.randint(2, 7))) for _ in range(150)),
+]
+
+
+def write_texts(file: Path, seed: int, texts: int = 200, words: list[str] = WORDS) -> Path:
+    draw = random.Random(seed)
+    lines = (" ".join(draw.choice(words) for _ in range(40)) for _ in range(texts))
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two corpora, and a cache that all tests of the module share."""
+    folder = tmp_path_factory.mktemp("stlm")
+    write_texts(folder / "texts.jsonl", 5)
+    write_texts(folder / "other.jsonl", 6, words=["zebra", "yak", "xylophone", "quartz"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(place: Path) -> Path:
+    """A tiny Llama as Hugging Face stores one, with a tokenizer of words."""
+    import transformers
+
+    folder = place / "llama"
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS) + 2,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1} | {w: i + 2 for i, w in enumerate(WORDS)}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["</s>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>").save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture
+def base(place: Path) -> dict[str, Any]:
+    return {
+        "model": {
+            "core_model_type": "generic",
+            "num_layers": 2,
+            "hidden_dim": 16,
+            "context_window": 16,
+            "vocab_size": 300,
+            "tokenizer_type": "bpe",
+            "positional_encoding_type": "rope",
+            "ffn": {"ffn_type": "generic", "ffn_dim": 24},
+            "attn": {"attn_type": "causal", "num_kv_heads": 2},
+        },
+        "trainer": {
+            "dataset": str(place / "texts.jsonl"),
+            "batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "max_iters": 4,
+            "eval": {"dataset_loss_eval_iters": 2, "text_modeling_eval": False},
+        },
+        "quintet": {"data": {"cache_dir": str(place / "cache")}, "train": {"device": "cpu", "precision": "fp32"}},
+    }
+
+
+HF = {"model.core_model_type": "hf_core", "model.embedding_model_type": "hf_embedder", "model.lm_head_type": "hf_head"}
+
+
+@pytest.fixture
+def make_hf(make: Make, checkpoint: Path) -> Make:
+    """``make`` with the tiny Llama as the model."""
+    return lambda changes=None, **more: make(
+        HF | {"model.model_string": str(checkpoint)} | (changes or {}), without=["model.tokenizer_type"], **more
+    )
+
+
+def refused(make: Make, changes: dict[str, Any], **more: Any) -> str:
+    with pytest.raises(UserError) as error:
+        make(changes, **more).run  # noqa: B018
+    return "\n".join(error.value.problems)
+
+
+def own(made: Made) -> Any:
+    """The model that the run would train, built by itself; as Any, for its parts are found by the names of its class.
+
+    Building it alone leaves out what a run measures before it starts, and a tokenizer is made once.
+    """
+    if "own" not in vars(made):
+        config = made.config
+        key = json.dumps([config.tokenizer.model_dump(), str(config.data.sources)])
+        if key not in TOKENIZERS:
+            TOKENIZERS[key] = build_tokenizer_of(config)
+        vars(made)["own"] = make_model(config, TOKENIZERS[key])
+    return vars(made)["own"]
+
+
+def shapes(made: Made) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter, by name."""
+    return {name: tuple(parameter.shape) for name, parameter in own(made).named_parameters()}
+
+
+def dropouts(made: Made) -> dict[str, float]:
+    """Rate of every dropout, by name, those of 0 left out."""
+    found = {name: module.p for name, module in own(made).named_modules() if isinstance(module, nn.Dropout)}
+    return {name: rate for name, rate in found.items() if rate}
+
+
+def only_in(more: Made, fewer: Made) -> set[str]:
+    return {name.removeprefix("blocks.") for name in shapes(more).keys() - shapes(fewer).keys()}
+
+
+def rates(made: Made) -> list[float]:
+    """The learning rate of every step."""
+    run = made.config
+    steps = run.train.steps
+    assert steps is not None
+    return [learning_rate(run.schedule, run.optimizer.lr, step, steps) for step in range(1, steps + 1)]
+
+
+def loss_of_leak(made: Made) -> bool:
+    """Whether the logits of a position change with a token behind it."""
+    model, ids = own(made).eval(), torch.arange(8)[None] + 30
+    other = ids.clone()
+    other[0, -1] = 99
+    with torch.no_grad():
+        return not torch.allclose(model(ids)[:, :-1], model(other)[:, :-1])
+
+
+def core_model_type(make: Make) -> None:
+    assert type(own(make())).__name__ == "Transformer"
+    assert "core_model_type: hf_core needs the name of a checkpoint" in refused(make, HF)
+    assert "ffn_lora_sharing' belongs to an experiment" in refused(make, {"model.core_model_type": "ffn_lora_sharing"})
+
+
+def vocab_size(make: Make) -> None:
+    larger = make({"model.vocab_size": 310})
+    assert shapes(larger)["embedding.weight"] == (310, 16)
+    assert larger.run.tokenizer.vocab_size == 310
+
+
+def tied(part: str) -> Callable[[Make], None]:
+    def check(make: Make) -> None:
+        apart, together = make(), make({f"model.{part}": True})
+        name = {"ffn_weight_tying": "up.weight", "c_proj_weight_tying": "output.weight"}[part]
+        counts = [sum(name in one for one in shapes(made)) for made in (apart, together)]
+        assert counts == [2, 1]
+        assert sum("norm.weight" in one for one in shapes(together)) == 5
+
+    return check
+
+
+def freeze_core(make: Make) -> None:
+    def free(changes: dict[str, Any]) -> set[str]:
+        return {name for name, one in own(make(changes)).named_parameters() if one.requires_grad}
+
+    frozen, free_ = free({}), free({"model.freeze_core": False})
+    assert {name.split("inner.")[-1] for name in frozen} == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(free_) > len(frozen)
+
+
+def model_string(make: Make) -> None:
+    import transformers
+
+    made = make()
+    library = transformers.AutoModelForCausalLM.from_pretrained(made.config.model.name_or_path)  # pyright: ignore
+    model, ids = own(made).eval(), torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(ids), library(ids).logits, atol=1e-5)
+    assert made.run.tokenizer.decode(made.run.tokenizer.encode("the cat")) == "the cat"
+
+
+def flash(make: Make) -> None:
+    assert make({"model.flash_attention": True}).config.model.attention.backend == "flash"  # pyright: ignore
+    assert make({"model.flash_attention": False}).config.model.attention.backend == "auto"  # pyright: ignore
+
+
+def lora(make: Make) -> None:
+    pytest.importorskip("peft")
+    made = make({"model.use_lora": True, "model.lora_targets": ["q_proj"]})
+    learns = {name: tuple(one.shape) for name, one in own(made).named_parameters() if one.requires_grad}
+    assert sorted(learns.values()) == [(8, 16), (16, 8)]
+    assert all("q_proj" in name for name in learns)
+    wider = make({"model.use_lora": True, "model.lora_targets": ["q_proj", "v_proj"]})
+    assert sum(one.requires_grad for one in own(wider).parameters()) == 4
+
+
+def parts_of_hf(key: str, name: str) -> Callable[[Make], None]:
+    return lambda make: _in("goes with core_model_type: hf_core alone", refused(make, {f"model.{key}": name}))
+
+
+def tied_embedding(make: Make) -> None:
+    assert "head.weight" not in shapes(make())
+    assert only_in(make({"model.embedding_weight_tying": False}), make()) == {"head.weight"}
+
+
+def tokenizer_type(make: Make) -> None:
+    shared = Path(os.environ.get("QUINTET_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    if not (shared / "tokenizers/tiktoken").is_dir():
+        pytest.skip("no tokenizer files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tokenizers/tiktoken"))
+        _tokenizers_of_openai(make)
+    for name, hub, local, hello in (
+        ("llama_32k", "chavinlo/alpaca-native", "llama2", 15043),
+        ("opt_50k", "facebook/opt-1.3b", "opt", 31414),
+        ("mistral_32k", "mistralai/Mistral-7B-v0.1", "mistral-v1", 22557),
+    ):
+        changes = {"model.tokenizer_type": name, "model.vocab_size": 50300}
+        assert make(changes).config.tokenizer.path == hub  # pyright: ignore
+        here = make(changes | {"quintet.tokenizer.path": str(shared / "tokenizers/hf" / local)})
+        assert hello in build_tokenizer_of(here.config).encode("Hello")[:2]
+
+
+def _tokenizers_of_openai(make: Make) -> None:
+    ids = {"GPT-2": (50257, 15496), "p50k_base": (50281, 15496), "cl100k_base": (100277, 9906)}
+    for name, (size, hello) in (ids | {"o200k_base": (200019, 13225)}).items():
+        made = make({"model.tokenizer_type": name, "model.vocab_size": size})
+        assert build_tokenizer_of(made.config).encode("Hello")[0] == hello
+    assert "fewer than" in refused(make, {"model.tokenizer_type": "gpt2", "model.vocab_size": 300})
+
+
+def tokenizer_dataset(make: Make, place: Path) -> None:
+    texts, other = str(place / "texts.jsonl"), str(place / "other.jsonl")
+    zebra, here, same = (
+        build_tokenizer_of(make({"model.tokenizer_dataset_name": name}).config) for name in (other, None, texts)
+    )
+    assert len(zebra.encode("zebra")) < len(here.encode("zebra"))
+    assert len(zebra.encode(" ".join(WORDS))) > len(here.encode(" ".join(WORDS)))
+    assert same.fingerprint == here.fingerprint
+
+
+def simplify(make: Make) -> None:
+    simple, whole = (build_tokenizer_of(make({"model.tokenizer_simplify": flag}).config) for flag in (True, False))
+    assert simple.decode(simple.encode("naïve ñandú 漢字")) == "naive nandu "
+    assert whole.decode(whole.encode("naïve ñandú")) == "naïve ñandú"
+    assert len(simple.encode("1986")) == 4
+
+
+def norm_at(part: str, find: Callable[[Any], Any], bias: str) -> Callable[[Make], None]:
+    """The norm of one place alone changes, and its bias is that of the section that it stands in."""
+
+    def check(make: Make) -> None:
+        x = torch.randn(3, 16) + 1
+        rms, layer, none = (make({f"model.{part}": kind, bias: True}) for kind in ("rms_norm", "layer_norm", "none"))
+        expected = [F.rms_norm(x, (16,), eps=1e-6), F.layer_norm(x, (16,), eps=1e-5), x]
+        for made, there in zip((rms, layer, none), expected, strict=True):
+            assert torch.allclose(find(own(made))(x), there, atol=1e-6)
+        assert find(own(layer)).bias is not None
+        assert find(own(make({f"model.{part}": "layer_norm"}))).bias is None
+        assert sum(isinstance(one, nn.LayerNorm) for one in own(layer).modules()) < 5
+
+    return check
+
+
+def one_dropout(key: str, count: int, name: str) -> Callable[[Make], None]:
+    def check(make: Make) -> None:
+        found = dropouts(make({key: 0.25}))
+        assert set(found.values()) == {0.25}
+        assert len(found) == count
+        assert all(one.endswith(name) for one in found)
+        assert not dropouts(make({key: False}))
+
+    return check
+
+
+def positions(make: Make) -> None:
+    """Learned vectors are parameters; without any position, and full attention, the order of tokens says nothing."""
+
+    def knows_order(kind: str) -> bool:
+        made = make({"model.positional_encoding_type": kind, "model.attn.attn_type": "bidirectional"})
+        model, ids = own(made).eval(), torch.arange(30, 38)[None]
+        with torch.no_grad():
+            return not torch.allclose(model(ids).flip(1), model(ids.flip(1)), atol=1e-5)
+
+    assert [knows_order(kind) for kind in ("none", "rope", "sincos", "learned")] == [False, True, True, True]
+    added = only_in(make({"model.positional_encoding_type": "learned"}), make())
+    assert added == {"position.weight"}
+    assert "position.weight" not in shapes(make({"model.positional_encoding_type": "sincos"}))
+
+
+def spread(made: Made) -> float:
+    """Standard deviation of the weights of the first feed-forward layer."""
+    return float(own(made).blocks[0].feedforward.up.weight.detach().std())
+
+
+WIDE = {"model.ffn.ffn_dim": 2048}
+
+
+def initialization(make: Make) -> None:
+    fan_in, fan_out = 16, 2048
+    kaiming, xavier, none, null = (
+        spread(make(WIDE | {"model.initialization_fn": kind})) for kind in ("kaiming", "xavier", "none", None)
+    )
+    assert kaiming == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
+    assert xavier == pytest.approx(math.sqrt(2 / (fan_in + fan_out)), rel=0.02)
+    assert none == null == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.02)
+
+
+def gain(make: Make) -> None:
+    one, two = (spread(make(WIDE | {"model.initialization_fn": "xavier", "model.gain": g})) for g in (1.0, 2.0))
+    assert two == pytest.approx(2 * one, rel=1e-4)
+    assert "is for initialization_fn: xavier" in refused(make, {"model.gain": 2.0})
+
+
+def mode(make: Make) -> None:
+    assert spread(make(WIDE | {"model.mode": "fan_out"})) == pytest.approx(math.sqrt(2 / 2048), rel=0.02)
+
+
+def nonlinearity(make: Make) -> None:
+    assert spread(make(WIDE | {"model.nonlinearity": "tanh"})) == pytest.approx(5 / 3 / math.sqrt(16), rel=0.02)
+    assert spread(make(WIDE | {"model.nonlinearity": "linear"})) == pytest.approx(1 / math.sqrt(16), rel=0.02)
+
+
+def ffn_type(make: Make) -> None:
+    made = make({"model.ffn.ffn_type": "silu_ffn"})
+    ffn, x = own(made).blocks[0].feedforward, torch.randn(5, 16)
+    assert torch.allclose(ffn(x), ffn.down(F.silu(ffn.gate(x)) * ffn.up(x)))
+    assert only_in(made, make()) == {"0.feedforward.gate.weight", "1.feedforward.gate.weight"}
+
+
+def activation(make: Make) -> None:
+    x = torch.randn(5, 16)
+    known = {
+        "gelu": F.gelu,
+        "relu": F.relu,
+        "leakyrelu": lambda x: F.leaky_relu(x, 0.01),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "silu": F.silu,
+        "none": lambda x: x,
+    }
+    for name, function in known.items():
+        ffn = own(make({"model.ffn.activation": name})).blocks[0].feedforward
+        assert torch.allclose(ffn(x), ffn.down(function(ffn.up(x))), atol=1e-6), name
+
+
+def heads(q: int | None, kv: int, group: int | None = None) -> Callable[[Make], tuple[int, int]]:
+    def read(make: Make) -> tuple[int, int]:
+        changes = {"model.attn.num_q_heads": q, "model.attn.num_kv_heads": kv, "model.attn.group_size": group}
+        attention = own(make(changes)).blocks[0].attention
+        assert attention.qkv.weight.shape == ((attention.heads + 2 * attention.kv_heads) * 16 // attention.heads, 16)
+        return attention.heads, attention.kv_heads
+
+    return read
+
+
+def kv_heads(make: Make) -> None:
+    assert heads(None, 4)(make) == (4, 4)
+    assert heads(4, 2)(make) == (4, 2)
+    assert heads(2, 4)(make) == (4, 2)  # STLM's own files have them swapped
+    assert "does not divide" in refused(make, {"model.attn.num_q_heads": 4, "model.attn.num_kv_heads": 3})
+
+
+def group_size(make: Make) -> None:
+    assert heads(4, 4, None)(make) == (4, 4)
+    without = make({"model.attn.num_heads": 4, "model.attn.group_size": 4}, without=["model.attn.num_kv_heads"])
+    assert (own(without).blocks[0].attention.heads, own(without).blocks[0].attention.kv_heads) == (4, 1)
+    assert "does not divide the 2 heads" in refused(make, {"model.attn.group_size": 3})
+
+
+def is_causal(make: Make) -> None:
+    generic = {"model.attn.attn_type": "generic"}
+    assert not loss_of_leak(make(generic | {"model.attn.is_causal": True}))
+    assert loss_of_leak(make(generic | {"model.attn.is_causal": False}))
+    assert "contradicts" in refused(make, {"model.attn.is_causal": False})
+
+
+def attn_type(make: Make) -> None:
+    assert not loss_of_leak(make())
+    both = make({"model.attn.attn_type": "bidirectional"})
+    assert loss_of_leak(both)
+    assert any("next_token_mlm hides" in note for note in both.loaded.notes)
+
+
+def dataset(make: Make, place: Path) -> None:
+    several = make({"trainer.dataset": [str(place / "texts.jsonl"), str(place / "other.jsonl")]})
+    assert several.run.data.epoch_samples > 1.3 * make().run.data.epoch_samples
+    hub = make({"trainer.dataset": "simple_en_wiki"}).config.data.sources[0]
+    assert (hub.kind, hub.path, hub.name) == ("huggingface", "wikimedia/wikipedia", "20231101.simple")  # pyright: ignore
+    assert "did you mean 'simple_en_wiki'" in refused(make, {"trainer.dataset": "simple_en_wik"})
+
+
+def decay(make: Make) -> None:
+    made = make({"trainer.decay_lr": False, "trainer.warmup_iters": 2})
+    assert rates(made) == pytest.approx([0.0, 3e-4, 6e-4, 6e-4])
+
+
+def decay_iters(make: Make) -> None:
+    made = make({"trainer.lr_decay_iters": 2, "trainer.optimizer.min_lr": 0.0})
+    assert rates(made) == pytest.approx([6e-4, 3e-4, 0.0, 0.0])
+
+
+def warmup(make: Make) -> None:
+    made = make({"trainer.warmup_iters": 2, "trainer.optimizer.min_lr": 0.0})
+    expected = [0.0, 3e-4, 6e-4, 3e-4 * (1 + math.cos(math.pi / 4))]
+    assert rates(made) == pytest.approx(expected)
+    assert made.rates == pytest.approx(expected)  # those that the trained run had
+
+
+def unread_warmup(make: Make) -> None:
+    alone = make({"trainer.optimizer.warmup_iters": 2})
+    assert rates(alone)[:2] == pytest.approx([0.0, 3e-4])
+    both = make({"trainer.optimizer.warmup_iters": 3, "trainer.warmup_iters": 2})
+    assert rates(both) == rates(make({"trainer.warmup_iters": 2}))
+    assert any("STLM reads the 2 of trainer.warmup_iters" in note for note in both.loaded.notes)
+
+
+def evaluations(make: Make) -> None:
+    assert list(make({"trainer.eval_interval": 3}).metrics("validation/loss")) == [0, 3]
+
+
+def no_evaluations(make: Make) -> None:
+    assert list(make({"trainer.run_eval": False}).metrics("validation/loss")) == []
+
+
+def checkpoints(make: Make) -> None:
+    assert make({"trainer.checkpoint_interval": 1}).checkpoints == [1, 2, 3, 4]
+    assert make({"trainer.checkpoint_interval": 1e9}).checkpoints == [4]
+
+
+def logging_interval(make: Make) -> None:
+    assert make({"trainer.log_interval": 2}).config.train.log_every == 2
+    assert make().config.train.log_every == 10
+
+
+def scheduler(make: Make) -> None:
+    assert rates(make({"trainer.lr_scheduler": "constant", "trainer.warmup_iters": 2})) == [6e-4] * 4
+    assert rates(make({"trainer.lr_scheduler": "cosine"})) == rates(make())
+    assert "did you mean 'cosine'" in refused(make, {"trainer.lr_scheduler.name": "cosin"})
+
+
+def scheduler_params(make: Make) -> None:
+    made = make({"trainer.lr_scheduler": {"name": "ExponentialLR", "params": {"gamma": 0.5}}})
+    assert rates(made) == pytest.approx([6e-4, 3e-4, 1.5e-4, 7.5e-5])
+    assert "for PyTorch's schedulers" in refused(make, {"trainer.lr_scheduler.params": {"gamma": 0.5}})
+
+
+def loss_fn(make: Make) -> None:
+    masked, mask = make({"trainer.loss_fn": "next_token_mlm"}), 300
+    assert shapes(masked)["embedding.weight"] == (301, 16)
+    assert own(masked)(torch.tensor([[mask, 5]])).shape[-1] == 300
+    batch, plain = masked.batch(), make().batch()
+    hidden = batch.inputs == mask
+    assert hidden.any()
+    assert (batch.targets[:, :-1][hidden[:, 1:]] == plain.inputs[:, 1:][hidden[:, 1:]]).all()
+    assert batch.valid < plain.valid / 3
+
+
+def dropout_schedule(make: Make) -> None:
+    def kept(**keys: Any) -> list[float]:
+        from quintet.train.dropout import dropout_rate
+
+        config = make({f"trainer.dropout_scheduler.{name}": value for name, value in keys.items()}).config
+        found = [dropout_rate(config.dropout_schedule, step, 4) for step in range(1, 5)]
+        assert None not in found
+        return found  # pyright: ignore[reportReturnType]
+
+    assert kept(dropout_type="constant", dropout=0.1) == [0.1] * 4
+    line = kept(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=0.2, start_iter=1, end_iter=3)
+    assert line == pytest.approx([0.0, 0.1, 0.2, 0.2])
+    up = kept(dropout_type="triangle", dropout_trough=0.1, dropout_peak=0.3, num_iterations=4, num_cycles=2)
+    assert up == pytest.approx([0.3, 0.1, 0.3, 0.1])
+
+
+def optimizer_name(make: Make) -> None:
+    def decays(name: str) -> list[int]:
+        groups = make({"trainer.optimizer.optimizer_name": name}).optimizer.param_groups
+        return sorted(len(group["params"]) for group in groups if group["weight_decay"])
+
+    everything = len(shapes(make()))
+    assert decays("AdamW") == decays("adamW") == [everything]
+    assert decays("nanoGPTadamW") == [everything - 5]  # the gains of five norms
+    sgd = make({"trainer.optimizer.optimizer_name": "sgd"}).optimizer
+    assert isinstance(sgd, torch.optim.SGD)
+    assert "found 'Soap'" in refused(make, {"trainer.optimizer.optimizer_name": "Soap"})
+
+
+def optimizer_params(make: Make) -> None:
+    params = {"lr": 0.25, "momentum": 0.5, "nesterov": True}
+    group = make({"trainer.optimizer": {"name": "SGD", "params": params}}).optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.5, True)
+    assert "put it into them" in refused(make, {"trainer.optimizer": {"name": "SGD", "params": params, "lr": 1.0}})
+
+
+def group_value(key: str, value: float, read: Callable[[dict[str, Any]], float]) -> Callable[[Make], None]:
+    def check(make: Make) -> None:
+        assert {read(group) for group in make({key: value}).optimizer.param_groups} == {value}
+        assert {read(group) for group in make().optimizer.param_groups} != {value}
+
+    return check
+
+
+def clip(make: Make) -> None:
+    """Without a limit a step of SGD is the gradient; with one it is as long as the limit."""
+
+    def step_length(limit: float) -> float:
+        made = make(
+            {
+                "trainer.optimizer": {"name": "SGD", "params": {"lr": 1.0}, "grad_clip": limit},
+                "trainer.lr_scheduler": "constant",
+                "trainer.max_iters": 1,
+            }
+        )
+        before = own(made).state_dict()
+        with chdir(made.file.parent):
+            after = train(made.config, Reporter()).run.model.state_dict()
+        return math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
+
+    assert step_length(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert step_length(0) > 0.1
+
+
+def samples(make: Make) -> None:
+    assert make().config.evaluate.samples == 8
+    made = make({"trainer.eval.dataset_loss_eval_iters": 3})
+    assert made.config.evaluate.samples == 12
+    other = make({"trainer.eval.dataset_loss_eval_iters": 1})
+    assert made.metrics("validation/loss") != other.metrics("validation/loss")
+
+
+def wandb_log(make: Make) -> None:
+    logged = make({"general.logging.wandb_log": True}).config.track
+    assert [track.kind for track in logged] == ["wandb"]
+    assert logged[0].arguments == {"project": "SuperTinyLanguageModels"}  # pyright: ignore
+    assert make().config.track == ()
+
+
+def wandb_argument(key: str, name: str) -> Callable[[Make], None]:
+    def check(make: Make) -> None:
+        logged = make({"general.logging.wandb_log": True, f"general.logging.{key}": "mine"}).config.track[0]
+        assert logged.arguments[name] == "mine"  # pyright: ignore
+
+    return check
+
+
+def run_name(make: Make) -> None:
+    made = make({"general.logging.wandb_run_name": "1M / tied"})
+    assert made.trained.name == "1M - tied"
+    wandb_argument("wandb_run_name", "name")(make)
+
+
+def output_dir(make: Make) -> None:
+    made = make({"general.paths.output_dir": "outputs"})
+    assert made.trained == made.file.parent / "outputs" / made.config.name
+    assert (made.trained / "metrics.jsonl").is_file()
+
+
+def data_dir(make: Make) -> None:
+    made = make({"general.paths.data_dir": "tokens"}, without=["quintet.data"])
+    assert made.run.data.epoch_samples
+    assert (made.file.parent / "tokens/stores").is_dir()
+
+
+def checkpoint_dir(make: Make) -> None:
+    made = make({"general.paths.checkpoint_dir": "kept", "trainer.checkpoint_interval": 2})
+    assert made.checkpoints == [2, 4]
+    there = made.file.parent / "kept" / made.config.name
+    assert (made.trained / "checkpoints").resolve() == there.resolve()
+    assert len(list(there.iterdir())) >= 2
+
+
+def seed(make: Make) -> None:
+    first, again, different = (own(make({"general.seed": number})).embedding.weight for number in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, different)
+
+
+def device(make: Make) -> None:
+    without = ["quintet.train.device"]
+    assert make({"general.device": "cpu"}, without=without).run.compute.device.type == "cpu"
+    assert make({"general.device": "cuda:0"}, without=without).config.train.device == "cuda"
+    assert make({}, without=without).config.train.device == "auto"
+    assert "CUDA_VISIBLE_DEVICES=1" in refused(make, {"general.device": "cuda:1"})
+
+
+def shape(key: str, value: Any, name: str, expected: tuple[int, ...]) -> Callable[[Make], None]:
+    return lambda make: _equal(shapes(make({key: value}))[name], expected)
+
+
+def biases(key: str, expected: set[str]) -> Callable[[Make], None]:
+    return lambda make: _equal({n.split(".", 1)[-1] for n in only_in(make({key: True}), make())}, expected)
+
+
+def only_one(key: str, name: str, refusal: str) -> Callable[[Make], None]:
+    return lambda make: _in(refusal, refused(make, {key: name}))
+
+
+def _equal(found: Any, expected: Any) -> None:
+    assert found == expected
+
+
+def _in(part: str, whole: str) -> None:
+    assert part in whole
+
+
+EXPERIMENT = "belongs to an experiment"
+BEHAVIOUR: dict[str, Callable[..., None]] = {
+    "model.core_model_type": core_model_type,
+    "model.num_layers": lambda make: _equal(len(own(make({"model.num_layers": 3})).blocks), 3),
+    "model.hidden_dim": shape("model.hidden_dim", 32, "embedding.weight", (300, 32)),
+    "model.context_window": lambda make: _equal(make({"model.context_window": 32}).batch().inputs.shape, (4, 32)),
+    "model.vocab_size": vocab_size,
+    "model.ffn_weight_tying": tied("ffn_weight_tying"),
+    "model.c_proj_weight_tying": tied("c_proj_weight_tying"),
+    "model.freeze_core": freeze_core,
+    "model.model_string": model_string,
+    "model.flash_attention": flash,
+    "model.use_lora": lora,
+    "model.lora_targets": lora,
+    "model.embedding_model_type": parts_of_hf("embedding_model_type", "hf_embedder"),
+    "model.embedding_weight_tying": tied_embedding,
+    "model.embedding_dropout": one_dropout("model.embedding_dropout", 1, "dropout"),
+    "model.tokenizer_type": tokenizer_type,
+    "model.tokenizer_dataset_name": tokenizer_dataset,
+    "model.tokenizer_simplify": simplify,
+    "model.tokenizer_num_reserved_tokens": lambda make: _equal(
+        [
+            (shapes(made)["embedding.weight"][0], made.run.tokenizer.vocab_size)
+            for made in (make({"model.tokenizer_num_reserved_tokens": 20}), make({"model.vocab_size": 280}))
+        ],
+        [(300, 280), (280, 280)],
+    ),
+    "model.lm_head_type": parts_of_hf("lm_head_type", "hf_head"),
+    "model.lm_head_normalization": norm_at("lm_head_normalization", lambda m: m.norm, "model.lm_head_bias"),
+    "model.lm_head_bias": lambda make: _equal(only_in(make({"model.lm_head_bias": True}), make()), {"head.bias"}),
+    "model.lm_head_dropout": one_dropout("model.lm_head_dropout", 1, "dropout"),
+    "model.model_shell_type": only_one("model.model_shell_type", "byte_shell", EXPERIMENT),
+    "model.positional_encoding_type": positions,
+    "model.initialization_fn": initialization,
+    "model.gain": gain,
+    "model.mode": mode,
+    "model.nonlinearity": nonlinearity,
+    "model.ffn.ffn_type": ffn_type,
+    "model.ffn.ffn_dim": shape("model.ffn.ffn_dim", 515, "blocks.0.feedforward.up.weight", (515, 16)),
+    "model.ffn.bias": biases("model.ffn.bias", {"feedforward.up.bias", "feedforward.down.bias"}),
+    "model.ffn.ffn_dropout": one_dropout("model.ffn.ffn_dropout", 2, "feedforward.input_dropout"),
+    "model.ffn.activation": activation,
+    "model.ffn.normalization": norm_at("ffn.normalization", lambda m: m.blocks[0].feedforward_norm, "model.ffn.bias"),
+    "model.attn.attn_type": attn_type,
+    "model.attn.num_kv_heads": kv_heads,
+    "model.attn.num_q_heads": kv_heads,
+    "model.attn.group_size": group_size,
+    "model.attn.is_causal": is_causal,
+    "model.attn.bias": biases("model.attn.bias", {"attention.qkv.bias", "attention.output.bias"}),
+    "model.attn.attn_dropout": one_dropout("model.attn.attn_dropout", 2, "attention.input_dropout"),
+    "model.attn.normalization": norm_at("attn.normalization", lambda m: m.blocks[0].attention_norm, "model.attn.bias"),
+    "trainer.trainer_type": only_one("trainer.trainer_type", "mock_trainer", EXPERIMENT),
+    "trainer.dataset": dataset,
+    "trainer.batch_size": lambda make: _equal(make({"trainer.batch_size": 6}).batch().inputs.shape, (6, 16)),
+    "trainer.gradient_accumulation_steps": lambda make: _equal(
+        make({"trainer.gradient_accumulation_steps": 3}).batch().inputs.shape, (12, 16)
+    ),
+    "trainer.max_iters": lambda make: _equal(make({"trainer.max_iters": 7}).run.steps, 7),
+    "trainer.decay_lr": decay,
+    "trainer.lr_decay_iters": decay_iters,
+    "trainer.warmup_iters": warmup,
+    "trainer.optimizer.warmup_iters": unread_warmup,
+    "trainer.eval_interval": evaluations,
+    "trainer.log_interval": logging_interval,
+    "trainer.checkpoint_interval": checkpoints,
+    "trainer.lr_scheduler.name": scheduler,
+    "trainer.lr_scheduler.params": scheduler_params,
+    "trainer.dataloader.name": only_one("trainer.dataloader", "byte_pooling", EXPERIMENT),
+    "trainer.datasampling.name": only_one("trainer.datasampling", "sorted", "must be one of standard"),
+    "trainer.loss_fn.name": loss_fn,
+    "trainer.run_eval": no_evaluations,
+    **{
+        f"trainer.dropout_scheduler.{name}": dropout_schedule
+        for name in (
+            *("dropout_type", "dropout", "start_dropout_p", "end_dropout_p", "start_iter", "end_iter"),
+            *("dropout_trough", "dropout_peak", "num_iterations", "num_cycles"),
+        )
+    },
+    "trainer.optimizer.optimizer_name": optimizer_name,
+    "trainer.optimizer.lr": lambda make: _equal(rates(make({"trainer.optimizer.lr": 3e-3}))[0], 3e-3),
+    "trainer.optimizer.min_lr": lambda make: _equal(
+        rates(make({"trainer.optimizer.min_lr": 1e-4, "trainer.lr_decay_iters": 2}))[-2:], pytest.approx([1e-4] * 2)
+    ),
+    "trainer.optimizer.weight_decay": group_value("trainer.optimizer.weight_decay", 0.3, lambda g: g["weight_decay"]),
+    "trainer.optimizer.beta1": group_value("trainer.optimizer.beta1", 0.8, lambda g: g["betas"][0]),
+    "trainer.optimizer.beta2": group_value("trainer.optimizer.beta2", 0.98, lambda g: g["betas"][1]),
+    "trainer.optimizer.grad_clip": clip,
+    "trainer.optimizer.params": optimizer_params,
+    "trainer.eval.dataset_loss_eval_iters": samples,
+    "general.logging.wandb_log": wandb_log,
+    "general.logging.wandb_project": wandb_argument("wandb_project", "project"),
+    "general.logging.wandb_run_name": run_name,
+    "general.logging.group_name": wandb_argument("group_name", "group"),
+    "general.paths.output_dir": output_dir,
+    "general.paths.data_dir": data_dir,
+    "general.paths.checkpoint_dir": checkpoint_dir,
+    "general.seed": seed,
+    "general.device": device,
+    "general.max_num_cores": lambda make: _equal(make({"general.max_num_cores": 3}).config.data.processes, 3),
+}
+WITH_CHECKPOINT = ("model.freeze_core", "model.model_string", "model.use_lora", "model.lora_targets")
+WITH_PLACE = ("model.tokenizer_dataset_name", "trainer.dataset")
+
+
+@pytest.mark.parametrize("key", [key for key in BEHAVIOUR if key not in (*WITH_CHECKPOINT, *WITH_PLACE)])
+def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
+    BEHAVIOUR[key](make)
+
+
+@pytest.mark.parametrize("key", WITH_PLACE)
+def test_the_key_of_a_corpus_changes_what_it_says(key: str, make: Make, place: Path) -> None:
+    BEHAVIOUR[key](make, place)
+
+
+@pytest.mark.parametrize("key", WITH_CHECKPOINT)
+def test_the_key_of_a_checkpoint_changes_what_it_says(key: str, make_hf: Make) -> None:
+    BEHAVIOUR[key](make_hf)

@@ -1,0 +1,461 @@
+"""STLM: its real files of all generations, its mistakes, its examples, and what both ways of translation keep."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from tests.dialects.test_stlm import write_texts
+
+from quintet.config.data import SourceConfig
+from quintet.config.dialects import dialect_named
+from quintet.config.dialects.back import translate_back
+from quintet.config.dialects.stlm.datasets import REGISTRY, UNREADABLE, name_of, source_of
+from quintet.config.load import Loaded, load_run_config
+from quintet.errors import UserError
+from quintet.model.count import count_parameters
+from quintet.train.schedule import learning_rate
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples/stlm"
+
+# configs/train/baseline-10m.yaml of the branch self-play-rework, without what asks for benchmarks.
+G2: dict[str, Any] = {
+    "model": {
+        "core_model_type": "generic",
+        "num_layers": 5,
+        "ffn": {
+            "ffn_type": "generic",
+            "ffn_dim": 1536,
+            "activation": "gelu",
+            "normalization": "rms_norm",
+            "bias": False,
+            "dropout": 0.0,
+        },
+        "attn": {
+            "attn_type": "causal",
+            "num_kv_heads": 8,
+            "num_q_heads": 8,
+            "normalization": "rms_norm",
+            "bias": False,
+            "dropout": False,
+        },
+        "embedding_model_type": "generic",
+        "tokenizer_type": "bpe",
+        "tokenizer_dataset_name": "en_wiki",
+        "tokenizer_simplify_data": True,
+        "vocab_size": 4000,
+        "hidden_dim": 384,
+        "context_window": 2048,
+        "lm_head_type": "generic",
+        "lm_head_normalization": "rms_norm",
+        "lm_head_bias": False,
+        "lm_head_dropout": 0.0,
+        "model_shell_type": "standard",
+        "embedding_weight_tying": True,
+        "ffn_weight_tying": False,
+        "cproj_weight_tying": False,
+        "positional_encoding_type": "rope",
+    },
+    "trainer": {
+        "trainer_type": "base_trainer",
+        "dataset": "openwebtext",
+        "batch_size": 24,
+        "gradient_accumulation_steps": 10,
+        "max_iters": 50000,
+        "eval_interval": 5000,
+        "log_interval": 10,
+        "checkpoint_interval": 10000,
+        "eval_iters": 1000,
+        "eval": {"mcq_num_samples": 1000, "eval_byte_metrics": True, "text_modeling_eval": False},
+        "optimizer": {
+            "optimizer_name": "adamW",
+            "lr": 1.0e-3,
+            "min_lr": 1.0e-5,
+            "weight_decay": 0.01,
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "grad_clip": 1.0,
+        },
+        "lr_scheduler": {"name": "cosine", "warmup_iters": 2500},
+        "dataloader": {"name": "standard"},
+        "datasampling": {"name": "standard"},
+        "loss_fn": {"name": "cross_entropy"},
+    },
+    "general": {
+        "logging": {
+            "wandb_log": True,
+            "wandb_project": "SuperTinyLanguageModels",
+            "wandb_run_name": None,
+            "group_name": "base_group",
+        },
+        "paths": {"output_dir": "outputs", "data_dir": "data", "checkpoint_dir": "checkpoints", "eval_dir": "evals"},
+        "seed": 489,
+        "device": "cuda",
+    },
+}
+
+# configs/full_configs/baseline.yaml of the branch main, which has everything in sections of its own.
+G1: dict[str, Any] = {
+    "model": {
+        "core_model": {
+            "core_model_type": "generic",
+            "num_layers": 8,
+            "ffn": {"ffn_type": "swiglu", "ffn_dim": 1320, "normalization": "rms_norm", "bias": False},
+            "attn": {
+                "attn_type": "generic",
+                "num_heads": 16,
+                "normalization": "rms_norm",
+                "group_size": 4,
+                "bias": False,
+                "is_causal": True,
+            },
+        },
+        "embedder": {"tokenizer_type": "gpt2", "embedding_model_type": "generic", "dataset_name": "stlm"},
+        "lm_head": {"normalization": "rms_norm", "bias": False, "lm_head_type": "generic"},
+        "hidden_dim": 512,
+        "context_window": 512,
+        "vocab_size": 50257,
+        "model_shell_type": "standard",
+        "embedding_weight_tying": True,
+        "positional_encoding_type": "rope",
+    },
+    "trainer": {
+        "dropout_scheduler": {"dropout_type": "constant", "dropout": 0.1},
+        "dataset": "openwebtext",
+        "training": {
+            "trainer_type": "base_trainer",
+            "batch_size": 24,
+            "gradient_accumulation_steps": 20,
+            "max_iters": 30000,
+            "lr_decay_iters": 30000,
+            "warmup_iters": 5000,
+            "eval_interval": 2000,
+            "log_interval": 10,
+            "eval_iters": 500,
+            "checkpoint_interval": 1e9,
+            "run_profiler": False,
+        },
+        "optimizer": {
+            "name": "nanoGPTadamW",
+            "lr": 6e-4,
+            "min_lr": 6e-5,
+            "weight_decay": 0.1,
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "grad_clip": 1.0,
+            "decay_lr": True,
+            "warmup_iters": 10,
+        },
+        "lr_scheduler": {"name": "cosine"},
+        "dataloader": {"name": "standard"},
+        "loss_fn": {"name": "cross_entropy"},
+    },
+}
+
+# What configs/train/baseline-10m.yaml of the branch rewrite says in another way than the flat files.
+G3: dict[str, Any] = copy.deepcopy(G2)
+G3["model"] |= {
+    "attn": {
+        "name": "rope_attention",
+        "params": {"num_kv_heads": 4, "num_q_heads": 8, "bias": True, "dropout": 0.0, "normalization": "rms_norm"},
+        "normalization": "rms_norm",
+    },
+    "ffn": {"name": "generic", "params": {"ffn_dim": 1536, "activation": "gelu", "bias": True, "dropout": 0.0}},
+    "embedding_positional_encoding": "none",
+    "tokenizer_dataset_names": ["simple_en_wiki"],
+    "tokenizer_num_reserved_tokens": 20,
+}
+for _name in ("positional_encoding_type", "tokenizer_dataset_name"):
+    del G3["model"][_name]
+G3["trainer"] |= {
+    "dataset_names": ["fineweb_edu_10B", "simple_en_wiki"],
+    "preprocessor_name": "text_preprocessor",
+    "dataloader_name": "random",
+    "gradient_clipping": 0.5,
+    "eval": {"val_loss_iters": 100},
+    "optimizer": {"name": "AdamW", "params": {"lr": 5e-4, "weight_decay": 0.1, "betas": [0.9, 0.98]}},
+    "lr_scheduler": {"name": "exponentiallr", "params": {"gamma": 0.999, "warmup_steps": 100}},
+}
+for _name in ("dataset", "dataloader", "eval_iters"):
+    del G3["trainer"][_name]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Loaded]:
+    """The run of a file's values, with some of them set: ``read(G2, {"model.num_layers": 3})``."""
+
+    def load(values: dict[str, Any], changes: dict[str, Any] | None = None, *overrides: str) -> Loaded:
+        values = copy.deepcopy(values)
+        for path, value in (changes or {}).items():
+            *sections, last = path.split(".")
+            here = values
+            for step in sections:
+                here = here.setdefault(step, {})
+            here[last] = value
+        file = tmp_path / "their.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return load_run_config([file], overrides)
+
+    return load
+
+
+def problems(read: Callable[..., Loaded], values: dict[str, Any], changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        read(values, changes)
+    return "\n".join(error.value.problems)
+
+
+def parameters(loaded: Loaded) -> int:
+    config = loaded.config
+    assert config.model.vocab_size is not None  # pyright: ignore[reportAttributeAccessIssue]
+    return count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total  # pyright: ignore
+
+
+def test_a_flat_file_has_the_model_of_the_original(read: Callable[..., Loaded]) -> None:
+    """10,387,584 parameters, 10.39M in STLM's names of runs, counted from its own code."""
+    loaded = read(G2)
+    assert loaded.dialect is dialect_named("stlm")
+    assert parameters(loaded) == 10_387_584
+    config = loaded.config
+    assert config.batch.samples == 240
+    assert config.tokenizer.sources[0].name == "20231101.en"  # pyright: ignore
+    assert config.track[0].arguments == {"project": "SuperTinyLanguageModels", "group": "base_group"}  # pyright: ignore
+
+
+def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..., Loaded]) -> None:
+    """kv 16 and q 4 is what STLM's files write for 16 query heads and 4 groups: 384 to 576 in one projection."""
+    attention = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 4})
+    equal = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 16})
+    assert parameters(equal) - parameters(attention) == 5 * 384 * (3 * 384 - 576)
+    assert any("had them swapped" in note for note in attention.notes)
+    documented = read(G2, {"model.attn.num_kv_heads": 4, "model.attn.num_q_heads": 16})
+    assert documented.config.model == attention.config.model
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 3), st.integers(0, 3))
+def test_the_two_numbers_of_heads_may_be_exchanged(read: Callable[..., Loaded], first: int, second: int) -> None:
+    one, other = (
+        read(G2, {"model.attn.num_q_heads": 2**q, "model.attn.num_kv_heads": 2**kv}).config.model.attention  # pyright: ignore
+        for q, kv in ((first, second), (second, first))
+    )
+    assert one == other
+    assert (one.heads, one.kv_heads) == (2 ** max(first, second), 2 ** min(first, second))
+
+
+def test_a_dataset_keeps_its_name_both_ways() -> None:
+    for name in [*REGISTRY, "./a/texts.jsonl", "some/folder/of/texts.txt", "owner/name"]:
+        assert name_of(TypeAdapter(SourceConfig).validate_python(source_of(name))) == name
+    for name in UNREADABLE:
+        with pytest.raises(ValueError, match=f"'{name}' "):
+            source_of(name)
+
+
+def test_the_rate_of_a_flat_file_is_that_of_the_original(read: Callable[..., Loaded]) -> None:
+    """nanoGPT's cosine with a decay that is not shortened by the warm-up; the last of 50,000 steps has 1.61e-5."""
+    run = read(G2).config
+
+    def rate(step: int) -> float:
+        return learning_rate(run.schedule, run.optimizer.lr, step + 1, 50_000)
+
+    assert rate(0) == 0
+    assert rate(1250) == pytest.approx(5e-4)
+    assert rate(2500) == pytest.approx(1e-3)
+    for step in (2501, 20_000, 49_999):
+        expected = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * (step - 2500) / 50_000))
+        assert rate(step) == pytest.approx(expected)
+    assert rate(49_999) == pytest.approx(1.61e-5, rel=2e-3)
+
+
+def test_an_old_nested_file_is_read(read: Callable[..., Loaded]) -> None:
+    loaded = read(G1, {"trainer.eval": []})
+    config = loaded.config
+    attention, feedforward = config.model.attention, config.model.feedforward  # pyright: ignore
+    assert (attention.heads, attention.kv_heads, attention.kind) == (16, 4, "causal")
+    assert (feedforward.kind, feedforward.activation, feedforward.width) == ("gated", "silu", 1320)
+    layer = 512 * (512 + 2 * 128) + 512 * 512 + 3 * 512 * 1320 + 2 * 512
+    assert parameters(loaded) == 50257 * 512 + 8 * layer + 512
+    assert config.dropout_schedule.kind == "constant"
+    assert (config.schedule.warmup_steps, config.schedule.decay_steps) == (5000, 35_000)  # pyright: ignore
+    assert config.optimizer.decay == "matrices"
+    assert config.evaluate.samples == 500 * 24
+    assert config.checkpoint.every == 10**9
+
+
+def test_a_newer_file_is_read(read: Callable[..., Loaded]) -> None:
+    loaded = read(G3)
+    config = loaded.config
+    attention = config.model.attention  # pyright: ignore
+    assert (attention.heads, attention.kv_heads, attention.bias) == (8, 4, True)
+    assert config.model.position.kind == "rope"  # pyright: ignore
+    assert [source.label for source in config.data.sources] == ["fineweb_edu_10B", "simple_en_wiki"]
+    assert (config.tokenizer.vocab_size, config.model.vocab_size) == (3980, 4000)  # pyright: ignore
+    optimizer, schedule = config.optimizer, config.schedule
+    assert (optimizer.kind, optimizer.name, optimizer.arguments) == ("torch", "AdamW", {"betas": [0.9, 0.98]})  # pyright: ignore
+    assert (schedule.name, schedule.warmup_steps, schedule.arguments) == ("ExponentialLR", 100, {"gamma": 0.999})  # pyright: ignore
+    assert (config.train.clip_norm, config.evaluate.samples) == (0.5, 2400)
+
+
+def test_generations_may_be_mixed_section_by_section(read: Callable[..., Loaded]) -> None:
+    mixed = {"model": G1["model"], "trainer": copy.deepcopy(G3["trainer"]), "general": G2["general"]}
+    config = read(mixed).config
+    assert config.model.layers == 8  # pyright: ignore
+    assert config.optimizer.kind == "torch"
+
+
+def test_learned_positions_may_stand_beside_rotary_attention(read: Callable[..., Loaded]) -> None:
+    position = read(G3, {"model.embedding_positional_encoding": "learned"}).config.model.position  # pyright: ignore
+    assert (position.kind, position.learned) == ("rope", True)
+    assert "sincos does not go with" in problems(read, G3, {"model.embedding_positional_encoding": "sincos"})
+
+
+def test_a_file_inside_a_section_of_its_own_is_unwrapped(read: Callable[..., Loaded]) -> None:
+    loaded = read({"baseline-vocab-size": G2}, None, "++trainer.max_iters=7000")
+    assert loaded.dialect is dialect_named("stlm")
+    assert loaded.config.train.steps == 7000
+    assert loaded.config.model == read(G2).config.model
+    assert loaded.origins["model.layers"].endswith("their.yaml:4")
+
+
+def test_bare_names_and_sections_say_the_same(read: Callable[..., Loaded]) -> None:
+    bare = {f"trainer.{name}": G2["trainer"][name]["name"] for name in ("dataloader", "datasampling", "loss_fn")}
+    changes = bare | {"trainer.lr_scheduler": "cosine", "trainer.warmup_iters": 2500}
+    assert read(G2, changes).config == read(G2).config
+
+
+def test_the_oldest_list_of_evaluations_is_read(read: Callable[..., Loaded]) -> None:
+    one = read(G2, {"trainer.eval": [{"mcq_benchmarks": [], "num_samples": 1000, "text_modeling_eval": False}]})
+    assert one.config == read(G2).config
+    several = [{"evaluator": "mcq", "benchmarks": ["winograd"]}, {"evaluator": "glue"}]
+    found = problems(read, G2, {"trainer.eval": several})
+    assert "evaluation on benchmarks is not built yet" in found
+    assert "trainer.eval.evaluators[1].evaluator" in found
+
+
+BOTH = [
+    ("model.cproj_weight_tying", False, "model.c_proj_weight_tying", True),
+    ("model.freeze", False, "model.freeze_core", True),
+    ("model.tokenizer_simplify_data", True, "model.tokenizer_simplify", False),
+    ("model.ffn.dropout", 0.0, "model.ffn.ffn_dropout", 0.1),
+    ("model.attn.dropout", False, "model.attn.attn_dropout", 0.1),
+    ("trainer.eval_iters", 1000, "trainer.eval.dataset_loss_eval_iters", 5),
+    ("trainer.lr_scheduler.warmup_iters", 2500, "trainer.warmup_iters", 5),
+    ("general.logging.run_name", "a", "general.logging.wandb_run_name", "b"),
+]
+
+
+@pytest.mark.parametrize(("alias", "value", "key", "other"), BOTH)
+def test_two_spellings_may_not_disagree(
+    read: Callable[..., Loaded], alias: str, value: Any, key: str, other: Any
+) -> None:
+    assert "says otherwise; keep one" in problems(read, G2, {alias: value, key: other})
+
+
+MISTAKES = [
+    ({"model.num_layer": 3}, "unknown key 'num_layer'; did you mean 'num_layers'?"),
+    ({"model.attn.num_kv_head": 3}, "did you mean 'num_kv_heads'?"),
+    ({"model.core_model_type": "conv"}, "'conv' belongs to an experiment"),
+    ({"model.embedding_model_type": "byte_level"}, "'byte_level' belongs to an experiment"),
+    ({"model.k_interior_layers": 2}, "model.k_interior_layers: belongs to an experiment"),
+    ({"model.checkpoint_path": "x.pt"}, "is a pickle that cannot be read safely"),
+    ({"model.gain": 2.0}, "is for initialization_fn: xavier, and it is kaiming"),
+    ({"model.freeze_core": True}, "is for core_model_type: hf_core"),
+    ({"trainer.dataset": "openwebtxt"}, "did you mean 'openwebtext'?"),
+    ({"trainer.dataset": "tiny_codes"}, "makes its text of several columns"),
+    ({"trainer.eval.mcq_benchmarks": ["helaswag"]}, "did you mean 'hellaswag'?"),
+    ({"trainer.eval.mcq_benchmarks": ["hellaswag"]}, "evaluation on benchmarks is not built yet"),
+    ({"trainer.eval.text_modeling_eval": True}, "evaluation on benchmarks is not built yet; false is accepted"),
+    ({"trainer.dataloader.name": "next_token_mlm"}, "needs loss_fn: next_token_mlm"),
+    ({"trainer.optimizer.min_lr": 1.0}, "trainer.optimizer.min_lr: is above optimizer.lr"),
+    ({"trainer.lr_scheduler.params": {"gamma": 1}}, "are for PyTorch's schedulers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_a_mistake_is_said_in_the_words_of_the_file(
+    read: Callable[..., Loaded], changes: dict[str, Any], message: str
+) -> None:
+    assert message in problems(read, G2, changes)
+
+
+def test_what_must_be_given_is_named(read: Callable[..., Loaded]) -> None:
+    bare = {"model": {"core_model_type": "generic", "context_window": 16}, "trainer": {"dataset": "openwebtext"}}
+    found = problems(read, bare, {})
+    for key in ("batch_size", "gradient_accumulation_steps", "max_iters"):
+        assert f"trainer.{key}: is missing" in found
+    trainer = {"dataset": "openwebtext", "batch_size": 1, "gradient_accumulation_steps": 1, "max_iters": 1}
+    found = problems(read, bare | {"trainer": trainer}, {})
+    for key in ("num_layers", "hidden_dim", "ffn.ffn_dim", "tokenizer_type", "attn.num_kv_heads"):
+        assert f"model.{key}: is missing: core_model_type: generic needs it" in found
+
+
+def test_defaults_are_those_of_the_document(read: Callable[..., Loaded]) -> None:
+    small = {
+        "model": {
+            "core_model_type": "generic",
+            "num_layers": 1,
+            "hidden_dim": 16,
+            "context_window": 16,
+            "tokenizer_type": "gpt2",
+            "positional_encoding_type": "none",
+            "ffn": {"ffn_dim": 8},
+            "attn": {"num_kv_heads": 2},
+        },
+        "trainer": {"dataset": "openwebtext", "batch_size": 2, "gradient_accumulation_steps": 1, "max_iters": 100},
+    }
+    loaded = read(small)
+    config = loaded.config
+    model = config.model
+    assert (model.norm.kind, model.norm.eps, model.tie_embeddings, model.init.kind) == ("rms", 1e-6, True, "kaiming")  # pyright: ignore
+    assert (config.evaluate.every, config.train.log_every, config.checkpoint.every) == (2000, 10, 10_000)
+    assert (config.optimizer.lr, config.schedule.min_lr, config.optimizer.weight_decay) == (6e-4, 6e-6, 0.01)  # pyright: ignore
+    assert config.optimizer.betas == (0.9, 0.999)  # pyright: ignore
+    assert (config.train.clip_norm, config.train.device, config.evaluate.samples) == (1.0, "auto", 2000)
+    assert config.schedule.decay_steps == 100  # pyright: ignore
+    assert any(note.startswith("trainer.eval.text_modeling_eval: not given") for note in loaded.notes)
+
+
+@pytest.mark.parametrize("values", [G1, G2, G3], ids=["nested", "flat", "params"])
+def test_a_real_file_translated_there_and_back_is_the_same_run(
+    read: Callable[..., Loaded], values: dict[str, Any]
+) -> None:
+    config = read(values, {"trainer.eval": {"text_modeling_eval": False}, "general.logging": {}}).config
+    lost = [line for line in translate_back(dialect_named("stlm"), config).lost if "dropout_schedule" not in line]
+    assert lost == []
+
+
+@pytest.mark.parametrize("name", ["base", "silu_mlm"])
+def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("OUTPUT_ROOT", "out")
+    write_texts(tmp_path / "texts.jsonl", 5)
+    monkeypatch.chdir(tmp_path)
+    file = str(EXAMPLES / f"{name}.yaml")
+    code, out, err = command("train", file)
+    assert code == 0, err
+    assert "finished: 20 steps" in out
+    code, native, err = command("translate", file, "general.logging.wandb_run_name=again")
+    assert code == 0, err
+    assert "# model.num_layers (" in native
+    Path("native.yaml").write_text(native)
+    assert command("train", "native.yaml")[0] == 0
+    run = {"base": "tiny_stlm", "silu_mlm": "tiny_mlm"}[name]
+    first, second = (losses(tmp_path / "out" / one) for one in (run, "again"))
+    assert len(first) == 20
+    assert first == second
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
