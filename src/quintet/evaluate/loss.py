@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quintet.data.prepare import prepare
+from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train.trained import TrainedRun
@@ -14,9 +14,19 @@ def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) ->
 
     Raises UserError when nothing is held out, or the sources are no longer those the run was trained on.
     """
+    return loss_on(run, own_data(run, reporter), samples)
+
+
+def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
+    """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
     prepared = prepare(run.config, progress=reporter.preparing)
     if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(f"{run.folder}: its sources have changed since it was trained, and what was held out with them")
+    return prepared
+
+
+def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> ValidationResult:
+    """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
     if prepared.validation is None:
         raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
     return validate(

@@ -1,0 +1,1 @@
+"""Piano music: MIDI files, notes, tokens, tasks, pictures and sound."""

@@ -1,0 +1,144 @@
+"""What needs no model: copies of the prompt, and counts of tokens. A model's number means something beside theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
+from quintet.piano.tasks import Task
+
+_OCTAVE = 12
+_LINES = {
+    "top_line_masking": _OCTAVE,
+    "top_line_prediction": _OCTAVE,
+    "bottom_line_masking": -_OCTAVE,
+    "low_line_prediction": -_OCTAVE,
+}
+_SIDES = {
+    "high_notes_masking": _OCTAVE,
+    "above_median_prediction": _OCTAVE,
+    "above_low_quartile_prediction": _OCTAVE,
+    "above_high_quartile_prediction": _OCTAVE,
+    "low_notes_masking": -_OCTAVE,
+    "below_median_prediction": -_OCTAVE,
+    "below_low_quartile_prediction": -_OCTAVE,
+    "below_high_quartile_prediction": -_OCTAVE,
+}
+_SPREAD = {"loud_prediction": _OCTAVE, "very_loud_prediction": _OCTAVE}
+
+
+def copied(task: Task, prompt: Notes, count: int) -> Notes:
+    """An answer made of copies of the prompt's notes; ``count`` is how many notes are missing.
+
+    - Tasks that replace: the prompt as it is.
+    - Lines: the line that the task finds in the prompt, an octave higher (the bottom line: lower).
+    - Tasks whose target lies above (below) the prompt: the ``count`` highest (lowest) notes, an octave higher (lower).
+    - Strides: each block again, halfway to the next one.
+    - All others: ``count`` notes spread evenly over the prompt, an octave lower (loud notes: higher).
+
+    Copies that leave the piano are left out. Most tasks do not tell a model the count, so this baseline is a generous
+    one. The rules are the best of those that were tried on recorded performances.
+    """
+    if task.replaces or len(prompt) == 0:
+        return prompt
+    if task.kind == "stride_notes_masking":
+        return _halfway(prompt, task.value)
+    if task.kind in _LINES:
+        _, line = task.split(prompt, np.random.default_rng(0))  # nothing is drawn
+        return _on_piano(line.transposed(_LINES[task.kind]))
+    if task.kind in _SIDES:
+        semitones = _SIDES[task.kind]
+        nearest = np.argsort(-np.sign(semitones) * prompt.pitch, kind="stable")[:count]
+        return _on_piano(prompt[np.sort(nearest)].transposed(semitones))
+    spread = np.unique(np.linspace(0, len(prompt) - 1, count).astype(np.int64))
+    return _on_piano(prompt[spread].transposed(_SPREAD.get(task.kind, -_OCTAVE)))
+
+
+def _halfway(prompt: Notes, length: int) -> Notes:
+    """Each block of ``length`` notes, moved by half the time to the next block, the last as far as the one before."""
+    later = np.diff(prompt.start[::length]) / 2
+    later = np.append(later, later[-1] if len(later) else 0)
+    moved = np.repeat(later, length)[: len(prompt)]
+    return notes(prompt.pitch, prompt.velocity, prompt.start + moved, prompt.end + moved)
+
+
+def _on_piano(copy: Notes) -> Notes:
+    return copy[(copy.pitch >= LOWEST) & (copy.pitch <= HIGHEST)]
+
+
+@dataclass(frozen=True)
+class Unigram:
+    """How often each token comes: p(b) = (count of b + 1) / (count of all + vocabulary).
+
+    ``counts`` is int64 [vocabulary].
+    """
+
+    counts: np.ndarray
+
+    def nats(self, ids: np.ndarray) -> np.ndarray:
+        """-ln p of each token but the first, which nothing predicts: float64 [tokens - 1]."""
+        share = (self.counts + 1) / (self.counts.sum() + len(self.counts))
+        return -np.log(share[np.asarray(ids)[1:]])
+
+
+@dataclass(frozen=True)
+class Bigram:
+    """How often each token follows another: p(b after a) = (count of a b + 1) / (count of a before any + vocabulary).
+
+    ``pairs`` are the pairs that came, as a · vocabulary + b, int64 [pairs] ascending, ``counts`` how often, int64
+    [pairs], ``before`` how often each token came before another, int64 [vocabulary].
+    """
+
+    pairs: np.ndarray
+    counts: np.ndarray
+    before: np.ndarray
+
+    def nats(self, ids: np.ndarray) -> np.ndarray:
+        """-ln p of each token but the first, given the one before it: float64 [tokens - 1]."""
+        ids = np.asarray(ids, dtype=np.int64)
+        pair = ids[:-1] * len(self.before) + ids[1:]
+        counts = np.zeros(len(pair), dtype=np.int64)
+        if len(self.pairs):
+            at = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
+            counts = np.where(self.pairs[at] == pair, self.counts[at], 0)
+        return -np.log((counts + 1) / (self.before[ids[:-1]] + len(self.before)))
+
+
+def unigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Unigram:
+    """Counts of every token in ``sequences`` of ids [tokens], the first of each too."""
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    for ids in sequences:
+        counts += np.bincount(np.asarray(ids, dtype=np.int64), minlength=vocabulary)
+    return Unigram(counts)
+
+
+def bigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Bigram:
+    """Counts of every two neighbours inside a sequence of ``sequences``, ids [tokens] each."""
+    before = np.zeros(vocabulary, dtype=np.int64)
+    found = [np.empty(0, dtype=np.int64)]
+    for ids in sequences:
+        first = np.asarray(ids, dtype=np.int64)
+        before += np.bincount(first[:-1], minlength=vocabulary)
+        found.append(first[:-1] * vocabulary + first[1:])
+    pairs, counts = np.unique(np.concatenate(found), return_counts=True)
+    return Bigram(pairs, counts, before)
+
+
+def nats_per_token(
+    model: Unigram | Bigram, sequences: Iterable[np.ndarray], counted: Iterable[np.ndarray] | None = None
+) -> float:
+    """Mean of -ln p over all tokens but the first of each sequence; NaN where there are none.
+
+    ``counted`` [tokens - 1] of each sequence marks the predicted tokens that count, such as those behind `<GENAI>`.
+    """
+    total, tokens = 0.0, 0
+    masks = iter(counted) if counted is not None else None
+    for ids in sequences:
+        nats = model.nats(ids)
+        if masks is not None:
+            nats = nats[next(masks)]
+        total, tokens = total + float(nats.sum()), tokens + len(nats)
+    return total / tokens if tokens else float("nan")

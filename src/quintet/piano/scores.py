@@ -1,0 +1,118 @@
+"""Scores that come with music21, as notes: music without a download.
+
+They are written music: every note has the same velocity, and time follows the score's tempo marks.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quintet.errors import UserError
+from quintet.piano.clock import seconds
+from quintet.piano.notes import Notes, notes
+from quintet.piano.pedal import separated
+
+VELOCITY = 80
+_BPM = 120  # quarter notes a minute where a score does not say
+KEYBOARD = (
+    "bach/bwv*",
+    "chopin/*",
+    "cpebach/*",
+    "joplin/*",
+    "mozart/k545/*",
+    "schoenberg/opus19/*",
+    "schumann_clara/polonaise*",
+)
+"""What two hands play: Bach's chorales in four parts, and the few works for a keyboard."""
+_COMPOSERS = {
+    "bach": "Johann Sebastian Bach",
+    "chopin": "Frédéric Chopin",
+    "cpebach": "Carl Philipp Emanuel Bach",
+    "joplin": "Scott Joplin",
+    "mozart": "Wolfgang Amadeus Mozart",
+    "schoenberg": "Arnold Schoenberg",
+    "schumann_clara": "Clara Schumann",
+}
+_SCORES = (".mxl", ".xml", ".musicxml", ".krn")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A piece of the corpus: its name (``bach/bwv66.6``), its file, and its composer."""
+
+    name: str
+    path: Path
+    composer: str
+
+
+@cache
+def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[Score, ...]:
+    """The scores whose names match one of the patterns (`*` matches `/` too), in the order of their names.
+
+    Another edition of the same work (``bwv112.5-sc`` beside ``bwv112.5``; Humdrum beside MusicXML) is left out.
+    """
+    root = Path(_music21().__file__).parent / "corpus"
+    files = [path for path in root.rglob("*") if path.suffix in _SCORES]
+    found: dict[str, Score] = {}
+    for path in sorted(files, key=lambda path: (len(path.stem), _SCORES.index(path.suffix), path)):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            folder = name.split("/")[0]
+            found.setdefault(name.split("-")[0], Score(name, path, _COMPOSERS.get(folder, folder.replace("_", " "))))
+    if not found:
+        raise UserError(f"music21: no score of its corpus matches {', '.join(patterns)}; try 'bach/*'")
+    return tuple(sorted(found.values(), key=lambda score: score.name))
+
+
+def read_score(score: Score, cache_dir: str | os.PathLike[str] | None = None) -> Notes:
+    """The notes of a score: ties joined, transposing instruments as they sound, repeats played once, no grace notes.
+
+    With ``cache_dir``, they are kept there by version of music21, and read back next time.
+    """
+    if cache_dir is None:
+        return _read(score)
+    file = Path(cache_dir) / f"music21-{_music21().__version__}" / f"{score.name.replace('/', '+')}.npy"
+    if not file.exists():
+        table = _read(score)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.stem}.{os.getpid()}.part.npy")
+        np.save(part, np.stack([table.pitch, table.velocity, table.start, table.end]))
+        part.replace(file)
+    return notes(*np.load(file))
+
+
+def _music21() -> Any:
+    try:
+        import music21
+    except ImportError:
+        raise UserError("the scores of music21 need the 'piano' extra: pip install 'quintet[piano]'") from None
+    return music21
+
+
+def _read(score: Score) -> Notes:
+    music21 = _music21()
+    piece = music21.converter.parse(score.path, forceSource=True).toSoundingPitch()
+    rows = []
+    for part in piece.parts:
+        for element in part.stripTies().flatten().notes:
+            if "Harmony" in element.classes:  # the name of a chord, not played
+                continue
+            start, end = float(element.offset), float(element.offset + element.quarterLength)
+            rows += [(pitch.midi, VELOCITY, start, end) for pitch in element.pitches if end > start]  # no grace notes
+    pitch, velocity, start, end = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    changes, lengths = _tempos(piece)
+    return separated(notes(pitch, velocity, seconds(start, changes, lengths), seconds(end, changes, lengths)))
+
+
+def _tempos(piece: Any) -> tuple[np.ndarray, np.ndarray]:
+    """From which quarter note on a quarter note lasts how many seconds."""
+    marks = [(float(begin), 60 / (mark.getQuarterBPM() or _BPM)) for begin, _, mark in piece.metronomeMarkBoundaries()]
+    changes, lengths = np.array([(0.0, 60 / _BPM), *marks]).T
+    return changes, lengths

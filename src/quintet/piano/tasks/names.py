@@ -1,0 +1,114 @@
+"""Tasks by name, and as piano-gpt's files write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from quintet.config.spelling import nearest
+from quintet.errors import UserError
+from quintet.piano.tasks.base import Task
+from quintet.piano.tasks.kinds import KINDS
+
+_NAME = re.compile(r"(?P<kind>.+?)(-x(?P<value>\d+)(?P<percent>%?))?")
+_SUFFIXES = ("", "_masking", "_prediction", "_task", "_denoising")
+_OTHER_NAMES = {
+    "stride_masking": "stride_notes_masking",
+    "stride": "stride_notes_masking",
+    "chords": "chord_masking",
+    "chords_masking": "chord_masking",
+    "bottom_line_prediction": "low_line_prediction",
+    "middle_quartile_prediction": "middle_quartiles_prediction",
+    "extreme_quartile_prediction": "extreme_quartiles_prediction",
+}
+_CLASSES = {"".join(word.title() for word in kind.split("_")): kind for kind in KINDS}
+_CLASSES["StrideMasking"] = _CLASSES.pop("StrideNotesMasking")
+
+
+def task_named(name: str, where: str = "task") -> Task:
+    """The task of a name such as ``top_line_masking-x2``, ``high_notes_masking-x20%`` or ``loud_prediction``.
+
+    Endings (`_masking`, `_prediction`, `_task`) may be left out, as may the parameter: it then has its default. A
+    number alone means a count where a count and a percentage are possible. Classes of piano_dataset are names too.
+    ``where`` begins the message of a UserError, which an unknown name or an impossible parameter raises.
+    """
+    match = _NAME.fullmatch(name.strip())
+    kind = _kind(match["kind"] if match else name, where)
+    if match is None or match["value"] is None:
+        return _task(kind, {}, where)
+    unit = "mask_percentage" if match["percent"] else next(iter(KINDS[kind].units), "")
+    return _task(kind, {unit: int(match["value"])}, where)
+
+
+def tasks_from(entries: Iterable[str | Mapping[str, Any]], where: str = "tasks") -> tuple[Task, ...]:
+    """Tasks of a list in a run file, in its order, each once.
+
+    An entry is a name or, as piano-gpt writes it, ``{class: TopLineMasking, params: {n_repetitions: 2}}`` or with
+    ``param_range``, a list of such parameters. Raises UserError where two tasks look the same to a model and are not:
+    the counts and the percentages of one kind.
+    """
+    tasks: dict[Task, None] = {}
+    for index, entry in enumerate(entries):
+        here = f"{where}[{index}]"
+        found = [task_named(entry, here)] if isinstance(entry, str) else _of_class(entry, here)
+        tasks.update(dict.fromkeys(found))
+    _check_distinct(list(tasks), where)
+    return tuple(tasks)
+
+
+def _of_class(entry: Mapping[str, Any], where: str) -> list[Task]:
+    allowed = ("class", "params", "param_range")
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("class"), str) or not set(entry) <= {*allowed}:
+        raise UserError(f"{where}: a task is a name or has the keys class and params or param_range, not {entry!r}")
+    if entry.get("params") is not None and "param_range" in entry:
+        raise UserError(f"{where}: params and param_range exclude one another; keep one")
+    kind = _kind(entry["class"], where)
+    ranged = entry.get("param_range")
+    if ranged is None:
+        return [_task(kind, entry.get("params") or {}, f"{where}.params")]
+    if not isinstance(ranged, Sequence) or isinstance(ranged, str) or not ranged:
+        raise UserError(f"{where}.param_range: a list of parameters is needed, not {ranged!r}")
+    return [_task(kind, params, f"{where}.param_range[{index}]") for index, params in enumerate(ranged)]
+
+
+def _kind(name: str, where: str) -> str:
+    plain = name.strip()
+    if plain.removeprefix("Parametric") in _CLASSES:
+        return _CLASSES[plain.removeprefix("Parametric")]
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plain).lower().removeprefix("parametric_")
+    for suffix in _SUFFIXES:
+        kind = _OTHER_NAMES.get(snake + suffix, snake + suffix)
+        if kind in KINDS:
+            return kind
+    known = _CLASSES if any(letter.isupper() for letter in plain) else KINDS
+    near = nearest(plain, known)
+    meant = f"did you mean {near!r}?" if near else f"there are {', '.join(KINDS)}"
+    raise UserError(f"{where}: no task is called {name!r}; {meant}")
+
+
+def _task(kind: str, params: Any, where: str) -> Task:
+    units = KINDS[kind].units
+    said = " or ".join(units) or "no parameter"
+    if not isinstance(params, Mapping) or len(params) > 1 or not set(params) <= set(units):
+        given = ", ".join(map(str, params)) if isinstance(params, Mapping) else repr(params)
+        raise UserError(f"{where}: {kind} has {said}{', one of them' if len(units) > 1 else ''}; not {given or 'that'}")
+    if not units:
+        return Task(kind)
+    unit, value = next(iter(params.items() or units.items()))
+    most = 100 if unit == "mask_percentage" else None
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        bounds = "a whole number from 1 to 100" if most else "a whole number from 1 on"
+        raise UserError(f"{where}: {unit} of {kind} is {bounds}, not {value!r}")
+    return Task(kind, unit, value)
+
+
+def _check_distinct(tasks: list[Task], where: str) -> None:
+    told: dict[tuple[str, ...], Task] = {}
+    for task in tasks:
+        other = told.setdefault(task.tokens, task)
+        if other.unit != task.unit:
+            raise UserError(
+                f"{where}: {other.name} and {task.name} have the same tokens, so that a model cannot tell them apart; "
+                "use counts or percentages, not both"
+            )

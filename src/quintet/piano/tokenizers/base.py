@@ -1,0 +1,169 @@
+"""What every tokenizer of notes is: one whose texts are names of tokens, and notes to ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from quintet.errors import UserError
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
+from quintet.piano.pedal import separated
+from quintet.tokenize.base import Ids, Pieces, Tokenizer
+
+
+class NoteTokenizer(Tokenizer, Protocol):
+    """Notes to ids and back. As a `Tokenizer` it writes and reads the names of its tokens, with spaces between them."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills what is left of a sample; it is no music."""
+        ...
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """The special names, in the order of their ids."""
+        ...
+
+    def names(self) -> list[str]:
+        """The name of each id: distinct words without spaces."""
+        ...
+
+    def special(self, name: str) -> int:
+        """The id of a special name. Raises UserError when there is none of that name."""
+        ...
+
+    def with_special(self, names: Sequence[str]) -> NoteTokenizer:
+        """The same tokenizer with these names in the first free ids, in their order; those that it has are left out.
+
+        Raises UserError when there are more names than free ids.
+        """
+        ...
+
+    def encode_notes(self, notes: Notes) -> np.ndarray:
+        """Ids of a piece, uint32; time runs from 0, so a piece that begins later begins with silence.
+
+        Raises UserError for times before 0, and for pitches outside a piano where these are to be refused.
+        """
+        ...
+
+    def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
+        """The notes of ``ids``, whatever these are: nothing that a model may write is an error.
+
+        What makes no sense is passed over, and so are special ids and ids beyond the vocabulary. Notes that are never
+        ended end with the last id if ``close``, and are left out otherwise. A note that lasts no time is left out.
+        """
+        ...
+
+
+class NamedTokens:
+    """What follows from the names of the tokens: texts of names, special names, sizes. A base for note tokenizers.
+
+    ``names`` has one for each id, and ``special`` are those of them that are special, in the order of their ids.
+    ``end_id`` ends a piece and writes nothing.
+    """
+
+    lossless = False  # names come back, but not how many spaces stood between them
+    can_cut = False
+
+    def __init__(self, names: Sequence[str], special: Sequence[str], pad_id: int, end_id: int) -> None:
+        self._names, self.special_names = tuple(names), tuple(special)
+        self.vocab_size = len(self._names)
+        self.pad_id, self.end_id = pad_id, end_id
+        self._id_of = {name: token for token, name in enumerate(self._names)}
+        if len(self._id_of) < self.vocab_size:
+            twice = next(name for token, name in enumerate(self._names) if self._id_of[name] != token)
+            raise UserError(f"tokenizer.names: {twice} is the name of another token already; choose another")
+
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def special(self, name: str) -> int:
+        if name not in self.special_names:
+            raise UserError(f"tokenizer: has no special token {name}; it has {' '.join(self.special_names) or 'none'}")
+        return self._id_of[name]
+
+    def _with(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The special names that there are, and behind them those of ``names`` that are new."""
+        return tuple(dict.fromkeys((*self.special_names, *names)))
+
+    @property
+    def pieces(self) -> Pieces:
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        table = (b"" if token == self.end_id else f" {name}".encode() for token, name in enumerate(self._names))
+        return Pieces(tuple(table), leading_space=True)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of names. Raises UserError for any other text."""
+        return [self._id(word) for word in text.split()]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+
+    def decode(self, ids: Ids) -> str:
+        return self.pieces.decode(ids)
+
+    def bytes_per_token(self) -> np.ndarray:
+        return np.zeros(self.vocab_size, dtype=np.int64)
+
+    def _id(self, word: str) -> int:
+        token = self._id_of.get(word)
+        if token is None:
+            example = " ".join(self._names[2:4])
+            raise UserError(
+                f"text: {word[:40]!r} is the name of no token; a tokenizer of notes reads names of tokens, such as "
+                f'"{example}", and a MIDI file is given as such'
+            )
+        return token
+
+
+def on_piano(table: Notes, outside: str) -> Notes:
+    """The notes that a piano has. Raises UserError for others where ``outside`` is "refuse", and for times before 0."""
+    if len(table) and table.start.min() < 0:
+        raise UserError(f"notes: one starts at {table.start.min():g} seconds; move the piece, so that none is before 0")
+    there = (table.pitch >= LOWEST) & (table.pitch <= HIGHEST)
+    if there.all():
+        return table
+    if outside == "refuse":
+        raise UserError(
+            f"notes: {np.count_nonzero(~there)} of {len(table)} have a pitch that no piano has ({LOWEST} to "
+            f"{HIGHEST}), the first {int(table.pitch[~there][0])}; leave them out with tokenizer.outside: drop"
+        )
+    return table[there]
+
+
+def slots(special: Sequence[str], room: int) -> list[str]:
+    """Names of ``room`` ids: the special ones, then placeholders. Raises UserError when they do not fit."""
+    if len(special) > room:
+        raise UserError(
+            f"tokenizer.special_tokens: {len(special)} special names ({special[0]} …) do not fit into {room} free "
+            "ids; raise it"
+        )
+    return [*special, *(f"<PLACEHOLDER_{index}>" for index in range(len(special), room))]
+
+
+def in_steps(table: Notes, unit: float) -> Notes:
+    """The notes with times in whole ``unit``s, rounded, none shorter than one, and each pitch sounding once at a time.
+
+    Where notes of one pitch overlap, the earlier ends where the later starts, as a key that is struck again has gone up
+    before. Of notes of one pitch that start in the same step one is left (see `separated`).
+    """
+    start = np.rint(table.start / unit)
+    end = np.maximum(np.rint(table.end / unit), start + 1)
+    return separated(Notes(table.pitch, table.velocity, start, end))
+
+
+def lasting(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.ndarray) -> Notes:
+    """A table of those notes that last some time."""
+    left = end > start
+    return notes(pitch[left], velocity[left], start[left], end[left])
+
+
+def no_notes() -> Notes:
+    """A piece of silence."""
+    return notes(*np.empty((4, 0)))

@@ -1,0 +1,149 @@
+"""Byte-pair encoding of a note tokenizer's ids (Sennrich et al. 2016; piano-gpt's AwesomeMidiTokenizer)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from quintet.config.piano import NoteBPETokenizerConfig
+from quintet.errors import UserError
+from quintet.piano.notes import Notes
+from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
+from quintet.tokenize import load_tokenizer
+from quintet.tokenize.base import Ids, digest
+from quintet.tokenize.folder import damaged, read_bytes, write_description, write_text
+from quintet.tokenize.sample import even_sample
+
+if TYPE_CHECKING:
+    import tokenizers
+
+KIND = "note_bpe"
+_FILE, _BASE = "tokenizer.json", "base"
+_FIRST = 0x100  # character of id 0: up to id 1791 every character takes two bytes
+_LAST = 0xD7FF  # behind it are the surrogates, which are no characters
+_BYTES = 2
+_PART = 512  # ids in one word for training; a merge looks through all words that hold its pair
+_MIN_FREQUENCY = 2  # as for text
+
+
+class NoteBPETokenizer(NamedTokens):
+    """Ids of ``base``, the same ones, and behind them those that stand for several of its ids.
+
+    What is encoded decodes to exactly what it does with the base, whose bounds, end and special ids these are. The name
+    of a merged id is the names that it stands for with "+" between them.
+    """
+
+    def __init__(self, base: NoteTokenizer, merges: str) -> None:
+        import tokenizers
+
+        self.base, self._merges = base, merges
+        self._library: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(merges)
+        size, below = self._library.get_vocab_size(), base.vocab_size
+        written = [self._library.id_to_token(token) or "" for token in range(size)]
+        if written[:below] != [chr(_FIRST + token) for token in range(below)]:
+            raise UserError("tokenizer: its merges belong to another tokenizer of notes; make it again")
+        self._parts = [np.array([ord(one) - _FIRST for one in token], dtype=np.int64) for token in written]
+        of = base.names()
+        merged = ("+".join(of[part] for part in parts) for parts in self._parts[below:])
+        super().__init__([*of, *merged], base.special_names, base.pad_id, base.end_id)
+        self.fingerprint = digest(KIND, base.fingerprint, *written[below:], _rules(merges))
+
+    def with_special(self, names: Sequence[str]) -> NoteBPETokenizer:
+        return NoteBPETokenizer(self.base.with_special(names), self._merges)
+
+    def save(self, folder: Path) -> None:
+        (folder / _BASE).mkdir(parents=True, exist_ok=True)
+        self.base.save(folder / _BASE)
+        write_text(folder / _FILE, self._merges)
+        write_description(folder, KIND, self.fingerprint, {})
+
+    def encode_notes(self, notes: Notes) -> np.ndarray:
+        word = as_word(self.base.encode_notes(notes))
+        return np.array(self._library.encode(word).ids, dtype=np.uint32)
+
+    def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
+        return self.base.decode_notes(self.unmerged(ids), close=close)
+
+    def unmerged(self, ids: Ids) -> np.ndarray:
+        """The ids of the base that ``ids`` stand for, int64; those beyond the vocabulary are left out."""
+        ids = np.asarray(ids, dtype=np.int64)
+        ids = ids[(ids >= 0) & (ids < self.vocab_size)]
+        lengths = self._lengths[ids]
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        inside = np.arange(total) - np.repeat(ends - lengths, lengths)
+        return self._flat[np.repeat(self._starts[ids], lengths) + inside]
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([len(parts) for parts in self._parts], dtype=np.int64)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum(self._lengths) - self._lengths
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        return np.concatenate(self._parts)
+
+
+def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[Notes]) -> NoteBPETokenizer:
+    """The tokenizer for the pieces: ``config.vocab_size`` ids, or fewer where there are no more pairs to merge.
+
+    The same pieces give the same tokenizer. Raises UserError when there are none, or the base has more ids than that.
+    """
+    import tokenizers
+    from tokenizers import models, trainers
+
+    if config.vocab_size < base.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size: {config.vocab_size} are fewer than the {base.vocab_size} ids of tokenizer.base; "
+            "raise it, or lower tokenizer.base.special_tokens"
+        )
+    if _FIRST + base.vocab_size > _LAST:
+        raise UserError(f"tokenizer.base: {base.vocab_size} ids are too many to merge; at most {_LAST - _FIRST}")
+    sample = even_sample(_words(base, pieces), _BYTES * config.train_tokens)
+    if not sample:
+        raise UserError("tokenizer: the sources hold no notes to train on; check data.sources")
+    library = tokenizers.Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=_MIN_FREQUENCY,
+        max_token_length=config.max_token_length + 1,  # the library stays below this
+        initial_alphabet=[chr(_FIRST + token) for token in range(base.vocab_size)],
+        show_progress=False,
+    )
+    library.train_from_iterator(sample, trainer)
+    return NoteBPETokenizer(base, library.to_str())
+
+
+def load(folder: Path, description: dict[str, Any]) -> NoteBPETokenizer:
+    base = load_tokenizer(folder / _BASE)
+    if not isinstance(base, NamedTokens):
+        raise damaged(folder / _BASE, "it holds no tokenizer of notes")
+    merges = read_bytes(folder / _FILE)
+    try:
+        return NoteBPETokenizer(cast(NoteTokenizer, base), merges.decode("utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise damaged(folder / _FILE, str(error)) from None
+
+
+def as_word(ids: np.ndarray) -> str:
+    """A character for each id."""
+    return (ids + np.uint32(_FIRST)).astype("<u4").tobytes().decode("utf-32-le")
+
+
+def _words(base: NoteTokenizer, pieces: Iterable[Notes]) -> Iterator[str]:
+    for piece in pieces:
+        ids = base.encode_notes(piece)
+        for start in range(0, len(ids), _PART):
+            yield as_word(ids[start : start + _PART])
+
+
+def _rules(merges: str) -> str:
+    return json.dumps(json.loads(merges)["model"]["merges"])

@@ -1,0 +1,355 @@
+"""MIDI against mido, message by message, and against files whose content is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import sys
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import mido
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintet.errors import UserError
+from quintet.piano import midi
+from quintet.piano.midi import midi_bytes, read_midi, write_midi
+from quintet.piano.notes import Notes, notes
+from quintet.piano.pedal import separated
+
+Event = tuple[int, mido.Message | mido.MetaMessage]
+
+
+def on(tick: int, pitch: int, velocity: int = 64, channel: int = 0) -> Event:
+    return tick, mido.Message("note_on", note=pitch, velocity=velocity, channel=channel)
+
+
+def off(tick: int, pitch: int, channel: int = 0) -> Event:
+    return tick, mido.Message("note_off", note=pitch, channel=channel)
+
+
+def control(tick: int, value: int, channel: int = 0, number: int = 64) -> Event:
+    return tick, mido.Message("control_change", control=number, value=value, channel=channel)
+
+
+def program(tick: int, number: int, channel: int = 0) -> Event:
+    return tick, mido.Message("program_change", program=number, channel=channel)
+
+
+def tempo(tick: int, microseconds: int) -> Event:
+    return tick, mido.MetaMessage("set_tempo", tempo=microseconds)
+
+
+def name(text: str) -> Event:
+    return 0, mido.MetaMessage("track_name", name=text)
+
+
+def file_of(*tracks: list[Event], quarter: int = 500, kind: int = 1) -> bytes:
+    """A MIDI file of these events; with the default, a tick is a millisecond until a tempo is set."""
+    file = mido.MidiFile(ticks_per_beat=quarter, type=kind)
+    for events in tracks:
+        now, track = 0, mido.MidiTrack()
+        for tick, message in sorted(events, key=lambda event: event[0]):
+            track.append(message.copy(time=tick - now))
+            now = tick
+        file.tracks.append(track)
+    stream = io.BytesIO()
+    file.save(file=stream)
+    return stream.getvalue()
+
+
+def rows(table: Notes) -> list[tuple[int, int, float, float]]:
+    """Pitch, velocity, start and end of each note, in milliseconds."""
+    times = [np.round(1000 * times, 3).tolist() for times in (table.start, table.end)]
+    return list(zip(table.pitch.tolist(), table.velocity.tolist(), *times, strict=True))
+
+
+def by_loop(data: bytes) -> list[list[float]]:
+    """Pitch, velocity, start and end in seconds of what sounds, by mido's own clock, a message at a time.
+
+    For files of one channel: each pitch is a string, which ends when key and pedal are up or when it is struck again.
+    What a pedal holds that nobody lets go ends with the last key.
+    """
+    now, last, down, strings, found = 0.0, 0.0, False, {}, []
+
+    def end(pitch: int) -> None:
+        start, velocity, _ = strings.pop(pitch)
+        if now > start:
+            found.append([pitch, velocity, start, now])
+
+    for message in mido.MidiFile(file=io.BytesIO(data)):
+        now += message.time
+        if message.type == "note_on" and message.velocity:
+            if message.note in strings:
+                end(message.note)
+            strings[message.note] = (now, message.velocity, True)
+        elif message.type in ("note_on", "note_off") and message.note in strings:
+            strings[message.note], last = (*strings[message.note][:2], False), now
+            if not down:
+                end(message.note)
+        elif message.type == "control_change" and message.control == 64:
+            down = message.value >= 64
+            for pitch in [pitch for pitch, (*_, held) in strings.items() if not held and not down]:
+                end(pitch)
+    now = last
+    for pitch in list(strings):
+        end(pitch)
+    return sorted(found, key=lambda row: (row[2], row[0], row[3]))
+
+
+def test_durations_of_real_performances_are_those_of_a_loop_over_messages(shared: Path) -> None:
+    """Files of all kinds of pedalling; the loop has its own pairing of keys, its own clock and its own pedal."""
+    files = sorted((shared / "data/midi").glob("*.mid"), key=lambda path: path.stat().st_size)[:24:2]
+    total = 0
+    for path in files:
+        data = path.read_bytes()
+        ours, theirs = read_midi(path), by_loop(data)
+        assert len(ours) == len(theirs), path.name
+        expected = notes(*np.array(theirs).T)
+        assert np.array_equal(ours.pitch, expected.pitch), path.name
+        assert np.array_equal(ours.velocity, expected.velocity), path.name
+        np.testing.assert_allclose(ours.start, expected.start, atol=1e-6, err_msg=path.name)
+        np.testing.assert_allclose(ours.end, expected.end, atol=1e-6, err_msg=path.name)
+        total += len(ours)
+    assert total > 8000
+
+
+def test_as_many_notes_as_the_metadata_say(shared: Path) -> None:
+    """Counted by another program, before keys struck again in the same instant are taken for one."""
+    with open(shared / "data/midi/metadata.csv") as file:
+        for row in csv.DictReader(file):
+            table = read_midi(shared / "data/midi" / row["file"], sustain=False)
+            assert (len(table), int(table.pitch.min()), int(table.pitch.max())) == tuple(
+                int(row[key]) for key in ("notes", "low", "high")
+            )
+
+
+def test_tracks_of_a_song(shared: Path) -> None:
+    path = shared / "data/midi/pop909/001.mid"
+    counts = {"MELODY": 264, "BRIDGE": 307, "PIANO": 985}
+    for number, (track, count) in enumerate(counts.items(), start=1):
+        assert len(read_midi(path, [track], sustain=False)) == count
+        assert rows(read_midi(path, [number])) == rows(read_midi(path, [track]))
+    assert len(read_midi(path, ["MELODY", 3], sustain=False)) == 264 + 985
+    assert len(read_midi(path, "all", sustain=False)) == sum(counts.values())
+    with pytest.raises(
+        UserError, match=r"001\.mid: has no track 'VIOLIN' with notes; it has 1 'MELODY', 2 'BRIDGE', 3 'PIANO'"
+    ):
+        read_midi(path, ["VIOLIN"])
+
+
+def test_the_clock_follows_every_change_of_tempo() -> None:
+    """A quarter note of 500 ticks lasts 0.5 s, then 1 s, then 0.25 s; changes may stand in any track."""
+    data = file_of(
+        [tempo(1000, 1_000_000), tempo(2000, 900_000), tempo(2000, 250_000)],
+        [on(500, 60), off(1500, 60), on(2000, 62), off(4000, 62)],
+    )
+    assert rows(read_midi(data)) == [(60, 64, 500, 2000), (62, 64, 3000, 4000)]
+    second = file_of([on(0, 60), off(1000, 60)], [tempo(500, 1_000_000), on(0, 72), off(500, 72)])
+    assert rows(read_midi(second)) == [(60, 64, 0, 1500), (72, 64, 0, 500)]
+
+
+def test_a_pedal_holds_its_channel_in_every_track() -> None:
+    """Which is why symusic alone is not enough: it drops tracks without notes and does not tell channels."""
+    pedals = [control(0, 127), control(800, 0)]
+    right, left = [on(0, 72), off(100, 72)], [on(0, 48, channel=1), off(200, 48, channel=1)]
+    lower = [on(0, 48), off(200, 48)]
+    assert rows(read_midi(file_of(pedals, right))) == [(72, 64, 0, 800)]
+    assert rows(read_midi(file_of(pedals + right, lower))) == [(48, 64, 0, 800), (72, 64, 0, 800)]
+    assert rows(read_midi(file_of(pedals + right, left))) == [(48, 64, 0, 200), (72, 64, 0, 800)]
+    one_track = file_of(pedals + right + left, kind=0)
+    assert rows(read_midi(one_track)) == [(48, 64, 0, 200), (72, 64, 0, 800)]
+    assert rows(read_midi(file_of(pedals + right), sustain=False)) == [(72, 64, 0, 100)]
+    assert rows(read_midi(file_of([control(0, 127), control(300, 0, number=121), *right]))) == [(72, 64, 0, 300)]
+
+
+def test_which_tracks_are_a_piano() -> None:
+    def read(*tracks: list[Event], **options: Any) -> list[int]:
+        return read_midi(file_of(*tracks), **options).pitch.tolist()
+
+    piano, violin = [on(0, 60), off(9, 60)], [program(0, 40, 1), on(0, 70, channel=1), off(9, 70, channel=1)]
+    drums = [on(0, 36, channel=9), off(9, 36, channel=9)]
+    honky_tonk = [program(0, 3, 2), on(0, 50, channel=2), off(9, 50, channel=2)]
+    assert read(piano, violin, drums, honky_tonk) == [50, 60]
+    assert read(piano, violin, drums, tracks="all") == [60, 70]
+    assert read(violin, drums) == [70]
+    assert read(drums) == []
+    assert read(drums, tracks=[0]) == []
+    assert read([program(0, 40), program(0, 0, 1)], piano, [on(0, 70, channel=1), off(9, 70, channel=1)]) == [70]
+    assert read([program(0, 40), *piano, program(20, 0), on(30, 61), off(40, 61)]) == [61]
+
+
+def test_notes_that_are_odd() -> None:
+    assert rows(read_midi(file_of([on(0, 60), on(10, 61), off(20, 61)]))) == [(61, 64, 10, 20)]  # never ends
+    assert rows(read_midi(file_of([on(5, 60), off(5, 60)]))) == [(60, 64, 5, 6)]
+    assert rows(read_midi(file_of([on(0, 60), on(10, 60, 0)]))) == [(60, 64, 0, 10)]
+    twice = file_of([on(0, 60, 50), on(0, 60, 90), off(10, 60), off(20, 60)])
+    assert rows(read_midi(twice)) == [(60, 90, 0, 20)]
+    assert rows(read_midi(twice, sustain=False)) == [(60, 50, 0, 10), (60, 90, 0, 20)]
+    overlap = file_of([on(0, 60, 50), on(10, 60, 90), off(20, 60), off(30, 60)])
+    assert rows(read_midi(overlap)) == [(60, 50, 0, 10), (60, 90, 10, 30)]
+    assert rows(read_midi(file_of([], []))) == []
+
+
+PLAYED = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(58, 60), st.integers(0, 40), st.integers(0, 12), st.integers(1, 127)),
+    max_size=8,
+)
+CONTROLS = st.lists(
+    st.tuples(
+        st.integers(0, 2), st.integers(0, 1), st.integers(0, 60), st.integers(0, 127), st.sampled_from([64, 121, 1])
+    ),
+    max_size=6,
+)
+PROGRAMS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 60), st.sampled_from([0, 40])), max_size=2
+)
+TEMPOS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(100_000, 2_000_000)), max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLAYED, CONTROLS, PROGRAMS, TEMPOS, st.booleans(), st.booleans())
+def test_both_readers_say_the_same(
+    played: list, controls: list, programs: list, tempos: list, one: bool, lone: bool
+) -> None:
+    """Whenever a file goes the fast way, the slow way would have found the same notes."""
+    tracks: list[list[Event]] = [[], [], []]
+    for channel, pitch, tick, length, velocity in played:
+        channel *= not one
+        tracks[1 if lone else 1 + channel] += [on(tick, pitch, velocity, channel), off(tick + length, pitch, channel)]
+    for track, channel, tick, value, number in controls:
+        tracks[1 if lone else track].append(control(tick, value, channel * (not one), number))
+    for track, channel, tick, number in programs:
+        tracks[1 if lone else track].append(program(tick, number, channel * (not one)))
+    for track, tick, microseconds in tempos:
+        tracks[track].append(tempo(tick, microseconds))
+    data = file_of(*tracks)
+    slow = midi._any_voices(mido.MidiFile(file=io.BytesIO(data)))
+    fast = midi._read("a", data, simple=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(midi, "_read", lambda *_, **__: slow)
+        expected = [rows(read_midi(data, sustain=sustain)) for sustain in (True, False)]
+        patch.setattr(midi, "_read", lambda *_, **__: fast)
+        assert [rows(read_midi(data, sustain=sustain)) for sustain in (True, False)] == expected
+
+
+def test_performances_go_the_fast_way(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(midi, "_any_voices", lambda _: pytest.fail("read by mido"))
+    assert sum(len(read_midi(path)) for path in (shared / "data/midi").glob("*.mid")) > 90_000
+
+
+TABLE = st.lists(
+    st.tuples(st.integers(0, 127), st.integers(1, 127), st.floats(0, 4000), st.floats(0.002, 20)), max_size=12
+).map(lambda rows: notes(*np.array([(p, v, s, s + d) for p, v, s, d in rows], dtype=float).reshape(-1, 4).T))
+
+
+@settings(deadline=None)
+@given(TABLE.map(separated))
+def test_what_is_written_is_read_by_mido_within_a_millisecond(table: Notes) -> None:
+    """At most one of a pitch sounds at a time; notes that overlap are `separated` first."""
+    played = table[table.end - table.start > 0.002]
+    played = played[np.array([not _close(played, i) for i in range(len(played))], dtype=bool)]
+    file = mido.MidiFile(file=io.BytesIO(midi_bytes(played)))
+    assert file.ticks_per_beat == 480
+    assert {message.tempo for track in file.tracks for message in track if message.type == "set_tempo"} == {500_000}
+    found, open_notes, now = [], {}, 0.0
+    for message in file:
+        now += message.time
+        if message.type == "note_on" and message.velocity:
+            assert message.note not in open_notes
+            open_notes[message.note] = (message.velocity, now)
+        elif message.type in ("note_on", "note_off"):
+            velocity, start = open_notes.pop(message.note)
+            found.append((message.note, velocity, start, now))
+    assert not open_notes
+    ours = sorted(
+        zip(*(getattr(played, one).tolist() for one in ("pitch", "velocity", "start", "end")), strict=True),
+        key=itemgetter(0, 2),
+    )
+    assert len(found) == len(ours)
+    for a, b in zip(sorted(found, key=itemgetter(0, 2)), ours, strict=True):
+        assert a[:2] == b[:2]
+        assert abs(a[2] - b[2]) < 1e-3
+        assert abs(a[3] - b[3]) < 1e-3
+
+
+def _close(table: Notes, i: int) -> bool:
+    """Whether the same pitch is struck within two milliseconds before."""
+    return bool(((table.pitch[:i] == table.pitch[i]) & (table.start[i] - table.start[:i] < 0.002)).any())
+
+
+@given(TABLE)
+def test_written_and_read_back(table: Notes) -> None:
+    again, expected = read_midi(midi_bytes(table)), separated(table)
+    assert len(again) <= len(expected)
+    assert set(again.pitch.tolist()) == set(expected.pitch.tolist())
+    assert again.seconds == pytest.approx(expected.seconds, abs=2.1e-3)
+
+
+def test_write_to_a_file_and_overlaps(tmp_path: Path) -> None:
+    table = notes(*np.array([(60, 0, 0, 2), (60, 200, 1, 3)], dtype=float).T)
+    write_midi(table, tmp_path / "a.mid")
+    assert rows(read_midi(tmp_path / "a.mid", sustain=False)) == [(60, 1, 0, 1000), (60, 127, 1000, 3000)]
+
+
+GOOD = file_of([tempo(0, 500_000)], [on(0, 60), off(10, 60)])
+BROKEN = {
+    "empty": (b"", "less than 14"),
+    "text": (b"This is a text and has no music in it.", "not MThd"),
+    "cut": (GOOD[:-9], "remaining bytes"),
+    "smpte": (GOOD[:12] + b"\xe7\x28" + GOOD[14:], "not ticks per quarter"),
+    "no ticks": (GOOD[:12] + b"\0\0" + GOOD[14:], "a quarter note has no ticks"),
+    "patterns": (file_of([on(0, 60), off(9, 60)], [on(0, 61), off(9, 61)], kind=2), "type 2"),
+    "velocity": (GOOD.replace(b"\x90\x3c\x40", b"\x90\x3c\x81"), "velocity"),
+    "tempo": (file_of([tempo(0, 0), on(0, 60), off(9, 60)]), "a tempo is 0"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_with_the_reason(kind: str, tmp_path: Path) -> None:
+    data, reason = BROKEN[kind]
+    path = tmp_path / f"{kind}.mid"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=reason) as raised:
+        read_midi(path)
+    (line,) = raised.value.problems
+    assert line.startswith(f"{path}: is no MIDI file that can be read (")
+    assert "\n" not in line
+
+
+def test_whatever_the_bytes_are_the_answer_is_notes_or_one_error() -> None:
+    draw, good = (
+        random.Random(4),
+        file_of(
+            [tempo(0, 400_000), name("é")],
+            [control(0, 90), on(0, 60), off(100, 60), program(0, 1), control(200, 0)],
+            [on(0, 40, channel=1), off(300, 40, channel=1), control(20, 127, 1)],
+        ),
+    )
+    outcomes = {"notes": 0, "error": 0}
+    for _ in range(600):
+        data = bytearray(good)
+        for _ in range(draw.choice([1, 2, 8])):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            table = read_midi(bytes(data[: draw.choice([len(data), draw.randrange(len(data))])]), tracks="all")
+        except UserError:
+            outcomes["error"] += 1
+        else:
+            assert (table.end > table.start).all()
+            outcomes["notes"] += 1
+    assert min(outcomes.values()) > 50
+
+
+def test_what_cannot_be_opened_and_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"none\.mid: cannot be read \(No such file"):
+        read_midi(tmp_path / "none.mid")
+    monkeypatch.setitem(sys.modules, "symusic", None)
+    for use in (lambda: read_midi(GOOD), lambda: midi_bytes(read_midi(b"")[:0])):
+        with pytest.raises(UserError, match=r"pip install 'quintet\[piano\]'"):
+            use()
