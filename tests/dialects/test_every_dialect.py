@@ -239,3 +239,15 @@ def test_an_example_translated_there_and_back_loses_nothing(
 ) -> None:
     loaded = translatable(path, monkeypatch, tmp_path)
     assert translate_back(dialect_named(name), loaded.config).lost == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_native_run_file_is_written_as_far_as_a_dialect_can_say_it(name: str) -> None:
+    config = load_run_config([REPOSITORY / "examples/quickstart.yaml"]).config
+    written = translate_back(dialect_named(name), config)
+    values = yaml.safe_load(written.text)
+    assert detect(values) is dialect_named(name)
+    lost = "\n".join(written.lost)
+    assert "data.sources[0].kind: python_stdlib" in lost or "by hand" in lost or "quintet" in values
+    assert "model.kind: transformer" in lost if name == "vectorlm" else "model.layers" not in lost
+    assert "optimizer.lr" not in lost

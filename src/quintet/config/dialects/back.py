@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,8 +15,8 @@ from quintet.config.dialects.table import REQUIRED, Dialect, Key
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
-from quintet.config.keypath import ABSENT, lookup, parse, walk
-from quintet.config.places import Place, RunFileError
+from quintet.config.keypath import ABSENT, lookup, parse, show, walk
+from quintet.config.places import Place, Places, Problem, RunFileError
 from quintet.config.read import Document
 from quintet.config.schema import RunConfig
 
@@ -99,20 +100,47 @@ def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
     return ordered | {name: value for name, value in values.items() if name == EXTENSION}
 
 
-def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
-    """What translating ``values`` again does not give back of ``config``."""
-    found = [f"{'.'.join(map(str, path))} must be given by hand" for path, value in walk(values) if value == "???"]
+def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
+    """The config that a file of ``dialect`` is, or what is wrong with it."""
     document = Document(values, {path: Place("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
+    places: Places = {(): Place("written")}
     try:
         translated = translate(dialect, document).document
-        native = {"name": config.name} | translated.values
-        again = RunConfig.model_validate(native)
+        native, places = {"name": name} | translated.values, translated.places
+        return [], RunConfig.model_validate(native)
     except RunFileError as error:
-        return [*found, *(f"{problem.key}: {problem.message}" for problem in error.details)]
+        return error.details, None
     except ValidationError as error:
-        problems = problems_of(error, native, {(): Place("written")})
-        return [*found, *(f"{problem.key}: {problem.message}" for problem in problems)]
+        return [problem.in_its_words() for problem in problems_of(error, native, places)], None
+
+
+def _drop(values: dict[str, Any], key: str) -> bool:
+    """Remove ``key``, which the dialect refuses, from ``values``; whether it was there."""
+    *sections, name = parse(key) or ("",)
+    here = lookup(values, tuple(sections))
+    if not isinstance(here, dict) or name not in here:
+        return False
+    del here[name]
+    return True
+
+
+def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
+    """What translating ``values`` again does not give back of ``config``."""
+    missing = [show(path) for path, value in walk(values) if value == "???"]
+    found = [f"{key} must be given by hand" for key in missing]
+    checked, stand_in = copy.deepcopy(values), dict(dialect.stand_in)
+    problems, again = _again(dialect, checked, config.name)
+    while again is None:
+        dropped = [problem for problem in problems if _drop(checked, problem.key)]
+        found += [f"{problem.key}: {problem.message}" for problem in dropped]
+        if not dropped and not stand_in:
+            return [*found, *(f"{problem.key}: {problem.message}" for problem in problems)]
+        while not dropped and stand_in:
+            key, value = stand_in.popitem()
+            if lookup(checked, parse(key) or ()) in (ABSENT, "???"):
+                _set(checked, key, value)
+        problems, again = _again(dialect, checked, config.name)
     changed = differences(config, again)
     other_kinds = tuple(key.removesuffix("kind") for key, _, _ in changed if key.endswith(".kind"))
     return found + [

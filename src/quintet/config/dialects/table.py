@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class Dialect:
     ``recognise`` says of a file's values whether they are of this dialect. ``shape`` brings older and other nestings of
     a file into that of the table. ``rules`` set in the native run file what several keys say together, and what the
     framework always does. ``back`` puts into a file of the dialect what the table alone cannot of a native config.
-    ``hydra``: its command line has Hydra's grammar.
+    ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must have, for the check of one
+    that was written from a native config which cannot give them.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Dialect:
     shape: Callable[[Document], Document] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
     hydra: bool = False
+    stand_in: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def by_pattern(self) -> dict[tuple[str, ...], Key]:

@@ -44,4 +44,5 @@ DIALECT = Dialect(
     shape=shape,
     rules=_rules,
     back=back,
+    stand_in={"dataset[0].cache_dir": "missing.npy"},
 )

@@ -37,4 +37,5 @@ DIALECT = Dialect(
     shape=shape,
     back=back,
     hydra=True,
+    stand_in={"trainer.dataset": "tinystories"},
 )

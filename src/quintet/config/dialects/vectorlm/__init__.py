@@ -18,4 +18,17 @@ def _recognise(values: Mapping[str, Any]) -> bool:
     return not _OWN.isdisjoint(values) or not {"train_ds", "eval_ds"}.isdisjoint(section(values, "dataset"))
 
 
-DIALECT = Dialect(name="vectorlm", title="VectorLM", keys=KEYS, recognise=_recognise, rules=rules, back=back)
+DIALECT = Dialect(
+    name="vectorlm",
+    title="VectorLM",
+    keys=KEYS,
+    recognise=_recognise,
+    rules=rules,
+    back=back,
+    stand_in={
+        "train_parameters.epochs": 1,
+        "train_parameters.lr_scheduler_type": "constant",
+        "dataset.train_ds": "missing",
+        "dataset.eval_ds": "missing",
+    },
+)
