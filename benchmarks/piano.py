@@ -1,7 +1,7 @@
 """Piano from scratch, then tuned on tasks: what it costs, and what it is worth beside counts and copies.
 
     python benchmarks/piano.py music21
-    python benchmarks/piano.py FOLDER_OF_MIDI --steps 600 --task-steps 300
+    python benchmarks/piano.py FOLDER_OF_MIDI --steps 700 --task-steps 800
 
 Prints the wall time of each part, the validation loss beside what a unigram and a bigram of the training tokens have on
 the same tokens, and, after the tuning, loss and note F1 of the answers by task, beside copies of the prompt. Runs and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> None:
     pieces = _config(given, source, "pieces", given.steps, given.rate, {"kind": "pieces", **_varied(given)})
     tasks = {"kind": "tasks", "notes_per_record": given.notes, "tasks": given.tasks, **_varied(given)}
     tuning = _config(given, source, "tasks", given.task_steps, given.rate / 2, tasks)
+    tuning["data"]["sequence_length"] = given.task_length
     tuning["model"]["init"] = {"kind": "pretrained", "path": "runs/pieces"}
     begin = time.perf_counter()
     made = prepare(RunConfig.model_validate(pieces))
@@ -56,11 +58,12 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="music21, or a folder of MIDI files")
-    for name, default in (("layers", 6), ("width", 256), ("length", 512), ("batch", 8), ("notes", 48), ("shift", 5)):
+    for name, default in (("layers", 6), ("width", 256), ("length", 256), ("batch", 8), ("notes", 32), ("shift", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("steps", 600), ("task-steps", 400), ("records", 96)):
+    for name, default in (("steps", 1000), ("task-steps", 1000), ("records", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--speeds", type=float, nargs="*", default=[0.95, 1.05])
+    parser.add_argument("--task-length", type=int, default=176, help="tokens of a record")
+    parser.add_argument("--speeds", type=float, nargs="*", default=[])
     parser.add_argument("--tasks", nargs="*", default=[])
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, nargs="*", default=[0.0])
@@ -106,6 +109,8 @@ def _run(values: dict[str, Any], records: int, temperatures: list[float]) -> Non
     """Train the run of ``values`` and print what it reached."""
     begin = time.perf_counter()
     outcome = train(RunConfig.model_validate(values), Reporter())
+    if outcome.signal is not None:
+        sys.exit(f"{values['name']}: stopped; the same command with --folder {Path.cwd()} goes on from here")
     print(f"\n{values['name']}: trained in {_since(begin)}")
     for row in read_metrics(outcome.run.folder / "metrics.jsonl"):
         if "validation/loss" in row:

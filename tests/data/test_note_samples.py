@@ -152,6 +152,76 @@ def test_a_record_that_does_not_fit_is_shorter_and_its_answer_still_whole(rows: 
         assert len(found) <= 129
 
 
+def test_records_have_as_many_notes_as_is_drawn_for_each(rows: Path) -> None:
+    packing = {"kind": "tasks", "notes_per_record": 9, "min_notes_per_record": 5, "tasks": ["random_masking-x50"]}
+    samples = samples_of(prepared(rows, packing, sequence_length=256, validation=0))
+    again = samples_of(prepared(rows, packing, sequence_length=256, validation=0))
+    sizes = [len(samples.tokenizer.decode_notes(samples.sample(index).ids[:-1])) for index in range(120)]
+    heard = [found.count("NOTE_ON") for found in (" ".join(names(samples, index)) for index in range(120))]
+    assert max(sizes) <= 9
+    assert {size: heard.count(size) > 10 for size in range(5, 10)} == dict.fromkeys(range(5, 10), True)
+    assert sum(heard.count(size) for size in range(5, 10)) == 120
+    assert [again.sample(index).ids.tolist() for index in range(9)] == [
+        samples.sample(index).ids.tolist() for index in range(9)
+    ]
+
+
+@pytest.mark.parametrize("task", ["top_line_masking-x1", "stride_notes_masking-x1", "random_masking-x100"])
+def test_a_task_on_a_part_of_a_record_leaves_the_rest_in_the_prompt(rows: Path, task: str) -> None:
+    """Every note is in one of the two, and the answer lies within a run of the record's notes."""
+    packing = {"kind": "tasks", "notes_per_record": 16, "min_task_notes": 6, "tasks": [task]}
+    samples = samples_of(prepared(rows, packing, sequence_length=256, validation=0))
+    parts = set()
+    for index in range(40):
+        ids = samples.sample(index).ids
+        at = names(samples, index).index(ANSWER)
+        prompt, answer = (samples.tokenizer.decode_notes(part) for part in (ids[:at], ids[at:]))
+        record = samples.pieces.read(0, index, 16)
+        assert sorted([*prompt.pitch, *answer.pitch]) == sorted(record.pitch.tolist())
+        if task == "random_masking-x100":
+            found = [bool(one in answer.pitch) for one in record.pitch]
+            assert len(answer) >= 6
+            assert sum(found) >= len(answer)
+            parts.add(len(answer))
+    assert len(parts) > 3 or task != "random_masking-x100"
+
+
+def test_a_task_that_alters_notes_is_on_the_whole_record(rows: Path) -> None:
+    packing = {"kind": "tasks", "notes_per_record": 16, "min_task_notes": 6, "tasks": ["performance_task"]}
+    samples = samples_of(prepared(rows, packing, sequence_length=256, validation=0))
+    for index in range(10):
+        ids, at = samples.sample(index).ids, names(samples, index).index(ANSWER)
+        assert [len(samples.tokenizer.decode_notes(part)) for part in (ids[:at], ids[at:])] == [16, 16]
+
+
+@pytest.mark.parametrize("name", ["min_notes_per_record", "min_task_notes"])
+def test_the_least_is_not_above_the_most(rows: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="17 are more than notes_per_record = 16"):
+        prepared(rows, {"kind": "tasks", "notes_per_record": 16, name: 17})
+
+
+def test_a_labelled_part_to_validate_on_may_be_empty_but_not_all_of_them(rows: Path) -> None:
+    from quintet.data.order import nothing_of_lines
+
+    def part(*composers: str, label: str | None = None) -> dict[str, Any]:
+        document = {"kind": "notes", "only_by": list(composers)}
+        return {"kind": "jsonl", "path": str(rows), "document": document, **({"label": label} if label else {})}
+
+    parts = [part("bach", label="bach"), part("haydn", label="haydn")]
+    more = {"validation": 0, "deduplicate_validation": False}
+    made = prepared(rows, validation_sources=parts, **more)
+    assert made.validation is not None
+    assert [stream.count > 0 for stream in made.validation.streams] == [True, False]
+    assert set(np.concatenate([batch.sources for batch in made.validation.batches(4, None)]).tolist()) == {0}
+    assert nothing_of_lines(made.validation) == [
+        "not validated on: haydn, which has nothing or too little for a sample"
+    ]
+    with pytest.raises(UserError, match="0 tokens to validate on"):
+        prepared(rows, validation_sources=parts[1:], **more)
+    with pytest.raises(UserError, match=r"data\.validation_sources\[0\].* holds no text"):
+        prepared(rows, validation_sources=[part("haydn")], **more)
+
+
 def test_pieces_are_cut_at_pauses_and_chosen_by_composer(tmp_path: Path) -> None:
     first, second = piece(1), piece(2).moved(60.0)
     both = notes(

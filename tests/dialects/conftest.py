@@ -121,9 +121,9 @@ def make(request: pytest.FixtureRequest, base: Mapping[str, Any], tmp_path: Path
         count += 1
         values = copy.deepcopy(dict(base))
         for path in without:
-            _remove(values, path)
+            remove(values, path)
         for path, value in (changes or {}).items():
-            _set(values, path, value)
+            set_in(values, path, value)
         folder = tmp_path / f"run{count}"
         folder.mkdir()
         file = folder / "their.yaml"
@@ -146,7 +146,7 @@ def _steps(path: str) -> list[str | int]:
     return [int(step) if step.isdecimal() else step for step in path.split(".")]
 
 
-def _set(values: Any, path: str, value: Any) -> None:
+def set_in(values: Any, path: str, value: Any) -> None:
     *sections, last = _steps(path)
     for step in sections:
         if isinstance(values, dict):
@@ -158,7 +158,7 @@ def _set(values: Any, path: str, value: Any) -> None:
         values[last] = value
 
 
-def _remove(values: Any, path: str) -> None:
+def remove(values: Any, path: str) -> None:
     *sections, last = _steps(path)
     for step in sections:
         values = values[step]

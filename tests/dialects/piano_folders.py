@@ -59,6 +59,68 @@ def refused(make: Make, changes: dict[str, Any], **more: Any) -> str:
     return "\n".join(error.value.problems)
 
 
+DOCUMENT = """stage: "piano_task"
+init_from: "scratch_next_token"
+loss_masking: "pretraining"
+
+tasks: TODO
+
+model:
+  n_layer: 12
+  n_head: 12
+  n_embd: 768
+  dropout: 0.0
+  bias: false
+  context_size: 2048
+
+system:
+  device: 'cuda'
+  dtype: 'float16'
+  compile: true
+  data_workers: 64
+
+ddp:
+  backend: 'nccl'
+
+data:
+  batch_size: 32
+  context_size: 2048
+  notes_per_record: 128
+
+dataset:
+  base_dataset_name: "epr-labs/maestro-sustain-v2"
+  extra_datasets: ["epr-labs/maestro-sustain-v2"]
+  pause_detection_threshold: 4
+  augmentation:
+    speed_change_factors: []
+    max_pitch_shift: 0
+
+optimizer:
+  gradient_accumulation_steps: 16
+  max_iters: 300000
+  weight_decay: 0.1
+  grad_clip: 1.0
+  beta1: 0.9
+  beta2: 0.95
+
+lr:
+  learning_rate: 8e-5
+  min_lr: 8e-6
+  warmup_iters: 1000
+  decay_lr: true
+  lr_decay_iters: ${optimizer.max_iters}
+
+eval_interval: 500
+eval_iters: 100
+eval_only: false
+
+logging:
+  wandb_log: True
+  wandb_project: 'piano-gpt'
+  log_interval: 20
+"""
+"""The values of the document."""
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/piano"
 FIRST = {
     "gpt2_pretraining.yaml": """

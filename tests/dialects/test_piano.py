@@ -12,6 +12,8 @@ import pytest
 import torch
 from tests.dialects.conftest import Make
 from tests.dialects.piano_folders import refused, small_file, write_questions
+from tests.dialects.piano_music import music_make, write_data_set
+from tests.dialects.piano_music_keys import MUSIC
 
 DIALECT = "piano"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/piano"
@@ -310,7 +312,7 @@ def whole_batch(make: Make) -> None:
     assert "makes it 3; keep one" in refused(make, {"training.batch_size": 9})
 
 
-BEHAVIOUR: dict[str, Callable[[Make], None]] = {
+ON_TEXT: dict[str, Callable[[Make], None]] = {
     "init_from": init_from,
     "loss_masking": loss_masking,
     "model.n_layer": layers,
@@ -359,6 +361,19 @@ def _same(found: Any, expected: Any) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("key", BEHAVIOUR)
+BEHAVIOUR = ON_TEXT | MUSIC
+
+
+@pytest.mark.parametrize("key", ON_TEXT)
 def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
-    BEHAVIOUR[key](make)
+    ON_TEXT[key](make)
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("music") / "notes")
+
+
+@pytest.mark.parametrize("key", MUSIC)
+def test_the_key_of_the_music_changes_what_it_says(key: str, make: Make, data_set: Path, tmp_path: Path) -> None:
+    MUSIC[key](music_make(make, data_set, tmp_path / "cache"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Make
-from tests.dialects.piano_folders import EXAMPLES, FIRST, THIRD, on_text, refused, small_file, write_questions
+from tests.dialects.piano_folders import DOCUMENT, EXAMPLES, FIRST, THIRD, on_text, refused, small_file, write_questions
 from torch.nn import functional
 
 from quintet.config.dialects import detect, dialect_named
@@ -92,8 +92,7 @@ def test_presets_have_as_many_parameters_as_the_original(name: str, millions: fl
 
 
 def as_in_the_document(**more: Any) -> dict[str, Any]:
-    text = (EXAMPLES / "document.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text) | more
+    return yaml.safe_load(DOCUMENT) | more
 
 
 def read(folder: Path, files: Mapping[str, Any], name: str, dialect: str | None = None) -> Loaded:
@@ -105,15 +104,25 @@ def read(folder: Path, files: Mapping[str, Any], name: str, dialect: str | None 
     return load_run_config([folder / name], [], Reading(dialect))
 
 
-def test_the_documents_file_is_refused_in_one_line_that_names_what_is_not_built() -> None:
+def test_the_documents_file_is_the_documents_run_on_music(tmp_path: Path) -> None:
+    config = read(tmp_path, {"a.yaml": as_in_the_document()}, "a.yaml").config
+    [trained] = config.data.sources
+    assert (trained.path, trained.split, trained.document.pauses) == ("epr-labs/maestro-sustain-v2", "train", 4.0)
+    validated = [(one.label, one.split, one.document.only_by) for one in config.data.validation_sources]
+    assert validated == [("full_val", "validation", ())] + [
+        (name, "validation", (name,)) for name in ("bach", "chopin", "mozart")
+    ]
+    packing = config.data.packing
+    assert (packing.kind, packing.notes_per_record, packing.tasks, packing.speeds) == ("tasks", 128, (), ())
+    assert config.tokenizer.kind == "exponential_time"
+    assert config.data.learn_prompts
+
+
+def test_a_file_without_music_and_without_text_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        load_run_config([EXAMPLES / "document.yaml"])
+        read(tmp_path, {"a.yaml": {"stage": "piano_task"}}, "a.yaml")
     [line] = error.value.problems
-    assert line.startswith(f"{EXAMPLES}/document.yaml:2: stage: reading MIDI and piano tokens is not built yet")
-    assert "dataset.base_dataset_name" in line
-    with pytest.raises(UserError) as error:
-        load_run_config([EXAMPLES / "document.yaml"], ["~stage", "~tasks", "~dataset", "~data"], Reading("piano"))
-    assert len(error.value.problems) == 1
+    assert "dataset.extra_datasets: names nothing to train on; give data sets of notes" in line
 
 
 def test_the_documents_file_on_text_is_the_documents_run(tmp_path: Path, questions: Path) -> None:
@@ -169,15 +178,14 @@ def test_a_config_folder_of_the_documents_generation(compose: Callable[..., Load
     assert (smaller.model.heads, smaller.model.width) == (8, 256)
     piano = compose(FIRST, "gpt2_piano.yaml").config
     assert (piano.schedule.kind, piano.optimizer.lr, piano.data.learn_prompts) == ("constant", 3e-5, False)
-    with pytest.raises(UserError, match="whose scripts piano-gpt has lost"):
-        compose(FIRST, "gpt2_pretraining.yaml", "tokenizer=awesome")
-    with pytest.raises(UserError) as error:
-        load_run_config([tmp_path / "gpt2_pretraining.yaml"])
-    [line] = error.value.problems
-    assert "reading MIDI and piano tokens is not built yet" in line
+    music = load_run_config([tmp_path / "gpt2_pretraining.yaml"], ["tokenizer=awesome"]).config
+    assert (music.tokenizer.kind, music.tokenizer.vocab_size, music.data.packing.kind) == ("note_bpe", 10_000, "pieces")
+    assert [one.path for one in music.data.sources] == ["epr-labs/maestro-sustain-v2", "epr-labs/giant-midi-sustain-v2"]
+    named = load_run_config([tmp_path / "gpt2_piano.yaml"]).config
+    assert named.data.packing.tasks == ("velocity_denoising", "pitch_denoising")
 
 
-def test_a_config_folder_of_the_newest_generation(compose: Callable[..., Loaded]) -> None:
+def test_a_config_folder_of_the_newest_generation(compose: Callable[..., Loaded], tmp_path: Path) -> None:
     config = compose(THIRD, "gpt2_pretraining.yaml").config
     assert (config.data.sequence_length, config.model.context_length) == (1024, 1024)
     assert (config.batch.samples, config.batch.micro_batch_size, config.batch.accumulation) == (64, 8, 8)
@@ -188,7 +196,18 @@ def test_a_config_folder_of_the_newest_generation(compose: Callable[..., Loaded]
     assert (constant.schedule.kind, constant.optimizer.lr) == ("constant", 3e-5)
     with pytest.raises(UserError, match="`quintet train FOLDER` continues the run"):
         compose(THIRD, "resume_training.yaml")
-    assert compose(THIRD, "eval.yaml", "++checkpoint_path=somewhere").config.model.init.path == "somewhere"
+    with pytest.raises(UserError) as error:
+        compose(THIRD, "eval.yaml")
+    assert len(error.value.problems) == 2
+    assert all("`quintet evaluate RUN --records 30" in line for line in error.value.problems)
+    music = load_run_config([tmp_path / "gpt2_pretraining.yaml"]).config
+    packing = music.data.packing
+    assert (packing.notes_per_record, packing.min_notes_per_record, packing.min_task_notes) == (168, 64, 24)
+    assert packing.tasks == (
+        "TopLineMasking-n_repetitions=1",
+        "TopLineMasking-n_repetitions=2",
+        "ChordMasking-n_notes_threshold=3",
+    )
 
 
 def test_tuning_says_things_over_the_run_that_it_starts_from(compose: Callable[..., Loaded], make: Make) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,8 +121,58 @@ def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet,
         assert quintet("train", "run.yaml", "train.steps=5").returncode == 0
         assert quintet("export", "tiny", "--to", "huggingface", "checkpoint").returncode == 0
         short += ("model.name_or_path=checkpoint", "data.sequence_length=32")
+    if "packing: {kind: pieces" in path.read_text() or "packing: {kind: tasks" in path.read_text():
+        pytest.importorskip("symusic")
+        short += (*write_pieces(folder / "music"), "model.layers=2", "model.width=64", "model.attention.heads=2")
+    if "path: runs/piano}" in path.read_text():
+        first = quintet("train", str(path.with_stem("piano")), *short)
+        assert first.returncode == 0, first.stderr
     trained = quintet("train", str(path), *short)
     assert trained.returncode == 0, trained.stderr
+
+
+def write_pieces(folder: Path) -> tuple[str, ...]:
+    """Some MIDI files, and the overrides that train on them."""
+    from quintet.piano.midi import write_midi
+    from quintet.piano.notes import notes
+
+    folder.mkdir()
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        start = np.cumsum(draw.uniform(0.1, 0.3, 150))
+        table = notes(
+            draw.integers(40, 80, 150), draw.integers(20, 110, 150), start, start + draw.uniform(0.1, 0.5, 150)
+        )
+        write_midi(table, folder / f"{seed}.mid")
+    return ("data.sources=[{kind: midi, path: music}]", "data.validation=0.3")
+
+
+def test_piano_from_a_folder_of_midi_to_an_answer_that_can_be_heard(folder: Path, quintet) -> None:
+    pytest.importorskip("symusic")
+    pieces = write_pieces(folder / "music")
+    small = (*pieces, "model.layers=2", "model.width=64", "model.attention.heads=2", "schedule.warmup_steps=4")
+    few = ("train.steps=30", "train.batch_size=4", "evaluate.samples=8", "sample.max_tokens=24", "sample.every=1.0")
+    for name in ("piano", "piano_tasks"):
+        done = quintet("train", str(REPOSITORY / f"examples/{name}.yaml"), *small, *few)
+        assert done.returncode == 0, done.stderr
+        assert "--midi piece.mid" in done.stdout
+        assert {one.name for one in (folder / f"runs/{name}/samples").iterdir()} == {
+            "step-000030.mid",
+            "step-000030.png",
+        }
+    before, after = (metrics(folder / f"runs/{name}", "validation/loss") for name in ("piano", "piano_tasks"))
+    assert after[0] < before[30] + 1  # it begins with what was learnt: random weights have 7 nats
+    assert after[30] < after[0]
+    asked = ("--midi", "music/0.mid", "--task", "top_line", "--temperature", "0", "--max-tokens", "40")
+    out = ("-o", "out.mid", "--roll", "out.png", "--audio", "out.wav")
+    done = quintet("generate", "piano_tasks", *asked, *out)
+    assert done.returncode == 0, done.stderr
+    assert all((folder / name).stat().st_size for name in ("out.mid", "out.png", "out.wav"))
+    found = quintet("evaluate", "piano_tasks", "--records", "12", "--json")
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(found.stdout)
+    assert figures["validation/loss"] == pytest.approx(after[30], rel=1e-3)
+    assert len(figures["music"]["tasks"]) == 12
 
 
 def test_a_model_learns_what_can_be_learnt(folder: Path, quintet, bits_of_a_byte: float) -> None:

@@ -63,14 +63,14 @@ def prepare(
         prepared = prepare_run(config, progress=reporter.preparing)
     finally:
         reporter.close()
-    from quintet.data.order import left_out_line
+    from quintet.data.order import left_out_line, nothing_of_lines
 
     train, held_out = prepared.train, prepared.validation
     reporter.say(f"tokenizer: {prepared.tokenizer.vocab_size:,} ids, fingerprint {prepared.tokenizer.fingerprint}")
     reporter.say(f"training: {train.tokens:,} tokens, {train.epoch_samples:,} samples of {config.data.sequence_length}")
     if held_out is not None:
         reporter.say(f"validation: {held_out.tokens:,} tokens")
-    for line in left_out_line(prepared.left_out):
+    for line in [*left_out_line(prepared.left_out), *nothing_of_lines(held_out)]:
         reporter.say(line)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from quintet.cli.inputs import Inputs, load
+from quintet.config.packing import MusicPackingConfig
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def _summary(outcome: Outcome) -> list[str]:
             f"skipped: {progress.skipped_steps} steps without a valid target or with a gradient that was not finite"
         )
     if outcome.validation is not None:
-        result = outcome.validation
-        lines.append(f"validation: {result} (best {progress.best_loss:.4f} nats at step {progress.best_step})")
+        result, label = outcome.validation, run.config.evaluate.best_by
+        best = f"best{f' of {label}' if label else ''} {progress.best_loss:.4f} nats at step {progress.best_step}"
+        lines.append(f"validation: {result} ({best})")
     sample = run.folder / "samples" / f"step-{progress.step:06d}.txt"
     if sample.exists():
         lines += ["", *sample.read_text(encoding="utf-8").splitlines(), ""]

@@ -12,7 +12,7 @@ from quintet.config.part import Part, key, problem
 from quintet.config.sources import Source, SourceConfig, holds_notes
 
 
-def _are_music(sources: Any) -> bool:
+def are_music(sources: Any) -> bool:
     """Whether ``sources``, as they are written, begin with one of music."""
     first = sources[0] if isinstance(sources, list | tuple) and sources else None
     if not isinstance(first, dict):
@@ -105,7 +105,7 @@ class DataConfig(Part):
     @classmethod
     def _music_in_pieces(cls, values: Any) -> Any:
         """Pieces of music are no stream of tokens, so that their packing need not be named."""
-        if not isinstance(values, dict) or "packing" in values or not _are_music(values.get("sources")):
+        if not isinstance(values, dict) or "packing" in values or not are_music(values.get("sources")):
             return values
         return {**values, "packing": {"kind": "pieces"}}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key
+from quintet.config.part import Part, key, problem
 
 
 class StreamPackingConfig(Part):
@@ -77,9 +77,30 @@ class TaskPackingConfig(_Music):
 
     kind: Literal["tasks"] = key(..., "prompts and answers from pieces of music")
     notes_per_record: int = key(128, "notes of prompt and answer together", unit="notes", ge=2)
+    min_notes_per_record: int | None = key(
+        None,
+        "records have from so many notes up to notes_per_record, drawn for each; all have as many when not given",
+        unit="notes",
+        ge=2,
+    )
+    min_task_notes: int | None = key(
+        None,
+        "a task splits a part of the record, of so many notes or more, drawn for each; what stands before and behind "
+        "it is in the prompt. The whole record when not given; tasks that alter notes always alter all",
+        unit="notes",
+        ge=1,
+    )
     tasks: tuple[str, ...] = key(
         (), "names of tasks such as top_line_masking-x2; the twelve of piano-gpt when empty (see the guide)"
     )
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> TaskPackingConfig:
+        for name in ("min_notes_per_record", "min_task_notes"):
+            least = getattr(self, name)
+            if least is not None and least > self.notes_per_record:
+                raise problem(name, f"{least} are more than notes_per_record = {self.notes_per_record}")
+        return self
 
 
 MusicPackingConfig = PiecePackingConfig | TaskPackingConfig

@@ -131,6 +131,11 @@ class RunConfig(Part):
             raise problem(
                 "evaluate.only", "needs held-out data, and data.validation is 0; give it or validation_sources"
             )
+        held_out = self.data.validation_sources or (self.data.sources if self.data.validation else ())
+        known = list(dict.fromkeys(source.label for source in held_out if source.label))
+        if self.evaluate.best_by is not None and self.evaluate.best_by not in known:
+            there = ", ".join(known) or "none"
+            raise problem("evaluate.best_by", f"nothing held out has this label; there are {there}")
         if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
             raise problem(
                 "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"

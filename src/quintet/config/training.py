@@ -153,6 +153,12 @@ class EvaluateConfig(Part):
     batch_size: int | None = key(
         None, "samples in one forward pass; the micro-batch's when not given", unit="samples", ge=1
     )
+    best_by: str | None = key(
+        None,
+        "label of the sources whose loss says which checkpoint is the best, and which schedule.kind: plateau follows; "
+        "the loss of all held-out samples when not given",
+        min_length=1,
+    )
 
     @property
     def never(self) -> bool:

@@ -12,9 +12,9 @@ from quintet.data.samples import Sample
 from quintet.data.split import TokenStream
 from quintet.data.store import TokenStore
 from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
-from quintet.piano.notes import HIGHEST, LOWEST, Notes
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined
 from quintet.piano.numbers import HEADER, PER_NOTE, from_numbers
-from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
+from quintet.piano.tasks import DEFAULT_TASKS, Task, tasks_from
 from quintet.piano.tokenizers import NoteTokenizer
 from quintet.randomness import key
 
@@ -107,7 +107,7 @@ class NoteSamples:
         """The tasks, none for stretches of pieces."""
         if not isinstance(self.packing, TaskPackingConfig):
             return ()
-        return tuple(map(task_named, self.packing.tasks)) or DEFAULT_TASKS
+        return tasks_from(self.packing.tasks) or DEFAULT_TASKS
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -142,10 +142,10 @@ class NoteSamples:
     def _record(self, piece: int, first: int, variant: int, task: Task, index: int) -> Sample:
         assert isinstance(self.packing, TaskPackingConfig)
         size, context = self.sequence_length + 1, self.pieces.context(piece)
-        notes = self._varied(self.pieces.read(piece, first, self.packing.notes_per_record), variant)
+        notes = self._varied(self.pieces.read(piece, first, self._notes_of(index)), variant)
         while True:
             random = np.random.default_rng(key(self.seed, "task", index))
-            asked, answer = task.split(notes, random)
+            asked, answer = self._split(task, notes, random)
             before = [*context, *task.tokens]
             prompt = np.concatenate(
                 [self._specials(*before), self.tokenizer.encode_notes(asked), self._specials(ANSWER)]
@@ -156,6 +156,25 @@ class NoteSamples:
             notes = notes[: max(_FEWEST, min(len(notes) - 1, len(notes) * size // ids.size))]
         learnt = np.arange(ids.size) >= (0 if self.learn_prompts else prompt.size)
         return Sample(ids[:size].astype(np.int64), learnt[:size])
+
+    def _notes_of(self, index: int) -> int:
+        """Notes of the record of sample ``index``."""
+        assert isinstance(self.packing, TaskPackingConfig)
+        least, most = self.packing.min_notes_per_record, self.packing.notes_per_record
+        if least is None:
+            return most
+        return int(np.random.default_rng(key(self.seed, "record", index)).integers(least, most, endpoint=True))
+
+    def _split(self, task: Task, notes: Notes, random: np.random.Generator) -> tuple[Notes, Notes]:
+        """Prompt and answer of ``notes``, of which the task is on all or on a part."""
+        assert isinstance(self.packing, TaskPackingConfig)
+        least = self.packing.min_task_notes
+        if least is None or task.replaces or len(notes) <= least:
+            return task.split(notes, random)
+        size = int(random.integers(least, len(notes), endpoint=True))
+        begin = int(random.integers(len(notes) - size, endpoint=True))
+        asked, answer = task.split(notes[begin : begin + size], random)
+        return joined(notes[:begin], asked, notes[begin + size :]), answer
 
     def _varied(self, notes: Notes, variant: int) -> Notes:
         """``notes`` at the speed and pitch of ``variant``; 0 is as they are. A pitch beyond the keys counts round."""

@@ -9,6 +9,7 @@ from typing import Any
 from quintet.config.data import Stage as StageConfig
 from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
+from quintet.data.batch import ValidationData
 from quintet.data.mixture import EpochOrder, Order, Stage, WeightedOrder
 
 
@@ -68,6 +69,17 @@ def _source_weights(config: RunConfig, stage: StageConfig, counts: tuple[int, ..
     return tuple(
         stage.weights.get(label, 0.0) * size / sizes[label] for label, size in zip(labels, counts, strict=True)
     )
+
+
+def nothing_of_lines(validation: ValidationData | None) -> list[str]:
+    """A line for each label that nothing is validated on of, as its sources make no sample."""
+    if validation is None:
+        return []
+    counts = dict.fromkeys(validation.labels, 0)
+    for label, stream in zip(validation.labels, validation.streams, strict=True):
+        counts[label] += stream.count
+    empty = [label for label, count in counts.items() if not count]
+    return [f"not validated on: {label}, which has nothing or too little for a sample" for label in empty]
 
 
 def left_out_line(documents: int) -> list[str]:

@@ -245,7 +245,7 @@ def _store(
         by = _stored_by(source, tokenizer)
         folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
         store = _built(config, folder, listing, where, by, progress)
-    if not store.token_count:
+    if not store.token_count and not (source.label and where.startswith("data.validation_sources")):
         left_out = store.manifest.left_out
         hint = f"; {left_out} files were left out because they are no UTF-8 text" if left_out else ""
         raise UserError(f"{where}: {label_of(source)} holds no text{hint}; name another source")

@@ -179,8 +179,9 @@ def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabul
     ids, marks = [], []
     for batch in held.batches(_BATCH, samples):
         known = batch.targets != IGNORED
-        # The last target of a sample is no input of it.
-        ids += list(np.concatenate([batch.inputs, np.where(known, batch.targets, 0)[:, -1:]], axis=1))
+        # The last token of a sample is a target only, and those of a prompt are inputs only.
+        following = np.where(known, batch.targets, np.roll(batch.inputs, -1, axis=1))
+        ids += list(np.concatenate([batch.inputs[:, :1], following], axis=1))
         marks += list(known)
     return {
         "unigram": nats_per_token(unigram((one[1:] for one in learnt), vocabulary), ids, marks),

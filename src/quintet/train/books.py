@@ -112,7 +112,7 @@ def validate_run(run: Run) -> ValidationResult | None:
         labels=run.validation.labels,
     )
     if run.progress.step:
-        _note_validation(run, result.loss)
+        _note_validation(run, result.labels.get(run.config.evaluate.best_by or "", result).loss)
     # A busy neighbour at the start would make the peak too low for the whole run.
     run.peak = max(run.peak, measure_peak(run.compute, 0.1))
     for tracker in run.trackers:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from quintet.config.optimizer import TorchOptimizerConfig
-from quintet.config.packing import MusicPackingConfig
+from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -27,8 +27,8 @@ def check_training(config: RunConfig) -> None:
         raise UserError(*problems)
 
 
-def _checks(config: RunConfig) -> list[Callable[[], None]]:
-    found: list[Callable[[], None]] = []
+def _checks(config: RunConfig) -> list[Callable[[], object]]:
+    found: list[Callable[[], object]] = []
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
         from quintet.train.optimizer import check_optimizer
@@ -50,7 +50,12 @@ def _checks(config: RunConfig) -> list[Callable[[], None]]:
         from quintet.track import check_trackers
 
         found.append(lambda: check_trackers(config))
-    if isinstance(config.data.packing, MusicPackingConfig) and config.sample.prompts:
+    packing = config.data.packing
+    if isinstance(packing, TaskPackingConfig):
+        from quintet.piano.tasks import tasks_from
+
+        found.append(lambda: tasks_from(packing.tasks, "data.packing.tasks"))
+    if isinstance(packing, MusicPackingConfig) and config.sample.prompts:
         found.append(_check_pictures)
     return found
 

@@ -14,7 +14,7 @@ from quintet.config.length import total_steps
 from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
-from quintet.data.order import left_out_line, stage_facts, stage_lines
+from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
@@ -130,7 +130,8 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         progress=progress,
         rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
     )
-    notes = [*left_out_line(prepared.left_out), *stage_lines(config, prepared.train.order)]
+    notes = [*left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
+    notes += [*stage_lines(config, prepared.train.order)]
     notes += start.notes if start else []
     if config.data.fixed_batch:
         notes.append(introduction(config, run.batch(0)))

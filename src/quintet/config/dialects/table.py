@@ -22,7 +22,6 @@ that a file of every dialect may have."""
 
 SEVERAL_DEVICES = "training on several devices"
 BENCHMARKS = "evaluation on benchmarks"
-PIANO = "reading MIDI and piano tokens"
 """What is pending, where keys are for it."""
 
 REQUIRED = "required"

@@ -11,7 +11,7 @@ from quintet.errors import UserError
 from quintet.piano.tasks.base import Task
 from quintet.piano.tasks.kinds import KINDS
 
-_NAME = re.compile(r"(?P<kind>.+?)(-x(?P<value>\d+)(?P<percent>%?))?")
+_NAME = re.compile(r"(?P<kind>.+?)(-(?:x(?P<value>\d+)(?P<percent>%?)|(?P<unit>[a-z_]+)=(?P<of>\d+)))?")
 _SUFFIXES = ("", "_masking", "_prediction", "_task", "_denoising")
 _OTHER_NAMES = {
     "stride_masking": "stride_notes_masking",
@@ -30,13 +30,16 @@ def task_named(name: str, where: str = "task") -> Task:
     """The task of a name such as ``top_line_masking-x2``, ``high_notes_masking-x20%`` or ``loud_prediction``.
 
     Endings (`_masking`, `_prediction`, `_task`) may be left out, as may the parameter: it then has its default. A
-    number alone means a count where a count and a percentage are possible. Classes of piano_dataset are names too.
+    number alone means a count where a count and a percentage are possible; ``-mask_percentage=20`` says which it is.
+    Classes of piano_dataset are names too.
     ``where`` begins the message of a UserError, which an unknown name or an impossible parameter raises.
     """
     match = _NAME.fullmatch(name.strip())
     kind = _kind(match["kind"] if match else name, where)
-    if match is None or match["value"] is None:
+    if match is None or (match["value"] or match["of"]) is None:
         return _task(kind, {}, where)
+    if match["unit"]:
+        return _task(kind, {match["unit"]: int(match["of"])}, where)
     unit = "mask_percentage" if match["percent"] else next(iter(KINDS[kind].units), "")
     return _task(kind, {unit: int(match["value"])}, where)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.dialects.piano.keys import SCRATCH
+from quintet.config.dialects.piano.music_back import music_back
 from quintet.config.dialects.piano.rules import RUN_NAME
 from quintet.config.dialects.table import Put
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
@@ -28,7 +29,10 @@ def back(config: RunConfig, put: Put) -> None:
         _model(config.model, put)
     _training(config, put)
     _logging(config, put)
-    put("quintet", _native(config))
+    said = music_back(config, put)
+    native = _native(config, said)
+    if native:
+        put("quintet", native)
 
 
 def _model(model: TransformerConfig, put: Put) -> None:
@@ -76,9 +80,11 @@ def _logging(config: RunConfig, put: Put) -> None:
         put("logging.wandb_run_name_suffix", name.removeprefix(f"{RUN_NAME}-"))
 
 
-def _native(config: RunConfig) -> dict[str, Any]:
-    """What piano-gpt has no words for: data and tokenizer, as far as they differ from the defaults."""
+def _native(config: RunConfig, said: set[str]) -> dict[str, Any]:
+    """What piano-gpt has no words for: data and tokenizer, as far as they differ from the defaults and are not ``said``
+    by keys of its own."""
     data = config.data.model_dump(mode="json", exclude_defaults=True)
     tokenizer = config.tokenizer.model_dump(mode="json", exclude_defaults=True)
-    found: dict[str, Any] = {"data": {name: value for name, value in data.items() if name not in _SAID_BY_KEYS}}
-    return found | ({"tokenizer": tokenizer} if tokenizer else {})
+    rest = {name: value for name, value in data.items() if name not in _SAID_BY_KEYS | said}
+    found: dict[str, Any] = {"data": rest} if rest else {}
+    return found | ({"tokenizer": tokenizer} if tokenizer and "tokenizer" not in said else {})

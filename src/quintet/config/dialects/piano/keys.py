@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from quintet.config.dialects.table import PIANO, Key
-from quintet.config.dialects.values import Value, anything, choice, flag, listed, mapping, number, text, whole
+from quintet.config.dialects.piano.music_keys import EVALUATION, MUSIC, STAGE, TASKS, also
+from quintet.config.dialects.table import Key
+from quintet.config.dialects.values import Value, choice, flag, mapping, number, text, whole
 
 SCRATCH = ("scratch_next_token", "scratch")
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 COSINE, CONSTANT = "CosineDecay", "Constant"
-
-_DATA = ("data.sources",)
-
-
-def also(value: Value, spellings: Mapping[str, str]) -> Value:
-    """``value``, which takes other ``spellings`` of its words, too."""
-    return replace(value, read=lambda found: value.read(spellings.get(found, found) if _is_word(found) else found))
-
-
-def _is_word(found: Any) -> bool:
-    return isinstance(found, str)
 
 
 def device() -> Value:
@@ -42,27 +30,7 @@ def device() -> Value:
     return Value("`cuda`, `cuda:0`, `cpu`, `mps`", read)
 
 
-def piano(
-    path: str,
-    value: Value,
-    meaning: str,
-    default: Any = None,
-    *,
-    documented: bool = True,
-    aliases: tuple[str, ...] = (),
-) -> Key:
-    """A key of the music itself."""
-    return Key(path, value, meaning, "", _DATA, default, aliases, documented, pending=PIANO)
-
-
-_STAGE = (
-    piano(
-        "stage",
-        also(choice("piano_task", "next_token_pretraining"), {"next_token_prediction": "next_token_pretraining"}),
-        "what is learnt: tasks on windows of notes, or the next token of whole pieces",
-        "piano_task",
-        aliases=("model_task",),
-    ),
+_START = (
     Key(
         "init_from",
         text(),
@@ -80,7 +48,6 @@ _STAGE = (
         default="pretraining",
         aliases=("training.loss_masking",),
     ),
-    piano("tasks", anything(), "tasks: names, or classes with `params` or `param_range`"),
 )
 
 _MODEL = (
@@ -155,29 +122,6 @@ _SAMPLES = (
         default=2048,
         aliases=("training.context_size", "data.sequence_length"),
         shapes=("data.sequence_length",),
-    ),
-    piano("data.notes_per_record", whole(1), "notes of a sample", 128, aliases=("training.notes_per_record",)),
-    piano("dataset.base_dataset_name", text(), "dataset to validate on", "epr-labs/maestro-sustain-v2"),
-    piano("dataset.extra_datasets", listed(text()), "datasets to train on"),
-    piano("dataset.pause_detection_threshold", number(0), "seconds of silence at which a piece is cut", 4.0),
-    piano(
-        "dataset.augmentation.speed_change_factors", listed(number(0), single=True), "further tempos of every piece", []
-    ),
-    piano("dataset.augmentation.max_pitch_shift", whole(0), "semitones to transpose by, up and down, at most", 0),
-    piano("training.min_notes_per_record", whole(1), "fewest notes of a sample", documented=False),
-    piano("training.max_notes_per_record", whole(1), "most notes of a sample", documented=False),
-    piano("training.min_n_task_notes", whole(0), "fewest notes that a task is on", documented=False),
-    piano("tokenizer.class_name", choice("ExponentialTimeTokenizer"), "class of the tokenizer", documented=False),
-    piano("tokenizer.config", mapping(), "settings of the tokenizer", documented=False),
-    *(
-        Key(
-            f"tokenizer.{name}",
-            anything(),
-            "setting of AwesomeMidiTokenizer",
-            documented=False,
-            refused="belongs to AwesomeMidiTokenizer, whose scripts piano-gpt has lost; take ExponentialTimeTokenizer",
-        )
-        for name in ("base_tokenizer", "base_tokenizer_parameters", "parameters")
     ),
 )
 
@@ -319,9 +263,6 @@ _LATER = (
         documented=False,
         shapes=("train.accumulation",),
     ),
-    piano("temperature", number(0), "temperature of what an evaluation generates", documented=False),
-    piano("n_eval_samples", whole(1), "pieces that an evaluation generates", documented=False),
-    piano("eval_splits", listed(text()), "what an evaluation is on: full_val, or a composer", documented=False),
     Key(
         "metrics",
         mapping(),
@@ -331,4 +272,4 @@ _LATER = (
     ),
 )
 
-KEYS = _STAGE + _MODEL + _SYSTEM + _SAMPLES + _OPTIMIZER + _LOGGING + _LATER
+KEYS = STAGE + _START + TASKS + _MODEL + _SYSTEM + _SAMPLES + MUSIC + _OPTIMIZER + _LOGGING + _LATER + EVALUATION

@@ -10,7 +10,7 @@ import yaml
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.piano.keys import CONSTANT, COSINE, SCRATCH
-from quintet.config.dialects.table import PIANO
+from quintet.config.dialects.piano.music import music
 from quintet.config.keypath import ABSENT, lookup
 
 RUN_NAME = "midi-gpt2"
@@ -29,9 +29,12 @@ def rules(given: Given, native: Native) -> None:
         where = "FOLDER" if given["init_from"] in SCRATCH else given["init_from"]
         given.refuse("command", f"resume needs no file here: `quintet train {where}` continues the run in that folder")
         return
-    _data(given, native)
+    _masking(given, native)
     theirs = _start(given, native)
-    _model(given, native) if theirs is None else _model_of_run(given, native, theirs)
+    model = theirs.get("model", {}) if theirs else {}
+    own = model.get("kind", "transformer") == "transformer"
+    _model_of_run(given, native, model) if theirs and own else _model(given, native)
+    music(given, native, theirs.get("tokenizer") if theirs else None)
     _system(given, native)
     _batch(given, native)
     _optimizer(given, native)
@@ -40,13 +43,7 @@ def rules(given: Given, native: Native) -> None:
     _logging(given, native)
 
 
-def _data(given: Given, native: Native) -> None:
-    stage = given.dialect.key("stage")
-    unused = [key.path for key, _, _ in given.items() if key.pending]
-    if not given.is_replaced(stage):
-        given.refuse("stage", f"{PIANO} is not built yet; without it, `quintet:` must say data.sources")
-    elif unused:
-        native.say(f"{', '.join(unused)}: not used, for quintet.data.sources says what to train on")
+def _masking(given: Given, native: Native) -> None:
     masking = given["loss_masking"]
     prompts = given["training.prompt_masking"]
     key = "loss_masking"
@@ -58,7 +55,7 @@ def _data(given: Given, native: Native) -> None:
 
 
 def _start(given: Given, native: Native) -> dict[str, Any] | None:
-    """The model of the run that this one starts from, None when it starts from new weights or from elsewhere."""
+    """The run file of the run that this one starts from, None when it starts from new weights or from elsewhere."""
     command, path = given["command"], given["init_from"]
     scratch = path in SCRATCH
     if command == "tune" and scratch:
@@ -77,15 +74,14 @@ def _start(given: Given, native: Native) -> dict[str, Any] | None:
         )
         return None
     native.set("model.init", {"kind": "pretrained", "path": path}, "init_from")
-    return _model_in(path)
+    return _run_in(path)
 
 
-def _model_in(path: str) -> dict[str, Any] | None:
-    """The model section of the run that ``path`` names, None where there is no run or its model is of another kind."""
+def _run_in(path: str) -> dict[str, Any] | None:
+    """The run file of the run that ``path`` names, None where there is none."""
     for folder in (Path(path).expanduser(), Path("runs") / path):
         if (folder / "run.yaml").is_file():
-            found = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")).get("model", {})
-            return found if found.get("kind", "transformer") == "transformer" else None
+            return yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     return None
 
 

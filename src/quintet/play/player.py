@@ -1,0 +1,193 @@
+"""What the page does, without the page: pieces to choose from, a model's answer as picture, sound and MIDI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quintet.config.packing import TaskPackingConfig
+from quintet.data.note_samples import NoteSamples
+from quintet.data.prepare import find_prepared
+from quintet.errors import UserError
+from quintet.model.generate import GenerationSettings
+from quintet.piano.audio import render
+from quintet.piano.context import COMPOSERS, DATASETS, surname
+from quintet.piano.metrics import compare
+from quintet.piano.midi import midi_bytes, read_midi
+from quintet.piano.notes import Notes
+from quintet.piano.roll import piano_roll
+from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
+from quintet.piano.vocabulary import note_tokenizer
+from quintet.randomness import key
+from quintet.train.music import Answer, answer
+from quintet.train.trained import TrainedModel, TrainedRun, load_writer
+
+GO_ON = "go on"
+"""What a person picks instead of a task to hear what comes after the piece."""
+_HELD_OUT = 12  # pieces to choose from
+
+COMPOSER_NAMES = tuple(surname(token) for token in COMPOSERS)
+DATASET_NAMES = tuple(token[1:-1] for token in DATASETS)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of music under a name. ``about`` says data set and composer, as `context_tokens` reads them."""
+
+    name: str
+    notes: Notes
+    about: Mapping[str, Any]
+
+    def part(self, begin: float, end: float) -> Notes:
+        """The notes that start from ``begin`` to before ``end``, in seconds, moved so that the first starts at 0."""
+        chosen = self.notes[(self.notes.start >= begin) & (self.notes.start < end)]
+        return chosen.moved(-float(chosen.start[0])) if len(chosen) else chosen
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of it: a sentence, a picture (PNG), a sound (WAV), and MIDI files of the whole and of the answer.
+
+    In the whole, what the model was given begins after ``begin`` seconds. ``scores`` are the metrics between the answer
+    and the notes that were hidden, where some were and the model was given all others.
+    """
+
+    title: str
+    sentence: str
+    roll: bytes
+    sound: bytes
+    midi: bytes
+    answer: bytes
+    begin: float
+    scores: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model of piano music, the tasks that it was trained on, and pieces that were held out from it."""
+
+    trained: TrainedModel
+    tasks: tuple[Task, ...]
+    held_out: tuple[Piece, ...]
+    # Pages of several people share the model; its mode and the threads of torch are for one at a time.
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def choices(self) -> list[str]:
+        """What to pick from: going on, and the model's tasks, or common ones where it has learnt none."""
+        return [GO_ON, *(task.name for task in self.tasks or DEFAULT_TASKS)]
+
+    def play(
+        self,
+        title: str,
+        notes: Notes,
+        choice: str,
+        settings: GenerationSettings,
+        about: Mapping[str, Any],
+        hide: bool = False,
+    ) -> Played:
+        """What the model writes for ``notes``: after them, or as the answer to the task that ``choice`` names.
+
+        With ``hide``, ``notes`` are a whole piece: the notes that the task asks for are taken out of it first. What
+        that draws at random follows from the seed of ``settings``. Raises UserError for an unknown task, and when
+        there is nothing to go on from or nothing to hide.
+        """
+        if not len(notes):
+            raise UserError("no note starts in the chosen part; choose a longer one")
+        task = None if choice == GO_ON else task_named(choice)
+        prompt, target = notes, None
+        if task is not None and hide:
+            prompt, target = task.split(notes, np.random.default_rng(key(settings.seed, "play")))
+            _check_split(task, prompt, target)
+        with self._turn:
+            found = answer(self.trained, prompt, settings, task, about)
+        begin = float(found.heard.start[0])
+        return Played(
+            f"{title} · {choice}",
+            _sentence(found, prompt, target is not None, self.trained.model.context_length),
+            piano_roll(found.heard.moved(-begin), found.notes.moved(-begin)),
+            render(found.whole),
+            midi_bytes(found.whole),
+            midi_bytes(found.notes),
+            begin,
+            compare(found.notes, target) if target is not None and len(found.heard) == len(prompt) else None,
+        )
+
+
+@cache
+def player(run: str, checkpoint: str) -> Player:
+    """The model of ``run`` for a page, read once in a process.
+
+    Raises UserError as `load_writer` does, and for a model of text.
+    """
+    trained = load_writer(run, checkpoint)
+    try:
+        note_tokenizer(trained.tokenizer)
+    except UserError:
+        raise UserError(f"{run}: writes text and no music; use quintet generate or quintet chat") from None
+    if not isinstance(trained, TrainedRun):
+        return Player(trained, (), ())
+    packing = trained.config.data.packing
+    tasks = ()
+    if isinstance(packing, TaskPackingConfig):
+        tasks = tuple(map(task_named, packing.tasks)) or DEFAULT_TASKS
+    return Player(trained, tasks, _held_out(trained))
+
+
+def uploaded(name: str, data: bytes) -> Piece:
+    """The piece in an uploaded file; its composer is looked for in the file's name, as for a folder of MIDI files.
+
+    Raises UserError, with the file's name, where it is no MIDI file or has no notes.
+    """
+    try:
+        notes = read_midi(data)
+    except UserError as error:
+        raise UserError(*(f"{name}: {problem.removeprefix('MIDI data: ')}" for problem in error.problems)) from None
+    if not len(notes):
+        raise UserError(f"{name}: has no notes; choose a file in which something is played")
+    words = Path(name).stem.replace("_", " ").replace("-", " ")
+    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words})
+
+
+def _held_out(run: TrainedRun) -> tuple[Piece, ...]:
+    """Some pieces of the run's validation set, spread evenly over it; none where its data are not there any more."""
+    prepared = find_prepared(run.config)
+    if prepared is None or prepared.validation is None:
+        return ()
+    found = []
+    for stream in prepared.validation.streams:
+        if isinstance(stream, NoteSamples):
+            found += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
+    chosen = []
+    for place in range(min(_HELD_OUT, len(found))):
+        pieces, index = found[place * len(found) // min(_HELD_OUT, len(found))]
+        notes = pieces.read(index, 0, int(pieces.counts[index]))
+        dataset, composer = pieces.context(index)
+        about = {"dataset": dataset[1:-1], "composer": surname(composer)}
+        name = f"held out {place + 1}: {about['composer']}, {len(notes)} notes, {notes.seconds:.0f} s"
+        chosen.append(Piece(name, notes, about))
+    return tuple(chosen)
+
+
+def _check_split(task: Task, prompt: Notes, target: Notes) -> None:
+    if not len(target):
+        raise UserError(f"{task.name}: the chosen part has no such notes to hide; choose another part or task")
+    if not len(prompt):
+        raise UserError(f"{task.name}: takes all notes of the chosen part; choose a longer part")
+
+
+def _sentence(found: Answer, prompt: Notes, compares: bool, context: int) -> str:
+    rest = "" if len(found.notes) else " It ended at once; try another seed, or a higher temperature."
+    if len(found.heard) == len(prompt):
+        return f"The model was given {len(prompt)} notes and wrote {len(found.notes)}.{rest}"
+    rest += " Choose a shorter part to compare them with the hidden ones." if compares else ""
+    return (
+        f"The model was given the last {len(found.heard)} of {len(prompt)} notes, as its context of {context} tokens "
+        f"has no room for more beside the answer, and wrote {len(found.notes)}.{rest}"
+    )

@@ -1,0 +1,53 @@
+"""The server of the page, on this machine."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from quintet.errors import UserError
+
+_PAGE = Path(__file__).with_name("page.py")
+_LARGEST_FILE = 16  # MB; a MIDI file of an hour of music has less than one
+
+
+def serve(run: str, checkpoint: str, host: str, port: int, browser: bool) -> None:
+    """Serve the page of ``run`` on http://host:port until the process is interrupted; ``browser`` opens it.
+
+    Nothing is fetched from elsewhere and nothing is reported to anyone. Raises UserError when the extra is missing,
+    the run has no model of music, or the port is taken.
+    """
+    try:
+        from streamlit.web import bootstrap
+    except ImportError:
+        raise UserError("quintet play needs the 'play' extra: pip install 'quintet[play]'") from None
+    from quintet.play.player import player
+
+    player(run, checkpoint)  # whatever is wrong with the run is said here, and the page finds the model loaded
+    port = _free(host, port)
+    options = {
+        "server_address": host,
+        "server_port": port,
+        "server_headless": not browser,
+        "server_fileWatcherType": "none",
+        "server_maxUploadSize": _LARGEST_FILE,
+        "browser_gatherUsageStats": False,
+        "client_toolbarMode": "minimal",
+        "global_developmentMode": False,
+    }
+    bootstrap.load_config_options(options)
+    bootstrap.run(str(_PAGE), False, [run, checkpoint], options)
+
+
+def _free(host: str, port: int) -> int:
+    """``port``, or any free one for 0. Raises UserError when it is taken."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            return trial.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: cannot be used on {host} ({error.strerror}); name another, or 0 for any that is free"
+        ) from None

@@ -1,0 +1,62 @@
+"""Pictures of music, as each tracker keeps them: with the same pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quintet.config.schema import RunConfig
+from quintet.track import Tracked, build_trackers, close_trackers
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytest.importorskip("PIL")
+
+
+@pytest.mark.parametrize(
+    ("track", "pattern"),
+    [
+        (
+            {"kind": "wandb", "arguments": {"project": "tests", "mode": "offline"}},
+            "wandb/offline-run-*/files/media/**/*.png",
+        ),
+        ({"kind": "mlflow"}, "mlflow/**/samples/step-000002/sample 0.png"),
+    ],
+    ids=["wandb", "mlflow"],
+)
+def test_a_picture_is_kept_with_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: dict[str, Any], pattern: str
+) -> None:
+    pytest.importorskip(track["kind"])
+    for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    data = {"sources": [{"kind": "text", "path": "corpus"}]}
+    config = RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": 3}, "track": [track]})
+    said: list[str] = []
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    trackers = build_trackers(Tracked(config, tmp_path, -1, {"device": "cpu"}, said.append))
+    for tracker in trackers:
+        tracker.files(2, "sample 0", {".mid": b"MThd", ".png": png(pixels)})
+    close_trackers(trackers, "finished", None)
+    assert said == []
+    (kept,) = tmp_path.glob(pattern)
+    assert np.array_equal(pixels_of(kept.read_bytes()), pixels)
+    assert (tmp_path / "samples/step-000002.mid").read_bytes() == b"MThd"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="png")
+    return stream.getvalue()
+
+
+def pixels_of(content: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
