@@ -207,6 +207,7 @@ def load_weights(made: Made) -> dict[str, torch.Tensor]:
         {"quintet.data.validation": 0.2, "dataset.pause_detection_threshold": 2},
         {"quintet.data.sources": [{"kind": "music21"}], "quintet.data.validation": 0.1},
         {"quintet.tokenizer": {"kind": "miditok", "family": "TSD"}},
+        {"quintet.tokenizer": {"kind": "note_bpe", "vocab_size": 2000, "train_tokens": 1000}},
     ],
 )
 def test_there_and_back(changes: dict[str, Any], music: Make) -> None:
