@@ -137,6 +137,7 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
         "at_end": True,
         "samples": 256,
         "batch_size": None,
+        "best_by": None,
     }
 
 

@@ -383,11 +383,11 @@ def test_damaged_merges_are_said_to_be(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_the_kinds_are_known_where_data_are_and_need_no_heavy_library(tmp_path: Path) -> None:
+def test_the_kinds_are_known_once_the_package_is_imported_and_need_no_heavy_library(tmp_path: Path) -> None:
     exponential().save(tmp_path)
     heavy = "{'torch', 'miditok', 'symusic', 'tokenizers', 'mido', 'music21'}"
     code = (
-        "import sys, pathlib, quintet.data\n"
+        "import sys, pathlib, quintet.piano.tokenizers\n"
         "from quintet.tokenize.build import load_tokenizer\n"
         "found = load_tokenizer(pathlib.Path(sys.argv[1])).vocab_size\n"
         f"print(found, sorted({heavy} & set(sys.modules)))"

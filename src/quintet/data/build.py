@@ -18,6 +18,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import quintet.piano.tokenizers  # noqa: F401  makes its kinds known to quintet.tokenize
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.duplicates import find_duplicates
 from quintet.data.shards import Written, read_written, write_shard

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+import quintet.piano.tokenizers  # noqa: F401  makes its kinds known to quintet.tokenize
 from quintet.config.schema import RunConfig
 from quintet.data.build import TOKENIZER
 from quintet.data.packing import Packed

@@ -43,6 +43,7 @@ def registered(name: str) -> Kind:
     """The kind of this name. Raises UserError where no package that was imported makes it."""
     if name not in _KINDS:
         raise UserError(
-            f"tokenizer.kind: {name} is made by a package that is not imported; in Python, import quintet.data first"
+            f"tokenizer.kind: {name} is made by a package that is not imported; in Python, import "
+            "quintet.piano.tokenizers first"
         )
     return _KINDS[name]
