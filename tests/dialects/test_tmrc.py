@@ -377,3 +377,15 @@ def test_a_name_that_interpolations_use_need_not_be_a_key(make: Make) -> None:
     made = make({"my": {"size": 24}, "model.d_model": "${my.size}"})
     assert made.config.model.width == 24
     assert "unknown key 'my'" in refused(make, {"my": {"size": 24}})
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_the_data_lack_is_said_at_the_dialects_key_and_hydra_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("train", str(EXAMPLE))
+    assert code == 2
+    assert err.startswith(f"error: {EXAMPLE}:8: datasets.path: there is no ")
+    assert len(err.splitlines()) == 1

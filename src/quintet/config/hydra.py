@@ -7,6 +7,7 @@ they are then read and merged as all run files are, so that every value keeps it
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ def compose(file: Path, overrides: Sequence[str], folder: Path | None = None) ->
     choosing = [text for text in overrides if _chooses(text, root)]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(root), version_base=_version_base(file)):
+        # Hydra warns of what its next version will do with this one's rules.
+        quiet = warnings.catch_warnings(action="ignore")
+        with quiet, initialize_config_dir(str(root), version_base=_version_base(file)):
             loader = GlobalHydra.instance().config_loader()
             found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
     except (HydraException, ValueError) as error:

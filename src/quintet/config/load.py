@@ -67,6 +67,16 @@ class Loaded:
             found.append(Problem(place, key, message).in_its_words() if known else Problem(place, "", problem))
         return RunFileError(found)
 
+    def in_its_words(self, error: UserError) -> UserError:
+        """``error`` with the dialect's keys and lines where a problem begins with a native key that its file set."""
+        said = []
+        for problem in error.problems:
+            key, _, message = problem.partition(": ")
+            place = self.places.get(parse(key) or ())
+            known = place is not None and place.key
+            said.append(str(Problem(place, key, message).in_its_words()) if place and known else problem)
+        return UserError(*said)
+
 
 def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
     """Read run files, merged from left to right, then set each override ``key.path=value``; files of a dialect are
