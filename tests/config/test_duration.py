@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quintet.config.duration import steps_of
+from quintet.config.evaluate import EvaluateConfig
 from quintet.config.load import load_run_config
 from quintet.config.schedule import CosineConfig
-from quintet.config.training import CheckpointConfig, EvaluateConfig, SampleConfig, TrainConfig
+from quintet.config.training import CheckpointConfig, SampleConfig, TrainConfig
 from quintet.errors import UserError
 
 

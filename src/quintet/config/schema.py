@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import model_validator
 
 from quintet.config.data import DataConfig
+from quintet.config.evaluate import EvaluateConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.packing import StreamPackingConfig
+from quintet.config.parallel import AutoParallelConfig, ParallelConfig
 from quintet.config.part import Part, key, problem
 from quintet.config.schedule import (
     CosineConfig,
@@ -23,13 +25,10 @@ from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, Toke
 from quintet.config.track import TrackConfig
 from quintet.config.trainer import QuintetTrainerConfig, TrainerConfig, refuse_contradictions
 from quintet.config.training import (
-    AutoParallelConfig,
     CheckpointConfig,
-    EvaluateConfig,
     LossConfig,
     MaskedLossConfig,
     NextTokenLossConfig,
-    ParallelConfig,
     SampleConfig,
     TrainConfig,
 )

@@ -1,4 +1,4 @@
-"""How a model is trained: loss, steps and batches, devices, checkpoints, evaluation."""
+"""How a model is trained: loss, steps and batches, samples, checkpoints."""
 
 from __future__ import annotations
 
@@ -112,64 +112,6 @@ class TrainConfig(Part):
             raise problem("steps", "steps, tokens or epochs must say how long to train; none is given")
         if self.batch_size is not None and self.batch_tokens is not None:
             raise problem("batch_tokens", "give batch_size or batch_tokens, not both")
-        return self
-
-
-class AutoParallelConfig(Part):
-    """Let Quintet choose; with one device there is nothing to distribute."""
-
-    kind: Literal["auto"] = key("auto", "chosen from the devices at hand, and said")
-
-
-class NoParallelConfig(Part):
-    """One process on one device."""
-
-    kind: Literal["none"] = key(..., "one process, one device")
-
-
-ParallelConfig = Annotated[AutoParallelConfig | NoParallelConfig, Field(discriminator="kind")]
-
-
-class EvaluateConfig(Part):
-    """Validation during training: always the same samples, in evaluation mode, in the precision of the training."""
-
-    every: int | float | None = key(
-        250,
-        "steps from one validation to the next, or with a point a fraction of the run's steps; null: none on the way",
-        unit="steps or fraction",
-        gt=0,
-    )
-    offset: int = key(
-        0, "step of the first validation on the way, from which `every` is counted; 0: `every`", unit="step", ge=0
-    )
-    only: bool = key(
-        False, "validate the weights that there are, those of the last checkpoint or of the start, and do not train"
-    )
-    at_start: bool = key(False, "also a validation before the first step, of the weights that the run starts from")
-    at_end: bool = key(True, "also a validation after the last step")
-    samples: int | None = key(
-        256, "held-out samples to use, spread evenly; null takes all of them", unit="samples", ge=1
-    )
-    batch_size: int | None = key(
-        None, "samples in one forward pass; the micro-batch's when not given", unit="samples", ge=1
-    )
-    best_by: str | None = key(
-        None,
-        "label of the sources whose loss says which checkpoint is the best, and which schedule.kind: plateau follows; "
-        "the loss of all held-out samples when not given",
-        min_length=1,
-    )
-
-    @property
-    def never(self) -> bool:
-        """Whether nothing is validated at all."""
-        return self.every is None and not self.at_start and not self.at_end
-
-    @model_validator(mode="after")
-    def _regular(self) -> EvaluateConfig:
-        check_fractions(self, "every")
-        if self.offset and self.every is None:
-            raise problem("offset", "says from which step `every` is counted, and there is no `every`")
         return self
 
 
