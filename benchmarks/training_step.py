@@ -43,7 +43,7 @@ def measure(variant: str) -> tuple[float, float]:
     from quintet.data.batch import Batch
     from quintet.model import build_model
     from quintet.model.count import flops_per_token
-    from quintet.train import compute, objective, step
+    from quintet.train import compute, engine, learner, objective
     from quintet.train.optimizer import build_optimizer, step_if_finite
 
     overrides = ["train.precision=fp32"] if variant == "fp32" else []
@@ -61,13 +61,14 @@ def measure(variant: str) -> tuple[float, float]:
     learnt = objective.Objective(config.loss, config.model, vocabulary, end_id=0, mask_id=0, seed=1)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
+    one = engine.TorchEngine(learner.Learner(model, learnt), model, optimizer, scaler, config, shape, chosen)
     ids = np.random.default_rng(0).integers(0, vocabulary, (shape.samples, shape.sequence_length + 1))
     inputs, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
     batch = Batch(inputs, targets, np.zeros(shape.samples, dtype=np.int64), shape.tokens)
     times = []
     for number in range(WARM_UP + STEPS):
         start = time.perf_counter()
-        step.accumulate_gradients(model, learnt, batch, number, config, chosen, scaler)
+        one.accumulate(batch, number)
         step_if_finite(optimizer, torch.tensor(1.0))
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)

@@ -1,9 +1,22 @@
-"""The processes that train one model together, as torchrun starts them; without them there is one."""
+"""The processes that train one model together, as torchrun starts them, one for each device; without it there is one.
+
+What they do together, all of them must do: a call below returns when every process has made it.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from quintet.errors import UserError
+
+Found = TypeVar("Found")
+
+
+class FailedElsewhere(UserError):
+    """Another process has raised this, and says it."""
 
 
 def rank() -> int:
@@ -17,8 +30,13 @@ def world() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine."""
+    """The number of this process among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world() -> int:
+    """How many processes this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
@@ -26,13 +44,62 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def gathered(value: Any) -> list[Any]:
-    """``value`` of every process, in the order of their numbers, at each of them; all must call it. Any object that
-    pickle takes; for figures, not for tensors of a model."""
+def gathered(value: Any, group: Any = None) -> list[Any]:
+    """``value`` of every process, in the order of their numbers: anything small that pickle takes."""
     if world() == 1:
         return [value]
     import torch.distributed as dist
 
     found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
+
+
+def from_first(make: Callable[[], Found], group: Any = None) -> Found:
+    """What ``make`` returns in the first process; it is called there alone. Its UserError or OSError is raised in all of
+    them, in the others as FailedElsewhere."""
+    if world() == 1:
+        return make()
+    made: Any = None
+    problems: list[str] | None = None
+    error: Exception | None = None
+    if is_first():
+        try:
+            made = make()
+        except (UserError, OSError) as raised:
+            error, problems = raised, list(getattr(raised, "problems", [str(raised)]))
+    made, problems = gathered((made, problems), group)[0]
+    if error is not None:
+        raise error
+    if problems is not None:
+        raise FailedElsewhere(*problems)
+    return made
+
+
+def in_turn(make: Callable[[], Found]) -> Found:
+    """What ``make`` returns, which finds what an earlier call has written: the first process calls it first, then the
+    first of each machine, then the others. It may take hours. Errors as with `from_first`."""
+    if world() == 1:
+        return make()
+    import torch.distributed as dist
+
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    made: Any = None
+    own = 0 if is_first() else 1 if local_rank() == 0 else 2
+    try:
+        for turn in range(3):
+            error: Exception | None = None
+            if turn == own:
+                try:
+                    made = make()
+                except (UserError, OSError) as raised:
+                    error = raised
+            problems = [] if error is None else list(getattr(error, "problems", [str(error)]))
+            found = next(filter(None, gathered(problems, patient)), None)
+            if error is not None:
+                raise error
+            if found is not None:
+                raise FailedElsewhere(*found)
+    finally:
+        dist.destroy_process_group(patient)
+    return made

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
+from quintet.config.schema import RunConfig
 from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
@@ -23,6 +24,8 @@ from quintet.train.checkpoint import (
     load_weights,
     read_progress,
 )
+from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine
 from quintet.train.optimizer import build_optimizer
 
 
@@ -48,11 +51,18 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
+def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TorchEngine:
+    data = {"sources": [{"kind": "python_stdlib"}]}
+    config = RunConfig.model_validate({"name": "test", "data": data, "train": {"steps": 1}})
+    scaler, compute = torch.amp.GradScaler("cpu", enabled=False), Compute(torch.device("cpu"), "fp32", False, "test")
+    return TorchEngine(model, model, optimizer, scaler, config, config.batch, compute)
+
+
 def save(folder: Path, steps: list[int], config: CheckpointConfig | None = None, **facts) -> Checkpointer:
     checkpointer = Checkpointer(folder, config or CheckpointConfig(keep=10))
     model, optimizer = trained()
     for step in steps:
-        checkpointer.save(Progress(step=step, **facts), model, optimizer)
+        checkpointer.save(Progress(step=step, **facts), engine_of(model, optimizer).state())
     checkpointer.wait()
     return checkpointer
 
@@ -60,13 +70,13 @@ def save(folder: Path, steps: list[int], config: CheckpointConfig | None = None,
 def test_training_goes_on_bit_for_bit_after_loading(tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
-    checkpointer.save(Progress(step=3), model, optimizer)
+    checkpointer.save(Progress(step=3), engine_of(model, optimizer).state())
     # The state is copied at the call: what is trained meanwhile must not leak into the file.
     uninterrupted = [advance(model, optimizer, step) for step in range(3, 8)]
     checkpointer.close()
     other = tiny(seed=99)
     optimizer = build_optimizer(AdamWConfig(), other)
-    load_training(checkpoint_path(tmp_path, 3), other, optimizer)
+    load_training(checkpoint_path(tmp_path, 3), engine_of(other, optimizer))
     assert [advance(other, optimizer, step) for step in range(3, 8)] == uninterrupted
 
 
@@ -95,10 +105,10 @@ def test_tied_weights_are_stored_once_and_go_on_bit_for_bit(tmp_path: Path, tied
     for index in range(3):
         step(model, optimizer, index)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
-    checkpointer.save(Progress(step=3), model, optimizer)
+    checkpointer.save(Progress(step=3), engine_of(model, optimizer).state())
     checkpointer.close()
     other, other_optimizer = start(1)
-    load_training(checkpoint_path(tmp_path, 3), other, other_optimizer)
+    load_training(checkpoint_path(tmp_path, 3), engine_of(other, other_optimizer))
     assert [step(other, other_optimizer, i) for i in range(3, 7)] == [step(model, optimizer, i) for i in range(3, 7)]
     stored = set(FileSystemReader(checkpoint_path(tmp_path, 3)).read_metadata().state_dict_metadata)
     weights = {name for name in stored if name.startswith("model.")}
@@ -110,7 +120,7 @@ def test_tied_weights_are_stored_once_and_go_on_bit_for_bit(tmp_path: Path, tied
 def test_weights_alone_can_be_read(tmp_path: Path) -> None:
     model, optimizer = trained()
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
-    checkpointer.save(Progress(step=3), model, optimizer)
+    checkpointer.save(Progress(step=3), engine_of(model, optimizer).state())
     checkpointer.close()
     other = tiny(seed=99)
     load_weights(checkpoint_path(tmp_path, 3), other)
@@ -123,7 +133,7 @@ def test_facts_survive(tmp_path: Path) -> None:
     )
     facts = facts.validated(3.25)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
-    checkpointer.save(facts, *trained())
+    checkpointer.save(facts, engine_of(*trained()).state())
     checkpointer.close()
     assert read_progress(checkpoint_path(tmp_path, 7)) == facts
 
@@ -134,7 +144,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     progress = Progress()
     for step, loss in enumerate([5.0, 3.0, 4.0, 6.0, 7.0], start=1):
         progress = replace(progress, step=step).validated(loss)
-        checkpointer.save(progress, model, optimizer)
+        checkpointer.save(progress, engine_of(model, optimizer).state())
     checkpointer.close()
     assert checkpoint_steps(tmp_path) == [2, 4, 5]
     assert (progress.best_step, progress.best_loss) == (2, 3.0)
@@ -175,7 +185,7 @@ def test_a_full_disk_is_one_clear_line_and_the_earlier_checkpoint_stays(tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
     try:
-        checkpointer.save(Progress(step=5), *trained())
+        checkpointer.save(Progress(step=5), engine_of(*trained()).state())
         with pytest.raises(UserError, match=r"no space left.*last whole one is step 4"):
             checkpointer.wait()
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.checkpoints import tiny_llama
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
@@ -52,18 +53,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator([" ".join(WORDS)] * 9, trainer)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
     fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=320,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tiny_llama(320, **shape, num_key_value_heads=2, tie_word_embeddings=True).save_pretrained(folder)
     return folder
 
 

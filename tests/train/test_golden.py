@@ -17,10 +17,11 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine
+from quintet.train.learner import Learner
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from quintet.train.schedule import learning_rate
-from quintet.train.step import accumulate_gradients
 
 CURVES = Path(__file__).parent / "golden.json"
 STEPS, VOCAB, LENGTH = 20, 97, 24
@@ -74,9 +75,10 @@ def curve(recipe: dict[str, object]) -> list[float]:
     optimizer = build_optimizer(config.optimizer, model)
     objective = Objective(config.loss, config.model, VOCAB, end_id=0, mask_id=VOCAB, seed=config.seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
+    engine = TorchEngine(Learner(model, objective), model, optimizer, scaler, config, config.batch, compute)
     losses = []
     for step in range(1, STEPS + 1):
-        losses.append(accumulate_gradients(model, objective, batch(step), step, config, compute, scaler).item())
+        losses.append(engine.accumulate(batch(step), step).item())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm or float("inf"))
         set_learning_rate(optimizer, learning_rate(config.schedule, config.optimizer.lr, step, STEPS))
         step_if_finite(optimizer, norm)

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quintet.config.optimizer import AdamWConfig
+from quintet.config.schema import RunConfig
 from quintet.config.training import CheckpointConfig
 from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, load_training
+from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine
 from quintet.train.low_precision import stochastically_rounded
 from quintet.train.optimizer import build_optimizer, set_learning_rate
 
@@ -20,6 +23,13 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def model_of() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1))
+
+
+def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TorchEngine:
+    data = {"sources": [{"kind": "python_stdlib"}]}
+    config = RunConfig.model_validate({"name": "test", "data": data, "train": {"steps": 1}})
+    scaler, compute = torch.amp.GradScaler("cpu", enabled=False), Compute(torch.device("cpu"), "fp32", False, "test")
+    return TorchEngine(model, model, optimizer, scaler, config, config.batch, compute)
 
 
 def losses(
@@ -90,11 +100,11 @@ def test_a_checkpoint_holds_the_averages_bit_for_bit(tmp_path: Path, precision: 
     optimizer = build_optimizer(config, model)
     losses(model, optimizer, 0, 5)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
-    checkpointer.save(Progress(step=5), model, optimizer)
+    checkpointer.save(Progress(step=5), engine_of(model, optimizer).state())
     checkpointer.close()
     other = model_of()
     continued = build_optimizer(config, other)
-    load_training(checkpoint_path(tmp_path, 5), other, continued)
+    load_training(checkpoint_path(tmp_path, 5), engine_of(other, continued))
     for one, another in zip(optimizer.state.values(), continued.state.values(), strict=True):
         for name in one:
             assert one[name].dtype == another[name].dtype, name

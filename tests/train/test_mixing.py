@@ -14,6 +14,7 @@ from quintet.errors import UserError
 from quintet.evaluate.loss import validation_loss
 from quintet.track.console import Reporter
 from quintet.train import loop
+from quintet.train.engine import TorchEngine
 from quintet.train.run_folder import read_run_config
 from quintet.train.trained import load_trained
 
@@ -93,7 +94,7 @@ def test_a_staged_run_draws_as_its_stages_say_and_measures_each_label(values: di
 def test_a_staged_run_goes_on_bit_for_bit(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(values, name="whole")[0].run.folder
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accumulate_gradients", stopping_at(6))
+        patch.setattr(TorchEngine, "accumulate", stopping_at(6))
         with pytest.raises(KeyboardInterrupt):
             train(values, name="stopped")
     stopped, said = train(values, name="stopped")
@@ -102,12 +103,12 @@ def test_a_staged_run_goes_on_bit_for_bit(values: dict[str, Any], monkeypatch: p
 
 
 def stopping_at(last: int) -> Any:
-    accumulate = loop.accumulate_gradients
+    accumulate = TorchEngine.accumulate
 
-    def step(model: Any, objective: Any, batch: Any, step: int, *rest: Any) -> Any:
+    def step(engine: TorchEngine, batch: Any, step: int) -> Any:
         if step == last:
             raise KeyboardInterrupt
-        return accumulate(model, objective, batch, step, *rest)
+        return accumulate(engine, batch, step)
 
     return step
 

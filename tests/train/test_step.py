@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from quintet.errors import UserError
+from quintet.train.engine import TorchEngine
+from quintet.train.learner import Learner
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import accumulate_gradients, rehearse
+from quintet.train.step import rehearse
 
 
 def objective_of(config) -> Objective:
@@ -20,9 +22,14 @@ def objective_of(config) -> Objective:
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 
+def engine_of(model, config, cpu) -> TorchEngine:
+    optimizer = build_optimizer(config.optimizer, model)
+    return TorchEngine(Learner(model, objective_of(config)), model, optimizer, NO_SCALING, config, config.batch, cpu)
+
+
 def gradients(model, batch, config, cpu) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = accumulate_gradients(model, objective_of(config), batch, 1, config, cpu, NO_SCALING)
+    loss = engine_of(model, config, cpu).accumulate(batch, 1)
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -61,7 +68,7 @@ def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(ragged
 
     def loss(step: int) -> float:
         torch.rand(step * 3)  # some other use of the global generator
-        return accumulate_gradients(model, objective_of(config), ragged_batch, step, config, cpu, NO_SCALING).item()
+        return engine_of(model, config, cpu).accumulate(ragged_batch, step).item()
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
@@ -73,7 +80,7 @@ def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu, na
     optimizer = build_optimizer(config.optimizer, model)
     weights = copy.deepcopy(model.state_dict())
     rates = [group["lr"] for group in optimizer.param_groups]
-    rehearse(model, objective_of(config), optimizer, config, cpu)
+    rehearse(Learner(model, objective_of(config)), optimizer, config, config.batch, 61, cpu)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert optimizer.state_dict()["state"] == {}
@@ -95,7 +102,8 @@ def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
     config = make_config(train=train)
     with pytest.raises(UserError, match=advice):
-        rehearse(model, objective_of(config), build_optimizer(config.optimizer, model), config, cpu)
+        engine = engine_of(model, config, cpu)
+        rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)
 
 
 def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
@@ -104,4 +112,5 @@ def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
     config = make_config()
     with pytest.raises(RuntimeError, match="shapes"):
-        rehearse(model, objective_of(config), build_optimizer(config.optimizer, model), config, cpu)
+        engine = engine_of(model, config, cpu)
+        rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.checkpoints import tiny_llama
 
 from quintet.config.schema import RunConfig
 from quintet.data.batch import TrainData
@@ -137,20 +138,20 @@ def test_sigterm_in_the_middle_of_a_step_ends_it_with_a_checkpoint_from_which_an
     make: Make, kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(make("quintet", name="whole")).run
-    from quintet.train import step as step_module
+    from quintet.train import engine as engine_module
     from quintet.train.trainers import batches
 
-    stops, share_of_loss = {3: 1, 6: 0, 9: 2}, step_module.share_of_loss
+    stops, share_of_loss = {3: 1, 6: 0, 9: 2}, engine_module.share_of_loss
 
-    def share(model: Any, objective: Any, part: Any, *rest: Any) -> Any:
+    def share(learner: Any, part: Any, *rest: Any) -> Any:
         if stops.get(part.step) == part.index and len(asked) < len(kinds) - 1:
             del stops[part.step]
             asked.append(part.step)
             signal.raise_signal(signal.SIGTERM)
-        return share_of_loss(model, objective, part, *rest)
+        return share_of_loss(learner, part, *rest)
 
     asked: list[int] = []
-    for module in (step_module, batches):
+    for module in (engine_module, batches):
         monkeypatch.setattr(module, "share_of_loss", share)
     for kind in kinds[:-1]:
         outcome = trained(make(kind, name="cut"))
@@ -165,10 +166,7 @@ def test_sigterm_in_the_middle_of_a_step_ends_it_with_a_checkpoint_from_which_an
 def test_models_of_the_transformers_library_and_adapters(
     make: Make, kind: str, lora: dict[str, Any] | None, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.LlamaConfig(**shape, vocab_size=260, max_position_embeddings=32, tie_word_embeddings=True)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny_llama(260, max_position_embeddings=32, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     model = {"kind": "huggingface", "name_or_path": str(tmp_path / "base"), "lora": lora}
     own, other = (trained(make(k, name=k, model=model, train={"steps": 4})).run for k in ("quintet", kind))
     same_run(own.folder, other.folder)

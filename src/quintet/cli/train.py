@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,8 +11,10 @@ import typer
 from quintet.cli.inputs import Inputs, load
 from quintet.config.packing import MusicPackingConfig
 from quintet.errors import UserError
+from quintet.processes import is_first
 
 if TYPE_CHECKING:
+    from quintet.track.console import Reporter
     from quintet.train.loop import Outcome
 
 
@@ -21,6 +25,8 @@ def train(inputs: Inputs) -> None:
     """
     loaded = load(inputs)
     config = loaded.config
+    from rich.console import Console
+
     from quintet.track.console import Reporter
     from quintet.train.check import check_training
     from quintet.train.loop import train as train_run
@@ -29,7 +35,8 @@ def train(inputs: Inputs) -> None:
         check_training(config)
     except UserError as error:
         raise loaded.located(error) from None
-    reporter = Reporter()
+    # Of several processes one speaks; the others do when something is wrong with them.
+    reporter = Reporter() if is_first() else Reporter(Console(quiet=True))
     for note in loaded.notes:
         reporter.say(f"note: {note}")
     try:
@@ -49,6 +56,20 @@ def train(inputs: Inputs) -> None:
         raise typer.Exit(128 + outcome.signal)
     for line in _summary(outcome):
         reporter.say(line)
+    if is_first():
+        _report(outcome.run.folder, reporter)
+
+
+def _report(folder: Path, reporter: Reporter) -> None:
+    """Write the page about the run, where what draws it is installed."""
+    if find_spec("matplotlib") is None:
+        return
+    from quintet.report.page import write_report
+
+    try:
+        reporter.say(f"report: {write_report(folder)}")
+    except Exception as error:  # the training is done, and no page is worth its exit code
+        reporter.say(f"no report: {' '.join(str(error).split()) or type(error).__name__}; quintet report {folder}")
 
 
 def _summary(outcome: Outcome) -> list[str]:

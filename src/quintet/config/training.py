@@ -68,6 +68,9 @@ class MaskedLossConfig(_Loss):
 LossConfig = Annotated[NextTokenLossConfig | MaskedLossConfig, Field(discriminator="kind")]
 
 
+ActivationCheckpointing = Literal["none", "selective"] | Annotated[int, Field(ge=1)]
+
+
 class TrainConfig(Part):
     """How long, in which batches, and on what hardware a run trains."""
 
@@ -94,6 +97,11 @@ class TrainConfig(Part):
     compile: Literal["auto"] | bool = key(
         "auto",
         "torch.compile each block; auto compiles on a GPU, and not on a CPU, where it gains little and starts late",
+    )
+    activation_checkpointing: ActivationCheckpointing = key(
+        "none",
+        "compute a block's activations again in the backward pass instead of keeping them, which saves memory: a number "
+        "n does it in each n-th block, selective in all of them but for matrix products and attention",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key(
         "auto", "where to train; auto takes cuda, mps, cpu in this order"

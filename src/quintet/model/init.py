@@ -6,7 +6,9 @@ on what else the model has nor on the order in which it is built, and PyTorch's 
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +40,22 @@ GAINS = {
 
 def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
     """Give every parameter of ``model``, which may lie on the meta device, its first value, in fp32 on the CPU."""
+    for name, value in first_values(model, config, seed):
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and first value, in fp32 on the CPU, of each parameter of ``model``, one after the other: what is taken need
+    not stay. Only the shapes of ``model`` are read."""
     if isinstance(config.init, NoInitConfig):
-        _as_pytorch_does(model, seed)
+        yield from _as_pytorch_does(model, seed)
         return
     for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
         value = torch.empty(parameter.shape, dtype=torch.float32)
         with torch.no_grad():
             _fill(value, name, config, torch.Generator().manual_seed(key(seed, "init", name)))
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+        yield name, value
 
 
 def _fill(value: Tensor, name: str, config: TransformerConfig, generator: torch.Generator) -> None:
@@ -86,13 +95,15 @@ def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> 
     matrix.normal_(0.0, GAINS[init.nonlinearity] / math.sqrt(fan), generator=generator)
 
 
-def _as_pytorch_does(model: nn.Module, seed: int) -> None:
-    for name, module in model.named_modules():
+def _as_pytorch_does(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    for name, module in list(model.named_modules()):
         if next(module.parameters(recurse=False), None) is None:
             continue
-        module.to_empty(device="cpu", recurse=False)
-        reset = getattr(module, "reset_parameters")  # noqa: B009  (nn.Module does not declare it)
+        drawn = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
+        reset = getattr(drawn, "reset_parameters")  # noqa: B009  (nn.Module does not declare it)
         # PyTorch's own initialisations draw from the global generator, so it is put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, "init", name))
             reset()
+        for leaf, parameter in drawn.named_parameters(recurse=False):
+            yield f"{name}.{leaf}" if name else leaf, parameter.detach()

@@ -55,7 +55,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps).to(product_dtype(x))
+        weight, bias = (None if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
+        return F.layer_norm(x, (self.width,), weight, bias, self.eps).to(product_dtype(x))
 
     def reset_parameters(self) -> None:
         if self.weight is not None:

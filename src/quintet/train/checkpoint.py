@@ -16,22 +16,26 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
+from quintet.processes import from_first, gathered, is_first, rank, world
+
+if TYPE_CHECKING:
+    from quintet.train.engine import Engine
 
 # Without a process group there is one process, which is what is meant here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -106,15 +110,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Put the weights of the checkpoint at ``path`` into ``model``; those that were frozen stay as they are."""
     weights = trained_weights(model)
     state_dict_loader.load({"model": weights}, checkpoint_id=path, no_dist=True)
-    _set_weights(model, weights)
+    set_weights(model, weights)
 
 
-def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and the optimizer's state of the checkpoint at ``path`` into ``model`` and ``optimizer``."""
-    state = {"model": trained_weights(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
-    _set_weights(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+def load_training(path: Path, engine: Engine) -> None:
+    """Put weights and the optimizer's state of the checkpoint at ``path`` into those of ``engine``, however they are
+    spread over processes, and however they were when it was written."""
+    state = engine.state()
+    state_dict_loader.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    engine.set_state(state)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Any]:
@@ -128,30 +132,43 @@ def trained_weights(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name in trained or name not in every}
 
 
-def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+def set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Give ``model`` what `trained_weights` gave."""
     # Not strict, for frozen weights and second names of tied ones are not among them; that the others are all there
     # was checked when they were read.
     set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept."""
+    """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
+
+    In several processes each writes its part and the first one the rest; all of them call each method, in one order.
+    """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*"):
-            shutil.rmtree(leftover)
+        # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
+        self._group: Any = dist.new_group(backend="gloo") if world() > 1 else None
+        self._written = set(from_first(self._begin))
 
-    def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the state now and write it in the background. Raises UserError if the save before this one failed."""
+    def _begin(self) -> list[int]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        return checkpoint_steps(self.folder)
+
+    def save(self, progress: Progress, state: dict[str, Any]) -> None:
+        """Copy ``state``, as an engine gives it, now and write it in the background.
+
+        Raises UserError if the save before this one failed.
+        """
         self.wait()
-        if progress.step in checkpoint_steps(self.folder):
+        if progress.step in self._written:
             return
-        state = {"model": trained_weights(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-        self._pending = self._thread.submit(self._write, _copied(state), progress)
+        self._written.add(progress.step)
+        self._pending = self._thread.submit(self._write, copied(state), progress)
 
     def wait(self) -> None:
         """Return when nothing is being written. Raises UserError when the disk is full; what was whole stays."""
@@ -178,21 +195,26 @@ class Checkpointer:
     def _write(self, state: dict[str, Any], progress: Progress) -> None:
         final = checkpoint_path(self.folder, progress.step)
         unfinished = self.folder / f".{final.name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
-            state_dict_saver.save(state, checkpoint_id=unfinished, no_dist=True)
-            files = {
-                file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-                for file in sorted(unfinished.iterdir())
-            }
-            with (unfinished / "state.json").open("w") as out:
-                json.dump({"progress": asdict(progress), "files": files}, out, indent=1)
-                out.flush()
-                os.fsync(out.fileno())
-            unfinished.rename(final)
+            state_dict_saver.save(
+                state, checkpoint_id=unfinished, process_group=self._group, no_dist=self._group is None
+            )
+            files = {name: facts for part in gathered(self._own_files(unfinished), self._group) for name, facts in part}
+            from_first(lambda: _finish(unfinished, final, progress, files), self._group)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._prune(progress)
+            if is_first():
+                shutil.rmtree(unfinished, ignore_errors=True)
+        from_first(lambda: self._prune(progress), self._group)
+
+    def _own_files(self, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+        """Size and hash of what this process has written; the first one's are also those that are nobody's."""
+        mine = f"__{rank()}_"
+        return [
+            (file.name, {"bytes": file.stat().st_size, "sha256": _sha256(file)})
+            for file in sorted(folder.iterdir())
+            if file.name.startswith(mine) or (is_first() and not file.name.startswith("__"))
+        ]
 
     def _prune(self, progress: Progress) -> None:
         if self.config.keep is None:
@@ -207,14 +229,27 @@ class Checkpointer:
             shutil.rmtree(doomed.rename(doomed.with_name(f".{doomed.name}")))
 
 
-def _copied(state: Any) -> Any:
+def _finish(unfinished: Path, final: Path, progress: Progress, files: dict[str, Any]) -> None:
+    with (unfinished / "state.json").open("w") as out:
+        json.dump({"progress": asdict(progress), "files": files}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    unfinished.rename(final)
+
+
+def copied(state: Any) -> Any:
     """``state`` with every tensor copied to the host, so that training may go on changing the original."""
+    if isinstance(state, DTensor):
+        part = state.to_local().detach().to("cpu", copy=True)
+        return DTensor.from_local(
+            part, state.device_mesh, state.placements, run_check=False, shape=state.shape, stride=state.stride()
+        )
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {name: _copied(value) for name, value in state.items()}
+        return {name: copied(value) for name, value in state.items()}
     if isinstance(state, list):
-        return [_copied(value) for value in state]
+        return [copied(value) for value in state]
     return state
 
 

@@ -13,6 +13,7 @@ import torch
 
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
+from quintet.processes import local_rank, world
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,7 +39,7 @@ class Compute:
 
 def choose_compute(config: TrainConfig) -> Compute:
     """Device, precision and compilation for ``config``. Raises UserError for a device that is not there."""
-    device = _choose_device(config.device)
+    device = choose_device(config.device)
     precision, reason = (config.precision, "as the run file says")
     if precision == "auto":
         precision, reason = _choose_precision(device)
@@ -49,12 +50,16 @@ def choose_compute(config: TrainConfig) -> Compute:
     return Compute(device, precision, compile_blocks, reason)
 
 
-def _choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process; of several processes of a machine each has a GPU of its own. Raises UserError for one
+    that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return torch.device(next(name for name, present in there.items() if present))
+        wanted = next(name for name, present in there.items() if present)
     if not there[wanted]:
         raise UserError(f"train.device: this machine has no {wanted} device; use auto or cpu")
+    if wanted == "cuda" and world() > 1:
+        return torch.device("cuda", local_rank())
     return torch.device(wanted)
 
 

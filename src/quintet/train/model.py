@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
-from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig
+from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.training import MaskedLossConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
+from quintet.model.init import first_values
 from quintet.model.pretrained_count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
 from quintet.train.objective import Objective
 
 
-def make_model(config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None) -> Model:
+def make_model(
+    config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None, *, outline: bool = False
+) -> Model:
     """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
 
-    Without them a model that would start from trained weights gets random ones, for a checkpoint to replace.
+    Without them a model that would start from trained weights gets random ones, for a checkpoint to replace. With
+    ``outline`` the parameters of our own transformer are on the meta device, for ``weights_of`` to fill.
     """
-    model = config.model
-    if isinstance(model, HuggingFaceConfig):
-        return build_model(model, tokenizer.vocab_size, context_length(config), config.seed)
-    if weights is None and isinstance(model.init, PretrainedInitConfig):
-        model = model.model_copy(update={"init": NormalInitConfig()})
+    if isinstance(config.model, HuggingFaceConfig):
+        return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed)
     return build_model(
-        model,
+        _drawn(config.model, weights),
         model_vocabulary(config, tokenizer),
         context_length(config),
         config.seed,
         extra_rows=extra_rows(config),
         weights=weights,
+        outline=outline,
     )
+
+
+def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    """What `make_model` would have given each parameter of ``model``, an outline of our transformer."""
+    assert isinstance(config.model, TransformerConfig)
+    if weights is not None:
+        yield from ((name, weights[name]) for name, _ in model.named_parameters())
+        return
+    yield from first_values(model, _drawn(config.model, weights), config.seed)
+
+
+def _drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> TransformerConfig:
+    if weights is None and isinstance(model.init, PretrainedInitConfig):
+        return model.model_copy(update={"init": NormalInitConfig()})
+    return model
 
 
 def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:

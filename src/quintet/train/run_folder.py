@@ -29,6 +29,7 @@ CONTINUABLE = (
     "train.micro_batch_size",
     "train.accumulation",
     "train.compile",
+    "train.activation_checkpointing",
     "train.device",
     "loss.chunk",
     "train.log_every",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from quintet.config.length import total_steps
 from quintet.config.places import Places
@@ -18,10 +19,12 @@ from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, sta
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
+from quintet.processes import from_first, in_turn, rank, world
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track import Tracked, Tracker, build_trackers
 from quintet.track.console import Reporter
 from quintet.track.system import system_figures
+from quintet.train.build import Built, build_engine
 from quintet.train.check import check_training
 from quintet.train.checkpoint import (
     Checkpointer,
@@ -32,10 +35,10 @@ from quintet.train.checkpoint import (
     read_progress,
 )
 from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
+from quintet.train.engine import Engine
 from quintet.train.fixed_batch import introduction
-from quintet.train.model import make_model, make_objective, training_flops
+from quintet.train.model import make_objective, training_flops
 from quintet.train.objective import Objective
-from quintet.train.optimizer import build_optimizer
 from quintet.train.rhythm import Rhythm, rhythm_of
 from quintet.train.run_folder import find_run_folder, write_run_file
 from quintet.train.schedule import learning_rate
@@ -56,6 +59,8 @@ class Run:
     validation: ValidationData | None
     objective: Objective
     model: Model
+    learner: nn.Module
+    engine: Engine
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     checkpointer: Checkpointer
@@ -68,7 +73,13 @@ class Run:
     rhythm: Rhythm
 
     def batch(self, step: int) -> Batch:
-        """The batch of ``step``, counted from 0, as the model gets it."""
+        """This process's part of the batch of ``step``, counted from 0, as the model gets it."""
+        step = self.config.data.batch_index(step)
+        part = self.data.batch(step, rank(), world())
+        return self.objective.prepare(part, "train", step, rank() * self.config.batch.samples // world())
+
+    def whole_batch(self, step: int) -> Batch:
+        """The batch of ``step`` with the parts of all processes."""
         step = self.config.data.batch_index(step)
         return self.objective.prepare(self.data.batch(step), "train", step)
 
@@ -79,35 +90,29 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
     check_training(config)
-    folder, changes = find_run_folder(config)
+    folder, changes = from_first(lambda: find_run_folder(config))
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle"):
         compute = replace(compute, compile=False)  # each new rate would compile the model anew
-    prepared = prepare(config, progress=reporter.preparing)
+    prepared = in_turn(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
     for step in (1, steps):  # what a library refuses, it refuses now
         learning_rate(config.schedule, config.optimizer.lr, step, steps)
-    progress = _found_progress(folder, prepared, stage_facts(config, prepared.train.order))
-    write_run_file(config, folder, places)
-    if progress.step == 0:
-        _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
+    progress = from_first(lambda: _found_progress(folder, prepared, stage_facts(config, prepared.train.order)))
+    from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress))
 
     make_deterministic()
     if compute.device.type == "cpu":
         keep_freed_memory()
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
-    model = make_model(config, prepared.tokenizer, start.weights if start else None).to(compute.device)
-    optimizer = build_optimizer(config.optimizer, model)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-    if compute.compile:
-        _compile_blocks(model, compute)
-    if progress.step < steps and not config.evaluate.only:
-        rehearse(model, objective, optimizer, config, compute)
+    built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
+    if built.strategy.sharded or (progress.step < steps and not config.evaluate.only):
+        # Sharded weights also find out in it which module is the outermost.
+        rehearse(built.learner, built.optimizer, config, built.shape, objective.vocab_size, compute)
     if progress.step:
-        load_training(checkpoint_path(folder / "checkpoints", progress.step), model, optimizer)
-        scaler.load_state_dict(progress.scaler or {})
-    system = system_figures(compute.device, compute.precision)
+        load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
+        built.scaler.load_state_dict(progress.scaler or {})
     run = Run(
         config=config,
         folder=folder,
@@ -117,12 +122,13 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         data=prepared.train,
         validation=prepared.validation,
         objective=objective,
-        model=model,
-        optimizer=optimizer,
-        scaler=scaler,
+        model=built.model,
+        learner=built.learner,
+        engine=built.engine,
+        optimizer=built.optimizer,
+        scaler=built.scaler,
         checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint),
-        # A run that begins anew drops also the records of step 0.
-        trackers=build_trackers(Tracked(config, folder, progress.step or -1, system, reporter.say)),
+        trackers=_trackers(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=training_flops(config, prepared.tokenizer.vocab_size).total,
@@ -134,9 +140,29 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     notes += [*stage_lines(config, prepared.train.order)]
     notes += start.notes if start else []
     if config.data.fixed_batch:
-        notes.append(introduction(config, run.batch(0)))
-    _introduce(run, [*notes, *(f"changed since the run began: {line}" for line in changes)])
+        notes.append(introduction(config, run.whole_batch(0)))
+    _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
+
+
+def _begin_folder(
+    config: RunConfig, folder: Path, places: Places | None, tokenizer: Tokenizer, progress: Progress
+) -> None:
+    write_run_file(config, folder, places)
+    if progress.step == 0:
+        _keep_tokenizer(tokenizer, folder / "tokenizer")
+
+
+def _trackers(
+    config: RunConfig, folder: Path, progress: Progress, compute: Compute, reporter: Reporter
+) -> list[Tracker]:
+    """Those of the run; the first process alone has any."""
+    system = system_figures(compute.device, compute.precision)
+    # A run that begins anew drops also the records of step 0.
+    tracked = Tracked(config, folder, progress.step or -1, system, reporter.say)
+    found: list[Tracker] = []
+    from_first(lambda: found.extend(build_trackers(tracked)))
+    return found
 
 
 def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]]) -> Progress:
@@ -180,27 +206,15 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(folder)
 
 
-def _compile_blocks(model: Model, compute: Compute) -> None:
-    """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
-    if compute.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise UserError(
-            "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
-        )
-    for block in model.blocks:
-        block.compile()
-
-
-def _parameters(model: Model) -> str:
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    some = "" if trainable == total else f", {trainable / 1e6:.2f} M of them trained"
+def _parameters(total: int, trained: int) -> str:
+    some = "" if trained == total else f", {trained / 1e6:.2f} M of them trained"
     return f"{total / 1e6:.2f} M parameters{some}"
 
 
-def _introduce(run: Run, notes: list[str]) -> None:
+def _introduce(run: Run, built: Built, notes: list[str]) -> None:
     """Say what was chosen, before the first step."""
     say, config, compute = run.reporter.say, run.config, run.compute
-    say(f"{config.name}: {_parameters(run.model)}, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
+    say(f"{config.name}: {_parameters(*built.parameters)}, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
     epochs = run.steps * config.batch.samples / run.data.epoch_samples
     say(
         f"data: {run.data.epoch_samples:,} samples of {config.data.sequence_length} tokens; "
@@ -211,6 +225,9 @@ def _introduce(run: Run, notes: list[str]) -> None:
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
         f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
     )
+    if world() > 1 or built.strategy.kind != "none":
+        each = f"{built.shape.accumulation} × {built.shape.micro_batch_size} samples each"
+        say(f"parallel: {built.strategy.kind} over {world()} processes ({built.strategy.reason}), {each} a step")
     model = config.model
     bidirectional = model.kind == "transformer" and model.attention.kind == "bidirectional"
     if bidirectional and config.loss.kind == "next_token":

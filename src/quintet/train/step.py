@@ -1,4 +1,4 @@
-"""Forward and backward of one batch, and the rehearsal that finds out whether it fits."""
+"""The parts of a batch and the loss of each, and the rehearsal that finds out whether they fit."""
 
 from __future__ import annotations
 
@@ -6,43 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quintet.config.schema import RunConfig
+from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
-from quintet.model import Model
 from quintet.randomness import key
 from quintet.train.compute import Compute
-from quintet.train.objective import Objective
-
-
-def accumulate_gradients(
-    model: Model,
-    objective: Objective,
-    batch: Batch,
-    step: int,
-    config: RunConfig,
-    compute: Compute,
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Add the gradients of the batch's loss to the parameters and return the loss, a scalar still on the device.
-
-    The loss is the sum over the valid targets of the whole batch divided by their number, whatever the micro-batches:
-    each contributes its sum over that one count. Dropout is keyed by step and micro-batch.
-    """
-    loss = torch.zeros((), device=compute.device)
-    for part in micro_batches(batch, step, config.batch.micro_batch_size, compute.device):
-        share = share_of_loss(model, objective, part, config, compute)
-        scaler.scale(share).backward()
-        loss += share.detach()
-    return loss
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Part ``index`` of the batch of ``step``, as tensors of one device; ``valid`` counts the targets of the whole
-    batch that have a loss."""
+    batch that have a loss, in whatever process they are."""
 
     step: int
     index: int
@@ -52,40 +28,45 @@ class MicroBatch:
     valid: int
 
 
-def micro_batches(batch: Batch, step: int, size: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The consecutive parts of ``batch``, ``size`` samples each, on ``device``."""
+def micro_batches(batch: Batch, step: int, size: int, device: torch.device, first: int = 0) -> Iterator[MicroBatch]:
+    """The consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
     inputs, targets = (_on_device(array, device) for array in (batch.inputs, batch.targets))
     documents = None if batch.documents is None else _on_device(batch.documents, device)
-    for index, start in enumerate(range(0, len(inputs), size)):
+    for index, start in enumerate(range(0, len(inputs), size), first):
         rows = slice(start, start + size)
         numbers = None if documents is None else documents[rows]
         yield MicroBatch(step, index, inputs[rows], targets[rows], numbers, batch.valid)
 
 
-def share_of_loss(model: Model, objective: Objective, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
+def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
     """The loss that ``part`` has in that of its batch, a scalar; dropout is keyed by step and part."""
     torch.manual_seed(key(config.seed, "dropout", part.step, part.index))
     with compute.autocast():
-        return objective.loss(model, part.inputs, part.targets, part.documents) / max(part.valid, 1)
+        return learner(part.inputs, part.targets, part.documents) / max(part.valid, 1)
 
 
 def rehearse(
-    model: Model, objective: Objective, optimizer: torch.optim.Optimizer, config: RunConfig, compute: Compute
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    shape: BatchShape,
+    vocab_size: int,
+    compute: Compute,
 ) -> None:
-    """Run one micro-batch and one optimizer step of rate 0, and leave no trace, so that memory runs out now or never.
+    """Run one micro-batch of ``shape`` and one optimizer step of rate 0, and leave no trace.
 
+    So memory runs out now or never.
     Raises UserError that names the setting to change.
     """
-    shape = config.batch
     rates = [group["lr"] for group in optimizer.param_groups]
-    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % objective.vocab_size
+    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
     try:
         with compute.autocast():
-            loss = objective.loss(model, ids, ids)
+            loss = learner(ids, ids)
         loss.backward()
         # Rprop moves a weight by the gradient's sign whatever the rate.
-        for parameter in model.parameters():
+        for parameter in learner.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
         for group in optimizer.param_groups:
@@ -94,7 +75,7 @@ def rehearse(
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
             raise
-        raise UserError(_memory_advice(config)) from error
+        raise UserError(_memory_advice(config, shape)) from error
     finally:
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()
@@ -102,14 +83,14 @@ def rehearse(
             group["lr"] = rate
 
 
-def _memory_advice(config: RunConfig) -> str:
-    shape = config.batch
+def _memory_advice(config: RunConfig, shape: BatchShape) -> str:
     tokens = f"{shape.micro_batch_size} samples of {shape.sequence_length} tokens"
     if shape.micro_batch_size > 1:
         smaller = max(size for size in range(1, shape.micro_batch_size) if shape.samples % size == 0)
         return (
             f"train.micro_batch_size: a forward and backward pass over {tokens} does not fit the memory of the device; "
-            f"set train.micro_batch_size={smaller} (the batch stays {shape.samples}, the result the same to rounding)"
+            f"set train.micro_batch_size={smaller} (the batch stays {config.batch.samples}, the result the same to "
+            "rounding)"
         )
     return (
         f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the "

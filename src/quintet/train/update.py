@@ -1,15 +1,13 @@
-"""What one step does to the weights, whoever leads the loop: its rate and dropout, and clipping and the update."""
+"""What one step does to the weights, whoever leads the loop: its rate and dropout, and the update."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from quintet.model.dropout import set_dropout
 from quintet.train.dropout import dropout_rate
-from quintet.train.optimizer import set_learning_rate, step_if_finite
 from quintet.train.schedule import learning_rate
 from quintet.train.setup import Run
 
@@ -29,18 +27,7 @@ def rate_of(run: Run, step: int) -> float:
 
 def apply_gradients(run: Run, rate: float) -> tuple[Tensor, Tensor]:
     """Clip and step; returns the gradient's norm before clipping and 1.0 if the step was left out, on the device."""
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if run.config.train.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.config.train.clip_norm, norm)
-    set_learning_rate(run.optimizer, rate)
+    measured = run.engine.update(rate)
     if run.scaler.is_enabled():
-        skipped = (~torch.isfinite(norm)).float()
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
         run.progress = replace(run.progress, scaler=run.scaler.state_dict())
-    else:
-        skipped = step_if_finite(run.optimizer, norm)
-    run.optimizer.zero_grad(set_to_none=True)
-    return norm, skipped
+    return measured

@@ -13,6 +13,7 @@ from torch import nn
 
 from quintet.data.batch import Batch
 from quintet.model import Model
+from quintet.processes import gathered, rank, world
 from quintet.train.compute import Compute
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
@@ -88,7 +89,8 @@ def validate(
 
     ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. With ``labels``, the name of each source,
     there is a result of each label too; sources of one label are pooled. Sums are kept in fp64 on the host, so that
-    they do not depend on how the samples are batched beyond the rounding of the losses themselves.
+    they do not depend on how the samples are batched beyond the rounding of the losses themselves. Several processes
+    share the samples of each batch; all of them make the same passes, and get the same result.
     """
     names = list(dict.fromkeys(labels)) or [""]
     group = np.array([names.index(label) for label in labels] or [0])
@@ -100,13 +102,18 @@ def validate(
             rows += len(whole.inputs)
             owners = group[whole.sources] if len(names) > 1 else np.zeros(len(whole.inputs), dtype=np.int64)
             for owner in np.unique(owners).tolist():
-                batch = rows_of(whole, owners == owner)
-                sums[owner].loss += summed_loss(model, objective, batch, compute)
-                sums[owner].tokens += batch.valid
-                sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
+                part = rows_of(whole, owners == owner)
+                mine = np.arange(len(part.inputs)) % world() == rank()
+                # Sharded weights need every process in each pass, also one that has no sample in it.
+                batch = rows_of(part, mine if mine.any() else ~mine)
+                loss = summed_loss(model, objective, batch, compute)
+                if mine.any():
+                    sums[owner].loss += loss
+                    sums[owner].tokens += batch.valid
+                    sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
+    sums = [_pooled(parts) for parts in zip(*gathered(sums), strict=True)]
     found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
-    total = _Sum(sum(one.loss for one in sums), sum(one.tokens for one in sums), sum(one.bytes for one in sums))
-    return total.result(found if len(names) > 1 else {})
+    return _pooled(sums).result(found if len(names) > 1 else {})
 
 
 @dataclass
@@ -119,6 +126,10 @@ class _Sum:
 
     def result(self, labels: Mapping[str, ValidationResult] | None = None) -> ValidationResult:
         return ValidationResult(self.loss / max(self.tokens, 1), self.tokens, self.bytes, labels or {})
+
+
+def _pooled(parts: Sequence[_Sum]) -> _Sum:
+    return _Sum(sum(one.loss for one in parts), sum(one.tokens for one in parts), sum(one.bytes for one in parts))
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:

@@ -59,7 +59,7 @@ class Stepper(torch.optim.Optimizer):
         if part.index == 0:
             self.rate = begin_step(run, part.step)
             self._loss, self._last, self._masked = torch.zeros_like(self._loss), part.step, not part.valid
-        share = share_of_loss(run.model, run.objective, part, run.config, run.compute)
+        share = share_of_loss(run.learner, part, run.config, run.compute)
         self._loss += share.detach()
         # Libraries divide by the number of micro-batches, each in its own way; the share is divided already.
         share.register_hook(lambda gradient: run.scaler.scale(torch.ones_like(gradient)))

@@ -1,0 +1,103 @@
+"""A model spread over processes: DDP, or PyTorch's fully_shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from quintet.config.parallel import DDPConfig, FSDPConfig, HSDPConfig
+from quintet.train.compute import DTYPES, Compute
+from quintet.train.learner import Learner
+from quintet.train.parallel.strategy import Strategy
+
+
+def make_mesh(shape: tuple[int, int], device: str) -> DeviceMesh:
+    """Groups × processes of a group, as ``mesh_shape`` gives them."""
+    if shape[0] == 1:
+        return init_device_mesh(device, shape[1:], mesh_dim_names=("shard",))
+    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(learner: Learner, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
+    """Spread the weights of ``learner``, which may lie on the meta device, over ``mesh``: each block by itself, so that
+    one is gathered at a time, and what is left, the embedding and the head, together.
+
+    Tied weights are one parameter of one module, so they are spread and gathered once. Embedding and head are gathered
+    in fp32: the gradients of all tokens are summed in their type.
+    """
+    config = strategy.config
+    assert isinstance(config, FSDPConfig | HSDPConfig), config
+    offload = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if config.offload else OffloadPolicy()
+    reduce = DTYPES[config.reduce]
+    for block in learner.model.blocks:
+        policy = MixedPrecisionPolicy(_gathered_in(learner, config, compute), reduce, cast_forward_inputs=False)
+        again = config.shard == "full"
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=again)
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+    fully_shard(learner, mesh=mesh, mp_policy=policy, offload_policy=offload)
+
+
+def _gathered_in(learner: Learner, config: FSDPConfig | HSDPConfig, compute: Compute) -> torch.dtype | None:
+    if config.gather == "auto":
+        # Models of the transformers library differ in what they do with narrow gains of norms.
+        own = learner.model.config.kind == "transformer"
+        return compute.dtype if own and compute.precision == "bf16" else None
+    return None if config.gather == "fp32" else DTYPES[config.gather]
+
+
+def replicate(learner: Learner, config: DDPConfig, compute: Compute) -> DistributedDataParallel:
+    """``learner`` on every process, with its gradients averaged over them."""
+    devices = [compute.device] if compute.device.type == "cuda" else None
+    return DistributedDataParallel(
+        learner,
+        device_ids=devices,
+        bucket_cap_mb=config.bucket_mb,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+    )
+
+
+def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+    """Give the parameters of a sharded ``model`` on the meta device their ``values``, one after the other.
+
+    This process keeps its part of each, so that none ever holds more than one whole matrix.
+    """
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    with torch.no_grad():
+        for name, value in values:
+            parameter = parameters[name]
+            assert isinstance(parameter, DTensor), name
+            value = value.to(device=parameter.device, dtype=parameter.dtype)
+            # Every process computes the same value, so none need be sent.
+            part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.copy_(part)
+            missing.discard(name)
+    assert not missing, f"no value for {sorted(missing)}"
+
+
+@contextmanager
+def gathered(learner: nn.Module) -> Iterator[None]:
+    """Within, the model in ``learner`` can be used by other ways than its forward pass, as writing text does; every
+    process must take the same steps. Nothing is done where weights are not spread."""
+    if not isinstance(learner, FSDPModule):
+        yield
+        return
+    learner.unshard()
+    try:
+        yield
+    finally:
+        for module in learner.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()

@@ -1,0 +1,112 @@
+"""Which way a run is spread over its processes, and what part of a batch each of them has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from quintet.config.parallel import (
+    AutoParallelConfig,
+    DDPConfig,
+    FSDPConfig,
+    HSDPConfig,
+    NoParallelConfig,
+    ParallelConfig,
+)
+from quintet.config.schema import BatchShape, RunConfig
+from quintet.errors import UserError
+from quintet.train.optimizer import state_bytes
+
+# Of a device's memory, what weights, gradients and optimizer state may take, so that activations have the rest.
+STATE_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """``processes`` in all, ``local`` of them on each machine, with ``memory`` bytes each."""
+
+    processes: int
+    local: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A ``config`` that is not ``auto``, and why it was taken."""
+
+    config: ParallelConfig
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """none, ddp, fsdp, hsdp or deepspeed."""
+        return self.config.kind
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds parts of the weights only."""
+        return self.kind in ("fsdp", "hsdp")
+
+
+def choose_strategy(config: ParallelConfig, around: Surroundings, state_bytes: float) -> Strategy:
+    """What ``config`` says, or for ``auto`` the way that sends least of those whose ``state_bytes`` (weights, gradients
+    and optimizer state of the whole model) fit the memory of a device."""
+    if not isinstance(config, AutoParallelConfig):
+        return Strategy(config, "as the run file says")
+    if around.processes == 1:
+        return Strategy(NoParallelConfig(kind="none"), "there is one process")
+    room, waiting = STATE_SHARE * around.memory, config.timeout_seconds
+    needed = f"weights, gradients and optimizer state take {state_bytes / 2**30:.2f} GiB"
+    memory = f"{around.memory / 2**30:.2f} GiB of a device"
+    if state_bytes <= room:
+        return Strategy(DDPConfig(kind="ddp", timeout_seconds=waiting), f"{needed}, which fits the {memory}")
+    several = around.processes > around.local > 1
+    if several and state_bytes / around.local <= room:
+        reason = f"{needed}: too much for the {memory}, and enough when spread over the {around.local} of a machine"
+        return Strategy(HSDPConfig(kind="hsdp", timeout_seconds=waiting), reason)
+    return Strategy(FSDPConfig(kind="fsdp", timeout_seconds=waiting), f"{needed}: too much for the {memory}")
+
+
+def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
+    """What each of ``processes`` does of a batch of ``shape``. Raises UserError when it cannot be the same for all.
+
+    A micro-batch stays as large as it was where the parts allow it, and becomes smaller where they do not.
+    """
+    if shape.samples % processes:
+        raise UserError(
+            f"train.batch_size: {shape.samples} samples cannot be spread evenly over {processes} processes; take a "
+            f"multiple of {processes}, or another number of processes"
+        )
+    own = shape.samples // processes
+    micro = max(size for size in range(1, min(shape.micro_batch_size, own) + 1) if own % size == 0)
+    return replace(shape, samples=own, micro_batch_size=micro, accumulation=own // micro)
+
+
+def mesh_shape(strategy: Strategy, around: Surroundings) -> tuple[int, int]:
+    """Groups with the same weights, and processes over which each group spreads them. Raises UserError when the
+    processes do not divide into groups."""
+    config = strategy.config
+    if isinstance(config, FSDPConfig):
+        return 1, around.processes
+    assert isinstance(config, HSDPConfig), config
+    size = config.shard_size or around.local
+    if around.processes % size:
+        raise UserError(
+            f"parallel.shard_size: {around.processes} processes do not make groups of {size}; take one of "
+            f"{', '.join(str(n) for n in range(1, around.processes + 1) if around.processes % n == 0)}"
+        )
+    return around.processes // size, size
+
+
+def device_memory(device: torch.device, local: int) -> int:
+    """Bytes that each of ``local`` processes of this machine has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+
+
+def state_bytes_of(config: RunConfig, parameters: int, trained: int) -> float:
+    """Bytes of weights, gradients and optimizer state, all kept in fp32 but for what ``optimizer`` says."""
+    return 4.0 * parameters + (4.0 + state_bytes(config.optimizer)) * trained
