@@ -20,12 +20,12 @@ from typing import Any
 
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import prepare
-from quintet.evaluate.loss import loss_on, own_data
-from quintet.evaluate.music import evaluate_music
 from quintet.model.generate import GenerationSettings
 from quintet.track.console import Reporter
 from quintet.track.jsonl import read_metrics
+from quintet.train.held_out import loss_on, own_data
 from quintet.train.loop import train
+from quintet.train.music_evaluation import evaluate_music
 from quintet.train.trained import load_trained
 
 VALIDATED = 128  # samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast the machine multiplies is measured for half a second at each set-up, and few tests ask for it."""
     for module in ("setup", "books"):
         monkeypatch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
+
+
+@pytest.fixture
+def _report_at_the_end() -> None:
+    """Ask for this to have what `_no_report` takes away."""
+
+
+@pytest.fixture(autouse=True)
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page at the end of a training takes a second, and few tests look at it."""
+    if "_report_at_the_end" not in request.fixturenames:
+        monkeypatch.setattr(sys.modules["quintet.cli.train"], "_report", lambda folder, reporter: None)
 
 
 @pytest.fixture

@@ -138,6 +138,12 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
         "samples": 256,
         "batch_size": None,
         "best_by": None,
+        "tasks": [],
+        "tasks_every": None,
+        "task_samples": 1000,
+        "few_shot": 0,
+        "data_dir": None,
+        "text_modeling": None,
     }
 
 

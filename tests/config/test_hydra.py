@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from quintet.config.hydra import apply_hydra_overrides, compose
+from quintet.config.hydra import Composed, apply_hydra_overrides, compose
 from quintet.config.interpolate import resolve
 from quintet.config.keypath import walk
+from quintet.config.read import read_document
 from quintet.errors import UserError
 
 FILES = {
@@ -50,8 +51,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "conf"
 
 
+def composed_file(file: Path, overrides: list[str], folder: Path | None = None) -> Composed:
+    return compose(read_document(file), file, overrides, folder)
+
+
 def ours(folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
-    composed = compose(folder / f"{name}.yaml", overrides, folder)
+    composed = composed_file(folder / f"{name}.yaml", overrides, folder)
     left = [text for text in overrides if text not in composed.used]
     document = apply_hydra_overrides(composed.document, left)
     for path, _ in walk(document.values):
@@ -86,7 +91,7 @@ def test_the_composition_is_hydras(folder: Path, name: str, overrides: list[str]
 
 
 def test_each_value_knows_its_file_and_line(folder: Path) -> None:
-    composed = compose(folder / "train.yaml", ["model=large"], folder).document
+    composed = composed_file(folder / "train.yaml", ["model=large"], folder).document
     places = {path: str(place) for path, place in composed.places.items()}
     assert places["model", "size"] == f"{folder}/model/large.yaml:2"
     assert places["model", "heads"] == f"{folder}/train.yaml:9"
@@ -113,4 +118,4 @@ def test_what_cannot_be_composed_is_refused_in_one_line(folder: Path, overrides:
 def test_a_missing_file_of_the_list_names_the_line(folder: Path) -> None:
     (folder / "broken.yaml").write_text("steps: 1\ndefaults:\n  - model: gone\n")
     with pytest.raises(UserError, match=r"broken.yaml:2: defaults: .*model/gone"):
-        compose(folder / "broken.yaml", [])
+        composed_file(folder / "broken.yaml", [])

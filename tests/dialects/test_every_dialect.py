@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,18 +12,22 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quintet.config.describe import walk as walk_schema
 from quintet.config.dialects import NAMES, detect, dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.pages import page
-from quintet.config.dialects.table import REQUIRED, Key
+from quintet.config.dialects.recognise import recognised
+from quintet.config.dialects.table import REQUIRED, Key, pattern
 from quintet.config.dump import dump_run_config
 from quintet.config.keypath import KeyPath, walk
 from quintet.config.load import load_run_config
 from quintet.config.places import Place
 from quintet.config.read import Document
+from quintet.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = {
@@ -32,6 +38,10 @@ SEEDS = {
     "piano": "piano-gpt.md",
 }
 EVERY_KEY = [pytest.param(name, key, id=f"{name}-{key.path}") for name in NAMES for key in dialect_named(name).keys]
+
+NAMES_OF_KEYS = st.sampled_from(
+    sorted({step for name in NAMES for key in dialect_named(name).keys for step in pattern(key.path)})
+)
 
 
 def documented(name: str, text: str) -> set[str]:
@@ -201,6 +211,33 @@ def test_native_run_files_are_no_dialect() -> None:
     assert native
     for path in native:
         assert detect(yaml.safe_load(path.read_text(encoding="utf-8"))) is None
+
+
+def test_a_native_run_file_is_read_without_the_tables_of_the_dialects() -> None:
+    code = (
+        "import sys; from pathlib import Path; from quintet.config.load import load_run_config\n"
+        "load_run_config([Path('examples/quickstart.yaml')])\n"
+        f"sys.exit(any(f'quintet.config.dialects.{{name}}' in sys.modules for name in {NAMES}))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+@given(
+    st.dictionaries(
+        NAMES_OF_KEYS,
+        st.recursive(
+            st.sampled_from([None, 1, "init"]), lambda inner: st.lists(inner) | st.dictionaries(NAMES_OF_KEYS, inner)
+        ),
+    )
+)
+def test_a_file_is_of_the_one_dialect_whose_keys_it_has(values: dict[str, Any]) -> None:
+    names = recognised(values)
+    assert set(names) <= set(NAMES)
+    if len(names) > 1:
+        with pytest.raises(UserError, match=r"keys of .* and .*; say which it is with --dialect"):
+            detect(values)
+    else:
+        assert [dialect.name for dialect in [detect(values)] if dialect] == names
 
 
 def examples() -> list[Any]:

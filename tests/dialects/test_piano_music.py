@@ -188,6 +188,16 @@ def test_tuning_takes_the_tokenizer_of_the_run_and_learns_tasks_that_are_new_to_
     assert "tokenizer.config: not used, for the tokenizer is that of" in "\n".join(other.loaded.notes)
 
 
+def test_tuning_on_other_music_keeps_the_merges_of_the_run(music: Make, tmp_path: Path) -> None:
+    merged = {"tokenizer.name": "AwesomeMidiTokenizer", "tokenizer.parameters": {"max_vocab_size": 1300}}
+    first = music({"stage": "next_token_pretraining", **merged})
+    other = str(write_data_set(tmp_path / "other", seed=500))
+    elsewhere = {"dataset.base_dataset_name": other, "dataset.extra_datasets": [other]}
+    assert music(elsewhere | merged).run.tokenizer.fingerprint != first.run.tokenizer.fingerprint
+    tuned = music(elsewhere | {"init_from": str(first.trained)})
+    assert tuned.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint
+
+
 def load_weights(made: Made) -> dict[str, torch.Tensor]:
     from quintet.train.trained import load_trained
 

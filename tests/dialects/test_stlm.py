@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.checkpoints import tiny_llama, word_tokenizer
 from tests.dialects.conftest import Made, Make
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from quintet.data.prepare import build_tokenizer_of
@@ -56,20 +56,8 @@ def checkpoint(place: Path) -> Path:
     import transformers
 
     folder = place / "llama"
-    config = transformers.LlamaConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1} | {w: i + 2 for i, w in enumerate(WORDS)}, "<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(["</s>"])
+    tiny_llama(len(WORDS) + 2, bos_token_id=1, eos_token_id=1).save_pretrained(folder)
+    words = word_tokenizer({"<unk>": 0, "</s>": 1} | {word: i for i, word in enumerate(WORDS, start=2)}, "</s>")
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>").save_pretrained(
         folder
     )
@@ -451,6 +439,42 @@ def no_evaluations(make: Make) -> None:
     assert list(make({"trainer.run_eval": False}).metrics("validation/loss")) == []
 
 
+def benchmark_files(place: Path) -> dict[str, Any]:
+    """Items of COPA in a folder, and where the run finds them."""
+    folder = place / "items"
+    folder.mkdir(exist_ok=True)
+    item = {"premise": "The cat saw.", "choice1": "A dog.", "choice2": "A mat.", "question": "cause", "label": 1}
+    lines = (json.dumps({"original": {**item, "idx": index}}) + "\n" for index in range(5))
+    (folder / "copa.jsonl").write_text("".join(lines))
+    return {"quintet.evaluate.data_dir": str(folder), "trainer.eval_interval": 2}
+
+
+def benchmarks(make: Make, place: Path) -> None:
+    made = make({"trainer.eval.mcq_benchmarks": ["copa"], **benchmark_files(place)})
+    assert list(made.metrics("benchmark/copa/acc")) == [2, 4]
+    assert "benchmark/copa/margin" in (made.trained / "metrics.jsonl").read_text()
+    assert not make({}).config.evaluate.tasks
+    older = make({"trainer.eval.mcq_benchmarks": "winograd", "trainer.eval.benchmarks": ["ArcEasy-STLMSubset"]})
+    assert older.config.evaluate.tasks == ("winogrande", "stlm_eval_arc_easy")
+
+
+def num_samples(make: Make, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for samples, said in ((3, " of 3"), (1000, " of 5")):
+        capfd.readouterr()
+        changes = {"trainer.eval.mcq_benchmarks": ["copa"], "trainer.eval.num_samples": samples}
+        assert make(changes | benchmark_files(place)).trained
+        lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("  copa  acc ")]
+        assert lines
+        assert all(line.endswith(said) for line in lines)
+
+
+def text_modeling(make: Make) -> None:
+    assert make({"trainer.eval.text_modeling_eval": False}).metrics("text/bits_per_byte") == {}
+    made = make({"trainer.eval.text_modeling_eval": True})
+    assert max(made.metrics("text/bits_per_byte")) == 4
+    assert made.config == make({}, without=["trainer.eval.text_modeling_eval"]).config
+
+
 def checkpoints(make: Make) -> None:
     assert make({"trainer.checkpoint_interval": 1}).checkpoints == [1, 2, 3, 4]
     assert make({"trainer.checkpoint_interval": 1e9}).checkpoints == [4]
@@ -720,6 +744,9 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "trainer.optimizer.grad_clip": clip,
     "trainer.optimizer.params": optimizer_params,
     "trainer.eval.dataset_loss_eval_iters": samples,
+    "trainer.eval.mcq_benchmarks": benchmarks,
+    "trainer.eval.num_samples": num_samples,
+    "trainer.eval.text_modeling_eval": text_modeling,
     "general.logging.wandb_log": wandb_log,
     "general.logging.wandb_project": wandb_argument("wandb_project", "project"),
     "general.logging.wandb_run_name": run_name,
@@ -732,10 +759,11 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "general.max_num_cores": lambda make: _equal(make({"general.max_num_cores": 3}).config.data.processes, 3),
 }
 WITH_CHECKPOINT = ("model.freeze_core", "model.model_string", "model.use_lora", "model.lora_targets")
-WITH_PLACE = ("model.tokenizer_dataset_name", "trainer.dataset")
+WITH_PLACE = ("model.tokenizer_dataset_name", "trainer.dataset", "trainer.eval.mcq_benchmarks")
+WITH_OUTPUT = ("trainer.eval.num_samples",)
 
 
-@pytest.mark.parametrize("key", [key for key in BEHAVIOUR if key not in (*WITH_CHECKPOINT, *WITH_PLACE)])
+@pytest.mark.parametrize("key", [key for key in BEHAVIOUR if key not in (*WITH_CHECKPOINT, *WITH_PLACE, *WITH_OUTPUT)])
 def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
     BEHAVIOUR[key](make)
 
@@ -743,6 +771,13 @@ def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
 @pytest.mark.parametrize("key", WITH_PLACE)
 def test_the_key_of_a_corpus_changes_what_it_says(key: str, make: Make, place: Path) -> None:
     BEHAVIOUR[key](make, place)
+
+
+@pytest.mark.parametrize("key", WITH_OUTPUT)
+def test_the_key_of_a_report_changes_what_it_says(
+    key: str, make: Make, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    BEHAVIOUR[key](make, place, capfd)
 
 
 @pytest.mark.parametrize("key", WITH_CHECKPOINT)

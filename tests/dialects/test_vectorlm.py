@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.checkpoints import tiny_llama, word_tokenizer
 from tests.dialects.conftest import Made, Make, same
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back
@@ -41,26 +41,13 @@ ALPHABET = list("abcdefgh")
 
 def write_model(folder: Path, seed: int = 0, positions: int = 64) -> Path:
     """A llama of one layer with the tokenizer of the worked examples."""
+    model = tiny_llama(40, max_position_embeddings=positions, bos_token_id=BOS, eos_token_id=EOS)
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        vocab_size=40,
-        max_position_embeddings=positions,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    model = transformers.LlamaForCausalLM(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(["<s>", "</s>"])
+    words = word_tokenizer(WORDS, "<s>", "</s>")
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)

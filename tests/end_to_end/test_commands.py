@@ -10,6 +10,7 @@ import torch
 
 from quintet.config.load import load_run_config
 from quintet.model import build_model
+from quintet.piano.tasks import DEFAULT_TASKS
 from quintet.train.trained import load_trained
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +28,8 @@ def test_the_main_path_from_check_to_evaluate(folder: Path, quintet) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "bits per byte" in trained.stdout
     run = folder / "runs/tiny"
-    assert {path.name for path in run.iterdir()} == {"run.yaml", "tokenizer", "metrics.jsonl", "samples", "checkpoints"}
+    files = {"run.yaml", "tokenizer", "metrics.jsonl", "samples", "checkpoints", "report.html"}
+    assert {path.name for path in run.iterdir()} == files
     assert (run / "samples/step-000016.txt").read_text().startswith("--- sample 0\nthe ")
     assert sorted(metrics(run, "train/loss")) == list(range(1, 17))
 
@@ -152,14 +154,13 @@ def test_piano_from_a_folder_of_midi_to_an_answer_that_can_be_heard(folder: Path
     pieces = write_pieces(folder / "music")
     small = (*pieces, "model.layers=2", "model.width=64", "model.attention.heads=2", "schedule.warmup_steps=4")
     few = ("train.steps=30", "train.batch_size=4", "evaluate.samples=8", "sample.max_tokens=24", "sample.every=1.0")
-    for name in ("piano", "piano_tasks"):
+    samples = {"piano": [""], "piano_tasks": [f"-{task.name}" for task in DEFAULT_TASKS]}
+    for name, of_each in samples.items():
         done = quintet("train", str(REPOSITORY / f"examples/{name}.yaml"), *small, *few)
         assert done.returncode == 0, done.stderr
         assert "--midi piece.mid" in done.stdout
-        assert {one.name for one in (folder / f"runs/{name}/samples").iterdir()} == {
-            "step-000030.mid",
-            "step-000030.png",
-        }
+        written = {f"step-000030{one}{ending}" for one in of_each for ending in (".mid", ".png")}
+        assert {one.name for one in (folder / f"runs/{name}/samples").iterdir()} == written
     before, after = (metrics(folder / f"runs/{name}", "validation/loss") for name in ("piano", "piano_tasks"))
     assert after[0] < before[30] + 1  # it begins with what was learnt: random weights have 7 nats
     assert after[30] < after[0]

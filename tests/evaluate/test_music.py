@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from quintet.data.note_samples import NoteSamples
-from quintet.evaluate.loss import own_data
-from quintet.evaluate.music import evaluate_music
 from quintet.model.generate import GenerationSettings
 from quintet.piano.baselines import copied
 from quintet.piano.context import ANSWER
@@ -23,6 +21,8 @@ from quintet.piano.midi import read_midi, write_midi
 from quintet.piano.notes import Notes
 from quintet.piano.tasks import task_named
 from quintet.track.console import Reporter
+from quintet.train.held_out import own_data
+from quintet.train.music_evaluation import evaluate_music
 from quintet.train.trained import TrainedRun
 
 GREEDY = GenerationSettings(temperature=0.0)
@@ -148,7 +148,7 @@ def test_an_answer_by_command_is_the_one_that_was_learnt(
         ),
     )
     assert code == 0, err
-    assert "4 notes after 10 of the 10" in out
+    assert "4 notes for 10 of the 10" in out
     assert notes_of(tmp_path / "out.mid") == 14
     assert compare(read_midi(tmp_path / "out.mid"), whole)["note_f1"] == 1
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -187,6 +187,7 @@ def test_of_a_long_piece_the_end_is_heard(continuing: str, folder: Path, tmp_pat
     )
     assert code == 0, err
     heard = int(out.split(" after ")[1].split()[0])
+    assert f"no more than the last {heard} notes beside --max-tokens 300" in err
     assert 5 <= heard < 80 < len(long)  # half of a context of 160 tokens, at more than two tokens a note
     whole = read_midi(tmp_path / "out.mid")
     assert len(whole) >= len(long)

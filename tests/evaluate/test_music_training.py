@@ -27,28 +27,38 @@ def notes_of(file: Path) -> int:
 # ---- samples
 
 
-@pytest.mark.parametrize("data", [{}, {"packing": TASKS}], ids=["pieces", "tasks"])
-def test_a_sample_is_a_midi_file_and_its_picture(train_music, data: dict) -> None:
+TWO_TASKS = TASKS | {"tasks": ["high_notes_masking-x4", "top_line_masking-x2"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [({}, ("",)), ({"packing": TWO_TASKS}, ("-high_notes_masking-x4", "-top_line_masking-x2"))],
+    ids=["pieces", "tasks"],
+)
+def test_a_sample_is_a_midi_file_and_its_picture(train_music, data: dict, last: tuple[str, ...]) -> None:
+    """Of a piece one a period; of tasks the first on the way, and each of them at the last step."""
     name = f"sampled-{len(data)}"
     sample = {"every": 2, "max_tokens": 60, "temperature": 1.0}
     run = Path(train_music(name, 4, data, sample=sample, track=[{"kind": "tensorboard"}]))
     written = sorted(one.name for one in (run / "samples").iterdir())
-    assert written == ["step-000002.mid", "step-000002.png", "step-000004.mid", "step-000004.png"]
-    assert notes_of(run / "samples/step-000004.mid") == len(read_midi(run / "samples/step-000004.mid")) > 5
-    shown = pictures(run / "tensorboard")
+    stems = [f"step-000002{last[0]}", *(f"step-000004{one}" for one in last)]
+    assert written == sorted(f"{stem}{ending}" for stem in stems for ending in (".mid", ".png"))
+    for stem in stems[1:]:
+        assert notes_of(run / f"samples/{stem}.mid") == len(read_midi(run / f"samples/{stem}.mid")) > 5
+    shown = pictures(run / "tensorboard", last[0].removeprefix("-") or "sample 0")
     assert [step for step, _ in shown] == [2, 4]
     assert shown[1][1].shape == (400, 1200, 3)
     assert np.unique(shown[1][1].reshape(-1, 3), axis=0).shape[0] > 20  # a picture, not one colour
 
 
-def pictures(folder: Path) -> list[tuple[int, np.ndarray]]:
+def pictures(folder: Path, name: str) -> list[tuple[int, np.ndarray]]:
     """The steps and the pixels of the pictures among TensorBoard's events."""
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
-    images = events.Images("sample 0")
+    images = events.Images(name)
     return [(one.step, np.asarray(Image.open(io.BytesIO(one.encoded_image_string)))) for one in images]
 
 
@@ -66,11 +76,12 @@ def test_a_continued_run_drops_the_music_that_it_will_write_again(tmp_path: Path
     first = JsonlTracker(tmp_path, 0)
     for step in (1, 2):
         first.files(step, "sample 0", {".mid": b"MThd", ".png": b"PNG"})
+        first.files(step, "top_line", {".mid": b"MThd"})
         first.text(step, "sample 0", "text")
     first.close()
     JsonlTracker(tmp_path, 1).close()
     left = sorted(one.name for one in (tmp_path / "samples").iterdir())
-    assert left == ["step-000001.mid", "step-000001.png", "step-000001.txt"]
+    assert left == ["step-000001-top_line.mid", "step-000001.mid", "step-000001.png", "step-000001.txt"]
 
 
 # ---- weights to begin with

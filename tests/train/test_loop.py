@@ -49,8 +49,8 @@ class WithMaskedBatch:
     def __init__(self, data) -> None:
         self.data = data
 
-    def batch(self, step: int) -> Batch:
-        batch = self.data.batch(step)
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        batch = self.data.batch(step, rank, world)
         if step != 2:
             return batch
         return dataclasses.replace(batch, targets=np.full_like(batch.targets, IGNORED), valid=0)
@@ -179,9 +179,10 @@ def test_without_any_checkpoint_a_run_finishes_and_says_so(
 def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(config: RunConfig) -> None:
     nothing = {"every": None, "at_end": False, "keep_best": False}
     run = set_up(varied(config, "stopped", checkpoint=nothing), Reporter())
-    made = books.Books(run, Interruption())
+    interruption = Interruption()
+    made = books.Books(run, interruption)
     assert not made.end(1)
-    made.interruption.signal = 15
+    interruption.signal = 15
     assert made.end(2)
     for tracker in run.trackers:
         tracker.close()

@@ -11,10 +11,10 @@ import pytest
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
-from quintet.evaluate.loss import validation_loss
 from quintet.track.console import Reporter
 from quintet.train import loop
 from quintet.train.engine import TorchEngine
+from quintet.train.held_out import loss_on, own_data
 from quintet.train.run_folder import read_run_config
 from quintet.train.trained import load_trained
 
@@ -83,7 +83,7 @@ def test_a_staged_run_draws_as_its_stages_say_and_measures_each_label(values: di
     rows = [row for row in records(run.folder) if "validation/loss" in row]
     assert [row["step"] for row in rows] == [4, 8, 12]
     trained = load_trained(str(run.folder))
-    result = validation_loss(trained, None, Reporter())
+    result = loss_on(trained, own_data(trained, Reporter()), None)
     assert result.metrics() == {name: value for name, value in rows[-1].items() if name != "step"}
     assert list(result.labels) == ["words", "numbers"]
     parts = result.labels.values()

@@ -101,8 +101,8 @@ def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
     # A real request for more memory than there is: PyTorch's own error is what has to be understood.
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
     config = make_config(train=train)
+    engine = engine_of(model, config, cpu)
     with pytest.raises(UserError, match=advice):
-        engine = engine_of(model, config, cpu)
         rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)
 
 
@@ -111,6 +111,6 @@ def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
 ) -> None:
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
     config = make_config()
+    engine = engine_of(model, config, cpu)
     with pytest.raises(RuntimeError, match="shapes"):
-        engine = engine_of(model, config, cpu)
         rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)

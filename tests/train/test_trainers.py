@@ -109,13 +109,13 @@ def test_a_batch_without_valid_targets_and_a_gradient_beyond_fp16_are_left_out(
     """The loss scale starts so high that the first gradients overflow, and no target of step 6 is valid."""
     scaler, batch_of = torch.amp.GradScaler, TrainData.batch
 
-    def batch(data: TrainData, step: int) -> Any:
-        found = batch_of(data, step)
+    def batch(data: TrainData, step: int, *part: int) -> Any:
+        found = batch_of(data, step, *part)
         if step != 5:
             return found
         return dataclasses.replace(found, targets=np.full_like(found.targets, IGNORED), valid=0)
 
-    monkeypatch.setattr(setup.torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**127))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**127))
     monkeypatch.setattr(TrainData, "batch", batch)
     own, other = (trained(make(k, name=k, loss={"z_loss": 1.0})).run for k in ("quintet", kind))
     assert own.progress.skipped_steps > 1

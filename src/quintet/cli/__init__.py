@@ -13,6 +13,7 @@ import typer
 import quintet
 from quintet.cli.chat import chat
 from quintet.cli.check import check
+from quintet.cli.compare import compare
 from quintet.cli.data import data
 from quintet.cli.evaluate import evaluate
 from quintet.cli.explain import explain
@@ -23,15 +24,19 @@ from quintet.cli.inputs import TAKES_MORE
 from quintet.cli.plan import plan
 from quintet.cli.play import play
 from quintet.cli.prepare import prepare
+from quintet.cli.report import report
 from quintet.cli.runs import runs
 from quintet.cli.schema import schema
 from quintet.cli.show_batch import show_batch
+from quintet.cli.slurm import slurm
 from quintet.cli.train import train
 from quintet.cli.translate import translate
 from quintet.errors import UserError
+from quintet.failures import end_with_launcher, is_launched, leave
 
 VERBS = (
     train,
+    slurm,
     prepare,
     data,
     show_batch,
@@ -44,6 +49,8 @@ VERBS = (
     chat,
     play,
     evaluate,
+    compare,
+    report,
     import_,
     export,
     runs,
@@ -89,21 +96,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     0: done. 2: the user can mend it, one line a problem on standard error. 130: interrupted. A bug is a traceback.
     """
+    end_with_launcher()
     try:
         app(list(arguments) if arguments is not None else None, prog_name="quintet")
-    except UserError as error:
-        _leave(*error.problems)
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        _leave(f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue")
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        problems = _problems(error)
+        if is_launched():
+            leave(error, problems, USER_ERROR if problems else 1)
+        if not problems:
+            raise
+        for problem in problems:
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(USER_ERROR)
     sys.exit(0)
 
 
-def _leave(*problems: str) -> NoReturn:
-    for problem in problems:
-        typer.echo(f"error: {problem}", err=True)
-    sys.exit(USER_ERROR)
+def _problems(error: BaseException) -> list[str]:
+    """What the user can mend, a line each; nothing of a bug."""
+    if isinstance(error, UserError):
+        return list(error.problems)
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        return [f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue"]
+    return []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import fail
+from quintet.cli.benchmarks import ask_benchmarks, folder_of
+from quintet.cli.inputs import WRITER, fail
+from quintet.cli.text import model_texts, refuse_beside_text
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="run folder, or name of a run under runs/")],
+    run: Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")],
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
@@ -30,15 +33,67 @@ def evaluate(
             rich_help_panel="Piano",
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="file or folder of .txt and .jsonl to model, each file a topic; held-out: what the run holds out",
+            rich_help_panel="Text modelling",
+        ),
+    ] = None,
+    topic_field: Annotated[
+        str | None,
+        typer.Option(help="field of a line of .jsonl that names its topic", rich_help_panel="Text modelling"),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="benchmarks of lm-evaluation-harness to measure instead, by name with commas between them",
+            rich_help_panel="Benchmarks",
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="items of each benchmark, spread evenly; all when not given", rich_help_panel="Benchmarks"
+        ),
+    ] = None,
+    few_shot: Annotated[
+        int,
+        typer.Option(min=0, help="examples with their answers before each item", rich_help_panel="Benchmarks"),
+    ] = 0,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="folder of .jsonl files with the items, instead of the Hugging Face hub", rich_help_panel="Benchmarks"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="one forward pass has at most so many contexts full of tokens", rich_help_panel="Benchmarks"
+        ),
+    ] = 16,
 ) -> None:
     """Measure loss, perplexity and bits per byte of a trained model on its held-out data; of a model of piano music
-    also how near its answers come to the true ones, beside copies of the prompt and counts of tokens."""
+    also how near its answers come to the true ones, beside copies of the prompt and counts of tokens. With --tasks
+    measure benchmarks instead, with --text texts of your own."""
+    if Path(run).is_file():
+        run = folder_of(run)
+    if tasks is not None and text is not None:
+        fail("--text: is measured by itself, without --tasks; give the command twice")
+    if tasks is not None:
+        return ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot, data_dir, batch_size, as_json)
+    if text is not None:
+        refuse_beside_text(samples=samples, records=records, temperature=temperature)
+        return model_texts(run, checkpoint, text, topic_field, as_json)
+    if topic_field is not None:
+        fail("--topic-field: says how the lines of --text are read; give --text PATH, or leave it out")
     from rich.console import Console
 
-    from quintet.evaluate.loss import loss_on, own_data
-    from quintet.evaluate.music import evaluate_music, is_music
     from quintet.model.generate import GenerationSettings
     from quintet.track.console import Reporter
+    from quintet.train.held_out import loss_on, own_data
+    from quintet.train.music_evaluation import evaluate_music, is_music
     from quintet.train.trained import load_trained
 
     trained = load_trained(run, checkpoint)

@@ -18,91 +18,117 @@ if TYPE_CHECKING:
     from quintet.train.trained import TrainedModel
 
 
+_PIANO = "Piano"
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(help="beginning to continue; an empty one starts a new document; may be given several times"),
+]
+PromptsFile = Annotated[
+    Path | None, typer.Option(help='beginnings to continue: one a line, or {"prompt": …} a line in a .jsonl file')
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="tokens to write")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="text to end before; may be given several times", show_default=False)
+]
+Temperature = Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")]
+TopK = Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")]
+TopP = Annotated[float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")]
+MinP = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability"),
+]
+RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="above 1: make what stands there less likely")]
+Beams = Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")]
+Seed = Annotated[int, typer.Option(help="the same seed gives the same text")]
+BatchSize = Annotated[int, typer.Option(min=1, help="prompts to continue side by side")]
+StaticCache = Annotated[
+    bool, typer.Option("--static-cache", help="compile the step of one token, for long texts and many prompts")
+]
+Checkpoint = Annotated[str, typer.Option(help="latest, best, or a step")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")]
+Midi = Annotated[
+    Path | None, typer.Option(help="piano: the piece to continue, or the prompt of --task", rich_help_panel=_PIANO)
+]
+TaskName = Annotated[
+    str | None, typer.Option(help="what to add to the piece, such as top_line_masking-x1", rich_help_panel=_PIANO)
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="MIDI file to write", rich_help_panel=_PIANO)]
+Roll = Annotated[Path | None, typer.Option(help="picture (PNG) to write", rich_help_panel=_PIANO)]
+Audio = Annotated[Path | None, typer.Option(help="sound (WAV) to write", rich_help_panel=_PIANO)]
+Composer = Annotated[str | None, typer.Option(help="in whose manner", rich_help_panel=_PIANO)]
+Dataset = Annotated[str | None, typer.Option(help="like the pieces of which data set", rich_help_panel=_PIANO)]
+
+
 def generate(
     run: Annotated[str, typer.Argument(help=WRITER)],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="beginning to continue; an empty one starts a new document; may be given several times"),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option(help='beginnings to continue: one a line, or {"prompt": …} a line in a .jsonl file')
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="tokens to write")] = 256,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="text to end before; may be given several times", show_default=False)
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability"),
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(min=0.01, help="above 1: make what stands there less likely")
-    ] = 1.0,
-    beams: Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")] = 1,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same text")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts to continue side by side")] = 16,
-    static_cache: Annotated[
-        bool, typer.Option("--static-cache", help="compile the step of one token, for long texts and many prompts")
-    ] = False,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")] = False,
-    midi: Annotated[
-        Path | None, typer.Option(help="piano: the piece to continue, or the prompt of --task", rich_help_panel="Piano")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="what to add to the piece, such as top_line_masking-x1", rich_help_panel="Piano")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="MIDI file to write", rich_help_panel="Piano")
-    ] = None,
-    roll: Annotated[Path | None, typer.Option(help="picture (PNG) to write", rich_help_panel="Piano")] = None,
-    audio: Annotated[Path | None, typer.Option(help="sound (WAV) to write", rich_help_panel="Piano")] = None,
-    composer: Annotated[str | None, typer.Option(help="in whose manner", rich_help_panel="Piano")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="like the pieces of which data set", rich_help_panel="Piano")
-    ] = None,
+    prompt: Prompts = None,
+    prompts_file: PromptsFile = None,
+    max_tokens: MaxTokens = 256,
+    stop: Stop = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    beams: Beams = 1,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    static_cache: StaticCache = False,
+    checkpoint: Checkpoint = "latest",
+    as_json: AsJson = False,
+    midi: Midi = None,
+    task: TaskName = None,
+    output: Output = None,
+    roll: Roll = None,
+    audio: Audio = None,
+    composer: Composer = None,
+    dataset: Dataset = None,
 ) -> None:
     """Continue prompts with a trained model; the text of a single one appears as it is written."""
+    from quintet.model.generate import GenerationSettings
+
     if beams > 1 and (top_k or top_p or min_p or repetition_penalty != 1.0 or static_cache):
         fail(
             "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
             "--static-cache"
         )
-    if prompt and prompts_file is not None:
-        fail("--prompts-file: give prompts in the file or with --prompt, not both")
-    prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
-    from quintet.model.generate import GenerationSettings
-    from quintet.train.trained import load_writer
-
-    settings = GenerationSettings(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    settings = GenerationSettings(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     if midi is not None:
         about = {"composer": composer, "dataset": dataset}
         write_music(run, checkpoint, midi, settings, task, output, roll, audio, about)
         return
     if any((task, output, roll, audio, composer, dataset)):
         fail("--task, --output, --roll, --audio, --composer and --dataset are for music: name a piece with --midi")
+    if prompt and prompts_file is not None:
+        fail("--prompts-file: give prompts in the file or with --prompt, not both")
+    prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
+    _write_texts(run, checkpoint, prompts, settings, stop or [], beams, batch_size, static_cache, as_json)
+
+
+def _write_texts(
+    run: str,
+    checkpoint: str,
+    prompts: list[str],
+    settings: GenerationSettings,
+    stops: list[str],
+    beams: int,
+    batch_size: int,
+    static: bool,
+    as_json: bool,
+) -> None:
+    """Continue ``prompts``, ``batch_size`` at a time, and print what comes of each."""
+    from quintet.train.trained import load_writer
+
     trained = load_writer(run, checkpoint)
-    if static_cache and not _can_compile(trained):
+    if static and not _can_compile(trained):
         typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
     streams = len(prompts) == 1 and not as_json
     for first in range(0, len(prompts), batch_size):
         group = prompts[first : first + batch_size]
         if streams:
             typer.echo(group[0], nl=False)
-        texts = _continue(trained, group, settings, stop or [], beams, first, static_cache, streams)
+        texts = _continue(trained, group, settings, stops, beams, first, static, streams)
         for place, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
             if as_json:
                 found = {"prompt": one, "text": text.text, "tokens": text.tokens, "ended": text.ended}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from quintet.config.names import RUN_FILE, is_run
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _name_files(line: Line) -> None:
         line.files.append(folder / f"{name}.yaml")
     if not line.files:
         fail("no run file given; name at least one, for instance examples/quickstart.yaml")
-    line.files = [file / "run.yaml" if (file / "run.yaml").is_file() else file for file in line.files]
+    line.files = [file / RUN_FILE if is_run(file) else file for file in line.files]
 
 
 def load(inputs: list[str], purpose: str = "train") -> Loaded:

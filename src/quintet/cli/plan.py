@@ -4,23 +4,102 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quintet.cli.inputs import Inputs, load
+from quintet.errors import UserError
+
+if TYPE_CHECKING:
+    from quintet.config.schema import RunConfig
+    from quintet.plan import Plan
+    from quintet.plan.spread import DevicePlan
+
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")
+]
+Memory = Annotated[str, typer.Option("--device-memory", help="memory of a device, as 80GiB")]
+PerNode = Annotated[int, typer.Option("--devices-per-node", min=1, help="devices of a machine")]
+PeakFlops = Annotated[float, typer.Option("--peak-flops", help="FLOP/s of a device in the run's precision", min=1.0)]
+Utilisation = Annotated[
+    float, typer.Option("--utilisation", help="part of it that matrix products reach", min=0.01, max=1.0)
+]
+MemoryBandwidth = Annotated[
+    float, typer.Option("--memory-bandwidth", help="bytes/s of a device's memory", min=1.0)
+]
+NodeBandwidth = Annotated[
+    float, typer.Option("--node-bandwidth", help="bytes/s that a device sends to others of its machine", min=1.0)
+]
+Bandwidth = Annotated[
+    float, typer.Option("--bandwidth", help="bytes/s that a device sends to other machines", min=1.0)
+]
 
 
-def plan(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Say what a run costs: parameters, FLOPs, tokens, steps, memory and disk. Nothing is trained."""
+def plan(
+    inputs: Inputs,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    devices: Devices = None,
+    device_memory: Memory = "80GiB",
+    devices_per_node: PerNode = 8,
+    peak_flops: PeakFlops = 989e12,
+    utilisation: Utilisation = 0.7,
+    memory_bandwidth: MemoryBandwidth = 3.35e12,
+    node_bandwidth: NodeBandwidth = 450e9,
+    bandwidth: Bandwidth = 50e9,
+) -> None:
+    """Say what a run costs: parameters, FLOPs, tokens, steps, memory, time and disk. Nothing is trained.
+
+    A step is rehearsed without numbers: on this device, or with --devices on as many as you name, which need not be
+    here. The other options describe those; their defaults are an H100 with 400 Gbit/s a device between machines.
+    """
     config = load(inputs).config
     from quintet.plan import make_plan
+    from quintet.plan.machine import Machine, parse_bytes
+
+    memory = parse_bytes(device_memory, "--device-memory")
+    found = make_plan(config)
+    if devices is None:
+        spread, note = _here(config, found)
+    else:
+        machine = Machine(
+            devices,
+            devices_per_node,
+            memory,
+            peak_flops,
+            utilisation,
+            memory_bandwidth,
+            node_bandwidth,
+            bandwidth,
+            accelerator=config.train.device != "cpu",
+        )
+        from quintet.plan.spread import plan_devices
+
+        precision = config.train.precision if config.train.precision != "auto" else "bf16"
+        spread, note = plan_devices(config, found, machine, precision), None
+    _show(found, spread, note, as_json=as_json)
+
+
+def _here(config: RunConfig, found: Plan) -> tuple[DevicePlan | None, str | None]:
+    """The plan for this device, or why there is none."""
+    from quintet.plan.here import this_machine
+    from quintet.plan.spread import plan_devices
+
+    try:
+        machine, compute = this_machine(config)
+        return plan_devices(config, found, machine, compute.precision), None
+    except UserError as error:
+        # What the run costs elsewhere is known all the same.
+        return None, str(error)
+
+
+def _show(found: Plan, spread: DevicePlan | None, note: str | None, *, as_json: bool) -> None:
     from quintet.track.console import Reporter
 
-    found = make_plan(config)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        values = {**asdict(found), "rehearsal": spread and spread.values()}
+        typer.echo(json.dumps(values, indent=2))
         return
     reporter = Reporter()
-    for line in found.lines():
+    for line in [*found.lines(), *(spread.lines() if spread else [f"not rehearsed: {note}"])]:
         reporter.say(line)

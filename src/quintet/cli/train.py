@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,13 +18,29 @@ if TYPE_CHECKING:
     from quintet.train.loop import Outcome
 
 
-def train(inputs: Inputs) -> None:
+def train(
+    inputs: Inputs,
+    nproc: Annotated[
+        str | None,
+        typer.Option(help="start torchrun with so many processes on this machine; auto: one a GPU", show_default=False),
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="with --nproc: start again so often from the last checkpoint when it fails")
+    ] = 0,
+) -> None:
     """Train the run of one or more run files, or continue the one in a run folder.
 
     The same command continues a run that was interrupted; on a finished run it does nothing.
     """
     loaded = load(inputs)
     config = loaded.config
+    if nproc is not None:
+        from quintet.train.parallel.launch import count_processes, launch
+
+        processes = count_processes(nproc, config.train.device)
+        raise typer.Exit(launch(["train", *inputs], processes, restarts))
+    if restarts:
+        raise UserError("--restarts: goes with --nproc; torchrun's own is --max-restarts")
     from rich.console import Console
 
     from quintet.track.console import Reporter

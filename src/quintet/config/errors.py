@@ -11,10 +11,9 @@ from pydantic_core import ErrorDetails
 
 from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
-from quintet.config.places import Places, Problem, place_of
+from quintet.config.places import Places, Problem, place_of, shown
 from quintet.config.spelling import nearest as nearest_name
 
-_LONGEST_VALUE = 60
 _MOST_PLACES = 3
 _KIND_ERRORS = {"union_tag_invalid", "union_tag_not_found"}
 _SECTION_ERRORS = {"model_type", "model_attributes_type", "dict_type"}
@@ -129,12 +128,12 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
     if detail["type"] in _SECTION_ERRORS:
         if value is None:
             return "is empty; give it keys, or leave it out to have its defaults"
-        return f"must be a section of keys and values, found {_shown(value)}"
+        return f"must be a section of keys and values, found {shown(value)}"
     if detail["type"] == "literal_error" and key.name == "kind":
         return _wrong_kind(value, [spot.section.kind])
     if detail["type"] == "literal_error":
         nearest = nearest_name(str(value), key.type.replace(" or ", ", ").split(", "))
-        return f"must be {key.type}, found {_shown(value)}{f'; did you mean {nearest}?' if nearest else ''}"
+        return f"must be {key.type}, found {shown(value)}{f'; did you mean {nearest}?' if nearest else ''}"
     return _wrong_value(detail, key, spot.path, value)
 
 
@@ -143,11 +142,11 @@ def _wrong_kind(value: Any, kinds: list[str]) -> str:
     if value is ABSENT:
         return f"is missing; {known}"
     nearest = nearest_name(str(value), kinds)
-    return f"unknown kind {_shown(value)}; {f'did you mean {nearest!r}? ' if nearest else ''}{known}"
+    return f"unknown kind {shown(value)}; {f'did you mean {nearest!r}? ' if nearest else ''}{known}"
 
 
 def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) -> str:
-    kind, context, found = detail["type"], detail.get("ctx", {}), f"found {_shown(value)}"
+    kind, context, found = detail["type"], detail.get("ctx", {}), f"found {shown(value)}"
     words = key.element_type if isinstance(path[-1], int) else key.type
     unit = f" {key.unit}" if words.startswith("whole number") and key.unit.endswith("s") else ""  # what is counted
     if kind in _BOUNDS:
@@ -167,15 +166,3 @@ def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) 
     if unit:
         words = words.replace("whole number", f"whole number of{unit}")
     return f"must be {article}{words}, {found}"
-
-
-def _shown(value: Any) -> str:
-    """``value`` as YAML shows it, shortened."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a section" if value else "an empty section"
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

@@ -6,6 +6,7 @@ from pydantic import model_validator
 
 from quintet.config.duration import check_fractions
 from quintet.config.part import Part, key, problem
+from quintet.config.text_modeling import TextModelingConfig
 
 
 class EvaluateConfig(Part):
@@ -37,6 +38,29 @@ class EvaluateConfig(Part):
         "the loss of all held-out samples when not given",
         min_length=1,
     )
+    tasks: tuple[str, ...] = key(
+        (), "benchmarks of lm-evaluation-harness to measure, by name (arc_easy, blimp …); see docs/guide/evaluation.md"
+    )
+    tasks_every: int | float | None = key(
+        None,
+        "steps from one measurement of `tasks` and `text_modeling` to the next, or with a point a fraction of the "
+        "run's steps; null: only after the last step",
+        unit="steps or fraction",
+        gt=0,
+    )
+    task_samples: int | None = key(
+        1000, "items of each of `tasks`, spread evenly; null takes all of them", unit="items", ge=1
+    )
+    few_shot: int = key(0, "examples with their answers in front of each item of `tasks`", unit="examples", ge=0)
+    data_dir: str | None = key(
+        None,
+        "folder of .jsonl files with the items of `tasks`; null loads them from the Hugging Face hub",
+        min_length=1,
+    )
+    text_modeling: TextModelingConfig | None = key(
+        None,
+        "also how well the model models text by topic, when `tasks` are due; {} takes what the run holds out, null: not",
+    )
 
     @property
     def never(self) -> bool:
@@ -45,7 +69,9 @@ class EvaluateConfig(Part):
 
     @model_validator(mode="after")
     def _regular(self) -> EvaluateConfig:
-        check_fractions(self, "every")
+        check_fractions(self, "every", "tasks_every")
+        if self.tasks_every is not None and not self.tasks and self.text_modeling is None:
+            raise problem("tasks_every", "says when `tasks` and `text_modeling` are measured, and there are neither")
         if self.offset and self.every is None:
             raise problem("offset", "says from which step `every` is counted, and there is no `every`")
         return self

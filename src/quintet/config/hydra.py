@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from quintet.config.keypath import ABSENT, KeyPath, lookup
 from quintet.config.merge import forget, merge, set_override
-from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError
-from quintet.config.read import Document, first_line, is_list, read_document
+from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError, place_of
+from quintet.config.read import Document, first_line, read_document
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -33,13 +33,14 @@ class Composed:
     used: tuple[str, ...]
 
 
-def is_composed(file: Path) -> bool:
-    """Whether ``file`` has a defaults list."""
-    return "defaults" in read_document(file).values
+def is_composed(document: Document) -> bool:
+    """Whether ``document`` has a defaults list."""
+    return "defaults" in document.values
 
 
-def compose(file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
-    """``file`` with what its defaults list names, below ``folder`` (the file's own when None).
+def compose(document: Document, file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
+    """``document``, which ``file`` holds, with what its defaults list names, below ``folder`` (the file's own when
+    None).
 
     Overrides that choose another file of a group (``model=gpt2_small``, ``+experiment=x``, ``~logging``) take part; the
     others are left to the caller. Raises RunFileError when a file is missing or the list is wrong.
@@ -56,17 +57,19 @@ def compose(file: Path, overrides: Sequence[str], folder: Path | None = None) ->
     try:
         # Hydra warns of what its next version will do with this one's rules.
         quiet = warnings.catch_warnings(action="ignore")
-        with quiet, initialize_config_dir(str(root), version_base=_version_base(file)):
+        with quiet, initialize_config_dir(str(root), version_base=_version_base(document)):
             loader = GlobalHydra.instance().config_loader()
             found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
     except (HydraException, ValueError) as error:
-        raise RunFileError([Problem(_place_of_defaults(file), "defaults", _reason(error, root))]) from None
+        place = place_of(("defaults",), document.places)
+        raise RunFileError([Problem(place, "defaults", _reason(error, root))]) from None
     composed: Document | None = None
     for default in found.defaults:
         path = default.config_path
         if path is None or path.split("/")[0] == OWN_SETTINGS:
             continue
-        part = _part(_file(root, path, file), default.package or "")
+        package = default.package or ""
+        part = _packaged(document, package) if path == name else _part(_file(root, path, file), package)
         composed = part if composed is None else merge(composed, part)
     assert composed is not None, file
     composed.places[()] = Place(str(file))
@@ -122,9 +125,8 @@ def _chooses(text: str, root: Path) -> bool:
 def _part(file: Path, package: str) -> Document:
     """``file`` below ``package``; one that is a list is the value of the package's last step."""
     around, _, last = package.rpartition(".")
-    if last and last != "_global_" and is_list(file):
-        return _packaged(read_document(file, list_key=last), around)
-    return _packaged(read_document(file), package)
+    document = read_document(file, list_key="" if last == "_global_" else last)
+    return _packaged(document, around if document.is_list else package)
 
 
 def _packaged(document: Document, package: str) -> Document:
@@ -150,14 +152,10 @@ def _file(root: Path, config_path: str, asked_by: Path) -> Path:
     return asked_by.parent / relative
 
 
-def _version_base(file: Path) -> str | None:
+def _version_base(document: Document) -> str | None:
     """The version of Hydra whose rules a file asks for, None for those of the installed one."""
-    asked = lookup(read_document(file).values, ("HydraConf", "version_base"))
+    asked = lookup(document.values, ("HydraConf", "version_base"))
     return None if asked in (ABSENT, None) else str(asked)
-
-
-def _place_of_defaults(file: Path) -> Place:
-    return read_document(file).places.get(("defaults",), Place(str(file)))
 
 
 def _reason(error: Exception, root: Path) -> str:

@@ -32,6 +32,13 @@ def parse(text: str) -> KeyPath | None:
     return tuple(int(index or name) if index or name.isdecimal() else name for name, index in _STEP.findall(text))
 
 
+def path_of(text: str) -> KeyPath:
+    """The path of ``text``, which spells one."""
+    path = parse(text)
+    assert path is not None, text
+    return path
+
+
 def lookup(value: Any, path: KeyPath) -> Any:
     """What stands at ``path`` in nested mappings and lists, `ABSENT` where nothing does."""
     for step in path:

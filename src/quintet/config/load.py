@@ -19,9 +19,9 @@ from quintet.config.errors import problems_of
 from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, show
-from quintet.config.merge import apply_overrides, merge, read_with_bases
+from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.places import Place, Problem, RunFileError, place_of
-from quintet.config.read import Document
+from quintet.config.read import Document, read_document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -114,12 +114,13 @@ def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) ->
     """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
     documents, used = [], set()
     for file in files:
-        if is_composed(file) or folder is not None:
-            composed = compose(file, overrides, folder)
+        document = read_document(file)
+        if is_composed(document) or folder is not None:
+            composed = compose(document, file, overrides, folder)
             used |= set(composed.used)
             documents.append(composed.document)
         else:
-            documents.append(read_with_bases(file))
+            documents.append(with_bases(document, file))
     return reduce(merge, documents), [text for text in overrides if text not in used], bool(used)
 
 

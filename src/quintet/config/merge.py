@@ -17,12 +17,12 @@ from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError
 from quintet.config.read import Document, first_line, read_document
 
 
-def read_with_bases(file: Path, asked_at: Place | None = None, around: tuple[Path, ...] = ()) -> Document:
-    """``file`` merged over the files that it ``extends``, which are relative to its folder; the key itself is gone.
+def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) -> Document:
+    """``document``, which ``file`` holds, merged over the files that it ``extends``, which are relative to its folder;
+    the key itself is gone.
 
     Raises RunFileError as `read_document` does, and when a file extends itself, be it through others.
     """
-    document = read_document(file, asked_at)
     if "extends" not in document.values:
         return document
     around = (*around, file.resolve())
@@ -34,7 +34,7 @@ def read_with_bases(file: Path, asked_at: Place | None = None, around: tuple[Pat
     for base in bases:
         if base.resolve() in around:
             raise RunFileError([Problem(place, "extends", f"{base} extends itself, directly or through others")])
-        found = read_with_bases(base, place, around)
+        found = with_bases(read_document(base, place), base, around)
         merged = found if merged is None else merge(merged, found)
     return document if merged is None else merge(merged, document)
 

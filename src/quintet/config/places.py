@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from quintet.config.keypath import KeyPath
 from quintet.errors import UserError
+
+_LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ class RunFileError(UserError):
 def _position(problem: Problem) -> tuple[bool, str, int, str, str]:
     place = problem.place
     return place.file is None, place.file or "", place.line or 0, problem.key, problem.message
+
+
+def shown(value: Any) -> str:
+    """``value`` as YAML shows it, shortened, for a message that says what was found."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section" if value else "an empty section"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def place_of(path: KeyPath, places: Places) -> Place:

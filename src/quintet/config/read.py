@@ -18,10 +18,21 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Document:
-    """A file's values, interpolations not yet resolved, with the place of each key and list element."""
+    """A file's values, interpolations not yet resolved, with the place of each key and list element.
+
+    ``is_list``: the file is a list, which is the only value.
+    """
 
     values: dict[str, Any]
     places: dict[KeyPath, Place]
+    is_list: bool = False
+
+    def apart(self, name: str) -> tuple[Document, Document]:
+        """What is in the section ``name``, and all that is not."""
+        inner = {path[1:]: place for path, place in self.places.items() if path[:1] == (name,)}
+        others = {path: place for path, place in self.places.items() if path[:1] != (name,)}
+        rest = {key: value for key, value in self.values.items() if key != name}
+        return Document(self.values[name], inner), Document(rest, others)
 
 
 def read_document(file: Path, asked_at: Place | None = None, list_key: str = "") -> Document:
@@ -59,15 +70,7 @@ def read_document(file: Path, asked_at: Place | None = None, list_key: str = "")
     if listed:
         values = {list_key: values}
     assert isinstance(values, dict)
-    return Document({str(key): value for key, value in values.items()}, reading.places)
-
-
-def is_list(file: Path) -> bool:
-    """Whether ``file`` is YAML whose top is a list."""
-    try:
-        return isinstance(yaml.compose(_text(file, None), Loader=yaml.SafeLoader), yaml.SequenceNode)
-    except yaml.YAMLError:
-        return False  # what is wrong, `read_document` says
+    return Document({str(key): value for key, value in values.items()}, reading.places, listed)
 
 
 def line_places(text: str) -> dict[KeyPath, int]:

@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import model_validator
 
 from quintet.config.data import DataConfig
+from quintet.config.deepspeed import given_by_deepspeed, refuse_deepspeed_contradictions
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
-from quintet.config.packing import StreamPackingConfig
+from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
 from quintet.config.part import Part, key, problem
 from quintet.config.schedule import (
@@ -89,6 +90,12 @@ class RunConfig(Part):
         own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}
         return {**values, "tokenizer": own}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_deepspeed(cls, values: Any) -> Any:
+        """What a ds_config says need not be said again."""
+        return given_by_deepspeed(values)
+
     @model_validator(mode="after")
     def _parts_agree(self) -> RunConfig:
         model, length = self.model, self.data.sequence_length
@@ -141,6 +148,7 @@ class RunConfig(Part):
             )
         _ = self.batch
         refuse_contradictions(self)
+        refuse_deepspeed_contradictions(self)
         return self
 
     @model_validator(mode="after")
@@ -167,6 +175,26 @@ class RunConfig(Part):
                 )
             if not stream and getattr(data.packing, "add_bos_eos", False):
                 raise problem("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
+        return self
+
+    @model_validator(mode="after")
+    def _text_to_model(self) -> RunConfig:
+        """What `evaluate.text_modeling` measures, the model and its data have."""
+        asked, model = self.evaluate.text_modeling, self.model
+        if asked is None:
+            return self
+        reasons = {
+            "learns to fill in hidden tokens, with loss.kind: masked": self.loss.kind == "masked",
+            "sees what it is to predict, with model.attention.kind: bidirectional": isinstance(model, TransformerConfig)
+            and model.attention.kind == "bidirectional",
+            "learns from ids that stand for no text": isinstance(self.tokenizer, IdTokenizerConfig),
+            "learns from music": isinstance(self.data.packing, MusicPackingConfig),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise problem("evaluate.text_modeling", f"must be null: the model {reason}")
+        if asked.path is None and not self.data.validation and not self.data.validation_sources:
+            raise problem("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
         return self
 
     @property

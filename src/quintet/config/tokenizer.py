@@ -77,6 +77,17 @@ class IdTokenizerConfig(Part):
         return self
 
 
+class SavedTokenizerConfig(Part):
+    """The tokenizer of another run, so that a model that is tuned on other data keeps the ids that it learnt."""
+
+    kind: Literal["saved"] = key(..., "the tokenizer of another run")
+    path: str = key(
+        ...,
+        "a run folder, the name of a run under runs/, or a folder with a tokenizer that Quintet wrote (quintet.json)",
+        min_length=1,
+    )
+
+
 TokenizerConfig = Annotated[
     ByteTokenizerConfig
     | CharTokenizerConfig
@@ -84,6 +95,7 @@ TokenizerConfig = Annotated[
     | TiktokenTokenizerConfig
     | HuggingFaceTokenizerConfig
     | IdTokenizerConfig
+    | SavedTokenizerConfig
     | ExponentialTimeTokenizerConfig
     | NoteBPETokenizerConfig
     | MidiTokTokenizerConfig,

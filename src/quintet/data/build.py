@@ -31,11 +31,11 @@ from quintet.data.store import (
     TokenStore,
     read_manifest,
     token_dtype,
-    unfinished_name,
     write_dropped,
     write_json,
 )
 from quintet.errors import UserError
+from quintet.files import new_folder
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest
 
@@ -173,14 +173,8 @@ def _begin(order: Order) -> None:
     if not (folder / UNFINISHED).is_file():
         write_json(folder / UNFINISHED, {"key": order.key})
     if not (folder / TOKENIZER).is_dir():
-        unfinished = unfinished_name(folder / TOKENIZER)
-        order.tokenizer.save(unfinished)
-        try:
-            os.replace(unfinished, folder / TOKENIZER)
-        except OSError:
-            if not (folder / TOKENIZER).is_dir():
-                raise
-            shutil.rmtree(unfinished)  # another process was faster, with the same tokenizer
+        with new_folder(folder / TOKENIZER, shared=True) as place:
+            order.tokenizer.save(place)
 
 
 def _finish(order: Order, written: list[Written], left_out: list[str]) -> None:

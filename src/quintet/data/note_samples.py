@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from quintet.config.packing import MusicPackingConfig, PiecePackingConfig, TaskPackingConfig
+from quintet.config.packing import AnyPackingConfig, MusicPackingConfig, PiecePackingConfig, TaskPackingConfig
 from quintet.data.samples import Sample
 from quintet.data.split import TokenStream
 from quintet.data.store import TokenStore
@@ -20,6 +20,12 @@ from quintet.randomness import key
 
 _TOKENS_A_NOTE = 8  # more than most notes take, so that the last samples of a piece reach its end
 _FEWEST = 2  # notes of a record
+
+
+def tasks_of(packing: AnyPackingConfig) -> tuple[Task, ...]:
+    """The tasks that ``packing`` makes samples of: its own, piano-gpt's twelve where it names none, none for pieces
+    and for text. Raises UserError for an unknown name."""
+    return (tasks_from(packing.tasks) or DEFAULT_TASKS) if isinstance(packing, TaskPackingConfig) else ()
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,7 @@ class NoteSamples:
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks, none for stretches of pieces."""
-        if not isinstance(self.packing, TaskPackingConfig):
-            return ()
-        return tasks_from(self.packing.tasks) or DEFAULT_TASKS
+        return tasks_of(self.packing)
 
     @cached_property
     def _ends(self) -> np.ndarray:

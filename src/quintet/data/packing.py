@@ -6,8 +6,6 @@ for a store, a split and a way of packing, kept on disk and mapped into memory, 
 
 from __future__ import annotations
 
-import os
-import shutil
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +17,7 @@ from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, Doc
 from quintet.data.samples import Sample
 from quintet.data.split import Intervals
 from quintet.data.store import TokenStore
+from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.borders import begin_id, clean_starts
@@ -51,10 +50,11 @@ class PieceTable:
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples of ``table`` from ``store``, of which each begins and ends with a token of ``borders`` if there are
-    any."""
+    """Samples of ``table`` from the ``intervals`` of ``store``, of which each begins and ends with a token of
+    ``borders`` if there are any."""
 
     store: TokenStore
+    intervals: Intervals
     table: PieceTable
     sequence_length: int
     borders: tuple[int, int] | None
@@ -116,7 +116,7 @@ def pack(
         table = _table(store, spans, config, room, tokenizer)
         _write(folder, _learning(store, table, first=int(begin_and_end is None)) if store.masked else table)
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-    return Packed(store, table, sequence_length, begin_and_end)
+    return Packed(store, intervals, table, sequence_length, begin_and_end)
 
 
 def document_spans(store: TokenStore, intervals: Intervals, *, keep_ends: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -279,15 +279,6 @@ def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
 
 
 def _write(folder: Path, table: PieceTable) -> None:
-    """Write the arrays under a temporary name and rename the folder, so that it is never half there."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name in _ARRAYS:
-        np.save(unfinished / f"{name}.npy", getattr(table, name))
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another process was faster
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(unfinished)
+    with new_folder(folder, shared=True) as place:
+        for name in _ARRAYS:
+            np.save(place / f"{name}.npy", getattr(table, name))

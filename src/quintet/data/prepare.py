@@ -207,9 +207,10 @@ def _texts(config: RunConfig, listings: list[Listing], progress: Progress | None
     """The documents of ``listings``, or enough of them, evenly, when only a sample of them is needed."""
     budget = config.tokenizer.train_bytes if isinstance(config.tokenizer, BPETokenizerConfig) else None
     stride = 1 if budget is None else max(1, sum(one.size for one in listings) // (_READ_FOR_SAMPLE * budget))
-    units = [(unit, one.source) for one in listings for unit in units_of(one)[0][::stride]]
-    done, total = 0, sum(unit.size for unit, _ in units)
     of_notes = isinstance(config.tokenizer, NoteBPETokenizerConfig)
+    read = [one for one in listings if of_notes or not holds_notes(one.source)]
+    units = [(unit, one.source) for one in read for unit in units_of(one)[0][::stride]]
+    done, total = 0, sum(unit.size for unit, _ in units)
     for unit, source in units:
         yield from _texts_of(documents(unit, Report()), of_notes and holds_notes(source))
         done += unit.size

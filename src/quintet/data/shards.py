@@ -18,8 +18,9 @@ from quintet.data.cleaning import kept, text_of
 from quintet.data.duplicates import signer
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.listing import Unit, documents
-from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, unfinished_name, write_json
+from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, write_json
 from quintet.errors import UserError
+from quintet.files import unfinished_name
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.huggingface import HuggingFaceTokenizer

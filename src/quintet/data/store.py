@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -30,6 +29,7 @@ import numpy as np
 
 from quintet.data.sources.check import MANIFEST, no_store
 from quintet.errors import UserError
+from quintet.files import unfinished_name, write_text
 from quintet.tokenize.base import digest
 
 FORMAT = 2
@@ -259,11 +259,6 @@ def array_file(folder: Path, shard: str, what: str) -> Path:
     return folder / f"{shard}.{what}.npy"
 
 
-def unfinished_name(file: Path) -> Path:
-    """Another name for ``file`` until it is whole, which no other writer has, on this machine or another."""
-    return file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-
-
 def write_dropped(folder: Path, dropped: np.ndarray) -> None:
     """Write the numbers of the documents that are not to be used, int64, ascending."""
     unfinished = unfinished_name(folder / DROPPED)
@@ -307,13 +302,8 @@ class ArrayWriter:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``file`` under a temporary name and rename it, so that it is never half there."""
-    unfinished = unfinished_name(file)
-    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
-        json.dump(content, out, indent=1, ensure_ascii=False)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(unfinished, file)
+    """Write ``content`` into ``file``, which is never half there."""
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, int] | None = None) -> list[str]:

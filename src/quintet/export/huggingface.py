@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.export.card import model_card
+from quintet.files import new_folder
 from quintet.model import Transformer
 from quintet.model.families import export_weights
 from quintet.tokenize.base import NO_END
@@ -42,17 +43,8 @@ def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Wr
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new or an empty folder")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        written = _write(run, unfinished, dtype)
-        if folder.is_dir():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return written
+    with new_folder(folder) as place:
+        return _write(run, place, dtype)
 
 
 def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:

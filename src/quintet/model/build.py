@@ -28,14 +28,17 @@ def build_model(
     ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
     config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
     are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. Neither is for a
-    model of the transformers library, which has its own rows and weights. With ``outline`` our own transformer has its
-    parameters on the meta device, for ``first_values`` to fill. PyTorch's global generator is not touched.
+    model of the transformers library, which has its own rows and weights. With ``outline`` all parameters
+    are on the meta device, of our own transformer for ``first_values`` to fill. PyTorch's global generator is not
+    touched.
     """
     if isinstance(config, HuggingFaceConfig):
-        from quintet.model.pretrained_loading import build_pretrained
+        from quintet.model.pretrained_loading import build_pretrained, outline_pretrained
 
         assert not extra_rows
         assert weights is None
+        if outline:
+            return outline_pretrained(config, vocab_size, context_length)
         return build_pretrained(config, vocab_size, context_length, seed)
     with torch.device("meta"):
         model = Transformer(config, vocab_size, context_length, extra_rows)

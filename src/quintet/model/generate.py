@@ -15,7 +15,7 @@ from quintet.model.reader import Reader
 from quintet.model.sampling import GenerationSettings, choose
 from quintet.randomness import key
 
-__all__ = ["GenerationSettings", "beam_search", "generate"]
+__all__ = ["GenerationSettings", "beam_search", "evaluation_mode", "generate"]
 
 
 @torch.inference_mode()
@@ -58,7 +58,7 @@ def generate(
     reader = Reader(model, room, allowed_ids, document_end, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
-    with _evaluating(model):
+    with evaluation_mode(model):
         for count in range(settings.max_tokens):
             if count == 0 or reader.full:
                 logits = reader.begin(windows.cut(alive), windows.prompts)
@@ -132,7 +132,7 @@ def beam_search(
     steps = min(max_tokens, limit + 1 - len(prompt))
     reader = Reader(model, min(limit, len(prompt) + steps), allowed_ids, document_end)
     open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
-    with _evaluating(model):
+    with evaluation_mode(model):
         for count in range(1, steps + 1):
             if count == 1:
                 logits = reader.begin([prompt], [len(prompt)])
@@ -183,7 +183,8 @@ def _checked(prompt_ids: list[int]) -> list[int]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off within, and ``model`` as it was afterwards, also after an error."""
     was_training = model.training
     model.eval()
     try:

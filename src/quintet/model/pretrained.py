@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ class PretrainedModel(nn.Module):
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
         self.linear_head = linear_head
         self.inner = inner
-        self._takes = frozenset(inspect.signature(self._reader.forward).parameters)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
         """Logits [batch, length, vocab] of the token after each of ``ids`` [batch, length]; see ``hidden``."""
@@ -119,6 +119,10 @@ class PretrainedModel(nn.Module):
     @property
     def _reader(self) -> nn.Module:
         return self.causal.base_model if self.linear_head else self.causal
+
+    @cached_property
+    def _takes(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self._reader.forward).parameters)
 
     @property
     def _attention(self) -> str:

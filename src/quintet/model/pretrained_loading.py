@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from quintet.config.model import HuggingFaceConfig, LoraConfig
+from quintet.config.names import is_hub_name
 from quintet.errors import UserError
 from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.pretrained import PretrainedModel
 from quintet.randomness import key
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ALL_LINEAR = ("all-linear",)
 
 
@@ -86,7 +85,7 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
     if not config.pretrained and not place.is_dir() and name in transformers.CONFIG_MAPPING:
         settings = transformers.AutoConfig.for_model(name)
         return settings, settings.to_dict()
-    if not place.is_dir() and not _HUB_NAME.fullmatch(name):
+    if not place.is_dir() and not is_hub_name(name):
         raise UserError(
             f"model.name_or_path: {name} does not exist; give a folder of a checkpoint, or a name on the hub"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 DATASETS = (
@@ -73,6 +74,11 @@ def composer_token(source: Mapping[str, Any]) -> str:
     name = str(source.get("composer") or "")
     found = [token for token, surname in _SURNAMES.items() if surname.search(name)]
     return found[0] if len(found) == 1 else UNKNOWN_COMPOSER
+
+
+def words_in(path: str) -> str:
+    """The parts of a file's path as words, among which `composer_token` finds a composer's surname."""
+    return " ".join(PurePath(path).with_suffix("").as_posix().replace("_", " ").replace("-", " ").split("/"))
 
 
 def context_tokens(source: Mapping[str, Any]) -> tuple[str, str]:

@@ -63,9 +63,9 @@ class Plan:
             f"({self.accumulation} × {self.micro_batch_size} samples)",
             f"tokens       {self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter",
             f"FLOPs        {self.flops_per_token:,} a token, {self.flops_total:.3g} in all",
-            f"memory       {_size(m.weights)} weights + {_size(m.gradients)} gradients + {_size(m.optimizer)} optimizer"
+            f"memory       {size(m.weights)} weights + {size(m.gradients)} gradients + {size(m.optimizer)} optimizer"
             ", and the activations of a micro-batch",
-            f"disk         {_size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
+            f"disk         {size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
             *(f"stage        {line}" for line in self.stages or []),
             f"left out     {self._left_out}",
         ]
@@ -127,7 +127,8 @@ def _vocabulary(config: RunConfig) -> int:
     return model_vocabulary(config, build_tokenizer_of(config))
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """``count`` bytes as a person reads them."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

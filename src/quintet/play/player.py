@@ -6,18 +6,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quintet.config.packing import TaskPackingConfig
-from quintet.data.note_samples import NoteSamples
+from quintet.data.note_samples import NoteSamples, tasks_of
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.model.generate import GenerationSettings
 from quintet.piano.audio import render
-from quintet.piano.context import COMPOSERS, DATASETS, surname
+from quintet.piano.context import COMPOSERS, DATASETS, surname, words_in
 from quintet.piano.metrics import compare
 from quintet.piano.midi import midi_bytes, read_midi
 from quintet.piano.notes import Notes
@@ -107,15 +105,14 @@ class Player:
             _check_split(task, prompt, target)
         with self._turn:
             found = answer(self.trained, prompt, settings, task, about)
-        begin = float(found.heard.start[0])
         return Played(
             f"{title} · {choice}",
             _sentence(found, prompt, target is not None, self.trained.model.context_length),
-            piano_roll(found.heard.moved(-begin), found.notes.moved(-begin)),
+            piano_roll(*found.from_start()),
             render(found.whole),
             midi_bytes(found.whole),
             midi_bytes(found.notes),
-            begin,
+            found.begin,
             compare(found.notes, target) if target is not None and len(found.heard) == len(prompt) else None,
         )
 
@@ -133,11 +130,7 @@ def player(run: str, checkpoint: str) -> Player:
         raise UserError(f"{run}: writes text and no music; use quintet generate or quintet chat") from None
     if not isinstance(trained, TrainedRun):
         return Player(trained, (), ())
-    packing = trained.config.data.packing
-    tasks = ()
-    if isinstance(packing, TaskPackingConfig):
-        tasks = tuple(map(task_named, packing.tasks)) or DEFAULT_TASKS
-    return Player(trained, tasks, _held_out(trained))
+    return Player(trained, tasks_of(trained.config.data.packing), _held_out(trained))
 
 
 def uploaded(name: str, data: bytes) -> Piece:
@@ -151,8 +144,7 @@ def uploaded(name: str, data: bytes) -> Piece:
         raise UserError(*(f"{name}: {problem.removeprefix('MIDI data: ')}" for problem in error.problems)) from None
     if not len(notes):
         raise UserError(f"{name}: has no notes; choose a file in which something is played")
-    words = Path(name).stem.replace("_", " ").replace("-", " ")
-    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words})
+    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)})
 
 
 def _held_out(run: TrainedRun) -> tuple[Piece, ...]:

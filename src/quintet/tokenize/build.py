@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from quintet.config.names import run_named
 from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.tokenizer import (
     BPETokenizerConfig,
@@ -15,9 +13,12 @@ from quintet.config.tokenizer import (
     CharTokenizerConfig,
     HuggingFaceTokenizerConfig,
     IdTokenizerConfig,
+    SavedTokenizerConfig,
     TiktokenTokenizerConfig,
     TokenizerConfig,
 )
+from quintet.errors import UserError
+from quintet.files import new_folder
 from quintet.tokenize.base import NO_END, Tokenizer, digest
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer, characters_of
@@ -49,6 +50,8 @@ def build_tokenizer(config: TokenizerConfig, texts: Documents, corpus: str, cach
             from quintet.tokenize.huggingface import huggingface_tokenizer
 
             return huggingface_tokenizer(config.path, config.revision)
+        case SavedTokenizerConfig():
+            return load_tokenizer(_folder_of(config.path))
         case CharTokenizerConfig():
             return _kept(cache, _key(config, corpus), lambda: characters_of(texts()))
         case BPETokenizerConfig():
@@ -100,6 +103,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _folder_of(path: str) -> Path:
+    """The folder of the tokenizer that ``path`` names: a run's own, or ``path`` itself. Raises UserError."""
+    run = run_named(path)
+    if run is not None:
+        return run / "tokenizer"
+    folder = Path(path).expanduser()
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(
+            f"tokenizer.path: {path} is no run (neither here nor under runs/) and no folder with a tokenizer that "
+            f"Quintet wrote ({DESCRIPTION}); name the run that the weights come from"
+        )
+    return folder
+
+
 def _key(config: TokenizerConfig, corpus: str) -> str:
     library_version = ""
     if isinstance(config, BPETokenizerConfig | NoteBPETokenizerConfig):
@@ -110,20 +127,10 @@ def _key(config: TokenizerConfig, corpus: str) -> str:
 
 
 def _kept(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer in the cache; made, written under a temporary name and renamed when it is not there yet."""
-    place = cache / "tokenizers"
-    folder = place / key
+    """The tokenizer in the cache; made and put there when it is not there yet."""
+    folder = cache / "tokenizers" / key
     if not folder.exists():
         tokenizer = make()
-        place.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=place))
-        try:
-            tokenizer.save(unfinished)
-            os.rename(unfinished, folder)
-        except OSError:
-            # Another process may have made the same tokenizer meanwhile; the folder that is there is as good.
-            if not folder.exists():
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with new_folder(folder, shared=True) as place:
+            tokenizer.save(place)
     return load_tokenizer(folder)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quintet.tokenize.folder import damaged, read_bytes, read_json, write_text
+from quintet.files import write_text
+from quintet.tokenize.folder import damaged, read_bytes, read_json
 
 _CONFIG, _OLD_MAP = "tokenizer_config.json", "special_tokens_map.json"
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from quintet.errors import UserError
+from quintet.files import write_text
 
 DESCRIPTION = "quintet.json"
 FORMAT = 1
@@ -60,11 +60,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(file, "it is no JSON object")
     return content
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write ``file`` under a temporary name and rename it, so that it is never half there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(unfinished, file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from quintet.config.names import is_hub_name
 from quintet.errors import UserError
+from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
 from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest
 from quintet.tokenize.chat_rules import ChatRules, default_template, named_tokens, read_chat_rules, write_template
@@ -25,14 +26,12 @@ from quintet.tokenize.folder import (
     read_bytes,
     read_description,
     write_description,
-    write_text,
 )
 from quintet.tokenize.long_texts import PART, encode_in_parts
 from quintet.tokenize.pickled import load_pickled
 
 _FILE = "tokenizer.json"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]", "<eos>")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class HuggingFaceTokenizer:
@@ -218,7 +217,7 @@ def _no_end(where: str, end: str | None) -> str:
 
 def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[str, ChatRules]:
     """Rules of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
-    if not place.is_dir() and not _HUB_NAME.fullmatch(path):
+    if not place.is_dir() and not is_hub_name(path):
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
         )

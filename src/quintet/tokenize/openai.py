@@ -18,8 +18,9 @@ import tiktoken
 from tiktoken_ext import openai_public
 
 from quintet.errors import UserError
+from quintet.files import write_text
 from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest, threads
-from quintet.tokenize.folder import DESCRIPTION, damaged, read_bytes, read_description, write_description, write_text
+from quintet.tokenize.folder import DESCRIPTION, damaged, read_bytes, read_description, write_description
 from quintet.tokenize.long_texts import encode_in_parts
 
 # The files of each encoding as tiktoken's cache names them (SHA-1 of the address), and the SHA-256 that it demands.

@@ -11,10 +11,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from quintet.errors import UserError
+from quintet.files import write_text
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer
-from quintet.tokenize.folder import write_text
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.ids import IdTokenizer
 from quintet.tokenize.openai import TiktokenTokenizer

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from quintet.files import write_text
 from quintet.track import Ending
 
 
@@ -23,7 +24,8 @@ class JsonlTracker:
         if self._file.exists():
             _keep_until(self._file, first_step)
         for sample in self._samples.glob("step-*.*"):
-            if int(sample.stem.removeprefix("step-")) > first_step:
+            step = re.match(r"step-(\d+)", sample.name)
+            if step is not None and int(step[1]) > first_step:
                 sample.unlink()
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
         self._stream = self._file.open("a", encoding="utf-8", buffering=1)
@@ -39,10 +41,11 @@ class JsonlTracker:
             out.write(f"--- {name}\n{text}\n")
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Write each of ``files`` under the number of its step."""
+        """Write each of ``files`` under the number of its step, and its name if it is not the only sample."""
         self._samples.mkdir(exist_ok=True)
+        which = "" if name == "sample 0" else f"-{name.replace('/', '-')}"
         for ending, content in files.items():
-            (self._samples / f"step-{step:06d}{ending}").write_bytes(content)
+            (self._samples / f"step-{step:06d}{which}{ending}").write_bytes(content)
 
     def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
         """Close the file."""
@@ -59,6 +62,4 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 
 def _keep_until(file: Path, step: int) -> None:
     kept = [record for record in read_metrics(file) if record["step"] <= step]
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(unfinished, file)
+    write_text(file, "".join(json.dumps(record) + "\n" for record in kept))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+
+from quintet.files import write_text
 
 
 class RunIds:
@@ -19,12 +20,7 @@ class RunIds:
 
     def set(self, place: str, run_id: str) -> None:
         """Keep ``run_id``; a kill leaves the old file or the new one."""
-        unfinished = self._file.with_suffix(".tmp")
-        with unfinished.open("w", encoding="utf-8") as out:
-            json.dump(self._read() | {place: run_id}, out, indent=2)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(unfinished, self._file)
+        write_text(self._file, json.dumps(self._read() | {place: run_id}, indent=2))
 
     def _read(self) -> dict[str, str]:
         return json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}

@@ -8,12 +8,16 @@ from time import monotonic
 from torch import Tensor
 
 from quintet.config.schedule import PlateauConfig
+from quintet.processes import world
+from quintet.train.benchmarks import asks_benchmarks, measure_benchmarks
 from quintet.train.compute import measure_peak, peak_memory
 from quintet.train.interruption import Interruption
 from quintet.train.meter import Meter
+from quintet.train.parallel.agreement import Agreement
 from quintet.train.samples import write_samples
 from quintet.train.schedules.plateau import after_validation
 from quintet.train.setup import Run
+from quintet.train.text_modeling import measure_text
 from quintet.train.validation import ValidationResult, validate
 
 
@@ -21,9 +25,10 @@ class Books:
     """What follows each step of ``run``, whoever took it: metrics, validation, samples and checkpoints when due."""
 
     def __init__(self, run: Run, interruption: Interruption) -> None:
-        self.run, self.interruption = run, interruption
+        self.run, self._interruption = run, interruption
         self.validation: ValidationResult | None = None
         self._meter, self._saved_at = Meter(), monotonic()
+        self.agreement = Agreement(lambda: interruption.signal, self._overdue)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
         """Note what ``step`` measured, as ``Meter.add`` does."""
@@ -37,28 +42,40 @@ class Books:
         """Do what is due after ``step`` and say whether it is the last, by its number or because of a signal."""
         run, config = self.run, self.run.config
         run.progress = replace(run.progress, step=step, tokens=run.progress.tokens + config.batch.tokens)
-        last = step == run.steps or self.interruption.signal is not None
+        stopped = self.agreement.signal is not None
+        if stopped:  # what reached one process holds for all
+            self._interruption.signal = self.agreement.signal
+        last = step == run.steps or stopped
         validating, sampling = run.rhythm.validates(step), run.rhythm.samples(step)
         # A run that is stopped keeps what it has, whatever it keeps at its end.
-        stopped = self.interruption.signal is not None
-        saving = stopped or run.rhythm.saves(step) or _overdue(self._saved_at, config.checkpoint.every_seconds)
-        if last or validating or sampling or saving or run.rhythm.logs(step):
+        saving = stopped or run.rhythm.saves(step) or self.agreement.overdue
+        asking = asks_benchmarks(config, step, run.steps)
+        if last or validating or sampling or saving or asking or run.rhythm.logs(step):
             _log(run, self._meter)
-        if validating:
-            self.validation = validate_run(run)
-            saving |= config.checkpoint.keep_best and run.progress.best_step == step
-        if sampling:
-            write_samples(run)
+        if validating or sampling or asking:
+            with run.engine.gathered():
+                self._look(step, validating, sampling)
+                if asking:
+                    measure_text(run)
+                    measure_benchmarks(run)
+            saving |= validating and config.checkpoint.keep_best and run.progress.best_step == step
         if saving:
-            run.checkpointer.save(run.progress, run.model, run.optimizer)
+            run.checkpointer.save(run.progress, run.engine.state())
             self._saved_at = monotonic()
-        if validating or sampling or saving:
+        if validating or sampling or saving or asking:
             self._meter.restart()
         return last
 
+    def _look(self, step: int, validating: bool, sampling: bool) -> None:
+        """See what the model can do."""
+        if validating:
+            self.validation = validate_run(self.run)
+        if sampling:
+            write_samples(self.run)
 
-def _overdue(saved_at: float, seconds: float | None) -> bool:
-    return seconds is not None and monotonic() - saved_at >= seconds
+    def _overdue(self) -> bool:
+        seconds = self.run.config.checkpoint.every_seconds
+        return seconds is not None and monotonic() - self._saved_at >= seconds
 
 
 def _log(run: Run, meter: Meter) -> None:
@@ -71,7 +88,7 @@ def _log(run: Run, meter: Meter) -> None:
     )
     speed = {
         "speed/tokens_per_second": interval.tokens_per_second,
-        "speed/share_of_peak": interval.tokens_per_second * run.flops_per_token / run.peak,
+        "speed/share_of_peak": interval.tokens_per_second * run.flops_per_token / (run.peak * world()),
         "speed/memory_bytes": float(peak_memory(run.compute.device)),
         "train/skipped_steps": float(run.progress.skipped_steps),
     }
@@ -83,9 +100,10 @@ def _log(run: Run, meter: Meter) -> None:
 
 def look_at_start(run: Run) -> None:
     """Validate, and write the samples that go with it, before the first step."""
-    validate_run(run)
-    if run.rhythm.sample_every is None:
-        write_samples(run)
+    with run.engine.gathered():
+        validate_run(run)
+        if run.rhythm.sample_every is None:
+            write_samples(run)
 
 
 def _note_validation(run: Run, loss: float) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from quintet.config.model import TransformerConfig
-from quintet.config.parallel import DDPConfig
+from quintet.config.parallel import DDPConfig, DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.model import Model
-from quintet.processes import local_world, world
+from quintet.model.pretrained import PretrainedModel
+from quintet.processes import from_first, gathered, local_world, world
 from quintet.tokenize import Tokenizer
 from quintet.train.activation_checkpointing import checkpoint_activations
 from quintet.train.compute import Compute
@@ -62,32 +63,60 @@ def build_engine(
     """
     around = Surroundings(world(), local_world(), device_memory(compute.device, local_world()))
     shape = share_of_batch(config.batch, around.processes)
-    # Our own transformer is laid out first, so that weights which are to be sharded are never there as a whole.
-    own = isinstance(config.model, TransformerConfig)
-    model = make_model(config, tokenizer, outline=True) if own else make_model(config, tokenizer)
+    # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
+    model = make_model(config, tokenizer, outline=True)
     counts = _counts(model)
     strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *counts))
-    if not strategy.sharded:
-        model = (make_model(config, tokenizer, weights) if own else model).to(compute.device)
     if strategy.sharded and compute.precision == "fp16":
         raise UserError(
             "train.precision: fp16 scales its loss, which is not done for sharded weights; take bf16 or fp32"
         )
+    if not strategy.sharded:
+        model = make_model(config, tokenizer, weights).to(compute.device)
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)
     if compute.compile:
         _compile_blocks(model, compute)
     learner: nn.Module = Learner(model, objective)
     if strategy.sharded:
-        shard(learner, strategy, make_mesh(mesh_shape(strategy, around), compute.device.type), compute)
-        if own:
-            home = torch.device("cpu") if getattr(strategy.config, "offload", False) else compute.device
-            fill(model, weights_of(config, model, weights), home)
+        mesh = make_mesh(mesh_shape(strategy, around), compute.device.type)
+        home = torch.device("cpu") if getattr(strategy.config, "offload", False) else compute.device
+        library = isinstance(model, PretrainedModel)
+        values = _read_by_first(config, tokenizer, model) if library else _own(config, tokenizer, weights)
+        shard(learner, strategy, mesh, compute)
+        fill(model, values, home, from_first=library)
     elif isinstance(strategy.config, DDPConfig):
         learner = replicate(learner, strategy.config, compute)
+    elif isinstance(strategy.config, DeepSpeedConfig):
+        from quintet.train.deepspeed.start import start_deepspeed
+
+        engine = start_deepspeed(learner, model, config, shape, compute)
+        return Built(model, learner, engine.optimizer, engine.scaler, engine, strategy, shape, counts)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     engine = TorchEngine(learner, model, optimizer, scaler, config, shape, compute)
     return Built(model, learner, optimizer, scaler, engine, strategy, shape, counts)
+
+
+def _own(config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    """The first values of our own transformer, which every process computes by itself."""
+    # PyTorch's own initialisations read the shapes of whole modules, which those of a sharded model no longer are.
+    yield from weights_of(config, make_model(config, tokenizer, outline=True), weights)
+
+
+def _read_by_first(config: RunConfig, tokenizer: Tokenizer, outline: PretrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a model of the transformers library, which the first process reads; the others have a
+    tensor of the same shape for each, to receive it in. What is found out with numbers is told to ``outline``."""
+    read: list[PretrainedModel] = []
+    from_first(lambda: read.append(make_model(config, tokenizer)))  # pyright: ignore[reportArgumentType]
+    outline.linear_head = gathered(read[0].linear_head if read else None)[0]
+    there = {name: value for model in read for name, value in _tensors(model)}
+    shapes = [(name, value.shape, value.dtype) for name, value in _tensors(outline)]
+    return ((name, there[name] if there else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _counts(model: Model) -> tuple[int, int]:

@@ -46,6 +46,10 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.schedules.torch import check_torch_schedule
 
         found.append(lambda: check_torch_schedule(schedule))
+    if config.parallel.kind == "deepspeed":
+        from quintet.train.deepspeed.start import check_deepspeed
+
+        found.append(lambda: check_deepspeed(config))
     if config.track:
         from quintet.track import check_trackers
 
@@ -57,7 +61,25 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         found.append(lambda: tasks_from(packing.tasks, "data.packing.tasks"))
     if isinstance(packing, MusicPackingConfig) and config.sample.prompts:
         found.append(_check_pictures)
+    if config.evaluate.tasks:
+        found.append(lambda: _check_benchmarks(config))
     return found
+
+
+def _check_benchmarks(config: RunConfig) -> None:
+    from quintet.evaluate.harness.local_data import check_data_dir
+    from quintet.evaluate.harness.names import check_tasks
+
+    check_tasks(config.evaluate.tasks, "evaluate.tasks")
+    if config.loss.kind == "masked" or getattr(getattr(config.model, "attention", None), "kind", "") == "bidirectional":
+        raise UserError(
+            "evaluate.tasks: benchmarks ask how likely a text is from left to right, and this model fills in hidden "
+            "tokens or reads in both directions; leave them out"
+        )
+    if isinstance(config.data.packing, MusicPackingConfig) or config.tokenizer.kind == "ids":
+        raise UserError("evaluate.tasks: the tokens of this run are no text, and benchmarks are texts; leave them out")
+    if config.evaluate.data_dir is not None:
+        check_data_dir(config.evaluate.data_dir, "evaluate.data_dir")
 
 
 def _check_pictures() -> None:

@@ -15,6 +15,7 @@ import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,15 +143,16 @@ def set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 class Checkpointer:
     """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
 
-    In several processes each writes its part and the first one the rest; all of them call each method, in one order.
+    In several processes each writes its part and the first one the rest; all of them call each method, in one order,
+    and wait ``patience`` for each other.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, patience: timedelta | None = None) -> None:
         self.folder, self.config = folder, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
-        self._group: Any = dist.new_group(backend="gloo") if world() > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if world() > 1 else None
         self._written = set(from_first(self._begin))
 
     def _begin(self) -> list[int]:

@@ -10,13 +10,15 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track import Ending, close_trackers
 from quintet.track.console import Reporter
+from quintet.train.benchmarks import measure_benchmarks
 from quintet.train.books import Books, look_at_start, validate_run
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
 from quintet.train.fixed_batch import conclusion
 from quintet.train.interruption import Interruption, watch_signals
+from quintet.train.parallel.group import joined
 from quintet.train.setup import Run, set_up
-from quintet.train.step import accumulate_gradients
-from quintet.train.trainers import trainer_steps
+from quintet.train.text_modeling import measure_text
+from quintet.train.trainers import Steps, trainer_steps
 from quintet.train.update import apply_gradients, begin_step
 from quintet.train.validation import ValidationResult
 
@@ -37,38 +39,49 @@ def train(config: RunConfig, reporter: Reporter, places: Places | None = None) -
     ``places`` say where each value comes from, for the run file in the run's folder.
     """
     take_steps = trainer_steps(config) or _steps
-    run = set_up(config, reporter, places)
-    ending: Ending = "failed"
-    try:
-        with watch_signals() as interruption:
-            if config.evaluate.only:
-                validation = validate_run(run)
-                ending = "finished"
-                return Outcome(run, validation, interruption.signal)
-            if config.evaluate.at_start and run.progress.step == 0:
-                look_at_start(run)
-            validation = take_steps(run, interruption)
-        ending = "finished" if run.progress.step == run.steps else "stopped"
-        if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
-            reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
-        if config.data.fixed_batch and run.progress.step == run.steps:
-            reporter.say(conclusion(run))
-        return Outcome(run, validation, interruption.signal)
-    finally:
+    with joined(config):
+        run = set_up(config, reporter, places)
+        ending: Ending = "failed"
         try:
-            run.checkpointer.close()
+            with watch_signals() as interruption:
+                outcome = _lead(run, interruption, take_steps)
+            ending = "stopped" if run.progress.step < run.steps and not config.evaluate.only else "finished"
+            return outcome
         finally:
-            close_trackers(run.trackers, ending, last_checkpoint(run.checkpointer.folder))
+            try:
+                run.checkpointer.close()
+            finally:
+                close_trackers(run.trackers, ending, last_checkpoint(run.checkpointer.folder))
+
+
+def _lead(run: Run, interruption: Interruption, take_steps: Steps) -> Outcome:
+    """Do what the run file says with ``run``."""
+    config = run.config
+    if config.evaluate.only:
+        with run.engine.gathered():
+            validation = validate_run(run)
+            measure_text(run)
+            measure_benchmarks(run)
+        return Outcome(run, validation, interruption.signal)
+    if config.evaluate.at_start and run.progress.step == 0:
+        look_at_start(run)
+    validation = take_steps(run, interruption)
+    if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
+        run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
+    if config.data.fixed_batch and run.progress.step == run.steps:
+        with run.engine.gathered():
+            run.reporter.say(conclusion(run))
+    return Outcome(run, validation, interruption.signal)
 
 
 def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
     books = Books(run, interruption)
     first = run.progress.step
     with closing(prefetch(run.batch, first, run.steps)) as batches:
-        for step, batch in enumerate(batches, start=first + 1):
+        for step, batch in enumerate(books.agreement.over(batches), start=first + 1):
             if batch.valid:
                 rate = begin_step(run, step)
-                loss = accumulate_gradients(run.model, run.objective, batch, step, run.config, run.compute, run.scaler)
+                loss = run.engine.accumulate(batch, step)
                 books.add(step, rate, loss, *apply_gradients(run, rate))
             else:
                 books.add_masked()

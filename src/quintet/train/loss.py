@@ -13,6 +13,8 @@ IGNORED = -100
 # On a GPU few large products are best; on a CPU a chunk that stays near the caches is (7 % of a step with 4096 ids).
 LOGITS_BYTES = {"cpu": 32 * 2**20}
 OTHER_LOGITS_BYTES = 256 * 2**20
+# oneDNN makes a kernel for each number of rows and keeps it, 2 MB each: batches of all lengths would fill the memory.
+_ROWS = 64
 
 
 def default_chunk(vocab_size: int, device: str) -> int:
@@ -52,9 +54,10 @@ def linear_cross_entropy(
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     if hidden.device.type == "cpu":
         # Where most tokens have no loss their logits cost most of the step. A GPU would have to wait for their number.
-        valid = (targets != IGNORED).nonzero()[:, 0]
-        if len(valid) < 0.75 * len(targets):
-            hidden, targets = hidden[valid], targets[valid]
+        valid = int((targets != IGNORED).sum())
+        if valid < 0.75 * len(targets):
+            first = (targets == IGNORED).argsort(stable=True)[: -(-valid // _ROWS) * _ROWS]
+            hidden, targets = hidden[first], targets[first]
     return _LinearCrossEntropy.apply(  # pyright: ignore[reportReturnType]
         hidden,
         weight,

@@ -24,10 +24,10 @@ def make_model(
     """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
 
     Without them a model that would start from trained weights gets random ones, for a checkpoint to replace. With
-    ``outline`` the parameters of our own transformer are on the meta device, for ``weights_of`` to fill.
+    ``outline`` its parameters are on the meta device, those of our own transformer for ``weights_of`` to fill.
     """
     if isinstance(config.model, HuggingFaceConfig):
-        return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed)
+        return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, outline=outline)
     return build_model(
         _drawn(config.model, weights),
         model_vocabulary(config, tokenizer),

@@ -27,6 +27,15 @@ class Answer:
     notes: Notes
     whole: Notes
 
+    @property
+    def begin(self) -> float:
+        """Seconds of the piece before what the model was given."""
+        return float(self.heard.start[0])
+
+    def from_start(self) -> tuple[Notes, Notes]:
+        """``heard`` and ``notes`` as a picture shows them: without the silence or the part of the piece before."""
+        return self.heard.moved(-self.begin), self.notes.moved(-self.begin)
+
 
 def answer(
     trained: TrainedModel,

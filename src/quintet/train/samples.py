@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from quintet.config.packing import MusicPackingConfig
@@ -9,14 +11,19 @@ from quintet.data.note_samples import NoteSamples
 from quintet.model.generate import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
-from quintet.piano.notes import joined
+from quintet.piano.notes import Notes, joined
 from quintet.piano.roll import piano_roll
+from quintet.piano.tasks import Task
 from quintet.randomness import key
 from quintet.tokenize.base import NO_END
 from quintet.train.continuation import prompt_ids, write_continuations
 from quintet.train.music import behind, write
 from quintet.train.setup import Run
 from quintet.train.trained import TrainedModel
+
+_ONLY = "sample 0"  # what is not the answer to a task
+_ROWS = 16  # answers that are written together
+_Music = tuple[str, Notes, Notes, Notes]  # name, prompt, what the model wrote, both
 
 
 def write_samples(run: Run) -> None:
@@ -55,24 +62,45 @@ def _write_texts(run: Run, settings: GenerationSettings) -> None:
 
 
 def _write_music(run: Run, settings: GenerationSettings) -> None:
-    """One piece as a MIDI file and as a picture: of what is held out, or of what is trained on where nothing is."""
+    """A piece that goes on, as a MIDI file and as a picture, or an answer to a task, and at the last step to every
+    task: about what is held out, or what is trained on where nothing is."""
     step, trained = run.progress.step, TrainedModel(run.config.name, run.tokenizer, run.model, run.compute)
     streams = (run.validation or run.data).streams
     samples = next(one for one in streams if isinstance(one, NoteSamples) and one.count)
-    ids = samples.sample(0).ids.tolist()
-    tokenizer = samples.tokenizer
     if samples.tasks:
-        task, asked = samples.tasks[0], ids[: ids.index(tokenizer.special(ANSWER)) + 1]
-        prompt = tokenizer.decode_notes(np.array(asked))
-        found = tokenizer.decode_notes(np.array(write(trained, tokenizer, [asked], settings)[0]))
-        whole, title = task.whole(prompt, found), f"{task.name} at step {step}"
+        tasks = samples.tasks if step == run.steps else samples.tasks[:1]
+        played = _answers(trained, samples, tasks, settings)
     else:
-        notes = tokenizer.decode_notes(np.array(ids), close=False)
-        prompt = notes[: max(1, len(notes) // 2)]
-        # In front of the notes, data set and composer.
-        asked = [*ids[:2], *tokenizer.encode_notes(prompt).tolist()]
-        found = behind(tokenizer, asked, write(trained, tokenizer, [asked], settings)[0])
-        whole, title = joined(prompt, found), f"step {step}"
-    files = {".mid": midi_bytes(whole), ".png": piano_roll(prompt, found, title)}
-    for tracker in run.trackers:
-        tracker.files(step, "sample 0", files)
+        played = [_continued(trained, samples, settings)]
+    for name, prompt, found, whole in played:
+        title = f"step {step}" if name == _ONLY else f"{name} at step {step}"
+        files = {".mid": midi_bytes(whole), ".png": piano_roll(prompt, found, title)}
+        for tracker in run.trackers:
+            tracker.files(step, name, files)
+
+
+def _answers(
+    trained: TrainedModel, samples: NoteSamples, tasks: Sequence[Task], settings: GenerationSettings
+) -> list[_Music]:
+    """What the model answers to each of ``tasks``, the first ones of ``samples``, about the first record of each."""
+    tokenizer = samples.tokenizer
+    records = [samples.sample(index).ids.tolist() for index in range(len(tasks))]
+    asked = [ids[: ids.index(tokenizer.special(ANSWER)) + 1] for ids in records]
+    played = []
+    for first in range(0, len(asked), _ROWS):
+        part = asked[first : first + _ROWS]
+        for task, ids, written in zip(tasks[first:], part, write(trained, tokenizer, part, settings), strict=False):
+            prompt, found = (tokenizer.decode_notes(np.array(one)) for one in (ids, written))
+            played.append((task.name, prompt, found, task.whole(prompt, found)))
+    return played
+
+
+def _continued(trained: TrainedModel, samples: NoteSamples, settings: GenerationSettings) -> _Music:
+    """The first half of the first sample, and what the model makes of the second."""
+    tokenizer, ids = samples.tokenizer, samples.sample(0).ids.tolist()
+    notes = tokenizer.decode_notes(np.array(ids), close=False)
+    prompt = notes[: max(1, len(notes) // 2)]
+    # In front of the notes, data set and composer.
+    asked = [*ids[:2], *tokenizer.encode_notes(prompt).tolist()]
+    found = behind(tokenizer, asked, write(trained, tokenizer, [asked], settings)[0])
+    return _ONLY, prompt, found, joined(prompt, found)

@@ -35,10 +35,12 @@ from quintet.train.checkpoint import (
     read_progress,
 )
 from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
+from quintet.train.deepspeed.settings import stays_eager
 from quintet.train.engine import Engine
 from quintet.train.fixed_batch import introduction
 from quintet.train.model import make_objective, training_flops
 from quintet.train.objective import Objective
+from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, rhythm_of
 from quintet.train.run_folder import find_run_folder, write_run_file
 from quintet.train.schedule import learning_rate
@@ -92,7 +94,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     check_training(config)
     folder, changes = from_first(lambda: find_run_folder(config))
     compute = choose_compute(config.train)
-    if config.dropout_schedule.kind in ("linear", "triangle"):
+    if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
         compute = replace(compute, compile=False)  # each new rate would compile the model anew
     prepared = in_turn(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
@@ -107,7 +109,8 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         keep_freed_memory()
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
-    if built.strategy.sharded or (progress.step < steps and not config.evaluate.only):
+    rehearsing = built.strategy.sharded or (progress.step < steps and not config.evaluate.only)
+    if rehearsing and built.strategy.kind != "deepspeed":
         # Sharded weights also find out in it which module is the outermost.
         rehearse(built.learner, built.optimizer, config, built.shape, objective.vocab_size, compute)
     if progress.step:
@@ -127,7 +130,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint),
+        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, patience(config)),
         trackers=_trackers(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
@@ -227,7 +230,8 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
     )
     if world() > 1 or built.strategy.kind != "none":
         each = f"{built.shape.accumulation} × {built.shape.micro_batch_size} samples each"
-        say(f"parallel: {built.strategy.kind} over {world()} processes ({built.strategy.reason}), {each} a step")
+        over = f"over {world()} processes" if world() > 1 else "in one process"
+        say(f"parallel: {built.strategy.kind} {over} ({built.strategy.reason}), {each} a step")
     model = config.model
     bidirectional = model.kind == "transformer" and model.attention.kind == "bidirectional"
     if bidirectional and config.loss.kind == "next_token":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
+from quintet.config.names import is_hub_name, run_folders, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
@@ -19,8 +19,6 @@ from quintet.train.compute import Compute, choose_compute
 from quintet.train.model import make_model, make_objective
 from quintet.train.objective import Objective
 from quintet.train.run_folder import read_run_config
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ def load_writer(name: str, which: str = "latest") -> TrainedModel:
 
     Raises UserError when there is none, and for a model that fills in hidden tokens instead.
     """
-    runs = [folder for folder in _run_folders(name) if is_run(folder)]
-    if not runs and _is_checkpoint(name):
+    if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
         return _load_checkpoint(name)
@@ -82,27 +79,18 @@ def load_writer(name: str, which: str = "latest") -> TrainedModel:
 
 def find_run(run: str) -> Path:
     """The folder that ``run`` names: a run folder, or the name of a run under ``runs/``."""
-    candidates = _run_folders(run)
-    for folder in candidates:
-        if is_run(folder):
-            return folder
-    raise UserError(f"{run}: no run there (neither {candidates[0]}/run.yaml nor {candidates[1]}/run.yaml exists)")
-
-
-def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is the folder of a run."""
-    return (folder / "run.yaml").is_file()
-
-
-def _run_folders(run: str) -> list[Path]:
-    return [Path(run).expanduser(), Path("runs") / run]
+    folder = run_named(run)
+    if folder is None:
+        here, below = run_folders(run)
+        raise UserError(f"{run}: no run there (neither {here}/run.yaml nor {below}/run.yaml exists)")
+    return folder
 
 
 def _is_checkpoint(name: str) -> bool:
     if (Path(name).expanduser() / "config.json").is_file():
         return True
     # A path to nowhere is none of the hub's names.
-    return _HUB_NAME.fullmatch(name) is not None and not Path(name).parent.is_dir() and not name.startswith("runs/")
+    return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
 def _load_checkpoint(name: str) -> TrainedModel:

@@ -7,11 +7,12 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from quintet.config.dialects.recognise import NAMES, recognised
 from quintet.config.dialects.table import Dialect
 from quintet.config.spelling import nearest
 from quintet.errors import UserError
 
-NAMES = ("phyagi", "vectorlm", "stlm", "tmrc", "piano")
+__all__ = ["NAMES", "detect", "dialect_named"]
 
 
 @cache
@@ -29,14 +30,7 @@ def detect(values: Mapping[str, Any]) -> Dialect | None:
 
     Raises UserError when they could be of two.
     """
-    found = [dialect for dialect in map(dialect_named, NAMES) if dialect.recognise(values)]
+    found = recognised(values)
     if len(found) > 1:
-        names = " and ".join(dialect.name for dialect in found)
-        raise UserError(f"the file has keys of {names}; say which it is with --dialect")
-    return found[0] if found else None
-
-
-def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The section ``name`` of ``values``, empty where there is none."""
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"the file has keys of {' and '.join(found)}; say which it is with --dialect")
+    return dialect_named(found[0]) if found else None

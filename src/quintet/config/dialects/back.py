@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.config.describe import plain
-from quintet.config.dialects.table import REQUIRED, Dialect, Key
+from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
-from quintet.config.keypath import ABSENT, lookup, parse, show, walk
+from quintet.config.keypath import ABSENT, lookup, parse, path_of, show, walk
 from quintet.config.places import Place, Places, Problem, RunFileError
 from quintet.config.read import Document
 from quintet.config.schema import RunConfig
@@ -60,18 +60,16 @@ def translate_back(dialect: Dialect, config: RunConfig) -> Written:
 def _copy(key: Key, native: Any, put: Any) -> None:
     """Put what ``native`` has where ``key`` goes; each element of a list goes to the element of its number."""
     counted = key.to.count("[]")
-    count = len(lookup(native, parse(key.to.partition("[]")[0]) or ())) if counted else 1
+    count = len(lookup(native, path_of(key.to.partition("[]")[0]))) if counted else 1
     for index in range(count):
-        steps = parse(key.to.replace("[]", f"[{index}]"))
-        found = lookup(native, steps or ())
+        found = lookup(native, path_of(numbered(key.to, index)))
         if found is not ABSENT and found is not None:
-            put(key.path.replace("[]", f"[{index}]"), found)
+            put(numbered(key.path, index), found)
 
 
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
     here: Any = values
-    steps = parse(path)
-    assert steps is not None, path
+    steps = path_of(path)
     for step, following in pairwise(steps):
         inner: Any = [] if isinstance(following, int) else {}
         if isinstance(here, list):
@@ -88,11 +86,11 @@ def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
     for key in dialect.keys:
         if "[]" in key.path:
             top = key.path.partition("[]")[0]
-            found = lookup(values, parse(top) or ())
+            found = lookup(values, path_of(top))
             if found is not ABSENT:
                 _set(ordered, top, found)
             continue
-        found = lookup(values, parse(key.path) or ())
+        found = lookup(values, path_of(key.path))
         if found is not ABSENT:
             _set(ordered, key.path, found)
         elif key.default == REQUIRED:
@@ -138,7 +136,7 @@ def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[s
             return [*found, *(f"{problem.key}: {problem.message}" for problem in problems)]
         while not dropped and stand_in:
             key, value = stand_in.popitem()
-            if lookup(checked, parse(key) or ()) in (ABSENT, "???"):
+            if lookup(checked, path_of(key)) in (ABSENT, "???"):
                 _set(checked, key, value)
         problems, again = _again(dialect, checked, config.name)
     changed = differences(config, again)

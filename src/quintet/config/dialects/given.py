@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from quintet.config.dialects.table import REQUIRED, Dialect, Key, pattern
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
-from quintet.config.places import Place, Problem, place_of
+from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered, pattern, pattern_of
+from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, show
+from quintet.config.places import Place, Problem, place_of, shown
 from quintet.config.read import Document
 from quintet.config.spelling import nearest
-
-_ABSENT = object()
 
 
 class Given:
@@ -43,7 +41,7 @@ class Given:
         self._require()
 
     def __getitem__(self, path: str) -> Any:
-        steps = _steps(path)
+        steps = path_of(path)
         key = self.dialect.find(steps)
         assert key is not None, f"{self.dialect.name} has no key {path}"
         default = None if key.default == REQUIRED else key.default
@@ -51,16 +49,16 @@ class Given:
 
     def has(self, path: str) -> bool:
         """Whether the file gives the key ``path``, be it under another name."""
-        return _steps(path) in self._values
+        return path_of(path) in self._values
 
     def within(self, path: str) -> list[str]:
         """The keys that the file gives inside the section ``path``."""
-        steps = _steps(path)
+        steps = path_of(path)
         return [show(known) for known in self._values if known[: len(steps)] == steps]
 
     def count(self, path: str) -> int:
         """How many elements the list ``path`` has in the file."""
-        steps = _steps(path)
+        steps = path_of(path)
         indices = {known[len(steps)] for known in self._values if known[: len(steps)] == steps}
         value = lookup(self.document.values, steps)
         return max(len(indices), len(value) if isinstance(value, list) else 0)
@@ -70,13 +68,13 @@ class Given:
         given = [path for path in paths if self.has(path)]
         names = ", ".join(paths)
         if given:
-            found = self._places[_steps(given[0])]
+            found = self._places[path_of(given[0])]
             return Place(found.file, found.line, ", ".join([found.key, *given[1:]]))
         return Place(self.file, None, f"{self.dialect.name}'s default: {names}" if names else self.dialect.name)
 
     def refuse(self, path: str, message: str) -> None:
         """Note that what the file says at ``path`` cannot be followed."""
-        steps = _steps(path)
+        steps = path_of(path)
         place = self._places.get(steps) or place_of(steps, self.document.places)
         self.problems.append(Problem(place, place.key or path, message))
 
@@ -106,7 +104,7 @@ class Given:
             self._problem(path, self._unknown(path))
 
     def _is_section(self, path: KeyPath) -> bool:
-        return tuple("[]" if isinstance(step, int) else step for step in path) in self.dialect.sections
+        return pattern_of(path) in self.dialect.sections
 
     def _read_key(self, key: Key, value: Any, path: KeyPath) -> None:
         known = _with_indices(key, path)
@@ -121,7 +119,7 @@ class Given:
             try:
                 read = key.value.read(value)
             except ValueError as error:
-                self._problem(path, f"{error}, found {_shown(value)}")
+                self._problem(path, f"{error}, found {shown(value)}")
                 return
         if key.pending and read not in key.idle and not self.is_replaced(key):
             if key.idle:
@@ -129,10 +127,10 @@ class Given:
             else:
                 self._pending.setdefault(key.pending, []).append(path)
             return
-        before = self._values.get(known, _ABSENT)
-        if before is not _ABSENT and before != read:
+        before = self._values.get(known, ABSENT)
+        if before is not ABSENT and before != read:
             other = self._places[known]
-            self._problem(path, f"says {_shown(value)}, and {other.key} (line {other.line}) says otherwise; keep one")
+            self._problem(path, f"says {shown(value)}, and {other.key} (line {other.line}) says otherwise; keep one")
             return
         place = place_of(path, self.document.places)
         self._values[known] = read
@@ -140,15 +138,14 @@ class Given:
 
     def is_replaced(self, key: Key) -> bool:
         """Whether the section `quintet:` says all the native keys that ``key`` has a say in."""
-        return bool(key.shapes) and all(lookup(self.native, _steps(path)) is not ABSENT for path in key.shapes)
+        return bool(key.shapes) and all(lookup(self.native, path_of(path)) is not ABSENT for path in key.shapes)
 
     def _refuse_pending(self) -> None:
         """One line for each thing that is not built yet and that the file cannot do without."""
         for pending, (first, *others) in self._pending.items():
             key = self.dialect.find(first)
-            more = (
-                f"; {', '.join(map(show, others))} {'needs' if len(others) == 1 else 'need'} it, too" if others else ""
-            )
+            verb = "needs" if len(others) == 1 else "need"
+            more = f"; {', '.join(map(show, others))} {verb} it, too" if others else ""
             mend = f"; without it, `quintet:` must say {' and '.join(key.shapes)}" if key and key.shapes else ""
             self._problem(first, f"{pending} is not built yet{more}{mend}")
 
@@ -158,13 +155,10 @@ class Given:
         for key in self.dialect.keys:
             if key.default != REQUIRED:
                 continue
-            list_path, _, _ = key.path.partition("[]")
-            names = [key.path.replace("[]", f"[{i}]") for i in range(self.count(list_path))] if "[]" in key.path else []
-            for path in names or ([] if "[]" in key.path else [key.path]):
-                spelled = {path, *key.aliases}
-                if not self.has(path) and not spelled & tried:
-                    around = _steps(path)[:-1]
-                    place = place_of(around, self.document.places)
+            list_path, inside, _ = key.path.partition("[]")
+            for path in [numbered(key.path, i) for i in range(self.count(list_path) if inside else 1)]:
+                if not self.has(path) and tried.isdisjoint((path, *key.aliases)):
+                    place = place_of(path_of(path)[:-1], self.document.places)
                     self.problems.append(Problem(place, path, f"is missing: {key.help}"))
 
     def _problem(self, path: KeyPath, message: str) -> None:
@@ -172,7 +166,7 @@ class Given:
 
     def _unknown(self, path: KeyPath) -> str:
         """What to say of a key that the dialect does not have."""
-        steps = tuple("[]" if isinstance(step, int) else str(step) for step in path)
+        steps = pattern_of(path)
         if steps in self.dialect.sections:
             return "must be a section of keys and values"
         around, name = steps[:-1], steps[-1]
@@ -189,12 +183,6 @@ class Given:
         return f"unknown key {name!r}; {self.dialect.title} has none like it; {lists}"
 
 
-def _steps(path: str) -> KeyPath:
-    steps = parse(path)
-    assert steps is not None, path
-    return steps
-
-
 def _with_indices(key: Key, path: KeyPath) -> KeyPath:
     """The path of ``key`` in the table's nesting, with the list indices of ``path``; an alias outside of a list means
     the list's first element."""
@@ -207,16 +195,7 @@ def _idle(key: Key) -> str:
     words = []
     for value in key.idle:
         try:
-            words.append(_shown(key.value.write(value)))
+            words.append(shown(key.value.write(value)))
         except ValueError:
             continue
     return f"; {' or '.join(words)} is accepted" if words else ""
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        return "a section"
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, walk
+from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, walk
 from quintet.config.places import Place
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class Native:
 
     def get(self, path: str, default: Any = None) -> Any:
         """What was set at ``path``."""
-        steps = parse(path)
-        assert steps is not None, path
-        found = lookup(self.values, steps)
+        found = lookup(self.values, path_of(path))
         return default if found is ABSENT else found
 
     def say(self, note: str) -> None:
@@ -51,8 +49,7 @@ class Native:
             self.notes.append(note)
 
     def _put(self, path: str, value: Any, place: Place) -> None:
-        steps = parse(path)
-        assert steps is not None, path
+        steps = path_of(path)
         here: Any = self.values
         for position, (step, following) in enumerate(pairwise(steps)):
             inner = [] if isinstance(following, int) else {}

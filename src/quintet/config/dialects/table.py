@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.dialects.values import Value
-from quintet.config.keypath import KeyPath, parse
+from quintet.config.keypath import KeyPath, path_of
 from quintet.config.read import Document
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Put = Callable[[str, Any], None]
 """Sets a key of a dialect to the value that a native run file gives it; the key `quintet` is the section of native keys
 that a file of every dialect may have."""
 
-SEVERAL_DEVICES = "training on several devices"
+SPLIT_MODEL = "a layer, the layers or a sequence split over devices"
 BENCHMARKS = "evaluation on benchmarks"
 """What is pending, where keys are for it."""
 
@@ -62,32 +62,36 @@ class Key:
         """The last part of the path."""
         return self.path.rpartition(".")[2]
 
-    @cached_property
-    def steps(self) -> tuple[str, ...]:
-        """``path`` in steps, "[]" for each element of a list."""
-        return pattern(self.path)
-
 
 def pattern(path: str) -> tuple[str, ...]:
     """``path`` in steps: "dataset[].seq_len" is ("dataset", "[]", "seq_len")."""
     return tuple(path.replace("[]", ".[]").split("."))
 
 
+def pattern_of(path: KeyPath) -> tuple[str, ...]:
+    """The `pattern` that ``path`` in a file is of: "[]" for each index of a list."""
+    # A section given on the command line may have keys of any type.
+    return tuple("[]" if isinstance(step, int) else str(step) for step in path)
+
+
+def numbered(path: str, index: int) -> str:
+    """``path`` with ``index`` for its "[]"."""
+    return path.replace("[]", f"[{index}]")
+
+
 @dataclass(frozen=True)
 class Dialect:
     """One framework's run files.
 
-    ``recognise`` says of a file's values whether they are of this dialect. ``shape`` brings older and other nestings of
-    a file into that of the table. ``rules`` set in the native run file what several keys say together, and what the
-    framework always does. ``back`` puts into a file of the dialect what the table alone cannot of a native config.
-    ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must have, for the check of one
-    that was written from a native config which cannot give them.
+    ``shape`` brings older and other nestings of a file into that of the table. ``rules`` set in the native run file
+    what several keys say together, and what the framework always does. ``back`` puts into a file of the dialect what
+    the table alone cannot of a native config. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values
+    that a file must have, for the check of one that was written from a native config which cannot give them.
     """
 
     name: str
     title: str
     keys: tuple[Key, ...]
-    recognise: Callable[[Mapping[str, Any]], bool]
     rules: Callable[[Given, Native], None]
     shape: Callable[[Document], Document] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
@@ -110,11 +114,10 @@ class Dialect:
 
     def find(self, path: KeyPath) -> Key | None:
         """The key at ``path`` in a file, None when there is none of this name."""
-        return self.by_pattern.get(tuple("[]" if isinstance(step, int) else step for step in path))
+        return self.by_pattern.get(pattern_of(path))
 
     def key(self, path: str) -> Key:
         """The key ``path``, which the table has."""
-        steps = parse(path.replace("[]", "[0]"))
-        found = self.find(steps) if steps else None
+        found = self.find(path_of(numbered(path, 0)))
         assert found is not None, f"{self.name} has no key {path}"
         return found

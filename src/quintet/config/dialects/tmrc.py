@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from quintet.config.dialects import section
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, Put
@@ -185,10 +182,6 @@ KEYS = (
 )
 
 
-def _recognise(values: Mapping[str, Any]) -> bool:
-    return "datasets" in values or not section(values, "model").keys().isdisjoint({"d_model", "mlp_scale_factor"})
-
-
 def _rules(given: Given, native: Native) -> None:
     _model(given, native)
     _attention(given, native)
@@ -278,7 +271,6 @@ DIALECT = Dialect(
     name="tmrc",
     title="TMRC",
     keys=KEYS,
-    recognise=_recognise,
     rules=_rules,
     back=_back,
     hydra=True,

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native, Output
-from quintet.config.dialects.table import Dialect, Key
-from quintet.config.keypath import KeyPath
+from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered
 from quintet.config.merge import merge
-from quintet.config.places import Place, Problem, RunFileError
+from quintet.config.places import Problem, RunFileError
 from quintet.config.read import Document
 
 Purpose = Literal["train", "prepare"]
@@ -44,13 +43,15 @@ def translate(
         raise RunFileError(given.problems)
     native = Native(given)
     for key in dialect.keys:
-        if key.to and "[]" not in key.path and key.default not in (None, "required") and not given.has(key.path):
+        if key.to and "[]" not in key.path and key.default not in (None, REQUIRED) and not given.has(key.path):
             native.set(key.to, key.default, key.path)
     for key, path, value in given.items():
+        index = next((step for step in path if isinstance(step, int)), 0)
+        name = numbered(key.path, index)
         if key.to:
-            native.set(_indexed(key, path), value, _shown(key, path))
+            native.set(numbered(key.to, index), value, name)
         if key.moot:
-            native.say(f"{_shown(key, path)}: {key.moot}")
+            native.say(f"{name}: {key.moot}")
     dialect.rules(given, native)
     if given.problems:
         raise RunFileError(given.problems)
@@ -63,34 +64,18 @@ def _apart(document: Document) -> tuple[Document, Document | None]:
     """The dialect's own part of a file, and the native part, None where there is none."""
     if EXTENSION not in document.values:
         return document, None
-    inner = document.values[EXTENSION]
-    if not isinstance(inner, dict):
+    if not isinstance(document.values[EXTENSION], dict):
         place = document.places[(EXTENSION,)]
         raise RunFileError([Problem(place, EXTENSION, "must be a section of native keys, such as data.cache_dir")])
-    values = {name: value for name, value in document.values.items() if name != EXTENSION}
-    places = {path: place for path, place in document.places.items() if path[:1] != (EXTENSION,)}
-    own_places: dict[KeyPath, Place] = {
-        path[1:]: place for path, place in document.places.items() if path[:1] == (EXTENSION,)
-    }
-    return Document(values, places), Document(inner, own_places)
-
-
-def _indexed(key: Key, path: KeyPath) -> str:
-    """The native key of ``key`` with the list index of ``path``."""
-    index = next((step for step in path if isinstance(step, int)), None)
-    return key.to if index is None else key.to.replace("[]", f"[{index}]")
-
-
-def _shown(key: Key, path: KeyPath) -> str:
-    index = next((step for step in path if isinstance(step, int)), None)
-    return key.path if index is None else key.path.replace("[]", f"[{index}]")
+    native, own = document.apart(EXTENSION)
+    return own, native
 
 
 def with_dialect_defaults(dialect: Dialect, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` of a file, with the document's defaults for interpolations to find."""
     full: dict[str, Any] = {}
     for key in dialect.keys:
-        if key.default in (None, "required") or "[]" in key.path:
+        if key.default in (None, REQUIRED) or "[]" in key.path:
             continue
         here = full
         *sections, name = key.path.split(".")

@@ -1,9 +1,7 @@
-"""Which formats there are, and how a folder of one appears at once and whole."""
+"""Which formats there are, and how a folder of one is written."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from quintet.data.formats.tatm import write_tatm
 from quintet.data.prepare import Prepared
 from quintet.data.samples import Samples
 from quintet.errors import UserError
+from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 
 Parts = dict[str, tuple[Samples, ...]]
@@ -31,7 +30,9 @@ def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
     parts = {"train": prepared.train.streams}
     if prepared.validation is not None:
         parts["validation"] = prepared.validation.streams
-    _at_once(folder, lambda place: FORMATS[kind](parts, prepared.tokenizer, place))
+    check_new(folder)
+    with new_folder(folder) as place:
+        FORMATS[kind](parts, prepared.tokenizer, place)
 
 
 def write_samples(prepared: Prepared, folder: Path, ignore_index: int) -> None:
@@ -39,20 +40,9 @@ def write_samples(prepared: Prepared, folder: Path, ignore_index: int) -> None:
 
     Raises UserError when the folder is not empty.
     """
-    _at_once(folder, lambda place: write_rows(prepared.train.streams, place, ignore_index))
-
-
-def _at_once(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder of a temporary name, which gets the name ``folder`` when it is whole."""
     check_new(folder)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        write(unfinished)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(folder) as place:
+        write_rows(prepared.train.streams, place, ignore_index)
 
 
 def check_new(folder: Path) -> None:

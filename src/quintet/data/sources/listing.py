@@ -176,14 +176,12 @@ def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
 def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
     """The documents of ``unit`` in their order, empty ones included.
 
-    Without a ``tokenizer`` these are the texts that one can be made from; of tokens that are ready there are none. What
-    is left out is added to ``report``. Raises UserError with the place of what cannot be read.
+    Without a ``tokenizer`` these are the texts and the music that one can be made from; of tokens that are ready there
+    are none. What is left out is added to ``report``. Raises UserError with the place of what cannot be read.
     """
     match unit:
         case TextUnit():
             return text_documents(unit, report, tokenizer)
-        case MidiUnit() | ScoresUnit() if tokenizer is None:
-            return iter(())
         case MidiUnit():
             return midi_documents(unit, report)
         case ScoresUnit():

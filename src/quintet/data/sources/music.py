@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from quintet.data.sources.document import Document, Ids, Report
 from quintet.data.sources.files import File
 from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.errors import UserError
-from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token
+from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.numbers import to_numbers
 from quintet.piano.pauses import split_at_pauses
@@ -73,7 +72,7 @@ def midi_documents(unit: MidiUnit, report: Report) -> Iterator[Document]:
 
     source = unit.source
     for file in unit.files:
-        about = {"dataset": source.dataset, "composer": source.composer or _words(file.name)}
+        about = {"dataset": source.dataset, "composer": source.composer or words_in(file.name)}
         try:
             piece = read_midi(file.path, source.tracks, source.sustain)
             yield from parts_of(piece, about, source, file.path, report)
@@ -155,8 +154,3 @@ def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str,
     except ValueError:
         raise BadRow("bad_source", f"field {document.source!r} holds no JSON") from None
     return found if isinstance(found, Mapping) else {}
-
-
-def _words(name: str) -> str:
-    """The parts of a file's path as words, among which a composer's name can be."""
-    return " ".join(Path(name).with_suffix("").as_posix().replace("_", " ").replace("-", " ").split("/"))

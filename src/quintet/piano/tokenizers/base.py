@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from quintet.errors import UserError
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.pedal import separated
-from quintet.tokenize.base import Ids, Pieces, Tokenizer
+from quintet.tokenize.base import Ids, Tokenizer
+from quintet.tokenize.words import WordTokenizer
 
 
 class NoteTokenizer(Tokenizer, Protocol):
@@ -58,20 +58,15 @@ class NoteTokenizer(Tokenizer, Protocol):
         ...
 
 
-class NamedTokens:
-    """What follows from the names of the tokens: texts of names, special names, sizes. A base for note tokenizers.
+class NamedTokens(WordTokenizer):
+    """A base for note tokenizers: texts of the names of tokens, and special names.
 
     ``names`` has one for each id, and ``special`` are those of them that are special, in the order of their ids.
-    ``end_id`` ends a piece and writes nothing.
     """
 
-    lossless = False  # names come back, but not how many spaces stood between them
-    can_cut = False
-
     def __init__(self, names: Sequence[str], special: Sequence[str], pad_id: int, end_id: int) -> None:
-        self._names, self.special_names = tuple(names), tuple(special)
-        self.vocab_size = len(self._names)
-        self.pad_id, self.end_id = pad_id, end_id
+        super().__init__(len(names), end_id)
+        self._names, self.special_names, self.pad_id = tuple(names), tuple(special), pad_id
         self._id_of = {name: token for token, name in enumerate(self._names)}
         if len(self._id_of) < self.vocab_size:
             twice = next(name for token, name in enumerate(self._names) if self._id_of[name] != token)
@@ -89,27 +84,8 @@ class NamedTokens:
         """The special names that there are, and behind them those of ``names`` that are new."""
         return tuple(dict.fromkeys((*self.special_names, *names)))
 
-    @property
-    def pieces(self) -> Pieces:
-        return self._pieces
-
-    @cached_property
-    def _pieces(self) -> Pieces:
-        table = (b"" if token == self.end_id else f" {name}".encode() for token, name in enumerate(self._names))
-        return Pieces(tuple(table), leading_space=True)
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text of names. Raises UserError for any other text."""
-        return [self._id(word) for word in text.split()]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
-
-    def decode(self, ids: Ids) -> str:
-        return self.pieces.decode(ids)
-
-    def bytes_per_token(self) -> np.ndarray:
-        return np.zeros(self.vocab_size, dtype=np.int64)
+    def _words(self) -> tuple[str, ...]:
+        return self._names
 
     def _id(self, word: str) -> int:
         token = self._id_of.get(word)

@@ -12,11 +12,12 @@ import numpy as np
 
 from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.errors import UserError
+from quintet.files import write_text
 from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
 from quintet.tokenize import load_tokenizer
 from quintet.tokenize.base import Ids, digest
-from quintet.tokenize.folder import damaged, read_bytes, write_description, write_text
+from quintet.tokenize.folder import damaged, read_bytes, write_description
 from quintet.tokenize.sample import even_sample
 
 if TYPE_CHECKING:

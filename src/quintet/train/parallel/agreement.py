@@ -14,7 +14,7 @@ from quintet.data.batch import Batch
 from quintet.processes import is_first, world
 
 # A signal may reach the processes before different steps; that of most weight counts.
-SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT))
+SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGUSR1))
 
 
 class Agreement:

@@ -15,6 +15,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, local_world, rank, world
 from quintet.train.compute import choose_device
+from quintet.train.deepspeed.start import leave_group
 
 
 @contextmanager
@@ -24,10 +25,10 @@ def joined(config: RunConfig) -> Iterator[None]:
     kind, device = config.parallel.kind, choose_device(config.train.device)
     _check(config)
     alone = world() == 1
-    if dist.is_initialized() or kind == "deepspeed" or (alone and kind not in ("ddp", "fsdp", "hsdp")):
+    if dist.is_initialized() or (alone and kind not in ("ddp", "fsdp", "hsdp", "deepspeed")):
         yield
         return
-    waiting = timedelta(seconds=getattr(config.parallel, "timeout_seconds", 600.0))
+    waiting = patience(config)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -37,8 +38,16 @@ def joined(config: RunConfig) -> Iterator[None]:
         dist.init_process_group(backend, rank=rank(), world_size=world(), timeout=waiting)
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if alone:
+            leave_group()
+        raise  # this process ends without a farewell, for which it would wait for others that may be gone
+    leave_group()
+
+
+def patience(config: RunConfig) -> timedelta:
+    """How long a process waits for the others."""
+    return timedelta(seconds=getattr(config.parallel, "timeout_seconds", 600.0))
 
 
 def _check(config: RunConfig) -> None:

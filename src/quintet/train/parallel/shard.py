@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -64,27 +65,49 @@ def replicate(learner: Learner, config: DDPConfig, compute: Compute) -> Distribu
     )
 
 
-def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """Give the parameters of a sharded ``model`` on the meta device their ``values``, one after the other.
+def fill(
+    model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device, *, from_first: bool = False
+) -> None:
+    """Give the parameters of a sharded ``model`` on the meta device their ``values``, and buffers that are among them,
+    one after the other, on ``device``.
 
-    This process keeps its part of each, so that none ever holds more than one whole matrix.
+    Every process computes the same values and keeps its part of each; with ``from_first`` those of the first process
+    are sent to the others, whose own tell the shape. So none holds more than one whole matrix besides its parts.
     """
-    buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
-    model.to_empty(device=device)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    parameters = dict(model.named_parameters())
+    materialise(model, device)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     missing = set(parameters)
     with torch.no_grad():
         for name, value in values:
+            if name in buffers:
+                sent = value.to(device)
+                dist.broadcast(sent, 0)
+                buffers[name].copy_(sent)
+                continue
             parameter = parameters[name]
             assert isinstance(parameter, DTensor), name
-            value = value.to(device=parameter.device, dtype=parameter.dtype)
-            # Every process computes the same value, so none need be sent.
-            part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            whole = value.to(device=parameter.device, dtype=parameter.dtype)
+            source = 0 if from_first else None
+            part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=source)
             parameter.copy_(part)
             missing.discard(name)
     assert not missing, f"no value for {sorted(missing)}"
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Give what lies on the meta device in ``model`` memory on ``device``, without values, and move the buffers there.
+
+    ``Module.to_empty`` would part tied weights and lose the values of buffers.
+    """
+    before: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in before:
+                empty = torch.empty_like(parameter, device=device)
+                before[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            setattr(module, name, before[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
 
 
 @contextmanager

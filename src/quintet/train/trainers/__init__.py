@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from quintet.train.setup import Run
     from quintet.train.validation import ValidationResult
 
-    Steps = Callable[[Run, Interruption], ValidationResult | None]
+Steps = Callable[["Run", "Interruption"], "ValidationResult | None"]
 
 
 def trainer_steps(config: RunConfig) -> Steps | None:

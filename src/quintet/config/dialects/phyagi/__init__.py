@@ -3,9 +3,6 @@ microsoft/phyagi-sdk)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.back import back
@@ -19,16 +16,6 @@ from quintet.config.dialects.phyagi.training import training_rules
 from quintet.config.dialects.phyagi.training_keys import DEEPSPEED, SHARED
 from quintet.config.dialects.table import Dialect
 
-_TOP = {"training_args", "ds_config", "dataset_concat", "dataset_provider", "dataset_collator", "output_root"}
-_ENTRY = {"cache_dir", "train_file", "seq_len", "dataset_path", "shift_labels"}
-
-
-def _recognise(values: Mapping[str, Any]) -> bool:
-    dataset = values.get("dataset")
-    entries = dataset if isinstance(dataset, list) else [dataset]
-    inside = {name for entry in entries if isinstance(entry, dict) for name in entry}
-    return not _TOP.isdisjoint(values) or not _ENTRY.isdisjoint(inside)
-
 
 def _rules(given: Given, native: Native) -> None:
     data_rules(given, native)
@@ -40,7 +27,6 @@ DIALECT = Dialect(
     name="phyagi",
     title="PhyAGI",
     keys=(*TOP, *DATA, *MODEL, *DEEPSPEED, *SHARED, *HUGGINGFACE, *LIGHTNING, *FURTHER),
-    recognise=_recognise,
     shape=shape,
     rules=_rules,
     back=back,

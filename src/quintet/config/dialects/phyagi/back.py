@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.phyagi.back_others import huggingface_back, lightning_back, put_optimizer
+from quintet.config.dialects.phyagi.back_others import huggingface_back, lightning_back, put_optimizer, put_waiting
 from quintet.config.dialects.phyagi.model import ARCHITECTURE, MIXER, PLAIN
 from quintet.config.dialects.phyagi.model_keys import MIXFORMER
-from quintet.config.dialects.phyagi.training_keys import ARGS, DS
+from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
 from quintet.config.dialects.phyagi.values import OFF
 from quintet.config.dialects.table import Put
-from quintet.config.keypath import parse
+from quintet.config.keypath import path_of
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.packing import StreamPackingConfig
+from quintet.config.parallel import DeepSpeedConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig
 from quintet.config.schema import RunConfig
 from quintet.config.sources import NpySource, SourceConfig
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, IdTokenizerConfig
+
+DS_LEAVES = {key.path.removeprefix(f"{DS}.") for key in DEEPSPEED}
 
 
 def back(config: RunConfig, put: Put) -> None:
@@ -32,6 +35,8 @@ def back(config: RunConfig, put: Put) -> None:
         for key in ("gradient_checkpointing", "trust_remote_code"):
             if getattr(config.model, key):
                 put(f"model.{key}", True)
+    if config.train.activation_checkpointing == 1 and isinstance(config.model, TransformerConfig):
+        put("model.gradient_checkpointing", True)
     if config.train.compile is True:
         put("model.use_torch_compile", True)
     for entry in config.track:
@@ -91,7 +96,7 @@ def _transformer(config: RunConfig, model: TransformerConfig, put: Put) -> None:
     put("model.model_type", MIXFORMER)
     for key, path in PLAIN.items():
         found: Any = config
-        for step in parse(path) or ():
+        for step in path_of(path):
             found = getattr(found, str(step), None)
         if found is not None:
             put(key, found)
@@ -130,6 +135,7 @@ def _positions(model: TransformerConfig, put: Put) -> None:
 
 def _deepspeed(config: RunConfig, put: Put) -> None:
     _optimizer(config, put)
+    _parallel(config, put)
     train, batch = config.train, config.batch
     for name in ("fp16", "bf16"):
         if train.precision == name:
@@ -155,6 +161,22 @@ def _deepspeed(config: RunConfig, put: Put) -> None:
     samples = batch.samples * (1 if together else max(1, len(config.data.validation_sources)))
     if config.evaluate.samples is not None and config.evaluate.samples % samples == 0:
         put(f"{ARGS}.eval_max_steps", config.evaluate.samples // samples)
+
+
+def _parallel(config: RunConfig, put: Put) -> None:
+    """DeepSpeed's own settings, as far as PhyAGI's files have them."""
+    put_waiting(config, put)
+    if not isinstance(config.parallel, DeepSpeedConfig):
+        return
+    settings = config.parallel.config
+    for name in ("zero_optimization", *ZERO_ALONE):
+        block = settings.get(name)
+        leaves = (
+            {f"{name}.{leaf}": value for leaf, value in block.items()} if isinstance(block, dict) else {name: block}
+        )
+        for leaf, value in leaves.items():
+            if value is not None and leaf in DS_LEAVES:
+                put(f"{DS}.{leaf}", value)
 
 
 def _optimizer(config: RunConfig, put: Put) -> None:

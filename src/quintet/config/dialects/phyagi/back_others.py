@@ -31,6 +31,13 @@ def put_optimizer(config: RunConfig, put: Put, section: str, name: str) -> None:
             put(f"{section}.params.{leaf}", value)
 
 
+def put_waiting(config: RunConfig, put: Put) -> None:
+    """How long processes wait for one another, where that is not our default."""
+    seconds = getattr(config.parallel, "timeout_seconds", 600.0)
+    if seconds != 600.0 and seconds == int(seconds):
+        put(f"{ARGS}.timeout", int(seconds))
+
+
 def _common(config: RunConfig, put: Put, trainer: str) -> None:
     put("trainer", trainer)
     arguments = getattr(config.trainer, "arguments", {})
@@ -41,6 +48,7 @@ def _common(config: RunConfig, put: Put, trainer: str) -> None:
     if config.evaluate.at_end:
         put(f"{ARGS}.do_final_eval", True)
     put(f"{ARGS}.dataloader_shuffle", config.data.shuffle)
+    put_waiting(config, put)
 
 
 def huggingface_back(config: RunConfig, put: Put) -> None:

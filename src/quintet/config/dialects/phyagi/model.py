@@ -5,7 +5,7 @@ from __future__ import annotations
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.model_keys import MIXFORMER
-from quintet.config.keypath import lookup, parse
+from quintet.config.keypath import lookup, path_of
 
 ARCHITECTURE = "model.architecture"
 MIXER = f"{ARCHITECTURE}.mixer"
@@ -70,7 +70,7 @@ def _mixformer(given: Given, native: Native) -> None:
     _attention(given, native)
     _positions(given, native)
     if given["model.gradient_checkpointing"]:
-        native.say("model.gradient_checkpointing: all is kept, which needs more memory; the results are the same")
+        native.set("train.activation_checkpointing", 1, "model.gradient_checkpointing")
 
 
 def _start(given: Given, native: Native) -> None:
@@ -147,7 +147,7 @@ def _huggingface(given: Given, native: Native) -> None:
             if not (found := given.dialect.key(key)).moot and given[key] not in (found.default, found.null):
                 given.refuse(key, f"belongs to model_type: {MIXFORMER}, and {given[name]} is none; leave it out")
             continue
-        raw = lookup(given.document.values, parse(spelled) or ())
+        raw = lookup(given.document.values, path_of(spelled))
         native.set(f"model.config.{spelled.removeprefix('model.')}", raw, key)
     for leaf in ("trust_remote_code", "gradient_checkpointing"):
         if given[f"model.{leaf}"]:

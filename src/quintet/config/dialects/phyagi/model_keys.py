@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.dialects.phyagi.values import window
-from quintet.config.dialects.table import SEVERAL_DEVICES, Key
+from quintet.config.dialects.table import SPLIT_MODEL, Key
 from quintet.config.dialects.values import Value, choice, flag, mapping, number, text, whole
 
 MIXFORMER = "mixformer-sequential"
@@ -193,9 +193,9 @@ MODEL = (
     _model(
         "gradient_checkpointing",
         flag(),
-        "compute again what is not kept, for models of the transformers library",
+        "keep only what enters each block and compute the rest again in the backward pass",
         documented=False,
-        shapes=("model.gradient_checkpointing",),
+        shapes=("model.gradient_checkpointing", "train.activation_checkpointing"),
     ),
     _model(
         "cross_sample_token_id",
@@ -206,7 +206,7 @@ MODEL = (
         shapes=("model.attention.mask", "tokenizer.end_id", "data.sources[].document"),
     ),
     *(
-        _model(path, whole(), help, documented=False, pending=SEVERAL_DEVICES, idle=(1, 0))
+        _model(path, whole(), help, documented=False, pending=SPLIT_MODEL, idle=(1, 0))
         for path, help in (("cp_size", "context parallelism"), ("tp_size", "tensor parallelism"))
     ),
     _block(

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.phyagi.training_keys import ARGS, ONE, optimizer_keys
+from quintet.config.dialects.phyagi.training_keys import ARGS, optimizer_keys
 from quintet.config.dialects.phyagi.values import passes, precision
-from quintet.config.dialects.table import SEVERAL_DEVICES, Key
+from quintet.config.dialects.table import SPLIT_MODEL, Key
 from quintet.config.dialects.values import Value, anything, choice, duration, flag, mapping, number, text, whole
 
 PL = "training_args.trainer"
 MODULE = "training_args.lightning_module"
 ARGUMENTS = "training_args.arguments"
 """Where `shape` puts the arguments of another library's trainer that this table does not have."""
+
+_STARTED = "as many processes train as are started: `quintet train FILE --nproc N`, or torchrun"
+
+
+def _stage(stage: int, *, offload: bool = False) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage, **({"offload_optimizer": {"device": "cpu"}} if offload else {})}
+    return {"kind": "deepspeed", "config": {"zero_optimization": zero}}
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "ddp": {"kind": "ddp"},
+    "dctp": {"kind": "fsdp"},
+    "fsdp": {"kind": "fsdp"},
+    "deepspeed": _stage(2),
+    "deepspeed_stage_1": _stage(1),
+    "deepspeed_stage_2": _stage(2),
+    "deepspeed_stage_3": _stage(3),
+    "deepspeed_stage_1_offload": _stage(1, offload=True),
+    "deepspeed_stage_2_offload": _stage(2, offload=True),
+    "deepspeed_stage_3_offload": _stage(3, offload=True),
+}
+"""PhyAGI's and Lightning's names of strategies, and `parallel` for each; dctp shards in torch's way."""
 
 
 def _own(path: str, value: Value, help: str, **more: Any) -> Key:
@@ -99,33 +122,47 @@ LIGHTNING = (
         "device",
         shapes=("train.device",),
     ),
-    _own(f"{PL}.devices", anything(), "devices", pending=SEVERAL_DEVICES, idle=("auto", 1, "1", [0])),
-    _own(f"{PL}.num_nodes", whole(1), "machines", pending=SEVERAL_DEVICES, idle=(1,)),
+    *(
+        _own(f"{PL}.{path}", value, help, moot=_STARTED)
+        for path, value, help in (("devices", anything(), "devices"), ("num_nodes", whole(1), "machines"))
+    ),
     _own(
         f"{PL}.num_sanity_val_steps",
         whole(-1),
         "a validation to try it",
         moot="every run is rehearsed before its first step",
     ),
+    _own(
+        f"{ARGS}.strategy.type",
+        choice(*STRATEGIES),
+        "how the model is spread over devices; any but auto leaves Lightning's loop for ours, which trains to the same "
+        "weights",
+        shapes=("parallel.kind", "trainer.kind"),
+    ),
+    _own(f"{ARGS}.strategy.data_parallel_size", whole(0), "devices with different samples", moot=_STARTED),
     *(
-        _own(f"{ARGS}.strategy.{path}", value, "how devices share the work", pending=SEVERAL_DEVICES, idle=idle)
-        for path, value, idle in (
-            ("type", text(), ("auto",)),
-            ("data_parallel_size", whole(0), (0, 1)),
-            ("context_parallel_size", whole(0), (0, 1)),
-            ("tensor_parallel_size", whole(0), (0, 1)),
-            ("fsdp_cpu_offload", flag(), (False,)),
+        _own(f"{ARGS}.strategy.{path}", whole(0), help, pending=SPLIT_MODEL, idle=(0, 1))
+        for path, help in (
+            ("context_parallel_size", "devices with parts of a sequence"),
+            ("tensor_parallel_size", "devices with parts of a layer"),
         )
     ),
+    _own(
+        f"{ARGS}.strategy.fsdp_cpu_offload",
+        flag(),
+        "with dctp: weights, gradients and optimizer state in the memory of the CPU",
+        shapes=("parallel.offload",),
+    ),
+    _own(
+        f"{ARGS}.strategy.activation_checkpointing",
+        flag(),
+        "keep only what enters each block and compute the rest again in the backward pass",
+        shapes=("train.activation_checkpointing",),
+    ),
+    _own(f"{ARGS}.strategy.fsdp_compile", flag(), "with dctp: compile each block", shapes=("train.compile",)),
     *(
-        _own(f"{ARGS}.strategy.{path}", flag(), "of several devices", moot=ONE)
-        for path in (
-            "activation_checkpointing",
-            "fsdp_compile",
-            "tp_async",
-            "tp_sequence_parallel",
-            "tp_loss_parallel",
-        )
+        _own(f"{ARGS}.strategy.{path}", flag(), "of tensor parallelism", moot="no layer is split over devices")
+        for path in ("tp_async", "tp_sequence_parallel", "tp_loss_parallel")
     ),
     _own(f"{MODULE}.optimizer.type", text(), "optimizer, as adamw", shapes=("optimizer.kind",)),
     *optimizer_keys(f"{MODULE}.optimizer.params", documented=False),

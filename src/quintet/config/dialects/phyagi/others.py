@@ -6,10 +6,10 @@ from typing import Any
 
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
-from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL
+from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL, STRATEGIES
 from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.training_keys import ARGS
-from quintet.config.keypath import parse
+from quintet.config.keypath import path_of
 from quintet.config.places import Place, place_of
 
 TORCH = {
@@ -130,7 +130,9 @@ def _of_the_run(given: Given, native: Native, epochs: float, key: str) -> float 
 
 def lightning_rules(given: Given, native: Native) -> None:
     """A run in the Trainer of Lightning; its arguments become our keys where there are such."""
-    _hand_on(given, native, "lightning")
+    if given[f"{ARGS}.strategy.type"] in (None, "auto"):
+        _hand_on(given, native, "lightning")
+    _lightning_strategy(given, native)
     micro, passes = f"{ARGS}.train_micro_batch_size_per_gpu", f"{PL}.accumulate_grad_batches"
     native.set("train.micro_batch_size", given[micro] or 1, micro)
     native.set("train.accumulation", given[passes] or 1, passes)
@@ -148,6 +150,29 @@ def lightning_rules(given: Given, native: Native) -> None:
     native.set("checkpoint.every", period(given, f"{ARGS}.save_steps"), f"{ARGS}.save_steps")
     native.set("checkpoint.at_end", given[f"{ARGS}.save_final_checkpoint"], f"{ARGS}.save_final_checkpoint")
     _lightning_evaluation(given, native)
+
+
+def _lightning_strategy(given: Given, native: Native) -> None:
+    """How devices share the work; with a strategy our own loop trains, since Lightning's takes its steps in one."""
+    section = f"{ARGS}.strategy"
+    kind, offload = f"{section}.type", f"{section}.fsdp_cpu_offload"
+    spread = STRATEGIES[given[kind] or "auto"]
+    if spread:
+        native.set("parallel", dict(spread), kind)
+        if given.has(ARGUMENTS):
+            given.refuse(
+                ARGUMENTS, f"is for Lightning's loop, and with {kind}: {given[kind]} ours trains"
+            )
+    sharded = spread.get("kind") == "fsdp"
+    for key in (offload, f"{section}.fsdp_compile"):
+        if given[key] and not sharded:
+            native.say(f"{key}: not used, for it belongs to strategy.type: dctp")
+    if given[offload] and sharded:
+        native.set("parallel.offload", True, offload)
+    if given[f"{section}.fsdp_compile"] and sharded:
+        native.set("train.compile", True, f"{section}.fsdp_compile")
+    if given[f"{section}.activation_checkpointing"]:
+        native.set("train.activation_checkpointing", 1, f"{section}.activation_checkpointing")
 
 
 def _lightning_length(given: Given, native: Native) -> None:
@@ -225,6 +250,6 @@ def _hand_on(given: Given, native: Native, kind: str) -> None:
     native.set("trainer.kind", kind, "trainer")
     for name, value in (given[ARGUMENTS] or {}).items():
         native.set(f"trainer.arguments.{name}", value, ARGUMENTS)
-        place = place_of((*(parse(ARGUMENTS) or ()), name), given.document.places)
+        place = place_of((*path_of(ARGUMENTS), name), given.document.places)
         section = PL if kind == "lightning" else ARGS
         native.places[("trainer", "arguments", name)] = Place(place.file, place.line, f"{section}.{name}")

@@ -12,7 +12,7 @@ from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, HUGGINGFACE, LI
 from quintet.config.dialects.phyagi.others import huggingface_rules, lightning_rules
 from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.shape import trainer_of
-from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS
+from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
 
 BUILT_IN: dict[str, Any] = {
     "optimizer": {
@@ -49,6 +49,7 @@ def training_rules(given: Given, native: Native) -> None:
         "lightning": lightning_rules,
     }
     rules[trainer](given, native)
+    _waiting(given, native)
     _no_validation(native)
 
 
@@ -91,7 +92,32 @@ def _no_validation(native: Native) -> None:
         native.set("evaluate.at_end", False)
 
 
+def _waiting(given: Given, native: Native) -> None:
+    key = f"{ARGS}.timeout"
+    if given[key] is not None:
+        native.set("parallel.timeout_seconds", float(given[key]), key)
+
+
+def _parallel(given: Given, native: Native) -> None:
+    """DeepSpeed's engine for a stage of ZeRO, with what the file says of it; stage 0 is what every strategy does."""
+    section, stage = f"{DS}.zero_optimization", f"{DS}.zero_optimization.stage"
+    beside = [key for name in ZERO_ALONE for key in given.within(f"{DS}.{name}") if not key.endswith(".enabled")]
+    keys = [*given.within(section), *beside]
+    if not given[stage]:
+        for key in keys:
+            if key != stage:
+                native.say(f"{key}: not used, for the stage of ZeRO is 0, and PyTorch alone takes the steps")
+        return
+    native.set("parallel.kind", "deepspeed", stage)
+    for key in keys:
+        native.set(f"parallel.config.{key.removeprefix(f'{DS}.')}", given[key], key)
+    for name in ("fp16", "bf16"):
+        if given.has(f"{DS}.{name}.enabled"):
+            native.set(f"parallel.config.{name}.enabled", given[f"{DS}.{name}.enabled"], f"{DS}.{name}.enabled")
+
+
 def _deepspeed(given: Given, native: Native) -> None:
+    _parallel(given, native)
     precision(
         given, native, {f"{DS}.fp16.enabled": "fp16", f"{DS}.bf16.enabled": "bf16"}, automatic=not _has_config(given)
     )

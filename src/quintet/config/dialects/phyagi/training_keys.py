@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.dialects.phyagi.values import period
-from quintet.config.dialects.table import SEVERAL_DEVICES, Key
+from quintet.config.dialects.table import SPLIT_MODEL, Key
 from quintet.config.dialects.values import (
     Value,
     anything,
@@ -23,9 +23,10 @@ ARGS = "training_args"
 DS = "training_args.ds_config"
 
 SCHEDULES = ("WarmupDecayLR", "WarmupLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR")
-ONE = "there is one process here"
-_SHARDS = "belongs to the stages of ZeRO, and the stage is 0"
-_SCALE = "the loss is scaled by PyTorch's GradScaler, which finds the scale by itself"
+PIPELINE = "no pipeline is built: each process has all layers, or with ZeRO its part of each"
+DEVICE = "the device decides: NCCL between GPUs, gloo between CPUs"
+ZERO_ALONE = ("fp16", "bf16", "data_types", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
+"""What of a ds_config is handed to DeepSpeed beside zero_optimization and what our own keys say."""
 _COSMETIC = "changes what DeepSpeed prints, and no result"
 _AHEAD = "a thread of the run makes batches ahead; which samples they have follows from seed and step alone"
 _TRACKER = "`quintet show-batch` shows which samples a step has: they follow from seed and step"
@@ -70,10 +71,25 @@ def optimizer_keys(section: str, *, documented: bool) -> tuple[Key, ...]:
     return tuple(keys)
 
 
+ZERO = (
+    "overlap_comm",
+    "sub_group_size",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "round_robin_gradients",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_gather_16bit_weights_on_model_save",
+)
 DEEPSPEED = (
     _ds("fp16.enabled", flag(), "matrix products in fp16; weights stay in fp32", shapes=("train.precision",)),
     *(
-        _ds(f"fp16.{path}", number(0), "of the loss scale", documented=False, moot=_SCALE)
+        _ds(f"fp16.{path}", number(0), "of the loss scale, with ZeRO", documented=False, shapes=("parallel.config",))
         for path in (
             "initial_scale_power",
             "loss_scale",
@@ -110,10 +126,10 @@ DEEPSPEED = (
     _ds(
         "zero_optimization.stage",
         whole(0),
-        "what is sharded over devices",
+        "what is spread over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
+        "engine takes the steps",
         default=0,
-        pending=SEVERAL_DEVICES,
-        idle=(0,),
+        shapes=("parallel.kind", "parallel.config"),
     ),
     *(
         _ds(
@@ -121,28 +137,19 @@ DEEPSPEED = (
             mapping(),
             "what is kept in the memory of the CPU",
             documented=False,
-            pending=SEVERAL_DEVICES,
-            idle=({}, {"device": "none"}),
+            shapes=("parallel.config",),
         )
         for path in ("offload_param", "offload_optimizer")
     ),
     *(
-        _ds(f"zero_optimization.{path}", anything(), "of sharding", documented=False, moot=_SHARDS)
-        for path in (
-            "overlap_comm",
-            "sub_group_size",
-            "contiguous_gradients",
-            "reduce_scatter",
-            "reduce_bucket_size",
-            "allgather_partitions",
-            "allgather_bucket_size",
-            "round_robin_gradients",
-            "stage3_max_live_parameters",
-            "stage3_max_reuse_distance",
-            "stage3_prefetch_bucket_size",
-            "stage3_param_persistence_threshold",
-            "stage3_gather_16bit_weights_on_model_save",
+        _ds(
+            f"zero_optimization.{path}",
+            anything(),
+            "of the stages of ZeRO",
+            documented=False,
+            shapes=("parallel.config",),
         )
+        for path in ZERO
     ),
     _ds(
         "gradient_clipping",
@@ -177,19 +184,12 @@ DEEPSPEED = (
         _ds(path, value, "of DeepSpeed's reports", documented=False, moot=_COSMETIC)
         for path, value in (("steps_per_print", whole()), ("wall_clock_breakdown", flag()), ("dump_state", flag()))
     ),
-    _ds(
-        "zero_allow_untested_optimizer",
-        flag(),
-        "allows what DeepSpeed has not tested",
-        documented=False,
-        moot=_SHARDS,
-    ),
-    _ds(
-        "data_types.grad_accum_dtype",
-        text(),
-        "numbers of the gradients' sum",
-        documented=False,
-        moot="gradients are always summed in fp32",
+    *(
+        _ds(path, value, help, documented=False, shapes=("parallel.config",))
+        for path, value, help in (
+            ("zero_allow_untested_optimizer", flag(), "with ZeRO: allows what DeepSpeed has not tested"),
+            ("data_types.grad_accum_dtype", text(), "with ZeRO: numbers of the gradients' sum"),
+        )
     ),
 )
 
@@ -241,6 +241,13 @@ SHARED = (
         documented=False,
         shapes=("evaluate.samples",),
     ),
+    _arg(
+        "timeout",
+        whole(1),
+        "seconds that processes wait for one another",
+        documented=False,
+        shapes=("parallel.timeout_seconds",),
+    ),
     _arg("seed", whole(0), "everything random follows from it", to="seed", default=42),
     _arg(
         "dataloader_shuffle",
@@ -272,7 +279,7 @@ SHARED = (
         )
     ),
     *(
-        _arg(path, whole(), help, documented=False, pending=SEVERAL_DEVICES, idle=(1, 0))
+        _arg(path, whole(), help, documented=False, pending=SPLIT_MODEL, idle=(1, 0))
         for path, help in (
             ("pipe_parallel_size", "pipeline parallelism"),
             ("tensor_parallel_size", "tensor parallelism"),
@@ -282,10 +289,9 @@ SHARED = (
     *(
         _arg(path, value, help, documented=False, moot=why)
         for path, value, help, why in (
-            ("pipe_parallel_partition_method", anything(), "how layers are shared out", ONE),
-            ("pipe_parallel_activation_checkpoint_steps", whole(0), "of the pipeline", ONE),
-            ("backend", text(), "how processes talk", ONE),
-            ("timeout", whole(0), "seconds that processes wait for one another", ONE),
+            ("pipe_parallel_partition_method", anything(), "how layers are shared out", PIPELINE),
+            ("pipe_parallel_activation_checkpoint_steps", whole(0), "of the pipeline", PIPELINE),
+            ("backend", text(), "how processes talk", DEVICE),
             ("batch_tracker", flag(), "lists the samples of each step", _TRACKER),
             ("batch_tracker_save_steps", number(), "steps between such lists", _TRACKER),
             (

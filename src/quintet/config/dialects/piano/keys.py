@@ -101,7 +101,7 @@ _SYSTEM = (
         text(),
         "what connects the processes of torchrun",
         default="nccl",
-        moot="one process trains, and there is nothing to connect",
+        moot="the device decides: NCCL between GPUs, gloo between CPUs",
     ),
 )
 

@@ -30,6 +30,7 @@ _SETTINGS = {
     "n_velocity_bins": "velocity_bins",
     "n_special_ids": "special_tokens",
 }
+_TRAINED = ("note_bpe", "saved")
 _MERGES = {"max_vocab_size": "vocab_size", "max_token_length": "max_token_length"}
 
 
@@ -117,7 +118,8 @@ def _records(given: Given, native: Native) -> None:
 
 def _tokenizer(given: Given, native: Native, theirs: dict[str, Any] | None) -> None:
     if theirs is not None:
-        native.set("tokenizer", theirs, "init_from")
+        trained = theirs.get("kind") in _TRAINED  # on their data, and ours may be others
+        native.set("tokenizer", {"kind": "saved", "path": given["init_from"]} if trained else theirs, "init_from")
         said = given.within("tokenizer")
         if said:
             native.say(f"{', '.join(said)}: not used, for the tokenizer is that of {given['init_from']}")

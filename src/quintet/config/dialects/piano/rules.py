@@ -12,6 +12,8 @@ from quintet.config.dialects.native import Native
 from quintet.config.dialects.piano.keys import CONSTANT, COSINE, SCRATCH
 from quintet.config.dialects.piano.music import music
 from quintet.config.keypath import ABSENT, lookup
+from quintet.config.names import RUN_FILE, run_named
+from quintet.config.places import shown
 
 RUN_NAME = "midi-gpt2"
 _SIZES = {
@@ -79,10 +81,8 @@ def _start(given: Given, native: Native) -> dict[str, Any] | None:
 
 def _run_in(path: str) -> dict[str, Any] | None:
     """The run file of the run that ``path`` names, None where there is none."""
-    for folder in (Path(path).expanduser(), Path("runs") / path):
-        if (folder / "run.yaml").is_file():
-            return yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    return None
+    folder = run_named(path)
+    return None if folder is None else yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def _model(given: Given, native: Native) -> None:
@@ -129,7 +129,7 @@ def _model_of_run(given: Given, native: Native, theirs: dict[str, Any]) -> None:
     for key, path in _SIZES.items():
         has = lookup(theirs, path)
         if given.has(key) and has is not ABSENT and has != given[key]:
-            other.append(f"{key} {_shown(has)} and not {_shown(given[key])}")
+            other.append(f"{key} {shown(has)} and not {shown(given[key])}")
     if other:
         native.say(f"init_from: the model is that of {given['init_from']}, which has {', '.join(other)}")
     if given.has("model.dropout"):
@@ -140,10 +140,6 @@ def _model_of_run(given: Given, native: Native, theirs: dict[str, Any]) -> None:
         length, key = positions, "init_from"
     native.set("data.sequence_length", length, key)
     native.set("model.context_length", length, key)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _system(given: Given, native: Native) -> None:
@@ -183,7 +179,7 @@ def _schedule(given: Given, native: Native) -> None:
     decays, kind = given["lr.decay_lr"], given["lr.type"]
     if kind is not None:
         if given.has("lr.decay_lr") and decays != (kind == COSINE):
-            given.refuse("lr.type", f"{kind} and lr.decay_lr: {_shown(decays)} exclude one another; keep one")
+            given.refuse("lr.type", f"{kind} and lr.decay_lr: {shown(decays)} exclude one another; keep one")
         decays = kind != CONSTANT
     key = "lr.decay_lr" if kind is None else "lr.type"
     native.set("schedule.kind", "cosine" if decays else "constant", key)

@@ -17,17 +17,15 @@ def shape(document: Document) -> Document:
 
     Raises RunFileError where the same key stands at the top with another value.
     """
-    inner = document.values.get(OVERRIDES)
-    if not isinstance(inner, dict):
+    if not isinstance(document.values.get(OVERRIDES), dict):
         return document
-    values = {name: copy.deepcopy(value) for name, value in document.values.items() if name != OVERRIDES}
+    inner, rest = document.apart(OVERRIDES)
+    values = copy.deepcopy(rest.values)
     problems: list[Problem] = []
-    _bring_up(values, inner, (), document, problems)
+    _bring_up(values, inner.values, (), document, problems)
     if problems:
         raise RunFileError(problems)
-    moved = {path[1:]: place for path, place in document.places.items() if path[:1] == (OVERRIDES,) and path[1:]}
-    kept = {path: place for path, place in document.places.items() if path[:1] != (OVERRIDES,)}
-    return Document(values, kept | moved)
+    return Document(values, rest.places | {path: place for path, place in inner.places.items() if path})
 
 
 def _bring_up(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quintet.config.dialects.stlm.datasets import name_of
-from quintet.config.dialects.stlm.words import ON_THE_HUB
+from quintet.config.dialects.stlm.words import ON_THE_HUB, TASKS
 from quintet.config.dialects.table import Put
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
@@ -33,6 +33,10 @@ def back(config: RunConfig, put: Put) -> None:
         put("trainer.eval_interval", 10**9)
     if config.evaluate.samples is not None:
         put("trainer.eval.dataset_loss_eval_iters", max(1, config.evaluate.samples // config.batch.micro_batch_size))
+    known = [task for task in config.evaluate.tasks if task in TASKS]
+    if known:
+        put("trainer.eval.mcq_benchmarks", known)
+    put("trainer.eval.text_modeling_eval", config.evaluate.text_modeling is not None)
     if config.checkpoint.every is None:
         put("trainer.checkpoint_interval", 10**9)
     if config.train.device != "auto":

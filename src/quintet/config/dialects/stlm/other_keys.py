@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from quintet.config.dialects.stlm.words import EXPERIMENT, MCQ, device
+from quintet.config.dialects.stlm.words import EXPERIMENT, NEWER, TASKS, device
 from quintet.config.dialects.table import BENCHMARKS, Key
 from quintet.config.dialects.values import anything, choice, flag, listed, mapping, number, text, whole
 
 EVAL = (
     Key(
         "trainer.eval.mcq_benchmarks",
-        listed(choice(*MCQ), single=True),
+        listed(choice(by=TASKS), single=True),
         "benchmarks with several answers to choose from",
-        pending=BENCHMARKS,
-        idle=([],),
+        default=[],
+        shapes=("evaluate.tasks", "evaluate.tasks_every"),
     ),
     Key(
         "trainer.eval.num_samples",
@@ -20,7 +20,7 @@ EVAL = (
         "samples of each benchmark",
         default=1000,
         aliases=("trainer.eval.mcq_num_samples",),
-        moot="read by benchmarks alone, which are not built yet",
+        to="evaluate.task_samples",
     ),
     Key(
         "trainer.eval.dataset_loss_eval_iters",
@@ -38,10 +38,9 @@ EVAL = (
     Key(
         "trainer.eval.text_modeling_eval",
         flag(),
-        "text modelling by topic and difficulty; the default asks for nothing until it is built",
+        "text modelling of what is held out",
         default=True,
-        pending=BENCHMARKS,
-        idle=(False,),
+        shapes=("evaluate.text_modeling",),
     ),
     Key(
         "trainer.eval.text_generation_eval",
@@ -53,12 +52,12 @@ EVAL = (
     ),
     Key(
         "trainer.eval.benchmarks",
-        listed(text(), single=True),
+        listed(choice(by=NEWER), single=True),
         "benchmarks by their newer names",
+        default=[],
         documented=False,
         aliases=("trainer.benchmarks",),
-        pending=BENCHMARKS,
-        idle=([],),
+        shapes=("evaluate.tasks", "evaluate.tasks_every"),
     ),
     Key("trainer.eval.evaluator", text(), "older name of a set of benchmarks", documented=False, pending=BENCHMARKS),
     *(

@@ -120,15 +120,26 @@ def _rhythm(given: Given, native: Native) -> None:
     native.set("evaluate.at_end", False, "trainer.eval_interval")
     if not validates:
         native.set("evaluate.every", None, "trainer.run_eval")
-    elif not given.has("trainer.eval.text_modeling_eval"):
-        native.say(
-            "trainer.eval.text_modeling_eval: not given, and the document's default is true; it is not built yet, and "
-            "none is made"
-        )
+    else:
+        _benchmarks(given, native)
     native.set("sample.prompts", [], "trainer.eval.text_generation_eval")
     native.set("checkpoint.at_end", True, "trainer.checkpoint_interval")
     native.set("checkpoint.keep", None, "trainer.checkpoint_interval")
     native.set("checkpoint.keep_best", False, "trainer.checkpoint_interval")
+
+
+def _benchmarks(given: Given, native: Native) -> None:
+    """What is measured beside the loss, with each validation."""
+    paths = ("trainer.eval.mcq_benchmarks", "trainer.eval.benchmarks")
+    tasks = list(dict.fromkeys(task for path in paths for task in given[path]))
+    if tasks:
+        native.set("evaluate.tasks", tasks, *paths)
+        native.set("evaluate.tasks_every", given["trainer.eval_interval"], "trainer.eval_interval", *paths)
+    path = "trainer.eval.text_modeling_eval"
+    if given[path]:
+        native.set("evaluate.text_modeling", {}, path)
+        if not given.has(path):
+            native.say(f"{path}: not given, and taken as true, as the document says; STLM's code takes false")
 
 
 def _logging(given: Given, native: Native) -> None:

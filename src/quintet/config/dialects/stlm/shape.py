@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from quintet.config.dialects.recognise import wrapped_in
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.merge import forget, merge
 from quintet.config.places import Place, place_of
 from quintet.config.read import Document
 
-SECTIONS = ("model", "trainer", "general", "teachermodel")
 NAMED = ("lr_scheduler", "dataloader", "datasampling", "loss_fn")
 
 
@@ -34,28 +34,14 @@ def shape(document: Document) -> Document:
     return shaped
 
 
-def wrapped_in(values: Any) -> str | None:
-    """The only section that holds a whole file, as Hydra makes one of a file's folder; None where there is none."""
-    found = [
-        name
-        for name, inner in values.items()
-        if name not in SECTIONS and isinstance(inner, dict) and {"model", "trainer"} <= inner.keys()
-    ]
-    return found[0] if len(found) == 1 else None
-
-
 def _unwrapped(document: Document) -> Document:
     """The file inside its section, with what stands beside it, from the command line, on top."""
     name = wrapped_in(document.values)
     if name is None:
         return document
-    places = {path[1:]: place for path, place in document.places.items() if path[:1] == (name,)}
-    inner = Document(document.values[name], places)
-    nested = wrapped_in(inner.values)
-    inner = _unwrapped(inner) if nested else inner
-    beside = {key: value for key, value in document.values.items() if key != name}
-    others = {path: place for path, place in document.places.items() if path[:1] != (name,)}
-    return merge(inner, Document(beside, others)) if beside else inner
+    inner, beside = document.apart(name)
+    inner = _unwrapped(inner)
+    return merge(inner, beside) if beside.values else inner
 
 
 def _wrap(document: Document, path: KeyPath, name: str) -> None:

@@ -69,6 +69,35 @@ MCQ = (
     *(f"stlm_eval_{name}" for name in ("arc_easy", "hellaswag", "truthful_qa", "winogrande")),
     *("winograd", "arc"),  # of the files before the document
 )
+TASKS = {name: {"winograd": "winogrande", "arc": "arc_easy"}.get(name, name) for name in MCQ}
+
+
+NEWER = {
+    "ArcEasy": "arc_easy",
+    "Blimp": "blimp",
+    "Hellaswag": "hellaswag",
+    "MMLU": "mmlu",
+    "Winogrande": "winogrande",
+    "TruthfulQA-M2": "truthfulqa_mc2",
+    "PIQA": "piqa",
+    "BoolQ": "boolq",
+    "RACEMiddle": "race_middle",
+    "RACEHigh": "race_high",
+    "OpenbookQAOpen": "openbook_qa_open",
+    "OpenbookQAClosed": "openbook_qa_closed",
+    "Copa": "copa",
+    "CommonsenseQA": "commonsense_qa",
+    **{
+        f"{name}-STLMSubset": f"stlm_eval_{own}"
+        for name, own in (
+            ("ArcEasy", "arc_easy"),
+            ("Hellaswag", "hellaswag"),
+            ("Winogrande", "winogrande"),
+            ("TruthfulQA-M2", "truthful_qa"),
+        )
+    },
+}
+"""Benchmarks by the names of the newest files."""
 
 
 def named(known: Mapping[str, Any], experiments: Mapping[str, str] | tuple[str, ...] = ()) -> Value:

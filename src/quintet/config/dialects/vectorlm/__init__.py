@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from quintet.config.dialects import section
 from quintet.config.dialects.table import Dialect
 from quintet.config.dialects.vectorlm.back import back
 from quintet.config.dialects.vectorlm.keys import KEYS
 from quintet.config.dialects.vectorlm.rules import rules
 
-_OWN = {"train_parameters", "dataset_preprocess", "enable_wandb_logging", "wandb_config", "sharding_strategy"}
-
-
-def _recognise(values: Mapping[str, Any]) -> bool:
-    return not _OWN.isdisjoint(values) or not {"train_ds", "eval_ds"}.isdisjoint(section(values, "dataset"))
-
-
 DIALECT = Dialect(
     name="vectorlm",
     title="VectorLM",
     keys=KEYS,
-    recognise=_recognise,
     rules=rules,
     back=back,
     stand_in={

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from quintet.config.data import DataConfig
 from quintet.config.dialects.table import Put
 from quintet.config.dialects.vectorlm.disk import splits_of
-from quintet.config.dialects.vectorlm.keys import DATA, KEYS, LORA, PLATEAU, RAW, TRAIN
+from quintet.config.dialects.vectorlm.keys import DATA, KEYS, LORA, PLATEAU, RAW, STRATEGIES, TRAIN
 from quintet.config.documents import ConditionalField, TextField, TokenField
 from quintet.config.model import HuggingFaceConfig
 from quintet.config.optimizer import AdamWConfig
@@ -45,6 +45,10 @@ def _training(config: RunConfig, put: Put) -> None:
     put(f"{TRAIN}.max_seq_len", config.data.sequence_length + 1)
     put(f"{TRAIN}.gradient_accumulation_steps", config.batch.accumulation)
     put(f"{DATA}.train_bs", config.batch.micro_batch_size)
+    shard = {} if config.parallel.kind == "ddp" else {"shard": getattr(config.parallel, "shard", None)}
+    for name, spread in STRATEGIES.items():
+        if spread == {"kind": config.parallel.kind, **shard}:
+            put(f"{TRAIN}.sharding_strategy", name)
     if config.train.clip_norm is not None:
         put(f"{TRAIN}.max_grad_norm", config.train.clip_norm)
     if isinstance(config.evaluate.every, int):

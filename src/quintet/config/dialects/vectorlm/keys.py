@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.table import REQUIRED, SEVERAL_DEVICES, Key
+from quintet.config.dialects.table import REQUIRED, Key
 from quintet.config.dialects.values import Value, anything, choice, either, flag, listed, mapping, number, text, whole
 
 SCHEDULES = (
@@ -24,7 +24,15 @@ SCHEDULES = (
 """transformers.SchedulerType."""
 
 PLATEAU = "plateau-with-warmup"
-_STRATEGIES = ("NO_SHARD", "FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2")
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "NO_SHARD": {"kind": "ddp"},
+    "FULL_SHARD": {"kind": "fsdp", "shard": "full"},
+    "SHARD_GRAD_OP": {"kind": "fsdp", "shard": "grad_op"},
+    "HYBRID_SHARD": {"kind": "hsdp", "shard": "full"},
+    "_HYBRID_SHARD_ZERO2": {"kind": "hsdp", "shard": "grad_op"},
+}
+"""torch.distributed.fsdp.ShardingStrategy, and `parallel` for each."""
+
 TRAIN, DATA, RAW = "train_parameters", "dataset", "dataset_preprocess"
 LORA = f"{TRAIN}.lora_peft_config"
 NO_LOSS = -100
@@ -98,10 +106,9 @@ _TRAINING = (
     _train("seed", whole(), "everything random follows from it", to="seed"),
     _train(
         "sharding_strategy",
-        choice(*_STRATEGIES),
-        "how FSDP spreads model and data over devices",
-        pending=SEVERAL_DEVICES,
-        idle=("NO_SHARD",),
+        choice(*STRATEGIES),
+        "how FSDP spreads the model over devices",
+        shapes=("parallel.kind", "parallel.shard"),
     ),
     _train(
         "use_mp",
@@ -129,7 +136,7 @@ _TRAINING = (
         flag(),
         "load the weights once for all processes of a machine",
         documented=False,
-        moot="the weights are read once in any case, for there is one process",
+        moot="a process keeps its part of the weights alone in any case",
     ),
     _train(
         "max_grad_norm", number(0), "largest norm of a step's gradient; null does not clip", shapes=("train.clip_norm",)

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.vectorlm.data import data_rules
-from quintet.config.dialects.vectorlm.keys import LORA, PLATEAU, TRAIN
+from quintet.config.dialects.vectorlm.keys import LORA, PLATEAU, STRATEGIES, TRAIN
 
 # peft.LoraConfig's own defaults.
 _RANK, _ALPHA = 8, 8.0
@@ -70,6 +70,9 @@ def _schedule(given: Given, native: Native) -> None:
 
 
 def _training(given: Given, native: Native) -> None:
+    sharding = f"{TRAIN}.sharding_strategy"
+    if given.has(sharding):
+        native.set("parallel", dict(STRATEGIES[given[sharding]]), sharding)
     native.set("train.clip_norm", given[f"{TRAIN}.max_grad_norm"], f"{TRAIN}.max_grad_norm")
     micro_batches, passes = given[f"{TRAIN}.logging_steps"], given[f"{TRAIN}.gradient_accumulation_steps"]
     every = max(1, (2 * micro_batches + passes) // (2 * passes))  # to the nearest, halves up

@@ -1,4 +1,4 @@
-"""Validation loss of a trained run."""
+"""Loss of a trained run on what was held out from it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train.trained import TrainedRun
 from quintet.train.validation import ValidationResult, validate
-
-
-def validation_loss(run: TrainedRun, samples: int | None, reporter: Reporter) -> ValidationResult:
-    """Loss on ``samples`` held-out samples of the run's own data, all of them when None; of each label, if several.
-
-    Raises UserError when nothing is held out, or the sources are no longer those the run was trained on.
-    """
-    return loss_on(run, own_data(run, reporter), samples)
 
 
 def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:

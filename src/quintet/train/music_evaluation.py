@@ -21,11 +21,9 @@ from quintet.piano.metrics import compare, mean
 from quintet.piano.notes import Notes
 from quintet.piano.tasks import Task
 from quintet.randomness import key
-from quintet.train.music import Answer, answer, write
+from quintet.train.music import write
 from quintet.train.trained import TrainedRun
 from quintet.train.validation import ValidationResult, validate
-
-__all__ = ["Answer", "MusicResult", "answer", "evaluate_music", "is_music"]
 
 _BATCH = 16
 _COUNTED = 4096  # samples that the baselines count their tokens in
@@ -84,7 +82,7 @@ def evaluate_music(
 ) -> MusicResult:
     """Let the model answer about ``records`` held-out records, spread evenly over tasks and pieces, and compare.
 
-    The counts are tested on ``samples`` held-out samples, those of `validation_loss`. Raises UserError when nothing is
+    The counts are tested on ``samples`` held-out samples, those of `loss_on`. Raises UserError when nothing is
     held out.
     """
     held = [one for one in (prepared.validation.streams if prepared.validation else ()) if isinstance(one, NoteSamples)]

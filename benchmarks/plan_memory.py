@@ -1,0 +1,195 @@
+"""What `quintet plan` predicts against what training really allocates and sends, on this machine's CPU.
+
+    python benchmarks/plan_memory.py
+
+Real processes (gloo) build each run as `quintet train` does and take two steps; PyTorch's profiler reports every
+allocation and release of the second, those inside kernels too, and every collective. The plan takes the same steps on fake tensors in this process. Bytes are those of rank 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+VOCABULARY = 1000
+WIDTHS = {"float": 4, "c10::BFloat16": 2}
+COLLECTIVES = {
+    "c10d::_allgather_base_": "all-gather",
+    "c10d::_reduce_scatter_base_": "reduce-scatter",
+    "c10d::allreduce_": "all-reduce",
+}
+MODEL = {"layers": 3, "width": 256, "attention": {"heads": 4}}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "none": (1, {"parallel": {"kind": "none"}}),
+    "none, bf16": (1, {"parallel": {"kind": "none"}, "train": {"precision": "bf16"}}),
+    "none, each block again": (1, {"parallel": {"kind": "none"}, "train": {"activation_checkpointing": 1}}),
+    "none, selective": (1, {"parallel": {"kind": "none"}, "train": {"activation_checkpointing": "selective"}}),
+    "none, 4 passes": (1, {"parallel": {"kind": "none"}, "train": {"batch_size": 32, "micro_batch_size": 8}}),
+    "ddp": (2, {"parallel": {"kind": "ddp"}}),
+    "fsdp": (2, {"parallel": {"kind": "fsdp"}}),
+    "fsdp, bf16": (2, {"parallel": {"kind": "fsdp"}, "train": {"precision": "bf16"}}),
+    "fsdp, grad_op": (2, {"parallel": {"kind": "fsdp", "shard": "grad_op"}}),
+    "fsdp, 3 passes, each block again": (
+        2,
+        {
+            "parallel": {"kind": "fsdp"},
+            "train": {"batch_size": 48, "micro_batch_size": 8, "activation_checkpointing": 1},
+        },
+    ),
+    "fsdp, 4 ranks": (4, {"parallel": {"kind": "fsdp"}}),
+    "hsdp, 2 × 2 ranks": (4, {"parallel": {"kind": "hsdp", "shard_size": 2}}),
+}
+
+
+def run_config(case: str) -> Any:
+    """The run of ``case``: a small transformer, 8 samples of 128 tokens a process unless it says otherwise."""
+    from quintet.config.schema import RunConfig
+
+    world, sections = CASES[case]
+    train = {"steps": 1, "batch_size": 8 * world, "precision": "fp32", "device": "cpu"} | sections.get("train", {})
+    data = {"sources": [{"kind": "python_stdlib"}], "sequence_length": 128}
+    return RunConfig.model_validate({"name": "plan", "data": data, "model": MODEL, **sections, "train": train})
+
+
+def predict(case: str) -> dict[str, Any]:
+    """What the plan says."""
+    from quintet.plan.machine import Machine
+    from quintet.plan.rehearse import rehearse
+
+    world, _ = CASES[case]
+    config = run_config(case)
+    machine = Machine(world, world, 2**36, 1e12, 1.0, 1e10, 1e10, 1e10, accelerator=False)
+    found = rehearse(config, VOCABULARY, machine, config.train.precision)
+    memory = found.memory
+    calls = dict.fromkeys(COLLECTIVES.values(), 0)
+    sent = dict.fromkeys(COLLECTIVES.values(), 0)
+    for entry in found.traffic:
+        calls[entry.collective] += entry.calls
+        sent[entry.collective] += entry.bytes
+    sizes = {name: getattr(memory, name) for name in ("parameters", "gradients", "optimizer", "activations", "peak")}
+    return sizes | {"calls": calls, "sent": sent}
+
+
+def measure(case: str) -> dict[str, Any]:
+    """What this process, one of the run's, allocates and sends in the second step."""
+    import numpy as np
+    import torch
+
+    from quintet.data.batch import Batch
+    from quintet.processes import world
+    from quintet.train.build import build_engine
+    from quintet.train.compute import Compute
+    from quintet.train.model import make_objective
+    from quintet.train.parallel.group import joined
+
+    config = run_config(case)
+    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0)
+    compute = Compute(torch.device("cpu"), config.train.precision, compile=False, reason="")
+    samples = config.batch.samples // world()
+    ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))
+    batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world())
+    with joined(config), torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
+        built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
+        engine, found = built.engine, {}
+        built.learner.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
+        built.learner.register_forward_hook(lambda *_: _mark("forward ends"))
+        engine.accumulate(batch, 1)
+        engine.update(0.0)
+        _mark("second step")
+        engine.accumulate(batch, 2)
+        found["gradients"] = _own_bytes(p.grad for p in built.model.parameters())
+        engine.update(0.0)
+        found["parameters"] = _own_bytes([*built.model.parameters(), *built.model.buffers()])
+        state = [value for kept in built.optimizer.state.values() for value in kept.values()]
+        found["optimizer"] = _own_bytes(state)
+    return found | _second_step(profile)
+
+
+def _mark(name: str) -> None:
+    import torch
+
+    with torch.profiler.record_function(name):
+        pass
+
+
+def _own_bytes(tensors: Any) -> int:
+    """Bytes of the numbers that this process has of ``tensors``."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def _second_step(profile: Any) -> dict[str, Any]:
+    """The most bytes alive in the second step, what its last forward pass left alive, and what it sent."""
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    live = peak = begun = left = 0
+    second, sent = False, {name: [0, 0] for name in set(COLLECTIVES.values())}
+    for event in events:
+        name = event.name()
+        if name == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live) if second else 0
+        elif name == "second step":
+            second, peak = True, live
+        elif name == "forward begins":
+            begun = live
+        elif name == "forward ends":
+            left = live - begun
+        elif second and name in COLLECTIVES:
+            sent[COLLECTIVES[name]][0] += 1
+            sent[COLLECTIVES[name]][1] += _largest(event)
+    calls = {name: count for name, (count, _) in sent.items()}
+    return {"peak": peak, "activations": left, "calls": calls, "sent": {name: size for name, (_, size) in sent.items()}}
+
+
+def _largest(event: Any) -> int:
+    """Bytes of the larger of a collective's two tensors; 0 where the profiler has no shapes, as for all-reduce."""
+    sizes = zip(event.shapes(), event.dtypes(), strict=True)
+    return max((math.prod(shape) * WIDTHS[kind] for shape, kind in sizes if shape and kind in WIDTHS), default=0)
+
+
+def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
+    """What rank 0 of real processes measures in ``cases``, all of as many processes."""
+    (world,) = {CASES[case][0] for case in cases}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--measure", *cases],
+            env={**os.environ, **address, "LOCAL_WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), [rank.returncode for rank in ranks]
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def main() -> None:
+    """Print a row for each case: predicted / measured."""
+    names = ("parameters", "gradients", "optimizer", "activations", "peak")
+    print(f"{'case':34}" + "".join(f"{name:>26}" for name in names) + "   calls")
+    for world in (1, 2, 4):
+        cases = [case for case, (processes, _) in CASES.items() if processes == world]
+        real = measured(cases)
+        for case in cases:
+            told, found = predict(case), real[case]
+            row = "".join(f"{told[name] / 1e6:10.3f} / {found[name] / 1e6:7.3f} MB  " for name in names)
+            off = told["peak"] / found["peak"] - 1
+            print(f"{case:34}{row}{off:+.1%} peak; {told['calls']} / {found['calls']}; {told['sent']} / {found['sent']}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps({case: measure(case) for case in sys.argv[2:]}))
+    else:
+        main()

@@ -1,0 +1,54 @@
+"""What `quintet evaluate --tasks` does: benchmarks of a run, or of a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from quintet.cli.inputs import fail, load
+
+
+def folder_of(file: str) -> str:
+    """The folder of the run that the run file ``file`` makes."""
+    from quintet.train.run_folder import run_folder
+
+    return str(run_folder(load([file]).config))
+
+
+def ask_benchmarks(
+    name: str,
+    checkpoint: str,
+    tasks: str,
+    samples: int | None,
+    shots: int,
+    data_dir: str | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Measure the model ``name`` on ``tasks``, names with commas between them, and print the table."""
+    from quintet.evaluate.harness.local_data import check_data_dir
+    from quintet.evaluate.harness.names import check_tasks
+    from quintet.evaluate.harness.run import Asking, run_benchmarks
+    from quintet.evaluate.harness.subject import begins_texts, check_subject
+    from quintet.train.trained import TrainedRun, load_writer
+
+    names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
+    if not names:
+        fail("--tasks: names no benchmark, for instance arc_easy,blimp")
+    check_tasks(names, "--tasks")
+    if data_dir is not None:
+        check_data_dir(data_dir, "--data-dir")
+    trained = load_writer(name, checkpoint)
+    run = trained if isinstance(trained, TrainedRun) else None
+    check_subject(trained)
+    found = run_benchmarks(
+        trained, Asking(names, samples, shots, data_dir, batch_size), begins=run is None and begins_texts(name)
+    )
+    if as_json:
+        step = {"step": run.progress.step} if run else {}
+        typer.echo(json.dumps({**step, **found.figures()}, indent=2))
+        return
+    typer.echo(f"{run.folder if run else name}{f' at step {run.progress.step}' if run else ''}: benchmarks")
+    for line in found.lines():
+        typer.echo(line)

@@ -1,0 +1,156 @@
+"""`quintet slurm`: a script for sbatch that trains a run on several machines and goes on after each interruption."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quintet.cli.inputs import Inputs, fail, load
+
+# The forms of sbatch: minutes, minutes:seconds and so on, up to days-hours:minutes:seconds.
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+_NAME = re.compile(r"[\w.,+@-]+")
+
+_BODY = r"""
+# What Quintet needs; the rest of the environment is that in which sbatch was called.
+python={python}
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new start must not find the addresses of the last one
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={notice}  # seconds for the last checkpoint
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus}}}"
+export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{all_cpus}}}"
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 10000))
+
+# One torchrun a machine; they meet at the first one. None is ended because another one was first to stop.
+srun --kill-on-bad-exit=0 --wait=0 "$python" -m torch.distributed.run \
+  --nnodes={nodes} --nproc-per-node={processes} \
+  --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}" \
+  --max-restarts={restarts} --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+  -m quintet train {inputs} &
+step=$!
+
+# Ahead of the time limit the run is asked to stop with a checkpoint, and the job waits in the queue again.
+again=no
+trap 'again=yes; kill -USR1 "$step"' USR1
+# A job that is preempted or cancelled: SLURM asks the processes of the run itself, and the script waits for them.
+trap : TERM
+
+# A signal ends the waiting, not what is waited for.
+while kill -0 "$step" 2>/dev/null; do
+  wait "$step"
+done
+wait "$step"
+code=$?
+if [ "$again" = yes ] && [ "$code" -ne 0 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$code"
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of SLURM: ``nodes`` machines with ``processes`` each, every process with ``cpus`` cores and, where
+    ``gpus`` says so, one GPU; a signal ``notice`` seconds ahead of the end."""
+
+    name: str
+    nodes: int
+    processes: int
+    cpus: int
+    gpus: bool
+    notice: int
+    restarts: int
+    time: str | None
+    partition: str | None
+    account: str | None
+
+    def script(self, inputs: list[str], folder: Path, python: str) -> str:
+        """The whole script, which trains ``inputs`` in ``folder``, the working directory of its paths."""
+        options = {
+            "job-name": self.name,
+            "chdir": str(folder),
+            "nodes": self.nodes,
+            "ntasks-per-node": 1,
+            "cpus-per-task": self.cpus * self.processes,
+            "gpus-per-node": self.processes if self.gpus else None,
+            "time": self.time,
+            "partition": self.partition,
+            "account": self.account,
+            "output": "%x-%j.out",
+            "open-mode": "append",
+            "requeue": True,
+            "signal": f"B:USR1@{self.notice}",
+        }
+        lines = ["#!/bin/bash"]
+        for name, value in options.items():
+            if value is not None:
+                lines.append(f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={_quoted(str(value))}")
+        body = _BODY.format(
+            python=shlex.quote(python),
+            notice=self.notice,
+            cpus=self.cpus,
+            all_cpus=self.cpus * self.processes,
+            nodes=self.nodes,
+            processes=self.processes,
+            restarts=self.restarts,
+            inputs=shlex.join(inputs),
+        )
+        return "\n".join(lines) + "\n" + body
+
+
+def slurm(
+    inputs: Inputs,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=1, help="GPUs of a machine, each with one process; with train.device: cpu the processes")
+    ] = 1,
+    cpus_per_gpu: Annotated[int, typer.Option(min=1, help="cores for each of these processes")] = 8,
+    time: Annotated[str | None, typer.Option(help="limit, as sbatch takes it: 24:00:00, 2-12:00:00")] = None,
+    partition: Annotated[str | None, typer.Option(help="of the cluster")] = None,
+    account: Annotated[str | None, typer.Option(help="on which the time is booked")] = None,
+    notice: Annotated[int, typer.Option(min=1, help="seconds ahead of the limit at which the run stops")] = 120,
+    restarts: Annotated[int, typer.Option(min=0, help="new starts within the job after a failure")] = 3,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="where the script goes [NAME.sbatch]")] = None,
+) -> None:
+    """Write a script for sbatch that trains a run on one machine or several.
+
+    It stops with a checkpoint ahead of the time limit and when it is preempted, goes back into the queue and continues.
+    """
+    config = load(inputs).config
+    for name, value, form in (("time", time, _TIME), ("partition", partition, _NAME), ("account", account, _NAME)):
+        if value is not None and not form.fullmatch(value):
+            fail(f"--{name}: {value!r} is nothing that sbatch takes")
+    from quintet.train.parallel.strategy import share_of_batch
+
+    share_of_batch(config.batch, nodes * gpus_per_node)
+    job = Job(
+        config.name,
+        nodes,
+        gpus_per_node,
+        cpus_per_gpu,
+        config.train.device != "cpu",
+        notice,
+        restarts,
+        time,
+        partition,
+        account,
+    )
+    path = output or Path(f"{config.name}.sbatch")
+    script = job.script(inputs, Path.cwd(), os.path.abspath(sys.executable))
+    if path.exists() and path.read_text(encoding="utf-8") != script:
+        fail(f"{path}: exists and says something else; move it away, or name another file (-o)")
+    path.write_text(script, encoding="utf-8")
+    typer.echo(f"wrote {path}; sbatch {path}")
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if " " in value else value

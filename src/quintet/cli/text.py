@@ -1,0 +1,52 @@
+"""What `quintet evaluate --text` does: how well a model models text, by topic."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from quintet.cli.inputs import fail
+
+HELD_OUT = "held-out"
+
+
+def refuse_beside_text(**others: object) -> None:
+    """Raise UserError for an option that means nothing beside ``--text``."""
+    for name, value in others.items():
+        if value is not None:
+            fail(f"--{name}: means nothing with --text, which is read whole; leave it out")
+
+
+def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool) -> None:
+    """Measure the model ``name`` on the texts at ``text``, or on those that its run holds out, and print the table.
+
+    What the run file says in `evaluate.text_modeling` holds, but for the path and the field of the topic.
+    """
+    from rich.console import Console
+
+    from quintet.config.text_modeling import TextModelingConfig
+    from quintet.evaluate.text_modeling import model_text
+    from quintet.evaluate.texts import text_topics
+    from quintet.track.console import Reporter
+    from quintet.train.held_out import own_data
+    from quintet.train.trained import TrainedRun, load_writer
+
+    trained = load_writer(name, checkpoint)
+    run = trained if isinstance(trained, TrainedRun) else None
+    if text == HELD_OUT and run is None:
+        fail(f"--text {HELD_OUT}: {name} is no run and holds nothing out; name a file or folder of text")
+    section = (run.config.evaluate.text_modeling if run else None) or TextModelingConfig()
+    changes = {"path": None if text == HELD_OUT else text, **({"topic_field": topic_field} if topic_field else {})}
+    section = section.model_copy(update=changes)
+    validation = None
+    if run is not None and text == HELD_OUT:
+        validation = own_data(run, Reporter(Console(stderr=True, highlight=False, soft_wrap=True))).validation
+    result = model_text(trained, text_topics(section, trained.tokenizer, validation, "--text"), section.stride)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+        return
+    step = f" at step {run.progress.step}" if run else ""
+    typer.echo(f"{run.folder if run else name}{step}: text modelling")
+    for line in result.lines():
+        typer.echo(line)

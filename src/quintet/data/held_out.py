@@ -1,0 +1,48 @@
+"""The documents that a run holds out, one by one, whatever samples are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from quintet.data.batch import ValidationData
+from quintet.data.packing import Packed, document_spans
+from quintet.data.samples import Windows
+from quintet.data.split import Intervals, TokenStream
+from quintet.data.store import TokenStore
+from quintet.tokenize.base import NO_END
+
+
+@dataclass(frozen=True)
+class HeldOutDocument:
+    """``ids`` [tokens] without the end id, of which ``learnt``, bool [tokens] or None for all, have a loss; ``whole``
+    unless only its tail is held out."""
+
+    ids: np.ndarray
+    learnt: np.ndarray | None
+    whole: bool
+
+
+def held_out_documents(validation: ValidationData, end_id: int) -> Iterator[tuple[str, HeldOutDocument]]:
+    """Each held-out document with the label of its source, in the order of sources and documents. Music has none."""
+    for label, samples in zip(validation.labels, validation.streams, strict=True):
+        parts = _parts(samples)
+        if parts is None:
+            continue
+        store, intervals = parts
+        spans = document_spans(store, intervals, keep_ends=end_id == NO_END)
+        for start, stop in zip(*(span.tolist() for span in spans), strict=True):
+            first = int(store.document_bounds(np.array([store.document_at(start)]))[0][0])
+            yield label, HeldOutDocument(store.tokens(start, stop), store.learnt(start, stop), first == start)
+
+
+def _parts(samples: object) -> tuple[TokenStore, Intervals] | None:
+    if isinstance(samples, Packed):
+        return samples.store, samples.intervals
+    if isinstance(samples, Windows) and isinstance(samples.stream, TokenStream):
+        store = samples.stream.store
+        assert isinstance(store, TokenStore)
+        return store, samples.stream.intervals
+    return None

@@ -1,0 +1,186 @@
+"""Items of benchmarks from files instead of the hub: JSON lines with the upstream record of each item as `original`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quintet.errors import UserError
+
+Record = dict[str, Any]
+
+
+class NotReachable(Exception):
+    """The data of a benchmark are not there; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """In which file the items of a dataset are, and what brings them into the form that the hub has them in; ``field``
+    is the field of a record that names the part of the dataset which a task wants, and ``shots`` the file of examples
+    for prompts."""
+
+    file: str
+    form: Callable[[Record], Record] = dict
+    field: str | None = None
+    shots: str | None = None
+    by_article: bool = False
+    needs: str | None = None
+
+
+@dataclass
+class LocalItems:
+    """Records in the form of the hub, examples for prompts where there is a file of them, and the lines left out."""
+
+    records: list[Record]
+    shots: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def local_items(folder: Path, task: str, dataset: str, part: str | None) -> LocalItems:
+    """The items that ``task`` takes from ``part`` of the hub's ``dataset``, from a file in ``folder``.
+
+    The file is that of the dataset, as in the table below, and else ``<task>.jsonl`` with records of the hub's form.
+    Raises NotReachable when there is no such file, or nothing of this part in it.
+    """
+    place = _place(dataset, part) or _Place(f"{task}.jsonl")
+    file = folder / place.file
+    if not file.is_file():
+        raise NotReachable(f"{folder} has no {place.file}")
+    found = LocalItems([])
+    _read(file, place, part, found.records, found.problems)
+    if place.shots and (folder / place.shots).is_file():
+        _read(folder / place.shots, place, part, found.shots, found.problems)
+    if place.by_article:
+        found.records = by_article(found.records)
+    if place.needs and not any(place.needs in record for record in found.records):
+        raise NotReachable(f"the items in {file} have no {place.needs}, which the task asks with")
+    if not found.records:
+        raise NotReachable(f"{file} has no items{f' of {part}' if place.field else ''}")
+    return found
+
+
+def check_data_dir(folder: str, key: str) -> None:
+    """Raise UserError, beginning with ``key``, when ``folder`` is none with files of items."""
+    if not any(Path(folder).expanduser().glob("*.jsonl")):
+        raise UserError(
+            f"{key}: {folder} has no .jsonl file; name a folder with a file for each benchmark, or leave it "
+            "out to load from the Hugging Face hub"
+        )
+
+
+def _place(dataset: str, part: str | None) -> _Place | None:
+    for known in (f"{dataset}:{part}", dataset):
+        if known.lower() in _PLACES:
+            return _PLACES[known.lower()]
+    return None
+
+
+def _read(file: Path, place: _Place, part: str | None, records: list[Record], problems: list[str]) -> None:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)["original"]
+                if place.field is None or record[place.field] == part:
+                    records.append(place.form(record))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                problems.append(f"{file.name}, line {number}: {type(error).__name__}: {error}")
+
+
+def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
+    """``records`` as a ``datasets.Dataset``; those whose fields are of other types than the first one's are left out
+    and named in ``problems``."""
+    import datasets
+    import pyarrow
+
+    records = list(records)
+    try:
+        return datasets.Dataset.from_list(records)
+    except (pyarrow.ArrowException, TypeError, ValueError):
+        kept: list[Record] = []
+        for number, record in enumerate(records):
+            try:
+                datasets.Dataset.from_list([*kept[:1], record])
+                kept.append(record)
+            except (pyarrow.ArrowException, TypeError, ValueError) as error:
+                problems.append(f"record {number}: its fields are of other types ({str(error).splitlines()[0]})")
+        return datasets.Dataset.from_list(kept)
+
+
+def by_article(rows: Iterable[Record]) -> list[Record]:
+    """The articles of RACE from ``rows`` with a question each: all questions of an article with their options and
+    answers are its ``problems``, as Python writes them."""
+    articles: dict[str, list[Record]] = {}
+    for row in rows:
+        problem = {name: row[name] for name in ("question", "answer", "options")}
+        articles.setdefault(row["article"], []).append(problem)
+    return [{"article": article, "problems": repr(problems)} for article, problems in articles.items()]
+
+
+def _answer_as_number(record: Record) -> Record:
+    answer = record["answer"]
+    return {**record, "answer": "ABCD".index(answer) if isinstance(answer, str) and answer else answer}
+
+
+def _answer_as_label(record: Record) -> Record:
+    answer = record["answer"]
+    return {
+        "question": record["question"],
+        "passage": record["passage"],
+        "label": None if answer is None else int(answer),
+    }
+
+
+def _targets_as_lists(record: Record) -> Record:
+    found: Record = {"question": record["question"]}
+    for name in ("mc1_targets", "mc2_targets"):
+        found[name] = {"choices": list(record[name]), "labels": list(record[name].values())}
+    return found
+
+
+def _answers_of_table(record: Record) -> Record:
+    row = {name.lstrip("\ufeff"): value for name, value in record["csv"].items()}
+    lists = {
+        name: [one.strip() for one in row[column].split(";") if one.strip()]
+        for name, column in (("correct_answers", "Correct Answers"), ("incorrect_answers", "Incorrect Answers"))
+    }
+    return {"question": row["Question"], "best_answer": row["Best Answer"], **lists}
+
+
+def _one_question(record: Record) -> Record:
+    return {name: record[name] for name in ("article", "question", "options", "answer")}
+
+
+_BOOLQ = _Place("boolq.jsonl", _answer_as_label)
+_MMLU = _Place("mmlu.jsonl", _answer_as_number, "subject", "mmlu_dev.jsonl")
+_OPENBOOK = _Place("openbookqa.jsonl")
+_PLACES = {
+    "rowan/hellaswag": _Place("hellaswag.jsonl"),
+    "allenai/winogrande": _Place("winogrande.jsonl"),
+    "allenai/ai2_arc:arc-easy": _Place("arc_easy.jsonl"),
+    "allenai/ai2_arc:arc-challenge": _Place("arc_challenge.jsonl"),
+    "cais/mmlu": _MMLU,
+    "hails/mmlu_no_train": _MMLU,
+    "nyu-mll/blimp": _Place("blimp.jsonl", field="UID"),
+    "truthfulqa/truthful_qa:multiple_choice": _Place("truthful_qa.jsonl", _targets_as_lists),
+    "truthfulqa/truthful_qa:generation": _Place("truthful_qa.jsonl", _answers_of_table),
+    "baber/piqa": _Place("piqa.jsonl"),
+    "eleutherai/race:high": _Place("race_high.jsonl", _one_question, by_article=True),
+    "ehovy/race:high": _Place("race_high.jsonl", _one_question),
+    "ehovy/race:middle": _Place("race_middle.jsonl", _one_question),
+    "aps/super_glue:boolq": _BOOLQ,
+    "google/boolq": _Place("boolq.jsonl"),
+    "aps/super_glue:copa": _Place("copa.jsonl"),
+    "allenai/openbookqa:additional": _Place("openbookqa.jsonl", needs="fact1"),
+    "allenai/openbookqa": _OPENBOOK,
+    "openbookqa": _OPENBOOK,
+    "tau/commonsense_qa": _Place("commonsense_qa.jsonl"),
+    "lighteval/siqa": _Place("social_iqa.jsonl"),
+    "allenai/sciq": _Place("sciq.jsonl"),
+}
+"""By name of a dataset on the hub, with its configuration where that has a file of its own, in small letters."""

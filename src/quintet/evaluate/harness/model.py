@@ -1,0 +1,134 @@
+"""A model of Quintet as the harness knows models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval.api.model import LM
+
+from quintet.evaluate.harness.batches import Limit
+from quintet.evaluate.harness.scoring import Score, Scorer
+from quintet.evaluate.harness.subject import Subject
+from quintet.evaluate.harness.texts import Encoder
+from quintet.model.generate import GenerationSettings, generate
+from quintet.randomness import key
+from quintet.tokenize import TextStream
+from quintet.tokenize.stop import StopAt
+
+_GENERATED = 256  # tokens, as the harness's own class, where a task says nothing
+_WRITERS = 8  # texts that are written side by side
+
+
+class HarnessModel(LM):
+    """``subject`` behind the three questions that the harness asks of a model.
+
+    ``limit`` bounds a forward pass. ``begins``: each text gets the tokenizer's first id in front. With several
+    processes each must be asked the same: the batches are dealt out among them, and each gets all answers. ``cut``
+    has the number of the item, by task, whose beginning found no room in the context.
+    """
+
+    def __init__(self, subject: Subject, limit: Limit, begins: bool = False) -> None:
+        super().__init__()
+        self._subject = subject
+        self.encoder = Encoder(subject.tokenizer, subject.model.context_length, begins)
+        self._scorer = Scorer(subject, limit)
+        self.cut: dict[str, set[int]] = {}
+
+    def loglikelihood(self, requests: list[Any]) -> list[Score]:
+        """Summed log-probability, in nats, of each continuation behind its context, and whether it is what the
+        likeliest token at each place would give."""
+        texts = self.encoder.pairs([(request.args[0], request.args[1]) for request in requests])
+        for request, text in zip(requests, texts, strict=True):
+            if text.cut:
+                self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
+        return self._scorer.score(texts, [(request.task_name, request.doc_id) for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """Summed log-probability, in nats, of each whole text, read in windows as long as the context."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            found = self.encoder.rolling(request.args[0])
+            windows += found
+            owners += [number] * len(found)
+        sums = [0.0] * len(requests)
+        scores = self._scorer.score(windows, list(range(len(windows))))
+        for owner, (logprob, _) in zip(owners, scores, strict=True):
+            sums[owner] += logprob
+        return sums
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """The text that is written behind each context, up to a stop string, the end of the document or so many tokens.
+
+        Each process writes all of them: how long that takes depends on the texts, and a model that is spread over the
+        processes needs all of them at each token.
+        """
+        kinds: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            kinds.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+        written = [""] * len(requests)
+        for numbers in kinds.values():
+            wish = _Wish.of(requests[numbers[0]].args[1])
+            contexts = self.encoder.encode([requests[number].args[0] for number in numbers])
+            numbers.sort(key=lambda number: len(contexts[requests[number].args[0]]))
+            for first in range(0, len(numbers), _WRITERS):
+                part = numbers[first : first + _WRITERS]
+                prompts = [self._prompt(contexts[requests[number].args[0]], wish) for number in part]
+                for number, text in zip(part, self._write(prompts, wish, part[0]), strict=True):
+                    written[number] = text
+        return written
+
+    def _prompt(self, ids: list[int], wish: _Wish) -> list[int]:
+        """The end of a context, with room for what is to be written; where that is more than the context, half."""
+        limit = self._subject.model.context_length
+        room = limit - wish.tokens if wish.tokens < limit else max(1, limit // 2)
+        return ids[-room:] or [self.encoder.prefix]
+
+    def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
+        tokenizer = self._subject.tokenizer
+        settings = GenerationSettings(
+            max_tokens=wish.tokens, seed=key(0, "harness", number), temperature=wish.temperature, **wish.sampling
+        )
+        steps = generate(
+            self._subject.model,
+            prompts,
+            settings,
+            {tokenizer.end_id},
+            allowed_ids=tokenizer.vocab_size,
+            document_end=tokenizer.end_id,
+        )
+        streams = [TextStream(tokenizer, continues=True) for _ in prompts]
+        cuts = [StopAt(wish.stops) for _ in prompts]
+        texts = [""] * len(prompts)
+        with self._subject.compute.autocast():
+            for step in steps:
+                for row, token in enumerate(step):
+                    if token is not None:
+                        texts[row] += cuts[row].push(streams[row].push(token))
+                if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
+                    break
+        ends = (cut.push(stream.finish()) + cut.finish() for cut, stream in zip(cuts, streams, strict=True))
+        return [text + end for text, end in zip(texts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """How a task wants its text written; without ``do_sample`` or a temperature the likeliest token is taken."""
+
+    tokens: int
+    temperature: float
+    stops: tuple[str, ...]
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> _Wish:
+        until = arguments.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        sampled = arguments.get("do_sample")
+        temperature = float(arguments.get("temperature", 1.0 if sampled else 0.0))
+        names = ("top_k", "top_p", "min_p", "repetition_penalty")
+        sampling = {name: arguments[name] for name in names if arguments.get(name)}
+        tokens = arguments.get("max_gen_toks") or arguments.get("max_new_tokens") or _GENERATED
+        return cls(int(tokens), 0.0 if sampled is False else temperature, tuple(filter(None, stops)), sampling)

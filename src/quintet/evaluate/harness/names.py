@@ -1,0 +1,97 @@
+"""The names of benchmarks: the harness's own, those of STLM's document, and where a task of a name is defined.
+
+The harness finds its tasks by reading 14,000 files, which takes some fifteen seconds. Here the files are only searched
+for names, which takes half a second, and what is asked for is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from quintet.config.spelling import nearest
+from quintet.errors import UserError
+
+OWN = Path(__file__).parent / "task_files"
+SHORT = "stlm_eval_"
+ALIASES = {
+    "truthful_qa": "truthfulqa_mc1",
+    "race_high": "race",
+    "openbook_qa_closed": "openbookqa",
+    **{f"{SHORT}{name}": name for name in ("arc_easy", "hellaswag", "winogrande")},
+    f"{SHORT}truthful_qa": "truthfulqa_mc1",
+}
+"""Names that STLM's document has and the harness has not, and the task that each is."""
+
+_OFTEN = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "mmlu", "blimp", "truthfulqa_mc1", "piqa", "race")
+KNOWN = frozenset(
+    (
+        *_OFTEN,
+        *ALIASES,
+        "boolq",
+        "openbookqa",
+        "copa",
+        "commonsense_qa",
+        "sciq",
+        "social_iqa",
+        "race_middle",
+        "openbook_qa_open",
+    )
+)
+"""Names that need no search."""
+
+_NAME = re.compile(
+    rb"""^["']?(?:task|group|tag)["']?:[ ]*"""
+    rb"""(?:\[([^\]]*)\]|["']?([^\s"'#\[]+)["']?|((?:\r?\n[ ]*-[ ]*["']?[\w./-]+["']?)+))""",
+    re.MULTILINE,
+)
+
+
+def is_short(name: str) -> bool:
+    """Whether ``name`` is a benchmark for tiny models, of which only the short and plain items count."""
+    return name in ALIASES and name.startswith(SHORT)
+
+
+def check_tasks(names: Sequence[str], key: str) -> None:
+    """Raise UserError, beginning with ``key``, when the harness is missing or knows no task of one of ``names``."""
+    if not names:
+        return
+    if find_spec("lm_eval") is None:
+        raise UserError(f"{key}: benchmarks need lm-evaluation-harness; pip install 'quintet[eval]', or leave them out")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"{key}: {name} stands there twice; leave one out" for name in doubled]
+    if any(name not in KNOWN for name in names):
+        known = {*KNOWN, *task_places()}
+        for name in names:
+            if name not in known:
+                meant = nearest(name, [one for one in known if abs(len(one) - len(name)) <= 4])
+                hint = f"; did you mean {meant}?" if meant else "; `lm_eval ls tasks` lists them"
+                problems.append(f"{key}: there is no benchmark {name!r}{hint}")
+    if problems:
+        raise UserError(*problems)
+
+
+def harness_folder() -> Path:
+    """Where the harness has its task files."""
+    spec = find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+@lru_cache(maxsize=1)
+def task_places() -> dict[str, list[Path]]:
+    """Names of tasks, groups and tags, and the folders in the harness that define something of this name."""
+    root, found = harness_folder(), dict[str, list[Path]]()
+    for file in sorted(root.glob("**/*yaml"), key=lambda path: path.as_posix()):
+        for listed, single, lines in _NAME.findall(file.read_bytes()):
+            names = [single] if single else re.findall(rb"[\w./-]{2,}", listed or lines)
+            for name in names:
+                places = found.setdefault(name.decode(), [])
+                folder = root / file.relative_to(root).parts[0]
+                if folder not in places:
+                    places.append(folder)
+    return found

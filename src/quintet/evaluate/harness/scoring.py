@@ -1,0 +1,154 @@
+"""How likely a model finds the ends of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from quintet import processes
+from quintet.config.model import TransformerConfig
+from quintet.errors import UserError
+from quintet.evaluate.harness.batches import Group, Limit, deal, plan
+from quintet.evaluate.harness.subject import Subject
+from quintet.evaluate.harness.texts import Text
+from quintet.model.generate import evaluation_mode
+from quintet.model.mask import document_numbers
+
+Score = tuple[float, bool]
+_LOGITS = 2**25  # logits in memory at once: 128 MiB in fp32
+
+
+class Scorer:
+    """Scores texts on ``subject`` in passes within ``limit``."""
+
+    def __init__(self, subject: Subject, limit: Limit) -> None:
+        self._model, self._compute, self._limit = subject.model, subject.compute, limit
+        config = subject.model.config
+        own = isinstance(config, TransformerConfig)
+        self._end = subject.tokenizer.end_id if config.tells_documents else None
+        self._prompts_see_all = own and config.attention.mask == "prefix"
+        self._caches = not self._prompts_see_all and self._keeps_cache()
+
+    def score(self, texts: Sequence[Text], owners: Sequence[Hashable]) -> list[Score]:
+        """Of each text the summed log-probability, in nats, of the ids that are scored, and whether each of them is the
+        likeliest at its place. Texts of one of ``owners`` may be read together.
+
+        With several processes each reads its share of the batches, and all get all results.
+        """
+        found: dict[int, Score] = {}
+        batches = plan(texts, owners, self._limit, self._alone)
+        # Compiled blocks would be compiled anew for each length.
+        eager = torch.compiler.set_stance("force_eager")
+        with evaluation_mode(self._model), torch.no_grad(), eager, self._compute.autocast():
+            for some, read in ((batches.whole, self._whole), (batches.split, self._split)):
+                for index, counts in deal(len(some), processes.rank(), processes.world()):
+                    scores = read(texts, some[index])
+                    found |= scores if counts else {}
+        every = {index: score for part in processes.gathered(found) for index, score in part.items()}
+        return [every[index] for index in range(len(texts))]
+
+    def _keeps_cache(self) -> bool:
+        """Some models of the transformers library have no keys and values to keep."""
+        try:
+            self._model.start_cache(1, 1)
+        except UserError:
+            return False
+        return True
+
+    def _alone(self, text: Text) -> bool:
+        """Whether nothing of ``text`` may be read for another: documents are told apart from what is read at once, and
+        a prompt that sees itself backwards depends on its end."""
+        return not self._caches or (self._end is not None and self._end in text.inputs)
+
+    def _whole(self, texts: Sequence[Text], batch: list[Group]) -> dict[int, Score]:
+        inputs = [texts[group.texts[0]].inputs for group in batch]
+        ids = self._tensor(inputs)
+        documents = None if self._end is None else document_numbers(ids, self._end)
+        prompts = None
+        if self._prompts_see_all:
+            known = [len(text.ids) - text.scored for text in (texts[group.texts[0]] for group in batch)]
+            prompts = torch.tensor(known, device=ids.device)
+        hidden = self._model.hidden(ids, documents=documents, prompts=prompts)
+        wanted = _Wanted()
+        for row, group in enumerate(batch):
+            for index in group.texts:
+                wanted.add(index, texts[index], row, 0, 0, len(texts[index].inputs))
+        return self._collected(texts, [(hidden, wanted)])
+
+    def _split(self, texts: Sequence[Text], batch: list[Group]) -> dict[int, Score]:
+        shared, rest = max(group.shared for group in batch), max(group.rest for group in batch)
+        begins = [texts[group.texts[0]].inputs[: group.shared] for group in batch]
+        padding = [shared - group.shared for group in batch]
+        cache = self._model.start_cache(len(batch), shared + rest, padding=padding if any(padding) else None)
+        first = self._model.hidden(self._tensor(begins, left=True), cache=cache)
+        owners = [row for row, group in enumerate(batch) for _ in group.texts]
+        cache.select(torch.tensor(owners, device=self._model.device))
+        ends = [texts[index].inputs[group.shared :] for group in batch for index in group.texts]
+        second = self._model.hidden(self._tensor(ends), cache=cache)
+        early, late = _Wanted(), _Wanted()
+        row = 0
+        for number, group in enumerate(batch):
+            for index in group.texts:
+                early.add(index, texts[index], number, padding[number], 0, group.shared)
+                late.add(index, texts[index], row, -group.shared, group.shared, len(texts[index].inputs))
+                row += 1
+        return self._collected(texts, [(first, early), (second, late)])
+
+    def _tensor(self, rows: Sequence[Sequence[int]], left: bool = False) -> Tensor:
+        """[rows, longest] ids, filled up with 0 on the right, or on the ``left``; no other place sees the filling."""
+        longest = max(1, max(map(len, rows)))
+        filled = [
+            [*([0] * (longest - len(row))), *row] if left else [*row, *([0] * (longest - len(row)))] for row in rows
+        ]
+        return torch.tensor(filled, device=self._model.device)
+
+    def _collected(self, texts: Sequence[Text], passes: list[tuple[Tensor, _Wanted]]) -> dict[int, Score]:
+        sums = {index: 0.0 for _, wanted in passes for index in wanted.texts}
+        likeliest = dict.fromkeys(sums, True)
+        for hidden, wanted in passes:
+            for index, logprob, best in zip(wanted.texts, *self._look_up(hidden, wanted), strict=True):
+                sums[index] += logprob
+                likeliest[index] &= best
+        return {
+            index: (sums.get(index, 0.0), likeliest.get(index, True)) for _, wanted in passes for index in wanted.asked
+        }
+
+    def _look_up(self, hidden: Tensor, wanted: _Wanted) -> tuple[list[float], list[bool]]:
+        """Log-probability of each wanted id, and whether none is likelier. Only the wanted places go through the
+        head."""
+        logprobs: list[float] = []
+        best: list[bool] = []
+        size = max(1, _LOGITS // self._model.vocab_size)
+        for first in range(0, len(wanted.targets), size):
+            part = slice(first, first + size)
+            features = hidden[wanted.rows[part], wanted.columns[part]]
+            logits = self._model.logits(features).float()
+            targets = torch.tensor(wanted.targets[part], device=logits.device)
+            # Not logsumexp: its rounding, the same at each token, would add up to another sum than the harness's.
+            logprobs += logits.log_softmax(1).gather(1, targets[:, None])[:, 0].tolist()
+            best += (logits.argmax(1) == targets).tolist()
+        return logprobs, best
+
+
+class _Wanted:
+    """Places of a pass, by row and column, the id that is asked for at each, and the text it belongs to."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.texts: list[int] = []
+        self.rows: list[int] = []
+        self.columns: list[int] = []
+        self.targets: list[int] = []
+
+    def add(self, index: int, text: Text, row: int, moved: int, first: int, stop: int) -> None:
+        """The scored places of ``text`` among its inputs ``first`` to ``stop``, which stand ``moved`` further right in
+        ``row``."""
+        self.asked.append(index)
+        length = len(text.inputs)
+        for place in range(max(first, length - text.scored), stop):
+            self.texts.append(index)
+            self.rows.append(row)
+            self.columns.append(place + moved)
+            self.targets.append(text.ids[place + 1])

@@ -1,0 +1,65 @@
+"""What is measured: a model, its tokenizer, and how it is computed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+
+from quintet.config.model import TransformerConfig
+from quintet.errors import UserError
+from quintet.model import Model
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.ids import IdTokenizer
+
+
+class Computing(Protocol):
+    """On what and in which numbers a model is computed."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it matrix products are computed in the type of the run."""
+        ...
+
+
+class Subject(Protocol):
+    """A model that can be asked: a run that trains, a trained run, or a Hugging Face checkpoint."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def compute(self) -> Computing: ...
+
+
+def check_subject(subject: Subject, masked: bool = False) -> None:
+    """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
+    that of hidden ones), one that reads in both directions, and tokens without a text."""
+    config = subject.model.config
+    if masked:
+        raise UserError(
+            "tasks: the model learnt to fill in hidden tokens (loss.kind: masked), and benchmarks ask how "
+            "likely a text is from left to right; there are none for it"
+        )
+    if isinstance(config, TransformerConfig) and config.attention.kind != "causal":
+        raise UserError(
+            "tasks: the model reads in both directions (model.attention.kind: bidirectional), and "
+            "benchmarks ask how likely a text is from left to right; there are none for it"
+        )
+    if isinstance(subject.tokenizer, IdTokenizer) or hasattr(subject.tokenizer, "decode_notes"):
+        raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")
+
+
+def begins_texts(checkpoint: str) -> bool:
+    """Whether the tokenizer of a Hugging Face ``checkpoint`` puts its first id in front of a text by itself, as Llama's
+    does; a run's own tokenizer never does."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

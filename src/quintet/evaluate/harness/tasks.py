@@ -1,0 +1,328 @@
+"""Tasks of the harness, built so that a broken item or a missing file does not end the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import mean
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, TaskIndex
+
+from quintet.evaluate.harness.figures import confidence
+from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dataset, local_items
+from quintet.evaluate.harness.names import ALIASES, OWN, harness_folder, is_short, task_places
+from quintet.evaluate.harness.short_items import is_short_and_plain
+
+_EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item, files in
+    ``data_dir`` instead of the hub, and whether a continuation ``fits`` the context."""
+
+    samples: int | None
+    shots: int
+    data_dir: Path | None
+    fits: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A task whose data are not there."""
+
+    task_name: str
+    reason: str
+
+
+def load(name: str, wish: Wish) -> list[Task | Absent]:
+    """The tasks that ``name`` stands for, one or those of a group, with ``samples`` items together."""
+    index = _Index()
+    target = ALIASES.get(name, name)
+    if target not in index:
+        raise NotReachable(f"the harness has no task {target!r}")
+    builder = _Builder(wish, is_short(name), _count(index, target) if wish.samples else 1)
+    return list(_leaves(builder.build(index[target], registry=index)))
+
+
+class _Index(dict[str, Entry]):
+    """Definitions of tasks by name; the files that have one are read when it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskIndex.build([OWN]))
+        self._read: set[Path] = set()
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and self._find(name))
+
+    def __missing__(self, name: str) -> Entry:
+        if not self._find(name):
+            raise KeyError(name)
+        return dict.__getitem__(self, name)
+
+    def _find(self, name: str) -> bool:
+        # Most tasks lie in a folder of their own name, or of its beginning.
+        parts = name.split("_")
+        likely = [harness_folder() / "_".join(parts[:size]) for size in range(len(parts), 0, -1)]
+        for folders in ([one for one in likely if one.is_dir()][:1], task_places().get(name, [])):
+            for folder in folders:
+                if folder not in self._read:
+                    self._read.add(folder)
+                    for key, entry in TaskIndex.build([folder]).items():
+                        self.setdefault(key, entry)
+                if super().__contains__(name):
+                    return True
+        return False
+
+
+class _Builder(TaskFactory):
+    """Builds tasks with a care for broken items."""
+
+    def __init__(self, wish: Wish, short: bool, parts: int) -> None:
+        super().__init__()
+        self._wish, self._short = wish, short
+        self._shares = _shares(wish.samples, parts)
+
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
+        config = self._load_full_config(entry, overrides)
+        samples = next(self._shares)
+        if samples == 0:
+            return Absent(config["task"], "")
+        try:
+            if "class" in config:
+                if self._wish.data_dir is not None:
+                    raise NotReachable("it is written in Python and loads its data by itself, not from files")
+                task = super()._build_task(entry, overrides)
+            else:
+                for key in ("tag", "group", "task_list"):
+                    config.pop(key, None)
+                task = CheckedTask(config, self._wish, samples, self._short)
+        except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
+            return Absent(entry.name, _reason(error))
+        task.set_fewshot_seed(seed=1234)  # the harness's
+        return task
+
+
+def _shares(samples: int | None, parts: int) -> Iterator[int | None]:
+    """How many of ``samples`` items each of ``parts`` tasks has, spread evenly."""
+    for part in range(parts):
+        yield None if samples is None else (part + 1) * samples // parts - part * samples // parts
+    while True:
+        yield samples
+
+
+def _count(index: _Index, name: str) -> int:
+    """How many tasks ``name`` stands for."""
+    entry = index[name]
+    if entry.tags and entry.yaml_path is None:
+        return sum(_count(index, one) for one in entry.tags)
+    members = (entry.cfg or {}).get("task")
+    if not isinstance(members, list):
+        return 1
+    total = 0
+    for member in members:
+        inner = member if isinstance(member, str) else member.get("group", member.get("task"))
+        if isinstance(inner, str) and inner in index:
+            total += _count(index, inner)
+        else:
+            total += len(member.get("task", [])) if isinstance(member, dict) and "group" in member else 1
+    return total
+
+
+def _leaves(built: Any) -> Iterator[Task | Absent]:
+    if isinstance(built, Group | list):
+        for child in built:
+            yield from _leaves(child)
+    else:
+        yield built
+
+
+class CheckedTask(ConfigurableTask):
+    """A task of the harness of which ``samples`` items are asked, spread evenly; those that cannot be asked are left
+    out, and ``problems`` has their numbers by what is wrong. With ``short`` only short and plain items count."""
+
+    def __init__(self, config: dict[str, Any], wish: Wish, samples: int | None, short: bool) -> None:
+        self._wish, self._samples, self._short = wish, samples, short
+        self._local: LocalItems | None = None
+        self._chosen: Any = None
+        self.problems: dict[str, list[int]] = {}
+        self.data_problems: list[str] = []
+        self.numbers: list[int] = []
+        self.wanted = 0
+        if config.get("num_fewshot") != 0:  # as in the harness, 0 is a task's own rule and stays
+            config = {**config, "num_fewshot": wish.shots}
+        super().__init__(config=config)
+        if self._same_items and hasattr(self, "sampler"):
+            self.sampler = _OtherItems(self.sampler.df)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Load the items, from the hub or from a file."""
+        if self._wish.data_dir is None:
+            super().download(deepcopy(dataset_kwargs), **kwargs)
+            return
+        config = self.config
+        part = config.dataset_name or (config.dataset_kwargs or {}).get("name")
+        self._local = local_items(self._wish.data_dir, config.task or "", config.dataset_path or "", part)
+        self.data_problems += self._local.problems
+        items = as_dataset(self._local.records, self.data_problems)
+        shots = as_dataset(self._local.shots, self.data_problems) if self._local.shots else items
+        others = (config.training_split, config.validation_split, self.fewshot_cfg.split)
+        self.dataset = {name: shots for name in others if name} | {self._split: items}
+
+    @property
+    def eval_docs(self) -> Any:
+        """The items that are asked."""
+        if self._chosen is None:
+            self._chosen = self._choose()
+        return self._chosen
+
+    def fewshot_docs(self) -> Any:
+        """The examples that may stand in front of an item; None where there are to be none."""
+        if not self.config.num_fewshot:
+            return None
+        return list(self.eval_docs) if self._same_items else super().fewshot_docs()
+
+    def fewshot_context(self, doc: Any, *args: Any, **kwargs: Any) -> Any:
+        """The prompt of an item, which is none of the examples in front of it."""
+        if self._same_items and self.config.num_fewshot:
+            assert isinstance(self.sampler, _OtherItems)
+            self.sampler.asked = doc
+        return super().fewshot_context(doc, *args, **kwargs)
+
+    def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+        """The harness's figures of an item, and how sure the model is of the right choice."""
+        found = super().process_results(doc, results)
+        if not self._multiple_choice:
+            return found
+        choices = self.doc_to_choice(doc)
+        logprobs = [logprob for logprob, _ in results[: len(choices)]]
+        # Where the choices are contexts all have the same end, so that there is nothing to normalise by.
+        lengths = [1] * len(choices) if self.multiple_input else list(map(len, choices))
+        return confidence(logprobs, lengths, self._right(doc, choices)) | found
+
+    def aggregation(self) -> dict[str, Any]:
+        """How figures of items become one."""
+        return (dict.fromkeys(_EXTRA, mean) if self._multiple_choice else {}) | super().aggregation()
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Which way is better."""
+        return (dict.fromkeys(_EXTRA, True) if self._multiple_choice else {}) | super().higher_is_better()
+
+    @property
+    def _multiple_choice(self) -> bool:
+        return self.OUTPUT_TYPE == "multiple_choice" and not callable(self.config.process_results)
+
+    @property
+    def _split(self) -> str:
+        split = self.config.test_split or self.config.validation_split
+        if split is None:
+            raise NotReachable("it has neither a validation split nor a test split")
+        return split
+
+    @property
+    def _same_items(self) -> bool:
+        """Whether examples come from the items themselves, as a file without others has it."""
+        return self._local is not None and not self._local.shots
+
+    def _choose(self) -> Any:
+        docs = self._processed(self.dataset[self._split])
+        self.features = list(docs.features.keys())
+        numbers = list(range(len(docs)))
+        if self._short:
+            numbers = [number for number in numbers if self._is_short(docs[number])]
+        wanted = min(len(numbers), self._samples or len(numbers))
+        asked = [numbers[place] for place in (np.arange(wanted) * len(numbers) // max(wanted, 1)).tolist()]
+        self.wanted, self.numbers = len(asked), []
+        for number in asked:
+            trouble = self._trouble(docs[number])
+            if trouble is None:
+                self.numbers.append(number)
+            else:
+                self.problems.setdefault(trouble, []).append(number)
+        if not self.numbers:
+            reasons = "; ".join(f"{len(found)} {what}" for what, found in self.problems.items())
+            raise NotReachable(f"none of {len(docs)} items can be asked ({reasons or 'none is short and plain'})")
+        return docs.select(self.numbers)
+
+    def _processed(self, docs: Any) -> Any:
+        """The items as the task reshapes them; those that it cannot reshape are left out."""
+        process = self.config.process_docs
+        if process is None:
+            return docs
+        try:
+            return process(docs)
+        except Exception:  # the task's own code; then each item alone, to see whose fault it is
+            import datasets
+
+            kept = []
+            for number in range(len(docs)):
+                try:
+                    kept.append(process(docs.select([number])))
+                except Exception as error:
+                    self.problems.setdefault(f"are not of the task's form ({_reason(error)})", []).append(number)
+            if not kept:
+                raise
+            return datasets.concatenate_datasets(kept)
+
+    def _trouble(self, doc: Any) -> str | None:
+        """What is wrong with an item, None if it can be asked."""
+        try:
+            text, target = self.doc_to_text(doc), self.doc_to_target(doc)
+            choices = self.doc_to_choice(doc) if self.OUTPUT_TYPE == "multiple_choice" else []
+            right = self._right(doc, choices) if choices else [0]
+        except Exception as error:  # the task's own code on an item that it was not made for
+            return f"left out: not of the task's form ({_reason(error)})"
+        if self.OUTPUT_TYPE == "multiple_choice":
+            if len(choices) < 2 or not all(isinstance(one, str) and one.strip() for one in choices):
+                return "left out: a choice is empty"
+            if not right or not all(0 <= one < len(choices) for one in right):
+                return "left out: no right answer"
+            ends = [target] if isinstance(text, int) else choices
+            if not all(self._wish.fits(f"{self.config.target_delimiter}{one}") for one in ends):
+                return "left out: a choice is longer than the context"
+        elif target is None:
+            return "left out: no right answer"
+        return None
+
+    def _right(self, doc: Any, choices: Sequence[str]) -> list[int]:
+        """The numbers of the right choices; none where the item does not say."""
+        text = self.doc_to_text(doc)
+        gold = text if isinstance(text, int) else self.doc_to_target(doc)
+        if isinstance(gold, str):
+            if gold.isdecimal() and gold not in choices:
+                gold = int(gold)
+            else:
+                return [choices.index(gold)] if gold in choices else []
+        return [gold] if isinstance(gold, int) else list(gold or [])
+
+    def _is_short(self, doc: Any) -> bool:
+        with suppress(Exception):  # an item that cannot be asked is found later, and named
+            choices = self.doc_to_choice(doc)
+            text = self.doc_to_text(doc)
+            if isinstance(text, int):
+                return is_short_and_plain(str(self.doc_to_target(doc)), choices)
+            return is_short_and_plain(str(doc.get("question", text)), choices)
+        return True
+
+
+class _OtherItems(ContextSampler):
+    """Examples from the items themselves: any but the one that is asked."""
+
+    asked: Any = None
+
+    def sample(self, n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> Any:
+        return super().sample(n, eval_doc=self.asked, df=df, **kwargs)
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if isinstance(error, NotReachable) else f"{type(error).__name__}: {text}"[:200]

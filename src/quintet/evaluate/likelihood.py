@@ -1,0 +1,128 @@
+"""What a model makes of each token of a document: its probability, and the token that it would have written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quintet import processes
+from quintet.errors import UserError
+from quintet.evaluate.harness.batches import deal
+from quintet.evaluate.harness.subject import Subject
+from quintet.evaluate.windows import Window, batched, windows
+from quintet.model.mask import document_numbers
+from quintet.tokenize.base import NO_END
+
+_LOGITS = 1 << 24  # numbers that are in memory at once
+_PASS = 4096  # positions of one forward pass
+_FIELDS = 3
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of each token of a document, [tokens]: ``nats`` fp64, its negative log-probability; ``guess`` int64, the
+    likeliest token in its place, -1 where there was none to choose; ``confidence`` fp64, the probability of that."""
+
+    nats: np.ndarray
+    guess: np.ndarray
+    confidence: np.ndarray
+
+
+def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int | None = None) -> list[TokenScores]:
+    """The scores of all tokens of each of ``documents``, int [tokens] without begin and end ids.
+
+    A document is read behind the end id, as one begins in the training. Where the tokenizer has no end id nothing
+    stands before the first token, which then costs what it would by chance, log(vocabulary). What is longer than the
+    context is read in windows (see `windows`). With several processes each reads a part, and all return the same.
+    Raises UserError where the stride is longer than the model's context.
+    """
+    model, end = subject.model, subject.tokenizer.end_id
+    context = model.context_length
+    step = stride or max(1, context // 2)
+    if step > context:
+        raise UserError(f"evaluate.text_modeling.stride: {step} tokens are more than the model's context of {context}")
+    prefix = [] if end == NO_END else [end]
+    whole = [np.concatenate([np.array(prefix, dtype=np.int64), np.asarray(ids, dtype=np.int64)]) for ids in documents]
+    found = [window for index, ids in enumerate(whole) for window in windows(len(ids), context, step, index)]
+    table = [np.full((_FIELDS, len(ids)), np.nan) for ids in whole]
+    for window, values in _read(subject, whole, batched(found, max(_PASS, context))):
+        table[window.document][:, window.first : window.stop] = values
+    if not prefix:
+        chance = subject.tokenizer.vocab_size
+        for one in table:
+            one[:, :1] = [[math.log(chance)], [-1], [1 / chance]]
+    begin = len(prefix)
+    return [TokenScores(one[0, begin:], one[1, begin:].astype(np.int64), one[2, begin:]) for one in table]
+
+
+def _read(
+    subject: Subject, documents: Sequence[np.ndarray], batches: list[list[Window]]
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
+    computed: dict[int, list[np.ndarray]] = {}
+    with _evaluating(subject.model):
+        for number, counts in deal(len(batches), processes.rank(), processes.world()):
+            values = _scores(subject, documents, batches[number])
+            if counts:
+                computed[number] = values
+    for part in processes.gathered(computed):
+        for number, values in part.items():
+            yield from zip(batches[number], values, strict=True)
+
+
+@torch.no_grad()
+def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Window]) -> list[np.ndarray]:
+    """The fields of the predicted tokens of each window, fp64 [fields, tokens], from one forward pass."""
+    model, device = subject.model, subject.compute.device
+    ids = np.zeros((len(batch), max(one.inputs for one in batch)), dtype=np.int64)
+    targets, rows, columns = [], [], []
+    for row, one in enumerate(batch):
+        ids[row, : one.inputs] = documents[one.document][one.start : one.stop - 1]
+        targets.append(documents[one.document][one.first : one.stop])
+        rows.append(np.full(one.stop - one.first, row))
+        columns.append(np.arange(one.first, one.stop) - 1 - one.start)
+    inputs = torch.from_numpy(ids).to(device)
+    known = model.config.tells_documents
+    numbers = document_numbers(inputs, subject.tokenizer.end_id) if known else None
+    # For a mask that lets a prompt see itself backwards, what stands before the first predicted token is the prompt.
+    prompts = torch.tensor([one.first - one.start for one in batch], device=device)
+    # A window of another length would be compiled for.
+    with torch.compiler.set_stance("force_eager"), subject.compute.autocast():
+        hidden = model.hidden(inputs, documents=numbers, prompts=prompts)
+        picked = hidden[_index(rows, device), _index(columns, device)]
+        fields = _fields(subject, picked, _index(targets, device))
+    return np.split(fields, np.cumsum([len(one) for one in targets])[:-1], axis=1)
+
+
+def _fields(subject: Subject, hidden: Tensor, targets: Tensor) -> np.ndarray:
+    """Nats, guess and confidence of ``targets`` [tokens] after ``hidden`` [tokens, width]: fp64 [fields, tokens]."""
+    size = max(1, _LOGITS // subject.model.vocab_size)
+    found = []
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        log_probabilities = subject.model.logits(hidden[part]).float().log_softmax(-1)
+        nats = -log_probabilities.gather(1, targets[part, None])[:, 0]
+        best, guess = log_probabilities.max(-1)
+        found.append(torch.stack([nats.double(), guess.double(), best.double().exp()]).cpu().numpy())
+    return np.concatenate(found, axis=1)
+
+
+def _index(parts: list[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off within."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,146 @@
+"""What a process that torchrun started says when it fails: one message of all processes, and which of them it was.
+
+Each process writes why it ends into the file that torchrun gave it, in the form of torch.distributed.elastic's
+ErrorHandler. `quintet train --nproc` reads these files and speaks for all; under another torchrun the process at fault
+speaks itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from quintet.processes import FailedElsewhere, rank
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+# The role that `quintet train --nproc` gives to its processes, which is how they know it.
+ROLE = "quintet"
+
+# user: somebody can mend it. bug: nobody but a programmer can. lost: another process was gone or did not answer.
+# elsewhere: another process has the error.
+Kind = Literal["user", "bug", "lost", "elsewhere"]
+
+# Another process may have the same to say; the first one says it, and torchrun ends the others while they wait. A
+# process is lost when it has ended, which torchrun sees before a second is over.
+_SECONDS = {"user": 2.0, "bug": 0.0, "lost": 1.0, "elsewhere": 3.0}
+
+# How gloo, NCCL and the store say that somebody else is gone or silent.
+_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection was closed by remote peer",
+    "broken pipe",
+    "timed out waiting",
+    "timed out after",
+    "wait timeout",
+    "connectfullmesh failed",
+    "failed to recv",
+    "failed to send",
+    "remote process exited",
+    "nccl communicator was aborted",
+    "socket timeout",
+    "application timeout caused pair closure",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one process ended: its ``kind``, what there is to say, a line each, the traceback, and the time in seconds
+    since 1970."""
+
+    kind: Kind
+    problems: list[str]
+    trace: str = ""
+    at: float = field(default_factory=time.time)
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ
+
+
+def end_with_launcher() -> None:
+    """Have this process killed when the `quintet train --nproc` that started it is, so that nobody trains unseen. Linux
+    alone can do this."""
+    if os.environ.get("ROLE_NAME") != ROLE or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def kind_of(error: BaseException, mendable: bool) -> Kind:
+    """What ``error``, which ends this process, is to the others; ``mendable`` says whether the user can mend it."""
+    if isinstance(error, FailedElsewhere):
+        return "elsewhere"
+    if mendable:
+        return "user"
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    return "lost" if _is_lost(first) else "bug"
+
+
+def leave(error: BaseException, problems: list[str], code: int) -> NoReturn:
+    """End this process, one of several, with ``code`` after the ``error`` that is told by ``problems``, or by its
+    traceback when there are none.
+
+    It neither unwinds further nor waits for anybody, since those it could wait for may be gone.
+    """
+    kind = kind_of(error, bool(problems))
+    if kind == "lost":
+        problems = [f"another process is gone or has not answered in parallel.timeout_seconds ({_in_a_line(error)})"]
+    failure = Failure(kind, problems or [_in_a_line(error)], traceback.format_exc())
+    _record(error, failure)
+    alone = os.environ.get("ROLE_NAME") != ROLE
+    if alone and failure.kind == "user" and rank() == 0:
+        _say(failure)
+    elif alone and failure.kind == "bug":
+        print(f"process {rank()} failed:\n{failure.trace}", file=sys.stderr)
+    if rank() or failure.kind != "user":
+        time.sleep(_SECONDS[failure.kind])
+    if alone and failure.kind in ("user", "lost") and (rank() or failure.kind == "lost"):
+        _say(failure)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def read_failure(message: Any) -> Failure | None:
+    """What `leave` has written, from the message of torchelastic's ProcessFailure; None when it is somebody else's."""
+    told = message.get("extraInfo", {}).get("quintet") if isinstance(message, dict) else None
+    return None if told is None else Failure(**told)
+
+
+def _record(error: BaseException, failure: Failure) -> None:
+    """Write ``failure`` where torchrun, which shows the traceback, and `quintet train --nproc` find it."""
+    callstack = failure.trace if failure.kind == "bug" else "\n".join(failure.problems)
+    told = {"kind": failure.kind, "problems": failure.problems, "trace": failure.trace, "at": failure.at}
+    info = {"py_callstack": callstack, "timestamp": str(int(failure.at)), "quintet": told}
+    record = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": info}}
+    file = os.environ["TORCHELASTIC_ERROR_FILE"]
+    # Whole or not at all: torchrun may end this process at any moment, and fails on half a file.
+    with open(f"{file}.new", "w", encoding="utf-8") as out:
+        json.dump(record, out)
+    os.replace(f"{file}.new", file)
+
+
+def _say(failure: Failure) -> None:
+    for problem in failure.problems:
+        print(f"error: {f'process {rank()}: ' if rank() else ''}{problem}", file=sys.stderr)
+
+
+def _is_lost(error: BaseException) -> bool:
+    # A CheckpointException tells the errors of all processes, and is no Exception.
+    by_network = isinstance(error, RuntimeError) or type(error).__name__ == "CheckpointException"
+    return by_network and any(sign in str(error).lower() for sign in _LOST)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,46 @@
+"""Files and folders that appear at once and whole, also when the process is killed or several write the same one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def unfinished_name(place: Path) -> Path:
+    """Another name for ``place`` until it is whole, which no other writer has, on this machine or another."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write ``file``, in UTF-8 and with line ends as in ``text``; a kill leaves the old file or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(file)
+    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(unfinished, file)
+
+
+@contextmanager
+def new_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
+    """An empty folder to fill, which gets the name ``folder`` when the block ends and is removed when the block fails.
+
+    ``folder`` is not there yet, or empty. Where it is ``shared``, others may write the same one meanwhile, and the
+    first of them stays. Raises OSError when ``folder`` holds something and is not shared.
+    """
+    unfinished = unfinished_name(folder)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            if not (shared and folder.is_dir()):
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

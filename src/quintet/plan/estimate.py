@@ -1,0 +1,127 @@
+"""From what a rank does to how long a run takes, and what to change when it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from quintet.config.parallel import FSDPConfig, HSDPConfig
+from quintet.config.part import Part
+from quintet.config.schema import RunConfig
+from quintet.plan.machine import Machine
+from quintet.plan.rehearse import Rehearsal, rehearse
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step: ``compute`` of its operations, ``within`` a machine and ``across`` machines what is sent.
+
+    A step takes at least the longer of computing and sending, when one hides the other, and at most their sum.
+    """
+
+    compute: float
+    within: float
+    across: float
+
+    @property
+    def least(self) -> float:
+        """All that is sent is hidden behind the computation, or the other way round."""
+        return max(self.compute, self.within + self.across)
+
+    @property
+    def most(self) -> float:
+        """Nothing is hidden."""
+        return self.compute + self.within + self.across
+
+
+def step_time(found: Rehearsal, machine: Machine) -> StepTime:
+    """How long a step of ``found`` takes on ``machine``."""
+    wire = {across: sum(entry.wire for entry in found.traffic if entry.across == across) for across in (False, True)}
+    return StepTime(found.seconds, wire[False] / machine.node_bandwidth, wire[True] / machine.bandwidth)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings, by their keys, and the peak with them, in bytes."""
+
+    settings: dict[str, Any]
+    peak: int
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.settings.items())
+
+
+def find_change(
+    config: RunConfig, vocab_size: int, machine: Machine, found: Rehearsal
+) -> tuple[Change | None, Change | None]:
+    """The first change of settings with which ``config`` fits the devices of ``machine``, found by trying, and the one
+    with the lowest peak of those that were tried before it, if any."""
+    best: Change | None = None
+    for settings in _candidates(config, machine, found):
+        trial = rehearse(changed(config, settings), vocab_size, machine, found.precision)
+        change = Change(settings, trial.memory.peak)
+        if change.peak <= machine.memory:
+            return change, best
+        if best is None or change.peak < best.peak:
+            best = change
+    return None, best
+
+
+def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """``config`` with ``settings`` by their keys."""
+    for name, value in settings.items():
+        if name == "parallel.kind":
+            config = config.model_copy(update={"parallel": FSDPConfig(kind="fsdp")})
+            continue
+        section, key = name.split(".")
+        part: Part = getattr(config, section)
+        config = config.model_copy(update={section: part.model_copy(update={key: value})})
+    return config
+
+
+def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterator[dict[str, Any]]:
+    """Changes of settings, those that cost least first; what they leave as large as the memory is not tried."""
+    memory, now = found.memory, config.train.activation_checkpointing
+    fewer: list[dict[str, Any]] = [
+        {"train.activation_checkpointing": how} for how in ("selective", 1) if now == "none" or how == 1 != now
+    ]
+    micro = found.shape.micro_batch_size
+    smaller = [size for size in range(micro - 1, 0, -1) if found.shape.samples % size == 0]
+    single = [{"train.micro_batch_size": size} for size in _halves(smaller)]
+    if config.train.accumulation is not None:
+        passes = config.batch.samples
+        single = [one | {"train.accumulation": passes // one["train.micro_batch_size"]} for one in single]
+    state = memory.parameters + memory.optimizer + memory.gradients - memory.host
+    both = (fewer[-1] if fewer else {}) | (single[-1] if single else {})
+    if state < machine.memory:
+        yield from (*fewer, *single)
+        if fewer and single:
+            yield both
+    spread = _spreading(found, machine)
+    for settings in spread:
+        yield settings
+        if both:
+            yield both | settings
+    if isinstance(found.strategy.config, FSDPConfig | HSDPConfig) or spread:
+        if not getattr(found.strategy.config, "offload", False):
+            yield both | (spread[-1] if spread else {}) | {"parallel.offload": True}
+
+
+def _spreading(found: Rehearsal, machine: Machine) -> list[dict[str, Any]]:
+    """How weights could be spread further."""
+    config = found.strategy.config
+    if machine.devices == 1:
+        return []
+    if not found.strategy.sharded or isinstance(config, HSDPConfig):
+        return [{"parallel.kind": "fsdp"}]
+    return [{"parallel.shard": "full"}] if getattr(config, "shard", "") == "grad_op" else []
+
+
+def _halves(sizes: list[int]) -> list[int]:
+    """Of ``sizes``, falling, those that at least halve what came before, and the last."""
+    kept: list[int] = []
+    for size in sizes:
+        if not kept or size <= kept[-1] / 2 or size == sizes[-1]:
+            kept.append(size)
+    return kept

@@ -1,0 +1,330 @@
+"""One rank's step, taken by the code that trains, on tensors without numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_iter
+
+from quintet.config.model import TransformerConfig
+from quintet.config.parallel import DDPConfig, DeepSpeedConfig
+from quintet.config.schema import BatchShape, RunConfig
+from quintet.data.batch import Batch
+from quintet.errors import UserError
+from quintet.model import Model
+from quintet.plan.counting import Counter, Sent, bytes_of
+from quintet.plan.fake_world import fake_world
+from quintet.plan.machine import Machine
+from quintet.tokenize import Tokenizer
+from quintet.train.activation_checkpointing import checkpoint_activations
+from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine
+from quintet.train.learner import Learner
+from quintet.train.model import context_length, make_model, make_objective
+from quintet.train.optimizer import build_optimizer
+from quintet.train.parallel.shard import make_mesh, replicate, shard
+from quintet.train.parallel.strategy import (
+    Strategy,
+    Surroundings,
+    choose_strategy,
+    mesh_shape,
+    share_of_batch,
+    state_bytes_of,
+)
+
+Figures = dict[Any, float]
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of the first rank, which has no less than any other.
+
+    ``parameters`` (with the model's tables), ``gradients`` after the last pass and ``optimizer`` state are what it
+    holds of them. ``activations`` is what one forward pass leaves for its backward pass. ``peak`` is the most that
+    is alive at one time; ``gathered`` are the weights of other ranks that are there then. ``host`` is what of the
+    first three lies in the memory of the host, and not in the peak.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    gathered: int
+    peak: int
+    host: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Calls of one collective in a step in a group of ``processes`` ranks, on one machine or ``across`` several, and the
+    bytes of the whole tensors: what an all-gather gives, what a reduce-scatter or an all-reduce takes."""
+
+    collective: str
+    processes: int
+    across: bool
+    calls: int
+    bytes: int
+
+    @property
+    def wire(self) -> float:
+        """Bytes that each rank sends when they stand in a ring: (n − 1)/n of the whole, twice that for an all-reduce."""
+        return (2 if self.collective == "all-reduce" else 1) * self.bytes * (self.processes - 1) / self.processes
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A step of one rank: ``flops`` of its matrix products and attention, those that are computed again among them, and
+    the ``seconds`` that its operations take by the roofline, one after the other."""
+
+    strategy: Strategy
+    shape: BatchShape
+    precision: str
+    memory: RankMemory
+    traffic: tuple[Traffic, ...]
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What of a tokenizer a model is built from."""
+
+    vocab_size: int
+    end_id: int = 0
+
+
+def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False) -> Rehearsal:
+    """Take two steps of ``config`` as the first of the ranks of ``machine``; the second, when the optimizer has its
+    state, is what counts.
+
+    A deep transformer is rehearsed with two smaller numbers of blocks unless ``whole``: all that is counted is linear in
+    them. Raises UserError for what cannot be spread over so many devices, as training would.
+    """
+    tokenizer = cast(Tokenizer, _Sizes(vocab_size))
+    around = Surroundings(machine.devices, machine.local, machine.memory)
+    shape = share_of_batch(config.batch, machine.devices)
+    outline = _outline(config, tokenizer)
+    strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *_counts(outline)))
+    _check(strategy, precision, machine)
+
+    def figures(config: RunConfig, outline: Model) -> Figures:
+        return _figures(config, tokenizer, outline, strategy, shape, precision, machine)
+
+    depths = None if whole else sample_depths(config)
+    if depths is None or not isinstance(config.model, TransformerConfig):
+        found = figures(config, outline)
+    else:
+        less, more = (_with_layers(config, depth) for depth in depths)
+        few, many = (figures(one, _outline(one, tokenizer)) for one in (less, more))
+        found = extended(few, many, (config.model.layers - depths[0]) / (depths[1] - depths[0]))
+    return _rehearsal(found, strategy, shape, precision, machine)
+
+
+def sample_depths(config: RunConfig) -> tuple[int, int] | None:
+    """Two numbers of blocks that stand for all of a transformer's, or None where that saves nothing.
+
+    Where each n-th block keeps less, both differ from the whole by a multiple of n.
+    """
+    if not isinstance(config.model, TransformerConfig):
+        return None
+    every = config.train.activation_checkpointing
+    period = every if isinstance(every, int) else 1
+    step = period if period > 1 else 2
+    low = 4 + (config.model.layers - 4) % period
+    low += 2 * period if period > 2 else 0
+    return (low, low + step) if 2 * low + step < config.model.layers else None
+
+
+def extended(few: Figures, many: Figures, times: float) -> Figures:
+    """``few`` and ``times`` what ``many`` has more."""
+    return {name: value + times * (many[name] - value) for name, value in few.items() if name in many}
+
+
+def _with_layers(config: RunConfig, layers: int) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"layers": layers})})
+
+
+def _figures(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    outline: Model,
+    strategy: Strategy,
+    shape: BatchShape,
+    precision: str,
+    machine: Machine,
+) -> Figures:
+    compute = Compute(torch.device("cpu"), precision, compile=False, reason="")
+    around = Surroundings(machine.devices, machine.local, machine.memory)
+    grouped = strategy.kind != "none"
+    with fake_world(machine.devices, machine.per_node, grouped=grouped, accelerator=machine.accelerator):
+        learner = _learner(config, tokenizer, outline, strategy, around, compute)
+        counter = Counter()
+        with FakeTensorMode(allow_non_fake_inputs=True), counter.resizing(), counter:
+            engine = _engine(config, learner, outline, strategy, shape, compute)
+            return _Steps(engine, counter, shape, tokenizer.vocab_size, machine).take()
+
+
+def _rehearsal(found: Figures, strategy: Strategy, shape: BatchShape, precision: str, machine: Machine) -> Rehearsal:
+    number = {name: round(value) for name, value in found.items() if name != "seconds"}
+    peak, phase = max((value, name[1]) for name, value in number.items() if name[0] == "peak")
+    state = number["parameters"] + number["optimizer"]
+    away = bool(getattr(strategy.config, "offload", False))
+    memory = RankMemory(
+        parameters=number["parameters"],
+        gradients=number["gradients"],
+        optimizer=number["optimizer"],
+        activations=number["activations"],
+        gathered=number["gathered", phase],
+        peak=peak - state if away else peak,
+        host=state + number["gradients"] if away else 0,
+    )
+    traffic = []
+    for name, calls in number.items():
+        if name[0] == "calls":
+            _, collective, ranks = name
+            across = len({rank // machine.per_node for rank in ranks}) > 1
+            traffic.append(Traffic(collective, len(ranks), across, calls, number["bytes", collective, ranks]))
+    traffic.sort(key=lambda entry: -entry.bytes)
+    return Rehearsal(strategy, shape, precision, memory, tuple(traffic), number["flops"], found["seconds"])
+
+
+def _check(strategy: Strategy, precision: str, machine: Machine) -> None:
+    if isinstance(strategy.config, DeepSpeedConfig):
+        raise UserError("parallel.kind: deepspeed is not rehearsed; plan with fsdp, which shards in the same way")
+    if strategy.kind == "none" and machine.devices > 1:
+        raise UserError(f"parallel.kind: none is for one device, and there are {machine.devices}; set it to auto")
+    if strategy.sharded and precision == "fp16":
+        raise UserError("train.precision: fp16 is not done for sharded weights; take bf16 or fp32")
+
+
+def _outline(config: RunConfig, tokenizer: Tokenizer) -> Model:
+    """The model of ``config`` on the meta device."""
+    if isinstance(config.model, TransformerConfig):
+        return make_model(config, tokenizer, outline=True)
+    from quintet.model.pretrained_loading import outline_pretrained
+
+    return outline_pretrained(config.model, tokenizer.vocab_size, context_length(config))
+
+
+def _learner(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    outline: Model,
+    strategy: Strategy,
+    around: Surroundings,
+    compute: Compute,
+) -> nn.Module:
+    """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
+    views of it, which fake tensors are slow at."""
+    checkpoint_activations(outline.blocks, config.train.activation_checkpointing)
+    learner = Learner(outline, make_objective(config, tokenizer))
+    if strategy.sharded:
+        shard(learner, strategy, make_mesh(mesh_shape(strategy, around), "cpu"), compute)
+    return learner
+
+
+def _engine(
+    config: RunConfig, learner: nn.Module, model: Model, strategy: Strategy, shape: BatchShape, compute: Compute
+) -> TorchEngine:
+    model.to_empty(device="cpu")
+    if isinstance(strategy.config, DDPConfig):
+        learner = replicate(learner, strategy.config, compute)
+    optimizer = build_optimizer(config.optimizer, model)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TorchEngine(learner, model, optimizer, scaler, config, shape, compute)
+
+
+class _Steps:
+    """The passes of a rank, counted. With accumulation one pass without and one with sending stand for all."""
+
+    def __init__(
+        self, engine: TorchEngine, counter: Counter, shape: BatchShape, vocab_size: int, machine: Machine
+    ) -> None:
+        self.engine, self.counter, self.shape, self.machine = engine, counter, shape, machine
+        self.passes = min(shape.accumulation, 2)
+        engine.shape = replace(shape, samples=self.passes * shape.micro_batch_size, accumulation=self.passes)
+        ids = np.arange(engine.shape.tokens).reshape(engine.shape.samples, shape.sequence_length) % vocab_size
+        self.batch = Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size)
+        self.activations = self._before = 0
+        self._marks: list[tuple[int, dict[Any, Sent]]] = []
+
+    def take(self) -> Figures:
+        """Two steps, the second of which is watched."""
+        counter, engine = self.counter, self.engine
+        engine.accumulate(self.batch, 1)
+        engine.update(0.0)
+        counter.reset()
+        hooks = self._watch()
+        engine.accumulate(self.batch, 2)
+        gradients = bytes_of(p.grad for p in engine.model.parameters() if p.grad is not None)
+        counter.enter("update")
+        engine.update(0.0)
+        for hook in hooks:
+            hook.remove()
+        return self._figures(gradients)
+
+    def _watch(self) -> list[Any]:
+        learner, blocks = self.engine.learner, list(self.engine.model.blocks)
+        hooks = [
+            learner.register_forward_pre_hook(self._begin_pass, prepend=True),
+            learner.register_forward_hook(self._end_forward),
+        ]
+        for index, block in enumerate(blocks):
+            behind = len(blocks) - 1 - index
+            phase = ("first", index) if index < behind else ("last", behind)
+            hooks.append(block.register_forward_hook(partial(self._end_block, phase)))
+        return hooks
+
+    def _begin_pass(self, *_: Any) -> None:
+        counter = self.counter
+        self._before = counter.live - counter.gathered
+        self._marks.append((len(counter.calls), {name: replace(sent) for name, sent in counter.sent.items()}))
+        counter.enter(("forward", len(self._marks)))
+
+    def _end_block(self, phase: Any, _: nn.Module, __: Any, out: Any) -> None:
+        """When the gradient of what a block gave is known, its backward pass begins."""
+        given = next((value for value in tree_iter(out) if isinstance(value, Tensor)), None)
+        if given is not None and given.requires_grad:
+            given.register_hook(lambda _: self.counter.enter((*phase, len(self._marks))))
+
+    def _end_forward(self, *_: Any) -> None:
+        self.activations = self.counter.live - self.counter.gathered - self._before
+        self.counter.enter(("head", len(self._marks)))
+
+    def _figures(self, gradients: int) -> Figures:
+        counter, model, others = self.counter, self.engine.model, self.shape.accumulation - self.passes
+        state = (value for kept in self.engine.optimizer.state.values() for value in kept.values())
+        found: Figures = {
+            "parameters": bytes_of([*model.parameters(), *model.buffers()]),
+            "gradients": gradients,
+            "optimizer": bytes_of(value for value in state if isinstance(value, Tensor)),
+            "activations": self.activations,
+        }
+        for phase, (peak, gathered) in counter.peaks.items():
+            found["peak", phase], found["gathered", phase] = peak, gathered
+        # The passes that are not taken are as the first.
+        calls, sent = self._marks[1] if self.passes > 1 else (0, {})
+        for name, count in counter.sent.items():
+            again = sent.get(name, Sent())
+            found["calls", *name] = count.calls + others * again.calls
+            found["bytes", *name] = count.bytes + others * again.bytes
+        work, again = counter.calls, counter.calls[:calls]
+        found["flops"] = sum(flops for flops, _ in work) + others * sum(flops for flops, _ in again)
+        found["seconds"] = sum(map(self._seconds, work)) + others * sum(map(self._seconds, again))
+        return found
+
+    def _seconds(self, call: tuple[int, int]) -> float:
+        """The roofline (Williams et al. 2009): an operation waits for its products or for its memory."""
+        machine = self.machine
+        return max(call[0] / (machine.peak_flops * machine.utilisation), call[1] / machine.memory_bandwidth)
+
+
+def _counts(model: Model) -> tuple[int, int]:
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

@@ -1,0 +1,141 @@
+"""A plan for devices: what each of them holds, sends and takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.plan.cost import Plan, size
+from quintet.plan.estimate import Change, StepTime, find_change, step_time
+from quintet.plan.machine import Machine
+from quintet.plan.rehearse import Rehearsal, rehearse
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """``plan`` on ``machine``. ``change`` makes it fit where it does not, None where nothing that was tried does;
+    ``closest`` has the lowest peak of what was tried and does not fit."""
+
+    plan: Plan
+    machine: Machine
+    rehearsal: Rehearsal
+    time: StepTime
+    change: Change | None = None
+    closest: Change | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the memory of a device."""
+        return self.rehearsal.memory.peak <= self.machine.memory
+
+    @property
+    def utilisation(self) -> tuple[float, float]:
+        """Model FLOPs utilisation at most and at least: FLOPs that the model needs by the peak of the devices."""
+        peak = self.machine.peak_flops * self.machine.devices
+        flops = self.plan.flops_per_token * self.plan.tokens_per_step
+        return flops / self.time.least / peak, flops / self.time.most / peak
+
+    def lines(self) -> list[str]:
+        """The plan for devices as a person reads it."""
+        found, machine = self.rehearsal, self.machine
+        memory, shape = found.memory, found.shape
+        where = f"{machine.devices:,} × {machine.local} a machine" if machine.devices > machine.local else "1 machine"
+        first = f"{machine.devices:,} ({where})" if machine.devices > 1 else "1"
+        return [
+            f"devices      {first}, {size(machine.memory)} each, in {found.precision}",
+            f"parallel     {found.strategy.kind} ({found.strategy.reason}), "
+            f"{shape.accumulation} × {shape.micro_batch_size} samples each a step",
+            f"each holds   {size(memory.parameters)} parameters + {size(memory.gradients)} gradients + "
+            f"{size(memory.optimizer)} optimizer" + (f", {size(memory.host)} on the host" if memory.host else ""),
+            f"activations  {size(memory.activations)} of a micro-batch",
+            f"peak         {size(memory.peak)}, {memory.peak / machine.memory:.0%} of a device"
+            + (f", {size(memory.gathered)} of it gathered weights" if memory.gathered else ""),
+            *self._advice(),
+            *(
+                f"each step    {entry.collective} of {size(entry.bytes)} in {entry.calls:,} calls, {entry.processes:,} "
+                f"ranks {'across machines' if entry.across else 'of a machine'}: {size(entry.wire)} sent by each"
+                for entry in found.traffic
+            ),
+            *self._time(),
+        ]
+
+    def _advice(self) -> list[str]:
+        if self.fits:
+            return []
+        if self.change is not None:
+            return [f"too large    {self.change} fits: {size(self.change.peak)} at the peak"]
+        tried = f"; {self.closest} comes to {size(self.closest.peak)}" if self.closest else ""
+        return [f"too large    no setting that was tried fits{tried}: take more devices or a shorter sequence"]
+
+    def _time(self) -> list[str]:
+        machine, time, steps = self.machine, self.time, self.plan.steps
+        high, low = self.utilisation
+        sent = time.within + time.across
+        between = f"{_duration(time.least)} to {_duration(time.most)}" if sent else _duration(time.compute)
+        total = (
+            f"{_duration(steps * time.least)} to {_duration(steps * time.most)}"
+            if sent
+            else _duration(steps * time.compute)
+        )
+        shares = f"{high:.0%} to {low:.0%}" if sent else f"{high:.0%}"
+        return [
+            f"step         {between}: {_duration(time.compute)} computing, {_duration(sent)} sending "
+            f"({_duration(time.within)} in machines, {_duration(time.across)} across)",
+            f"run          {total}, {shares} of {machine.devices * machine.peak_flops:.3g} FLOP/s",
+            f"assumed      {machine.peak_flops:.3g} FLOP/s a device, of which matrix products reach "
+            f"{machine.utilisation:.0%}; memory {size(machine.memory_bandwidth)}/s"
+            + (
+                f", {size(machine.node_bandwidth)}/s in a machine, {size(machine.bandwidth)}/s across"
+                if machine.devices > 1
+                else ""
+            ),
+        ]
+
+    def values(self) -> dict[str, Any]:
+        """The plan for JSON: bytes, seconds and FLOPs."""
+        found = self.rehearsal
+        advice = {} if self.fits else {"change": self.change and asdict(self.change)}
+        return {
+            "machine": asdict(self.machine),
+            "parallel": {"kind": found.strategy.kind, "reason": found.strategy.reason},
+            "micro_batch_size": found.shape.micro_batch_size,
+            "accumulation": found.shape.accumulation,
+            "precision": found.precision,
+            "memory": asdict(found.memory),
+            "fits": self.fits,
+            **advice,
+            "traffic": [asdict(entry) | {"wire": entry.wire} for entry in found.traffic],
+            "flops": found.flops,
+            "step_seconds": asdict(self.time) | {"least": self.time.least, "most": self.time.most},
+            "run_seconds": {"least": self.plan.steps * self.time.least, "most": self.plan.steps * self.time.most},
+        }
+
+
+def plan_devices(config: RunConfig, plan: Plan, machine: Machine, precision: str) -> DevicePlan:
+    """What ``config``, whose ``plan`` is made, does on ``machine``. Raises UserError for what cannot be spread so, and
+    for a model that computes with numbers which a rehearsal has not."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    try:
+        found = rehearse(config, plan.vocab_size, machine, precision)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"model: cannot be rehearsed: it computes with numbers that depend on the data ({error.func})"
+        ) from error
+    change = closest = None
+    if found.memory.peak > machine.memory:
+        change, closest = find_change(config, plan.vocab_size, machine, found)
+    return DevicePlan(plan, machine, found, step_time(found, machine), change, closest)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    for unit, length in (("min", 60), ("h", 3600)):
+        if seconds < 120 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 86400:,.3g} days"

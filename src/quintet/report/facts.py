@@ -1,0 +1,98 @@
+"""What a run folder says of a run, read without loading a model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quintet.config.schema import RunConfig
+from quintet.track.jsonl import read_metrics
+from quintet.train.run_folder import read_run_config
+
+MEASURED = ("benchmark/", "text/", "music/")
+"""Groups of metrics that are measured after the validation loss."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric at the steps where it was recorded: int64 and fp64 [records]."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def last(self) -> float | None:
+        """The value recorded last; None where there is none."""
+        return float(self.values[-1]) if self.values.size else None
+
+    @property
+    def least(self) -> tuple[float, int] | None:
+        """The smallest finite value and its step; None where there is none."""
+        finite = np.where(np.isfinite(self.values), self.values, np.inf)
+        if not np.isfinite(finite).any():
+            return None
+        at = int(np.argmin(finite))
+        return float(self.values[at]), int(self.steps[at])
+
+    def smoothed(self, records: int) -> Series:
+        """The mean over each ``records`` records, at the step of the last of them; the same for fewer than 2."""
+        if records < 2:
+            return self
+        count = len(self.values) // records
+        used = self.values[: count * records].reshape(count, records)
+        return Series(self.steps[records - 1 : count * records : records], used.mean(1))
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run's folder, run file, and the records of its metrics."""
+
+    folder: Path
+    config: RunConfig
+    records: Sequence[dict[str, float]]
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+    @cached_property
+    def step(self) -> int:
+        """The last step that was recorded."""
+        return max((int(record["step"]) for record in self.records), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were trained on up to there."""
+        return self.step * self.config.batch.tokens
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median over the records; None where there is none."""
+        values = self.series("speed/tokens_per_second").values
+        return statistics.median(values.tolist()) if values.size else None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every metric that was recorded, in the order in which it first was."""
+        return list(dict.fromkeys(name for record in self.records for name in record if name != "step"))
+
+    def series(self, name: str) -> Series:
+        """A metric over the steps; empty where it was never recorded."""
+        found = [(int(record["step"]), record[name]) for record in self.records if name in record]
+        return Series(np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], float))
+
+    def measured(self) -> dict[str, float]:
+        """The last value of every metric of benchmarks, texts and music."""
+        last = {name: self.series(name).last for name in self.names if name.startswith(MEASURED)}
+        return {name: value for name, value in last.items() if value is not None}
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """The facts of the run in ``folder``. Raises UserError when there is none."""
+    return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl"))

@@ -1,0 +1,138 @@
+"""Curves of runs: a picture to compare several, and drawings for the page of one."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quintet.errors import UserError
+from quintet.report.facts import RunFacts, Series
+
+COLOURS = ("#2f7fc1", "#d9731a", "#2e9e6b", "#b4509c", "#8a7a1f", "#6f6fd0", "#c0504d", "#4a9aa5")
+"""Told apart on white and on black."""
+_INK = "#010203"  # replaced in a drawing by the colour of the text around it
+_POINTS = 400  # of a curve: more than a person sees
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a plot; ``marked`` has a point at each record, ``faint`` stands behind the others."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    marked: bool = False
+    faint: bool = False
+
+
+def training_curves(run: RunFacts, colour: str, label: str = "training") -> list[Curve]:
+    """The training loss over tokens: as recorded, faint, and smoothed."""
+    series, tokens = run.series("train/loss"), run.config.batch.tokens
+    if not series.values.size:
+        return []
+    raw = series.smoothed(len(series.values) // (4 * _POINTS))
+    smooth = series.smoothed(max(1, len(series.values) // 60))
+    return [
+        Curve("", raw.steps * tokens, raw.values, colour, faint=True),
+        Curve(label, smooth.steps * tokens, smooth.values, colour),
+    ]
+
+
+def curve(run: RunFacts, series: Series, label: str, colour: str, marked: bool = False) -> Curve:
+    """Any metric over tokens."""
+    thinned = series if marked else series.smoothed(len(series.values) // _POINTS)
+    return Curve(label, thinned.steps * run.config.batch.tokens, thinned.values, colour, marked=marked)
+
+
+def svg(title: str, curves: Sequence[Curve]) -> str:
+    """A drawing for a page, in the page's own text colour, without a frame; see `draw`."""
+    figure = draw([(title, curves)], (5.2, 2.7), ink=_INK)
+    stream = io.StringIO()
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    # Ids are the page's, not the drawing's; the size is the column's.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1).strip()
+
+
+def compared(runs: Sequence[RunFacts]) -> bytes:
+    """A PNG of the losses of ``runs`` over the tokens that they were trained on."""
+    names = _names(runs)
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
+    of_each = list(zip(runs, names, colours, strict=True))
+    train = [one for run, name, colour in of_each for one in training_curves(run, colour, name)]
+    plots = [("training loss (nats a token)", train)]
+    for metric, title in (("loss", "validation loss (nats a token)"), ("bits_per_byte", "validation, bits per byte")):
+        found = [
+            curve(run, run.series(f"validation/{metric}"), name, colour, marked=True) for run, name, colour in of_each
+        ]
+        plots.append((title, [one for one in found if one.x.size]))
+    plots = [(title, curves) for title, curves in plots if curves]
+    if not plots:
+        raise UserError("compare: none of the runs has recorded a loss yet; there is nothing to draw")
+    figure = draw(plots, (5.2 * len(plots), 3.6), ink="#222222")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def draw(plots: Sequence[tuple[str, Sequence[Curve]]], size: tuple[float, float], ink: str) -> Any:
+    """A matplotlib Figure of ``size`` inches with a plot for each title and its curves, side by side, over tokens.
+
+    Raises UserError where matplotlib is missing.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("a plot needs matplotlib: pip install 'quintet[report]'") from None
+    style: dict[Any, Any] = {"font.size": 9, "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink}
+    with matplotlib.rc_context({**style, "ytick.color": ink, "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        for index, (title, curves) in enumerate(plots):
+            _plot(figure.add_subplot(1, len(plots), index + 1), title, curves)
+    return figure
+
+
+def _plot(axes: Any, title: str, curves: Sequence[Curve]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for one in curves:
+        width, alpha = (0.8, 0.35) if one.faint else (1.6, 1.0)
+        points = {"marker": "o", "markersize": 3} if one.marked else {}
+        axes.plot(one.x, one.y, color=one.colour, label=one.label or None, linewidth=width, alpha=alpha, **points)
+    _zoom(axes, curves)
+    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(axis="y", linewidth=0.4, alpha=0.35)
+    axes.spines[["top", "right"]].set_visible(False)
+    if sum(bool(one.label) for one in curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _zoom(axes: Any, curves: Sequence[Curve]) -> None:
+    """Leave out of sight what single records overshoot, so that the rest can be told apart."""
+    values = np.concatenate([one.y for one in curves])
+    values = values[np.isfinite(values)]
+    if values.size < 20:
+        return
+    low, high = float(values.min()), float(np.quantile(values, 0.99))
+    if high > low:
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+
+
+def _names(runs: Sequence[RunFacts]) -> list[str]:
+    """The names of the runs, or their folders where two have the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

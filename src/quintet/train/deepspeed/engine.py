@@ -1,0 +1,209 @@
+"""The steps of a run on DeepSpeed's engine (Rajbhandari et al. 2020), with ZeRO's stages 0 to 3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from quintet.config.schema import BatchShape, RunConfig
+from quintet.data.batch import Batch
+from quintet.model import Model
+from quintet.processes import from_first, is_first, rank, world
+from quintet.train.compute import Compute
+from quintet.train.deepspeed.scale import LossScale, scaler_of
+from quintet.train.deepspeed.values import Values, materialise, relink, values_of
+from quintet.train.optimizer import set_learning_rate
+from quintet.train.step import micro_batches, share_of_loss
+
+
+class InPrecision(nn.Module):
+    """``learner`` within autocast, which DeepSpeed's engine switches off around the module that it is given."""
+
+    def __init__(self, learner: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.learner, self.compute = learner, compute
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """See ``Learner``. Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay."""
+        precision = self.compute.precision
+        with torch.autocast(
+            self.compute.device.type, self.compute.dtype, enabled=precision != "fp32", cache_enabled=False
+        ):
+            return self.learner(*inputs)
+
+
+class DeepSpeedEngine:
+    """DeepSpeed's ``engine`` behind the protocol of ``quintet.train.engine.Engine``.
+
+    ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
+    part of a batch.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        model: Model,
+        groups: list[dict[str, Any]],
+        config: RunConfig,
+        shape: BatchShape,
+        compute: Compute,
+    ) -> None:
+        self.engine, self.model, self.config, self.shape, self.compute = engine, model, config, shape, compute
+        self._plain = replace(compute, precision="fp32")
+        self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
+        self.scaler = LossScale(compute.device, scaler_of(engine))
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in groups]
+        self._values: Values = values_of(engine)
+
+    def accumulate(self, batch: Batch, step: int) -> Tensor:
+        """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number;
+        DeepSpeed takes the mean of the processes' gradients, and is kept from dividing by the number of passes."""
+        loss = torch.zeros((), device=self.compute.device)
+        first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
+        parts = micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
+        for number, part in enumerate(parts):
+            self.engine.set_gradient_accumulation_boundary(number == last)
+            share = share_of_loss(self.engine, part, self.config, self._plain)
+            self.engine.backward(share * world(), scale_wrt_gas=False)
+            loss += share.detach()
+        if world() > 1:
+            dist.all_reduce(loss)
+        return loss
+
+    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+        """See ``Engine``. DeepSpeed clips, and leaves out a step whose norm is not finite."""
+        set_learning_rate(self.engine.optimizer, rate)
+        norm: Any = self._norm_of_whole()
+        if norm is not None and not math.isfinite(norm):
+            self.engine.zero_grad()
+            return self._scalar(norm), self._scalar(1.0)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return self._scalar(norm), self._scalar(float(not self.engine.was_step_applied()))
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """See ``Engine``."""
+        return self._whole() if self.engine.zero_optimization_stage() == 3 else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """See ``Engine``. The first process has all of it, on the host, and the others have nothing."""
+        materialise(self.engine, self._values)
+        relink(self.engine)
+        weights: dict[str, Tensor] = {}
+        averages: dict[str, dict[str, Tensor]] = {}
+        held = {id(parameter): holder for parameter, holder in self._values.holders()}
+        for name, parameter in self._trained():
+            weights[name] = _kept(self._values.weight(parameter))
+            averages[name] = self._state_of(parameter, held[id(parameter)])
+        for name, buffer in self._buffers():
+            weights[name] = _kept(buffer)
+        if not is_first():
+            return {}
+        return {"model": weights, "optimizer": {"state": averages, "param_groups": self._current_groups()}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See ``Engine``. What the first process has is taken."""
+        materialise(self.engine, self._values)
+        relink(self.engine)
+        weights, optimizer = state.get("model", {}), state.get("optimizer", {})
+        averages = optimizer.get("state", {})
+        held = {id(parameter): holder for parameter, holder in self._values.holders()}
+        for name, parameter in self._trained():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            self._values.set_weight(parameter, self._sent(weights.get(name), shape))
+            self._set_state_of(parameter, held[id(parameter)], averages.get(name, {}), shape)
+        for name, buffer in self._buffers():
+            buffer.copy_(self._sent(weights.get(name), buffer.shape, buffer.dtype))
+        self._set_groups(from_first(lambda: optimizer.get("param_groups", [])))
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        kept = self.model.state_dict().keys()
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in kept]
+
+    def _norm_of_whole(self) -> float | None:
+        """The gradient's norm where DeepSpeed has no optimizer of its own, and so neither measures it nor looks
+        whether it is finite."""
+        if self.engine.optimizer is not self.engine.basic_optimizer:
+            return None
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients).item()
+
+    def _scalar(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32, device=self.compute.device)
+
+    def _state_of(self, parameter: nn.Parameter, holder: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, value in self.optimizer.state[holder].items():
+            if _is_average(value, holder):
+                found[name] = _kept(self._values.average(parameter, name), value.dtype)
+            else:
+                found[name] = _kept(torch.as_tensor(value, dtype=torch.float32))
+        return found
+
+    def _set_state_of(self, parameter: nn.Parameter, holder: Tensor, given: dict[str, Any], shape: torch.Size) -> None:
+        own = self.optimizer.state[holder]
+        for name, value in list(own.items()):
+            if _is_average(value, holder):
+                self._values.set_average(parameter, name, self._sent(given.get(name), shape))
+                continue
+            number = self._sent(given.get(name), torch.Size(())).item()
+            own[name] = torch.full_like(value, number) if isinstance(value, Tensor) else type(value)(number)
+
+    def _sent(self, value: Tensor | None, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The first process's ``value`` in every process, on the device."""
+        device = self.compute.device
+        if value is None:
+            assert not is_first(), "the checkpoint lacks a value that the run has"
+            whole = torch.empty(shape, dtype=dtype, device=device)
+        else:
+            whole = value.to(device, dtype, copy=True).contiguous()
+        if world() > 1:
+            dist.broadcast(whole, 0)
+        return whole
+
+    def _current_groups(self) -> list[dict[str, Any]]:
+        now = self.optimizer.param_groups
+        return [
+            {name: (other[name] if name in other and name != "params" else value) for name, value in group.items()}
+            for group, other in zip(self._groups, now, strict=True)
+        ]
+
+    def _set_groups(self, given: list[dict[str, Any]]) -> None:
+        for group, other in zip(self.optimizer.param_groups, given, strict=True):
+            group.update({name: value for name, value in other.items() if name in group and name != "params"})
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Within, the weights are whole, and no hook of DeepSpeed's takes them apart behind a module."""
+        import deepspeed
+
+        offload = self.engine.optimizer.parameter_offload
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+            for hook in (*offload.forward_hooks, *offload.backward_hooks):
+                hook.remove()
+            offload.forward_hooks, offload.backward_hooks = [], []
+            try:
+                yield
+            finally:
+                offload._register_deepspeed_module(offload.module)
+
+
+def _is_average(value: Any, holder: Tensor) -> bool:
+    """Whether the optimizer keeps a number for each element under this name."""
+    return isinstance(value, Tensor) and value.shape == holder.shape
+
+
+def _kept(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of ``value`` on the host, in the first process; nothing in the others."""
+    return value.detach().to("cpu", dtype or value.dtype, copy=True) if is_first() else torch.empty(0)

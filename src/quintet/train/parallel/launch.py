@@ -1,0 +1,180 @@
+"""`quintet train --nproc`: torchrun's own agent, started in this process, and what it says when a run fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from quintet.errors import UserError
+from quintet.failures import ROLE, Failure, is_launched, read_failure
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
+
+# A checkpoint may take long; whoever cannot wait sends a second signal.
+_GRACE = 24 * 3600
+# Seconds between the first failure and torchrun's killing of who is left are 30.
+_PATIENCE = 20
+_ASKED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What ended a run: ``lines`` to say, an exit ``code``, and whether a new start may go better."""
+
+    lines: list[str]
+    code: int
+    again: bool
+
+
+def count_processes(wanted: str, device: str) -> int:
+    """How many processes ``wanted`` means: a number, or auto for one a GPU. Raises UserError when that is none, or more
+    than there are GPUs for a ``device`` of `train.device`."""
+    import torch
+
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if wanted == "auto":
+        if gpus == 0:
+            raise UserError("--nproc: auto takes one process a GPU, and there is none to use; give a number")
+        return gpus
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise UserError(f"--nproc: {wanted} is neither a number of processes nor auto")
+    if device == "cuda" or (device == "auto" and gpus):
+        _check_gpus(int(wanted), gpus)
+    return int(wanted)
+
+
+def _check_gpus(wanted: int, gpus: int) -> None:
+    if wanted > gpus:
+        raise UserError(
+            f"--nproc: {wanted} processes need as many GPUs, and this machine has {gpus}; start {gpus}, or set "
+            "train.device=cpu"
+        )
+
+
+def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
+    """Run `quintet` with ``arguments`` in so many ``processes`` of this machine, again from its last checkpoint up to
+    ``restarts`` times when it fails, and return the exit code.
+
+    Raises UserError when the run ends with what the user can mend.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    if is_launched():
+        raise UserError("--nproc: torchrun has started this process already; leave --nproc out")
+    # What torch logs about its processes is said below, in fewer words.
+    logging.disable(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+    # torch takes $ for the beginning of a name of its own.
+    line = ["-m", "quintet", *(argument.replace("$", "$$") for argument in arguments)]
+    for left in range(restarts, -1, -1):
+        with tempfile.TemporaryDirectory(prefix="quintet-", ignore_cleanup_errors=True) as folder:
+            try:
+                elastic_launch(_settings(processes, folder), sys.executable)(*line)
+                return 0
+            except SignalException as stopped:
+                return 128 + int(stopped.sigval)
+            except ChildFailedError as failed:
+                fault = find_fault(failed.failures)
+        if not (fault.again and left):
+            break
+        _say(*fault.lines)
+        print(f"starting again from the last checkpoint, {left} of {restarts} times left", file=sys.stderr, flush=True)
+    if fault.code == 2:
+        raise UserError(*fault.lines)
+    _say(*fault.lines)
+    return fault.code
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings(processes: int, folder: str) -> LaunchConfig:
+    """torchrun --standalone for one start of the run; each has a store of its own, so that none finds another's."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    settings: dict[str, Any] = {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "nproc_per_node": processes,
+        "run_id": os.path.basename(folder),
+        "role": ROLE,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",
+        "max_restarts": 0,
+        "logs_specs": DefaultLogsSpecs(log_dir=folder),
+        "signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "shutdown_timeout": _GRACE,
+    }
+    known = {one.name for one in fields(LaunchConfig)}  # shutdown_timeout came with torch 2.13
+    return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
+
+
+def find_fault(failures: dict[int, ProcessFailure]) -> Fault:
+    """What went wrong first in a run whose processes have ``failures``, by their numbers."""
+    told = {number: read_failure(failure.message) for number, failure in failures.items()}
+    by_user = {number: failure for number, failure in told.items() if failure and failure.kind == "user"}
+    if by_user:
+        return Fault(_user_lines(by_user), 2, again=False)
+    if all(failure.exitcode in _ASKED for failure in failures.values()):
+        return Fault([], next(iter(failures.values())).exitcode, again=False)
+    return Fault(_first_of(told, failures), 1, again=True)
+
+
+def _user_lines(told: dict[int, Failure]) -> list[str]:
+    """What processes with mistakes of the user say, each thing once, the first process's as its own."""
+    said: dict[str, int] = {}
+    for number in sorted(told):
+        for problem in told[number].problems:
+            said.setdefault(problem, number)
+    return [f"process {number}: {problem}" if number else problem for problem, number in said.items()]
+
+
+def _first_of(told: dict[int, Failure | None], failures: dict[int, ProcessFailure]) -> list[str]:
+    """Of ``failures``, some of which follow from others, the one that the others follow from, in words."""
+    begun = min(failure.timestamp for failure in failures.values())
+    unsaid = {number: failure for number, failure in failures.items() if told[number] is None}
+    # torchrun asks by SIGTERM whoever is left, and kills half a minute later whoever has not gone.
+    killed = [n for n, one in unsaid.items() if one.exitcode == -signal.SIGKILL]
+    silent = [n for n in killed if failures[n].timestamp >= begun + _PATIENCE]
+    early = [n for n in killed if n not in silent]
+    if early:
+        return [f"process {early[0]} was killed (SIGKILL); if nobody did it, the memory of this machine was used up"]
+    by_kind = {
+        kind: [n for n, one in told.items() if one and one.kind == kind] for kind in ("bug", "lost", "elsewhere")
+    }
+    bugs = sorted(by_kind["bug"], key=lambda number: getattr(told[number], "at", 0.0))
+    if bugs:
+        return [f"process {bugs[0]} failed:", *getattr(told[bugs[0]], "trace", "").rstrip().splitlines()]
+    ended = [n for n, one in unsaid.items() if n not in killed and one.exitcode != -signal.SIGTERM]
+    if ended:
+        return [f"process {ended[0]} {_ending(failures[ended[0]])}"]
+    if silent:
+        numbers = ", ".join(str(number) for number in silent)
+        return [f"process {numbers} did not answer the others for parallel.timeout_seconds, and was killed"]
+    for number in [*by_kind["lost"], *by_kind["elsewhere"]]:
+        return [f"process {number}: {problem}" for problem in getattr(told[number], "problems", [])]
+    return [f"process {min(unsaid)} {_ending(unsaid[min(unsaid)])}"]
+
+
+def _ending(failure: ProcessFailure) -> str:
+    if failure.exitcode < 0:
+        return f"was ended by {failure.signal_name()}"
+    return f"ended with exit code {failure.exitcode}"
+
+
+def _say(*lines: str) -> None:
+    for index, line in enumerate(lines):
+        print(f"error: {line}" if index == 0 else line, file=sys.stderr, flush=True)

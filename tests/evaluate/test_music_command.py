@@ -1,0 +1,62 @@
+"""What `quintet generate --midi` tells a model of a piece."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quintet.train import music
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("bach_fugue.mid", [], "<PIANO_FOR_AI> <BACH>"),
+        ("a.mid", ["--composer", "Bach", "--dataset", "maestro"], "<MAESTRO> <BACH>"),
+        ("b.mid", [], "<PIANO_FOR_AI> <UNKNOWN_COMPOSER>"),
+        ("Bach.mid", ["--composer", "unknown composer"], "<PIANO_FOR_AI> <UNKNOWN_COMPOSER>"),
+    ],
+)
+def test_the_composer_in_a_files_name_is_taken_as_for_training(
+    continuing: str,
+    folder: Path,
+    tmp_path: Path,
+    command,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: list[str],
+    expected: str,
+) -> None:
+    given, write = [], music.write
+
+    def listening(trained, tokenizer, prompts, settings):
+        given.append(tokenizer.decode(prompts[0][:2]))
+        return write(trained, tokenizer, prompts, settings)
+
+    monkeypatch.setattr(music, "write", listening)
+    shutil.copy(folder / "music/Nobody 2.mid", tmp_path / name)
+    output = ["--max-tokens", "4", "-o", str(tmp_path / "out.mid")]
+    code, _, err = command("generate", continuing, "--midi", str(tmp_path / name), *options, *output)
+    assert code == 0, err
+    assert given == [expected]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--composer", "Bahc", "--composer: no model knows Bahc; choose one of"),
+        ("--composer", "Bach and Liszt", "--composer: no model knows Bach and Liszt"),
+        ("--dataset", "maestr", "--dataset: no model knows maestr; choose one of MAESTRO, PIJAMA"),
+    ],
+)
+def test_a_name_that_no_model_knows_is_refused(
+    continuing: str, folder: Path, tmp_path: Path, command, option: str, value: str, expected: str
+) -> None:
+    midi, output = str(folder / "music/Bach 0.mid"), tmp_path / "o.mid"
+    code, _, err = command("generate", continuing, "--midi", midi, option, value, "-o", str(output))
+    assert code != 0
+    assert len(err.splitlines()) == 1
+    assert expected in err
+    assert not output.exists()

@@ -1,0 +1,74 @@
+"""Three small runs, trained once for all tests of reports and comparisons."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quintet.cli import main
+
+WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "naïve"]
+TRAIN = {"steps": 6, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1}
+RUNS: dict[str, dict[str, Any]] = {
+    "slow": {"optimizer": {"lr": 1e-9}},
+    "fast": {"optimizer": {"lr": 1e-2}},
+    "page": {
+        "evaluate": {"every": 2, "text_modeling": {}},
+        "sample": {"prompts": ["the <cat> & dog", "it"], "max_tokens": 8},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the runs "slow" and "fast", which differ in the learning rate, and "page" are trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    draw = random.Random(5)
+    (folder / "corpus").mkdir()
+    for index in range(6):
+        (folder / f"corpus/{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(300)), "utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    patch = pytest.MonkeyPatch()
+    for module in ("setup", "books"):  # how fast the machine multiplies, nobody asks here
+        patch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
+    try:
+        for name, sections in RUNS.items():
+            data = {"sources": [{"kind": "text", "path": "corpus", "label": "words"}], "validation": 0.2}
+            values = {
+                "name": name,
+                "data": data | {"sequence_length": 32, "cache_dir": "cache"},
+                "tokenizer": {"kind": "byte"},
+                "model": {"layers": 1, "width": 32, "attention": {"heads": 2}},
+                "train": TRAIN,
+                "evaluate": {"every": 2, "samples": 9},
+                "sample": {"prompts": []},
+            }
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
+            with pytest.raises(SystemExit) as left:
+                main(["train", f"{name}.yaml"])
+            assert left.value.code == 0
+    finally:
+        patch.undo()
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def two(trained: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """The names of the runs "slow" and "fast", from the folder where they are found."""
+    monkeypatch.chdir(trained)
+    return "slow", "fast"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run "page", to do with as one likes."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained / "runs/page", "runs/page"))

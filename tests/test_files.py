@@ -1,0 +1,87 @@
+"""Files and folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintet.files import new_folder, unfinished_name, write_text
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from quintet.files import {name}
+os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+{call}
+"""
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_text_is_written_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.mktemp("texts") / "inner" / "file.txt"
+    write_text(file, text)
+    assert file.read_bytes() == text.encode()
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_kill_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("old")
+    code = DIES.format(name="write_text", call="write_text(Path(sys.argv[1]), 'new')")
+    assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == -signal.SIGKILL
+    assert file.read_text() == "old"
+
+
+def test_a_folder_is_there_when_it_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "some" / "folder"
+    with new_folder(folder) as place:
+        (place / "a").write_text("1")
+        assert not folder.exists()
+    assert [(folder / "a").read_text(), *folder.parent.iterdir()] == ["1", folder]
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "folder", shared=True) as place:
+            (place / "a").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_in_a_folder_stays(tmp_path: Path, shared: bool) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "folder", shared=shared) as place:
+            (place / "late").touch()
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "early").touch()
+
+    if shared:
+        write()
+    else:
+        with pytest.raises(OSError, match="folder"):
+            write()
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(tmp_path / "folder") == ["early"]
+
+
+def test_an_error_of_the_block_is_raised_though_the_folder_is_there(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="disk is full"), new_folder(tmp_path / "folder", shared=True):
+        raise OSError("disk is full")
+
+
+def test_no_two_writers_have_the_same_unfinished_name(tmp_path: Path) -> None:
+    names = {unfinished_name(tmp_path / "file") for _ in range(100)}
+    assert len(names) == 100
+    assert {name.parent for name in names} == {tmp_path}

@@ -1,0 +1,201 @@
+"""Runs in several processes, on gloo, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
+Finished = subprocess.CompletedProcess[str]
+LONGEST = 120  # seconds; no run here takes a quarter of it on a machine that does nothing else
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few files of words; the stores of their tokens lie in ``cache`` beside it."""
+    folder = tmp_path_factory.mktemp("parallel") / "corpus"
+    folder.mkdir()
+    draw = random.Random(5)
+    for index in range(6):
+        (folder / f"{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(600)), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def run_file(corpus: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write ``NAME.yaml`` of a tiny run, each section given as a dict over what is there; returns its path.
+
+    Its runs go to ``runs/`` of the test's own folder, in which `torchrun` and `launch` work.
+    """
+
+    def write(name: str = "tiny", **sections: Any) -> Path:
+        values: dict[str, Any] = {
+            "data": {
+                "sources": [{"kind": "text", "path": str(corpus)}],
+                "validation": 0.1,
+                "sequence_length": 32,
+                "cache_dir": str(corpus.parent / "cache"),
+            },
+            "tokenizer": {"kind": "byte"},
+            "model": {"layers": 2, "width": 32, "attention": {"heads": 2}},
+            "train": {"steps": 6, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1},
+            "evaluate": {"every": 6},
+            "checkpoint": {"every": 2},
+        }
+        for section, given in sections.items():
+            both = isinstance(given, dict) and section in values and "kind" not in given
+            values[section] = values[section] | given if both else given
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"name": name, **values}), "utf-8")
+        return path
+
+    return write
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    """The environment of a command: that of the tests without what torchrun gives, one thread a process."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("TORCHEL")}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def torchrun_command(processes: int, *options: str) -> list[str]:
+    """torchrun for ``processes`` of this machine, up to where the program's name follows."""
+    own = ("--nproc_per_node", str(processes), "--master_port", str(free_port()))
+    return [sys.executable, "-m", "torch.distributed.run", *own, *options]
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., Finished]:
+    """``torchrun(2, "train", file, …)``: the command of Quintet in so many processes, to its end; ``options`` are
+    torchrun's own and ``env`` is added to its environment."""
+
+    def call(processes: int, *arguments: str | Path, options: tuple[str, ...] = (), **env: str) -> Finished:
+        line = [*torchrun_command(processes, *options), "-m", "quintet", *map(str, arguments)]
+        return subprocess.run(
+            line, cwd=tmp_path, env=surroundings(**env), capture_output=True, text=True, timeout=LONGEST
+        )
+
+    return call
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., Finished]:
+    """``launch(2, file, "train.steps=3", …)``: `quintet train FILE --nproc 2 …`, to its end."""
+
+    def call(processes: int | str, file: Path, *overrides: str, **env: str) -> Finished:
+        line = [sys.executable, "-m", "quintet", "train", str(file), "--nproc", str(processes), *overrides]
+        return subprocess.run(
+            line, cwd=tmp_path, env=surroundings(**env), capture_output=True, text=True, timeout=LONGEST
+        )
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``start(line, …)``: a command that goes on while the test does something to it; killed at the end with all that
+    it has started."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def call(line: list[str], **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            line,
+            cwd=tmp_path,
+            env=surroundings(**env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield call
+    for process in begun:
+        end_session(process.pid)
+        process.communicate()
+
+
+FAULT = """\
+import os, signal, sys, time
+
+if os.environ.get("RANK") == "{rank}":
+    from quintet.train.engine import TorchEngine
+
+    whole = TorchEngine.accumulate
+
+    def accumulate(self, batch, step):
+        if step == {step} and not os.path.exists("{mark}"):
+            open("{mark}", "w").close()
+            {what}
+        return whole(self, batch, step)
+
+    TorchEngine.accumulate = accumulate
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """``faulty(1, 5, "raise ValueError()")``: the environment in which process 1 does this once, ahead of step 5."""
+
+    def call(rank: int, step: int, what: str) -> dict[str, str]:
+        folder = tmp_path / "faults"
+        folder.mkdir(exist_ok=True)
+        text = FAULT.format(rank=rank, step=step, what=what, mark=folder / f"{rank}-{step}.done")
+        (folder / "sitecustomize.py").write_text(text)
+        return {"PYTHONPATH": str(folder)}
+
+    return call
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Callable[[str], list[dict[str, float]]]:
+    """What metrics.jsonl of a run holds, without the figures that depend on the clock."""
+
+    def call(name: str) -> list[dict[str, float]]:
+        lines = (tmp_path / f"runs/{name}/metrics.jsonl").read_text().splitlines()
+        added = ("speed/", "train/skipped_steps")
+        return [{key: value for key, value in json.loads(line).items() if not key.startswith(added)} for line in lines]
+
+    return call
+
+
+def end_session(leader: int) -> None:
+    """Kill every process of the session that ``leader`` began."""
+    for pid in session(leader):
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            continue
+
+
+def session(leader: int) -> list[int]:
+    """The processes of the session that ``leader`` began, whatever groups they made for themselves."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

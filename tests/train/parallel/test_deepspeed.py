@@ -1,0 +1,288 @@
+"""DeepSpeed's engine against the same run in one process, its settings, and checkpoints that every engine reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quintet.config.load import load_run_config
+from quintet.config.schema import BatchShape, RunConfig
+from quintet.errors import UserError
+from quintet.train.compute import Compute
+from quintet.train.deepspeed.scale import LossScale
+from quintet.train.deepspeed.settings import offloads_optimizer, settings_of, wants_cpu_adam
+from quintet.train.deepspeed.start import check_deepspeed
+
+from .conftest import surroundings, torchrun_command
+from .test_strategies import SCRIPT, cut_at_three, difference
+
+pytest.importorskip("deepspeed")
+FSDP, DDP = "parallel.kind=fsdp", "parallel.kind=ddp"
+CPU = {"device": "cpu"}
+TIED = ["model.tie_embeddings=true", "model.tie_feedforward=true"]
+SGD = ["optimizer={kind: torch, name: SGD, lr: 0.1, arguments: {momentum: 0.9}}"]
+BF16 = ["train.precision=bf16"]
+
+
+def zero(stage: int, settings: dict[str, Any] | None = None, **more: Any) -> str:
+    """`parallel` with DeepSpeed at this stage; ``more`` are keys of zero_optimization."""
+    config = {"zero_optimization": {"stage": stage, **more}, **(settings or {})}
+    return f"parallel={json.dumps({'kind': 'deepspeed', 'config': config})}"
+
+
+@pytest.fixture
+def train_all(tmp_path: Path) -> Callable[..., str]:
+    """Train a file with each of ``cases``, name and overrides, in so many processes; returns what was printed."""
+
+    def call(processes: int, file: Path, cases: dict[str, list[str]]) -> str:
+        python = [sys.executable] if processes == 1 else torchrun_command(processes)
+        line = [*python, str(SCRIPT), str(file), json.dumps(cases)]
+        # The first use compiles an operation for a minute.
+        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return call
+
+
+def whole(folder: Path, name: str, step: int = 6) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by its path in it."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    file = folder / f"{name}.pt"
+    dcp_to_torch_save(folder / f"runs/{name}/checkpoints/step-{step:06d}", file)
+
+    def tensors(values: dict[str, Any], path: str) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for key, value in values.items():
+            inner = {f"{path}/{key}": value} if isinstance(value, torch.Tensor) else {}
+            found |= tensors(value, f"{path}/{key}") if isinstance(value, dict) else inner
+        return found
+
+    return tensors(torch.load(file, weights_only=False), "")
+
+
+def apart(folder: Path, name: str, other: str) -> float:
+    """The largest difference between the checkpoints of two runs, which must have the same tensors."""
+    one, another = whole(folder, name), whole(folder, other)
+    assert {path: (t.shape, t.dtype) for path, t in one.items()} == {
+        path: (t.shape, t.dtype) for path, t in another.items()
+    }
+    assert sum("exp_avg_sq" in path for path in one) > 5
+    return max(float((value.double() - another[path].double()).abs().max()) for path, value in one.items())
+
+
+def test_every_stage_trains_as_one_process_and_all_engines_share_checkpoints(
+    train_all: Callable[..., str], run_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = run_file(checkpoint={"every": 3, "keep": None}, train={"micro_batch_size": 2})
+    train_all(1, file, {"one": []})
+    begun = {f"zero{stage}": [zero(stage)] for stage in range(4)}
+    begun |= {"offloaded": [zero(3, offload_optimizer=CPU, offload_param=CPU)], "ddp": [DDP], "fsdp": [FSDP]}
+    printed = train_all(2, file, begun)
+    assert "deprecated" not in printed
+    for name in begun:
+        assert difference(tmp_path, name, "one") < 1e-5, name
+        assert apart(tmp_path, name, "one") < 1e-6, name
+    again = {f"{name}-again": (name, begun[name]) for name in ("zero0", "zero1", "zero2", "zero3", "offloaded")}
+    changed = {
+        "ddp-zero3": ("ddp", [zero(3)]),
+        "zero3-fsdp": ("zero3", [FSDP]),
+        "fsdp-zero1": ("fsdp", [zero(1)]),
+        "zero1-zero2": ("zero1", [zero(2)]),
+        "zero2-zero0": ("zero2", [zero(0)]),
+    }
+    alone = {"zero3-one": ("zero3", []), "zero1-zero3-one": ("zero1", [zero(3)])}
+    for name, (begin, _) in {**again, **changed, **alone}.items():
+        cut_at_three(tmp_path / "runs", begin, name)
+    train_all(2, file, {name: overrides for name, (_, overrides) in {**again, **changed}.items()})
+    train_all(1, file, {name: overrides for name, (_, overrides) in alone.items()})
+    for name, (begin, _) in again.items():
+        assert difference(tmp_path, name, begin) == 0, name
+        assert apart(tmp_path, name, begin) == 0, name
+    for name in [*changed, *alone]:
+        assert difference(tmp_path, name, "one") < 1e-5, name
+
+
+def test_other_models_optimizers_and_numbers(
+    train_all: Callable[..., str], run_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = run_file(checkpoint={"every": None, "at_end": False}, train={"micro_batch_size": 2})
+    runs = {"tied": TIED, "sgd": SGD, "dropout": ["model.residual_dropout=0.2"], "bf16": BF16, "fp32": []}
+    train_all(1, file, runs)
+    narrow = {"bf16": {"enabled": True}}
+    exact = {
+        "tied-3": [*TIED, zero(3)],
+        "sgd-1": [*SGD, zero(1)],
+        "dropout-3": [*runs["dropout"], zero(3)],
+        "fp32-checkpointing": [zero(3), "train.activation_checkpointing=selective"],
+    }
+    rounded = {f"bf16-{stage}": [*BF16, zero(stage, narrow)] for stage in (0, 1, 3)} | {"bf16-wide": [*BF16, zero(3)]}
+    train_all(2, file, exact | rounded)
+    found = {name: difference(tmp_path, name, name.partition("-")[0]) for name in exact | rounded}
+    assert max(found[name] for name in exact) < 1e-5, found
+    # Weights in fp32 and products in bf16, as without DeepSpeed; then weights in bf16 beside a copy in fp32.
+    assert found["bf16-wide"] < 1e-3, found
+    assert 1e-4 < max(found[f"bf16-{stage}"] for stage in (0, 1, 3)) < 2e-2, found
+
+
+# Settings
+
+
+def read(run_file: Callable[..., Path], config: dict[str, Any], *overrides: str, **sections: Any) -> RunConfig:
+    file = run_file(parallel={"kind": "deepspeed", "config": config}, **sections)
+    return load_run_config([file], overrides).config
+
+
+ADAM = {"type": "AdamW", "params": {"lr": 3e-4, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.01}}
+WARMUP = {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-4, "warmup_num_steps": 3}}
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "keys"),
+    [
+        ({"train_batch_size": 16}, "train.batch_size=8", ("train_batch_size", "train.batch_size")),
+        (
+            {"train_micro_batch_size_per_gpu": 4},
+            "train.micro_batch_size=2",
+            ("train_micro_batch_size_per_gpu", "train.micro_batch_size"),
+        ),
+        ({"gradient_clipping": 0.5}, "train.clip_norm=1.0", ("gradient_clipping", "train.clip_norm")),
+        ({"bf16": {"enabled": True}}, "train.precision=fp32", ("bf16.enabled", "train.precision")),
+        ({"fp16": {"enabled": False}}, "train.precision=fp16", ("fp16.enabled", "train.precision")),
+        ({"optimizer": ADAM}, "optimizer.lr=0.1", ("optimizer.params.lr", "optimizer.lr")),
+        ({"optimizer": ADAM}, "optimizer.betas=[0.5,0.5]", ("optimizer.params.betas", "optimizer.betas")),
+        ({"optimizer": ADAM}, "optimizer={kind: torch, name: SGD}", ("optimizer.type", "optimizer")),
+        ({"scheduler": WARMUP}, "schedule.kind=cosine", ("scheduler.type", "schedule")),
+        (
+            {"scheduler": WARMUP},
+            "schedule={kind: deepspeed, name: WarmupLR, arguments: {warmup_max_lr: 3e-4, warmup_num_steps: 9}}",
+            ("scheduler.params.warmup_num_steps", "schedule.arguments.warmup_num_steps"),
+        ),
+    ],
+)
+def test_a_contradiction_names_both_keys(
+    run_file: Callable[..., Path], config: dict[str, Any], override: str, keys: tuple[str, str]
+) -> None:
+    theirs, ours = keys
+    with pytest.raises(UserError) as error:
+        read(run_file, config, override)
+    assert len(error.value.problems) == 1
+    assert f"parallel.config.{theirs}: " in error.value.problems[0]
+    assert ours in error.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"zero_optimisation": {"stage": 1}}, "did you mean zero_optimization"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "take one of them"),
+        ({"optimizer": {"type": "OneBitAdam"}}, "not done here"),
+        ({"activation_checkpointing": {}}, "is train.activation_checkpointing"),
+        ({"gradient_allreduce_op": "sum"}, "always the mean"),
+        ({"torch_autocast": {"enabled": True}}, "train.precision: bf16"),
+    ],
+)
+def test_what_is_not_passed_on_is_refused(run_file: Callable[..., Path], config: dict[str, Any], told: str) -> None:
+    values: dict[str, Any] = {"train": {"precision": "auto"}} if "fp16" in config else {}
+    with pytest.raises(UserError, match=told):
+        read(run_file, config, **values)
+
+
+def test_what_the_ds_config_says_need_not_be_said_again(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "file.yaml"
+    run_file("file")
+    values = file.read_text().replace("  batch_size: 8\n", "").replace("  precision: fp32\n", "")
+    ds = {"train_batch_size": 12, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 0, "optimizer": ADAM}
+    ds |= {"scheduler": WARMUP, "bf16": {"enabled": True}}
+    file.write_text(values + f"parallel: {json.dumps({'kind': 'deepspeed', 'config': ds})}\n")
+    config = load_run_config([file], []).config
+    assert (config.batch.samples, config.train.clip_norm, config.train.precision) == (12, None, "bf16")
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.decay) == (3e-4, 0.01, "all")
+    assert config.schedule.name == "WarmupLR"
+    assert config.schedule.arguments == {"warmup_max_lr": 3e-4, "warmup_num_steps": 3}
+
+
+SHAPE = BatchShape(samples=8, micro_batch_size=2, accumulation=4, sequence_length=32)
+FP32 = Compute(torch.device("cpu"), "fp32", False, "")
+
+
+def test_auto_and_missing_settings_are_filled_in(run_file: Callable[..., Path]) -> None:
+    autos = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+    ds = {**autos, "gradient_clipping": "auto", "fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}
+    ds |= {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": False}}
+    config = read(run_file, ds, "train.clip_norm=0.25", "train.precision=auto")
+    found = settings_of(config, SHAPE, FP32, 1000)
+    assert {name: found[name] for name in autos} == dict(zip(autos, (8, 2, 4), strict=True))
+    assert (found["gradient_clipping"], found["fp16"], found["bf16"]) == (0.25, {"enabled": False}, {"enabled": False})
+    assert found["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": False}
+    narrow = settings_of(config, SHAPE, Compute(torch.device("cpu"), "bf16", False, ""), 1000)
+    assert narrow["bf16"]["enabled"] is True
+    plain = settings_of(read(run_file, {}), SHAPE, FP32, 1000)
+    assert (plain["train_batch_size"], plain["gradient_clipping"]) == (8, 1.0)
+
+
+def test_what_depends_on_the_processes_is_checked_when_they_are_known(run_file: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"gradient_accumulation_steps: is 3, and by train.batch_size .* 4 passes"):
+        settings_of(read(run_file, {"gradient_accumulation_steps": 3}), SHAPE, FP32, 1000)
+    adafactor = "optimizer={kind: torch, name: Adafactor}"
+    with pytest.raises(UserError, match=r"optimizer.name: Adafactor needs whole matrices"):
+        settings_of(read(run_file, {"zero_optimization": {"stage": 1}}, adafactor), SHAPE, FP32, 1000)
+    assert settings_of(read(run_file, {}, adafactor), SHAPE, FP32, 1000)["zero_allow_untested_optimizer"]
+
+
+def test_adam_for_the_host_is_deepspeeds_where_it_is_named(run_file: Callable[..., Path]) -> None:
+    for named, offloaded in [(True, True), (True, False), (False, True)]:
+        ds: dict[str, Any] = {"optimizer": ADAM} if named else {}
+        ds["zero_optimization"] = {"stage": 2, **({"offload_optimizer": CPU} if offloaded else {})}
+        config = read(run_file, ds)
+        settings = settings_of(config, SHAPE, FP32, 1000)
+        assert offloads_optimizer(settings) is offloaded
+        assert wants_cpu_adam(config, settings) is (named and offloaded)
+
+
+def test_what_zero_3_or_another_loop_cannot_do_is_said_at_once(run_file: Callable[..., Path]) -> None:
+    three = {"zero_optimization": {"stage": 3}}
+    with pytest.raises(UserError, match=r"train.compile: ZeRO 3"):
+        check_deepspeed(read(run_file, three, "train.compile=true"))
+    with pytest.raises(UserError, match=r"trainer.kind: lightning"):
+        check_deepspeed(read(run_file, three, "trainer.kind=lightning"))
+
+
+def test_deepspeeds_own_objection_is_one_line(run_file: Callable[..., Path], command: Callable[..., Any]) -> None:
+    file = run_file(parallel={"kind": "deepspeed", "config": {"zero_optimization": {"stage": 1, "overlap": True}}})
+    code, _, err = command("train", str(file))
+    assert code == 1
+    assert "parallel.config: DeepSpeed refuses it" in err
+    assert "overlap" in err
+    assert "Traceback" not in err
+
+
+def test_the_scale_of_the_loss_continues_and_is_known_to_torch() -> None:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def scaler() -> Any:
+        found = DynamicLossScaler(2.0**10, 2, 1.0, 1, False)
+        for _ in range(3):
+            found.update_scale(False)
+        return found
+
+    first, second = scaler(), DynamicLossScaler(2.0**10, 2, 1.0, 1, False)
+    state = json.loads(json.dumps(LossScale(torch.device("cpu"), first).state_dict()))
+    LossScale(torch.device("cpu"), second).load_state_dict(state)
+    following = [(one.update_scale(False), one.cur_scale)[1] for one in (first, second) for _ in range(5)]
+    assert following[:5] == following[5:]
+    assert len(set(following[:5])) > 1
+    torchs = torch.amp.GradScaler("cpu")
+    torchs.load_state_dict(LossScale(torch.device("cpu"), first).state_dict())
+    assert torchs.get_scale() == first.cur_scale
+    LossScale(torch.device("cpu"), second).load_state_dict(torch.amp.GradScaler("cpu", init_scale=64.0).state_dict())
+    assert second.cur_scale == 64.0
+    assert not LossScale(torch.device("cpu"), None).is_enabled()
