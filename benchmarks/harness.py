@@ -5,8 +5,9 @@ of the harness, item by item, and at most so many texts in one forward pass:
 
     python benchmarks/harness.py ../shared/data/mcq --items 40 --rows 16
 
-It says for each benchmark the largest difference of a log-likelihood, how often the choice differs, and seconds; the
-sides take turns, and the best of ``--turns`` counts.
+It says for each benchmark the largest difference of a log-likelihood between the two, and of each from that class in
+fp64 (a sum of hundreds of nats in fp32 is itself rounded by 1e-4), how often the choice differs, and seconds; the sides
+take turns, and the best of ``--turns`` counts.
 """
 
 from __future__ import annotations
@@ -87,8 +88,13 @@ def choices(asked: list[Any], scores: list[tuple[float, bool]]) -> dict[Any, int
     return {item: choice for item, (_, choice) in best.items()}
 
 
-def compare(ours: HarnessModel, theirs: Any, asked: list[Any], turns: int) -> dict[str, float]:
-    """Both sides on the same requests, one after the other, ``turns`` times."""
+def far(some: list[tuple[float, bool]], others: list[tuple[float, bool]]) -> float:
+    """The largest difference of two log-likelihoods, in nats."""
+    return max(abs(a - b) for (a, _), (b, _) in zip(some, others, strict=True))
+
+
+def compare(ours: HarnessModel, theirs: Any, exact: Any, asked: list[Any], turns: int) -> dict[str, float]:
+    """Both sides on the same requests, one after the other, ``turns`` times, and ``exact`` once."""
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     scores: dict[str, Any] = {}
     for model in (ours, theirs):  # what is set up with the first pass is not the second's advantage
@@ -100,10 +106,14 @@ def compare(ours: HarnessModel, theirs: Any, asked: list[Any], turns: int) -> di
             with contextlib.redirect_stderr(io.StringIO()):
                 scores[side] = model.loglikelihood(asked)
             times[side].append(time.perf_counter() - begin)
+    with contextlib.redirect_stderr(io.StringIO()):
+        scores["exact"] = exact.loglikelihood(asked)
     pairs = list(zip(scores["ours"], scores["theirs"], strict=True))
     chosen = [choices(asked, scores[side]) for side in ("ours", "theirs")]
     return {
-        "difference": max(abs(a - b) for (a, _), (b, _) in pairs),
+        "difference": far(scores["ours"], scores["theirs"]),
+        "our error": far(scores["ours"], scores["exact"]),
+        "their error": far(scores["theirs"], scores["exact"]),
         "other choice": sum(chosen[0][item] != chosen[1][item] for item in chosen[0]),
         "other greedy": sum(a != b for (_, a), (_, b) in pairs),
         "ours": min(times["ours"]),
@@ -120,16 +130,20 @@ def measure(family: str, data: Path, items: int, rows: int, turns: int, names: l
         checkpoint(family, Path(made), texts)
         read = load_writer(made)
         subject = TrainedModel(made, read.tokenizer, read.model, replace(read.compute, precision="fp32"))
-        theirs = HFLM(pretrained=made, device=str(read.compute.device), dtype="float32", batch_size=rows)
+        theirs, exact = (
+            HFLM(pretrained=made, device=str(read.compute.device), dtype=dtype, batch_size=rows)
+            for dtype in ("float32", "float64")
+        )
     ours = HarnessModel(subject, Limit(rows * CONTEXT, CONTEXT, rows), begins=family == "llama")
     total = {"ours": 0.0, "theirs": 0.0}
     for name in names:
         with contextlib.redirect_stderr(io.StringIO()):
             asked = requests(name, data, items)
-        found = compare(ours, theirs, asked, turns)
+        found = compare(ours, theirs, exact, asked, turns)
         total = {side: total[side] + found[side] for side in total}
         print(
-            f"{family:6} {name:20} {len(asked):5} requests: difference {found['difference']:.1e}, other choice "
+            f"{family:6} {name:20} {len(asked):5} requests: difference {found['difference']:.1e} (from fp64 ours "
+            f"{found['our error']:.1e}, theirs {found['their error']:.1e}), other choice "
             f"{found['other choice']:.0f}, other greedy {found['other greedy']:.0f}; {found['ours']:.2f} s against "
             f"{found['theirs']:.2f} s: {found['theirs'] / found['ours']:.1f}×",
             flush=True,

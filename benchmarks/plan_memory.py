@@ -3,7 +3,8 @@
     python benchmarks/plan_memory.py
 
 Real processes (gloo) build each run as `quintet train` does and take two steps; PyTorch's profiler reports every
-allocation and release of the second, those inside kernels too, and every collective. The plan takes the same steps on fake tensors in this process. Bytes are those of rank 0.
+allocation and release of the second, those inside kernels too, and every
+collective. The plan takes the same steps on fake tensors in this process. Bytes are those of rank 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -86,7 +86,6 @@ def measure(case: str) -> dict[str, Any]:
     from quintet.train.build import build_engine
     from quintet.train.compute import Compute
     from quintet.train.model import make_objective
-    from quintet.train.parallel.group import joined
 
     config = run_config(case)
     tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0)
@@ -94,7 +93,7 @@ def measure(case: str) -> dict[str, Any]:
     samples = config.batch.samples // world()
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))
     batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world())
-    with joined(config), torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
+    with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
         built.learner.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
@@ -108,7 +107,18 @@ def measure(case: str) -> dict[str, Any]:
         found["parameters"] = _own_bytes([*built.model.parameters(), *built.model.buffers()])
         state = [value for kept in built.optimizer.state.values() for value in kept.values()]
         found["optimizer"] = _own_bytes(state)
-    return found | _second_step(profile)
+    step = _second_step(profile)
+    step["activations"] -= _still_gathered(built)
+    return found | step
+
+
+def _still_gathered(built: Any) -> int:
+    """Bytes of weights that the forward pass leaves gathered for the backward pass, in fp32."""
+    if not built.strategy.sharded:
+        return 0
+    in_blocks = {id(weight) for block in built.model.blocks for weight in block.parameters()}
+    kept = built.strategy.config.shard == "grad_op"
+    return sum(4 * weight.numel() for weight in built.model.parameters() if kept or id(weight) not in in_blocks)
 
 
 def _mark(name: str) -> None:
@@ -156,40 +166,48 @@ def _largest(event: Any) -> int:
 def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
     """What rank 0 of real processes measures in ``cases``, all of as many processes."""
     (world,) = {CASES[case][0] for case in cases}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--measure", *cases],
-            env={**os.environ, **address, "LOCAL_WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    outputs = [rank.communicate()[0] for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), [rank.returncode for rank in ranks]
-    return json.loads(outputs[0].splitlines()[-1])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    done = subprocess.run(
+        [sys.executable, *launch, __file__, "--measure", *cases],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+def measure_all(cases: list[str]) -> None:
+    """Print what this process measures in each of ``cases``, if it is the first; one group serves them all."""
+    from quintet.processes import is_first
+    from quintet.train.parallel.group import joined
+
+    with joined(run_config(cases[0])):
+        found = {case: measure(case) for case in cases}
+    if is_first():
+        print(json.dumps(found), flush=True)
 
 
 def main() -> None:
-    """Print a row for each case: predicted / measured."""
+    """Print a row for each case, predicted / measured in MB, and whether calls and bytes of collectives are equal."""
     names = ("parameters", "gradients", "optimizer", "activations", "peak")
-    print(f"{'case':34}" + "".join(f"{name:>26}" for name in names) + "   calls")
+    print(f"{'case':34}" + "".join(f"{name:>20}" for name in names) + "   peak off, collectives")
     for world in (1, 2, 4):
         cases = [case for case, (processes, _) in CASES.items() if processes == world]
         real = measured(cases)
         for case in cases:
             told, found = predict(case), real[case]
-            row = "".join(f"{told[name] / 1e6:10.3f} / {found[name] / 1e6:7.3f} MB  " for name in names)
+            row = "".join(f"{told[name] / 1e6:10.3f} / {found[name] / 1e6:7.3f}" for name in names)
             off = told["peak"] / found["peak"] - 1
-            print(f"{case:34}{row}{off:+.1%} peak; {told['calls']} / {found['calls']}; {told['sent']} / {found['sent']}", flush=True)
+            # The profiler tells no sizes of what is all-reduced.
+            same = all(told["sent"][name] == size or name == "all-reduce" for name, size in found["sent"].items())
+            equal = "equal" if same and told["calls"] == found["calls"] else "different"
+            print(f"{case:34}{row}   {off:+.1%}, {equal}", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps({case: measure(case) for case in sys.argv[2:]}))
+        measure_all(sys.argv[2:])
     else:
         main()

@@ -7,7 +7,6 @@ speaks itself.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -72,6 +71,8 @@ def end_with_launcher() -> None:
     alone can do this."""
     if os.environ.get("ROLE_NAME") != ROLE or not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -107,6 +108,13 @@ def leave(error: BaseException, problems: list[str], code: int) -> NoReturn:
         time.sleep(_SECONDS[failure.kind])
     if alone and failure.kind in ("user", "lost") and (rank() or failure.kind == "lost"):
         _say(failure)
+    end(code)
+
+
+def end(code: int | str | None) -> NoReturn:
+    """End this process as sys.exit does; one of several that has not finished does so without waiting for anybody."""
+    if not is_launched() or not isinstance(code, int) or code == 0:
+        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

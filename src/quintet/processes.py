@@ -56,8 +56,10 @@ def gathered(value: Any, group: Any = None) -> list[Any]:
 
 
 def from_first(make: Callable[[], Found], group: Any = None) -> Found:
-    """What ``make`` returns in the first process; it is called there alone. Its UserError or OSError is raised in all of
-    them, in the others as FailedElsewhere."""
+    """What ``make`` returns in the first process; it is called there alone.
+
+    Its UserError or OSError is raised in all of them, in the others as FailedElsewhere.
+    """
     if world() == 1:
         return make()
     made: Any = None

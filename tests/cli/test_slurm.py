@@ -20,10 +20,10 @@ while [[ "$1" == --* ]]; do shift; done
 "$@" & a=$!
 "$@" & b=$!
 trap 'kill -USR1 $a $b' USR1
-while kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null; do wait; done
-wait $a; code=$?
-wait $b || code=$?
-exit $code
+await() { while :; do wait $1; code=$?; kill -0 $1 2>/dev/null || return $code; done; }
+await $a; first=$?
+await $b || exit $?
+exit $first
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then printf 'localhost\\nlocalhost\\n'; else echo "$@" >> scontrol.log; fi

@@ -65,6 +65,7 @@ from tests.dialects.phyagi_model import (
     vocabulary,
     window,
 )
+from tests.dialects.phyagi_parallel import PARALLEL
 from tests.dialects.phyagi_runs import (
     DS,
     MIXER,
@@ -319,6 +320,7 @@ BEHAVIOUR: dict[str, Callable[[Make], None]] = {
     f"{MODULE}.scheduler.params": pl_scheduler_parameters,
     f"{MODULE}.scheduler.interval": pl_interval,
     "training_args.arguments": further,
+    **PARALLEL,
     **{
         f"{place}.optimizer.params.{name}": lambda make, place=place, name=name: other_parameter(make, place, name)
         for place in (DS, MODULE)

@@ -584,6 +584,21 @@ def inference_mode(make: Make, world: Path) -> None:
     assert adapters(adapted(make, inference_mode=False))
 
 
+def sharding(make: Make, world: Path) -> None:
+    """Each strategy of torch's FSDP is one of `parallel`, and the run's model is spread by it."""
+    names = {
+        "NO_SHARD": ("ddp", None),
+        "FULL_SHARD": ("fsdp", "full"),
+        "SHARD_GRAD_OP": ("fsdp", "grad_op"),
+        "HYBRID_SHARD": ("hsdp", "full"),
+        "_HYBRID_SHARD_ZERO2": ("hsdp", "grad_op"),
+    }
+    for name, spread in names.items():
+        parallel = make({f"{T}.sharding_strategy": name}).config.parallel
+        assert (parallel.kind, getattr(parallel, "shard", None)) == spread
+    assert make(without=[f"{T}.sharding_strategy"]).config.parallel.kind == "auto"
+
+
 BEHAVIOUR: dict[str, Callable[[Make, Path], None]] = {
     "model": the_model,
     "enable_wandb_logging": logging,
@@ -592,6 +607,7 @@ BEHAVIOUR: dict[str, Callable[[Make, Path], None]] = {
     f"{T}.max_seq_len": the_length,
     f"{T}.epochs": the_epochs,
     f"{T}.seed": the_seed,
+    f"{T}.sharding_strategy": sharding,
     f"{T}.use_mp": mixed_precision,
     f"{T}.use_activation_checkpointing": checkpointing,
     f"{T}.use_flash_attention": flash,
@@ -872,17 +888,9 @@ def shipped(tmp_path: Path, *overrides: str, text: str = SHIPPED, purpose: Any =
     return load_run_config([file], overrides, Reading(purpose=purpose))
 
 
-def test_the_file_of_the_project_needs_several_devices_and_nothing_else(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        shipped(tmp_path)
-    assert len(error.value.problems) == 1
-    assert "config.yaml:10: train_parameters.sharding_strategy" in error.value.problems[0]
-    assert "'NO_SHARD' is accepted" in error.value.problems[0]
-
-
 @pytest.mark.parametrize("overrides", [[], LATER], ids=["the document's version", "the last version"])
 def test_the_file_of_the_project_is_read(tmp_path: Path, overrides: list[str]) -> None:
-    config = shipped(tmp_path, ONE_DEVICE, *overrides).config
+    config = shipped(tmp_path, *overrides).config
     assert config.model.name_or_path == "/model-weights/Llama-2-7b-chat-hf"
     assert (config.runs_dir, config.name, config.seed) == ("your/output", "dir", 11)
     assert config.data.sequence_length == (4095 if overrides else 1023)
@@ -891,10 +899,11 @@ def test_the_file_of_the_project_is_read(tmp_path: Path, overrides: list[str]) -
     assert config.track[0].arguments == {"project": "MedGPT", "name": "Llama-2-7B-chat"}
     assert (config.train.precision, config.model.gradient_checkpointing) == ("bf16", True)
     assert config.checkpoint.every_epochs == 0.25
+    assert (config.parallel.kind, config.parallel.shard) == ("fsdp", "full")
 
 
 def test_the_same_file_says_how_to_preprocess(tmp_path: Path) -> None:
-    loaded = shipped(tmp_path, ONE_DEVICE, purpose="prepare")
+    loaded = shipped(tmp_path, purpose="prepare")
     assert loaded.config.data.sources[0].path == "./your/unprocessed/dataset"
     assert loaded.config.data.packing.join is False
     assert loaded.prepare_to.folder == "dir/to/save/processed/dataset"

@@ -14,11 +14,32 @@ import torch
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.run import Asking, run_benchmarks
-from quintet.evaluate.harness.subject import begins_texts
+from quintet.evaluate.subject import begins_texts
 from quintet.train.trained import TrainedModel, load_trained, load_writer
 
 pytest.importorskip("lm_eval")
-WORDS = "the a cat dog saw chased small big and then it sat under mat tree house ran away from red".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "saw",
+    "chased",
+    "small",
+    "big",
+    "and",
+    "then",
+    "it",
+    "sat",
+    "under",
+    "mat",
+    "tree",
+    "house",
+    "ran",
+    "away",
+    "from",
+    "red",
+]
 CONTEXT = 96
 FAMILIES = ("gpt2", "llama")
 

@@ -244,6 +244,19 @@ def test_a_byte_is_matched_where_the_likeliest_token_has_it_too() -> None:
     assert result.accuracy == 0
 
 
+def test_a_confidence_on_the_border_of_two_bins_is_in_the_lower_one() -> None:
+    confidence, guess = np.array([1 / 15, 0.05, 0.1]), np.array([7, 1, 1])
+    scores = TokenScores(np.ones(3), guess, confidence)
+    found = document_result(TextDocument(np.array([7, 2, 2]), 3), scores, *byte_table(ByteTokenizer()))
+    assert found.calibration_error == pytest.approx((abs(1 - 1 / 15 - 0.05) + 0.1) / 3)
+
+
+def test_a_byte_of_zero_is_no_match_for_a_token_without_bytes() -> None:
+    scores = TokenScores(np.ones(2), np.array([256, 0]), np.ones(2) / 2)
+    found = document_result(TextDocument(np.array([0, 0]), 2), scores, *byte_table(ByteTokenizer()))
+    assert found.matched == 1
+
+
 def test_what_has_no_loss_is_context_and_not_measured() -> None:
     letters, tokenizer = chain(), Unit(1)
     subject = Subject(Chain(tokenizer, letters), tokenizer)

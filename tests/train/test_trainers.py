@@ -23,7 +23,7 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import TrainData
 from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.train import loop, setup
+from quintet.train import loop
 from quintet.train.loss import IGNORED
 from quintet.train.trained import load_trained
 

@@ -32,7 +32,7 @@ from quintet.cli.slurm import slurm
 from quintet.cli.train import train
 from quintet.cli.translate import translate
 from quintet.errors import UserError
-from quintet.failures import end_with_launcher, is_launched, leave
+from quintet.failures import end, end_with_launcher, is_launched, leave
 
 VERBS = (
     train,
@@ -100,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(list(arguments) if arguments is not None else None, prog_name="quintet")
     except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit:
-        raise
+        end(130)
+    except SystemExit as leaving:
+        end(leaving.code)
     except BaseException as error:
         problems = _problems(error)
         if is_launched():

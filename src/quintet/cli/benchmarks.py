@@ -30,7 +30,7 @@ def ask_benchmarks(
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import Asking, run_benchmarks
-    from quintet.evaluate.harness.subject import begins_texts, check_subject
+    from quintet.evaluate.subject import begins_texts, check_subject
     from quintet.train.trained import TrainedRun, load_writer
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))

@@ -16,24 +16,18 @@ if TYPE_CHECKING:
     from quintet.plan import Plan
     from quintet.plan.spread import DevicePlan
 
-Devices = Annotated[
-    int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")
-]
+Devices = Annotated[int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")]
 Memory = Annotated[str, typer.Option("--device-memory", help="memory of a device, as 80GiB")]
 PerNode = Annotated[int, typer.Option("--devices-per-node", min=1, help="devices of a machine")]
 PeakFlops = Annotated[float, typer.Option("--peak-flops", help="FLOP/s of a device in the run's precision", min=1.0)]
 Utilisation = Annotated[
     float, typer.Option("--utilisation", help="part of it that matrix products reach", min=0.01, max=1.0)
 ]
-MemoryBandwidth = Annotated[
-    float, typer.Option("--memory-bandwidth", help="bytes/s of a device's memory", min=1.0)
-]
+MemoryBandwidth = Annotated[float, typer.Option("--memory-bandwidth", help="bytes/s of a device's memory", min=1.0)]
 NodeBandwidth = Annotated[
     float, typer.Option("--node-bandwidth", help="bytes/s that a device sends to others of its machine", min=1.0)
 ]
-Bandwidth = Annotated[
-    float, typer.Option("--bandwidth", help="bytes/s that a device sends to other machines", min=1.0)
-]
+Bandwidth = Annotated[float, typer.Option("--bandwidth", help="bytes/s that a device sends to other machines", min=1.0)]
 
 
 def plan(

@@ -44,11 +44,11 @@ trap 'again=yes; kill -USR1 "$step"' USR1
 trap : TERM
 
 # A signal ends the waiting, not what is waited for.
-while kill -0 "$step" 2>/dev/null; do
+while :; do
   wait "$step"
+  code=$?
+  kill -0 "$step" 2>/dev/null || break
 done
-wait "$step"
-code=$?
 if [ "$again" = yes ] && [ "$code" -ne 0 ]; then
   scontrol requeue "$SLURM_JOB_ID"
   exit 0

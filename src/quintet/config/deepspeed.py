@@ -73,7 +73,10 @@ def given_by_deepspeed(values: Any) -> Any:
     values = dict(values)
     _fill(values, "train", _training(ds))
     if isinstance(ds.get("optimizer"), dict):
-        _fill(values, "optimizer", _optimizer(ds["optimizer"], fresh="optimizer" not in values))
+        own, theirs = values.get("optimizer"), _optimizer(ds["optimizer"], fresh="optimizer" not in values)
+        # Two kinds are a contradiction, which is told better than keys that one of them lacks.
+        if not isinstance(own, dict) or own.get("kind", "adamw") == theirs.get("kind", "adamw"):
+            _fill(values, "optimizer", theirs)
     scheduler = ds.get("scheduler")
     if isinstance(scheduler, dict) and isinstance(scheduler.get("type"), str) and "schedule" not in values:
         arguments = _without_auto(scheduler.get("params"))

@@ -59,7 +59,7 @@ class EvaluateConfig(Part):
     )
     text_modeling: TextModelingConfig | None = key(
         None,
-        "also how well the model models text by topic, when `tasks` are due; {} takes what the run holds out, null: not",
+        "also how well the model models text by topic, when `tasks` are due; {} takes what the run holds out",
     )
 
     @property

@@ -39,8 +39,8 @@ class DDPConfig(_Processes):
 class _Sharded(_Processes):
     shard: Literal["full", "grad_op"] = key(
         "full",
-        "full: each block's weights are gathered for its forward pass and again for its backward pass (ZeRO 3); grad_op: "
-        "they stay between the two, only gradients and optimizer state are always spread (ZeRO 2)",
+        "full: each block's weights are gathered for its forward pass and again for its backward pass (ZeRO 3); "
+        "grad_op: they stay between the two, only gradients and optimizer state are always spread (ZeRO 2)",
     )
     gather: Literal["auto", "fp32", "bf16"] = key(
         "auto",

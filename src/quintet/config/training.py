@@ -100,8 +100,9 @@ class TrainConfig(Part):
     )
     activation_checkpointing: ActivationCheckpointing = key(
         "none",
-        "compute a block's activations again in the backward pass instead of keeping them, which saves memory: a number "
-        "n does it in each n-th block, selective in all of them but for matrix products and attention",
+        "compute a block's activations again in the backward pass instead of keeping them, which saves memory: with a "
+        "number n in each n-th block, selective in all of them but for matrix products and attention",
+        unit="blocks",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key(
         "auto", "where to train; auto takes cuda, mps, cpu in this order"

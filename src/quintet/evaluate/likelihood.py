@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,10 @@ from torch import Tensor
 from quintet import processes
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import deal
-from quintet.evaluate.harness.subject import Subject
+from quintet.evaluate.subject import Subject
 from quintet.evaluate.windows import Window, batched, windows
+from quintet.model import Model
+from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import document_numbers
 from quintet.tokenize.base import NO_END
 
@@ -66,7 +67,7 @@ def _read(
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
     computed: dict[int, list[np.ndarray]] = {}
-    with _evaluating(subject.model):
+    with evaluation_mode(subject.model):
         for number, counts in deal(len(batches), processes.rank(), processes.world()):
             values = _scores(subject, documents, batches[number])
             if counts:
@@ -96,17 +97,17 @@ def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Windo
     with torch.compiler.set_stance("force_eager"), subject.compute.autocast():
         hidden = model.hidden(inputs, documents=numbers, prompts=prompts)
         picked = hidden[_index(rows, device), _index(columns, device)]
-        fields = _fields(subject, picked, _index(targets, device))
+        fields = token_fields(model, picked, _index(targets, device))
     return np.split(fields, np.cumsum([len(one) for one in targets])[:-1], axis=1)
 
 
-def _fields(subject: Subject, hidden: Tensor, targets: Tensor) -> np.ndarray:
+def token_fields(model: Model, hidden: Tensor, targets: Tensor) -> np.ndarray:
     """Nats, guess and confidence of ``targets`` [tokens] after ``hidden`` [tokens, width]: fp64 [fields, tokens]."""
-    size = max(1, _LOGITS // subject.model.vocab_size)
-    found = []
+    size = max(1, _LOGITS // model.vocab_size)
+    found = [np.zeros((_FIELDS, 0))]
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
-        log_probabilities = subject.model.logits(hidden[part]).float().log_softmax(-1)
+        log_probabilities = model.logits(hidden[part]).float().log_softmax(-1)
         nats = -log_probabilities.gather(1, targets[part, None])[:, 0]
         best, guess = log_probabilities.max(-1)
         found.append(torch.stack([nats.double(), guess.double(), best.double().exp()]).cpu().numpy())
@@ -115,14 +116,3 @@ def _fields(subject: Subject, hidden: Tensor, targets: Tensor) -> np.ndarray:
 
 def _index(parts: list[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(parts)).to(device)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off within."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.evaluate.harness.subject import Subject
 from quintet.evaluate.likelihood import TokenScores, token_scores
+from quintet.evaluate.subject import Subject
 from quintet.tokenize import Tokenizer
 
 BINS = 15

@@ -1,6 +1,9 @@
-"""The rate of all dropouts of a model at once."""
+"""The rate of all dropouts of a model at once, and a model without any."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -22,3 +25,14 @@ def is_dropout_rate(name: str, value: object) -> bool:
     leaves out whole layers, is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and ("dropout" in name or name.endswith("pdrop"))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off within, and ``model`` as it was afterwards, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.model.build import Model
+from quintet.model.dropout import evaluation_mode
 from quintet.model.reader import Reader
 from quintet.model.sampling import GenerationSettings, choose
 from quintet.randomness import key
 
-__all__ = ["GenerationSettings", "beam_search", "evaluation_mode", "generate"]
+__all__ = ["GenerationSettings", "beam_search", "generate"]
 
 
 @torch.inference_mode()
@@ -180,14 +180,3 @@ def _checked(prompt_ids: list[int]) -> list[int]:
     if not prompt_ids:
         raise UserError("the prompt has no tokens; to start a new document give the tokenizer's end-of-document id")
     return list(prompt_ids)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off within, and ``model`` as it was afterwards, also after an error."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -22,7 +23,7 @@ _ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
 }
-# What PyTorch's collectives are called as operations: the name to show, and which argument holds what all have together.
+# PyTorch's names of collectives as operations: the name to show, and which argument holds what all have together.
 _COLLECTIVES = {
     "_allgather_base_": ("all-gather", 0),
     "allgather_": ("all-gather", 0),
@@ -184,7 +185,7 @@ def _ranks(func: Any, args: tuple[Any, ...]) -> list[int]:
     """The processes of the group among the arguments of a collective."""
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.name == "group_name":
-            return dist.get_process_group_ranks(dist.distributed_c10d._resolve_process_group(value))
+            return dist.get_process_group_ranks(_resolve_process_group(value))
         if argument.name == "process_group":
             group = dist.ProcessGroup.unbox(value) if isinstance(value, torch.ScriptObject) else value
             return dist.get_process_group_ranks(group)

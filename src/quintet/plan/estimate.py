@@ -103,9 +103,9 @@ def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterat
         yield settings
         if both:
             yield both | settings
-    if isinstance(found.strategy.config, FSDPConfig | HSDPConfig) or spread:
-        if not getattr(found.strategy.config, "offload", False):
-            yield both | (spread[-1] if spread else {}) | {"parallel.offload": True}
+    can_offload = isinstance(found.strategy.config, FSDPConfig | HSDPConfig) or spread
+    if can_offload and not getattr(found.strategy.config, "offload", False):
+        yield both | (spread[-1] if spread else {}) | {"parallel.offload": True}
 
 
 def _spreading(found: Rehearsal, machine: Machine) -> list[dict[str, Any]]:

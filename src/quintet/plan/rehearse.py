@@ -62,8 +62,8 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Calls of one collective in a step in a group of ``processes`` ranks, on one machine or ``across`` several, and the
-    bytes of the whole tensors: what an all-gather gives, what a reduce-scatter or an all-reduce takes."""
+    """Calls of one collective in a step in a group of ``processes`` ranks, on one machine or ``across`` several, and
+    the bytes of the whole tensors: what an all-gather gives, what a reduce-scatter or an all-reduce takes."""
 
     collective: str
     processes: int
@@ -73,7 +73,7 @@ class Traffic:
 
     @property
     def wire(self) -> float:
-        """Bytes that each rank sends when they stand in a ring: (n − 1)/n of the whole, twice that for an all-reduce."""
+        """Bytes that each rank sends in a ring: (n − 1)/n of the whole, twice that for an all-reduce."""
         return (2 if self.collective == "all-reduce" else 1) * self.bytes * (self.processes - 1) / self.processes
 
 
@@ -103,8 +103,8 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     """Take two steps of ``config`` as the first of the ranks of ``machine``; the second, when the optimizer has its
     state, is what counts.
 
-    A deep transformer is rehearsed with two smaller numbers of blocks unless ``whole``: all that is counted is linear in
-    them. Raises UserError for what cannot be spread over so many devices, as training would.
+    A deep transformer is rehearsed with two smaller numbers of blocks unless ``whole``: all that is counted is linear
+    in them. Raises UserError for what cannot be spread over so many devices, as training would.
     """
     tokenizer = cast(Tokenizer, _Sizes(vocab_size))
     around = Surroundings(machine.devices, machine.local, machine.memory)
@@ -219,7 +219,7 @@ def _learner(
     strategy: Strategy,
     around: Surroundings,
     compute: Compute,
-) -> nn.Module:
+) -> Learner:
     """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
     views of it, which fake tensors are slow at."""
     checkpoint_activations(outline.blocks, config.train.activation_checkpointing)
@@ -230,14 +230,15 @@ def _learner(
 
 
 def _engine(
-    config: RunConfig, learner: nn.Module, model: Model, strategy: Strategy, shape: BatchShape, compute: Compute
+    config: RunConfig, learner: Learner, model: Model, strategy: Strategy, shape: BatchShape, compute: Compute
 ) -> TorchEngine:
     model.to_empty(device="cpu")
+    within: nn.Module = learner
     if isinstance(strategy.config, DDPConfig):
-        learner = replicate(learner, strategy.config, compute)
+        within = replicate(learner, strategy.config, compute)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TorchEngine(learner, model, optimizer, scaler, config, shape, compute)
+    return TorchEngine(within, model, optimizer, scaler, config, shape, compute)
 
 
 class _Steps:

@@ -41,8 +41,9 @@ class DevicePlan:
         """The plan for devices as a person reads it."""
         found, machine = self.rehearsal, self.machine
         memory, shape = found.memory, found.shape
-        where = f"{machine.devices:,} × {machine.local} a machine" if machine.devices > machine.local else "1 machine"
-        first = f"{machine.devices:,} ({where})" if machine.devices > 1 else "1"
+        first = f"{machine.devices:,}"
+        if machine.devices > machine.local:
+            first += f" ({machine.local} a machine)"
         return [
             f"devices      {first}, {size(machine.memory)} each, in {found.precision}",
             f"parallel     {found.strategy.kind} ({found.strategy.reason}), "
@@ -57,6 +58,7 @@ class DevicePlan:
                 f"each step    {entry.collective} of {size(entry.bytes)} in {entry.calls:,} calls, {entry.processes:,} "
                 f"ranks {'across machines' if entry.across else 'of a machine'}: {size(entry.wire)} sent by each"
                 for entry in found.traffic
+                if entry.bytes >= 1000  # the norm of the gradient and the loss are a few numbers
             ),
             *self._time(),
         ]

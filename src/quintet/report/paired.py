@@ -18,12 +18,13 @@ from quintet.evaluate.bootstrap import RESAMPLES, Interval, paired_bootstrap
 from quintet.evaluate.likelihood import token_scores
 from quintet.evaluate.text_modeling import check_subject, text_document
 from quintet.evaluate.texts import read_topics
+from quintet.model.dropout import evaluation_mode
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 from quintet.track.console import Reporter
 from quintet.train.held_out import own_data
 from quintet.train.trained import TrainedRun, load_trained
-from quintet.train.validation import evaluation_mode, summed_loss
+from quintet.train.validation import summed_loss
 
 BLOCK = 2048
 """Bytes of a long document that are drawn together: enough for its words to depend on one another within."""

@@ -96,8 +96,9 @@ def draw(plots: Sequence[tuple[str, Sequence[Curve]]], size: tuple[float, float]
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("a plot needs matplotlib: pip install 'quintet[report]'") from None
-    style: dict[Any, Any] = {"font.size": 9, "text.color": ink, "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink}
-    with matplotlib.rc_context({**style, "ytick.color": ink, "svg.fonttype": "none"}):
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {"font.size": 9, "svg.fonttype": "none", **dict.fromkeys(inked, ink)}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         for index, (title, curves) in enumerate(plots):
             _plot(figure.add_subplot(1, len(plots), index + 1), title, curves)

@@ -6,7 +6,7 @@ from quintet.config.duration import steps_of
 from quintet.config.schema import RunConfig
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import Asking, run_benchmarks
-from quintet.evaluate.harness.subject import check_subject
+from quintet.evaluate.subject import check_subject
 from quintet.train.setup import Run
 
 

@@ -84,7 +84,7 @@ def build_engine(
         values = _read_by_first(config, tokenizer, model) if library else _own(config, tokenizer, weights)
         shard(learner, strategy, mesh, compute)
         fill(model, values, home, from_first=library)
-    elif isinstance(strategy.config, DDPConfig):
+    elif isinstance(strategy.config, DDPConfig) and world() > 1:
         learner = replicate(learner, strategy.config, compute)
     elif isinstance(strategy.config, DeepSpeedConfig):
         from quintet.train.deepspeed.start import start_deepspeed

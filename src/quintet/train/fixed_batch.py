@@ -11,8 +11,9 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.data.entropy import conditional_entropy, sights
 from quintet.errors import UserError
+from quintet.model.dropout import evaluation_mode
 from quintet.train.loss import IGNORED
-from quintet.train.validation import evaluation_mode, rows_of, summed_loss
+from quintet.train.validation import rows_of, summed_loss
 
 if TYPE_CHECKING:
     from quintet.train.setup import Run

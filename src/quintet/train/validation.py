@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
 
 from quintet.data.batch import Batch
 from quintet.model import Model
+from quintet.model.dropout import evaluation_mode
 from quintet.processes import gathered, rank, world
 from quintet.train.compute import Compute
 from quintet.train.loss import IGNORED
@@ -61,17 +60,6 @@ class ValidationResult:
         """The figures of each label as a person reads them."""
         width = max(map(len, self.labels), default=0)
         return [f"  {name:{width}} {one} over {one.tokens:,} tokens" for name, one in self.labels.items()]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off within, and ``model`` as it was afterwards, also after an error."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.checkpoints import tiny_llama
-from tests.train.parallel.conftest import Finished, surroundings, torchrun_command
+from tests.train.parallel.conftest import WORDS, Finished, surroundings, torchrun_command
 
 SCRIPT = Path(__file__).with_name("several_runs.py")
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
@@ -98,6 +100,35 @@ def test_a_model_of_the_transformers_library_is_spread_from_the_first_process(
             assert difference(tmp_path, f"{name}-{way}", name) < 2e-5, (name, way)
 
 
+def test_benchmarks_have_the_figures_of_one_process(
+    several: Callable[..., Finished], run_file: Callable, tmp_path: Path
+) -> None:
+    """Also where weights are sharded, and a process has no batch of its own in the last pass."""
+    draw = random.Random(3)
+    (tmp_path / "items").mkdir()
+    with (tmp_path / "items" / "arc_easy.jsonl").open("w") as file:
+        for _ in range(23):
+            choices = [" ".join(draw.choices(WORDS, k=draw.randint(1, 3))) for _ in range(4)]
+            question = " ".join(draw.choices(WORDS, k=3))
+            record = {"question": question, "choices": {"text": choices, "label": list("ABCD")}, "answerKey": "B"}
+            file.write(json.dumps({"original": record}) + "\n")
+    asked = {"tasks": ["arc_easy"], "data_dir": "items", "text_modeling": {}, "batch_size": 3}
+    model = {"layers": 2, "width": 32, "attention": {"heads": 2}, "context_length": 128}
+    file = run_file(checkpoint={"every": None, "at_end": False}, evaluate=asked, model=model)
+    several(1, file, {"one": []})
+    several(2, file, {"ddp": [DDP], "fsdp": [FSDP]})
+    wanted = figures(tmp_path, "one")
+    assert wanted.keys() > {"benchmark/arc_easy/acc", "benchmark/arc_easy/probability", "text/bits_per_byte"}
+    for way in ("ddp", "fsdp"):
+        assert figures(tmp_path, way) == pytest.approx(wanted, rel=1e-5, abs=1e-6), way
+
+
+def figures(folder: Path, name: str) -> dict[str, float]:
+    """Those of benchmarks and texts."""
+    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    return {key: value for row in rows for key, value in row.items() if key.startswith(("benchmark/", "text/"))}
+
+
 def test_narrow_numbers_stay_near_the_wide_ones(
     several: Callable[..., Finished], run_file: Callable, tmp_path: Path
 ) -> None:
@@ -142,8 +173,6 @@ def test_four_processes_train_as_one_and_share_a_checkpoint(
 
 def cut_at_three(runs: Path, name: str, copy: str) -> None:
     """A copy of a run as it was after step 3."""
-    import shutil
-
     shutil.copytree(runs / name, runs / copy)
     for later in (runs / copy / "checkpoints").glob("step-*"):
         if later.name > "step-000003":

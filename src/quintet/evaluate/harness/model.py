@@ -11,8 +11,8 @@ from lm_eval.api.model import LM
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.scoring import Score, Scorer
-from quintet.evaluate.harness.subject import Subject
 from quintet.evaluate.harness.texts import Encoder
+from quintet.evaluate.subject import Subject
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
 from quintet.tokenize import TextStream

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
 from quintet.evaluate.harness.local_data import NotReachable
-from quintet.evaluate.harness.subject import Subject
+from quintet.evaluate.subject import Subject
 
 if TYPE_CHECKING:
     from quintet.evaluate.harness.model import HarnessModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,13 +12,13 @@ from quintet import processes
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Group, Limit, deal, plan
-from quintet.evaluate.harness.subject import Subject
 from quintet.evaluate.harness.texts import Text
-from quintet.model.generate import evaluation_mode
+from quintet.evaluate.likelihood import token_fields
+from quintet.evaluate.subject import Subject
+from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import document_numbers
 
 Score = tuple[float, bool]
-_LOGITS = 2**25  # logits in memory at once: 128 MiB in fp32
 
 
 class Scorer:
@@ -118,18 +119,9 @@ class Scorer:
     def _look_up(self, hidden: Tensor, wanted: _Wanted) -> tuple[list[float], list[bool]]:
         """Log-probability of each wanted id, and whether none is likelier. Only the wanted places go through the
         head."""
-        logprobs: list[float] = []
-        best: list[bool] = []
-        size = max(1, _LOGITS // self._model.vocab_size)
-        for first in range(0, len(wanted.targets), size):
-            part = slice(first, first + size)
-            features = hidden[wanted.rows[part], wanted.columns[part]]
-            logits = self._model.logits(features).float()
-            targets = torch.tensor(wanted.targets[part], device=logits.device)
-            # Not logsumexp: its rounding, the same at each token, would add up to another sum than the harness's.
-            logprobs += logits.log_softmax(1).gather(1, targets[:, None])[:, 0].tolist()
-            best += (logits.argmax(1) == targets).tolist()
-        return logprobs, best
+        targets = torch.tensor(wanted.targets, dtype=torch.long, device=hidden.device)
+        nats, guess, _ = token_fields(self._model, hidden[wanted.rows, wanted.columns], targets)
+        return (-nats).tolist(), (guess == np.array(wanted.targets)).tolist()
 
 
 class _Wanted:

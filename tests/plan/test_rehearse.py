@@ -1,0 +1,203 @@
+"""The rehearsal of a step against steps that are really taken, and against closed forms."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.plan.estimate import changed, find_change, step_time
+from quintet.plan.machine import Machine, parse_bytes
+from quintet.plan.rehearse import Rehearsal, Traffic, rehearse
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES = ("parameters", "gradients", "optimizer")
+VOCABULARY, WIDTH = 500, 64
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    spec = importlib.util.spec_from_file_location("plan_memory", REPOSITORY / "benchmarks/plan_memory.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config(layers: int = 2, devices: int = 1, parallel: str = "none", **train: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "run",
+            "data": {"sources": [{"kind": "python_stdlib"}], "sequence_length": 64},
+            "model": {"layers": layers, "width": WIDTH, "attention": {"heads": 2}},
+            "train": {"steps": 10, "batch_size": 4 * devices, "precision": "fp32", **train},
+            "parallel": {"kind": parallel},
+        }
+    )
+
+
+def machine(devices: int, per_node: int = 8, memory: int = 2**36, *, accelerator: bool = True) -> Machine:
+    return Machine(devices, per_node, memory, 1e12, 0.5, 1e11, 1e10, 1e9, accelerator)
+
+
+def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
+    return rehearse(run, VOCABULARY, on, run.train.precision, **named)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ["none", "none, bf16", "none, each block again", "none, 4 passes"],
+        ["ddp", "fsdp", "fsdp, 3 passes, each block again"],
+        pytest.param(["fsdp, 4 ranks", "hsdp, 2 × 2 ranks"], marks=pytest.mark.slow),
+    ],
+    ids=["one process", "two processes", "four processes"],
+)
+def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list[str]) -> None:
+    for case, real in bench.measured(cases).items():
+        told = bench.predict(case)
+        assert {name: told[name] for name in SIZES} == {name: real[name] for name in SIZES}, case
+        assert told["calls"] == real["calls"], case
+        for name in ("all-gather", "reduce-scatter"):
+            assert told["sent"][name] == real["sent"][name], case
+        assert told["activations"] == pytest.approx(real["activations"], rel=0.01), case
+        # Real collectives hold their buffers until they are done, and kernels allocate inside.
+        assert told["peak"] == pytest.approx(real["peak"], rel=0.1), case
+
+
+def test_fsdp_sends_what_the_closed_form_says_over_any_number_of_ranks() -> None:
+    outside = 4 * (VOCABULARY * WIDTH + WIDTH)  # the embedding, which is the head too, and the last norm
+    for devices in (8, 512):
+        run = config(devices=devices, parallel="fsdp")
+        found = rehearsed(run, machine(devices))
+        single = rehearsed(config(), machine(1))
+        whole = single.memory.gradients
+        sent = {entry.collective: entry for entry in found.traffic}
+        padding = 1.0 if devices == 8 else 2.0  # 512 ranks share matrices of 64 to 500 rows
+        # Each block twice, in the forward and in the backward pass, what is outside of them once.
+        assert sent["all-gather"].bytes == pytest.approx(2 * whole - outside, rel=0.01 if devices == 8 else padding)
+        assert sent["reduce-scatter"].bytes == pytest.approx(whole, rel=0.01 if devices == 8 else padding)
+        assert sent["all-gather"].bytes >= 2 * whole - outside
+        assert sent["all-gather"].across == (devices > 8)
+        assert found.memory.optimizer < 2.2 * sent["reduce-scatter"].bytes / devices
+
+
+def test_hsdp_sends_within_a_machine_and_a_part_across() -> None:
+    found = rehearsed(config(devices=16, parallel="hsdp"), machine(16))
+    within = {entry.collective: entry for entry in found.traffic if not entry.across}
+    (across,) = (entry for entry in found.traffic if entry.across and entry.processes == 2)
+    assert within["reduce-scatter"].processes == within["all-gather"].processes == 8
+    assert (across.collective, across.bytes * 8) == ("all-reduce", within["reduce-scatter"].bytes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "devices", "train"),
+    [
+        ("none", 1, {}),
+        ("ddp", 2, {}),
+        ("fsdp", 4, {"micro_batch_size": 1}),
+        ("none", 1, {"activation_checkpointing": 3}),
+    ],
+)
+def test_a_deep_model_is_what_its_first_blocks_say(parallel: str, devices: int, train: dict[str, Any]) -> None:
+    run = config(21, devices, parallel, **train)
+    short, whole = rehearsed(run, machine(devices)), rehearsed(run, machine(devices), whole=True)
+    assert short.memory == whole.memory
+    assert [entry.bytes for entry in short.traffic] == [entry.bytes for entry in whole.traffic]
+    assert short.flops == whole.flops
+
+
+def test_auto_is_chosen_by_the_memory_of_the_devices_that_are_named() -> None:
+    run = config(devices=16, parallel="auto")
+    kinds = [rehearsed(run, machine(16, memory=size)).strategy.kind for size in (2**30, 2**20, 2**18)]
+    assert kinds == ["ddp", "hsdp", "fsdp"]
+
+
+@pytest.mark.parametrize(
+    ("run", "devices", "message"),
+    [
+        (config(devices=1, parallel="ddp"), 3, "4 samples cannot be spread evenly over 3 processes"),
+        (config(devices=2), 2, "parallel.kind: none is for one device"),
+    ],
+)
+def test_what_cannot_be_spread_is_said(run: RunConfig, devices: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rehearsed(run, machine(devices))
+
+
+def test_the_change_that_is_proposed_fits_and_the_run_without_it_does_not() -> None:
+    run = config(layers=6, batch_size=16)
+    free = rehearsed(run, machine(1)).memory.peak
+    tight = machine(1, memory=int(0.7 * free))
+    change, _ = find_change(run, VOCABULARY, tight, rehearsed(run, tight))
+    assert change
+    assert change.peak <= tight.memory < free
+    assert rehearsed(changed(run, change.settings), tight).memory.peak == change.peak
+    none = machine(1, memory=1000)
+    assert find_change(run, VOCABULARY, none, rehearsed(run, none)) == (None, None)
+
+
+def test_less_memory_than_the_weights_take_asks_for_spreading_them() -> None:
+    run = config(layers=4, devices=4, parallel="ddp")
+    found = rehearsed(run, machine(4))
+    tight = machine(4, memory=found.memory.parameters + found.memory.optimizer)
+    change, _ = find_change(run, VOCABULARY, tight, found)
+    assert change
+    assert change.settings["parallel.kind"] == "fsdp"
+
+
+def test_the_time_of_a_step_follows_from_the_stated_speeds() -> None:
+    found = rehearsed(config(devices=16, parallel="hsdp"), machine(16))
+    time = step_time(found, machine(16))
+    wire = {True: 0.0, False: 0.0}
+    for entry in found.traffic:
+        twice = 2 if entry.collective == "all-reduce" else 1
+        wire[entry.across] += twice * entry.bytes * (1 - 1 / entry.processes)
+    assert (time.within, time.across) == pytest.approx((wire[False] / 1e10, wire[True] / 1e9))
+    assert time.least == max(time.compute, time.within + time.across)
+    # No operation is faster than its products at half the peak.
+    assert time.compute >= found.flops / (1e12 * 0.5)
+
+
+def test_flops_are_the_models_and_those_that_checkpointing_repeats() -> None:
+    from quintet.train.model import training_flops
+
+    run = config(layers=3)
+    plain, again = (
+        rehearsed(changed(run, {"train.activation_checkpointing": how}), machine(1)).flops for how in ("none", 1)
+    )
+    model = training_flops(run, VOCABULARY).total * run.batch.tokens
+    attention = 3 * 4 * WIDTH * 64 * run.batch.tokens  # all blocks' forward attention, unmasked
+    # Causal kernels do half of the convention's three products of attention and compute the weights once more.
+    assert plain == model - 3 * attention + attention * 7 / 4
+    head = 2 * VOCABULARY * WIDTH * run.batch.tokens
+    assert again - plain == pytest.approx((model - 3 * attention) / 3 - head + attention / 2)
+
+
+@given(st.integers(2, 4096), st.integers(1, 10**12))
+def test_a_ring_sends_less_than_all_and_twice_that_to_reduce(processes: int, size: int) -> None:
+    gather, reduce = (
+        Traffic(name, processes, across=False, calls=1, bytes=size) for name in ("all-gather", "all-reduce")
+    )
+    assert size / 2 <= gather.wire < size
+    assert reduce.wire == 2 * gather.wire
+
+
+@given(st.integers(1, 9999))
+def test_sizes_are_read(count: int) -> None:
+    assert parse_bytes(f"{count}GiB", "x") == count * 2**30
+    assert parse_bytes(f"{count} MB", "x") == count * 10**6
+    assert parse_bytes(str(count), "x") == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "80GiBs", "1.2.3MB", "0"])
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(UserError, match=r"--device-memory: .* is no size"):
+        parse_bytes(text, "--device-memory")
