@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,25 +137,35 @@ def _own_bytes(tensors: Any) -> int:
 
 def _second_step(profile: Any) -> dict[str, Any]:
     """The most bytes alive in the second step, what its last forward pass left alive, and what it sent."""
-    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    results = profile.profiler.kineto_results
     live = peak = begun = left = 0
-    second, sent = False, {name: [0, 0] for name in set(COLLECTIVES.values())}
-    for event in events:
-        name = event.name()
-        if name == "[memory]":
-            live += event.nbytes()
+    second, starts = False, 0
+    for event in sorted(_flat(results.experimental_event_tree()), key=lambda event: event.start_time_ns):
+        if "Allocation" in str(event.tag):
+            # The allocator's own count: it also knows what gloo's threads free.
+            live = event.extra_fields.total_allocated
             peak = max(peak, live) if second else 0
-        elif name == "second step":
-            second, peak = True, live
-        elif name == "forward begins":
+        elif event.name == "second step":
+            second, peak, starts = True, live, event.start_time_ns
+        elif event.name == "forward begins":
             begun = live
-        elif name == "forward ends":
+        elif event.name == "forward ends":
             left = live - begun
-        elif second and name in COLLECTIVES:
-            sent[COLLECTIVES[name]][0] += 1
-            sent[COLLECTIVES[name]][1] += _largest(event)
-    calls = {name: count for name, (count, _) in sent.items()}
-    return {"peak": peak, "activations": left, "calls": calls, "sent": {name: size for name, (_, size) in sent.items()}}
+    sent = {name: [0, 0] for name in COLLECTIVES.values()}
+    for event in results.events():
+        if event.name() in COLLECTIVES and event.start_ns() >= starts:
+            entry = sent[COLLECTIVES[event.name()]]
+            entry[0] += 1
+            entry[1] += _largest(event)
+    calls, sizes = ({name: entry[place] for name, entry in sent.items()} for place in (0, 1))
+    return {"peak": peak, "activations": left, "calls": calls, "sent": sizes}
+
+
+def _flat(events: Any) -> Iterator[Any]:
+    """All of a forest of ``events``."""
+    for event in events:
+        yield event
+        yield from _flat(event.children)
 
 
 def _largest(event: Any) -> int:

@@ -33,8 +33,8 @@ def check_deepspeed(config: RunConfig) -> None:
         )
     if config.trainer.kind != "quintet":
         raise UserError(
-            f"trainer.kind: {config.trainer.kind} takes its steps by itself, and so does parallel.kind: deepspeed; leave "
-            "one of them out"
+            f"trainer.kind: {config.trainer.kind} takes its steps by itself, and so does parallel.kind: deepspeed; "
+            "leave one of them out"
         )
     if config.train.compile is True and stays_eager(config.parallel):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -56,12 +57,15 @@ def _gathered_in(learner: Learner, config: FSDPConfig | HSDPConfig, compute: Com
 def replicate(learner: Learner, config: DDPConfig, compute: Compute) -> DistributedDataParallel:
     """``learner`` on every process, with its gradients averaged over them."""
     devices = [compute.device] if compute.device.type == "cuda" else None
+    # Buffers are tables that every process makes alike; the name of the setting changed with PyTorch 2.13.
+    takes = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
     return DistributedDataParallel(
         learner,
         device_ids=devices,
         bucket_cap_mb=config.bucket_mb,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
+        **{buffers: False},  # pyright: ignore[reportArgumentType]
     )
 
 

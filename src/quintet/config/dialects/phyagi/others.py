@@ -160,9 +160,7 @@ def _lightning_strategy(given: Given, native: Native) -> None:
     if spread:
         native.set("parallel", dict(spread), kind)
         if given.has(ARGUMENTS):
-            given.refuse(
-                ARGUMENTS, f"is for Lightning's loop, and with {kind}: {given[kind]} ours trains"
-            )
+            given.refuse(ARGUMENTS, f"is for Lightning's loop, and with {kind}: {given[kind]} ours trains")
     sharded = spread.get("kind") == "fsdp"
     for key in (offload, f"{section}.fsdp_compile"):
         if given[key] and not sharded:
