@@ -9,6 +9,7 @@ collective. The plan takes the same steps on fake tensors in this process. Bytes
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -94,6 +95,7 @@ def measure(case: str) -> dict[str, Any]:
     samples = config.batch.samples // world()
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))
     batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world())
+    gc.collect()  # the case before
     with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
@@ -138,12 +140,15 @@ def _own_bytes(tensors: Any) -> int:
 def _second_step(profile: Any) -> dict[str, Any]:
     """The most bytes alive in the second step, what its last forward pass left alive, and what it sent."""
     results = profile.profiler.kineto_results
-    live = peak = begun = left = 0
-    second, starts = False, 0
+    live = peak = begun = left = starts = 0
+    before: int | None = None
+    second = False
     for event in sorted(_flat(results.experimental_event_tree()), key=lambda event: event.start_time_ns):
         if "Allocation" in str(event.tag):
             # The allocator's own count: it also knows what gloo's threads free.
-            live = event.extra_fields.total_allocated
+            total, size = event.extra_fields.total_allocated, event.extra_fields.alloc_size
+            before = total - size if before is None else before
+            live = total - before
             peak = max(peak, live) if second else 0
         elif event.name == "second step":
             second, peak, starts = True, live, event.start_time_ns

@@ -85,7 +85,7 @@ def in_turn(make: Callable[[], Found]) -> Found:
         return make()
     import torch.distributed as dist
 
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     made: Any = None
     own = 0 if is_first() else 1 if local_rank() == 0 else 2
     try:

@@ -234,6 +234,17 @@ def test_examples_in_front_are_never_the_item_itself(subject: TrainedModel, item
         assert parts[2] not in [part.partition("\nAnswer:")[0] + "\nAnswer:" for part in parts[:2]]
 
 
+def test_a_fault_of_the_model_is_no_missing_benchmark(
+    subject: TrainedModel, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("quintet.evaluate.harness.scoring.Scorer.score", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_benchmarks(subject, Asking(("arc_easy",), 2, 0, str(items)))
+
+
 def test_broken_items_are_counted_and_the_others_asked(subject: TrainedModel, tmp_path: Path) -> None:
     good = {"question": "the cat", "choices": {"text": ["sat", "ran"], "label": ["A", "B"]}, "answerKey": "A"}
     broken = [

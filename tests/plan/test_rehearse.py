@@ -21,6 +21,7 @@ from quintet.plan.rehearse import Rehearsal, Traffic, rehearse, sample_depths
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ("parameters", "gradients", "optimizer")
 VOCABULARY, WIDTH = 500, 64
+BLOCK = 800_000  # weights of a block of the benchmark's model, rounded up
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,9 @@ def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list
         for name in ("all-gather", "reduce-scatter"):
             assert told["sent"][name] == real["sent"][name], case
         assert told["activations"] == pytest.approx(real["activations"], rel=0.01), case
-        # Real collectives hold their buffers until they are done, and kernels allocate inside.
-        assert told["peak"] == pytest.approx(real["peak"], rel=0.1), case
+        # gloo's threads hold the buffers of a block's collective a little longer when they are late, now and then.
+        late = 3 * 4 * BLOCK if case.startswith(("fsdp", "hsdp")) else 0
+        assert 0.98 * told["peak"] <= real["peak"] <= 1.02 * told["peak"] + late, case
 
 
 @pytest.mark.parametrize("devices", [8, 512])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from lm_eval.api.model import LM
 
@@ -20,6 +21,22 @@ from quintet.tokenize.stop import StopAt
 
 _GENERATED = 256  # tokens, as the harness's own class, where a task says nothing
 _WRITERS = 8  # texts that are written side by side
+
+Found = TypeVar("Found")
+
+
+def _noted(method: Callable[[HarnessModel, list[Any]], Found]) -> Callable[[HarnessModel, list[Any]], Found]:
+    """``method``, whose error is kept in ``failure``: it is one of the model and not of a task's own code."""
+
+    @wraps(method)
+    def answer(model: HarnessModel, requests: list[Any]) -> Found:
+        try:
+            return method(model, requests)
+        except Exception as error:
+            model.failure = error
+            raise
+
+    return answer
 
 
 class HarnessModel(LM):
@@ -36,7 +53,9 @@ class HarnessModel(LM):
         self.encoder = Encoder(subject.tokenizer, subject.model.context_length, begins)
         self._scorer = Scorer(subject, limit)
         self.cut: dict[str, set[int]] = {}
+        self.failure: Exception | None = None
 
+    @_noted
     def loglikelihood(self, requests: list[Any]) -> list[Score]:
         """Summed log-probability, in nats, of each continuation behind its context, and whether it is what the
         likeliest token at each place would give."""
@@ -46,6 +65,7 @@ class HarnessModel(LM):
                 self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
         return self._scorer.score(texts, [(request.task_name, request.doc_id) for request in requests])
 
+    @_noted
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """Summed log-probability, in nats, of each whole text, read in windows as long as the context."""
         windows, owners = [], []
@@ -59,6 +79,7 @@ class HarnessModel(LM):
             sums[owner] += logprob
         return sums
 
+    @_noted
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The text that is written behind each context, up to a stop string, the end of the document or so many tokens.
 

@@ -82,7 +82,9 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
     model.cut.clear()
     try:
         found = evaluate(model, {"tasks": tasks}, limit=wish.samples, bootstrap_iters=_RESAMPLED, log_samples=True)
-    except Exception as error:  # what a task's own code makes of an answer
+    except Exception as error:  # what a task's own code makes of an answer; what the model raises is no task's
+        if model.failure is not None:
+            raise
         raise NotReachable(f"{type(error).__name__}: {error}") from error
     assert found is not None
     results = found.get("results", {})
