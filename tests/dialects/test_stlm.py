@@ -458,6 +458,12 @@ def benchmarks(make: Make, place: Path) -> None:
     assert older.config.evaluate.tasks == ("winogrande", "stlm_eval_arc_easy")
 
 
+def newer_benchmarks(make: Make) -> None:
+    made = make({"trainer.eval.benchmarks": ["RACEMiddle", "TruthfulQA-M2"], "trainer.eval_interval": 3})
+    assert made.config.evaluate.tasks == ("race_middle", "truthfulqa_mc2")
+    assert made.config.evaluate.tasks_every == 3
+
+
 def num_samples(make: Make, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for samples, said in ((3, " of 3"), (1000, " of 5")):
         capfd.readouterr()
@@ -745,6 +751,7 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "trainer.optimizer.params": optimizer_params,
     "trainer.eval.dataset_loss_eval_iters": samples,
     "trainer.eval.mcq_benchmarks": benchmarks,
+    "trainer.eval.benchmarks": newer_benchmarks,
     "trainer.eval.num_samples": num_samples,
     "trainer.eval.text_modeling_eval": text_modeling,
     "general.logging.wandb_log": wandb_log,

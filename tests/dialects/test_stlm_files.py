@@ -337,7 +337,7 @@ def test_the_oldest_list_of_evaluations_is_read(read: Callable[..., Loaded]) -> 
     assert one.config == read(G2).config
     several = [{"evaluator": "mcq", "benchmarks": ["winograd"]}, {"evaluator": "glue"}]
     found = problems(read, G2, {"trainer.eval": several})
-    assert "evaluation on benchmarks is not built yet" in found
+    assert "the older list of evaluators, in whose place mcq_benchmarks names benchmarks, is not built yet" in found
     assert "trainer.eval.evaluators[1].evaluator" in found
 
 
@@ -373,7 +373,7 @@ MISTAKES = [
     ({"trainer.dataset": "tiny_codes"}, "makes its text of several columns"),
     ({"trainer.eval.mcq_benchmarks": ["helaswag"]}, "did you mean 'hellaswag'?"),
     ({"trainer.eval.benchmarks": ["Ewok"]}, "must be one of ArcEasy"),
-    ({"trainer.eval.text_generation_eval": True}, "evaluation on benchmarks is not built yet; false is accepted"),
+    ({"trainer.eval.text_generation_eval": True}, "the judgement of written texts is not built yet; false is accepted"),
     ({"trainer.dataloader.name": "next_token_mlm"}, "needs loss_fn: next_token_mlm"),
     ({"trainer.optimizer.min_lr": 1.0}, "trainer.optimizer.min_lr: is above optimizer.lr"),
     ({"trainer.lr_scheduler.params": {"gamma": 1}}, "are for PyTorch's schedulers"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
-from quintet.report.compare import figure_rows, setting_rows
+from quintet.report.compare import Row, figure_rows, setting_rows
 from quintet.report.facts import Series, read_facts
 from quintet.report.paired import BLOCK, Asked, blocks, compare_models
 from quintet.train.held_out import own_data
@@ -39,6 +39,18 @@ def test_the_table_has_what_differs_and_what_was_recorded(two: tuple[str, str]) 
         speeds = [line["speed/tokens_per_second"] for line in lines if "speed/tokens_per_second" in line]
         assert rows["tokens per second"].values[index] == pytest.approx(np.median(speeds))
     assert rows["final validation loss"].better == 1
+
+
+def test_a_figure_stands_beside_its_standard_error(two: tuple[str, str]) -> None:
+    for name, accuracy in zip(two, (0.25, 0.5), strict=True):
+        with Path(f"runs/{name}/metrics.jsonl").open("a") as file:
+            row = {"step": 6, "benchmark/copa/acc": accuracy, "benchmark/copa/acc_stderr": 0.0625}
+            file.write(json.dumps(row | ({} if name == two[0] else {"benchmark/copa/f1": 0.125})) + "\n")
+    rows = {row.name: row for row in figure_rows([read_facts(Path("runs") / name) for name in two])}
+    assert "benchmark/copa/acc_stderr" not in rows
+    assert rows["benchmark/copa/acc"] == Row("benchmark/copa/acc", (0.25, 0.5), 1, (0.0625, 0.0625))
+    assert rows["benchmark/copa/acc"].cells() == ["0.2500 ± 0.0625", "0.5000 ± 0.0625"]
+    assert rows["benchmark/copa/f1"].cells() == ["", "0.1250"]
 
 
 def test_equal_samples_are_compared_token_by_token(two: tuple[str, str]) -> None:

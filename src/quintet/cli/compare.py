@@ -87,7 +87,7 @@ def _print(facts: list[RunFacts], settings: list[Row], figures: list[Row]) -> No
     from rich.table import Table
     from rich.text import Text
 
-    from quintet.report.compare import setting, shown
+    from quintet.report.compare import setting
 
     table = Table("", *(escape(run.name) for run in facts), box=None)
     for row in settings:
@@ -95,7 +95,7 @@ def _print(facts: list[RunFacts], settings: list[Row], figures: list[Row]) -> No
     table.add_section()
     for row in figures:
         styles = ["bold" if index == row.better else "" for index in range(len(row.values))]
-        values = (Text(shown(value), style) for value, style in zip(row.values, styles, strict=True))
+        values = (Text(cell, style) for cell, style in zip(row.cells(), styles, strict=True))
         table.add_row(Text(row.name), *values)
     Console().print(table)
 
@@ -105,5 +105,6 @@ def _as_json(runs: list[str], settings: list[Row], figures: list[Row], paired: P
         "runs": runs,
         "settings": {row.name: row.values for row in settings},
         "figures": {row.name: row.values for row in figures},
+        "standard_errors": {row.name: row.errors for row in figures if any(e is not None for e in row.errors)},
         "paired": None if paired is None else asdict(paired),
     }

@@ -26,13 +26,14 @@ from quintet.train.activation_checkpointing import checkpoint_activations
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine
 from quintet.train.learner import Learner
-from quintet.train.model import context_length, make_model, make_objective
+from quintet.train.model import make_model, make_objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Strategy,
     Surroundings,
     choose_strategy,
+    counts_of,
     mesh_shape,
     share_of_batch,
     state_bytes_of,
@@ -109,8 +110,8 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     tokenizer = cast(Tokenizer, _Sizes(vocab_size))
     around = Surroundings(machine.devices, machine.local, machine.memory)
     shape = share_of_batch(config.batch, machine.devices)
-    outline = _outline(config, tokenizer)
-    strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *_counts(outline)))
+    outline = make_model(config, tokenizer, outline=True)
+    strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *counts_of(outline)))
     _check(strategy, precision, machine)
 
     def figures(config: RunConfig, outline: Model) -> Figures:
@@ -121,7 +122,7 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
         found = figures(config, outline)
     else:
         less, more = (_with_layers(config, depth) for depth in depths)
-        few, many = (figures(one, _outline(one, tokenizer)) for one in (less, more))
+        few, many = (figures(one, make_model(one, tokenizer, outline=True)) for one in (less, more))
         found = extended(few, many, (config.model.layers - depths[0]) / (depths[1] - depths[0]))
     return _rehearsal(found, strategy, shape, precision, machine)
 
@@ -201,15 +202,6 @@ def _check(strategy: Strategy, precision: str, machine: Machine) -> None:
         raise UserError(f"parallel.kind: none is for one device, and there are {machine.devices}; set it to auto")
     if strategy.sharded and precision == "fp16":
         raise UserError("train.precision: fp16 is not done for sharded weights; take bf16 or fp32")
-
-
-def _outline(config: RunConfig, tokenizer: Tokenizer) -> Model:
-    """The model of ``config`` on the meta device."""
-    if isinstance(config.model, TransformerConfig):
-        return make_model(config, tokenizer, outline=True)
-    from quintet.model.pretrained_loading import outline_pretrained
-
-    return outline_pretrained(config.model, tokenizer.vocab_size, context_length(config))
 
 
 def _learner(
@@ -324,8 +316,3 @@ class _Steps:
         """The roofline (Williams et al. 2009): an operation waits for its products or for its memory."""
         machine = self.machine
         return max(call[0] / (machine.peak_flops * machine.utilisation), call[1] / machine.memory_bandwidth)
-
-
-def _counts(model: Model) -> tuple[int, int]:
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quintet.config.describe import plain
@@ -31,15 +31,26 @@ _IMMATERIAL = (
     "loss.chunk",
 )
 
+_ERROR = "_stderr"  # what the name of a figure's standard error ends with
+
 
 @dataclass(frozen=True)
 class Row:
     """A name and the value of each run; ``better`` is the index of the run with the best value, None where it means
-    nothing."""
+    nothing, and ``errors`` are the standard errors of values that have one."""
 
     name: str
     values: tuple[Any, ...]
     better: int | None = None
+    errors: tuple[float | None, ...] = ()
+
+    def cells(self) -> list[str]:
+        """The values as a person reads them."""
+        errors = self.errors or (None,) * len(self.values)
+        return [
+            shown(value) + ("" if error is None else f" ± {shown(error)}")
+            for value, error in zip(self.values, errors, strict=True)
+        ]
 
 
 def setting_rows(runs: Sequence[RunFacts]) -> list[Row]:
@@ -67,8 +78,10 @@ def figure_rows(runs: Sequence[RunFacts]) -> list[Row]:
         _row("tokens per second", [run.tokens_per_second for run in runs], highest=True),
     ]
     measured = [run.measured() for run in runs]
-    names = dict.fromkeys(name for one in measured for name in one)
-    rows += [_row(name, [one.get(name) for one in measured], highest=_is_score(name)) for name in names]
+    names = dict.fromkeys(name for one in measured for name in one if not name.endswith(_ERROR))
+    for name in names:
+        row = _row(name, [one.get(name) for one in measured], highest=_is_score(name))
+        rows.append(replace(row, errors=tuple(one.get(name + _ERROR) for one in measured)))
     return [row for row in rows if any(value is not None for value in row.values)]
 
 
@@ -101,8 +114,6 @@ def _found(value: Any) -> Any:
 def _is_score(name: str) -> bool | None:
     """Whether more is better: True, False, or None where neither is said."""
     last = name.rsplit("/", 1)[-1]
-    if last.endswith("stderr"):
-        return None
     higher = ("acc", "accuracy", "acc_norm", "byte_accuracy", "exact_match", "f1", "probability", "margin")
     if last.startswith(higher) or "f1" in last:
         return True

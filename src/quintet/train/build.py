@@ -28,6 +28,7 @@ from quintet.train.parallel.strategy import (
     Strategy,
     Surroundings,
     choose_strategy,
+    counts_of,
     device_memory,
     mesh_shape,
     share_of_batch,
@@ -65,7 +66,7 @@ def build_engine(
     shape = share_of_batch(config.batch, around.processes)
     # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
     model = make_model(config, tokenizer, outline=True)
-    counts = _counts(model)
+    counts = counts_of(model)
     strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *counts))
     if strategy.sharded and compute.precision == "fp16":
         raise UserError(
@@ -117,11 +118,6 @@ def _read_by_first(config: RunConfig, tokenizer: Tokenizer, outline: PretrainedM
 def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def _counts(model: Model) -> tuple[int, int]:
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def _compile_blocks(model: Model, compute: Compute) -> None:

@@ -21,7 +21,6 @@ Put = Callable[[str, Any], None]
 that a file of every dialect may have."""
 
 SPLIT_MODEL = "a layer, the layers or a sequence split over devices"
-BENCHMARKS = "evaluation on benchmarks"
 """What is pending, where keys are for it."""
 
 REQUIRED = "required"

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from quintet.config.parallel import (
     AutoParallelConfig,
@@ -105,6 +106,12 @@ def device_memory(device: torch.device, local: int) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+
+
+def counts_of(model: nn.Module) -> tuple[int, int]:
+    """Parameters of ``model``, and those of them that are trained."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def state_bytes_of(config: RunConfig, parameters: int, trained: int) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from quintet.config.dialects.stlm.words import EXPERIMENT, NEWER, TASKS, device
-from quintet.config.dialects.table import BENCHMARKS, Key
+from quintet.config.dialects.table import Key
 from quintet.config.dialects.values import anything, choice, flag, listed, mapping, number, text, whole
+
+_JUDGED = "the judgement of written texts"
+_OLDER = "the older list of evaluators, in whose place mcq_benchmarks names benchmarks,"
 
 EVAL = (
     Key(
@@ -47,7 +50,7 @@ EVAL = (
         flag(),
         "judgements of written texts",
         documented=False,
-        pending=BENCHMARKS,
+        pending=_JUDGED,
         idle=(False,),
     ),
     Key(
@@ -59,11 +62,9 @@ EVAL = (
         aliases=("trainer.benchmarks",),
         shapes=("evaluate.tasks", "evaluate.tasks_every"),
     ),
-    Key("trainer.eval.evaluator", text(), "older name of a set of benchmarks", documented=False, pending=BENCHMARKS),
+    Key("trainer.eval.evaluator", text(), "older name of a set of benchmarks", documented=False, pending=_OLDER),
     *(
-        Key(
-            f"trainer.eval.evaluators[].{name}", value, "older list of benchmarks", documented=False, pending=BENCHMARKS
-        )
+        Key(f"trainer.eval.evaluators[].{name}", value, "older list of benchmarks", documented=False, pending=_OLDER)
         for name, value in (
             ("evaluator", text()),
             ("benchmarks", listed(text())),
