@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token stores and tokenizers of a test go where no other test and no user finds them."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    """What torchrun tells a process is not left behind, lest the next test be taken for one of several processes."""
+    yield
+    left = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
+    assert not left, f"left in the environment: {left}"
 
 
 @pytest.fixture(autouse=True)

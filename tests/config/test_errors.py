@@ -68,7 +68,8 @@ parallel: {kind: [auto]}
         "12: tokenizer.vocab_size: must be a whole number of ids, found 'a'",
         "13: track: must be a list of sections, found a section; put it in [ ]",
         "14: sample: is empty; give it keys, or leave it out to have its defaults",
-        "15: parallel.kind: unknown kind ['auto']; did you mean 'auto'? the kinds are auto, none",
+        "15: parallel.kind: unknown kind ['auto']; did you mean 'auto'? "
+        "the kinds are auto, none, ddp, fsdp, hsdp, deepspeed",
         "command line: lr: unknown key 'lr'; it exists as optimizer.lr",
         "command line: optimiser: unknown key 'optimiser'; did you mean 'optimizer'?",
         "command line: runs_dir: must be text, found 5; put it in quotes",

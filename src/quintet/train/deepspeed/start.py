@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,14 +68,28 @@ def start_deepspeed(
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if compute.device.type == "cuda" else "gloo")
-        engine, *_ = deepspeed.initialize(
-            model=InPrecision(learner, compute), optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        with _told_its_number():
+            deepspeed.init_distributed(dist_backend="nccl" if compute.device.type == "cuda" else "gloo")
+            engine, *_ = deepspeed.initialize(
+                model=InPrecision(learner, compute), optimizer=optimizer, config=settings, dist_init_required=False
+            )
     except (ValueError, AssertionError, NotImplementedError, deepspeed.DeepSpeedConfigError) as error:
         raise UserError(f"parallel.config: DeepSpeed refuses it: {_in_a_line(error)}") from error
     optimizer.state.clear()
     return DeepSpeedEngine(engine, model, groups, config, shape, compute)
+
+
+@contextmanager
+def _told_its_number() -> Iterator[None]:
+    """Within, the environment has LOCAL_RANK, also where no torchrun has set it; left there, other libraries would take
+    this process for one of several."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(local_rank())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
 
 
 def leave_group() -> None:
@@ -91,7 +107,6 @@ def leave_group() -> None:
 def _imported(compute: Compute, settings: dict[str, Any]) -> Any:
     """DeepSpeed, told on which device it runs and to speak only of what goes wrong."""
     os.environ.setdefault("DS_ACCELERATOR", compute.device.type)
-    os.environ.setdefault("LOCAL_RANK", str(local_rank()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
