@@ -10,7 +10,7 @@ import typer
 
 from quintet.cli.benchmarks import ask_benchmarks, folder_of
 from quintet.cli.inputs import WRITER, fail
-from quintet.cli.text import model_texts, refuse_beside_text
+from quintet.cli.text import model_texts
 
 
 def evaluate(
@@ -58,9 +58,13 @@ def evaluate(
         ),
     ] = None,
     few_shot: Annotated[
-        int,
-        typer.Option(min=0, help="examples with their answers before each item", rich_help_panel="Benchmarks"),
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="examples with their answers before each item; none when not given",
+            rich_help_panel="Benchmarks",
+        ),
+    ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(
@@ -68,26 +72,49 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="one forward pass has at most so many contexts full of tokens", rich_help_panel="Benchmarks"
+            min=1,
+            help="one forward pass has at most so many contexts full of tokens; 16 when not given",
+            rich_help_panel="Benchmarks",
         ),
-    ] = 16,
+    ] = None,
 ) -> None:
     """Measure loss, perplexity and bits per byte of a trained model on its held-out data; of a model of piano music
     also how near its answers come to the true ones, beside copies of the prompt and counts of tokens. With --tasks
     measure benchmarks instead, with --text texts of your own."""
-    if Path(run).is_file():
-        run = folder_of(run)
     if tasks is not None and text is not None:
         fail("--text: is measured by itself, without --tasks; give the command twice")
+    benchmarks = {"num-samples": num_samples, "few-shot": few_shot, "data-dir": data_dir, "batch-size": batch_size}
+    own = {"samples": samples, "records": records, "temperature": temperature}
+    _refuse(tasks is None, benchmarks, "goes with --tasks; leave it out, or name the benchmarks")
+    _refuse(text is None, {"topic-field": topic_field}, "goes with --text; leave it out, or name the text")
+    _refuse(
+        tasks is not None or text is not None,
+        own,
+        "is for what the run holds out, and means nothing here; leave it out",
+    )
+    if Path(run).is_file():
+        run = folder_of(run)
     if tasks is not None:
-        return ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot, data_dir, batch_size, as_json)
-    if text is not None:
-        refuse_beside_text(samples=samples, records=records, temperature=temperature)
-        return model_texts(run, checkpoint, text, topic_field, as_json)
-    if topic_field is not None:
-        fail("--topic-field: says how the lines of --text are read; give --text PATH, or leave it out")
+        ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot or 0, data_dir, batch_size or 16, as_json)
+    elif text is not None:
+        model_texts(run, checkpoint, text, topic_field, as_json)
+    else:
+        _measure_held_out(run, checkpoint, samples, records, temperature, as_json)
+
+
+def _refuse(when: bool, options: dict[str, object], why: str) -> None:
+    """Raise UserError for the first of ``options`` that is given although it would not be read."""
+    for name, value in options.items():
+        if when and value is not None:
+            fail(f"--{name}: {why}")
+
+
+def _measure_held_out(
+    run: str, checkpoint: str, samples: int | None, records: int | None, temperature: float | None, as_json: bool
+) -> None:
+    """Measure the run ``run`` on what it holds out, and print the figures."""
     from rich.console import Console
 
     from quintet.model.generate import GenerationSettings

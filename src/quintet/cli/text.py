@@ -11,13 +11,6 @@ from quintet.cli.inputs import fail
 HELD_OUT = "held-out"
 
 
-def refuse_beside_text(**others: object) -> None:
-    """Raise UserError for an option that means nothing beside ``--text``."""
-    for name, value in others.items():
-        if value is not None:
-            fail(f"--{name}: means nothing with --text, which is read whole; leave it out")
-
-
 def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool) -> None:
     """Measure the model ``name`` on the texts at ``text``, or on those that its run holds out, and print the table.
 
