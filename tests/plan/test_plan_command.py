@@ -80,3 +80,11 @@ def test_a_mistake_is_one_line(command: Command, run: str, options: list[str], m
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_describes_devices_that_are_not_asked_for_is_refused(command: Command) -> None:
+    code, _, err = command("plan", str(CLUSTER), "--peak-flops", "1e12")
+    assert (code, err) == (
+        2,
+        "error: --peak-flops: describes the devices of --devices; give their number, or leave it out\n",
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, load
+from quintet.cli.inputs import Inputs, fail, load
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,19 @@ NodeBandwidth = Annotated[
 Bandwidth = Annotated[float, typer.Option("--bandwidth", help="bytes/s that a device sends to other machines", min=1.0)]
 
 
+_OF_DEVICES = (
+    "device_memory",
+    "devices_per_node",
+    "peak_flops",
+    "utilisation",
+    "memory_bandwidth",
+    "node_bandwidth",
+    "bandwidth",
+)
+
+
 def plan(
+    context: typer.Context,
     inputs: Inputs,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     devices: Devices = None,
@@ -47,6 +59,9 @@ def plan(
     A step is rehearsed without numbers: on this device, or with --devices on as many as you name, which need not be
     here. The other options describe those; their defaults are an H100 with 400 Gbit/s a device between machines.
     """
+    given = [name for name in _OF_DEVICES if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if devices is None and given:
+        fail(f"--{given[0].replace('_', '-')}: describes the devices of --devices; give their number, or leave it out")
     config = load(inputs).config
     from quintet.plan import make_plan
     from quintet.plan.machine import Machine, parse_bytes
