@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quintet.config.model import TransformerConfig
+from quintet.model import Transformer, build_model
+from quintet.train.activation_checkpointing import checkpoint_activations
+
+CONFIG = TransformerConfig.model_validate(
+    {"layers": 4, "width": 32, "attention": {"heads": 2, "backend": "sdpa"}, "residual_dropout": 0.2}
+)
+
+
+def model_of(how: int | str) -> Transformer:
+    model = build_model(CONFIG, 50, 16, seed=3)
+    checkpoint_activations(model.blocks, how)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def step(how: int | str) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients of a pass with dropout, and the bytes that its forward pass keeps."""
+    model, kept = model_of(how), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.arange(64).reshape(4, 16) % 50
+    torch.manual_seed(0)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(ids).square().mean()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+
+
+@pytest.mark.parametrize("how", [1, 2, 3, "selective"])
+def test_gradients_are_the_same_bit_for_bit(how: int | str) -> None:
+    wanted, _ = step("none")
+    found, _ = step(how)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_each_block_that_is_computed_again_keeps_less() -> None:
+    kept = {how: step(how)[1] for how in ("none", 1, 2, 4)}
+    saved = {how: kept["none"] - bytes for how, bytes in kept.items()}
+    # Of 4 blocks, all, every second and one; what is shared with the next block is kept in any case.
+    assert saved[1] > 0.25 * kept["none"]
+    assert [2 * saved[2], 4 * saved[4]] == pytest.approx([saved[1]] * 2, rel=0.01)
+
+
+def test_the_matrix_products_are_not_computed_again() -> None:
+    """Counted in the backward pass: selective makes as many as no checkpointing, recomputing every block makes more."""
+
+    class Products(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+            return func(*args, **(kwargs or {}))
+
+    counts = {}
+    for how in ("none", "selective", 1):
+        loss = model_of(how)(torch.arange(64).reshape(4, 16) % 50).square().mean()
+        with Products() as products:
+            loss.backward()
+        counts[how] = products.count
+    assert counts["none"] == counts["selective"] < counts[1]
+
+
+def test_parameters_keep_their_names_and_evaluation_its_figures() -> None:
+    plain, other = model_of("none").eval(), model_of(1).eval()
+    assert list(plain.state_dict()) == list(other.state_dict())
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        assert torch.equal(plain(ids), other(ids))
