@@ -25,6 +25,7 @@ from .conftest import surroundings, torchrun_command
 from .test_strategies import SCRIPT, cut_at_three, difference
 
 pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.timeout(900)
 # Tests have a home of their own; what DeepSpeed compiles once must not be compiled for each of them.
 COMPILED = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions/quintet"))
 FSDP, DDP = "parallel.kind=fsdp", "parallel.kind=ddp"
@@ -53,7 +54,7 @@ def train_all(tmp_path: Path) -> Callable[..., str]:
         python = [sys.executable] if processes == 1 else torchrun_command(processes)
         line = [*python, str(SCRIPT), str(file), json.dumps(cases)]
         # The first use compiles an operation for a minute.
-        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 

@@ -14,6 +14,7 @@ import pytest
 from tests.checkpoints import tiny_llama
 from tests.train.parallel.conftest import WORDS, Finished, surroundings, torchrun_command
 
+pytestmark = pytest.mark.timeout(900)  # several starts of Python in several processes, on a busy machine too
 SCRIPT = Path(__file__).with_name("several_runs.py")
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
 DROPOUT = ["model.residual_dropout=0.2", "train.micro_batch_size=2"]
@@ -67,7 +68,7 @@ def several(tmp_path: Path) -> Callable[..., Finished]:
     def call(processes: int, file: Path, cases: dict[str, list[str]]) -> Finished:
         python = [sys.executable] if processes == 1 else torchrun_command(processes)
         line = [*python, str(SCRIPT), str(file), json.dumps(cases)]
-        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
