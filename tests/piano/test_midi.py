@@ -13,7 +13,7 @@ from typing import Any
 import mido
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
@@ -214,6 +214,7 @@ TEMPOS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(1
 
 @settings(max_examples=150, deadline=None)
 @given(PLAYED, CONTROLS, PROGRAMS, TEMPOS, st.booleans(), st.booleans())
+@example([(0, 58, 0, 0, 1)] * 8, [(0, 0, 0, 64, 64), (0, 0, 2, 0, 64)], [(0, 0, 0, 40)], [], False, True)
 def test_both_readers_say_the_same(
     played: list, controls: list, programs: list, tempos: list, one: bool, lone: bool
 ) -> None:

@@ -132,7 +132,7 @@ def _read(name: str, data: bytes, simple: bool) -> _File:
         raise _broken(name, "it holds several pieces, one a track (type 2)")
     if score.ticks_per_quarter < 1:
         raise _broken(name, "a quarter note has no ticks")
-    if simple and len(score.tracks) <= 1 and not any(_plays(name, one) for one in sorted(_chunks(data), key=len)[:-1]):
+    if simple and len(score.tracks) <= 1 and _one_plays(name, _chunks(data)):
         file = _one_voice(score)
     else:
         file = _any_voices(_parsed(name, mido.MidiFile, file=io.BytesIO(data)))
@@ -162,6 +162,23 @@ def _chunks(data: bytes) -> list[bytes]:
             found.append(data[at:end])
         at = end
     return found
+
+
+def _one_plays(name: str, chunks: list[bytes]) -> bool:
+    """Whether one track alone holds messages to a channel, and all of them for one program."""
+    in_order = sorted(chunks, key=len)
+    return not any(_plays(name, one) for one in in_order[:-1]) and not any(map(_changes_program, in_order[-1:]))
+
+
+def _changes_program(chunk: bytes) -> bool:
+    """Whether a track may change its program on the way; the fast reader leaves out the pedal behind such a change.
+
+    A change begins with a byte from 0xC0 to 0xCF. Other bytes may look like it, which costs the fast way alone.
+    """
+    values = np.frombuffer(chunk, np.uint8, offset=8)
+    changes = np.flatnonzero(values & 0xF0 == 0xC0)
+    before = values[: changes[0]] if len(changes) else values[:0]
+    return len(changes) > 1 or bool(((before >= 0x80) & (before < 0xF0)).any())
 
 
 def _plays(name: str, chunk: bytes) -> bool:
