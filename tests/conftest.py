@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,3 +105,16 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
         return left.value.code, *capfd.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window, where the machine has one."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("no browser: neither chromium, chromium-browser nor google-chrome is installed")
+    with playwright.sync_playwright() as driver:
+        one = driver.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        yield one
+        one.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -69,17 +68,6 @@ def address(process: subprocess.Popen, log: Path) -> str:
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
     raise AssertionError(log.read_text())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        pytest.skip("no browser: neither chromium, chromium-browser nor google-chrome is installed")
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.fixture

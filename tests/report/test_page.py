@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -171,18 +171,6 @@ def test_where_it_cannot_be_written_is_refused(run: Path, command: Command) -> N
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        pytest.skip("no browser: neither chromium, chromium-browser nor google-chrome is installed")
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 380)])

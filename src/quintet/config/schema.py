@@ -198,6 +198,11 @@ class RunConfig(Part):
         return self
 
     @property
+    def validation_batch_size(self) -> int:
+        """Samples in one forward pass of a validation."""
+        return self.evaluate.batch_size or self.batch.micro_batch_size
+
+    @property
     def batch(self) -> BatchShape:
         """The batch that ``train`` asks for, whichever of its keys say so."""
         train, length = self.train, self.data.sequence_length

@@ -45,5 +45,5 @@ def asking(config: RunConfig) -> Asking:
         samples=part.task_samples,
         shots=part.few_shot,
         data_dir=part.data_dir,
-        batch_size=part.batch_size or config.batch.micro_batch_size,
+        batch_size=config.validation_batch_size,
     )

@@ -54,10 +54,7 @@ class Books:
             _log(run, self._meter)
         if validating or sampling or asking:
             with run.engine.gathered():
-                self._look(step, validating, sampling)
-                if asking:
-                    measure_text(run)
-                    measure_benchmarks(run)
+                self._look(validating, sampling, asking)
             saving |= validating and config.checkpoint.keep_best and run.progress.best_step == step
         if saving:
             run.checkpointer.save(run.progress, run.engine.state())
@@ -66,12 +63,15 @@ class Books:
             self._meter.restart()
         return last
 
-    def _look(self, step: int, validating: bool, sampling: bool) -> None:
+    def _look(self, validating: bool, sampling: bool, asking: bool) -> None:
         """See what the model can do."""
         if validating:
             self.validation = validate_run(self.run)
         if sampling:
             write_samples(self.run)
+        if asking:
+            measure_text(self.run)
+            measure_benchmarks(self.run)
 
     def _overdue(self) -> bool:
         seconds = self.run.config.checkpoint.every_seconds
@@ -120,11 +120,10 @@ def validate_run(run: Run) -> ValidationResult | None:
     """Validate, say and track the result, and remember what follows from it; None where nothing is held out."""
     if run.validation is None:
         return None
-    size = run.config.evaluate.batch_size or run.config.batch.micro_batch_size
     result = validate(
         run.model,
         run.objective,
-        run.validation.batches(size, run.config.evaluate.samples),
+        run.validation.batches(run.config.validation_batch_size, run.config.evaluate.samples),
         run.compute,
         bytes_per_token=run.bytes_per_token,
         labels=run.validation.labels,

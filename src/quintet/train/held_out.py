@@ -24,7 +24,7 @@ def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> Validat
     return validate(
         run.model,
         run.objective,
-        prepared.validation.batches(run.config.evaluate.batch_size or run.config.batch.micro_batch_size, samples),
+        prepared.validation.batches(run.config.validation_batch_size, samples),
         run.compute,
         bytes_per_token=run.tokenizer.bytes_per_token(),
         labels=prepared.validation.labels,

@@ -165,7 +165,7 @@ def _compared(
 
 def _losses(run: TrainedRun, data: ValidationData, records: int) -> ValidationResult:
     """The loss on ``records`` records, by task."""
-    batches = data.batches(run.config.evaluate.batch_size or run.config.batch.micro_batch_size, records)
+    batches = data.batches(run.config.validation_batch_size, records)
     zero = run.tokenizer.bytes_per_token()
     return validate(run.model, run.objective, batches, run.compute, bytes_per_token=zero, labels=data.labels)
 
