@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-all | lint | format | docs | clean
+# make install | quickstart | test | test-all | fuzz | lint | format | docs | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: install quickstart test test-all lint format docs clean
+.PHONY: install quickstart test test-all fuzz lint format docs clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ test: install
 
 test-all: install
 	$(PYTEST) -m ""
+
+# Other inputs at each call; SECONDS is the budget of all fuzzers together.
+SECONDS ?= 600
+fuzz: install
+	$(PYTEST) tests/fuzz -m fuzz --fuzz-total=$(SECONDS) --fuzz-seed=$$(date +%s)
 
 lint: install
 	$(BIN)/ruff check

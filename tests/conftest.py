@@ -12,12 +12,33 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from quintet.cli import main
+
+# How long an input takes depends on the machine and on its neighbours, so that no test has a deadline.
+settings.register_profile("quintet", deadline=None)
+settings.load_profile("quintet")
 
 WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
 Train = Callable[..., str]
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fuzz", "differential fuzzers (tests/fuzz)")
+    group.addoption("--fuzz-seconds", type=float, default=20.0, help="budget of each fuzzer, in seconds")
+    group.addoption("--fuzz-total", type=float, default=None, help="budget of all fuzzers together, in seconds")
+    group.addoption("--fuzz-seed", type=int, default=0, help="seed of the first round of each fuzzer")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A line for each fuzzer: how many inputs it tried, and whether one of them failed."""
+    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.stats.get(outcome, [])]
+    for report in sorted(reports, key=lambda one: one.nodeid):
+        for name, value in report.user_properties:
+            if name == "inputs tried" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid}: {value} inputs tried, {report.outcome}")
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     values=st.dictionaries(st.sampled_from([key.path for key in walk() if "." not in key.path]), values),
     overrides=st.lists(st.builds(lambda path, value: f"{path}={json.dumps(value)}", st.sampled_from(PATHS), values)),
@@ -54,7 +54,7 @@ def test_loading_succeeds_or_says_what_is_wrong(
     assert all(len(str(problem).splitlines()) == 1 for problem in problems)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet=st.sampled_from(list("abn: {}[]-?!&*#|>%@`'\"\n\t,${}.x1~\\<"))))
 def test_any_text_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     file = tmp_path_factory.mktemp("any") / "run.yaml"
@@ -63,7 +63,7 @@ def test_any_text_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, 
         load_run_config([file])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.mktemp("any") / "run.yaml"

@@ -109,7 +109,7 @@ def run_values(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(run_values())
 def test_what_is_dumped_loads_back_equal(tmp_path_factory: Any, values: dict[str, Any]) -> None:
     config = RunConfig.model_validate(values)

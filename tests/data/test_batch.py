@@ -57,7 +57,7 @@ def test_a_batch_has_the_promised_shapes_and_targets_are_shifted_by_one() -> Non
     length=st.integers(2, 4),
     epoch=st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_has_every_target_of_every_sample_once(
     lengths: list[int], batch_size: int, length: int, epoch: int
 ) -> None:
@@ -81,7 +81,7 @@ def test_an_epoch_has_every_target_of_every_sample_once(
     step=st.integers(0, 10**6),
     weighted=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_parts_of_all_ranks_are_the_whole_batch(batch_size: int, world: int, step: int, weighted: bool) -> None:
     data = train_data([300, 77], batch_size, weights=(3.0, 1.0) if weighted else ())
     whole = data.batch(step)
@@ -145,7 +145,7 @@ def test_all_validation_samples_are_all_windows_in_order() -> None:
     samples=st.integers(1, 60),
     batch_size=st.integers(1, 20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_validation_samples_are_fixed_distinct_and_from_every_source(
     lengths: list[int], samples: int, batch_size: int
 ) -> None:
@@ -180,7 +180,7 @@ def test_batches_are_computed_ahead_but_not_further() -> None:
 
     batches = prefetch(batch_of, 0, 100, ahead=2)
     next(batches)
-    deadline = time.perf_counter() + 5
+    deadline = time.perf_counter() + 120
     while len(computed) < 3 and time.perf_counter() < deadline:
         time.sleep(0.001)
     time.sleep(0.02)

@@ -165,7 +165,7 @@ def test_what_is_similar_to_a_dropped_document_only_stays() -> None:
     assert found == [1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 90))
 def test_signatures_agree_as_much_as_the_runs_of_words_do(moved: int) -> None:
     sign = signer(CleaningConfig.model_validate({"deduplicate": {"kind": "minhash", "permutations": 1024}}))
@@ -284,7 +284,6 @@ class Lengths:
         return np.arange(start, stop, dtype=np.uint32)
 
 
-@settings(deadline=None)
 @given(st.data(), st.lists(st.integers(1, 9), min_size=1, max_size=40), st.floats(0, 0.99), st.integers(0, 99))
 def test_no_stream_has_a_token_of_a_document_that_is_left_out(
     data: st.DataObject, lengths: list[int], share: float, seed: int

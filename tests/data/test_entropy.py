@@ -51,7 +51,7 @@ def by_hand(targets: np.ndarray, views: list[list[Hashable]]) -> float:
     return sum(-n * math.log(n / counter.total()) for counter in seen.values() for n in counter.values()) / (total or 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(batches(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_it_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told: bool, prompted: bool) -> None:
     inputs, targets, documents, prompts = batch

@@ -65,7 +65,7 @@ CONTENTS = st.lists(st.integers(0, 25), min_size=1, max_size=40).map(tuple)
     seed=st.integers(0, 50),
     chunk=st.integers(1, 50),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
     contents: list[tuple[int, ...]], held_out: float, seed: int, chunk: int
 ) -> None:

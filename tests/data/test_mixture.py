@@ -25,7 +25,7 @@ def draw(order: Order, first: int, last: int) -> list[tuple[int, int]]:
 
 
 @given(counts=COUNTS, epoch=st.integers(0, 5), seed=st.integers(0, 1000), shuffle=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_without_weights_an_epoch_has_every_sample_once(
     counts: list[int], epoch: int, seed: int, shuffle: bool
 ) -> None:
@@ -50,7 +50,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
     shuffle=st.booleans(),
     block=st.integers(0, 3),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_with_weights_every_block_has_the_exact_shares(
     counts: list[int], weights: list[float], shuffle: bool, block: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_with_weights_every_block_has_the_exact_shares(
 
 
 @given(counts=COUNTS, shuffle=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_with_weights_each_source_goes_through_its_own_epochs(counts: list[int], shuffle: bool) -> None:
     weights = tuple(float(1 + index) for index in range(len(counts)))
     drawn = draw(WeightedOrder(tuple(counts), weights, 3, shuffle), 0, 3 * BLOCK)
@@ -88,7 +88,7 @@ def test_unshuffled_sources_are_spread_evenly_within_a_block() -> None:
     weights=st.sampled_from([None, (1.0, 2.0, 0.5)]),
     shuffle=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_position_has_the_same_sample_alone_and_among_others(
     positions: list[int], weights: tuple[float, ...] | None, shuffle: bool
 ) -> None:
@@ -146,7 +146,7 @@ REPEATS = st.decimals("0.01", "3.5", places=2)
     shuffle=st.booleans(),
     sequential=st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_epoch_has_every_sample_as_often_as_its_source_is_repeated(
     sources: list[tuple[int, Decimal]], epoch: int, shuffle: bool, sequential: bool
 ) -> None:
@@ -203,7 +203,7 @@ def staged_orders(draw_from: st.DrawFn) -> WeightedOrder:
 
 
 @given(order=staged_orders())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_block_of_a_stage_has_its_exact_shares(order: WeightedOrder) -> None:
     last = 3 * BLOCK
     sources, _ = order.at(np.arange(last))
@@ -219,7 +219,7 @@ def test_every_block_of_a_stage_has_its_exact_shares(order: WeightedOrder) -> No
 
 
 @given(order=staged_orders())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sources_go_through_their_epochs_across_the_borders_of_stages(order: WeightedOrder) -> None:
     sources, samples = order.at(np.arange(3 * BLOCK))
     for source, count in enumerate(order.counts):
@@ -231,7 +231,7 @@ def test_sources_go_through_their_epochs_across_the_borders_of_stages(order: Wei
 
 
 @given(order=staged_orders(), position=st.integers(0, 2 * BLOCK), start=st.integers(0, BLOCK))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_sample_depends_on_the_stages_that_come_later(order: WeightedOrder, position: int, start: int) -> None:
     before = tuple(stage for stage in order.later if stage.start < position)
     other = replace(order, later=(*before, Stage(position + start, (1.0,) * len(order.counts))))
@@ -240,7 +240,7 @@ def test_no_sample_depends_on_the_stages_that_come_later(order: WeightedOrder, p
 
 
 @given(order=staged_orders(), batch=st.integers(1, 300), step=st.integers(0, 60), world=st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_staged_samples_do_not_depend_on_how_they_are_asked_for(
     order: WeightedOrder, batch: int, step: int, world: int
 ) -> None:

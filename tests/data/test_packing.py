@@ -156,7 +156,7 @@ any_packing = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents_of_bytes, any_packing, st.integers(8, 14))
 def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys: dict[str, Any], length: int) -> None:
     tokenizer = ByteTokenizer()
@@ -183,7 +183,7 @@ def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys:
         assert 0 <= samples.waste < 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text("aé日🎹", min_size=1, max_size=30), min_size=1, max_size=4), st.booleans())
 def test_no_chunk_begins_within_a_character(texts: list[str], join: bool) -> None:
     tokenizer = ByteTokenizer()
@@ -209,7 +209,7 @@ def test_no_chunk_begins_within_a_word_of_word_pieces(tmp_path: Path) -> None:
     assert [samples.sample(row).ids.size for row in range(samples.count)] == [6, 4]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(4, 20))
 def test_best_fit_cuts_only_what_is_too_long_and_fills_the_samples(lengths: list[int], length: int) -> None:
     room = length + 1

@@ -23,13 +23,13 @@ def test_every_small_size_is_permuted(seed: int) -> None:
 
 
 @given(size=st.integers(1, 1 << 18), seed=st.integers(0, 2**63 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_size_is_permuted(size: int, seed: int) -> None:
     assert_bijection(size, seed)
 
 
 @given(size=st.integers(1 << 40, 1 << 62), start=st.integers(0, 1 << 39), seed=st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_values_of_huge_sizes_are_distinct_and_inside(size: int, start: int, seed: int) -> None:
     values = Permutation(size, seed)(np.arange(start, start + 1000))
     assert len(np.unique(values)) == 1000

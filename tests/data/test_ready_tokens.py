@@ -72,7 +72,7 @@ def test_labels_can_be_other_than_minus_100(kind: str, tmp_path: Path, make_conf
 # Windows
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(20, 90), length=st.integers(2, 9), masked=st.booleans())
 def test_the_last_position_of_a_sample_can_be_without_a_loss(
     count: int, length: int, masked: bool, tmp_path: Path, make_config: MakeConfig
@@ -110,7 +110,7 @@ def test_the_last_position_of_a_sample_can_be_without_a_loss(
 # Splits
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(300, 700), fraction=st.sampled_from([0.1, 0.07, 0.29, 1 / 3]))
 def test_a_prefix_can_be_validated_on_and_the_rest_trained(
     count: int, fraction: float, tmp_path: Path, make_config: MakeConfig

@@ -90,7 +90,7 @@ def test_what_stood_before_the_first_mask_is_learnt(tmp_path: Path, monkeypatch:
     assert learnt.tolist() == [True] * 11 + [False, True, True]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 255), st.booleans()), max_size=9), max_size=6), st.integers(1, 4))
 def test_a_document_in_pieces_is_the_same_document(documents: list[list[tuple[int, bool]]], size: int) -> None:
     import tempfile

@@ -17,7 +17,7 @@ from quintet.errors import UserError
     separator=st.sampled_from([b"\n", b"\n\n", b"aa", b"aba", b"ab"]),
     length=st.integers(1, 40),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spans_split_one_by_one_give_what_the_whole_file_gives(data: bytes, separator: bytes, length: int) -> None:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)

@@ -40,7 +40,7 @@ def everything(stream: TokenStream) -> list[int]:
 
 
 @given(lengths=LENGTHS, held_out=HELD_OUT, seed=st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_two_streams_are_disjoint_and_together_the_whole(lengths: list[int], held_out: float, seed: int) -> None:
     store = Documents(tuple(lengths))
     train, validation = (everything(stream) for stream in split(store, held_out, seed))
@@ -52,7 +52,7 @@ def test_the_two_streams_are_disjoint_and_together_the_whole(lengths: list[int],
 
 
 @given(lengths=LENGTHS, held_out=HELD_OUT, seed=st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_held_out_documents_are_whole_but_for_the_tail_of_one(lengths: list[int], held_out: float, seed: int) -> None:
     store = Documents(tuple(lengths))
     held = set(everything(split(store, held_out, seed)[1]))
@@ -91,7 +91,7 @@ def test_seeds_hold_out_different_documents_and_all_are_equally_likely() -> None
 
 
 @given(lengths=LENGTHS, held_out=HELD_OUT, data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_reading_anywhere_is_a_slice_of_reading_everything(lengths: list[int], held_out: float, data) -> None:
     for stream in split(Documents(tuple(lengths)), held_out, 3):
         text = everything(stream)

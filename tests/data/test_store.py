@@ -48,7 +48,7 @@ def ids_of(documents: list[str]) -> list[int]:
     shards=st.integers(1, 5),
     data=st.data(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_store_holds_the_documents_in_order_each_with_its_end(documents: list[str], shards: int, data) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), documents, shards)

@@ -241,7 +241,7 @@ def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..
     assert documented.config.model == attention.config.model
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.integers(0, 3))
 def test_the_two_numbers_of_heads_may_be_exchanged(read: Callable[..., Loaded], first: int, second: int) -> None:
     one, other = (

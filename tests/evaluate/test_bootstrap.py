@@ -38,7 +38,7 @@ def test_unequal_weights_give_the_interval_of_a_ratio() -> None:
     assert (found.low, found.high) == pytest.approx((ratio - half, ratio + half), abs=0.06 * half)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(float, st.integers(2, 40), elements=st.floats(-10, 10)), st.integers(0, 5))
 def test_the_difference_lies_inside_and_turns_round_with_the_models(a: np.ndarray, seed: int) -> None:
     b, weights = np.zeros_like(a), np.ones_like(a)

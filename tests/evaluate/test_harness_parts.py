@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
@@ -84,7 +84,6 @@ def test_a_pair_becomes_the_ids_that_the_harness_says(context: str, continuation
     assert found.cut == (1 if len(context) == 8 else 0)
 
 
-@settings(deadline=None)  # the harness is imported by the first
 @given(st.text("abc", max_size=40), st.integers(1, 9))
 def test_rolling_windows_are_those_of_the_harness(text: str, room: int) -> None:
     utils = pytest.importorskip("lm_eval.utils")

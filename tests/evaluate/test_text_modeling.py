@@ -191,7 +191,7 @@ def test_windows_see_what_the_model_sees_token_by_token(mask: str) -> None:
     assert len(scores.nats) == len(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 200), st.integers(1, 40), st.data())
 def test_windows_predict_every_token_once(length: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
@@ -203,7 +203,7 @@ def test_windows_predict_every_token_once(length: int, context: int, data: st.Da
     assert all(one.first - one.start >= min(one.first, context - stride + 1) for one in found[1:])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 200))
 def test_batches_hold_every_window_once_and_keep_the_limit(lengths: list[int], tokens: int) -> None:
     found = [window for number, length in enumerate(lengths) for window in windows(length, 64, 32, number)]

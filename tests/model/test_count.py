@@ -66,7 +66,7 @@ def on_meta(config: TransformerConfig, vocab_size: int, context_length: int) -> 
         return Transformer(config, vocab_size, context_length).to("meta")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configs(), st.integers(1, 50), st.integers(2, 50))
 def test_parameters_are_those_of_the_model(config: TransformerConfig, vocab_size: int, context_length: int) -> None:
     model = on_meta(config, vocab_size, context_length)
@@ -116,7 +116,7 @@ def counted(model: Transformer, batch: int, length: int) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(configs(), st.integers(2, 50), st.integers(1, 3), st.integers(2, 16))
 def test_flops_are_those_that_pytorch_counts(
     config: TransformerConfig, vocab_size: int, batch: int, length: int

@@ -25,7 +25,7 @@ sequences = st.lists(
 # ---- counts of tokens
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sequences, st.lists(st.integers(0, 4), min_size=2, max_size=10))
 def test_a_unigram_is_counts_with_one_added(learned: list[np.ndarray], ids: list[int]) -> None:
     counts = Counter(token for one in learned for token in one.tolist())
@@ -34,7 +34,7 @@ def test_a_unigram_is_counts_with_one_added(learned: list[np.ndarray], ids: list
     assert unigram(learned, 5).nats(np.array(ids)) == pytest.approx(expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sequences, st.lists(st.integers(0, 4), min_size=2, max_size=10))
 def test_a_bigram_is_counts_of_pairs_with_one_added(learned: list[np.ndarray], ids: list[int]) -> None:
     pairs = Counter(pair for one in learned for pair in zip(one.tolist(), one.tolist()[1:], strict=False))
@@ -45,7 +45,7 @@ def test_a_bigram_is_counts_of_pairs_with_one_added(learned: list[np.ndarray], i
     assert bigram(learned, 5).nats(np.array(ids)) == pytest.approx(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sequences, st.integers(0, 4))
 def test_probabilities_add_up_to_one(learned: list[np.ndarray], first: int) -> None:
     for model in (unigram(learned, 5), bigram(learned, 5)):

@@ -31,7 +31,7 @@ def table(*rows: tuple[int, int, float, float]) -> Notes:
     return notes(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tables(least=1), tables(least=1), st.booleans())
 def test_notes_match_as_in_mir_eval(generated: Notes, target: Notes, offset: bool) -> None:
     from mir_eval.transcription import precision_recall_f1_overlap
@@ -43,7 +43,7 @@ def test_notes_match_as_in_mir_eval(generated: Notes, target: Notes, offset: boo
     assert (score.precision, score.recall, score.f1) == pytest.approx(expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tables(least=1, most=6), tables(least=1, most=6), st.booleans())
 def test_velocities_may_differ_by_a_tenth(generated: Notes, target: Notes, offset: bool) -> None:
     def fits(i: int, j: int) -> bool:
@@ -72,7 +72,7 @@ def _times(side: Notes, index: int) -> tuple[float, float]:
     return float(side.start[index]), float(side.end[index])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), tables())
 def test_sounding_time_is_that_of_the_frames_of_a_roll(generated: Notes, target: Notes) -> None:
     rolls = np.zeros((2, 128, 100), dtype=bool)  # frames of 10 ms
@@ -87,7 +87,7 @@ def test_sounding_time_is_that_of_the_frames_of_a_roll(generated: Notes, target:
 values = st.lists(st.floats(-50, 50) | st.integers(-5, 5).map(float), min_size=1, max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values, values)
 def test_distance_of_distributions_is_that_of_scipy(one: list[float], other: list[float]) -> None:
     expected = stats.wasserstein_distance(one, other)
@@ -97,7 +97,7 @@ def test_distance_of_distributions_is_that_of_scipy(one: list[float], other: lis
 shares = st.lists(st.integers(0, 6), min_size=12, max_size=12).filter(any).map(lambda n: np.array(n) / sum(n))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shares, shares)
 def test_work_around_a_circle_is_that_of_the_best_transport(one: np.ndarray, other: np.ndarray) -> None:
     steps = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
@@ -130,14 +130,14 @@ def test_each_distance_is_what_its_name_says() -> None:
     assert {name: distance(generated, target) for name, distance in DISTANCES.items()} == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables(least=2))
 def test_notes_agree_with_themselves(same: Notes) -> None:
     result = compare(same, same)
     assert result == pytest.approx({name: 0.0 if name in DISTANCES else 1.0 for name in result})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables(least=2), tables(least=2), st.floats(0.5, 20))
 def test_distances_are_symmetric_and_do_not_follow_the_clock(one: Notes, other: Notes, later: float) -> None:
     for name, distance in DISTANCES.items():

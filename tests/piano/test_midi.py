@@ -212,7 +212,7 @@ PROGRAMS = st.lists(
 TEMPOS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(100_000, 2_000_000)), max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PLAYED, CONTROLS, PROGRAMS, TEMPOS, st.booleans(), st.booleans())
 @example([(0, 58, 0, 0, 1)] * 8, [(0, 0, 0, 64, 64), (0, 0, 2, 0, 64)], [(0, 0, 0, 40)], [], False, True)
 def test_both_readers_say_the_same(
@@ -249,7 +249,6 @@ TABLE = st.lists(
 ).map(lambda rows: notes(*np.array([(p, v, s, s + d) for p, v, s, d in rows], dtype=float).reshape(-1, 4).T))
 
 
-@settings(deadline=None)
 @given(TABLE.map(separated))
 def test_what_is_written_is_read_by_mido_within_a_millisecond(table: Notes) -> None:
     """At most one of a pitch sounds at a time; notes that overlap are `separated` first."""

@@ -52,7 +52,7 @@ def split(task: Task, table: Notes, seed: int = 0) -> tuple[Notes, Notes]:
     return task.split(table, np.random.default_rng(seed))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(MASKS), tables(), st.integers(0, 1000))
 def test_every_note_is_in_exactly_one_of_prompt_and_target(task: Task, table: Notes, seed: int) -> None:
     before = rows(table)
@@ -64,7 +64,7 @@ def test_every_note_is_in_exactly_one_of_prompt_and_target(task: Task, table: No
         assert rows(part) == rows(notes(part.pitch, part.velocity, part.start, part.end))  # in the order of a table
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(ALL), tables(), st.integers(0, 1000))
 def test_the_same_seed_splits_the_same(task: Task, table: Notes, seed: int) -> None:
     assert [rows(part) for part in split(task, table, seed)] == [rows(part) for part in split(task, table, seed)]
@@ -95,7 +95,7 @@ def scale(count: int) -> Notes:
 # ---- counts and extremes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([("high", "pitch", -1), ("low", "pitch", 1), ("short", "length", 1), ("long", "length", -1)]),
     tables(),
@@ -114,7 +114,7 @@ def test_extremes_are_as_many_as_asked_for_and_ties_go_to_the_first(
     assert len(prompt) == len(table) - count
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), st.integers(1, 100), st.integers(0, 99))
 def test_a_random_share_is_rounded_up(table: Notes, percentage: int, seed: int) -> None:
     assert len(split(task_named(f"random_masking-x{percentage}"), table, seed)[1]) == math.ceil(
@@ -129,7 +129,7 @@ def test_every_note_is_as_likely_to_be_drawn() -> None:
     assert all(abs(hit - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for hit in hits.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), st.integers(1, 12))
 def test_strides_are_every_second_block(table: Notes, length: int) -> None:
     prompt, target = split(task_named(f"stride_notes_masking-x{length}"), table)
@@ -159,7 +159,7 @@ def line_by_hand(table: list[tuple], repetitions: int, sign: int) -> list[tuple]
     return sorted(found, key=lambda row: (row[2], row[0], row[3]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tables(), st.integers(1, 4), st.sampled_from([("top", 1), ("bottom", -1)]))
 def test_lines_are_those_found_by_hand(table: Notes, repetitions: int, side: tuple[str, int]) -> None:
     target = split(task_named(f"{side[0]}_line_masking-x{repetitions}"), table)[1]
@@ -167,7 +167,7 @@ def test_lines_are_those_found_by_hand(table: Notes, repetitions: int, side: tup
     assert Counter(rows(target)) == Counter(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tables(least=1))
 def test_the_older_lines_are_one_line(table: Notes) -> None:
     for older, newer in (("top_line_prediction", "top_line-x1"), ("low_line_prediction", "bottom_line-x1")):
@@ -182,7 +182,7 @@ def test_a_long_piece_is_looked_at_in_blocks() -> None:
 # ---- chords
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(21, 108), st.integers(0, 25)), max_size=40), st.integers(2, 5))
 def test_chords_lose_all_but_their_first_note(drawn: list[tuple[int, int]], least: int) -> None:
     gaps = np.array([gap for _, gap in drawn], dtype=np.float64).reshape(-1)
@@ -241,7 +241,7 @@ def test_band_masks_are_the_notes_inside_some_band() -> None:
     assert len(found) > 10
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables(), st.integers(1, 100), st.integers(0, 99), st.sampled_from(["linear", "band"]))
 def test_a_share_of_the_notes_around_a_line_is_rounded_up(table: Notes, percentage: int, seed: int, shape: str) -> None:
     around = split(task_named(f"{shape}_random_masking-x100"), table, seed)[1]
@@ -276,7 +276,7 @@ SPANS = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(SPANS)), tables(least=2))
 def test_quartiles_are_those_of_statistics(name: str, table: Notes) -> None:
     field, inside = SPANS[name]
@@ -291,7 +291,7 @@ def test_fast_notes_are_shorter_than_a_fifth_of_a_second() -> None:
     assert split(task_named("fast_notes_prediction"), table)[1].pitch.tolist() == [60]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([task for task in OLDER_TASKS if task.replaces]), tables(), st.integers(0, 99))
 def test_altered_prompts_are_tables_of_as_many_notes_on_the_piano(task: Task, table: Notes, seed: int) -> None:
     prompt, target = split(task, table, seed)
@@ -468,7 +468,7 @@ def test_ids_of_tokens_are_those_of_piano_gpt() -> None:
     assert (ids["<GENAI>"], ids["<EOGENAI>"]) == (253, 254)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.permutations(ALL[:40]))
 def test_the_order_of_tokens_does_not_follow_the_order_of_tasks(tasks: list[Task]) -> None:
     tokens = special_tokens(tasks)

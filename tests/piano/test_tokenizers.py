@@ -36,7 +36,7 @@ from quintet.tokenize import TextStream, build_tokenizer, load_tokenizer
 
 FAMILIES = ["REMI", "TSD", "MIDILike", "Structured", "PerTok"]
 COLUMNS = ("pitch", "velocity", "start", "end")
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def played(rows: Iterable[tuple[float, float, float, float]]) -> Notes:
@@ -421,7 +421,7 @@ def merged_by_hand(parts: list[tuple[str, ...]], order: dict[tuple[str, ...], in
         parts = [*parts[:at], parts[at] + parts[at + 1], *parts[at + 2 :]]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_notes_are_merged_by_the_rule(seed: int) -> None:
     tokenizer = merged()
@@ -514,7 +514,7 @@ def length_steps(family: str, seconds: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_bounds_of_the_families(family: str, data: st.DataObject) -> None:
     table = data.draw(pianistic(longest=1.5 if family == "Structured" else 30.0))

@@ -105,7 +105,7 @@ def test_texts_may_be_named_and_long_ones_are_drawn_in_blocks(two: tuple[str, st
         compare_models(two, Asked(text=Path("short.txt")))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 9), st.integers(0, 900)), min_size=1, max_size=40), st.data())
 def test_blocks_are_those_of_the_text_whatever_its_tokens(tokens: list[tuple[float, int]], data: st.DataObject) -> None:
     """The sums are those of the tokens, and a token cut in two with its loss changes nothing."""

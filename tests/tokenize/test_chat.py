@@ -133,7 +133,7 @@ def pair(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFo
     return transformers.AutoTokenizer.from_pretrained(folder), chat_format(ours)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(contents=st.lists(CONTENTS, min_size=1, max_size=4), system=st.none() | CONTENTS, answer_next=st.booleans())
 def test_text_and_ids_are_theirs(pair, contents: list[str], system: str | None, answer_next: bool) -> None:
     theirs, ours = pair
@@ -223,7 +223,6 @@ def test_the_end_of_a_document_can_be_written_with_any_tokenizer(tmp_path: Path)
     assert (found.end_ids, found.stops) == ({256}, ())
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=7).filter(lambda one: len(one) % 2 == 1),
     most=st.integers(5, 200),

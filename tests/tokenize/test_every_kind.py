@@ -29,7 +29,7 @@ CORPUS = [
 CHARACTERS = "".join(sorted(set("".join(CORPUS))))
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(CORPUS)
 KINDS = ["byte", "char", "bpe", "gpt2", "cl100k_base", "huggingface"]
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def by_tokenizers(file: Path) -> Reference:
     return lambda text: library.encode(text, add_special_tokens=False).ids
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 def test_cuts_change_no_id(pair: tuple[Tokenizer, Reference], text: str) -> None:
     ours, reference = pair

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quintet.config.tokenizer import ByteTokenizerConfig, HuggingFaceTokenizerConfig
 from quintet.tokenize import TextStream, Tokenizer, build_tokenizer
 
-any_ids = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_ids = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @cache

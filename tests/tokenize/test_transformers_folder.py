@@ -68,6 +68,9 @@ def test_tiktoken_with_ids_that_nobody_uses(tmp_path: Path) -> None:
 def test_published_encodings(name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quintet.tokenize.openai import tiktoken_encoding
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tokenizers/tiktoken"))
+    cache = shared / "tokenizers/tiktoken"
+    before = sorted(cache.iterdir())
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     tokenizer = tiktoken_encoding(name)
     check(tokenizer, loaded(tokenizer, tmp_path / "it"), TEXTS)
+    assert sorted(cache.iterdir()) == before, "a copy of the ranks was left in the user's cache"

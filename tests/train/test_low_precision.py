@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,7 +50,6 @@ def losses(
 
 
 @pytest.mark.parametrize("to", list(TYPES.values()))
-@settings(deadline=None)
 @given(value=st.floats(-7e4, 7e4, width=32).filter(lambda value: value == 0 or abs(value) > 1e-35))
 def test_rounding_takes_one_of_the_two_numbers_around_and_is_right_on_average(to: torch.dtype, value: float) -> None:
     exact = torch.tensor(value, dtype=torch.float32)

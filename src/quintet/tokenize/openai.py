@@ -89,6 +89,11 @@ class TiktokenTokenizer:
         return self._parts[1]
 
     @property
+    def ranks(self) -> dict[bytes, int]:
+        """Rank of each byte string that is merged, which is its id."""
+        return self._parts[2]
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Id of each special token."""
         return self._parts[3]
@@ -100,7 +105,7 @@ class TiktokenTokenizer:
     @cached_property
     def _pieces(self) -> Pieces:
         table = [b""] * self.vocab_size  # ids between the ranks and the special tokens are used by nobody
-        for piece, rank in self._parts[2].items():
+        for piece, rank in self.ranks.items():
             table[rank] = piece
         return Pieces(tuple(table))
 
@@ -139,15 +144,9 @@ class TiktokenTokenizer:
         return self.pieces.lengths()
 
     def save(self, folder: Path) -> None:
-        self.save_ranks(folder)
+        write_text(folder / _RANKS, _rank_lines(self.ranks))
         facts = {"name": self.name, "pattern": self.pattern, "special_tokens": self.special_tokens}
         write_description(folder, "tiktoken", self.fingerprint, facts)
-
-    def save_ranks(self, folder: Path) -> Path:
-        """Write the ranks into ``folder`` as tiktoken's own files have them; returns the file."""
-        file = folder / _RANKS
-        write_text(file, _rank_lines(self._parts[2]))
-        return file
 
 
 def tiktoken_encoding(name: str) -> TiktokenTokenizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
 
 import tokenizers
@@ -85,10 +84,11 @@ def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
         from transformers.convert_slow_tokenizer import TikTokenConverter
     except ImportError:
         raise UserError("export needs the hf extra: pip install 'quintet[hf]'") from None
-    with tempfile.TemporaryDirectory() as place:
-        file = tokenizer.save_ranks(Path(place))
-        pattern = _POSSESSIVE.sub(r"(?>\1)", tokenizer.pattern)
-        library = TikTokenConverter(str(file), pattern=pattern, extra_special_tokens=[]).converted()
+    pattern = _POSSESSIVE.sub(r"(?>\1)", tokenizer.pattern)
+    converter = TikTokenConverter(pattern=pattern, extra_special_tokens=[])
+    # tiktoken would read the ranks from a file, and keep a copy of it in the user's cache.
+    converter.load_tiktoken_bpe = lambda tiktoken_url: tokenizer.ranks
+    library = converter.converted()
     names = {number: token for token, number in tokenizer.special_tokens.items()}
     # The library numbers what is added one after the other, so that ids which nobody uses need a name as well.
     first = library.get_vocab_size()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -16,7 +16,6 @@ HIGHEST, STEPS = 0.2, 100
 losses = st.lists(st.sampled_from([1.0, 0.9999, 0.9998, 0.95, 1.05, 0.5, float("nan"), float("inf")]), max_size=40)
 
 
-@settings(deadline=None)
 @given(
     losses=losses,
     factor=st.sampled_from([0.1, 0.5]),
