@@ -35,6 +35,7 @@ def test_the_numbers_are_those_of_the_batch(run_file: str, command) -> None:
     found = json.loads(out)
     assert found["inputs"] == batch.inputs[:2].tolist()
     assert found["targets"] == batch.targets[:2].tolist()
+    assert found["documents"] == batch.documents[:2].tolist()
     assert found["sources"] == ["text texts"] * 2
 
 
@@ -62,7 +63,8 @@ def test_colours_tell_documents_and_dim_tells_what_has_no_loss() -> None:
     ids = np.array([[*b"ab", end, *b"cd", end, *b"ef"]])
     inputs, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
     targets[0, :2] = IGNORED
-    text = painted(Batch(inputs, targets, np.zeros(1, np.int64), 5), 0, ByteTokenizer())
+    documents = np.array([[0, 0, 0, 1, 1, 1, 2]])
+    text = painted(Batch(inputs, targets, np.zeros(1, np.int64), 5, documents), 0, ByteTokenizer())
     assert text.plain == "ab∎\ncd∎\nef"
     spans = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
     assert spans == [("ab∎\n", "cyan dim"), ("cd∎\n", "magenta"), ("ef", "green")]

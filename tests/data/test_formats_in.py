@@ -94,7 +94,7 @@ def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_array_is_one_document_or_ends_one_with_every_end_id(tmp_path: Path, shape: tuple[int, ...]) -> None:
     ids = [1, 2, 3, 4, END, 5, 6]
     np.save(tmp_path / "train.npy", np.array(ids, dtype=np.int64).reshape(shape))
-    assert tokens(read(source_of("npy", tmp_path))) == [ids]
+    assert tokens(read(source_of("npy", tmp_path, document="file"))) == [ids]
     assert tokens(read(source_of("npy", tmp_path, document="end_id"))) == [[1, 2, 3, 4, END], [5, 6]]
 
 
@@ -111,7 +111,7 @@ def test_slices_neither_lose_nor_join_documents(
     before, token_files.SLICE = token_files.SLICE, size
     try:
         found = tokens(read(source_of("npy", file, document="end_id")))
-        whole = tokens(read(source_of("npy", file)))
+        whole = tokens(read(source_of("npy", file, document="file")))
     finally:
         token_files.SLICE = before
     assert [one for document in found for one in document] == ids == [one for document in whole for one in document]
@@ -206,7 +206,7 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_raw_ids_are_read_with_their_type(tmp_path: Path, dtype: str) -> None:
     ids = [1, 2, END, 3, 4]
     (tmp_path / "train.bin").write_bytes(np.array(ids, dtype=np.dtype(dtype).newbyteorder("<")).tobytes())
-    assert tokens(read(source_of("bin", tmp_path, dtype=dtype))) == [ids]
+    assert tokens(read(source_of("bin", tmp_path, dtype=dtype, document="file"))) == [ids]
     assert tokens(read(source_of("bin", tmp_path, dtype=dtype, document="end_id"))) == [[1, 2, END], [3, 4]]
 
 

@@ -189,5 +189,5 @@ def test_each_format_has_a_source_that_reads_it() -> None:
     from quintet.data.formats import FORMATS
 
     assert {*FORMATS, "store"} == {form.value for form in Format}
-    assert NpySource(kind="npy", path="x").document == "file"
+    assert NpySource(kind="npy", path="x").document is None
     assert TatmSource(kind="tatm", path="x").path == "x"

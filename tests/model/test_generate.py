@@ -13,10 +13,10 @@ from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.model.generate import GenerationSettings, beam_search, generate
-from quintet.model.mask import document_numbers
+from quintet.model.mask import documents_after
 
 VOCAB, CONTEXT = 30, 16
-OPTIONS = ("allowed_ids", "document_end", "static", "compile")
+OPTIONS = ("allowed_ids", "preceding", "static", "compile")
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {},
     "multi-head": {"attention": {"heads": 4}},
@@ -67,7 +67,7 @@ def rows_of(
     return [list(row) for row in zip(*steps, strict=True)] or [[] for _ in prompts]
 
 
-def written_without_cache(model: Transformer, text: list[int], count: int, document_end: int | None) -> list[int]:
+def written_without_cache(model: Transformer, text: list[int], count: int, preceding: int = 0) -> list[int]:
     """The likeliest continuation as it is defined: each time, all that the model sees is encoded from the beginning."""
     text, begin, prompt = list(text), max(0, len(text) - model.context_length), len(text)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def written_without_cache(model: Transformer, text: list[int], count: int, docum
             if len(text) - begin > model.context_length:
                 begin = len(text) - model.context_length // 2
             ids = torch.tensor([text[begin:]])
-            documents = None if document_end is None else document_numbers(ids, document_end)
+            documents = torch.tensor([[int(place >= preceding) for place in range(begin, len(text))]])
             prompts = torch.tensor([max(0, prompt - begin)])
             hidden = model.eval().hidden(ids, documents=documents, prompts=prompts)
             text.append(int(model.logits(hidden)[0, -1].argmax()))
@@ -83,13 +83,14 @@ def written_without_cache(model: Transformer, text: list[int], count: int, docum
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("length", [3, CONTEXT, CONTEXT + 5])
-def test_a_text_is_the_one_that_encoding_it_anew_for_each_token_gives(name: str, length: int) -> None:
+@pytest.mark.parametrize("length", [1, 3, CONTEXT, CONTEXT + 5])
+@pytest.mark.parametrize("preceding", [0, 1])
+def test_a_text_is_the_one_that_encoding_it_anew_for_each_token_gives(name: str, length: int, preceding: int) -> None:
     model = model_of(**SHAPES[name]).eval()
     text = [(7 * i) % VOCAB for i in range(length)]
-    expected = written_without_cache(model, text, 40, document_end=7)
-    assert write(model, text, max_tokens=40, temperature=0, document_end=7) == expected
-    assert len(set(expected)) > 2  # a text that repeats one token would say little
+    expected = written_without_cache(model, text, 40, preceding)
+    assert write(model, text, max_tokens=40, temperature=0, preceding=[preceding]) == expected
+    assert len(set(expected)) > 2 or length == 1  # a text that repeats one token would say little
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -97,13 +98,14 @@ def test_a_text_is_the_one_that_encoding_it_anew_for_each_token_gives(name: str,
 def test_rows_do_not_depend_on_their_neighbours(name: str, settings: dict[str, Any]) -> None:
     """Prompts of unequal length, one of them longer than the context; texts outgrow it at different steps."""
     model = model_of(**SHAPES[name])
-    options = {"max_tokens": 30, "document_end": 7, **settings}
+    options = {"max_tokens": 30, **settings}
     prompts = [[1, 2, 3], [7], [(5 * i) % VOCAB for i in range(CONTEXT + 3)], [4] * (CONTEXT - 1)]
-    together = rows_of(model, prompts, **options)
+    preceding = [0, 1, 2, 1]
+    together = rows_of(model, prompts, preceding=preceding, **options)
     # A row's place decides its draws, so what stands in the other places is replaced.
     for row, prompt in enumerate(prompts):
         others = [[9]] * row + [prompt]
-        assert rows_of(model, others, **options)[row] == together[row]
+        assert rows_of(model, others, preceding=[0] * row + [preceding[row]], **options)[row] == together[row]
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if "bidirectional" not in name])
@@ -111,7 +113,7 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, settings: dict[str, A
 def test_a_static_cache_writes_the_same(name: str, count: int) -> None:
     model = model_of(**SHAPES[name])
     prompts = [[1, 2, 3], [7, 5, 5, 7, 2, 9], [4]]
-    options = {"max_tokens": count, "document_end": 7, "temperature": 0.7}
+    options = {"max_tokens": count, "preceding": [0, 2, 1], "temperature": 0.7}
     assert rows_of(model, prompts, static=True, **options) == rows_of(model, prompts, **options)
 
 
@@ -273,8 +275,9 @@ def test_beams_without_end_wide_enough_find_the_best_of_all_texts() -> None:
 def test_a_single_beam_writes_what_the_likeliest_token_writes(name: str) -> None:
     model = model_of(**SHAPES[name])
     text = [7, 3, 7, 5]
-    expected = write(model, text, max_tokens=8, temperature=0, document_end=7)
-    assert beam_search(model, text, 1, 8, document_end=7) == expected
+    for preceding in (0, 1):
+        expected = write(model, text, max_tokens=8, temperature=0, preceding=[preceding])
+        assert beam_search(model, text, 1, 8, preceding=preceding) == expected
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -286,12 +289,27 @@ def test_beams_rate_their_text_as_one_pass_does(name: str) -> None:
     ratings = torch.zeros(len(pairs))
     with torch.no_grad():
         for seen in (3, 4):
-            documents = document_numbers(pairs[:, :seen], 7)
+            documents = documents_after(torch.ones(len(pairs), dtype=torch.long), seen)
             hidden = model.hidden(pairs[:, :seen], documents=documents, prompts=prompts)
             rows = model.logits(hidden)[:, -1, :ids].log_softmax(-1)
             ratings += rows.gather(1, pairs[:, seen, None])[:, 0]
     best = pairs[ratings.argmax(), 3:].tolist()
-    assert beam_search(model, text, ids, 2, allowed_ids=ids, document_end=7) == best
+    assert beam_search(model, text, ids, 2, allowed_ids=ids, preceding=1) == best
+
+
+def test_what_precedes_a_text_is_of_the_document_before() -> None:
+    counts, padding = torch.tensor([0, 1, 2, 3]), torch.tensor([2, 0, 1, 0])
+    expected = [[-1, -1, 1, 1], [0, 1, 1, 1], [-1, 0, 0, 1], [0, 0, 0, 1]]
+    assert documents_after(counts, 4, padding).tolist() == expected
+
+
+def test_an_end_id_inside_a_prompt_ends_nothing() -> None:
+    """With a mask for documents a prompt is written on as with the plain causal mask, whatever ids are in it."""
+    plain, told = model_of(), model_of(attention={"heads": 4, "kv_heads": 2, "mask": "causal_document"})
+    told.load_state_dict(plain.state_dict())
+    settings = {"max_tokens": 8, "temperature": 0}
+    for text in ([7, 3, 7, 5], [7], [1, 7]):
+        assert write(told, text, {7}, **settings) == write(plain, text, {7}, **settings)
 
 
 def test_more_beams_find_nothing_less_likely() -> None:

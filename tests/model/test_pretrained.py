@@ -237,13 +237,13 @@ def test_packed_documents_have_the_logits_and_gradients_that_they_have_alone(bui
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_texts_are_continued_as_if_their_last_document_were_all(build, static: bool) -> None:
+def test_texts_are_continued_as_if_what_precedes_their_document_were_not_there(build, static: bool) -> None:
     model, end = build("llama", documents=True, context_length=64), 256
-    last = [[5, 6, 7], [9, 8]]
+    last = [[5, 6, 7], [9, end, 8]]
     prompts = [[1, 2, end, *last[0]], [3, end, 4, end, *last[1]]]
     settings = GenerationSettings(max_tokens=6, temperature=0)
-    found = list(generate(model, prompts, settings, document_end=end, static=static))
-    assert found == list(generate(model, last, settings, document_end=end, static=static))
+    found = list(generate(model, prompts, settings, preceding=[3, 4], static=static))
+    assert found == list(generate(model, last, settings, static=static))
     # Rows that are exchanged take along where their document begins.
     cache = model.eval().start_cache(2, 16, static=static)
     model.hidden(torch.tensor([[1, 2, 3], [7, 8, 9]]), documents=torch.tensor([[0, 0, 1], [0, 1, 2]]), cache=cache)

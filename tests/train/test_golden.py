@@ -73,7 +73,7 @@ def curve(recipe: dict[str, object]) -> list[float]:
     compute = Compute(torch.device("cpu"), "fp32", False, "golden")
     model = build_model(config.model, VOCAB, LENGTH, config.seed)
     optimizer = build_optimizer(config.optimizer, model)
-    objective = Objective(config.loss, config.model, VOCAB, end_id=0, mask_id=VOCAB, seed=config.seed)
+    objective = Objective(config.loss, config.model, VOCAB, mask_id=VOCAB, seed=config.seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     engine = TorchEngine(Learner(model, objective), model, optimizer, scaler, config, config.batch, compute)
     losses = []

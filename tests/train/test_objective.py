@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,15 @@ from quintet.config.model import TransformerConfig
 from quintet.config.training import MaskedLossConfig, NextTokenLossConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
-from quintet.model.mask import document_numbers
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
 
-VOCAB, END, LENGTH = 61, 3, 40
+VOCAB, LENGTH = 61, 40
 
 
 def objective_of(loss=None, **model) -> Objective:
     config = TransformerConfig.model_validate({"layers": 1, "width": 32, **model})
-    return Objective(loss or NextTokenLossConfig(), config, VOCAB, END, mask_id=VOCAB, seed=5)
+    return Objective(loss or NextTokenLossConfig(), config, VOCAB, mask_id=VOCAB, seed=5)
 
 
 def batch_of(rows: int = 64) -> Batch:
@@ -84,24 +85,19 @@ def test_the_mask_has_a_row_of_its_own_that_is_never_predicted() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_documents_end_with_the_end_id() -> None:
-    ids = torch.tensor([[5, END, 6, 7, END, END, 8], [END, 1, 2, 3, 4, 5, 6]])
-    assert document_numbers(ids, END).tolist() == [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 2, 2, 2]]
-
-
-def test_documents_reach_the_mask() -> None:
+def test_without_numbers_a_sample_is_one_document_whatever_its_ids() -> None:
     objective = objective_of(attention={"mask": "causal_document"})
     model = build_model(objective.model, VOCAB, LENGTH, seed=0)
     inputs, targets = (torch.from_numpy(part) for part in (batch_of().inputs, batch_of().targets))
-    expected = F.cross_entropy(
-        model(inputs, documents=document_numbers(inputs, END)).flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     assert objective.loss(model, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-6)
-    without = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    assert expected.item() != pytest.approx(without.item(), rel=1e-6)
+    assert objective.loss(model, inputs, targets, torch.zeros_like(inputs)).item() == pytest.approx(expected.item())
+
+
+def test_numbers_of_documents_are_dropped_where_no_mask_reads_them() -> None:
+    batch = replace(batch_of(), documents=np.zeros((64, LENGTH), np.int64))
+    assert objective_of().prepare(batch, "train").documents is None
+    assert objective_of(attention={"mask": "causal_document"}).prepare(batch, "train").documents is batch.documents
 
 
 def test_a_prompt_is_what_stands_before_the_first_target_with_a_loss() -> None:
@@ -123,17 +119,7 @@ def test_ids_that_are_left_out_have_no_loss() -> None:
     assert np.array_equal(found.inputs, batch.inputs)
 
 
-def test_hidden_ends_still_end_their_documents() -> None:
-    loss = MaskedLossConfig(kind="masked", fraction=1.0, masked=1.0, random=0.0)
-    batch = batch_of(8)
-    batch.inputs[:, 5] = batch.targets[:, 4] = END
-    found = objective_of(loss, attention={"kind": "bidirectional", "mask": "document"}).prepare(batch, "train")
-    assert END not in found.inputs[:, 5]
-    assert found.documents is not None
-    assert np.array_equal(found.documents, document_numbers(torch.from_numpy(batch.inputs), END).numpy())
-
-
-def test_documents_of_the_batch_come_before_those_of_the_end_ids() -> None:
+def test_documents_of_the_batch_reach_the_mask() -> None:
     objective = objective_of(attention={"mask": "causal_document"}, init={"std": 0.5})
     model = build_model(objective.model, VOCAB, LENGTH, seed=0)
     batch = batch_of(4)

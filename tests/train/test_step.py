@@ -16,7 +16,7 @@ from quintet.train.step import rehearse
 
 
 def objective_of(config) -> Objective:
-    return Objective(config.loss, config.model, vocab_size=61, end_id=0, mask_id=61, seed=config.seed)
+    return Objective(config.loss, config.model, vocab_size=61, mask_id=61, seed=config.seed)
 
 
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)

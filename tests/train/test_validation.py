@@ -16,7 +16,7 @@ from quintet.train.objective import Objective
 from quintet.train.validation import ValidationResult, evaluation_mode, validate
 
 BYTES = np.arange(61)
-OBJECTIVE = Objective(NextTokenLossConfig(), TransformerConfig(), vocab_size=61, end_id=0, mask_id=61, seed=0)
+OBJECTIVE = Objective(NextTokenLossConfig(), TransformerConfig(), vocab_size=61, mask_id=61, seed=0)
 
 
 def cut(batch: Batch, sizes: list[int]) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,12 @@ def show_batch(
         if prepared.validation is None:
             fail("--validation: nothing is held out; set data.validation or data.validation_sources")
         batches = prepared.validation.batches(config.batch.micro_batch_size, config.evaluate.samples)
-        batch, labels = objective.prepare(next(iter(batches)), "validation"), prepared.validation.labels
+        whole, purpose, labels = next(iter(batches)), ("validation", 0), prepared.validation.labels
     else:
         index = config.data.batch_index(step - 1)
-        batch = objective.prepare(prepared.train.batch(index), "train", index)
-        labels = prepared.train.labels
+        whole, purpose, labels = prepared.train.batch(index), ("train", index), prepared.train.labels
+    # Documents are shown also where the model is not told them.
+    batch = replace(objective.prepare(whole, *purpose), documents=whole.documents)
     if as_json:
         typer.echo(json.dumps(_arrays(batch, labels, rows), ensure_ascii=False))
         return
@@ -70,9 +72,10 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     """Sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
     from rich.text import Text
 
-    from quintet.data.batch import IGNORED, PADDING, numbered
+    from quintet.data.batch import IGNORED, PADDING
 
-    numbers = (numbered(batch.inputs, tokenizer.end_id) if batch.documents is None else batch.documents)[row]
+    assert batch.documents is not None
+    numbers = batch.documents[row]
     size = int((numbers != PADDING).sum())
     ids, documents = batch.inputs[row, :size].tolist(), numbers[:size].tolist()
     predicted = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
@@ -101,10 +104,10 @@ def _written(ids: list[int], tokenizer: Tokenizer) -> str:
 
 
 def _arrays(batch: Batch, labels: tuple[str, ...], rows: int) -> dict[str, object]:
-    documents = None if batch.documents is None else batch.documents[:rows].tolist()
+    assert batch.documents is not None
     return {
         "inputs": batch.inputs[:rows].tolist(),
         "targets": batch.targets[:rows].tolist(),
-        "documents": documents,
+        "documents": batch.documents[:rows].tolist(),
         "sources": [labels[source] for source in batch.sources[:rows].tolist()],
     }

@@ -12,7 +12,7 @@ from quintet.config.deepspeed import given_by_deepspeed, refuse_deepspeed_contra
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
-from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
+from quintet.config.packing import MusicPackingConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
 from quintet.config.part import Part, key, problem
 from quintet.config.schedule import (
@@ -167,14 +167,8 @@ class RunConfig(Part):
                     )
                 if self.tokenizer.end_id is None and getattr(source, "document", None) == "end_id":
                     raise problem("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
-        if self.tokenizer.end_id is None:
-            stream = isinstance(data.packing, StreamPackingConfig)
-            if stream and self.model.tells_documents:
-                raise problem(
-                    "tokenizer.end_id", "must be given: model.attention.mask tells documents, which end with that id"
-                )
-            if not stream and getattr(data.packing, "add_bos_eos", False):
-                raise problem("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
+        if self.tokenizer.end_id is None and getattr(data.packing, "add_bos_eos", False):
+            raise problem("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,10 @@ from quintet.config.documents import (
 )
 from quintet.config.part import Part, key, problem
 
-_DOCUMENT = "whether a file is one document, or one ends with every end id of the tokenizer"
+_DOCUMENT = (
+    "whether a file is one document, or one ends with every end id (a file of ids says no more of them); when not "
+    "given, the latter where the tokenizer has an end id"
+)
 
 
 class Source(Part):
@@ -114,7 +117,7 @@ class HuggingFaceSource(Source):
 
 
 class _ArraySource(FileSource):
-    document: Literal["file", "end_id"] = key("file", _DOCUMENT)
+    document: Literal["file", "end_id"] | None = key(None, _DOCUMENT)
     start: int | float = key(
         0,
         "where reading begins in each file: a whole number is a token, a number with a point a fraction of the tokens, "

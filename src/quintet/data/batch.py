@@ -21,8 +21,8 @@ class Batch:
     """Samples: ``inputs`` and ``targets`` are int64 [samples, sequence_length], with -100 where a target has no loss.
 
     ``sources`` int64 [samples] counts the source of each sample; ``valid`` is the number of targets with a loss here.
-    ``documents`` int64, of the shape of the inputs, numbers the document of each input, -1 for padding; None where a
-    document ends with every end id.
+    ``documents`` int64, of the shape of the inputs, numbers the document of each input from 0 on, -1 for padding; None
+    where nobody asks, and each sample is one document.
     """
 
     inputs: np.ndarray
@@ -129,25 +129,16 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
                 future.cancel()
 
 
-def numbered(inputs: np.ndarray, end_id: int) -> np.ndarray:
-    """The document of each of ``inputs`` [samples, length], from 0 in each sample, where ``end_id`` ends one."""
-    ends = inputs == end_id
-    return np.cumsum(ends, axis=1) - ends
-
-
 def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
     """Samples side by side; shorter ones have zeros behind them, which no target needs."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
     numbers = np.full_like(inputs, PADDING)
-    told = False
     for row, (source, index) in enumerate(zip(sources.tolist(), samples.tolist(), strict=True)):
         sample = streams[source].sample(index)
         size = sample.ids.size - 1
         inputs[row, :size], targets[row, :size] = sample.ids[:-1], sample.ids[1:]
         if sample.learnt is not None:
             targets[row, :size][~sample.learnt[1:]] = IGNORED
-        if sample.documents is not None:
-            numbers[row, :size], told = sample.documents[:-1], True
-    valid = int((targets != IGNORED).sum())
-    return Batch(inputs, targets, sources, valid, numbers if told else None)
+        numbers[row, :size] = 0 if sample.documents is None else sample.documents[:-1]
+    return Batch(inputs, targets, sources, int((targets != IGNORED).sum()), numbers)

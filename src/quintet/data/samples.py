@@ -13,7 +13,7 @@ class Sample:
     """``ids`` [at most sequence_length + 1]: each but the last is an input and each but the first a target.
 
     ``learnt`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document of
-    each; when None a document ends with every end id.
+    each, from 0; when None all are of one.
     """
 
     ids: np.ndarray
@@ -55,6 +55,10 @@ class Stream(Protocol):
         """Which of these have a loss, bool [length]; None where all of the stream have."""
         ...
 
+    def documents(self, position: int, length: int) -> np.ndarray:
+        """The number of the document of each of these, from 0 in the order in which they come: int64 [length]."""
+        ...
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -82,4 +86,4 @@ class Windows:
         if not self.predict_next:
             learnt = np.ones(size, dtype=bool) if learnt is None else learnt.copy()
             learnt[-1] = False
-        return Sample(self.stream.read(start, size), learnt)
+        return Sample(self.stream.read(start, size), learnt, self.stream.documents(start, size))

@@ -30,6 +30,7 @@ class Documents(Protocol):
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
     def tokens(self, start: int, stop: int) -> np.ndarray: ...
     def learnt(self, start: int, stop: int) -> np.ndarray | None: ...
+    def documents(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class TokenStream:
         parts = [self.store.learnt(start, stop) for start, stop in self._ranges(position, length)]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if known else None
+
+    def documents(self, position: int, length: int) -> np.ndarray:
+        """The number of the document of each of these, from 0 in the order in which they come: int64 [length]."""
+        parts = [self.store.documents(start, stop) for start, stop in self._ranges(position, length)]
+        found = np.concatenate([np.empty(0, np.int64), *parts])
+        return np.cumsum(np.diff(found, prepend=found[:1]) != 0)
 
     def _ranges(self, position: int, length: int) -> list[tuple[int, int]]:
         """Where ``length`` tokens from ``position`` on lie in the store."""

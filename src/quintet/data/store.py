@@ -237,6 +237,14 @@ class TokenStore:
         """Where documents ``start`` to ``stop`` end, behind their end id: int64 [stop - start]."""
         return self.document_bounds(np.arange(start, stop))[1]
 
+    def documents(self, start: int, stop: int) -> np.ndarray:
+        """The document of each of the tokens ``start`` to ``stop``: int64 [stop - start]."""
+        if start == stop:
+            return np.empty(0, dtype=np.int64)
+        first, last = self.document_at(start), self.document_at(stop - 1)
+        sizes = np.diff(self.document_ends(first, last), prepend=start, append=stop)
+        return np.repeat(np.arange(first, last + 1), sizes)
+
     def document_at(self, token: int) -> int:
         """The document that holds the token at this position."""
         assert 0 <= token < self.token_count, token

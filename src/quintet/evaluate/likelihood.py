@@ -17,7 +17,7 @@ from quintet.evaluate.subject import Subject
 from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
-from quintet.model.mask import document_numbers
+from quintet.model.mask import documents_after
 from quintet.tokenize.base import NO_END
 
 _LOGITS = 1 << 24  # numbers that are in memory at once
@@ -52,7 +52,7 @@ def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int 
     whole = [np.concatenate([np.array(prefix, dtype=np.int64), np.asarray(ids, dtype=np.int64)]) for ids in documents]
     found = [window for index, ids in enumerate(whole) for window in windows(len(ids), context, step, index)]
     table = [np.full((_FIELDS, len(ids)), np.nan) for ids in whole]
-    for window, values in _read(subject, whole, batched(found, max(_PASS, context))):
+    for window, values in _read(subject, whole, batched(found, max(_PASS, context)), len(prefix)):
         table[window.document][:, window.first : window.stop] = values
     if not prefix:
         chance = subject.tokenizer.vocab_size
@@ -63,13 +63,13 @@ def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int 
 
 
 def _read(
-    subject: Subject, documents: Sequence[np.ndarray], batches: list[list[Window]]
+    subject: Subject, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
     computed: dict[int, list[np.ndarray]] = {}
     with evaluation_mode(subject.model):
         for number, counts in deal(len(batches), processes.rank(), processes.world()):
-            values = _scores(subject, documents, batches[number])
+            values = _scores(subject, documents, batches[number], preceding)
             if counts:
                 computed[number] = values
     for part in processes.gathered(computed):
@@ -78,8 +78,11 @@ def _read(
 
 
 @torch.no_grad()
-def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Window]) -> list[np.ndarray]:
-    """The fields of the predicted tokens of each window, fp64 [fields, tokens], from one forward pass."""
+def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Window], preceding: int) -> list[np.ndarray]:
+    """The fields of the predicted tokens of each window, fp64 [fields, tokens], from one forward pass.
+
+    The first ``preceding`` ids of each of ``documents`` are the end of the document before.
+    """
     model, device = subject.model, subject.compute.device
     ids = np.zeros((len(batch), max(one.inputs for one in batch)), dtype=np.int64)
     targets, rows, columns = [], [], []
@@ -89,8 +92,10 @@ def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Windo
         rows.append(np.full(one.stop - one.first, row))
         columns.append(np.arange(one.first, one.stop) - 1 - one.start)
     inputs = torch.from_numpy(ids).to(device)
-    known = model.config.tells_documents
-    numbers = document_numbers(inputs, subject.tokenizer.end_id) if known else None
+    numbers = None
+    if model.config.tells_documents:
+        left = torch.tensor([max(0, preceding - one.start) for one in batch], device=device)
+        numbers = documents_after(left, inputs.shape[1])
     # For a mask that lets a prompt see itself backwards, what stands before the first predicted token is the prompt.
     prompts = torch.tensor([one.first - one.start for one in batch], device=device)
     # A window of another length would be compiled for.

@@ -26,7 +26,7 @@ def generate(
     end_ids: Collection[int] = (),
     *,
     allowed_ids: int | None = None,
-    document_end: int | None = None,
+    preceding: Sequence[int] = (),
     first_row: int = 0,
     static: bool = False,
     compile: bool = False,
@@ -38,10 +38,10 @@ def generate(
     side by side with padding on the left that nobody sees, and each draws from a generator of its own, keyed by
     ``settings.seed`` and its number, counted from ``first_row``.
 
-    Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. ``document_end``
-    is the id that closes a document, for masks that tell documents apart; when None each text is one. With ``static``
-    the cache has one shape from the first token to the last, and with ``compile`` the step of one token is compiled
-    for it.
+    Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Each text is one
+    document, but for the first ``preceding`` ids of each prompt, none by default: these are of the document before, for
+    masks that tell documents apart. With ``static`` the cache has one shape from the first token to the last, and with
+    ``compile`` the step of one token is compiled for it.
 
     Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, encoded anew:
     every position stays one that the model was built for, and the cost of a token stays bounded. Of a longer prompt
@@ -53,15 +53,15 @@ def generate(
         return
     seeds = (key(settings.seed, "row", first_row + row) for row in range(len(texts)))
     generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
-    windows = _Windows(texts, model.context_length)
+    windows = _Windows(texts, list(preceding) or [0] * len(texts), model.context_length)
     room = min(model.context_length, max(map(len, texts)) + settings.max_tokens)
-    reader = Reader(model, room, allowed_ids, document_end, static=static, compile=compile)
+    reader = Reader(model, room, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
     with evaluation_mode(model):
         for count in range(settings.max_tokens):
             if count == 0 or reader.full:
-                logits = reader.begin(windows.cut(alive), windows.prompts)
+                logits = reader.begin(windows.cut(alive), windows.prompts, windows.preceding)
             else:
                 logits = reader.read([text[-1] for text in texts])
             chosen = choose(logits, seen, settings, generators)
@@ -79,8 +79,8 @@ def generate(
 class _Windows:
     """The part of each text that the model sees: all of it until it outgrows the context, then its end."""
 
-    def __init__(self, texts: list[list[int]], limit: int) -> None:
-        self._texts, self._limit = texts, limit
+    def __init__(self, texts: list[list[int]], preceding: list[int], limit: int) -> None:
+        self._texts, self._preceding, self._limit = texts, preceding, limit
         self._prompts = [len(text) for text in texts]
         self._begins = [max(0, len(text) - limit) for text in texts]
 
@@ -97,6 +97,11 @@ class _Windows:
     def prompts(self) -> list[int]:
         """How many tokens of each window are the prompt's."""
         return [max(0, prompt - begin) for prompt, begin in zip(self._prompts, self._begins, strict=True)]
+
+    @property
+    def preceding(self) -> list[int]:
+        """How many tokens of each window are of the document before."""
+        return [max(0, count - begin) for count, begin in zip(self._preceding, self._begins, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,14 @@ def beam_search(
     length_penalty: float = 1.0,
     *,
     allowed_ids: int | None = None,
-    document_end: int | None = None,
+    preceding: int = 0,
 ) -> list[int]:
     """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end.
 
     A continuation of n tokens, its end counted, is rated by its log-probability / n ** ``length_penalty``. The search
     ends when ``beams`` continuations are complete and the best open one is rated below them all. Prompt and output have
     to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and then
-    the output ends with the context. ``end_ids``, ``allowed_ids`` and ``document_end`` as in ``generate``. Raises
+    the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` as in ``generate``. Raises
     UserError for an empty prompt or fewer than one beam.
     """
     if beams < 1:
@@ -130,12 +135,13 @@ def beam_search(
     limit = model.context_length
     prompt = _checked(prompt_ids)[-max(1, limit // 2, limit + 1 - max_tokens) :]
     steps = min(max_tokens, limit + 1 - len(prompt))
-    reader = Reader(model, min(limit, len(prompt) + steps), allowed_ids, document_end)
+    before = max(0, preceding - (len(prompt_ids) - len(prompt)))
+    reader = Reader(model, min(limit, len(prompt) + steps), allowed_ids)
     open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
     with evaluation_mode(model):
         for count in range(1, steps + 1):
             if count == 1:
-                logits = reader.begin([prompt], [len(prompt)])
+                logits = reader.begin([prompt], [len(prompt)], [before])
             else:
                 logits = reader.read([beam.written[-1] for beam in open_beams])
             candidates = _best_candidates(logits, open_beams, 2 * beams)

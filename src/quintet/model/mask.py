@@ -62,10 +62,15 @@ class Layout:
     ranges: KeyRanges
 
 
-def document_numbers(ids: Tensor, end_id: int) -> Tensor:
-    """The number of the document of each of ``ids`` [batch, length], from 0 in each row; ``end_id`` closes one."""
-    ends = (ids == end_id).long()
-    return ends.cumsum(1) - ends
+def documents_after(preceding: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
+    """Documents of texts that follow the end of another: int64 [batch, length].
+
+    The first ``preceding`` [batch] tokens of each row, after ``padding`` of them, are of the document before (0), the
+    others of the text's own (1); padding is of none (-1).
+    """
+    index = torch.arange(length, device=preceding.device)
+    begins = torch.as_tensor(padding, device=preceding.device) + torch.stack([torch.zeros_like(preceding), preceding])
+    return (index >= begins[..., None]).long().sum(0) - 1
 
 
 def lay_out(

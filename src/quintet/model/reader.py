@@ -10,9 +10,7 @@ from torch import Tensor
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model.build import Model
-from quintet.model.mask import document_numbers
-
-_PADDING = -1  # the number of no document
+from quintet.model.mask import documents_after
 
 
 class Reader:
@@ -27,7 +25,6 @@ class Reader:
         model: Model,
         room: int,
         allowed_ids: int | None = None,
-        document_end: int | None = None,
         *,
         static: bool = False,
         compile: bool = False,
@@ -41,10 +38,11 @@ class Reader:
                 "that there is none of one shape; leave --static-cache out"
             )
         self._model, self._room, self._allowed, self._static = model, room, allowed_ids, static
-        self._document_end = document_end if config.tells_documents else None
+        self._tells_documents = config.tells_documents
         self._compiled: Any = torch.compile(self._logits, dynamic=False) if compile else None
         self._texts: list[list[int]] = []
         self._prompts: list[int] = []
+        self._preceding: list[int] = []
         self._length = 0
 
     @property
@@ -52,12 +50,13 @@ class Reader:
         """Whether there is no room for one token more."""
         return self._length >= self._room
 
-    def begin(self, texts: list[list[int]], prompts: list[int]) -> Tensor:
+    def begin(self, texts: list[list[int]], prompts: list[int], preceding: list[int]) -> Tensor:
         """fp32 logits [batch, allowed ids] of the token behind each of ``texts``; forget what was read before.
 
-        ``prompts`` counts the tokens at the beginning of each text that see one another, for the prefix mask.
+        ``prompts`` counts the tokens at the beginning of each text that see one another, for the prefix mask, and
+        ``preceding`` those that are of the document before, for masks that tell documents apart.
         """
-        self._texts, self._prompts = texts, prompts
+        self._texts, self._prompts, self._preceding = texts, prompts, preceding
         self._length = max(map(len, texts))
         padding = [self._length - len(text) for text in texts]
         device = self._model.device
@@ -66,11 +65,9 @@ class Reader:
             len(texts), self._room, padding=padding if any(padding) else None, static=self._static
         )
         documents = None
-        if self._document_end is not None:
-            padded = torch.arange(self._length, device=device) < torch.tensor(padding, device=device)[:, None]
-            documents = document_numbers(ids.masked_fill(padded, _PADDING), self._document_end)
-            documents = documents.masked_fill(padded, _PADDING)
-            self._last = ids[:, -1], documents[:, -1]
+        if self._tells_documents and any(preceding):
+            counts = torch.tensor([preceding, padding], device=device)
+            documents = documents_after(counts[0], self._length, counts[1])
         # A new length would be compiled for again.
         with torch.compiler.set_stance("force_eager"):
             return self._logits(ids, documents, torch.tensor(prompts, device=device))
@@ -80,14 +77,10 @@ class Reader:
         assert not self.full
         if self._anew:
             grown = [[*text, token] for text, token in zip(self._texts, tokens, strict=True)]
-            return self.begin(grown, self._prompts)
+            return self.begin(grown, self._prompts, self._preceding)
         self._length += 1
         ids = torch.tensor(tokens, device=self._model.device)
-        documents = None
-        if self._document_end is not None:
-            before, number = self._last
-            self._last = ids, number + (before == self._document_end)
-            documents = self._last[1][:, None]
+        documents = torch.ones_like(ids)[:, None] if self._tells_documents and any(self._preceding) else None
         if self._compiled is not None:
             return self._compiled(ids[:, None], documents, None)
         with torch.compiler.set_stance("force_eager"):
@@ -95,11 +88,10 @@ class Reader:
 
     def select(self, rows: list[int]) -> None:
         """Make row i what row ``rows[i]`` was."""
-        self._texts, self._prompts = [self._texts[row] for row in rows], [self._prompts[row] for row in rows]
-        chosen = torch.tensor(rows, device=self._model.device)
-        self._cache.select(chosen)
-        if self._document_end is not None:
-            self._last = self._last[0][chosen], self._last[1][chosen]
+        self._texts = [self._texts[row] for row in rows]
+        self._prompts = [self._prompts[row] for row in rows]
+        self._preceding = [self._preceding[row] for row in rows]
+        self._cache.select(torch.tensor(rows, device=self._model.device))
 
     def _logits(self, ids: Tensor, documents: Tensor | None, prompts: Tensor | None) -> Tensor:
         hidden = self._model.hidden(ids, documents=documents, prompts=prompts, cache=self._cache)[:, -1]

@@ -97,7 +97,7 @@ class _Sizes:
     """What of a tokenizer a model is built from."""
 
     vocab_size: int
-    end_id: int = 0
+    end_id: int = 0  # stands for the mask
 
 
 def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False) -> Rehearsal:
@@ -243,7 +243,8 @@ class _Steps:
         self.passes = min(shape.accumulation, 2)
         engine.shape = replace(shape, samples=self.passes * shape.micro_batch_size, accumulation=self.passes)
         ids = np.arange(engine.shape.tokens).reshape(engine.shape.samples, shape.sequence_length) % vocab_size
-        self.batch = Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size)
+        documents = np.zeros_like(ids) if engine.config.model.tells_documents else None
+        self.batch = Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size, documents)
         self.activations = self._before = 0
         self._marks: list[tuple[int, dict[Any, Sent]]] = []
 

@@ -58,7 +58,8 @@ def write_continuations(
     certain. The other arguments are those of ``generate``.
     """
     found = [Continuation() for _ in prompts]
-    streams = [TextStream(tokenizer, continues=not fresh and ids != [tokenizer.end_id]) for ids in prompts]
+    ends = [_is_end(tokenizer, ids) for ids in prompts]
+    streams = [TextStream(tokenizer, continues=not fresh and not end) for end in ends]
     cuts = [StopAt(stops) for _ in prompts]
     steps = generate(
         model,
@@ -66,7 +67,7 @@ def write_continuations(
         settings,
         {tokenizer.end_id, *end_ids},
         allowed_ids=tokenizer.vocab_size,
-        document_end=tokenizer.end_id,
+        preceding=[int(end) for end in ends],
         first_row=first_row,
         static=static,
         compile=compile,
@@ -114,8 +115,13 @@ def search_continuation(
             max_tokens,
             {tokenizer.end_id},
             allowed_ids=tokenizer.vocab_size,
-            document_end=tokenizer.end_id,
+            preceding=int(_is_end(tokenizer, prompt)),
         )
-    stream, cut = TextStream(tokenizer, continues=prompt != [tokenizer.end_id]), StopAt(stops)
+    stream, cut = TextStream(tokenizer, continues=not _is_end(tokenizer, prompt)), StopAt(stops)
     text = "".join([cut.push(stream.push(token)) for token in ids] + [cut.push(stream.finish()), cut.finish()])
     return Continuation(text, len(ids), "stop" if cut.stopped else "length" if len(ids) == max_tokens else "end")
+
+
+def _is_end(tokenizer: Tokenizer, prompt: list[int]) -> bool:
+    """Whether ``prompt`` is only the end of a document, so that what is written behind it is another."""
+    return prompt == [tokenizer.end_id]

@@ -66,7 +66,7 @@ def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
                 f"loss.mask_id: the model has {model_vocabulary(config, tokenizer)} ids and none of number {mask_id}; "
                 "leave it out to get one more row for the mask"
             )
-    return Objective(config.loss, config.model, tokenizer.vocab_size, tokenizer.end_id, mask_id, config.seed)
+    return Objective(config.loss, config.model, tokenizer.vocab_size, mask_id, config.seed)
 
 
 def context_length(config: RunConfig) -> int:

@@ -10,21 +10,19 @@ from torch import Tensor
 
 from quintet.config.model import ModelConfig
 from quintet.config.training import LossConfig, MaskedLossConfig
-from quintet.data.batch import Batch, numbered
+from quintet.data.batch import Batch
 from quintet.model import Model
-from quintet.model.mask import document_numbers
 from quintet.randomness import key
 from quintet.train.loss import IGNORED, Smoothing, cross_entropy, linear_cross_entropy
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a run. ``vocab_size`` and ``end_id`` are the tokenizer's; ``mask_id`` stands for a hidden token."""
+    """The loss of a run. ``vocab_size`` is the tokenizer's; ``mask_id`` stands for a hidden token."""
 
     config: LossConfig
     model: ModelConfig
     vocab_size: int
-    end_id: int
     mask_id: int
     seed: int
 
@@ -34,16 +32,15 @@ class Objective:
         return Smoothing(self.config.label_smoothing, self.config.z_loss)
 
     def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
-        """``batch`` as the model gets it: documents numbered where masks tell them apart, no loss on ids that the
-        config leaves out, and with the masked loss some inputs hidden while the others lose their target.
+        """``batch`` as the model gets it: numbers of documents only where masks tell them apart, no loss on ids that
+        the config leaves out, and with the masked loss some inputs hidden while the others lose their target.
 
         A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
         whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
         token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
         """
-        if self.model.tells_documents and batch.documents is None:
-            # Before any of them is hidden.
-            batch = replace(batch, documents=numbered(batch.inputs, self.end_id))
+        if batch.documents is not None and not self.model.tells_documents:
+            batch = replace(batch, documents=None)  # so that they need not be sent to the device
         if self.config.ignore_token_ids or self.config.ignore_token_range:
             targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
             batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
@@ -86,13 +83,9 @@ class Objective:
         where there is none; ``plain`` leaves out label smoothing and z-loss.
 
         ``documents``, of the same shape, numbers the document of each input, for masks that tell them apart; without it
-        one ends with every end id.
+        each sample is one document.
         """
         smoothing = Smoothing() if plain else self.smoothing
-        if not self.model.tells_documents:
-            documents = None
-        elif documents is None:
-            documents = document_numbers(inputs, self.end_id)
         hidden = model.hidden(inputs, documents=documents, prompts=self._prompts(targets))
         weight = model.head_weight
         if weight is None:

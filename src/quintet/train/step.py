@@ -63,7 +63,8 @@ def rehearse(
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
     try:
         with compute.autocast():
-            loss = learner(ids, ids)
+            documents = torch.zeros_like(ids) if config.model.tells_documents else None
+            loss = learner(ids, ids, documents)
         loss.backward()
         # Rprop moves a weight by the gradient's sign whatever the rate.
         for parameter in learner.parameters():

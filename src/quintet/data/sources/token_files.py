@@ -17,6 +17,7 @@ from quintet.data.sources.remote import is_remote
 from quintet.data.sources.rows import BadRow, learnt_of
 from quintet.data.sources.spans import Span, open_file, read
 from quintet.errors import UserError
+from quintet.tokenize.base import NO_END
 
 SLICE = 1 << 20  # tokens read at once
 _LABELS = "_labels.npy"
@@ -116,11 +117,11 @@ def labels_file(path: str) -> str:
 
 
 def array_documents(unit: ArrayUnit, end_id: int) -> Iterator[Document]:
-    """The tokens of ``unit``: one document, or with `document: end_id` one that ends with every ``end_id``.
+    """The tokens of ``unit``: documents that end with every ``end_id``, or with `document: file` one.
 
     Raises UserError for a file that is no such array, or is cut short, and for labels that do not fit.
     """
-    end = end_id if unit.source.document == "end_id" else None
+    end = None if unit.source.document == "file" or end_id == NO_END else end_id
     if isinstance(unit.source, BinSource):
         return cut_at(raw_file(unit.path, unit.size, unit.source.dtype).part(unit.source), end)
     tokens = npy_file(unit.path)

@@ -118,7 +118,7 @@ class HarnessModel(LM):
             settings,
             {tokenizer.end_id},
             allowed_ids=tokenizer.vocab_size,
-            document_end=tokenizer.end_id,
+            preceding=[int(ids == [tokenizer.end_id]) for ids in prompts],
         )
         streams = [TextStream(tokenizer, continues=True) for _ in prompts]
         cuts = [StopAt(wish.stops) for _ in prompts]

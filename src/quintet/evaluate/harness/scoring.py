@@ -16,7 +16,7 @@ from quintet.evaluate.harness.texts import Text
 from quintet.evaluate.likelihood import token_fields
 from quintet.evaluate.subject import Subject
 from quintet.model.dropout import evaluation_mode
-from quintet.model.mask import document_numbers
+from quintet.model.mask import documents_after
 
 Score = tuple[float, bool]
 
@@ -28,7 +28,7 @@ class Scorer:
         self._model, self._compute, self._limit = subject.model, subject.compute, limit
         config = subject.model.config
         own = isinstance(config, TransformerConfig)
-        self._end = subject.tokenizer.end_id if config.tells_documents else None
+        self._tells_documents = config.tells_documents
         self._prompts_see_all = own and config.attention.mask == "prefix"
         self._caches = not self._prompts_see_all and self._keeps_cache()
 
@@ -59,15 +59,17 @@ class Scorer:
         return True
 
     def _alone(self, text: Text) -> bool:
-        """Whether nothing of ``text`` may be read for another: documents are told apart from what is read at once, and
+        """Whether nothing of ``text`` may be read for another: documents are told apart in what is read at once, and
         a prompt that sees itself backwards depends on its end."""
-        return not self._caches or (self._end is not None and self._end in text.inputs)
+        return not self._caches or (self._tells_documents and text.preceding > 0)
 
     def _whole(self, texts: Sequence[Text], batch: list[Group]) -> dict[int, Score]:
         inputs = [texts[group.texts[0]].inputs for group in batch]
         ids = self._tensor(inputs)
-        documents = None if self._end is None else document_numbers(ids, self._end)
-        prompts = None
+        documents = prompts = None
+        if self._tells_documents:
+            left = torch.tensor([texts[group.texts[0]].preceding for group in batch], device=ids.device)
+            documents = documents_after(left, ids.shape[1])
         if self._prompts_see_all:
             known = [len(text.ids) - text.scored for text in (texts[group.texts[0]] for group in batch)]
             prompts = torch.tensor(known, device=ids.device)

@@ -20,11 +20,12 @@ Pair = tuple[str, str]
 @dataclass(frozen=True)
 class Text:
     """``ids``, of which the last ``scored`` are asked for, given all before them; ``cut`` ids were left out in front,
-    for they had no room."""
+    for they had no room. The first ``preceding`` are of the document before."""
 
     ids: tuple[int, ...]
     scored: int
     cut: int = 0
+    preceding: int = 0
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -50,6 +51,11 @@ class Encoder:
         if found == NO_END:
             raise UserError("the tokenizer has no id that ends a document, behind which a text without context begins")
         return found
+
+    @property
+    def _preceding(self) -> int:
+        """How many ids of ``prefix`` are of the document before."""
+        return int(self.prefix == self.tokenizer.end_id)
 
     def encode(self, texts: Sequence[str]) -> dict[str, list[int]]:
         """Ids of each of ``texts``, whole ones."""
@@ -78,7 +84,7 @@ class Encoder:
             bare = whole[len(self._begin) :]
             if bare[:1] != [self.prefix]:
                 bare = [self.prefix, *bare]
-            found.append(self._cut(bare, len(bare) - 1))
+            found.append(self._cut(bare, len(bare) - 1, self._preceding))
         return found
 
     def rolling(self, text: str) -> list[Text]:
@@ -86,7 +92,7 @@ class Encoder:
         for; the first id is scored behind ``prefix``."""
         ids, room = self.encode([text])[text], self.context_length
         first = (self.prefix, *ids[:room])
-        windows = [Text(first, len(first) - 1)] if ids else []
+        windows = [Text(first, len(first) - 1, preceding=self._preceding)] if ids else []
         done = room
         while done < len(ids):
             stop = min(done + room, len(ids))
@@ -94,9 +100,10 @@ class Encoder:
             done = stop
         return windows
 
-    def _cut(self, ids: list[int], scored: int) -> Text:
+    def _cut(self, ids: list[int], scored: int, preceding: int = 0) -> Text:
         kept = ids[-(self.context_length + 1) :]
-        return Text(tuple(kept), max(0, min(scored, len(kept) - 1)), len(ids) - len(kept))
+        cut = len(ids) - len(kept)
+        return Text(tuple(kept), max(0, min(scored, len(kept) - 1)), cut, max(0, preceding - cut))
 
 
 def _without_trailing_space(context: str, continuation: str) -> Pair:
