@@ -471,7 +471,8 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
         {"config": {"hiden_size": 64}},
         "model.config.hiden_size: a llama model has no such key; .* hidden_size?",
     ),
-    ("llama", {"config": {"hidden_size": 64}}, "model.config: .* cannot be built"),
+    ("llama", {"config": {"hidden_size": 64}}, r"lm_head.weight has the shape \[264, 32\], not \[264, 64\]"),
+    ("llama", {"config": {"num_attention_heads": 5}}, "model.config: .* cannot be built"),
     ("llama", {"config": {"num_hidden_layers": 3}}, "lacks 9 of the model's weights .*would start from random numbers"),
     ("llama", {"lora": {"targets": ["q_prj"]}}, "model.lora.targets: no module is called q_prj; there are .*q_proj"),
     ("llama", {"lora": {"targets": ["norm"]}}, "model.lora.targets: "),
@@ -490,7 +491,8 @@ def test_what_cannot_be_built_is_refused_in_one_line(checkpoints: Path, name: st
         small = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
         transformers.BertLMHeadModel(transformers.BertConfig(**small)).save_pretrained(checkpoints / name)
     if name == "t5":
-        transformers.T5Config(d_model=32, num_layers=1, vocab_size=ROWS).save_pretrained(checkpoints / name)
+        small = transformers.T5Config(d_model=32, d_ff=32, num_layers=1, num_heads=1, vocab_size=ROWS)
+        transformers.T5ForConditionalGeneration(small).save_pretrained(checkpoints / name)
     config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / name), **keys)
     with pytest.raises(UserError, match=message) as refused:
         build_model(config, VOCAB, LENGTH, seed=0)

@@ -28,7 +28,7 @@ def import_(
     from quintet.tokenize.huggingface import huggingface_tokenizer
 
     folder = find_checkpoint(checkpoint, revision)
-    values = read_config(folder)
+    values = read_config(folder, lambda line: typer.echo(line, err=True))
     section = model_section(values, checkpoint)
     source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
     place = {"path": source} | ({} if revision is None else {"revision": revision})
@@ -37,14 +37,16 @@ def import_(
     config = TransformerConfig.model_validate(section)
     assert config.vocab_size is not None
     assert config.context_length is not None
-    weights = pretrained_weights(str(folder), config, config.vocab_size, config.context_length).weights
+    start = pretrained_weights(str(folder), config, config.vocab_size, config.context_length)
     parts = {"model": section, "tokenizer": {"kind": "huggingface", **place}}
     text = f"# {checkpoint}, a {values['model_type']}, as Quintet's transformer.\n" + yaml.safe_dump(
         parts, sort_keys=False, allow_unicode=True
     )
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
-    count = sum(weight.numel() for weight in weights.values())
+    count = sum(weight.numel() for weight in start.weights.values())
+    for note in start.notes:
+        typer.echo(note, err=True)
     typer.echo(
         f"{to}: {values['model_type']} with {count:,} parameters; quintet train {to} YOUR_RUN.yaml starts from it"
     )

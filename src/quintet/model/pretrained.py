@@ -20,6 +20,7 @@ class PretrainedModel(nn.Module):
     ``inner`` is the library's model, or peft's model around it where adapters are trained. ``linear_head`` says whether
     its logits are a product of the backbone's features with a matrix and no more; then a loss need not have them all in
     memory. Where it is False (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits themselves.
+    ``notes`` are lines on the checkpoint for the user: what of it was left out, what it says wrongly.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class PretrainedModel(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
         self.linear_head = linear_head
+        self.notes: list[str] = []
         self.inner = inner
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:

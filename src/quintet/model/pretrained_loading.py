@@ -16,10 +16,12 @@ from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name
 from quintet.errors import UserError
 from quintet.model.dropout import is_dropout_rate, set_dropout
+from quintet.model.families.files import Tensors, check_finite, differing, first_line, refuse_adapter, weight_files
 from quintet.model.pretrained import PretrainedModel
 from quintet.randomness import key
 
 _ALL_LINEAR = ("all-linear",)
+_MOST_LAYERS = 10_000
 
 
 def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int, seed: int) -> PretrainedModel:
@@ -30,9 +32,13 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
     for all that the user can mend: a checkpoint that is not there, a model that is none of this kind or too small.
     """
     settings = _settings(config, context_length)
+    notes: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "init"))
-        causal = _load(config, settings) if config.pretrained else _construct(config, settings)
+        if config.pretrained:
+            causal, notes = _load(config, settings)
+        else:
+            causal = _construct(config, settings)
     _check_rows(config, causal, vocab_size)
     causal.eval()
     with _readable_on_a_cpu(causal):
@@ -40,15 +46,25 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
         linear_head = _has_linear_head(causal)
         if config.documents:
             _check_documents(config, causal, linear_head)
-    return _assemble(config, causal, vocab_size, context_length, seed, linear_head=linear_head).train()
+    model = _assemble(config, causal, vocab_size, context_length, seed, linear_head=linear_head).train()
+    model.notes += notes
+    return model
 
 
 def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> PretrainedModel:
-    """The same model without numbers, on the meta device: its parameters have names and shapes. Needs no weights, only
-    the checkpoint's config.json. Raises UserError as ``build_pretrained`` does, for what can be known from there."""
+    """The same model without numbers, on the meta device: its parameters have names and shapes.
+
+    Needs the checkpoint's config.json; weights are looked at where they are on this machine, for whether matrices that
+    it calls tied are two. Raises UserError as ``build_pretrained`` does, for what can be known from there.
+    """
     settings = _settings(config, context_length)
     with torch.device("meta"):
         causal = _construct(config, settings)
+        if config.pretrained and (folder := _stored(config)) and weight_files(folder):
+            for name in differing(Tensors(folder), causal.all_tied_weights_keys, f"{causal.base_model_prefix}."):
+                owner, _, leaf = name.rpartition(".")
+                module = causal.get_submodule(owner)
+                setattr(module, leaf, nn.Parameter(torch.empty_like(getattr(module, leaf))))
         _check_rows(config, causal, vocab_size)
         return _assemble(config, causal, vocab_size, context_length, seed=0, linear_head=False)
 
@@ -66,6 +82,9 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
             settings = type(settings).from_dict({**stored, **config.config})
     if config.dropout is not None:
         _set_rates(settings, config.dropout)
+    layers = getattr(settings.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # they would be built for hours before a weight is missed
+        raise UserError(f"model.config: {config.name_or_path} says {layers} layers; {_MOST_LAYERS} are the most")
     limit = getattr(settings.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and context_length > limit:
         raise UserError(
@@ -82,6 +101,7 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
     transformers = _library()
     name = config.name_or_path
     place = Path(name).expanduser()
+    refuse_adapter(place)
     if not config.pretrained and not place.is_dir() and name in transformers.CONFIG_MAPPING:
         settings = transformers.AutoConfig.for_model(name)
         return settings, settings.to_dict()
@@ -91,8 +111,9 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
         )
     if place.is_dir() and not (place / "config.json").is_file():
         raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    options = {option: value for option, value in options.items() if value}
+    # Left out, trust_remote_code makes the library ask on the terminal.
+    options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    options["trust_remote_code"] = config.trust_remote_code
     with _load_errors(config):
         settings = transformers.AutoConfig.from_pretrained(_source(config), **options)
         stored, _ = transformers.PretrainedConfig.get_config_dict(_source(config), **options)
@@ -109,8 +130,11 @@ def _set_rates(settings: Any, rate: float) -> None:
             stored[name] = rate  # past the library's check of types, by which some rates are whole numbers
 
 
-def _load(config: HuggingFaceConfig, settings: Any) -> Any:
-    """The checkpoint's model, with its weights and no others."""
+def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
+    """The checkpoint's model, with its weights and no others, and a line for each thing that it leaves out or in which
+    its config.json is wrong."""
+    folder = _folder(config)
+    notes = Tensors(folder).files.notes(config.name_or_path) if folder else []  # also says what is damaged
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     with _load_errors(config), _backend_errors(config):
         causal, found = _library().AutoModelForCausalLM.from_pretrained(
@@ -120,14 +144,44 @@ def _load(config: HuggingFaceConfig, settings: Any) -> Any:
             attn_implementation=_backend(config),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, shape, expected = mismatched[0]
+        raise UserError(
+            f"model.name_or_path: {config.name_or_path}: {name} has the shape {list(shape)}, not {list(expected)} as "
+            f"its configuration says{f' ({len(mismatched)} tensors in all)' if len(mismatched) > 1 else ''}"
         )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"model.name_or_path: {config.name_or_path} lacks {len(missing)} of the model's weights (the first is "
             f"{missing[0]}), which would start from random numbers; take another checkpoint, or less of model.config"
         )
-    return causal
+    for name, value in causal.named_parameters():
+        check_finite(name, value, config.name_or_path)
+    if unused := sorted(found["unexpected_keys"]):
+        notes.append(
+            f"{config.name_or_path}: {len(unused)} of its tensors have no place in {type(causal).__name__} and are not "
+            f"used ({', '.join(unused[:3])}{', …' if len(unused) > 3 else ''})"
+        )
+    return causal, notes + _untied(config, causal)
+
+
+def _untied(config: HuggingFaceConfig, causal: Any) -> list[str]:
+    """Make the configuration of ``causal`` say that its head is no embedding where that is so, for whoever reads what
+    is exported; and say it."""
+    head, table = causal.get_output_embeddings(), causal.get_input_embeddings()
+    settings = causal.config.get_text_config(decoder=True)
+    tied = getattr(settings, "tie_word_embeddings", False)
+    if not tied or not hasattr(head, "weight") or head.weight is table.weight:
+        return []
+    for one in (causal.config, settings):
+        one.tie_word_embeddings = False
+    return [
+        f"{config.name_or_path}: config.json says tie_word_embeddings: true, but the head differs from the embedding; "
+        "both are kept, as two matrices"
+    ]
 
 
 def _construct(config: HuggingFaceConfig, settings: Any) -> Any:
@@ -197,7 +251,7 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
             warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
             adapted = peft.get_peft_model(causal, settings)
     except ValueError as error:
-        raise UserError(f"model.lora.targets: {_first_line(error)}") from None
+        raise UserError(f"model.lora.targets: {first_line(error)}") from None
     ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
     if ends[0].weight is ends[1].weight and any(hasattr(end, "base_layer") for end in ends):
         raise UserError(
@@ -303,9 +357,11 @@ def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if (folder := _folder(config)) is not None:
+            raise UserError(f"model.name_or_path: {folder} cannot be read ({first_line(error)})") from None
         raise UserError(
             f"model.name_or_path: {name} is neither a folder nor a model that can be fetched from "
-            f"the hub ({_first_line(error)}); correct the name, or fetch it once with a network"
+            f"the hub ({first_line(error)}); correct the name, or fetch it once with a network"
         ) from None
     except ValueError as error:
         if "trust_remote_code" in str(error):
@@ -316,11 +372,11 @@ def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
         if "Unrecognized" in str(error) or "model_type" in str(error):
             raise UserError(
                 f"model.name_or_path: {name} is not a causal language model of the transformers library "
-                f"({_first_line(error)}); take another checkpoint"
+                f"({first_line(error)}); take another checkpoint"
             ) from None
-        raise UserError(f"model.config: {name} cannot be built ({_first_line(error)})") from None
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"model.config: {name} cannot be built ({_first_line(error)})") from None
+        raise UserError(f"model.config: {name} cannot be built ({first_line(error)})") from None
+    except Exception as error:  # whatever a broken folder makes the library stumble over
+        raise UserError(f"model.config: {name} cannot be built ({first_line(error)})") from None
 
 
 @contextmanager
@@ -331,7 +387,7 @@ def _backend_errors(config: HuggingFaceConfig) -> Iterator[None]:
         if config.attention_backend == "auto" or not _about_attention(str(error)):
             raise
         raise UserError(
-            f"model.attention_backend: {config.attention_backend} cannot be used here ({_first_line(error)}); leave it "
+            f"model.attention_backend: {config.attention_backend} cannot be used here ({first_line(error)}); leave it "
             "out"
         ) from None
 
@@ -345,8 +401,26 @@ def _backend(config: HuggingFaceConfig) -> str | None:
 
 
 def _source(config: HuggingFaceConfig) -> str:
+    return str(_folder(config) or config.name_or_path)
+
+
+def _folder(config: HuggingFaceConfig) -> Path | None:
+    """The checkpoint's folder; None for a name on the hub."""
     place = Path(config.name_or_path).expanduser()
-    return str(place) if place.is_dir() else config.name_or_path
+    return place if place.is_dir() else None
+
+
+def _stored(config: HuggingFaceConfig) -> Path | None:
+    """The checkpoint's folder, that in the hub's cache included; None where there is none yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if (folder := _folder(config)) is not None:
+        return folder
+    try:
+        return Path(snapshot_download(config.name_or_path, revision=config.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _library() -> Any:
@@ -359,7 +433,3 @@ def _library() -> Any:
 
 def _no_extra(what: str) -> UserError:
     return UserError(f"{what} needs the 'hf' extra: pip install 'quintet[hf]'")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

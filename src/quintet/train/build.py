@@ -108,11 +108,23 @@ def _read_by_first(config: RunConfig, tokenizer: Tokenizer, outline: PretrainedM
     """Parameters and buffers of a model of the transformers library, which the first process reads; the others have a
     tensor of the same shape for each, to receive it in. What is found out with numbers is told to ``outline``."""
     read: list[PretrainedModel] = []
-    from_first(lambda: read.append(make_model(config, tokenizer)))  # pyright: ignore[reportArgumentType]
-    outline.linear_head = gathered(read[0].linear_head if read else None)[0]
+    from_first(lambda: read.append(_read_as(outline, config, tokenizer)))
+    outline.linear_head, outline.notes = gathered((read[0].linear_head, read[0].notes) if read else None)[0]
     there = {name: value for model in read for name, value in _tensors(model)}
     shapes = [(name, value.shape, value.dtype) for name, value in _tensors(outline)]
     return ((name, there[name] if there else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)
+
+
+def _read_as(outline: PretrainedModel, config: RunConfig, tokenizer: Tokenizer) -> PretrainedModel:
+    """The model itself. Raises UserError when its weights are other ones than those of ``outline``."""
+    model = make_model(config, tokenizer)
+    assert isinstance(model, PretrainedModel)
+    if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(outline)}:
+        raise UserError(
+            "model.name_or_path: its config.json is wrong on which matrices are tied, which could not be seen before "
+            "the weights were here; start again"
+        )
+    return model
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:

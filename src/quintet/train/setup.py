@@ -141,7 +141,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     )
     notes = [*left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += [*stage_lines(config, prepared.train.order)]
-    notes += start.notes if start else []
+    notes += start.notes if start else getattr(built.model, "notes", [])
     if config.data.fixed_batch:
         notes.append(introduction(config, run.whole_batch(0)))
     _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +61,21 @@ def load_trained(run: str, which: str = "latest") -> TrainedRun:
     return TrainedRun(run, tokenizer, model.to(compute.device).eval(), compute, folder, config, objective, progress)
 
 
-def load_writer(name: str, which: str = "latest") -> TrainedModel:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_writer(name: str, which: str = "latest", say: Callable[[str], object] = _to_stderr) -> TrainedModel:
     """A model that can continue texts: of the run ``name`` as ``load_trained``, or of the Hugging Face checkpoint in
     the folder ``name``, or of that name on the hub.
 
-    Raises UserError when there is none, and for a model that fills in hidden tokens instead.
+    ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises UserError when there is none,
+    and for a model that fills in hidden tokens instead.
     """
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
-        return _load_checkpoint(name)
+        return _load_checkpoint(name, say)
     trained = load_trained(name, which)
     if trained.config.loss.kind == "masked":
         raise UserError(
@@ -93,12 +100,12 @@ def _is_checkpoint(name: str) -> bool:
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
-def _load_checkpoint(name: str) -> TrainedModel:
+def _load_checkpoint(name: str, say: Callable[[str], object]) -> TrainedModel:
     """As our transformer where its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
     compute = choose_compute(TrainConfig(steps=1, device="auto"))
-    values = read_config(folder)
+    values = read_config(folder, say)
     try:
         config = TransformerConfig.model_validate(model_section(values, name))
     except UserError:
@@ -106,12 +113,16 @@ def _load_checkpoint(name: str) -> TrainedModel:
         model = build_model(
             HuggingFaceConfig(kind="huggingface", name_or_path=str(folder)), tokenizer.vocab_size, context, seed=0
         )
+        notes = getattr(model, "notes", [])
     else:
         assert config.vocab_size is not None
         assert config.context_length is not None
         rows, context = config.vocab_size, config.context_length
         start = pretrained_weights(str(folder), config, rows, context)
         model = build_model(config, rows, context, seed=0, weights=start.weights)
+        notes = start.notes
+    for note in notes:
+        say(note)
     return TrainedModel(name, tokenizer, model.to(compute.device).eval(), compute)
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quintet.errors import UserError
+from quintet.model.families.table import FAMILIES
 
-_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_INDEX, _ADAPTER = ".index.json", "adapter_config.json"
+# In the order in which transformers looks for them.
+_WEIGHTS = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
+_OTHER_WEIGHTS = re.compile(r"(model|pytorch_model|consolidated).*\.(safetensors|bin|pth?)|.*\.(gguf|ckpt)")
+_POINTER = b"version https://git-lfs"
+_DAMAGED = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError)
 
 
 def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
@@ -22,6 +33,7 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
     Raises UserError when it is neither, or when the hub cannot be reached.
     """
     folder = Path(name_or_path).expanduser()
+    refuse_adapter(folder)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
@@ -44,47 +56,130 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name_or_path}: is no folder here and cannot be had from the hub ({reason})") from None
+    refuse_adapter(Path(found))
     return Path(found)
 
 
-def read_config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+def refuse_adapter(folder: Path) -> None:
+    """Raise UserError where ``folder`` holds adapters that peft wrote, which are no model by themselves."""
+    file = folder / _ADAPTER
+    if not file.is_file():
+        return
+    values = _read_json(file)
+    kind, base = values.get("peft_type", "adapter"), values.get("base_model_name_or_path") or "a model it does not name"
+    beside = "beside a model " if (folder / "config.json").is_file() else ""
+    raise UserError(
+        f"{folder}: holds a {kind} adapter {beside}({_ADAPTER}), made for {base}; give that model, or the two merged: "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+    )
+
+
+def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """The values of the `config.json` in ``folder``, completed and brought to today's names by `transformers`.
 
-    Raises UserError when it cannot be read, or without `transformers`.
+    ``tie_word_embeddings`` is as the tensors beside it have it: a head that differs from the embedding is one of its
+    own, whatever the file says, and ``say`` gets a line on it. Raises UserError when it cannot be read, or without
+    `transformers`.
     """
     try:
         from transformers import AutoConfig
     except ImportError:
         raise UserError(f"{folder}: reading it needs the hf extra: pip install 'quintet[hf]'") from None
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).to_dict()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{folder}/config.json: transformers cannot read it ({reason})") from None
+        values = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except Exception as error:  # whatever the library's many readers stumble over, it is the file that is to be mended
+        raise UserError(f"{folder}/config.json: transformers cannot read it ({first_line(error)})") from None
+    if values.get("tie_word_embeddings") and head_is_its_own(values.get("model_type", ""), folder):
+        values["tie_word_embeddings"] = False
+        say(
+            f"{folder}: config.json says tie_word_embeddings: true, but the head differs from the embedding; both are "
+            "kept, as two matrices"
+        )
+    return values
+
+
+def head_is_its_own(model_type: str, folder: Path) -> bool:
+    """Whether the weights in ``folder`` of one of the families have a head that differs from the embedding."""
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None or weight_files(folder) is None:
+        return False
+    embedding, head = (f"{family.names[ours]}.weight" for ours in ("embedding", "head"))
+    return bool(differing(Tensors(folder), {head: embedding}, family.base))
+
+
+def check_finite(name: str, value: Tensor, where: str) -> None:
+    """Raise UserError, beginning with ``where``, when ``value`` holds a number that is not finite."""
+    if not torch.isfinite(value.detach().sum(dtype=torch.float32 if value.dtype.is_floating_point else None)):
+        raise UserError(f"{where}: {name} holds numbers that are not finite; the checkpoint is damaged")
+
+
+def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
+    """Those keys of ``pairs`` whose tensor in ``found`` differs from that of their value, where both are there; names
+    may lack ``base``, with which those of a model without a head begin."""
+    places = {name: name if name in found else name.removeprefix(base) for pair in pairs.items() for name in pair}
+    return [
+        one
+        for one, other in pairs.items()
+        if places[one] in found and places[other] in found and not torch.equal(found[places[one]], found[places[other]])
+    ]
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """``files`` hold the weights of a checkpoint, as `transformers` chooses them, and ``unread`` are the names of other
+    weights in its folder."""
+
+    files: list[Path]
+    unread: list[str]
+
+    def notes(self, where: str) -> list[str]:
+        """A line where weights are left out."""
+        if not self.unread:
+            return []
+        more = f" and {len(self.unread) - 1} more" if len(self.unread) > 1 else ""
+        return [
+            f"{where}: {self.files[0].name}{' …' if len(self.files) > 1 else ''} is read, as transformers does; "
+            f"{self.unread[0]}{more} beside it {'are' if more else 'is'} not"
+        ]
+
+
+def weight_files(folder: Path) -> WeightFiles | None:
+    """The weights in ``folder``; None where there are none by a name that `transformers` takes.
+
+    Raises UserError for an index that is damaged or names a file elsewhere, and for a file that is missing.
+    """
+    chosen = _read_json(folder / "config.json").get("transformers_weights")
+    if chosen is not None and not (isinstance(chosen, str) and (folder / chosen).parent == folder):
+        raise UserError(f"{folder}/config.json: transformers_weights: {chosen} is no file beside it; correct it")
+    name = next((name for name in (_WEIGHTS if chosen is None else (chosen,)) if (folder / name).is_file()), None)
+    if name is None:
+        return None
+    files = _indexed(folder / name) if name.endswith(_INDEX) else [folder / name]
+    read = {file.name for file in files}
+    return WeightFiles(files, [other for other in _weights_in(folder) if other not in read])
+
+
+def _weights_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if _OTHER_WEIGHTS.fullmatch(file.name) and file.is_file())
 
 
 class Tensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, of which each is read when it is asked for.
 
-    In one file or several, as safetensors or, if there are none, as PyTorch's pickles, of which nothing but tensors is
-    unpickled. Raises UserError when there is neither, or when a file is damaged.
+    In one file or several, as safetensors or as PyTorch's pickles, of which nothing but tensors is unpickled;
+    ``files`` says which. Raises UserError when there are none, or when a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        for name in (_SAFE, _PICKLED):
-            files = _files(folder, name)
-            if files:
-                break
-        else:
-            raise UserError(f"{folder}: holds neither {_SAFE} nor {_PICKLED}")
+        found = weight_files(folder)
+        if found is None:
+            others = _weights_in(folder)
+            hint = f"; {others[0]}, which is there, has no name that transformers looks for" if others else ""
+            raise UserError(f"{folder}: holds neither {_WEIGHTS[0]} nor {_WEIGHTS[2]}{hint}")
+        self.files = found
         self._where: dict[str, Any] = {}
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"{file}: is missing; copy the whole checkpoint")
-            try:
-                source = safe_open(file, "pt") if name == _SAFE else _unpickled(file)
-            except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-                raise UserError(f"{file}: is damaged ({str(error).splitlines()[0]}); copy it again") from None
+        for file in found.files:
+            source = _opened(file)
             self._where |= dict.fromkeys(source.keys(), source)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -98,16 +193,70 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._where)
 
 
-def _files(folder: Path, name: str) -> list[Path]:
-    """The file ``name``, or those that its index names."""
-    index = folder / f"{name}.index.json"
-    if index.is_file():
-        try:
-            return [folder / file for file in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{index}: is damaged ({error}); copy it again") from None
-    return [folder / name] if (folder / name).is_file() else []
+def _opened(file: Path) -> Any:
+    """The tensors of ``file`` by name, none of them read yet where its form allows it."""
+    with file.open("rb") as beginning:
+        if beginning.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{file}: is git-lfs' pointer to the weights and not the weights; run git lfs pull")
+    try:
+        return safe_open(file, "pt") if file.suffix == ".safetensors" else _unpickled(file)
+    except (*_DAMAGED, pickle.UnpicklingError) as error:
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{file}: asks for {foreign[1]} when it is unpickled, which is not run; take a checkpoint in "
+                "safetensors, or save its tensors alone where you trust it"
+            ) from None
+        if ".tar format" in str(error):
+            raise UserError(f"{file}: is of a form that PyTorch left in 2017; save it anew with torch.save") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(f"{file}: is no file that torch.save wrote; copy it again") from None
+        raise UserError(f"{file}: is damaged ({first_line(error)}); copy it again") from None
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    # A file from before PyTorch 1.6 is no zip and cannot be mapped.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a pickle of another protocol is refused anyway
+        found = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file) or None, weights_only=True)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds a {type(found).__name__}, not tensors by name; save those alone")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{file}: holds a {type(value).__name__} as {name!r}; save tensors alone, by name")
+    return found
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that ``index`` names, in the order in which they are read."""
+    try:
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        files = [index.parent / name for name in names]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: is damaged ({type(error).__name__}: {error}); copy it again") from None
+    if not files:
+        raise UserError(f"{index}: names no file; copy the checkpoint again")
+    for file in files:
+        if file.parent != index.parent:
+            raise UserError(f"{index}: names {file}, which lies elsewhere; copy the checkpoint again")
+        if not file.is_file():
+            raise UserError(f"{file}: is missing; copy the whole checkpoint")
+    return files
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is damaged ({first_line(error)}); copy it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds a {type(found).__name__} and no keys; copy it again")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in a line: its first, and the second where that only announces it."""
+    text = f"no {error}" if isinstance(error, KeyError) else str(error).strip()
+    lines = (text or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

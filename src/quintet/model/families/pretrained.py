@@ -39,10 +39,16 @@ def pretrained_weights(
     theirs = TransformerConfig.model_validate(model_section(values, path))
     assert theirs.vocab_size is not None
     assert theirs.context_length is not None
+    tensors = Tensors(folder)
+    if theirs.layers > len(tensors):
+        raise UserError(
+            f"{path}: config.json says {theirs.layers} layers, for which {len(tensors)} tensors are too few"
+        )
     with torch.device("meta"):
         empty = Transformer(theirs, theirs.vocab_size, theirs.context_length).state_dict()
-    weights = to_ours(family_of(values["model_type"], path), theirs, empty, Tensors(folder), path)
-    return fitted(weights, theirs, config, theirs.vocab_size, rows, context_length, path)
+    weights = to_ours(family_of(values["model_type"], path), theirs, empty, tensors, path)
+    start = fitted(weights, theirs, config, theirs.vocab_size, rows, context_length, path)
+    return Start(start.weights, [*tensors.files.notes(path), *start.notes])
 
 
 def fitted(

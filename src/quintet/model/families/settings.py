@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from quintet.config.model import (
     LinearScalingConfig,
     Llama3ScalingConfig,
@@ -62,7 +64,11 @@ def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
         problems.append("quantization_config: the weights are quantised")
     if problems:
         raise UserError(*(f"{where}: {problem}; kind: huggingface trains the model as it is" for problem in problems))
-    config = TransformerConfig.model_validate(_nested(values))
+    try:
+        config = TransformerConfig.model_validate(_nested(values))
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, ('model', *one['loc'])))}: {one['msg']}" for one in error.errors())
+        raise UserError(*(f"{where}: config.json gives {problem}" for problem in wrong)) from None
     return _nested(_without_defaults(values, config))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model.families.family import Family
+from quintet.model.families.files import check_finite
 
 # What old checkpoints keep beside the weights: constants that follow from the configuration.
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -29,14 +30,19 @@ def to_ours(
     based = any(name.startswith(family.base) for name in found)
     rows = _rows(config)
     used: set[str] = set()
+    embedding, head = (f"{family.names[ours]}.weight".removeprefix(family.base) for ours in ("embedding", "head"))
     weights: dict[str, Tensor] = {}
 
     def take(name: str) -> Tensor:
         name = name if based else name.removeprefix(family.base)
+        if name not in found and config.tie_embeddings and head in found and name.endswith(embedding):
+            name = head  # one matrix, kept by the other of its names
         if name not in found:
             raise UserError(f"{where}: lacks the tensor {name}; the checkpoint is not whole")
         used.add(name)
-        return found[name].float()
+        value = found[name].float()
+        check_finite(name, value, where)
+        return value
 
     for ours, theirs, leaf in _pairs(family, config):
         name = f"{ours}.{leaf}"
@@ -55,7 +61,7 @@ def to_ours(
         weights[name] = whole + family.norm_offset if _is_norm(ours, leaf) else whole
     left = [name for name in found if name not in used and not name.endswith(_CONSTANTS)]
     if config.tie_embeddings:  # some checkpoints write the shared matrix twice
-        left = [name for name in left if name != "lm_head.weight"]
+        left = [name for name in left if name != head]
     if left:
         raise UserError(f"{where}: holds {', '.join(sorted(left)[:3])}, for which {family.model_type} has no place")
     return weights
