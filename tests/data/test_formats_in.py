@@ -766,5 +766,5 @@ def test_a_parquet_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", ["parquet", "huggingface"])
 def test_rows_without_text_are_named_or_counted(kind: str, tmp_path: Path) -> None:
     path = write_rows(kind, tmp_path, [{"text": "a"}, {"text": None}, {"text": "c"}])
-    refused(source_of(kind, path), f"{path}: row 1: field 'text' holds null, not text")
-    assert skipped(source_of(kind, path)) == (["a", "c"], {"no_text": 1})
+    refused(source_of(kind, path), f"{path}: row 1: field 'text' holds null; name one that does not")
+    assert skipped(source_of(kind, path)) == (["a", "c"], {"no_field": 1})

@@ -159,7 +159,7 @@ def test_a_folder_gives_its_jsonl_files_and_blank_lines_are_passed_over(tmp_path
         ("{'text': 1}", "is no JSON (Expecting property name enclosed in double quotes at character 1)"),
         ("[1]", "is a list, not a JSON object"),
         ({"content": "x", "id": 1}, "has no field 'text' (it has content, id)"),
-        ({"text": None}, "field 'text' holds null, not text"),
+        ({"text": None}, "field 'text' holds null; name one that does not"),
         ({"text": "half \ud800"}, "text: character 5 is U+D800, a surrogate"),
     ],
 )
@@ -198,10 +198,10 @@ def test_what_a_dataset_lacks_is_an_error_that_lists_what_it_has(rows_on_disk: C
     path = str(rows_on_disk({"text": ["a", None], "id": [1, 2]}))
     for keys, problem in [
         ({"document": {"field": "body"}}, "data.sources[0].document: .* has no column 'body'; it has text, id"),
-        ({"document": {"field": "id"}}, "data.sources[0].document: column 'id' .*, not text"),
+        ({"document": {"field": "id"}}, "data.sources[0].document: .*rows: column 'id' holds int64, not text"),
         ({"split": "test"}, "has no split 'test'; `split` can be train"),
         ({"name": "en"}, "has no configurations"),
-        ({}, "row 1: field 'text' holds null, not text"),
+        ({}, "row 1: field 'text' holds null; name one"),
     ]:
         with pytest.raises(UserError, match=problem.replace("[0]", r"\[0\]")):
             texts_of(HuggingFaceSource.model_validate({"kind": "huggingface", "path": path, **keys}))

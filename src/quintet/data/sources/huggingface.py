@@ -14,7 +14,7 @@ from quintet.data.sources.check import NEEDS_DATASETS, looks_local
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import described, walk
 from quintet.data.sources.rows import Place, Row, columns_of, document_maker, documents_of
-from quintet.data.sources.tables import wanted
+from quintet.data.sources.tables import check_schema, wanted
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
@@ -51,16 +51,7 @@ def describe_dataset(source: HuggingFaceSource, where: str) -> Dataset:
     """Load the dataset of ``source`` and check its columns. Raises UserError for what is not there."""
     _load.cache_clear()  # the folder may hold another dataset than at the last call in this process
     dataset = _load(source.path, source.name, source.split)
-    columns = columns_of(source.document)
-    for name in (*columns.texts, *columns.others):
-        if name not in dataset.column_names:
-            raise UserError(
-                f"{where}.document: {source.path} has no column {name!r}; it has {', '.join(dataset.column_names)}"
-            )
-    for name in columns.texts:
-        feature = dataset.features[name]
-        if getattr(feature, "dtype", None) not in ("string", "large_string"):
-            raise UserError(f"{where}.document: column {name!r} of {source.path} holds {feature}, not text")
+    check_schema(dataset.features.arrow_schema, source, f"{where}.document: {source.path}")
     return Dataset(_fingerprint(source, dataset), len(dataset), max(1, dataset.data.nbytes))
 
 
@@ -92,6 +83,11 @@ def _rows(unit: RowUnit) -> Iterator[tuple[Row, Place]]:
 
 @lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit
 def _load(path: str, name: str | None, split: str) -> Any:
+    """The dataset with all its columns and values of Python, whatever format it was saved with."""
+    return _loaded(path, name, split).with_format(None)
+
+
+def _loaded(path: str, name: str | None, split: str) -> Any:
     try:
         import datasets
         from datasets.exceptions import DatasetsError

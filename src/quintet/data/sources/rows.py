@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +33,17 @@ from quintet.tokenize.base import NO_END, check_text
 
 MASK = "attention_mask"
 _MOST_NAMES = 10
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    Decimal: "a decimal number",
+    str: "text",
+    bytes: "bytes",
+    list: "a list",
+    dict: "an object",
+}
 
 Raw = TypeVar("Raw")
 Row = Mapping[str, object]
@@ -187,26 +200,26 @@ def check_texts(document: Made) -> None:
 
 
 def kind_of(value: object) -> str:
-    """What a value of JSON is, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    """What a value of JSON or of a table is, in words."""
+    return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def _value(row: Row, field: str) -> object:
-    if field not in row:
-        names = ", ".join(list(row)[:_MOST_NAMES]) or "no field at all"
-        raise BadRow("no_field", f"has no field {field!r} (it has {names}); name another one under `document`")
-    return row[field]
+    """What ``field`` holds. Null counts as a field that is not there: tables have every column in every row."""
+    value = row.get(field)
+    if value is not None:
+        return value
+    if field in row:
+        raise BadRow("no_field", f"field {field!r} holds null; name one that does not, or set `on_error: skip`")
+    names = ", ".join(list(row)[:_MOST_NAMES]) or "no field at all"
+    raise BadRow("no_field", f"has no field {field!r} (it has {names}); name another one under `document`")
 
 
 def _integers(row: Row, field: str) -> np.ndarray:
-    value = _value(row, field)
-    try:
-        found = np.asarray(value if value else np.empty(0, np.int64))
-    except (ValueError, OverflowError):
-        found = np.empty(0)
+    value, found = _value(row, field), np.empty(0)
+    if isinstance(value, list):
+        with suppress(ValueError, OverflowError):
+            found = np.asarray(value) if value else np.empty(0, np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise BadRow("no_ids", f"field {field!r} holds {kind_of(value)}, not a list of ids; name one that does")
     return found
@@ -219,6 +232,24 @@ def _conditional(text: str, separator: str) -> Parts | None:
 
 def _conversation(conversations: Conversations, row: Row, field: str) -> Parts:
     try:
-        return conversations.document(_value(row, field))
+        return conversations.document(_messages(_value(row, field)))
     except UserError as error:
         raise BadRow("bad_chat", str(error)) from None
+
+
+def _messages(value: object) -> object:
+    """Messages as JSON has them. Tables give all objects of a column the same keys, with null where there was none; and
+    `datasets` keeps a `Sequence` of objects as one object of lists (https://huggingface.co/docs/datasets, Features)."""
+    value = without_nulls(value)
+    if not isinstance(value, dict) or not all(isinstance(held, list) for held in value.values()):
+        return value
+    if len({len(held) for held in value.values()}) != 1:
+        return value
+    return without_nulls([dict(zip(value, held, strict=True)) for held in zip(*value.values(), strict=True)])
+
+
+def without_nulls(value: object) -> object:
+    """``value`` without the keys that hold null, in objects at any depth; null as an item of a list stays."""
+    if isinstance(value, dict):
+        return {name: without_nulls(held) for name, held in value.items() if held is not None}
+    return [without_nulls(held) for held in value] if isinstance(value, list) else value

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quintet.config.sources import CsvSource, ParquetSource
+from quintet.config.sources import CsvSource, HuggingFaceSource, ParquetSource
 from quintet.data.sources import compressed
 from quintet.data.sources.compressed import BadFile
 from quintet.data.sources.document import Document, Report
@@ -87,7 +88,7 @@ def parquet_units(source: ParquetSource, files: list[File], length: int) -> tupl
                 raise
             left_out.append(file.path)
             continue
-        _check_columns(parquet.schema_arrow.names, columns_of(source.document), file.path)
+        check_schema(parquet.schema_arrow, source, file.path)
         units += _groups(source, file, parquet.metadata, length)
     return units, left_out
 
@@ -97,7 +98,8 @@ def parquet_documents(unit: ParquetUnit, report: Report, tokenizer: Tokenizer | 
     ``on_error: skip`` counts it in ``report``: the rest of a row group that is damaged as one."""
     make = document_maker(unit.source.document, tokenizer)
     parquet = _open_parquet(unit.path)
-    columns = wanted(parquet.schema_arrow.names, columns_of(unit.source.document))
+    names = wanted(parquet.schema_arrow.names, columns_of(unit.source.document))
+    columns = {name: parquet.schema_arrow.field(name).type for name in names}
     row = unit.row
     for group in range(unit.first, unit.last + 1):
         rows = _parquet_rows(unit.path, parquet, group, columns, row)
@@ -110,12 +112,33 @@ def wanted(names: list[str], columns: Columns) -> list[str]:
     return [*columns.texts, *columns.others, *(name for name in columns.optional if name in names)]
 
 
+def check_schema(schema: Any, source: ParquetSource | HuggingFaceSource, path: str) -> None:
+    """Raise UserError unless the pyarrow ``schema`` of the table at ``path`` has the columns that a document needs, and
+    text where it has to be; where bad rows are left out, a column of another type is a column of such rows."""
+    columns = columns_of(source.document)
+    _check_columns(schema.names, columns, path)
+    for name in columns.texts if source.on_error == "stop" else ():
+        kind = schema.field(name).type
+        if not _may_hold_text(kind):
+            raise UserError(f"{path}: column {name!r} holds {kind}, not text; name another one, or write it as text")
+
+
+def _may_hold_text(kind: Any) -> bool:
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view", "null") or isinstance(kind, pyarrow.JsonType)
+
+
 def _check_columns(names: list[str], columns: Columns, path: str) -> None:
-    missing = [name for name in (*columns.texts, *columns.others) if name not in names]
-    if missing:
-        raise UserError(
-            f"{path}: has no column {missing[0]!r}; it has {', '.join(names)}; name another one under `document`"
-        )
+    for name in (*columns.texts, *columns.others):
+        if name not in names:
+            raise UserError(
+                f"{path}: has no column {name!r}; it has {', '.join(names)}; name another one under `document`"
+            )
+    for name in wanted(names, columns):
+        if names.count(name) > 1:
+            raise UserError(f"{path}: has {names.count(name)} columns {name!r}; rename or remove all but one")
 
 
 def _csv_rows(unit: CsvUnit) -> tuple[list[str], Iterator[tuple[list[str], Place]]]:
@@ -193,16 +216,37 @@ def _groups(source: ParquetSource, file: File, metadata: Any, length: int) -> It
         yield ParquetUnit(source, file.path, first, metadata.num_row_groups - 1, row, rows, size)
 
 
-def _parquet_rows(path: str, file: Any, group: int, columns: list[str], row: int) -> Iterator[tuple[Row, Place]]:
+def _parquet_rows(path: str, file: Any, group: int, columns: dict[str, Any], row: int) -> Iterator[tuple[Row, Place]]:
     import pyarrow
 
+    special = {name: kind for name, kind in columns.items() if "arrow.json" in str(kind) or "map<" in str(kind)}
     try:
-        for batch in file.iter_batches(_ROWS_READ, row_groups=[group], columns=columns):
+        for batch in file.iter_batches(_ROWS_READ, row_groups=[group], columns=list(columns)):
             for values in batch.to_pylist():
+                for name, kind in special.items():
+                    values[name] = _as_json(values[name], kind)
                 yield values, partial("{}: row {}".format, path, row)
                 row += 1
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise _damaged(f"{path}: row group {group}, behind row {row - 1}", error) from None
+
+
+def _as_json(value: Any, kind: Any) -> Any:
+    """A ``value`` of a column of type ``kind`` as JSON has it: Arrow gives JSON as text, and a map as a list of pairs
+    (https://arrow.apache.org/docs/format/CanonicalExtensions.html#json)."""
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value)
+    if pyarrow.types.is_map(kind):
+        return {name: _as_json(held, kind.item_type) for name, held in value}
+    if pyarrow.types.is_struct(kind):
+        return {field.name: _as_json(value[field.name], field.type) for field in kind}
+    if isinstance(value, list):
+        return [_as_json(one, kind.value_type) for one in value]
+    return value
 
 
 def _damaged(place: str, error: Exception) -> BadFile:

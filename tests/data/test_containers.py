@@ -1,0 +1,253 @@
+"""The same rows make the same token store, whatever holds them."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.containers import (
+    FORMATS,
+    INTEGERS,
+    LISTS,
+    TEXTS,
+    VIEWS,
+    Container,
+    Row,
+    containers,
+    datasets,
+    expected_store,
+    pyarrow,
+    store_of,
+)
+
+from quintet.errors import UserError
+from quintet.tokenize.chat_rules import ChatRules
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+KINDS = ["jsonl", "csv", "parquet", "huggingface"]
+few = settings(max_examples=15)
+
+
+def known(kind: str, types: list[str]) -> list[str]:
+    """Those of ``types`` that the library of ``kind`` can keep."""
+    return [one for one in types if kind == "parquet" or one not in VIEWS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return lambda: tmp_path_factory.mktemp("rows")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@few
+def test_texts(kind: str, folder: Any, data: st.DataObject) -> None:
+    texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
+    # CSV has no null: an empty value is an empty text.
+    rows = data.draw(
+        st.lists(st.fixed_dictionaries({"text": texts if kind == "csv" else texts | st.none()}), min_size=1)
+    )
+    rows = [{**row, "other": number} for number, row in enumerate(rows)]
+    container = data.draw(containers(st.fixed_dictionaries({"text": st.sampled_from(TEXTS)}), kind))
+    at = folder()
+    written = [row["text"].encode() for row in rows if row["text"]]
+    assert store_of({**container.write(rows, at / "in"), "on_error": "skip"}, at / "out") == expected_store(
+        [(list(text), [True] * len(text)) for text in written],
+        empty=sum(row["text"] == "" for row in rows),
+        no_field=sum(row["text"] is None for row in rows),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@few
+def test_prompts_and_answers(kind: str, folder: Any, data: st.DataObject) -> None:
+    texts = st.text("ab#é\n\"'", max_size=5)
+    rows = data.draw(st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts.filter(bool)}), min_size=1))
+    types = st.fixed_dictionaries({name: st.sampled_from(TEXTS) for name in ("prompt", "answer")})
+    container = data.draw(containers(types, kind))
+    at = folder()
+    pairs = [((row["prompt"] + "=").encode(), row["answer"].encode()) for row in rows]
+    source = {**container.write(rows, at / "in"), "document": {"kind": "answer", "between": "="}}
+    assert store_of(source, at / "out") == expected_store(
+        [(list(asked + told), [False] * len(asked) + [True] * len(told)) for asked, told in pairs]
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "huggingface"])
+@given(data=st.data())
+@few
+def test_ready_tokens(kind: str, folder: Any, data: st.DataObject) -> None:
+    def row(pairs: list[tuple[int, bool]], labelled: bool) -> Row:
+        labels = [one if kept else -100 for one, kept in pairs]
+        return {"input_ids": [one for one, _ in pairs], "labels": labels if labelled else None}
+
+    pairs = st.lists(st.tuples(st.integers(0, 127), st.booleans()), min_size=1, max_size=6)
+    rows = data.draw(st.lists(st.builds(row, pairs, st.booleans()), min_size=1, max_size=6))
+    lists = st.sampled_from(known(kind, LISTS))
+    types = st.fixed_dictionaries(
+        {
+            "input_ids": st.tuples(lists, st.sampled_from(INTEGERS)),
+            "labels": st.tuples(lists, st.sampled_from([one for one in INTEGERS if one[0] == "i"])),
+        }
+    )
+    container = data.draw(containers(types, kind))
+    at = folder()
+    source = {**container.write(rows, at / "in"), "document": {"kind": "tokens"}}
+    assert store_of(source, at / "out") == expected_store(
+        [(row["input_ids"], [one != -100 for one in row["labels"] or row["input_ids"]]) for row in rows]
+    )
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if 'name' in m %}({{ m.name }}){% endif %}"
+    "{% if m.extra is defined %}[{{ m.extra.a }}]{% endif %};{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def rendered(messages: list[Row]) -> str:
+    """What the template writes, in Python."""
+    return "".join(
+        f"{one['role']}: {one['content']}"
+        + (f"({one['name']})" if one.get("name") is not None else "")
+        + (f"[{one['extra'].get('a') or ''}]" if one.get("extra") is not None else "")
+        + ";"
+        for one in messages
+    )
+
+
+@pytest.fixture(scope="module")
+def chatty() -> HuggingFaceTokenizer:
+    """A tokenizer of bytes that knows the template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=257, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    library.train_from_iterator([], trainer)
+    return HuggingFaceTokenizer(library.to_str(), "<end>", ChatRules(template=TEMPLATE))
+
+
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"content": st.text("ab é", min_size=1, max_size=4)},
+        optional={
+            "name": st.sampled_from(["N", None]),
+            "extra": st.sampled_from([None, {"a": "x"}, {"a": "x", "b": None}, {"a": None, "b": ["y", "z"]}]),
+        },
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "huggingface"])
+@given(data=st.data())
+@few
+def test_keys_of_messages_that_hold_null_are_not_there(
+    kind: str, folder: Any, chatty: HuggingFaceTokenizer, data: st.DataObject
+) -> None:
+    talks = data.draw(st.lists(MESSAGES, min_size=1, max_size=4))
+    rows = [
+        {"messages": [{"role": ("user", "assistant")[index % 2], **one} for index, one in enumerate(talk)]}
+        for talk in talks
+    ]
+    container = data.draw(containers(st.just({}), kind))
+    at = folder()
+    source = {**container.write(rows, at / "in"), "document": {"kind": "chat"}, "on_error": "stop"}
+    found = store_of(source, at / "out", chatty)
+    starts = [0, *found.ends[:-1]]
+    written = [chatty.decode(found.ids[start:end]) for start, end in zip(starts, found.ends, strict=True)]
+    assert [text.removesuffix("<end>") for text in written] == [rendered(row["messages"]) for row in rows]
+    plain = Container("jsonl", {"ending": "", "ascii_only": True, "line_end": "\n", "nulls": False}, {})
+    same = {**plain.write(rows, at / "plain"), "document": {"kind": "chat"}}
+    assert store_of(same, at / "plain_out", chatty) == found
+
+
+@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize("columns", [None, ["input_ids"], ["labels"]])
+def test_a_saved_format_changes_nothing(shape: str | None, columns: list[str] | None, tmp_path: Path) -> None:
+    rows = {"input_ids": [[5, 6, 7], [11, 12]], "labels": [[-100, 6, 7], [-100, 12]]}
+    datasets.Dataset.from_dict(rows).with_format(shape, columns=columns).save_to_disk(tmp_path / "rows")
+    source = {"kind": "huggingface", "path": str(tmp_path / "rows"), "document": {"kind": "tokens"}}
+    assert store_of(source, tmp_path / "out") == expected_store(
+        [([5, 6, 7], [False, True, True]), ([11, 12], [False, True])]
+    )
+
+
+def save_parquet(path: Path, table: Any) -> Row:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, path)
+    return {"kind": "parquet", "path": str(path)}
+
+
+def test_messages_of_a_struct_of_lists_of_a_map_and_of_json(tmp_path: Path, chatty: HuggingFaceTokenizer) -> None:
+    """`datasets` keeps a Sequence of objects as an object of lists, and mixed objects as JSON."""
+    talk = [{"role": "user", "content": "a", "extra": {"a": "x"}}, {"role": "assistant", "content": "b"}]
+    strings = pyarrow.string()
+    as_map = pyarrow.struct({"role": strings, "content": strings, "extra": pyarrow.map_(strings, strings)})
+    tables = {
+        "lists": pyarrow.array([{name: [one.get(name) for one in talk] for name in ("role", "content", "extra")}]),
+        "map": pyarrow.array([[{**one, "extra": one.get("extra") and list(one["extra"].items())} for one in talk]],
+                             pyarrow.list_(as_map)),
+        "json": pyarrow.array([json.dumps(talk)]).cast(pyarrow.json_()),
+        "jsons": pyarrow.ListArray.from_arrays([0, 2], pyarrow.array(map(json.dumps, talk)).cast(pyarrow.json_())),
+    }  # fmt: skip
+    for name, column in tables.items():
+        table = pyarrow.table({"messages": column})
+        sources = [save_parquet(tmp_path / f"{name}.parquet", table)]
+        if name != "map":  # which `datasets` does not know
+            datasets.Dataset(table).save_to_disk(tmp_path / name)
+            sources.append({"kind": "huggingface", "path": str(tmp_path / name)})
+        for source in sources:
+            out = tmp_path / f"{name}_{source['kind']}"
+            found = store_of({**source, "document": {"kind": "chat"}}, out, chatty)
+            assert chatty.decode(found.ids).removesuffix("<end>") == rendered(talk) == "user: a[x];assistant: b;", name
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "told"),
+    [
+        ([5], "int64", "a number"),
+        ([True], "bool_", "true or false"),
+        ([Decimal(1)], None, "a decimal number"),
+        ([b"a"], "binary", "bytes"),
+        ([["a"]], None, "a list"),
+        ([{"a": "b"}], None, "an object"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_every_container(
+    values: list[Any], kind: str | None, told: str, tmp_path: Path
+) -> None:
+    array = pyarrow.array(values, None if kind is None else getattr(pyarrow, kind)())
+    table = pyarrow.table({"text": array})
+    datasets.Dataset(table).save_to_disk(tmp_path / "rows")
+    sources = [save_parquet(tmp_path / "rows.parquet", table), {"kind": "huggingface", "path": str(tmp_path / "rows")}]
+    for source in sources:
+        with pytest.raises(UserError, match=r"column 'text' holds .*, not text; name another"):
+            store_of(source, tmp_path / "out")
+        found = store_of({**source, "on_error": "skip"}, tmp_path / f"out_{source['kind']}")
+        assert found == expected_store([], no_text=1)
+    if told not in ("a decimal number", "bytes"):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"text": values[0]}))
+        with pytest.raises(UserError, match=f"field 'text' holds {told}, not text"):
+            store_of({"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}, tmp_path / "out_jsonl")
+
+
+@pytest.mark.parametrize("value", [0, "", {}, False, "12", 1.5, [1.5], [None], [True], ["1"], [[1]], [1, None]])
+def test_what_is_no_list_of_ids_is_refused(value: Any, tmp_path: Path) -> None:
+    """An empty text or a zero is no empty list."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": value}))
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "tokens"}}
+    with pytest.raises(UserError, match=r"field 'input_ids' holds .*, not a list of ids"):
+        store_of(source, tmp_path / "out")
