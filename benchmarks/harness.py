@@ -72,7 +72,7 @@ def checkpoint(family: str, folder: Path, texts: list[str]) -> None:
 def requests(name: str, data: Path, items: int) -> list[Any]:
     """The requests of ``items`` items of a benchmark, as the harness makes them."""
     found: list[Any] = []
-    for task in load(name, Wish(items, 0, data, lambda text: True)):
+    for task in load(name, Wish(items, 0, data)):
         if isinstance(task, CheckedTask):
             task.build_all_requests()
             found += task.instances

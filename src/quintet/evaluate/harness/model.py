@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, TypeVar
@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from lm_eval.api.model import LM
 
 from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.harness.scoring import Score, Scorer
+from quintet.evaluate.harness.local_data import NotReachable
+from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
 from quintet.evaluate.subject import Subject
 from quintet.model.generate import GenerationSettings, generate
@@ -44,7 +45,8 @@ class HarnessModel(LM):
 
     ``limit`` bounds a forward pass. ``begins``: each text gets the tokenizer's first id in front. With several
     processes each must be asked the same: the batches are dealt out among them, and each gets all answers. ``cut``
-    has the number of the item, by task, whose beginning found no room in the context.
+    has the numbers of the items, by task, whose beginning found no room in the context, and ``unscored`` those with a
+    continuation that has nothing to score, by task and by what is wrong.
     """
 
     def __init__(self, subject: Subject, limit: Limit, begins: bool = False) -> None:
@@ -53,17 +55,23 @@ class HarnessModel(LM):
         self.encoder = Encoder(subject.tokenizer, subject.model.context_length, begins)
         self._scorer = Scorer(subject, limit)
         self.cut: dict[str, set[int]] = {}
+        self.unscored: dict[str, dict[str, set[int]]] = {}
         self.failure: Exception | None = None
 
     @_noted
     def loglikelihood(self, requests: list[Any]) -> list[Score]:
-        """Summed log-probability, in nats, of each continuation behind its context, and whether it is what the
-        likeliest token at each place would give."""
+        """Summed log-probability, in nats, of each continuation after its context, and whether it is what the
+        likeliest token at each place would give; an `Unscored` for one that has nothing to score."""
         texts = self.encoder.pairs([(request.args[0], request.args[1]) for request in requests])
         for request, text in zip(requests, texts, strict=True):
-            if text.cut:
-                self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
-        return self._scorer.score(texts, [(request.task_name, request.doc_id) for request in requests])
+            self._note_cut(request, text.cut)
+            if text.problem is not None:
+                of_task = self.unscored.setdefault(request.task_name or "", {})
+                of_task.setdefault(text.problem, set()).add(request.doc_id or 0)
+        asked = [number for number, text in enumerate(texts) if text.problem is None]
+        owners = [(requests[number].task_name, requests[number].doc_id) for number in asked]
+        scores = dict(zip(asked, self._scorer.score([texts[number] for number in asked], owners), strict=True))
+        return [scores.get(number) or Unscored(text.problem or "") for number, text in enumerate(texts)]
 
     @_noted
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
@@ -81,7 +89,7 @@ class HarnessModel(LM):
 
     @_noted
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The text that is written behind each context, up to a stop string, the end of the document or so many tokens.
+        """The text that is written after each context, up to a stop string, the end of the document or so many tokens.
 
         Each process writes all of them: how long that takes depends on the texts, and a model that is spread over the
         processes needs all of them at each token.
@@ -96,16 +104,21 @@ class HarnessModel(LM):
             numbers.sort(key=lambda number: len(contexts[requests[number].args[0]]))
             for first in range(0, len(numbers), _WRITERS):
                 part = numbers[first : first + _WRITERS]
-                prompts = [self._prompt(contexts[requests[number].args[0]], wish) for number in part]
+                prompts = [self._prompt(requests[number], contexts, wish) for number in part]
                 for number, text in zip(part, self._write(prompts, wish, part[0]), strict=True):
                     written[number] = text
         return written
 
-    def _prompt(self, ids: list[int], wish: _Wish) -> list[int]:
+    def _prompt(self, request: Any, contexts: Mapping[str, list[int]], wish: _Wish) -> list[int]:
         """The end of a context, with room for what is to be written; where that is more than the context, half."""
-        limit = self._subject.model.context_length
+        ids, limit = contexts[request.args[0]], self._subject.model.context_length
         room = limit - wish.tokens if wish.tokens < limit else max(1, limit // 2)
+        self._note_cut(request, len(ids) - room)
         return ids[-room:] or [self.encoder.prefix]
+
+    def _note_cut(self, request: Any, cut: int) -> None:
+        if cut > 0:
+            self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
 
     def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
         tokenizer = self._subject.tokenizer
@@ -120,18 +133,25 @@ class HarnessModel(LM):
             allowed_ids=tokenizer.vocab_size,
             preceding=[int(ids == [tokenizer.end_id]) for ids in prompts],
         )
-        streams = [TextStream(tokenizer, continues=True) for _ in prompts]
+        # The harness decodes what is written by itself, which drops the space before the first word of sentencepiece.
+        streams = [TextStream(tokenizer) for _ in prompts]
         cuts = [StopAt(wish.stops) for _ in prompts]
         texts = [""] * len(prompts)
         with self._subject.compute.autocast():
             for step in steps:
                 for row, token in enumerate(step):
-                    if token is not None:
-                        texts[row] += cuts[row].push(streams[row].push(token))
+                    if token is not None and not cuts[row].stopped:
+                        piece = streams[row].push(token)
+                        cuts[row].push(piece)
+                        texts[row] += piece
                 if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
                     break
-        ends = (cut.push(stream.finish()) + cut.finish() for cut, stream in zip(cuts, streams, strict=True))
-        return [text + end for text, end in zip(texts, ends, strict=True)]
+        return [wish.cut(text + stream.finish()) for text, stream in zip(texts, streams, strict=True)]
+
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
+_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
+_PLAIN = {"num_beams": 1, "num_return_sequences": 1}  # settings that are taken where they ask for nothing special
 
 
 @dataclass(frozen=True)
@@ -145,11 +165,22 @@ class _Wish:
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> _Wish:
-        until = arguments.get("until") or ()
+        """From a task's ``generation_kwargs``. Raises NotReachable for a setting that this writing does not have."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        until = given.get("until", ())
         stops = (until,) if isinstance(until, str) else tuple(until)
-        sampled = arguments.get("do_sample")
-        temperature = float(arguments.get("temperature", 1.0 if sampled else 0.0))
-        names = ("top_k", "top_p", "min_p", "repetition_penalty")
-        sampling = {name: arguments[name] for name in names if arguments.get(name)}
-        tokens = arguments.get("max_gen_toks") or arguments.get("max_new_tokens") or _GENERATED
+        sampled = given.get("do_sample")
+        temperature = float(given.get("temperature", 1.0 if sampled else 0.0))
+        tokens = next((given[name] for name in _LENGTHS if name in given), _GENERATED)
+        known = {"until", "do_sample", "temperature", *_LENGTHS, *_SAMPLING}
+        other = [name for name, value in given.items() if name not in known and _PLAIN.get(name) != value]
+        if other:
+            raise NotReachable(f"it asks for text with {other[0]}: {given[other[0]]}, which is not done here")
+        sampling = {name: given[name] for name in _SAMPLING if given.get(name)}
         return cls(int(tokens), 0.0 if sampled is False else temperature, tuple(filter(None, stops)), sampling)
+
+    def cut(self, text: str) -> str:
+        """``text`` up to its stop strings: each in turn ends what the ones before it have left, as in the harness."""
+        for stop in self.stops:
+            text = text.split(stop)[0]
+        return text

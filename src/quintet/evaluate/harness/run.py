@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
 from quintet.evaluate.harness.local_data import NotReachable
+from quintet.evaluate.harness.scoring import Unscored
 from quintet.evaluate.subject import Subject
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run_benchmarks(subject: Subject, asking: Asking, begins: bool = False) -> Be
     length = subject.model.context_length
     model = HarnessModel(subject, Limit(asking.batch_size * length, length), begins)
     folder = None if asking.data_dir is None else Path(asking.data_dir).expanduser()
-    wish = Wish(asking.samples, asking.shots, folder, _fitting(model))
+    wish = Wish(asking.samples, asking.shots, folder)
     measured: dict[str, Benchmark] = {}
     missing: dict[str, str] = {}
     with _quiet():
@@ -57,16 +58,6 @@ def run_benchmarks(subject: Subject, asking: Asking, begins: bool = False) -> Be
             except NotReachable as error:
                 missing[name] = str(error)
     return Benchmarks(measured, missing)
-
-
-def _fitting(model: HarnessModel) -> Any:
-    limit = model.encoder.context_length
-
-    def fits(continuation: str) -> bool:
-        # Few texts are anywhere near the limit, and no token is less than a byte.
-        return len(continuation.encode()) < limit or len(model.encoder.tokenizer.encode(continuation)) <= limit
-
-    return fits
 
 
 def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
@@ -79,7 +70,10 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
     absent = [task for task in loaded if isinstance(task, Absent) and task.reason]
     if not tasks:
         raise NotReachable(absent[0].reason if absent else "it has no items")
+    for task in tasks.values():
+        _leave_out_unscored(task)
     model.cut.clear()
+    model.unscored.clear()
     try:
         found = evaluate(model, {"tasks": tasks}, limit=wish.samples, bootstrap_iters=_RESAMPLED, log_samples=True)
     except Exception as error:  # what a task's own code makes of an answer; what the model raises is no task's
@@ -90,7 +84,20 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
     results = found.get("results", {})
     figures = _of_one(found, next(iter(tasks))) if len(tasks) == 1 else _pooled(found, list(tasks))
     items = sum(results[task]["sample_len"] for task in tasks)
-    return Benchmark(figures, items, len(tasks), tuple(_warnings(tasks, absent, model)))
+    warnings = tuple(_warnings(tasks, absent, model))
+    if not items:
+        raise NotReachable(f"no item has a figure ({'; '.join(warnings)})")
+    return Benchmark(figures, items, len(tasks), warnings)
+
+
+def _leave_out_unscored(task: Any) -> None:
+    """Let an item with an `Unscored` answer have no figure."""
+    figures_of = task.process_results
+
+    def process_results(doc: Any, results: Any) -> dict[str, Any]:
+        return {} if any(isinstance(one, Unscored) for one in results) else figures_of(doc, results)
+
+    task.process_results = process_results
 
 
 def _of_one(found: Any, task: str) -> dict[str, Figure]:
@@ -124,15 +131,21 @@ def _named(metric: str, rule: str) -> str:
 def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) -> Iterator[str]:
     for name, task in tasks.items():
         of = f"{name}: " if len(tasks) > 1 else ""
-        wanted = getattr(task, "wanted", 0)
+        wanted = getattr(task, "wanted", len({one.doc_id for one in task.instances}))
         for line in getattr(task, "data_problems", []):
             yield f"{of}left out: {line}"
         for what, numbers in getattr(task, "problems", {}).items():
             yield of + count_of(what, numbers, wanted)
-        if cut := sorted(model.cut.get(name, ())):
-            numbers = getattr(task, "numbers", None) or range(max(cut) + 1)
-            what = f"longer than the context of {model.encoder.context_length} tokens, read without their beginning"
-            yield of + count_of(what, [numbers[one] for one in cut], wanted or len(cut))
+        unscored = model.unscored.get(name, {})
+        left_out = set().union(*unscored.values())
+        cut = model.cut.get(name, set()) - left_out
+        seen = {f"left out: {problem}": items for problem, items in unscored.items()}
+        if cut:
+            length = model.encoder.context_length
+            seen[f"longer than the context of {length} tokens, read without their beginning"] = cut
+        for what, items in seen.items():
+            numbers = getattr(task, "numbers", None) or range(max(items) + 1)
+            yield of + count_of(what, [numbers[one] for one in sorted(items)], wanted)
     if absent:
         of = f"{len(absent)} of its {len(absent) + len(tasks)} tasks"
         yield f"{of} are not in it; {absent[0].task_name}: {absent[0].reason}"

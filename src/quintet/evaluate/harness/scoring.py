@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -19,6 +20,18 @@ from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after
 
 Score = tuple[float, bool]
+
+
+class Unscored(tuple[float, bool]):
+    """The score of a continuation that has nothing to score: NaN, never likeliest, and the ``problem`` in words."""
+
+    problem: str
+
+    def __new__(cls, problem: str) -> Unscored:
+        """``problem`` as it is said of the item."""
+        found = super().__new__(cls, (math.nan, False))
+        found.problem = problem
+        return found
 
 
 class Scorer:

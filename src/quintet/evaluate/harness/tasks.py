@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,13 +27,12 @@ _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm"
 
 @dataclass(frozen=True)
 class Wish:
-    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item, files in
-    ``data_dir`` instead of the hub, and whether a continuation ``fits`` the context."""
+    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item, and
+    files in ``data_dir`` instead of the hub."""
 
     samples: int | None
     shots: int
     data_dir: Path | None
-    fits: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,8 @@ class CheckedTask(ConfigurableTask):
     def _trouble(self, doc: Any) -> str | None:
         """What is wrong with an item, None if it can be asked."""
         try:
-            text, target = self.doc_to_text(doc), self.doc_to_target(doc)
+            self.doc_to_text(doc)
+            target = self.doc_to_target(doc)
             choices = self.doc_to_choice(doc) if self.OUTPUT_TYPE == "multiple_choice" else []
             right = self._right(doc, choices) if choices else [0]
         except Exception as error:  # the task's own code on an item that it was not made for
@@ -286,9 +286,6 @@ class CheckedTask(ConfigurableTask):
                 return "left out: a choice is empty"
             if not right or not all(0 <= one < len(choices) for one in right):
                 return "left out: no right answer"
-            ends = [target] if isinstance(text, int) else choices
-            if not all(self._wish.fits(f"{self.config.target_delimiter}{one}") for one in ends):
-                return "left out: a choice is longer than the context"
         elif target is None:
             return "left out: no right answer"
         return None

@@ -6,6 +6,7 @@ figures can be compared with published ones.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,19 +14,26 @@ from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.borders import begin_id
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.openai import TiktokenTokenizer
 
 Pair = tuple[str, str]
+
+NOTHING_TO_SCORE = "an answer has no token of its own; it is empty, or a token spans its join with the question"
+TOO_LONG = "an answer is longer than the context"
 
 
 @dataclass(frozen=True)
 class Text:
     """``ids``, of which the last ``scored`` are asked for, given all before them; ``cut`` ids were left out in front,
-    for they had no room. The first ``preceding`` are of the document before."""
+    for they had no room. The first ``preceding`` are of the document before. ``problem`` says why there is nothing that
+    could be scored."""
 
     ids: tuple[int, ...]
     scored: int
     cut: int = 0
     preceding: int = 0
+    problem: str | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -37,12 +45,14 @@ class Encoder:
     """Ids of contexts and continuations.
 
     ``begins``: each text gets the tokenizer's first id in front, as the tokenizer of a Hugging Face checkpoint may do
-    by itself.
+    by itself. The text of a special token is the id of that token, as for the harness.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, begins: bool = False) -> None:
         self.tokenizer, self.context_length = tokenizer, context_length
         self._begin = [begin_id(tokenizer)] if begins else []
+        named = _special_tokens(tokenizer)
+        self._begin_texts = tuple(text for text, number in named.items() if number in self._begin)
 
     @property
     def prefix(self) -> int:
@@ -57,34 +67,38 @@ class Encoder:
         """How many ids of ``prefix`` are of the document before."""
         return int(self.prefix == self.tokenizer.end_id)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, list[int]]:
-        """Ids of each of ``texts``, whole ones."""
-        different = list(dict.fromkeys(texts))
+    def encode(self, texts: Sequence[str], alone: bool = True) -> dict[str, list[int]]:
+        """Ids of each of ``texts``. A whole one (``alone``) begins with the first id where all texts do, once."""
+        found = {text: _ids(self.tokenizer, text) for text in dict.fromkeys(texts)}
+        if not alone:
+            return found
         return {
-            text: [*self._begin, *ids.tolist()]
-            for text, ids in zip(different, self.tokenizer.encode_batch(different), strict=True)
+            text: ids if text.startswith(self._begin_texts) else [*self._begin, *ids] for text, ids in found.items()
         }
 
     def pairs(self, pairs: Sequence[Pair]) -> list[Text]:
         """What is read for each (context, continuation), and the continuation to be scored.
 
-        Spaces at the end of a context belong to the continuation. Both are encoded as one text, and the continuation is
-        what follows as many ids as the context has alone. Without a context the continuation stands behind ``prefix``,
-        or behind its own first id if that is the same. What is too long loses its beginning.
+        White space at the end of a context belongs to the continuation. Both are encoded as one text, and the
+        continuation is what follows there on as many ids as the context has alone; it is scored after these. Without
+        a context, or where it is only white space or has no id, the continuation stands after ``prefix``, or after its
+        own first id if that is the same. What is too long loses its beginning. A continuation that is left without an
+        id, or has more than the context holds, has a ``problem``: the harness's class raises an AssertionError there.
         """
         moved = [_without_trailing_space(*pair) for pair in pairs]
-        wholes = self.encode([context + continuation for context, continuation in moved])
+        wholes = self.encode([context + continuation for context, continuation in moved if context])
         contexts = self.encode([context for context, _ in moved if context])
+        bare = self.encode([continuation for context, continuation in moved if not context], alone=False)
         found = []
         for context, continuation in moved:
-            whole = wholes[context + continuation]
-            if context:
-                found.append(self._cut(whole, len(whole) - len(contexts[context])))
+            if context and contexts[context]:
+                before, whole = contexts[context], wholes[context + continuation]
+                found.append(self._cut([*before, *whole[len(before) :]], len(whole) - len(before)))
                 continue
-            bare = whole[len(self._begin) :]
-            if bare[:1] != [self.prefix]:
-                bare = [self.prefix, *bare]
-            found.append(self._cut(bare, len(bare) - 1, self._preceding))
+            ids = wholes[context + continuation] if context else bare[continuation]
+            if ids[:1] != [self.prefix]:
+                ids = [self.prefix, *ids]
+            found.append(self._cut(ids, len(ids) - 1, self._preceding))
         return found
 
     def rolling(self, text: str) -> list[Text]:
@@ -101,11 +115,30 @@ class Encoder:
         return windows
 
     def _cut(self, ids: list[int], scored: int, preceding: int = 0) -> Text:
+        if not 0 < scored <= self.context_length:
+            return Text(tuple(ids), 0, problem=TOO_LONG if scored > 0 else NOTHING_TO_SCORE)
         kept = ids[-(self.context_length + 1) :]
         cut = len(ids) - len(kept)
-        return Text(tuple(kept), max(0, min(scored, len(kept) - 1)), cut, max(0, preceding - cut))
+        return Text(tuple(kept), scored, cut, max(0, preceding - cut))
 
 
 def _without_trailing_space(context: str, continuation: str) -> Pair:
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    named = isinstance(tokenizer, HuggingFaceTokenizer | TiktokenTokenizer)
+    return tokenizer.special_tokens if named else {}
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of ``text``, in which the text of a special token is its id."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.encode_template(text)
+    special = _special_tokens(tokenizer)
+    if not any(one in text for one in special):
+        return tokenizer.encode(text)
+    longest_first = sorted(special, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    return [number for part in parts for number in ([special[part]] if part in special else tokenizer.encode(part))]

@@ -1,0 +1,187 @@
+"""Our adapter beside the harness's own class for Hugging Face models, on tiny models and many tokenizers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quintet.evaluate.harness.batches import Limit
+from quintet.evaluate.subject import begins_texts
+from quintet.train.trained import load_writer
+
+pytest.importorskip("lm_eval")
+CONTEXT = 24
+SHARED = Path(os.environ.get("QUINTET_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "tokenizers/hf"
+OF_TEXTS = ("gpt2", "opt", "llama2", "mistral-v3")
+MADE = ("bytes", "bytes-begin", "metaspace", "metaspace-begin")
+KINDS = (*MADE, *(name for name in OF_TEXTS if (SHARED / name).is_dir()))
+CORPUS = ["the cat sat on the mat. Answer: What is 2+3? It is 15, then the naïve dog ran away.\n\nQuestion: which?"] * 9
+
+WORDS = [
+    *("the", " cat", "cat", "Wh", "at", "en", " sat", "1", "5", "It is 1", "Answer:", "\n", "\n\n", " ", "  ", "\t"),
+    *("naïve", "é", "e\u0301", "日本", "🙂", "\u00a0", "\u200b", "x" * 9, "the cat sat on the mat. " * 3, "_", "▁"),
+    *("0", "..", " .", "\r\n", "'s", "A", " A"),
+]
+SPECIAL = ["<s>", "</s>", "<end>", "<|endoftext|>", "<unk>"]
+PIECES = st.sampled_from([*WORDS, *SPECIAL])
+TEXT = st.one_of(st.lists(PIECES, max_size=7).map("".join), st.text(max_size=8))
+STOPS = st.lists(
+    st.one_of(st.sampled_from(WORDS), st.text("abcdefghijklmnopqrstuvwxyz .\n", min_size=1, max_size=2)), max_size=3
+)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Ours and theirs on one checkpoint."""
+
+    ours: Any
+    theirs: Any
+
+
+def made_tokenizer(kind: str) -> Any:
+    """A small tokenizer whose tokens may span words: of bytes, or of characters with a mark for a space."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special: Any = ["<unk>", "<s>", AddedToken("<end>", special=True)]
+    found: Any = Tokenizer(models.BPE(unk_token="<unk>" if kind.startswith("metaspace") else None))
+    if kind.startswith("metaspace"):
+        found.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        found.decoder = decoders.Metaspace(prepend_scheme="first")
+        alphabet = sorted(set("".join(CORPUS)) - {" "})
+    else:
+        found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        found.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    found.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False, initial_alphabet=alphabet),
+    )
+    if kind.endswith("-begin"):
+        found.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return found
+
+
+def save(kind: str, folder: Path) -> None:
+    """A checkpoint with random weights and the tokenizer ``kind``."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    if kind in MADE:
+        begins = {"bos_token": "<s>"} if kind.endswith("-begin") else {}
+        tokenizer: Any = PreTrainedTokenizerFast(
+            tokenizer_object=made_tokenizer(kind), eos_token="<end>", unk_token="<unk>", **begins
+        )
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(SHARED / kind)
+    if tokenizer.pad_token is None:  # else theirs adds a token of its own
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(len(kind))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": CONTEXT}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ids)).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Both]:
+    """Both sides on a checkpoint with the tokenizer of a name, made once."""
+    from lm_eval.models.huggingface import HFLM
+
+    from quintet.evaluate.harness.model import HarnessModel
+
+    @cache
+    def call(kind: str) -> Both:
+        folder = tmp_path_factory.mktemp(kind)
+        save(kind, folder)
+        subject = load_writer(str(folder))
+        subject = replace(subject, compute=replace(subject.compute, precision="fp32"))
+        ours = HarnessModel(subject, Limit(200, CONTEXT), begins_texts(str(folder)))
+        with quiet():
+            return Both(ours, HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
+
+    return call
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the harness's bars and lines."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """The harness's requests, all of one item."""
+    from lm_eval.api.instance import Instance
+
+    return [
+        Instance(request_type=kind, doc={}, arguments=one, idx=number, metadata=("task", 0, 1))
+        for number, one in enumerate(arguments)
+    ]
+
+
+def theirs_of(model: Any, method: str, arguments: tuple[Any, ...]) -> Any:
+    """The harness's answer to one request; None where it has none."""
+    with quiet():
+        try:
+            return getattr(model, method)(requests(method, [arguments]))[0]
+        except (AssertionError, IndexError):
+            return None
+
+
+@given(kind=st.sampled_from(KINDS), context=TEXT, continuations=st.lists(TEXT, min_size=1, max_size=4))
+@example(kind="bytes", context="Wh", continuations=["at", "en", ""])
+@example(kind="bytes-begin", context=" ", continuations=["<s>", "the"])
+def test_log_likelihoods(model_of: Callable[[str], Both], kind: str, context: str, continuations: list[str]) -> None:
+    both = model_of(kind)
+    pairs = [(context, continuation) for continuation in continuations]
+    mine = both.ours.loglikelihood(requests("loglikelihood", pairs))
+    for pair, (logprob, greedy) in zip(pairs, mine, strict=True):
+        expected = theirs_of(both.theirs, "loglikelihood", pair)
+        if expected is None:
+            # After white space alone, where the harness has nothing to begin with, ours begins as without a context.
+            expected = theirs_of(both.theirs, "loglikelihood", ("", "".join(pair))) if not context.strip() else None
+        if expected is None:
+            assert math.isnan(logprob), (pair, logprob)
+            assert not greedy
+        else:
+            assert logprob == pytest.approx(expected[0], abs=1e-4 + 1e-6 * abs(expected[0])), pair
+            assert greedy == expected[1]
+
+
+@given(kind=st.sampled_from(KINDS), text=TEXT)
+def test_whole_texts(model_of: Callable[[str], Both], kind: str, text: str) -> None:
+    both = model_of(kind)
+    expected = theirs_of(both.theirs, "loglikelihood_rolling", (text,))
+    mine = both.ours.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]))[0]
+    assert mine == pytest.approx(expected, abs=1e-4 + 1e-6 * abs(expected))
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    contexts=st.lists(TEXT, min_size=1, max_size=3),
+    until=STOPS,
+    tokens=st.integers(1, CONTEXT - 1),
+    name=st.sampled_from(["max_gen_toks", "max_new_tokens", "max_tokens"]),
+)
+def test_what_is_written(
+    model_of: Callable[[str], Both], kind: str, contexts: list[str], until: list[str], tokens: int, name: str
+) -> None:
+    both = model_of(kind)
+    settings = {"until": until, name: tokens, "do_sample": False, "temperature": 0.0}
+    mine = both.ours.generate_until(requests("generate_until", [(context, settings) for context in contexts]))
+    for context, text in zip(contexts, mine, strict=True):
+        if both.theirs.tok_encode(context):
+            assert text == theirs_of(both.theirs, "generate_until", (context, json.loads(json.dumps(settings))))
