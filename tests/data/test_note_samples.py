@@ -12,6 +12,7 @@ import pytest
 from quintet.config.schema import RunConfig
 from quintet.data.note_samples import NoteSamples
 from quintet.data.prepare import Prepared, prepare
+from quintet.data.store import Manifest
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
 from quintet.piano.notes import Notes, notes
@@ -262,6 +263,71 @@ def test_files_that_are_no_midi_are_counted_and_named(tmp_path: Path) -> None:
     values["sources"][0]["on_error"] = "stop"
     with pytest.raises(UserError, match=r"broken\.mid"):
         prepare(RunConfig.model_validate(run))
+
+
+def test_what_is_left_out_is_counted_under_its_reason(tmp_path: Path) -> None:
+    """Files of no notes, of one, with lyrics alone, without the track, of several pieces; and what is passed over."""
+    events = {
+        "lone": b"\0\x90\x3c\x40",
+        "lyrics": b"\0\xff\5\2la",
+        "one": b"\0\xff\3\4Left\0\x90\x3c\x40\x60\x80\x3c\0",
+        "right": b"\0\xff\3\5Right\0\x90\x3c\x40\x60\x80\x3c\0",
+        "left": b"\0\xff\3\4Left\0\xff\x59\2\xee\1" + 2 * b"\0\x90\x3c\x40\x60\x80\x3c\0",
+    }
+    for name, content in events.items():
+        track = content + b"\0\xff\x2f\0"
+        head = b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk"
+        (tmp_path / f"{name}.mid").write_bytes(head + len(track).to_bytes(4, "big") + track)
+    (tmp_path / "pieces.mid").write_bytes(b"MThd\0\0\0\6\0\2\0\2\1\xe0" + 2 * b"MTrk\0\0\0\4\0\xff\x2f\0")
+
+    def made(**source: object) -> Manifest:
+        data = {
+            "sources": [{"kind": "midi", "path": str(tmp_path / "*.mid"), **source}],
+            "validation": 0,
+            "sequence_length": 8,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        run = {"name": "m", "data": data, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
+        return prepare(RunConfig.model_validate(run)).stores[0].manifest
+
+    passed_over = {"midi_meta_events": 1, "notes_without_end": 1}
+    everything = made()
+    assert everything.dropped == {"no_midi": 1, "too_few_notes": 4, **passed_over}
+    assert (everything.left_out_files, everything.documents) == (("pieces.mid",), 1)
+    left = made(tracks=["Left"])
+    assert left.dropped == {"no_midi": 1, "missing_track": 3, "too_few_notes": 1, **passed_over}
+    assert left.left_out_files == ("lone.mid", "lyrics.mid", "pieces.mid", "right.mid")
+    assert left.documents == made(tracks=[0]).documents == 1
+    with pytest.raises(UserError, match=r"lone\.mid: has no track 'Left' with notes; it has none"):
+        made(tracks=["Left"], on_error="stop")
+    with pytest.raises(UserError, match=r"holds no text; left out: .*5 missing_track, 1 no_midi"):
+        made(tracks=["Middle"])
+
+
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        ((60, 200, 0.0, 1.0), "velocity 200"),
+        ((60, -1, 0.0, 1.0), "velocity -1"),
+        ((60, 0.5, 0.0, 1.0), "velocity 0.5"),
+        ((128, 64, 0.0, 1.0), "pitch 128"),
+        ((60, 64, 2.0, 1.0), "start 2, end 1"),
+        ((60, 64, 0.0, float("nan")), "end nan"),
+        ((60, 64, 0.0, float("inf")), "end inf"),
+    ],
+)
+def test_a_row_of_notes_that_cannot_be_is_refused_with_its_place(tmp_path: Path, note: tuple, reason: str) -> None:
+    columns = zip(("pitch", "velocity", "start", "end"), zip((60, 64, 0.0, 0.0), note, strict=True), strict=True)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"notes": dict(columns), "source": ""}) + "\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: a note in field 'notes' has .*{reason}"):
+        prepared(tmp_path / "rows.jsonl", validation=0)
+
+
+def test_a_piece_of_119_hours_is_left_out(tmp_path: Path) -> None:
+    long = notes(*(np.array(column) for column in ([60, 62], [64, 64], [0.0, 430_000.0], [1.0, 430_001.0])))
+    rows = write_rows(tmp_path / "rows.jsonl", [piece(1), long], ["Haydn", "Haydn"])
+    assert prepared(rows, validation=0).stores[0].manifest.dropped == {"too_long": 1}
+    assert prepared(rows, source={"pauses": 4.0}, validation=0).stores[0].manifest.dropped == {"too_few_notes": 1}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_the_composer_in_a_files_name_is_taken_as_for_training(
     assert given == [expected]
 
 
+def test_what_is_passed_over_in_a_file_is_said(continuing: str, folder: Path, tmp_path: Path, command) -> None:
+    (tmp_path / "cut.mid").write_bytes((folder / "music/Bach 0.mid").read_bytes()[:-4])
+    output = ["--max-tokens", "4", "-o", str(tmp_path / "out.mid")]
+    code, _, err = command("generate", continuing, "--midi", str(tmp_path / "cut.mid"), *output)
+    assert code == 0, err
+    assert "cut.mid: passed over 1 × tracks without the event that ends them; 1 × tracks that are shorter" in err
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [

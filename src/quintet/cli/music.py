@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def write_music(
     training.
     """
     from quintet.piano.audio import available, render
-    from quintet.piano.midi import read_midi, write_midi
+    from quintet.piano.midi import faults_line, read_midi, write_midi
     from quintet.piano.roll import piano_roll
     from quintet.piano.tasks import task_named
     from quintet.train.music import answer
@@ -41,7 +42,10 @@ def write_music(
     for option, file in (("--output", output), ("--roll", roll), ("--audio", audio)):
         if file is not None and not file.parent.is_dir():
             fail(f"{option}: {file} cannot be written, for there is no folder {file.parent}; make it first")
-    prompt = read_midi(midi)
+    faults: Counter[str] = Counter()
+    prompt = read_midi(midi, faults=faults)
+    if faults:
+        typer.echo(f"{midi}: passed over {faults_line(faults)}", err=True)
     asked = None if task is None else task_named(task, "--task")
     known = _known(about, midi)
     found = answer(load_writer(run, checkpoint), prompt, settings, asked, known)

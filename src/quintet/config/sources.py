@@ -183,15 +183,19 @@ class MidiSource(FileSource, Music):
     """MIDI files, one piece a file, for the tokenizers of notes. Of a folder, *.mid and *.midi."""
 
     kind: Literal["midi"] = key(..., "MIDI files")
-    tracks: Literal["piano", "all"] | tuple[str, ...] = key(
+    tracks: Literal["piano", "all"] | tuple[str | int, ...] = key(
         "piano",
-        "which tracks are read: those of piano programs (all but drums where none says so), all but drums, or by name",
+        "which tracks are read: those of piano programs (all but drums where none says so), all but drums, or by name "
+        "or number",
+        unit="number of a track, from 0",
     )
     sustain: bool = key(True, "notes sound as long as the pedal holds them; false takes them as the keys were held")
     dataset: str | None = key(None, "name of the data set, which a model can be told", min_length=1)
     composer: str | None = key(None, "composer of all pieces; found in the file's path when not given", min_length=1)
     on_error: Literal["stop", "skip"] = key(
-        "skip", "what to do with a file that is no MIDI: stop with its name, or leave it out, counted and named"
+        "skip",
+        "what to do with a file that cannot be read or lacks one of `tracks`: stop with its name, or leave it out, "
+        "counted and named",
     )
 
 

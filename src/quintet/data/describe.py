@@ -22,6 +22,7 @@ from quintet.tokenize import Tokenizer, load_tokenizer
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 _MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
 _SAMPLE_TOKENS = 96
+_PASSED_OVER = ("midi_", "notes_", "padding_")  # reasons that count parts of documents and of files
 _BAR = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -41,9 +42,9 @@ class StoreReport:
 
     ``bytes`` is the UTF-8 text of all that is stored, and ``tokens_per_byte`` is of all that is stored too.
     ``percentiles`` are lengths in tokens by the percent of documents that are at most as long; they and the
-    ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by the reason, ``left_out`` files that are
-    no text. ``held_out`` is the share of the tokens that a run validates on and ``waste`` the share of the room for
-    tokens in its samples that is left empty; None where no run is asked about, or it has nothing like that.
+    ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by the reason, ``left_out`` files that
+    cannot be read. ``held_out`` is the share of the tokens that a run validates on and ``waste`` the share of the room
+    for tokens in its samples that is left empty; None where no run is asked about, or it has nothing like that.
     """
 
     label: str
@@ -73,10 +74,11 @@ class StoreReport:
         if self.waste is not None:
             yield f"  packing: {self.waste:.2%} of the room in the samples is empty"
         for reason, count in sorted(self.dropped.items()):
-            yield f"  dropped: {count:,} documents ({reason})"
+            documents = not reason.startswith(_PASSED_OVER)
+            yield f"  dropped: {count:,} documents ({reason})" if documents else f"  passed over: {count:,} ({reason})"
         if self.left_out:
             names = ", ".join(self.left_out_files[:3]) + (", …" if self.left_out > 3 else "")
-            yield f"  left out: {self.left_out:,} files that are no text ({names})"
+            yield f"  left out: {self.left_out:,} files that cannot be read ({names})"
         if self.histogram:
             of = "" if self.measured == self.documents else f", of {self.measured:,} evenly chosen ones"
             yield f"  tokens of a document, its end included{of}:"

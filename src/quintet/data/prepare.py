@@ -247,8 +247,10 @@ def _store(
         folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
         store = _built(config, folder, listing, where, by, progress)
     if not store.token_count and not (source.label and where.startswith("data.validation_sources")):
-        left_out = store.manifest.left_out
+        left_out, dropped = store.manifest.left_out, store.manifest.dropped
         hint = f"; {left_out} files were left out because they are no UTF-8 text" if left_out else ""
+        if dropped:
+            hint = "; left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
         raise UserError(f"{where}: {label_of(source)} holds no text{hint}; name another source")
     return store
 

@@ -1,16 +1,19 @@
 """MIDI files to notes and back.
 
-symusic reads a file of one voice, which is what a recorded performance is. It does not tell the channel of a note, so
-what a pedal in another track holds; mido reads all other files, much slower.
+`quintet.piano.midi_repair` passes over what a reader stumbles on. Then symusic reads a file of one voice, which is what
+a recorded performance is. It tells neither the channel of a note, so what a pedal in another track holds, nor that the
+end of a note is lost; mido reads all other files, much slower.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,26 +21,36 @@ import numpy as np
 
 from quintet.errors import UserError
 from quintet.piano.clock import seconds
+from quintet.piano.midi_repair import ENDS_NOTES, FAULTS, WITHOUT_END, NotMidi, repaired
 from quintet.piano.notes import Notes, joined, notes
 from quintet.piano.pedal import held, pedal, separated
 
 Tracks = Literal["piano", "all"] | Sequence[str | int]
 Source = str | os.PathLike[str] | bytes
+_Stroke = tuple[int, int, int]  # tick, velocity (0 releases) and program
+_END_ALL = -1  # in the place of a velocity
 
 DRUMS = 9
 """The channel of the drums in General MIDI, counted from 0."""
 _PIANOS = range(8)  # programs of General MIDI, counted from 0
-_PEDAL, _RESET = 64, 121  # controllers
+_PEDAL, _SOUND_OFF, _RESET = 64, 120, 121  # controllers
 _QUARTER = 500_000  # microseconds, where no tempo is given
 _TICKS, _WRITTEN = 480, 2 * 480  # ticks of a quarter note and of a second in files that we write
 
 
+class MissingTrack(UserError):
+    """A file without a track that is asked for."""
+
+
 @dataclass(frozen=True)
 class _Voice:
-    """Notes of one track, channel and program: int64 [notes, 4] of start and end in ticks, pitch, velocity."""
+    """Notes of one track, channel and program: int64 [notes, 4] of start and end in ticks, pitch, velocity.
+
+    ``name`` is in whatever charset the file was written.
+    """
 
     track: int
-    name: str
+    name: bytes
     channel: int
     program: int
     notes: np.ndarray
@@ -46,28 +59,39 @@ class _Voice:
 @dataclass(frozen=True)
 class _File:
     """What a file holds: its clock (ticks of a quarter note; tempos int64 [changes, 2] of tick and microseconds of a
-    quarter note), its voices, and for each channel the values of its pedal, int64 [values, 2] of tick and value."""
+    quarter note), its voices, for each channel the values of its pedal, int64 [values, 2] of tick and value, and how
+    many notes have no end."""
 
     quarter: int
     tempos: np.ndarray
     voices: list[_Voice]
     pedals: dict[int, np.ndarray]
+    without_end: int = 0
 
 
-def read_midi(source: Source, tracks: Tracks = "piano", sustain: bool = True) -> Notes:
+def read_midi(
+    source: Source, tracks: Tracks = "piano", sustain: bool = True, faults: Counter[str] | None = None
+) -> Notes:
     """The notes of a MIDI file, or of its bytes, by the file's tempo map.
 
     ``tracks``: ``"piano"`` for what a piano plays (programs 0 to 7, and where no program was chosen), or all where no
-    track has such a program; ``"all"``; or names and numbers of tracks, counted from 0 as they stand in the file. Drums
-    are never among them. With ``sustain`` a note lasts as long as it sounds, by the pedal of its channel, and no pitch
-    overlaps itself; without, as long as its key was held. A note without an end is left out; one that ends where it
-    starts lasts for a tick; what a pedal holds that is never released ends with the last key of the file.
+    track has such a program; ``"all"``; or names of tracks, in any charset, and their numbers, counted from 0 as they
+    stand in the file. Drums are never among them.
 
-    Raises UserError, with the file and the reason, where the file is broken, and where a track is not in it.
+    A note lasts until its key is released or struck again, or until a mode message (controllers 120, 123 to 127) ends
+    all notes of its channel. Of keys struck several times in a tick, each release ends one, and the last release ends
+    all that are left. A note without an end is left out; one that ends where it starts lasts for a tick. With
+    ``sustain`` a note lasts as long as it sounds, by the pedal of its channel, and no pitch overlaps itself; what a
+    pedal holds that is never released ends with the last key of the file.
+
+    ``faults`` counts what was passed over, by `quintet.piano.midi_repair.FAULTS`.
+
+    Raises UserError, with the file and the reason, where nothing can be read, and MissingTrack where a track is not in
+    it.
     """
     name, data = _bytes(source)
-    file = _read(name, data, simple=isinstance(tracks, str))
-    tables, last = [], max((int(voice.notes[:, 1].max()) for voice in file.voices), default=0)
+    file = _read(name, data, isinstance(tracks, str), Counter() if faults is None else faults)
+    tables, last = [], max((int(voice.notes[:, 1].max(initial=0)) for voice in file.voices), default=0)
     voices = [voice for voice in _picked(file.voices, tracks, name) if voice.channel != DRUMS]
     for channel in sorted({voice.channel for voice in voices}):
         ticks = np.concatenate([voice.notes for voice in voices if voice.channel == channel])
@@ -78,6 +102,11 @@ def read_midi(source: Source, tracks: Tracks = "piano", sustain: bool = True) ->
             played = held(played, pedal(_seconds(file, values[:, 0]), values[:, 1], _seconds(file, last)))
         tables.append(played)
     return separated(joined(*tables)) if sustain else joined(*tables)
+
+
+def faults_line(faults: Counter[str]) -> str:
+    """What was passed over in a file, in words; nothing where nothing was."""
+    return "; ".join(f"{count:,} × {FAULTS[fault]}" for fault, count in sorted(faults.items()))
 
 
 def midi_bytes(table: Notes) -> bytes:
@@ -124,71 +153,22 @@ def _bytes(source: Source) -> tuple[str, bytes]:
         raise UserError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from None
 
 
-def _read(name: str, data: bytes, simple: bool) -> _File:
+def _read(name: str, data: bytes, simple: bool, faults: Counter[str]) -> _File:
     """The file by the fast reader if that is enough, else by the other."""
     symusic, mido = _libraries()
-    score = _parsed(name, symusic.Score.from_midi, data)
-    if data[8:10] == b"\0\2":
-        raise _broken(name, "it holds several pieces, one a track (type 2)")
-    if score.ticks_per_quarter < 1:
-        raise _broken(name, "a quarter note has no ticks")
-    if simple and len(score.tracks) <= 1 and _one_plays(name, _chunks(data)):
-        file = _one_voice(score)
-    else:
-        file = _any_voices(_parsed(name, mido.MidiFile, file=io.BytesIO(data)))
-    if len(file.tempos) and file.tempos[:, 1].min() < 1:
-        raise _broken(name, "a tempo is 0")
-    return file
-
-
-def _parsed(name: str, parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
-        return parse(*arguments, **options)
-    except Exception as error:  # on damaged files both libraries raise whatever comes up
-        raise _broken(name, " ".join(str(error).split()) or type(error).__name__) from None
-
-
-def _broken(name: str, reason: str) -> UserError:
-    reason = reason.removesuffix(": iostream error")
-    return UserError(f"{name}: is no MIDI file that can be read ({reason}); export it again or leave it out")
-
-
-def _chunks(data: bytes) -> list[bytes]:
-    """The tracks of data that a reader accepted, each with its head of 8 bytes."""
-    found, at = [], 14
-    while at + 8 <= len(data):
-        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "big")
-        if data[at : at + 4] == b"MTrk":
-            found.append(data[at:end])
-        at = end
-    return found
-
-
-def _one_plays(name: str, chunks: list[bytes]) -> bool:
-    """Whether one track alone holds messages to a channel, and all of them for one program."""
-    in_order = sorted(chunks, key=len)
-    return not any(_plays(name, one) for one in in_order[:-1]) and not any(map(_changes_program, in_order[-1:]))
-
-
-def _changes_program(chunk: bytes) -> bool:
-    """Whether a track may change its program on the way; the fast reader leaves out the pedal behind such a change.
-
-    A change begins with a byte from 0xC0 to 0xCF. Other bytes may look like it, which costs the fast way alone.
-    """
-    values = np.frombuffer(chunk, np.uint8, offset=8)
-    changes = np.flatnonzero(values & 0xF0 == 0xC0)
-    before = values[: changes[0]] if len(changes) else values[:0]
-    return len(changes) > 1 or bool(((before >= 0x80) & (before < 0xF0)).any())
-
-
-def _plays(name: str, chunk: bytes) -> bool:
-    """Whether a track holds messages to a channel. They begin with a byte from 0x80 to 0xEF, but so may others."""
-    _, mido = _libraries()
-    if not any(0x80 <= byte < 0xF0 for byte in chunk[8:]):
-        return False
-    header = b"MThd" + bytes([0, 0, 0, 6, 0, 0, 0, 1, 0, 96])
-    file = _parsed(name, mido.MidiFile, file=io.BytesIO(header + chunk))
-    return any(hasattr(message, "channel") for message in file.tracks[0])
+        valid = repaired(data)
+    except NotMidi as reason:
+        raise UserError(
+            f"{name}: is no MIDI file that can be read ({reason}); export it again or leave it out"
+        ) from None
+    faults.update(valid.faults)
+    if simple and valid.one_voice:
+        return _one_voice(symusic.Score.from_midi(valid.data))
+    file = _any_voices(mido.MidiFile(file=io.BytesIO(valid.data)))
+    if file.without_end:
+        faults[WITHOUT_END] += file.without_end
+    return file
 
 
 def _one_voice(score: Any) -> _File:
@@ -198,7 +178,7 @@ def _one_voice(score: Any) -> _File:
         channel = DRUMS if track.is_drum else 0
         start, length = found["time"].astype(np.int64), found["duration"].astype(np.int64)
         columns = (start, start + np.maximum(length, 1), found["pitch"], found["velocity"])
-        voices.append(_Voice(0, track.name, channel, track.program, np.stack(columns, axis=1)))
+        voices.append(_Voice(0, b"", channel, track.program, np.stack(columns, axis=1)))
         columns = [values[name].astype(np.int64) for name in ("time", "number", "value")]
         pedals[channel] = _pedal_values(np.stack(columns, axis=1))
     tempos = score.tempos.numpy()
@@ -207,9 +187,9 @@ def _one_voice(score: Any) -> _File:
 
 def _any_voices(file: Any) -> _File:
     """All tracks of a `mido.MidiFile` in the order of time, as a program or a pedal holds for its channel in each."""
-    names, tempos = [track.name.strip() for track in file.tracks], []
+    names, tempos = [track.name.encode("latin-1") for track in file.tracks], []
     programs, controls, voices = defaultdict(int), defaultdict(list), defaultdict(list)
-    sounding: dict[tuple[int, int, int], deque] = defaultdict(deque)
+    strokes: dict[tuple[int, int, int], list[_Stroke]] = defaultdict(list)
     for tick, track, message in _merged(file):
         if message.type == "set_tempo":
             tempos.append((tick, message.tempo))
@@ -217,13 +197,19 @@ def _any_voices(file: Any) -> _File:
             programs[message.channel] = message.program
         elif message.type == "control_change":
             controls[message.channel].append((tick, message.control, message.value))
+            if message.control in ENDS_NOTES:
+                for (_, channel, _), key in strokes.items():
+                    if channel == message.channel:
+                        key.append((tick, _END_ALL, 0))
         elif message.type in ("note_on", "note_off"):
-            channel, pitch = message.channel, message.note
-            if message.type == "note_on" and message.velocity:
-                sounding[track, channel, pitch].append((tick, message.velocity, programs[channel]))
-            elif sounding[track, channel, pitch]:  # the first that was struck ends first
-                start, velocity, program = sounding[track, channel, pitch].popleft()
-                voices[track, channel, program].append((start, max(tick, start + 1), pitch, velocity))
+            velocity = message.velocity if message.type == "note_on" else 0
+            strokes[track, message.channel, message.note].append((tick, velocity, programs[message.channel]))
+    without_end = 0
+    for (track, channel, pitch), key in strokes.items():
+        ended, left = _paired(key)
+        without_end += left
+        for start, velocity, program, end in ended:
+            voices[track, channel, program].append((start, max(end, start + 1), pitch, velocity))
     return _File(
         file.ticks_per_beat,
         np.array(tempos, dtype=np.int64).reshape(-1, 2),
@@ -232,7 +218,35 @@ def _any_voices(file: Any) -> _File:
             for (track, channel, program), rows in sorted(voices.items())
         ],
         {channel: _pedal_values(np.array(rows)) for channel, rows in controls.items()},
+        without_end,
     )
+
+
+def _paired(strokes: list[_Stroke]) -> tuple[list[tuple[int, int, int, int]], int]:
+    """Start, velocity, program and end of each note of a key of one track and channel; and how many have no end.
+
+    A release in the tick in which the key is struck again may stand after the stroke; it is that of the note before.
+    """
+    found, struck, released, late = [], [], None, 0
+    for tick, velocity, program in strokes:
+        if velocity > 0:
+            if struck and struck[0][0] < tick:  # struck again
+                found += [(*note, tick if released is None else released) for note in struck]
+                late, struck = len(struck), []
+            elif not struck:
+                late = 0
+            released = released if struck else None
+            struck.append((tick, velocity, program))
+        elif struck and velocity == 0 and late and struck[0][0] == tick:
+            late -= 1
+        elif struck:
+            count = len(struck) if velocity == _END_ALL else 1
+            found += [(*note, tick) for note in struck[:count]]
+            struck, released = struck[count:], tick
+    if released is not None:
+        found += [(*note, released) for note in struck]
+        struck = []
+    return found, len(struck)
 
 
 def _merged(file: Any) -> list[tuple[int, int, Any]]:
@@ -247,9 +261,18 @@ def _merged(file: Any) -> list[tuple[int, int, Any]]:
 
 
 def _pedal_values(controls: np.ndarray) -> np.ndarray:
-    """Tick and value of the pedal, of int64 [values, 3] of tick, controller, value; a reset of all lets it go."""
-    ours = controls[np.isin(controls[:, 1], (_PEDAL, _RESET))]
-    return np.stack([ours[:, 0], np.where(ours[:, 1] == _PEDAL, ours[:, 2], 0)], axis=1)
+    """Tick and value of the pedal, of int64 [values, 3] of tick, controller, value.
+
+    A reset of all controllers lets it go. All sound off silences what it holds; it is down again a tick later.
+    """
+    ours = controls[np.isin(controls[:, 1], (_PEDAL, _RESET, _SOUND_OFF))]
+    number, value = ours[:, 1], np.where(ours[:, 1] == _PEDAL, ours[:, 2], 0)
+    silenced = np.flatnonzero(number == _SOUND_OFF)
+    last = np.searchsorted(ours[:, 0], ours[silenced, 0], side="right") - 1  # of the same tick
+    told = np.maximum.accumulate(np.where(number == _SOUND_OFF, -1, np.arange(len(ours))))[last]
+    again = np.stack([ours[silenced, 0] + 1, np.where(told >= 0, value[told], 0)], axis=1)
+    table = np.concatenate([again, np.stack([ours[:, 0], value], axis=1)])
+    return table[np.argsort(table[:, 0], kind="stable")]
 
 
 def _picked(voices: list[_Voice], tracks: Tracks, name: str) -> list[_Voice]:
@@ -257,12 +280,45 @@ def _picked(voices: list[_Voice], tracks: Tracks, name: str) -> list[_Voice]:
         return voices
     if tracks == "piano":
         return [voice for voice in voices if voice.program in _PIANOS and voice.channel != DRUMS] or voices
-    wanted = [tracks] if isinstance(tracks, str) else tracks
-    known = {one for voice in voices for one in (voice.track, voice.name)}
-    if missing := [one for one in wanted if one not in known]:
-        have = ", ".join(dict.fromkeys(f"{voice.track} {voice.name!r}" for voice in voices)) or "none"
-        raise UserError(f"{name}: has no track {missing[0]!r} with notes; it has {have}")
-    return [voice for voice in voices if voice.track in wanted or voice.name in wanted]
+    numbers: set[int] = set()
+    for one in [tracks] if isinstance(tracks, str) else tracks:
+        found = _called(voices, one)
+        if not found:
+            have = ", ".join(dict.fromkeys(f"{voice.track} {_shown(voice.name)!r}" for voice in voices)) or "none"
+            raise MissingTrack(f"{name}: has no track {one!r} with notes; it has {have}")
+        numbers |= found
+    return [voice for voice in voices if voice.track in numbers]
+
+
+def _called(voices: list[_Voice], one: str | int) -> set[int]:
+    """Numbers of the tracks of this number or name; a number may also be a name, and a name a number."""
+    by_number = {voice.track for voice in voices if str(voice.track) == str(one)}
+    names = {voice.track: voice.name for voice in voices}
+    by_name = {track for track, name in names.items() if _shown(name) == _plain(str(one))}
+    by_name = by_name or {track for track, name in names.items() if _plain(str(one)) in _readings(name)}
+    return (by_number or by_name) if isinstance(one, int) else (by_name or by_number)
+
+
+def _shown(name: bytes) -> str:
+    """A name as UTF-8, or as Latin-1 where it is none."""
+    try:
+        return _plain(name.decode())
+    except UnicodeDecodeError:
+        return _plain(name.decode("latin-1"))
+
+
+def _readings(name: bytes) -> Iterator[str]:
+    """A name in every charset in which it can be read; a MIDI file does not say in which it was written."""
+    for charset in dict.fromkeys(aliases.values()):
+        try:
+            yield _plain(name.decode(charset))
+        except (ValueError, LookupError):  # not in this one, or no charset
+            continue
+
+
+def _plain(name: str) -> str:
+    """A name without what surrounds it, and with each letter and its accents as one."""
+    return unicodedata.normalize("NFC", name.strip("\0\ufeff \t\r\n"))
 
 
 def _seconds(file: _File, tick: np.ndarray | int) -> Any:

@@ -15,7 +15,9 @@ HEADER = 2
 PER_NOTE = 6
 NUMBERS = 1 << 16
 UNIT = 1e-4  # seconds
-_LONGEST = (1 << 32) - 1  # units: 119 hours
+_MOST = (1 << 32) - 1  # units
+LONGEST = _MOST * UNIT
+"""The latest end in seconds, after 119 hours."""
 
 
 def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
@@ -25,7 +27,7 @@ def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
     """
     start = np.rint(notes.start / UNIT).astype(np.int64)
     end = np.maximum(np.rint(notes.end / UNIT).astype(np.int64), start + 1)
-    if len(notes) and (start.min() < 0 or end.max() > _LONGEST):
+    if len(notes) and (start.min() < 0 or end.max() > _MOST):
         raise UserError("has notes before its beginning or after 119 hours")
     table = np.column_stack([notes.pitch, notes.velocity, start >> 16, start & 0xFFFF, end >> 16, end & 0xFFFF])
     return np.concatenate([[dataset, composer], table.ravel()]).astype(np.uint16)

@@ -57,7 +57,8 @@ Document = str | Piece | Parts | Ids
 
 @dataclass
 class Report:
-    """What was not read: ``left_out`` names files that are no text, ``dropped`` counts documents by the reason."""
+    """What was not read: ``left_out`` names files that cannot be read, ``dropped`` counts documents by the reason,
+    and what was passed over in those that are there."""
 
     left_out: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)

@@ -17,13 +17,14 @@ from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.errors import UserError
 from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
-from quintet.piano.numbers import to_numbers
+from quintet.piano.numbers import LONGEST, to_numbers
 from quintet.piano.pauses import split_at_pauses
 from quintet.piano.scores import Score
 
 _UNIT_BYTES = 1 << 20  # of MIDI: to read it takes as long as some 30 MB of text
 _UNIT_SCORES = 16
 _FEWEST = 2  # notes of a document
+_COLUMNS = ("pitch", "velocity", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,21 @@ def midi_units(source: MidiSource, files: list[File]) -> list[MidiUnit]:
 
 
 def midi_documents(unit: MidiUnit, report: Report) -> Iterator[Document]:
-    """The parts of each file. Raises UserError for a file that is no MIDI, or counts and names it in ``report``."""
-    from quintet.piano.midi import read_midi
+    """The parts of each file. Raises UserError for a file that cannot be read, or counts and names it in ``report``."""
+    from quintet.piano.midi import MissingTrack, read_midi
 
     source = unit.source
     for file in unit.files:
         about = {"dataset": source.dataset, "composer": source.composer or words_in(file.name)}
         try:
-            piece = read_midi(file.path, source.tracks, source.sustain)
+            piece = read_midi(file.path, source.tracks, source.sustain, report.dropped)
             yield from parts_of(piece, about, source, file.path, report)
         except Unwanted as reason:
             report.dropped[str(reason)] += 1
-        except UserError:
+        except UserError as error:
             if source.on_error == "stop":
                 raise
-            report.dropped["no_midi"] += 1
+            report.dropped["missing_track" if isinstance(error, MissingTrack) else "no_midi"] += 1
             report.left_out.append(file.name)
 
 
@@ -110,7 +111,8 @@ def parts_of(
 ) -> tuple[Document, ...]:
     """The documents of a piece: whole, or cut at pauses, each from time 0 on.
 
-    Raises Unwanted for a piece of a composer that is not asked for, and for one without notes.
+    Raises Unwanted for a piece of a composer that is not asked for, for one with too few notes, and for one that lasts
+    for more than 119 hours.
     """
     composer = composer_token(about)
     wanted = {composer_token({"composer": name}) for name in music.only_by}
@@ -125,6 +127,8 @@ def parts_of(
     if not parts:
         raise Unwanted("too_few_notes")
     numbers = (DATASETS.index(dataset_token(about)), COMPOSERS.index(composer))
+    if max(part.seconds for part in parts) > LONGEST:
+        raise Unwanted("too_long")
     return tuple(Ids(to_numbers(part, *numbers), place) for part in parts)
 
 
@@ -134,11 +138,22 @@ def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
     if not isinstance(table, Mapping):
         raise BadRow("no_notes", f"field {document.notes!r} holds no lists of pitch, velocity, start and end")
     try:
-        columns = [np.asarray(table[name], dtype=np.float64) for name in ("pitch", "velocity", "start", "end")]
+        columns = [np.asarray(table[name], dtype=np.float64) for name in _COLUMNS]
     except (KeyError, TypeError, ValueError):
         raise BadRow("no_notes", f"field {document.notes!r} lacks numbers for pitch, velocity, start or end") from None
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise BadRow("no_notes", f"the lists in field {document.notes!r} are not of one length")
+    pitch, velocity, start, end = columns
+    good = (start <= end) & np.isfinite(end - start)
+    for column in (pitch, velocity):
+        good &= (column >= 0) & (column <= 127) & (column % 1 == 0)
+    if not good.all():
+        note = ", ".join(f"{name} {column[~good][0]:g}" for name, column in zip(_COLUMNS, columns, strict=True))
+        raise BadRow(
+            "bad_notes",
+            f"a note in field {document.notes!r} has {note}; pitch and velocity are whole numbers from 0 to 127, and "
+            "no note ends before it starts",
+        )
     return notes(*columns)
 
 
