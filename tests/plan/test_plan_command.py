@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from quintet.plan.cost import size
+
 Command = Callable[..., tuple[int, str, str]]
 CLUSTER = Path(__file__).resolve().parents[2] / "examples/cluster.yaml"
 RUN = """
@@ -17,6 +19,25 @@ tokenizer: {kind: byte}
 model: {layers: 2, width: 32, attention: {heads: 2}}
 train: {steps: 100, batch_size: 64, device: cpu, precision: fp32}
 """
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 KB"),
+        (1536, "1.54 KB"),
+        (999_400, "999 KB"),
+        (999_600, "1 MB"),
+        (3_140_000, "3.14 MB"),
+        (7_250_000_000, "7.25 GB"),
+        (81_000_000_000_000, "81 TB"),
+        (1_234_000_000_000_000_000, "1,234 PB"),
+    ],
+)
+def test_bytes_have_the_unit_in_which_they_are_shortest(count: int, shown: str) -> None:
+    assert size(count) == shown
 
 
 @pytest.fixture

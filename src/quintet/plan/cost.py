@@ -129,8 +129,9 @@ def _vocabulary(config: RunConfig) -> int:
 
 def size(count: float) -> str:
     """``count`` bytes as a person reads them."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        shown = float(f"{count:.3g}")
+        if shown < 1000:
+            return f"{shown:g} {unit}"
         count /= 1000
-    return f"{count:,.3g} GB"
+    return f"{count:,.0f} PB"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from quintet.config.load import load_run_config
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.train.compute import Compute
+from quintet.train.deepspeed import start
 from quintet.train.deepspeed.scale import LossScale
 from quintet.train.deepspeed.settings import offloads_optimizer, settings_of, wants_cpu_adam
-from quintet.train.deepspeed.start import check_deepspeed
+from quintet.train.deepspeed.start import BuildLock, check_deepspeed
 
 from .conftest import surroundings, torchrun_command
 from .test_strategies import SCRIPT, cut_at_three, difference
@@ -316,3 +319,70 @@ def test_the_scale_of_the_loss_continues_and_is_known_to_torch() -> None:
     LossScale(torch.device("cpu"), second).load_state_dict(torch.amp.GradScaler("cpu", init_scale=64.0).state_dict())
     assert second.cur_scale == 64.0
     assert not LossScale(torch.device("cpu"), None).is_enabled()
+
+
+# The lock on what DeepSpeed compiles.
+
+HERE, LIVING = socket.gethostname(), str(os.getpid())
+
+
+def dead_process() -> str:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return str(process.pid)
+
+
+@pytest.mark.parametrize("left", ["nobody", "killed"])
+def test_a_lock_that_a_killed_build_left_is_taken_over(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start, "QUIET_SECONDS", 0.2)
+    lock = tmp_path / "lock"
+    lock.write_text("" if left == "nobody" else f"{HERE} {dead_process()}")
+    baton = BuildLock(str(lock), 60)
+    assert baton.try_acquire()
+    assert lock.read_text() == f"{HERE} {LIVING}"
+    assert f"{lock}: is left of a build that was killed; it is built again" in capsys.readouterr().err
+    baton.release()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("holder", ["another host", "nobody knows"])
+def test_a_wait_for_a_build_has_an_end_that_names_the_file(holder: str, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(f"elsewhere {LIVING}" if holder == "another host" else "")
+    with pytest.raises(UserError, match=f"deepspeed waited 0 s for another process .* remove {lock}"):
+        BuildLock(str(lock), 0.3).try_acquire()
+    assert lock.exists()
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["PyTorch's own", "ours"])
+def test_a_build_that_goes_on_is_waited_for(
+    plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch.utils.file_baton import FileBaton
+
+    monkeypatch.setattr(start, "QUIET_SECONDS", 0.0)
+    lock = tmp_path / "lock"
+    builder = FileBaton(str(lock)) if plain else BuildLock(str(lock), 60)
+    assert builder.try_acquire()
+    finished = threading.Timer(1.0, builder.release)
+    finished.start()
+    baton = BuildLock(str(lock), 0.1)  # a process that builds on this machine has longer
+    assert baton.try_acquire()
+    baton.release()
+    finished.join()
+    assert "another process builds there; waiting for it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_builds_again_what_a_killed_run_left(
+    run_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_all: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    left = tmp_path / "extensions/deepspeed_shm_comm/lock"
+    left.parent.mkdir(parents=True)
+    left.write_text(f"{HERE} {dead_process()}")
+    said = train_all(1, run_file(), {"locked": [zero(1)]})
+    assert f"{left}: is left of a build that was killed" in said
+    assert not left.exists()

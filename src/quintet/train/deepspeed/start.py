@@ -5,17 +5,23 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.file_baton import FileBaton
 
+from quintet.config.parallel import DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.model import Model
@@ -61,14 +67,15 @@ def start_deepspeed(
     optimizer = build_optimizer(config.optimizer, model)
     groups = [dict(group, params=list(group["params"])) for group in optimizer.param_groups]
     if wants_cpu_adam(config, settings):
-        optimizer = _cpu_adam(groups)
+        with _bounded_builds(config):
+            optimizer = _cpu_adam(groups)
     # DeepSpeed calls what torch renamed, and prints what it compiles.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     # To have a state, some of its optimizers take a step of zero gradients, which would decay and count.
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     try:
-        with _told_its_number():
+        with _told_its_number(), _bounded_builds(config):
             deepspeed.init_distributed(dist_backend="nccl" if compute.device.type == "cuda" else "gloo")
             engine, *_ = deepspeed.initialize(
                 model=InPrecision(learner, compute), optimizer=optimizer, config=settings, dist_init_required=False
@@ -90,6 +97,94 @@ def _told_its_number() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["LOCAL_RANK"]
+
+
+# A folder in which nothing changes for so long, and whose lock no process here holds, is not being built in.
+QUIET_SECONDS = 30.0
+_LONGEST_BUILD = 1800.0
+
+
+@contextmanager
+def _bounded_builds(config: RunConfig) -> Iterator[None]:
+    """Within, PyTorch builds extensions behind a ``BuildLock``."""
+    assert isinstance(config.parallel, DeepSpeedConfig)
+    seconds = config.parallel.timeout_seconds
+
+    def lock(path: str, **_: Any) -> BuildLock:
+        return BuildLock(path, seconds)
+
+    with patch("torch.utils.cpp_extension.FileBaton", lock):
+        yield
+
+
+class BuildLock(FileBaton):
+    """PyTorch's lock on the folder of an extension: a file that is there while one process builds.
+
+    A build that was killed leaves the file, for which PyTorch waits without an end. Here the file says who holds it,
+    one that nobody holds any more is removed and the extension is built again, and a wait ends after ``seconds``, or
+    half an hour while a process on this machine builds.
+    """
+
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__(path)
+        self.path, self.seconds = Path(path), seconds
+
+    def try_acquire(self) -> bool:
+        """Take the lock, after a wait if need be. Raises UserError, naming the file, when the wait is over."""
+        began, told = time.monotonic(), False
+        while not super().try_acquire():
+            held = self._is_held()
+            if held is False and local_rank() == 0:
+                self._say("is left of a build that was killed; it is built again")
+                self.path.unlink(missing_ok=True)
+                continue
+            limit = _LONGEST_BUILD if held else self.seconds
+            if not told:
+                self._say(f"another process builds there; waiting for it, {limit:.0f} s at most")
+                told = True
+            if time.monotonic() - began > limit:
+                raise UserError(
+                    f"parallel.kind: deepspeed waited {limit:.0f} s for another process that builds an extension; if "
+                    f"there is none, remove {self.path}"
+                )
+            time.sleep(0.1)
+        self.path.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        return True
+
+    def _is_held(self) -> bool | None:
+        """Whether a process of this machine builds; None where that cannot be known."""
+        try:
+            host, _, process = self.path.read_text(encoding="utf-8").partition(" ")
+            last = max(entry.stat().st_mtime for entry in (self.path.parent, *self.path.parent.iterdir()))
+        except FileNotFoundError:  # gone meanwhile
+            return None
+        if host and host != socket.gethostname():
+            return None
+        if process.isdigit():
+            return _is_open_in(process, self.path)
+        # Made by another program, which does not say who it is.
+        if sys.platform != "linux":
+            return None
+        if any(_is_open_in(folder.name, self.path) for folder in Path("/proc").glob("[0-9]*")):
+            return True
+        return False if time.time() - last > QUIET_SECONDS else None
+
+    def _say(self, what: str) -> None:
+        if local_rank() == 0:
+            print(f"{self.path}: {what}", file=sys.stderr, flush=True)
+
+
+def _is_open_in(process: str, file: Path) -> bool:
+    """Whether the ``process`` of this number has ``file`` open; where that cannot be seen, whether there is one."""
+    try:
+        if sys.platform == "linux":
+            return any(entry.exists() and entry.samefile(file) for entry in Path(f"/proc/{process}/fd").iterdir())
+        os.kill(int(process), 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    except PermissionError:  # it is another user's
+        return sys.platform != "linux"
+    return True
 
 
 def leave_group() -> None:
