@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +20,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from quintet.config.model import TransformerConfig
+from quintet.config.sources import TextSource
 from quintet.config.text_modeling import TextModelingConfig
+from quintet.data.sources.document import Report
+from quintet.data.sources.listing import documents as documents_of
+from quintet.data.sources.listing import list_source, units_of
 from quintet.errors import UserError
 from quintet.evaluate.likelihood import TokenScores, token_scores
 from quintet.evaluate.text_modeling import (
@@ -285,7 +290,7 @@ def test_topics_are_files_or_the_values_of_a_field(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no topic")
     found = read_topics(TextModelingConfig(path=str(tmp_path), separator="<>", max_bytes=4), "here")
     assert found.topics == {"chat": ["naï"], "science/hard": ["one", "t"]}  # 4 bytes each, and no half of an ï
-    assert found.others == 1
+    assert found.passed == {"other endings": [str(tmp_path / "README.md")]}
     by_field = read_topics(TextModelingConfig(path=str(tmp_path / "chat.jsonl"), topic_field="topic"), "here")
     assert by_field.topics == {"x": ["naïve"], "y": ["b"]}
 
@@ -293,18 +298,54 @@ def test_topics_are_files_or_the_values_of_a_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\xff", "byte 0 is not UTF-8"),
+        ("a.txt", b"\xff", r"a\.txt:1: byte 0 \(0xff\) is not UTF-8"),
+        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl:1: byte 10 of the line is not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"character 0 is U\+D800, a surrogate"),
         ("a.txt", b"", "holds no text"),
         ("a.md", b"text", r"holds neither \.txt nor \.jsonl"),
         ("a.jsonl", b"{}\n", r"a\.jsonl:1: has no text in 'text'; its fields are none"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', r"a\.jsonl:2: is no JSON"),
-        ("a.jsonl", b"[]", r"a\.jsonl:1: is no JSON object"),
+        ("a.jsonl", b"[]", r"a\.jsonl:1: is a list, not a JSON object"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_topics(TextModelingConfig(path=str(tmp_path)), "here")
+
+
+TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("\r\n\ufeff\u2028\0<>"), max_size=12)
+
+
+@given(documents=st.lists(TEXTS, min_size=1, max_size=4), separator=st.sampled_from([None, "\r\n\r\n", "\n\n", "<>"]),
+       mark=st.booleans(), ending=st.sampled_from([".txt", ".TXT", ".txt.gz"]))  # fmt: skip
+def test_a_text_is_measured_as_a_source_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[str], separator: str | None, mark: bool, ending: str
+) -> None:
+    file = tmp_path_factory.mktemp("texts") / f"a{ending}"
+    content = (b"\xef\xbb\xbf" if mark else b"") + (separator or "").join(documents).encode()
+    file.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    source = TextSource(kind="text", path=str(file), separator=separator)
+    units, _ = units_of(list_source(source, "here"))
+    read = [text for unit in units for text in documents_of(unit, Report())]
+    config = TextModelingConfig(path=str(file), separator=separator)
+    try:
+        measured = read_topics(config, "here").topics["a"]
+    except UserError as error:
+        assert "holds no text" in str(error)  # noqa: PT017
+        measured = []
+    assert measured == [text for text in read if text]
+    assert (separator or "").join(str(text) for text in read) in content.decode()
+
+
+@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=4), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_lines_of_json_are_measured_as_a_source_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], ascii_only: bool, line_end: str
+) -> None:
+    file = tmp_path_factory.mktemp("texts") / "a.ndjson"
+    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=ascii_only) + line_end for text in texts), "utf-8",
+                    newline="")  # fmt: skip
+    assert read_topics(TextModelingConfig(path=str(file)), "here").topics == {"a": texts}
 
 
 # ---- in a run

@@ -57,8 +57,8 @@ def prepare(
         if shard is not None and _others_are_left(config, shard, output, reporter):
             return
         if output is not None:
-            prepare_to(config, output, progress=reporter.preparing)
-            reporter.say(f"wrote {output}")
+            _, notes = prepare_to(config, output, progress=reporter.preparing)
+            _say(reporter, f"wrote {output}", *notes)
             return
         prepared = prepare_run(config, progress=reporter.preparing)
     finally:
@@ -70,7 +70,11 @@ def prepare(
     reporter.say(f"training: {train.tokens:,} tokens, {train.epoch_samples:,} samples of {config.data.sequence_length}")
     if held_out is not None:
         reporter.say(f"validation: {held_out.tokens:,} tokens")
-    for line in [*left_out_line(prepared.left_out), *nothing_of_lines(held_out)]:
+    _say(reporter, *prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(held_out))
+
+
+def _say(reporter: Reporter, *lines: str) -> None:
+    for line in lines:
         reporter.say(line)
 
 
@@ -83,8 +87,9 @@ def _write(config: RunConfig, form: Format, output: Path | None, shard: str | No
     if output is None or shard is not None:
         fail(f"--format {form.value}: name the folder to write to with --output, and leave --shard out")
     check_new(output)
-    write_format(prepare(config, progress=reporter.preparing), form.value, output)
-    reporter.say(f"wrote {output}")
+    prepared = prepare(config, progress=reporter.preparing)
+    write_format(prepared, form.value, output)
+    _say(reporter, f"wrote {output}", *prepared.notes)
 
 
 def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> None:
@@ -94,8 +99,9 @@ def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> Non
 
     folder = Path(target.folder).expanduser()
     check_new(folder)
-    write_samples(prepare(config, progress=reporter.preparing), folder, target.ignore_index)
-    reporter.say(f"wrote {folder}")
+    prepared = prepare(config, progress=reporter.preparing)
+    write_samples(prepared, folder, target.ignore_index)
+    _say(reporter, f"wrote {folder}", *prepared.notes)
 
 
 def _others_are_left(config: RunConfig, shard: str, output: Path | None, reporter: Reporter) -> bool:

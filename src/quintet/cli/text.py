@@ -32,10 +32,11 @@ def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, 
     section = (run.config.evaluate.text_modeling if run else None) or TextModelingConfig()
     changes = {"path": None if text == HELD_OUT else text, **({"topic_field": topic_field} if topic_field else {})}
     section = section.model_copy(update=changes)
-    validation = None
+    validation, reporter = None, Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
     if run is not None and text == HELD_OUT:
-        validation = own_data(run, Reporter(Console(stderr=True, highlight=False, soft_wrap=True))).validation
-    result = model_text(trained, text_topics(section, trained.tokenizer, validation, "--text"), section.stride)
+        validation = own_data(run, reporter).validation
+    topics = text_topics(section, trained.tokenizer, validation, "--text", reporter.say)
+    result = model_text(trained, topics, section.stride)
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
         return

@@ -85,7 +85,8 @@ class TextSource(FileSource):
 
 
 class JsonlSource(RowSource):
-    """One JSON object a line, one document an object. Of a folder, *.jsonl, *.jsonl.gz and *.jsonl.zst."""
+    """One JSON object a line, one document an object. Of a folder, *.jsonl and *.ndjson, also
+    compressed (.gz, .zst)."""
 
     kind: Literal["jsonl"] = key(..., "JSON lines")
 

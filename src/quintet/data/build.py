@@ -293,6 +293,7 @@ def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Mani
         left_out=len(left_out),
         left_out_files=tuple(left_out[:_MOST_NAMES]),
         shards=shards,
+        matched=dict(sum((Counter(one.matched) for one in written), Counter[str]())),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import quintet.piano.tokenizers  # noqa: F401  makes its kinds known to quintet.tokenize
 from quintet.config.schema import RunConfig
 from quintet.data.build import TOKENIZER
+from quintet.data.left_out import dropped_lines, left_out_files
 from quintet.data.packing import Packed
 from quintet.data.permutation import Permutation
 from quintet.data.prepare import Prepared, find_prepared
@@ -22,7 +23,6 @@ from quintet.tokenize import Tokenizer, load_tokenizer
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 _MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
 _SAMPLE_TOKENS = 96
-_PASSED_OVER = ("midi_", "notes_", "padding_")  # reasons that count parts of documents and of files
 _BAR = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -73,12 +73,8 @@ class StoreReport:
             yield f"  held out: {self.held_out:.2%} of the tokens"
         if self.waste is not None:
             yield f"  packing: {self.waste:.2%} of the room in the samples is empty"
-        for reason, count in sorted(self.dropped.items()):
-            documents = not reason.startswith(_PASSED_OVER)
-            yield f"  dropped: {count:,} documents ({reason})" if documents else f"  passed over: {count:,} ({reason})"
-        if self.left_out:
-            names = ", ".join(self.left_out_files[:3]) + (", …" if self.left_out > 3 else "")
-            yield f"  left out: {self.left_out:,} files that cannot be read ({names})"
+        yield from (f"  {line}" for line in dropped_lines(self.dropped, self.documents))
+        yield from (f"  {line}" for line in left_out_files(self.left_out, self.left_out_files))
         if self.histogram:
             of = "" if self.measured == self.documents else f", of {self.measured:,} evenly chosen ones"
             yield f"  tokens of a document, its end included{of}:"

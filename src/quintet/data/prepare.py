@@ -19,6 +19,7 @@ from quintet.data.batch import TrainData, ValidationData
 from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key
 from quintet.data.duplicates import check_library
 from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
+from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
 from quintet.data.order import build_order
 from quintet.data.packing import pack
 from quintet.data.samples import Samples, Windows
@@ -45,7 +46,8 @@ _READ_FOR_SAMPLE = 64
 class Prepared:
     """What a run needs of its data. ``stores`` are those of data.sources, then those of data.validation_sources;
     ``fingerprint`` follows from all their tokens, wherever the sources lie. ``left_out`` counts the documents that are
-    not trained on because they are equal to one that is validated on."""
+    not trained on because they are equal to one that is validated on, and ``notes`` are lines on what else is left out
+    and on settings that matched nothing."""
 
     tokenizer: Tokenizer
     train: TrainData
@@ -53,6 +55,7 @@ class Prepared:
     stores: tuple[TokenStore, ...]
     fingerprint: str
     left_out: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,22 @@ def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress
         _store(config, source, where, listing, tokenizer, progress)
         for source, where, listing in zip(corpus.sources, corpus.wheres, corpus.listings, strict=True)
     )
+    notes = tuple(
+        line
+        for store, listing in zip(stores, corpus.listings, strict=True)
+        if listing is not None
+        for line in preparation_lines(listing, store.manifest)
+    )
     if config.data.learn_prompts and not isinstance(config.data.packing, MusicPackingConfig):
         stores = tuple(store.learnt_everywhere() for store in stores)
     train, validation, left_out = _divide(config, corpus, stores, tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
-    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out)
+    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, notes)
 
 
-def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> TokenStore:
-    """Write the store of the only source of ``config`` to ``folder``, for a source of kind store.
+def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> tuple[TokenStore, list[str]]:
+    """Write the store of the only source of ``config`` to ``folder``, for a source of kind store; with it come lines on
+    what is left out.
 
     Raises UserError when there are several sources, when the only one is a store, or ``folder`` holds something else.
     """
@@ -115,7 +125,8 @@ def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = N
     assert listing is not None
     tokenizer = _stored_by(listing.source, _tokenizer(config, corpus, progress))
     check_output(folder, store_key(listing, tokenizer, config.data.cleaning))
-    return _built(config, folder, listing, corpus.wheres[0], tokenizer, progress)
+    store = _built(config, folder, listing, corpus.wheres[0], tokenizer, progress)
+    return store, preparation_lines(listing, store.manifest)
 
 
 def prepare_share(
@@ -247,10 +258,9 @@ def _store(
         folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
         store = _built(config, folder, listing, where, by, progress)
     if not store.token_count and not (source.label and where.startswith("data.validation_sources")):
-        left_out, dropped = store.manifest.left_out, store.manifest.dropped
-        hint = f"; {left_out} files were left out because they are no UTF-8 text" if left_out else ""
-        if dropped:
-            hint = "; left out: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+        found = store.manifest
+        facts = [*dropped_lines(found.dropped, 0), *left_out_files(found.left_out, found.left_out_files)]
+        hint = "".join(f"; {fact}" for fact in facts)
         raise UserError(f"{where}: {label_of(source)} holds no text{hint}; name another source")
     return store
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,11 +32,13 @@ _ALL = CleaningConfig()
 
 @dataclass(frozen=True)
 class Written:
-    """A finished shard, with what was dropped on the way, by the reason, and files that are no text."""
+    """A finished shard, with what was dropped on the way, by the reason, files that are no text, and what settings
+    found (see `Report`), among them documents in which nothing is learnt."""
 
     shard: Shard
     dropped: dict[str, int]
     left_out: tuple[str, ...]
+    matched: dict[str, int] = field(default_factory=dict)
 
 
 def shard_name(index: int) -> str:
@@ -89,7 +91,7 @@ def read_written(folder: Path, index: int, dtype: str) -> Written | None:
     shard = Shard(**content["shard"])
     if size_problems(folder, shard, dtype):
         return None
-    return Written(shard, content["dropped"], tuple(content["left_out"]))
+    return Written(shard, content["dropped"], tuple(content["left_out"]), content.get("matched", {}))
 
 
 class _Arrays:
@@ -110,6 +112,7 @@ class _Arrays:
         self._permutations = 0
         self._last: int | None = None
         self._last_learnt = True
+        self._learns, self._unlearnt = False, 0
         self.dropped = Counter[str]()
 
     def add(self, piece: _Encoded) -> bool:
@@ -128,6 +131,7 @@ class _Arrays:
         end = self._tokenizer.end_id
         if self._last != end and end != NO_END:
             self._append(np.array([end]), None if self._last_learnt else np.array([False]))
+        self._unlearnt, self._learns = self._unlearnt + (not self._learns), False
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
         self._hash, self._begun = hashlib.blake2b(digest_size=8), self._count
@@ -155,7 +159,8 @@ class _Arrays:
         self._files.clear()
         digest = self._digest.hexdigest()
         shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, self._permutations)
-        return Written(shard, dict(self.dropped + report.dropped), tuple(report.left_out))
+        matched = report.matched + Counter(unlearnt=self._unlearnt)
+        return Written(shard, dict(self.dropped + report.dropped), tuple(report.left_out), dict(matched))
 
     def close(self) -> None:
         """Let go of the files, also where the shard was not finished."""
@@ -171,6 +176,7 @@ class _Arrays:
         if "learnt" in self._files:
             self._append_mask(np.ones(ids.size, dtype=bool) if learnt is None else learnt)
         self._last_learnt = learnt is None or bool(learnt[-1])
+        self._learns = self._learns or learnt is None or bool(learnt.any())
         self._tokens.append(ids)
         self._digest.update(np.ascontiguousarray(ids).data)
         self._hash.update(np.ascontiguousarray(ids).data)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class Manifest:
     ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
     fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
     were not kept, by the reason; those of them that are in the shards nevertheless are ``unused``. ``left_out`` counts
-    files that are no text and ``left_out_files`` names the first of them.
+    files that are no text and ``left_out_files`` names the first of them. ``matched`` counts what settings of the
+    source found, and documents in which nothing is learnt.
     """
 
     key: str
@@ -88,6 +89,7 @@ class Manifest:
     left_out_files: tuple[str, ...]
     shards: tuple[Shard, ...]
     unused: Dropped = Dropped()
+    matched: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:

@@ -1,38 +1,54 @@
-"""Held-out text by topic: from files, or what a run holds out."""
+"""Held-out text by topic: from files, read as the sources of a run are, or what a run holds out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.batch import ValidationData
 from quintet.data.held_out import held_out_documents
+from quintet.data.sources.document import Piece, Report
+from quintet.data.sources.files import OTHERS, File, PassedOver, ends_with, find_files, passed_over_lines
+from quintet.data.sources.jsonl import lines_of, row_of
+from quintet.data.sources.problems import BadRow
+from quintet.data.sources.rows import Place
+from quintet.data.sources.spans import Span
+from quintet.data.sources.text import text_documents, text_units
 from quintet.errors import UserError
 from quintet.evaluate.text_modeling import TextDocument, text_document
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import check_text
 
-_ENDINGS = (".txt", ".jsonl")
+_TEXT = (".txt", ".txt.gz", ".txt.zst")
+_ROWS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst")
+_UNIT = 1 << 20
 Topics = Mapping[str, Sequence[TextDocument]]
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """The texts of each topic, and how many files of the folder were passed over, since they end otherwise."""
+    """The texts of each topic, and what of the folder was passed over, by the reason."""
 
     topics: Mapping[str, list[str]]
-    others: int
+    passed: PassedOver
 
 
 def text_topics(
-    config: TextModelingConfig, tokenizer: Tokenizer, validation: ValidationData | None, where: str
+    config: TextModelingConfig,
+    tokenizer: Tokenizer,
+    validation: ValidationData | None,
+    where: str,
+    say: Callable[[str], None],
 ) -> Topics:
     """The documents of each topic of ``config``: of its files, or of what is held out. ``where`` names the key or
-    option that asks. Raises UserError where there are none."""
+    option that asks, and ``say`` is told what a folder holds beside its texts. Raises UserError where there are none.
+    """
     if config.path is not None:
         found = read_topics(config, where)
+        for line in passed_over_lines(where, found.passed):
+            say(line)
         return {name: [text_document(tokenizer, text) for text in texts] for name, texts in found.topics.items()}
     topics = {} if validation is None else own_topics(validation, tokenizer, config.max_bytes)
     if not topics:
@@ -42,21 +58,24 @@ def text_topics(
 
 def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
     """The texts below ``config.path``: each file is a topic, named by its place in the folder without its ending, or
-    with ``topic_field`` the lines that name it. Of each topic the first ``max_bytes`` bytes are taken, cut between two
-    characters. Raises UserError, with file and line, for what is no text."""
+    with ``topic_field`` the lines that name it. A text is what a source of kind text or jsonl makes of the file. Of
+    each topic the first ``max_bytes`` bytes are taken, cut between two characters. Raises UserError, with file and
+    line, for what is no text."""
     assert config.path is not None
     root = Path(config.path).expanduser()
     if not root.exists():
         raise UserError(f"{where}: {root} does not exist; name a file or folder of .txt and .jsonl")
-    every = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    files = [file for file in every if file.suffix in _ENDINGS]
+    passed: PassedOver = {}
+    every = find_files(str(root), ("",), where, passed)
+    files = [file for file in every if ends_with(file.name, _TEXT + _ROWS)]
     if not files:
         raise UserError(f"{where}: {root} holds neither .txt nor .jsonl; name what does")
+    if len(files) < len(every):
+        passed[OTHERS] = [file.path for file in every if file not in files]
     topics: dict[str, list[str]] = {}
     room: dict[str, int] = {}
     for file in files:
-        own = file.stem if file == root else file.relative_to(root).with_suffix("").as_posix()
-        for topic, text in _documents(file, config, own):
+        for topic, text in _documents(file, config):
             left = room.setdefault(topic, config.max_bytes)
             part = text.encode("utf-8")[:left].decode("utf-8", errors="ignore")
             if part:
@@ -64,7 +83,7 @@ def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
                 room[topic] = left - len(part.encode("utf-8"))
     if not topics:
         raise UserError(f"{where}: {root} holds no text, only empty files; name another")
-    return TextFiles(topics, len(every) - len(files))
+    return TextFiles(topics, passed)
 
 
 def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int) -> Topics:
@@ -89,34 +108,40 @@ def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int)
     return topics
 
 
-def _documents(file: Path, config: TextModelingConfig, topic: str) -> Iterator[tuple[str, str]]:
+def _documents(file: File, config: TextModelingConfig) -> Iterator[tuple[str, str]]:
     """Topic and text of each document of ``file``."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: byte {error.start} is not UTF-8; convert the file, as with iconv -t UTF-8") from None
-    if file.suffix == ".txt":
-        parts = [text] if config.separator is None else text.split(config.separator)
-        yield from ((topic, part) for part in parts if part)
+    ending = next(ending for ending in sorted(_TEXT + _ROWS, key=len, reverse=True) if ends_with(file.name, (ending,)))
+    topic = file.name[: -len(ending)]
+    if ending in _ROWS:
+        for line, place in lines_of(Span(file.path, 0, file.size)):
+            yield _document(line, place, config, topic)
         return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _document(line, f"{file}:{number}", config, topic)
+    units, _ = text_units([replace(file, named=True)], config.separator, _UNIT)
+    whole: list[str] = []
+    for document in (document for unit in units for document in text_documents(unit, Report())):
+        assert isinstance(document, str | Piece)
+        whole.append(document.text if isinstance(document, Piece) else document)
+        if isinstance(document, str) or not document.continues:
+            yield topic, "".join(whole)
+            whole.clear()
 
 
-def _document(line: str, place: str, config: TextModelingConfig, topic: str) -> tuple[str, str]:
+def _document(line: bytes, place: Place, config: TextModelingConfig, topic: str) -> tuple[str, str]:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: is no JSON ({error.msg}); correct or remove the line") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: is no JSON object; each line must be one, with the field {config.text_field!r}")
+        values = row_of(line)
+    except BadRow as bad:
+        raise UserError(f"{place()}: {bad}") from None
     text = values.get(config.text_field)
     if not isinstance(text, str):
         there = ", ".join(values) or "none"
-        raise UserError(f"{place}: has no text in {config.text_field!r}; its fields are {there} (text_field names it)")
+        raise UserError(
+            f"{place()}: has no text in {config.text_field!r}; its fields are {there} (text_field names it)"
+        )
+    check_text(text)
     if config.topic_field is None:
         return topic, text
     if not isinstance(values.get(config.topic_field), str | int):
-        raise UserError(f"{place}: names no topic in {config.topic_field!r}; name another topic_field, or leave it out")
+        raise UserError(
+            f"{place()}: names no topic in {config.topic_field!r}; name another topic_field, or leave it out"
+        )
     return str(values[config.topic_field]), text

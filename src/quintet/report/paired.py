@@ -13,6 +13,7 @@ from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.batch import IGNORED
 from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import Prepared
+from quintet.data.sources.files import passed_over_lines
 from quintet.errors import UserError
 from quintet.evaluate.bootstrap import RESAMPLES, Interval, paired_bootstrap
 from quintet.evaluate.likelihood import token_scores
@@ -165,6 +166,8 @@ def blocks(losses: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarr
 
 def _read(asked: Asked) -> list[str]:
     found = read_topics(TextModelingConfig(path=str(asked.text), max_bytes=asked.max_bytes), "--text")
+    for line in passed_over_lines("--text", found.passed):
+        asked.reporter.say(line)
     return _up_to(asked.max_bytes, (text for texts in found.topics.values() for text in texts))
 
 

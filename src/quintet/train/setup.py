@@ -139,7 +139,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         progress=progress,
         rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
     )
-    notes = [*left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
+    notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += [*stage_lines(config, prepared.train.order)]
     notes += start.notes if start else getattr(built.model, "notes", [])
     if config.data.fixed_batch:

@@ -15,7 +15,7 @@ def measure_text(run: Run) -> TextModeling | None:
     section = run.config.evaluate.text_modeling
     if section is None:
         return None
-    topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling")
+    topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", run.reporter.say)
     result = model_text(run, topics, section.stride)
     for tracker in run.trackers:
         tracker.log(run.progress.step, result.metrics())

@@ -60,10 +60,9 @@ def folder_suffixes(source: AnyFileSource) -> tuple[str, ...]:
     """How the names of the files end that are read when ``source`` names a folder."""
     if isinstance(source, TextSource):
         return ("",)
-    if isinstance(source, MidiSource):
-        return (".mid", ".midi", ".MID", ".MIDI")
-    whole = f".{source.kind}"
-    return (whole, *(whole + ending for ending in (".gz", ".zst"))) if source.kind in ("jsonl", "csv") else (whole,)
+    whole = {MidiSource: (".mid", ".midi"), JsonlSource: (".jsonl", ".ndjson")}.get(type(source), (f".{source.kind}",))
+    ends = ("", ".gz", ".zst") if isinstance(source, JsonlSource | CsvSource) else ("",)
+    return tuple(name + ending for name in whole for ending in ends)
 
 
 def _problems(source: SourceConfig, where: str) -> list[str]:

@@ -21,7 +21,7 @@ class BadFile(UserError):
 
 def is_compressed(path: str) -> bool:
     """Whether the name says so."""
-    return path.endswith(ENDINGS)
+    return path.lower().endswith(ENDINGS)
 
 
 def blocks(path: str) -> Iterator[bytes]:
@@ -57,9 +57,9 @@ def records(found: Iterator[bytes], separator: bytes) -> Iterator[bytes]:
 
 
 def _decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
-    if path.endswith(".zst"):
+    if path.lower().endswith(".zst"):
         return _zstandard(path, file)
-    inner = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+    inner = gzip.GzipFile(fileobj=file) if is_compressed(path) else file
     return iter(lambda: inner.read(_READ), b"")
 
 

@@ -58,7 +58,9 @@ Document = str | Piece | Parts | Ids
 @dataclass
 class Report:
     """What was not read: ``left_out`` names files that cannot be read, ``dropped`` counts documents by the reason,
-    and what was passed over in those that are there."""
+    and what was passed over in those that are there. ``matched`` counts what settings found: separators, end ids, rows
+    with labels."""
 
     left_out: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    matched: Counter[str] = field(default_factory=Counter)

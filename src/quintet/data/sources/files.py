@@ -14,6 +14,11 @@ from quintet.data.sources.remote import is_remote
 from quintet.errors import UserError
 
 _MAGIC = "*?["
+PassedOver = dict[str, list[str]]
+"""Names that a folder or a pattern has and that are not read, by the reason."""
+
+HIDDEN, LINKED, FOLDERS = "hidden", "folders behind links", "folders that a pattern matches (`**` enters them)"
+IRREGULAR, OTHERS, EMPTY = "no regular files", "other endings", "empty files"
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,20 @@ class File:
         return f"{self.name}\n{self.named}\n{self.size}\n{self.mtime_ns}\n{self.stamp}"
 
 
-def find_files(paths: str | tuple[str, ...], suffixes: tuple[str, ...], where: str) -> list[File]:
+def find_files(
+    paths: str | tuple[str, ...], suffixes: tuple[str, ...], where: str, passed: PassedOver | None = None
+) -> list[File]:
     """The files that ``paths`` stand for, in the order of ``paths`` and sorted by name within one; each once.
 
-    A path is a file, a folder (all files below it whose name ends with one of ``suffixes``, hidden ones left out) or a
-    pattern of `glob`, relative to the working directory, or an address that fsspec knows. Raises UserError, with
-    ``where`` as the key at fault, for what does not exist, matches nothing or cannot be read.
+    A path is a file, a folder (all files below it whose name ends with one of ``suffixes``, in small letters or
+    capitals, hidden ones left out) or a pattern of `glob`, relative to the working directory, or an address that fsspec
+    knows. What is left out is added to ``passed``. Raises UserError, with ``where`` as the key at fault, for what does
+    not exist, matches nothing or cannot be read.
     """
     found: dict[str, File] = {}
+    passed = {} if passed is None else passed
     for path in as_paths(paths):
-        for file in sorted(_matching(path, suffixes, where), key=lambda file: file.name):
+        for file in sorted(_matching(path, suffixes, where, passed), key=lambda file: file.name):
             found.setdefault(file.path if is_remote(file.path) else os.path.realpath(file.path), file)
     return list(found.values())
 
@@ -56,7 +65,7 @@ def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
     if is_remote(path):
         return None
     try:
-        next(_matching(path, suffixes, where))
+        next(_matching(path, suffixes, where, {}))
     except UserError as error:
         return str(error)
     return None
@@ -67,15 +76,44 @@ def as_paths(paths: str | tuple[str, ...]) -> tuple[str, ...]:
     return (paths,) if isinstance(paths, str) else paths
 
 
-def walk(folder: Path, skip: Callable[[str], bool], where: str) -> Iterator[Path]:
-    """Regular files below ``folder``; names that ``skip`` refuses, and folders behind links, are left out."""
+def ends_with(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether ``name`` ends with one of ``suffixes``, in small letters or capitals."""
+    return name.lower().endswith(suffixes)
+
+
+def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOver | None = None) -> Iterator[Path]:
+    """Regular files below ``folder``; names that ``skip`` refuses, and folders behind links, are left out, and added to
+    ``passed``."""
+    passed = {} if passed is None else passed
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{where}: {error.filename} cannot be listed ({error.strerror}); change its permissions")
 
     for place, folders, names in os.walk(folder, onerror=refuse):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            if skip(name):
+                pass_over(passed, HIDDEN, path)
+            elif path.is_dir():
+                if path.is_symlink():
+                    pass_over(passed, LINKED, path)
+            elif path.is_file():
+                yield path
+            else:
+                pass_over(passed, IRREGULAR, path)
         folders[:] = [name for name in folders if not skip(name)]
-        yield from (path for name in names if not skip(name) and (path := Path(place, name)).is_file())
+
+
+def pass_over(passed: PassedOver, reason: str, path: Path | str) -> None:
+    """Note that what is at ``path`` is not read."""
+    passed.setdefault(reason, []).append(str(path))
+
+
+def passed_over_lines(label: str, passed: PassedOver) -> Iterator[str]:
+    """A line for each reason in ``passed``, with the first names."""
+    for reason, names in sorted(passed.items()):
+        first = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+        yield f"{label}: passed over {len(names):,} names, {reason}: {first}"
 
 
 def described(path: Path, name: str, named: bool) -> File:
@@ -90,50 +128,56 @@ def files_at(address: str) -> Iterator[File]:
         yield File(path, name, named, size, 0, stamp)
 
 
-def _matching(path: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
+def _matching(path: str, suffixes: tuple[str, ...], where: str, passed: PassedOver) -> Iterator[File]:
     if is_remote(path):
-        yield from _at(path, suffixes, where)
+        yield from _at(path, suffixes, where, passed)
         return
     place = Path(path).expanduser()
     if place.is_dir():
-        yield from _below(place, path, suffixes, where)
+        yield from _below(place, path, suffixes, where, passed)
     elif place.exists():
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise UserError(f"{where}: {path} is no regular file; name a file or a folder")
         yield described(place, place.name, named=True)
     elif any(sign in path for sign in _MAGIC):
-        yield from _globbed(place, path, where)
+        yield from _globbed(place, path, where, passed)
     else:
         raise UserError(f"{where}: {path} does not exist in {Path.cwd()}; correct the path or make the file")
 
 
-def _below(folder: Path, path: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
+def _below(folder: Path, path: str, suffixes: tuple[str, ...], where: str, passed: PassedOver) -> Iterator[File]:
     empty = True
-    for file in walk(folder, lambda name: name.startswith("."), where):
-        if file.name.endswith(suffixes):
+    for file in walk(folder, lambda name: name.startswith("."), where, passed):
+        if ends_with(file.name, suffixes):
             empty = False
             yield described(file, file.relative_to(folder).as_posix(), named=False)
+        else:
+            pass_over(passed, OTHERS, file)
     if empty:
         raise UserError(f"{where}: the folder {path} holds no file{_kinds(suffixes)}; name another one")
 
 
-def _globbed(pattern: Path, path: str, where: str) -> Iterator[File]:
+def _globbed(pattern: Path, path: str, where: str, passed: PassedOver) -> Iterator[File]:
     root = Path(*_before_magic(pattern.parts))
     empty = True
     for match in glob.iglob(str(pattern), recursive=True):
         if os.path.isfile(match):
             empty = False
             yield described(Path(match), Path(match).relative_to(root).as_posix(), named=True)
+        elif "**" not in path:
+            pass_over(passed, FOLDERS if os.path.isdir(match) else IRREGULAR, match)
     if empty:
         raise UserError(f"{where}: {path} matches no file in {Path.cwd()}; correct the pattern")
 
 
-def _at(address: str, suffixes: tuple[str, ...], where: str) -> Iterator[File]:
+def _at(address: str, suffixes: tuple[str, ...], where: str, passed: PassedOver) -> Iterator[File]:
     empty = True
     for file in files_at(address):
-        if file.named or file.name.endswith(suffixes):
+        if file.named or ends_with(file.name, suffixes):
             empty = False
             yield file
+        else:
+            pass_over(passed, OTHERS, file.path)
     if empty:
         raise UserError(f"{where}: there is no file{_kinds(suffixes)} at {address}; correct the address")
 

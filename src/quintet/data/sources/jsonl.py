@@ -13,7 +13,16 @@ from quintet.data.sources.compressed import is_compressed
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File
 from quintet.data.sources.problems import BadRow
-from quintet.data.sources.rows import Made, MakeDocument, Place, check_texts, document_maker, documents_of, kind_of
+from quintet.data.sources.rows import (
+    Made,
+    MakeDocument,
+    Place,
+    Row,
+    check_texts,
+    document_maker,
+    documents_of,
+    kind_of,
+)
 from quintet.data.sources.spans import Span, cut, line_of, read, records
 from quintet.tokenize import Tokenizer
 
@@ -63,8 +72,38 @@ def jsonl_documents(unit: JsonlUnit, report: Report, tokenizer: Tokenizer | None
     """
     make = partial(_document, document_maker(unit.source.document, tokenizer))
     for span in unit.spans:
-        lines = _lines_of_stream(span.path) if is_compressed(span.path) else _lines(span)
-        yield from documents_of(lines, make, unit.source.on_error == "skip", report)
+        yield from documents_of(lines_of(span), make, unit.source.on_error == "skip", report)
+
+
+def lines_of(span: Span) -> Iterator[tuple[bytes, Place]]:
+    """The lines of ``span`` that are not white space, with their places; of a compressed file, those of all of it."""
+    return _lines_of_stream(span.path) if is_compressed(span.path) else _lines(span)
+
+
+def row_of(line: bytes) -> Row:
+    """The JSON object that ``line`` is. Raises BadRow for what is none, and for an object with a key twice: which value
+    counts is not defined (RFC 8259, section 4)."""
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise BadRow("not_utf8", f"byte {error.start} of the line is not UTF-8; convert the file to UTF-8") from None
+    except json.JSONDecodeError as error:
+        message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
+        raise BadRow("no_json", message) from None
+    except RecursionError:
+        raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
+    if not isinstance(value, dict):
+        raise BadRow("no_json", f'is {kind_of(value)}, not a JSON object; each line must be one, such as {{"text": …}}')
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("key_twice", f"has the key {twice!r} twice in one object; correct or remove the line")
+    return found
 
 
 def _lines(span: Span) -> Iterator[tuple[bytes, Place]]:
@@ -88,18 +127,7 @@ def _lines_of_stream(path: str) -> Iterator[tuple[bytes, Place]]:
 
 
 def _document(make: MakeDocument, line: bytes, place: Callable[[], str]) -> Made:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRow("not_utf8", f"byte {error.start} of the line is not UTF-8; convert the file to UTF-8") from None
-    except json.JSONDecodeError as error:
-        message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
-        raise BadRow("no_json", message) from None
-    except RecursionError:
-        raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
-    if not isinstance(value, dict):
-        raise BadRow("no_json", f'is {kind_of(value)}, not a JSON object; each line must be one, such as {{"text": …}}')
-    document = make(value, place)
+    document = make(row_of(line), place)
     if b"\\u" in line:
         check_texts(document)
     return document

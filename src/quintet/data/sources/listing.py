@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quintet.config.documents import ChatField, TokenField
@@ -26,7 +26,7 @@ from quintet.config.sources import (
 )
 from quintet.data.sources.check import folder_suffixes, no_library
 from quintet.data.sources.document import Document, Report
-from quintet.data.sources.files import File, as_paths, find_files
+from quintet.data.sources.files import EMPTY, File, PassedOver, as_paths, find_files
 from quintet.data.sources.huggingface import Dataset, RowUnit, describe_dataset, row_documents, row_units
 from quintet.data.sources.jsonl import JsonlUnit, jsonl_documents, jsonl_units
 from quintet.data.sources.megatron import MegatronUnit, megatron_documents, megatron_files, megatron_units
@@ -62,13 +62,14 @@ _UNITS = 2048
 @dataclass(frozen=True)
 class Listing:
     """A source as it is now: its files with sizes and times, or its dataset. ``fingerprint`` follows from these and
-    from how they are read; ``size`` is in bytes."""
+    from how they are read; ``size`` is in bytes, and ``passed`` are names in its folders that are not read."""
 
     source: ReadSource
     fingerprint: str
     size: int
     files: tuple[File, ...] = ()
     dataset: Dataset | None = None
+    passed: PassedOver = field(default_factory=dict)
 
 
 def label_of(source: SourceConfig) -> str:
@@ -90,15 +91,19 @@ def list_source(source: ReadSource, where: str) -> Listing:
         units = scores_units(source)
         names = [score.name for unit in units for score in unit.scores]
         return Listing(source, digest(how, *names), sum(unit.size for unit in units))
-    files = _files(source, where)
+    passed: PassedOver = {}
+    files = _files(source, where, passed)
+    passed |= {EMPTY: [file.path for file in files if not file.size]} if any(not file.size for file in files) else {}
     facts = [file.facts for file in files]
     if isinstance(source, PythonStdlibSource):
         # Times are left out: every installation of one version has its own, and the same files.
         facts = [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
-    return Listing(source, digest(how, *facts), sum(file.size for file in files), files=tuple(files))
+    return Listing(source, digest(how, *facts), sum(file.size for file in files), tuple(files), passed=passed)
 
 
-def _files(source: PythonStdlibSource | FileSource | TokenSource | MidiSource, where: str) -> list[File]:
+def _files(
+    source: PythonStdlibSource | FileSource | TokenSource | MidiSource, where: str, passed: PassedOver
+) -> list[File]:
     match source:
         case PythonStdlibSource():
             files = python_files()
@@ -108,13 +113,11 @@ def _files(source: PythonStdlibSource | FileSource | TokenSource | MidiSource, w
         case TatmSource():
             return tatm_files(source, where)
         case MegatronSource():
-            return megatron_files(source, where)
-        case MidiSource():
-            return find_files(source.path, folder_suffixes(source), f"{where}.path")
+            return megatron_files(source, where, passed)
         case NpySource():
-            return with_labels(find_files(source.path, folder_suffixes(source), f"{where}.path"))
+            return with_labels(find_files(source.path, folder_suffixes(source), f"{where}.path", passed))
         case _:
-            return find_files(source.path, folder_suffixes(source), f"{where}.path")
+            return find_files(source.path, folder_suffixes(source), f"{where}.path", passed)
 
 
 def _template(source: ReadSource, where: str) -> str:
@@ -203,7 +206,7 @@ def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) ->
 def _ready(unit: TokenUnit, report: Report, tokenizer: Tokenizer) -> Iterator[Document]:
     match unit:
         case ArrayUnit():
-            return array_documents(unit, tokenizer.end_id)
+            return array_documents(unit, report, tokenizer.end_id)
         case TatmUnit():
             return tatm_documents(unit, report, tokenizer)
         case MegatronUnit():

@@ -18,7 +18,7 @@ import numpy as np
 
 from quintet.config.sources import MegatronSource
 from quintet.data.sources.document import Document, Ids
-from quintet.data.sources.files import File, as_paths, described, find_files
+from quintet.data.sources.files import OTHERS, File, PassedOver, as_paths, described, find_files
 from quintet.data.sources.spans import Span, open_file, read
 from quintet.data.sources.token_files import SLICE
 from quintet.errors import UserError
@@ -76,15 +76,18 @@ class MegatronUnit:
         return f"{self.bin}, documents {self.first} to {self.last - 1}"
 
 
-def megatron_files(source: MegatronSource, where: str) -> list[File]:
-    """The indexes that ``source`` names, each followed by its file of ids. Raises UserError when one is missing."""
+def megatron_files(source: MegatronSource, where: str, passed: PassedOver) -> list[File]:
+    """The indexes that ``source`` names, each followed by its file of ids; what else is there is added to ``passed``.
+    Raises UserError when one is missing."""
     paths = tuple(_with_ending(path) for path in as_paths(source.path))
     found = []
-    for index in find_files(paths, (".idx",), f"{where}.path"):
+    for index in find_files(paths, (".idx",), f"{where}.path", passed):
         ids = Path(index.path).with_suffix(".bin")
         if not ids.is_file():
             raise UserError(f"{where}.path: {ids} does not exist beside {index.path}; restore it")
         found += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
+    others = [name for name in passed.pop(OTHERS, ()) if name not in {file.path for file in found}]
+    passed |= {OTHERS: others} if others else {}
     return found
 
 

@@ -133,6 +133,9 @@ def documents_of(
             elif document is None:
                 report.dropped["without_separator"] += 1
             else:
+                if isinstance(document, Ids) and document.learnt is not None:
+                    report.matched["labels"] += 1
+                    report.matched["ignored"] += not document.learnt.all()
                 yield document
     except BadFile:
         if not skip:

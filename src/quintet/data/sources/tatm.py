@@ -89,7 +89,7 @@ def tatm_documents(unit: TatmUnit, report: Report, tokenizer: Tokenizer) -> Iter
     tokens = raw_file(unit.path, unit.size, unit.dtype)
     stop = _content(tokens, end)
     report.dropped["padding_tokens"] += tokens.count - stop
-    return cut_at(tokens, end, stop=stop)
+    return cut_at(tokens, end, report, stop=stop)
 
 
 def end_of(tokenizer: Path, name: str) -> int:

@@ -154,6 +154,7 @@ def _texts(unit: TextUnit, span: Span, report: Report) -> Iterator[str]:
         yield text
         return
     documents = text.split(unit.separator)
+    report.matched["separator"] += len(documents) - 1
     if not documents[-1]:
         documents.pop()
     yield from documents

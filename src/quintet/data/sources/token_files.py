@@ -11,7 +11,7 @@ import numpy as np
 
 from quintet.config.sources import BinSource, NpySource
 from quintet.data.sources import remote
-from quintet.data.sources.document import Document, Ids
+from quintet.data.sources.document import Document, Ids, Report
 from quintet.data.sources.files import File, described, files_at
 from quintet.data.sources.remote import is_remote
 from quintet.data.sources.rows import BadRow, learnt_of
@@ -20,7 +20,6 @@ from quintet.errors import UserError
 from quintet.tokenize.base import NO_END
 
 SLICE = 1 << 20  # tokens read at once
-_LABELS = "_labels.npy"
 
 
 @dataclass(frozen=True)
@@ -113,39 +112,41 @@ def with_labels(files: list[File]) -> list[File]:
 
 def labels_file(path: str) -> str:
     """Where the labels of the array at ``path`` are, if it has any."""
-    return path.removesuffix(".npy") + _LABELS
+    return f"{path[:-4]}_labels{path[-4:]}" if path.lower().endswith(".npy") else f"{path}_labels.npy"
 
 
-def array_documents(unit: ArrayUnit, end_id: int) -> Iterator[Document]:
+def array_documents(unit: ArrayUnit, report: Report, end_id: int) -> Iterator[Document]:
     """The tokens of ``unit``: documents that end with every ``end_id``, or with `document: file` one.
 
     Raises UserError for a file that is no such array, or is cut short, and for labels that do not fit.
     """
     end = None if unit.source.document == "file" or end_id == NO_END else end_id
     if isinstance(unit.source, BinSource):
-        return cut_at(raw_file(unit.path, unit.size, unit.source.dtype).part(unit.source), end)
+        return cut_at(raw_file(unit.path, unit.size, unit.source.dtype).part(unit.source), end, report)
     tokens = npy_file(unit.path)
     if unit.labels is None:
-        return cut_at(tokens.part(unit.source), end)
+        return cut_at(tokens.part(unit.source), end, report)
     labels = npy_file(unit.labels)
     if labels.count != tokens.count:
         raise UserError(
             f"{labels.path}: has {labels.count:,} labels, and {tokens.path} has {tokens.count:,} tokens; "
             "make them anew, or move the labels away"
         )
-    return cut_at(tokens.part(unit.source), end, Labels(labels.part(unit.source), unit.source.ignore_index))
+    return cut_at(tokens.part(unit.source), end, report, Labels(labels.part(unit.source), unit.source.ignore_index))
 
 
 def cut_at(
-    tokens: TokenFile, end: int | None, labels: Labels | None = None, stop: int | None = None
+    tokens: TokenFile, end: int | None, report: Report, labels: Labels | None = None, stop: int | None = None
 ) -> Iterator[Document]:
-    """Ids of ``tokens`` up to ``stop``, slice by slice, as one document or as those that end with ``end``."""
+    """Ids of ``tokens`` up to ``stop``, slice by slice, as one document or as those that end with ``end``, which
+    ``report`` counts."""
     stop = tokens.count if stop is None else stop
     for start in range(0, stop, SLICE):
         ids = tokens.read(start, min(start + SLICE, stop))
         learnt = None if labels is None else labels.learnt(start, ids)
         at = 0
         for behind in [] if end is None else (np.flatnonzero(ids == end) + 1).tolist():
+            report.matched["end_id"] += 1
             yield _piece(tokens, start, ids, learnt, at, behind, continues=False)
             at = behind
         if at < ids.size:
