@@ -27,3 +27,25 @@ def word_tokenizer(vocabulary: dict[str, int], *special: str) -> tokenizers.Toke
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     library.add_special_tokens(list(special))
     return library
+
+
+def causal_kinds() -> list[str]:
+    """Every type of causal language model that transformers knows."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def laid_out(kind: str, **settings: Any) -> Any:
+    """A causal model of transformers of this type on the meta device, in its published size but with two layers where
+    that can be; None where the library cannot build it from its type alone."""
+    import transformers
+
+    for layers in ({"num_hidden_layers": 2}, {}):
+        try:
+            config = transformers.AutoConfig.for_model(kind, **settings | layers)
+            with torch.device("meta"):
+                return transformers.AutoModelForCausalLM.from_config(config)
+        except Exception:  # whatever a type does not take
+            continue
+    return None

@@ -21,6 +21,7 @@ from quintet.config.model import (
     TransformerConfig,
     XavierInitConfig,
 )
+from quintet.model.roles import Role, roles
 from quintet.randomness import key
 
 EMBEDDING_STD = 0.02
@@ -51,20 +52,21 @@ def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iter
     if isinstance(config.init, NoInitConfig):
         yield from _as_pytorch_does(model, seed)
         return
+    role = roles(model)
     for name, parameter in list(model.named_parameters()):
         value = torch.empty(parameter.shape, dtype=torch.float32)
         with torch.no_grad():
-            _fill(value, name, config, torch.Generator().manual_seed(key(seed, "init", name)))
+            _fill(value, name, role[name], config, torch.Generator().manual_seed(key(seed, "init", name)))
         yield name, value
 
 
-def _fill(value: Tensor, name: str, config: TransformerConfig, generator: torch.Generator) -> None:
+def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, generator: torch.Generator) -> None:
     """Draw ``value`` in place: gains are one, biases zero, and matrices as ``config.init`` says."""
     init = config.init
     assert not isinstance(init, PretrainedInitConfig), "trained weights are given, not drawn"
-    if name.endswith(".bias"):
+    if role == "bias":
         value.zero_()
-    elif value.dim() == 1:
+    elif role == "gain":
         value.fill_(1.0)
     elif isinstance(init, NormalInitConfig):
         scaled = init.scale_residual and name.endswith(RESIDUAL_WRITERS)

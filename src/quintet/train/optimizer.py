@@ -10,6 +10,7 @@ from torch import nn
 
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
+from quintet.model.roles import roles
 from quintet.train.low_precision import LowPrecisionAdamW
 from quintet.train.schedules.arguments import check_arguments, check_name, refusals_of
 
@@ -26,19 +27,24 @@ _NOT_FOR_A_RUN = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
 # Their fused kernels read ``found_inf`` and leave out the step themselves; that of SGD would begin with a momentum that
 # nobody set if the first step were left out.
 _FUSED = ("Adam", "AdamW")
+DECAYING = ("matrix", "embedding")
+"""Roles of what ``decay: matrices`` lets decay."""
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``config`` over the trainable parameters of ``model``, in two groups.
 
-    What multiplies (matrices, embeddings: two dimensions or more) decays; what shifts or scales (biases, the gains of
-    norms) does not unless ``decay: all``, for pulling a gain to zero is no regulariser. The fused kernel is 5 times
-    faster than the loop on a CPU and saves launches on a GPU. Raises UserError when torch refuses the arguments.
+    What multiplies (matrices, embeddings) decays; what shifts or scales (biases, the gains of norms, by their role and
+    whatever their shape) does not unless ``decay: all``, for pulling a gain to zero is no regulariser. The fused kernel
+    is 5 times faster than the loop on a CPU and saves launches on a GPU. Raises UserError when torch refuses the
+    arguments.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decaying = [p for p in parameters if config.decay == "all" or p.dim() >= 2]
-    free = [p for p in parameters if config.decay != "all" and p.dim() < 2]
+    role = roles(model)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decays = {name for name in trained if config.decay == "all" or role[name] in DECAYING}
+    decaying = [parameter for name, parameter in trained.items() if name in decays]
+    free = [parameter for name, parameter in trained.items() if name not in decays]
     if isinstance(config, TorchOptimizerConfig):
         return _torch_optimizer(config, decaying, free)
     groups: list[dict[str, Any]] = [
