@@ -121,5 +121,5 @@ def test_the_command_prints_the_same_as_text_and_as_json(config: RunConfig, tmp_
     assert len(found[0]["samples"]) == 2
     said = runner.invoke(app, ["data", found[0]["folder"], "--samples", "2"]).stdout
     assert f"{sum(LENGTHS) + 10} tokens" in said
-    assert "dropped: 1 of 12 documents (duplicate)" in said
+    assert "dropped: 1 of 13 documents (duplicate)" in said
     assert all(sample in said for sample in found[0]["samples"])
