@@ -106,6 +106,13 @@ def test_each_value_knows_its_file_and_line(folder: Path) -> None:
         (["steps=1,2"], "sweep"),
         (["~optimizer.betta"], "is not there"),
         (["steps=[1"], "no override of Hydra's"),
+        (["model=small,large"], "sweep"),
+        (["+steps=3"], r"is there already, and \+ adds"),
+        (["~steps=3"], "is to be deleted where it is 3, and is 10"),
+        (["run.x=3"], "set it as a whole"),
+        (["list={a: 1}"], "a list in one place and a section in the other"),
+        (["a@b=3"], "no such group"),
+        (["hydra.run.dir=x"], "Hydra's own"),
     ],
 )
 def test_what_cannot_be_composed_is_refused_in_one_line(folder: Path, overrides: list[str], message: str) -> None:
@@ -119,3 +126,27 @@ def test_a_missing_file_of_the_list_names_the_line(folder: Path) -> None:
     (folder / "broken.yaml").write_text("steps: 1\ndefaults:\n  - model: gone\n")
     with pytest.raises(UserError, match=r"broken.yaml:2: defaults: .*model/gone"):
         composed_file(folder / "broken.yaml", [])
+
+
+def test_what_is_merged_into_a_reference_keeps_the_lines_of_both(folder: Path) -> None:
+    (folder / "library.yaml").write_text("size: 1\nheads: 2\n")
+    (folder / "one.yaml").write_text(
+        "defaults: [library@lib.small, empty, _self_, later]\nlr: 0.5\nmodel: ${lib.small}\n"
+    )
+    (folder / "later.yaml").write_text("lr: ???\nmodel:\n  heads: 8\n")
+    (folder / "empty.yaml").write_text("# nothing\n")
+    document = composed_file(folder / "one.yaml", [], folder).document
+    assert document.values["model"] == {"size": 1, "heads": 8}
+    assert document.values["lr"] == 0.5
+    places = {path: str(place) for path, place in document.places.items()}
+    assert places["model", "size"] == f"{folder}/library.yaml:1"
+    assert places["model", "heads"] == f"{folder}/later.yaml:3"
+    assert places["lr",] == f"{folder}/one.yaml:2"
+
+
+def test_a_section_given_on_the_command_line_is_merged_and_its_keys_are_the_command_lines(folder: Path) -> None:
+    composed = composed_file(folder / "train.yaml", [], folder)
+    document = apply_hydra_overrides(composed.document, ["optimizer={lr: 0.2}"])
+    assert document.values["optimizer"] == {"lr": 0.2, "betas": {"one": 0.9}}
+    assert document.places["optimizer", "lr"].file is None
+    assert str(document.places["optimizer", "betas", "one"]) == f"{folder}/optimizer/adamw.yaml:2"

@@ -187,6 +187,42 @@ def test_overrides_set_values_elements_and_whole_sections(load: Callable[..., Lo
     assert "schedule.min_lr" not in loaded.origins
 
 
+def test_an_override_means_what_the_same_keys_mean_in_a_last_file(load: Callable[..., Loaded], write: Write) -> None:
+    text = MINIMAL + "schedule: {kind: wsd, decay_fraction: 0.2, warmup_steps: 3}\n"
+    for value in ("{warmup_steps: 5}", "{kind: wsd, warmup_steps: 5}", "{kind: linear, warmup_steps: 5}"):
+        last = load_run_config([write(text, "first.yaml"), write(f"schedule: {value}\n", "last.yaml")])
+        assert load(text, f"schedule={value}").config.schedule == last.config.schedule
+
+
+def test_overrides_add_and_delete(load: Callable[..., Loaded], problems: Callable[..., tuple[str, ...]]) -> None:
+    text = MINIMAL + "schedule: {kind: wsd, decay_fraction: 0.2, warmup_steps: 3}\n"
+    config = load(text, "~schedule", "+schedule.min_lr=1e-4", "++seed=3", "~train.steps=100", "train.tokens=999").config
+    assert (config.schedule.kind, config.schedule.min_lr, config.seed) == ("cosine", 1e-4, 3)
+    assert (config.train.steps, config.train.tokens) == (None, 999)
+    assert problems(text, "+schedule.warmup_steps=4", "~schedule.warmup_steps=4", "~seed", "~data.sources[0]") == (
+        "command line: data.sources[0]: is an element of a list; set the list as a whole: data.sources=[…]",
+        "command line: schedule.warmup_steps: is there already, and + adds; write schedule.warmup_steps=… to change it",
+        "command line: schedule.warmup_steps: is to be deleted where it is 4, and is 3",
+        "command line: seed: is to be deleted, and is not there",
+    )
+
+
+def test_an_override_loses_nothing_after_a_number_sign(
+    load: Callable[..., Loaded], problems: Callable[..., tuple[str, ...]]
+) -> None:
+    assert load(MINIMAL, "name=exp #2").config.name == "exp #2"
+    assert load(MINIMAL, "name='exp #2'").config.name == "exp #2"
+    assert load(MINIMAL, "name=c#").config.name == "c#"
+    assert "begins a comment" in problems(MINIMAL, "sample.prompts=[a, b] # c")[0]
+    assert "'5 #x'" in problems(MINIMAL, "train.steps=5 #x")[0]
+
+
+def test_sections_and_lists_do_not_merge(write: Write) -> None:
+    first, last = write(MINIMAL, "first.yaml"), write("data:\n  sources: {kind: text}\n", "last.yaml")
+    with pytest.raises(UserError, match=r"last\.yaml:2: data\.sources: is a list in one place and a section"):
+        load_run_config([first, last])
+
+
 def test_overrides_that_lead_nowhere_are_all_reported(problems: Callable[..., tuple[str, ...]]) -> None:
     found = problems(
         MINIMAL + "optimizer: ${model}\n",

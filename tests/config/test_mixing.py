@@ -38,7 +38,7 @@ def test_stages_are_read_as_they_are_written(run_file: Path) -> None:
     [
         ("data.stages[0].weights={web: 1, boks: 1}", "data.stages[0].weights: no source has the label 'boks'"),
         ("data.stages[0].weights={web: 0, books: 0.0}", "data.stages[0].weights: all are 0"),
-        ("data.stages[0].weights={books: 1}", "data.sources[0].label: no stage draws from 'web'"),
+        ("~data.stages[0].weights.web", "data.sources[0].label: no stage draws from 'web'"),
         ("data.stages[0].weights={web: -1}", "data.stages[0].weights"),
         ("data.stages[0].until=80.0", "data.stages[0].until: 80 is no fraction"),
         ("data.stages[0].until=0", "data.stages[0].until"),

@@ -122,4 +122,6 @@ def _problems(error: BaseException) -> list[str]:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = f" ({error.filename})" if error.filename else ""
         return [f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue"]
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return [f"{str(error.filename)[:60]}…: no file can have so long a name"]
     return []

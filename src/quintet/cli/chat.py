@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet.cli.inputs import WRITER
+from quintet.config.names import local_path
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _save(messages: list[Message], name: str) -> None:
         _note("/save: name a file")
         return
     try:
-        Path(name).expanduser().write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", "utf-8")
+        local_path(name).write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:  # the conversation shall not be lost for a wrong name
         _note(f"/save: {name} cannot be written ({error.strerror})")
 

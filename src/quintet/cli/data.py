@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quintet.cli.inputs import load
+from quintet.config.names import local_path
 
 Described = Annotated[
     list[str],
@@ -31,8 +31,8 @@ def data(
     from quintet.data.describe import report_run, report_store
     from quintet.data.sources.check import MANIFEST
 
-    if len(inputs) == 1 and (Path(inputs[0]) / MANIFEST).is_file():
-        reports = [report_store(Path(inputs[0]), seed, samples)]
+    if len(inputs) == 1 and (local_path(inputs[0]) / MANIFEST).is_file():
+        reports = [report_store(local_path(inputs[0]), seed, samples)]
     else:
         reports = report_run(load(inputs).config, seed, samples)
     if as_json:

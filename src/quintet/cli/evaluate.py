@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from quintet.cli.benchmarks import ask_benchmarks, folder_of
 from quintet.cli.inputs import WRITER, fail
 from quintet.cli.text import model_texts
+from quintet.config.names import local_path
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
         own,
         "is for what the run holds out, and means nothing here; leave it out",
     )
-    if Path(run).is_file():
+    if local_path(run).is_file():
         run = folder_of(run)
     if tasks is not None:
         ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot or 0, data_dir, batch_size or 16, as_json)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quintet.cli.inputs import fail
+from quintet.config.names import local_path
 
 
 def import_(
@@ -30,7 +31,7 @@ def import_(
     folder = find_checkpoint(checkpoint, revision)
     values = read_config(folder, lambda line: typer.echo(line, err=True))
     section = model_section(values, checkpoint)
-    source = str(folder.resolve()) if Path(checkpoint).expanduser().is_dir() else checkpoint
+    source = str(folder.resolve()) if local_path(checkpoint).is_dir() else checkpoint
     place = {"path": source} | ({} if revision is None else {"revision": revision})
     section["init"] = {"kind": "pretrained", **place}
     huggingface_tokenizer(str(folder))  # so that one that is missing is noticed now

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from quintet.config.names import RUN_FILE, is_run
+from quintet.config.names import RUN_FILE, is_path, is_run, local_path
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,19 +70,19 @@ def split(inputs: list[str]) -> Line:
                 value = "true"
             value = value if equals or value else left.pop(0)
             line.overrides.append(f"{name[2:]}={f'[{value}]' if ',' in value and value[0] not in '[{' else value}")
-        elif text.startswith("-") and not Path(text).exists():
+        elif text.startswith("-") and not is_path(text):
             fail(f"{name}: no such option")
-        elif ("=" in text and not Path(text).exists()) or (text.startswith("~") and "/" not in text):
+        elif ("=" in text and not is_path(text)) or (text.startswith("~") and "/" not in text):
             line.overrides.append(text)
         else:
-            line.files.append(Path(text))
+            line.files.append(local_path(text))
     _name_files(line)
     return line
 
 
 def _name_files(line: Line) -> None:
     """The file that Hydra's options name, and the run file of each run folder."""
-    folder = Path(line.options.get("config_path", "."))
+    folder = local_path(line.options.get("config_path", "."))
     if "config_name" in line.options:
         name = line.options["config_name"].removesuffix(".yaml")
         line.files.append(folder / f"{name}.yaml")
@@ -99,7 +99,7 @@ def load(inputs: list[str], purpose: str = "train") -> Loaded:
     folder = line.options.get("config_path")
     reading = Reading(
         line.options.get("dialect"),
-        Path(folder) if folder else None,
+        local_path(folder) if folder else None,
         "prepare" if purpose == "prepare" else "train",
     )
     return load_run_config(line.files, line.overrides, reading)

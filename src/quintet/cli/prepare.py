@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet.cli.inputs import Inputs, fail, load
+from quintet.config.names import local_path
 
 if TYPE_CHECKING:
     from quintet.config.dialects.native import Output
@@ -97,7 +98,7 @@ def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> Non
     from quintet.data.formats.write import check_new, write_samples
     from quintet.data.prepare import prepare
 
-    folder = Path(target.folder).expanduser()
+    folder = local_path(target.folder)
     check_new(folder)
     prepared = prepare(config, progress=reporter.preparing)
     write_samples(prepared, folder, target.ignore_index)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from quintet.cli.inputs import fail
+from quintet.config.names import is_path
 
 
 def runs(
@@ -19,7 +20,7 @@ def runs(
     """List the runs in a folder: how far each is, what it reached, how fast it was."""
     from quintet.track.overview import find_runs
 
-    if not folder.is_dir():
+    if not is_path(folder) or not folder.is_dir():
         fail(f"{folder}: no such folder; `quintet train` makes runs/ where it is called")
     found = find_runs(folder)
     if as_json:

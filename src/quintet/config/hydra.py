@@ -6,20 +6,19 @@ they are then read and merged as all run files are, so that every value keeps it
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quintet.config.keypath import ABSENT, KeyPath, lookup
-from quintet.config.merge import forget, merge, set_override
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse
+from quintet.config.merge import Override, Verb, apply_override, merge
 from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError, place_of
 from quintet.config.read import Document, first_line, read_document
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Override as HydraOverride
 
 OWN_SETTINGS = "hydra"
 """The key under which a file configures Hydra itself: jobs, sweeps, folders."""
@@ -81,66 +80,82 @@ def apply_hydra_overrides(document: Document, overrides: Sequence[str]) -> Docum
 
     Raises RunFileError with every override that is malformed, deletes nothing, or asks for a sweep.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    values, places = copy.deepcopy(document.values), dict(document.places)
     problems: list[Problem] = []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
-            _apply(values, places, override)
+            document = apply_override(document, _override(text))
         except HydraException as error:
             problems.append(Problem(COMMAND_LINE, "", f"{text!r} is no override of Hydra's: {first_line(error)}"))
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, text.partition("=")[0].lstrip("+~"), str(error)))
     if problems:
         raise RunFileError(problems)
-    return Document(values, places)
+    return document
 
 
-def _apply(values: dict[str, Any], places: dict[KeyPath, Place], override: Override) -> None:
-    key = override.key_or_group
-    path = tuple(key.split("."))
-    if override.is_sweep_override():
+def _parsed(text: str) -> HydraOverride:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
+
+
+def _override(text: str) -> Override:
+    """What ``text`` says. Raises HydraException where Hydra cannot read it, ValueError where Quintet cannot follow."""
+    from hydra.core.override_parser.types import OverrideType
+
+    found = _parsed(text)
+    key, path = found.key_or_group, parse(found.key_or_group)
+    if found.is_sweep_override():
         raise ValueError("is a sweep over several values; give one, a run is one config")
-    if override.is_delete():
-        here: Any = values
-        for step in path[:-1]:
-            here = here.get(step, {}) if isinstance(here, dict) else {}
-        if not isinstance(here, dict) or path[-1] not in here:
-            raise ValueError("is to be deleted, and is not there")
-        del here[path[-1]]
-        forget(places, path)
-        return
-    set_override(values, places, path, override.value())
+    if found.package is not None:
+        raise ValueError(f"names a package of the group {key!r}, and there is no such group")
+    if path is None:
+        raise ValueError("is no key")
+    if path[0] == OWN_SETTINGS:
+        raise ValueError("is a setting of Hydra's own jobs and folders, which a run here does not have; leave it out")
+    verbs: dict[OverrideType, Verb] = {
+        OverrideType.CHANGE: "",
+        OverrideType.ADD: "+",
+        OverrideType.FORCE_ADD: "++",
+        OverrideType.DEL: "~",
+    }
+    return Override(verbs[found.type], path, found.value())
 
 
 def _chooses(text: str, root: Path) -> bool:
-    """Whether an override names a group, which is a folder of ``root``."""
-    group = text.partition("=")[0].lstrip("+~").partition("@")[0]
-    return bool(group) and "." not in group and (root / group).is_dir()
+    """Whether an override names a group, which is a folder of ``root``, and no value for it."""
+    from hydra.errors import HydraException
+
+    try:
+        found = _parsed(text)
+    except HydraException:
+        return False  # refused when it is applied
+    group = found.key_or_group
+    is_group = bool(group) and "." not in group and (root / group).is_dir()
+    return is_group and not found.is_sweep_override() and not isinstance(found.value(), dict)
 
 
 def _part(file: Path, package: str) -> Document:
     """``file`` below ``package``; one that is a list is the value of the package's last step."""
     around, _, last = package.rpartition(".")
-    document = read_document(file, list_key="" if last == "_global_" else last)
+    document = read_document(file, list_key="" if last == "_global_" else last, may_be_empty=True)
     return _packaged(document, around if document.is_list else package)
 
 
 def _packaged(document: Document, package: str) -> Document:
-    """``document`` below ``package``, without its defaults list and Hydra's own settings."""
-    values = {name: value for name, value in document.values.items() if name not in ("defaults", OWN_SETTINGS)}
-    left_out = (("defaults",), (OWN_SETTINGS,))
-    places = {path: place for path, place in document.places.items() if path[:1] not in left_out}
+    """``document`` below ``package``, without its defaults list and without Hydra's own settings at the top."""
+    values = {name: value for name, value in document.values.items() if name != "defaults"}
+    places = {path: place for path, place in document.places.items() if path[:1] != ("defaults",)}
     steps = tuple(package.split(".")) if package and package != "_global_" else ()
-    for position in range(len(steps), 0, -1):
-        values = {steps[position - 1]: values}
+    for step in reversed(steps):
+        values = {step: values}
     top = places[()]
     moved: dict[KeyPath, Place] = {steps[:length]: top for length in range(len(steps) + 1)}
     moved |= {(*steps, *path): place for path, place in places.items()}
-    return Document(values, moved)
+    values.pop(OWN_SETTINGS, None)
+    return Document(values, {path: place for path, place in moved.items() if path[:1] != (OWN_SETTINGS,)})
 
 
 def _file(root: Path, config_path: str, asked_by: Path) -> Path:

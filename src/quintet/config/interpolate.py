@@ -16,7 +16,8 @@ from quintet.config.keypath import KeyPath, show, walk
 from quintet.config.places import Problem, RunFileError, place_of
 from quintet.config.read import Document, first_line
 
-_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_]\w*)\s*[.}\[]")
+_REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]?\s*(?=[.},\[])")
+"""The points and the first name of a reference to a key: ``${name}``, ``${..name.inner}``, ``${oc.select:name,0}``."""
 
 
 def resolve(document: Document, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults) -> dict[str, Any]:
@@ -46,8 +47,12 @@ def resolve(document: Document, defaults: Callable[[dict[str, Any]], dict[str, A
 
 def variables_of(document: Document) -> frozenset[str]:
     """The names at the top of ``document`` that interpolations in it refer to."""
-    texts = [text for _, text in walk(document.values) if isinstance(text, str) and "${" in text]
-    return frozenset(name for text in texts for name in _REFERENCE.findall(text))
+    found = set()
+    for path, text in walk(document.values):
+        for points, name in _REFERENCE.findall(text) if isinstance(text, str) else ():
+            if len(points) in (0, len(path)):  # a point for each section out of which the reference leads
+                found.add(name)
+    return frozenset(found)
 
 
 def _copies(pattern: Any, count: int, mark: str) -> list[Any]:

@@ -18,8 +18,9 @@ from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
 from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
-from quintet.config.keypath import KeyPath, parse, show
+from quintet.config.keypath import KeyPath, parse, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
+from quintet.config.names import PATHS, local_path
 from quintet.config.places import Place, Problem, RunFileError, place_of
 from quintet.config.read import Document, read_document
 from quintet.config.schema import RunConfig
@@ -102,12 +103,27 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
         document, notes = _named(translation.document, files), translation.notes
         prepare_to = translation.prepare_to
         values = document.values
+    _check_paths(values, document)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         problems = problems_of(error, values, document.places)
         raise RunFileError(problem.in_its_words() for problem in problems) from None
     return Loaded(config, document.places, values, dialect, notes, prepare_to)
+
+
+def _check_paths(values: dict[str, Any], document: Document) -> None:
+    """Raise RunFileError for every path that no file can have."""
+    problems = []
+    for path, text in walk(values):
+        names = [step for step in path if isinstance(step, str)]
+        if isinstance(text, str) and names and names[-1] in PATHS:
+            try:
+                local_path(text)
+            except UserError as error:
+                problems.append(Problem(place_of(path, document.places), show(path), str(error)).in_its_words())
+    if problems:
+        raise RunFileError(problems)
 
 
 def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[Document, list[str], bool]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quintet.config.describe import default_kinds
-from quintet.config.keypath import KeyPath, lookup, parse, show, walk
-from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
+from quintet.config.names import local_path
+from quintet.config.places import COMMAND_LINE, Place, Places, Problem, RunFileError, place_of, shown
 from quintet.config.read import Document, first_line, read_document
+
+MISSING = "???"
+"""OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
+
+Verb = Literal["", "+", "++", "~"]
 
 
 def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) -> Document:
@@ -27,7 +33,7 @@ def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) ->
         return document
     around = (*around, file.resolve())
     place = document.places[("extends",)]
-    bases = [file.parent / Path(name).expanduser() for name in _bases(document, place)]
+    bases = [file.parent / local_path(name) for name in _bases(document, place)]
     del document.values["extends"]
     forget(document.places, ("extends",))
     merged: Document | None = None
@@ -51,35 +57,61 @@ def _bases(document: Document, place: Place) -> list[str]:
 
 
 def merge(base: Document, over: Document) -> Document:
-    """``base`` with ``over`` on top: sections merge, everything else is replaced, lists too.
+    """``base`` with ``over`` on top, as OmegaConf merges: sections merge, also into the one that a reference stands
+    for; everything else is replaced, lists too; ``???`` leaves what is there.
 
     A section that ``over`` gives another kind starts anew, for the options of the old one do not belong to it.
+    Raises RunFileError where a list meets a section.
     """
-    places = dict(base.places)
-    values = _merged(base.values, over, (), places)
+    below = _kept(base.values, over.values, ())
+    try:
+        values = OmegaConf.to_container(OmegaConf.merge(below, over.values))
+    except OmegaConfBaseException as error:
+        path = next((path for path, value in walk(over.values) if _clashes(lookup(base.values, path), value)), ())
+        raise RunFileError([Problem(place_of(path, over.places), show(path), _merge_message(error))]) from None
+    given = {
+        path: over.places[path] for path, value in walk(over.values) if value != MISSING or path not in base.places
+    }
+    return _placed(values, base, given)
+
+
+def _clashes(old: Any, new: Any) -> bool:
+    return isinstance(old, dict) != isinstance(new, dict) and isinstance(old, list) != isinstance(new, list)
+
+
+def _merge_message(error: OmegaConfBaseException) -> str:
+    if "Cannot merge" in str(error):
+        return "is a list in one place and a section in the other, which do not merge; make them alike"
+    return first_line(error)
+
+
+def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+    """What stays of the section ``old`` at ``path`` when ``new`` is merged into it: nothing of another kind."""
+    if new.get("kind") not in (None, old.get("kind", default_kinds().get(path))):
+        return {}
+    kept = dict(old)
+    for name, inner in new.items():
+        if isinstance(inner, dict) and isinstance(old.get(name), dict):
+            kept[name] = _kept(old[name], inner, (*path, name))
+    return kept
+
+
+def _placed(values: Any, base: Document, given: Places) -> Document:
+    """``values``, which were made from ``base``, with their places: those of ``given`` come first."""
+    places = {path: given.get(path) or base.places.get(path) or _origin(path, base) for path, _ in walk(values)}
     return Document(values, places)
 
 
-def _merged(base: dict[str, Any], over: Document, path: KeyPath, places: dict[KeyPath, Place]) -> dict[str, Any]:
-    values = dict(base)
-    section: Any = over.values
-    for step in path:
-        section = section[step]
-    places[path] = over.places[path]
-    for name, value in section.items():
-        inner = (*path, name)
-        old = values.get(name)
-        if isinstance(old, dict) and isinstance(value, dict) and _same_kind(old, value, inner):
-            values[name] = _merged(old, over, inner, places)
-            continue
-        values[name] = value
-        forget(places, inner)
-        places.update({deeper: over.places[deeper] for deeper, _ in walk(value, inner) if deeper in over.places})
-    return values
-
-
-def _same_kind(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> bool:
-    return new.get("kind") in (None, old.get("kind", default_kinds().get(path)))
+def _origin(path: KeyPath, base: Document) -> Place:
+    """The place of a value that has come into the section ``path[:-1]`` with what a reference in ``base`` stands
+    for."""
+    config = OmegaConf.create(base.values)
+    for length in range(len(path) - 1, 0, -1):
+        section = OmegaConf.select(config, show(path[:length]))
+        if OmegaConf.is_config(section):
+            target = parse(section._get_full_key(None)) or ()
+            return place_of((*target, *path[length:]), base.places)
+    return place_of(path, base.places)
 
 
 def forget(places: dict[KeyPath, Place], path: KeyPath) -> None:
@@ -88,35 +120,102 @@ def forget(places: dict[KeyPath, Place], path: KeyPath) -> None:
         del places[known]
 
 
+@dataclass(frozen=True)
+class Override:
+    """A value of the command line: ``key=value`` sets, ``+key=value`` adds, ``++key=value`` does either, ``~key``
+    deletes, ``~key=value`` only where that is the value."""
+
+    verb: Verb
+    path: KeyPath
+    value: Any
+
+    def __str__(self) -> str:
+        return self.verb + show(self.path)
+
+
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
-    """``document`` with each ``key.path=value`` set, in order; the value is YAML and replaces what is there.
+    """``document`` with each ``key.path=value`` set, in order, as `apply_override` does; the value is YAML.
 
     Raises RunFileError with every override that is malformed or leads to no place.
     """
-    values, places = copy.deepcopy(document.values), dict(document.places)
     problems: list[Problem] = []
     for text in overrides:
         key, equals, value_text = text.partition("=")
-        path = parse(key)
-        if not equals or path is None:
+        verb: Verb = "~" if key[:1] == "~" else "++" if key[:2] == "++" else "+" if key[:1] == "+" else ""
+        path = parse(key.removeprefix(verb))
+        if path is None or not (equals or verb == "~"):
             message = f"{text!r} is no override; write key.path=value, for instance train.steps=100"
             problems.append(Problem(COMMAND_LINE, "", message))
             continue
         try:
-            value = _value(value_text)
-            set_override(values, places, path, value)
+            document = apply_override(document, Override(verb, path, _value(value_text) if equals else None))
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, show(path), str(error)))
     if problems:
         raise RunFileError(problems)
-    return Document(values, places)
+    return document
+
+
+def apply_override(document: Document, override: Override) -> Document:
+    """``document`` with ``override``, by the rules of Hydra (https://hydra.cc/docs/advanced/override_grammar/basic/):
+    a section given as a value is merged into what is there, a list replaces it.
+
+    A key that is not there is set without ``+``, too: what a schema has by default need not stand in a file.
+    Raises ValueError where that cannot be.
+    """
+    path, value = override.path, override.value
+    if path == ("extends",):
+        raise ValueError("belongs in a file; on the command line name several files, the later ones win")
+    _check_steps(document.values, override)
+    try:
+        if override.verb == "~":
+            return _deleted(document, path, value)
+        return _set(document, override)
+    except OmegaConfBaseException as error:
+        raise ValueError(_merge_message(error)) from None
+
+
+def _deleted(document: Document, path: KeyPath, value: Any) -> Document:
+    config: Any = OmegaConf.create(document.values)
+    found = OmegaConf.select(config, show(path), throw_on_missing=False)
+    if found is None:
+        raise ValueError("is to be deleted, and is not there")
+    if value is not None and found != value:
+        raise ValueError(f"is to be deleted where it is {shown(value)}, and is {shown(found)}")
+    if isinstance(path[-1], int):
+        raise ValueError(f"is an element of a list; set the list as a whole: {show(path[:-1])}=[…]")
+    around: Any = OmegaConf.select(config, show(path[:-1])) if path[1:] else config
+    del around[path[-1]]
+    return _placed(OmegaConf.to_container(config), document, {})
+
+
+def _set(document: Document, override: Override) -> Document:
+    path, value, old = override.path, override.value, document.values
+    config: Any = OmegaConf.create(old)
+    adds = override.verb == "+" and not isinstance(value, dict | list)
+    if adds and OmegaConf.select(config, show(path), throw_on_missing=False) is not None:
+        raise ValueError(f"is there already, and + adds; write {show(path)}=… to change it")
+    here = lookup(old, path)
+    if isinstance(here, dict) and isinstance(value, dict):
+        OmegaConf.update(config, show(path), _kept(here, value, path), merge=False)
+    OmegaConf.update(config, show(path), value, merge=True, force_add=bool(override.verb))
+    values = OmegaConf.to_container(config)
+    given = {path[:length]: COMMAND_LINE for length in range(len(path)) if lookup(old, path[:length]) is ABSENT}
+    given |= {inner: COMMAND_LINE for inner, _ in walk(value, path)}
+    return _placed(values, document, given)
 
 
 def _value(text: str) -> Any:
-    """``text`` read as the value of a YAML list's only element, so that every YAML value is possible."""
+    """``text`` read as the value of a YAML list's only element, so that every YAML value is possible; a plain text
+    keeps what YAML would take for a comment."""
+    indented = text.replace("\n", "\n  ")
+    source = f"- {indented}\n"
     try:
-        indented = text.replace("\n", "\n  ")
-        found = OmegaConf.to_container(OmegaConf.create(f"- {indented}\n"))
+        if _has_comment(source):
+            if not source[2:].lstrip()[:1].isalnum():
+                raise ValueError(f"{text!r} has a # that begins a comment in YAML; quote the text around it")
+            return text
+        found = OmegaConf.to_container(OmegaConf.create(source))
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -127,36 +226,28 @@ def _value(text: str) -> Any:
     return found[0]
 
 
-def set_override(here: Any, places: dict[KeyPath, Place], path: KeyPath, value: Any) -> None:
-    """Set ``path`` below ``here`` as the command line says, making the sections on the way.
+def _has_comment(source: str) -> bool:
+    """Whether a ``#`` of the YAML ``source`` is in none of its scalars."""
+    if "#" not in source:
+        return False
+    scalars = [token for token in yaml.scan(source, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken)]
+    spans = [(token.start_mark.index, token.end_mark.index) for token in scalars]
+    return any(
+        not any(start <= index < end for start, end in spans) for index, mark in enumerate(source) if mark == "#"
+    )
 
-    Raises ValueError where a list stands in the way.
-    """
-    if path == ("extends",):
-        raise ValueError("belongs in a file; on the command line name several files, the later ones win")
+
+def _check_steps(values: Any, override: Override) -> None:
+    """Raise ValueError unless the way to the override's key leads through sections, and elements that lists have."""
+    here, path = values, override.path
     for position, step in enumerate(path):
-        _check_step(here, path, position)
-        if position == len(path) - 1:
-            here[step] = value
-            break
-        old = lookup(here, (step,))
-        if isinstance(old, str) and "${" in old:
-            raise ValueError(f"{show(path[: position + 1])} is {old!r}; set it as a whole")
-        if not isinstance(old, dict | list):
-            here[step] = {}
-            forget(places, path[: position + 1])
-            places[path[: position + 1]] = COMMAND_LINE
+        before = show(path[:position])
+        if isinstance(here, list) and isinstance(step, str):
+            raise ValueError(f"{before} is a list; say which element: {before}[0].{show(path[position:])}")
+        if isinstance(here, list) and step not in range(len(here)):
+            raise ValueError(f"{before} has {len(here)} elements, counted from 0")
+        if not isinstance(here, list) and isinstance(step, int):
+            raise ValueError(f"{before or 'the top'} is no list here; set the list as a whole: {before}=[…]")
+        if not override.verb and isinstance(here, str) and "${" in here:
+            raise ValueError(f"{before} is {here!r}; set it as a whole")
         here = lookup(here, (step,))
-    forget(places, path)
-    places.update({deeper: COMMAND_LINE for deeper, _ in walk(value, path)})
-
-
-def _check_step(here: Any, path: KeyPath, position: int) -> None:
-    """Raise ValueError unless ``path[position]`` can stand in ``here``, which is a list or a section."""
-    step, shown = path[position], show(path[:position])
-    if isinstance(here, list) and isinstance(step, str):
-        raise ValueError(f"{shown} is a list; say which element: {shown}[0].{show(path[position:])}")
-    if isinstance(here, list) and step not in range(len(here)):
-        raise ValueError(f"{shown} has {len(here)} elements, counted from 0")
-    if isinstance(here, dict) and isinstance(step, int):
-        raise ValueError(f"{shown or 'the top'} is no list here; set the list as a whole: {shown}=[…]")

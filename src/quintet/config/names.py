@@ -1,14 +1,67 @@
-"""What a name in a run file or on the command line can stand for: a run, or a repository of the Hugging Face hub."""
+"""What a name in a run file or on the command line can stand for: a file, a run, or a repository of the Hugging Face
+hub."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+
+from quintet.errors import UserError
 
 RUN_FILE = "run.yaml"
 """The file that makes a folder that of a run."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+PATHS = ("path", "dir", "data_dir", "cache_dir", "runs_dir", "name_or_path")
+"""Keys of a run file that hold a path, or a name that may be one."""
+
+_LONGEST_FILE_NAME = 255  # bytes, on every common file system
+_LONGEST_NAME = 200  # leaves room for what is written beside a run's folder
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³")}
+"""What Windows takes for a device, whatever follows a point (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
+
+
+def name_problem(name: str) -> str | None:
+    """Why the run ``name`` cannot have a folder of this name on Linux, macOS and Windows alike, None when it can."""
+    if name in (".", ".."):
+        return "is the name of a folder that is there; choose another name"
+    if _NOT_IN_NAMES.search(name):
+        return 'has a character that no folder can have everywhere (/ \\ < > : " | ? * or a control character)'
+    if name != name.strip() or name.endswith("."):
+        return "begins or ends with a space, or ends with a point, which some systems cut off"
+    if name.partition(".")[0].rstrip().upper() in _DEVICES:
+        return f"is a device on Windows, as are {', '.join(sorted(_DEVICES)[:4])} …; choose another name"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"is {len(name.encode())} bytes long, and the name of a folder at most {_LONGEST_NAME}"
+    return None
+
+
+def local_path(text: str | Path) -> Path:
+    """The path that ``text`` spells, with ``~`` and ``~user`` as their folders.
+
+    Raises UserError where no file can have it: an unknown user, a part longer than a file's name may be, a NUL.
+    """
+    path, shown = Path(text), repr(str(text) if len(str(text)) < 60 else f"{str(text)[:60]}…")
+    if "\0" in str(text):
+        raise UserError(f"{shown} has a NUL character, and no path does")
+    if any(len(os.fsencode(part)) > _LONGEST_FILE_NAME for part in path.parts):
+        raise UserError(f"{shown} has a part of more than {_LONGEST_FILE_NAME} bytes, and no file has so long a name")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{shown}: {path.parts[0]} stands for the folder of a user, and there is none") from None
+
+
+def is_path(text: str | Path) -> bool:
+    """Whether there is a file or folder ``text``."""
+    try:
+        return local_path(text).exists()
+    except UserError:
+        return False
 
 
 def is_run(folder: Path) -> bool:
@@ -18,7 +71,7 @@ def is_run(folder: Path) -> bool:
 
 def run_folders(name: str) -> tuple[Path, Path]:
     """Where the run ``name`` may lie: ``name`` may be its folder, or its name under ``runs/``."""
-    return Path(name).expanduser(), Path("runs") / name
+    return local_path(name), Path("runs") / name
 
 
 def run_named(name: str) -> Path | None:

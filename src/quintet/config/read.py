@@ -35,9 +35,11 @@ class Document:
         return Document(self.values[name], inner), Document(rest, others)
 
 
-def read_document(file: Path, asked_at: Place | None = None, list_key: str = "") -> Document:
+def read_document(
+    file: Path, asked_at: Place | None = None, list_key: str = "", may_be_empty: bool = False
+) -> Document:
     """Read one run file; ``asked_at`` is where another file names it. A file that is a list is read as the value of
-    ``list_key``, if given.
+    ``list_key``, if given; one without keys is refused unless it ``may_be_empty``.
 
     Raises RunFileError when the file cannot be read, is no YAML, or is no mapping of keys to values.
     """
@@ -47,6 +49,8 @@ def read_document(file: Path, asked_at: Place | None = None, list_key: str = "")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
+    if root is None and may_be_empty:
+        return Document({}, {(): Place(name)})
     if root is None:
         raise RunFileError([Problem(Place(name), "", "the file is empty; a run file needs at least data and train")])
     listed = isinstance(root, yaml.SequenceNode) and bool(list_key)

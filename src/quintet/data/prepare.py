@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.config.names import local_path
 from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
 from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.schema import RunConfig
@@ -204,7 +205,7 @@ def _corpus_fingerprint(listings: list[Listing]) -> str:
 
 def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
     """A tokenizer made from sources cannot be made again from their tokens, so it is the store's."""
-    folder = Path(source.path).expanduser()
+    folder = local_path(source.path)
     made, wanted = read_manifest(folder).tokenizer_config, config.tokenizer.model_dump(mode="json")
     if made != wanted:
         raise UserError(
@@ -252,7 +253,7 @@ def _store(
 ) -> TokenStore:
     if listing is None:
         assert isinstance(source, StoreSource)
-        store = TokenStore.open(Path(source.path).expanduser(), tokenizer.fingerprint)
+        store = TokenStore.open(local_path(source.path), tokenizer.fingerprint)
     else:
         by = _stored_by(source, tokenizer)
         folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
@@ -369,7 +370,7 @@ def _training_counts(
 
 
 def _cache(config: RunConfig) -> Path:
-    folder = Path(config.data.cache_dir).expanduser()
+    folder = local_path(config.data.cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from quintet.config.names import local_path
 from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.batch import ValidationData
 from quintet.data.held_out import held_out_documents
@@ -62,7 +62,7 @@ def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
     each topic the first ``max_bytes`` bytes are taken, cut between two characters. Raises UserError, with file and
     line, for what is no text."""
     assert config.path is not None
-    root = Path(config.path).expanduser()
+    root = local_path(config.path)
     if not root.exists():
         raise UserError(f"{where}: {root} does not exist; name a file or folder of .txt and .jsonl")
     passed: PassedOver = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quintet.config.model import HuggingFaceConfig, LoraConfig
-from quintet.config.names import is_hub_name
+from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
 from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.families.files import Tensors, check_finite, differing, first_line, refuse_adapter, weight_files
@@ -100,7 +100,7 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
     values as they are stored."""
     transformers = _library()
     name = config.name_or_path
-    place = Path(name).expanduser()
+    place = local_path(name)
     refuse_adapter(place)
     if not config.pretrained and not place.is_dir() and name in transformers.CONFIG_MAPPING:
         settings = transformers.AutoConfig.for_model(name)
@@ -406,7 +406,7 @@ def _source(config: HuggingFaceConfig) -> str:
 
 def _folder(config: HuggingFaceConfig) -> Path | None:
     """The checkpoint's folder; None for a name on the hub."""
-    place = Path(config.name_or_path).expanduser()
+    place = local_path(config.name_or_path)
     return place if place.is_dir() else None
 
 

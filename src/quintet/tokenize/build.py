@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from quintet.config.names import run_named
+from quintet.config.names import local_path, run_named
 from quintet.config.piano import NoteBPETokenizerConfig
 from quintet.config.tokenizer import (
     BPETokenizerConfig,
@@ -108,7 +108,7 @@ def _folder_of(path: str) -> Path:
     run = run_named(path)
     if run is not None:
         return run / "tokenizer"
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not (folder / DESCRIPTION).is_file():
         raise UserError(
             f"tokenizer.path: {path} is no run (neither here nor under runs/) and no folder with a tokenizer that "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from quintet.config.names import is_hub_name
+from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
@@ -150,7 +150,7 @@ def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFace
 
     Raises UserError when there is none, or when it has no token that ends a document.
     """
-    place = Path(path).expanduser()
+    place = local_path(path)
     file = place / _FILE if place.is_dir() else place
     if file.suffix == ".pkl" and file.is_file():
         rules, chat = _rules_of(load_pickled(file), path)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from quintet.config.names import is_run, name_problem
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
+from quintet.train.run_folder import run_folder
 
 
 def check_training(config: RunConfig) -> None:
@@ -17,7 +19,7 @@ def check_training(config: RunConfig) -> None:
 
     Only the libraries that the run file names are imported.
     """
-    problems: list[str] = []
+    problems: list[str] = _check_name(config)
     for check in _checks(config):
         try:
             check()
@@ -25,6 +27,14 @@ def check_training(config: RunConfig) -> None:
             problems += error.problems
     if problems:
         raise UserError(*problems)
+
+
+def _check_name(config: RunConfig) -> list[str]:
+    """What is wrong with the run's name; one that is there already may keep it."""
+    problem = name_problem(config.name)
+    if problem is None or (config.name not in (".", "..") and is_run(run_folder(config))):
+        return []
+    return [f"name: {config.name!r} {problem}"]
 
 
 def _checks(config: RunConfig) -> list[Callable[[], object]]:

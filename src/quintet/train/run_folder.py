@@ -12,6 +12,7 @@ from pathlib import Path
 import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
+from quintet.config.names import local_path
 from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -44,7 +45,7 @@ CONTINUABLE = (
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run of ``config`` lies."""
-    return Path(config.runs_dir).expanduser() / config.name
+    return local_path(config.runs_dir) / config.name
 
 
 def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
@@ -91,7 +92,7 @@ def _link_checkpoints(config: RunConfig, folder: Path) -> None:
     link = folder / "checkpoints"
     if config.checkpoint.dir is None or link.exists():
         return
-    place = Path(config.checkpoint.dir).expanduser().absolute() / config.name
+    place = local_path(config.checkpoint.dir).absolute() / config.name
     if place.exists() and any(place.iterdir()):
         raise UserError(f"checkpoint.dir: {place} holds checkpoints of another run; choose another name (name=…)")
     place.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
-from quintet.config.names import is_hub_name, run_folders, run_named
+from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
@@ -94,7 +94,7 @@ def find_run(run: str) -> Path:
 
 
 def _is_checkpoint(name: str) -> bool:
-    if (Path(name).expanduser() / "config.json").is_file():
+    if (local_path(name) / "config.json").is_file():
         return True
     # A path to nowhere is none of the hub's names.
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")

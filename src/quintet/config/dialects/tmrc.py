@@ -9,6 +9,7 @@ from quintet.config.dialects.native import Native
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, Put
 from quintet.config.dialects.values import choice, flag, listed, number, text, whole
 from quintet.config.model import TransformerConfig
+from quintet.config.names import local_path
 from quintet.config.schema import RunConfig
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -189,7 +190,7 @@ def _rules(given: Given, native: Native) -> None:
     native.set("data.sources[0].kind", "tatm", "datasets.path")
     native.set("data.sources[0].path", str(path), "datasets.path")
     folder = path.parent if path.suffix in (".json", ".yaml", ".yml") else path
-    here = (folder.expanduser() / "tokenizer.json").is_file() or not given.has("tokenizer.name")
+    here = (local_path(folder) / "tokenizer.json").is_file() or not given.has("tokenizer.name")
     native.set("tokenizer.kind", "huggingface", "tokenizer.name")
     if here:
         native.set("tokenizer.path", str(folder), "datasets.path")

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from quintet.config.names import local_path
 from quintet.config.schema import RunConfig
 from quintet.config.sources import (
     BinSource,
@@ -74,11 +75,11 @@ def _problems(source: SourceConfig, where: str) -> list[str]:
             found = [check_path(path, folder_suffixes(source), f"{where}.path") for path in as_paths(source.path)]
             return [f"{where}: {problem}" for problem in missing] + [one for one in found if one is not None]
         case StoreSource():
-            folder = Path(source.path).expanduser()
+            folder = local_path(source.path)
             return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
         case HuggingFaceSource():
             missing = [] if _there("datasets") else [f"{where}: {NEEDS_DATASETS}"]
-            if looks_local(source.path) and not Path(source.path).expanduser().is_dir():
+            if looks_local(source.path) and not local_path(source.path).is_dir():
                 missing.append(f"{where}.path: there is no folder {source.path} in {Path.cwd()}; correct the path")
             return missing
         case MidiSource():
@@ -106,7 +107,7 @@ def _there(module: str) -> bool:
 
 def looks_local(path: str) -> bool:
     """Whether a dataset's ``path`` is one on this disk: names on the hub are NAME or OWNER/NAME."""
-    return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
+    return local_path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def no_store(folder: Path) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from quintet.config.names import local_path
 from quintet.data.sources.document import Parts
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
@@ -68,7 +68,7 @@ def _format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
         raise UserError("chat: the tokenizer must know special tokens; set `tokenizer.kind` to huggingface or bpe")
     if template is None and tokenizer.chat.template is None:
         raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
-    text = tokenizer.chat.template if template is None else read_template(Path(template).expanduser())
+    text = tokenizer.chat.template if template is None else read_template(local_path(template))
     assert text is not None
     return ChatFormat(tokenizer, text)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.config.names import local_path
 from quintet.data.sources import remote
 from quintet.data.sources.remote import is_remote
 from quintet.errors import UserError
@@ -132,7 +133,7 @@ def _matching(path: str, suffixes: tuple[str, ...], where: str, passed: PassedOv
     if is_remote(path):
         yield from _at(path, suffixes, where, passed)
         return
-    place = Path(path).expanduser()
+    place = local_path(path)
     if place.is_dir():
         yield from _below(place, path, suffixes, where, passed)
     elif place.exists():

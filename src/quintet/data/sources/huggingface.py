@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from quintet.config.names import local_path
 from quintet.config.sources import HuggingFaceSource
 from quintet.data.sources.check import NEEDS_DATASETS, looks_local
 from quintet.data.sources.document import Document, Report
@@ -93,7 +94,7 @@ def _loaded(path: str, name: str | None, split: str) -> Any:
         from datasets.exceptions import DatasetsError
     except ImportError:
         raise UserError(f"{path}: {NEEDS_DATASETS}") from None
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if looks_local(path) and not folder.is_dir():
         raise UserError(f"{path}: there is no such folder in {Path.cwd()}; correct the path")
     if (folder / _DATASET).is_file() or (folder / _DATASETS).is_file():
@@ -123,7 +124,7 @@ def _from_disk(folder: Path, name: str | None, split: str) -> Any:
 def _fingerprint(source: HuggingFaceSource, dataset: Any) -> str:
     """Of a folder: names, sizes and times of its files. From the hub: the files of the library's cache, whose names
     hold the revision; their times say only when they were fetched."""
-    folder = Path(source.path).expanduser()
+    folder = local_path(source.path)
     if folder.is_dir():
         files = sorted(walk(folder, lambda name: name.startswith("."), "data.sources"))
         facts = [described(file, file.relative_to(folder).as_posix(), named=False) for file in files]

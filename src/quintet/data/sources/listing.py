@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from quintet.config.documents import ChatField, TokenField
+from quintet.config.names import local_path
 from quintet.config.sources import (
     BinSource,
     CsvSource,
@@ -126,7 +126,7 @@ def _template(source: ReadSource, where: str) -> str:
     if not isinstance(document, ChatField) or document.template is None:
         return ""
     try:
-        return Path(document.template).expanduser().read_text(encoding="utf-8")
+        return local_path(document.template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}.document.template: {document.template} cannot be read ({error})") from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.config.names import local_path
 from quintet.config.sources import MegatronSource
 from quintet.data.sources.document import Document, Ids
 from quintet.data.sources.files import OTHERS, File, PassedOver, as_paths, described, find_files
@@ -167,6 +168,6 @@ def _ends(index: Index, ids: File) -> np.ndarray:
 
 
 def _with_ending(path: str) -> str:
-    if any(sign in path for sign in "*?[") or Path(path).expanduser().is_dir():
+    if any(sign in path for sign in "*?[") or local_path(path).is_dir():
         return path
     return path.removesuffix(".bin").removesuffix(".idx") + ".idx"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.names import local_path
 from quintet.config.sources import TatmSource
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, described
@@ -55,7 +56,7 @@ def tatm_files(source: TatmSource, where: str) -> list[File]:
 
 def metadata_file(source: TatmSource, where: str) -> Path:
     """The file that describes the dataset. Raises UserError when there is none."""
-    place = Path(source.path).expanduser()
+    place = local_path(source.path)
     if place.is_file():
         return place
     found = next((place / name for name in METADATA if (place / name).is_file()), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quintet.config.names import local_path
 from quintet.errors import UserError
 
 Record = dict[str, Any]
@@ -65,7 +66,7 @@ def local_items(folder: Path, task: str, dataset: str, part: str | None) -> Loca
 
 def check_data_dir(folder: str, key: str) -> None:
     """Raise UserError, beginning with ``key``, when ``folder`` is none with files of items."""
-    if not any(Path(folder).expanduser().glob("*.jsonl")):
+    if not any(local_path(folder).glob("*.jsonl")):
         raise UserError(
             f"{key}: {folder} has no .jsonl file; name a folder with a file for each benchmark, or leave it "
             "out to load from the Hugging Face hub"

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintet.config.names import local_path
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
 from quintet.evaluate.harness.local_data import NotReachable
@@ -47,7 +47,7 @@ def run_benchmarks(subject: Subject, asking: Asking, begins: bool = False) -> Be
 
     length = subject.model.context_length
     model = HarnessModel(subject, Limit(asking.batch_size * length, length), begins)
-    folder = None if asking.data_dir is None else Path(asking.data_dir).expanduser()
+    folder = None if asking.data_dir is None else local_path(asking.data_dir)
     wish = Wish(asking.samples, asking.shots, folder)
     measured: dict[str, Benchmark] = {}
     missing: dict[str, str] = {}

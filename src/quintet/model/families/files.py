@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from quintet.config.names import local_path
 from quintet.errors import UserError
 from quintet.model.families.table import FAMILIES
 
@@ -32,7 +33,7 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
 
     Raises UserError when it is neither, or when the hub cannot be reached.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = local_path(name_or_path)
     refuse_adapter(folder)
     if (folder / "config.json").is_file():
         return folder

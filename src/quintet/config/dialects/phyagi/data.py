@@ -7,6 +7,7 @@ from typing import Any
 
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
+from quintet.config.names import local_path
 
 FILES = ("cache_dir", "train_file", "dataset_path")
 
@@ -51,7 +52,7 @@ def train_path(given: Given, index: int) -> tuple[str, str]:
 
 
 def _expanded(text: str) -> Path:
-    return Path(text).expanduser()
+    return local_path(text)
 
 
 def _source(given: Given, native: Native, index: int) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, HUGGINGFACE, LIGHTNING, PL
 from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, SHARED
 from quintet.config.dialects.table import Key
 from quintet.config.keypath import KeyPath, lookup
+from quintet.config.names import local_path
 from quintet.config.places import place_of
 from quintet.config.read import Document, read_document
 
@@ -93,7 +93,7 @@ class _Moves:
         name = self.get(path)
         if not isinstance(name, str) or not name:
             return
-        found = read_document(Path(name).expanduser(), place_of(path, self.document.places))
+        found = read_document(local_path(name), place_of(path, self.document.places))
         self._around(path)[path[len(path) - 1]] = found.values
         self.document.places.update({(*path, *inner): place for inner, place in found.places.items() if inner})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.given import Given
@@ -13,6 +12,7 @@ from quintet.config.dialects.phyagi.others import huggingface_rules, lightning_r
 from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.shape import trainer_of
 from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
+from quintet.config.names import local_path
 
 BUILT_IN: dict[str, Any] = {
     "optimizer": {
@@ -67,9 +67,9 @@ def _refuse_others(given: Given, trainer: str) -> None:
 
 def _folder(given: Given, native: Native) -> None:
     """The run's folder; where the file has an output_root, a relative one lies in it."""
-    folder = Path(given["output_dir"]).expanduser()
+    folder = local_path(given["output_dir"])
     if given.has("output_root"):
-        root = Path(given["output_root"]).expanduser()
+        root = local_path(given["output_root"])
         folder = folder if folder.is_relative_to(root) else root / folder
     native.set("runs_dir", str(folder.parent), "output_dir")
     native.set("name", folder.name or "run", "output_dir")

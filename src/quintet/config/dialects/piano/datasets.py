@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.piano.music_keys import FULL, TEST
+from quintet.config.names import local_path
 
 SPLITS = ("train", "validation", "test")
 _MIDI = (".mid", ".midi")
@@ -33,13 +33,13 @@ def validation_sources(name: str, splits: Sequence[str], pauses: float) -> list[
 
 def without_splits(name: str) -> bool:
     """Whether ``name`` is a folder of MIDI files that are not divided into splits."""
-    return _holds_midi(name) and not any((Path(name).expanduser() / split).is_dir() for split in SPLITS)
+    return _holds_midi(name) and not any((local_path(name) / split).is_dir() for split in SPLITS)
 
 
 def _source(name: str, split: str, music: dict[str, Any]) -> dict[str, Any]:
     if not _holds_midi(name):
         return {"kind": "huggingface", "path": name, "split": split, "document": {"kind": "notes", **music}}
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if without_splits(name):
         return {"kind": "midi", "path": str(folder), **music}
     if not (folder / split).is_dir():
@@ -49,7 +49,7 @@ def _source(name: str, split: str, music: dict[str, Any]) -> dict[str, Any]:
 
 def _holds_midi(name: str) -> bool:
     """Whether ``name`` is a folder with MIDI files and no rows of a data set."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
         return False
     endings = {path.suffix.lower() for path in folder.rglob("*")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from quintet.config.names import local_path
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
 from quintet.config.spelling import nearest
 
@@ -69,7 +70,7 @@ def source_of(name: str) -> dict[str, Any]:
         return source | ({"name": part} if part else {}) | ({} if field == "text" else {"document": {"field": field}})
     if name in UNREADABLE:
         raise ValueError(f"{name!r} {UNREADABLE[name]}")
-    path = Path(name).expanduser()
+    path = local_path(name)
     if name.startswith((".", "/", "~")) or "://" in name or _ending(name) or path.exists():
         return {"kind": _kind(path), "path": name}
     if name.count("/") == 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native, Output
 from quintet.config.dialects.vectorlm.disk import positions_of, split_in, splits_of
 from quintet.config.dialects.vectorlm.keys import DATA, RAW, TRAIN
+from quintet.config.names import local_path
 
 _TRAIN_DS, _EVAL_DS, _LOAD, _SAVE = f"{DATA}.train_ds", f"{DATA}.eval_ds", f"{RAW}.load_path", f"{RAW}.save_path"
 
@@ -41,7 +41,7 @@ def _on_the_way(given: Given) -> bool:
 
 
 def _is_there(path: str) -> bool:
-    return Path(path).expanduser().is_dir()
+    return local_path(path).is_dir()
 
 
 def _length(given: Given, native: Native) -> None:
@@ -82,7 +82,7 @@ def _rows(given: Given, key: str, *splits: str) -> dict[str, Any]:
 
 
 def _same(path: str, other: str | None) -> bool:
-    return other is not None and Path(path).expanduser() == Path(other).expanduser()
+    return other is not None and local_path(path) == local_path(other)
 
 
 def _raw(given: Given, native: Native) -> None:

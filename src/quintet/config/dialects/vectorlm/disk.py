@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quintet.config.names import local_path
+
 # Names of the model's number of positions in config.json, the usual one first.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -15,7 +17,7 @@ def splits_of(path: str) -> list[str] | None:
 
     A dataset by itself has one split, the name it was saved under, which is train where it had none.
     """
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     several, one = _json(folder / "dataset_dict.json"), _json(folder / "state.json")
     if several is not None:
         return [str(name) for name in several.get("splits", [])]
@@ -31,7 +33,7 @@ def split_in(path: str, *wanted: str) -> str:
 
 def positions_of(path: str) -> int | None:
     """Most positions of the checkpoint in the folder ``path``, None where it does not say."""
-    settings = _json(Path(path).expanduser() / "config.json") or {}
+    settings = _json(local_path(path) / "config.json") or {}
     found = [settings[name] for name in _POSITIONS if isinstance(settings.get(name), int)]
     return found[0] if found else None
 
