@@ -180,6 +180,41 @@ def test_ends_may_differ_by_a_fifth_of_the_true_length() -> None:
         assert (note_score(made, true, offset=True).f1, note_score(made, true).f1) == (matches, 1)
 
 
+def test_each_f1_has_the_conditions_of_its_name() -> None:
+    """Of six matches one is exact, two end elsewhere, three are louder; one more note is made, and two are missing."""
+    true = table(*((60, 40, float(at), at + 0.5) for at in range(8)))
+    wrong = [(0, 0.0), (0, 0.2), (0, -0.2), (13, 0.0), (13, 0.0), (13, 0.0)]
+    made = table(
+        *((60, 40 + louder, float(at), at + 0.5 + end) for at, (louder, end) in enumerate(wrong)), (60, 40, 9, 10)
+    )
+    expected = {
+        "note_precision": 6 / 7,
+        "note_recall": 6 / 8,
+        "note_f1": 12 / 15,
+        "note_offset_f1": 8 / 15,
+        "note_velocity_f1": 6 / 15,
+        "note_offset_velocity_f1": 2 / 15,
+    }
+    found = compare(made, true)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_each_tolerance_is_as_large_as_the_guide_says() -> None:
+    """Onsets 50 ms; ends a fifth of the true length, or 50 ms where that is more; velocities 12 steps."""
+    for length, reach in ((0.1, 0.05), (0.25, 0.05), (0.26, 0.052), (2.0, 0.4)):
+        true = table((60, 60, 1.0, 1 + length))
+        for sign in (-1, 1):
+            ends = [table((60, 60, 1.0, 1 + length + sign * (reach + more))) for more in (0.0, 0.0002)]
+            assert [note_score(made, true, offset=True).f1 for made in ends] == [1, 0]
+    true = table((60, 60, 1.0, 2.0))
+    for sign in (-1, 1):
+        starts = [table((60, 60, 1 + sign * (0.05 + more), 2.0)) for more in (0.0, 0.00004, 0.0002)]
+        assert [note_score(made, true).f1 for made in starts] == [1, 1, 0]  # compared at 0.1 ms
+        loud = [table((60, 60 + sign * steps, 1.0, 2.0)) for steps in (12, 13)]
+        assert [note_score(made, true, velocity=True).f1 for made in loud] == [1, 0]
+    assert note_score(table((61, 60, 1.0, 2.0)), true).f1 == 0
+
+
 def test_the_mean_leaves_out_what_is_not_defined() -> None:
     nan = float("nan")
     result = mean([{"a": 1.0, "b": nan, "c": nan}, {"a": 2.0, "b": 4.0, "c": nan}])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.musicxml import agrees
 
 from quintet.errors import UserError
 from quintet.piano import scores as module
@@ -61,6 +62,27 @@ def test_as_the_midi_that_music21_writes(name: str, tmp_path: Path) -> None:
     assert np.array_equal(ours.pitch, theirs.pitch)
     np.testing.assert_allclose(ours.start, theirs.start, atol=2e-3)
     np.testing.assert_allclose(ours.end, theirs.end, atol=2e-3)
+
+
+SOME = ["bach/bwv66.6", "bach/bwv248.9-1", "bach/bwv846", "schoenberg/opus19/movement6", "schumann_clara/*n3"]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_as_a_plain_reading_of_the_xml(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chords of which some notes are tied are in all of these but the first."""
+    monkeypatch.setattr(module, "_tempos", lambda _: (np.zeros(1), np.ones(1)))
+    score = named(name)
+    assert agrees(read_score(score), score.path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_list_as_a_plain_reading_of_the_xml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_tempos", lambda _: (np.zeros(1), np.ones(1)))
+    read = [score for score in scores() if score.path.suffix != ".krn"]
+    wrong = [score.name for score in read if not agrees(read_score(score), score.path)]
+    assert len(read) > 400
+    assert not wrong
 
 
 def test_ties_tempo_marks_chords_and_grace_notes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ They are written music: every note has the same velocity, and time follows the s
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -20,6 +21,7 @@ from quintet.piano.notes import Notes, notes
 from quintet.piano.pedal import separated
 
 VELOCITY = 80
+_RECIPE = "2"  # to be raised when the same scores give other notes than before
 _BPM = 120  # quarter notes a minute where a score does not say
 KEYBOARD = (
     "bach/bwv*",
@@ -74,11 +76,11 @@ def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[Score, ...]:
 def read_score(score: Score, cache_dir: str | os.PathLike[str] | None = None) -> Notes:
     """The notes of a score: ties joined, transposing instruments as they sound, repeats played once, no grace notes.
 
-    With ``cache_dir``, they are kept there by version of music21, and read back next time.
+    With ``cache_dir``, they are kept there by version of music21 and recipe, and read back next time.
     """
     if cache_dir is None:
         return _read(score)
-    file = Path(cache_dir) / f"music21-{_music21().__version__}" / f"{score.name.replace('/', '+')}.npy"
+    file = Path(cache_dir) / f"music21-{_music21().__version__}-{_RECIPE}" / f"{score.name.replace('/', '+')}.npy"
     if not file.exists():
         table = _read(score)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,17 +100,40 @@ def _music21() -> Any:
 
 def _read(score: Score) -> Notes:
     music21 = _music21()
-    piece = music21.converter.parse(score.path, forceSource=True).toSoundingPitch()
-    rows = []
-    for part in piece.parts:
-        for element in part.stripTies().flatten().notes:
-            if "Harmony" in element.classes:  # the name of a chord, not played
-                continue
-            start, end = float(element.offset), float(element.offset + element.quarterLength)
-            rows += [(pitch.midi, VELOCITY, start, end) for pitch in element.pitches if end > start]  # no grace notes
+    piece = music21.converter.parse(score.path, forceSource=True)
+    piece.toSoundingPitch(inPlace=True)
+    staves: dict[str, list[Any]] = defaultdict(list)
+    for part in piece.parts:  # music21 makes a part of each staff, such as P1-Staff1
+        staves[str(part.id).split("-Staff")[0]].append(part)
+    rows = [row for parts in staves.values() for row in _joined(parts)]
     pitch, velocity, start, end = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     changes, lengths = _tempos(piece)
     return separated(notes(pitch, velocity, seconds(start, changes, lengths), seconds(end, changes, lengths)))
+
+
+def _joined(staves: list[Any]) -> list[list[float]]:
+    """Pitch, velocity, start and end in quarter notes of each note of a part's staves, tied notes as one.
+
+    music21's own stripTies joins a chord only with a chord of the same notes, and none with one on another staff.
+    """
+    rows: list[list[float]] = []
+    tied: dict[tuple[int, float], list[list[float]]] = defaultdict(list)  # by pitch and the place where the tie ends
+    elements = [(float(element.offset), element) for staff in staves for element in staff.flatten().notes]
+    for offset, element in sorted(elements, key=lambda one: one[0]):
+        start, end = round(offset, 6), round(offset + float(element.quarterLength), 6)
+        if "Harmony" in element.classes or end == start:  # the name of a chord, not played; a grace note
+            continue
+        heads = element.notes if element.isChord else [element]
+        for pitch, tie in [(pitch.midi, head.tie.type if head.tie else "") for head in heads for pitch in head.pitches]:
+            before = tied[pitch, start] if tie in ("stop", "continue") else []
+            if before:
+                row = before.pop()
+                row[3] = end
+            else:
+                rows.append(row := [pitch, VELOCITY, start, end])
+            if tie in ("start", "continue"):
+                tied[pitch, end].append(row)
+    return rows
 
 
 def _tempos(piece: Any) -> tuple[np.ndarray, np.ndarray]:
