@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def unfinished_name(place: Path) -> Path:
@@ -24,6 +27,24 @@ def write_text(file: Path, text: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(unfinished, file)
+
+
+def to_json(value: Any, *, indent: int | None = None, ascii: bool = True) -> str:
+    """``value`` as JSON (RFC 8259), which has neither NaN nor infinities: null stands for a figure that is not finite.
+
+    All figures that leave the program as JSON are written here. ``ascii`` escapes the characters beyond it.
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
-from quintet.report.compare import Row, figure_rows, setting_rows
+from quintet.report.compare import Row, _row, figure_rows, setting_rows
 from quintet.report.facts import Series, read_facts
 from quintet.report.paired import BLOCK, Asked, blocks, compare_models
 from quintet.train.held_out import own_data
@@ -171,3 +171,12 @@ def test_a_series_finds_its_least_and_its_mean() -> None:
     halves = Series(np.arange(7), np.arange(7.0)).smoothed(3)
     assert halves.values.tolist() == [1.0, 4.0]
     assert halves.steps.tolist() == [2, 5]
+
+
+def test_a_record_that_is_not_finite_is_left_out_of_a_smoothed_curve_and_is_never_the_better_one() -> None:
+    values = np.array([1.0, np.nan, 3.0, np.inf, np.nan, np.nan, 7.0, 9.0])
+    smooth = Series(np.arange(8), values).smoothed(2)
+    np.testing.assert_array_equal(smooth.values, [1.0, 3.0, np.nan, 8.0])
+    assert Series(np.arange(2), np.array([np.nan, np.nan])).least is None
+    assert _row("speed", [math.inf, 2.0, 3.0], highest=True).better == 2
+    assert _row("loss", [math.nan, 2.0, None]).better is None

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quintet.files import to_json
 from quintet.track.jsonl import JsonlTracker, read_metrics
 
 
@@ -45,3 +52,56 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(file) == [{"step": 1, "train/loss": 2.0}]
     JsonlTracker(tmp_path, 1).close()
     assert file.read_text() == '{"step": 1, "train/loss": 2.0}\n'
+
+
+def no_json(word: str) -> float:
+    raise AssertionError(f"{word} is no JSON (RFC 8259, section 6)")
+
+
+FIGURES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(FIGURES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@example({"perplexity": math.inf, "loss": [math.nan, -math.inf, 1.8e308, 5e-324]})
+def test_what_leaves_the_program_as_json_is_json(value: Any) -> None:
+    def known(one: Any) -> Any:
+        if isinstance(one, dict):
+            return {name: known(inner) for name, inner in one.items()}
+        if isinstance(one, list):
+            return [known(inner) for inner in one]
+        return None if isinstance(one, float) and not math.isfinite(one) else one
+
+    for ascii in (True, False):
+        found = json.loads(to_json(value, ascii=ascii), parse_constant=no_json)
+        assert repr(found) == repr(known(value))
+
+
+def test_a_figure_that_is_not_finite_is_null_in_the_file_and_nan_where_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "train/loss": NaN, "validation/perplexity": Infinity}\n')  # of earlier versions
+    tracker = JsonlTracker(tmp_path, 1)
+    tracker.log(2, {"train/loss": math.nan, "validation/perplexity": math.inf, "train/lr": 0.5})
+    tracker.log(2, {})
+    tracker.close()
+    lines = [json.loads(line, parse_constant=no_json) for line in file.read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "train/loss": None, "validation/perplexity": None},
+        {"step": 2, "train/loss": None, "validation/perplexity": None, "train/lr": 0.5},
+    ]
+    read = read_metrics(file)
+    assert all(math.isnan(row["train/loss"]) and math.isnan(row["validation/perplexity"]) for row in read)
+
+
+def test_of_the_step_that_a_run_continues_from_what_is_due_is_written_again(tmp_path: Path) -> None:
+    first = JsonlTracker(tmp_path, -1)
+    for step in (1, 2):
+        first.log(step, {"train/loss": float(step)})
+        for group in ("validation/loss", "text/bits_per_byte", "benchmark/copa/acc"):
+            first.log(step, {group: 1.0})
+        first.text(step, "sample 0", "text")
+    first.close()
+    JsonlTracker(tmp_path, 2, ["text modelling", "samples"]).close()
+    kept = [(row["step"], *list(row)[1:]) for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert kept[4:] == [(2, "train/loss"), (2, "validation/loss"), (2, "benchmark/copa/acc")]
+    assert len(kept) == 7
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000001.txt"]

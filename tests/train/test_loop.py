@@ -16,7 +16,7 @@ from quintet.config.training import TrainConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.train import books, loop
+from quintet.train import books, checkpoint, loop
 from quintet.train.interruption import Interruption
 from quintet.train.loss import IGNORED
 from quintet.train.setup import Run, set_up
@@ -94,9 +94,10 @@ def test_metrics_of_a_step_do_not_depend_on_when_they_are_logged(config: RunConf
 def test_checkpoints_are_also_written_when_the_last_is_long_ago(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look at the clock takes a second: one at the start, one a step, one behind each checkpoint."""
+    """Every look at the clock takes a second: one at the start, one a step, one after each checkpoint."""
     clock = iter(range(100))
-    monkeypatch.setattr(books, "monotonic", lambda: next(clock))
+    for module in (books, checkpoint):
+        monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     values = config.model_dump(mode="json")
     values["checkpoint"] = {"every": None, "every_seconds": 2, "keep": 10, "keep_best": False}
     run = loop.train(RunConfig.model_validate(values), Reporter()).run

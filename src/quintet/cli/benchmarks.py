@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from quintet.cli.inputs import fail, load
+from quintet.files import to_json
 
 
 def folder_of(file: str) -> str:
@@ -47,7 +46,7 @@ def ask_benchmarks(
     )
     if as_json:
         step = {"step": run.progress.step} if run else {}
-        typer.echo(json.dumps({**step, **found.figures()}, indent=2))
+        typer.echo(to_json({**step, **found.figures()}, indent=2))
         return
     typer.echo(f"{run.folder if run else name}{f' at step {run.progress.step}' if run else ''}: benchmarks")
     for line in found.lines():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quintet.cli.inputs import Inputs, load
 from quintet.errors import UserError
+from quintet.files import to_json
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
@@ -23,10 +23,10 @@ def check(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="
     except UserError as error:
         if not as_json:
             raise
-        typer.echo(json.dumps({"ok": False, "problems": _problems(error)}, indent=2))
+        typer.echo(to_json({"ok": False, "problems": _problems(error)}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
-        typer.echo(json.dumps({"ok": True, "problems": [], "notes": loaded.notes}, indent=2))
+        typer.echo(to_json({"ok": True, "problems": [], "notes": loaded.notes}, indent=2))
         return
     typer.echo(f"OK {_summary(loaded.config)}")
     for note in loaded.notes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quintet.cli.inputs import fail
+from quintet.files import to_json
 
 if TYPE_CHECKING:
     from quintet.report.compare import Row
@@ -62,7 +62,7 @@ def compare(
         reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
         paired = compare_models(runs, Asked(checkpoint, samples, text, max_bytes, reporter=reporter))
     if as_json:
-        typer.echo(json.dumps(_as_json(runs, settings, figures, paired), indent=2))
+        typer.echo(to_json(_as_json(runs, settings, figures, paired), indent=2))
         return
     _print(facts, settings, figures)
     for line in paired.lines([run.name for run in facts]) if paired else ():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from quintet.cli.inputs import load
 from quintet.config.names import local_path
+from quintet.files import to_json
 
 Described = Annotated[
     list[str],
@@ -36,7 +36,7 @@ def data(
     else:
         reports = report_run(load(inputs).config, seed, samples)
     if as_json:
-        typer.echo(json.dumps([asdict(report) for report in reports], indent=2, ensure_ascii=False))
+        typer.echo(to_json([asdict(report) for report in reports], indent=2, ascii=False))
         return
     for report in reports:
         for line in report.lines():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from quintet.cli.benchmarks import ask_benchmarks, folder_of
 from quintet.cli.inputs import WRITER, fail
 from quintet.cli.text import model_texts
 from quintet.config.names import local_path
+from quintet.files import to_json
 
 
 def evaluate(
@@ -138,7 +138,7 @@ def _measure_held_out(
         answers = evaluate_music(trained, prepared, samples, records or 48, settings)
         figures["music"], lines = answers.figures(), [*lines, *answers.lines()]
     if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+        typer.echo(to_json(figures, indent=2))
         return
     typer.echo(
         f"{trained.folder} at step {trained.progress.step}: {result} "

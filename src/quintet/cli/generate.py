@@ -11,6 +11,7 @@ import typer
 
 from quintet.cli.inputs import WRITER, fail
 from quintet.cli.music import write_music
+from quintet.files import to_json
 
 if TYPE_CHECKING:
     from quintet.model.generate import GenerationSettings
@@ -132,7 +133,7 @@ def _write_texts(
         for place, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
             if as_json:
                 found = {"prompt": one, "text": text.text, "tokens": text.tokens, "ended": text.ended}
-                typer.echo(json.dumps(found, ensure_ascii=False))
+                typer.echo(to_json(found, ascii=False))
             else:
                 typer.echo("" if streams else f"--- prompt {place}\n{one}{text.text}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from quintet.cli.inputs import Inputs, fail, load
 from quintet.errors import UserError
+from quintet.files import to_json
 
 if TYPE_CHECKING:
     from quintet.config.schema import RunConfig
@@ -107,7 +107,7 @@ def _show(found: Plan, spread: DevicePlan | None, note: str | None, *, as_json: 
 
     if as_json:
         values = {**asdict(found), "rehearsal": spread and spread.values()}
-        typer.echo(json.dumps(values, indent=2))
+        typer.echo(to_json(values, indent=2))
         return
     reporter = Reporter()
     for line in [*found.lines(), *(spread.lines() if spread else [f"not rehearsed: {note}"])]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from quintet.cli.inputs import fail
 from quintet.config.names import is_path
+from quintet.files import to_json
 
 
 def runs(
@@ -24,7 +24,7 @@ def runs(
         fail(f"{folder}: no such folder; `quintet train` makes runs/ where it is called")
     found = find_runs(folder)
     if as_json:
-        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        typer.echo(to_json([asdict(run) for run in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table

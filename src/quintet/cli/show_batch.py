@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet.cli.inputs import Inputs, fail, load
+from quintet.files import to_json
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -57,7 +57,7 @@ def show_batch(
     # Documents are shown also where the model is not told them.
     batch = replace(objective.prepare(whole, *purpose), documents=whole.documents)
     if as_json:
-        typer.echo(json.dumps(_arrays(batch, labels, rows), ensure_ascii=False))
+        typer.echo(to_json(_arrays(batch, labels, rows), ascii=False))
         return
     console = Console(highlight=False)
     what = "validation" if validation else f"step {step}"

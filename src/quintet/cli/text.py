@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from quintet.cli.inputs import fail
+from quintet.files import to_json
 
 HELD_OUT = "held-out"
 
@@ -38,7 +37,7 @@ def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, 
     topics = text_topics(section, trained.tokenizer, validation, "--text", reporter.say)
     result = model_text(trained, topics, section.stride)
     if as_json:
-        typer.echo(json.dumps(result.as_json(), indent=2))
+        typer.echo(to_json(result.as_json(), indent=2))
         return
     step = f" at step {run.progress.step}" if run else ""
     typer.echo(f"{run.folder if run else name}{step}: text modelling")

@@ -15,6 +15,7 @@ from quintet.processes import is_first
 
 if TYPE_CHECKING:
     from quintet.track.console import Reporter
+    from quintet.train.checkpoint import Progress
     from quintet.train.loop import Outcome
 
 
@@ -65,7 +66,7 @@ def train(
         reporter.close()
     run = outcome.run
     if config.evaluate.only:
-        reporter.say(f"evaluated at step {run.progress.step}: {outcome.validation}")
+        reporter.say(f"evaluated at step {run.progress.step}: {outcome.validation or 'nothing is held out'}")
         return
     if outcome.signal is not None and run.progress.step < run.steps:
         reporter.say(f"stopped after step {run.progress.step} of {run.steps}; the same command continues from there")
@@ -88,6 +89,13 @@ def _report(folder: Path, reporter: Reporter) -> None:
         reporter.say(f"no report: {' '.join(str(error).split()) or type(error).__name__}; quintet report {folder}")
 
 
+def _best(progress: Progress, label: str | None) -> str:
+    """The best validation, of ``label`` where that decides; one that is not finite is none."""
+    if progress.best_loss is None:
+        return "no best"
+    return f"best{f' of {label}' if label else ''} {progress.best_loss:.4f} nats at step {progress.best_step}"
+
+
 def _summary(outcome: Outcome) -> list[str]:
     """What the run reached, a text it wrote, and what to do next."""
     from quintet.train.checkpoint import checkpoint_steps
@@ -99,10 +107,11 @@ def _summary(outcome: Outcome) -> list[str]:
         lines.append(
             f"skipped: {progress.skipped_steps} steps without a valid target or with a gradient that was not finite"
         )
+    if progress.failed:
+        counts = ", ".join(f"{name} {count}" for name, count in progress.failed.items())
+        lines.append(f"failed, and left out: {counts} (evaluate.required: true ends a run that cannot measure them)")
     if outcome.validation is not None:
-        result, label = outcome.validation, run.config.evaluate.best_by
-        best = f"best{f' of {label}' if label else ''} {progress.best_loss:.4f} nats at step {progress.best_step}"
-        lines.append(f"validation: {result} ({best})")
+        lines.append(f"validation: {outcome.validation} ({_best(progress, run.config.evaluate.best_by)})")
     sample = run.folder / "samples" / f"step-{progress.step:06d}.txt"
     if sample.exists():
         lines += ["", *sample.read_text(encoding="utf-8").splitlines(), ""]

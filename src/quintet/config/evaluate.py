@@ -61,6 +61,11 @@ class EvaluateConfig(Part):
         None,
         "also how well the model models text by topic, when `tasks` are due; {} takes what the run holds out",
     )
+    required: bool = key(
+        False,
+        "end the run when a sample, text modelling or a benchmark fails, after the checkpoint of its step; otherwise "
+        "the failure is reported and counted, and training goes on",
+    )
 
     @property
     def never(self) -> bool:

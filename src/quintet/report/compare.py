@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,7 +123,7 @@ def _is_score(name: str) -> bool | None:
 
 
 def _row(name: str, values: Sequence[float | None], highest: bool | None = False) -> Row:
-    known = [(value, index) for index, value in enumerate(values) if value is not None and value == value]
+    known = [(value, index) for index, value in enumerate(values) if value is not None and math.isfinite(value)]
     if highest is None or len(known) < 2 or len({value for value, _ in known}) < 2:
         return Row(name, tuple(values))
     return Row(name, tuple(values), (max if highest else min)(known)[1])

@@ -40,12 +40,17 @@ class Series:
         return float(self.values[at]), int(self.steps[at])
 
     def smoothed(self, records: int) -> Series:
-        """The mean over each ``records`` records, at the step of the last of them; the same for fewer than 2."""
+        """The mean of the finite values of each ``records`` records, at the step of the last of them, NaN where there
+        are none; the same for fewer than 2."""
         if records < 2:
             return self
         count = len(self.values) // records
         used = self.values[: count * records].reshape(count, records)
-        return Series(self.steps[records - 1 : count * records : records], used.mean(1))
+        finite = np.isfinite(used)
+        counts = finite.sum(1)
+        sums = np.where(finite, used, 0.0).sum(1)
+        means = np.divide(sums, counts, out=np.full(count, np.nan), where=counts > 0)
+        return Series(self.steps[records - 1 : count * records : records], means)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ class RunFacts:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median over the records; None where there is none."""
+        """The median over the finite records; None where there is none."""
         values = self.series("speed/tokens_per_second").values
+        values = values[np.isfinite(values)]
         return statistics.median(values.tolist()) if values.size else None
 
     @cached_property

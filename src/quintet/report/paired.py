@@ -63,6 +63,9 @@ class Paired:
         width = max(map(len, names))
         lines.append(f"  {names[0]:{width}}  {self.values[0]:.4f}")
         for name, value, one in zip(names[1:], self.values[1:], self.intervals, strict=True):
+            if not math.isfinite(one.difference):
+                lines.append(f"  {name:{width}}  {value:.4f}  no difference, for a loss is not finite")
+                continue
             word = ("worse" if one.difference > 0 else "better") if one.certain else "not to be told apart"
             lines.append(
                 f"  {name:{width}}  {value:.4f}  {one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}] {word}; "
@@ -107,6 +110,8 @@ def compare_models(runs: Sequence[str], asked: Asked) -> Paired:
 
 def _paired(found: Sequence[Losses], what: str, unit: str, asked: Asked) -> Paired:
     first = found[0]
+    if not len(first.losses):
+        raise UserError(f"compare: {what}: none has a target with a loss; give text to compare on (--text PATH)")
     if len(first.losses) < 2:
         raise UserError(f"compare: {what} are one sample, of which no interval follows; give more text (--text PATH)")
     intervals = tuple(

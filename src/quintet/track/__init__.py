@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,7 +38,8 @@ class Tracked:
     """The run that trackers are told about.
 
     ``first_step`` is the number of steps that it continues from, -1 where it starts; ``system`` are the device and the
-    versions in words; ``say`` prints a line.
+    versions in words; ``say`` prints a line; ``due`` names what is measured again after ``first_step``, for the run
+    ended before all of it was (see ``quintet.train.measure``).
     """
 
     config: RunConfig
@@ -46,13 +47,14 @@ class Tracked:
     first_step: int
     system: dict[str, str]
     say: Callable[[str], None]
+    due: Sequence[str] = ()
 
 
 def build_trackers(run: Tracked) -> list[Tracker]:
     """The trackers of ``run``; metrics.jsonl is always among them. Raises UserError if one cannot be reached."""
     from quintet.track.jsonl import JsonlTracker
 
-    trackers: list[Tracker] = [JsonlTracker(run.folder, run.first_step)]
+    trackers: list[Tracker] = [JsonlTracker(run.folder, run.first_step, run.due)]
     try:
         for index in range(len(run.config.track)):
             trackers.append(_build(run, index))  # noqa: PERF401  what is built is closed if the next one fails

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console
@@ -54,8 +55,9 @@ class Reporter:
             self._move("step")
         began, first = self._first
         left = (now - began) / max(step - first, 1) * (steps - step) if step > first else None
+        shown = "no loss" if math.isnan(loss) and not speed["speed/tokens_per_second"] else f"loss {loss:.4f}"
         figures = (
-            f"loss {loss:.4f} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
+            f"{shown} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
             f"{speed['speed/share_of_peak']:.0%} of peak · {speed['speed/memory_bytes'] / 1e9:.2f} GB · "
             f"{_clock(left)} left"
         )

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quintet.files import write_text
+from quintet.files import to_json, write_text
 from quintet.track import Ending
+
+_GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
 
 class JsonlTracker:
     """``metrics.jsonl`` with one object a record, and ``samples/`` with one file a step.
 
-    A continued run drops the records and samples after the step it continues from: the same steps write the same ones
-    again.
+    A continued run drops the records and samples after the step it continues from, and of this step those that are
+    ``due`` again: the same steps write the same ones again. A figure that is not finite is null in the file and NaN
+    where it is read.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, due: Sequence[str] = ()) -> None:
         self._file = folder / "metrics.jsonl"
         self._samples = folder / "samples"
         if self._file.exists():
-            _keep_until(self._file, first_step)
+            _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS))
+        last_sample = first_step - ("samples" in due)
         for sample in self._samples.glob("step-*.*"):
             step = re.match(r"step-(\d+)", sample.name)
-            if step is not None and int(step[1]) > first_step:
+            if step is not None and int(step[1]) > last_sample:
                 sample.unlink()
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
         self._stream = self._file.open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one record."""
-        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        if metrics:
+            self._stream.write(to_json({"step": step, **metrics}) + "\n")
 
     def text(self, step: int, name: str, text: str) -> None:
         """Append ``text`` to the file of its step."""
@@ -53,13 +59,18 @@ class JsonlTracker:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The whole records of ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    """The whole records of ``metrics.jsonl``; a last line that a kill cut short is left out, and null is NaN."""
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
 
 
-def _keep_until(file: Path, step: int) -> None:
-    kept = [record for record in read_metrics(file) if record["step"] <= step]
-    write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
+def _keep_until(file: Path, step: int, again: tuple[str, ...]) -> None:
+    """Keep the records up to ``step``, and of ``step`` itself those without a metric of the groups ``again``."""
+    kept = [
+        record
+        for record in read_metrics(file)
+        if record["step"] < step or (record["step"] == step and not any(name.startswith(again) for name in record))
+    ]
+    write_text(file, "".join(to_json(record) + "\n" for record in kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import sqlite3
@@ -63,9 +64,12 @@ class MLflowTracker:
         self._texts = Outbox(self._send_texts, trouble, 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over ``metrics``; what the run has from before it was continued is not sent again."""
+        """Hand over ``metrics``; what the run has from before it was continued is not sent again. MLflow keeps NaN, but
+        makes the largest float of an infinity, so that NaN stands for both."""
         now = int(time.time() * 1000)
-        named = {usable_name(name): float(value) for name, value in metrics.items()}
+        named = {
+            usable_name(name): float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()
+        }
         self._metrics.put(
             self._mlflow.entities.Metric(name, value, now, step)
             for name, value in named.items()
@@ -97,7 +101,7 @@ class MLflowTracker:
                 (name, metric.step)
                 for name in self._client.get_run(run_id).data.metrics
                 for metric in self._client.get_metric_history(run_id, name)
-                if metric.step > run.first_step
+                if metric.step >= run.first_step
             }
             return run_id
         experiment = self._client.get_experiment_by_name(config.experiment)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+import math
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ from torch.distributed.tensor import DTensor
 
 from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
+from quintet.files import to_json, write_text
 from quintet.processes import from_first, gathered, is_first, rank, world
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class Progress:
     """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue.
 
     ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
-    the validations have done to the learning rate, as ``after_validation`` gives it.
+    the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
+    measured after this step (see ``quintet.train.measure``), and ``failed`` counts the measurements that failed.
     """
 
     step: int = 0
@@ -64,11 +67,15 @@ class Progress:
     scaler: dict[str, Any] | None = None
     stages: list[list[Any]] = field(default_factory=list)
     plateau: dict[str, Any] = field(default_factory=dict)
+    due: list[str] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
 
     def validated(self, loss: float) -> Progress:
-        """These facts with the validation ``loss`` of this step."""
-        better = self.best_loss is None or loss < self.best_loss
-        best = (loss, self.step) if better else (self.best_loss, self.best_step)
+        """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
+        best = (self.best_loss, self.best_step)
+        # A checkpoint of an earlier version may hold a NaN, below which no loss is.
+        if math.isfinite(loss) and (best[0] is None or not best[0] <= loss):
+            best = (loss, self.step)
         return replace(self, validation_loss=loss, best_loss=best[0], best_step=best[1])
 
 
@@ -150,7 +157,8 @@ class Checkpointer:
     def __init__(self, folder: Path, config: CheckpointConfig, patience: timedelta | None = None) -> None:
         self.folder, self.config = folder, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
+        self.saved_at = monotonic()
         # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
         self._group: Any = dist.new_group(backend="gloo", timeout=patience) if world() > 1 else None
         self._written = set(from_first(self._begin))
@@ -170,15 +178,21 @@ class Checkpointer:
         if progress.step in self._written:
             return
         self._written.add(progress.step)
-        self._pending = self._thread.submit(self._write, copied(state), progress)
+        self._pending.append(self._thread.submit(self._write, copied(state), progress))
+        self.saved_at = monotonic()
+
+    def amend(self, progress: Progress) -> None:
+        """Give the checkpoint of ``progress.step``, if there is one, these facts in the background, and remove the
+        checkpoints that are no longer kept."""
+        if progress.step in self._written:
+            self._pending.append(self._thread.submit(self._amend, progress))
 
     def wait(self) -> None:
         """Return when nothing is being written. Raises UserError when the disk is full; what was whole stays."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
+        pending, self._pending = self._pending, []
         try:
-            pending.result()
+            for one in pending:
+                one.result()
         except (OSError, CheckpointException) as error:
             if not _no_space(error):
                 raise
@@ -209,6 +223,15 @@ class Checkpointer:
                 shutil.rmtree(unfinished, ignore_errors=True)
         from_first(lambda: self._prune(progress), self._group)
 
+    def _amend(self, progress: Progress) -> None:
+        def rewrite() -> None:
+            file = checkpoint_path(self.folder, progress.step) / "state.json"
+            if file.is_file():  # else writing it has failed, which `wait` says
+                write_text(file, _state(progress, json.loads(file.read_text())["files"]))
+                self._prune(progress)
+
+        from_first(rewrite, self._group)
+
     def _own_files(self, folder: Path) -> list[tuple[str, dict[str, Any]]]:
         """Size and hash of what this process has written; the first one's are also those that are nobody's."""
         mine = f"__{rank()}_"
@@ -232,11 +255,12 @@ class Checkpointer:
 
 
 def _finish(unfinished: Path, final: Path, progress: Progress, files: dict[str, Any]) -> None:
-    with (unfinished / "state.json").open("w") as out:
-        json.dump({"progress": asdict(progress), "files": files}, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
+    write_text(unfinished / "state.json", _state(progress, files))
     unfinished.rename(final)
+
+
+def _state(progress: Progress, files: dict[str, Any]) -> str:
+    return to_json({"progress": asdict(progress), "files": files}, indent=1)
 
 
 def copied(state: Any) -> Any:

@@ -10,14 +10,20 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track import Ending, close_trackers
 from quintet.track.console import Reporter
-from quintet.train.benchmarks import measure_benchmarks
-from quintet.train.books import Books, look_at_start, validate_run
+from quintet.train.books import Books
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
 from quintet.train.fixed_batch import conclusion
 from quintet.train.interruption import Interruption, watch_signals
+from quintet.train.measure import (
+    look_at_start,
+    measure_benchmarks,
+    measure_due,
+    measure_text,
+    try_measurements,
+    validate_run,
+)
 from quintet.train.parallel.group import joined
 from quintet.train.setup import Run, set_up
-from quintet.train.text_modeling import measure_text
 from quintet.train.trainers import Steps, trainer_steps
 from quintet.train.update import apply_gradients, begin_step
 from quintet.train.validation import ValidationResult
@@ -63,9 +69,12 @@ def _lead(run: Run, interruption: Interruption, take_steps: Steps) -> Outcome:
             measure_text(run)
             measure_benchmarks(run)
         return Outcome(run, validation, interruption.signal)
+    if run.progress.step < run.steps or run.progress.due:
+        try_measurements(run)
     if config.evaluate.at_start and run.progress.step == 0:
         look_at_start(run)
-    validation = take_steps(run, interruption)
+    validation = measure_due(run)  # what was due when the run was stopped or killed
+    validation = take_steps(run, interruption) or validation
     if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
         run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
     if config.data.fixed_batch and run.progress.step == run.steps:

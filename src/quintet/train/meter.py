@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from quintet.errors import UserError
 
 @dataclass(frozen=True)
 class Interval:
-    """The steps since the last look: one record each, and the speed over all of them."""
+    """The steps since the last look: one record each, their mean ``loss``, NaN over none, and the speed over all."""
 
     records: list[tuple[int, dict[str, float]]]
     loss: float
@@ -68,7 +69,7 @@ class Meter:
                 "so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "
                 "train.precision=fp32"
             )
-        loss = sum(row[0] for row in rows) / max(len(rows), 1)
+        loss = sum(row[0] for row in rows) / len(rows) if rows else math.nan
         interval = Interval(records, loss, bad + self._masked, self._tokens, seconds)
         self.__init__()
         return interval

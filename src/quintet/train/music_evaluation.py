@@ -101,7 +101,7 @@ def evaluate_music(
     losses = _losses(run, data, len(asked))
     tasks = {name: {side: mean(found) for side, found in sides.items()} for name, sides in results.items()}
     for name, sides in tasks.items():
-        sides["model"] = {"loss": losses.labels.get(name, losses).loss, **sides["model"]}
+        sides["model"] = {"loss": losses.of(name).loss, **sides["model"]}
     return MusicResult(tasks, len(asked), counts)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from quintet.config.packing import MusicPackingConfig
 from quintet.data.note_samples import NoteSamples
+from quintet.errors import named
 from quintet.model.generate import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
@@ -50,9 +51,25 @@ def write_samples(run: Run) -> None:
         _write_texts(run, settings)
 
 
+def check_prompts(run: Run) -> None:
+    """Raise UserError for prompts that the tokenizer cannot write."""
+    config = run.config
+    if config.loss.kind == "masked" or isinstance(config.data.packing, MusicPackingConfig):
+        return
+    for index, prompt in enumerate(config.sample.prompts):
+        if _begins(run, prompt):
+            with named(f"sample.prompts[{index}]"):
+                prompt_ids(run.tokenizer, prompt)
+
+
+def _begins(run: Run, prompt: str) -> bool:
+    """Whether there is something to continue: documents that do not end do not begin either."""
+    return bool(prompt.strip()) or run.tokenizer.end_id != NO_END
+
+
 def _write_texts(run: Run, settings: GenerationSettings) -> None:
-    beginnings = [text for text in run.config.sample.prompts if text.strip() or run.tokenizer.end_id != NO_END]
-    if not beginnings:  # documents that do not end do not begin either
+    beginnings = [text for text in run.config.sample.prompts if _begins(run, text)]
+    if not beginnings:
         return
     prompts = [prompt_ids(run.tokenizer, prompt) for prompt in beginnings]
     texts = write_continuations(run.model, run.tokenizer, run.compute, prompts, settings)

@@ -162,7 +162,7 @@ def _trackers(
     """Those of the run; the first process alone has any."""
     system = system_figures(compute.device, compute.precision)
     # A run that begins anew drops also the records of step 0.
-    tracked = Tracked(config, folder, progress.step or -1, system, reporter.say)
+    tracked = Tracked(config, folder, progress.step or -1, system, reporter.say, progress.due)
     found: list[Tracker] = []
     from_first(lambda: found.extend(build_trackers(tracked)))
     return found

@@ -133,7 +133,10 @@ def _step(checkpoints: Path, which: str) -> int:
     if which == "latest":
         return steps[-1]
     if which == "best":
-        which = str(read_progress(checkpoint_path(checkpoints, steps[-1])).best_step)
+        best = read_progress(checkpoint_path(checkpoints, steps[-1])).best_step
+        if best is None:
+            raise UserError(f"{checkpoints}: no validation has given a finite loss, so there is no best; take latest")
+        which = str(best)
     if which.isdigit() and int(which) in steps:
         return int(which)
     raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}")

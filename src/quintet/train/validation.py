@@ -20,8 +20,8 @@ from quintet.train.objective import Objective
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text; with several labels also that
-    of each ``label``, whose losses, tokens and bytes add up to these."""
+    """``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text, NaN over none; with several
+    labels also that of each ``label`` that has a target, whose losses, tokens and bytes add up to these."""
 
     loss: float
     tokens: int
@@ -30,8 +30,8 @@ class ValidationResult:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss, infinite where that is beyond a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """e to the loss, infinite where that is beyond a float, NaN where the loss is."""
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -40,16 +40,27 @@ class ValidationResult:
 
     def __str__(self) -> str:
         """The figures as a person reads them; bits per byte only where the tokens stand for text."""
+        if not self.tokens:
+            return "no figure, for no target has a loss"
         figures = f"{self.loss:.4f} nats a token, perplexity {self.perplexity:.2f}"
         return f"{self.bits_per_byte:.4f} bits per byte, {figures}" if self.bytes else figures
 
+    def of(self, label: str | None) -> ValidationResult:
+        """That of ``label``; all of it for None, and where no labels are told apart."""
+        if label is None or not self.labels:
+            return self
+        return self.labels.get(label, NOTHING)
+
     def metrics(self) -> dict[str, float]:
-        """The figures under the names that trackers show; those of a label as ``validation/<label>/loss``."""
+        """The figures under the names that trackers show; those of a label as ``validation/<label>/loss``. Over no
+        target there are none."""
         figures: dict[str, float] = {}
         for group, result in (
             ("validation", self),
             *((f"validation/{name}", one) for name, one in self.labels.items()),
         ):
+            if not result.tokens:
+                continue
             figures[f"{group}/loss"] = result.loss
             figures[f"{group}/perplexity"] = result.perplexity
             if result.bytes:
@@ -60,6 +71,10 @@ class ValidationResult:
         """The figures of each label as a person reads them."""
         width = max(map(len, self.labels), default=0)
         return [f"  {name:{width}} {one} over {one.tokens:,} tokens" for name, one in self.labels.items()]
+
+
+NOTHING = ValidationResult(math.nan, 0, 0)
+"""What is measured over no target."""
 
 
 @torch.no_grad()
@@ -113,7 +128,8 @@ class _Sum:
     bytes: int = 0
 
     def result(self, labels: Mapping[str, ValidationResult] | None = None) -> ValidationResult:
-        return ValidationResult(self.loss / max(self.tokens, 1), self.tokens, self.bytes, labels or {})
+        loss = self.loss / self.tokens if self.tokens else math.nan
+        return ValidationResult(loss, self.tokens, self.bytes, labels or {})
 
 
 def _pooled(parts: Sequence[_Sum]) -> _Sum:

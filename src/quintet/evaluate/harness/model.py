@@ -154,6 +154,29 @@ _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 _PLAIN = {"num_beams": 1, "num_return_sequences": 1}  # settings that are taken where they ask for nothing special
 
 
+class TrialModel(HarnessModel):
+    """Encodes what is asked and answers nothing, to find out whether the tokenizer can write the items."""
+
+    @_noted
+    def loglikelihood(self, requests: list[Any]) -> list[Score]:
+        """Zeros."""
+        self.encoder.pairs([(request.args[0], request.args[1]) for request in requests])
+        return [(0.0, False)] * len(requests)
+
+    @_noted
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """Zeros."""
+        for request in requests:
+            self.encoder.rolling(request.args[0])
+        return [0.0] * len(requests)
+
+    @_noted
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Empty texts."""
+        self.encoder.encode([request.args[0] for request in requests])
+        return [""] * len(requests)
+
+
 @dataclass(frozen=True)
 class _Wish:
     """How a task wants its text written; without ``do_sample`` or a temperature the likeliest token is taken."""

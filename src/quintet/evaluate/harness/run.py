@@ -43,10 +43,25 @@ def run_benchmarks(subject: Subject, asking: Asking, begins: bool = False) -> Be
     global random generators are left as they were.
     """
     from quintet.evaluate.harness.model import HarnessModel
-    from quintet.evaluate.harness.tasks import Wish
 
     length = subject.model.context_length
-    model = HarnessModel(subject, Limit(asking.batch_size * length, length), begins)
+    return _measured(HarnessModel(subject, Limit(asking.batch_size * length, length), begins), asking)
+
+
+def try_benchmarks(subject: Subject, asking: Asking) -> None:
+    """Encode the items of each benchmark, where the tokenizer may not write every text. Raises UserError for an item
+    that it cannot write; what else cannot be measured is told when it is."""
+    if {bytes([byte]) for byte in range(256)} <= set(subject.tokenizer.pieces.table):
+        return
+    from quintet.evaluate.harness.model import TrialModel
+
+    length = subject.model.context_length
+    _measured(TrialModel(subject, Limit(asking.batch_size * length, length)), asking)
+
+
+def _measured(model: HarnessModel, asking: Asking) -> Benchmarks:
+    from quintet.evaluate.harness.tasks import Wish
+
     folder = None if asking.data_dir is None else local_path(asking.data_dir)
     wish = Wish(asking.samples, asking.shots, folder)
     measured: dict[str, Benchmark] = {}

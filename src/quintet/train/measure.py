@@ -1,0 +1,266 @@
+"""What is measured after a step: validation, samples, text modelling and benchmarks.
+
+The checkpoint of a step is written first. It names what is still due, so that a run that is killed meanwhile measures
+it when it continues, and gets the facts that follow from each measurement, as the best loss, as soon as it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from quintet.config.duration import steps_of
+from quintet.config.schedule import PlateauConfig
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError, named
+from quintet.evaluate.harness.figures import Benchmarks
+from quintet.evaluate.harness.run import Asking, run_benchmarks, try_benchmarks
+from quintet.evaluate.subject import check_subject
+from quintet.evaluate.text_modeling import TextModeling, model_text
+from quintet.evaluate.text_modeling import check_subject as check_text_subject
+from quintet.evaluate.texts import text_topics
+from quintet.processes import FailedElsewhere, from_first, gathered
+from quintet.track.trouble import one_line
+from quintet.train.compute import measure_peak
+from quintet.train.loss import IGNORED
+from quintet.train.samples import check_prompts, write_samples
+from quintet.train.schedules.plateau import after_validation
+from quintet.train.setup import Run
+from quintet.train.validation import ValidationResult, validate
+
+VALIDATION, SAMPLES, TEXT, BENCHMARKS = "validation", "samples", "text modelling", "benchmarks"
+
+
+def due_after(run: Run, step: int) -> list[str]:
+    """The names of what is to be measured after ``step``, in the order in which it is."""
+    asked = asks_benchmarks(run.config, step, run.steps)
+    evaluate = run.config.evaluate
+    due = {
+        VALIDATION: run.rhythm.validates(step) and run.validation is not None,
+        SAMPLES: run.rhythm.samples(step),
+        TEXT: asked and evaluate.text_modeling is not None,
+        BENCHMARKS: asked and bool(evaluate.tasks),
+    }
+    return [name for name, wanted in due.items() if wanted]
+
+
+def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
+    """Whether the benchmarks and the text of ``config`` are due after ``step`` of ``steps``."""
+    every = config.evaluate.tasks_every
+    if not config.evaluate.tasks and config.evaluate.text_modeling is None:
+        return False
+    return step == steps or (every is not None and step % steps_of(every, steps) == 0)
+
+
+def measure_due(run: Run) -> ValidationResult | None:
+    """Measure what is due after the step at hand, and return the validation if it is among it.
+
+    A validation that fails ends the run, for the best checkpoint and the learning rate may depend on it; anything else
+    that fails is reported and counted, unless `evaluate.required`.
+    """
+    validation = None
+    if VALIDATION in run.progress.due:
+        with run.engine.gathered():
+            validation = validate_run(run)
+        _done(run, VALIDATION)
+        if run.config.checkpoint.keep_best and run.progress.best_step == run.progress.step:
+            run.checkpointer.save(run.progress, run.engine.state())
+    if run.progress.due:
+        with run.engine.gathered():
+            for name in run.progress.due:
+                _attempt(run, name)
+                _done(run, name)
+    return validation
+
+
+def look_at_start(run: Run) -> None:
+    """Validate, and write the samples that go with it, before the first step."""
+    with run.engine.gathered():
+        validate_run(run)
+        if run.rhythm.sample_every is None:
+            _attempt(run, SAMPLES)
+
+
+def _done(run: Run, name: str) -> None:
+    run.progress = replace(run.progress, due=[one for one in run.progress.due if one != name])
+    run.checkpointer.amend(run.progress)
+
+
+def _attempt(run: Run, name: str) -> None:
+    """Measure ``name``. What fails in one process is told to all, so that they go on or end together."""
+    required = run.config.evaluate.required
+    try:
+        _MEASURES[name](run)
+    except Exception as error:  # whatever a measurement does, the run is worth more
+        failure = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+        gathered(failure)
+        if required:
+            raise
+    else:
+        failure = next(filter(None, gathered("")), None)
+        if failure is None:
+            return
+        if required:
+            raise FailedElsewhere(failure)
+    _count_failure(run, name, failure)
+
+
+def _count_failure(run: Run, name: str, failure: str) -> None:
+    failed = run.progress.failed
+    run.progress = replace(run.progress, failed={**failed, name: failed.get(name, 0) + 1})
+    run.reporter.say(f"step {run.progress.step}: {name} failed: {failure}; the run goes on (see evaluate.required)")
+
+
+def validate_run(run: Run) -> ValidationResult | None:
+    """Validate, say and track the result, and remember what follows from it; None where nothing is held out."""
+    if run.validation is None:
+        return None
+    result = validate(
+        run.model,
+        run.objective,
+        run.validation.batches(run.config.validation_batch_size, run.config.evaluate.samples),
+        run.compute,
+        bytes_per_token=run.bytes_per_token,
+        labels=run.validation.labels,
+    )
+    if run.progress.step:
+        _note_validation(run, result.of(run.config.evaluate.best_by))
+    # A busy neighbour at the start would make the peak too low for the whole run.
+    run.peak = max(run.peak, measure_peak(run.compute, 0.1))
+    for tracker in run.trackers:
+        tracker.log(run.progress.step, result.metrics())
+    run.reporter.say(f"step {run.progress.step}: validation: {result}")
+    for line in result.lines():
+        run.reporter.say(line)
+    return result
+
+
+def _note_validation(run: Run, result: ValidationResult) -> None:
+    """Remember what the validation after a step says of the best checkpoint and of the learning rate."""
+    if not result.tokens:
+        return
+    progress = run.progress.validated(result.loss)
+    schedule, highest = run.config.schedule, run.config.optimizer.lr
+    if isinstance(schedule, PlateauConfig):
+        state = after_validation(schedule, highest, progress.step, run.steps, progress.plateau, result.loss)
+        progress = replace(progress, plateau=state)
+    run.progress = progress
+
+
+def measure_text(run: Run) -> TextModeling | None:
+    """Measure what `evaluate.text_modeling` asks for, say and track it; None where it asks for nothing.
+
+    Raises UserError where there is no text.
+    """
+    section = run.config.evaluate.text_modeling
+    if section is None:
+        return None
+    topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", run.reporter.say)
+    result = model_text(run, topics, section.stride)
+    for tracker in run.trackers:
+        tracker.log(run.progress.step, result.metrics())
+    run.reporter.say(f"step {run.progress.step}: text modelling")
+    for line in result.lines():
+        run.reporter.say(f"  {line}")
+    return result
+
+
+def measure_benchmarks(run: Run) -> Benchmarks | None:
+    """Measure `evaluate.tasks`, say and track the figures; None where there are none to measure.
+
+    A benchmark that cannot be measured is said, counted and left out. Raises UserError for a model that gives texts no
+    likelihood, and where `evaluate.required` for what cannot be measured.
+    """
+    config = run.config.evaluate
+    if not config.tasks:
+        return None
+    check_subject(run, masked=run.config.loss.kind == "masked")
+    result = run_benchmarks(run, asking(run.config))
+    for tracker in run.trackers:
+        tracker.log(run.progress.step, result.metrics())
+    run.reporter.say(f"step {run.progress.step}: benchmarks")
+    for line in result.lines():
+        run.reporter.say(line)
+    if result.missing:
+        if config.required:
+            raise UserError(*(f"evaluate.tasks: {name}: not measured: {why}" for name, why in result.missing.items()))
+        failed = run.progress.failed
+        count = failed.get(BENCHMARKS, 0) + len(result.missing)
+        run.progress = replace(run.progress, failed={**failed, BENCHMARKS: count})
+    return result
+
+
+def asking(config: RunConfig) -> Asking:
+    """What ``config`` asks of benchmarks."""
+    part = config.evaluate
+    return Asking(
+        tasks=part.tasks,
+        samples=part.task_samples,
+        shots=part.few_shot,
+        data_dir=part.data_dir,
+        batch_size=config.validation_batch_size,
+    )
+
+
+_MEASURES: dict[str, Callable[[Run], object]] = {
+    SAMPLES: write_samples,
+    TEXT: measure_text,
+    BENCHMARKS: measure_benchmarks,
+}
+
+
+def try_measurements(run: Run) -> None:
+    """Try before the first step what is known then. Raises UserError for sample prompts, measured texts and items of
+    benchmarks that the tokenizer cannot write, for a run without a target to learn from, and for a best loss that
+    nothing is measured for."""
+    if run.progress.step == 0:
+        _check_targets(run)
+    if not run.config.evaluate.never:
+        _check_validation(run)
+    check_prompts(run)
+    section = run.config.evaluate.text_modeling
+    if section is not None:
+        check_text_subject(run, "evaluate.text_modeling")
+        with named("evaluate.text_modeling"):
+            text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", lambda _: None)
+    if run.config.evaluate.tasks:
+        check_subject(run, masked=run.config.loss.kind == "masked")
+        with named("evaluate.tasks"):
+            try_benchmarks(run, asking(run.config))
+
+
+def _check_targets(run: Run) -> None:
+    """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
+    steps = 1 if run.config.data.fixed_batch else run.steps
+    if not from_first(lambda: any(run.whole_batch(step).valid for step in range(steps))):
+        raise UserError(
+            f"data: none of the targets of the {run.steps:,} steps has a loss, so that there is nothing to learn: all "
+            "of them are prompts, padding or ids that `loss` leaves out; a longer data.sequence_length may reach the "
+            "answers (`quintet show-batch` shows what has a loss)"
+        )
+
+
+def _check_validation(run: Run) -> None:
+    """Say where none of the samples to validate on has a target with a loss; raise UserError where something follows
+    that loss, or the loss of a label of which there is none."""
+    if run.validation is None:
+        return
+    evaluate, found, rows = run.config.evaluate, set[str](), 0
+    for plain in run.validation.batches(run.config.validation_batch_size, evaluate.samples):
+        batch = run.objective.prepare(plain, "validation", first_row=rows)
+        rows += len(batch.inputs)
+        measured = batch.sources[(batch.targets != IGNORED).any(1)]
+        found |= {run.validation.labels[source] for source in measured.tolist()}
+        if evaluate.best_by in found or (found and evaluate.best_by is None):
+            return
+    mend = "take more samples (evaluate.samples), hold more out (data.validation), or lengthen data.sequence_length"
+    nothing = "has a target with a loss"
+    if evaluate.best_by is not None:
+        raise UserError(
+            f"evaluate.best_by: of the {rows:,} samples to validate on none of {evaluate.best_by!r} {nothing}, so that "
+            f"there is no best; {mend}"
+        )
+    nothing = f"none of the {rows:,} samples to validate on {nothing}"
+    if run.config.schedule.kind == "plateau":
+        raise UserError(f"schedule.kind: plateau follows the validation loss, and {nothing}; {mend}")
+    run.reporter.say(f"evaluate: {nothing}: there is no validation loss and no best checkpoint; {mend}")
