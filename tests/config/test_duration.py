@@ -3,12 +3,13 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quintet.config.duration import steps_of
+from quintet.config.duration import fraction_of, steps_of
 from quintet.config.evaluate import EvaluateConfig
+from quintet.config.length import total_steps
 from quintet.config.load import load_run_config
 from quintet.config.schedule import CosineConfig
 from quintet.config.training import CheckpointConfig, SampleConfig, TrainConfig
@@ -20,6 +21,22 @@ def test_a_fraction_is_rounded_up_and_taken_as_it_is_written(hundredths: int, st
     found = steps_of(float(f"{hundredths / 100:.2f}"), steps)
     assert found - 1 < Fraction(hundredths * steps, 100) <= found
     assert 1 <= found <= steps
+
+
+@given(part=st.integers(1, 400), whole=st.integers(1, 400), steps=st.integers(1, 10**6))
+@example(part=5, whole=7, steps=700)
+def test_a_quotient_as_a_fraction_is_rounded_up_to_what_the_quotient_is(part: int, whole: int, steps: int) -> None:
+    part = min(part, whole)
+    assert steps_of(fraction_of(part, whole), steps) == -(-part * steps // whole)
+
+
+@given(hundredths=st.integers(1, 500), samples=st.integers(1, 10**7), batch=st.integers(1, 512))
+@example(hundredths=7, samples=100, batch=1)
+def test_epochs_and_tokens_are_rounded_up_to_whole_steps(hundredths: int, samples: int, batch: int) -> None:
+    epochs = TrainConfig.model_validate({"epochs": hundredths / 100})
+    assert total_steps(epochs, batch, 8, samples) == -(-hundredths * samples // (100 * batch))
+    tokens = TrainConfig.model_validate({"tokens": samples**3})
+    assert total_steps(tokens, batch, 8, samples) == -(-(samples**3) // (8 * batch))
 
 
 def test_a_whole_number_is_steps_and_a_number_with_a_point_a_fraction() -> None:

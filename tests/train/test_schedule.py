@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -37,6 +37,14 @@ def test_linear_is_a_straight_line() -> None:
     differences = {round(a - b, 12) for a, b in pairwise(rates)}
     assert differences == {0.01}
     assert rates[-1] == 0.0
+
+
+@given(hundredths=st.integers(1, 100), steps=st.integers(1, 2000))
+@example(hundredths=7, steps=100)
+def test_the_decay_of_wsd_has_its_part_of_the_steps_rounded_up(hundredths: int, steps: int) -> None:
+    schedule = WSDConfig(kind="wsd", decay_fraction=hundredths / 100)
+    below = [step for step in range(1, steps + 1) if learning_rate(schedule, 1.0, step, steps) < 1.0]
+    assert below == list(range(steps - -(-hundredths * steps // 100) + 1, steps + 1))
 
 
 def test_wsd_is_stable_until_its_last_part() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from quintet.config.duration import rounded_up
 from quintet.config.training import TrainConfig
 
 
@@ -11,7 +10,7 @@ def total_steps(train: TrainConfig, batch_samples: int, sequence_length: int, ep
     """Optimizer steps of a run: the fewest of what steps, tokens and epochs say."""
     ends = [] if train.steps is None else [train.steps]
     if train.tokens is not None:
-        ends.append(math.ceil(train.tokens / (batch_samples * sequence_length)))
+        ends.append(-(-train.tokens // (batch_samples * sequence_length)))
     if train.epochs is not None:
-        ends.append(math.ceil(train.epochs * epoch_samples / batch_samples))
+        ends.append(rounded_up(train.epochs, epoch_samples, batch_samples))
     return min(ends)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import Any
 
 from quintet.config.data import Stage as StageConfig
+from quintet.config.duration import steps_of
 from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
 from quintet.data.batch import ValidationData
@@ -50,16 +49,9 @@ def _stages(config: RunConfig, counts: tuple[int, ...]) -> list[Stage]:
     """The stages with their first positions, which follow from the run's steps where they are fractions of them."""
     samples = config.batch.samples
     steps = total_steps(config.train, samples, config.data.sequence_length, sum(counts))
-    ends = [_last_step(stage, steps) for stage in config.data.stages[:-1]]
+    ends = [steps_of(stage.until, steps) for stage in config.data.stages[:-1] if stage.until is not None]
     weights = [_source_weights(config, stage, counts) for stage in config.data.stages]
     return [Stage(end * samples, found) for end, found in zip([0, *ends], weights, strict=True)]
-
-
-def _last_step(stage: StageConfig, steps: int) -> int:
-    """Steps that are done when ``stage`` ends; a fraction of the run's ``steps`` is rounded up."""
-    if isinstance(stage.until, int):
-        return stage.until
-    return math.ceil(Fraction(str(stage.until)) * steps)
 
 
 def _source_weights(config: RunConfig, stage: StageConfig, counts: tuple[int, ...]) -> tuple[float, ...]:

@@ -59,7 +59,7 @@ def _own_rate(
         case LinearConfig():
             remaining = 1 - _progress(time, warmup, schedule.decay_steps or steps)
         case WSDConfig():
-            first = max(warmup, steps - math.ceil(schedule.decay_fraction * steps))
+            first = max(warmup, steps - steps_of(schedule.decay_fraction, steps))
             remaining = 1 - _progress(time, first, steps)
         case ConstantConfig():
             return highest

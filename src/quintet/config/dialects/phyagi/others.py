@@ -9,6 +9,7 @@ from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL, STRATEGIES
 from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.training_keys import ARGS
+from quintet.config.duration import fraction_of
 from quintet.config.keypath import path_of
 from quintet.config.places import Place, place_of
 
@@ -125,7 +126,7 @@ def _of_the_run(given: Given, native: Native, epochs: float, key: str) -> float 
     if run is None or native.get("train.steps") is not None:
         given.refuse(key, "counts epochs, and the run is as long as max_steps says; give a number of steps")
         return None
-    return min(1.0, epochs / run)
+    return fraction_of(epochs, run)
 
 
 def lightning_rules(given: Given, native: Native) -> None:
