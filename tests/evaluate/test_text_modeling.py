@@ -29,6 +29,8 @@ from quintet.errors import UserError
 from quintet.evaluate.likelihood import TokenScores, token_scores
 from quintet.evaluate.text_modeling import (
     TextDocument,
+    TextModeling,
+    TextResult,
     byte_table,
     check_subject,
     document_result,
@@ -455,3 +457,13 @@ def test_the_command_measures_a_run_afterwards_too(
         code, _, error = command("evaluate", name, *options)
         assert code == 2
         assert error.startswith(f"error: {message}")
+
+
+def test_topics_of_two_files_stay_two_and_one_may_be_called_all(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.jsonl").write_text('{"text": "two"}')
+    (tmp_path / "all.txt").write_text("three")
+    found = read_topics(TextModelingConfig(path=str(tmp_path)), "--text").topics
+    assert found == {"a.jsonl": ["two"], "a.txt": ["one"], "all": ["three"]}
+    table = TextModeling({name: TextResult(tokens=1, bytes=1) for name in found}).lines()
+    assert [line.split()[0] for line in table] == ["topic", "a.jsonl", "a.txt", "all", "all"]

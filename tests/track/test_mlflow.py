@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.config.describe import plain
@@ -24,7 +25,8 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.track import Tracked, build_trackers
 from quintet.track.jsonl import read_metrics
-from quintet.track.mlflow import MLflowTracker, parameters, usable_name
+from quintet.track.mlflow import MLflowTracker, parameters
+from quintet.track.names import UsableNames, file_name, usable_name
 
 TRAIN = {"batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 2}
 
@@ -302,6 +304,43 @@ def test_any_name_becomes_one_that_mlflow_takes(name: str) -> None:
     _validate_metric_name(usable)
     _validate_param_name(usable)
     assert usable_name(usable) == usable
+
+
+NAMES = st.text(st.sampled_from("aAb_c+#/.-é%"), max_size=6) | st.text() | st.text("x/", min_size=240, max_size=300)
+
+
+@given(st.lists(NAMES, unique=True))
+@example(["validation/c#/loss", "validation/c+/loss", "validation/c_/loss", "Rare", "rare", "", "_"])
+@example(["x" * 300, "x" * 301, "..A", "__A"])
+def test_different_names_stay_different_also_without_capitals(names: list[str]) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    for clean, length in ((usable_name, 250), (file_name, 100)):
+        usable = UsableNames(clean)
+        found = [usable.of(name) for name in names]
+        assert len({one.casefold() for one in found}) == len(names)
+        assert [usable.of(name) for name in names] == found
+        for one in found:
+            assert 0 < len(one) <= length
+            if clean is usable_name:
+                _validate_metric_name(one)
+            else:
+                assert not set(one) & set('<>:"/\\|?*')
+                assert one.isascii()
+                assert one.isprintable()
+
+
+def test_labels_that_mlflow_would_call_the_same_keep_their_curves(folder: Path) -> None:
+    tracker, store = tracker_in(folder), client(f"sqlite:///{folder}/mlflow.db")
+    names = ["validation/c#/loss", "validation/c+/loss", "validation/C#/loss", "validation/perplexity"]
+    tracker.log(1, dict(zip(names, [1.0, 2.0, 3.0, math.inf], strict=True)))
+    tracker.log(2, dict(zip(reversed(names), [8.0, 6.0, 5.0, 4.0], strict=True)))
+    tracker.close()
+    found = only_run(store)
+    curves = {tuple(history(store, found.info.run_id, key)) for key in found.data.metrics if key.endswith("/loss")}
+    assert curves == {((1, 1.0), (2, 4.0)), ((1, 2.0), (2, 5.0)), ((1, 3.0), (2, 6.0))}
+    first = history(store, found.info.run_id, "validation/perplexity")[0]
+    assert math.isnan(first[1])  # and not the largest float
 
 
 def test_names_and_values_that_mlflow_takes_stay_as_they_are() -> None:

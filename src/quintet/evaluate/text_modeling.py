@@ -111,11 +111,11 @@ class TextModeling:
 
     def lines(self) -> list[str]:
         """A table as a person reads it."""
-        rows = {**self.topics, **({"all": self.whole} if len(self.topics) > 1 else {})}
-        width = max(max(map(len, rows)), len("topic"))
+        rows = [*self.topics.items(), *([("all", self.whole)] if len(self.topics) > 1 else [])]
+        width = max(*(len(name) for name, _ in rows), len("topic"))
         heads = ("bits/byte", "byte ppl", "accuracy", "byte acc", "calib err", "Brier")
         lines = [f"{'topic':{width}}  {'  '.join(f'{head:>9}' for head in heads)}  {'tokens':>9}  {'bytes':>9}"]
-        for name, one in rows.items():
+        for name, one in rows:
             figures = "  ".join(f"{value:9.4f}" for value in one.figures().values())
             lines.append(f"{name:{width}}  {figures}  {one.tokens:9,}  {one.bytes:9,}")
         return lines

@@ -74,8 +74,8 @@ def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
         passed[OTHERS] = [file.path for file in every if file not in files]
     topics: dict[str, list[str]] = {}
     room: dict[str, int] = {}
-    for file in files:
-        for topic, text in _documents(file, config):
+    for file, own in zip(files, _topic_names(files), strict=True):
+        for topic, text in _documents(file, config, own):
             left = room.setdefault(topic, config.max_bytes)
             part = text.encode("utf-8")[:left].decode("utf-8", errors="ignore")
             if part:
@@ -108,11 +108,16 @@ def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int)
     return topics
 
 
-def _documents(file: File, config: TextModelingConfig) -> Iterator[tuple[str, str]]:
-    """Topic and text of each document of ``file``."""
-    ending = next(ending for ending in sorted(_TEXT + _ROWS, key=len, reverse=True) if ends_with(file.name, (ending,)))
-    topic = file.name[: -len(ending)]
-    if ending in _ROWS:
+def _topic_names(files: Sequence[File]) -> list[str]:
+    """The name of each file without its ending, which it keeps where two would have one name."""
+    endings = sorted(_TEXT + _ROWS, key=len, reverse=True)
+    short = [file.name[: -len(next(one for one in endings if ends_with(file.name, (one,))))] for file in files]
+    return [name if short.count(name) == 1 else file.name for name, file in zip(short, files, strict=True)]
+
+
+def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[tuple[str, str]]:
+    """Topic and text of each document of ``file``, whose own topic is ``topic``."""
+    if ends_with(file.name, _ROWS):
         for line, place in lines_of(Span(file.path, 0, file.size)):
             yield _document(line, place, config, topic)
         return

@@ -169,7 +169,8 @@ def _table(run: RunFacts, title: str, head: str, group: str, figures: Sequence[s
     cells = []
     for row in sorted(rows, key=lambda row: (row == "", names.index(next(n for n in names if n.startswith(row))))):
         prefix = f"{group}{row}/" if row else group
-        cells.append([row or "all", *(_value(run, prefix + figure) for figure in figures)])
+        whole = "all" if "all" not in rows else "all of them"
+        cells.append([row or whole, *(_value(run, prefix + figure) for figure in figures)])
     return Table(title, (head, *(figure.replace("_", " ") for figure in figures)), cells)
 
 

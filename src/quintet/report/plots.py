@@ -111,7 +111,9 @@ def _plot(axes: Any, title: str, curves: Sequence[Curve]) -> None:
     for one in curves:
         width, alpha = (0.8, 0.35) if one.faint else (1.6, 1.0)
         points = {"marker": "o", "markersize": 3} if one.marked else {}
-        axes.plot(one.x, one.y, color=one.colour, label=one.label or None, linewidth=width, alpha=alpha, **points)
+        # Matplotlib hides a label that begins with an underscore.
+        label = f" {one.label}" if one.label.startswith("_") else one.label or None
+        axes.plot(one.x, one.y, color=one.colour, label=label, linewidth=width, alpha=alpha, **points)
     _zoom(axes, curves)
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.set_xlabel("tokens")
@@ -119,7 +121,8 @@ def _plot(axes: Any, title: str, curves: Sequence[Curve]) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.35)
     axes.spines[["top", "right"]].set_visible(False)
     if sum(bool(one.label) for one in curves) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        for text in axes.legend(frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)  # dollars in a name are no formula
 
 
 def _zoom(axes: Any, curves: Sequence[Curve]) -> None:

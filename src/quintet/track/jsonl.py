@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quintet.files import to_json, write_text
 from quintet.track import Ending
+from quintet.track.names import UsableNames, file_name
 
 _GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
@@ -25,6 +26,7 @@ class JsonlTracker:
     def __init__(self, folder: Path, first_step: int, due: Sequence[str] = ()) -> None:
         self._file = folder / "metrics.jsonl"
         self._samples = folder / "samples"
+        self._names = UsableNames(file_name)
         if self._file.exists():
             _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS))
         last_sample = first_step - ("samples" in due)
@@ -49,7 +51,7 @@ class JsonlTracker:
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Write each of ``files`` under the number of its step, and its name if it is not the only sample."""
         self._samples.mkdir(exist_ok=True)
-        which = "" if name == "sample 0" else f"-{name.replace('/', '-')}"
+        which = "" if name == "sample 0" else f"-{self._names.of(name)}"
         for ending, content in files.items():
             (self._samples / f"step-{step:06d}{which}{ending}").write_bytes(content)
 

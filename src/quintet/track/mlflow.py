@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -18,14 +16,16 @@ from quintet.config.describe import plain
 from quintet.config.load import dump_run_config
 from quintet.config.track import MLflowConfig
 from quintet.errors import UserError
+from quintet.files import to_json
 from quintet.track import Ending, Tracked
+from quintet.track.names import UsableNames, file_name, usable_name
 from quintet.track.outbox import Outbox
 from quintet.track.pictures import picture
 from quintet.track.run_ids import RunIds
 from quintet.track.trouble import Trouble, one_line, without_password
 
 # What MLflow accepts (mlflow.utils.validation).
-_NAME_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000
+_PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _SETTINGS = {  # of MLflow, where the user has not set them
@@ -52,6 +52,7 @@ class MLflowTracker:
     def __init__(self, run: Tracked, config: MLflowConfig, key: str) -> None:
         self._mlflow = _library(key)
         self._seen: set[tuple[str, int]] = set()
+        self._names, self._files = UsableNames(usable_name), UsableNames(file_name)
         uri = config.tracking_uri or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
         trouble = Trouble(f"{key}: mlflow", run.say)
         try:
@@ -68,7 +69,7 @@ class MLflowTracker:
         makes the largest float of an infinity, so that NaN stands for both."""
         now = int(time.time() * 1000)
         named = {
-            usable_name(name): float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()
+            self._names.of(name): float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()
         }
         self._metrics.put(
             self._mlflow.entities.Metric(name, value, now, step)
@@ -78,11 +79,11 @@ class MLflowTracker:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Hand over a text, an artifact in ``samples/``."""
-        self._texts.put([(f"samples/step-{step:06d}/{usable_name(name)}.txt", text)])
+        self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.txt", text)])
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Hand over the picture, an artifact in ``samples/``."""
-        self._texts.put([(f"samples/step-{step:06d}/{usable_name(name)}.png", files[".png"])])
+        self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.png", files[".png"])])
 
     def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
         """Send what is left, the status, and the place of the checkpoint as a tag."""
@@ -160,24 +161,19 @@ def _follow_move(folder: Path, run_id: str) -> None:
         )
 
 
-def parameters(values: Any, path: str = "") -> dict[str, str]:
+def parameters(values: Any) -> dict[str, str]:
     """``values`` of a run file flattened, as ``data.sources.0.path``, and cut to the lengths that MLflow accepts."""
+    names = UsableNames(usable_name)
+    return {names.of(".".join(path), path): text[:_PARAM_LENGTH] for path, text in _leaves(values, ())}
+
+
+def _leaves(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    inner = {
-        name: value
-        for step, element in pairs
-        for name, value in parameters(element, f"{path}.{step}" if path else str(step)).items()
-    }
-    if inner or not path:
-        return inner
-    text = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
-    return {usable_name(path): text[:_PARAM_LENGTH]}
-
-
-def usable_name(name: str) -> str:
-    """``name`` as MLflow accepts it: letters, digits, spaces and ``_ - . : /``, a plain relative path, not too long."""
-    parts = re.sub(r"[^\w\-. :/]", "_", name)[:_NAME_LENGTH].split("/")
-    return "/".join("_" * max(len(part), 1) if part in ("", ".", "..") else part for part in parts)
+    inner = [leaf for step, element in pairs for leaf in _leaves(element, (*path, str(step)))]
+    yield from inner
+    if not inner and path:
+        known = values is None or isinstance(values, bool | int | float | list | dict)
+        yield path, to_json(values, ascii=False) if known else str(values)
 
 
 def _chunks(entities: list[Any]) -> Iterator[list[Any]]:
