@@ -157,24 +157,17 @@ _PLAIN = {"num_beams": 1, "num_return_sequences": 1}  # settings that are taken 
 class TrialModel(HarnessModel):
     """Encodes what is asked and answers nothing, to find out whether the tokenizer can write the items."""
 
-    @_noted
-    def loglikelihood(self, requests: list[Any]) -> list[Score]:
-        """Zeros."""
-        self.encoder.pairs([(request.args[0], request.args[1]) for request in requests])
-        return [(0.0, False)] * len(requests)
+    def __init__(self, subject: Subject, limit: Limit) -> None:
+        super().__init__(subject, limit)
+        self._scorer = _NoScorer(subject, limit)
 
-    @_noted
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """Zeros."""
-        for request in requests:
-            self.encoder.rolling(request.args[0])
-        return [0.0] * len(requests)
+    def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
+        return [""] * len(prompts)
 
-    @_noted
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        """Empty texts."""
-        self.encoder.encode([request.args[0] for request in requests])
-        return [""] * len(requests)
+
+class _NoScorer(Scorer):
+    def score(self, texts: Sequence[Any], owners: Sequence[Any]) -> list[Score]:
+        return [(0.0, False)] * len(texts)
 
 
 @dataclass(frozen=True)
