@@ -55,7 +55,7 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
     if isinstance(schedule, TorchScheduleConfig):
         from quintet.train.schedules.torch import check_torch_schedule
 
-        found.append(lambda: check_torch_schedule(schedule))
+        found.append(lambda: check_torch_schedule(schedule, optimizer))
     if config.parallel.kind == "deepspeed":
         from quintet.train.deepspeed.start import check_deepspeed
 

@@ -20,7 +20,7 @@ from quintet.config.schedule import (
 )
 from quintet.train.schedules.deepspeed import deepspeed_rate
 from quintet.train.schedules.plateau import plateau_rate
-from quintet.train.schedules.torch import torch_rate
+from quintet.train.schedules.torch import torch_momentum, torch_rate
 from quintet.train.schedules.transformers import transformers_rate
 
 
@@ -43,6 +43,11 @@ def learning_rate(
             return torch_rate(schedule, highest, step, steps)
         case _:
             return _own_rate(schedule, highest, step, steps)
+
+
+def momentum(schedule: ScheduleConfig, highest: float, step: int, steps: int) -> float | None:
+    """Momentum, or the first beta, of ``step`` where the schedule cycles it; None where the optimizer's own holds."""
+    return torch_momentum(schedule, highest, step, steps) if isinstance(schedule, TorchScheduleConfig) else None
 
 
 def _own_rate(

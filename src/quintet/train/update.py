@@ -8,15 +8,20 @@ from torch import Tensor
 
 from quintet.model.dropout import set_dropout
 from quintet.train.dropout import dropout_rate
-from quintet.train.schedule import learning_rate
+from quintet.train.optimizer import set_momentum
+from quintet.train.schedule import learning_rate, momentum
 from quintet.train.setup import Run
 
 
 def begin_step(run: Run, step: int) -> float:
-    """Set the dropout of ``step``, counted from 1, and return its learning rate."""
+    """Set the dropout and the momentum of ``step``, counted from 1, where schedules say them, and return its learning
+    rate."""
     dropout = dropout_rate(run.config.dropout_schedule, step, run.steps)
     if dropout is not None:
         set_dropout(run.model, dropout)
+    cycled = momentum(run.config.schedule, run.config.optimizer.lr, step, run.steps)
+    if cycled is not None:
+        set_momentum(run.optimizer, cycled)
     return rate_of(run, step)
 
 

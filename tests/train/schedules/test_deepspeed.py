@@ -45,7 +45,7 @@ def test_the_defaults_are_those_of_deepspeed_a_logarithm_over_a_thousand_steps_t
 def test_the_cosine_uses_the_rate_of_the_optimizer() -> None:
     found = rates("WarmupCosineLR", 24, highest=2.0, warmup_num_steps=4, warmup_type="linear", warmup_min_ratio=0.5)
     assert found[:6] == pytest.approx(
-        [1.0, 1.0, 1.25, 1.5, 1.75, 2 * (1e-4 + 0.9999 * (1 + math.cos(math.pi / 20)) / 2)]
+        [0.0, 1.0, 1.25, 1.5, 1.75, 2 * (1e-4 + 0.9999 * (1 + math.cos(math.pi / 20)) / 2)]
     )
     # Half-way, at s - W + 1 = 10 of T - W = 20.
     assert found[14] == pytest.approx(2 * (1e-4 + 0.9999 * 0.5))

@@ -1,7 +1,8 @@
 """The schedules of DeepSpeed, and PhyAGI's with a cooldown, written as functions of the step.
 
 DeepSpeed sets the rate when its engine is made and once after each step, and its first step of the schedule is number
-0; so the first two steps of a run have the lowest rate, and step k, counted from 1, has that of s = k − 2.
+0; so the first two steps of a run have the lowest rate, and step k, counted from 1, has that of s = k − 2. Before
+number 0 WarmupCosineLR has no rate but 0, whatever its warm-up begins with.
 """
 
 from __future__ import annotations
@@ -21,12 +22,9 @@ _OURS = {
     "cycle_min_mom": _MOMENTUM,
     "cycle_max_mom": _MOMENTUM,
     "decay_mom_rate": _MOMENTUM,
-    "cycle_first_stair_count": "DeepSpeed makes no stairs of it; leave it out",
-    "cycle_second_stair_count": "DeepSpeed makes no stairs of it; leave it out",
     "last_batch_iteration": "a continued run knows its step",
 }
-# Accepted with the only values that mean what happens here.
-_NOTHING_TO_DO = ("cycle_momentum", "cycle_first_stair_count", "cycle_second_stair_count")
+_NOTHING_TO_DO = ("cycle_momentum",)  # accepted with the only value that means what happens here
 
 
 def deepspeed_rate(config: DeepSpeedScheduleConfig, highest: float, step: int, steps: int) -> float:
@@ -52,6 +50,13 @@ def check_deepspeed_schedule(config: DeepSpeedScheduleConfig) -> None:
             raise UserError(f"schedule.arguments.{name}: must be {' or '.join(allowed)}, found {given[name]!r}")
 
 
+def _warmup(steps: int) -> int:
+    """Steps of a warm-up, at least two, as DeepSpeed takes them."""
+    if not isinstance(steps, int) or steps <= 0:
+        raise ValueError(f"warmup_num_steps must be a whole number above 0, found {steps}")
+    return max(2, steps)
+
+
 def _part(s: int, warmup: int, warmup_type: str) -> float:
     """Part of a warm-up of at least two steps that is done at ``s``: s / W, or log(s + 1) / log W."""
     return 0.0 if s < 0 else math.log(s + 1) / math.log(warmup) if warmup_type == "log" else s / warmup
@@ -67,7 +72,7 @@ def _warmup_lr(
     warmup_type: str = "log",
 ) -> float:
     """Up to ``warmup_max_lr``, and constant."""
-    warmup = max(2, warmup_num_steps)
+    warmup = _warmup(warmup_num_steps)
     part = _part(s, warmup, warmup_type) if s < warmup else 1.0
     return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * part
 
@@ -83,7 +88,7 @@ def _warmup_decay_lr(
     warmup_type: str = "log",
 ) -> float:
     """Up to ``warmup_max_lr``, and down a straight line to ``warmup_min_lr`` at ``total_num_steps``."""
-    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    warmup, total = _warmup(warmup_num_steps), total_num_steps or steps
     part = _part(s, warmup, warmup_type) if s < warmup else max(0.0, (total - s) / max(1, total - warmup))
     return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * part
 
@@ -98,11 +103,13 @@ def _warmup_cosine_lr(
     cos_min_ratio: float = 0.0001,
     warmup_type: str = "log",
 ) -> float:
-    """Up to the optimizer's rate, and down half a cosine to ``cos_min_ratio`` of it."""
-    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    """Up to the optimizer's rate, and down half a cosine to ``cos_min_ratio`` of it, where it stays."""
+    warmup, total = _warmup(warmup_num_steps), total_num_steps or steps
+    if s < 0:
+        return 0.0
     if s < warmup:
         return highest * (warmup_min_ratio + (1 - warmup_min_ratio) * _part(s, warmup, warmup_type))
-    cosine = (1 + math.cos(math.pi * (s - warmup + 1) / max(1, total - warmup))) / 2
+    cosine = (1 + math.cos(math.pi * min(1.0, (s - warmup + 1) / max(1, total - warmup)))) / 2
     return highest * max(0.0, cos_min_ratio + (1 - cos_min_ratio) * cosine)
 
 
@@ -126,7 +133,7 @@ def _warmup_decay_cooldown_lr(
 ) -> float:
     """Up, stay, decay, stay, and down a straight line that would end at ``total_num_steps``; the rate at which the
     cooldown ends is kept."""
-    warmup, total = max(2, warmup_num_steps), total_num_steps or steps
+    warmup, total = _warmup(warmup_num_steps), total_num_steps or steps
     decay_begins = warmup + warmup_patience_num_steps
     decay_ends = decay_begins + decay_num_steps
     cooldown_begins = decay_ends + decay_patience_num_steps
@@ -159,15 +166,24 @@ def _one_cycle(
     decay_lr_rate: float = 0.0,
     cycle_first_step_size: int = 2000,
     cycle_second_step_size: int | None = None,
+    cycle_first_stair_count: int = 0,
+    cycle_second_stair_count: int | None = None,
     decay_step_size: int = 0,
 ) -> float:
-    """Up from ``cycle_min_lr`` to ``cycle_max_lr`` and back (Smith 2018), and then below ``cycle_min_lr``."""
-    second = cycle_first_step_size if cycle_second_step_size is None else cycle_second_step_size
-    cycle, step = cycle_first_step_size + second, s + 1
+    """Up from ``cycle_min_lr`` to ``cycle_max_lr`` and back (Smith 2018), smoothly or in stairs, and then below
+    ``cycle_min_lr``."""
+    first = cycle_first_step_size
+    second = first if cycle_second_step_size is None else cycle_second_step_size
+    if first <= 0 or second < 0:
+        raise ValueError("cycle_first_step_size must be above 0, and cycle_second_step_size not below")
+    cycle, step = first + second, s + 1
     if s < cycle:
         place = step % cycle
-        part = place / cycle_first_step_size if place <= cycle_first_step_size else (cycle - place) / second
-        return cycle_min_lr + (cycle_max_lr - cycle_min_lr) * part
+        part, length = (place, first) if place <= first else (cycle - place, second)
+        second_stairs = cycle_first_stair_count if cycle_second_stair_count is None else cycle_second_stair_count
+        stairs = cycle_first_stair_count if place <= first else second_stairs
+        height = math.floor(part * stairs / length) / stairs if stairs > 0 else part / length
+        return cycle_min_lr + (cycle_max_lr - cycle_min_lr) * height
     return cycle_min_lr / (1 + decay_lr_rate * (step - cycle) / decay_step_size) if decay_step_size else cycle_min_lr
 
 
@@ -181,6 +197,8 @@ def _lr_range_test(
     lr_range_test_staircase: bool = False,
 ) -> float:
     """Up without end, to find the highest rate that trains (Smith 2018)."""
+    if not isinstance(lr_range_test_step_size, int) or lr_range_test_step_size <= 0:
+        raise ValueError(f"lr_range_test_step_size must be a whole number above 0, found {lr_range_test_step_size}")
     interval = (s + 1) / lr_range_test_step_size
     return lr_range_test_min_lr * (
         1 + lr_range_test_step_rate * (math.floor(interval) if lr_range_test_staircase else interval)
