@@ -40,6 +40,7 @@ from quintet.evaluate.text_modeling import (
 from quintet.evaluate.texts import read_topics
 from quintet.evaluate.windows import batched, windows
 from quintet.model import build_model
+from quintet.model.abilities import Abilities
 from quintet.tokenize.base import NO_END, Pieces
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.ids import IdTokenizer
@@ -78,6 +79,7 @@ class Chain(nn.Module):
 
     context_length = 16
     config = SimpleNamespace(tells_documents=False)
+    abilities = Abilities()
 
     def __init__(self, tokenizer: Any, letters: np.ndarray) -> None:
         super().__init__()

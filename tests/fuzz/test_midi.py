@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
@@ -26,8 +26,6 @@ Note = tuple[int, int, int, int, int]
 """Channel, pitch, velocity, and start and end in ticks."""
 NOTE_OFF, NOTE_ON, CONTROL, PROGRAM, BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
 DRUMS = 9
-RECOVERED = {"midi_track_length", "midi_track_count", "midi_chunks"}  # faults at which others stop reading
-EVENTS = 22  # bytes before the events of the first track
 ALL = -1  # in the place of a velocity: a mode message
 KINDS = ["note"] * 5 + ["release"] * 3 + ["pedal", "mode", "program", "bend", "meta", "tempo"]
 MODES = [1, 120, 121, 122, 123, 127]
@@ -195,7 +193,7 @@ def tracks(draw: st.DrawFn, whole: bool) -> list[list[tuple[int, bytes]]]:
     for _ in range(draw(st.integers(1, 3))):
         events, down = [], []
         lone = draw(channels)
-        for kind in draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=24)):
+        for kind in draw(st.lists(st.sampled_from(KINDS), max_size=24)):
             delta = draw(st.sampled_from([0, 0, 1, 5, 120, 200, 17_000]))
             channel, value = lone if whole else draw(channels), draw(st.integers(0, 127))
             pitch = draw(st.integers(58, 61))
@@ -248,19 +246,7 @@ def files(whole: bool) -> st.SearchStrategy[bytes]:
     return st.builds(file_of, tracks(whole), st.sampled_from([1, 24, 96, 480, 32767]), st.booleans())
 
 
-def lone(*events: bytes) -> bytes:
-    return file_of([[(120, event) for event in events]], 480, running=False)
-
-
-STRUCK, RELEASED = bytes([NOTE_ON, 60, 80]), bytes([NOTE_OFF, 60, 0])
-
-
 @given(files(whole=False), st.booleans())
-@example(lone(STRUCK, STRUCK, RELEASED, STRUCK, RELEASED), False)
-@example(lone(STRUCK, bytes([CONTROL, 123, 0])), True)
-@example(lone(STRUCK), True)
-@example(file_of([[(0, STRUCK), (5, STRUCK), (0, RELEASED), (5, RELEASED)]], 480, running=False), False)
-@example(file_of([[(0, STRUCK), (0, STRUCK), (5, RELEASED), (5, RELEASED)]], 480, running=False), False)
 def test_whatever_is_played_is_read_as_the_guide_says(data: bytes, sustain: bool) -> None:
     expected, without_end = by_the_guide(by_mido(data), sustain)
     found, faults = ours(data, sustain)
@@ -281,9 +267,8 @@ def test_notes_with_ends_of_their_own_are_those_of_symusic_mido_and_music21(data
 def damaged(draw: st.DrawFn) -> bytes:
     """A file of which bytes are altered, lost or put in, or whose end is cut."""
     data = bytearray(draw(files(draw(st.booleans()))))
-    for _ in range(draw(st.sampled_from([1, 1, 2, 4]))):
-        first = draw(st.sampled_from([0, *[EVENTS] * 7])) % len(data)  # most often after the header
-        at = draw(st.integers(first, len(data) - 1))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data) - 1))
         how = draw(st.sampled_from(["alter", "alter", "alter", "lose", "put in", "cut"]))
         byte = draw(st.one_of(st.integers(0, 255), st.sampled_from([0, 0x7F, 0x80, 0x90, 0xB0, 0xF0, 0xF7, 0xFF])))
         if how == "alter":
@@ -307,8 +292,6 @@ def attempt(reader: Callable[[bytes], list[Row]], data: bytes) -> list[Row] | No
 
 
 @given(damaged(), st.booleans())
-@example(lone(STRUCK, RELEASED, b"\xff\x59\2\xee\1"), True)
-@example(file_of([[(0, b"\xff\x59\2\xee\1")], [(0, STRUCK), (5, RELEASED)]], 480, running=False), True)
 def test_damaged_bytes_are_notes_or_one_error_and_what_others_agree_on(data: bytes, sustain: bool) -> None:
     others = [attempt(by_symusic, data)]
     others += [attempt(lambda data, one=one: by_the_guide(one(data), False)[0], data) for one in (by_mido, by_music21)]
@@ -324,5 +307,5 @@ def test_damaged_bytes_are_notes_or_one_error_and_what_others_agree_on(data: byt
         return
     assert set(faults) <= set(FAULTS)
     assert all(0 <= pitch < 128 and 0 < velocity < 128 and 0 <= start < end for pitch, velocity, start, end in found)
-    if agreed and not RECOVERED & set(faults):
+    if agreed:
         assert same(ours(data, sustain=False)[0], read[0])

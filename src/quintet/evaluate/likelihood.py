@@ -52,7 +52,9 @@ def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int 
     whole = [np.concatenate([np.array(prefix, dtype=np.int64), np.asarray(ids, dtype=np.int64)]) for ids in documents]
     found = [window for index, ids in enumerate(whole) for window in windows(len(ids), context, step, index)]
     table = [np.full((_FIELDS, len(ids)), np.nan) for ids in whole]
-    for window, values in _read(subject, whole, batched(found, max(_PASS, context)), len(prefix)):
+    for window, values in _read(
+        subject, whole, batched(found, max(_PASS, context), model.abilities.together), len(prefix)
+    ):
         table[window.document][:, window.first : window.stop] = values
     if not prefix:
         chance = subject.tokenizer.vocab_size

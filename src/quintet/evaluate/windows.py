@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -38,12 +38,15 @@ def windows(length: int, context: int, stride: int, document: int = 0) -> list[W
     return found
 
 
-def batched(found: Sequence[Window], tokens: int) -> list[list[Window]]:
+def batched(
+    found: Sequence[Window], tokens: int, together: Callable[[int], Hashable] = lambda length: None
+) -> list[list[Window]]:
     """The windows, the longest first, in batches that have at most ``tokens`` positions with their padding, or are one
-    window alone."""
+    window alone; ``together`` gives the lengths of a batch the same."""
     batches: list[list[Window]] = []
     for window in sorted(found, key=lambda one: -one.inputs):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].inputs <= tokens:
+        longest = batches[-1][0].inputs if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= tokens and together(longest) == together(window.inputs):
             batches[-1].append(window)
         else:
             batches.append([window])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
+from quintet.model.abilities import Abilities
+from quintet.model.pretrained_cache import PretrainedCache, TextCache
 
 
 class PretrainedModel(nn.Module):
@@ -20,16 +22,24 @@ class PretrainedModel(nn.Module):
     ``inner`` is the library's model, or peft's model around it where adapters are trained. ``linear_head`` says whether
     its logits are a product of the backbone's features with a matrix and no more; then a loss need not have them all in
     memory. Where it is False (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits themselves.
-    ``notes`` are lines on the checkpoint for the user: what of it was left out, what it says wrongly.
+    ``notes`` are lines for the user: what of the checkpoint was left out, what it says wrongly, and what is done in a
+    slower way. ``abilities`` says which ways of reading give what plain reading does.
     """
 
     def __init__(
-        self, config: HuggingFaceConfig, inner: Any, vocab_size: int, context_length: int, *, linear_head: bool
+        self,
+        config: HuggingFaceConfig,
+        inner: Any,
+        vocab_size: int,
+        context_length: int,
+        *,
+        linear_head: bool,
+        abilities: Abilities,
     ) -> None:
         super().__init__()
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
-        self.linear_head = linear_head
         self.notes: list[str] = []
+        self.linear_head, self.abilities = linear_head, abilities
         self.inner = inner
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
@@ -48,14 +58,16 @@ class PretrainedModel(nn.Module):
 
         ``documents`` [batch, length] numbers the document of each token: it sees no other document, and its position is
         counted from where its own begins. ``prompts`` is not read, for these models see backwards only. With ``cache``,
-        a ``PretrainedCache``, ``ids`` continues the positions that are stored there; then only the features of each
-        row's last document mean something, for what stands before it is hidden as padding is.
+        which ``start_cache`` gave, ``ids`` continues the positions that are stored there; then only the features of
+        each row's last document mean something, for what stands before it is hidden as padding is.
         """
+        if isinstance(cache, TextCache):
+            return cache.extend(ids, documents)
         if cache is not None:
-            return self._read(ids, past_key_values=cache.past, **cache.place(ids, documents))
+            return self._read(ids, **{self._cache_name: cache.past}, **cache.place(ids, documents))
         if documents is None:
             return self._read(ids)
-        positions = document_positions(documents)
+        positions = self.positions(ids, documents)
         if "flash" in self._attention:
             # FlashAttention finds documents where positions restart, and only in a batch of one row.
             found = self._read(ids.reshape(1, -1), position_ids=positions.reshape(1, -1))
@@ -69,17 +81,32 @@ class PretrainedModel(nn.Module):
 
     def start_cache(
         self, batch: int, capacity: int, *, padding: list[int] | None = None, static: bool = False
-    ) -> Any:  # a PretrainedCache; a Reader gives it back to the model that made it, which pyright cannot know
+    ) -> Any:  # a PretrainedCache or TextCache; a Reader gives it back to its model, which pyright cannot know
         """An empty cache for ``batch`` texts of up to ``capacity`` positions, of which row i begins with ``padding[i]``
-        that hold no token; ``static`` gives its tensors one shape. Raises UserError for a model that keeps none."""
+        that hold no token; ``static`` gives its tensors one shape, where the model can do with that. Whatever is read
+        with it, the features are those of plain reading."""
         assert padding is None or len(padding) == batch
-        if "past_key_values" not in self._takes:
-            raise UserError(
-                f"generate: {type(self.causal).__name__} keeps no cache of keys and values, so that Quintet cannot let "
-                "it write; in training leave the samples out (sample.prompts: [])"
-            )
+        can = self.abilities
+        side_by_side = can.batch or not (padding or self.config.tells_documents)
+        if can.cache and can.reorder and side_by_side and not can.beyond(capacity):
+            return self.own_cache(capacity, padding, static=static and can.static)
+        return TextCache(self, batch, capacity, padding)
+
+    def own_cache(self, capacity: int, padding: list[int] | None = None, *, static: bool = False) -> PretrainedCache:
+        """The library's cache, without regard to what the model can do with it."""
         begins = None if padding is None else torch.tensor(padding, device=self.device)
-        return PretrainedCache(self.causal.config, capacity, begins, static=static)
+        return PretrainedCache(self.causal.config, capacity, begins, static=static, skipped=self._skipped)
+
+    def positions(self, ids: Tensor, documents: Tensor) -> Tensor:
+        """The positions of ``ids`` in ``documents``, both [batch, length], as the model counts them in one text."""
+        places = document_positions(documents)
+        if self._skipped is None:
+            return places
+        counted = (ids != self._skipped).long()
+        numbers = counted.cumsum(1)
+        begins = torch.arange(ids.shape[1], device=ids.device) - places
+        numbers = numbers - (numbers - counted).gather(1, begins)
+        return self._skipped + numbers * counted
 
     def merged(self) -> Any:
         """The library's model (``transformers.PreTrainedModel``) in fp32, a copy, with adapters folded into the weights
@@ -124,7 +151,18 @@ class PretrainedModel(nn.Module):
 
     @cached_property
     def _takes(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self._reader.forward).parameters)
+        return arguments(self._reader, self.causal)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        return "cache_params" if "cache_params" in self._takes else "past_key_values"
+
+    @property
+    def _skipped(self) -> int | None:
+        """The id that has no position of its own, where there is one."""
+        if self.abilities.positions != "after padding id":
+            return None
+        return self.causal.config.get_text_config(decoder=True).pad_token_id
 
     @property
     def _attention(self) -> str:
@@ -133,90 +171,19 @@ class PretrainedModel(nn.Module):
     def _read(self, ids: Tensor, **more: Any) -> Tensor:
         if ids.device.type == "cpu" and torch.is_grad_enabled() and self._attention == "flex_attention":
             raise UserError("model.attention_backend: flex_attention cannot train on a CPU; leave it out")
-        more["use_cache"] = "past_key_values" in more
+        more["use_cache"] = self._cache_name in more
+        if self.abilities.positions == "own":
+            more.pop("position_ids", None)
         known = {name: value for name, value in more.items() if name in self._takes}
         found = self._reader(input_ids=ids, **known)
         return found.last_hidden_state if self.linear_head else found.logits
 
 
-class PretrainedCache:
-    """The transformers library's cache of keys and values, and where the text of each row begins.
-
-    ``begins`` [batch] counts the positions on the left of each row that nothing sees: padding, and documents before the
-    last.
-    """
-
-    def __init__(self, config: Any, capacity: int, begins: Tensor | None, *, static: bool) -> None:
-        self._capacity, self._static, self._begins = capacity, static, begins
-        self._last: Tensor | None = None
-        self.past: Any = _static_cache(config, capacity) if static else _dynamic_cache(config)
-
-    @property
-    def length(self) -> int:
-        """Positions that are stored, padding included."""
-        return int(self.past.get_seq_length())
-
-    def place(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
-        """Positions and visible keys of ``ids`` [batch, length], which come next, as the library's arguments.
-
-        They are told also where nothing is hidden, as the library's own ``generate`` does: not every model counts right
-        by itself.
-        """
-        length, start = ids.shape[1], self.past.get_seq_length()
-        index = torch.arange(length, device=ids.device) + start
-        if documents is not None:
-            self._begins = self._last_document(documents, index)
-            self._last = documents[:, -1]
-        begins = torch.zeros_like(ids[:, :1]) if self._begins is None else self._begins[:, None]
-        # A static cache knows its length on the device; the mask has one shape then, whatever the length.
-        keys = torch.arange(self._capacity if isinstance(start, Tensor) else start + length, device=ids.device)
-        return {"position_ids": (index - begins).clamp(min=0), "attention_mask": (keys >= begins).long()}
-
-    def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; the batch may grow or shrink by it."""
-        if self._static:
-            # The library reorders the rows of a static cache, and cannot change their number.
-            self.past.reorder_cache(torch.as_tensor(rows))
-        else:
-            self.past.batch_select_indices(torch.as_tensor(rows))
-        if self._begins is not None:
-            self._begins = self._begins[rows]
-        if self._last is not None:
-            self._last = self._last[rows]
-
-    def _last_document(self, documents: Tensor, index: Tensor) -> Tensor:
-        """Where the last of ``documents`` [batch, length] begins, [batch]."""
-        before = documents[:, :1] - 1 if self._last is None else self._last[:, None]
-        new = torch.diff(documents, dim=1, prepend=before) != 0
-        stored = torch.zeros_like(documents[:, 0]) if self._begins is None else self._begins
-        return torch.maximum(torch.where(new, index, 0).amax(1), stored)
-
-
-def _dynamic_cache(config: Any) -> Any:
-    from transformers.cache_utils import DynamicCache
-
-    return _of_one_type(DynamicCache)(config=config)
-
-
-def _static_cache(config: Any, capacity: int) -> Any:
-    from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
-
-    cache = _of_one_type(StaticCache)(config, max_cache_len=capacity)
-    # A buffer of the window's length counts its tokens outside the graph, so that each would be compiled for anew. In a
-    # longer one the mask hides what the window leaves.
-    cache.layers = [StaticLayer(capacity) if type(one) is StaticSlidingWindowLayer else one for one in cache.layers]
-    return cache
-
-
-def _of_one_type(kind: Any) -> Any:
-    """The library's cache ``kind``, which stores keys in the type of the values: under autocast rotary positions make
-    them fp32, although attention rounds them in any case."""
-
-    class OneType(kind):
-        def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-            return super().update(key_states.to(value_states.dtype), value_states, *more, **named)
-
-    return OneType
+def arguments(reader: nn.Module, causal: nn.Module) -> frozenset[str]:
+    """The names that ``reader`` takes, a part of ``causal`` or ``causal`` itself; of a part that passes on all it is
+    given, those of ``causal``."""
+    own, whole = (frozenset(inspect.signature(one.forward).parameters) for one in (reader, causal))
+    return own if "input_ids" in own else whole
 
 
 def document_positions(documents: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
+from quintet.model.abilities import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.families.files import Tensors, check_finite, differing, first_line, refuse_adapter, weight_files
-from quintet.model.pretrained import PretrainedModel
+from quintet.model.pretrained import PretrainedModel, arguments
+from quintet.model.trial import find_abilities
 from quintet.randomness import key
 
 _ALL_LINEAR = ("all-linear",)
@@ -42,12 +44,12 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
     _check_rows(config, causal, vocab_size)
     causal.eval()
     with _readable_on_a_cpu(causal):
-        _check_causal(config, causal)
         linear_head = _has_linear_head(causal)
-        if config.documents:
-            _check_documents(config, causal, linear_head)
-    model = _assemble(config, causal, vocab_size, context_length, seed, linear_head=linear_head).train()
-    model.notes += notes
+        abilities = find_abilities(config, causal, context_length, linear_head=linear_head)
+    _check_abilities(config, type(causal).__name__, abilities)
+    model = _assemble(config, causal, vocab_size, context_length, seed, linear_head, abilities).train()
+    slower = abilities.slower()
+    model.notes += [*notes, *([f"{type(causal).__name__} {'; it '.join(slower)}"] if slower else [])]
     return model
 
 
@@ -66,7 +68,7 @@ def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_lengt
                 module = causal.get_submodule(owner)
                 setattr(module, leaf, nn.Parameter(torch.empty_like(getattr(module, leaf))))
         _check_rows(config, causal, vocab_size)
-        return _assemble(config, causal, vocab_size, context_length, seed=0, linear_head=False)
+        return _assemble(config, causal, vocab_size, context_length, 0, linear_head=False, abilities=Abilities())
 
 
 def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
@@ -196,7 +198,13 @@ def _construct(config: HuggingFaceConfig, settings: Any) -> Any:
 
 
 def _assemble(
-    config: HuggingFaceConfig, causal: Any, vocab_size: int, context_length: int, seed: int, *, linear_head: bool
+    config: HuggingFaceConfig,
+    causal: Any,
+    vocab_size: int,
+    context_length: int,
+    seed: int,
+    linear_head: bool,
+    abilities: Abilities,
 ) -> PretrainedModel:
     """``causal`` with the dropout, the frozen weights and the adapters that ``config`` asks for."""
     if config.dropout is not None:
@@ -214,7 +222,7 @@ def _assemble(
             torch.manual_seed(key(seed, "lora"))
             inner = _with_adapters(causal, config.lora)
         linear_head = linear_head and isinstance(causal.get_output_embeddings(), nn.Linear)
-    return PretrainedModel(config, inner, vocab_size, context_length, linear_head=linear_head)
+    return PretrainedModel(config, inner, vocab_size, context_length, linear_head=linear_head, abilities=abilities)
 
 
 def _checkpoint_layers(config: HuggingFaceConfig, causal: Any) -> None:
@@ -277,17 +285,15 @@ def _check_rows(config: HuggingFaceConfig, causal: Any, vocab_size: int) -> None
         )
 
 
-@torch.no_grad()
-def _check_causal(config: HuggingFaceConfig, causal: Any) -> None:
-    """Next tokens mean nothing to a model that sees them, as encoders do."""
-    ids = _some_ids(causal, 6)
-    other = ids.clone()
-    other[:, -1] = ids[:, 0]
-    if not _alike(causal(input_ids=ids).logits[:, :-1], causal(input_ids=other).logits[:, :-1]):
+def _check_abilities(config: HuggingFaceConfig, name: str, abilities: Abilities) -> None:
+    """Refuse what no slower way of reading makes right."""
+    if not abilities.causal:
         raise UserError(
             f"model.name_or_path: {config.name_or_path} sees the tokens that it is to predict, as encoders do; take a "
             "causal model (BERT and its kin become one with model.config.is_decoder=true)"
         )
+    if config.documents and not abilities.documents:
+        raise UserError(f"model.documents: {name} has no way to keep packed documents apart; set it to false")
 
 
 @torch.no_grad()
@@ -306,25 +312,15 @@ def _has_linear_head(causal: Any) -> bool:
         return given[-1]
 
     ids = _some_ids(causal, 4)
+    # Not every configuration of the library has a cache with a place for each layer.
+    plain = {"use_cache": False} if "use_cache" in arguments(backbone, causal) else {}
     hook = head.register_forward_hook(exchange)
     try:
-        logits = causal(input_ids=ids).logits
+        logits = causal(input_ids=ids, **plain).logits
     finally:
         hook.remove()
-    return len(taken) == 1 and _alike(logits, given[0]) and _alike(backbone(input_ids=ids)[0], taken[0])
-
-
-@torch.no_grad()
-def _check_documents(config: HuggingFaceConfig, causal: Any, linear_head: bool) -> None:
-    """Whether a document behind another has the features that it has alone is up to the library's model."""
-    # Adapters change nothing in what a token sees, and are not there yet.
-    plain = config.model_copy(update={"lora": None})
-    model = PretrainedModel(plain, causal, 1, 8, linear_head=linear_head)
-    ids, documents = _some_ids(causal, 8), torch.tensor([[0] * 3 + [1] * 5])
-    if not _alike(model.hidden(ids, documents=documents)[:, 3:], model.hidden(ids[:, 3:])):
-        raise UserError(
-            f"model.documents: {type(causal).__name__} has no way to keep packed documents apart; set it to false"
-        )
+    features = backbone(input_ids=ids, **plain)[0]
+    return len(taken) == 1 and _alike(logits, given[0]) and _alike(features, taken[0])
 
 
 def _some_ids(causal: Any, length: int) -> Tensor:

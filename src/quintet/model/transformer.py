@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintet.config.model import TransformerConfig
+from quintet.model.abilities import Abilities
 from quintet.model.attention import Attention, build_output
 from quintet.model.block import Surroundings, build_block
 from quintet.model.cache import KVCache
@@ -24,8 +25,10 @@ class Transformer(nn.Module):
 
     Under autocast the residual stream stays fp32, so that small updates of late blocks are not rounded away; only what
     enters matrix products is narrow. What all blocks share lies in ``shared``, once: so an optimizer, a checkpoint and
-    a sharding see one tensor.
+    a sharding see one tensor. However it is read, its features are those of plain reading.
     """
+
+    abilities = Abilities()
 
     def __init__(self, config: TransformerConfig, vocab_size: int, context_length: int, extra_rows: int = 0) -> None:
         super().__init__()

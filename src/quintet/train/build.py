@@ -109,7 +109,8 @@ def _read_by_first(config: RunConfig, tokenizer: Tokenizer, outline: PretrainedM
     tensor of the same shape for each, to receive it in. What is found out with numbers is told to ``outline``."""
     read: list[PretrainedModel] = []
     from_first(lambda: read.append(_read_as(outline, config, tokenizer)))
-    outline.linear_head, outline.notes = gathered((read[0].linear_head, read[0].notes) if read else None)[0]
+    found = (read[0].linear_head, read[0].abilities, read[0].notes) if read else None
+    outline.linear_head, outline.abilities, outline.notes = gathered(found)[0]
     there = {name: value for model in read for name, value in _tensors(model)}
     shapes = [(name, value.shape, value.dtype) for name, value in _tensors(outline)]
     return ((name, there[name] if there else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)

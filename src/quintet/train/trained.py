@@ -81,6 +81,8 @@ def load_writer(name: str, which: str = "latest", say: Callable[[str], object] =
         raise UserError(
             f"{name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no text of it"
         )
+    for note in getattr(trained.model, "notes", []):
+        say(note)
     return trained
 
 

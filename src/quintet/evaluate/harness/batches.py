@@ -47,20 +47,24 @@ class Plan:
 
 
 def plan(
-    texts: Sequence[Text], owners: Sequence[Hashable], limit: Limit, alone: Callable[[Text], bool] = lambda text: False
+    texts: Sequence[Text],
+    owners: Sequence[Hashable],
+    limit: Limit,
+    alone: Callable[[Text], bool] = lambda text: False,
+    side_by_side: Callable[[int], Hashable] = lambda length: None,
 ) -> Plan:
     """Batches for ``texts``, of which those of one of ``owners`` (the choices of a question) may share a beginning.
 
     The beginning that all of them share is read once where that saves a quarter of the positions or more; texts with
-    the same inputs are always read once. ``alone`` says of a text that it must share nothing.
+    the same inputs are always read once. ``alone`` says of a text that it must share nothing; whole texts are in one
+    batch only if ``side_by_side`` gives their lengths the same.
     """
     together: dict[Hashable, list[int]] = {}
     for index, (text, owner) in enumerate(zip(texts, owners, strict=True)):
         together.setdefault(("alone", index) if alone(text) else ("owner", owner), []).append(index)
     groups = [group for found in together.values() for group in _groups(texts, found, limit)]
-    return Plan(
-        _filled([one for one in groups if not one.rest], limit), _filled([one for one in groups if one.rest], limit)
-    )
+    whole, split = ([one for one in groups if bool(one.rest) == rest] for rest in (False, True))
+    return Plan(_filled(whole, limit, side_by_side), _filled(split, limit))
 
 
 def _groups(texts: Sequence[Text], found: list[int], limit: Limit) -> Iterator[Group]:
@@ -97,13 +101,16 @@ def _parts(texts: Sequence[Text], group: Group, limit: Limit) -> Iterator[Group]
         yield Group(part, shared, longest - shared)
 
 
-def _filled(groups: Iterable[Group], limit: Limit) -> list[list[Group]]:
+def _filled(
+    groups: Iterable[Group], limit: Limit, side_by_side: Callable[[int], Hashable] = lambda length: None
+) -> list[list[Group]]:
     """``groups`` in batches, like lengths together and the longest first, where memory would run out first."""
     batches: list[list[Group]] = []
     rows = shared = rest = 0
     for group in sorted(groups, key=lambda one: (-one.shared - one.rest, -one.shared, one.texts)):
         width = max(shared, group.shared) + max(rest, group.rest)
-        if not batches or not limit.holds(rows + group.rows, width):
+        apart = bool(batches) and side_by_side(batches[-1][0].shared) != side_by_side(group.shared)
+        if not batches or apart or not limit.holds(rows + group.rows, width):
             batches.append([])
             rows = shared = rest = 0
         batches[-1].append(group)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from quintet import processes
 from quintet.config.model import TransformerConfig
-from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Group, Limit, deal, plan
 from quintet.evaluate.harness.texts import Text
 from quintet.evaluate.likelihood import token_fields
@@ -43,7 +42,9 @@ class Scorer:
         own = isinstance(config, TransformerConfig)
         self._tells_documents = config.tells_documents
         self._prompts_see_all = own and config.attention.mask == "prefix"
-        self._caches = not self._prompts_see_all and self._keeps_cache()
+        can = subject.model.abilities
+        # Ends are filled up on the right, where they must not come to be read with other positions.
+        self._caches = not self._prompts_see_all and can.shared and can.boundary is None
 
     def score(self, texts: Sequence[Text], owners: Sequence[Hashable]) -> list[Score]:
         """Of each text the summed log-probability, in nats, of the ids that are scored, and whether each of them is the
@@ -52,7 +53,7 @@ class Scorer:
         With several processes each reads its share of the batches, and all get all results.
         """
         found: dict[int, Score] = {}
-        batches = plan(texts, owners, self._limit, self._alone)
+        batches = plan(texts, owners, self._limit, self._alone, self._model.abilities.together)
         # Compiled blocks would be compiled anew for each length.
         eager = torch.compiler.set_stance("force_eager")
         with evaluation_mode(self._model), torch.no_grad(), eager, self._compute.autocast():
@@ -62,14 +63,6 @@ class Scorer:
                     found |= scores if counts else {}
         every = {index: score for part in processes.gathered(found) for index, score in part.items()}
         return [every[index] for index in range(len(texts))]
-
-    def _keeps_cache(self) -> bool:
-        """Some models of the transformers library have no keys and values to keep."""
-        try:
-            self._model.start_cache(1, 1)
-        except UserError:
-            return False
-        return True
 
     def _alone(self, text: Text) -> bool:
         """Whether nothing of ``text`` may be read for another: documents are told apart in what is read at once, and

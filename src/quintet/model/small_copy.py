@@ -1,0 +1,233 @@
+"""A small copy of a model of the transformers library: the same kinds of layers, few and narrow, with large weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY = 64  # rows of the copy's embedding
+RESERVED = 8  # ids below are kept for special tokens
+BOUNDARY = 10  # where a copy changes its positions, in tokens, if the model does so within its context
+WINDOW = 6  # what stands for a window, a chunk or a block that is shorter than the context
+
+_GAIN = 1.5  # standard deviation of weights times the root of their inputs
+_MOST = 300_000_000  # parameters of a copy that cannot be made narrow
+_WIDTH = re.compile(
+    r"(hidden_size|hidden_dim|hidden_sizes|width|n_embd|n_embed|d_model|dim_model|embed_dim|embedding_size|"
+    r"embedding_dim|emb_dim|intermediate_size|dim|ffn\w*|dim_ff|d_ff|n_inner|d_inner|inner_dim|d_ssm|heads|n_heads?|n_kv|"
+    r"num_head|lora_rank|lora_dim|rank|size_per_layer_input)$"
+)
+_INNER = re.compile(r"^((\w+_)?intermediate_size|ffn_dim|\w+_ffn_dim|n_inner|d_ff)$")
+_INNER_OR_STREAM = re.compile(f"{_INNER.pattern}|^hidden_size$")
+_THIN = 64  # width of what is as narrow as can be
+_KEPT = re.compile(r"vocab|head_?dim|rope|rotary|kernel|conv|latent_dim")  # widths that others do not follow
+_LAYERS = re.compile(r"(hidden_layers|num_layers|n_layers?|coder_layers)$")
+_LENGTH = re.compile(r"(window\w*|chunk_size|chunk_length|block_size|index_topk)$")
+_POSITIONS = re.compile(r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|context_length)$")
+_FAR = 64  # more tokens than a trial's texts have
+_EXPERTS = re.compile(r"(num_\w*experts|n_routed_experts)$")
+_CHOSEN = re.compile(r"(experts_per_tok\w*|moe_topk|moe_top_?k|moe_k|top_k_experts)$")
+_GROUPS = re.compile(r"(n_groups?|ngroups|topk_group|expert_groups?)$")
+_SPECIAL = re.compile(r"(_token_ids?|_token_index)$")
+_NUMBER = re.compile(r"(idx|index|layer_id|layer_num\w*)$|^_")  # attributes that count the layers
+
+
+def small_copies(causal: Any, context_length: int) -> Iterator[Any]:
+    """Configurations of small copies of ``causal``, the smallest first, of which the first that can be read will do.
+
+    A copy has the first layers, as many as it takes to have each kind once; narrow where the library's configuration
+    lets it be. A window, and the length at which positions change, are as short as the trial's texts need if a text of
+    ``context_length`` tokens goes beyond them.
+    """
+    whole = causal.config.to_dict()
+    total, needed = _layers(causal)
+    for layers in dict.fromkeys((needed, total)):
+        for heads, thin in ((2, True), (2, False), (4, False), (8, False), (None, False)):
+            values = _shortened(whole, context_length)
+            _cut(values, total, layers)
+            if heads is not None:
+                _narrow(values, heads, thin)
+            try:
+                yield type(causal.config).from_dict(values)
+            except Exception:  # a relation between its numbers is lost, which only the library knows
+                continue
+    yield causal.config
+
+
+def with_large_weights(causal: Any, settings: Any, generator: torch.Generator) -> Any:
+    """A model of ``settings`` and of the class of ``causal``, in fp32 on the CPU, in evaluation mode.
+
+    Its matrices have random weights that keep what passes through them at its size, its vectors are moved by 0.3: so
+    whatever a token sees changes what it says. Raises whatever the library raises where the settings do not fit.
+    """
+    with torch.device("meta"):
+        size = sum(p.numel() for p in type(causal)._from_config(settings).parameters())
+    if size > _MOST:
+        raise ValueError(f"{size} parameters are too many to try")
+    backend = causal.config._attn_implementation
+    with torch.device("cpu"):
+        small = type(causal)._from_config(
+            settings,
+            attn_implementation=backend if backend in ("eager", "sdpa") else "eager",
+            dtype=torch.float32,
+        )
+    missing = {_structure(layer) for layer in _stack(causal)} - {_structure(layer) for layer in _stack(small)}
+    if missing:
+        raise ValueError(f"{len(missing)} kinds of layers are not in the copy")
+    for parameter in small.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            parameter.data = noise * (_GAIN / math.sqrt(parameter.shape[-1]))
+        else:
+            parameter.data = parameter.data + 0.3 * noise
+    for table in (module for module in small.modules() if isinstance(module, nn.Embedding)):
+        table.weight.data = torch.randn(table.weight.shape, generator=generator)
+    return small.eval()
+
+
+def original_lengths(values: dict[str, Any]) -> Iterator[int]:
+    """The lengths, in tokens, for which the configuration ``values`` says that the model was built at first."""
+    for part in _parts(values):
+        for rope in _ropes(part):
+            if rope.get("original_max_position_embeddings"):
+                yield rope["original_max_position_embeddings"]
+
+
+def _layers(causal: Any) -> tuple[int, int]:
+    """How many layers the model has, and how many from the first on have one of each kind; two at least."""
+    kinds = [(_structure(layer), _settings(layer)) for layer in _stack(causal)]
+    total = max(1, len(kinds))
+    return total, min(total, max(2, 1 + max((kinds.index(kind) for kind in kinds), default=0)))
+
+
+def _stack(causal: Any) -> list[nn.Module]:
+    """The layers; none where they cannot be told."""
+    lists = [module for module in causal.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    count = getattr(causal.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return list(next((one for one in lists if len(one) == count), max(lists, key=len, default=[])))
+
+
+def _structure(layer: nn.Module) -> tuple[object, ...]:
+    """The parts of a layer, without their widths."""
+    return tuple((name, type(part), getattr(part, "kernel_size", None)) for name, part in layer.named_modules())
+
+
+def _settings(layer: nn.Module) -> tuple[object, ...]:
+    """The plain settings of a layer's parts and the shapes of their weights, without what counts the layers."""
+    return tuple(
+        (name, value)
+        for part in layer.modules()
+        for name, value in [
+            *((name, tuple(weight.shape)) for name, weight in part.named_parameters(recurse=False)),
+            *sorted((name, value) for name, value in vars(part).items() if not _NUMBER.search(name)),
+        ]
+        if isinstance(value, bool | int | str | tuple | None)
+    )
+
+
+def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """``values`` of a configuration, and those of each configuration within it."""
+    yield values
+    for value in values.values():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from _parts(value)
+
+
+def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
+    """``whole`` with lengths that a text of ``context_length`` tokens exceeds brought down to what one of a few does,
+    the others out of reach, and with few rows of the embedding."""
+    values = copy.deepcopy(whole)
+
+    def moved(length: int, short: int) -> int:
+        return min(length, short) if length < context_length else max(length, _FAR)
+
+    for part in _parts(values):
+        for name, value in part.items():
+            if _SPECIAL.search(name):
+                part[name] = _special(value)
+            elif type(value) is not int:
+                continue
+            elif _LENGTH.search(name) and value > 0:
+                part[name] = moved(value, WINDOW)
+            elif _POSITIONS.search(name):
+                part[name] = max(value, _FAR)
+            elif "vocab_size" in name:
+                part[name] = min(value, VOCABULARY)
+        for rope in _ropes(part):
+            if rope.get("original_max_position_embeddings"):
+                rope["original_max_position_embeddings"] = moved(rope["original_max_position_embeddings"], BOUNDARY)
+    return values
+
+
+def _ropes(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Where ``part`` of a configuration may say for how many positions a model was built at first."""
+    yield part
+    for name in ("rope_parameters", "rope_scaling"):
+        found = part.get(name)
+        if isinstance(found, dict):
+            yield found
+            yield from (one for one in found.values() if isinstance(one, dict))
+
+
+def _special(value: Any) -> Any:
+    """Ids of special tokens, within the copy's vocabulary."""
+    if isinstance(value, list):
+        return [_special(one) for one in value]
+    return VOCABULARY - 1 if type(value) is int and value >= VOCABULARY else value
+
+
+def _cut(values: dict[str, Any], total: int, layers: int) -> None:
+    """Leave the first ``layers`` of ``total``, and of each list that has one value a layer."""
+    for part in _parts(values):
+        for name, value in part.items():
+            if isinstance(value, list) and len(value) == total and total > 1:
+                part[name] = value[:layers]
+            elif type(value) is int and _LAYERS.search(name) and value > 1:
+                # What has fewer or more layers than the others keeps to that.
+                part[name] = layers + (value > total) - (value < total)
+
+
+def _narrow(values: dict[str, Any], heads: int, thin: bool) -> None:
+    """Divide all widths and numbers of heads by one number, so that they still fit one another and ``heads`` are left,
+    and leave few experts. The width of a head stays, for the positions are made for it. With ``thin`` the widths that
+    seldom have to fit others are as small as can be."""
+    for part in _parts(values):
+        divisor = _divisor(part, heads)
+        free = _INNER if part.get("head_dim") is None else _INNER_OR_STREAM
+        for name, value in part.items():
+            if isinstance(value, list) and _WIDTH.search(name) and all(type(one) is int for one in value):
+                part[name] = [_part_of(one, divisor) for one in value]
+            if type(value) is not int or _KEPT.search(name):
+                continue
+            if _WIDTH.search(name) and value > 1:
+                part[name] = min(_part_of(value, divisor), _THIN if thin and free.search(name) else value)
+            elif _EXPERTS.search(name):
+                part[name] = min(value, 4)
+            elif _CHOSEN.search(name):
+                part[name] = min(value, 2)
+            elif _GROUPS.search(name):
+                part[name] = 1
+
+
+def _part_of(width: int, divisor: int) -> int:
+    """``width`` / ``divisor``, or a multiple of 8 just below."""
+    exact = width % divisor == 0 or width < 8 * divisor
+    return max(1, width // divisor) if exact else width // divisor // 8 * 8
+
+
+def _divisor(part: dict[str, Any], least: int) -> int:
+    """By how much a configuration's widths can be divided so that ``least`` heads are left, and 32 dimensions; where
+    the number of heads has no such divisor, one head."""
+    names = ("hidden_size", "n_embd", "d_model", "dim_model", "embed_dim", "emb_dim")
+    width = next((part[name] for name in names if type(part.get(name)) is int), 1)
+    names = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads", "attention_heads")
+    heads = next((part[name] for name in names if type(part.get(name)) is int), width)
+    fitting = [one for one in range(1, heads + 1) if heads % one == 0 and width % (8 * one) == 0 and width // one >= 32]
+    found = max((one for one in fitting if heads // one >= least), default=1)
+    return found if found > 1 else max(fitting, default=1)

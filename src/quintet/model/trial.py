@@ -1,0 +1,258 @@
+"""Trial of a model of the transformers library: which ways of reading give what plain reading gives.
+
+A model is assumed to do nothing: how a cache, padding, packed texts and exchanged rows change its logits is up to the
+library's code for its family and differs from release to release. It is tried on a small copy with large weights
+(``small_copy``), in which whatever leaks shows, and the result is kept for the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quintet.config.model import HuggingFaceConfig
+from quintet.files import write_text
+from quintet.model.abilities import Abilities
+from quintet.model.pretrained import PretrainedModel
+from quintet.model.small_copy import BOUNDARY, RESERVED, VOCABULARY, original_lengths, small_copies, with_large_weights
+
+_RECIPE = 1  # another trial asks anew
+_TOLERANCE = 1e-3  # of the largest logit; what leaks changes them by tenths
+_LENGTH = 20  # longest text of the trial, tokens
+_ACROSS, _BELOW, _ABOVE = (4, _LENGTH), (4, BOUNDARY), (BOUNDARY + 2, _LENGTH)
+_WAYS = ("cache", "batch", "static", "reorder", "shared", "filled")
+_NOTHING = Abilities(**dict.fromkeys(_WAYS, False), documents=False, positions="own")
+_FOLDER = "~/.cache/quintet/abilities"
+_known: dict[str, Abilities] = {}  # of models that this process has tried or looked up
+
+Span = tuple[int, int]
+
+
+def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
+    """What ``causal``, a model of the transformers library, can do with texts of up to ``context_length`` tokens.
+
+    Looked up where a model of the same configuration and the same library was tried before, on this machine; else
+    tried, in a second or two. PyTorch's global generator and settings stay as they are.
+    """
+    digest = _digest(causal, context_length, linear_head)
+    if digest in _known:
+        return _known[digest]
+    file = Path(_FOLDER).expanduser() / f"{digest}.json"
+    try:
+        found = Abilities(**json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = try_abilities(config, causal, context_length, linear_head=linear_head)
+        with suppress(OSError):  # what cannot be kept is tried again the next time
+            write_text(file, json.dumps(asdict(found), indent=2) + "\n")
+    _known[digest] = found
+    return found
+
+
+def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
+    """The same, tried in any case. Where no copy of the model can be read, nothing is assumed but that later tokens do
+    not change earlier ones."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        for settings in small_copies(causal, context_length):
+            try:
+                generator = torch.Generator().manual_seed(_RECIPE)
+                copy = with_large_weights(causal, settings, generator)
+                plain = config.model_copy(update={"lora": None, "documents": False})
+                model = PretrainedModel(
+                    plain, copy, VOCABULARY, _LENGTH, linear_head=linear_head, abilities=Abilities()
+                ).eval()
+                texts = _texts(copy, generator)
+                if not model(texts).isfinite().all():
+                    continue
+            except Exception:  # a copy whose numbers do not fit one another; the next one is larger
+                continue
+            boundary = _boundary(causal, context_length)
+            return _tried(model, texts, boundary)
+    return _NOTHING
+
+
+class _Trial:
+    """A ``model`` to try, and what it gives for the beginnings of ``texts`` [5, _LENGTH], each read alone and whole."""
+
+    def __init__(self, model: PretrainedModel, texts: Tensor) -> None:
+        self.model, self.texts = model, texts
+        self._alone: dict[tuple[int, int], Tensor] = {}
+
+    def alone(self, row: int, length: int) -> Tensor:
+        """Logits [length, vocab] of the first ``length`` ids of text ``row``."""
+        if (row, length) not in self._alone:
+            self._alone[row, length] = self.model(self.texts[row : row + 1, :length])[0]
+        return self._alone[row, length]
+
+    def read(self, ids: Tensor, cache: Any) -> Tensor:
+        """Logits [batch, length, vocab] of ``ids`` [batch, length] after what ``cache`` holds."""
+        return self.model.logits(self.model.hidden(ids, cache=cache))
+
+
+def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abilities:
+    model.abilities = Abilities(positions=_positions(model, texts))
+    trial = _Trial(model, texts)
+    found = _of_span(trial, _ACROSS)
+    if boundary is not None and found != Abilities():
+        sides = [_of_span(trial, span) for span in (_BELOW, _ABOVE)]
+        both = {name: all(getattr(side, name) for side in sides) for name in _WAYS}
+        if any(both[name] > getattr(found, name) for name in _WAYS):
+            found = replace(found, **both, boundary=boundary)
+    return replace(
+        found,
+        positions=model.abilities.positions,
+        documents=_holds(_tells_documents, trial),
+        causal=_holds(_sees_backwards_only, trial),
+    )
+
+
+def _of_span(trial: _Trial, span: Span) -> Abilities:
+    """What holds for texts that are of a length within ``span``."""
+    padding = min(5, span[1] - span[0] - 2)
+    batch = _holds(_grows, trial, span, padding, False)
+    cache = batch or _holds(_grows, trial, span, 0, False)
+    return Abilities(
+        cache=cache,
+        batch=batch,
+        static=cache and _holds(_grows, trial, span, padding if batch else 0, True),
+        reorder=cache and _holds(_reorders, trial, span),
+        shared=batch and _holds(_shares, trial, span),
+        filled=_holds(_fills, trial, span),
+    )
+
+
+def _holds(way: Callable[..., bool], *arguments: Any) -> bool:
+    try:
+        return way(*arguments)
+    except Exception:  # the library raises whatever it likes where a model cannot do this
+        return False
+
+
+def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
+    """Two texts, of which the first is shorter by ``padding``, that grow by a token at a time."""
+    begin, end = span
+    cache = trial.model.own_cache(_LENGTH, [padding, 0] if padding else None, static=static)
+    rows = torch.stack([trial.texts[0].roll(padding), trial.texts[1]])
+    first = begin + padding
+    for before, length in zip([0, *range(first, end)], range(first, end + 1), strict=True):
+        found = trial.read(rows[:, before:length], cache)[:, -1]
+        # Plain reading of each length would take long; these are beside a window, the boundary and the end.
+        if (length - first) % 4 < 2 or length in (end, BOUNDARY, BOUNDARY + 1):
+            expected = [trial.alone(0, length - padding)[-1], trial.alone(1, length)[-1]]
+            if not _alike(found, torch.stack(expected)):
+                return False
+    return True
+
+
+def _reorders(trial: _Trial, span: Span) -> bool:
+    """Rows that become others and more, and fewer again, as those of a beam search."""
+    begin, end = span
+    cache = trial.model.own_cache(_LENGTH)
+    trial.read(trial.texts[:2, :begin], cache)
+    rows = torch.arange(2)
+    for chosen, length in (([1, 0, 1], begin + 1), ([2, 1], begin + 2), ([1, 1], min(begin + 3, end))):
+        cache.select(torch.tensor(chosen))
+        rows = rows[chosen]
+        found = trial.read(trial.texts[rows, length - 1 : length], cache)[:, -1]
+        if not _alike(found, torch.stack([trial.alone(row, length)[-1] for row in rows.tolist()])):
+            return False
+    return True
+
+
+def _shares(trial: _Trial, span: Span) -> bool:
+    """Two beginnings, one with padding, that are read once, and three ends of several tokens after them."""
+    begin, end = span
+    rest = min(8, end - begin - 1)
+    texts, cache = trial.texts, trial.model.own_cache(_LENGTH + 1, [1, 0])
+    early = trial.read(torch.stack([texts[0, : begin + 1].roll(1), texts[1, : begin + 1]]), cache)
+    cache.select(torch.tensor([0, 0, 1]))
+    ends = texts[2:5, :rest].clone()
+    ends[0, rest - 2 :] = 0  # filled up on the right
+    late = trial.read(ends, cache)
+    counts = [(0, begin, rest - 2), (0, begin, rest), (1, begin + 1, rest)]
+    for row, (of, shared, count) in enumerate(counts):
+        whole = trial.model(torch.cat([texts[of, :shared], ends[row, :count]])[None])[0]
+        if not _alike(early[of, -shared:], whole[:shared]) or not _alike(late[row, :count], whole[shared:]):
+            return False
+    return True
+
+
+def _fills(trial: _Trial, span: Span) -> bool:
+    """A whole text beside a longer one, with filling on its right."""
+    begin, end = span
+    rows = trial.texts[:2, :end].clone()
+    rows[0, begin:] = 0
+    found = trial.model(rows)
+    return _alike(found[0, :begin], trial.alone(0, begin)) and _alike(found[1], trial.alone(1, end))
+
+
+def _tells_documents(trial: _Trial) -> bool:
+    """Texts of several lengths in each row, other ones in the next."""
+    cuts = [[1, 8, 11], [12, 3, 5]]
+    documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(one)) for one in cuts])
+    packed = trial.model(trial.texts[:2], documents=documents)
+    for row, lengths in enumerate(cuts):
+        for part, found in zip(trial.texts[row].split(lengths), packed[row].split(lengths), strict=True):
+            if not _alike(found, trial.model(part[None])[0]):
+                return False
+    return True
+
+
+def _sees_backwards_only(trial: _Trial) -> bool:
+    """What comes next changes nothing before it."""
+    other = trial.texts[:1].clone()
+    other[:, -1] = trial.texts[1, -1]
+    return _alike(trial.alone(0, _LENGTH)[:-1], trial.model(other)[0, :-1])
+
+
+def _positions(model: PretrainedModel, texts: Tensor) -> Any:
+    """How the model counts by itself, found by telling it."""
+    expected, one = model(texts), torch.zeros_like(texts)
+    padding_id = model.causal.config.get_text_config(decoder=True).pad_token_id
+    for rule in ("from zero", "after padding id"):
+        model.abilities = Abilities(positions=rule)
+        if rule == "from zero" or padding_id is not None:
+            told = model.hidden(texts, documents=one)
+            if _alike(model.logits(told), expected):
+                return rule
+    return "own"
+
+
+def _texts(copy: Any, generator: torch.Generator) -> Tensor:
+    """Random ids [5, _LENGTH], among which the padding id stands as any other may."""
+    found = torch.randint(RESERVED, VOCABULARY - 1, (5, _LENGTH), generator=generator)
+    found %= copy.get_input_embeddings().weight.shape[0]
+    padding_id = copy.config.get_text_config(decoder=True).pad_token_id
+    if padding_id is not None:
+        found[:, 2] = found[:, 11] = padding_id
+    return found
+
+
+def _boundary(causal: Any, context_length: int) -> int | None:
+    """The length for which the configuration says that the model was built at first, where texts exceed it."""
+    return next((one for one in original_lengths(causal.config.to_dict()) if one < context_length), None)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
+
+
+def _digest(causal: Any, context_length: int, linear_head: bool) -> str:
+    import transformers
+
+    settings = causal.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        settings.pop(name, None)
+    kind = type(causal)
+    source = Path(inspect.getfile(kind)).read_bytes()
+    told = [_RECIPE, transformers.__version__, torch.__version__, kind.__qualname__, context_length, linear_head]
+    told += [settings, causal.config._attn_implementation, hashlib.sha256(source).hexdigest()]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
