@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
 from quintet.train import compute as compute_module
-from quintet.train.compute import choose_compute, keep_freed_memory, measure_peak, peak_memory
+from quintet.train.compute import (
+    Compute,
+    choose_compute,
+    keep_freed_memory,
+    keep_precision,
+    measure_peak,
+    peak_memory,
+)
 
 on_cpu = {"steps": 1, "device": "cpu"}
 
@@ -53,3 +64,36 @@ def test_peak_memory_counts_what_was_used() -> None:
     held = torch.ones(2**26)  # 256 MB
     assert peak_memory(torch.device("cpu")) - before > 200e6 or before > 500e6
     del held
+
+
+@pytest.mark.parametrize(
+    ("asked", "began", "precision"),
+    [
+        ("auto", "bf16", "bf16"),
+        ("auto", "", "fp32"),
+        ("auto", "fp32", "fp32"),
+        ("auto", "fp16", "fp32"),
+        ("fp32", "bf16", "fp32"),
+    ],
+)
+def test_a_run_that_is_continued_elsewhere_keeps_what_auto_became(asked: Any, began: str, precision: str) -> None:
+    here = Compute(torch.device("cpu"), "fp32", False, "this CPU has no instructions for bf16")
+    found = keep_precision(here, TrainConfig(steps=1, batch_size=1, precision=asked), began)
+    assert found.precision == precision
+    assert ("fp16" in found.reason) == (began == "fp16")  # it says so where it cannot be kept
+
+
+@pytest.mark.slow
+def test_run_yaml_names_what_auto_became_and_a_run_keeps_it(
+    train: Callable[..., str], command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_module, "_cpu_multiplies_bf16", lambda: True)
+    name = train(train={"steps": 2, "batch_size": 4, "device": "cpu", "precision": "auto"}, checkpoint={"every": 1})
+    file = Path(f"runs/{name}/run.yaml")
+    assert "# computes: bf16 on cpu, compile False\n" in file.read_text("utf-8")
+    assert "# libraries: tokenizers " in file.read_text("utf-8")
+    monkeypatch.setattr(compute_module, "_cpu_multiplies_bf16", lambda: False)
+    code, out, error = command("train", f"{name}.yaml", "train.steps=4")
+    assert code == 0, error
+    assert "in bf16 (as the run began)" in " ".join((out + error).split())
+    assert "# computes: bf16 on cpu, compile False\n" in file.read_text("utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+from contextlib import suppress
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key
+from quintet.config.part import Part, key, problem
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
@@ -58,6 +60,20 @@ class ChatField(Part):
     kind: Literal["chat"] = key(..., "a loss on what the assistant says only")
     messages: str = key("messages", "the field or column that holds the list of messages", min_length=1)
     template: str | None = key(None, "a Jinja file; the tokenizer's own template when not given", min_length=1)
+    date: str | None = key(
+        None,
+        "the day, as YYYY-MM-DD, that the template is told when it asks for today (strftime_now); one that asks needs "
+        "it, since a run does not follow the clock",
+    )
+
+    @model_validator(mode="after")
+    def _on_a_day(self) -> ChatField:
+        if self.date is not None:
+            with suppress(ValueError):
+                if datetime.date.fromisoformat(self.date).isoformat() == self.date:
+                    return self
+            raise problem("date", f"{self.date!r} is no day; write one as 2024-07-26")
+        return self
 
 
 class TokenField(Part):

@@ -111,6 +111,9 @@ class HuggingFaceSource(Source):
     path: str = key(..., "a folder written by `save_to_disk`, or a name on the hub", min_length=1)
     name: str | None = key(None, "configuration of a dataset that has several")
     split: str = key("train", "split to read")
+    revision: str | None = key(
+        None, "commit, tag or branch of a dataset on the hub; its newest when not given", min_length=1
+    )
     document: RowConfig = key(TextField(), "what of a row is a document")
     on_error: Literal["stop", "skip"] = key(
         "stop", "what to do with a row that cannot be used: stop with its place, or leave it out and count it"

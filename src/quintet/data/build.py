@@ -11,18 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import quintet.piano.tokenizers  # noqa: F401  makes its kinds known to quintet.tokenize
+import quintet
+import quintet.piano.tokenizers
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.duplicates import find_duplicates
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.check import MANIFEST
+from quintet.data.sources.files import shown
 from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, units_of
 from quintet.data.store import (
     DROPPED,
@@ -47,6 +50,7 @@ _SMALL = 32 << 20
 _MOST_NAMES = 1000
 _RECIPE = "3"  # to be raised when the same source and tokenizer give other tokens, shards or counts than before
 
+_LIBRARIES = ("tokenizers", "tiktoken", "jinja2", "datasets", "pyarrow", "symusic", "music21", "miditok")
 _ALL = CleaningConfig()
 
 Progress = Callable[[str, int, int], None]
@@ -257,6 +261,15 @@ def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: Unit) -> Non
 _loaded = lru_cache(maxsize=1)(load_tokenizer)
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of Quintet and of the installed libraries that read documents and make ids of them."""
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"quintet": quintet.__version__, **found}
+
+
 class _Meter:
     """Bytes done of a stage, told to ``progress`` and never more than there are."""
 
@@ -278,7 +291,7 @@ class _Meter:
 
 def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Manifest:
     shards = tuple(one.shard for one in written if one.shard.tokens)
-    left_out = [*left_out, *(name for one in written for name in one.left_out)]
+    left_out = [*map(shown, left_out), *(name for one in written for name in one.left_out)]
     return Manifest(
         key=order.key,
         description=label_of(order.listing.source),
@@ -294,6 +307,7 @@ def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Mani
         left_out_files=tuple(left_out[:_MOST_NAMES]),
         shards=shards,
         matched=dict(sum((Counter(one.matched) for one in written), Counter[str]())),
+        made_with=library_versions(),
     )
 
 
@@ -318,7 +332,7 @@ def _locked(folder: Path, *, alone: bool, wait: bool = True) -> Iterator[bool]:
     import fcntl
 
     # Where a lock of NFS stands for this one, it needs a file that can be read to share and written to be alone.
-    with (folder / ".lock").open("a+") as lock:
+    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -17,6 +17,7 @@ from quintet.config.cleaning import CleaningConfig
 from quintet.data.cleaning import kept, text_of
 from quintet.data.duplicates import signer
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
+from quintet.data.sources.files import shown
 from quintet.data.sources.listing import Unit, documents
 from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, write_json
 from quintet.errors import UserError
@@ -160,7 +161,7 @@ class _Arrays:
         digest = self._digest.hexdigest()
         shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, self._permutations)
         matched = report.matched + Counter(unlearnt=self._unlearnt)
-        return Written(shard, dict(self.dropped + report.dropped), tuple(report.left_out), dict(matched))
+        return Written(shard, dict(self.dropped + report.dropped), tuple(map(shown, report.left_out)), dict(matched))
 
     def close(self) -> None:
         """Let go of the files, also where the shard was not finished."""

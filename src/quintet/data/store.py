@@ -72,7 +72,7 @@ class Manifest:
     fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
     were not kept, by the reason; those of them that are in the shards nevertheless are ``unused``. ``left_out`` counts
     files that are no text and ``left_out_files`` names the first of them. ``matched`` counts what settings of the
-    source found, and documents in which nothing is learnt.
+    source found, and documents in which nothing is learnt. ``made_with`` are versions of Quintet and of libraries.
     """
 
     key: str
@@ -90,6 +90,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     unused: Dropped = Dropped()
     matched: dict[str, int] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:

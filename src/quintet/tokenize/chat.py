@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +38,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How ``tokenizer`` and ``template`` write a conversation."""
+    """How ``tokenizer`` and ``template`` write a conversation; ``clock`` says what time it is in there. Nothing else
+    that a template can ask for changes from one call to the next."""
 
     tokenizer: Tokenizer
     template: str
+    clock: Callable[[], datetime.datetime] = datetime.datetime.now
 
     def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
         """The text of ``messages``, and with ``answer_next`` what stands before an answer.
@@ -84,7 +86,8 @@ class ChatFormat:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: self.clock().strftime(form))
+        del environment.filters["random"], environment.globals["lipsum"]
         return environment.from_string(self.template)
 
     @cached_property
@@ -169,15 +172,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"line {error.lineno}: {error.message}"
     text = str(error).replace("\n", " ")
-    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, jinja2.TemplateError | UserError) else f"{type(error).__name__}: {text}"
 
 
 def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
 
 
 def _to_json(

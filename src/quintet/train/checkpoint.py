@@ -53,6 +53,7 @@ class Progress:
     ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
     the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
     measured after this step (see ``quintet.train.measure``), and ``failed`` counts the measurements that failed.
+    ``precision`` is that of the matrix products; "" in a checkpoint that does not say.
     """
 
     step: int = 0
@@ -69,6 +70,7 @@ class Progress:
     plateau: dict[str, Any] = field(default_factory=dict)
     due: list[str] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
+    precision: str = ""
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
@@ -99,7 +101,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def read_progress(path: Path) -> Progress:
     """The facts of the checkpoint at ``path``, every file of it checked. Raises UserError if one is damaged."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         facts, files = Progress(**state["progress"]), state["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"state.json cannot be read ({error})") from error

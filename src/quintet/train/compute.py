@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,17 @@ def choose_compute(config: TrainConfig) -> Compute:
     return Compute(device, precision, compile_blocks, reason)
 
 
+def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute:
+    """``compute`` in the precision in which a run that is continued ``began`` ("" where that is not known), unless the
+    run file names one: `auto` may choose another on another machine."""
+    if config.precision != "auto" or began in ("", compute.precision):
+        return compute
+    if began == "fp16" and compute.device.type == "cpu":
+        reason = "the run began in fp16, which is hundreds of times slower than fp32 on a CPU"
+        return replace(compute, reason=reason)
+    return replace(compute, precision=began, reason="as the run began")
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device of this process; of several processes of a machine each has a GPU of its own. Raises UserError for one
     that is not there."""
@@ -80,7 +91,7 @@ def _cpu_multiplies_bf16() -> bool:
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
         return any(torch.cpu.get_capabilities().get(name) for name in features)
     listing = Path("/proc/cpuinfo")
-    return listing.exists() and bool(features & set(listing.read_text().split()))
+    return listing.exists() and bool(features & set(listing.read_text(encoding="utf-8").split()))
 
 
 def make_deterministic() -> None:

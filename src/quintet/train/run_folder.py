@@ -70,11 +70,11 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     return folder, changes
 
 
-def write_run_file(config: RunConfig, folder: Path, places: Places | None = None) -> None:
+def write_run_file(config: RunConfig, folder: Path, places: Places | None, computes: str) -> None:
     """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
 
     ``places`` are those of a dialect's file: they stand behind the values as comments, also when the run is continued
-    from its folder, unless something changed.
+    from its folder, unless something changed. ``computes`` says in which precision and on what this part of it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _link_checkpoints(config, folder)
@@ -83,7 +83,7 @@ def write_run_file(config: RunConfig, folder: Path, places: Places | None = None
         before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
         body = "".join(dropwhile(lambda line: line.startswith("#"), before))
     unfinished = folder / ".run.yaml"
-    unfinished.write_text(_circumstances() + body, encoding="utf-8")
+    unfinished.write_text(_circumstances(computes) + body, encoding="utf-8")
     os.replace(unfinished, folder / "run.yaml")
 
 
@@ -113,14 +113,19 @@ def _continuable(key: str, config: RunConfig) -> bool:
     return any(key == name or key.startswith((name + ".", name + "[")) for name in CONTINUABLE)
 
 
-def _circumstances() -> str:
-    """Versions and the state of the code, as comments before the run file."""
+def _circumstances(computes: str) -> str:
+    """Versions, the state of the code and what `auto` became, as comments before the run file."""
     import torch
 
+    from quintet.data.build import library_versions
+
+    libraries = {name: version for name, version in library_versions().items() if name != "quintet"}
     rows = {
         "quintet": f"{quintet.__version__}{_git_state()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
+        "computes": computes,
+        "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
     }
     return "# The run as it was resolved; every value is written out.\n" + "".join(
         f"# {name}: {value}\n" for name, value in rows.items()

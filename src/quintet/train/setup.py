@@ -34,7 +34,14 @@ from quintet.train.checkpoint import (
     load_training,
     read_progress,
 )
-from quintet.train.compute import Compute, choose_compute, keep_freed_memory, make_deterministic, measure_peak
+from quintet.train.compute import (
+    Compute,
+    choose_compute,
+    keep_freed_memory,
+    keep_precision,
+    make_deterministic,
+    measure_peak,
+)
 from quintet.train.deepspeed.settings import stays_eager
 from quintet.train.engine import Engine
 from quintet.train.fixed_batch import introduction
@@ -101,8 +108,10 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
     for step in (1, steps):  # what a library refuses, it refuses now
         learning_rate(config.schedule, config.optimizer.lr, step, steps)
-    progress = from_first(lambda: _found_progress(folder, prepared, stage_facts(config, prepared.train.order)))
-    from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress))
+    stages = stage_facts(config, prepared.train.order)
+    progress = from_first(lambda: _found_progress(folder, prepared, stages, compute.precision))
+    compute = keep_precision(compute, config.train, progress.precision)
+    from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress, compute))
 
     make_deterministic()
     if compute.device.type == "cpu":
@@ -149,9 +158,14 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
 
 
 def _begin_folder(
-    config: RunConfig, folder: Path, places: Places | None, tokenizer: Tokenizer, progress: Progress
+    config: RunConfig,
+    folder: Path,
+    places: Places | None,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    compute: Compute,
 ) -> None:
-    write_run_file(config, folder, places)
+    write_run_file(config, folder, places, f"{compute.precision} on {compute.device.type}, compile {compute.compile}")
     if progress.step == 0:
         _keep_tokenizer(tokenizer, folder / "tokenizer")
 
@@ -168,10 +182,11 @@ def _trackers(
     return found
 
 
-def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]]) -> Progress:
-    """How far the run in ``folder`` is. Raises UserError if it was trained on other tokens than those prepared now, or
-    with other ``stages`` as far as it is."""
-    fresh = Progress(tokenizer=prepared.tokenizer.fingerprint, corpus=prepared.fingerprint, stages=stages)
+def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]], precision: str) -> Progress:
+    """How far the run in ``folder`` is, with the ``precision`` that it begins with if it does not say. Raises UserError
+    if it was trained on other tokens than those prepared now, or with other ``stages`` as far as it is."""
+    data = (prepared.tokenizer.fingerprint, prepared.fingerprint)
+    fresh = Progress(tokenizer=data[0], corpus=data[1], stages=stages, precision=precision)
     checkpoints = folder / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:
@@ -185,7 +200,7 @@ def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]]) -
                 "another name (name=…)"
             )
     _check_stages(folder, found, stages)
-    return replace(found, stages=stages)
+    return replace(found, stages=stages, precision=found.precision or precision)
 
 
 def _check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from quintet.config.names import local_path
@@ -17,11 +19,12 @@ _ROLES = ("system", "user", "assistant")
 
 
 class Conversations:
-    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own."""
+    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own, on the day
+    ``date`` (YYYY-MM-DD)."""
 
-    def __init__(self, template: str | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, template: str | None, tokenizer: Tokenizer | None, date: str | None = None) -> None:
         """Raises UserError when there is no template, or one that cannot be read."""
-        self._format = None if tokenizer is None else _format(template, tokenizer)
+        self._format = None if tokenizer is None else _format(template, tokenizer, date)
 
     def document(self, messages: object) -> Parts:
         """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
@@ -60,7 +63,7 @@ class Conversations:
         return whole
 
 
-def _format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
+def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> ChatFormat:
     from quintet.tokenize.chat import ChatFormat, read_template
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
@@ -70,7 +73,14 @@ def _format(template: str | None, tokenizer: Tokenizer) -> ChatFormat:
         raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
     text = tokenizer.chat.template if template is None else read_template(local_path(template))
     assert text is not None
-    return ChatFormat(tokenizer, text)
+    return ChatFormat(tokenizer, text, partial(_day, date))
+
+
+def _day(date: str | None) -> datetime:
+    """The time that a template is told: data that follow the clock would not be the same tomorrow."""
+    if date is None:
+        raise UserError("asks for the date (strftime_now); set `document.date`, such as 2024-07-26")
+    return datetime.fromisoformat(date)
 
 
 def _checked(messages: object) -> list[Message]:

@@ -107,7 +107,7 @@ def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOv
 
 def pass_over(passed: PassedOver, reason: str, path: Path | str) -> None:
     """Note that what is at ``path`` is not read."""
-    passed.setdefault(reason, []).append(str(path))
+    passed.setdefault(reason, []).append(shown(str(path)))
 
 
 def passed_over_lines(label: str, passed: PassedOver) -> Iterator[str]:
@@ -120,7 +120,12 @@ def passed_over_lines(label: str, passed: PassedOver) -> Iterator[str]:
 def described(path: Path, name: str, named: bool) -> File:
     """``path`` as a File; raises FileNotFoundError when it is gone."""
     facts = os.stat(path)
-    return File(str(path), name, named, facts.st_size, facts.st_mtime_ns)
+    return File(str(path), shown(name), named, facts.st_size, facts.st_mtime_ns)
+
+
+def shown(name: str) -> str:
+    """A name of the file system as text: its bytes as UTF-8 whatever the locale, with escapes for what is none."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def files_at(address: str) -> Iterator[File]:

@@ -51,7 +51,7 @@ class Dataset:
 def describe_dataset(source: HuggingFaceSource, where: str) -> Dataset:
     """Load the dataset of ``source`` and check its columns. Raises UserError for what is not there."""
     _load.cache_clear()  # the folder may hold another dataset than at the last call in this process
-    dataset = _load(source.path, source.name, source.split)
+    dataset = _load(source.path, source.name, source.split, source.revision)
     check_schema(dataset.features.arrow_schema, source, f"{where}.document: {source.path}")
     return Dataset(_fingerprint(source, dataset), len(dataset), max(1, dataset.data.nbytes))
 
@@ -73,7 +73,7 @@ def row_documents(unit: RowUnit, report: Report, tokenizer: Tokenizer | None) ->
 
 def _rows(unit: RowUnit) -> Iterator[tuple[Row, Place]]:
     source = unit.source
-    dataset = _load(source.path, source.name, source.split)
+    dataset = _load(source.path, source.name, source.split, source.revision)
     dataset = dataset.select_columns(wanted(dataset.column_names, columns_of(source.document)))
     for start in range(unit.start, unit.stop, _ROWS_READ):
         rows = dataset[start : min(start + _ROWS_READ, unit.stop)]
@@ -83,24 +83,26 @@ def _rows(unit: RowUnit) -> Iterator[tuple[Row, Place]]:
 
 
 @lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit
-def _load(path: str, name: str | None, split: str) -> Any:
+def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
     """The dataset with all its columns and values of Python, whatever format it was saved with."""
-    return _loaded(path, name, split).with_format(None)
+    return _loaded(path, name, split, revision).with_format(None)
 
 
-def _loaded(path: str, name: str | None, split: str) -> Any:
+def _loaded(path: str, name: str | None, split: str, revision: str | None) -> Any:
     try:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError:
         raise UserError(f"{path}: {NEEDS_DATASETS}") from None
     folder = local_path(path)
+    if folder.is_dir() and revision is not None:
+        raise UserError(f"{path}: a folder has no revisions; leave `revision` out")
     if looks_local(path) and not folder.is_dir():
         raise UserError(f"{path}: there is no such folder in {Path.cwd()}; correct the path")
     if (folder / _DATASET).is_file() or (folder / _DATASETS).is_file():
         return _from_disk(folder, name, split)
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split)
+        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: the dataset cannot be loaded: {reason}") from error

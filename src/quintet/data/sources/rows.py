@@ -92,7 +92,7 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
                 (text_of(row, document.prompt) + document.between, text_of(row, document.answer)), (False, True)
             )
         case ChatField():
-            conversations = Conversations(document.template, tokenizer)
+            conversations = Conversations(document.template, tokenizer, document.date)
             return lambda row, _: _conversation(conversations, row, document.messages)
         case TokenField():
             return lambda row, place: _tokens(row, document, place, tokenizer) if tokenizer is not None else None

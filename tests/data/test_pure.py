@@ -1,0 +1,144 @@
+"""A token store follows from the run file and the content of the files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintet.data.prepare import prepare
+from quintet.data.sources.conversations import Conversations
+from quintet.errors import UserError
+from quintet.tokenize.chat import ChatFormat
+from quintet.tokenize.chat_rules import ChatRules
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+ASKS = "{{ strftime_now('%d %b %Y %H:%M') }}{% for m in messages %}|{{ m.role }}: {{ m.content }}{% endfor %}"
+RUN = {
+    "name": "pure",
+    "data": {
+        "sources": [
+            {"kind": "text", "path": "texts", "label": "texts"},
+            {"kind": "jsonl", "path": "talks/*.jsonl", "label": "talks",
+             "document": {"kind": "chat", "template": "chat.jinja", "date": "2024-07-26"}},
+        ],
+        "cleaning": {"deduplicate": {"kind": "minhash", "threshold": 0.7}},
+        "validation": 0.1,
+        "sequence_length": 16,
+        "cache_dir": "cache",
+    },
+    "tokenizer": {"kind": "bpe", "vocab_size": 400},
+    "train": {"steps": 1, "batch_size": 1},
+}  # fmt: skip
+
+
+def write_corpus(folder: Path, *, backwards: bool) -> None:
+    """The same files with the same times, written in this order or the other."""
+    words = [f"word{number * number % 97}" for number in range(4000)]
+    files = {f"texts/{name}.txt": " ".join(words[at * 200 : at * 200 + 300]) for at, name in enumerate("aBçÄzé_Z1")}
+    talk = [{"role": "user", "content": "naïve?"}, {"role": "assistant", "content": "ja ß"}]
+    files |= {f"talks/{name}.jsonl": json.dumps({"messages": talk * 3}) + "\n" for name in "bÄa"}
+    files |= {"chat.jinja": ASKS, "run.json": json.dumps(RUN)}
+    for name, content in sorted(files.items(), reverse=backwards):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+        os.utime(file, (1, 1))
+
+
+def prepared_files(folder: Path, **environment: str) -> dict[str, bytes]:
+    """All files that a process makes which prepares the run in ``folder``."""
+    code = (
+        "import json, pathlib; from quintet.config.schema import RunConfig; from quintet.data.prepare import prepare; "
+        "found = prepare(RunConfig.model_validate(json.loads(pathlib.Path('run.json').read_bytes()))); "
+        "pathlib.Path('cache/batch').write_bytes(found.train.batch(0).inputs.tobytes())"
+    )
+    whole = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **environment}
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=whole, capture_output=True, timeout=200)
+    said = done.stderr.decode("utf-8", "replace")
+    assert done.returncode == 0, said
+    assert [line for line in said.splitlines() if "EncodingWarning" in line and "/src/quintet/" in line] == []
+    cache = folder / "cache"
+    return {
+        file.relative_to(cache).as_posix(): file.read_bytes()
+        for file in sorted(cache.rglob("*"))
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+@pytest.mark.slow
+def test_locale_time_zone_hash_seed_threads_and_the_order_of_files_change_no_byte(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "one", backwards=False)
+    write_corpus(tmp_path / "other", backwards=True)
+    one = prepared_files(
+        tmp_path / "one", PYTHONHASHSEED="1", TZ="Pacific/Kiritimati", LC_ALL="C.UTF-8", RAYON_NUM_THREADS="1",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    other = prepared_files(
+        tmp_path / "other", PYTHONHASHSEED="2", TZ="America/Adak", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0",
+        RAYON_NUM_THREADS="3", OMP_NUM_THREADS="3", TOKENIZERS_PARALLELISM="true",
+    )  # fmt: skip
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+    assert any(name.endswith("tokens.npy") for name in one)
+
+
+@pytest.fixture(scope="module")
+def dated() -> HuggingFaceTokenizer:
+    """A tokenizer of bytes whose template asks for the date."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    library.train_from_iterator(
+        [], trainers.BpeTrainer(vocab_size=257, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    return HuggingFaceTokenizer(library.to_str(), "<end>", ChatRules(template=ASKS))
+
+
+def test_a_template_that_asks_for_the_date_is_told_that_of_the_run(dated: HuggingFaceTokenizer) -> None:
+    talk: Any = [{"role": "user", "content": "a"}]
+    assert "".join(Conversations(None, dated, "2024-07-26").document(talk).texts) == "26 Jul 2024 00:00|user: a"
+    with pytest.raises(UserError, match=r"asks for the date \(strftime_now\); set `document.date`, such as 2024-07-26"):
+        Conversations(None, dated).document(talk)
+    # A conversation of today is one of today.
+    before, text, after = datetime.now(), ChatFormat(dated, ASKS).render(talk), datetime.now()
+    assert text.split("|")[0] in {one.strftime("%d %b %Y %H:%M") for one in (before, after)}
+
+
+@pytest.mark.parametrize("template", ["{{ [1, 2, 3] | random }}", "{{ lipsum() }}"])
+def test_a_template_has_no_chance(template: str, dated: HuggingFaceTokenizer) -> None:
+    with pytest.raises(UserError, match=r"chat template: .*(random|lipsum)"):
+        ChatFormat(dated, template).render([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize("date", ["2024-7-26", "26.07.2024", "2024-02-30", "today", ""])
+def test_what_is_no_day_is_refused(date: str) -> None:
+    from pydantic import ValidationError
+
+    from quintet.config.documents import ChatField
+
+    with pytest.raises(ValidationError, match="is no day; write one as 2024-07-26"):
+        ChatField(kind="chat", date=date)
+
+
+def test_names_that_are_no_utf8_are_read_and_said(tmp_path: Path, make_config: Callable[..., Any]) -> None:
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)
+    for name, content in ((b"\xff.txt", b"some words to learn from"), (b"\xfe", b"\xff"), (b".\xfd", b"")):
+        with open(folder + b"/" + name, "wb") as out:
+            out.write(content)
+    found = prepare(make_config({"kind": "text", "path": str(tmp_path / "in")}, validation=0))
+    assert found.stores[0].document_count == 1
+    assert found.stores[0].manifest.left_out_files == (f"{tmp_path}/in/\\xfe",)
+    assert any(line.endswith(f"hidden: {tmp_path}/in/.\\xfd") for line in found.notes)
