@@ -237,4 +237,45 @@ def test_a_chat_is_one_document_although_the_end_id_ends_its_turns(tmp_path: Pat
     chat = chat_format(tokenizer := huggingface_tokenizer(str(chatml)))
     rendered = [tokenizer.encode_template(chat.render(messages, answer_next=False)) for messages in chats]  # type: ignore[arg-type]
     assert len(found) > 3
-    assert [ids[: len(whole)] for ids, whole in zip(found, rendered, strict=False)][:-1] == rendered[: len(found) - 1]
+    assert found[:-1] == rendered[: len(found) - 1], "no end id stands after a template that has ended"
+
+
+def test_an_end_id_is_added_only_where_a_document_has_not_ended(tmp_path: Path, chatml: Path, make_config) -> None:
+    """Rows of ids and templates that end a turn, with white space after it or not, end by themselves."""
+    tokenizer = huggingface_tokenizer(str(chatml))
+    end, other = tokenizer.end_id, tokenizer.special_tokens["<|im_start|>"]
+    text, white = tokenizer.encode("hi"), tokenizer.encode(" \n")
+    rows = [
+        [*text, end, *white],
+        [*text, end],
+        text,
+        [*text, *white],
+        [*text, other, *white],
+        [*text, end, *text],
+        white,
+    ]
+    ended = [True, True, False, False, False, False, False]
+    source = write_rows(tmp_path, rows, "jsonl")
+    config = {"kind": "huggingface", "path": str(chatml)}
+    packing = {"kind": "document", "keep_ends": False}
+    prepared = prepare(make_config(source, tokenizer=config, validation=0, shuffle=False, packing=packing, batch=7))
+    store = prepared.stores[0]
+    starts, stops = store.document_bounds(np.arange(len(rows)))
+    found = [store.tokens(start, stop).tolist() for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    assert found == [row if has else [*row, end] for row, has in zip(rows, ended, strict=True)]
+    # Where ends are left out of samples, only an end id is.
+    samples = [prepared.train.streams[0].sample(number).ids.tolist() for number in range(7)]
+    assert samples == [row[:-1] if row[-1] == end else row for row in rows]
+
+
+def test_an_answer_without_text_teaches_nothing(tmp_path: Path, chatml: Path, make_config) -> None:
+    said = ["hi", "", "hm", " ", "so", "yes"]
+    chat = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    source = {"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "document": {"kind": "chat"}}
+    config = {"kind": "huggingface", "path": str(chatml)}
+    prepared = prepare(make_config(source, tokenizer=config, validation=0))
+    store = prepared.stores[0]
+    ids, learnt = store.tokens(0, store.token_count), store.learnt(0, store.token_count)
+    assert learnt is not None
+    assert ids[learnt].tolist() == huggingface_tokenizer(str(chatml)).encode_template("yes<|im_end|>\n")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import re
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -413,7 +415,7 @@ def test_the_loss_begins_behind_the_separator_which_belongs_to_the_prompt(kind: 
     document = {"kind": "conditional", "separator": "#a#"}
     assert read(source_of(kind, path, document=document, **keys), report=report) == [
         Parts(("q: 1 #a#", " x #a# y"), (False, True)),
-        Parts(("#a#", ""), (False, True)),
+        Parts(("#a#", ""), (False, False)),
     ]
     assert report.dropped == {"without_separator": 2}
     first = read(source_of(kind, path, document={**document, "prefix": "to do: "}, **keys))[0]
@@ -510,7 +512,8 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
     expected = Parts(
         (asked, "2<|im_end|>\n", "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n", "Yes<|im_end|>\n"),
         (False, True, False, True),
-        special=True,
+        template=True,
+        ends=frozenset({chatty.end_id, chatty.special_tokens["<|im_end|>"]}),
     )
     source = source_of(kind, path, document={"kind": "chat"})
     assert read(source, chatty) == [expected]
@@ -584,8 +587,10 @@ def test_the_template_is_part_of_what_a_source_is(tmp_path: Path, chatty: Huggin
     before = list_source(source, WHERE).fingerprint
     template.write_text("two")
     assert list_source(source, WHERE).fingerprint != before
-    assert reading_rules(source, chatty) == ""
-    assert reading_rules(source_of("jsonl", path, document={"kind": "chat"}), chatty) == CHATML
+    own, other = source_of("jsonl", path, document={"kind": "chat"}), copy.copy(chatty)
+    other.chat = replace(chatty.chat, template=CHATML + " ")
+    assert reading_rules(source, chatty) == reading_rules(source, other)
+    assert reading_rules(own, chatty) != reading_rules(own, other)
     assert reading_rules(source_of("jsonl", path), chatty) == ""
 
 

@@ -169,7 +169,7 @@ def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys:
         assert all(start < stop for start, stop in pieces)
         covered = {place for start, stop in pieces for place in range(start, stop)}
         store = samples.store
-        starts, stops = document_spans(store, whole(store).intervals, keep_ends=not borders)
+        starts, stops = document_spans(store, whole(store).intervals, tokenizer.end_id if borders else -1)
         kept = {place for start, stop in zip(starts, stops, strict=True) for place in range(int(start), int(stop))}
         if keys["kind"] == "document":
             assert len(rows) == len(texts)

@@ -12,7 +12,6 @@ from quintet.data.packing import Packed, document_spans
 from quintet.data.samples import Windows
 from quintet.data.split import Intervals, TokenStream
 from quintet.data.store import TokenStore
-from quintet.tokenize.base import NO_END
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def held_out_documents(validation: ValidationData, end_id: int) -> Iterator[tupl
         if parts is None:
             continue
         store, intervals = parts
-        spans = document_spans(store, intervals, keep_ends=end_id == NO_END)
+        spans = document_spans(store, intervals, end_id)
         for start, stop in zip(*(span.tolist() for span in spans), strict=True):
             first = int(store.document_bounds(np.array([store.document_at(start)]))[0][0])
             yield label, HeldOutDocument(store.tokens(start, stop), store.learnt(start, stop), first == start)

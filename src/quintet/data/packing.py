@@ -111,27 +111,27 @@ def pack(
     folder = cache / "packings" / digest(_RECIPE, store.fingerprint, where, *facts)
     if not folder.is_dir():
         room = sequence_length + 1 - (2 if begin_and_end else 0)
-        keep_ends = config.ends_kept or tokenizer.end_id == NO_END
-        spans = document_spans(store, intervals, keep_ends=keep_ends)
+        spans = document_spans(store, intervals, NO_END if config.ends_kept else tokenizer.end_id)
         table = _table(store, spans, config, room, tokenizer)
         _write(folder, _learning(store, table, first=int(begin_and_end is None)) if store.masked else table)
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
     return Packed(store, intervals, table, sequence_length, begin_and_end)
 
 
-def document_spans(store: TokenStore, intervals: Intervals, *, keep_ends: bool) -> tuple[np.ndarray, np.ndarray]:
+def document_spans(store: TokenStore, intervals: Intervals, end_id: int) -> tuple[np.ndarray, np.ndarray]:
     """First token of each document in ``intervals`` and the one behind its last: int64 [documents] each.
 
-    Without ``keep_ends`` the end id of a document that lies there to its end is left out, and so is a document that has
-    nothing else.
+    ``end_id`` is left out where a document ends with it, and so is a document that has nothing else; ``NO_END`` leaves
+    out nothing.
     """
     starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for begin, end in zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True):
         first, last = store.document_at(begin), store.document_at(end - 1) + 1
-        bounds = store.document_bounds(np.arange(first, last))
-        whole = bounds[1] <= end
+        documents = np.arange(first, last)
+        bounds = store.document_bounds(documents)
+        ended = 0 if end_id == NO_END else (bounds[1] <= end) & store.end_with(documents, end_id)
         starts.append(np.maximum(bounds[0], begin))
-        stops.append(np.minimum(bounds[1] - (whole & (not keep_ends)), end))
+        stops.append(np.minimum(bounds[1] - ended, end))
     all_starts, all_stops = np.concatenate(starts), np.concatenate(stops)
     kept = all_starts < all_stops
     return all_starts[kept], all_stops[kept]

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,12 @@ from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, to
 from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import NO_END
+from quintet.tokenize.base import NO_END, Spans
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.long_texts import cut_text
 
 _BATCH = 1 << 20  # characters in one call of the tokenizer: enough to occupy its threads, little enough to hold
+_LAST = 64  # ids at the end of a document among which the one that ends it is looked for
 _ALL = CleaningConfig()
 
 
@@ -107,12 +108,13 @@ class _Arrays:
         self._digest = hashlib.blake2b(digest_size=16)
         self._mask_digest = hashlib.blake2b(digest_size=16)
         self._hash = hashlib.blake2b(digest_size=8)
+        self._last = np.empty(0, dtype=self._dtype)
         self._ends: list[int] = []
         self._hashes: list[int] = []
         self._count = self._begun = self._bytes = 0
         self._permutations = 0
-        self._last: int | None = None
         self._last_learnt = True
+        self._without_end = 0
         self._learns, self._unlearnt = False, 0
         self.dropped = Counter[str]()
 
@@ -130,13 +132,28 @@ class _Arrays:
             self.dropped["empty"] += 1
             return False
         end = self._tokenizer.end_id
-        if self._last != end and end != NO_END:
-            self._append(np.array([end]), None if self._last_learnt else np.array([False]))
+        if end != NO_END and self._last[-1] != end:
+            if self._has_ended(piece.ends):
+                self._without_end += 1
+            else:
+                self._append(np.array([end]), np.array([self._last_learnt and piece.learn_end]))
         self._unlearnt, self._learns = self._unlearnt + (not self._learns), False
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
         self._hash, self._begun = hashlib.blake2b(digest_size=8), self._count
         return True
+
+    def _has_ended(self, ends: frozenset[int]) -> bool:
+        """Whether the document ends with one of ``ends``, and perhaps with white space after it."""
+        if not ends:
+            return False
+        inside = np.flatnonzero(~self._white[self._last])
+        return bool(inside.size) and int(self._last[inside[-1]]) in ends
+
+    @cached_property
+    def _white(self) -> np.ndarray:
+        """Of each id whether it is white space: bool [vocab_size]."""
+        return np.array([piece.isspace() for piece in self._tokenizer.pieces.table], dtype=bool)
 
     def sign(self, signature: np.ndarray) -> None:
         """Keep the ``signature`` of the last document, uint32 [numbers]."""
@@ -159,7 +176,8 @@ class _Arrays:
             os.replace(self._unfinished[what], array_file(self._folder, self._name, what))
         self._files.clear()
         digest = self._digest.hexdigest()
-        shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, self._permutations)
+        numbers = (self._permutations, self._without_end)
+        shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, *numbers)
         matched = report.matched + Counter(unlearnt=self._unlearnt)
         return Written(shard, dict(self.dropped + report.dropped), tuple(map(shown, report.left_out)), dict(matched))
 
@@ -182,7 +200,7 @@ class _Arrays:
         self._digest.update(np.ascontiguousarray(ids).data)
         self._hash.update(np.ascontiguousarray(ids).data)
         self._count += ids.size
-        self._last = int(ids[-1])
+        self._last = ids[-_LAST:]
 
     def _append_mask(self, mask: np.ndarray) -> None:
         self._files["learnt"].append(mask)
@@ -196,12 +214,15 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A document, or a piece of one that ``continues``, as tokens. ``bytes`` is UTF-8 text."""
+    """A document, or a piece of one that ``continues``, as tokens. ``bytes`` is UTF-8 text; ``ends`` and ``learn_end``
+    are those of the document."""
 
     ids: np.ndarray
     learnt: np.ndarray | None
     bytes: int
     continues: bool = False
+    ends: frozenset[int] = frozenset()
+    learn_end: bool = True
 
 
 def _whole(found: Iterable[Document]) -> Iterator[Document]:
@@ -247,19 +268,20 @@ def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Iterator[_Encoded]:
     """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
-    texts = [text for document in batch for text in _plain_texts(document)]
     try:
-        ready = iter(tokenizer.encode_batch(texts))
+        plain = iter(tokenizer.encode_batch([_plain(one) for one in batch if isinstance(one, str | Piece)]))
+        parts = iter(_parts_encoded(tokenizer, [one for one in batch if isinstance(one, Parts)]))
         for document in batch:
             if isinstance(document, Ids):
                 _check_ids(document, tokenizer)
                 size = int(_byte_lengths(tokenizer)[document.ids].sum())
-                yield _Encoded(document.ids, document.learnt, size, document.continues)
+                how = (document.continues, document.ends, document.learn_end)
+                yield _Encoded(document.ids, document.learnt, size, *how)
             elif isinstance(document, Parts):
-                yield _joined(document, tokenizer, ready)
+                yield next(parts)
             else:
                 continues = isinstance(document, Piece) and document.continues
-                yield _Encoded(next(ready), None, _size(document), continues)
+                yield _Encoded(next(plain), None, _size(document), continues)
     except UserError as error:
         raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
 
@@ -270,14 +292,27 @@ def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     return tokenizer.bytes_per_token()
 
 
-def _joined(document: Parts, tokenizer: Tokenizer, ready: Iterator[np.ndarray]) -> _Encoded:
-    if document.special:
+def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[Parts]) -> Iterator[_Encoded]:
+    """``documents``, each encoded as one text: a tokenizer may write the beginning of a text as nothing else."""
+    texts = [document.whole for document in documents]
+    if any(document.template for document in documents):  # all, for they are of one source
         assert isinstance(tokenizer, HuggingFaceTokenizer)
-        parts = [np.array(tokenizer.encode_template(text), dtype=np.int64) for text in document.texts]
+        encoded = tokenizer.encode_spans(texts, template=True)
     else:
-        parts = [next(ready) for _ in document.texts]
-    learnt = np.repeat(np.array(document.learnt, dtype=bool), [part.size for part in parts])
-    return _Encoded(np.concatenate(parts) if parts else np.empty(0, np.int64), learnt, _size(document))
+        encoded = tokenizer.encode_spans(texts)
+    for document, spans in zip(documents, encoded, strict=True):
+        yield _Encoded(spans.ids, _learnt(document, spans), _size(document), ends=document.ends)
+
+
+def _learnt(document: Parts, spans: Spans) -> np.ndarray:
+    """Which ids stand for a character of a text that is learnt: bool [tokens]."""
+    borders = np.cumsum([len(text) for text in document.texts])
+    # An id without characters is of the text that the next character is of.
+    first = np.minimum(np.searchsorted(borders, spans.starts, side="right"), borders.size - 1)
+    last = np.searchsorted(borders, np.maximum(spans.stops, spans.starts + 1), side="left")
+    learnt = [one and text != "" for one, text in zip(document.learnt, document.texts, strict=True)]
+    before = np.cumsum([0, *learnt])
+    return before[np.minimum(last, borders.size - 1) + 1] > before[first]
 
 
 def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
@@ -290,10 +325,8 @@ def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
         )
 
 
-def _plain_texts(document: Document) -> tuple[str, ...]:
-    if isinstance(document, str | Piece):
-        return (document if isinstance(document, str) else document.text,)
-    return document.texts if isinstance(document, Parts) and not document.special else ()
+def _plain(document: str | Piece) -> str:
+    return document if isinstance(document, str) else document.text
 
 
 def _length(document: Document) -> int:

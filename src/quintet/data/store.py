@@ -4,8 +4,8 @@ A store is a folder:
 
     manifest.json                what it is: see `Manifest`
     tokenizer/                   the tokenizer that wrote it
-    shard-000000.tokens.npy      ids of whole documents, each followed by the end id: uint16 or uint32 [tokens]
-    shard-000000.ends.npy        where each document ends in the shard, behind its end id: int64 [documents]
+    shard-000000.tokens.npy      ids of whole documents, each with its end: uint16 or uint32 [tokens]
+    shard-000000.ends.npy        where each document ends in the shard, its end id included: int64 [documents]
     shard-000000.hashes.npy      of the ids of each document: uint64 [documents]
     shard-000000.learnt.npy      whether a token has a loss, where not all have: bool [tokens]
     shard-000000.minhash.npy     signatures, where similar documents are dropped: uint32 [documents × numbers]
@@ -44,7 +44,8 @@ _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least 
 @dataclass(frozen=True)
 class Shard:
     """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
-    ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature."""
+    ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature, and
+    ``without_end`` counts documents that end by themselves and not with the end id."""
 
     name: str
     tokens: int
@@ -53,6 +54,7 @@ class Shard:
     digest: str
     masked: bool = False
     permutations: int = 0
+    without_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,16 @@ class TokenStore:
     def document_ends(self, start: int, stop: int) -> np.ndarray:
         """Where documents ``start`` to ``stop`` end, behind their end id: int64 [stop - start]."""
         return self.document_bounds(np.arange(start, stop))[1]
+
+    def end_with(self, documents: np.ndarray, end_id: int) -> np.ndarray:
+        """Whether the last token of each of ``documents`` is ``end_id``, that of the tokenizer: bool [documents].
+
+        Some conversations end by themselves; only where the store has such ones are tokens read.
+        """
+        if not any(shard.without_end for shard in self.manifest.shards):
+            return np.ones(documents.size, dtype=bool)
+        lasts = self.document_bounds(documents)[1] - 1
+        return np.array([int(self.tokens(last, last + 1)[0]) == end_id for last in lasts.tolist()], dtype=bool)
 
     def documents(self, start: int, stop: int) -> np.ndarray:
         """The document of each of the tokens ``start`` to ``stop``: int64 [stop - start]."""

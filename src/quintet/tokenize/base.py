@@ -47,6 +47,38 @@ class Pieces:
         return np.fromiter(map(len, self.table), dtype=np.int64, count=len(self.table))
 
 
+@dataclass(frozen=True)
+class Spans:
+    """``ids`` uint32 [tokens] of a text, of which id i stands for its characters ``starts[i]`` to ``stops[i]`` - 1:
+    int64 [tokens] each. Ids that are parts of one character have all of it; an id that the tokenizer adds may have none
+    (``starts[i] == stops[i]``) and stands before the character ``starts[i]``."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @classmethod
+    def of_bytes(cls, text: str, ids: np.ndarray, lengths: np.ndarray) -> Spans:
+        """Those of ``ids`` that write the bytes of ``text`` one after the other, ``lengths`` int64 [tokens] each."""
+        stops = np.cumsum(lengths)
+        starts = stops - lengths
+        if not text.isascii():
+            data = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+            owners = np.cumsum((data & 0xC0) != 0x80) - 1  # the character of each byte
+            starts, stops = owners[starts], owners[stops - 1] + 1
+        return cls(ids, starts, stops)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Spans], sizes: Sequence[int]) -> Spans:
+        """Those of a text from those of its ``parts``, which have ``sizes`` characters."""
+        if len(parts) == 1:
+            return parts[0]
+        begins = np.cumsum([0, *sizes])[:-1]
+        starts = [part.starts + begin for part, begin in zip(parts, begins, strict=True)]
+        stops = [part.stops + begin for part, begin in zip(parts, begins, strict=True)]
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate(starts), np.concatenate(stops))
+
+
 class Tokenizer(Protocol):
     """Text to ids and back. Build one with ``build_tokenizer``, or load a saved one with ``load_tokenizer``."""
 
@@ -89,6 +121,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of many texts on all cores; one uint32 array a text."""
+        ...
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
+        """``encode_batch``, with the characters of the text that each id stands for."""
         ...
 
     def decode(self, ids: Ids) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.tokenize.base import Ids, Pieces, check_text, digest
+from quintet.tokenize.base import Ids, Pieces, Spans, check_text, digest
 from quintet.tokenize.folder import write_description
 
 
@@ -37,6 +37,10 @@ class ByteTokenizer:
         for text in texts:
             check_text(text)
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for text in texts]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
+        found = zip(texts, self.encode_batch(texts), strict=True)
+        return [Spans.of_bytes(text, ids, np.ones(ids.size, dtype=np.int64)) for text, ids in found]
 
     def decode(self, ids: Ids) -> str:
         return self.pieces.decode(ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.tokenize.base import Ids, Pieces, check_text, digest
+from quintet.tokenize.base import Ids, Pieces, Spans, check_text, digest
 from quintet.tokenize.folder import write_description
 
 _CODE_POINTS = 0x110000
@@ -48,6 +48,9 @@ class CharTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encode(text) for text in texts]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
+        return [Spans(ids, place := np.arange(ids.size), place + 1) for ids in self.encode_batch(texts)]
 
     def _encode(self, text: str) -> np.ndarray:
         check_text(text)

@@ -18,7 +18,7 @@ from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
-from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest
+from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, Spans, check_text, digest
 from quintet.tokenize.chat_rules import ChatRules, default_template, named_tokens, read_chat_rules, write_template
 from quintet.tokenize.folder import (
     DESCRIPTION,
@@ -27,7 +27,7 @@ from quintet.tokenize.folder import (
     read_description,
     write_description,
 )
-from quintet.tokenize.long_texts import PART, encode_in_parts
+from quintet.tokenize.long_texts import PART, encode_in_parts, split_long
 from quintet.tokenize.pickled import load_pickled
 
 _FILE = "tokenizer.json"
@@ -121,6 +121,15 @@ class HuggingFaceTokenizer:
             check_text(text)
         return encode_in_parts(texts, self._encode_all) if self.can_cut else self._encode_all(texts)
 
+    def encode_spans(self, texts: Sequence[str], *, template: bool = False) -> list[Spans]:
+        """``encode_batch``, or for each ``encode_template``, with the characters that each id stands for."""
+        for text in texts:
+            check_text(text)
+        library = self._template_library if template else self._library
+        parts = [split_long(text) if self.can_cut and not template else [text] for text in texts]
+        encodings = iter(library.encode_batch([part for text in parts for part in text], add_special_tokens=False))
+        return [Spans.joined([_spans(next(encodings)) for _ in text], list(map(len, text))) for text in parts]
+
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.frombuffer(array("I", encoding.ids), dtype=np.uint32) for encoding in encodings]
@@ -143,6 +152,11 @@ class HuggingFaceTokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **self.chat.tokens}
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
         write_template(folder, self.chat)
+
+
+def _spans(encoding: tokenizers.Encoding) -> Spans:
+    places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    return Spans(np.array(encoding.ids, dtype=np.uint32), places[:, 0], places[:, 1])
 
 
 def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFaceTokenizer:

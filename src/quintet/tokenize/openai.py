@@ -19,7 +19,7 @@ from tiktoken_ext import openai_public
 
 from quintet.errors import UserError
 from quintet.files import write_text
-from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, check_text, digest, threads
+from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, Spans, check_text, digest, threads
 from quintet.tokenize.folder import DESCRIPTION, damaged, read_bytes, read_description, write_description
 from quintet.tokenize.long_texts import encode_in_parts
 
@@ -117,6 +117,14 @@ class TiktokenTokenizer:
             check_text(text)
         return encode_in_parts(texts, self._encode_all)
 
+    def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
+        found = zip(texts, self.encode_batch(texts), strict=True)
+        return [Spans.of_bytes(text, ids, self._lengths[ids]) for text, ids in found]
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self.pieces.lengths()
+
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """A few groups a thread: a future for each text would cost as much as the encoding of a short one."""
         workers = min(threads(), len(texts))
@@ -141,7 +149,7 @@ class TiktokenTokenizer:
         return self.pieces.decode(ids)
 
     def bytes_per_token(self) -> np.ndarray:
-        return self.pieces.lengths()
+        return self._lengths
 
     def save(self, folder: Path) -> None:
         write_text(folder / _RANKS, _rank_lines(self.ranks))

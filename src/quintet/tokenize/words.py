@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 
-from quintet.tokenize.base import Ids, Pieces
+from quintet.tokenize.base import Ids, Pieces, Spans
 
 
 class WordTokenizer(ABC):
@@ -44,6 +45,11 @@ class WordTokenizer(ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
+        words = [np.array([found.span() for found in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
+        encoded = self.encode_batch(texts)
+        return [Spans(ids, where[:, 0], where[:, 1]) for ids, where in zip(encoded, words, strict=True)]
 
     def decode(self, ids: Ids) -> str:
         return self.pieces.decode(ids)

@@ -1,4 +1,4 @@
-"""Conversations as documents: what the assistant says, and what the template puts behind it, is learnt."""
+"""Conversations as documents: what the assistant says, and what the template puts after it, is learnt."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ class Conversations:
     def __init__(self, template: str | None, tokenizer: Tokenizer | None, date: str | None = None) -> None:
         """Raises UserError when there is no template, or one that cannot be read."""
         self._format = None if tokenizer is None else _format(template, tokenizer, date)
+        self._ends = turn_ends(tokenizer, self._format)
 
     def document(self, messages: object) -> Parts:
         """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
 
-        Raises UserError for what is no list of messages, for a template that fails, and for one that does not write a
-        conversation as the beginning of a longer one: then nobody could say which text is the assistant's.
+        An answer without text has no loss, and neither has what ends it. Raises UserError for what is no list of
+        messages, for a template that fails, and for one that does not write a conversation as the beginning of a longer
+        one: then nobody could say which text is the assistant's.
         """
         said = _checked(messages)
         if self._format is None:
@@ -44,8 +46,8 @@ class Conversations:
                 learnt.append(False)
             if answer or number == len(said):
                 written = self._add(texts, written, said[:number], number, answer_next=False)
-                learnt.append(answer)
-        return Parts(tuple(texts), tuple(learnt), special=True)
+                learnt.append(answer and bool(message["content"].strip()))
+        return Parts(tuple(texts), tuple(learnt), template=True, ends=self._ends)
 
     def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
         """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""
@@ -61,6 +63,24 @@ class Conversations:
             )
         texts.append(whole[len(written) :])
         return whole
+
+
+def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> frozenset[int]:
+    """The special ids that end a turn of ``tokenizer``, written by ``chat`` or else by its own template: a conversation
+    that ends with one of them needs no end id after it."""
+    from quintet.tokenize.chat import ChatFormat
+    from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return frozenset()
+    if chat is None and tokenizer.chat.template is not None:
+        chat = ChatFormat(tokenizer, tokenizer.chat.template)
+    named = frozenset({tokenizer.end_id, *tokenizer.chat.end_ids})
+    try:
+        ends = named if chat is None else chat.end_ids
+    except UserError:  # a template may refuse the conversation that it is tried on, and write those of the rows
+        ends = named
+    return ends & frozenset(tokenizer.special_tokens.values())
 
 
 def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> ChatFormat:

@@ -10,18 +10,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Parts:
-    """A document of several texts, encoded one by one; ``learnt`` says of which the tokens have a loss.
+    """A document of several texts, encoded as one; ``learnt`` says of which the tokens have a loss.
 
-    The end id behind the last text is learnt if that text is. With ``special`` the text of a special token is its id,
-    as a chat template writes it.
+    A token that stands for characters of two texts has a loss if one of them has. The end id after the last text is
+    learnt if that text is. With ``template`` the text of a special token is its id, as a chat template writes it.
+    ``ends`` are ids that end the document as well as the end id, white space behind them or not.
     """
 
     texts: tuple[str, ...]
     learnt: tuple[bool, ...]
-    special: bool = False
+    template: bool = False
+    ends: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.learnt)
+
+    @property
+    def whole(self) -> str:
+        """All of the text."""
+        return "".join(self.texts)
 
 
 @dataclass(frozen=True)
@@ -42,17 +49,20 @@ class Ids:
 
     ``learnt`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
     that a long one needs little memory: all but its last have ``continues``. ``place`` says where the ids stand, for
-    messages.
+    messages. ``ends`` are ids that end the document as well as the end id, white space behind them or not; an end id
+    that is added has a loss where the last token has one, and with ``learn_end``.
     """
 
     ids: np.ndarray
     place: str
     learnt: np.ndarray | None = None
     continues: bool = False
+    ends: frozenset[int] = frozenset()
+    learn_end: bool = True
 
 
 Document = str | Piece | Parts | Ids
-"""In the store the end id stands behind each; it is added where a document does not end with it."""
+"""In the store the end id stands after each; it is added where a document does not end by itself."""
 
 
 @dataclass

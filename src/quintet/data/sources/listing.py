@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from quintet.config.documents import ChatField, TokenField
+from quintet.config.documents import AnswerFields, ChatField, ConditionalText, TokenField
 from quintet.config.names import local_path
 from quintet.config.sources import (
     BinSource,
@@ -55,6 +55,7 @@ TokenUnit = ArrayUnit | TatmUnit | MegatronUnit
 Unit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit | MidiUnit | ScoresUnit
 
 UNIT_BYTES = 16 << 20
+_ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
 _LARGEST_UNIT = 128 << 20
 _UNITS = 2048
 
@@ -132,13 +133,19 @@ def _template(source: ReadSource, where: str) -> str:
 
 
 def reading_rules(source: ReadSource, tokenizer: Tokenizer) -> str:
-    """What of ``tokenizer``, besides how it encodes a text, the documents of ``source`` depend on: the chat template.
+    """What the documents of ``source`` depend on besides the source and how ``tokenizer`` encodes a text: how answers
+    are told from prompts, the chat template and the ids that end a turn.
 
     To be part of a store's key."""
-    document = getattr(source, "document", None)
-    if not isinstance(document, ChatField) or document.template is not None:
-        return ""
-    return str(getattr(getattr(tokenizer, "chat", None), "template", None))
+    document, chat = getattr(source, "document", None), getattr(tokenizer, "chat", None)
+    match document:
+        case AnswerFields() | ConditionalText():
+            return _ANSWERS
+        case ChatField() | TokenField() if chat is not None:
+            own = getattr(document, "template", None) is None
+            return digest(_ANSWERS, str(chat.template) if own else "", str(sorted(chat.end_ids)))
+        case _:
+            return ""
 
 
 def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:

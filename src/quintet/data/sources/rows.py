@@ -23,13 +23,13 @@ from quintet.config.documents import (
     WholeText,
 )
 from quintet.data.sources.compressed import BadFile
-from quintet.data.sources.conversations import Conversations
+from quintet.data.sources.conversations import Conversations, turn_ends
 from quintet.data.sources.document import Document, Ids, Parts, Report
 from quintet.data.sources.music import metadata_of, notes_of, parts_of
 from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import NO_END, check_text
+from quintet.tokenize.base import check_text
 
 MASK = "attention_mask"
 _MOST_NAMES = 10
@@ -88,14 +88,15 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
             cut = text_maker(document)
             return lambda row, _: cut(text_of(row, document.field))
         case AnswerFields():
-            return lambda row, _: Parts(
-                (text_of(row, document.prompt) + document.between, text_of(row, document.answer)), (False, True)
+            return lambda row, _: _answered(
+                text_of(row, document.prompt) + document.between, text_of(row, document.answer)
             )
         case ChatField():
             conversations = Conversations(document.template, tokenizer, document.date)
             return lambda row, _: _conversation(conversations, row, document.messages)
         case TokenField():
-            return lambda row, place: _tokens(row, document, place, tokenizer) if tokenizer is not None else None
+            ends = turn_ends(tokenizer)
+            return lambda row, place: None if tokenizer is None else ids_of(row, document, place, ends)
         case NotesField():
             return lambda row, place: parts_of(notes_of(row, document), metadata_of(row, document), document, place())
 
@@ -154,8 +155,11 @@ def text_of(row: Row, field: str) -> str:
     return text
 
 
-def ids_of(row: Row, document: TokenField, place: Place) -> Ids:
-    """The tokens of a row with a loss where its labels are not ``ignore_index``. Raises BadRow."""
+def ids_of(row: Row, document: TokenField, place: Place, ends: frozenset[int] = frozenset()) -> Ids:
+    """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``.
+
+    Raises BadRow.
+    """
     ids, learnt = _integers(row, document.ids), None
     if row.get(document.labels) is not None:
         learnt = learnt_of(ids, _integers(row, document.labels), document.ignore_index)
@@ -164,16 +168,7 @@ def ids_of(row: Row, document: TokenField, place: Place) -> Ids:
         if kept.size != ids.size:
             raise BadRow("bad_labels", f"{MASK!r} has {kept.size} values for {ids.size} ids; make the row anew")
         ids, learnt = ids[kept], None if learnt is None else learnt[kept]
-    return Ids(ids, place(), learnt)
-
-
-def _tokens(row: Row, document: TokenField, place: Place, tokenizer: Tokenizer) -> Ids:
-    """``ids_of``, without ``learn_end`` with an end id behind it that has no loss."""
-    found, end = ids_of(row, document, place), tokenizer.end_id
-    if document.learn_end or end == NO_END or not found.ids.size or found.ids[-1] == end:
-        return found
-    learnt = np.ones(found.ids.size, dtype=bool) if found.learnt is None else found.learnt
-    return Ids(np.append(found.ids, end), found.place, np.append(learnt, False))
+    return Ids(ids, place(), learnt, ends=ends, learn_end=document.learn_end)
 
 
 def learnt_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:
@@ -230,7 +225,12 @@ def _integers(row: Row, field: str) -> np.ndarray:
 
 def _conditional(text: str, separator: str) -> Parts | None:
     before, found, behind = text.partition(separator)
-    return Parts((before + found, behind), (False, True)) if found else None
+    return _answered(before + found, behind) if found else None
+
+
+def _answered(prompt: str, answer: str) -> Parts:
+    """A prompt without a loss and its answer with one; an answer without text has none, and neither has its end."""
+    return Parts((prompt, answer), (False, bool(answer.strip())))
 
 
 def _conversation(conversations: Conversations, row: Row, field: str) -> Parts:
