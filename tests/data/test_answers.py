@@ -112,6 +112,8 @@ def test_an_answer_is_read_as_the_model_writes_it(tokenizer: Tokenizer, prompt: 
     assert ids == tokenizer.encode(whole)
     if ids:  # a begin token may stand in front where the model reads
         assert prompt_ids(tokenizer, whole)[-len(ids) :] == ids
+    special = getattr(tokenizer, "special_tokens", {})
+    if ids and not any(token in whole for token in special):  # in benchmarks these are ids, as in the harness's class
         assert Encoder(tokenizer, 10_000).encode([whole])[whole][-len(ids) :] == ids
     assert learnt == by_characters(tokenizer, whole, [range(start, len(whole))] if answer.strip() else [])
     conditional = document_maker(ConditionalField(kind="conditional", separator="=>", prefix="B"), tokenizer)
