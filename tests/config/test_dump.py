@@ -141,7 +141,7 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
         "tasks": [],
         "tasks_every": None,
         "task_samples": 1000,
-        "few_shot": 0,
+        "few_shot": None,
         "data_dir": None,
         "text_modeling": None,
     }

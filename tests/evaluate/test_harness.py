@@ -287,7 +287,9 @@ def joined_task() -> Any:
 
     fields = {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label", "target_delimiter": ""}
     kind = {"task": "joined", "output_type": "multiple_choice", "test_split": "test", "custom_dataset": load}
-    return ConfigurableTask(config={**kind, **fields, "num_fewshot": 0})
+    task: Any = ConfigurableTask(config={**kind, **fields, "num_fewshot": 0})
+    task.spread = [0, 1, 2, 3]
+    return task
 
 
 def test_an_item_with_an_answer_without_a_token_is_left_out(
@@ -343,15 +345,17 @@ def test_a_model_that_knows_the_items_by_heart_is_right(
     assert list(measured) == [60, 120]
     assert measured[120]["benchmark/arc_easy/acc"] == 1.0
     assert measured[120]["benchmark/arc_easy/probability"] > 0.9
+    asked = {name: measured[120][f"benchmark/arc_easy/{name}"] for name in ("items", "shots", "precision_fp32")}
+    assert asked == {"items": 6, "shots": 0, "precision_fp32": 1}
     code, out, _ = command("evaluate", "by-heart.yaml", "--tasks", "arc_easy", "--data-dir", "few", "--json")
     found = json.loads(out)
-    assert (code, found["step"], found["tasks"]["arc_easy"]["items"]) == (0, 120, 6)
+    assert (code, found["step"], found["precision"], found["tasks"]["arc_easy"]["items"]) == (0, 120, "fp32", 6)
     figure = found["tasks"]["arc_easy"]["figures"]["margin"]["value"]
     assert figure == pytest.approx(measured[120]["benchmark/arc_easy/margin"], abs=1e-6)
     code, out, _ = command("evaluate", "by-heart", "--tasks", "arc_easy", "--data-dir", "few", "--num-samples", "4")
     assert code == 0
     assert out.splitlines()[1].split()[:3] == ["arc_easy", "acc", "1.0000"]
-    assert out.splitlines()[1].endswith("of 4")
+    assert out.splitlines()[1].endswith("0-shot in fp32, of 4")
 
 
 MISTAKES = [

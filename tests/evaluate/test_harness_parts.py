@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Limit, deal, plan
-from quintet.evaluate.harness.figures import Figure, confidence
+from quintet.evaluate.harness.figures import confidence
 from quintet.evaluate.harness.names import check_tasks
 from quintet.evaluate.harness.short_items import is_short_and_plain, syllables
 from quintet.evaluate.harness.texts import Encoder, Text
@@ -106,14 +106,6 @@ def test_confidence_is_its_formula() -> None:
     assert found["acc_norm"] == 1.0
     assert confidence(logprobs, lengths, [0, 2])["acc_norm"] == 0.0
     assert confidence([-5000.0, -5001.0], [1, 1], [0])["probability"] == pytest.approx(1 / (1 + math.exp(-1)))
-
-
-def test_a_figure_has_the_standard_error_of_a_mean() -> None:
-    values = [0.0, 1.0, 1.0, 0.0, 1.0]
-    found = Figure.of(values)
-    assert found.value == pytest.approx(0.6)
-    assert found.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
-    assert math.isnan(Figure.of([1.0]).error)
 
 
 def test_syllables_of_words() -> None:

@@ -103,6 +103,16 @@ def test_benchmarks_have_a_table_with_their_standard_errors(run: Path) -> None:
     assert rows == [("copa", "0.6250 ± 0.0123"), ("piqa", "0.5000")]
 
 
+def test_benchmarks_stand_beside_how_they_were_asked(run: Path) -> None:
+    tracker = JsonlTracker(run, 6)
+    asked = {"items": 1200, "shots": 5, "precision_bf16": 1}
+    tracker.log(6, {"benchmark/glue/mrpc/f1": 0.5, **{f"benchmark/glue/mrpc/{name}": n for name, n in asked.items()}})
+    tracker.close()
+    text = report_page(read_facts(run)).split("Benchmarks")[1]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", text)[:5] == ["task", "f1", "shots", "items", "precision"]
+    assert re.findall(r"<td>([^<]*)</td>", text)[:5] == ["glue/mrpc", "0.5000", "5", "1,200", "bf16"]
+
+
 def test_music_is_seen_heard_and_downloaded(run: Path) -> None:
     pytest.importorskip("symusic")
     from quintet.piano.midi import midi_bytes

@@ -20,17 +20,21 @@ def ask_benchmarks(
     checkpoint: str,
     tasks: str,
     samples: int | None,
-    shots: int,
+    shots: int | None,
     data_dir: str | None,
     batch_size: int,
     as_json: bool,
+    precision: str | None,
 ) -> None:
-    """Measure the model ``name`` on ``tasks``, names with commas between them, and print the table."""
+    """Measure the model ``name`` on ``tasks``, names with commas between them, and print the table.
+
+    ``shots`` examples stand before each item, as many as its task says for None; ``precision`` None is the model's own.
+    """
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import Asking, run_benchmarks
     from quintet.evaluate.subject import begins_texts, check_subject
-    from quintet.train.trained import TrainedRun, load_writer
+    from quintet.train.trained import TrainedRun, load_measured
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
     if not names:
@@ -38,7 +42,7 @@ def ask_benchmarks(
     check_tasks(names, "--tasks")
     if data_dir is not None:
         check_data_dir(data_dir, "--data-dir")
-    trained = load_writer(name, checkpoint)
+    trained = load_measured(name, checkpoint, precision)
     run = trained if isinstance(trained, TrainedRun) else None
     check_subject(trained)
     found = run_benchmarks(

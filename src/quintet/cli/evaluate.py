@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,6 +14,14 @@ from quintet.config.names import local_path
 from quintet.files import to_json
 
 
+class Precision(StrEnum):
+    """Types of the numbers in matrix products."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 def evaluate(
     run: Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")],
     samples: Annotated[
@@ -20,6 +29,12 @@ def evaluate(
         typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     records: Annotated[
         int | None,
@@ -61,7 +76,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=0,
-            help="examples with their answers before each item; none when not given",
+            help="examples with their answers before each item; as many as the task says when not given",
             rich_help_panel="Benchmarks",
         ),
     ] = None,
@@ -97,11 +112,11 @@ def evaluate(
     if local_path(run).is_file():
         run = folder_of(run)
     if tasks is not None:
-        ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot or 0, data_dir, batch_size or 16, as_json)
+        ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot, data_dir, batch_size or 16, as_json, precision)
     elif text is not None:
-        model_texts(run, checkpoint, text, topic_field, as_json)
+        model_texts(run, checkpoint, text, topic_field, as_json, precision)
     else:
-        _measure_held_out(run, checkpoint, samples, records, temperature, as_json)
+        _measure_held_out(run, checkpoint, samples, records, temperature, as_json, precision)
 
 
 def _refuse(when: bool, options: dict[str, object], why: str) -> None:
@@ -112,7 +127,13 @@ def _refuse(when: bool, options: dict[str, object], why: str) -> None:
 
 
 def _measure_held_out(
-    run: str, checkpoint: str, samples: int | None, records: int | None, temperature: float | None, as_json: bool
+    run: str,
+    checkpoint: str,
+    samples: int | None,
+    records: int | None,
+    temperature: float | None,
+    as_json: bool,
+    precision: str | None,
 ) -> None:
     """Measure the run ``run`` on what it holds out, and print the figures."""
     from rich.console import Console
@@ -123,7 +144,7 @@ def _measure_held_out(
     from quintet.train.music_evaluation import evaluate_music, is_music
     from quintet.train.trained import load_trained
 
-    trained = load_trained(run, checkpoint)
+    trained = load_trained(run, checkpoint, precision)
     music = is_music(trained)
     if not music and (records, temperature) != (None, None):
         fail("--records and --temperature are for music, and this run learnt from text")
@@ -131,7 +152,8 @@ def _measure_held_out(
         samples = samples or trained.config.evaluate.samples
     prepared = own_data(trained, Reporter(Console(stderr=True, highlight=False, soft_wrap=True)))
     result = loss_on(trained, prepared, samples)
-    figures = {"step": trained.progress.step, "tokens": result.tokens, "bytes": result.bytes, **result.metrics()}
+    counts = {"tokens": result.tokens, "bytes": result.bytes}
+    figures = {"step": trained.progress.step, "precision": trained.compute.precision, **counts, **result.metrics()}
     lines = result.lines()
     if music:
         settings = GenerationSettings(temperature=temperature or 0.0)
@@ -140,9 +162,10 @@ def _measure_held_out(
     if as_json:
         typer.echo(to_json(figures, indent=2))
         return
+    size = f", {result.bytes:,} bytes" if result.bytes else ""
     typer.echo(
         f"{trained.folder} at step {trained.progress.step}: {result} "
-        f"(over {result.tokens:,} tokens{f', {result.bytes:,} bytes' if result.bytes else ''})"
+        f"(over {result.tokens:,} tokens{size}, in {trained.compute.precision})"
     )
     for line in lines:
         typer.echo(line)

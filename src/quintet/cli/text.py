@@ -10,7 +10,9 @@ from quintet.files import to_json
 HELD_OUT = "held-out"
 
 
-def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool) -> None:
+def model_texts(
+    name: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool, precision: str | None
+) -> None:
     """Measure the model ``name`` on the texts at ``text``, or on those that its run holds out, and print the table.
 
     What the run file says in `evaluate.text_modeling` holds, but for the path and the field of the topic.
@@ -22,9 +24,9 @@ def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, 
     from quintet.evaluate.texts import text_topics
     from quintet.track.console import Reporter
     from quintet.train.held_out import own_data
-    from quintet.train.trained import TrainedRun, load_writer
+    from quintet.train.trained import TrainedRun, load_measured
 
-    trained = load_writer(name, checkpoint)
+    trained = load_measured(name, checkpoint, precision)
     run = trained if isinstance(trained, TrainedRun) else None
     if text == HELD_OUT and run is None:
         fail(f"--text {HELD_OUT}: {name} is no run and holds nothing out; name a file or folder of text")
@@ -37,9 +39,9 @@ def model_texts(name: str, checkpoint: str, text: str, topic_field: str | None, 
     topics = text_topics(section, trained.tokenizer, validation, "--text", reporter.say)
     result = model_text(trained, topics, section.stride)
     if as_json:
-        typer.echo(to_json(result.as_json(), indent=2))
+        typer.echo(to_json({"precision": trained.compute.precision, **result.as_json()}, indent=2))
         return
     step = f" at step {run.progress.step}" if run else ""
-    typer.echo(f"{run.folder if run else name}{step}: text modelling")
+    typer.echo(f"{run.folder if run else name}{step}: text modelling, in {trained.compute.precision}")
     for line in result.lines():
         typer.echo(line)

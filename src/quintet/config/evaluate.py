@@ -51,7 +51,12 @@ class EvaluateConfig(Part):
     task_samples: int | None = key(
         1000, "items of each of `tasks`, spread evenly; null takes all of them", unit="items", ge=1
     )
-    few_shot: int = key(0, "examples with their answers in front of each item of `tasks`", unit="examples", ge=0)
+    few_shot: int | None = key(
+        None,
+        "examples with their answers in front of each item of `tasks`; null: as many as each task itself says",
+        unit="examples",
+        ge=0,
+    )
     data_dir: str | None = key(
         None,
         "folder of .jsonl files with the items of `tasks`; null loads them from the Hugging Face hub",

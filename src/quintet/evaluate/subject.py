@@ -20,6 +20,11 @@ class Computing(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def precision(self) -> str:
+        """The type of the numbers in matrix products: fp32, bf16 or fp16."""
+        ...
+
     def autocast(self) -> AbstractContextManager[object]:
         """Within it matrix products are computed in the type of the run."""
         ...

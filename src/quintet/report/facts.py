@@ -99,6 +99,11 @@ class RunFacts:
         return {name: value for name, value in last.items() if value is not None}
 
 
+def about_asking(name: str) -> bool:
+    """Whether the last part of a benchmark's metric says how it was asked and how sure it is, and is no figure."""
+    return name in ("shots", "items") or name.startswith("precision_") or name.endswith("_stderr")
+
+
 def read_facts(folder: Path) -> RunFacts:
     """The facts of the run in ``folder``. Raises UserError when there is none."""
     return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl"))

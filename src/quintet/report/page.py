@@ -11,7 +11,7 @@ from typing import Any
 from quintet.config.describe import KeyInfo, Section, plain, run_file
 from quintet.files import write_text
 from quintet.report.compare import setting, shown
-from quintet.report.facts import RunFacts, read_facts
+from quintet.report.facts import RunFacts, about_asking, read_facts
 from quintet.report.plots import COLOURS, Curve, curve, svg, training_curves
 from quintet.report.samples import music_samples, text_samples
 from quintet.tokenize import load_tokenizer
@@ -155,8 +155,20 @@ def _texts(run: RunFacts) -> Table:
 
 
 def _benchmarks(run: RunFacts) -> Table:
-    last = [name.rsplit("/", 1)[-1] for name in run.names if name.startswith("benchmark/")]
-    return _table(run, "Benchmarks", "task", "benchmark/", [one for one in dict.fromkeys(last) if "stderr" not in one])
+    """The figures, and beside them the examples and the items that they were asked with and the precision."""
+    names = [name.removeprefix("benchmark/") for name in run.names if name.startswith("benchmark/")]
+    last = dict.fromkeys(name.rpartition("/")[2] for name in names)
+    table = _table(run, "Benchmarks", "task", "benchmark/", [one for one in last if not about_asking(one)])
+    rows = [[*row, *_asked(run, f"benchmark/{row[0]}/")] for row in table.rows]
+    if "shots" not in last:  # older runs have not recorded it
+        return table
+    return Table(table.title, (*table.heads, "shots", "items", "precision"), rows)
+
+
+def _asked(run: RunFacts, row: str) -> list[str]:
+    counts = [run.series(f"{row}{name}").last for name in ("shots", "items")]
+    precisions = [name.removeprefix(f"{row}precision_") for name in run.names if name.startswith(f"{row}precision_")]
+    return [*("" if count is None else f"{count:,.0f}" for count in counts), ", ".join(precisions)]
 
 
 def _table(run: RunFacts, title: str, head: str, group: str, figures: Sequence[str]) -> Table:

@@ -17,7 +17,7 @@ from quintet.model.families import find_checkpoint, model_section, pretrained_we
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
-from quintet.train.compute import Compute, choose_compute
+from quintet.train.compute import Compute, choose_compute, choose_device
 from quintet.train.model import make_model, make_objective
 from quintet.train.objective import Objective
 from quintet.train.run_folder import read_run_config
@@ -43,18 +43,19 @@ class TrainedRun(TrainedModel):
     progress: Progress
 
 
-def load_trained(run: str, which: str = "latest") -> TrainedRun:
+def load_trained(run: str, which: str = "latest", precision: str | None = None) -> TrainedRun:
     """Read the run in the folder ``run``, or of that name under ``runs/``.
 
-    ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. Raises UserError when there is no such run or
-    checkpoint, or when the checkpoint is damaged.
+    ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
+    one in that of its training. Raises UserError when there is no such run or checkpoint, or when the checkpoint is
+    damaged.
     """
     folder = find_run(run)
     config = read_run_config(folder)
     path = checkpoint_path(folder / "checkpoints", _step(folder / "checkpoints", which))
     progress = read_progress(path)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    compute = choose_compute(TrainConfig(steps=1, device="auto", precision=config.train.precision))
+    compute = _compute(precision, progress.precision or config.train.precision)
     model = make_model(config, tokenizer)
     load_weights(path, model)
     objective = make_objective(config, tokenizer)
@@ -65,9 +66,16 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load_writer(name: str, which: str = "latest", say: Callable[[str], object] = _to_stderr) -> TrainedModel:
+def load_writer(
+    name: str,
+    which: str = "latest",
+    say: Callable[[str], object] = _to_stderr,
+    *,
+    precision: str | None = None,
+    foreign_precision: str = "auto",
+) -> TrainedModel:
     """A model that can continue texts: of the run ``name`` as ``load_trained``, or of the Hugging Face checkpoint in
-    the folder ``name``, or of that name on the hub.
+    the folder ``name``, or of that name on the hub, which is computed in ``foreign_precision`` without another.
 
     ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises UserError when there is none,
     and for a model that fills in hidden tokens instead.
@@ -75,8 +83,8 @@ def load_writer(name: str, which: str = "latest", say: Callable[[str], object] =
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
-        return _load_checkpoint(name, say)
-    trained = load_trained(name, which)
+        return _load_checkpoint(name, _compute(precision, foreign_precision), say)
+    trained = load_trained(name, which, precision)
     if trained.config.loss.kind == "masked":
         raise UserError(
             f"{name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no text of it"
@@ -84,6 +92,22 @@ def load_writer(name: str, which: str = "latest", say: Callable[[str], object] =
     for note in getattr(trained.model, "notes", []):
         say(note)
     return trained
+
+
+def load_measured(name: str, which: str = "latest", precision: str | None = None) -> TrainedModel:
+    """``load_writer`` for what is measured: a Hugging Face checkpoint is computed in fp32 where no ``precision`` is
+    given, so that its figures are the same on every machine."""
+    return load_writer(name, which, precision=precision, foreign_precision="fp32")
+
+
+def _compute(asked: str | None, usual: str) -> Compute:
+    """On what is there, in the precision ``asked`` for or else ``usual``. Raises UserError for one that is asked for
+    and not to be had."""
+    if choose_device("auto").type == "cpu" and "fp16" in (asked, usual):
+        if asked == "fp16":
+            raise UserError("--precision: fp16 is hundreds of times slower than fp32 on a CPU; use fp32 or bf16")
+        usual = "fp32"  # what was trained in fp16 on a GPU is computed in the next wider type
+    return choose_compute(TrainConfig.model_validate({"steps": 1, "device": "auto", "precision": asked or usual}))
 
 
 def find_run(run: str) -> Path:
@@ -102,11 +126,10 @@ def _is_checkpoint(name: str) -> bool:
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
-def _load_checkpoint(name: str, say: Callable[[str], object]) -> TrainedModel:
+def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) -> TrainedModel:
     """As our transformer where its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
-    compute = choose_compute(TrainConfig(steps=1, device="auto"))
     values = read_config(folder, say)
     try:
         config = TransformerConfig.model_validate(model_section(values, name))

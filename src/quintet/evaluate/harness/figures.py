@@ -14,23 +14,19 @@ _NAMED = 5  # items of a warning that are called by number
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over items, and its standard error; NaN where there is none."""
+    """A figure over ``items`` items that were asked after ``shots`` examples, and its standard error; NaN where there
+    is none."""
 
     value: float
     error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
-        """Mean and standard error of the mean, s / √n with the sample's s."""
-        found = np.asarray(values, dtype=np.float64)
-        error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else math.nan
-        return cls(float(found.mean()), error)
+    items: int
+    shots: int
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """The figures of one benchmark over ``items``, of ``parts`` tasks where it is several; ``warnings`` say what was
-    left out."""
+    left out. A figure that is one of a task alone is named ``<task>/<figure>``."""
 
     figures: Mapping[str, Figure]
     items: int
@@ -40,38 +36,46 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """What was measured, by the name that was asked for, and why the others were not."""
+    """What was measured in ``precision``, by the name that was asked for, and why the others were not."""
 
+    precision: str
     measured: Mapping[str, Benchmark] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """The figures under the names that trackers show, as ``benchmark/<task>/acc`` and ``…/acc_stderr``."""
+        """The figures under the names that trackers show, as ``benchmark/<task>/acc`` and ``…/acc_stderr``, and beside
+        them ``…/items``, ``…/shots`` and 1 as ``…/precision_fp32``, by what they were computed in."""
         found: dict[str, float] = {}
         for name, benchmark in self.measured.items():
             for metric, figure in benchmark.figures.items():
-                found[f"benchmark/{name}/{metric}"] = figure.value
+                row, _, last = f"benchmark/{name}/{metric}".rpartition("/")
+                found[f"{row}/{last}"] = figure.value
                 if not math.isnan(figure.error):
-                    found[f"benchmark/{name}/{metric}_stderr"] = figure.error
+                    found[f"{row}/{last}_stderr"] = figure.error
+                found[f"{row}/items"] = max(figure.items, found.get(f"{row}/items", 0))
+                found[f"{row}/shots"] = figure.shots
+                found[f"{row}/precision_{self.precision}"] = 1
         return found
 
     def lines(self) -> list[str]:
         """A line for each figure, and what was left out, as a person reads them."""
-        rows: list[tuple[str, str, str, str, int]] = [
+        rows = [
             (
                 name,
                 metric,
                 f"{figure.value:.4f}",
                 "" if math.isnan(figure.error) else f"± {figure.error:.4f}",
-                one.items,
+                f"{figure.shots}-shot",
+                f"{self.precision}, of {figure.items:,}",
             )
             for name, one in self.measured.items()
             for metric, figure in one.figures.items()
         ]
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:4]] if rows else []
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         found = [
-            f"  {name:{widths[0]}}  {metric:{widths[1]}}  {value:>{widths[2]}} {error:{widths[3]}}  of {items:,}"
-            for name, metric, value, error, items in rows
+            f"  {name:{widths[0]}}  {metric:{widths[1]}}  {value:>{widths[2]}} {error:{widths[3]}}  "
+            f"{shots:>{widths[4]}} in {rest}"
+            for name, metric, value, error, shots, rest in rows
         ]
         return [*found, *self.warnings()]
 
@@ -81,20 +85,21 @@ class Benchmarks:
         return [*found, *(f"{name}: not measured: {reason}" for name, reason in self.missing.items())]
 
     def figures(self) -> dict[str, Any]:
-        """All of it for JSON, which knows no NaN: null stands for it."""
+        """All of it for JSON, which knows neither NaN nor infinity: null stands for them."""
         tasks = {
             name: {
                 "items": one.items,
                 "parts": one.parts,
                 "warnings": list(one.warnings),
-                "figures": {
-                    metric: {"value": _known(figure.value), "stderr": _known(figure.error)}
-                    for metric, figure in one.figures.items()
-                },
+                "figures": {metric: self._figure(figure) for metric, figure in one.figures.items()},
             }
             for name, one in self.measured.items()
         }
-        return {"tasks": tasks, "not_measured": dict(self.missing)}
+        return {"precision": self.precision, "tasks": tasks, "not_measured": dict(self.missing)}
+
+    def _figure(self, figure: Figure) -> dict[str, Any]:
+        known = {"value": _known(figure.value), "stderr": _known(figure.error)}
+        return {**known, "items": figure.items, "shots": figure.shots, "precision": self.precision}
 
 
 def confidence(logprobs: Sequence[float], lengths: Sequence[int], right: Sequence[int]) -> dict[str, float]:
@@ -124,4 +129,4 @@ def count_of(what: str, items: Sequence[int], total: int) -> str:
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

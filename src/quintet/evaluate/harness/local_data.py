@@ -21,42 +21,43 @@ class NotReachable(Exception):
 @dataclass(frozen=True)
 class _Place:
     """In which file the items of a dataset are, and what brings them into the form that the hub has them in; ``field``
-    is the field of a record that names the part of the dataset which a task wants, and ``shots`` the file of examples
-    for prompts."""
+    is the field of a record that names the part of the dataset which a task wants."""
 
     file: str
     form: Callable[[Record], Record] = dict
     field: str | None = None
-    shots: str | None = None
     by_article: bool = False
     needs: str | None = None
 
 
 @dataclass
 class LocalItems:
-    """Records in the form of the hub, examples for prompts where there is a file of them, and the lines left out."""
+    """Records in the form of the hub, examples for prompts where there is ``shots_file``, and the lines left out."""
 
     records: list[Record]
+    shots_file: str = ""
     shots: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def local_items(folder: Path, task: str, dataset: str, part: str | None) -> LocalItems:
-    """The items that ``task`` takes from ``part`` of the hub's ``dataset``, from a file in ``folder``.
+def local_items(folder: Path, task: str, dataset: str, part: str | None, split: str | None = None) -> LocalItems:
+    """The items that ``task`` takes from ``part`` of the hub's ``dataset``, from a file in ``folder``, and the examples
+    that it takes from ``split``.
 
-    The file is that of the dataset, as in the table below, and else ``<task>.jsonl`` with records of the hub's form.
-    Raises NotReachable when there is no such file, or nothing of this part in it.
+    The file is that of the dataset, as in the table below, and else ``<task>.jsonl`` with records of the hub's form;
+    that of examples has ``_<split>`` after its name. Raises NotReachable when there is no such file, or nothing of this
+    part in it.
     """
     place = _place(dataset, part) or _Place(f"{task}.jsonl")
     file = folder / place.file
     if not file.is_file():
         raise NotReachable(f"{folder} has no {place.file}")
-    found = LocalItems([])
+    found = LocalItems([], f"{file.stem}_{split or 'examples'}.jsonl")
     _read(file, place, part, found.records, found.problems)
-    if place.shots and (folder / place.shots).is_file():
-        _read(folder / place.shots, place, part, found.shots, found.problems)
+    if split is not None and (folder / found.shots_file).is_file():
+        _read(folder / found.shots_file, place, part, found.shots, found.problems)
     if place.by_article:
-        found.records = by_article(found.records)
+        found.records, found.shots = by_article(found.records), by_article(found.shots)
     if place.needs and not any(place.needs in record for record in found.records):
         raise NotReachable(f"the items in {file} have no {place.needs}, which the task asks with")
     if not found.records:
@@ -158,7 +159,7 @@ def _one_question(record: Record) -> Record:
 
 
 _BOOLQ = _Place("boolq.jsonl", _answer_as_label)
-_MMLU = _Place("mmlu.jsonl", _answer_as_number, "subject", "mmlu_dev.jsonl")
+_MMLU = _Place("mmlu.jsonl", _answer_as_number, "subject")
 _OPENBOOK = _Place("openbookqa.jsonl")
 _PLACES = {
     "rowan/hellaswag": _Place("hellaswag.jsonl"),

@@ -58,6 +58,11 @@ class HarnessModel(LM):
         self.unscored: dict[str, dict[str, set[int]]] = {}
         self.failure: Exception | None = None
 
+    @property
+    def precision(self) -> str:
+        """What the model is computed in."""
+        return self._subject.compute.precision
+
     @_noted
     def loglikelihood(self, requests: list[Any]) -> list[Score]:
         """Summed log-probability, in nats, of each continuation after its context, and whether it is what the

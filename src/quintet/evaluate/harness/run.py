@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.names import local_path
@@ -22,16 +24,19 @@ if TYPE_CHECKING:
     from quintet.evaluate.harness.tasks import Absent, Wish
 
 _RESAMPLED = 1000  # draws behind the standard error of a figure that is no mean
+_RESAMPLED_SLOWLY = 100  # for those below, as in the harness
+_SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked: ``tasks`` by name, ``samples`` items of each (None: all), ``shots`` examples in front of an item,
-    ``data_dir`` with files instead of the hub, and ``batch_size`` texts as long as the context in one forward pass."""
+    """What is asked: ``tasks`` by name, ``samples`` items of each (None: all), ``shots`` examples in front of an item
+    (None: as many as the task itself says), ``data_dir`` with files instead of the hub, and ``batch_size`` texts as
+    long as the context in one forward pass."""
 
     tasks: tuple[str, ...]
     samples: int | None = 1000
-    shots: int = 0
+    shots: int | None = None
     data_dir: str | None = None
     batch_size: int = 16
 
@@ -72,7 +77,7 @@ def _measured(model: HarnessModel, asking: Asking) -> Benchmarks:
                 measured[name] = _measure(name, model, wish)
             except NotReachable as error:
                 missing[name] = str(error)
-    return Benchmarks(measured, missing)
+    return Benchmarks(model.precision, measured, missing)
 
 
 def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
@@ -90,19 +95,22 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
     model.cut.clear()
     model.unscored.clear()
     try:
-        found = evaluate(model, {"tasks": tasks}, limit=wish.samples, bootstrap_iters=_RESAMPLED, log_samples=True)
+        found: Any = evaluate(model, {"tasks": tasks}, samples=_spread_over(tasks), bootstrap_iters=0)
+        figures, others = _figures(found, tasks)
     except Exception as error:  # what a task's own code makes of an answer; what the model raises is no task's
         if model.failure is not None:
             raise
         raise NotReachable(f"{type(error).__name__}: {error}") from error
-    assert found is not None
-    results = found.get("results", {})
-    figures = _of_one(found, next(iter(tasks))) if len(tasks) == 1 else _pooled(found, list(tasks))
-    items = sum(results[task]["sample_len"] for task in tasks)
-    warnings = tuple(_warnings(tasks, absent, model))
+    items = sum(found["results"][task]["sample_len"] for task in tasks)
+    warnings = [*_warnings(tasks, absent, model), *(f"{other} is no number" for other in others)]
     if not items:
         raise NotReachable(f"no item has a figure ({'; '.join(warnings)})")
-    return Benchmark(figures, items, len(tasks), warnings)
+    return Benchmark(figures, items, len(tasks), tuple(warnings))
+
+
+def _spread_over(tasks: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The items to ask of those tasks that do not choose them themselves."""
+    return {name: task.spread for name, task in tasks.items() if hasattr(task, "spread")}
 
 
 def _leave_out_unscored(task: Any) -> None:
@@ -115,32 +123,62 @@ def _leave_out_unscored(task: Any) -> None:
     task.process_results = process_results
 
 
-def _of_one(found: Any, task: str) -> dict[str, Figure]:
-    """The figures of one task as the harness makes them."""
-    values, figures = found["results"][task], {}
-    for name, value in values.items():
-        metric, comma, rule = name.partition(",")
-        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = values.get(f"{metric}_stderr,{rule}")
-            figures[_named(metric, rule)] = Figure(
-                float(value), float(error) if isinstance(error, int | float) else float("nan")
-            )
-    return dict(sorted(figures.items()))
+def _figures(found: Any, tasks: Mapping[str, Any]) -> tuple[dict[str, Figure], list[str]]:
+    """The figures of ``tasks``, and the names of those that are no numbers.
+
+    A figure that each of the tasks has, aggregated by the same rule and asked after as many examples, is aggregated
+    over all of their items; any other is one of each task that has it.
+    """
+    from lm_eval.api.metrics import mean
+
+    values = {task: _values(found["samples"][task]) for task in tasks}
+    shots = {task: int(found["n-shot"][task] or 0) for task in tasks}
+    keys = dict.fromkeys(key for own in values.values() for key in own)
+    figures: dict[str, Figure] = {}
+    others: list[str] = []
+    for metric, filtered in sorted(keys):
+        having = [task for task in tasks if (metric, filtered) in values[task]]
+        rules = {task: tasks[task].aggregation().get(metric, mean) for task in having}
+        alike = len(set(map(_name_of, rules.values()))) == 1 == len(set(shots.values()))
+        together = alike and len(having) == len(tasks)
+        name = metric if filtered == "none" else f"{metric}/{filtered}"
+        for group in [having] if together else [[task] for task in having]:
+            asked = [value for task in group for value in values[task][metric, filtered]]
+            figure = _figure(metric, rules[group[0]], asked, shots[group[0]])
+            named = name if together else f"{group[0]}/{name}"
+            if figure is None:
+                others.append(named)
+            else:
+                figures[named] = figure
+    return figures, others
 
 
-def _pooled(found: Any, tasks: Sequence[str]) -> dict[str, Figure]:
-    """The figures over all items of several tasks, for what is a mean over items in each of them."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for task in tasks:
-        for sample in found["samples"][task]:
-            for metric in sample["metrics"]:
-                if isinstance(sample[metric], int | float):
-                    values[_named(metric, sample["filter"])].append(float(sample[metric]))
-    return {name: Figure.of(one) for name, one in sorted(values.items())}
+def _values(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Any]]:
+    """What was found for each item, by figure and filter."""
+    values: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for sample in samples:
+        for metric in sample["metrics"]:
+            values[metric, sample["filter"]].append(sample[metric])
+    return values
 
 
-def _named(metric: str, rule: str) -> str:
-    return metric if rule == "none" else f"{metric}/{rule}"
+def _figure(metric: str, aggregate: Callable[[Sequence[Any]], Any], values: list[Any], shots: int) -> Figure | None:
+    """The figure of ``values``, one of each item, with the harness's standard error; None where it is no number."""
+    from lm_eval.api.metrics import stderr_for_metric
+
+    value = aggregate(values)
+    if not isinstance(value, Real):
+        return None
+    error_of = stderr_for_metric(aggregate, _RESAMPLED_SLOWLY if metric in _SLOW else _RESAMPLED)
+    error = error_of(values) if error_of is not None and len(values) > 1 else math.nan
+    return Figure(float(value), float(error), len(values), shots)
+
+
+def _name_of(aggregate: Any) -> tuple[str, ...]:
+    """What tells a rule of aggregation from others, also where each task has loaded it anew."""
+    inner = getattr(aggregate, "func", aggregate)  # of functools.partial
+    settings = (getattr(aggregate, "args", ()), getattr(aggregate, "keywords", {}))
+    return getattr(inner, "__module__", ""), getattr(inner, "__qualname__", repr(inner)), repr(settings)
 
 
 def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) -> Iterator[str]:
@@ -149,6 +187,8 @@ def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) 
         wanted = getattr(task, "wanted", len({one.doc_id for one in task.instances}))
         for line in getattr(task, "data_problems", []):
             yield f"{of}left out: {line}"
+        for line in getattr(task, "notes", []):
+            yield f"{of}{line}"
         for what, numbers in getattr(task, "problems", {}).items():
             yield of + count_of(what, numbers, wanted)
         unscored = model.unscored.get(name, {})
@@ -159,7 +199,7 @@ def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) 
             length = model.encoder.context_length
             seen[f"longer than the context of {length} tokens, read without their beginning"] = cut
         for what, items in seen.items():
-            numbers = getattr(task, "numbers", None) or range(max(items) + 1)
+            numbers = task.numbers if hasattr(task, "numbers") else task.spread
             yield of + count_of(what, [numbers[one] for one in sorted(items)], wanted)
     if absent:
         of = f"{len(absent)} of its {len(absent) + len(tasks)} tasks"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
-from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.samplers import ContextSampler, FirstNSampler
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, TaskIndex
@@ -22,16 +23,17 @@ from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dat
 from quintet.evaluate.harness.names import ALIASES, OWN, harness_folder, is_short, task_places
 from quintet.evaluate.harness.short_items import is_short_and_plain
 
+_SEED = 1234  # the harness's, of the examples
 _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm")
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item, and
-    files in ``data_dir`` instead of the hub."""
+    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item (None: as
+    many as the task says), and files in ``data_dir`` instead of the hub."""
 
     samples: int | None
-    shots: int
+    shots: int | None
     data_dir: Path | None
 
 
@@ -100,15 +102,34 @@ class _Builder(TaskFactory):
             if "class" in config:
                 if self._wish.data_dir is not None:
                     raise NotReachable("it is written in Python and loads its data by itself, not from files")
-                task = super()._build_task(entry, overrides)
+                task = _as_it_is(super()._build_task(entry, overrides), self._wish.shots, samples)
             else:
                 for key in ("tag", "group", "task_list"):
                     config.pop(key, None)
                 task = CheckedTask(config, self._wish, samples, self._short)
         except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
             return Absent(entry.name, _reason(error))
-        task.set_fewshot_seed(seed=1234)  # the harness's
+        task.set_fewshot_seed(seed=_SEED)
         return task
+
+
+def _as_it_is(task: Any, shots: int | None, samples: int | None) -> Any:
+    """A ``task`` written in Python, of which ``samples`` items are to be asked: it makes its prompts by itself.
+
+    Raises NotReachable where other ``shots`` are asked for than its own.
+    """
+    own = task.get_config("num_fewshot") or 0
+    if shots not in (None, own):
+        raise NotReachable(f"it is written in Python and has {own} examples of its own; leave their number out")
+    task.set_config("num_fewshot", own)
+    task.spread = spread(len(task.eval_docs), samples)
+    return task
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """``wanted`` of the numbers below ``count``, evenly; all where there are fewer, or for None."""
+    asked = min(count, wanted or count)
+    return (np.arange(asked) * count // max(asked, 1)).tolist()
 
 
 def _shares(samples: int | None, parts: int) -> Iterator[int | None]:
@@ -153,15 +174,28 @@ class CheckedTask(ConfigurableTask):
         self._wish, self._samples, self._short = wish, samples, short
         self._local: LocalItems | None = None
         self._chosen: Any = None
+        self._next: Iterator[int] = iter(())
         self.problems: dict[str, list[int]] = {}
         self.data_problems: list[str] = []
+        self.notes: list[str] = []
         self.numbers: list[int] = []
         self.wanted = 0
-        if config.get("num_fewshot") != 0:  # as in the harness, 0 is a task's own rule and stays
-            config = {**config, "num_fewshot": wish.shots}
-        super().__init__(config=config)
-        if self._same_items and hasattr(self, "sampler"):
-            self.sampler = _OtherItems(self.sampler.df)
+        super().__init__(config={**config, "num_fewshot": self._shots(config)})
+        if hasattr(self, "sampler"):
+            everyone = self.fewshot_cfg.split == self.config.test_split  # the harness's rule for leaving the item out
+            self.sampler = _Examples(self.sampler, self._docs if everyone or self._other_items else None)
+            if self._local is not None and self._other_items:
+                self.notes.append(f"the examples are other items of its file, for there is no {self._local.shots_file}")
+
+    def _shots(self, config: Mapping[str, Any]) -> int:
+        """How many examples stand in front of an item. Raises NotReachable where the task has no place for them."""
+        own, wanted = config.get("num_fewshot"), self._wish.shots
+        if wanted and config.get("output_type") == "loglikelihood_rolling":
+            raise NotReachable("it measures whole texts and takes no examples; leave their number out")
+        if wanted and own == 0:  # as in the harness, 0 is a task's own rule and stays
+            self.notes.append(f"asked without examples, not after {wanted}, for its own rule is num_fewshot: 0")
+            return 0
+        return (own or 0) if wanted is None else wanted
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load the items, from the hub or from a file."""
@@ -170,12 +204,12 @@ class CheckedTask(ConfigurableTask):
             return
         config = self.config
         part = config.dataset_name or (config.dataset_kwargs or {}).get("name")
-        self._local = local_items(self._wish.data_dir, config.task or "", config.dataset_path or "", part)
+        folder, split = self._wish.data_dir, self._shots_split
+        self._local = local_items(folder, config.task or "", config.dataset_path or "", part, split)
         self.data_problems += self._local.problems
-        items = as_dataset(self._local.records, self.data_problems)
-        shots = as_dataset(self._local.shots, self.data_problems) if self._local.shots else items
-        others = (config.training_split, config.validation_split, self.fewshot_cfg.split)
-        self.dataset = {name: shots for name in others if name} | {self._split: items}
+        self.dataset = {self._split: as_dataset(self._local.records, self.data_problems)}
+        if split is not None and self._local.shots:
+            self.dataset[split] = as_dataset(self._local.shots, self.data_problems)
 
     @property
     def eval_docs(self) -> Any:
@@ -184,17 +218,41 @@ class CheckedTask(ConfigurableTask):
             self._chosen = self._choose()
         return self._chosen
 
+    @cached_property
+    def _docs(self) -> Any:
+        """All items, of which some are asked."""
+        docs = self._processed(self.dataset[self._split])
+        self.features = list(docs.features.keys())
+        return docs
+
     def fewshot_docs(self) -> Any:
-        """The examples that may stand in front of an item; None where there are to be none."""
+        """The examples that may stand in front of an item: the task's own, those of its split for them, or with a file
+        that has no such split the other items; None where there are to be none. Raises NotReachable for too few."""
         if not self.config.num_fewshot:
             return None
-        return list(self.eval_docs) if self._same_items else super().fewshot_docs()
+        if self._other_items:
+            found = [doc for doc in self._docs if self._trouble(doc) is None]
+        elif self._own_samples:
+            samples = self.fewshot_cfg.samples
+            found = list((samples() if callable(samples) else samples) or ())
+        else:
+            found = list(super().fewshot_docs() or ())
+        count = len(found) - self._other_items
+        if count < self.config.num_fewshot:
+            raise NotReachable(f"it asks for {self.config.num_fewshot} examples in front of an item and has {count}")
+        return found
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """The requests of all items that are asked, as the harness makes them."""
+        self._next = iter(self.numbers)
+        super().build_all_requests(**kwargs)
 
     def fewshot_context(self, doc: Any, *args: Any, **kwargs: Any) -> Any:
-        """The prompt of an item, which is none of the examples in front of it."""
-        if self._same_items and self.config.num_fewshot:
-            assert isinstance(self.sampler, _OtherItems)
-            self.sampler.asked = doc
+        """The prompt of an item: its examples are those that it has when all items are asked."""
+        number = next(self._next)
+        if self.config.num_fewshot:
+            assert isinstance(self.sampler, _Examples)
+            self.sampler.go_to(number, self.config.num_fewshot)
         return super().fewshot_context(doc, *args, **kwargs)
 
     def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
@@ -228,18 +286,28 @@ class CheckedTask(ConfigurableTask):
         return split
 
     @property
-    def _same_items(self) -> bool:
+    def _own_samples(self) -> bool:
+        """Whether the task's file holds the examples."""
+        return self.fewshot_cfg.samples is not None and self.fewshot_cfg.split is None
+
+    @property
+    def _shots_split(self) -> str | None:
+        """The split that has the examples, by the harness's rule; None where it is the items' own."""
+        config = self.config
+        named = self.fewshot_cfg.split or config.training_split or config.validation_split
+        return None if named == self._split else named
+
+    @property
+    def _other_items(self) -> bool:
         """Whether examples come from the items themselves, as a file without others has it."""
-        return self._local is not None and not self._local.shots
+        return self._local is not None and not self._local.shots and not self._own_samples
 
     def _choose(self) -> Any:
-        docs = self._processed(self.dataset[self._split])
-        self.features = list(docs.features.keys())
+        docs = self._docs
         numbers = list(range(len(docs)))
         if self._short:
             numbers = [number for number in numbers if self._is_short(docs[number])]
-        wanted = min(len(numbers), self._samples or len(numbers))
-        asked = [numbers[place] for place in (np.arange(wanted) * len(numbers) // max(wanted, 1)).tolist()]
+        asked = [numbers[place] for place in spread(len(numbers), self._samples)]
         self.wanted, self.numbers = len(asked), []
         for number in asked:
             trouble = self._trouble(docs[number])
@@ -311,13 +379,37 @@ class CheckedTask(ConfigurableTask):
         return True
 
 
-class _OtherItems(ContextSampler):
-    """Examples from the items themselves: any but the one that is asked."""
+class _Examples(ContextSampler):
+    """Draws the examples of an item with ``inner``, the task's sampler, as they are when all items are asked in turn,
+    so that they do not depend on how many are. An item is none of its own examples where ``items`` has them all."""
 
-    asked: Any = None
+    def __init__(self, inner: ContextSampler, items: Any) -> None:
+        super().__init__(inner.df)
+        self._inner, self._items, self._asked, self._drawn = inner, items, 0, 0
+        self._in_turn = not isinstance(inner, FirstNSampler)  # which draws nothing
+        self.set_rnd(_SEED)
+
+    def set_rnd(self, rnd: int | None) -> ContextSampler:
+        """Begin anew with the seed ``rnd``."""
+        self._seed, self._drawn = rnd, 0
+        self._inner.set_rnd(rnd)
+        return self
+
+    def go_to(self, number: int, shots: int) -> None:
+        """Be ready for the item ``number``, before each of which ``shots`` examples stand."""
+        if number < self._drawn:
+            self.set_rnd(self._seed)
+        for skipped in range(self._drawn, number if self._in_turn else 0):
+            self._sample(skipped, shots)
+        self._asked, self._drawn = number, number
 
     def sample(self, n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> Any:
-        return super().sample(n, eval_doc=self.asked, df=df, **kwargs)
+        """The examples of the item that `go_to` was called with."""
+        self._drawn = self._asked + 1
+        return self._sample(self._asked, n)
+
+    def _sample(self, number: int, n: int) -> Any:
+        return self._inner.sample(n, eval_doc=None if self._items is None else self._items[number])
 
 
 def _reason(error: Exception) -> str:
