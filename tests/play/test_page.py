@@ -90,6 +90,11 @@ def test_a_part_is_all_that_the_model_is_given(page: AppTest) -> None:
     assert any("given 5 notes" in one.value for one in page.markdown)
 
 
+def test_what_is_passed_over_in_a_file_is_said_on_the_page(page: AppTest) -> None:
+    upload(page, NAME, PIECE[:-4])
+    assert any("Passed over in the file: 1 × tracks without" in caption.value for caption in page.caption)
+
+
 def test_a_broken_file_is_a_sentence_on_the_page(page: AppTest) -> None:
     upload(page, "mine.mid", b"MThd no more")
     assert not page.exception

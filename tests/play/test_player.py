@@ -135,7 +135,16 @@ def test_an_uploaded_file_is_read_with_the_composer_in_its_name() -> None:
     assert piece.part(0.35, 1.05).start[0] == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"MThd no more", midi_bytes(line())[:60]])
+def test_what_is_passed_over_in_an_uploaded_file_is_said() -> None:
+    assert uploaded("mine.mid", midi_bytes(line())).passed_over == ""
+    cut = uploaded("mine.mid", midi_bytes(line())[:60])
+    assert cut.notes.pitch.tolist() == line().pitch.tolist()[:2]
+    assert cut.passed_over.startswith(
+        "1 × tracks that are shorter or longer than they say, as where a file is cut; 1 × "
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"MThd no more", midi_bytes(line())[:14]])
 def test_a_broken_file_is_refused_by_its_name(data: bytes) -> None:
     with pytest.raises(UserError, match=r"^mine\.mid: is no MIDI file"):
         uploaded("mine.mid", data)

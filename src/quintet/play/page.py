@@ -81,10 +81,13 @@ def _piece(model: Player) -> Piece | None:
         st.info("Choose a MIDI file" + (", or a piece that the model has not seen." if pieces else "."))
         return None
     try:
-        return uploaded(file.name, file.getvalue())
+        piece = uploaded(file.name, file.getvalue())
     except UserError as error:
         _refuse(error)
         return None
+    if piece.passed_over:
+        st.caption(f"Passed over in the file: {piece.passed_over}.")
+    return piece
 
 
 def _part(piece: Piece) -> tuple[float, float]:

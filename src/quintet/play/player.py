@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +18,7 @@ from quintet.model.generate import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import COMPOSERS, DATASETS, surname, words_in
 from quintet.piano.metrics import compare
-from quintet.piano.midi import midi_bytes, read_midi
+from quintet.piano.midi import faults_line, midi_bytes, read_midi
 from quintet.piano.notes import Notes
 from quintet.piano.roll import piano_roll
 from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
@@ -36,11 +37,15 @@ DATASET_NAMES = tuple(token[1:-1] for token in DATASETS)
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of music under a name. ``about`` says data set and composer, as `context_tokens` reads them."""
+    """A piece of music under a name. ``about`` says data set and composer, as `context_tokens` reads them.
+
+    ``passed_over`` says what was passed over in its file.
+    """
 
     name: str
     notes: Notes
     about: Mapping[str, Any]
+    passed_over: str = ""
 
     def part(self, begin: float, end: float) -> Notes:
         """The notes that start from ``begin`` to before ``end``, in seconds, moved so that the first starts at 0."""
@@ -138,13 +143,14 @@ def uploaded(name: str, data: bytes) -> Piece:
 
     Raises UserError, with the file's name, where it is no MIDI file or has no notes.
     """
+    faults: Counter[str] = Counter()
     try:
-        notes = read_midi(data)
+        notes = read_midi(data, faults=faults)
     except UserError as error:
         raise UserError(*(f"{name}: {problem.removeprefix('MIDI data: ')}" for problem in error.problems)) from None
     if not len(notes):
         raise UserError(f"{name}: has no notes; choose a file in which something is played")
-    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)})
+    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)}, faults_line(faults))
 
 
 def _held_out(run: TrainedRun) -> tuple[Piece, ...]:
