@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import tempfile
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.config.sources import TextSource
+from quintet.config.cleaning import CleaningConfig
+from quintet.config.sources import JsonlSource, TextSource
 from quintet.data import build
+from quintet.data import store as store_module
 from quintet.data.build import Order, build_store
 from quintet.data.sources import listing
 from quintet.data.sources.listing import list_source
 from quintet.data.store import ArrayWriter, TokenStore, array_file, token_dtype
+from quintet.data.verify import forget_all
 from quintet.errors import UserError
 from quintet.tokenize.byte import ByteTokenizer
 
@@ -137,6 +144,124 @@ def test_a_folder_without_a_manifest_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"is damaged"):
         TokenStore.open(tmp_path)
+
+
+ARRAYS = ["tokens", "ends", "hashes", "learnt", "minhash"]
+
+
+def masked_store(folder: Path) -> TokenStore:
+    """A store of two shards with all arrays that there are, and a document that is not to be used."""
+    rows = [{"prompt": f"{word} " * 9, "answer": "the same few words as an answer"} for word in ("one", "two")]
+    for name in "ab":
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = JsonlSource.model_validate({"kind": "jsonl", "path": str(folder), "document": {"kind": "answer"}})
+    cleaning = CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}})
+    listing = list_source(source, "here")
+    return build_store(Order(listing, TOKENIZER, {}, folder / "store", cleaning), 1, None)
+
+
+def flip(file: Path, place: int, bit: int = 0) -> None:
+    """Change one bit of ``file``, and neither its size nor its inode."""
+    with file.open("r+b") as out:
+        out.seek(place)
+        [byte] = out.read(1)
+        out.seek(place)
+        out.write(bytes([byte ^ 1 << bit]))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_whose_bytes_changed_is_refused(tmp_path: Path, old: bool) -> None:
+    store = masked_store(tmp_path)
+    files = sorted(store.folder.glob("*.npy"))
+    assert {file.name.split(".")[1] for file in files} == {*ARRAYS, "npy"}  # the last is dropped.npy
+    if old:  # a store of an earlier version has one digest of a shard, which the hashes are no part of
+        manifest = json.loads((store.folder / "manifest.json").read_text())
+        for shard in manifest["shards"]:
+            del shard["checksums"]
+        (store.folder / "manifest.json").write_text(json.dumps(manifest))
+        files = [file for file in files if file.name.split(".")[1] not in ("hashes", "minhash")]
+    for file in files:
+        whole = file.read_bytes()
+        for place in {128, 128 + (len(whole) - 128) // 2, len(whole) - 1}:
+            TokenStore.open(store.folder)
+            flip(file, place)
+            with pytest.raises(UserError, match=re.escape(f"{file}: its bytes are not those that were written")):
+                TokenStore.open(store.folder)
+            flip(file, place)
+    TokenStore.open(store.folder)
+
+
+def test_a_file_is_read_once_until_it_changes_or_all_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    read: list[str] = []
+    check = store_module._checksum_problem
+    monkeypatch.setattr(store_module, "_checksum_problem", lambda *facts: read.append(facts[-1].name) or check(*facts))
+    forget_all()
+    TokenStore.open(store.folder)
+    every, read[:] = sorted(read), []
+    assert every == sorted(file.name for file in store.folder.glob("shard-*.npy"))
+    TokenStore.open(store.folder)
+    assert read == []
+    os.utime(store.folder / every[0], (1, 1))
+    replaced = store.folder / every[1]
+    (tmp_path / "copy").write_bytes(replaced.read_bytes())
+    os.replace(tmp_path / "copy", replaced)
+    TokenStore.open(store.folder)
+    assert sorted(read) == every[:2]
+    read.clear()
+    forget_all()
+    TokenStore.open(store.folder)
+    assert sorted(read) == every
+
+
+def test_damage_that_leaves_the_time_is_found_by_verifying(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("some words to learn from " * 9)
+    Path("run.yaml").write_text(
+        "name: r\ndata: {sources: [{kind: text, path: a.txt}], validation: 0, sequence_length: 8, cache_dir: c}\n"
+        "tokenizer: {kind: byte}\ntrain: {steps: 1, batch_size: 1}\n"
+    )
+    assert command("prepare", "run.yaml")[0] == 0
+    [file] = Path("c").rglob("*.tokens.npy")
+    assert command("prepare", "run.yaml", "--verify")[0] == 0
+    facts = file.stat()
+    flip(file, 140)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert command("prepare", "run.yaml")[0] == 0  # as a disk that rots: nobody can see it without reading all of it
+    code, _, error = command("prepare", "run.yaml", "--verify")
+    assert code == 2
+    assert error.startswith("error: ")
+    assert "its bytes are not those that were written (another checksum): delete the folder and run prepare" in error
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Also in a store whose writer took it for right."""
+    store = make_store(tmp_path, DOCUMENTS)
+    [shard, *_] = store.manifest.shards
+    file = array_file(store.folder, shard.name, "tokens")
+    content = file.read_bytes()
+    file.write_bytes(content[:-2] + b"\x01\x02")
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    manifest["shards"][0]["checksums"]["tokens"] = zlib.crc32(file.read_bytes()[128:])
+    (store.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"holds the id 513, and its tokenizer has {TOKENIZER.vocab_size} ids"):
+        TokenStore.open(store.folder)
+
+
+def test_a_note_that_was_cut_short_or_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: Any) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    TokenStore.open(store.folder)
+    [note] = (Path.home() / ".cache/quintet/verified").iterdir()
+    for content in ("{", "[]", "null"):
+        note.write_text(content)
+        TokenStore.open(store.folder)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    TokenStore.open(store.folder)
 
 
 def test_the_fingerprint_follows_the_tokens_and_not_the_place(tmp_path: Path) -> None:

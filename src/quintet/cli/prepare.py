@@ -39,8 +39,15 @@ def prepare(
         str | None,
         typer.Option(metavar="I/N", help="do only share I of N, from 0 on, beside other processes or machines"),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="read all token stores again and compare their checksums")
+    ] = False,
 ) -> None:
     """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
+    if verify:
+        from quintet.data.verify import forget_all
+
+        forget_all()
     loaded = load(inputs, "prepare")
     config = loaded.config
     from quintet.data.prepare import prepare as prepare_run

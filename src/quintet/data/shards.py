@@ -171,13 +171,14 @@ class _Arrays:
         masked = "learnt" in self._files
         if masked:
             self._digest.update(self._mask_digest.digest())
+        checksums = {what: writer.checksum for what, writer in self._files.items()}
         for what, writer in self._files.items():
             writer.close()
             os.replace(self._unfinished[what], array_file(self._folder, self._name, what))
         self._files.clear()
         digest = self._digest.hexdigest()
-        numbers = (self._permutations, self._without_end)
-        shard = Shard(self._name, self._count, ends.size, self._bytes, digest, masked, *numbers)
+        counts, numbers = (self._count, ends.size, self._bytes), (self._permutations, self._without_end)
+        shard = Shard(self._name, *counts, digest, masked, *numbers, checksums)
         matched = report.matched + Counter(unlearnt=self._unlearnt)
         return Written(shard, dict(self.dropped + report.dropped), tuple(map(shown, report.left_out)), dict(matched))
 

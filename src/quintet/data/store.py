@@ -17,17 +17,20 @@ The arrays are NumPy's own format (NEP 1), little-endian, so that anything that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quintet.data.sources.check import MANIFEST, no_store
+from quintet.data.verify import Check, find_damage
 from quintet.errors import UserError
 from quintet.files import unfinished_name, write_text
 from quintet.tokenize.base import digest
@@ -38,6 +41,7 @@ _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
 _SIGNATURE = np.dtype("<u4")
 DROPPED = "dropped.npy"
+_READ = 1 << 23
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
@@ -45,7 +49,8 @@ _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least 
 class Shard:
     """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
     ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature, and
-    ``without_end`` counts documents that end by themselves and not with the end id."""
+    ``without_end`` counts documents that end by themselves and not with the end id. ``checksums`` has the CRC-32 of the
+    values of each array by its name; in stores of earlier versions there is none."""
 
     name: str
     tokens: int
@@ -55,6 +60,7 @@ class Shard:
     masked: bool = False
     permutations: int = 0
     without_end: int = 0
+    checksums: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,12 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path, tokenizer_fingerprint: str | None = None) -> TokenStore:
-        """Open the store in ``folder``, in time that grows with the number of shards only.
+        """Open the store in ``folder``, in time that grows with the number of shards only, but for files that are new
+        or changed: these are read and compared with their checksums.
 
         Raises UserError when there is none, when it was written with another tokenizer than that of the fingerprint, by
-        another version of Quintet, or when a file is missing or has not the size that the manifest says.
+        another version of Quintet, when a file is missing or has not the size that the manifest says, and when bytes
+        are not those that were written.
         """
         manifest = read_manifest(folder)
         if tokenizer_fingerprint is not None and manifest.tokenizer != tokenizer_fingerprint:
@@ -130,6 +138,7 @@ class TokenStore:
         ]
         if manifest.unused.documents:
             problems += _size_problem(folder / DROPPED, manifest.unused.documents * _PER_DOCUMENT["ends"].itemsize)
+        problems = problems or find_damage(folder, _checks(manifest))
         if problems:
             raise UserError(*(f"{problem}: delete the folder and run prepare again" for problem in problems))
         return cls(folder, manifest)
@@ -297,16 +306,19 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class ArrayWriter:
-    """Writes a one-dimensional array of ``dtype``, little-endian, piece by piece; the length is known at the end."""
+    """Writes a one-dimensional array of ``dtype``, little-endian, piece by piece; the length is known at the end.
+    ``checksum`` is the CRC-32 of the values so far."""
 
     def __init__(self, file: Path, dtype: np.dtype) -> None:
-        self._dtype, self._count = dtype.newbyteorder("<"), 0
+        self._dtype, self._count, self.checksum = dtype.newbyteorder("<"), 0, 0
         self._out = file.open("wb")
         self._out.write(bytes(HEADER))
 
     def append(self, array: np.ndarray) -> None:
         """Write the values of ``array`` behind what is there."""
-        self._out.write(np.ascontiguousarray(array, dtype=self._dtype).data)
+        values = np.ascontiguousarray(array, dtype=self._dtype)
+        self._out.write(values.data)
+        self.checksum = zlib.crc32(values.data, self.checksum)
         self._count += array.size
 
     def close(self) -> None:
@@ -349,6 +361,50 @@ def _size_problem(file: Path, size: int) -> list[str]:
         return []
     fault = "is truncated" if found < expected else "is too long"
     return [f"{file}: {fault}: {found} bytes, the manifest says {expected}"]
+
+
+def _checks(manifest: Manifest) -> dict[str, Check]:
+    """How the content of each file of a store is checked, by its name."""
+    checks: dict[str, Check] = {}
+    for shard in manifest.shards:
+        if not shard.checksums:
+            for what in ("tokens", "ends", "learnt") if shard.masked else ("tokens", "ends"):
+                checks[f"{shard.name}.{what}.npy"] = partial(_digest_problem, shard, manifest.dtype)
+        for what, checksum in shard.checksums.items():
+            size = manifest.vocab_size if what == "tokens" else None
+            checks[f"{shard.name}.{what}.npy"] = partial(_checksum_problem, checksum, manifest.dtype, size)
+    if manifest.unused.documents:
+        checks[DROPPED] = partial(_dropped_problem, manifest.unused)
+    return checks
+
+
+def _checksum_problem(checksum: int, dtype: str, vocab_size: int | None, file: Path) -> str | None:
+    """What is wrong with the values in ``file``; those of tokens are ids below ``vocab_size``."""
+    found = 0
+    with file.open("rb") as values:
+        values.seek(HEADER)
+        while data := values.read(_READ):
+            found = zlib.crc32(data, found)
+            if vocab_size is not None and (last := int(np.frombuffer(data, dtype).max())) >= vocab_size:
+                return f"holds the id {last}, and its tokenizer has {vocab_size} ids"
+    return None if found == checksum else "its bytes are not those that were written (another checksum)"
+
+
+def _digest_problem(shard: Shard, dtype: str, file: Path) -> str | None:
+    """The same for ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
+    arrays = _arrays(shard, dtype)
+    tokens, ends = (_mapped(array_file(file.parent, shard.name, what), *arrays[what]) for what in ("tokens", "ends"))
+    found = hashlib.blake2b(tokens.data, digest_size=16)
+    found.update(ends.data)
+    if shard.masked:
+        mask = _mapped(array_file(file.parent, shard.name, "learnt"), *arrays["learnt"])
+        found.update(hashlib.blake2b(mask.data, digest_size=16).digest())
+    return None if found.hexdigest() == shard.digest else "its bytes are not those that were written (another digest)"
+
+
+def _dropped_problem(unused: Dropped, file: Path) -> str | None:
+    values = _mapped(file, _PER_DOCUMENT["ends"], unused.documents)
+    return None if digest(values.tobytes()) == unused.digest else "its bytes are not those that were written"
 
 
 def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
