@@ -196,8 +196,8 @@ def test_a_file_is_read_once_until_it_changes_or_all_is_forgotten(
 ) -> None:
     store = make_store(tmp_path, DOCUMENTS)
     read: list[str] = []
-    check = store_module._checksum_problem
-    monkeypatch.setattr(store_module, "_checksum_problem", lambda *facts: read.append(facts[-1].name) or check(*facts))
+    check = store_module.checksum_problem
+    monkeypatch.setattr(store_module, "checksum_problem", lambda *facts: read.append(facts[-1].name) or check(*facts))
     forget_all()
     TokenStore.open(store.folder)
     every, read[:] = sorted(read), []

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from quintet.data.sources.check import MANIFEST, no_store
-from quintet.data.verify import Check, find_damage
+from quintet.data.verify import Check, checksum_problem, find_damage
 from quintet.errors import UserError
 from quintet.files import unfinished_name, write_text
 from quintet.tokenize.base import digest
@@ -41,7 +41,6 @@ _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
 _SIGNATURE = np.dtype("<u4")
 DROPPED = "dropped.npy"
-_READ = 1 << 23
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
@@ -372,26 +371,14 @@ def _checks(manifest: Manifest) -> dict[str, Check]:
                 checks[f"{shard.name}.{what}.npy"] = partial(_digest_problem, shard, manifest.dtype)
         for what, checksum in shard.checksums.items():
             size = manifest.vocab_size if what == "tokens" else None
-            checks[f"{shard.name}.{what}.npy"] = partial(_checksum_problem, checksum, manifest.dtype, size)
+            checks[f"{shard.name}.{what}.npy"] = partial(checksum_problem, HEADER, checksum, manifest.dtype, size)
     if manifest.unused.documents:
         checks[DROPPED] = partial(_dropped_problem, manifest.unused)
     return checks
 
 
-def _checksum_problem(checksum: int, dtype: str, vocab_size: int | None, file: Path) -> str | None:
-    """What is wrong with the values in ``file``; those of tokens are ids below ``vocab_size``."""
-    found = 0
-    with file.open("rb") as values:
-        values.seek(HEADER)
-        while data := values.read(_READ):
-            found = zlib.crc32(data, found)
-            if vocab_size is not None and (last := int(np.frombuffer(data, dtype).max())) >= vocab_size:
-                return f"holds the id {last}, and its tokenizer has {vocab_size} ids"
-    return None if found == checksum else "its bytes are not those that were written (another checksum)"
-
-
 def _digest_problem(shard: Shard, dtype: str, file: Path) -> str | None:
-    """The same for ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
+    """What is wrong with ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
     arrays = _arrays(shard, dtype)
     tokens, ends = (_mapped(array_file(file.parent, shard.name, what), *arrays[what]) for what in ("tokens", "ends"))
     found = hashlib.blake2b(tokens.data, digest_size=16)

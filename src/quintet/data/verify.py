@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from quintet.files import write_text
 from quintet.tokenize.base import digest
+
+_READ = 1 << 23  # bytes, a multiple of what a value takes
 
 Check = Callable[[Path], str | None]
 
@@ -31,6 +36,19 @@ def find_damage(folder: Path, checks: Mapping[str, Check]) -> list[str]:
         with suppress(OSError):
             write_text(note, json.dumps(passed))
     return [f"{folder / name}: {problem}" for name, problem in found.items() if problem is not None]
+
+
+def checksum_problem(start: int, checksum: int, dtype: str, vocab_size: int | None, file: Path) -> str | None:
+    """What is wrong with the values in ``file`` from byte ``start`` on, whose CRC-32 is ``checksum``; None for nothing.
+    With ``vocab_size`` they are ids of ``dtype`` below it."""
+    found = 0
+    with file.open("rb") as values:
+        values.seek(start)
+        while data := values.read(_READ):
+            found = zlib.crc32(data, found)
+            if vocab_size is not None and (last := int(np.frombuffer(data, dtype).max())) >= vocab_size:
+                return f"holds the id {last}, and its tokenizer has {vocab_size} ids"
+    return None if found == checksum else "its bytes are not those that were written (another checksum)"
 
 
 def forget_all() -> None:
