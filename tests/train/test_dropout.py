@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from quintet.config.schedule import (
     TriangleDropoutConfig,
 )
 from quintet.model import build_model
-from quintet.model.dropout import set_dropout
+from quintet.model.dropout import KeyedDropout, dropped, set_dropout, set_dropout_keys
+from quintet.randomness import key
+from quintet.train.activation_checkpointing import checkpoint_activations
 from quintet.train.dropout import dropout_rate
 
 
@@ -50,3 +53,77 @@ def test_every_dropout_of_the_model_gets_the_rate() -> None:
     assert found == [0.45] * (2 * 5 + 2)
     ids = torch.arange(8)[None]
     assert not torch.equal(model(ids), model(ids))
+
+
+def masks(keys: torch.Tensor, rate: float = 0.1, shape: tuple[int, ...] = (64, 96)) -> np.ndarray:
+    return dropped(keys, (len(keys), *shape), rate).numpy()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.5, 0.9])
+def test_a_keyed_mask_drops_its_part_evenly_and_independently(rate: float) -> None:
+    """z-scores of what is dropped of each sample, position and feature, and of pairs of neighbours and of keys."""
+    dropout = nn.ModuleList([KeyedDropout(0.5), KeyedDropout(0.5)])
+    found = []
+    for step in range(3):
+        set_dropout_keys(dropout, key(1, "dropout", step), first=5, samples=40, device=torch.device("cpu"))
+        found += [masks(own, rate) for module in dropout for own in module.keys]
+    every = np.stack(found).astype(float)  # [modules and calls and steps, samples, positions, features]
+    if rate == 0.0:
+        assert not every.any()
+        return
+    sigma = np.sqrt(rate * (1 - rate))
+    for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        scores = (every.mean(axes) - rate) / (sigma / np.sqrt(every.size / every.mean(axes).size))
+        assert np.abs(scores).max() < 5
+        assert 0.5 < np.square(scores).mean() < 1.6
+    centred = (every - rate) / sigma
+    for axis in range(4):
+        for shift in (1, 2, 3, 8):
+            a = centred.take(range(shift, centred.shape[axis]), axis) if shift < centred.shape[axis] else centred[:0]
+            b = centred.take(range(centred.shape[axis] - shift), axis) if a.size else a
+            assert not a.size or abs((a * b).mean()) * np.sqrt(a.size) < 5
+
+
+def test_the_rows_of_a_mask_are_those_of_its_samples() -> None:
+    modules = nn.ModuleList([KeyedDropout(0.3), KeyedDropout(0.3)])
+    set_dropout_keys(modules, key(1, "dropout", 7), 0, 12, torch.device("cpu"))
+    whole = [masks(own) for module in modules for own in module.keys]
+    for first, count in ((0, 5), (5, 1), (6, 6)):
+        set_dropout_keys(modules, key(1, "dropout", 7), first, count, torch.device("cpu"))
+        parts = [masks(own) for module in modules for own in module.keys]
+        assert all(np.array_equal(a[first : first + count], b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_what_several_layers_share_does_not_drop_the_same_in_each() -> None:
+    config = TransformerConfig.model_validate(
+        {"layers": 3, "width": 32, "tie_feedforward": True, "feedforward": {"kind": "gated", "dropout": 0.5}}
+    )
+    model = build_model(config, 20, 8, seed=0)
+    set_dropout_keys(model, 1, 0, 2, torch.device("cpu"))
+    assert [module.keys for module in model.modules() if isinstance(module, KeyedDropout) and module.p] == [None]
+
+
+@pytest.mark.parametrize("how", [1, 2, "selective"])
+def test_a_block_that_is_computed_again_drops_the_same(how: int | str) -> None:
+    config = TransformerConfig.model_validate(
+        {"layers": 3, "width": 32, "attention": {"heads": 2, "backend": "sdpa"}, "residual_dropout": 0.3}
+    )
+    found = []
+    for way in ("none", how):
+        model = build_model(config, 20, 8, seed=0)
+        checkpoint_activations(model.blocks, way)  # pyright: ignore[reportArgumentType]
+        set_dropout_keys(model, 1, 0, 4, torch.device("cpu"))
+        torch.manual_seed(len(found))
+        model(torch.arange(32).reshape(4, 8) % 20).square().mean().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(found[0][name], gradient) for name, gradient in found[1].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_pass_drops_what_an_eager_one_does() -> None:
+    dropout = KeyedDropout(0.3)
+    compiled, x = torch.compile(dropout, fullgraph=True), torch.ones(4, 6, 16)
+    for step in range(4):
+        set_dropout_keys(dropout, step, 0, 4, torch.device("cpu"))
+        assert torch.equal(compiled(x, 1), dropout(x, 1))
+        assert not torch.equal(compiled(x, 0), compiled(x, 1))

@@ -74,6 +74,36 @@ def test_dropout_follows_from_the_step_and_not_from_what_was_drawn_before(ragged
     assert loss(1) != loss(2)
 
 
+DROPPING = {
+    "layers": 2,
+    "width": 32,
+    "attention": {"heads": 2, "input_dropout": 0.1},
+    "feedforward": {"kind": "gated", "input_dropout": 0.1, "dropout": 0.1},
+    "head": {"dropout": 0.1},
+    "embedding_dropout": 0.1,
+    "residual_dropout": 0.1,
+}
+
+
+@pytest.mark.parametrize("block", ["pre_norm", "post_norm", "output_norm", "sandwich_norm", "parallel"])
+def test_dropout_follows_from_the_sample_and_not_from_its_micro_batch(
+    ragged_batch, make_config, cpu, block: str
+) -> None:
+    from quintet.model import build_model
+
+    found = []
+    for size in (32, 8, 2, 1):
+        train = {"steps": 10, "micro_batch_size": size, "accumulation": 32 // size}
+        config = make_config(model=DROPPING | {"block": block}, train=train)
+        found.append(gradients(build_model(config.model, 61, 16, seed=3), ragged_batch, config, cpu))
+    for loss, of_weights in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        for name, gradient in of_weights.items():
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-7, msg=name)
+    plain = make_config(model={"layers": 2, "width": 32, "attention": {"heads": 2}, "block": block})
+    assert abs(found[0][0] - gradients(build_model(plain.model, 61, 16, seed=3), ragged_batch, plain, cpu)[0]) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["", "SGD", "Rprop", "ASGD", "NAdam", "Adafactor"])
 def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu, name: str) -> None:
     config = make_config(**({"optimizer": {"kind": "torch", "name": name}} if name else {}))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from quintet.config.model import TransformerConfig
 from quintet.model.cache import LayerCache
+from quintet.model.dropout import KeyedDropout
 from quintet.model.kernels import Mask, attend
 from quintet.model.norm import build_norm
 from quintet.model.position import Rotation, rotate, split_and_rotate
@@ -22,7 +23,7 @@ class Attention(nn.Module):
         super().__init__()
         part = config.attention
         self.heads, self.kv_heads, self.scale = config.heads, config.kv_heads, part.scale
-        self.input_dropout = nn.Dropout(part.input_dropout)
+        self.input_dropout = KeyedDropout(part.input_dropout)
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * config.head_dim, bias=part.bias)
         self.norm_heads_together = part.qk_norm == "projection"
         self.query_norm = self.key_norm = None

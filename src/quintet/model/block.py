@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from quintet.config.model import TransformerConfig
 from quintet.model.attention import Attention
 from quintet.model.cache import LayerCache
+from quintet.model.dropout import KeyedDropout
 from quintet.model.feedforward import build_feedforward
 from quintet.model.kernels import Mask
 from quintet.model.norm import build_norm
@@ -38,12 +39,12 @@ class ParallelBlock(nn.Module):
         self.attention_norm = build_norm(config.attention_norm, config.width)
         self.attention = Attention(config)
         self.feedforward = None if config.tie_feedforward else build_feedforward(config)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = KeyedDropout(config.residual_dropout)
 
     def forward(self, x: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         normed = self.attention_norm(x)
         attended = self.attention(normed, around.mask, around.rotation, cache, around.attention_output)
-        return x + self.dropout(attended) + self.dropout(_own(self.feedforward, around.feedforward)(normed))
+        return x + self.dropout(attended) + self.dropout(_own(self.feedforward, around.feedforward)(normed), 1)
 
 
 class SequentialBlock(nn.Module):
@@ -63,25 +64,25 @@ class SequentialBlock(nn.Module):
         sandwich = config.block == "sandwich_norm"
         self.attention_output_norm = build_norm(config.attention_norm, config.width) if sandwich else None
         self.feedforward_output_norm = build_norm(config.feedforward_norm, config.width) if sandwich else None
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = KeyedDropout(config.residual_dropout)
 
     def forward(self, x: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         first = self.order in ("pre_norm", "sandwich_norm")
         found = self.attention(
             self.attention_norm(x) if first else x, around.mask, around.rotation, cache, around.attention_output
         )
-        x = self._add(x, found, self.attention_norm, self.attention_output_norm)
+        x = self._add(x, found, self.attention_norm, self.attention_output_norm, 0)
         found = _own(self.feedforward, around.feedforward)(self.feedforward_norm(x) if first else x)
-        return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm)
+        return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm, 1)
 
-    def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None) -> Tensor:
+    def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:
         match self.order:
             case "post_norm":
-                return norm(x + self.dropout(found))
+                return norm(x + self.dropout(found, call))
             case "output_norm":
-                return x + self.dropout(norm(found))
+                return x + self.dropout(norm(found), call)
             case _:
-                return x + self.dropout(found if output_norm is None else output_norm(found))
+                return x + self.dropout(found if output_norm is None else output_norm(found), call)
 
 
 def _own(own: nn.Module | None, shared: nn.Module | None) -> nn.Module:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForwardConfig, TransformerConfig
+from quintet.model.dropout import KeyedDropout
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -49,12 +50,12 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = KeyedDropout(config.input_dropout)
         self.gate = nn.Linear(width, hidden, bias=config.bias)
         self.up = nn.Linear(width, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = KeyedDropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_dropout(x)
@@ -66,11 +67,11 @@ class PlainFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = KeyedDropout(config.input_dropout)
         self.up = nn.Linear(width, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = KeyedDropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(self.input_dropout(x)))))

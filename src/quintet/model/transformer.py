@@ -13,6 +13,7 @@ from quintet.model.abilities import Abilities
 from quintet.model.attention import Attention, build_output
 from quintet.model.block import Surroundings, build_block
 from quintet.model.cache import KVCache
+from quintet.model.dropout import KeyedDropout
 from quintet.model.feedforward import build_feedforward
 from quintet.model.kernels import choose_kernel, prepare_mask
 from quintet.model.mask import lay_out
@@ -36,7 +37,7 @@ class Transformer(nn.Module):
         rows = config.rows(vocab_size + extra_rows)
         self.embedding = nn.Embedding(rows, config.width)
         self.position = build_added_position(config.position, context_length, config.width)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = KeyedDropout(config.embedding_dropout)
         self.rope = build_rope(config, context_length)
         self.blocks = nn.ModuleList(build_block(config) for _ in range(config.layers))
         self.shared = nn.ModuleDict()
@@ -45,7 +46,7 @@ class Transformer(nn.Module):
         if config.tie_feedforward:
             self.shared["feedforward"] = build_feedforward(config)
         self.norm = build_norm(config.last_norm, config.width)
-        self.head_dropout = nn.Dropout(config.head.dropout)
+        self.head_dropout = KeyedDropout(config.head.dropout)
         self.head = Head(rows, config.width, own_weight=not config.tie_embeddings, bias=config.head.bias)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:

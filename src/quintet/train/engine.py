@@ -71,7 +71,7 @@ class TorchEngine:
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
         """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number, in
-        whatever parts; dropout is keyed by the step and the number of the micro-batch in the whole batch."""
+        whatever parts; dropout is keyed by the step and the number of the sample in the whole batch."""
         loss = torch.zeros((), device=self.compute.device)
         first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
         for number, part in enumerate(

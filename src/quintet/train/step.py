@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
+from quintet.model.dropout import set_dropout_keys
 from quintet.randomness import key
 from quintet.train.compute import Compute
 
@@ -18,10 +19,11 @@ from quintet.train.compute import Compute
 @dataclass(frozen=True)
 class MicroBatch:
     """Part ``index`` of the batch of ``step``, as tensors of one device; ``valid`` counts the targets of the whole
-    batch that have a loss, in whatever process they are."""
+    batch that have a loss, in whatever process they are, and ``sample`` is the number of the first sample in it."""
 
     step: int
     index: int
+    sample: int
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None
@@ -35,12 +37,18 @@ def micro_batches(batch: Batch, step: int, size: int, device: torch.device, firs
     for index, start in enumerate(range(0, len(inputs), size), first):
         rows = slice(start, start + size)
         numbers = None if documents is None else documents[rows]
-        yield MicroBatch(step, index, inputs[rows], targets[rows], numbers, batch.valid)
+        yield MicroBatch(step, index, first * size + start, inputs[rows], targets[rows], numbers, batch.valid)
 
 
 def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
-    """The loss that ``part`` has in that of its batch, a scalar; dropout is keyed by step and part."""
+    """The loss that ``part`` has in that of its batch, a scalar.
+
+    Dropout is keyed by the step and the sample's number in the batch; where it comes from PyTorch's generator, as that
+    of attention weights, by the step and the part.
+    """
     torch.manual_seed(key(config.seed, "dropout", part.step, part.index))
+    base = key(config.seed, "dropout", part.step)
+    set_dropout_keys(learner, base, part.sample, len(part.inputs), part.inputs.device)
     with compute.autocast():
         return learner(part.inputs, part.targets, part.documents) / max(part.valid, 1)
 
@@ -61,6 +69,7 @@ def rehearse(
     rates = [group["lr"] for group in optimizer.param_groups]
     ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
+    set_dropout_keys(learner, 0, 0, len(ids), ids.device)
     try:
         with compute.autocast():
             documents = torch.zeros_like(ids) if config.model.tells_documents else None

@@ -17,7 +17,7 @@ from tests.train.parallel.conftest import WORDS, Finished, surroundings, torchru
 pytestmark = pytest.mark.timeout(900)  # several starts of Python in several processes, on a busy machine too
 SCRIPT = Path(__file__).with_name("several_runs.py")
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
-DROPOUT = ["model.residual_dropout=0.2", "train.micro_batch_size=2"]
+DROPOUT = ["model.residual_dropout=0.2", "model.embedding_dropout=0.1", "model.feedforward={kind: gated, dropout: 0.1}"]
 TIED = ["model.tie_embeddings=true", "model.tie_feedforward=true", "model.tie_attention_output=true"]
 MASKED = ["loss.kind=masked", "model.attention.kind=bidirectional", "sample.prompts=[]"]
 DOCUMENTS = ["model.attention.mask=causal_document", "loss.z_loss=0.01"]
