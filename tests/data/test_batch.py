@@ -164,6 +164,15 @@ def test_validation_samples_are_fixed_distinct_and_from_every_source(
         assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
 
 
+def test_a_number_of_samples_of_each_source_is_of_each_whatever_their_sizes() -> None:
+    streams = tuple(Windows(Counting(size, 1_000_000 * index), 4) for index, size in enumerate((21, 401, 9)))
+    data = ValidationData(streams, ("a", "b", "c"), 4, each=True)
+    for samples, counts in ((1, [1, 1, 1]), (4, [4, 4, 2]), (50, [5, 50, 2]), (None, [5, 100, 2])):
+        found = windows(list(data.batches(3, samples)))
+        assert [sum(owner == source for owner, _ in found) for source in range(3)] == counts
+        assert len(set(found)) == sum(counts)
+
+
 def numbered(step: int) -> Batch:
     return Batch(np.array([[step]]), np.array([[step]]), np.array([0]), 1)
 

@@ -129,6 +129,12 @@ def micro_batches(make: Make) -> None:
 
 
 def accumulation(make: Make) -> None:
+    each = make({f"{DS}.gradient_accumulation_steps": 3}, without=[f"{DS}.train_batch_size"]).config
+    micro = each.batch.micro_batch_size
+    for devices in (1, 2, 8):  # DeepSpeed's definition
+        assert each.on_devices(devices).batch.samples == micro * 3 * devices
+    whole = make({f"{DS}.train_batch_size": 48, f"{DS}.gradient_accumulation_steps": 3}).config
+    assert [whole.on_devices(devices).batch.samples for devices in (1, 4)] == [48, 48]
     made = make({f"{DS}.gradient_accumulation_steps": 3}, without=[f"{DS}.train_batch_size"])
     assert made.batch().inputs.shape == (12, 16)
 
@@ -191,6 +197,7 @@ def eval_max_steps(make: Make) -> None:
     made = make({"training_args.eval_max_steps": 2, f"{DS}.train_batch_size": 4})
     assert made.config.evaluate.samples == 8
     assert make().config.evaluate.samples is None
+    assert made.config.evaluate.samples_each
 
 
 def seed(make: Make) -> None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from quintet.config.dialects import dialect_named
 from quintet.config.load import Reading, load_run_config
 from quintet.errors import UserError
+from quintet.train.check import check_training
 
 DIALECT = "tmrc"
 VOCAB = 20
@@ -213,6 +214,10 @@ def validates(make: Make) -> None:
 
 
 def batch_size(make: Make) -> None:
+    for size in (1, 2, 5):
+        one = make({"training.batch_size": size})
+        assert one.run.validation.samples == size
+        assert one.batch().inputs.shape == (size, 16)
     larger = make({"training.batch_size": 6})
     assert larger.batch().inputs.shape == (6, 16)
     assert larger.run.validation is not None
@@ -389,3 +394,29 @@ def test_what_the_data_lack_is_said_at_the_dialects_key_and_hydra_is_quiet(
     assert code == 2
     assert err.startswith(f"error: {EXAMPLE}:8: datasets.path: there is no ")
     assert len(err.splitlines()) == 1
+
+
+def test_flash_attention_trains_with_dropout_where_its_kernel_cannot_drop(make: Make) -> None:
+    flash = {"model.flash": True, "model.flex": False, "model.mask": "causal", "model.dropout_p": 0.1}
+    made = make({**flash, "training.train_steps": 1})
+    assert len(made.metrics("train/loss")) == 1
+
+
+def test_training_from_ids_needs_no_tokenizer(make: Make, dataset: Path, tmp_path: Path) -> None:
+    bare = write_dataset(tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    made, whole = make({"datasets.path": str(bare)}), make({"datasets.path": str(dataset)})
+    assert made.config.tokenizer.kind == "ids"
+    assert same(made.batch(), whole.batch())
+    assert "needs none" in "\n".join(load_run_config([made.file]).notes)
+    (bare / "metadata.json").write_text((bare / "metadata.json").read_text().replace("t5-base", "gpt2"))
+    other = {"datasets.path": str(bare), "datasets.tokenizer_used": "gpt2", "tokenizer.name": "gpt2"}
+    assert "tokenizer.name: the id that ends a document is not known" in refused(make, other)
+
+
+def test_check_says_that_a_cpu_does_not_train_in_fp16(make: Make) -> None:
+    made = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cpu"}}})
+    with pytest.raises(UserError, match=r"train\.precision: fp16 .* a CPU, and that is the device here"):
+        check_training(made.config)
+    elsewhere = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cuda"}}})
+    check_training(elsewhere.config)

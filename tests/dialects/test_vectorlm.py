@@ -902,6 +902,12 @@ def test_the_file_of_the_project_is_read(tmp_path: Path, overrides: list[str]) -
     assert (config.parallel.kind, config.parallel.shard) == ("fsdp", "full")
 
 
+def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
+    config = shipped(tmp_path).config
+    for gpus in (1, 4, 8):
+        assert config.on_devices(gpus).batch.samples == gpus * 8 * 4
+
+
 def test_the_same_file_says_how_to_preprocess(tmp_path: Path) -> None:
     loaded = shipped(tmp_path, purpose="prepare")
     assert loaded.config.data.sources[0].path == "./your/unprocessed/dataset"

@@ -66,8 +66,10 @@ def _summary(config: RunConfig) -> str:
     length = " or ".join(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
     sources = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
     size = f"of {model.layers} layers, width {model.width}" if model.kind == "transformer" else model.name_or_path
+    settled = train.batch_size_per_device is None or train.batch_devices is not None
+    each = "" if settled else " on each device"
     return (
         f"{config.name}: {model.kind} {size}; "
         f"{config.tokenizer.kind} tokenizer; {sources}; "
-        f"{length}, {batch.samples} × {batch.sequence_length} tokens a step"
+        f"{length}, {batch.samples} × {batch.sequence_length} tokens a step{each}"
     )

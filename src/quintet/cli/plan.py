@@ -66,6 +66,7 @@ def plan(
     from quintet.plan import make_plan
     from quintet.plan.machine import Machine, parse_bytes
 
+    config = config.on_devices(devices or 1)
     memory = parse_bytes(device_memory, "--device-memory")
     found = make_plan(config)
     if devices is None:

@@ -131,7 +131,7 @@ def slurm(
             fail(f"--{name}: {value!r} is nothing that sbatch takes")
     from quintet.train.parallel.strategy import share_of_batch
 
-    share_of_batch(config.batch, nodes * gpus_per_node)
+    share_of_batch(config.on_devices(nodes * gpus_per_node).batch, nodes * gpus_per_node)
     job = Job(
         config.name,
         nodes,

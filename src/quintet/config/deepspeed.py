@@ -102,6 +102,8 @@ def refuse_deepspeed_contradictions(config: RunConfig) -> None:
         # A batch of fewer passes than one micro-batch has samples is checked when the processes are known.
         if name == "train_micro_batch_size_per_gpu" and config.train.micro_batch_size is None:
             continue
+        if name == "train_batch_size" and config.train.batch_size_per_device and not config.train.batch_devices:
+            continue  # nor is the batch
         _must_equal(ds.get(name, AUTO), name, value, _SAME[name])
     _check_precision(config, ds)
     _check_optimizer(config, ds)
@@ -119,6 +121,8 @@ def _ds_config(values: Any) -> dict[str, Any]:
 def _fill(values: dict[str, Any], section: str, found: dict[str, Any]) -> None:
     own = values.get(section, {})
     if found and isinstance(own, dict):
+        if any(own.get(name) is not None for name in ("batch_size", "batch_tokens", "accumulation")):
+            found.pop("batch_size_per_device", None)
         values[section] = found | own
 
 
@@ -128,6 +132,10 @@ def _training(ds: dict[str, Any]) -> dict[str, Any]:
         for name, key in _SAME.items()
         if ds.get(name, AUTO) not in (AUTO, None)
     }
+    micro, passes = found.get("micro_batch_size"), number_in(ds.get("gradient_accumulation_steps", AUTO))
+    if "batch_size" not in found and isinstance(micro, int) and isinstance(passes, int):
+        # train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × devices
+        found["batch_size_per_device"] = micro * passes
     if found.get("clip_norm") == 0:
         found["clip_norm"] = None
     enabled = {kind: _enabled(ds, kind) for kind in ("fp16", "bf16")}

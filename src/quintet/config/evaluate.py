@@ -29,6 +29,9 @@ class EvaluateConfig(Part):
     samples: int | None = key(
         256, "held-out samples to use, spread evenly; null takes all of them", unit="samples", ge=1
     )
+    samples_each: bool = key(
+        False, "count `samples` for each source by itself; false shares them out by the sources' sizes"
+    )
     batch_size: int | None = key(
         None, "samples in one forward pass; the micro-batch's when not given", unit="samples", ge=1
     )

@@ -16,12 +16,14 @@ _LONGEST_VALUE = 60
 class Place:
     """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole.
 
-    Where a dialect's file says a value of the run in words of its own, ``key`` is what it calls it.
+    Where a dialect's file says a value of the run in words of its own, ``key`` is what it calls it, and ``switch``
+    whether it is true there.
     """
 
     file: str | None
     line: int | None = None
     key: str = ""
+    switch: bool = False
 
     def __str__(self) -> str:
         if self.file is None:
@@ -47,7 +49,9 @@ class Problem:
         own = self.place.key
         if not own or own == self.key:
             return self
-        return Problem(self.place, own, f"{self.message} ({self.key} of the run file)" if self.key else self.message)
+        mend = f"; {own}=false turns it off" if self.place.switch else ""
+        native = f" ({self.key} of the run file)" if self.key else ""
+        return Problem(self.place, own, f"{self.message}{mend}{native}")
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message

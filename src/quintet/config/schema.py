@@ -200,7 +200,7 @@ class RunConfig(Part):
     def batch(self) -> BatchShape:
         """The batch that ``train`` asks for, whichever of its keys say so."""
         train, length = self.train, self.data.sequence_length
-        samples = train.batch_size
+        samples, devices = train.batch_size or train.batch_size_per_device, train.batch_devices or 1
         if train.batch_tokens is not None:
             samples, rest = divmod(train.batch_tokens, length)
             if rest or not samples:
@@ -219,4 +219,16 @@ class RunConfig(Part):
                 "train.accumulation" if train.accumulation else "train.micro_batch_size",
                 f"micro-batches of {micro} × {accumulation} passes do not make a batch of {samples} samples",
             )
-        return BatchShape(samples, micro, accumulation, length)
+        return BatchShape(samples * devices, micro, accumulation * devices, length)
+
+    @property
+    def passes_each(self) -> int:
+        """Passes of a step on each of the devices that the batch is counted for."""
+        return self.batch.accumulation // (self.train.batch_devices or 1)
+
+    def on_devices(self, devices: int) -> RunConfig:
+        """This run as it starts on ``devices``: where ``train`` says the batch of each, they settle the whole batch."""
+        train = self.train
+        if train.batch_size_per_device is None or train.batch_devices is not None:
+            return self
+        return self.model_copy(update={"train": train.model_copy(update={"batch_devices": devices})})

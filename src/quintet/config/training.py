@@ -86,6 +86,20 @@ class TrainConfig(Part):
         None, "samples a step; 32 when neither this, `batch_tokens` nor `accumulation` is given", unit="samples", ge=1
     )
     batch_tokens: int | None = key(None, "tokens a step, instead of `batch_size`", unit="tokens", ge=1)
+    batch_size_per_device: int | None = key(
+        None,
+        "samples a step on each device, instead of `batch_size`: the batch is so many times the devices on which the "
+        "run starts",
+        unit="samples",
+        ge=1,
+    )
+    batch_devices: int | None = key(
+        None,
+        "devices that `batch_size_per_device` counts; those on which the run starts when not given, after which its "
+        "run.yaml has them: continued on others, it keeps its batch",
+        unit="devices",
+        ge=1,
+    )
     micro_batch_size: int | None = key(
         None, "samples in one forward and backward pass; the whole batch when not given", unit="samples", ge=1
     )
@@ -119,8 +133,11 @@ class TrainConfig(Part):
         check_fractions(self, "log_every")
         if self.steps is None and self.tokens is None and self.epochs is None:
             raise problem("steps", "steps, tokens or epochs must say how long to train; none is given")
-        if self.batch_size is not None and self.batch_tokens is not None:
-            raise problem("batch_tokens", "give batch_size or batch_tokens, not both")
+        given = [name for name in ("batch_size", "batch_tokens", "batch_size_per_device") if getattr(self, name)]
+        if len(given) > 1:
+            raise problem(given[1], f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+        if self.batch_devices is not None and self.batch_size_per_device is None:
+            raise problem("batch_devices", "counts the devices of batch_size_per_device, which is not given")
         return self
 
 

@@ -69,11 +69,13 @@ class TrainData:
 
 @dataclass(frozen=True)
 class ValidationData:
-    """What a run validates on. ``labels`` name the sources that ``Batch.sources`` counts."""
+    """What a run validates on. ``labels`` name the sources that ``Batch.sources`` counts; ``each``: a number of samples
+    is asked of every source by itself, and not of all together."""
 
     streams: tuple[Samples, ...]
     labels: tuple[str, ...]
     sequence_length: int
+    each: bool = False
 
     @property
     def tokens(self) -> int:
@@ -90,7 +92,7 @@ class ValidationData:
 
         Always the same: each source has its share, at least one if there is enough, spread evenly over its stream.
         """
-        sources, chosen = self._chosen(self.samples if samples is None else min(samples, self.samples))
+        sources, chosen = self._chosen(self.samples if samples is None else samples)
         for start in range(0, len(sources), batch_size):
             part = slice(start, start + batch_size)
             yield _collate(self.streams, sources[part], chosen[part], self.sequence_length)
@@ -103,7 +105,11 @@ class ValidationData:
         """Sources and their samples, int64 [samples] each."""
         filled = [source for source, count in enumerate(self._counts) if count]
         counts = [self._counts[source] for source in filled]
-        shares = apportion(counts, samples, least=int(samples >= len(filled)))
+        if self.each:
+            shares = [min(samples, count) for count in counts]
+        else:
+            samples = min(samples, self.samples)
+            shares = apportion(counts, samples, least=int(samples >= len(filled)))
         chosen = [np.arange(share) * count // max(share, 1) for share, count in zip(shares, counts, strict=True)]
         return np.repeat(filled, shares), np.concatenate(chosen)
 

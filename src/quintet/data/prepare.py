@@ -305,7 +305,10 @@ def _divide(
     if data.validation_sources:
         held_out, names = [whole(store, store.dropped) for store in stores[trained:]], labels[trained:]
     validation = ValidationData(
-        tuple(_samples(config, stream, tokenizer, training=False) for stream in held_out), names, length
+        tuple(_samples(config, stream, tokenizer, training=False) for stream in held_out),
+        names,
+        length,
+        config.evaluate.samples_each,
     )
     if not validation.samples and config.evaluate.never:
         return train, None, left_out

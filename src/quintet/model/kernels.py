@@ -53,7 +53,9 @@ def choose_kernel(
                 "the fastest that can"
             )
         return "flex"
-    if config.backend == "flash" and ranges.simple:
+    # PyTorch's flash kernel for CPUs drops no weights, and mps has none; the plain one computes the same.
+    has_flash = device.type == "cuda" or (device.type == "cpu" and not dropping)
+    if config.backend == "flash" and ranges.simple and has_flash:
         if device.type == "cuda" and dtype == torch.float32:
             raise UserError(
                 "model.attention.backend: FlashAttention needs 16 bits on a GPU; set train.precision to bf16 or fp16"

@@ -90,7 +90,7 @@ def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterat
     smaller = [size for size in range(micro - 1, 0, -1) if found.shape.samples % size == 0]
     single = [{"train.micro_batch_size": size} for size in _halves(smaller)]
     if config.train.accumulation is not None:
-        passes = config.batch.samples
+        passes = config.train.batch_size_per_device or config.batch.samples
         single = [one | {"train.accumulation": passes // one["train.micro_batch_size"]} for one in single]
     state = memory.parameters + memory.optimizer + memory.gradients - memory.host
     both = (fewer[-1] if fewer else {}) | (single[-1] if single else {})

@@ -109,7 +109,7 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     """
     tokenizer = cast(Tokenizer, _Sizes(vocab_size))
     around = Surroundings(machine.devices, machine.local, machine.memory)
-    shape = share_of_batch(config.batch, machine.devices)
+    shape = share_of_batch(config.on_devices(machine.devices).batch, machine.devices)
     outline = make_model(config, tokenizer, outline=True)
     strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *counts_of(outline)))
     _check(strategy, precision, machine)

@@ -60,6 +60,10 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.deepspeed.start import check_deepspeed
 
         found.append(lambda: check_deepspeed(config))
+    if config.train.precision == "fp16":
+        from quintet.train.compute import check_compute
+
+        found.append(lambda: check_compute(config.train))
     if config.track:
         from quintet.track import check_trackers
 

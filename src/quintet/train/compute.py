@@ -43,9 +43,7 @@ def choose_compute(config: TrainConfig) -> Compute:
     precision, reason = (config.precision, "as the run file says")
     if precision == "auto":
         precision, reason = _choose_precision(device)
-    if precision == "fp16" and device.type == "cpu":
-        # Measured on a CPU with AVX512: 1 to 2 GFLOP/s in fp16 against 200 in fp32 and 900 in bf16.
-        raise UserError("train.precision: fp16 is hundreds of times slower than fp32 on a CPU; use auto, bf16 or fp32")
+    _refuse_slow(precision, device.type)
     compile_blocks = device.type == "cuda" if config.compile == "auto" else config.compile
     return Compute(device, precision, compile_blocks, reason)
 
@@ -59,6 +57,21 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
         reason = "the run began in fp16, which is hundreds of times slower than fp32 on a CPU"
         return replace(compute, reason=reason)
     return replace(compute, precision=began, reason="as the run began")
+
+
+def check_compute(config: TrainConfig) -> None:
+    """Raise UserError where the numbers are none for the device that the run file names, or that is here for auto."""
+    if config.precision == "fp16":
+        _refuse_slow("fp16", choose_device("auto").type if config.device == "auto" else config.device)
+
+
+def _refuse_slow(precision: str, device: str) -> None:
+    if precision == "fp16" and device == "cpu":
+        # Measured on a CPU with AVX512: 1 to 2 GFLOP/s in fp16 against 200 in fp32 and 900 in bf16.
+        raise UserError(
+            "train.precision: fp16 is hundreds of times slower than fp32 on a CPU, and that is the device here; take "
+            "other numbers, or a GPU"
+        )
 
 
 def choose_device(wanted: str) -> torch.device:

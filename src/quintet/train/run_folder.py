@@ -12,7 +12,7 @@ from pathlib import Path
 import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
-from quintet.config.names import local_path
+from quintet.config.names import is_run, local_path
 from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -43,9 +43,23 @@ CONTINUABLE = (
 )
 
 
+# Several ways to say one batch.
+_BATCH = ("train.batch_size", "train.batch_tokens", "train.batch_size_per_device", "train.batch_devices")
+
+
 def run_folder(config: RunConfig) -> Path:
     """Where the run of ``config`` lies."""
     return local_path(config.runs_dir) / config.name
+
+
+def settle_batch(config: RunConfig, devices: int) -> RunConfig:
+    """``config`` with the batch of the run that it continues, or else of the ``devices`` on which it starts."""
+    folder, each = run_folder(config), config.train.batch_size_per_device
+    if each is not None and is_run(folder):
+        began_on, rest = divmod(read_run_config(folder).batch.samples, each)
+        if began_on and not rest:
+            return config.on_devices(began_on)
+    return config.on_devices(devices)
 
 
 def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
@@ -58,7 +72,12 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     if (folder / "run.yaml").exists():
         found = read_run_config(folder)
         changed = differences(found, config)
-        fatal = [change for change in changed if not _continuable(change[0], config)]
+        same_batch = found.batch.samples == config.batch.samples
+        fatal = [
+            change
+            for change in changed
+            if not _continuable(change[0], config) and not (same_batch and change[0] in _BATCH)
+        ]
         if fatal:
             raise UserError(
                 *(f"{folder}: holds a run with {key}: {old}, not {new}" for key, old, new in fatal),

@@ -49,7 +49,7 @@ from quintet.train.model import make_objective, training_flops
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, rhythm_of
-from quintet.train.run_folder import find_run_folder, write_run_file
+from quintet.train.run_folder import find_run_folder, settle_batch, write_run_file
 from quintet.train.schedule import learning_rate
 from quintet.train.start import starting_weights
 from quintet.train.step import rehearse
@@ -99,6 +99,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
     check_training(config)
+    config = from_first(lambda: settle_batch(config, world()))
     folder, changes = from_first(lambda: find_run_folder(config))
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
@@ -229,6 +230,16 @@ def _parameters(total: int, trained: int) -> str:
     return f"{total / 1e6:.2f} M parameters{some}"
 
 
+def _spread(config: RunConfig) -> str:
+    """The devices that a batch was counted for, and who does its samples now."""
+    counted = config.train.batch_devices
+    there = "device" if counted == 1 else "devices"
+    if counted == world():
+        return f"{counted} {there}"
+    now = f"the {world()} that there are do" if world() > 1 else "the one that there is does"
+    return f"the {counted} {there} of train.batch_devices; {now} the same batch"
+
+
 def _introduce(run: Run, built: Built, notes: list[str]) -> None:
     """Say what was chosen, before the first step."""
     say, config, compute = run.reporter.say, run.config, run.compute
@@ -238,6 +249,8 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
         f"data: {run.data.epoch_samples:,} samples of {config.data.sequence_length} tokens; "
         f"{run.steps:,} steps of {config.batch.tokens:,} tokens are {epochs:.2f} epochs"
     )
+    if (each := config.train.batch_size_per_device) is not None:
+        say(f"batch: {config.batch.samples:,} samples a step, {each:,} on each of {_spread(config)}")
     mode = "compiled" if compute.compile else "eager"
     say(
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "

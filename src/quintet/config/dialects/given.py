@@ -69,6 +69,8 @@ class Given:
         names = ", ".join(paths)
         if given:
             found = self._places[path_of(given[0])]
+            if len(given) == 1:
+                return found
             return Place(found.file, found.line, ", ".join([found.key, *given[1:]]))
         return Place(self.file, None, f"{self.dialect.name}'s default: {names}" if names else self.dialect.name)
 
@@ -134,7 +136,7 @@ class Given:
             return
         place = place_of(path, self.document.places)
         self._values[known] = read
-        self._places[known] = Place(place.file, place.line, show(path))
+        self._places[known] = Place(place.file, place.line, show(path), value is True)
 
     def is_replaced(self, key: Key) -> bool:
         """Whether the section `quintet:` says all the native keys that ``key`` has a say in."""

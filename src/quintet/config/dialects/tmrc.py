@@ -9,7 +9,7 @@ from quintet.config.dialects.native import Native
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, Put
 from quintet.config.dialects.values import choice, flag, listed, number, text, whole
 from quintet.config.model import TransformerConfig
-from quintet.config.names import local_path
+from quintet.config.names import is_hub_name, local_path
 from quintet.config.schema import RunConfig
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -189,13 +189,7 @@ def _rules(given: Given, native: Native) -> None:
     path = Path(given["datasets.path"])
     native.set("data.sources[0].kind", "tatm", "datasets.path")
     native.set("data.sources[0].path", str(path), "datasets.path")
-    folder = path.parent if path.suffix in (".json", ".yaml", ".yml") else path
-    here = (local_path(folder) / "tokenizer.json").is_file() or not given.has("tokenizer.name")
-    native.set("tokenizer.kind", "huggingface", "tokenizer.name")
-    if here:
-        native.set("tokenizer.path", str(folder), "datasets.path")
-    else:
-        native.set("tokenizer.path", given["tokenizer.name"], "tokenizer.name")
+    _tokenizer(given, native, path.parent if path.suffix in (".json", ".yaml", ".yml") else path)
     name, used = given["tokenizer.name"], given["datasets.tokenizer_used"]
     if name is not None:
         if used is not None and used != name:
@@ -205,6 +199,38 @@ def _rules(given: Given, native: Native) -> None:
     native.set("optimizer.decay", "all")
     native.set("schedule", {"kind": "constant"})
     _training(given, native)
+
+
+def _tokenizer(given: Given, native: Native, folder: Path) -> None:
+    """The tokenizer of the dataset's folder, else the one that is named. The samples are ids, so a T5's, whose
+    documents end with id 1, need neither."""
+    name = given["tokenizer.name"]
+    if name is None or (local_path(folder) / "tokenizer.json").is_file():
+        native.set("tokenizer", {"kind": "huggingface", "path": str(folder)}, "datasets.path")
+        return
+    if "t5" not in name.lower() and local_path(folder).is_dir():
+        given.refuse(
+            "tokenizer.name", f"the id that ends a document is not known: put {name}'s tokenizer.json into {folder}"
+        )
+    if "t5" not in name.lower() or _is_here(name):
+        native.set("tokenizer", {"kind": "huggingface", "path": name}, "tokenizer.name")
+        return
+    ids = {"kind": "ids", "vocab_size": given["tokenizer.vocab_size"], "end_id": 1}
+    native.set("tokenizer", ids, "tokenizer.vocab_size", "tokenizer.name")
+    native.say(
+        f"tokenizer.name: {name} is not on this machine, and training from ids needs none; to write texts, put its "
+        f"tokenizer.json into {folder}"
+    )
+
+
+def _is_here(name: str) -> bool:
+    """Whether ``name`` is a folder, or a tokenizer in the hub's cache."""
+    if local_path(name).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("tokenizer.json", "spiece.model")
+    return is_hub_name(name) and any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def _model(given: Given, native: Native) -> None:
@@ -236,7 +262,8 @@ def _attention(given: Given, native: Native) -> None:
 
 def _training(given: Given, native: Native) -> None:
     native.set("train.clip_norm", None)
-    held_out = given["training.batch_size"] * given["model.context_length"]
+    # A window has a target for each of its inputs, so the last of them ends with one token more.
+    held_out = given["training.batch_size"] * given["model.context_length"] + 1
     native.set("data.validation", held_out, "training.batch_size", "model.context_length")
     native.set("evaluate.samples", given["training.batch_size"], "training.batch_size")
     native.set("sample.prompts", [])

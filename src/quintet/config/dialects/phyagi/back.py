@@ -142,9 +142,12 @@ def _deepspeed(config: RunConfig, put: Put) -> None:
             put(f"{DS}.{name}.enabled", True)
     if train.precision == "auto":
         put("model.torch_dtype", "auto")
-    put(f"{DS}.train_batch_size", batch.samples)
-    if train.micro_batch_size is not None:
-        put(f"{DS}.train_micro_batch_size_per_gpu", train.micro_batch_size)
+    if train.batch_size_per_device is None:
+        put(f"{DS}.train_batch_size", batch.samples)
+    else:
+        put(f"{DS}.gradient_accumulation_steps", config.passes_each)
+    if train.micro_batch_size is not None or train.batch_size_per_device is not None:
+        put(f"{DS}.train_micro_batch_size_per_gpu", batch.micro_batch_size)
     put(f"{DS}.gradient_clipping", train.clip_norm or 0.0)
     if train.steps is not None:
         put(f"{ARGS}.max_steps", train.steps)
@@ -157,10 +160,9 @@ def _deepspeed(config: RunConfig, put: Put) -> None:
     put(f"{ARGS}.do_final_eval", config.evaluate.at_end)
     put(f"{ARGS}.eval_steps", OFF if config.evaluate.every is None else config.evaluate.every)
     put(f"{ARGS}.dataloader_shuffle", config.data.shuffle)
-    together = {source.label for source in config.data.validation_sources} == {"0"}
-    samples = batch.samples * (1 if together else max(1, len(config.data.validation_sources)))
-    if config.evaluate.samples is not None and config.evaluate.samples % samples == 0:
-        put(f"{ARGS}.eval_max_steps", config.evaluate.samples // samples)
+    samples = config.evaluate.samples
+    if samples is not None and samples % batch.samples == 0:
+        put(f"{ARGS}.eval_max_steps", samples // batch.samples)
 
 
 def _parallel(config: RunConfig, put: Put) -> None:

@@ -67,7 +67,7 @@ def huggingface_back(config: RunConfig, put: Put) -> None:
         found["warmup_steps" if isinstance(warmup, int) else "warmup_ratio"] = warmup
     found |= {
         "per_device_train_batch_size": batch.micro_batch_size,
-        "gradient_accumulation_steps": batch.accumulation,
+        "gradient_accumulation_steps": config.passes_each,
         "per_device_eval_batch_size": config.evaluate.batch_size,
         "max_grad_norm": train.clip_norm or 0.0,
         "logging_steps": train.log_every,
@@ -102,10 +102,10 @@ def lightning_back(config: RunConfig, put: Put) -> None:
     if isinstance(every, float):
         every = every * train.epochs if train.epochs and train.steps is None else None
     elif every is not None:
-        every *= batch.accumulation
+        every *= config.passes_each
     samples = config.evaluate.samples
     found: dict[str, Any] = {
-        "accumulate_grad_batches": batch.accumulation,
+        "accumulate_grad_batches": config.passes_each,
         "gradient_clip_val": train.clip_norm,
         "log_every_n_steps": train.log_every,
         "precision": train.precision if train.precision != "auto" else None,

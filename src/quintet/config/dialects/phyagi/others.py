@@ -7,7 +7,15 @@ from typing import Any
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL, STRATEGIES
-from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
+from quintet.config.dialects.phyagi.parts import (
+    ADAMW,
+    batch_of_each,
+    evaluation_size,
+    length,
+    optimizer,
+    period,
+    precision,
+)
 from quintet.config.dialects.phyagi.training_keys import ARGS
 from quintet.config.duration import fraction_of
 from quintet.config.keypath import path_of
@@ -61,6 +69,7 @@ def huggingface_rules(given: Given, native: Native) -> None:
     _huggingface_schedule(given, native)
     _or(given, native, "train.micro_batch_size", "per_device_train_batch_size", 8)
     _or(given, native, "train.accumulation", "gradient_accumulation_steps", 1)
+    batch_of_each(native, f"{ARGS}.per_device_train_batch_size", f"{ARGS}.gradient_accumulation_steps")
     _or(given, native, "evaluate.batch_size", "per_device_eval_batch_size", 8)
     norm = given[f"{ARGS}.max_grad_norm"]
     native.set("train.clip_norm", 1.0 if norm is None else norm or None, f"{ARGS}.max_grad_norm")
@@ -109,7 +118,7 @@ def _huggingface_periods(given: Given, native: Native) -> None:
     native.set("evaluate.at_end", given[f"{ARGS}.do_final_eval"], f"{ARGS}.do_final_eval")
     native.set("evaluate.at_start", bool(given[f"{ARGS}.eval_on_start"]), f"{ARGS}.eval_on_start")
     batches, batch = given[f"{ARGS}.eval_max_steps"], native.get("evaluate.batch_size")
-    native.set("evaluate.samples", None if batches is None else batches * batch, f"{ARGS}.eval_max_steps")
+    evaluation_size(given, native, f"{ARGS}.eval_max_steps", None if batches is None else batches * batch)
     saving = given[f"{ARGS}.save_strategy"] or "steps"
     by_steps = period(given, f"{ARGS}.save_steps") if saving == "steps" else None
     native.set("checkpoint.every", by_steps, f"{ARGS}.save_steps" if saving == "steps" else f"{ARGS}.save_strategy")
@@ -137,6 +146,7 @@ def lightning_rules(given: Given, native: Native) -> None:
     micro, passes = f"{ARGS}.train_micro_batch_size_per_gpu", f"{PL}.accumulate_grad_batches"
     native.set("train.micro_batch_size", given[micro] or 1, micro)
     native.set("train.accumulation", given[passes] or 1, passes)
+    batch_of_each(native, micro, passes)
     native.set("train.clip_norm", given[f"{PL}.gradient_clip_val"] or None, f"{PL}.gradient_clip_val")
     named = given[f"{PL}.precision"]
     if named is not None:
@@ -241,7 +251,7 @@ def _lightning_evaluation(given: Given, native: Native) -> None:
     native.set("evaluate.every", every, interval if given.has(interval) else epochs)
     native.set("evaluate.at_end", at_end, f"{ARGS}.do_final_eval")
     samples = given[limit] * micro if isinstance(given[limit], int) and given[limit] else None
-    native.set("evaluate.samples", samples, limit)
+    evaluation_size(given, native, limit, samples)
 
 
 def _hand_on(given: Given, native: Native, kind: str) -> None:

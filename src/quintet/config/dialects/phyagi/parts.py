@@ -41,6 +41,19 @@ def length(given: Given, native: Native, *, epochs: str, steps: str) -> None:
         native.set("train.epochs", given[epochs], epochs)
 
 
+def batch_of_each(native: Native, *keys: str) -> None:
+    """Passes × samples are what each device does of a step, as ``keys`` say."""
+    samples = native.get("train.micro_batch_size") * native.get("train.accumulation")
+    native.set("train.batch_size_per_device", samples, *keys)
+
+
+def evaluation_size(given: Given, native: Native, key: str, samples: int | None) -> None:
+    """Validate on ``samples`` of each dataset, all when None; datasets that are joined count as one."""
+    native.set("evaluate.samples", samples, key)
+    if samples is not None and given["eval_dataset_concat"] is None:
+        native.set("evaluate.samples_each", True, key)
+
+
 def optimizer(
     given: Given, native: Native, section: str, name: str | None, type_key: str, defaults: dict[str, Any]
 ) -> None:

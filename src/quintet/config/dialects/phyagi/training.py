@@ -9,7 +9,7 @@ from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, HUGGINGFACE, LIGHTNING
 from quintet.config.dialects.phyagi.others import huggingface_rules, lightning_rules
-from quintet.config.dialects.phyagi.parts import ADAMW, length, optimizer, period, precision
+from quintet.config.dialects.phyagi.parts import ADAMW, evaluation_size, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.shape import trainer_of
 from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
 from quintet.config.names import local_path
@@ -128,12 +128,7 @@ def _deepspeed(given: Given, native: Native) -> None:
     own = f"{ARGS}.train_micro_batch_size_per_gpu"
     if given.has(own):
         given.refuse(own, f"stands in ds_config for trainer: deepspeed, as {micro}")
-    if given[batch] is not None or not (given[micro] and given[accumulation]):
-        native.set("train.batch_size", given[batch] or BATCH, batch)
-    if given[micro] is not None or (given[batch] is None and given[accumulation] is None):
-        native.set("train.micro_batch_size", given[micro] or 4, micro)
-    if given[accumulation] is not None:
-        native.set("train.accumulation", given[accumulation], accumulation)
+    _batch(given, native, batch, micro, accumulation)
     clipping = f"{DS}.gradient_clipping"
     native.set("train.clip_norm", given[clipping] or None, clipping)
     length(given, native, epochs=f"{ARGS}.num_train_epochs", steps=f"{ARGS}.max_steps")
@@ -141,6 +136,35 @@ def _deepspeed(given: Given, native: Native) -> None:
     native.set("checkpoint.every", period(given, f"{ARGS}.save_steps"), f"{ARGS}.save_steps")
     native.set("checkpoint.at_end", given[f"{ARGS}.save_final_checkpoint"], f"{ARGS}.save_final_checkpoint")
     _evaluation(given, native)
+
+
+def _batch(given: Given, native: Native, batch: str, micro: str, accumulation: str) -> None:
+    """DeepSpeed's train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × devices, of which
+    two say the third: the devices where all are given."""
+    whole, size, passes = given[batch], given[micro], given[accumulation]
+    if not _has_config(given):
+        whole, size = BATCH, 4
+    elif whole is None and size is None:
+        given.refuse(micro, "must be given, or train_batch_size: DeepSpeed takes the batch of a step from them")
+        return
+    if whole is None:
+        native.set("train.batch_size_per_device", size * (passes or 1), micro, accumulation)
+    else:
+        native.set("train.batch_size", whole, batch)
+    if size is not None:
+        native.set("train.micro_batch_size", size, micro)
+    if passes is None:
+        return
+    devices, rest = divmod(whole, (size or 1) * passes) if whole is not None else (1, 0)
+    if rest:
+        given.refuse(batch, f"{whole} samples are no whole number of devices with {passes} passes of {size or 1}")
+    elif devices > 1 and size is not None:
+        native.say(
+            f"{accumulation}: with {passes} passes of {size} samples {whole} are those of {devices} devices; "
+            "on fewer or more it stays, and the passes follow"
+        )
+    else:
+        native.set("train.accumulation", passes, accumulation)
 
 
 def _has_config(given: Given) -> bool:
@@ -178,9 +202,5 @@ def _evaluation(given: Given, native: Native) -> None:
     native.set("evaluate.every", every, f"{ARGS}.eval_steps" if doing else f"{ARGS}.do_eval")
     native.set("evaluate.at_end", doing and given[f"{ARGS}.do_final_eval"], f"{ARGS}.do_final_eval")
     batches = given[f"{ARGS}.eval_max_steps"]
-    sets = len(native.get("data.validation_sources", []))
-    sets = 1 if given["eval_dataset_concat"] is not None else max(sets, 1)
-    samples = native.get("train.batch_size") or given[f"{DS}.train_micro_batch_size_per_gpu"] * (
-        given[f"{DS}.gradient_accumulation_steps"] or 1
-    )
-    native.set("evaluate.samples", None if batches is None else batches * samples * sets, f"{ARGS}.eval_max_steps")
+    samples = native.get("train.batch_size") or native.get("train.batch_size_per_device", 1)
+    evaluation_size(given, native, f"{ARGS}.eval_max_steps", None if batches is None else batches * samples)

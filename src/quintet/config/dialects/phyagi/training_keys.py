@@ -171,14 +171,14 @@ DEEPSPEED = (
         whole(1),
         "samples of a pass on a device",
         documented=False,
-        shapes=("train.micro_batch_size",),
+        shapes=("train.micro_batch_size", "train.batch_size_per_device"),
     ),
     _ds(
         "gradient_accumulation_steps",
         whole(1),
-        "passes of a step",
+        "passes of a step on each device",
         documented=False,
-        shapes=("train.accumulation",),
+        shapes=("train.accumulation", "train.batch_size_per_device"),
     ),
     *(
         _ds(path, value, "of DeepSpeed's reports", documented=False, moot=_COSMETIC)
@@ -239,7 +239,7 @@ SHARED = (
         whole(1),
         "batches to validate on, of each dataset; all when not given",
         documented=False,
-        shapes=("evaluate.samples",),
+        shapes=("evaluate.samples", "evaluate.samples_each"),
     ),
     _arg(
         "timeout",

@@ -41,9 +41,10 @@ def _optimizer(config: RunConfig, put: Put) -> None:
 
 
 def _training(config: RunConfig, put: Put) -> None:
+    passes = config.passes_each
     put(f"{TRAIN}.output_dir", str(PurePath(config.runs_dir) / config.name))
     put(f"{TRAIN}.max_seq_len", config.data.sequence_length + 1)
-    put(f"{TRAIN}.gradient_accumulation_steps", config.batch.accumulation)
+    put(f"{TRAIN}.gradient_accumulation_steps", passes)
     put(f"{DATA}.train_bs", config.batch.micro_batch_size)
     shard = {} if config.parallel.kind == "ddp" else {"shard": getattr(config.parallel, "shard", None)}
     for name, spread in STRATEGIES.items():
@@ -52,7 +53,7 @@ def _training(config: RunConfig, put: Put) -> None:
     if config.train.clip_norm is not None:
         put(f"{TRAIN}.max_grad_norm", config.train.clip_norm)
     if isinstance(config.evaluate.every, int):
-        put(f"{TRAIN}.logging_steps", config.evaluate.every * config.batch.accumulation)
+        put(f"{TRAIN}.logging_steps", config.evaluate.every * passes)
     part = config.checkpoint.every_epochs
     put(f"{TRAIN}.checkpointing_enabled", part is not None)
     if part is not None and part <= 1:

@@ -144,8 +144,9 @@ _TRAINING = (
     _train(
         "gradient_accumulation_steps",
         whole(1),
-        "micro-batches of train_bs samples in a step",
+        "micro-batches of train_bs samples in a step, on each device",
         to="train.accumulation",
+        shapes=("train.batch_size_per_device",),
         default=1,
     ),
     _train(
@@ -224,7 +225,14 @@ _DATASET = (
         shapes=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
     ),
     Key(f"{DATA}.eval_bs", whole(1), "samples evaluated at once", to="evaluate.batch_size"),
-    Key(f"{DATA}.train_bs", whole(1), "samples of a micro-batch", to="train.micro_batch_size", default=REQUIRED),
+    Key(
+        f"{DATA}.train_bs",
+        whole(1),
+        "samples of a micro-batch on each device",
+        to="train.micro_batch_size",
+        shapes=("train.batch_size_per_device",),
+        default=REQUIRED,
+    ),
     Key(f"{DATA}.train_ds", text(), "preprocessed dataset to train on", shapes=("data.sources[0].path",)),
     Key(f"{DATA}.eval_ds", text(), "preprocessed dataset to evaluate on", shapes=("data.validation_sources[0].path",)),
 )

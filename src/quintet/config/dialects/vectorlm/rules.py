@@ -8,7 +8,7 @@ from pathlib import PurePath
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.vectorlm.data import data_rules
-from quintet.config.dialects.vectorlm.keys import LORA, PLATEAU, STRATEGIES, TRAIN
+from quintet.config.dialects.vectorlm.keys import DATA, LORA, PLATEAU, STRATEGIES, TRAIN
 
 # peft.LoraConfig's own defaults.
 _RANK, _ALPHA = 8, 8.0
@@ -75,6 +75,8 @@ def _training(given: Given, native: Native) -> None:
         native.set("parallel", dict(STRATEGIES[given[sharding]]), sharding)
     native.set("train.clip_norm", given[f"{TRAIN}.max_grad_norm"], f"{TRAIN}.max_grad_norm")
     micro_batches, passes = given[f"{TRAIN}.logging_steps"], given[f"{TRAIN}.gradient_accumulation_steps"]
+    size = f"{DATA}.train_bs"
+    native.set("train.batch_size_per_device", given[size] * passes, size, f"{TRAIN}.gradient_accumulation_steps")
     every = max(1, (2 * micro_batches + passes) // (2 * passes))  # to the nearest, halves up
     native.set("evaluate.every", every, f"{TRAIN}.logging_steps", f"{TRAIN}.gradient_accumulation_steps")
     if every * passes != micro_batches:
