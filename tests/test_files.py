@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintet.files import new_folder, unfinished_name, write_text
+from quintet.files import files_digest, new_folder, unfinished_name, write_text
 
 DIES = """
 import os, signal, sys
@@ -85,3 +85,39 @@ def test_no_two_writers_have_the_same_unfinished_name(tmp_path: Path) -> None:
     names = {unfinished_name(tmp_path / "file") for _ in range(100)}
     assert len(names) == 100
     assert {name.parent for name in names} == {tmp_path}
+
+
+def test_a_digest_is_of_names_sizes_and_content_and_not_of_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").write_bytes(b"12345678")
+        (tmp_path / folder / "b").write_bytes(b"")
+    one, other = (sorted((tmp_path / folder).iterdir()) for folder in ("one", "other"))
+    first = files_digest(one)
+    assert first == files_digest(reversed(other))
+    assert first != files_digest(one[:1])
+    one[0].write_bytes(b"12345679")
+    assert files_digest(one) != first
+    one[0].write_bytes(b"12345678")
+    one[0].rename(one[0].with_name("c"))
+    assert files_digest((tmp_path / "one").iterdir()) != first
+
+
+def test_of_a_large_file_blocks_from_its_first_to_its_last_byte_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_WHOLE": 1000, "_BLOCKS": 5, "_BLOCK": 10}.items():
+        monkeypatch.setattr(f"quintet.files.{name}", value)
+    file = tmp_path / "large"
+    content = bytes(4001)
+    seen = set()
+    file.write_bytes(content)
+    first = files_digest([file])
+    for place in range(0, 4001, 1):
+        file.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        if files_digest([file]) != first:
+            seen.add(place)
+    starts = (0, 997, 1995, 2993, 3991)
+    assert seen == {start + offset for start in starts for offset in range(10)}

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +234,51 @@ def test_a_mask_needs_an_id_that_the_model_has(make, values: dict[str, Any]) -> 
     assert run.progress.step == 8
     with pytest.raises(UserError, match=r"loss\.mask_id: the model has \d+ ids and none of number 5000"):
         make_objective(RunConfig.model_validate(values | {"loss": masked | {"mask_id": 5000}}), run.tokenizer)
+
+
+@pytest.fixture
+def other_base(checkpoint: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of the checkpoint, and what changes a part of it afterwards."""
+    base = tmp_path / "base"
+    shutil.copytree(checkpoint, base)
+
+    def change(part: str) -> Path:
+        if part == "weights":
+            model = transformers.AutoModelForCausalLM.from_pretrained(base)
+            torch.nn.init.normal_(model.model.norm.weight)
+            model.save_pretrained(base)
+        elif part == "settings":
+            file = base / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+        return base
+
+    return change
+
+
+@pytest.mark.parametrize("part", ["weights", "settings"])
+def test_a_base_that_changed_under_its_adapters_is_refused(make, other_base, part: str, tmp_path: Path) -> None:
+    base = other_base("nothing")
+    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter()).run.folder
+    assert re.search(r"^# model.name_or_path: sha256 [0-9a-f]{64}$", (run / "run.yaml").read_text(), re.MULTILINE)
+    load_trained(str(run))
+    other_base(part)
+    message = rf"model.name_or_path: {base} is not the checkpoint that {run} began with .* model.other_base: true in"
+    longer = make(steps=8, **LORA, name_or_path=str(base))
+    for refuse in (lambda: load_trained(str(run)), lambda: set_up(longer, Reporter())):
+        with pytest.raises(UserError, match=message):
+            refuse()
+    all_the_same = make(steps=8, **LORA, name_or_path=str(base), other_base=True)
+    assert train(all_the_same, Reporter()).run.progress.step == 8
+    load_trained(str(run))
+
+
+def test_a_base_that_only_moved_is_the_same(make, other_base, tmp_path: Path) -> None:
+    base = other_base("nothing")
+    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter()).run.folder
+    base.rename(tmp_path / "elsewhere")
+    file = run / "run.yaml"
+    file.write_text(file.read_text().replace(str(base), str(tmp_path / "elsewhere")))
+    load_trained(str(run))
 
 
 def test_a_killed_run_continues_bit_for_bit_and_writes(values: dict[str, Any], tmp_path: Path) -> None:

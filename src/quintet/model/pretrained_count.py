@@ -1,9 +1,10 @@
-"""Parameters and floating-point operations of a model of the transformers library, from its config.json alone."""
+"""Parameters and floating-point operations of a model of the transformers library, found without its weights."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.model.count import Flops, ParameterCount
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quintet.model.pretrained import PretrainedModel
+
+
+_LONGEST_TRACED = 512
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k")
 
 
 def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> ParameterCount:
@@ -26,28 +31,88 @@ def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
 
 
 def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
-    """What a token costs in training on sequences of ``sequence_length``, by the rules of ``flops_per_token``.
+    """What a token costs in training on sequences of ``sequence_length``, as ``torch.utils.flop_counter`` counts the
+    operations of the model itself, laid out without numbers.
 
-    A frozen matrix of n parameters costs 2n in the backward pass, for the gradient of its input alone. Of a layer's
-    experts those count that a token is sent to. Attention is counted for as many heads and layers as the configuration
-    names, whatever the kind of the layer.
+    The attention matrix counts whole, whatever a mask or a window hides of it; of a layer's experts those count that a
+    token is sent to; a frozen matrix has no gradient of its own, and what is computed again for
+    ``gradient_checkpointing`` earns nothing. Long sequences are counted from two short ones: what is linear and what is
+    quadratic in their length is separated. A model whose operations depend on numbers (routing by a loop over experts)
+    counts by its matrices, of experts' those that its configuration says are chosen, without its attention.
     """
-    model = _outline(config, vocab_size, context_length)
+    plain = config.model_copy(update={"gradient_checkpointing": False, "attention_backend": "auto"})
+    return _counted(plain.model_dump_json(), vocab_size, context_length, sequence_length)
+
+
+@lru_cache(maxsize=8)
+def _counted(text: str, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
+    model = _outline_of(text, vocab_size, context_length)
+    try:
+        if sequence_length <= _LONGEST_TRACED:
+            forward, backward = _traced(model, sequence_length)
+            return Flops(round(forward / sequence_length), round(backward / sequence_length))
+        lengths = (_LONGEST_TRACED // 2, _LONGEST_TRACED)
+        short, long = (_traced(model, length) for length in lengths)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):  # what depends on numbers fails in many ways
+        return _by_matrices(model)
+    # A token costs a + b · length.
+    counts = []
+    for one, other in zip(short, long, strict=True):
+        slope = (other / lengths[1] - one / lengths[0]) / (lengths[1] - lengths[0])
+        counts.append(round(other / lengths[1] + slope * (sequence_length - lengths[1])))
+    return Flops(*counts)
+
+
+def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
+    """Floating-point operations of the forward and of the backward pass over one text of ``length`` tokens."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+    with torch.device("meta"), FlopCounterMode(display=False) as forward, _answers():
+        logits = _readable(model)(ids)
+    with torch.device("meta"), FlopCounterMode(display=False) as backward, _answers():
+        logits.sum().backward()
+    model.zero_grad(set_to_none=True)
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def _readable(model: PretrainedModel) -> PretrainedModel:
+    """``model`` with an attention and with experts whose operations are known without numbers, where it has the
+    choice."""
+    causal = model.eval().causal
+    for choose, name in ((causal.set_attn_implementation, "eager"), (causal.set_experts_implementation, "batched_mm")):
+        with suppress(ValueError, AttributeError):
+            choose(name)
+    return model
+
+
+def _answers() -> Any:
+    """Within, a tensor without numbers that is asked for one says True or 1: no text is padded, nothing is empty."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Answers(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+                return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            return func(*args, **(kwargs or {}))
+
+    return Answers()
+
+
+def _by_matrices(model: PretrainedModel) -> Flops:
+    """Each matrix once for each token, 2 operations a number forward, and as many for either gradient."""
     settings = model.causal.config.get_text_config(decoder=True)
     forward = backward = 0.0
-    embeddings = {id(table) for table in _embeddings(model)}
-    for module in model.modules():
-        if id(module) in embeddings:
-            continue
-        for parameter in module.parameters(recurse=False):
-            share = _share_of_experts(tuple(parameter.shape), settings)
-            used = share * parameter.numel()
+    head = getattr(model.causal.get_output_embeddings(), "weight", None)  # multiplies also where it is the embedding
+    embeddings = {id(table.weight) for table in _embeddings(model) if table.weight is not head}
+    for parameter in model.parameters():
+        if id(parameter) not in embeddings:
+            used = _share_of_experts(tuple(parameter.shape), settings) * parameter.numel()
             forward += 2 * used
             backward += (4 if parameter.requires_grad else 2) * used
-    heads = getattr(settings, "num_attention_heads", None) or 0
-    head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // max(heads, 1)
-    attention = settings.num_hidden_layers * 4 * heads * head_dim * sequence_length
-    return Flops(forward=round(forward) + attention, backward=round(backward) + 2 * attention)
+    return Flops(forward=round(forward), backward=round(backward))
 
 
 def _share_of_experts(shape: tuple[int, ...], settings: object) -> float:
@@ -55,8 +120,8 @@ def _share_of_experts(shape: tuple[int, ...], settings: object) -> float:
     matrices of all experts, which the library keeps in one tensor, those of the chosen ones."""
     if len(shape) == 2:
         return 1.0
-    chosen = getattr(settings, "num_experts_per_tok", None)
-    return chosen / shape[0] if len(shape) == 3 and chosen else 0.0
+    chosen = next((getattr(settings, name) for name in _CHOSEN if getattr(settings, name, None)), None)
+    return min(1.0, chosen / shape[0]) if len(shape) == 3 and chosen else 0.0
 
 
 def _embeddings(model: PretrainedModel) -> list[nn.Embedding]:
@@ -66,7 +131,7 @@ def _embeddings(model: PretrainedModel) -> list[nn.Embedding]:
     return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _outline_of(text: str, vocab_size: int, context_length: int) -> PretrainedModel:
     from quintet.model.pretrained_loading import outline_pretrained
 

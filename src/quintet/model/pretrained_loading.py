@@ -17,7 +17,15 @@ from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
 from quintet.model.abilities import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
-from quintet.model.families.files import Tensors, check_finite, differing, first_line, refuse_adapter, weight_files
+from quintet.model.families.files import (
+    Tensors,
+    check_finite,
+    checkpoint_digest,
+    differing,
+    first_line,
+    refuse_adapter,
+    weight_files,
+)
 from quintet.model.pretrained import PretrainedModel, arguments
 from quintet.model.trial import find_abilities
 from quintet.randomness import key
@@ -406,16 +414,26 @@ def _folder(config: HuggingFaceConfig) -> Path | None:
     return place if place.is_dir() else None
 
 
+def base_digest(config: HuggingFaceConfig) -> str | None:
+    """What tells the checkpoint of ``config`` from another (see ``checkpoint_digest``); None where it is not here yet,
+    or is a type of models alone.
+
+    Raises UserError when its folder is damaged.
+    """
+    folder = _stored(config)
+    return None if folder is None or not (folder / "config.json").is_file() else checkpoint_digest(folder)
+
+
 def _stored(config: HuggingFaceConfig) -> Path | None:
     """The checkpoint's folder, that in the hub's cache included; None where there is none yet."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (folder := _folder(config)) is not None:
         return folder
     try:
         return Path(snapshot_download(config.name_or_path, revision=config.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
 
 

@@ -68,6 +68,7 @@ class Progress:
     scaler: dict[str, Any] | None = None
     stages: list[list[Any]] = field(default_factory=list)
     plateau: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # what tells its first weights, by the key that names them
     due: list[str] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
     precision: str = ""

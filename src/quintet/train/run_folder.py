@@ -6,16 +6,21 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from itertools import dropwhile
 from pathlib import Path
 
 import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
-from quintet.config.names import is_run, local_path
+from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
+from quintet.config.names import is_run, local_path, run_named
 from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
+from quintet.files import files_digest
+from quintet.model.families import checkpoint_digest, find_checkpoint
+from quintet.train.checkpoint import last_checkpoint
 
 # What may change when a run is continued, for it does not change which function is minimised on which data, or only how
 # long: the losses that were there stay what an uninterrupted run would have had.
@@ -33,6 +38,7 @@ CONTINUABLE = (
     "train.activation_checkpointing",
     "train.device",
     "loss.chunk",
+    "model.other_base",
     "train.log_every",
     "trainer",  # every trainer takes the same steps, bit for bit
     "parallel",
@@ -89,11 +95,14 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     return folder, changes
 
 
-def write_run_file(config: RunConfig, folder: Path, places: Places | None, computes: str) -> None:
+def write_run_file(
+    config: RunConfig, folder: Path, places: Places | None, computes: str, inputs: Mapping[str, str] | None = None
+) -> None:
     """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
 
     ``places`` are those of a dialect's file: they stand behind the values as comments, also when the run is continued
-    from its folder, unless something changed. ``computes`` says in which precision and on what this part of it does.
+    from its folder, unless something changed. ``computes`` says in which precision and on what this part of it does,
+    and ``inputs`` tell what trained weights the run begins with, by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _link_checkpoints(config, folder)
@@ -102,7 +111,7 @@ def write_run_file(config: RunConfig, folder: Path, places: Places | None, compu
         before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
         body = "".join(dropwhile(lambda line: line.startswith("#"), before))
     unfinished = folder / ".run.yaml"
-    unfinished.write_text(_circumstances(computes) + body, encoding="utf-8")
+    unfinished.write_text(_circumstances(computes, inputs or {}) + body, encoding="utf-8")
     os.replace(unfinished, folder / "run.yaml")
 
 
@@ -132,7 +141,43 @@ def _continuable(key: str, config: RunConfig) -> bool:
     return any(key == name or key.startswith((name + ".", name + "[")) for name in CONTINUABLE)
 
 
-def _circumstances(computes: str) -> str:
+def inputs_of(config: RunConfig) -> dict[str, str]:
+    """What tells the trained weights that the run of ``config`` begins with from others, by the key that names them."""
+    model = config.model
+    if isinstance(model, HuggingFaceConfig):
+        from quintet.model.pretrained_loading import base_digest
+
+        found = base_digest(model)
+        return {} if found is None else {"model.name_or_path": found}
+    if not isinstance(model.init, PretrainedInitConfig):
+        return {}
+    path = model.init.path
+    if (folder := run_named(path)) is None:
+        return {"model.init.path": checkpoint_digest(find_checkpoint(path, model.init.revision))}
+    newest = last_checkpoint(folder / "checkpoints")
+    if newest is None:
+        return {}
+    digest = files_digest(file for file in newest.iterdir() if file.is_file())
+    return {"model.init.path": f"sha256 {digest} of {newest.name}"}
+
+
+def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path) -> None:
+    """Raise UserError when the base that the run in ``folder`` reads each time is not the one that it ``began_with``.
+
+    What ``model.init`` named is in the run's own checkpoints and is not read again.
+    """
+    key = "model.name_or_path"
+    if not isinstance(config.model, HuggingFaceConfig) or config.model.other_base or key not in began_with:
+        return
+    now = inputs_of(config).get(key)
+    if now is not None and now != began_with[key]:
+        raise UserError(
+            f"{key}: {config.model.name_or_path} is not the checkpoint that {folder} began with ({began_with[key]} "
+            f"then, {now} now); restore it, or set model.other_base: true in {folder}/run.yaml to take it all the same"
+        )
+
+
+def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:
     """Versions, the state of the code and what `auto` became, as comments before the run file."""
     import torch
 
@@ -145,6 +190,7 @@ def _circumstances(computes: str) -> str:
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         "computes": computes,
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
+        **inputs,
     }
     return "# The run as it was resolved; every value is written out.\n" + "".join(
         f"# {name}: {value}\n" for name, value in rows.items()

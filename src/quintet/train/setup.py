@@ -49,7 +49,7 @@ from quintet.train.model import make_objective, training_flops
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, rhythm_of
-from quintet.train.run_folder import find_run_folder, settle_batch, write_run_file
+from quintet.train.run_folder import check_inputs, find_run_folder, inputs_of, settle_batch, write_run_file
 from quintet.train.schedule import learning_rate
 from quintet.train.start import starting_weights
 from quintet.train.step import rehearse
@@ -109,8 +109,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
     for step in (1, steps):  # what a library refuses, it refuses now
         learning_rate(config.schedule, config.optimizer.lr, step, steps)
-    stages = stage_facts(config, prepared.train.order)
-    progress = from_first(lambda: _found_progress(folder, prepared, stages, compute.precision))
+    progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
     from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress, compute))
 
@@ -166,7 +165,8 @@ def _begin_folder(
     progress: Progress,
     compute: Compute,
 ) -> None:
-    write_run_file(config, folder, places, f"{compute.precision} on {compute.device.type}, compile {compute.compile}")
+    computes = f"{compute.precision} on {compute.device.type}, compile {compute.compile}"
+    write_run_file(config, folder, places, computes, progress.inputs)
     if progress.step == 0:
         _keep_tokenizer(tokenizer, folder / "tokenizer")
 
@@ -183,11 +183,18 @@ def _trackers(
     return found
 
 
-def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]], precision: str) -> Progress:
+def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str) -> Progress:
     """How far the run in ``folder`` is, with the ``precision`` that it begins with if it does not say. Raises UserError
-    if it was trained on other tokens than those prepared now, or with other ``stages`` as far as it is."""
-    data = (prepared.tokenizer.fingerprint, prepared.fingerprint)
-    fresh = Progress(tokenizer=data[0], corpus=data[1], stages=stages, precision=precision)
+    if it was trained on other tokens than those prepared now, from another base, or with other stages as far as it is.
+    """
+    stages = stage_facts(config, prepared.train.order)
+    fresh = Progress(
+        tokenizer=prepared.tokenizer.fingerprint,
+        corpus=prepared.fingerprint,
+        stages=stages,
+        inputs=inputs_of(config),
+        precision=precision,
+    )
     checkpoints = folder / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:
@@ -201,6 +208,7 @@ def _found_progress(folder: Path, prepared: Prepared, stages: list[list[Any]], p
                 "another name (name=…)"
             )
     _check_stages(folder, found, stages)
+    check_inputs(config, found.inputs, folder)
     return replace(found, stages=stages, precision=found.precision or precision)
 
 

@@ -20,7 +20,7 @@ from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps
 from quintet.train.compute import Compute, choose_compute, choose_device
 from quintet.train.model import make_model, make_objective
 from quintet.train.objective import Objective
-from quintet.train.run_folder import read_run_config
+from quintet.train.run_folder import check_inputs, read_run_config
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def load_trained(run: str, which: str = "latest", precision: str | None = None) 
     config = read_run_config(folder)
     path = checkpoint_path(folder / "checkpoints", _step(folder / "checkpoints", which))
     progress = read_progress(path)
+    check_inputs(config, progress.inputs, folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     compute = _compute(precision, progress.precision or config.train.precision)
     model = make_model(config, tokenizer)

@@ -53,6 +53,9 @@ class HuggingFaceConfig(Part):
     )
     trust_remote_code: bool = key(False, "run the Python code that lies beside the checkpoint")
 
+    other_base: bool = key(
+        False, "take the checkpoint although it is not the one, by its digest, that the run began with"
+    )
     documents: bool = key(False, "documents packed in one sequence do not see one another, and positions restart")
 
     @property

@@ -2,7 +2,7 @@
 
 from quintet.model.families.architecture import ADAPTABLE, architecture, differences
 from quintet.model.families.exported import Exported, export_weights
-from quintet.model.families.files import find_checkpoint, read_config
+from quintet.model.families.files import checkpoint_digest, find_checkpoint, read_config
 from quintet.model.families.pretrained import Start, fitted, pretrained_weights
 from quintet.model.families.settings import model_section
 
@@ -11,6 +11,7 @@ __all__ = [
     "Exported",
     "Start",
     "architecture",
+    "checkpoint_digest",
     "differences",
     "export_weights",
     "find_checkpoint",

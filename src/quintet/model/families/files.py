@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quintet.config.names import local_path
 from quintet.errors import UserError
+from quintet.files import files_digest
 from quintet.model.families.table import FAMILIES
 
 _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
@@ -158,6 +159,15 @@ def weight_files(folder: Path) -> WeightFiles | None:
     files = _indexed(folder / name) if name.endswith(_INDEX) else [folder / name]
     read = {file.name for file in files}
     return WeightFiles(files, [other for other in _weights_in(folder) if other not in read])
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """What tells the checkpoint in ``folder`` from another: the commit of a folder in the hub's cache, and else the
+    digest of its `config.json` and its weights (see ``files_digest``)."""
+    if folder.parent.name == "snapshots":
+        return f"commit {folder.name}"
+    found = weight_files(folder)
+    return f"sha256 {files_digest([folder / 'config.json', *(found.files if found else ())])}"
 
 
 def _weights_in(folder: Path) -> list[str]:
