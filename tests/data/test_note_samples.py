@@ -265,6 +265,31 @@ def test_files_that_are_no_midi_are_counted_and_named(tmp_path: Path) -> None:
         prepare(RunConfig.model_validate(run))
 
 
+def test_files_at_an_address_are_read_as_those_on_this_disk(tmp_path: Path) -> None:
+    from quintet.piano.midi import midi_bytes
+
+    elsewhere = pytest.importorskip("fsspec").filesystem("memory")
+    (tmp_path / "music").mkdir()
+    for seed in range(2):
+        (tmp_path / f"music/Mozart {seed}.mid").write_bytes(midi_bytes(piece(seed)))
+        elsewhere.pipe(f"/music/Mozart {seed}.mid", midi_bytes(piece(seed)))
+
+    def made(path: str) -> Prepared:
+        data = {
+            "sources": [{"kind": "midi", "path": path}],
+            "validation": 0,
+            "sequence_length": 64,
+            "cache_dir": str(tmp_path / "cache"),
+            "processes": 1,
+        }
+        run = {"name": "m", "data": data, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
+        return prepare(RunConfig.model_validate(run))
+
+    here, there = made(str(tmp_path / "music")), made("memory://music")
+    assert there.stores[0].document_count == 2
+    assert there.fingerprint == here.fingerprint
+
+
 def test_what_is_left_out_is_counted_under_its_reason(tmp_path: Path) -> None:
     """Files of no notes, of one, with lyrics alone, without the track, of several pieces; and what is passed over."""
     events = {
@@ -300,7 +325,7 @@ def test_what_is_left_out_is_counted_under_its_reason(tmp_path: Path) -> None:
     assert left.documents == made(tracks=[0]).documents == 1
     with pytest.raises(UserError, match=r"lone\.mid: has no track 'Left' with notes; it has none"):
         made(tracks=["Left"], on_error="stop")
-    with pytest.raises(UserError, match=r"holds no text; left out: .*5 missing_track, 1 no_midi"):
+    with pytest.raises(UserError, match=r"holds no text; .*dropped: 5 of 6 documents \(missing_track\)"):
         made(tracks=["Middle"])
 
 

@@ -70,9 +70,13 @@ class _File:
 
 
 def read_midi(
-    source: Source, tracks: Tracks = "piano", sustain: bool = True, faults: Counter[str] | None = None
+    source: Source,
+    tracks: Tracks = "piano",
+    sustain: bool = True,
+    faults: Counter[str] | None = None,
+    name: str = "MIDI data",
 ) -> Notes:
-    """The notes of a MIDI file, or of its bytes, by the file's tempo map.
+    """The notes of a MIDI file, or of its bytes, by the file's tempo map. ``name`` is what messages call bytes.
 
     ``tracks``: ``"piano"`` for what a piano plays (programs 0 to 7, and where no program was chosen), or all where no
     track has such a program; ``"all"``; or names of tracks, in any charset, and their numbers, counted from 0 as they
@@ -89,7 +93,7 @@ def read_midi(
     Raises UserError, with the file and the reason, where nothing can be read, and MissingTrack where a track is not in
     it.
     """
-    name, data = _bytes(source)
+    name, data = (name, source) if isinstance(source, bytes) else _content(source)
     file = _read(name, data, isinstance(tracks, str), Counter() if faults is None else faults)
     tables, last = [], max((int(voice.notes[:, 1].max(initial=0)) for voice in file.voices), default=0)
     voices = [voice for voice in _picked(file.voices, tracks, name) if voice.channel != DRUMS]
@@ -143,14 +147,12 @@ def _libraries() -> tuple[Any, Any]:
     return symusic, mido
 
 
-def _bytes(source: Source) -> tuple[str, bytes]:
-    """What to call the source, and its content."""
-    if isinstance(source, bytes):
-        return "MIDI data", source
+def _content(file: str | os.PathLike[str]) -> tuple[str, bytes]:
+    """The name and the bytes of a file."""
     try:
-        return os.fspath(source), Path(source).read_bytes()
+        return os.fspath(file), Path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{os.fspath(file)}: cannot be read ({error.strerror})") from None
 
 
 def _read(name: str, data: bytes, simple: bool, faults: Counter[str]) -> _File:

@@ -144,10 +144,7 @@ def uploaded(name: str, data: bytes) -> Piece:
     Raises UserError, with the file's name, where it is no MIDI file or has no notes.
     """
     faults: Counter[str] = Counter()
-    try:
-        notes = read_midi(data, faults=faults)
-    except UserError as error:
-        raise UserError(*(f"{name}: {problem.removeprefix('MIDI data: ')}" for problem in error.problems)) from None
+    notes = read_midi(data, faults=faults, name=name)
     if not len(notes):
         raise UserError(f"{name}: has no notes; choose a file in which something is played")
     return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)}, faults_line(faults))

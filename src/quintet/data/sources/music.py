@@ -14,6 +14,7 @@ from quintet.config.sources import MidiSource, ScoresSource
 from quintet.data.sources.document import Document, Ids, Report
 from quintet.data.sources.files import File
 from quintet.data.sources.problems import BadRow, Unwanted
+from quintet.data.sources.spans import open_file
 from quintet.errors import UserError
 from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
@@ -75,7 +76,9 @@ def midi_documents(unit: MidiUnit, report: Report) -> Iterator[Document]:
     for file in unit.files:
         about = {"dataset": source.dataset, "composer": source.composer or words_in(file.name)}
         try:
-            piece = read_midi(file.path, source.tracks, source.sustain, report.dropped)
+            with open_file(file.path) as opened:
+                data = opened.read()
+            piece = read_midi(data, source.tracks, source.sustain, report.dropped, file.path)
             yield from parts_of(piece, about, source, file.path, report)
         except Unwanted as reason:
             report.dropped[str(reason)] += 1
