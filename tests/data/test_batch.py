@@ -32,6 +32,9 @@ class Counting:
     def documents(self, position: int, length: int) -> np.ndarray:
         return np.zeros(length, dtype=np.int64)
 
+    def prompts(self, position: int, length: int) -> None:
+        return None
+
 
 def train_data(lengths: list[int], batch_size: int, length: int = 4, weights: tuple[float, ...] = ()) -> TrainData:
     streams = tuple(Windows(Counting(size, 1_000_000 * index), length) for index, size in enumerate(lengths))

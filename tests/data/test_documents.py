@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quintet.config.model import CausalAttentionConfig
 from quintet.config.schema import RunConfig
 from quintet.data.batch import PADDING, Batch
 from quintet.data.prepare import Prepared, prepare
 from quintet.data.split import Intervals, TokenStream
+from quintet.model.mask import lay_out
 from quintet.tokenize.chat import chat_format
 from quintet.tokenize.huggingface import huggingface_tokenizer
 
@@ -279,3 +282,37 @@ def test_an_answer_without_text_teaches_nothing(tmp_path: Path, chatml: Path, ma
     ids, learnt = store.tokens(0, store.token_count), store.learnt(0, store.token_count)
     assert learnt is not None
     assert ids[learnt].tolist() == huggingface_tokenizer(str(chatml)).encode_template("yes<|im_end|>\n")
+
+
+ASKED = [("ab", "cd"), ("e", "fghij"), ("klmnopq", "r"), ("", "stu"), ("vw", "")]  # the last has nothing to learn
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("length", [3, 5, 9, 27])
+def test_each_document_of_a_sample_has_its_own_prompt(
+    tmp_path: Path, make_config: MakeConfig, packing: dict[str, Any], length: int
+) -> None:
+    """The mask of a batch against one that is made from the documents, also where a sample begins within one."""
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in ASKED]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}
+    prepared = prepare(make_config(source, validation=0, packing=packing, sequence_length=length))
+    # Every letter stands in one document, so that a letter tells its document and whether it is asked or answered.
+    owner = {ord(letter): number for number, row in enumerate(ASKED) for letter in "".join(row)}
+    asked = {ord(letter) for prompt, answer in ASKED for letter in prompt}
+    config = CausalAttentionConfig(mask="prefix")
+    samples = 0
+    for batch in all_batches(prepared):
+        prompts = np.zeros_like(batch.inputs, dtype=bool) if batch.prompts is None else batch.prompts
+        layout = lay_out(config, *(torch.from_numpy(one) for one in (batch.inputs, batch.documents, prompts)))  # type: ignore[arg-type]
+        seen = layout.ranges.dense(torch.device("cpu"))[:, 0].expand(-1, length, length).numpy()
+        for inputs, mask in zip(batch.inputs.tolist(), seen, strict=True):
+            letters = [place for place, token in enumerate(inputs) if token in owner]
+            for query in letters:
+                for key in letters:
+                    one, other = inputs[query], inputs[key]
+                    visible = owner[one] == owner[other] and (key <= query or {one, other} <= asked)
+                    assert mask[query, key] == visible, (inputs, query, key)
+            samples += any(token in asked for token in inputs)
+            assert all(mask[place, place] for place in range(length))
+    assert samples >= 1

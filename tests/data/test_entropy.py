@@ -24,11 +24,11 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     inputs = random.integers(0, IDS, (ROWS, LENGTH))
     targets = np.where(random.random((ROWS, LENGTH)) < 0.2, IGNORED, random.integers(0, IDS, (ROWS, LENGTH)))
     documents = np.cumsum(random.random((ROWS, LENGTH)) < 0.3, axis=1)
-    return inputs, targets, documents, random.integers(1, 3, ROWS)
+    return inputs, targets, documents, random.random((ROWS, LENGTH)) < 0.2
 
 
 def view(
-    ids: list[int], document: list[int] | None, prompt: int | None, place: int, ahead: bool, places: bool
+    ids: list[int], document: list[int] | None, prompt: list[bool] | None, place: int, ahead: bool, places: bool
 ) -> Hashable:
     """What the position at ``place`` sees, in words."""
     same = [one for one in range(LENGTH) if document is None or document[one] == document[place]]
@@ -37,7 +37,7 @@ def view(
         text: Hashable = (tuple(ids[one] for one in same), place - first)
     else:
         text = tuple(ids[one] for one in same if one <= place)
-    return text, (first if places else None), prompt
+    return text, (first if places else None), prompt and sum(prompt[one] for one in same)
 
 
 def by_hand(targets: np.ndarray, views: list[list[Hashable]]) -> float:
@@ -60,7 +60,7 @@ def test_it_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told:
             view(
                 inputs[row].tolist(),
                 documents[row].tolist() if told else None,
-                int(prompts[row]) if prompted else None,
+                prompts[row].tolist() if prompted else None,
                 place,
                 ahead,
                 places,

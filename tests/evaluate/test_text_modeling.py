@@ -189,7 +189,7 @@ def test_windows_see_what_the_model_sees_token_by_token(mask: str) -> None:
     for window in windows(len(whole), 8, 3):
         inputs = torch.from_numpy(whole[None, window.start : window.stop - 1])
         documents = (torch.arange(inputs.shape[1]) > 0).long()[None] if window.start == 0 else None
-        prompts = torch.tensor([window.first - window.start])
+        prompts = torch.arange(inputs.shape[1])[None] < window.first - window.start
         with torch.no_grad():
             logits = model(inputs, documents=documents, prompts=prompts)[0].double().log_softmax(-1)
         for place in range(window.first, window.stop):

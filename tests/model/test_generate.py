@@ -13,7 +13,7 @@ from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.model.generate import GenerationSettings, beam_search, generate
-from quintet.model.mask import documents_after
+from quintet.model.mask import documents_after, leading
 
 VOCAB, CONTEXT = 30, 16
 OPTIONS = ("allowed_ids", "preceding", "static", "compile")
@@ -76,7 +76,7 @@ def written_without_cache(model: Transformer, text: list[int], count: int, prece
                 begin = len(text) - model.context_length // 2
             ids = torch.tensor([text[begin:]])
             documents = torch.tensor([[int(place >= preceding) for place in range(begin, len(text))]])
-            prompts = torch.tensor([max(0, prompt - begin)])
+            prompts = torch.tensor([[place < prompt for place in range(begin, len(text))]])
             hidden = model.eval().hidden(ids, documents=documents, prompts=prompts)
             text.append(int(model.logits(hidden)[0, -1].argmax()))
     return text[prompt:]
@@ -290,7 +290,7 @@ def test_beams_rate_their_text_as_one_pass_does(name: str) -> None:
     with torch.no_grad():
         for seen in (3, 4):
             documents = documents_after(torch.ones(len(pairs), dtype=torch.long), seen)
-            hidden = model.hidden(pairs[:, :seen], documents=documents, prompts=prompts)
+            hidden = model.hidden(pairs[:, :seen], documents=documents, prompts=leading(prompts, seen))
             rows = model.logits(hidden)[:, -1, :ids].log_softmax(-1)
             ratings += rows.gather(1, pairs[:, seen, None])[:, 0]
     best = pairs[ratings.argmax(), 3:].tolist()

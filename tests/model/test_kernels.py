@@ -15,7 +15,10 @@ from quintet.model.mask import KeyRanges, lay_out
 
 CPU = torch.device("cpu")
 DOCUMENTS = torch.tensor([[0] * 70 + [1] * 1 + [2] * 100 + [3] * 29, [0] * 150 + [1] * 50])
-PROMPTS = torch.tensor([60, 1])
+# The prompt of each document: one of all of it, one of a token, one without.
+PROMPTS = torch.tensor(
+    [[1] * 60 + [0] * 10 + [1] + [1] * 40 + [0] * 60 + [0] * 29, [1] * 150 + [1] + [0] * 49], dtype=torch.bool
+)
 LENGTH = DOCUMENTS.shape[1]
 
 MASKS = {
@@ -32,10 +35,10 @@ MASKS = {
 
 def sees(config, batch: int, query: int, key: int) -> bool:
     """Whether a query sees a key, by the words of the configuration."""
-    prompt = config.mask == "prefix" and key < PROMPTS[batch] and query < PROMPTS[batch]
+    prompt = config.mask == "prefix" and bool(PROMPTS[batch, key]) and bool(PROMPTS[batch, query])
     if config.kind == "causal" and key > query and not prompt:
         return False
-    if "document" in config.mask and DOCUMENTS[batch, query] != DOCUMENTS[batch, key]:
+    if ("document" in config.mask or config.mask == "prefix") and DOCUMENTS[batch, query] != DOCUMENTS[batch, key]:
         return False
     return config.window is None or abs(query - key) < config.window
 

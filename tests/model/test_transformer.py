@@ -10,6 +10,7 @@ import torch
 from quintet.config.model import RopeConfig, TransformerConfig
 from quintet.model import Transformer, build_model
 from quintet.model.cache import KVCache
+from quintet.model.mask import leading
 from quintet.model.position import LearnedPosition
 
 VOCAB, CONTEXT = 50, 40
@@ -203,7 +204,7 @@ def test_tables_of_positions_are_no_part_of_a_checkpoint(kind: str) -> None:
 @torch.no_grad()
 def test_a_prompt_sees_itself_in_both_directions_and_the_rest_only_what_came_before() -> None:
     model = model_of({"attention": {"heads": 4, "mask": "prefix"}})
-    ids, prompts = random_ids(2, CONTEXT), torch.tensor([12, 1])
+    ids, prompts = random_ids(2, CONTEXT), leading(torch.tensor([12, 1]), CONTEXT)
     before = model(ids, prompts=prompts)
     for place in (11, 20):
         changed = ids.clone()
@@ -218,35 +219,39 @@ def test_a_prompt_sees_itself_in_both_directions_and_the_rest_only_what_came_bef
 @torch.no_grad()
 def test_a_prompt_through_a_cache_sees_itself_in_both_directions() -> None:
     model = model_of({"attention": {"heads": 4, "mask": "prefix"}})
-    ids, prompts = random_ids(2, 20), torch.tensor([12, 12])
+    ids, prompts = random_ids(2, 20), leading(torch.tensor([12, 12]), 20)
     cache = model.start_cache(2, 20)
-    pieces = [model.hidden(ids[:, :12], prompts=prompts, cache=cache)]
+    pieces = [model.hidden(ids[:, :12], prompts=prompts[:, :12], cache=cache)]
     pieces += [model.hidden(ids[:, at : at + 1], cache=cache) for at in range(12, 20)]
     expected = model.hidden(ids, prompts=prompts)
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("mask", ["causal_document", "document"])
+@pytest.mark.parametrize("mask", ["causal_document", "document", "prefix"])
 @pytest.mark.parametrize("position", ["rope", "rope, learned", "learned", "sinusoidal"])
 def test_packed_documents_have_the_logits_and_gradients_of_the_same_documents_alone(
     position: str, mask: str, precision: str
 ) -> None:
-    kind = "causal" if mask == "causal_document" else "bidirectional"
+    kind = "bidirectional" if mask == "document" else "causal"
     attention = {"kind": kind, "mask": mask, "heads": 4, "kv_heads": 2, "restart_positions": True}
     chosen = {"kind": "rope", "learned": True} if position == "rope, learned" else {"kind": position}
     model = model_of({"attention": attention, "position": chosen})
     lengths = [5, 1, 22, 12]
     ids = random_ids(1, sum(lengths))
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    prompts = torch.cat([torch.arange(length) < asked for length, asked in zip(lengths, (3, 1, 9, 0), strict=True)])[
+        None
+    ]
     weight = torch.randn(1, sum(lengths), VOCAB, generator=torch.Generator().manual_seed(1))
 
     def result(packed: bool) -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             if packed:
-                logits = model(ids, documents=documents)
+                logits = model(ids, documents=documents, prompts=prompts)
             else:
-                logits = torch.cat([model(part) for part in ids.split(lengths, dim=1)], dim=1)
+                parts = zip(ids.split(lengths, dim=1), prompts.split(lengths, dim=1), strict=True)
+                logits = torch.cat([model(part, prompts=asked) for part, asked in parts], dim=1)
         return [logits, *torch.autograd.grad((logits.float() * weight).sum(), list(model.parameters()))]
 
     tolerance = 1e-4 if precision == "fp32" else 3e-2

@@ -100,12 +100,18 @@ def test_numbers_of_documents_are_dropped_where_no_mask_reads_them() -> None:
     assert objective_of(attention={"mask": "causal_document"}).prepare(batch, "train").documents is batch.documents
 
 
-def test_a_prompt_is_what_stands_before_the_first_target_with_a_loss() -> None:
-    objective = objective_of(attention={"mask": "prefix"})
-    targets = torch.full((4, 6), IGNORED)
-    targets[0, 2:], targets[1, 0], targets[2] = 1, 1, 1
-    assert objective._prompts(targets).tolist() == [3, 1, 1, 6]
-    assert objective_of()._prompts(targets) is None
+def test_prompts_reach_the_mask_and_are_dropped_where_none_reads_them() -> None:
+    objective = objective_of(attention={"mask": "prefix"}, init={"std": 0.5})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    prompts = np.arange(LENGTH)[None].repeat(64, axis=0) < 12
+    batch = replace(batch_of(), prompts=prompts)
+    assert objective_of().prepare(batch, "train").prompts is None
+    assert objective.prepare(batch, "train").prompts is prompts
+    inputs, targets, seen = (torch.from_numpy(array) for array in (batch.inputs, batch.targets, prompts))
+    logits = model(inputs, prompts=seen)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert objective.loss(model, inputs, targets, None, seen).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.loss(model, inputs, targets).item() != pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_ids_that_are_left_out_have_no_loss() -> None:

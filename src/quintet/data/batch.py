@@ -22,7 +22,8 @@ class Batch:
 
     ``sources`` int64 [samples] counts the source of each sample; ``valid`` is the number of targets with a loss here.
     ``documents`` int64, of the shape of the inputs, numbers the document of each input from 0 on, -1 for padding; None
-    where nobody asks, and each sample is one document.
+    where nobody asks, and each sample is one document. ``prompts`` bool, of that shape too, says which inputs stand in
+    their document before its first token with a loss; None where none does.
     """
 
     inputs: np.ndarray
@@ -30,6 +31,7 @@ class Batch:
     sources: np.ndarray
     valid: int
     documents: np.ndarray | None = None
+    prompts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarra
     """Samples side by side; shorter ones have zeros behind them, which no target needs."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
-    numbers = np.full_like(inputs, PADDING)
+    numbers, prompts = np.full_like(inputs, PADDING), np.zeros(inputs.shape, dtype=bool)
     for row, (source, index) in enumerate(zip(sources.tolist(), samples.tolist(), strict=True)):
         sample = streams[source].sample(index)
         size = sample.ids.size - 1
@@ -147,4 +149,7 @@ def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarra
         if sample.learnt is not None:
             targets[row, :size][~sample.learnt[1:]] = IGNORED
         numbers[row, :size] = 0 if sample.documents is None else sample.documents[:-1]
-    return Batch(inputs, targets, sources, int((targets != IGNORED).sum()), numbers)
+        if sample.prompts is not None:
+            prompts[row, :size] = sample.prompts[:-1]
+    valid = int((targets != IGNORED).sum())
+    return Batch(inputs, targets, sources, valid, numbers, prompts if prompts.any() else None)

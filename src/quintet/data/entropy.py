@@ -21,13 +21,14 @@ def sights(
 
     A position sees the ids up to itself, or with ``ahead`` those behind it too, and where among them it stands. With
     ``documents`` of the same shape these are the ids of its own document; where that begins in the sample is seen with
-    ``places`` only. ``prompts`` [samples] are seen as well: how many tokens of each see one another backwards.
+    ``places`` only. ``prompts``, bool of the same shape, are seen as well: how many tokens of a document see one
+    another backwards.
     """
     known: dict[object, int] = {}
     found = np.empty(inputs.shape, dtype=np.int64)
     for row, ids in enumerate(inputs.tolist()):
-        prompt = None if prompts is None else int(prompts[row])
         for start, stop in _spans(None if documents is None else documents[row], len(ids)):
+            prompt = None if prompts is None else int(prompts[row, start:stop].sum())
             beginning = (start if places else 0, prompt, tuple(ids[start:stop]) if ahead else ())
             seen = known.setdefault(beginning, len(known))
             for place in range(start, stop):

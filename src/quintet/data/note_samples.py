@@ -159,7 +159,7 @@ class NoteSamples:
                 break
             notes = notes[: max(_FEWEST, min(len(notes) - 1, len(notes) * size // ids.size))]
         learnt = np.arange(ids.size) >= (0 if self.learn_prompts else prompt.size)
-        return Sample(ids[:size].astype(np.int64), learnt[:size])
+        return Sample(ids[:size].astype(np.int64), learnt[:size], prompts=~learnt[:size])
 
     def _notes_of(self, index: int) -> int:
         """Notes of the record of sample ``index``."""

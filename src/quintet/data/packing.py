@@ -80,12 +80,15 @@ class Packed:
         parts = [self.store.tokens(start, stop) for start, stop in bounds]
         numbers = np.repeat(np.arange(len(parts)), [part.size for part in parts])
         ids, mask = np.concatenate(parts), np.concatenate([self._learnt(start, stop) for start, stop in bounds])
+        asked = [found for start, stop in bounds if (found := self.store.prompts(start, stop)) is not None]
+        prompts = np.concatenate(asked) if asked else np.zeros(ids.size, dtype=bool)
         if self.borders is not None:
             begin, end = self.borders
             ids = np.concatenate([[begin], ids, [end]])
             mask = np.concatenate([[False], mask, [mask.any()]])
             numbers = np.concatenate([numbers[:1], numbers, numbers[-1:]])
-        return Sample(ids, mask, numbers)
+            prompts = np.concatenate([prompts[:1], prompts, [False]])
+        return Sample(ids, mask, numbers, prompts)
 
     def _learnt(self, start: int, stop: int) -> np.ndarray:
         found = self.store.learnt(start, stop)

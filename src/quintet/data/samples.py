@@ -13,12 +13,14 @@ class Sample:
     """``ids`` [at most sequence_length + 1]: each but the last is an input and each but the first a target.
 
     ``learnt`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document of
-    each, from 0; when None all are of one.
+    each, from 0; when None all are of one. ``prompts`` bool says which stand in their document before the first that
+    has a loss; none when None.
     """
 
     ids: np.ndarray
     learnt: np.ndarray | None = None
     documents: np.ndarray | None = None
+    prompts: np.ndarray | None = None
 
 
 class Samples(Protocol):
@@ -59,6 +61,11 @@ class Stream(Protocol):
         """The number of the document of each of these, from 0 in the order in which they come: int64 [length]."""
         ...
 
+    def prompts(self, position: int, length: int) -> np.ndarray | None:
+        """Which of these stand in their document before the first that has a loss, bool [length]; None where all of the
+        stream have one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -86,4 +93,5 @@ class Windows:
         if not self.predict_next:
             learnt = np.ones(size, dtype=bool) if learnt is None else learnt.copy()
             learnt[-1] = False
-        return Sample(self.stream.read(start, size), learnt, self.stream.documents(start, size))
+        documents, prompts = self.stream.documents(start, size), self.stream.prompts(start, size)
+        return Sample(self.stream.read(start, size), learnt, documents, prompts)

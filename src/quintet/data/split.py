@@ -31,6 +31,7 @@ class Documents(Protocol):
     def tokens(self, start: int, stop: int) -> np.ndarray: ...
     def learnt(self, start: int, stop: int) -> np.ndarray | None: ...
     def documents(self, start: int, stop: int) -> np.ndarray: ...
+    def prompts(self, start: int, stop: int) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class TokenStream:
         parts = [self.store.documents(start, stop) for start, stop in self._ranges(position, length)]
         found = np.concatenate([np.empty(0, np.int64), *parts])
         return np.cumsum(np.diff(found, prepend=found[:1]) != 0)
+
+    def prompts(self, position: int, length: int) -> np.ndarray | None:
+        """Which of these stand in their document before the first that has a loss, bool [length]; None where all of the
+        store have one."""
+        parts = [self.store.prompts(start, stop) for start, stop in self._ranges(position, length)]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if known else None
 
     def _ranges(self, position: int, length: int) -> list[tuple[int, int]]:
         """Where ``length`` tokens from ``position`` on lie in the store."""

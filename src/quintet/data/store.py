@@ -41,6 +41,7 @@ _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
 _SIGNATURE = np.dtype("<u4")
 DROPPED = "dropped.npy"
+_LOOK = 1 << 16  # tokens that are looked through at once
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
@@ -267,6 +268,28 @@ class TokenStore:
         first, last = self.document_at(start), self.document_at(stop - 1)
         sizes = np.diff(self.document_ends(first, last), prepend=start, append=stop)
         return np.repeat(np.arange(first, last + 1), sizes)
+
+    def prompts(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of the tokens ``start`` to ``stop`` stand in their document before the first that has a loss, bool
+        [stop - start]; None if all of the store have one."""
+        learnt = self.learnt(start, stop)
+        if learnt is None or start == stop:
+            return None if learnt is None else learnt
+        documents = self.documents(start, stop)
+        counts = np.cumsum(learnt)
+        begins = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
+        before = np.concatenate([[0], counts])[begins]
+        found = counts == np.repeat(before, np.diff(begins, append=documents.size))
+        first = int(self.document_bounds(documents[:1])[0][0])
+        return found & ((documents != documents[0]) | ~self._any_learnt(first, start))
+
+    def _any_learnt(self, start: int, stop: int) -> bool:
+        """Whether one of the tokens ``start`` to ``stop`` has a loss, looked for from the first on."""
+        for begin in range(start, stop, _LOOK):
+            found = self.learnt(begin, min(begin + _LOOK, stop))
+            if found is None or found.any():
+                return True
+        return False
 
     def document_at(self, token: int) -> int:
         """The document that holds the token at this position."""

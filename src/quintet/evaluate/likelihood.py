@@ -17,7 +17,7 @@ from quintet.evaluate.subject import Subject
 from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
-from quintet.model.mask import documents_after
+from quintet.model.mask import documents_after, leading
 from quintet.tokenize.base import NO_END
 
 _LOGITS = 1 << 24  # numbers that are in memory at once
@@ -99,7 +99,8 @@ def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Windo
         left = torch.tensor([max(0, preceding - one.start) for one in batch], device=device)
         numbers = documents_after(left, inputs.shape[1])
     # For a mask that lets a prompt see itself backwards, what stands before the first predicted token is the prompt.
-    prompts = torch.tensor([one.first - one.start for one in batch], device=device)
+    known = torch.tensor([one.first - one.start for one in batch], device=device)
+    prompts = leading(known, inputs.shape[1])
     # A window of another length would be compiled for.
     with torch.compiler.set_stance("force_eager"), subject.compute.autocast():
         hidden = model.hidden(inputs, documents=numbers, prompts=prompts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quintet.config.model import AttentionConfig
+from quintet.config.model.attention import DOCUMENT_MASKS
 from quintet.model.cache import KVCache
 
 
@@ -62,6 +63,13 @@ class Layout:
     ranges: KeyRanges
 
 
+def leading(counts: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
+    """The first ``counts`` [batch] tokens of each row, after ``padding`` of them: bool [batch, length]."""
+    index = torch.arange(length, device=counts.device)
+    begins = torch.as_tensor(padding, device=counts.device) + torch.zeros_like(counts)
+    return (index >= begins[:, None]) & (index < (begins + counts)[:, None])
+
+
 def documents_after(preceding: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
     """Documents of texts that follow the end of another: int64 [batch, length].
 
@@ -83,7 +91,8 @@ def lay_out(
     """Positions and visible keys of ``ids`` [batch, length], which continue what ``cache`` holds.
 
     ``documents`` [batch, length] numbers the documents and counts for the masks that tell them apart; ``prompts``
-    [batch] counts the tokens of each row that see one another in both directions, for the prefix mask.
+    bool [batch, length] says which tokens are of the prompt of their document, at its beginning, for the prefix mask:
+    those of one document see one another in both directions.
     """
     length, device = ids.shape[1], ids.device
     start = 0 if cache is None else cache.start
@@ -94,7 +103,7 @@ def lay_out(
     if padding is not None:
         firsts.append(padding[:, None])
         positions = (index - padding[:, None]).clamp_(min=0)
-    if config.mask in ("causal_document", "document") and documents is not None:
+    if config.mask in DOCUMENT_MASKS and documents is not None:
         begins = _begins(documents, index, cache)
         firsts.append(begins)
         if config.restart_positions:
@@ -107,8 +116,8 @@ def lay_out(
             reach = (index + config.window - 1).clamp(max=length - 1)[None]
             last = reach if last is None else torch.minimum(last, reach)
     if config.mask == "prefix" and prompts is not None:
-        ends = prompts if padding is None else prompts + padding
-        last = torch.maximum(index, ends[:, None] - 1)
+        runs = torch.where(prompts, documents if documents is not None else 0, -1 - torch.arange(length, device=device))
+        last = _ends(runs, index)
     first = None
     for one in firsts:
         first = one if first is None else torch.maximum(first, one)

@@ -10,7 +10,7 @@ from torch import Tensor
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model.build import Model
-from quintet.model.mask import documents_after
+from quintet.model.mask import documents_after, leading
 
 
 class Reader:
@@ -65,12 +65,12 @@ class Reader:
             len(texts), self._room, padding=padding if any(padding) else None, static=self._static
         )
         documents = None
+        before, prompt, left = torch.tensor([preceding, prompts, padding], device=device)
         if self._tells_documents and any(preceding):
-            counts = torch.tensor([preceding, padding], device=device)
-            documents = documents_after(counts[0], self._length, counts[1])
+            documents = documents_after(before, self._length, left)
         # A new length would be compiled for again.
         with torch.compiler.set_stance("force_eager"):
-            return self._logits(ids, documents, torch.tensor(prompts, device=device))
+            return self._logits(ids, documents, leading(prompt, self._length, left))
 
     def read(self, tokens: list[int]) -> Tensor:
         """The same when each text has grown by one of ``tokens``."""

@@ -64,7 +64,7 @@ class Transformer(nn.Module):
         """Features [batch, length, width] that the head takes, of ``ids`` [batch, length].
 
         ``documents`` [batch, length] numbers the document of each token, for masks that tell them apart, and
-        ``prompts`` [batch] counts the tokens of each row's prompt, for the prefix mask; other masks do not read them.
+        ``prompts`` bool [batch, length] says which are of its prompt, for the prefix mask; others do not read them.
         With ``cache``, ``ids`` continues the positions that are stored there, and is stored as well.
         """
         attention = self.config.attention

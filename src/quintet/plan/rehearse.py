@@ -244,7 +244,8 @@ class _Steps:
         engine.shape = replace(shape, samples=self.passes * shape.micro_batch_size, accumulation=self.passes)
         ids = np.arange(engine.shape.tokens).reshape(engine.shape.samples, shape.sequence_length) % vocab_size
         documents = np.zeros_like(ids) if engine.config.model.tells_documents else None
-        self.batch = Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size, documents)
+        prompts = np.ones_like(ids, dtype=bool) if engine.config.model.tells_prompts else None
+        self.batch = Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size, documents, prompts)
         self.activations = self._before = 0
         self._marks: list[tuple[int, dict[Any, Sent]]] = []
 

@@ -12,7 +12,6 @@ from quintet.data.batch import Batch
 from quintet.data.entropy import conditional_entropy, sights
 from quintet.errors import UserError
 from quintet.model.dropout import evaluation_mode
-from quintet.train.loss import IGNORED
 from quintet.train.validation import rows_of, summed_loss
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
         seen = sights(batch.inputs, ahead=config.loss.kind == "masked")
         return conditional_entropy(batch.targets, seen)
     attention = model.attention
-    prompts = (batch.targets != IGNORED).argmax(1) if attention.mask == "prefix" else None
+    prompts = batch.prompts if model.tells_prompts else None
     places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
     documents = batch.documents if model.tells_documents else None
     seen = sights(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)

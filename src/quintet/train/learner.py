@@ -22,6 +22,8 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, prompts: Tensor | None = None
+    ) -> Tensor:
         """See ``Objective.loss``; all are [samples, length]."""
-        return self.objective.loss(self.model, inputs, targets, documents)
+        return self.objective.loss(self.model, inputs, targets, documents, prompts)

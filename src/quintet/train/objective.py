@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from quintet.config.model import ModelConfig
@@ -32,15 +31,18 @@ class Objective:
         return Smoothing(self.config.label_smoothing, self.config.z_loss)
 
     def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
-        """``batch`` as the model gets it: numbers of documents only where masks tell them apart, no loss on ids that
-        the config leaves out, and with the masked loss some inputs hidden while the others lose their target.
+        """``batch`` as the model gets it: documents and prompts only where masks tell them, no loss on ids that the
+        config leaves out, and with the masked loss some inputs hidden while the others lose their target.
 
         A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
         whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
         token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
         """
+        # What no mask reads need not be sent to the device.
         if batch.documents is not None and not self.model.tells_documents:
-            batch = replace(batch, documents=None)  # so that they need not be sent to the device
+            batch = replace(batch, documents=None)
+        if batch.prompts is not None and not self.model.tells_prompts:
+            batch = replace(batch, prompts=None)
         if self.config.ignore_token_ids or self.config.ignore_token_range:
             targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
             batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
@@ -76,6 +78,7 @@ class Objective:
         inputs: Tensor,
         targets: Tensor,
         documents: Tensor | None = None,
+        prompts: Tensor | None = None,
         *,
         plain: bool = False,
     ) -> Tensor:
@@ -83,10 +86,11 @@ class Objective:
         where there is none; ``plain`` leaves out label smoothing and z-loss.
 
         ``documents``, of the same shape, numbers the document of each input, for masks that tell them apart; without it
-        each sample is one document.
+        each sample is one document. ``prompts`` bool, of that shape too, says which inputs are of their document's
+        prompt, for the prefix mask; none without it.
         """
         smoothing = Smoothing() if plain else self.smoothing
-        hidden = model.hidden(inputs, documents=documents, prompts=self._prompts(targets))
+        hidden = model.hidden(inputs, documents=documents, prompts=prompts)
         weight = model.head_weight
         if weight is None:
             return cross_entropy(model.logits(hidden), targets, smoothing)
@@ -99,11 +103,3 @@ class Objective:
             smoothing=smoothing,
             chunk=self.config.chunk,
         )
-
-    def _prompts(self, targets: Tensor) -> Tensor | None:
-        """Tokens before the first that is to be predicted, for the prefix mask: [samples]."""
-        if self.model.kind != "transformer" or self.model.attention.mask != "prefix":
-            return None
-        valid = targets != IGNORED
-        first = torch.where(valid.any(1), valid.int().argmax(1), targets.shape[1] - 1)
-        return first + 1

@@ -27,17 +27,19 @@ class MicroBatch:
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None
+    prompts: Tensor | None
     valid: int
 
 
 def micro_batches(batch: Batch, step: int, size: int, device: torch.device, first: int = 0) -> Iterator[MicroBatch]:
     """The consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
     inputs, targets = (_on_device(array, device) for array in (batch.inputs, batch.targets))
-    documents = None if batch.documents is None else _on_device(batch.documents, device)
+    more = [None if one is None else _on_device(one, device) for one in (batch.documents, batch.prompts)]
     for index, start in enumerate(range(0, len(inputs), size), first):
         rows = slice(start, start + size)
-        numbers = None if documents is None else documents[rows]
-        yield MicroBatch(step, index, first * size + start, inputs[rows], targets[rows], numbers, batch.valid)
+        documents, prompts = (None if one is None else one[rows] for one in more)
+        sample = first * size + start
+        yield MicroBatch(step, index, sample, inputs[rows], targets[rows], documents, prompts, batch.valid)
 
 
 def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
@@ -50,7 +52,7 @@ def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compu
     base = key(config.seed, "dropout", part.step)
     set_dropout_keys(learner, base, part.sample, len(part.inputs), part.inputs.device)
     with compute.autocast():
-        return learner(part.inputs, part.targets, part.documents) / max(part.valid, 1)
+        return learner(part.inputs, part.targets, part.documents, part.prompts) / max(part.valid, 1)
 
 
 def rehearse(
@@ -73,7 +75,8 @@ def rehearse(
     try:
         with compute.autocast():
             documents = torch.zeros_like(ids) if config.model.tells_documents else None
-            loss = learner(ids, ids, documents)
+            prompts = torch.ones_like(ids, dtype=torch.bool) if config.model.tells_prompts else None
+            loss = learner(ids, ids, documents, prompts)
         loss.backward()
         # Rprop moves a weight by the gradient's sign whatever the rate.
         for parameter in learner.parameters():

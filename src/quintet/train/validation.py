@@ -141,16 +141,16 @@ def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
     if rows.all():
         return batch
     targets = batch.targets[rows]
-    documents = None if batch.documents is None else batch.documents[rows]
-    return Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum()), documents)
+    documents, prompts = (None if one is None else one[rows] for one in (batch.documents, batch.prompts))
+    return Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum()), documents, prompts)
 
 
 def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
     """Summed cross-entropy of ``batch``, as ``Objective.prepare`` gives it, in nats."""
-    arrays = (batch.inputs, batch.targets, batch.documents)
+    arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
     tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
-    inputs, targets, documents = tensors
+    inputs, targets, documents, prompts = tensors
     assert inputs is not None
     assert targets is not None
     with compute.autocast():
-        return objective.loss(model, inputs, targets, documents, plain=True).item()
+        return objective.loss(model, inputs, targets, documents, prompts, plain=True).item()

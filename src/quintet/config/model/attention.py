@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from quintet.config.model.norm import ModelNormConfig, PlaceNormConfig
 from quintet.config.part import Part, key, problem
 
-DOCUMENT_MASKS = ("causal_document", "document")
+DOCUMENT_MASKS = ("causal_document", "document", "prefix")
 
 
 class _Attention(Part):
@@ -54,8 +54,8 @@ class CausalAttentionConfig(_Attention):
     kind: Literal["causal"] = key("causal", "each position attends to itself and to earlier ones")
     mask: Literal["causal", "causal_document", "prefix"] = key(
         "causal",
-        "causal: all earlier positions; causal_document: those of the same document; prefix: the prompt, which is what "
-        "stands before the first target with a loss, also sees itself backwards",
+        "causal: all earlier positions; causal_document: those of the same document; prefix: the same, and the prompt "
+        "of a document, which is what stands before its first token with a loss, also sees itself backwards",
     )
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class BidirectionalAttentionConfig(_Attention):
 def _check(config: _Attention, mask: str) -> None:
     if config.restart_positions and mask not in DOCUMENT_MASKS:
         raise problem(
-            "restart_positions", f"needs a mask that tells documents ({' or '.join(DOCUMENT_MASKS)}), not {mask}"
+            "restart_positions", f"needs a mask that tells documents ({', '.join(DOCUMENT_MASKS)}), not {mask}"
         )
     if config.backend == "flash" and (config.window is not None or mask not in ("causal", "full")):
         reason = "a window" if config.window is not None else f"mask: {mask}"

@@ -63,6 +63,11 @@ class HuggingFaceConfig(Part):
         """Whether the mask depends on where documents end."""
         return self.documents
 
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether the mask depends on where the prompts of documents end: these models see backwards only."""
+        return False
+
     @model_validator(mode="after")
     def _one_way_to_freeze(self) -> HuggingFaceConfig:
         if self.lora is not None and self.freeze != "none":

@@ -155,6 +155,11 @@ class TransformerConfig(Part):
         """Whether the mask depends on where documents end."""
         return self.attention.mask in DOCUMENT_MASKS
 
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether the mask depends on where the prompts of documents end."""
+        return self.attention.mask == "prefix"
+
     def _norm_of(self, place: PlaceNormConfig) -> NormConfig:
         return self.norm if isinstance(place, ModelNormConfig) else place
 

@@ -16,7 +16,7 @@ from quintet.evaluate.harness.texts import Text
 from quintet.evaluate.likelihood import token_fields
 from quintet.evaluate.subject import Subject
 from quintet.model.dropout import evaluation_mode
-from quintet.model.mask import documents_after
+from quintet.model.mask import documents_after, leading
 
 Score = tuple[float, bool]
 
@@ -78,7 +78,7 @@ class Scorer:
             documents = documents_after(left, ids.shape[1])
         if self._prompts_see_all:
             known = [len(text.ids) - text.scored for text in (texts[group.texts[0]] for group in batch)]
-            prompts = torch.tensor(known, device=ids.device)
+            prompts = leading(torch.tensor(known, device=ids.device), ids.shape[1])
         hidden = self._model.hidden(ids, documents=documents, prompts=prompts)
         wanted = _Wanted()
         for row, group in enumerate(batch):
