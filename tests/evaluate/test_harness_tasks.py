@@ -237,3 +237,14 @@ def test_a_foreign_checkpoint_is_measured_in_fp32(subject: TrainedModel, tmp_pat
     code, _, err = command("evaluate", subject.name, "--text", str(tmp_path / "text.txt"), "--precision", "fp16")
     assert code == 2
     assert "--precision: fp16 is hundreds of times slower" in err
+
+
+def test_a_broken_first_record_leaves_the_others(subject: TrainedModel, tmp_path: Path) -> None:
+    folder = Path(write(tmp_path / "items", lambada_openai=[{"text": 5}, *lines(3, "so")]))
+    found = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).measured["lambada_openai"]
+    assert found.items == 3
+    assert found.warnings[0].startswith("left out: record 0: its fields are of other types (")
+    (folder / "lambada_openai.jsonl").write_text("no json\n[]\n")
+    reason = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).missing["lambada_openai"]
+    assert "has no items (left out: lambada_openai.jsonl, line 1: JSONDecodeError" in reason
+    assert reason.endswith("and 1 more)")

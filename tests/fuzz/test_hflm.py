@@ -185,3 +185,66 @@ def test_what_is_written(
     for context, text in zip(contexts, mine, strict=True):
         if both.theirs.tok_encode(context):
             assert text == theirs_of(both.theirs, "generate_until", (context, json.loads(json.dumps(settings))))
+
+
+FIELDS = st.lists(TEXT.filter(lambda text: "{" not in text and "}" not in text), min_size=3, max_size=6, unique=True)
+
+
+@given(
+    asked=FIELDS,
+    shown=FIELDS,
+    shots=st.integers(0, 2),
+    split=st.sampled_from([None, "train", "test"]),
+    sampler=st.sampled_from(["default", "first_n"]),
+    kind=st.sampled_from(["multiple_choice", "generate_until", "loglikelihood"]),
+    delimiters=st.tuples(st.sampled_from([" ", "", "\n"]), st.sampled_from(["\n\n", "\n", ""])),
+    samples=st.integers(1, 6),
+)
+def test_requests(
+    asked: list[str],
+    shown: list[str],
+    shots: int,
+    split: str | None,
+    sampler: str,
+    kind: Any,
+    delimiters: tuple[str, str],
+    samples: int,
+) -> None:
+    """The requests of some items of a task are those that the harness makes for them when it asks all."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    from quintet.evaluate.harness.tasks import CheckedTask, Wish
+
+    rows = {
+        name: datasets.Dataset.from_list([{"q": f"{n} {text}", "label": n % 2} for n, text in enumerate(texts)])
+        for name, texts in (("train", shown), ("test", asked))
+    }
+    choices = {"doc_to_choice": ["yes", "no"]} if kind == "multiple_choice" else {}
+    config = {
+        "task": "made",
+        "output_type": kind,
+        "custom_dataset": lambda **_: rows,
+        "training_split": "train",
+        "test_split": "test",
+        "fewshot_split": split,
+        "fewshot_config": {"sampler": sampler},
+        "doc_to_text": "Q: {{q}}\nA:",
+        "doc_to_target": "label" if choices else "{{label}}",
+        "target_delimiter": delimiters[0],
+        "fewshot_delimiter": delimiters[1],
+        "num_fewshot": shots,
+        **choices,
+        **({"generation_kwargs": {"until": ["\n"]}} if kind == "generate_until" else {}),
+    }
+    theirs, ours = ConfigurableTask(config=dict(config)), CheckedTask(config, Wish(samples, None, None), samples, False)
+    found: list[dict[int, list[Any]]] = []
+    for task in (theirs, ours):
+        task.set_fewshot_seed(seed=1234)
+        with quiet():
+            task.build_all_requests()
+        by_item: dict[int, list[Any]] = {}
+        for one in task.instances:
+            by_item.setdefault(one.doc_id or 0, []).append((one.request_type, one.idx, one.args))
+        found.append(by_item)
+    assert list(found[1].values()) == [found[0][number] for number in ours.numbers]

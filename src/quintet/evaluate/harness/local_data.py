@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ def local_items(folder: Path, task: str, dataset: str, part: str | None, split: 
     if place.needs and not any(place.needs in record for record in found.records):
         raise NotReachable(f"the items in {file} have no {place.needs}, which the task asks with")
     if not found.records:
-        raise NotReachable(f"{file} has no items{f' of {part}' if place.field else ''}")
+        reason = f" ({some_of(found.problems)})" if found.problems else ""
+        raise NotReachable(f"{file} has no items{f' of {part}' if place.field else ''}{reason}")
     return found
 
 
@@ -94,9 +96,14 @@ def _read(file: Path, place: _Place, part: str | None, records: list[Record], pr
                 problems.append(f"{file.name}, line {number}: {type(error).__name__}: {error}")
 
 
+def some_of(problems: list[str]) -> str:
+    """How many ``problems`` there are, and the first of them."""
+    return f"left out: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
+
+
 def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
-    """``records`` as a ``datasets.Dataset``; those whose fields are of other types than the first one's are left out
-    and named in ``problems``."""
+    """``records`` as a ``datasets.Dataset``; those whose fields are of other types than most have are left out and
+    named in ``problems``."""
     import datasets
     import pyarrow
 
@@ -104,10 +111,12 @@ def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
     try:
         return datasets.Dataset.from_list(records)
     except (pyarrow.ArrowException, TypeError, ValueError):
+        kinds = [str({name: type(value) for name, value in record.items()}) for record in records]
+        usual = records[kinds.index(Counter(kinds).most_common(1)[0][0])]
         kept: list[Record] = []
         for number, record in enumerate(records):
             try:
-                datasets.Dataset.from_list([*kept[:1], record])
+                datasets.Dataset.from_list([usual, record])
                 kept.append(record)
             except (pyarrow.ArrowException, TypeError, ValueError) as error:
                 problems.append(f"record {number}: its fields are of other types ({str(error).splitlines()[0]})")

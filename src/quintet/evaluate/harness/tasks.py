@@ -19,7 +19,7 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, TaskIndex
 
 from quintet.evaluate.harness.figures import confidence
-from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dataset, local_items
+from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dataset, local_items, some_of
 from quintet.evaluate.harness.names import ALIASES, OWN, harness_folder, is_short, task_places
 from quintet.evaluate.harness.short_items import is_short_and_plain
 
@@ -316,8 +316,10 @@ class CheckedTask(ConfigurableTask):
             else:
                 self.problems.setdefault(trouble, []).append(number)
         if not self.numbers:
-            reasons = "; ".join(f"{len(found)} {what}" for what, found in self.problems.items())
-            raise NotReachable(f"none of {len(docs)} items can be asked ({reasons or 'none is short and plain'})")
+            reasons = [f"{len(found)} {what}" for what, found in self.problems.items()]
+            reasons += [some_of(self.data_problems)] if self.data_problems else []
+            said = "; ".join(reasons) or "none is short and plain"
+            raise NotReachable(f"none of {len(docs)} items can be asked ({said})")
         return docs.select(self.numbers)
 
     def _processed(self, docs: Any) -> Any:
