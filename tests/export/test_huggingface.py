@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from quintet.data.held_out import held_out_documents
+from quintet.data.prepare import prepare
 from quintet.train.trained import load_trained, load_writer
 
 transformers = pytest.importorskip("transformers")
@@ -141,6 +143,47 @@ def test_a_run_starts_from_another_run(train, command) -> None:
     code, _, err = command("train", "other.yaml")
     assert code == 2
     assert "error: model.layers: 3, but runs/first has 2\n" in err
+
+
+def test_documents_that_a_run_before_was_trained_on_are_counted(train, capfd) -> None:
+    """A third of the documents is held out by each run, in an order of its seed."""
+    documents = [" ".join(f"w{index}x{word}" for word in range(40)) for index in range(30)]
+    Path("pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    data = {
+        "sources": [{"kind": "jsonl", "path": "pages.jsonl"}],
+        "validation": 0.3,
+        "sequence_length": 32,
+        "cache_dir": "cache",
+    }
+    common: dict[str, Any] = {"model": {}, "data": data, "tokenizer": {"kind": "byte"}}
+
+    def begins_with(run: str) -> dict[str, Any]:
+        return {"model": {"init": {"kind": "pretrained", "path": run}}}
+
+    def held_out(run: str) -> set[str]:
+        config = load_trained(run).config
+        validation, tokenizer = prepare(config).validation, load_trained(run).tokenizer
+        assert validation is not None
+        return {
+            document
+            for _, one in held_out_documents(validation, tokenizer.end_id)
+            for document in documents
+            if tokenizer.decode(one.ids.tolist()).strip() in document
+        }
+
+    first = train(name="first", seed=1, **common)
+    capfd.readouterr()
+    train(name="same", seed=1, **common | begins_with(first))
+    assert "which this run begins with" not in " ".join(capfd.readouterr().out.split())
+    second = train(name="second", seed=2, **common | begins_with(first))
+    shown = " ".join(capfd.readouterr().out.split())
+    ours, theirs = held_out(second), held_out(first)
+    assert ours - theirs
+    assert f"runs/first, which this run begins with, had {len(ours - theirs)} of the {len(ours)} documents" in shown
+    train(name="third", seed=2, **common | begins_with(second))  # holds out what the second does
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "runs/first, which this run begins with, had" in shown
+    assert "runs/second, which this run begins with, had" not in shown
 
 
 def test_a_checkpoint_writes_texts_without_a_run(train, command) -> None:

@@ -289,8 +289,7 @@ def _divide(
     data, length = config.data, config.data.sequence_length
     labels = tuple(map(label_of, corpus.sources))
     trained = len(data.sources)
-    seed = key(config.seed, "validation")
-    parts = [hold_out(store, data.validation, seed, store.dropped) for store in stores[:trained]]
+    parts = _held_out(config, stores)
     copied = _copies(config, stores, parts)
     left_out = sum(documents.size for documents in copied)
     unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
@@ -319,6 +318,34 @@ def _divide(
             f"sample (data.sequence_length + 1); {remedy}, or lower data.sequence_length"
         )
     return train, validation, left_out
+
+
+def _held_out(config: RunConfig, stores: tuple[TokenStore, ...]) -> list[HeldOut]:
+    seed = key(config.seed, "validation")
+    return [
+        hold_out(store, config.data.validation, seed, store.dropped) for store in stores[: len(config.data.sources)]
+    ]
+
+
+def validated_and_seen(
+    config: RunConfig, stores: tuple[TokenStore, ...], other: RunConfig, others: tuple[TokenStore, ...]
+) -> tuple[int, int]:
+    """How many documents the run of ``config`` validates on, and how many of them are equal, token by token, to one
+    that the run of ``other`` could train on; one of which that run holds out a part is none. ``stores`` and ``others``
+    are those of their ``Prepared``; one tokenizer wrote them all."""
+    trained = len(config.data.sources)
+    if config.data.validation_sources:
+        held = [hashes_of(store, np.arange(store.document_count)) for store in stores[trained:]]
+    else:
+        parts = _held_out(config, stores)
+        held = [hashes_of(store, part.documents) for store, part in zip(stores, parts, strict=False)]
+    validated = np.concatenate(held)
+    wanted, seen = HashSet.of(validated), [np.empty(0, dtype=np.uint64)]
+    parts = _held_out(other, others)
+    for store, part, copied in zip(others, parts, _copies(other, others, parts), strict=False):
+        away = np.union1d(np.union1d(part.documents, copied), store.dropped)
+        seen.append(hashes_of(store, shared_documents(store, wanted, away)))
+    return validated.size, int(np.isin(validated, np.concatenate(seen)).sum())
 
 
 def _copies(config: RunConfig, stores: tuple[TokenStore, ...], held: list[HeldOut]) -> list[np.ndarray]:

@@ -51,7 +51,7 @@ from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, rhythm_of
 from quintet.train.run_folder import check_inputs, find_run_folder, inputs_of, settle_batch, write_run_file
 from quintet.train.schedule import learning_rate
-from quintet.train.start import starting_weights
+from quintet.train.start import seen_before, starting_weights
 from quintet.train.step import rehearse
 
 
@@ -150,6 +150,8 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
     )
     notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += [*stage_lines(config, prepared.train.order)]
+    if not progress.step:
+        notes += from_first(lambda: seen_before(config, prepared))
     notes += start.notes if start else getattr(built.model, "notes", [])
     if config.data.fixed_batch:
         notes.append(introduction(config, run.whole_batch(0)))
