@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -282,3 +284,39 @@ def test_overlap_needs_room(make_config) -> None:
         ).data.packing,
         ChunkPackingConfig,
     )
+
+
+def test_a_text_may_be_cut_in_front_of_every_byte_that_begins_a_character() -> None:
+    clean = clean_starts(ByteTokenizer()).tolist()
+    for byte in range(256):
+        assert clean[byte] == (byte & 0b1100_0000 != 0b1000_0000), hex(byte)
+    assert clean[ByteTokenizer.end_id]
+
+
+def test_what_packing_leaves_out_is_counted_and_said(tmp_path: Path, command) -> None:
+    """Of twenty answers nineteen stand behind a prompt that fills the sample."""
+    rows = [{"prompt": "p" * (4 if number == 7 else 20), "answer": "yes"} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run = {
+        "name": "cut",
+        "data": {
+            "sources": [{"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}],
+            "sequence_length": 9,
+            "validation": 0,
+            "packing": {"kind": "document"},
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "tokenizer": {"kind": "byte"},
+        "train": {"steps": 1, "batch_size": 1},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    lost = "19 of 20 samples had no target left and are not used"
+    cut = f"packing cut off {19 * 14:,} tokens at the ends of 19 documents"
+    for verb in ("prepare", "data"):
+        code, out, err = command(verb, str(tmp_path / "run.yaml"))
+        assert code == 0, err
+        assert lost in " ".join((out + err).split()), verb
+        assert cut in " ".join((out + err).split()), verb
+    code, _, err = command("prepare", str(tmp_path / "run.yaml"), "data.sequence_length=3")
+    assert code == 2
+    assert "none of the 20 samples" in " ".join(err.split())

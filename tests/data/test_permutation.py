@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quintet.data import permutation
 from quintet.data.permutation import Permutation
 
 
@@ -95,3 +96,49 @@ def test_memory_does_not_grow_with_the_size() -> None:
         return most
 
     assert peak(1 << 62) < peak(1 << 12) + 200_000
+
+
+def chi_squared(left: np.ndarray, right: np.ndarray, kinds: int) -> tuple[float, int]:
+    """Pearson's statistic of the pairs of ``left`` and ``right``, each below ``kinds``, and its degrees of freedom."""
+    counts = np.bincount(left * kinds + right, minlength=kinds * kinds).reshape(kinds, kinds)
+    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum()), (kinds - 1) ** 2
+
+
+def deviations(size: int, seeds: range) -> dict[str, float]:
+    """How far the mixing of permutations of ``size`` is from chance, in standard deviations of chi-square."""
+    kinds, found = 16 if size > 1 << 14 else 4, dict[str, list[tuple[float, int]]]()
+    places = np.arange(size)
+    for seed in seeds:
+        values = Permutation(size, seed)(places)
+        high, low, near = values * kinds // size, values % kinds, places // 16 % kinds
+        pairs = {
+            "high parts of neighbours": (high[:-1], high[1:]),
+            "low bits of neighbours": (low[:-1], low[1:]),
+            "low bits of a place and its value": (places % kinds, low),
+            "a place and its value": (places * kinds // size, high),
+            "middle bits of a place and low bits of its value": (near, low),
+            "low bits two places on": (low[:-2], low[2:]),
+            "values under two seeds": (high, Permutation(size, seed + 1000)(places) * kinds // size),
+        }
+        for name, (left, right) in pairs.items():
+            found.setdefault(name, []).append(chi_squared(left, right, kinds))
+    totals = {name: np.sum(several, axis=0) for name, several in found.items()}
+    return {name: float((found - freedom) / math.sqrt(2 * freedom)) for name, (found, freedom) in totals.items()}
+
+
+@pytest.mark.parametrize("size", [512, 1000, 40_009, (1 << 16) - 1, (1 << 16) + 1, 1 << 17, 200_003])
+def test_neighbours_and_low_bits_are_mixed_as_by_chance(size: int) -> None:
+    for name, deviation in deviations(size, range(24 if size < 1 << 14 else 4)).items():
+        assert abs(deviation) < 4.5, (name, deviation)
+
+
+def test_the_measure_of_mixing_sees_too_few_rounds_and_a_weak_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1000, 1 << 17):
+        with monkeypatch.context() as patch:
+            patch.setattr(permutation, "_ROUNDS", 2)
+            patch.setattr(permutation, "_SMALL_ROUNDS", 2)
+            assert max(map(abs, deviations(size, range(4)).values())) > 10
+        with monkeypatch.context() as patch:
+            patch.setattr(permutation, "_mix", lambda values: values)
+            assert max(map(abs, deviations(size, range(4)).values())) > 10

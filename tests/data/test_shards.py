@@ -148,3 +148,18 @@ def test_a_mask_that_a_kill_cut_short_is_noticed(tmp_path: Path) -> None:
     assert read_written(store.folder, 0, "<u2") is None
     with pytest.raises(UserError, match=r"learnt\.npy: is truncated"):
         TokenStore.open(store.folder)
+
+
+def test_a_shard_that_fails_lets_go_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    class Recorded(shards.ArrayWriter):
+        def __init__(self, file: Path, dtype: np.dtype) -> None:
+            super().__init__(file, dtype)
+            opened.append(self._out)
+
+    monkeypatch.setattr(shards, "ArrayWriter", Recorded)
+    with pytest.raises(UserError, match="the tokenizer has 257 ids"):
+        stored(tmp_path / "store", [ids(1, 2, learnt=[False, True]), ids(400)])
+    assert len(opened) == 2
+    assert all(file.closed for file in opened)

@@ -15,7 +15,6 @@ from quintet.data.left_out import dropped_lines, left_out_files
 from quintet.data.packing import Packed
 from quintet.data.permutation import Permutation
 from quintet.data.prepare import Prepared, find_prepared
-from quintet.data.samples import Samples
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer, load_tokenizer
@@ -45,6 +44,7 @@ class StoreReport:
     ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by the reason, ``left_out`` files that
     cannot be read. ``held_out`` is the share of the tokens that a run validates on and ``waste`` the share of the room
     for tokens in its samples that is left empty; None where no run is asked about, or it has nothing like that.
+    ``packing`` says what of its documents is in no sample.
     """
 
     label: str
@@ -62,6 +62,7 @@ class StoreReport:
     samples: tuple[str, ...]
     held_out: float | None = None
     waste: float | None = None
+    packing: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
@@ -73,6 +74,7 @@ class StoreReport:
             yield f"  held out: {self.held_out:.2%} of the tokens"
         if self.waste is not None:
             yield f"  packing: {self.waste:.2%} of the room in the samples is empty"
+        yield from (f"  {line}" for line in self.packing)
         yield from (f"  {line}" for line in dropped_lines(self.dropped, self.documents))
         yield from (f"  {line}" for line in left_out_files(self.left_out, self.left_out_files))
         if self.histogram:
@@ -107,7 +109,7 @@ def report_run(config: RunConfig, seed: int, samples: int = 3) -> list[StoreRepo
 def report_store(folder: Path, seed: int, samples: int = 3) -> StoreReport:
     """A report of the store in ``folder``. Raises UserError when there is none."""
     store = TokenStore.open(folder)
-    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, samples, None, None)
+    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, samples, None, None, ())
 
 
 def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
@@ -140,6 +142,7 @@ def _report(
     samples: int,
     held_out: float | None,
     waste: float | None,
+    packing: tuple[str, ...],
 ) -> StoreReport:
     facts = store.manifest
     lengths = _lengths(store)
@@ -160,23 +163,22 @@ def _report(
         samples=tuple(_samples(store, tokenizer, seed, samples)),
         held_out=held_out,
         waste=waste,
+        packing=packing,
     )
 
 
-def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None]:
-    """Of store ``index``: the share of its tokens that is held out, and what packing its training samples wastes."""
+def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None, tuple[str, ...]]:
+    """Of store ``index``: the share of its tokens that is held out, and what packing its training samples wastes and
+    leaves out."""
     if index >= len(config.data.sources):
-        return None, None
-    waste = _waste(prepared.train.streams[index])
+        return None, None, ()
+    samples = prepared.train.streams[index]
+    packing = tuple(samples.left_out.lines()) if isinstance(samples, Packed) else ()
+    waste = samples.waste if isinstance(samples, Packed) else None  # a stream leaves no room in its samples
     if config.data.validation_sources or prepared.validation is None:
-        return 0.0, waste
+        return 0.0, waste, packing
     trained, held = prepared.train.streams[index].tokens, prepared.validation.streams[index].tokens
-    return held / max(trained + held, 1), waste
-
-
-def _waste(samples: Samples) -> float | None:
-    """A stream that is cut into samples leaves no room in them."""
-    return samples.waste if isinstance(samples, Packed) else None
+    return held / max(trained + held, 1), waste, packing
 
 
 def _lengths(store: TokenStore) -> np.ndarray:

@@ -7,7 +7,7 @@ for a store, a split and a way of packing, kept on disk and mapped into memory, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.borders import begin_id, clean_starts
 
-_RECIPE = "1"  # to be raised when the same documents are packed otherwise than before
+_RECIPE = "2"  # to be raised when the same documents are packed otherwise than before
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
 _BLOCK = 1 << 16  # documents that are packed together: they stay near one another, and memory is bounded
 _ARRAYS = ("rows", "starts", "stops")
+_LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,26 @@ class PieceTable:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What a table has not: ``samples``, of ``all_samples``, in which nothing has a loss, and ``tokens`` of
+    ``documents`` that had no room."""
+
+    samples: int
+    all_samples: int
+    tokens: int
+    documents: int
+
+    def lines(self) -> list[str]:
+        """The same for a person, nothing where all is there."""
+        found = []
+        if self.tokens:
+            found.append(f"packing cut off {self.tokens:,} tokens at the ends of {self.documents:,} documents")
+        if self.samples:
+            found.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")
+        return found
+
+
+@dataclass(frozen=True)
 class Packed:
     """Samples of ``table`` from the ``intervals`` of ``store``, of which each begins and ends with a token of
     ``borders`` if there are any."""
@@ -58,6 +79,7 @@ class Packed:
     table: PieceTable
     sequence_length: int
     borders: tuple[int, int] | None
+    left_out: LeftOut
 
     @property
     def tokens(self) -> int:
@@ -106,7 +128,7 @@ def pack(
     """The samples that ``config``, which is not the stream, makes of the documents in ``intervals`` of ``store``.
 
     Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. In a store that says
-    what is learnt, samples of which nothing is are left out.
+    what is learnt, samples of which nothing is are left out, and counted.
     """
     begin_and_end = (begin_id(tokenizer), tokenizer.end_id) if config.add_bos_eos else None
     facts = (config.model_dump_json(), str(sequence_length), tokenizer.fingerprint)
@@ -116,9 +138,13 @@ def pack(
         room = sequence_length + 1 - (2 if begin_and_end else 0)
         spans = document_spans(store, intervals, NO_END if config.ends_kept else tokenizer.end_id)
         table = _table(store, spans, config, room, tokenizer)
-        _write(folder, _learning(store, table, first=int(begin_and_end is None)) if store.masked else table)
+        used = _learning(store, table, first=int(begin_and_end is None)) if store.masked else table
+        short = np.maximum(spans[1] - spans[0] - room, 0) if isinstance(config, DocumentPackingConfig) else spans[0] * 0
+        counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()))
+        _write(folder, used, LeftOut(*counts))
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-    return Packed(store, intervals, table, sequence_length, begin_and_end)
+    left_out = LeftOut(*np.load(folder / f"{_LEFT_OUT}.npy").tolist())
+    return Packed(store, intervals, table, sequence_length, begin_and_end, left_out)
 
 
 def document_spans(store: TokenStore, intervals: Intervals, end_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,7 +307,8 @@ def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
     return any(mask is not None and mask[0 if place else first :].any() for place, mask in enumerate(masks))
 
 
-def _write(folder: Path, table: PieceTable) -> None:
+def _write(folder: Path, table: PieceTable, left_out: LeftOut) -> None:
     with new_folder(folder, shared=True) as place:
         for name in _ARRAYS:
             np.save(place / f"{name}.npy", getattr(table, name))
+        np.save(place / f"{_LEFT_OUT}.npy", np.array(astuple(left_out), dtype=np.int64))

@@ -22,7 +22,7 @@ from quintet.data.duplicates import check_library
 from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
 from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
 from quintet.data.order import build_order
-from quintet.data.packing import pack
+from quintet.data.packing import Packed, pack
 from quintet.data.samples import Samples, Windows
 from quintet.data.sources.check import MANIFEST, check_sources, sources_of
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
@@ -111,7 +111,15 @@ def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress
         stores = tuple(store.learnt_everywhere() for store in stores)
     train, validation, left_out = _divide(config, corpus, stores, tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
+    notes += tuple(_packing_lines(train, "")) + tuple(_packing_lines(validation, "validation: "))
     return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, notes)
+
+
+def _packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
+    """What packing leaves out of each source."""
+    for label, samples in zip(data.labels, data.streams, strict=True) if data is not None else ():
+        if isinstance(samples, Packed):
+            yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
 def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> tuple[TokenStore, list[str]]:
@@ -388,12 +396,19 @@ def _training_counts(
     also = f"{left_out:,} documents are left out because they are validated on too (data.deduplicate_validation)"
     hint = f"; {also}" if left_out else ""
     counts = tuple(stream.count for stream in streams)
-    problems = [
-        f"{where}: {label_of(source)} has {stream.tokens:,} tokens to train on, fewer than the {length + 1:,} of one "
-        f"sample (data.sequence_length + 1){hint}; lower data.sequence_length or data.validation, or name more text"
-        for source, where, stream, count in zip(corpus.sources, corpus.wheres, streams, counts, strict=False)
-        if not count
-    ]
+    problems = []
+    for source, where, stream, count in zip(corpus.sources, corpus.wheres, streams, counts, strict=False):
+        if isinstance(stream, Packed) and not count and stream.left_out.samples:
+            problems.append(
+                f"{where}: none of the {stream.left_out.all_samples:,} samples of {label_of(source)} has a target left "
+                f"(data.packing: {config.data.packing.kind}){hint}; raise data.sequence_length"
+            )
+        elif not count:
+            problems.append(
+                f"{where}: {label_of(source)} has {stream.tokens:,} tokens to train on, fewer than the {length + 1:,} "
+                f"of one sample (data.sequence_length + 1){hint}; lower data.sequence_length or data.validation, or "
+                "name more text"
+            )
     if problems:
         raise UserError(*problems)
     return counts
