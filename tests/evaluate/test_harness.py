@@ -273,6 +273,25 @@ def test_broken_items_are_counted_and_the_others_asked(subject: TrainedModel, tm
     assert found.warnings[1].startswith("left out: record 5: its fields are of other types")
 
 
+def test_an_end_id_inside_a_question_ends_nothing(subject: TrainedModel) -> None:
+    """A mask that tells documents apart sees the whole question, as one that does not."""
+    from quintet.config.model import TransformerConfig
+    from quintet.evaluate.harness.model import HarnessModel
+    from quintet.model import build_model
+
+    pairs = [("the cat<end> sat under", f" the {word}") for word in ("tree", "mat", "house<end> it")]
+    found = []
+    for mask in ("causal", "causal_document"):
+        parts = {"attention": {"heads": 2, "mask": mask}, "position": {"kind": "rope"}}
+        config = TransformerConfig.model_validate({"layers": 2, "width": 32, **parts})
+        model = build_model(config, subject.tokenizer.vocab_size, CONTEXT, seed=3).to(subject.compute.device)
+        ours = HarnessModel(replace(subject, model=model), Limit(300, CONTEXT))
+        found.append([logprob for logprob, _ in ours.loglikelihood(asked("loglikelihood", pairs, lambda _: 0))])
+        cut = ours.loglikelihood(asked("loglikelihood", [(" sat under", answer) for _, answer in pairs], lambda _: 0))
+        assert all(abs(one[0] - whole) > 1e-4 for one, whole in zip(cut, found[-1], strict=True))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
 def joined_task() -> Any:
     """A task without anything between question and choice, and four items of it."""
     from lm_eval.api.task import ConfigurableTask
