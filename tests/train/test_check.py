@@ -68,8 +68,10 @@ def test_what_a_library_does_not_know_is_said_with_its_line_before_anything_runs
 def test_a_plan_knows_the_state_of_every_optimizer_and_the_checkpoints_that_are_kept(
     run_file: Path, command: Callable[..., tuple[int, str, str]], overrides: list[str], state: int
 ) -> None:
+    overrides = ["~optimizer", "~schedule", *overrides]
+
     def plan(*more: str) -> dict:
-        code, out, error = command("plan", "--json", str(run_file), "~optimizer", "~schedule", *overrides, *more)
+        code, out, error = command("plan", "--json", str(run_file), *overrides, *more)
         assert code == 0, error
         return json.loads(out)
 
