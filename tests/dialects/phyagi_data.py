@@ -90,6 +90,7 @@ def validation_split(make: Make, data: Path) -> None:
         windows = ids[cut : cut + (999 - cut) // 16 * 16].reshape(-1, 16)
         assert np.array_equal(every_window(made), windows[np.lexsort(windows.T[::-1])])
     assert "nothing to train on" in refused(make, {"dataset.0.validation_split": 1.0})
+    assert "1 tokens hold no sample of seq_len" in refused(make, {"dataset.0.validation_split": 1})
     both = make({"dataset.0.validation_split": 0.25})
     assert any("is not read" in note for note in both.loaded.notes)
     assert held_out(both) == 249 // 16

@@ -24,6 +24,10 @@ def model_type(make: Make) -> None:
     assert any(type(module).__name__ == "GPT2Block" for module in own.model.modules())
     assert own.shapes[next(name for name in own.shapes if name.endswith("wte.weight"))] == (48, 16)
     assert "needs model.vocab_size" in refused(make, {"model": {"model_type": "gpt2"}})
+    assert "is neither mixformer-sequential nor a type that transformers knows" in refused(
+        make, {"model": {"model_type": "foo", "vocab_size": 48}}
+    )
+    assert "did you mean 'gpt2'" in refused(make, {"model": {"model_type": "gpt_2", "vocab_size": 48}})
     assert make().config.model.block == "parallel"
 
 
@@ -42,7 +46,9 @@ def pretrained(make: Make, tmp_path: Path) -> None:
     assert 0.5 in made.dropouts().values()
     assert "stands for a name" in refused(make, {"model": {key: "<pretrained_model_name_or_path>"}})
     foreign = {key: str(folder), "architecture": {"mixer": {"rotary_base": 500_000}}}
-    assert "belongs to model_type: mixformer-sequential" in refused(make, {"model": foreign})
+    assert "needs model_type: mixformer-sequential, which is missing" in refused(make, {"model": foreign})
+    nothing = {key: str(folder), "vocab_size": VOCAB, "architecture": {"loss": {"loss_cls": "causal_lm"}}}
+    assert make({"model": nothing}).config.model.kind == "huggingface"
     first = make({"training_args.max_steps": 1, "training_args.save_final_checkpoint": True})
     again = make({f"model.{key}": str(first.trained)})
     weights = first.model.state_dict()

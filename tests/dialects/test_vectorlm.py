@@ -304,7 +304,14 @@ def schedules(make: Make, world: Path) -> None:
     assert "greedy follows the loss" in refused(make, {f"{T}.lr_scheduler_type": "greedy"})
     assert "did you mean 'cosine'" in refused(make, {f"{T}.lr_scheduler_type": "cosin"})
     arguments = {"quintet.schedule": {"arguments": {"min_lr": 1e-4}}}
-    assert "min_lr" in refused(make, {f"{T}.lr_scheduler_type": "cosine_with_min_lr"})
+    for name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+        flat = make({f"{T}.lr_scheduler_type": name, f"{T}.warmup_ratio": 0})
+        assert f"{name} without min_lr ends at 0" in "\n".join(load_run_config([flat.file]).notes)
+        assert min(learning_rates(make, name, 0, steps=800)) < 1e-7
+        floors = {f"{T}.min_lr": 1e-4}, {f"{T}.lr_scheduler_kwargs": {"min_lr": 1e-4}}
+        for floor in floors:
+            assert min(learning_rates(make, name, 0, steps=800, **floor)) == pytest.approx(1e-4, rel=1e-3)
+    assert "cosine has none" in refused(make, {f"{T}.lr_scheduler_type": "cosine", f"{T}.min_lr": 1e-4})
     assert min(learning_rates(make, "cosine_with_min_lr", 0, **arguments)) > 1e-4
 
 
@@ -623,6 +630,8 @@ BEHAVIOUR: dict[str, Callable[[Make, Path], None]] = {
     f"{T}.optimizer.betas": optimizer_key("betas", [0.7, 0.8], (0.9, 0.999)),
     f"{T}.optimizer.eps": optimizer_key("eps", 1e-3, 1e-8),
     f"{T}.optimizer.amsgrad": optimizer_key("amsgrad", True, False),
+    f"{T}.min_lr": schedules,
+    f"{T}.lr_scheduler_kwargs": schedules,
     f"{T}.optimizer.maximize": optimizer_key("maximize", True, False),
     f"{T}.optimizer.foreach": optimizer_key("foreach", True, None),
     f"{T}.lora_peft_config.task_type": task_type,

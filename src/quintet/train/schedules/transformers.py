@@ -39,6 +39,7 @@ def check_transformers_schedule(config: TransformersScheduleConfig) -> None:
     if config.name == "constant" and config.warmup_steps:
         raise UserError("schedule.warmup_steps: constant has no warm-up; constant_with_warmup has")
     check_arguments("schedule.arguments", config.name, functions[config.name], config.arguments, _OURS)
+    transformers_rate(config, 1.0, 1, 1000)  # the library says itself what it misses
 
 
 def _functions() -> dict[str, Callable]:

@@ -104,6 +104,11 @@ def _validation(given: Given, native: Native, count: int) -> None:
         where = f"data.validation_sources[{number}]"
         split = _at(index, "validation_split")
         if given[split]:
+            length = given[_at(index, "seq_len")]
+            if isinstance(given[split], int) and given[split] < length:
+                given.refuse(
+                    split, f"{given[split]} tokens hold no sample of seq_len {length}; give more, or a fraction as 0.1"
+                )
             path, key = train_path(given, index)[0], split
             if given.has(_at(index, "validation_file")):
                 native.say(f"{_at(index, 'validation_file')}: is not read, for validation_split stands instead of it")

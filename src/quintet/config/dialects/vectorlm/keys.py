@@ -150,6 +150,20 @@ _TRAINING = (
         default=1,
     ),
     _train(
+        "min_lr",
+        number(0),
+        "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 when not given",
+        documented=False,
+        shapes=("schedule.arguments",),
+    ),
+    _train(
+        "lr_scheduler_kwargs",
+        mapping(),
+        "other parameters of the schedule, as transformers names them",
+        documented=False,
+        shapes=("schedule.arguments",),
+    ),
+    _train(
         "lr_scheduler_type",
         choice(by={**{name: name for name in SCHEDULES}, PLATEAU: PLATEAU, "plataeu-with-warmup": PLATEAU}),
         "schedule of the learning rate: a name of transformers.SchedulerType, or plateau-with-warmup",
@@ -195,6 +209,8 @@ _OPTIMIZER = (
     _optimizer("amsgrad", flag(), "the AMSGrad variant"),
     _optimizer("maximize", flag(), "climb instead of descend"),
     _optimizer("foreach", flag(), "the kernel that takes many tensors at once"),
+    _optimizer("capturable", flag(), "for CUDA graphs", to="", moot="CUDA graphs are not used"),
+    _optimizer("differentiable", flag(), "gradients through the step", to="", moot="nothing trains through a step"),
     _optimizer("fused", flag(), "the fused kernel", to="", moot="it is taken wherever PyTorch has it"),
 )
 _ADAPTERS = (

@@ -67,6 +67,22 @@ def _schedule(given: Given, native: Native) -> None:
     if not plateau:
         native.set("schedule.name", name, key)
     native.set("schedule.warmup_steps", warmup or 0, ratio)
+    _schedule_arguments(given, native, name)
+
+
+def _schedule_arguments(given: Given, native: Native, name: str) -> None:
+    """What transformers asks of a schedule beside the warm-up."""
+    lowest, others = f"{TRAIN}.min_lr", f"{TRAIN}.lr_scheduler_kwargs"
+    arguments, floored = dict(given[others] or {}), name.endswith("with_min_lr")
+    if given.has(lowest) and not floored:
+        given.refuse(lowest, f"belongs to cosine_with_min_lr and cosine_warmup_with_min_lr, and {name} has none")
+    elif given.has(lowest):
+        arguments["min_lr"] = given[lowest]
+    elif floored and arguments.keys().isdisjoint(("min_lr", "min_lr_rate")):
+        arguments["min_lr"] = 0.0
+        native.say(f"{TRAIN}.lr_scheduler_type: {name} without min_lr ends at 0; {lowest} sets another")
+    if arguments and native.get("schedule.kind") == "transformers":
+        native.set("schedule.arguments", arguments, lowest, others, f"{TRAIN}.lr_scheduler_type")
 
 
 def _training(given: Given, native: Native) -> None:
