@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +22,30 @@ from quintet.model import build_model, trial
 from quintet.model.abilities import Abilities
 from quintet.model.generate import GenerationSettings, beam_search, generate
 from quintet.model.pretrained import PretrainedModel
-from quintet.model.small_copy import small_copies, with_large_weights
+from quintet.model.small_copy import VOCABULARY, small_copies, with_large_weights
 
 transformers = pytest.importorskip("transformers")
 from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa: E402
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 CONTEXT = 48
+REPOSITORY = Path(__file__).resolve().parents[2]
 Build = Callable[..., PretrainedModel]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    spec = importlib.util.spec_from_file_location("architectures", REPOSITORY / "benchmarks/architectures.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -48,14 +61,14 @@ def build(folder: Path) -> Build:
     return call
 
 
-def text(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(ROWS, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+def text(model: PretrainedModel, length: int, seed: int = 0) -> list[int]:
+    return torch.randint(model.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @torch.no_grad()
 def plain(model: PretrainedModel, ids: list[int]) -> Tensor:
-    """The library's logits [length, rows] of one text, read whole and without a cache."""
-    return model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, :ROWS]
+    """The library's logits [length, vocab] of one text, read whole and without a cache."""
+    return model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, : model.vocab_size]
 
 
 def greedy(model: PretrainedModel, prompt: list[int], count: int) -> list[int]:
@@ -89,22 +102,53 @@ class Measured:
         return torch.autocast("cpu", enabled=False)
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_however_a_model_reads_it_gives_what_plain_reading_gives(build: Build, name: str) -> None:
-    model = build(name)
-    prompts = [text(length, seed=length) for length in (3, 12, 19)]
+def assert_reads_as_plainly(model: PretrainedModel) -> None:
+    """Texts side by side, beams, and the answers of a benchmark are those of plain reading."""
+    prompts = [text(model, length, seed=length) for length in (3, 9, 14)]
     settings = GenerationSettings(max_tokens=9, temperature=0)
     expected = [greedy(model, prompt, 9) for prompt in prompts]
     for static in (False, True):
         assert [list(row) for row in zip(*generate(model, prompts, settings, static=static), strict=True)] == expected
     assert beam_search(model, prompts[1], 3, 6) == best_of_beams(model, prompts[1], 3, 6)
-    # Answers after one question, and after another that is longer; ids of all kinds among them.
-    texts = [Text(tuple(text(size, seed=1) + text(rest, seed=rest)), rest) for size in (9, 14) for rest in (2, 5, 7)]
+    # Answers after one question, and after another that is longer.
+    texts = [
+        Text(tuple(text(model, size, seed=1) + text(model, rest, seed=rest)), rest)
+        for size in (7, 12)
+        for rest in (2, 5, 7)
+    ]
     found = Scorer(Measured(model), Limit(200, CONTEXT)).score(texts, [len(one.ids) - one.scored for one in texts])
     for one, (nats, _) in zip(texts, found, strict=True):
         ids = list(one.ids)
         logs = plain(model, ids[:-1]).double().log_softmax(-1)[-one.scored :]
         assert nats == pytest.approx(float(logs[range(one.scored), ids[-one.scored :]].sum()), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_however_a_model_reads_it_gives_what_plain_reading_gives(build: Build, name: str) -> None:
+    assert_reads_as_plainly(build(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+def test_every_architecture_of_the_library_is_read_as_plainly(bench: Any, tmp_path: Path, name: str) -> None:
+    try:
+        whole = bench.default_model(name)
+    except Exception as error:
+        pytest.skip(f"its defaults build no model: {error}")
+    for settings in small_copies(whole, 1 << 30):
+        try:
+            weights = with_large_weights(whole, settings, torch.Generator().manual_seed(7)).state_dict()
+            settings.save_pretrained(tmp_path)
+            config = HuggingFaceConfig(kind="huggingface", name_or_path=str(tmp_path), pretrained=False)
+            model = build_model(config, VOCABULARY, CONTEXT, seed=0)
+            break
+        except Exception:
+            continue
+    else:
+        pytest.skip("no small copy of it can be read")
+    assert isinstance(model, PretrainedModel)
+    model.inner.load_state_dict(weights)
+    assert_reads_as_plainly(model.eval())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +205,7 @@ def test_texts_that_grow_beyond_a_boundary_are_read_anew_there_and_nowhere_else(
     model.causal.base_model.register_forward_pre_hook(
         lambda module, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
     )
-    list(generate(model, [text(10)], GenerationSettings(max_tokens=12, temperature=0)))
+    list(generate(model, [text(model, 10)], GenerationSettings(max_tokens=12, temperature=0)))
     assert lengths == [10, *[1] * 6, 17, *[1] * 4]
 
 
@@ -213,3 +257,12 @@ def test_a_small_copy_has_each_kind_of_layer(name: str) -> None:
     parts = [{type(part) for part in model.modules()} for model in (whole, copy)]
     assert parts[0] == parts[1]
     assert sum(p.numel() for p in copy.parameters()) <= sum(p.numel() for p in whole.parameters())
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_found(bench: Any) -> None:
+    page = (REPOSITORY / "docs/reference/architectures.md").read_text("utf-8")
+    if f"for transformers {transformers.__version__}." not in " ".join(page.split()):
+        pytest.skip("the page is of another release of transformers")
+    for name in ("llama", "phi3", "roberta", "lfm2", "mamba", "bart"):
+        assert bench.row(name, bench.abilities(name)) in page.splitlines()

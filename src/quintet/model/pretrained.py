@@ -162,7 +162,7 @@ class PretrainedModel(nn.Module):
         """The id that has no position of its own, where there is one."""
         if self.abilities.positions != "after padding id":
             return None
-        return self.causal.config.get_text_config(decoder=True).pad_token_id
+        return padding_id(self.causal)
 
     @property
     def _attention(self) -> str:
@@ -184,6 +184,11 @@ def arguments(reader: nn.Module, causal: nn.Module) -> frozenset[str]:
     given, those of ``causal``."""
     own, whole = (frozenset(inspect.signature(one.forward).parameters) for one in (reader, causal))
     return own if "input_ids" in own else whole
+
+
+def padding_id(causal: Any) -> int | None:
+    """The id that the configuration of ``causal`` calls padding, where it names one."""
+    return getattr(causal.config.get_text_config(decoder=True), "pad_token_id", None)
 
 
 def document_positions(documents: Tensor) -> Tensor:

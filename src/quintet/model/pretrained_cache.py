@@ -25,6 +25,7 @@ class PretrainedCache:
     ) -> None:
         self.static = static
         self._capacity, self._begins, self._skipped = capacity, begins, skipped
+        self._length = 0
         self._last: Tensor | None = None
         self._counted: Tensor | None = None
         self.past: Any = _static_cache(config, capacity) if static else _dynamic_cache(config)
@@ -32,7 +33,7 @@ class PretrainedCache:
     @property
     def length(self) -> int:
         """Positions that are stored, padding included."""
-        return int(self.past.get_seq_length())
+        return int(self.past.get_seq_length()) if self.static else self._length
 
     def place(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
         """Positions and visible keys of ``ids`` [batch, length], which come next, as the library's arguments.
@@ -40,7 +41,10 @@ class PretrainedCache:
         They are told also where nothing is hidden, as the library's own ``generate`` does: not every model counts right
         by itself.
         """
-        length, start = ids.shape[1], self.past.get_seq_length()
+        length = ids.shape[1]
+        # The library's growing cache cannot tell its length where all layers keep states and no keys.
+        start = self.past.get_seq_length() if self.static else self._length
+        self._length += length
         index = torch.arange(length, device=ids.device) + start
         if documents is not None:
             self._begins = self._last_document(documents, index)

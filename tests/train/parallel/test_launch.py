@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -177,22 +176,3 @@ def lines_until(process: subprocess.Popen[str], begin: str) -> str:
         if line.startswith(begin):
             return said
     raise AssertionError(f"no line begins with {begin!r}:\n{said}")
-
-
-@pytest.mark.slow
-def test_a_sample_that_one_process_alone_cannot_write_is_told_by_all_and_training_goes_on(
-    run_file, launch, tmp_path: Path
-) -> None:
-    sampled = {"sample": {"prompts": ["the cat"], "max_tokens": 4}, "checkpoint": {"every": 2}}
-    first = launch(2, run_file(**sampled), "train.steps=2")
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "runs" / "tiny" / "samples"
-    shutil.rmtree(folder)
-    folder.write_text("no folder")
-    more = launch(2, run_file(**sampled), "train.steps=4")
-    assert more.returncode == 0, more.stderr
-    assert "step 4: samples failed: FileExistsError" in more.stdout
-    assert "failed, and left out: samples 1" in more.stdout
-    strict = launch(2, run_file(**sampled), "train.steps=6", "evaluate.required=true")
-    assert strict.returncode != 0
-    assert (tmp_path / "runs" / "tiny" / "checkpoints" / "step-000006" / "state.json").is_file()
