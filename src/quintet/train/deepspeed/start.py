@@ -131,18 +131,21 @@ class BuildLock(FileBaton):
 
     def try_acquire(self) -> bool:
         """Take the lock, after a wait if need be. Raises UserError, naming the file, when the wait is over."""
-        began, told = time.monotonic(), False
+        began = alive = time.monotonic()
+        told = False
         while not super().try_acquire():
             held = self._is_held()
             if held is False and local_rank() == 0:
                 self._say("is left of a build that was killed; it is built again")
                 self.path.unlink(missing_ok=True)
                 continue
+            now = time.monotonic()
+            alive = now if held else alive
             limit = _LONGEST_BUILD if held else self.seconds
             if not told:
                 self._say(f"another process builds there; waiting for it, {limit:.0f} s at most")
                 told = True
-            if time.monotonic() - began > limit:
+            if now - (began if held else alive) > limit:
                 raise UserError(
                     f"parallel.kind: deepspeed waited {limit:.0f} s for another process that builds an extension; if "
                     f"there is none, remove {self.path}"
@@ -156,8 +159,8 @@ class BuildLock(FileBaton):
         try:
             host, _, process = self.path.read_text(encoding="utf-8").partition(" ")
             last = max(entry.stat().st_mtime for entry in (self.path.parent, *self.path.parent.iterdir()))
-        except FileNotFoundError:  # gone meanwhile
-            return None
+        except FileNotFoundError:  # released meanwhile
+            return True
         if host and host != socket.gethostname():
             return None
         if process.isdigit():
