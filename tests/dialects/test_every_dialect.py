@@ -288,3 +288,15 @@ def test_a_native_run_file_is_written_as_far_as_a_dialect_can_say_it(name: str) 
     assert "data.sources[0].kind: python_stdlib" in lost or "by hand" in lost or "quintet" in values
     assert "model.kind: transformer" in lost if name == "vectorlm" else "model.layers" not in lost
     assert "optimizer.lr" not in lost
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bounds_in_the_words_of_a_key_are_those_of_the_native_key(name: str) -> None:
+    native: dict[str, str] = {}
+    for known in walk_schema():
+        native.setdefault(known.path.replace("[]", ""), " ".join(known.constraints))
+    for key in dialect_named(name).keys:
+        bounds = native.get(re.sub(r"\[\d*\]", "", key.to), "")
+        lowest, highest = "from 0" in key.value.words, "to 1" in key.value.words
+        assert not (lowest and "above 0" in bounds), key.path
+        assert not (highest and "below 1" in bounds), key.path

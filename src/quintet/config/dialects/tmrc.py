@@ -35,7 +35,7 @@ KEYS = (
     Key("model.n_layer", whole(1), "transformer layers", to="model.layers", default=8),
     Key(
         "model.dropout_p",
-        number(0, 1),
+        number(0, below=1),
         "dropout on embeddings, on attention weights (not under flex, which cannot), and on what attention and "
         "feed-forward add",
         default=0.0,
@@ -75,7 +75,7 @@ KEYS = (
     ),
     Key(
         "model.mlp_scale_factor",
-        number(0),
+        number(above=0),
         "feed-forward width over d_model",
         to="model.feedforward.factor",
         default=4.0,
@@ -100,16 +100,16 @@ KEYS = (
         default="causal_document",
     ),
     Key("optimizer.name", choice("AdamW"), "optimizer", default="AdamW", shapes=("optimizer.kind",)),
-    Key("optimizer.lr", number(0), "learning rate, the same at every step", to="optimizer.lr", default=1e-4),
+    Key("optimizer.lr", number(above=0), "learning rate, the same at every step", to="optimizer.lr", default=1e-4),
     Key("optimizer.weight_decay", number(0), "decay of all weights", to="optimizer.weight_decay", default=0.01),
     Key(
         "optimizer.betas",
-        listed(number(0, 1), 2),
+        listed(number(0, below=1), 2),
         "decay of the averages of the gradient and of its square",
         to="optimizer.betas",
         default=[0.9, 0.999],
     ),
-    Key("optimizer.eps", number(0), "added to the root of the second average", to="optimizer.eps", default=1e-8),
+    Key("optimizer.eps", number(above=0), "added to the root of the second average", to="optimizer.eps", default=1e-8),
     Key(
         "optimizer.precision",
         choice(by=PRECISIONS),
@@ -159,7 +159,7 @@ KEYS = (
     ),
     Key(
         "training.save_every",
-        number(0),
+        number(above=0),
         "seconds between checkpoints",
         default=3600.0,
         shapes=("checkpoint.every_seconds",),

@@ -34,8 +34,17 @@ def whole(minimum: int | None = None) -> Value:
     return Value("whole number" + ("" if minimum is None else f" from {minimum}"), read)
 
 
-def number(minimum: float | None = None, maximum: float | None = None, *, off: float | None = None) -> Value:
-    """Numbers, also as text ("2e-5", which YAML 1.1 reads as one). ``off`` is what false stands for, if anything."""
+def number(
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    off: float | None = None,
+) -> Value:
+    """Numbers, also as text ("2e-5", which YAML 1.1 reads as one), the bounds ``above`` and ``below`` excluded. ``off``
+    is what false stands for, if anything."""
+    limits = _range(minimum, maximum, above, below)
 
     def read(value: Any) -> float:
         if value is False and off is not None:
@@ -43,20 +52,22 @@ def number(minimum: float | None = None, maximum: float | None = None, *, off: f
         found = number_in(value)
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise ValueError("must be a number")
-        if (minimum is not None and found < minimum) or (maximum is not None and found > maximum):
-            raise ValueError(f"must be {_range(minimum, maximum)}")
+        low = (minimum is not None and found < minimum) or (above is not None and found <= above)
+        if low or (maximum is not None and found > maximum) or (below is not None and found >= below):
+            raise ValueError(f"must be {limits}")
         return float(found)
 
-    limits = _range(minimum, maximum)
     return Value(f"number {limits}".strip() + (" (false: 0)" if off == 0 else ""), read)
 
 
-def _range(minimum: float | None, maximum: float | None) -> str:
-    if minimum is None and maximum is None:
-        return ""
+def _range(minimum: float | None, maximum: float | None, above: float | None, below: float | None) -> str:
+    first = "" if minimum is None else f"from {minimum:g}"
+    first = first if above is None else f"above {above:g}"
+    if below is not None:
+        return f"{first} to below {below:g}".strip()
     if maximum is None:
-        return f"from {minimum:g}"
-    return f"up to {maximum:g}" if minimum is None else f"from {minimum:g} to {maximum:g}"
+        return first
+    return f"{first} to {maximum:g}" if first else f"up to {maximum:g}"
 
 
 def duration(minimum: int = 1) -> Value:

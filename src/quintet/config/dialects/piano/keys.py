@@ -159,7 +159,7 @@ _OPTIMIZER = (
     ),
     Key(
         "lr.learning_rate",
-        number(0),
+        number(above=0),
         "highest learning rate",
         to="optimizer.lr",
         default=8e-5,

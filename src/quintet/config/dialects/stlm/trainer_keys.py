@@ -216,13 +216,13 @@ TRAINER = (
     *(
         Key(f"trainer.dropout_scheduler.{name}", value, help, documented=False, to=to)
         for name, value, help, to in (
-            ("dropout", number(0, 1), "constant: the rate", "dropout_schedule.rate"),
-            ("start_dropout_p", number(0, 1), "linear: the rate up to start_iter", "dropout_schedule.start"),
-            ("end_dropout_p", number(0, 1), "linear: the rate from end_iter on", "dropout_schedule.end"),
+            ("dropout", number(0, below=1), "constant: the rate", "dropout_schedule.rate"),
+            ("start_dropout_p", number(0, below=1), "linear: the rate up to start_iter", "dropout_schedule.start"),
+            ("end_dropout_p", number(0, below=1), "linear: the rate from end_iter on", "dropout_schedule.end"),
             ("start_iter", whole(0), "linear: where the line begins", "dropout_schedule.first_step"),
             ("end_iter", whole(1), "linear: where the line ends", "dropout_schedule.last_step"),
-            ("dropout_trough", number(0, 1), "triangle: the lowest rate", "dropout_schedule.low"),
-            ("dropout_peak", number(0, 1), "triangle: the highest rate", "dropout_schedule.high"),
+            ("dropout_trough", number(0, below=1), "triangle: the lowest rate", "dropout_schedule.low"),
+            ("dropout_peak", number(0, below=1), "triangle: the highest rate", "dropout_schedule.high"),
             ("num_iterations", whole(1), "triangle: steps of all cycles", "dropout_schedule.steps"),
             ("num_cycles", whole(1), "triangle: cycles", "dropout_schedule.cycles"),
         )

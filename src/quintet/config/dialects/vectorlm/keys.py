@@ -202,7 +202,7 @@ _TRAINING = (
     ),
 )
 _OPTIMIZER = (
-    _optimizer("lr", number(0), "highest learning rate", to="optimizer.lr", default=1e-3),
+    _optimizer("lr", number(above=0), "highest learning rate", to="optimizer.lr", default=1e-3),
     _optimizer("weight_decay", number(0), "decay of all weights", to="optimizer.weight_decay", default=0.01),
     _optimizer("betas", listed(number(0, 1), 2), "decay of the averages of the gradient and of its square"),
     _optimizer("eps", number(0), "added to the root of the second average"),
@@ -222,8 +222,10 @@ _ADAPTERS = (
         shapes=("model.lora",),
     ),
     _lora("r", whole(1), "rank of the adapters; 8 when not given", to="model.lora.rank"),
-    _lora("lora_alpha", number(0), "the update is scaled by lora_alpha / r; 8 when not given", to="model.lora.alpha"),
-    _lora("lora_dropout", number(0, 1), "dropout on what enters the adapters", to="model.lora.dropout"),
+    _lora(
+        "lora_alpha", number(above=0), "the update is scaled by lora_alpha / r; 8 when not given", to="model.lora.alpha"
+    ),
+    _lora("lora_dropout", number(0, below=1), "dropout on what enters the adapters", to="model.lora.dropout"),
     _lora(
         "target_modules",
         either(text(), listed(text())),
