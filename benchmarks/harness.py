@@ -134,7 +134,7 @@ def measure(family: str, data: Path, items: int, rows: int, turns: int, names: l
             HFLM(pretrained=made, device=str(read.compute.device), dtype=dtype, batch_size=rows)
             for dtype in ("float32", "float64")
         )
-    ours = HarnessModel(subject, Limit(rows * CONTEXT, CONTEXT, rows), begins=family == "llama")
+    ours = HarnessModel(subject, Limit(rows * CONTEXT, CONTEXT, rows))
     total = {"ours": 0.0, "theirs": 0.0}
     for name in names:
         with contextlib.redirect_stderr(io.StringIO()):

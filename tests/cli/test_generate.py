@@ -103,7 +103,7 @@ def test_a_conversation_goes_on_and_is_saved(run: str, command, monkeypatch: pyt
     again = json.loads(Path("again.json").read_text())["messages"]
     assert again == messages[:3]  # forgotten, so that the same question has the same answer
     answers = [messages[2]["content"], messages[4]["content"], messages[2]["content"]]
-    assert [line.strip() for line in out.splitlines()] == answers
+    assert out == "".join(f"{answer}\n" for answer in answers)
     assert "/nonsense is no command" in err
 
 

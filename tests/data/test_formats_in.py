@@ -266,7 +266,7 @@ def test_tatm_is_read_beside_its_metadata_by_number_and_without_its_padding(tmp_
 def test_tatm_files_elsewhere_are_found_by_their_absolute_prefix(tmp_path: Path) -> None:
     elsewhere = write_tatm(tmp_path / "elsewhere", [2, 1])
     folder = write_tatm(tmp_path / "data", prefix=str(elsewhere / "tok"), tokenizer="mine")
-    t5_like().write_for_transformers(folder)
+    t5_like().write_for_transformers(folder, ())
     assert tokens(read(source_of("tatm", folder), t5_like())) == [[2, 1]]
     write_tatm(folder, [3, 1], prefix=str(tmp_path / "gone" / "tok"))
     assert tokens(read(source_of("tatm", folder), t5_like())) == [[3, 1]]
@@ -275,7 +275,7 @@ def test_tatm_files_elsewhere_are_found_by_their_absolute_prefix(tmp_path: Path)
 def test_the_tokenizer_beside_tatm_says_what_ends_a_document(tmp_path: Path) -> None:
     folder = write_tatm(tmp_path / "data", [3, 2, 1, 2, 4, 0], dtype="uint32", tokenizer="gpt2")
     refused(source_of("tatm", folder), "tokenizer.json: does not exist, and the id that ends a document is not known")
-    t5_like(2).write_for_transformers(folder)
+    t5_like(2).write_for_transformers(folder, ())
     assert tokens(read(source_of("tatm", folder), t5_like(2))) == [[3, 2], [1, 2], [4]]
     refused(
         source_of("tatm", folder), "its documents end with id 2, those of the run's tokenizer with 1; set", t5_like(1)
@@ -284,7 +284,7 @@ def test_the_tokenizer_beside_tatm_says_what_ends_a_document(tmp_path: Path) -> 
 
 def test_a_zero_that_ends_a_document_is_no_padding(tmp_path: Path) -> None:
     folder = write_tatm(tmp_path / "data", [3, 0, 2, 0, 0, 0])
-    t5_like(0).write_for_transformers(folder)
+    t5_like(0).write_for_transformers(folder, ())
     report = Report()
     assert tokens(read(source_of("tatm", folder), t5_like(0), report)) == [[3, 0], [2, 0]]
     assert report.dropped == {"padding_tokens": 2}

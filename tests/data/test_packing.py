@@ -26,7 +26,8 @@ from quintet.data.sources.document import Ids, Parts
 from quintet.data.split import Intervals, split, whole
 from quintet.data.store import Manifest, TokenStore, token_dtype
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.borders import begin_id, clean_starts
+from quintet.tokenize.borders import clean_starts
+from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
@@ -254,8 +255,9 @@ def test_a_table_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_texts_begin_with() -> None:
-    assert begin_id(words()) == BOS
-    assert begin_id(ByteTokenizer()) == ByteTokenizer().end_id
+    assert text_bounds(words(), around_samples=True).begin == (BOS,)
+    assert text_bounds(words()).begin == ()  # a named token that the tokenizer does not put there by itself
+    assert text_bounds(ByteTokenizer(), around_samples=True).begin == (ByteTokenizer().end_id,)
 
 
 def test_ids_that_are_ready_keep_their_mask(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.run import Asking, run_benchmarks
-from quintet.evaluate.subject import begins_texts
 from quintet.train.trained import TrainedModel, load_trained, load_writer
 
 pytest.importorskip("lm_eval")
@@ -122,10 +121,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     save_checkpoint(request.param, folder)
     subject = in_fp32(load_writer(str(folder)))
-    begins = begins_texts(str(folder))
-    assert begins == (request.param == "llama")
+    assert bool(subject.bounds.begin) == (request.param == "llama")
     device = str(subject.compute.device)
-    ours = HarnessModel(subject, Limit(300, CONTEXT), begins)
+    ours = HarnessModel(subject, Limit(300, CONTEXT))
     return ours, HFLM(pretrained=str(folder), device=device, dtype="float32", batch_size=3)
 
 

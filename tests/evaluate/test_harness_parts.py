@@ -16,6 +16,7 @@ from quintet.evaluate.harness.figures import confidence
 from quintet.evaluate.harness.names import check_tasks
 from quintet.evaluate.harness.short_items import is_short_and_plain, syllables
 from quintet.evaluate.harness.texts import Encoder, Text
+from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 
 TEXTS = st.lists(
@@ -77,7 +78,7 @@ def test_each_batch_counts_once_and_all_processes_read_equally_many(batches: int
 )
 def test_a_pair_becomes_the_ids_that_the_harness_says(context: str, continuation: str, ids: str, scored: int) -> None:
     tokenizer = ByteTokenizer()
-    encoder = Encoder(tokenizer, 8)
+    encoder = Encoder(tokenizer, 8, text_bounds(tokenizer))
     found = encoder.pairs([(context, continuation)])[0]
     expected = [tokenizer.end_id if one == "<" else tokenizer.encode(one)[0] for one in ids]
     assert (list(found.ids), found.scored) == (expected, scored)
@@ -88,7 +89,7 @@ def test_a_pair_becomes_the_ids_that_the_harness_says(context: str, continuation
 def test_rolling_windows_are_those_of_the_harness(text: str, room: int) -> None:
     utils = pytest.importorskip("lm_eval.utils")
     tokenizer = ByteTokenizer()
-    windows = Encoder(tokenizer, room).rolling(text)
+    windows = Encoder(tokenizer, room, text_bounds(tokenizer)).rolling(text)
     theirs = map(
         utils.make_disjoint_window,
         utils.get_rolling_token_windows(tokenizer.encode(text), tokenizer.end_id, room, 1),

@@ -42,6 +42,7 @@ from quintet.evaluate.windows import batched, windows
 from quintet.model import build_model
 from quintet.model.abilities import Abilities
 from quintet.tokenize.base import NO_END, Pieces
+from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.ids import IdTokenizer
 
@@ -113,6 +114,7 @@ COMPUTE = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
 class Subject:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.compute = model, tokenizer, COMPUTE
+        self.bounds = text_bounds(tokenizer)
 
 
 def chain() -> np.ndarray:

@@ -19,7 +19,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.subject import begins_texts
 from quintet.train.trained import load_writer
 
 pytest.importorskip("lm_eval")
@@ -108,7 +107,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Both]:
         save(kind, folder)
         subject = load_writer(str(folder))
         subject = replace(subject, compute=replace(subject.compute, precision="fp32"))
-        ours = HarnessModel(subject, Limit(200, CONTEXT), begins_texts(str(folder)))
+        ours = HarnessModel(subject, Limit(200, CONTEXT))
         with quiet():
             return Both(ours, HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
 

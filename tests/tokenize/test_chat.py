@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError
 from quintet.tokenize import build_tokenizer, load_tokenizer
+from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
@@ -182,31 +183,36 @@ def test_a_text_alone_still_has_no_special_ids(tmp_path: Path) -> None:
     assert tokenizer.encode_template("<|im_end|></s>") == [260, 258]
 
 
-def test_a_named_token_that_the_vocabulary_lacks_is_not_named(tmp_path: Path) -> None:
-    tokenizer = of(save_source(tmp_path, pad_token="<pad>", chat_template="{{ pad_token }}{{ eos_token }}"))
-    assert chat_format(tokenizer).render(conversation("x")) == "</s>"
+def test_a_named_token_that_the_model_has_no_row_for_is_not_named(tmp_path: Path) -> None:
+    folder = save_source(tmp_path, pad_token="<pad>", chat_template="{{ pad_token }}{{ eos_token }}")
+    assert chat_format(of(folder)).render(conversation("x")) == "<pad></s>"  # transformers gives it the next id
+    (folder / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 263}', encoding="utf-8")
+    assert chat_format(of(folder)).render(conversation("x")) == "</s>"
 
 
 @pytest.mark.parametrize(("name", "end"), [("chatml", "<|im_end|>"), ("instruct", "</s>"), ("listing", "<|end|>")])
 def test_an_answer_ends_with_what_the_template_puts_behind_it(tmp_path: Path, name: str, end: str) -> None:
     tokenizer = of(save_source(tmp_path, chat_template=TEMPLATES[name]))
     found = chat_format(tokenizer)
-    assert found.end_ids == {tokenizer.special_tokens["</s>"], tokenizer.special_tokens[end]}
-    assert found.stops == ()
+    bounds = found.bounds(text_bounds(tokenizer))
+    assert bounds.stop_ids == {tokenizer.special_tokens["</s>"], tokenizer.special_tokens[end]}
+    assert bounds.stops == {"chatml": (), "instruct": (" </s>",), "listing": ()}[name]
 
 
 def test_ends_that_the_files_name_are_taken_as_well(tmp_path: Path) -> None:
     folder = save_source(tmp_path, chat_template=CHATML)
     (folder / "generation_config.json").write_text('{"eos_token_id": 262}', encoding="utf-8")
-    assert chat_format(of(folder)).end_ids == {258, 260, 262}
+    tokenizer = of(folder)
+    assert chat_format(tokenizer).bounds(text_bounds(tokenizer)).stop_ids == {258, 260, 262}
 
 
 def test_a_template_of_plain_text_ends_an_answer_with_text(tmp_path: Path) -> None:
     file = tmp_path / "plain.jinja"
     file.write_text(PLAIN, encoding="utf-8")
     found = chat_format(ByteTokenizer(), file)
-    assert found.end_ids == {256}
-    assert set(found.stops) == {"\n\n### Instruction:", "### Instruction:"}
+    bounds = found.bounds(text_bounds(ByteTokenizer()))
+    # Whole, with its white space: an answer may speak of "### Instruction:".
+    assert (bounds.stop_ids, bounds.stops) == ({256}, ("\n\n### Instruction:\n",))
     rendered = found.render(conversation("Add 2 and 3.", "5", "Add 1.", system="You add."))
     expected = (
         "You add.\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:\n5\n\n### Instruction:\nAdd 1.\n\n### Response:\n"
@@ -220,7 +226,8 @@ def test_the_end_of_a_document_can_be_written_with_any_tokenizer(tmp_path: Path)
     file.write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", encoding="utf-8")
     found = chat_format(ByteTokenizer(), file)
     assert found.encode(conversation("a", "b")) == [97, 256, 98, 256]
-    assert (found.end_ids, found.stops) == ({256}, ())
+    bounds = found.bounds(text_bounds(ByteTokenizer()))
+    assert (bounds.stop_ids, bounds.stops) == ({256}, ())
 
 
 @given(

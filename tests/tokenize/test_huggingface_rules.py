@@ -81,6 +81,8 @@ def test_no_end_or_an_unknown_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json: no token is known to end a document.*eos_token"):
         of(folder)
     write_json(folder / "tokenizer_config.json", {"eos_token": "<c>"})
+    assert of(folder).end_id == 258  # transformers gives it the next id
+    write_json(folder / "config.json", {"model_type": "gpt2", "vocab_size": 258})  # for which a model has no row
     with pytest.raises(UserError, match=r"eos_token '<c>' of tokenizer_config\.json is not in the vocabulary"):
         of(folder)
 

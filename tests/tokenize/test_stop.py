@@ -55,6 +55,38 @@ def test_no_more_is_held_back_than_a_stop_string_may_begin_with(pieces: list[str
         )
 
 
+SPECIAL = ["<a>", "<b>"]
+STEPS = st.lists(st.tuples(st.text("ab<>", max_size=3), st.sampled_from(["", *SPECIAL])), max_size=8)
+
+
+@given(steps=STEPS, stops=st.lists(st.text("ab<>", min_size=1, max_size=6), max_size=3))
+def test_a_stop_string_with_a_special_token_is_found_although_the_token_writes_nothing(
+    steps: list[tuple[str, str]], stops: list[str]
+) -> None:
+    """Each way to read the text is searched by itself; the one that ends first, counted in steps, ends the text."""
+    spelled = [stop for stop in stops if any(token in stop for token in SPECIAL)]
+    plain = [stop for stop in stops if stop not in spelled]
+    written = [
+        (character, seen)
+        for piece, token in steps
+        for part, seen in ((piece, True), (token, False))
+        for character in part
+    ]
+    expected = None
+    for end in range(1, len(written) + 1):
+        some = written[:end]
+        whole, text = "".join(one for one, _ in some), "".join(one for one, seen in some if seen)
+        cuts = [len(text) - len(stop) for stop in plain if some[-1][1] and text.endswith(stop)]
+        cuts += [sum(seen for _, seen in some[: -len(stop)]) for stop in spelled if whole.endswith(stop)]
+        if cuts:
+            expected = text[: min(cuts)]
+            break
+    stop = StopAt(stops, SPECIAL)
+    found = "".join([stop.push(*step) for step in steps]) + stop.finish()
+    assert stop.stopped is (expected is not None)
+    assert found == ("".join(one for one, seen in written if seen) if expected is None else expected)
+
+
 def test_nothing_follows_a_stop_string() -> None:
     stop = StopAt(["END"])
     assert (stop.push("one EN"), stop.push("D two"), stop.push(" END three"), stop.finish()) == ("one ", "", "", "")

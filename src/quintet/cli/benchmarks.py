@@ -33,7 +33,7 @@ def ask_benchmarks(
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import Asking, run_benchmarks
-    from quintet.evaluate.subject import begins_texts, check_subject
+    from quintet.evaluate.subject import check_subject
     from quintet.train.trained import TrainedRun, load_measured
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
@@ -45,9 +45,7 @@ def ask_benchmarks(
     trained = load_measured(name, checkpoint, precision)
     run = trained if isinstance(trained, TrainedRun) else None
     check_subject(trained)
-    found = run_benchmarks(
-        trained, Asking(names, samples, shots, data_dir, batch_size), begins=run is None and begins_texts(name)
-    )
+    found = run_benchmarks(trained, Asking(names, samples, shots, data_dir, batch_size))
     if as_json:
         step = {"step": run.progress.step} if run else {}
         typer.echo(to_json({**step, **found.figures()}, indent=2))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER
+from quintet.cli.inputs import WRITER, sampling_of
 from quintet.config.names import local_path
 from quintet.errors import UserError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quintet.tokenize.chat import ChatFormat, Message
     from quintet.train.trained import TrainedModel
 
+_TEMPERATURE = 0.7
 _COMMANDS = "/reset, /system TEXT, /save FILE, /exit"
 
 
@@ -29,7 +30,10 @@ def chat(
         Path | None, typer.Option(help="Jinja file that writes the conversation; the tokenizer's own when not given")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer at most")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")] = 0.7,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="divides the logits; 0 takes the likeliest token; the checkpoint's own, or 0.7"),
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
     ] = None,
@@ -44,13 +48,15 @@ def chat(
     from quintet.tokenize.chat import chat_format
     from quintet.train.trained import load_writer
 
-    settings = GenerationSettings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     trained = load_writer(run, checkpoint)
+    given = {"temperature": temperature, "top_k": None, "top_p": top_p, "min_p": None, "repetition_penalty": None}
+    settings = GenerationSettings(max_tokens, seed=seed, **sampling_of(given, trained.sampling, _TEMPERATURE))
     talk = _Talk(trained, chat_format(trained.tokenizer, template), settings, system.strip())
     while (line := _read_line()) is not None:
-        word, _, rest = line.strip().partition(" ")
+        line = line.rstrip("\r\n")
+        word, _, rest = line.partition(" ")
         match word:
-            case "":
+            case _ if not line.strip():
                 continue
             case "/exit":
                 return
@@ -63,7 +69,7 @@ def chat(
             case _ if word.startswith("/"):
                 _note(f"{word} is no command; there are {_COMMANDS} (a space before the / makes it a question)")
             case _:
-                talk.ask(line.strip())
+                talk.ask(line[1:] if line.startswith(" /") else line)
 
 
 @dataclass
@@ -122,9 +128,8 @@ class _Talk:
                 self.trained.compute,
                 [ids],
                 replace(self.settings, max_tokens=room),
-                end_ids=self.chat.end_ids,
-                stops=self.chat.stops,
-                fresh=True,
+                self.chat.bounds(self.trained.bounds),
+                prefix=self.chat.answer_prefix,
                 first_row=self.asked,  # so that the same question draws anew
                 show=show,
             )
@@ -135,7 +140,7 @@ class _Talk:
         typer.echo("")
         if ended == "length":
             _note(f"the answer was ended after {room} tokens")
-        return "".join(shown).strip()
+        return "".join(shown)  # as it was written, for what is kept may be trained on
 
 
 def _read_line() -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER, fail
+from quintet.cli.inputs import WRITER, fail, sampling_of
 from quintet.cli.music import write_music
 from quintet.files import to_json
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _PIANO = "Piano"
+_TEMPERATURE = 0.8
 
 Prompts = Annotated[
     list[str] | None,
@@ -32,14 +33,17 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="tokens to write")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="text to end before; may be given several times", show_default=False)
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="divides the logits; 0 takes the likeliest token")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0, help="divides the logits; 0 takes the likeliest token; the checkpoint's own, or 0.8"),
+]
 TopK = Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")]
 TopP = Annotated[float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")]
 MinP = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability"),
 ]
-RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="above 1: make what stands there less likely")]
+RepetitionPenalty = Annotated[float | None, typer.Option(min=0.01, help="above 1: make what stands there less likely")]
 Beams = Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")]
 Seed = Annotated[int, typer.Option(help="the same seed gives the same text")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts to continue side by side")]
@@ -67,11 +71,11 @@ def generate(
     prompts_file: PromptsFile = None,
     max_tokens: MaxTokens = 256,
     stop: Stop = None,
-    temperature: Temperature = 0.8,
+    temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = 1.0,
+    repetition_penalty: RepetitionPenalty = None,
     beams: Beams = 1,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
@@ -89,13 +93,20 @@ def generate(
     """Continue prompts with a trained model; the text of a single one appears as it is written."""
     from quintet.model.generate import GenerationSettings
 
-    if beams > 1 and (top_k or top_p or min_p or repetition_penalty != 1.0 or static_cache):
+    if beams > 1 and (top_k or top_p or min_p or repetition_penalty is not None or static_cache):
         fail(
             "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
             "--static-cache"
         )
-    settings = GenerationSettings(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
     if midi is not None:
+        settings = GenerationSettings(max_tokens, seed=seed, **sampling_of(given, {}, _TEMPERATURE))
         about = {"composer": composer, "dataset": dataset}
         write_music(run, checkpoint, midi, settings, task, output, roll, audio, about)
         return
@@ -104,12 +115,16 @@ def generate(
     if prompt and prompts_file is not None:
         fail("--prompts-file: give prompts in the file or with --prompt, not both")
     prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
-    _write_texts(run, checkpoint, prompts, settings, stop or [], beams, batch_size, static_cache, as_json)
+    from quintet.train.trained import load_writer
+
+    trained = load_writer(run, checkpoint)
+    sampling = sampling_of(given, {} if beams > 1 else trained.sampling, _TEMPERATURE)
+    settings = GenerationSettings(max_tokens, seed=seed, **sampling)
+    _write_texts(trained, prompts, settings, stop or [], beams, batch_size, static_cache, as_json)
 
 
 def _write_texts(
-    run: str,
-    checkpoint: str,
+    trained: TrainedModel,
     prompts: list[str],
     settings: GenerationSettings,
     stops: list[str],
@@ -119,9 +134,6 @@ def _write_texts(
     as_json: bool,
 ) -> None:
     """Continue ``prompts``, ``batch_size`` at a time, and print what comes of each."""
-    from quintet.train.trained import load_writer
-
-    trained = load_writer(run, checkpoint)
     if static and not _can_compile(trained):
         typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
     streams = len(prompts) == 1 and not as_json
@@ -180,10 +192,11 @@ def _continue(
 ) -> list[Continuation]:
     from quintet.train.continuation import prompt_ids, search_continuation, write_continuations
 
-    model, tokenizer, compute = trained.model, trained.tokenizer, trained.compute
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    model, tokenizer, compute, bounds = trained.model, trained.tokenizer, trained.compute, trained.bounds
+    ids = [prompt_ids(tokenizer, bounds, prompt) for prompt in prompts]
     if beams > 1:
-        found = [search_continuation(model, tokenizer, compute, one, beams, settings.max_tokens, stops) for one in ids]
+        length = settings.max_tokens
+        found = [search_continuation(model, tokenizer, compute, one, bounds, beams, length, stops) for one in ids]
         if streams:
             typer.echo(found[0].text, nl=False)
         return found
@@ -193,6 +206,7 @@ def _continue(
         compute,
         ids,
         settings,
+        bounds,
         stops=stops,
         first_row=first,
         static=static,

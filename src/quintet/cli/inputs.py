@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -103,6 +104,22 @@ def load(inputs: list[str], purpose: str = "train") -> Loaded:
         "prepare" if purpose == "prepare" else "train",
     )
     return load_run_config(line.files, line.overrides, reading)
+
+
+def sampling_of(
+    given: Mapping[str, float | int | None], checkpoint: Mapping[str, Any], temperature: float
+) -> dict[str, Any]:
+    """Sampling settings: those ``given``, else those of the checkpoint's `generation_config.json`, which is said, else
+    ``temperature`` alone. transformers reads that file in the same way: without `do_sample` it samples nothing."""
+    names = given if checkpoint.get("do_sample") else ("repetition_penalty",)
+    found = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None and given[name] is None}
+    if checkpoint.get("do_sample") and given["temperature"] is None:
+        found.setdefault("temperature", 1.0)
+    if found:
+        settings = ", ".join(f"{name} {value}" for name, value in found.items())
+        typer.echo(f"[as generation_config.json of the checkpoint says: {settings}]", err=True)
+    own = {name: value for name, value in given.items() if value is not None}
+    return {"temperature": temperature, **found, **own}
 
 
 def fail(problem: str) -> NoReturn:

@@ -14,6 +14,11 @@ from quintet.config.piano import (
 )
 from quintet.config.sources import SourceConfig
 
+_BEGIN = (
+    "whether each document, prompt and measured text begins with the tokenizer's begin token (`bos_token`): true, "
+    "false, or auto, as the tokenizer itself does"
+)
+
 
 class ByteTokenizerConfig(Part):
     """UTF-8 bytes: 256 ids and one for the end of a document. Nothing to train, nothing it cannot write."""
@@ -60,6 +65,7 @@ class HuggingFaceTokenizerConfig(Part):
         min_length=1,
     )
     revision: str | None = key(None, "branch, tag or commit on the hub; the main branch when not given")
+    begin: bool | Literal["auto"] = key("auto", _BEGIN)
 
 
 class IdTokenizerConfig(Part):
@@ -86,6 +92,7 @@ class SavedTokenizerConfig(Part):
         "a run folder, the name of a run under runs/, or a folder with a tokenizer that Quintet wrote (quintet.json)",
         min_length=1,
     )
+    begin: bool | Literal["auto"] = key("auto", _BEGIN)
 
 
 TokenizerConfig = Annotated[

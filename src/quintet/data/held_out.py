@@ -12,29 +12,35 @@ from quintet.data.packing import Packed, document_spans
 from quintet.data.samples import Windows
 from quintet.data.split import Intervals, TokenStream
 from quintet.data.store import TokenStore
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.bounds import begin_ids
 
 
 @dataclass(frozen=True)
 class HeldOutDocument:
-    """``ids`` [tokens] without the end id, of which ``learnt``, bool [tokens] or None for all, have a loss; ``whole``
-    unless only its tail is held out."""
+    """``ids`` [tokens] without begin and end ids, of which ``learnt``, bool [tokens] or None for all, have a loss;
+    ``whole`` unless only its tail is held out."""
 
     ids: np.ndarray
     learnt: np.ndarray | None
     whole: bool
 
 
-def held_out_documents(validation: ValidationData, end_id: int) -> Iterator[tuple[str, HeldOutDocument]]:
+def held_out_documents(validation: ValidationData, tokenizer: Tokenizer) -> Iterator[tuple[str, HeldOutDocument]]:
     """Each held-out document with the label of its source, in the order of sources and documents. Music has none."""
     for label, samples in zip(validation.labels, validation.streams, strict=True):
         parts = _parts(samples)
         if parts is None:
             continue
         store, intervals = parts
-        spans = document_spans(store, intervals, end_id)
+        begin = begin_ids(tokenizer)
+        spans = document_spans(store, intervals, tokenizer.end_id, begin)
         for start, stop in zip(*(span.tolist() for span in spans), strict=True):
             first = int(store.document_bounds(np.array([store.document_at(start)]))[0][0])
-            yield label, HeldOutDocument(store.tokens(start, stop), store.learnt(start, stop), first == start)
+            yield (
+                label,
+                HeldOutDocument(store.tokens(start, stop), store.learnt(start, stop), start <= first + len(begin)),
+            )
 
 
 def _parts(samples: object) -> tuple[TokenStore, Intervals] | None:

@@ -20,7 +20,8 @@ from quintet.data.store import TokenStore
 from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
-from quintet.tokenize.borders import begin_id, clean_starts
+from quintet.tokenize.borders import clean_starts
+from quintet.tokenize.bounds import begin_ids, text_bounds
 
 _RECIPE = "2"  # to be raised when the same documents are packed otherwise than before
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
@@ -71,14 +72,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples of ``table`` from the ``intervals`` of ``store``, of which each begins and ends with a token of
+    """Samples of ``table`` from the ``intervals`` of ``store``, each of which begins and ends with the tokens of
     ``borders`` if there are any."""
 
     store: TokenStore
     intervals: Intervals
     table: PieceTable
     sequence_length: int
-    borders: tuple[int, int] | None
+    borders: tuple[tuple[int, ...], int] | None
     left_out: LeftOut
 
     @property
@@ -93,7 +94,7 @@ class Packed:
     def waste(self) -> float:
         """Part of the room for tokens that is left empty."""
         room = self.count * (self.sequence_length + 1)
-        used = self.tokens + (2 * self.count if self.borders else 0)
+        used = self.tokens + ((len(self.borders[0]) + 1) * self.count if self.borders else 0)
         return 1 - used / room if room else 0.0
 
     def sample(self, index: int) -> Sample:
@@ -106,10 +107,10 @@ class Packed:
         prompts = np.concatenate(asked) if asked else np.zeros(ids.size, dtype=bool)
         if self.borders is not None:
             begin, end = self.borders
-            ids = np.concatenate([[begin], ids, [end]])
-            mask = np.concatenate([[False], mask, [mask.any()]])
-            numbers = np.concatenate([numbers[:1], numbers, numbers[-1:]])
-            prompts = np.concatenate([prompts[:1], prompts, [False]])
+            ids = np.concatenate([begin, ids, [end]])
+            mask = np.concatenate([np.zeros(len(begin), dtype=bool), mask, [mask.any()]])
+            numbers = np.concatenate([numbers[:1].repeat(len(begin)), numbers, numbers[-1:]])
+            prompts = np.concatenate([prompts[:1].repeat(len(begin)), prompts, [False]])
         return Sample(ids, mask, numbers, prompts)
 
     def _learnt(self, start: int, stop: int) -> np.ndarray:
@@ -130,13 +131,15 @@ def pack(
     Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. In a store that says
     what is learnt, samples of which nothing is are left out, and counted.
     """
-    begin_and_end = (begin_id(tokenizer), tokenizer.end_id) if config.add_bos_eos else None
+    begin = text_bounds(tokenizer, around_samples=config.add_bos_eos).begin
+    begin_and_end = (begin, tokenizer.end_id) if config.add_bos_eos else None
     facts = (config.model_dump_json(), str(sequence_length), tokenizer.fingerprint)
     where = digest(intervals.starts.tobytes(), intervals.stops.tobytes())
     folder = cache / "packings" / digest(_RECIPE, store.fingerprint, where, *facts)
     if not folder.is_dir():
-        room = sequence_length + 1 - (2 if begin_and_end else 0)
-        spans = document_spans(store, intervals, NO_END if config.ends_kept else tokenizer.end_id)
+        room = sequence_length + 1 - (len(begin) + 1 if begin_and_end else 0)
+        end_id = NO_END if config.ends_kept else tokenizer.end_id
+        spans = document_spans(store, intervals, end_id, begin_ids(tokenizer) if begin_and_end else ())
         table = _table(store, spans, config, room, tokenizer)
         used = _learning(store, table, first=int(begin_and_end is None)) if store.masked else table
         short = np.maximum(spans[1] - spans[0] - room, 0) if isinstance(config, DocumentPackingConfig) else spans[0] * 0
@@ -147,23 +150,33 @@ def pack(
     return Packed(store, intervals, table, sequence_length, begin_and_end, left_out)
 
 
-def document_spans(store: TokenStore, intervals: Intervals, end_id: int) -> tuple[np.ndarray, np.ndarray]:
+def document_spans(
+    store: TokenStore, intervals: Intervals, end_id: int, begin: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """First token of each document in ``intervals`` and the one behind its last: int64 [documents] each.
 
     ``end_id`` is left out where a document ends with it, and so is a document that has nothing else; ``NO_END`` leaves
-    out nothing.
+    out nothing. The ids ``begin`` are left out where a document begins with them.
     """
     starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for begin, end in zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True):
-        first, last = store.document_at(begin), store.document_at(end - 1) + 1
+    for start, stop in zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True):
+        first, last = store.document_at(start), store.document_at(stop - 1) + 1
         documents = np.arange(first, last)
         bounds = store.document_bounds(documents)
-        ended = 0 if end_id == NO_END else (bounds[1] <= end) & store.end_with(documents, end_id)
-        starts.append(np.maximum(bounds[0], begin))
-        stops.append(np.minimum(bounds[1] - ended, end))
+        ended = 0 if end_id == NO_END else (bounds[1] <= stop) & store.end_with(documents, end_id)
+        starts.append(np.maximum(bounds[0] + len(begin) * _begin_with(store, bounds, begin), start))
+        stops.append(np.minimum(bounds[1] - ended, stop))
     all_starts, all_stops = np.concatenate(starts), np.concatenate(stops)
     kept = all_starts < all_stops
     return all_starts[kept], all_stops[kept]
+
+
+def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin: tuple[int, ...]) -> np.ndarray:
+    """Whether each of the documents with these ``bounds`` begins with the ids ``begin``: bool [documents]."""
+    found = bounds[1] - bounds[0] >= len(begin)
+    for offset, token in enumerate(begin):
+        found[found] = store.tokens_at(bounds[0][found] + offset) == token
+    return found
 
 
 def _table(

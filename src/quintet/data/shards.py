@@ -24,6 +24,7 @@ from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, Spans
+from quintet.tokenize.bounds import begin_ids
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.long_texts import cut_text
 
@@ -124,6 +125,8 @@ class _Arrays:
         Returns whether a document that is not empty is whole now.
         """
         if piece.ids.size:
+            if piece.is_text and self._count == self._begun and (begin := begin_ids(self._tokenizer)):
+                self._append(np.array(begin), None if piece.learnt is None else np.zeros(len(begin), dtype=bool))
             self._append(piece.ids, piece.learnt)
             self._bytes += piece.bytes
         if piece.continues:
@@ -216,7 +219,8 @@ class _Arrays:
 @dataclass(frozen=True)
 class _Encoded:
     """A document, or a piece of one that ``continues``, as tokens. ``bytes`` is UTF-8 text; ``ends`` and ``learn_end``
-    are those of the document."""
+    are those of the document. ``is_text`` unless it came as tokens or from a template, which write themselves what they
+    begin with."""
 
     ids: np.ndarray
     learnt: np.ndarray | None
@@ -224,6 +228,7 @@ class _Encoded:
     continues: bool = False
     ends: frozenset[int] = frozenset()
     learn_end: bool = True
+    is_text: bool = True
 
 
 def _whole(found: Iterable[Document]) -> Iterator[Document]:
@@ -277,7 +282,7 @@ def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Ite
                 _check_ids(document, tokenizer)
                 size = int(_byte_lengths(tokenizer)[document.ids].sum())
                 how = (document.continues, document.ends, document.learn_end)
-                yield _Encoded(document.ids, document.learnt, size, *how)
+                yield _Encoded(document.ids, document.learnt, size, *how, is_text=False)
             elif isinstance(document, Parts):
                 yield next(parts)
             else:
@@ -302,7 +307,8 @@ def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[Parts]) -> Iterator
     else:
         encoded = tokenizer.encode_spans(texts)
     for document, spans in zip(documents, encoded, strict=True):
-        yield _Encoded(spans.ids, _learnt(document, spans), _size(document), ends=document.ends)
+        learnt = _learnt(document, spans)
+        yield _Encoded(spans.ids, learnt, _size(document), ends=document.ends, is_text=not document.template)
 
 
 def _learnt(document: Parts, spans: Spans) -> np.ndarray:

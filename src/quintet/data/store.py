@@ -232,6 +232,15 @@ class TokenStore:
             at, shard = end, shard + 1
         return found
 
+    def tokens_at(self, places: np.ndarray) -> np.ndarray:
+        """The token at each of ``places``, int64 [places]: of the store's type, [places]."""
+        found = np.empty(len(places), dtype=self.manifest.dtype)
+        shards = np.searchsorted(self._token_starts, places, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            chosen = shards == shard
+            found[chosen] = self._map(shard, "tokens")[places[chosen] - self._token_starts[shard]]
+        return found
+
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First token of each of ``documents``, and the one behind its last: int64 [documents] each."""
         documents = np.asarray(documents, dtype=np.int64)

@@ -18,7 +18,6 @@ from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after, leading
-from quintet.tokenize.base import NO_END
 
 _LOGITS = 1 << 24  # numbers that are in memory at once
 _PASS = 4096  # positions of one forward pass
@@ -38,23 +37,22 @@ class TokenScores:
 def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int | None = None) -> list[TokenScores]:
     """The scores of all tokens of each of ``documents``, int [tokens] without begin and end ids.
 
-    A document is read behind the end id, as one begins in the training. Where the tokenizer has no end id nothing
-    stands before the first token, which then costs what it would by chance, log(vocabulary). What is longer than the
+    A document is read after what its model has learnt to see before one (`TextBounds`). Where that is nothing the first
+    token costs what it would by chance, log(vocabulary). What is longer than the
     context is read in windows (see `windows`). With several processes each reads a part, and all return the same.
     Raises UserError where the stride is longer than the model's context.
     """
-    model, end = subject.model, subject.tokenizer.end_id
+    model = subject.model
     context = model.context_length
     step = stride or max(1, context // 2)
     if step > context:
         raise UserError(f"evaluate.text_modeling.stride: {step} tokens are more than the model's context of {context}")
-    prefix = [] if end == NO_END else [end]
+    prefix = list(subject.bounds.before)
     whole = [np.concatenate([np.array(prefix, dtype=np.int64), np.asarray(ids, dtype=np.int64)]) for ids in documents]
     found = [window for index, ids in enumerate(whole) for window in windows(len(ids), context, step, index)]
     table = [np.full((_FIELDS, len(ids)), np.nan) for ids in whole]
-    for window, values in _read(
-        subject, whole, batched(found, max(_PASS, context), model.abilities.together), len(prefix)
-    ):
+    batches = batched(found, max(_PASS, context), model.abilities.together)
+    for window, values in _read(subject, whole, batches, subject.bounds.preceding):
         table[window.document][:, window.first : window.stop] = values
     if not prefix:
         chance = subject.tokenizer.vocab_size

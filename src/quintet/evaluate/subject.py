@@ -11,6 +11,7 @@ from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.bounds import TextBounds
 from quintet.tokenize.ids import IdTokenizer
 
 
@@ -42,6 +43,9 @@ class Subject(Protocol):
     @property
     def compute(self) -> Computing: ...
 
+    @property
+    def bounds(self) -> TextBounds: ...
+
 
 def check_subject(subject: Subject, masked: bool = False) -> None:
     """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
@@ -59,12 +63,3 @@ def check_subject(subject: Subject, masked: bool = False) -> None:
         )
     if isinstance(subject.tokenizer, IdTokenizer) or hasattr(subject.tokenizer, "decode_notes"):
         raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")
-
-
-def begins_texts(checkpoint: str) -> bool:
-    """Whether the tokenizer of a Hugging Face ``checkpoint`` puts its first id in front of a text by itself, as Llama's
-    does; a run's own tokenizer never does."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

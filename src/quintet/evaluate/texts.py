@@ -92,7 +92,7 @@ def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int)
     lengths = tokenizer.bytes_per_token()
     topics: dict[str, list[TextDocument]] = {}
     room: dict[str, int] = {}
-    for label, document in held_out_documents(validation, tokenizer.end_id):
+    for label, document in held_out_documents(validation, tokenizer):
         left = room.setdefault(label, max_bytes)
         if left <= 0:
             continue

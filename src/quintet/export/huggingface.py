@@ -48,9 +48,11 @@ def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Wr
 
 
 def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
-    notes = write_for_transformers(run.tokenizer, folder, run.model.context_length)
+    notes = write_for_transformers(run.tokenizer, folder, run.model.context_length, run.bounds.begin)
     end_id = None if run.tokenizer.end_id == NO_END else run.tokenizer.end_id
-    special = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": None}
+    # What a text without a prompt is written after.
+    begin_id = run.bounds.before[0] if run.bounds.before else None
+    special = {"bos_token_id": begin_id, "eos_token_id": end_id, "pad_token_id": None}
     if isinstance(run.model, Transformer):
         found = export_weights(run.model, special)
         if isinstance(found, list):
@@ -69,8 +71,7 @@ def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
         model = run.model.merged().to(_DTYPES[dtype])
         model.save_pretrained(folder, max_shard_size=_LARGEST_FILE)
         architecture, parameters = type(model).__name__, model.num_parameters()
-    generation = {"eos_token_id": _ends(run), "do_sample": True, "use_cache": architecture not in OWN_CLASSES.values()}
-    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "generation_config.json", _generation(run, special, architecture))
     (folder / "README.md").write_text(model_card(run, architecture, parameters, notes), encoding="utf-8")
     return Written(architecture, parameters, notes)
 
@@ -106,13 +107,14 @@ def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) 
     save_torch_state_dict(ready, folder, max_shard_size=_LARGEST_FILE)
 
 
-def _ends(run: TrainedRun) -> int | list[int] | None:
-    """The ids that end a text: the tokenizer's, and those that end an answer in a chat; None where none does."""
-    if run.tokenizer.end_id == NO_END:
-        return None
-    chat = getattr(run.tokenizer, "chat", None)
-    ends = [run.tokenizer.end_id, *(chat.end_ids if chat else ())]
-    return ends[0] if len(set(ends)) == 1 else sorted(set(ends))
+def _generation(run: TrainedRun, special: dict[str, int | None], architecture: str) -> dict[str, Any]:
+    """How the model writes: with the settings of the checkpoint that it comes from, where it comes from one."""
+    ends = sorted(run.bounds.stop_ids)
+    found = dict(run.sampling) or {"do_sample": True}
+    found |= special | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    if run.bounds.stops:
+        found["stop_strings"] = list(run.bounds.stops)
+    return found | {"use_cache": architecture not in OWN_CLASSES.values()}
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

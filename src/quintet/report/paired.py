@@ -194,7 +194,7 @@ def _common(runs: Sequence[str], asked: Asked) -> list[str]:
 def _held_out(prepared: Prepared, tokenizer: Tokenizer) -> Iterable[str]:
     if prepared.validation is None or not tokenizer.lossless:
         return
-    for _, document in held_out_documents(prepared.validation, tokenizer.end_id):
+    for _, document in held_out_documents(prepared.validation, tokenizer):
         if document.whole:
             yield tokenizer.decode(document.ids)
 

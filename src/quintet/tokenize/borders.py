@@ -1,4 +1,4 @@
-"""Where tokens may be cut apart, and what a text begins with."""
+"""Where tokens may be cut apart."""
 
 from __future__ import annotations
 
@@ -21,12 +21,3 @@ def clean_starts(tokenizer: Tokenizer) -> np.ndarray:
     if isinstance(tokenizer, HuggingFaceTokenizer):
         clean[tokenizer.continuing_ids] = False
     return clean
-
-
-def begin_id(tokenizer: Tokenizer) -> int:
-    """The id that a text begins with: the tokenizer's own (`bos_token`), or the one that ends documents."""
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        named = tokenizer.chat.tokens.get("bos_token")
-        if named is not None:
-            return tokenizer.special_tokens[named]
-    return tokenizer.end_id

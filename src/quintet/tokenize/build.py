@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from quintet.config.names import local_path, run_named
 from quintet.config.piano import NoteBPETokenizerConfig
@@ -49,9 +50,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Documents, corpus: str, cach
         case HuggingFaceTokenizerConfig():
             from quintet.tokenize.huggingface import huggingface_tokenizer
 
-            return huggingface_tokenizer(config.path, config.revision)
+            return huggingface_tokenizer(config.path, config.revision, config.begin)
         case SavedTokenizerConfig():
-            return load_tokenizer(_folder_of(config.path))
+            return _beginning(load_tokenizer(_folder_of(config.path)), config.begin)
         case CharTokenizerConfig():
             return _kept(cache, _key(config, corpus), lambda: characters_of(texts()))
         case BPETokenizerConfig():
@@ -100,6 +101,19 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise damaged(file, f"its kind is {kind!r}")
     if tokenizer.fingerprint != description["fingerprint"]:
         raise damaged(file, f"its fingerprint is {description['fingerprint']}, its content's {tokenizer.fingerprint}")
+    return tokenizer
+
+
+def _beginning(tokenizer: Tokenizer, begin: bool | Literal["auto"]) -> Tokenizer:
+    """``tokenizer`` with a begin token or without, as it is for "auto". Raises UserError for a kind that has none."""
+    if begin == "auto":
+        return tokenizer
+    from quintet.tokenize.huggingface import HuggingFaceTokenizer, named_begin
+
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer.beginning_with(named_begin(tokenizer) if begin else ())
+    if begin:
+        raise UserError("tokenizer.begin: the tokenizer of that run has no begin token; leave it out")
     return tokenizer
 
 

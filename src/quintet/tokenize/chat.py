@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -23,10 +23,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quintet.errors import UserError
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
+from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
 from quintet.tokenize.folder import read_bytes
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
-_ANSWER, _QUESTION = "the-answer-itself", "the-next-question"
+_ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # what no template writes
 
 
 class Message(TypedDict):
@@ -63,22 +64,29 @@ class ChatFormat:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Ids of ``messages`` and of what stands before an answer; special tokens become their ids."""
-        return _encode(self.tokenizer, self.render(messages))
+        return encode_with_special(self.tokenizer, self.render(messages))
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer: the tokenizer's own, those that its files name, and the first special token that the
-        template writes behind an answer."""
-        special = _special_tokens(self.tokenizer)
-        named = self.tokenizer.chat.end_ids if isinstance(self.tokenizer, HuggingFaceTokenizer) else ()
-        behind = (special[text] for text in self._behind_answer[1:])
-        return frozenset({self.tokenizer.end_id, *named, *behind})
+    def bounds(self, text: TextBounds) -> TextBounds:
+        """The bounds of an answer by a model whose texts have the bounds ``text``: what the template writes after an
+        answer, up to the first special token, ends one as well."""
+        after, *token = self._after_answer
+        stop_ids = {special_tokens(self.tokenizer)[one] for one in token}
+        stops = ("".join([after, *token]),) if after else ()
+        return replace(text, stop_ids=text.stop_ids | stop_ids, stops=text.stops + stops)
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts that end an answer, for a template that puts other text than a special token behind one."""
-        text = self._behind_answer[0]
-        return tuple({text.strip(), text.rstrip()} - {""})
+    @cached_property
+    def answer_prefix(self) -> str:
+        """What a model writes before an answer because the template or the tokenizer puts it there, as a space."""
+        asked = _asked()[:1]
+        prompt, whole = self.render(asked), self.render([*asked, _answered()], answer_next=False)
+        ids, all_ids = encode_with_special(self.tokenizer, prompt), encode_with_special(self.tokenizer, whole)
+        if all_ids[: len(ids)] == ids:
+            pieces = self.tokenizer.pieces
+            text = b"".join(map(pieces.of, all_ids[len(ids) :])).decode("utf-8", errors="replace")
+        else:
+            text = whole.removeprefix(prompt)
+        found = text.partition(_ANSWER)
+        return found[0] if found[1] else ""
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -91,18 +99,25 @@ class ChatFormat:
         return environment.from_string(self.template)
 
     @cached_property
-    def _behind_answer(self) -> list[str]:
+    def _after_answer(self) -> list[str]:
         """The text that the template writes between an answer and the next question, up to the first special token,
         and that token if there is one."""
-        asked: list[Message] = [
-            {"role": "user", "content": "a question"},
-            {"role": "assistant", "content": _ANSWER},
-            {"role": "user", "content": _QUESTION},
-        ]
+        asked = [*_asked()[:1], _answered(), *_asked()[1:]]
         found = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(asked, answer_next=False), re.DOTALL)
-        longest_first = sorted(_special_tokens(self.tokenizer), key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first))
-        return re.split(f"({pattern})", found[1] if found else "", maxsplit=1)[:2]
+        text = found[1] if found else ""
+        if longest_first := sorted(special_tokens(self.tokenizer), key=len, reverse=True):
+            pattern = "|".join(map(re.escape, longest_first))
+            return re.split(f"({pattern})", text, maxsplit=1)[:2]
+        return [text]
+
+
+def _asked() -> list[Message]:
+    """Two questions, to see what a template writes around them."""
+    return [{"role": "user", "content": "a question"}, {"role": "user", "content": _QUESTION}]
+
+
+def _answered() -> Message:
+    return {"role": "assistant", "content": _ANSWER}
 
 
 def chat_format(tokenizer: Tokenizer, template: Path | None = None) -> ChatFormat:
@@ -120,7 +135,7 @@ def chat_format(tokenizer: Tokenizer, template: Path | None = None) -> ChatForma
                 "that writes `messages` as the texts that the model was trained on"
             )
     found = ChatFormat(tokenizer, text)
-    assert found.end_ids
+    assert found._after_answer
     return found
 
 
@@ -153,19 +168,6 @@ def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[
 def _named(tokenizer: Tokenizer) -> Mapping[str, str]:
     """Special tokens by the names that templates use for them."""
     return tokenizer.chat.tokens if isinstance(tokenizer, HuggingFaceTokenizer) else {"eos_token": END_OF_TEXT}
-
-
-def _special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer.special_tokens
-    return {END_OF_TEXT: tokenizer.end_id}
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer.encode_template(text)
-    first, *others = map(tokenizer.encode, text.split(END_OF_TEXT))
-    return [*first, *(token for part in others for token in (tokenizer.end_id, *part))]
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,13 @@
-"""What the files of a tokenizer say about chats, in the form in which Hugging Face writes them.
+"""Chat template, special tokens and generation settings, from the files that lie beside a tokenizer.
 
-`tokenizer_config.json` names the special tokens and may hold a template, `chat_template.jinja` beside it holds the
-newer form of one, and `generation_config.json` says which ids end an answer.
+They have Hugging Face's form: `tokenizer_config.json` names the special tokens and may hold a template,
+`chat_template.jinja` holds the newer form of one, and `generation_config.json` says how the model writes and which ids
+and texts end what it writes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,19 +24,32 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 @dataclass(frozen=True)
 class ChatRules:
     """``template`` is Jinja, ``tokens`` are special tokens by the names that templates use (`bos_token`, …), and
-    ``end_ids`` end an answer besides the id that ends a document."""
+    ``generation`` is the content of `generation_config.json`."""
 
     template: str | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
-    end_ids: tuple[int, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end what a model writes, besides the one that ends a document."""
+        return tuple(_listed(self.generation.get("eos_token_id")))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end what a model writes."""
+        return tuple(_listed(self.generation.get("stop_strings")))
 
     def known_to(self, vocabulary: Mapping[str, int]) -> ChatRules:
         """Without the tokens and ids that ``vocabulary`` lacks, for which a model would have no row."""
         ids = set(vocabulary.values())
+        generation = dict(self.generation)
+        if self.end_ids:
+            generation["eos_token_id"] = [end for end in self.end_ids if end in ids]
         return replace(
             self,
             tokens={name: token for name, token in self.tokens.items() if token in vocabulary},
-            end_ids=tuple(end for end in self.end_ids if end in ids),
+            generation=generation,
         )
 
 
@@ -44,11 +59,18 @@ def read_chat_rules(folder: Path) -> ChatRules:
     settings = _object(folder / _OLD_MAP) | newer
     own = folder / _TEMPLATE
     template = read_bytes(own).decode("utf-8", errors="replace") if own.is_file() else settings.get("chat_template")
-    ends = _object(folder / _GENERATION).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(end, int) for end in ends):
-        raise damaged(folder / _GENERATION, "its eos_token_id is neither an id nor a list of ids")
-    return ChatRules(default_template(template), named_tokens(settings), tuple(ends))
+    return ChatRules(default_template(template), named_tokens(settings), read_generation(folder))
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The content of `generation_config.json`, {} where there is none. Raises UserError for one that is damaged."""
+    file = folder / _GENERATION
+    found = _object(file)
+    if not all(isinstance(end, int) for end in _listed(found.get("eos_token_id"))):
+        raise damaged(file, "its eos_token_id is neither an id nor a list of ids")
+    if not all(isinstance(stop, str) and stop for stop in _listed(found.get("stop_strings"))):
+        raise damaged(file, "its stop_strings are neither a text nor a list of texts")
+    return found
 
 
 def default_template(found: Any) -> str | None:
@@ -64,10 +86,16 @@ def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: token["content"] if isinstance(token, dict) else str(token) for name, token in tokens.items()}
 
 
-def write_template(folder: Path, rules: ChatRules) -> None:
-    """Write the template where transformers looks for it first."""
+def write_rules(folder: Path, rules: ChatRules) -> None:
+    """Write template and generation settings where transformers looks for them first."""
     if rules.template is not None:
         write_text(folder / _TEMPLATE, rules.template)
+    if rules.generation:
+        write_text(folder / _GENERATION, json.dumps(dict(rules.generation), ensure_ascii=False, indent=1))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _object(file: Path) -> dict[str, Any]:

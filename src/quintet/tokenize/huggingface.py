@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -19,33 +19,49 @@ from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
 from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, Spans, check_text, digest
-from quintet.tokenize.chat_rules import ChatRules, default_template, named_tokens, read_chat_rules, write_template
+from quintet.tokenize.chat_rules import (
+    ChatRules,
+    default_template,
+    named_tokens,
+    read_chat_rules,
+    read_generation,
+    write_rules,
+)
 from quintet.tokenize.folder import (
     DESCRIPTION,
     damaged,
     read_bytes,
     read_description,
+    read_json,
     write_description,
 )
 from quintet.tokenize.long_texts import PART, encode_in_parts, split_long
 from quintet.tokenize.pickled import load_pickled
 
 _FILE = "tokenizer.json"
+# Files beside it that may define tokens and the order of special ids, as transformers reads them.
+_BESIDE = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]", "<eos>")
 
 
 class HuggingFaceTokenizer:
     """What a `tokenizer.json` does to the text alone: no special ids, no truncation, no padding, no dropout.
 
-    ``chat`` is kept beside it and says how the tokenizer's files would have a conversation written.
+    ``chat`` is kept beside it and says how the tokenizer's files would have a conversation written. ``begin_ids`` stand
+    in front of each document, prompt and measured text.
     """
 
-    def __init__(self, rules: str, end: str, chat: ChatRules | None = None) -> None:
-        """``rules`` is the content of a `tokenizer.json`, ``end`` the token that ends a document.
+    def __init__(
+        self, rules: str, end: str, chat: ChatRules | None = None, begin_ids: tuple[int, ...] | None = None
+    ) -> None:
+        """``rules`` is the content of a `tokenizer.json`, ``end`` the token that ends a document. ``begin_ids`` are
+        those that the rules put in front of a text when not given.
 
         Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
         """
-        self._rules = tokenizer_json.bare(json.loads(rules))
+        given = json.loads(rules)
+        self._rules, self._post_processor = tokenizer_json.bare(given), given.get("post_processor")
+        self.begin_ids = tokenizer_json.begin_ids(self._post_processor) if begin_ids is None else begin_ids
         self._end = end
         self._library = _library(self._rules)
         vocabulary = _vocabulary(self._rules)
@@ -58,7 +74,20 @@ class HuggingFaceTokenizer:
         self.can_cut = tokenizer_json.cuts_like_gpt2(self._rules)
 
     def __reduce__(self) -> tuple:
-        return (HuggingFaceTokenizer, (tokenizer_json.serialized(self._rules), self._end, self.chat))
+        return (HuggingFaceTokenizer, (self._content(self.begin_ids), self._end, self.chat, self.begin_ids))
+
+    def beginning_with(self, begin_ids: tuple[int, ...]) -> HuggingFaceTokenizer:
+        """The same tokenizer with other ids in front of each text."""
+        return HuggingFaceTokenizer(self._content(self.begin_ids), self._end, self.chat, begin_ids)
+
+    def _content(self, begin_ids: tuple[int, ...]) -> str:
+        """The content of a `tokenizer.json` that puts ``begin_ids`` in front of a text: as it was given where it does,
+        with whatever else it puts around a text."""
+        post_processor = self._post_processor
+        if tokenizer_json.begin_ids(post_processor) != begin_ids:
+            names = {number: token for token, number in _vocabulary(self._rules).items()}
+            post_processor = tokenizer_json.beginning_with({names[number]: number for number in begin_ids})
+        return tokenizer_json.serialized({**self._rules, "post_processor": post_processor})
 
     @property
     def lossless(self) -> bool:
@@ -70,7 +99,8 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest("huggingface", tokenizer_json.serialized(self._rules), str(self.end_id))
+        begin = [f"begin {self.begin_ids}"] if self.begin_ids else []
+        return digest("huggingface", tokenizer_json.serialized(self._rules), str(self.end_id), *begin)
 
     @property
     def pieces(self) -> Pieces:
@@ -91,7 +121,7 @@ class HuggingFaceTokenizer:
         check_text(text)
         return self._library.encode(text, add_special_tokens=False).ids
 
-    @property
+    @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Id of each special token, by the text that stands for it in a template."""
         added = {token["content"]: token["id"] for token in self._rules["added_tokens"] if token["special"]}
@@ -142,16 +172,19 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Beside Quintet's description, the folder is one that ``transformers.AutoTokenizer`` loads."""
-        self.write_for_transformers(folder)
-        facts = {"end": self._end, "chat_end_ids": list(self.chat.end_ids)}
+        self.write_for_transformers(folder, self.begin_ids)
+        facts = {"end": self._end, "begin_ids": list(self.begin_ids)}
         write_description(folder, "huggingface", self.fingerprint, facts)
 
-    def write_for_transformers(self, folder: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Write what ``transformers.AutoTokenizer`` loads into ``folder``, with ``settings`` of its own."""
-        write_text(folder / _FILE, tokenizer_json.serialized(self._rules))
+    def write_for_transformers(
+        self, folder: Path, begin_ids: tuple[int, ...], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Write what ``transformers.AutoTokenizer`` loads into ``folder``: a tokenizer that puts ``begin_ids`` in front
+        of a text, with ``settings`` of its own."""
+        write_text(folder / _FILE, self._content(begin_ids))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **self.chat.tokens}
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
-        write_template(folder, self.chat)
+        write_rules(folder, self.chat)
 
 
 def _spans(encoding: tokenizers.Encoding) -> Spans:
@@ -159,23 +192,38 @@ def _spans(encoding: tokenizers.Encoding) -> Spans:
     return Spans(np.array(encoding.ids, dtype=np.uint32), places[:, 0], places[:, 1])
 
 
-def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFaceTokenizer:
+def huggingface_tokenizer(
+    path: str, revision: str | None = None, begin: bool | Literal["auto"] = "auto"
+) -> HuggingFaceTokenizer:
     """The tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub at a ``revision`` of it.
 
-    Raises UserError when there is none, or when it has no token that ends a document.
+    ``begin`` says whether each text begins with the tokenizer's begin token: "auto" as the tokenizer itself does. Ids
+    are those of ``transformers.AutoTokenizer``, which reads a folder with all files in it; a `tokenizer.json` alone
+    needs no transformers. Raises UserError when there is no tokenizer, or when it has no token that ends a document.
     """
+    found = _read(path, revision)
+    return found if begin == "auto" else found.beginning_with(named_begin(found) if begin else ())
+
+
+def named_begin(tokenizer: HuggingFaceTokenizer) -> tuple[int, ...]:
+    """The ids that a text begins with where one is asked for: those that the tokenizer puts there, else its
+    `bos_token`, else the one that ends documents."""
+    named = tokenizer.chat.tokens.get("bos_token")
+    return tokenizer.begin_ids or ((tokenizer.end_id,) if named is None else (tokenizer.special_tokens[named],))
+
+
+def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
     place = local_path(path)
     file = place / _FILE if place.is_dir() else place
     if file.suffix == ".pkl" and file.is_file():
         rules, chat = _rules_of(load_pickled(file), path)
         where = path
-    elif file.is_file():
-        rules = read_bytes(file).decode("utf-8", errors="replace")
-        chat = read_chat_rules(file.parent)
+    elif file.is_file() and not (place.is_dir() and any((place / name).is_file() for name in _BESIDE)):
+        rules, chat = _alone(file)
         where = str(file)
     else:
         rules, chat = _from_transformers(path, place, revision)
-        where = path
+        where = str(file) if file.is_file() else path
     end = chat.tokens.get("eos_token")
     try:
         vocabulary = _vocabulary(json.loads(rules))
@@ -190,14 +238,17 @@ def huggingface_tokenizer(path: str, revision: str | None = None) -> HuggingFace
 def load_huggingface(folder: Path) -> HuggingFaceTokenizer:
     """The tokenizer that ``HuggingFaceTokenizer.save`` wrote. Raises UserError when a file is missing or damaged."""
     description = read_description(folder)
-    end, chat_end_ids = description.get("end"), description.get("chat_end_ids", [])
+    # A folder of an earlier version names the ids that end an answer there, and its tokenizer put nothing in front.
+    end, begin_ids, chat_end_ids = (description.get(name) for name in ("end", "begin_ids", "chat_end_ids"))
     if not isinstance(end, str):
         raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
-    chat = replace(read_chat_rules(folder), end_ids=tuple(chat_end_ids))
+    chat = read_chat_rules(folder)
+    if chat_end_ids:
+        chat = replace(chat, generation={"eos_token_id": chat_end_ids})
     file = folder / _FILE
     content = read_bytes(file)
     try:
-        return HuggingFaceTokenizer(content.decode("utf-8"), end, chat)
+        return HuggingFaceTokenizer(content.decode("utf-8"), end, chat, tuple(begin_ids or ()))
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}") from None
 
@@ -229,30 +280,56 @@ def _no_end(where: str, end: str | None) -> str:
     return f"{where}: the eos_token {end!r} of tokenizer_config.json is not in the vocabulary; correct it there"
 
 
+def _alone(file: Path) -> tuple[str, ChatRules]:
+    """Rules of a `tokenizer.json` as it stands."""
+    return read_bytes(file).decode("utf-8", errors="replace"), read_chat_rules(file.parent)
+
+
 def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[str, ChatRules]:
-    """Rules of a folder without `tokenizer.json`, or of a name on the hub, by `transformers`."""
+    """Rules of a folder, or of a name on the hub, by `transformers`."""
     if not place.is_dir() and not is_hub_name(path):
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
         )
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, GenerationConfig
     except ImportError:
+        alone = f"; or name {place / _FILE} to take that file alone" if (place / _FILE).is_file() else ""
         raise UserError(
-            f"tokenizer.path: there is no {path}/{_FILE}, and to look further needs the 'hf' extra: "
-            "pip install 'quintet[hf]'"
+            f"tokenizer.path: {path} is read as transformers does, by the 'hf' extra: pip install 'quintet[hf]'{alone}"
         ) from None
+    name = str(place) if place.is_dir() else path
     try:
-        found = AutoTokenizer.from_pretrained(str(place) if place.is_dir() else path, revision=revision or "main")
+        found = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
+        if (place / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
+            return _alone(place / _FILE)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
             f"({reason}); correct the path, or fetch the tokenizer once with a network"
         ) from None
     rules, chat = _rules_of(found, path)
-    ends = read_chat_rules(place).end_ids if place.is_dir() else ()
-    return rules, replace(chat, end_ids=ends)
+    if place.is_dir():
+        return _with_rows(rules, place), replace(chat, generation=read_generation(place))
+    try:
+        generation = GenerationConfig.from_pretrained(path, revision=revision or "main").to_diff_dict()
+    except OSError:  # the name has no such file
+        generation = {}
+    return rules, replace(chat, generation=generation)
+
+
+def _with_rows(rules: str, folder: Path) -> str:
+    """``rules`` without the added tokens for which the model in ``folder`` has no row: transformers gives an id to each
+    token that a file names, also where the model was never resized for it."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if not isinstance(rows, int):
+        return rules
+    content = json.loads(rules)
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
+    return json.dumps(content)
 
 
 def _rules_of(found: Any, path: str) -> tuple[str, ChatRules]:

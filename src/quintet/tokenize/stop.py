@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 
 from quintet.errors import UserError
 
@@ -12,34 +13,49 @@ class StopAt:
 
     The first is the one that is complete first; of those that are complete with the same character the longest counts.
     So the result depends on the text and not on how it is cut into pieces. No more is held back than what may be the
-    beginning of a stop string. Raises UserError for an empty stop string.
+    beginning of a stop string. A stop string that contains the text of a special token, one of ``special``, is looked
+    for in the text with special tokens written out, any other in the text that a reader sees. Raises UserError for an
+    empty stop string.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], special: Collection[str] = ()) -> None:
         if "" in stops:
             raise UserError(
                 "stop: an empty text would stop before the first character; give some text, or leave it out"
             )
-        self._stops = tuple(stops)
-        self._held = ""
+        self._spelled = tuple(stop for stop in stops if any(token in stop for token in special))
+        self._plain = tuple(stop for stop in stops if stop not in self._spelled)
+        self._held = ""  # special tokens written out
+        self._shown: list[bool] = []  # for each character held: whether a reader sees it
         self.stopped = False
 
-    def push(self, piece: str) -> str:
-        """What is certain with ``piece`` to stand before any stop string."""
+    def push(self, piece: str, special: str = "") -> str:
+        """The characters that are certain, with ``piece`` and the special token ``special`` after it, to stand before
+        any stop string."""
         if self.stopped:
             return ""
-        text = self._held + piece
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        written = self._held + piece + special
+        shown = self._shown + [True] * len(piece) + [False] * len(special)
+        places = [place for place, seen in enumerate(shown) if seen]  # of each character that a reader sees
+        text = "".join([written[place] for place in places])
+        found = [(places[start + len(stop) - 1], start) for stop in self._plain if (start := text.find(stop)) >= 0] + [
+            (start + len(stop) - 1, bisect_left(places, start))
+            for stop in self._spelled
+            if (start := written.find(stop)) >= 0
+        ]
         if found:
-            self.stopped, self._held = True, ""
+            self.stopped, self._held, self._shown = True, "", []
             return text[: min(found)[1]]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        certain = len(written) - max((_overlap(written, stop) for stop in self._spelled), default=0)
+        if held := max((_overlap(text, stop) for stop in self._plain), default=0):
+            certain = min(certain, places[-held])
+        self._held, self._shown = written[certain:], shown[certain:]
+        return text[: bisect_left(places, certain)]
 
     def finish(self) -> str:
-        """What was held back when the text ends without a stop string."""
-        held, self._held = self._held, ""
+        """The text that was held back when it ends without a stop string."""
+        held = "".join(character for character, seen in zip(self._held, self._shown, strict=True) if seen)
+        self._held, self._shown = "", []
         return held
 
 

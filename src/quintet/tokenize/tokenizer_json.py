@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -23,6 +24,34 @@ def bare(rules: Rules) -> Rules:
     """
     model = {**rules["model"], "dropout": None} if "dropout" in rules["model"] else rules["model"]
     return {**rules, "truncation": None, "padding": None, "post_processor": None, "model": model}
+
+
+def begin_ids(post_processor: Rules | None) -> tuple[int, ...]:
+    """Special ids that a post-processor puts in front of a single text."""
+    match post_processor:
+        case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(special)}:
+            leading = itertools.takewhile(lambda part: "SpecialToken" in part, parts)
+            return tuple(number for part in leading for number in special[part["SpecialToken"]["id"]]["ids"])
+        case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, int(number)]}:
+            return (number,)
+        case {"type": "Sequence", "processors": list(parts)}:
+            return tuple(number for part in reversed(parts) for number in begin_ids(part))
+        case _:
+            return ()
+
+
+def beginning_with(tokens: dict[str, int]) -> Rules | None:
+    """A post-processor that puts the special ``tokens``, ids by their text, in front of each text."""
+    if not tokens:
+        return None
+    special = {token: {"id": token, "ids": [number], "tokens": [token]} for token, number in tokens.items()}
+
+    def text(name: str, kind: int) -> list[Rules]:
+        front: list[Rules] = [{"SpecialToken": {"id": token, "type_id": kind}} for token in tokens]
+        return [*front, {"Sequence": {"id": name, "type_id": kind}}]
+
+    single = text("A", 0)
+    return {"type": "TemplateProcessing", "single": single, "pair": single + text("B", 1), "special_tokens": special}
 
 
 def serialized(rules: Rules) -> str:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from quintet.errors import UserError
 from quintet.files import write_text
@@ -24,10 +24,13 @@ from quintet.tokenize.tokenizer_json import CHARACTER_OF
 _POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\[(?:\\.|[^\]\\])*\])\{\d+,\d*\})\+")
 
 
-def write_for_transformers(tokenizer: Tokenizer, folder: Path, context_length: int) -> list[str]:
+def write_for_transformers(
+    tokenizer: Tokenizer, folder: Path, context_length: int, begin_ids: tuple[int, ...] | None = None
+) -> list[str]:
     """Write ``tokenizer`` into ``folder``; returns a line for each way in which it is another one there.
 
-    Ids of texts are the same. Raises UserError for an encoding of tiktoken without `transformers`.
+    Ids of texts are the same, after ``begin_ids``: those of the tokenizer when not given. Raises UserError for an
+    encoding of tiktoken without `transformers`.
     """
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -38,7 +41,7 @@ def write_for_transformers(tokenizer: Tokenizer, folder: Path, context_length: i
     notes: list[str] = []
     match tokenizer:
         case HuggingFaceTokenizer():
-            tokenizer.write_for_transformers(folder, settings)
+            tokenizer.write_for_transformers(folder, tokenizer.begin_ids if begin_ids is None else begin_ids, settings)
             return notes
         case ByteTokenizer():
             library = _bytes()
@@ -58,6 +61,13 @@ def write_for_transformers(tokenizer: Tokenizer, folder: Path, context_length: i
     if library.token_to_id(END_OF_TEXT) is None:
         library.add_special_tokens([END_OF_TEXT])
     assert library.token_to_id(END_OF_TEXT) == tokenizer.end_id
+    if begin_ids:  # no other id than the end of a document can stand in front of a text here
+        assert begin_ids == (tokenizer.end_id,), begin_ids
+        library.post_processor = processors.TemplateProcessing(
+            single=[END_OF_TEXT, "$A"],
+            pair=[END_OF_TEXT, "$A", "$B"],
+            special_tokens=[(END_OF_TEXT, tokenizer.end_id)],
+        )
     write_text(folder / "tokenizer.json", library.to_str())
     write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
     return notes

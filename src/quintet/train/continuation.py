@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.generate import GenerationSettings, beam_search, generate
 from quintet.tokenize import TextStream, Tokenizer
-from quintet.tokenize.base import NO_END
+from quintet.tokenize.bounds import TextBounds, special_tokens
 from quintet.tokenize.stop import StopAt
 from quintet.train.compute import Compute
 
@@ -24,15 +24,15 @@ class Continuation:
     ended: Literal["end", "stop", "length"] = "length"
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, bounds: TextBounds, prompt: str) -> list[int]:
     """Ids of ``prompt``; an empty one starts a new document. Raises UserError for that where documents do not end."""
-    ids = tokenizer.encode(prompt)
-    if not ids and tokenizer.end_id == NO_END:
+    ids = bounds.prompt(tokenizer.encode(prompt))
+    if not ids:
         raise UserError(
-            "prompt: is empty, and without tokenizer.end_id there is no id that a document begins behind; give ids as "
+            "prompt: is empty, and without tokenizer.end_id there is no id that a document follows; give ids as "
             "numbers (--prompt '12 7 9')"
         )
-    return ids or [tokenizer.end_id]
+    return ids
 
 
 def write_continuations(
@@ -41,39 +41,43 @@ def write_continuations(
     compute: Compute,
     prompts: Sequence[list[int]],
     settings: GenerationSettings,
+    bounds: TextBounds,
     *,
-    end_ids: Collection[int] = (),
     stops: Sequence[str] = (),
-    fresh: bool = False,
+    prefix: str = "",
     first_row: int = 0,
     static: bool = False,
     compile: bool = False,
     show: Callable[[str], object] | None = None,
 ) -> list[Continuation]:
-    """Continue all ``prompts`` side by side, each to the end of its document or one of ``end_ids``, to one of the
-    texts ``stops``, or to ``settings.max_tokens``.
+    """Continue all ``prompts`` side by side, each to where ``bounds`` ends it, to one of the texts ``stops``, or to
+    ``settings.max_tokens``.
 
-    ``fresh`` texts begin anew instead of carrying on a text that stands already (see ``TextStream``), and so does one
-    after a prompt that is only the end of a document. ``show`` gets the pieces of the first text as soon as they are
+    Where a text begins with ``prefix`` that is left out. A text carries on its prompt (see ``TextStream``) unless the
+    prompt holds only what stands before a text. ``show`` gets the pieces of the first text as soon as they are
     certain. The other arguments are those of ``generate``.
     """
     found = [Continuation() for _ in prompts]
-    ends = [_is_end(tokenizer, ids) for ids in prompts]
-    streams = [TextStream(tokenizer, continues=not fresh and not end) for end in ends]
-    cuts = [StopAt(stops) for _ in prompts]
+    anew = [bounds.starts(ids) for ids in prompts]
+    streams = [TextStream(tokenizer, continues=not starts) for starts in anew]
+    texts = {number: text for text, number in special_tokens(tokenizer).items()}
+    all_stops = [*bounds.stops, *stops]
+    cuts = [StopAt(all_stops, texts.values()) for _ in prompts]
+    heads = [_Head(prefix) for _ in prompts]
     steps = generate(
         model,
         prompts,
         settings,
-        {tokenizer.end_id, *end_ids},
+        bounds.stop_ids,
         allowed_ids=tokenizer.vocab_size,
-        preceding=[int(end) for end in ends],
+        preceding=[bounds.preceding * starts for starts in anew],
         first_row=first_row,
         static=static,
         compile=compile,
     )
 
-    def add(row: int, text: str) -> None:
+    def add(row: int, text: str, *, last: bool = False) -> None:
+        text = heads[row].push(text, last=last)
         found[row].text += text
         if row == 0 and show is not None and text:
             show(text)
@@ -84,14 +88,33 @@ def write_continuations(
                 if token is None or cuts[row].stopped:
                     continue
                 found[row].tokens += 1
-                add(row, cuts[row].push(streams[row].push(token)))
+                add(row, cuts[row].push(streams[row].push(token), texts.get(token, "")))
             if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
                 break
     for row, (one, stream, cut) in enumerate(zip(found, streams, cuts, strict=True)):
-        add(row, cut.push(stream.finish()))
-        add(row, cut.finish())
+        text, held = cut.push(stream.finish()), cut.finish()
+        # An id that ends a text is not yielded, and the text before it may be a part of its stop string.
+        part_of_stop = one.tokens < settings.max_tokens and any(held + end in all_stops for end in texts.values())
+        add(row, text if part_of_stop else text + held, last=True)
         one.ended = "stop" if cut.stopped else "length" if one.tokens == settings.max_tokens else "end"
     return found
+
+
+class _Head:
+    """Passes on a text without the ``prefix`` that it may begin with."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._held = prefix, ""
+
+    def push(self, text: str, *, last: bool = False) -> str:
+        """The characters that are certain with ``text`` to be none of the prefix; all of them with the ``last``."""
+        text = self._held + text
+        if not last and len(text) < len(self._prefix) and self._prefix.startswith(text):
+            self._held = text
+            return ""
+        found = text.removeprefix(self._prefix)
+        self._prefix = self._held = ""
+        return found
 
 
 def search_continuation(
@@ -99,6 +122,7 @@ def search_continuation(
     tokenizer: Tokenizer,
     compute: Compute,
     prompt: list[int],
+    bounds: TextBounds,
     beams: int,
     max_tokens: int,
     stops: Sequence[str] = (),
@@ -113,15 +137,13 @@ def search_continuation(
             prompt,
             beams,
             max_tokens,
-            {tokenizer.end_id},
+            bounds.stop_ids,
             allowed_ids=tokenizer.vocab_size,
-            preceding=int(_is_end(tokenizer, prompt)),
+            preceding=bounds.preceding * bounds.starts(prompt),
         )
-    stream, cut = TextStream(tokenizer, continues=not _is_end(tokenizer, prompt)), StopAt(stops)
-    text = "".join([cut.push(stream.push(token)) for token in ids] + [cut.push(stream.finish()), cut.finish()])
+    texts = {number: text for text, number in special_tokens(tokenizer).items()}
+    cut = StopAt([*bounds.stops, *stops], texts.values())
+    stream = TextStream(tokenizer, continues=not bounds.starts(prompt))
+    written = [cut.push(stream.push(token), texts.get(token, "")) for token in ids]
+    text = "".join([*written, cut.push(stream.finish()), cut.finish()])
     return Continuation(text, len(ids), "stop" if cut.stopped else "length" if len(ids) == max_tokens else "end")
-
-
-def _is_end(tokenizer: Tokenizer, prompt: list[int]) -> bool:
-    """Whether ``prompt`` is only the end of a document, so that what is written behind it is another."""
-    return prompt == [tokenizer.end_id]

@@ -15,6 +15,7 @@ from quintet.model.count import Flops, ParameterCount, count_parameters, flops_p
 from quintet.model.init import first_values
 from quintet.model.pretrained_count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.bounds import TextBounds, text_bounds
 from quintet.train.objective import Objective
 
 
@@ -67,6 +68,11 @@ def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
                 "leave it out to get one more row for the mask"
             )
     return Objective(config.loss, config.model, tokenizer.vocab_size, mask_id, config.seed)
+
+
+def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:
+    """Where the texts that the model of ``config`` learns from begin and end."""
+    return text_bounds(tokenizer, around_samples=getattr(config.data.packing, "add_bos_eos", False))
 
 
 def context_length(config: RunConfig) -> int:

@@ -16,7 +16,6 @@ from quintet.piano.notes import Notes, joined
 from quintet.piano.roll import piano_roll
 from quintet.piano.tasks import Task
 from quintet.randomness import key
-from quintet.tokenize.base import NO_END
 from quintet.train.continuation import prompt_ids, write_continuations
 from quintet.train.music import behind, write
 from quintet.train.setup import Run
@@ -59,20 +58,20 @@ def check_prompts(run: Run) -> None:
     for index, prompt in enumerate(config.sample.prompts):
         if _begins(run, prompt):
             with named(f"sample.prompts[{index}]"):
-                prompt_ids(run.tokenizer, prompt)
+                prompt_ids(run.tokenizer, run.bounds, prompt)
 
 
 def _begins(run: Run, prompt: str) -> bool:
     """Whether there is something to continue: documents that do not end do not begin either."""
-    return bool(prompt.strip()) or run.tokenizer.end_id != NO_END
+    return bool(prompt.strip() or run.bounds.before)
 
 
 def _write_texts(run: Run, settings: GenerationSettings) -> None:
     beginnings = [text for text in run.config.sample.prompts if _begins(run, text)]
     if not beginnings:
         return
-    prompts = [prompt_ids(run.tokenizer, prompt) for prompt in beginnings]
-    texts = write_continuations(run.model, run.tokenizer, run.compute, prompts, settings)
+    prompts = [prompt_ids(run.tokenizer, run.bounds, prompt) for prompt in beginnings]
+    texts = write_continuations(run.model, run.tokenizer, run.compute, prompts, settings, run.bounds)
     for index, (prompt, text) in enumerate(zip(beginnings, texts, strict=True)):
         for tracker in run.trackers:
             tracker.text(run.progress.step, f"sample {index}", prompt + text.text)

@@ -21,6 +21,7 @@ from quintet.errors import UserError
 from quintet.model import Model
 from quintet.processes import from_first, in_turn, rank, world
 from quintet.tokenize import Tokenizer, load_tokenizer
+from quintet.tokenize.bounds import TextBounds
 from quintet.track import Tracked, Tracker, build_trackers
 from quintet.track.console import Reporter
 from quintet.track.system import system_figures
@@ -45,7 +46,7 @@ from quintet.train.compute import (
 from quintet.train.deepspeed.settings import stays_eager
 from quintet.train.engine import Engine
 from quintet.train.fixed_batch import introduction
-from quintet.train.model import make_objective, training_flops
+from quintet.train.model import make_objective, run_bounds, training_flops
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, rhythm_of
@@ -80,6 +81,11 @@ class Run:
     peak: float
     progress: Progress
     rhythm: Rhythm
+
+    @property
+    def bounds(self) -> TextBounds:
+        """Where the texts of this run begin and end."""
+        return run_bounds(self.config, self.tokenizer)
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of ``step``, counted from 0, as the model gets it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from quintet.config.model import HuggingFaceConfig, TransformerConfig
+from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
@@ -15,10 +16,12 @@ from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
 from quintet.tokenize import Tokenizer, load_tokenizer
+from quintet.tokenize.bounds import TextBounds, checkpoint_bounds
+from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device
-from quintet.train.model import make_model, make_objective
+from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
 
@@ -32,6 +35,16 @@ class TrainedModel:
     model: Model
     compute: Compute
 
+    @property
+    def bounds(self) -> TextBounds:
+        """Where the texts of this model begin and end."""
+        return checkpoint_bounds(self.tokenizer)
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """Generation settings that come with the weights, by transformers' names; {} where there are none."""
+        return getattr(self.tokenizer, "chat", ChatRules()).generation
+
 
 @dataclass(frozen=True)
 class TrainedRun(TrainedModel):
@@ -41,6 +54,16 @@ class TrainedRun(TrainedModel):
     config: RunConfig
     objective: Objective
     progress: Progress
+
+    @property
+    def bounds(self) -> TextBounds:
+        return run_bounds(self.config, self.tokenizer)
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        model = self.config.model
+        from_checkpoint = isinstance(model, HuggingFaceConfig) or isinstance(model.init, PretrainedInitConfig)
+        return super().sampling if from_checkpoint else {}
 
 
 def load_trained(run: str, which: str = "latest", precision: str | None = None) -> TrainedRun:

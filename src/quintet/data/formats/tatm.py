@@ -31,7 +31,7 @@ def write_tatm(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fol
         place.mkdir()
         dtype = token_dtype(tokenizer.vocab_size)
         _write_files(streams, place, dtype, tokenizer.end_id)
-        tokenizer.write_for_transformers(place)
+        tokenizer.write_for_transformers(place, tokenizer.begin_ids)
         write_json(place / "metadata.json", _metadata(name, dtype, tokenizer))
 
 

@@ -68,6 +68,7 @@ class Conversations:
 def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> frozenset[int]:
     """The special ids that end a turn of ``tokenizer``, written by ``chat`` or else by its own template: a conversation
     that ends with one of them needs no end id after it."""
+    from quintet.tokenize.bounds import text_bounds
     from quintet.tokenize.chat import ChatFormat
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
@@ -75,11 +76,11 @@ def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> fr
         return frozenset()
     if chat is None and tokenizer.chat.template is not None:
         chat = ChatFormat(tokenizer, tokenizer.chat.template)
-    named = frozenset({tokenizer.end_id, *tokenizer.chat.end_ids})
+    bounds = text_bounds(tokenizer)
     try:
-        ends = named if chat is None else chat.end_ids
+        ends = (bounds if chat is None else chat.bounds(bounds)).stop_ids
     except UserError:  # a template may refuse the conversation that it is tried on, and write those of the rows
-        ends = named
+        ends = bounds.stop_ids
     return ends & frozenset(tokenizer.special_tokens.values())
 
 

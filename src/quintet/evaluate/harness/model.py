@@ -18,6 +18,7 @@ from quintet.evaluate.subject import Subject
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
 from quintet.tokenize import TextStream
+from quintet.tokenize.bounds import special_tokens
 from quintet.tokenize.stop import StopAt
 
 _GENERATED = 256  # tokens, as the harness's own class, where a task says nothing
@@ -43,16 +44,15 @@ def _noted(method: Callable[[HarnessModel, list[Any]], Found]) -> Callable[[Harn
 class HarnessModel(LM):
     """``subject`` behind the three questions that the harness asks of a model.
 
-    ``limit`` bounds a forward pass. ``begins``: each text gets the tokenizer's first id in front. With several
-    processes each must be asked the same: the batches are dealt out among them, and each gets all answers. ``cut``
-    has the numbers of the items, by task, whose beginning found no room in the context, and ``unscored`` those with a
-    continuation that has nothing to score, by task and by what is wrong.
+    ``limit`` bounds a forward pass. With several processes each must be asked the same: the batches are dealt out among
+    them, and each gets all answers. ``cut`` has the numbers of the items, by task, whose beginning found no room in the
+    context, and ``unscored`` those with a continuation that has nothing to score, by task and by what is wrong.
     """
 
-    def __init__(self, subject: Subject, limit: Limit, begins: bool = False) -> None:
+    def __init__(self, subject: Subject, limit: Limit) -> None:
         super().__init__()
         self._subject = subject
-        self.encoder = Encoder(subject.tokenizer, subject.model.context_length, begins)
+        self.encoder = Encoder(subject.tokenizer, subject.model.context_length, subject.bounds)
         self._scorer = Scorer(subject, limit)
         self.cut: dict[str, set[int]] = {}
         self.unscored: dict[str, dict[str, set[int]]] = {}
@@ -119,14 +119,14 @@ class HarnessModel(LM):
         ids, limit = contexts[request.args[0]], self._subject.model.context_length
         room = limit - wish.tokens if wish.tokens < limit else max(1, limit // 2)
         self._note_cut(request, len(ids) - room)
-        return ids[-room:] or [self.encoder.prefix]
+        return ids[-room:] or self.encoder.prefix
 
     def _note_cut(self, request: Any, cut: int) -> None:
         if cut > 0:
             self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
 
     def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
-        tokenizer = self._subject.tokenizer
+        tokenizer, bounds = self._subject.tokenizer, self._subject.bounds
         settings = GenerationSettings(
             max_tokens=wish.tokens, seed=key(0, "harness", number), temperature=wish.temperature, **wish.sampling
         )
@@ -134,20 +134,21 @@ class HarnessModel(LM):
             self._subject.model,
             prompts,
             settings,
-            {tokenizer.end_id},
+            bounds.stop_ids,
             allowed_ids=tokenizer.vocab_size,
-            preceding=[int(ids == [tokenizer.end_id]) for ids in prompts],
+            preceding=[bounds.preceding * bounds.starts(ids) for ids in prompts],
         )
         # The harness decodes what is written by itself, which drops the space before the first word of sentencepiece.
         streams = [TextStream(tokenizer) for _ in prompts]
-        cuts = [StopAt(wish.stops) for _ in prompts]
+        special = {number: text for text, number in special_tokens(tokenizer).items()}
+        cuts = [StopAt(wish.stops, special.values()) for _ in prompts]
         texts = [""] * len(prompts)
         with self._subject.compute.autocast():
             for step in steps:
                 for row, token in enumerate(step):
                     if token is not None and not cuts[row].stopped:
                         piece = streams[row].push(token)
-                        cuts[row].push(piece)
+                        cuts[row].push(piece, special.get(token, ""))
                         texts[row] += piece
                 if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
                     break

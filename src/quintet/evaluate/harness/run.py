@@ -41,16 +41,15 @@ class Asking:
     batch_size: int = 16
 
 
-def run_benchmarks(subject: Subject, asking: Asking, begins: bool = False) -> Benchmarks:
+def run_benchmarks(subject: Subject, asking: Asking) -> Benchmarks:
     """The figures of ``subject`` on each benchmark; one that cannot be measured is named with the reason.
 
-    ``begins``: each text gets the tokenizer's first id in front, as a Hugging Face tokenizer may do by itself. The
-    global random generators are left as they were.
+    The global random generators are left as they were.
     """
     from quintet.evaluate.harness.model import HarnessModel
 
     length = subject.model.context_length
-    return _measured(HarnessModel(subject, Limit(asking.batch_size * length, length), begins), asking)
+    return _measured(HarnessModel(subject, Limit(asking.batch_size * length, length)), asking)
 
 
 def try_benchmarks(subject: Subject, asking: Asking) -> None:

@@ -6,16 +6,12 @@ figures can be compared with published ones.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import NO_END
-from quintet.tokenize.borders import begin_id
-from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.openai import TiktokenTokenizer
+from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
 
 Pair = tuple[str, str]
 
@@ -44,32 +40,27 @@ class Text:
 class Encoder:
     """Ids of contexts and continuations.
 
-    ``begins``: each text gets the tokenizer's first id in front, as the tokenizer of a Hugging Face checkpoint may do
-    by itself. The text of a special token is the id of that token, as for the harness.
+    Each text stands after what ``bounds`` says that one begins with. The text of a special token is the id of that
+    token, as for the harness.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int, begins: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, context_length: int, bounds: TextBounds) -> None:
         self.tokenizer, self.context_length = tokenizer, context_length
-        self._begin = [begin_id(tokenizer)] if begins else []
-        named = _special_tokens(tokenizer)
+        self._begin, self._before = list(bounds.begin), list(bounds.before)
+        self._preceding = bounds.preceding
+        named = special_tokens(tokenizer)
         self._begin_texts = tuple(text for text, number in named.items() if number in self._begin)
 
     @property
-    def prefix(self) -> int:
-        """What stands in front of a text without a context. Raises UserError where documents do not end."""
-        found = begin_id(self.tokenizer)
-        if found == NO_END:
-            raise UserError("the tokenizer has no id that ends a document, behind which a text without context begins")
-        return found
-
-    @property
-    def _preceding(self) -> int:
-        """How many ids of ``prefix`` are of the document before."""
-        return int(self.prefix == self.tokenizer.end_id)
+    def prefix(self) -> list[int]:
+        """Ids that a text without a context follows. Raises UserError where documents do not end."""
+        if not self._before:
+            raise UserError("the tokenizer has no id that ends a document, which a text without context would follow")
+        return self._before
 
     def encode(self, texts: Sequence[str], alone: bool = True) -> dict[str, list[int]]:
         """Ids of each of ``texts``. A whole one (``alone``) begins with the first id where all texts do, once."""
-        found = {text: _ids(self.tokenizer, text) for text in dict.fromkeys(texts)}
+        found = {text: encode_with_special(self.tokenizer, text) for text in dict.fromkeys(texts)}
         if not alone:
             return found
         return {
@@ -95,19 +86,20 @@ class Encoder:
                 before, whole = contexts[context], wholes[context + continuation]
                 found.append(self._cut([*before, *whole[len(before) :]], len(whole) - len(before)))
                 continue
-            ids = wholes[context + continuation] if context else bare[continuation]
-            if ids[:1] != [self.prefix]:
-                ids = [self.prefix, *ids]
-            found.append(self._cut(ids, len(ids) - 1, self._preceding))
+            ids, prefix = wholes[context + continuation] if context else bare[continuation], self.prefix
+            if ids[: len(prefix)] != prefix:
+                ids = [*prefix, *ids]
+            found.append(self._cut(ids, len(ids) - len(prefix), self._preceding))
         return found
 
     def rolling(self, text: str) -> list[Text]:
         """Windows over ``text``, each id of which is scored in exactly one, with as much before it as there is room
         for; the first id is scored behind ``prefix``."""
         ids, room = self.encode([text])[text], self.context_length
-        first = (self.prefix, *ids[:room])
-        windows = [Text(first, len(first) - 1, preceding=self._preceding)] if ids else []
-        done = room
+        prefix = self.prefix
+        done = max(1, room + 1 - len(prefix))
+        first = ids[:done]
+        windows = [Text((*prefix, *first), len(first), preceding=self._preceding)] if ids else []
         while done < len(ids):
             stop = min(done + room, len(ids))
             windows.append(Text(tuple(ids[max(0, stop - room - 1) : stop]), stop - done))
@@ -125,20 +117,3 @@ class Encoder:
 def _without_trailing_space(context: str, continuation: str) -> Pair:
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
-
-
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    named = isinstance(tokenizer, HuggingFaceTokenizer | TiktokenTokenizer)
-    return tokenizer.special_tokens if named else {}
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of ``text``, in which the text of a special token is its id."""
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer.encode_template(text)
-    special = _special_tokens(tokenizer)
-    if not any(one in text for one in special):
-        return tokenizer.encode(text)
-    longest_first = sorted(special, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-    return [number for part in parts for number in ([special[part]] if part in special else tokenizer.encode(part))]
