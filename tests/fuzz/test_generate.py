@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -60,8 +61,11 @@ def written(theirs: Any, prompt: Sequence[int], tokens: int, ends: frozenset[int
 
 @torch.no_grad()
 def plain_logits(theirs: Any, prompt: Sequence[int], continuation: Sequence[int]) -> torch.Tensor:
-    """[continuation + 1, rows] of each next token, from plain reading."""
-    return theirs(input_ids=torch.tensor([[*prompt, *continuation]]), use_cache=False).logits[0, len(prompt) - 1 :]
+    """[continuation + 1, rows] of each next token, from plain reading of what stands before it and no more: positions
+    may depend on the length."""
+    whole = [*prompt, *continuation]
+    parts = [torch.tensor([whole[:length]]) for length in range(len(prompt), len(whole) + 1)]
+    return torch.stack([theirs(input_ids=part, use_cache=False).logits[0, -1] for part in parts])
 
 
 def side_by_side(
@@ -161,7 +165,7 @@ def test_what_is_drawn_is_what_theirs_may_draw(
     kept.append(transformers.TemperatureLogitsWarper(temperature))
     kept += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     kept += [transformers.TopPLogitsWarper(min(1.0, top_p + 1e-3))] if top_p else []
-    kept += [transformers.MinPLogitsWarper(min_p * (1 - 1e-3))] if min_p else []
+    kept += [transformers.MinPLogitsWarper(min_p * math.exp(-NEAR / temperature))] if min_p else []
     for prompt, mine in zip(prompts, side_by_side(ours, prompts, settings, frozenset(), False), strict=True):
         assert len(mine) == 6
         values = plain_logits(theirs, prompt, mine)
