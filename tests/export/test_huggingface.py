@@ -166,7 +166,7 @@ def test_documents_that_a_run_before_was_trained_on_are_counted(train, capfd) ->
         assert validation is not None
         return {
             document
-            for _, one in held_out_documents(validation, tokenizer.end_id)
+            for _, one in held_out_documents(validation, tokenizer)
             for document in documents
             if tokenizer.decode(one.ids.tolist()).strip() in document
         }
