@@ -115,7 +115,7 @@ def test_an_answer_is_read_as_the_model_writes_it(tokenizer: Tokenizer, prompt: 
         assert prompt_ids(tokenizer, text_bounds(tokenizer), whole)[-len(ids) :] == ids
     special = getattr(tokenizer, "special_tokens", {})
     if ids and not any(token in whole for token in special):  # in benchmarks these are ids, as in the harness's class
-        assert Encoder(tokenizer, 10_000).encode([whole])[whole][-len(ids) :] == ids
+        assert Encoder(tokenizer, 10_000, text_bounds(tokenizer)).encode([whole])[whole][-len(ids) :] == ids
     assert learnt == by_characters(tokenizer, whole, [range(start, len(whole))] if answer.strip() else [])
     conditional = document_maker(ConditionalField(kind="conditional", separator="=>", prefix="B"), tokenizer)
     made = conditional({"text": f"{prompt}=>{answer}"}, lambda: "here")
