@@ -84,6 +84,8 @@ def new_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         try:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # which Windows does not replace
             os.replace(unfinished, folder)
         except OSError:
             if not (shared and folder.is_dir()):

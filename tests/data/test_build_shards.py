@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 import quintet
 from quintet.cli import app
 from quintet.config.schema import RunConfig
-from quintet.data import build
 from quintet.data.build import Share
 from quintet.data.prepare import prepare, prepare_share, prepare_to
 from quintet.data.sources import listing
 from quintet.errors import UserError
+from quintet.locks import locked
 
 MakeConfig = Callable[..., RunConfig]
 SOURCE_FOLDER = str(Path(quintet.__file__).parents[1])
@@ -179,7 +179,7 @@ def test_a_share_and_all_of_it_are_never_made_at_the_same_time(config: RunConfig
     (stores(config) / name).mkdir(parents=True)
     make = partial(prepare_share, config, Share(0, 1)) if alone else partial(prepare, config)
     other = threading.Thread(target=make)
-    with build._locked(stores(config) / name, alone=alone):
+    with locked(stores(config) / name, alone=alone):
         other.start()
         other.join(0.5)
         assert other.is_alive()
@@ -189,10 +189,10 @@ def test_a_share_and_all_of_it_are_never_made_at_the_same_time(config: RunConfig
 
 
 def test_shares_are_made_beside_one_another_and_not_beside_all_of_it(tmp_path: Path) -> None:
-    with build._locked(tmp_path, alone=False):
-        with build._locked(tmp_path, alone=True, wait=False) as alone:
+    with locked(tmp_path, alone=False):
+        with locked(tmp_path, alone=True, wait=False) as alone:
             assert not alone
-        with build._locked(tmp_path, alone=False, wait=False) as beside:
+        with locked(tmp_path, alone=False, wait=False) as beside:
             assert beside
 
 

@@ -33,6 +33,7 @@ from quintet.cli.train import train
 from quintet.cli.translate import translate
 from quintet.errors import UserError
 from quintet.failures import end, end_with_launcher, is_launched, leave
+from quintet.system import write_utf8
 
 VERBS = (
     train,
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0: done. 2: the user can mend it, one line a problem on standard error. 130: interrupted. A bug is a traceback.
     """
     end_with_launcher()
+    write_utf8()
     try:
         app(list(arguments) if arguments is not None else None, prog_name="quintet")
     except KeyboardInterrupt:

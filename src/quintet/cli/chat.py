@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -147,7 +148,8 @@ def _read_line() -> str | None:
     """The next line of the input, or None at its end; at a terminal there is a prompt, and the line can be edited."""
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
-    import readline  # noqa: F401  gives input() its editing
+    with suppress(ImportError):  # Windows edits the line itself
+        import readline  # noqa: F401  gives input() its editing
 
     try:
         return input("> ")

@@ -8,10 +8,10 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +39,7 @@ from quintet.data.store import (
 )
 from quintet.errors import UserError
 from quintet.files import new_folder
+from quintet.locks import locked
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest
 
@@ -106,7 +107,7 @@ def build_store(
     """
     if not (order.folder / MANIFEST).is_file():
         order.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(order.folder, alone=True):
+        with locked(order.folder, alone=True):
             if not (order.folder / MANIFEST).is_file():  # another process may have made it while this one waited
                 _begin(order)
                 units, left_out = units_of(order.listing)
@@ -135,10 +136,10 @@ def build_share(
         return 0
     order.folder.mkdir(parents=True, exist_ok=True)
     units, left_out = units_of(order.listing)
-    with _locked(order.folder, alone=True, wait=False) as alone:
+    with locked(order.folder, alone=True, wait=False) as alone:
         if alone and not (order.folder / MANIFEST).is_file():
             _clean(order, len(units))
-    with _locked(order.folder, alone=False):
+    with locked(order.folder, alone=False):
         if not (order.folder / MANIFEST).is_file():
             _begin(order)
             _make_shards(order, units, share.of(len(units)), processes, progress)
@@ -146,7 +147,7 @@ def build_share(
     # Each looks behind its last shard, so the one that looks last finds all of them.
     missing = len(units) - len(_shards(order, len(units)))
     if not missing:
-        with _locked(order.folder, alone=True):
+        with locked(order.folder, alone=True):
             if not (order.folder / MANIFEST).is_file():
                 _clean(order, len(units))
                 _finish(order, _shards(order, len(units)), left_out)
@@ -320,26 +321,3 @@ def _clean(order: Order, count: int) -> None:
             file.unlink()
         elif file.name.startswith(f".{TOKENIZER}."):
             shutil.rmtree(file)
-
-
-@contextmanager
-def _locked(folder: Path, *, alone: bool, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of ``folder``: ``alone``, or together with all others that do not ask to be alone.
-
-    Gives False where another process has it and this one does not ``wait``. The lock goes with the process, however
-    that ends.
-    """
-    import fcntl
-
-    # Where a lock of NFS stands for this one, it needs a file that can be read to share and written to be alone.
-    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"{folder}: its file system cannot lock files ({error.strerror}); put data.cache_dir on one that can"
-            ) from None
-        yield True

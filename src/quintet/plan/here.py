@@ -7,22 +7,25 @@ import time
 import torch
 
 from quintet.config.schema import RunConfig
+from quintet.errors import UserError
 from quintet.plan.machine import Machine
-from quintet.train.compute import Compute, choose_compute, measure_peak, synchronize
-from quintet.train.parallel.strategy import device_memory
+from quintet.train.compute import Compute, choose_compute, device_memory, measure_peak, synchronize
 
 _COPIED = 2**26
 
 
 def this_machine(config: RunConfig) -> tuple[Machine, Compute]:
     """One device of this machine, as ``config`` chooses it, with the speeds that are measured now. Raises UserError for
-    a device that is not there."""
+    a device that is not there, or a system that does not tell its memory."""
     compute = choose_compute(config.train)
+    memory = device_memory(compute.device, 1)
+    if memory is None:
+        raise UserError("this system does not tell its memory; describe the device: --devices 1 --device-memory …")
     speed = measure_memory(compute)
     machine = Machine(
         devices=1,
         per_node=1,
-        memory=device_memory(compute.device, 1),
+        memory=memory,
         peak_flops=measure_peak(compute),
         utilisation=1.0,
         memory_bandwidth=speed,

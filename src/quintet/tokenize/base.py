@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from quintet.errors import UserError
+from quintet.system import cores
 
 END_OF_TEXT = "<|endoftext|>"
 NO_END = -1  # equal to no id: documents of such a tokenizer do not end
@@ -168,4 +169,4 @@ def threads() -> int:
     limit = os.environ.get("RAYON_NUM_THREADS", "")
     if limit.isdigit() and int(limit) > 0:
         return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

@@ -56,10 +56,10 @@ class Reporter:
         began, first = self._first
         left = (now - began) / max(step - first, 1) * (steps - step) if step > first else None
         shown = "no loss" if math.isnan(loss) and not speed["speed/tokens_per_second"] else f"loss {loss:.4f}"
+        memory = f"{speed['speed/memory_bytes'] / 1e9:.2f} GB · " if "speed/memory_bytes" in speed else ""
         figures = (
             f"{shown} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
-            f"{speed['speed/share_of_peak']:.0%} of peak · {speed['speed/memory_bytes'] / 1e9:.2f} GB · "
-            f"{_clock(left)} left"
+            f"{speed['speed/share_of_peak']:.0%} of peak · {memory}{_clock(left)} left"
         )
         self._update(step, steps, figures)
         if not self.console.is_terminal:

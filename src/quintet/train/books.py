@@ -73,9 +73,10 @@ def _log(run: Run, meter: Meter) -> None:
     speed = {
         "speed/tokens_per_second": interval.tokens_per_second,
         "speed/share_of_peak": interval.tokens_per_second * run.flops_per_token / (run.peak * world()),
-        "speed/memory_bytes": float(peak_memory(run.compute.device)),
         "train/skipped_steps": float(run.progress.skipped_steps),
     }
+    if (memory := peak_memory(run.compute.device)) is not None:
+        speed["speed/memory_bytes"] = float(memory)
     for tracker in run.trackers:
         for step, metrics in interval.records:
             tracker.log(step, metrics | (speed if step == progress.step else {}))

@@ -17,7 +17,7 @@ from quintet.model.pretrained import PretrainedModel
 from quintet.processes import from_first, gathered, local_world, world
 from quintet.tokenize import Tokenizer
 from quintet.train.activation_checkpointing import checkpoint_activations
-from quintet.train.compute import Compute
+from quintet.train.compute import Compute, device_memory
 from quintet.train.engine import Engine, TorchEngine
 from quintet.train.learner import Learner
 from quintet.train.model import make_model, weights_of
@@ -29,7 +29,6 @@ from quintet.train.parallel.strategy import (
     Surroundings,
     choose_strategy,
     counts_of,
-    device_memory,
     mesh_shape,
     share_of_batch,
     state_bytes_of,

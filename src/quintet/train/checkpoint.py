@@ -230,7 +230,7 @@ class Checkpointer:
         def rewrite() -> None:
             file = checkpoint_path(self.folder, progress.step) / "state.json"
             if file.is_file():  # else writing it has failed, which `wait` says
-                write_text(file, _state(progress, json.loads(file.read_text())["files"]))
+                write_text(file, _state(progress, json.loads(file.read_bytes())["files"]))
                 self._prune(progress)
 
         from_first(rewrite, self._group)

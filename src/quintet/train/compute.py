@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, world
+from quintet.system import machine_memory, process_peak_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -160,9 +160,23 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes used so far: of the GPU's memory there, of the process elsewhere."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes used so far: of the GPU's memory there, of the process elsewhere; None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    if device.type == "mps":  # which counts no maximum, but keeps most of what it was given
+        return torch.mps.driver_allocated_memory()
+    return process_peak_memory()
+
+
+def device_memory(device: torch.device, local: int) -> int | None:
+    """Bytes that each of ``local`` processes of this machine has; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    memory = torch.mps.recommended_max_memory() if device.type == "mps" else machine_memory()
+    return None if memory is None else memory // local
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``; to a GPU of CUDA it is copied from pinned memory, while the GPU goes on computing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,8 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 end a run after the step at hand, with a checkpoint."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and, on Windows, Ctrl-Break end a run after the step at hand, with a checkpoint."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
-# SLURM sends SIGUSR1 ahead of a time limit where it is told to.
-WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from quintet.system import STOP_SIGNALS
+
 # A scheduler signals every process of a job, and torchrun hands the same signal on to those it started.
 _ONE_REQUEST = 2.0
 
@@ -26,13 +25,13 @@ class Interruption:
 
 @contextmanager
 def watch_signals() -> Iterator[Interruption]:
-    """Note the first of the signals `WATCHED`. A later one does what it always does, unless it came so soon that it is
-    the first one by another way, as SIGTERM does to the processes of torchrun."""
+    """Note the first of `STOP_SIGNALS`. A later one does what it always does, unless it came so soon that it is the
+    first one by another way, as SIGTERM does to the processes of torchrun."""
     asked = Interruption()
     if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
         yield asked
         return
-    before = {int(number): signal.getsignal(number) for number in WATCHED}
+    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
     asked_at: float | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -41,7 +40,7 @@ def watch_signals() -> Iterator[Interruption]:
             asked.signal, asked_at = number, monotonic()
         elif number == signal.SIGINT or monotonic() - asked_at > _ONE_REQUEST:
             signal.signal(number, before[number])
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # os.kill would end the process on Windows, whatever the signal
 
     for number in before:
         signal.signal(number, note)

@@ -13,7 +13,7 @@ from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model.dropout import set_dropout_keys
 from quintet.randomness import key
-from quintet.train.compute import Compute
+from quintet.train.compute import Compute, to_device
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class MicroBatch:
 
 def micro_batches(batch: Batch, step: int, size: int, device: torch.device, first: int = 0) -> Iterator[MicroBatch]:
     """The consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
-    inputs, targets = (_on_device(array, device) for array in (batch.inputs, batch.targets))
-    more = [None if one is None else _on_device(one, device) for one in (batch.documents, batch.prompts)]
+    arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
+    inputs, targets, *more = (None if one is None else to_device(torch.as_tensor(one), device) for one in arrays)
+    assert inputs is not None
+    assert targets is not None
     for index, start in enumerate(range(0, len(inputs), size), first):
         rows = slice(start, start + size)
         documents, prompts = (None if one is None else one[rows] for one in more)
@@ -109,9 +111,3 @@ def _memory_advice(config: RunConfig, shape: BatchShape) -> str:
         f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the "
         "device; shorten it, or make the model smaller"
     )
-
-
-def _on_device(array: object, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(array)
-    # Pinned memory lets the copy run beside the kernels that are already queued.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

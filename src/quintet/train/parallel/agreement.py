@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,9 +11,10 @@ import torch.distributed as dist
 
 from quintet.data.batch import Batch
 from quintet.processes import is_first, world
+from quintet.system import STOP_SIGNALS
 
 # A signal may reach the processes before different steps; that of most weight counts.
-SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGUSR1))
+SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
 class Agreement:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quintet.errors import UserError
 from quintet.failures import ROLE, Failure, is_launched, read_failure
+from quintet.system import STOP_SIGNALS, cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _GRACE = 24 * 3600
 # Seconds between the first failure and torchrun's killing of who is left are 30.
 _PATIENCE = 20
-_ASKED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+_ASKED = {128 + number for number in STOP_SIGNALS}
+_HANDLED = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
+_KILLED = -9  # SIGKILL, which Windows does not have
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
         raise UserError("--nproc: torchrun has started this process already; leave --nproc out")
     # What torch logs about its processes is said below, in fewer words.
     logging.disable(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     # torch takes $ for the beginning of a name of its own.
     line = ["-m", "quintet", *(argument.replace("$", "$$") for argument in arguments)]
     for left in range(restarts, -1, -1):
@@ -95,11 +98,6 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
     return fault.code
 
 
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _settings(processes: int, folder: str) -> LaunchConfig:
     """torchrun --standalone for one start of the run; each has a store of its own, so that none finds another's."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -115,7 +113,7 @@ def _settings(processes: int, folder: str) -> LaunchConfig:
         "rdzv_endpoint": "localhost:0",
         "max_restarts": 0,
         "logs_specs": DefaultLogsSpecs(log_dir=folder),
-        "signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "signals_to_handle": ",".join(_HANDLED),
         "shutdown_timeout": _GRACE,
     }
     known = {one.name for one in fields(LaunchConfig)}  # shutdown_timeout came with torch 2.13
@@ -147,7 +145,7 @@ def _first_of(told: dict[int, Failure | None], failures: dict[int, ProcessFailur
     begun = min(failure.timestamp for failure in failures.values())
     unsaid = {number: failure for number, failure in failures.items() if told[number] is None}
     # torchrun asks by SIGTERM whoever is left, and kills half a minute later whoever has not gone.
-    killed = [n for n, one in unsaid.items() if one.exitcode == -signal.SIGKILL]
+    killed = [n for n, one in unsaid.items() if one.exitcode == _KILLED]
     silent = [n for n in killed if failures[n].timestamp >= begun + _PATIENCE]
     early = [n for n in killed if n not in silent]
     if early:

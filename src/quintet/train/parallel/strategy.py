@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from quintet.config.parallel import (
@@ -26,11 +24,12 @@ STATE_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Surroundings:
-    """``processes`` in all, ``local`` of them on each machine, with ``memory`` bytes each."""
+    """``processes`` in all, ``local`` of them on each machine, with ``memory`` bytes each, None where that is
+    not known."""
 
     processes: int
     local: int
-    memory: int
+    memory: int | None
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,12 @@ def choose_strategy(config: ParallelConfig, around: Surroundings, state_bytes: f
         return Strategy(config, "as the run file says")
     if around.processes == 1:
         return Strategy(NoParallelConfig(kind="none"), "there is one process")
-    room, waiting = STATE_SHARE * around.memory, config.timeout_seconds
+    waiting = config.timeout_seconds
     needed = f"weights, gradients and optimizer state take {state_bytes / 2**30:.2f} GiB"
+    if around.memory is None:
+        reason = f"{needed}, and how much memory a device has is not known"
+        return Strategy(FSDPConfig(kind="fsdp", timeout_seconds=waiting), reason)
+    room = STATE_SHARE * around.memory
     memory = f"{around.memory / 2**30:.2f} GiB of a device"
     if state_bytes <= room:
         return Strategy(DDPConfig(kind="ddp", timeout_seconds=waiting), f"{needed}, which fits the {memory}")
@@ -99,13 +102,6 @@ def mesh_shape(strategy: Strategy, around: Surroundings) -> tuple[int, int]:
             f"{', '.join(str(n) for n in range(1, around.processes + 1) if around.processes % n == 0)}"
         )
     return around.processes // size, size
-
-
-def device_memory(device: torch.device, local: int) -> int:
-    """Bytes that each of ``local`` processes of this machine has."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
 
 
 def counts_of(model: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,103 @@
+"""What operating systems do differently: the cores and the memory of a process, and the signals that ask it to stop.
+
+Windows has neither `resource` nor `os.sysconf` nor most signals; what it has instead is called through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGUSR1") if hasattr(signal, name)
+)
+"""The signals that ask a run to stop, the weightiest first. SIGBREAK is Ctrl-Break on Windows; SLURM sends SIGUSR1
+ahead of a time limit where it is told to."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_peak_memory() -> int | None:
+    """The most bytes of memory that this process has used, None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return _windows_peak_memory() if sys.platform == "win32" else None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def machine_memory() -> int | None:
+    """The bytes of memory of this machine, None where the system does not tell."""
+    if sys.platform == "win32":
+        return _windows_machine_memory()
+    with suppress(AttributeError, ValueError, OSError):  # no such function, no such name, no answer
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def write_utf8() -> None:
+    """Have the standard streams speak UTF-8, where the user chose no encoding and there is no terminal.
+
+    A pipe or a file has the code page of the system on Windows, in which most texts cannot be written.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+            stream.reconfigure(encoding="utf-8")
+
+
+class _ProcessMemory(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("PageFaultCount", ctypes.c_uint32),
+        ("PeakWorkingSetSize", ctypes.c_size_t),
+        ("WorkingSetSize", ctypes.c_size_t),
+        ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+        ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+        ("PagefileUsage", ctypes.c_size_t),
+        ("PeakPagefileUsage", ctypes.c_size_t),
+    )
+
+
+class _MachineMemory(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h."""
+
+    _fields_ = (
+        ("dwLength", ctypes.c_uint32),
+        ("dwMemoryLoad", ctypes.c_uint32),
+        ("ullTotalPhys", ctypes.c_uint64),
+        ("ullAvailPhys", ctypes.c_uint64),
+        ("ullTotalPageFile", ctypes.c_uint64),
+        ("ullAvailPageFile", ctypes.c_uint64),
+        ("ullTotalVirtual", ctypes.c_uint64),
+        ("ullAvailVirtual", ctypes.c_uint64),
+        ("ullAvailExtendedVirtual", ctypes.c_uint64),
+    )
+
+
+def _windows_peak_memory() -> int | None:
+    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    ask = kernel.K32GetProcessMemoryInfo
+    ask.argtypes = (ctypes.c_void_p, ctypes.POINTER(_ProcessMemory), ctypes.c_uint32)
+    found = _ProcessMemory(cb=ctypes.sizeof(_ProcessMemory))
+    answered = ask(kernel.GetCurrentProcess(), ctypes.byref(found), found.cb)
+    return found.PeakWorkingSetSize if answered else None
+
+
+def _windows_machine_memory() -> int | None:
+    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    found = _MachineMemory(dwLength=ctypes.sizeof(_MachineMemory))
+    return found.ullTotalPhys if kernel.GlobalMemoryStatusEx(ctypes.byref(found)) else None
