@@ -193,6 +193,13 @@ def test_examples_that_a_task_cannot_take_are_refused(
     assert run_benchmarks(subject, Asking((name,), None, None, folder)).missing == {}
 
 
+def test_a_task_with_fewer_other_items_than_it_asks_for_takes_those(subject: TrainedModel, tmp_path: Path) -> None:
+    folder = write(tmp_path / "items", gsm8k=[{"question": f"{n} and 1?", "answer": f"#### {n + 1}"} for n in range(3)])
+    found = run_benchmarks(subject, Asking(("gsm8k",), None, None, folder)).measured["gsm8k"]
+    assert {figure.shots for figure in found.figures.values()} == {2}
+    assert found.warnings[0] == "asked after 2 examples, not after its own 5, for its file has no more items"
+
+
 def test_a_task_in_python_keeps_its_own_examples() -> None:
     task = ConfigurableTask(config={**CONFIG, "custom_dataset": _made(train=20, test=9)})
     assert _as_it_is(task, None, 3).spread == [0, 3, 6]

@@ -227,7 +227,8 @@ class CheckedTask(ConfigurableTask):
 
     def fewshot_docs(self) -> Any:
         """The examples that may stand in front of an item: the task's own, those of its split for them, or with a file
-        that has no such split the other items; None where there are to be none. Raises NotReachable for too few."""
+        that has no such split the other items, as many as there are; None where there are to be none. Raises
+        NotReachable for too few."""
         if not self.config.num_fewshot:
             return None
         if self._other_items:
@@ -238,6 +239,11 @@ class CheckedTask(ConfigurableTask):
         else:
             found = list(super().fewshot_docs() or ())
         count = len(found) - self._other_items
+        if count < self.config.num_fewshot and self._other_items and self._wish.shots is None:
+            own = self.config.num_fewshot
+            self.notes.append(f"asked after {count} examples, not after its own {own}, for its file has no more items")
+            self.set_config("num_fewshot", count)
+            return found if count else None
         if count < self.config.num_fewshot:
             raise NotReachable(f"it asks for {self.config.num_fewshot} examples in front of an item and has {count}")
         return found
