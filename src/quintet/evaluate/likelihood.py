@@ -116,7 +116,9 @@ def token_fields(model: Model, hidden: Tensor, targets: Tensor) -> np.ndarray:
         log_probabilities = model.logits(hidden[part]).float().log_softmax(-1)
         nats = -log_probabilities.gather(1, targets[part, None])[:, 0]
         best, guess = log_probabilities.max(-1)
-        found.append(torch.stack([nats.double(), guess.double(), best.double().exp()]).cpu().numpy())
+        # fp32 holds ids below 2²⁴; MPS has no fp64.
+        fields = torch.stack([nats, guess.float(), best]).cpu().double().numpy()
+        found.append(np.stack([fields[0], fields[1], np.exp(fields[2])]))
     return np.concatenate(found, axis=1)
 
 
