@@ -1,8 +1,11 @@
 # make install | quickstart | test | test-all | fuzz | lint | format | docs | clean
 
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := .venv/.installed
+# make install EXTRAS= installs what training needs and no more; make quickstart ARGS=seed=2 overrides keys.
+EXTRAS ?= [dev]
+ARGS ?=
 # Two processes of one thread each: more threads would only wait for each other on a small machine.
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -16,11 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Quintet needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.$(EXTRAS)' --constraint constraints.txt
 	touch $@
 
 quickstart: install
-	$(BIN)/quintet train examples/quickstart.yaml
+	$(BIN)/quintet train examples/quickstart.yaml $(ARGS)
 
 test: install
 	$(PYTEST)
