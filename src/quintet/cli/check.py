@@ -15,10 +15,28 @@ if TYPE_CHECKING:
     from quintet.config.schema import RunConfig
 
 
-def check(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Say what is wrong with a run file: every mistake at once, with its line. Nothing is read but the file itself."""
+def check(
+    inputs: Inputs,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    tries: Annotated[
+        bool,
+        typer.Option(
+            "--try",
+            help="also go through all that the run will do, with small counts: two steps, validation, samples, "
+            "benchmarks, checkpoint, resume, report, export",
+        ),
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="with --try: keep the folder of the trial")] = False,
+) -> None:
+    """Say what is wrong with a run file: every mistake at once, with its line. Without --try nothing is read but the
+    file itself."""
+    if keep and not tries:
+        raise UserError("--keep: goes with --try; leave it out, or try the run")
     try:
         loaded = load(inputs)
+        if tries:
+            _try(loaded, as_json=as_json, keep=keep)
+            return
         check_beyond_schema(loaded)
     except UserError as error:
         if not as_json:
@@ -34,7 +52,14 @@ def check(inputs: Inputs, as_json: Annotated[bool, typer.Option("--json", help="
 
 
 def check_beyond_schema(loaded: Loaded) -> None:
-    """What costs little and the schema cannot know: whether the sources are there, and other libraries' arguments."""
+    """Raise RunFileError for what costs little to find and the schema cannot know: sources that are not there, and
+    arguments that another library does not take."""
+    problems = _beyond_schema(loaded)
+    if problems:
+        raise loaded.located(UserError(*problems))
+
+
+def _beyond_schema(loaded: Loaded) -> list[str]:
     from quintet.data.sources import check_sources
     from quintet.train.check import check_training
 
@@ -44,8 +69,42 @@ def check_beyond_schema(loaded: Loaded) -> None:
             look(loaded.config)
         except UserError as error:
             problems += error.problems
-    if problems:
-        raise loaded.located(UserError(*problems))
+    return problems
+
+
+def _try(loaded: Loaded, *, as_json: bool, keep: bool) -> None:
+    """Go through the run and print what was done. Raises UserError, or typer.Exit with JSON, when something failed."""
+    from quintet.cli.trial import try_run
+
+    tried = try_run(loaded, _beyond_schema(loaded), keep=keep)
+    notes = [*loaded.notes, *tried.notes]
+    located = [(stage, loaded.located(UserError(problem)).details[0], problem) for stage, problem in tried.failures]
+    if as_json:
+        failures = [
+            {
+                "stage": stage,
+                "file": one.place.file,
+                "line": one.place.line,
+                "key": one.key or None,
+                "message": one.message,
+            }
+            for stage, one, _ in located
+        ]
+        values = {
+            "ok": not failures,
+            "problems": failures,
+            "notes": notes,
+            "stages": [vars(one) for one in tried.stages],
+        }
+        typer.echo(to_json({**values, "folder": None if tried.folder is None else str(tried.folder)}, indent=2))
+        raise typer.Exit(2 if failures else 0)
+    for line in (*map(str, tried.stages), *(f"note: {note}" for note in notes)):
+        typer.echo(line)
+    if tried.folder is not None:
+        typer.echo(f"kept: {tried.folder}")
+    if located:
+        raise UserError(*(f"{stage}: {one if one.key else problem}" for stage, one, problem in located))
+    typer.echo(f"OK, tried: {_summary(loaded.config)}")
 
 
 def _problems(error: UserError) -> list[dict[str, Any]]:

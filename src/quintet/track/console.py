@@ -26,6 +26,11 @@ class Reporter:
         """A line that stays."""
         self.console.print(text, markup=False)
 
+    def failure(self, name: str, why: str, line: str = "") -> None:
+        """``name`` failed because of ``why`` and the run goes on, which ``line`` says; "" where it is said already."""
+        if line:
+            self.say(line)
+
     def preparing(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` bytes of ``stage`` are read."""
         now = time.perf_counter()

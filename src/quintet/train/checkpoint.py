@@ -191,17 +191,22 @@ class Checkpointer:
             self._pending.append(self._thread.submit(self._amend, progress))
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises UserError when the disk is full; what was whole stays."""
+        """Return when nothing is being written. Raises UserError when the disk is full or refuses to be written; what
+        was whole stays."""
         pending, self._pending = self._pending, []
         try:
             for one in pending:
                 one.result()
         except (OSError, CheckpointException) as error:
-            if not _no_space(error):
+            refusal = _refusal(error)
+            if refusal is None:
                 raise
+            fault, mend = "no space left to write a checkpoint", "Free some space"
+            if refusal.errno not in NO_SPACE:
+                fault, mend = f"a checkpoint cannot be written ({refusal.strerror})", "Make the folder writable"
             raise UserError(
-                f"{self.folder}: no space left to write a checkpoint; the last whole one is "
-                f"{_last_whole(self.folder)}. Free some space and give the same command to continue from it"
+                f"{self.folder}: {fault}; the last whole one is {_last_whole(self.folder)}. {mend} and give the same "
+                "command to continue from it"
             ) from error
 
     def close(self) -> None:
@@ -302,8 +307,10 @@ def _last_whole(folder: Path) -> str:
     return f"step {steps[-1]}" if steps else "none yet"
 
 
-def _no_space(error: BaseException) -> bool:
+def _refusal(error: BaseException) -> OSError | None:
+    """What the system refused, where ``error`` comes from it."""
     if isinstance(error, CheckpointException):
-        return any(_no_space(failure[0]) for failure in error.failures.values())
+        return next(filter(None, (_refusal(failure[0]) for failure in error.failures.values())), None)
     causes = [error, error.__cause__, error.__context__]
-    return any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in causes)
+    found = [cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None]
+    return next((one for one in found if one.errno in NO_SPACE), found[0] if found else None)

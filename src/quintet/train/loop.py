@@ -23,6 +23,7 @@ from quintet.train.measure import (
     validate_run,
 )
 from quintet.train.parallel.group import joined
+from quintet.train.rhythm import Trial
 from quintet.train.setup import Run, set_up
 from quintet.train.trainers import Steps, trainer_steps
 from quintet.train.update import apply_gradients, begin_step
@@ -38,15 +39,15 @@ class Outcome:
     signal: int | None
 
 
-def train(config: RunConfig, reporter: Reporter, places: Places | None = None) -> Outcome:
+def train(config: RunConfig, reporter: Reporter, places: Places | None = None, trial: Trial | None = None) -> Outcome:
     """Train the run of ``config``, from its last checkpoint if there is one, to its last step or until interrupted;
     with `evaluate.only` validate it and leave it as it is.
 
-    ``places`` say where each value comes from, for the run file in the run's folder.
+    ``places`` say where each value comes from, for the run file in the run's folder. A ``trial`` ends after its steps.
     """
     take_steps = trainer_steps(config) or _steps
     with joined(config):
-        run = set_up(config, reporter, places)
+        run = set_up(config, reporter, places, trial)
         ending: Ending = "failed"
         try:
             with watch_signals() as interruption:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quintet.config.duration import steps_of
+from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError, named
@@ -108,7 +109,8 @@ def _attempt(run: Run, name: str) -> None:
 def _count_failure(run: Run, name: str, failure: str) -> None:
     failed = run.progress.failed
     run.progress = replace(run.progress, failed={**failed, name: failed.get(name, 0) + 1})
-    run.reporter.say(f"step {run.progress.step}: {name} failed: {failure}; the run goes on (see evaluate.required)")
+    line = f"step {run.progress.step}: {name} failed: {failure}; the run goes on (see evaluate.required)"
+    run.reporter.failure(name, failure, line)
 
 
 def validate_run(run: Run) -> ValidationResult | None:
@@ -118,7 +120,7 @@ def validate_run(run: Run) -> ValidationResult | None:
     result = validate(
         run.model,
         run.objective,
-        run.validation.batches(run.config.validation_batch_size, run.config.evaluate.samples),
+        run.validation.batches(run.config.validation_batch_size, run.evaluate.samples),
         run.compute,
         bytes_per_token=run.bytes_per_token,
         labels=run.validation.labels,
@@ -142,7 +144,7 @@ def _note_validation(run: Run, result: ValidationResult) -> None:
     progress = run.progress.validated(result.loss)
     schedule, highest = run.config.schedule, run.config.optimizer.lr
     if isinstance(schedule, PlateauConfig):
-        state = after_validation(schedule, highest, progress.step, run.steps, progress.plateau, result.loss)
+        state = after_validation(schedule, highest, progress.step, run.schedule_steps, progress.plateau, result.loss)
         progress = replace(progress, plateau=state)
     run.progress = progress
 
@@ -152,7 +154,7 @@ def measure_text(run: Run) -> TextModeling | None:
 
     Raises UserError where there is no text.
     """
-    section = run.config.evaluate.text_modeling
+    section = run.evaluate.text_modeling
     if section is None:
         return None
     topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", run.reporter.say)
@@ -171,11 +173,11 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
     A benchmark that cannot be measured is said, counted and left out. Raises UserError for a model that gives texts no
     likelihood, and where `evaluate.required` for what cannot be measured.
     """
-    config = run.config.evaluate
+    config = run.evaluate
     if not config.tasks:
         return None
     check_subject(run, masked=run.config.loss.kind == "masked")
-    result = run_benchmarks(run, asking(run.config))
+    result = run_benchmarks(run, asking(run.config, config))
     for tracker in run.trackers:
         tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: benchmarks")
@@ -184,15 +186,16 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
     if result.missing:
         if config.required:
             raise UserError(*(f"evaluate.tasks: {name}: not measured: {why}" for name, why in result.missing.items()))
+        for name, why in result.missing.items():
+            run.reporter.failure(BENCHMARKS, f"evaluate.tasks: {name}: not measured: {why}")
         failed = run.progress.failed
         count = failed.get(BENCHMARKS, 0) + len(result.missing)
         run.progress = replace(run.progress, failed={**failed, BENCHMARKS: count})
     return result
 
 
-def asking(config: RunConfig) -> Asking:
-    """What ``config`` asks of benchmarks."""
-    part = config.evaluate
+def asking(config: RunConfig, part: EvaluateConfig) -> Asking:
+    """What the section ``part`` of ``config`` asks of benchmarks."""
     return Asking(
         tasks=part.tasks,
         samples=part.task_samples,
@@ -226,15 +229,15 @@ def try_measurements(run: Run) -> None:
     if run.config.evaluate.tasks:
         check_subject(run, masked=run.config.loss.kind == "masked")
         with named("evaluate.tasks"):
-            try_benchmarks(run, asking(run.config))
+            try_benchmarks(run, asking(run.config, run.config.evaluate))
 
 
 def _check_targets(run: Run) -> None:
     """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
-    steps = 1 if run.config.data.fixed_batch else run.steps
+    steps = 1 if run.config.data.fixed_batch else run.schedule_steps
     if not from_first(lambda: any(run.whole_batch(step).valid for step in range(steps))):
         raise UserError(
-            f"data: none of the targets of the {run.steps:,} steps has a loss, so that there is nothing to learn: all "
+            f"data: none of the targets of the {steps:,} steps has a loss, so that there is nothing to learn: all "
             "of them are prompts, padding or ids that `loss` leaves out; a longer data.sequence_length may reach the "
             "answers (`quintet show-batch` shows what has a loss)"
         )
@@ -263,4 +266,5 @@ def _check_validation(run: Run) -> None:
     nothing = f"none of the {rows:,} samples to validate on {nothing}"
     if run.config.schedule.kind == "plateau":
         raise UserError(f"schedule.kind: plateau follows the validation loss, and {nothing}; {mend}")
-    run.reporter.say(f"evaluate: {nothing}: there is no validation loss and no best checkpoint; {mend}")
+    line = f"evaluate: {nothing}: there is no validation loss and no best checkpoint; {mend}"
+    run.reporter.failure(VALIDATION, line, line)

@@ -1,4 +1,5 @@
-"""After which steps a run validates, writes samples and checkpoints, and shows where it is."""
+"""After which steps a run validates, writes samples and checkpoints, and shows where it is; and how little of it a
+trial goes through."""
 
 from __future__ import annotations
 
@@ -6,7 +7,30 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quintet.config.duration import steps_of
+from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The counts of a trial of a run (`quintet check --try`): it ends after ``steps``, which have the batches and the
+    learning rates of the whole run, and measures at most ``samples`` of the validation, ``items`` of each benchmark and
+    ``bytes`` of each topic of text."""
+
+    steps: int
+    samples: int = 8
+    items: int = 2
+    bytes: int = 2000
+
+    def shortened(self, evaluate: EvaluateConfig) -> EvaluateConfig:
+        """``evaluate`` with at most these counts."""
+        text = evaluate.text_modeling
+        counts = {
+            "samples": min(evaluate.samples or self.samples, self.samples),
+            "task_samples": min(evaluate.task_samples or self.items, self.items),
+            "text_modeling": text and text.model_copy(update={"max_bytes": min(text.max_bytes, self.bytes)}),
+        }
+        return evaluate.model_copy(update=counts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from quintet.config.packing import MusicPackingConfig
 from quintet.data.note_samples import NoteSamples
-from quintet.errors import named
+from quintet.errors import UserError, named
 from quintet.model.generate import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
@@ -55,10 +55,17 @@ def check_prompts(run: Run) -> None:
     config = run.config
     if config.loss.kind == "masked" or isinstance(config.data.packing, MusicPackingConfig):
         return
+    problems: list[str] = []
     for index, prompt in enumerate(config.sample.prompts):
-        if _begins(run, prompt):
+        if not _begins(run, prompt):
+            continue
+        try:
             with named(f"sample.prompts[{index}]"):
                 prompt_ids(run.tokenizer, run.bounds, prompt)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
 
 
 def _begins(run: Run, prompt: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quintet.config.evaluate import EvaluateConfig
 from quintet.config.length import total_steps
 from quintet.config.places import Places
 from quintet.config.schema import RunConfig
@@ -49,7 +50,7 @@ from quintet.train.fixed_batch import introduction
 from quintet.train.model import make_objective, run_bounds, training_flops
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import patience
-from quintet.train.rhythm import Rhythm, rhythm_of
+from quintet.train.rhythm import Rhythm, Trial, rhythm_of
 from quintet.train.run_folder import check_inputs, find_run_folder, inputs_of, settle_batch, write_run_file
 from quintet.train.schedule import learning_rate
 from quintet.train.start import seen_before, starting_weights
@@ -58,11 +59,16 @@ from quintet.train.step import rehearse
 
 @dataclass
 class Run:
-    """A run that is ready to train, and how far it is."""
+    """A run that is ready to train, and how far it is.
+
+    It ends after ``steps``. Learning rate and dropout follow ``schedule_steps``, which are more where a ``trial`` ends
+    early.
+    """
 
     config: RunConfig
     folder: Path
     steps: int
+    schedule_steps: int
     compute: Compute
     tokenizer: Tokenizer
     data: TrainData
@@ -81,6 +87,12 @@ class Run:
     peak: float
     progress: Progress
     rhythm: Rhythm
+    trial: Trial | None = None
+
+    @property
+    def evaluate(self) -> EvaluateConfig:
+        """What this run measures: `evaluate` of the run file, with the counts of the trial where it is one."""
+        return self.config.evaluate if self.trial is None else self.trial.shortened(self.config.evaluate)
 
     @property
     def bounds(self) -> TextBounds:
@@ -99,8 +111,8 @@ class Run:
         return self.objective.prepare(self.data.batch(step), "train", step)
 
 
-def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) -> Run:
-    """Build the run of ``config``, continued from its last checkpoint if there is one.
+def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None, trial: Trial | None = None) -> Run:
+    """Build the run of ``config``, continued from its last checkpoint if there is one; of a ``trial`` its first steps.
 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
@@ -112,9 +124,10 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         compute = replace(compute, compile=False)  # each new rate would compile the model anew
     prepared = in_turn(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
-    steps = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
-    for step in (1, steps):  # what a library refuses, it refuses now
-        learning_rate(config.schedule, config.optimizer.lr, step, steps)
+    total = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
+    steps = total if trial is None else min(total, trial.steps)
+    for step in (1, total):  # what a library refuses, it refuses now
+        learning_rate(config.schedule, config.optimizer.lr, step, total)
     progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
     from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress, compute))
@@ -135,6 +148,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         config=config,
         folder=folder,
         steps=steps,
+        schedule_steps=total,
         compute=compute,
         tokenizer=prepared.tokenizer,
         data=prepared.train,
@@ -153,6 +167,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None) 
         peak=measure_peak(compute),
         progress=progress,
         rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
+        trial=trial,
     )
     notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += [*stage_lines(config, prepared.train.order)]
@@ -184,8 +199,12 @@ def _trackers(
 ) -> list[Tracker]:
     """Those of the run; the first process alone has any."""
     system = system_figures(compute.device, compute.precision)
+
     # A run that begins anew drops also the records of step 0.
-    tracked = Tracked(config, folder, progress.step or -1, system, reporter.say, progress.due)
+    def fails(line: str) -> None:
+        reporter.failure("trackers", line, line)
+
+    tracked = Tracked(config, folder, progress.step or -1, system, fails, progress.due)
     found: list[Tracker] = []
     from_first(lambda: found.extend(build_trackers(tracked)))
     return found

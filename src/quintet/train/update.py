@@ -16,10 +16,10 @@ from quintet.train.setup import Run
 def begin_step(run: Run, step: int) -> float:
     """Set the dropout and the momentum of ``step``, counted from 1, where schedules say them, and return its learning
     rate."""
-    dropout = dropout_rate(run.config.dropout_schedule, step, run.steps)
+    dropout = dropout_rate(run.config.dropout_schedule, step, run.schedule_steps)
     if dropout is not None:
         set_dropout(run.model, dropout)
-    cycled = momentum(run.config.schedule, run.config.optimizer.lr, step, run.steps)
+    cycled = momentum(run.config.schedule, run.config.optimizer.lr, step, run.schedule_steps)
     if cycled is not None:
         set_momentum(run.optimizer, cycled)
     return rate_of(run, step)
@@ -27,7 +27,7 @@ def begin_step(run: Run, step: int) -> float:
 
 def rate_of(run: Run, step: int) -> float:
     """The learning rate of ``step``, counted from 1, as far as the validations so far decide it."""
-    return learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.steps, run.progress.plateau)
+    return learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.schedule_steps, run.progress.plateau)
 
 
 def apply_gradients(run: Run, rate: float) -> tuple[Tensor, Tensor]:
