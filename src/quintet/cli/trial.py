@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +138,8 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
         tried.notes += notes
         listener = _Listener(tried, Console(stderr=True, highlight=False, soft_wrap=True))
         try:
-            _go_through(_Trial(loaded, config, tried, listener, folder))
+            with redirect_stdout(sys.stderr):  # what other libraries print is no part of the answer
+                _go_through(_Trial(loaded, config, tried, listener, folder))
         finally:
             listener.close()
     return tried
