@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-all | fuzz | lint | format | docs | clean
+# make install | quickstart | test | test-all | fuzz | mutants | lint | format | docs | clean
 
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: install quickstart test test-all fuzz lint format docs clean
+.PHONY: install quickstart test test-all fuzz mutants lint format docs clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ test-all: install
 SECONDS ?= 600
 fuzz: install
 	$(PYTEST) tests/fuzz -m fuzz --fuzz-total=$(SECONDS) --fuzz-seed=$$(date +%s)
+
+# Small changes in chosen files, which the tests are to notice.
+mutants: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 lint: install
 	$(BIN)/ruff check
