@@ -57,47 +57,72 @@ def write_continuations(
     prompt holds only what stands before a text. ``show`` gets the pieces of the first text as soon as they are
     certain. The other arguments are those of ``generate``.
     """
-    found = [Continuation() for _ in prompts]
-    anew = [bounds.starts(ids) for ids in prompts]
-    streams = [TextStream(tokenizer, continues=not starts) for starts in anew]
-    texts = {number: text for text, number in special_tokens(tokenizer).items()}
-    all_stops = [*bounds.stops, *stops]
-    cuts = [StopAt(all_stops, texts.values()) for _ in prompts]
-    heads = [_Head(prefix) for _ in prompts]
+    texts = [_Text(tokenizer, bounds, stops, prompt, prefix) for prompt in prompts]
     steps = generate(
         model,
         prompts,
         settings,
         bounds.stop_ids,
         allowed_ids=tokenizer.vocab_size,
-        preceding=[bounds.preceding * starts for starts in anew],
+        preceding=[bounds.preceding * bounds.starts(ids) for ids in prompts],
         first_row=first_row,
         static=static,
         compile=compile,
     )
 
-    def add(row: int, text: str, *, last: bool = False) -> None:
-        text = heads[row].push(text, last=last)
-        found[row].text += text
+    def tell(row: int, text: str) -> None:
         if row == 0 and show is not None and text:
             show(text)
 
     with compute.autocast():
         for step in steps:
             for row, token in enumerate(step):
-                if token is None or cuts[row].stopped:
-                    continue
-                found[row].tokens += 1
-                add(row, cuts[row].push(streams[row].push(token), texts.get(token, "")))
-            if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
+                if token is not None and not texts[row].stopped:
+                    tell(row, texts[row].push(token))
+            if all(token is None or text.stopped for token, text in zip(step, texts, strict=True)):
                 break
-    for row, (one, stream, cut) in enumerate(zip(found, streams, cuts, strict=True)):
-        text, held = cut.push(stream.finish()), cut.finish()
+    for row, text in enumerate(texts):
+        tell(row, text.finish(settings.max_tokens))
+    return [text.found for text in texts]
+
+
+class _Text:
+    """One text while its ids arrive."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, bounds: TextBounds, stops: Sequence[str], prompt: Sequence[int], prefix: str = ""
+    ) -> None:
+        self.found = Continuation()
+        self._special = {number: text for text, number in special_tokens(tokenizer).items()}
+        self._stops = [*bounds.stops, *stops]
+        self._stream = TextStream(tokenizer, continues=not bounds.starts(prompt))
+        self._cut = StopAt(self._stops, self._special.values())
+        self._head = _Head(prefix)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended it."""
+        return self._cut.stopped
+
+    def push(self, token: int) -> str:
+        """The characters that are certain with ``token``."""
+        self.found.tokens += 1
+        return self._add(self._cut.push(self._stream.push(token), self._special.get(token, "")))
+
+    def finish(self, most: int) -> str:
+        """The characters that are left when no more than ``most`` tokens were asked for and no more came."""
+        text, held = self._cut.push(self._stream.finish()), self._cut.finish()
+        ended = self.found.tokens < most
         # An id that ends a text is not yielded, and the text before it may be a part of its stop string.
-        part_of_stop = one.tokens < settings.max_tokens and any(held + end in all_stops for end in texts.values())
-        add(row, text if part_of_stop else text + held, last=True)
-        one.ended = "stop" if cut.stopped else "length" if one.tokens == settings.max_tokens else "end"
-    return found
+        if not (ended and any(held + end in self._stops for end in self._special.values())):
+            text += held
+        self.found.ended = "stop" if self.stopped else "end" if ended else "length"
+        return self._add(text, last=True)
+
+    def _add(self, text: str, *, last: bool = False) -> str:
+        text = self._head.push(text, last=last)
+        self.found.text += text
+        return text
 
 
 class _Head:
@@ -141,9 +166,8 @@ def search_continuation(
             allowed_ids=tokenizer.vocab_size,
             preceding=bounds.preceding * bounds.starts(prompt),
         )
-    texts = {number: text for text, number in special_tokens(tokenizer).items()}
-    cut = StopAt([*bounds.stops, *stops], texts.values())
-    stream = TextStream(tokenizer, continues=not bounds.starts(prompt))
-    written = [cut.push(stream.push(token), texts.get(token, "")) for token in ids]
-    text = "".join([*written, cut.push(stream.finish()), cut.finish()])
-    return Continuation(text, len(ids), "stop" if cut.stopped else "length" if len(ids) == max_tokens else "end")
+    text = _Text(tokenizer, bounds, stops, prompt)
+    for token in ids:
+        text.push(token)
+    text.finish(max_tokens)
+    return text.found
