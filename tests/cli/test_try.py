@@ -13,6 +13,7 @@ import yaml
 
 from quintet.config.schedule import CosineConfig
 from quintet.errors import UserError
+from quintet.evaluate.harness.figures import Benchmarks
 from quintet.export import huggingface
 from quintet.train import checkpoint, measure
 from quintet.train.schedule import learning_rate
@@ -208,3 +209,25 @@ def test_a_run_that_cannot_go_on_in_its_folder_is_told(write: Callable[..., str]
 
 def test_keep_means_nothing_without_a_trial(write: Callable[..., str], command: Command) -> None:
     assert command("check", write(), "--keep")[0] == 2
+
+
+@pytest.mark.slow
+def test_a_file_of_a_dialect_is_told_in_its_own_words(
+    write: Callable[..., str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    write()
+    monkeypatch.setenv("DATA_ROOT", "data")
+    Path("data").mkdir()
+    Path("data/texts.jsonl").write_text("".join(json.dumps({"text": f"a cab {n} fed " * 20}) + "\n" for n in range(99)))
+    example = Path(__file__).resolve().parents[2] / "examples/stlm/base.yaml"
+    nothing = Benchmarks("fp32", {}, {"arc_easy": "there is no network"})
+    monkeypatch.setattr(measure, "run_benchmarks", lambda *_: nothing)
+    monkeypatch.setattr(measure, "try_benchmarks", lambda *_: None)
+    found = tried(command, str(example), "trainer.eval.mcq_benchmarks=[arc_easy]")
+    assert [(one["stage"], one["key"]) for one in found["problems"]] == [
+        ("benchmarks", "trainer.eval.mcq_benchmarks")
+    ], found
+    assert [one["name"] for one in found["stages"]] == ["data", "training", "resume", "report", "export"]
+    assert left() == {"data", "outputs"}
+    assert {file.name for file in Path("outputs").iterdir()} == {"tokens"}
