@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.config.load import differences, dump_run_config, load_run_config
+from quintet.config.names import local_path
 from quintet.config.schema import RunConfig
+from quintet.errors import UserError
 
 AWKWARD = [
     *(
@@ -75,10 +77,21 @@ documents = st.one_of(
     st.fixed_dictionaries({"kind": st.just("conditional"), "separator": given_texts}),
     st.fixed_dictionaries({"kind": st.just("chat"), "template": st.none() | given_texts}),
 )
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        local_path(text)
+    except UserError:
+        return False
+    return True
+
+
+paths = given_texts.filter(_can_be_a_path)
 sources = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("text"), "path": st.one_of(given_texts, st.lists(given_texts, min_size=1))}),
-    st.fixed_dictionaries({"kind": st.just("jsonl"), "path": given_texts, "document": documents}),
-    st.fixed_dictionaries({"kind": st.just("huggingface"), "path": given_texts, "name": st.none() | given_texts}),
+    st.fixed_dictionaries({"kind": st.just("text"), "path": st.one_of(paths, st.lists(paths, min_size=1))}),
+    st.fixed_dictionaries({"kind": st.just("jsonl"), "path": paths, "document": documents}),
+    st.fixed_dictionaries({"kind": st.just("huggingface"), "path": paths, "name": st.none() | given_texts}),
 )
 
 
@@ -136,6 +149,8 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
         "at_start": False,
         "at_end": True,
         "samples": 256,
+        "samples_each": False,
+        "required": False,
         "batch_size": None,
         "best_by": None,
         "tasks": [],

@@ -13,6 +13,8 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.phyagi_runs import VOCAB, contains, norms, refused, says
 from torch import nn
 
+from quintet.cli.check import check_beyond_schema
+from quintet.errors import UserError
 from quintet.model.norm import RMSNorm
 
 # Model.
@@ -24,10 +26,13 @@ def model_type(make: Make) -> None:
     assert any(type(module).__name__ == "GPT2Block" for module in own.model.modules())
     assert own.shapes[next(name for name in own.shapes if name.endswith("wte.weight"))] == (48, 16)
     assert "needs model.vocab_size" in refused(make, {"model": {"model_type": "gpt2"}})
-    assert "is neither mixformer-sequential nor a type that transformers knows" in refused(
-        make, {"model": {"model_type": "foo", "vocab_size": 48}}
-    )
-    assert "did you mean 'gpt2'" in refused(make, {"model": {"model_type": "gpt_2", "vocab_size": 48}})
+    for name, hint in (("foo", ""), ("gpt_2", "; did you mean 'gpt2'?")):
+        made = make({"model": {"model_type": name, "vocab_size": 48}})
+        with pytest.raises(UserError) as caught:
+            check_beyond_schema(made.loaded)
+        line = 1 + made.file.read_text().splitlines().index(f"  model_type: {name}")
+        said = f"{made.file}:{line}: model.model_type: {name!r} is no type of models that transformers knows{hint}"
+        assert str(caught.value).startswith(said)
     assert make().config.model.block == "parallel"
 
 

@@ -179,6 +179,10 @@ EMPTY = dict.fromkeys(("g/one", "g/two", "h/one", "h/two"), ("", ""))
     EMPTY | {"g/two": ("", {"a": "???", "b": {"c": 3}})},
     [],
 )
+@example(["_self_"], {"a": 0, "b": {"a": 0}}, EMPTY, ["+a.0=0"])
+@example(["_self_"], {"a": 0, "b": {"a": 0}}, EMPTY, ["++b.1.c=0", "++b.1.c=1"])
+@example(["_self_"], {"a": 0, "b": {"a": 0}}, EMPTY, ["++b.1.c=0", "~b.1"])
+@example(["_self_"], {"a": 0, "b": {"a": 0}}, EMPTY, ["~a.0"])
 @example([{"g@_global_": "one"}], {"a": 1}, EMPTY | {"g/one": ("", [1, 2])}, [])
 @example([{"g": "one"}], {"a": 1}, EMPTY | {"g/one": ("", {"a": 2})}, ["g={a: 3}"])
 @example([{"g": "one"}], {"a": 1}, EMPTY | {"g/one": ("", {"a": 2})}, ["g=one,two"])

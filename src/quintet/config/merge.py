@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,13 +163,12 @@ def apply_override(document: Document, override: Override) -> Document:
     A key that is not there is set without ``+``, too: what a schema has by default need not stand in a file.
     Raises ValueError where that cannot be.
     """
-    path, value = override.path, override.value
-    if path == ("extends",):
+    if override.path == ("extends",):
         raise ValueError("belongs in a file; on the command line name several files, the later ones win")
-    _check_steps(document.values, override)
+    override = replace(override, path=_steps(document.values, override))
     try:
         if override.verb == "~":
-            return _deleted(document, path, value)
+            return _deleted(document, override.path, override.value)
         return _set(document, override)
     except OmegaConfBaseException as error:
         raise ValueError(_merge_message(error)) from None
@@ -237,17 +236,24 @@ def _has_comment(source: str) -> bool:
     )
 
 
-def _check_steps(values: Any, override: Override) -> None:
-    """Raise ValueError unless the way to the override's key leads through sections, and elements that lists have."""
-    here, path = values, override.path
-    for position, step in enumerate(path):
-        before = show(path[:position])
+def _steps(values: Any, override: Override) -> KeyPath:
+    """The path of ``override`` in ``values``: a number is the index of a list's element, and the name of a key where
+    ``+`` makes a section of what is no list.
+
+    Raises ValueError unless the way leads through sections, and elements that lists have.
+    """
+    here, steps = values, list(override.path)
+    for position, step in enumerate(steps):
+        before = show(tuple(steps[:position]))
         if isinstance(here, list) and isinstance(step, str):
-            raise ValueError(f"{before} is a list; say which element: {before}[0].{show(path[position:])}")
+            raise ValueError(f"{before} is a list; say which element: {before}[0].{show(tuple(steps[position:]))}")
         if isinstance(here, list) and step not in range(len(here)):
             raise ValueError(f"{before} has {len(here)} elements, counted from 0")
         if not isinstance(here, list) and isinstance(step, int):
-            raise ValueError(f"{before or 'the top'} is no list here; set the list as a whole: {before}=[…]")
+            if not override.verb:
+                raise ValueError(f"{before or 'the top'} is no list here; set the list as a whole: {before}=[…]")
+            steps[position] = step = str(step)
         if not override.verb and isinstance(here, str) and "${" in here:
             raise ValueError(f"{before} is {here!r}; set it as a whole")
         here = lookup(here, (step,))
+    return tuple(steps)

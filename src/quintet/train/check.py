@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from quintet.config.names import is_run, name_problem
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
+from quintet.config.spelling import nearest
 from quintet.errors import UserError
 from quintet.train.run_folder import run_folder
 
@@ -56,6 +58,8 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.schedules.torch import check_torch_schedule
 
         found.append(lambda: check_torch_schedule(schedule, optimizer))
+    if config.model.kind == "huggingface" and "model_type" in config.model.config:
+        found.append(lambda: _check_model_type(config.model.config["model_type"]))
     if config.parallel.kind == "deepspeed":
         from quintet.train.deepspeed.start import check_deepspeed
 
@@ -78,6 +82,18 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
     if config.evaluate.tasks:
         found.append(lambda: _check_benchmarks(config))
     return found
+
+
+def _check_model_type(name: Any) -> None:
+    """Raise UserError for a type of models that the transformers library, where it is installed, does not know."""
+    if find_spec("transformers") is None:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if name not in CONFIG_MAPPING:
+        like = nearest(name, CONFIG_MAPPING)
+        meant = f"; did you mean {like!r}?" if like else ""
+        raise UserError(f"model.config.model_type: {name!r} is no type of models that transformers knows{meant}")
 
 
 def _check_benchmarks(config: RunConfig) -> None:

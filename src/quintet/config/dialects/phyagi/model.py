@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native
 from quintet.config.dialects.phyagi.model_keys import MIXFORMER
 from quintet.config.keypath import lookup, path_of
 from quintet.config.names import local_path
-from quintet.config.spelling import nearest
 
 ARCHITECTURE = "model.architecture"
 MIXER = f"{ARCHITECTURE}.mixer"
@@ -140,8 +137,8 @@ def _huggingface(given: Given, native: Native) -> None:
     native.set("model.kind", "huggingface", name)
     native.set("model.name_or_path", given[name], name)
     native.set("model.pretrained", name == PRETRAINED, name)
-    if name != PRETRAINED:
-        _check_type(given, given[name])
+    if name != PRETRAINED and not local_path(given[name]).is_dir():
+        native.set("model.config.model_type", given[name], name)
     if name != PRETRAINED and not given.has("model.vocab_size"):
         given.refuse("model.model_type", f"{given[name]} needs model.vocab_size: how many ids the data has")
     for key in given.within("model"):
@@ -170,16 +167,3 @@ def _of_mixformer(given: Given, name: str) -> str:
     if name == PRETRAINED and not given.has("model.model_type"):
         return f"needs model_type: {MIXFORMER}, which is missing; add it if {given[name]} is such a model"
     return f"belongs to model_type: {MIXFORMER}, and {given[name]} is none; leave it out"
-
-
-def _check_type(given: Given, name: str) -> None:
-    """Refuse a ``model_type`` that the transformers library, where it is installed, does not know."""
-    if find_spec("transformers") is None:
-        return
-    from transformers import CONFIG_MAPPING
-
-    known = [MIXFORMER, *CONFIG_MAPPING.keys()]
-    if name not in known and not local_path(name).is_dir():
-        like = nearest(name, known)
-        meant = f"; did you mean {like!r}?" if like else ""
-        given.refuse("model.model_type", f"{name!r} is neither {MIXFORMER} nor a type that transformers knows{meant}")
