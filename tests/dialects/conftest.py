@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import chdir
 from functools import cached_property
@@ -20,6 +21,7 @@ import torch
 import yaml
 from torch import nn
 
+from quintet.cli import main
 from quintet.config.load import Loaded, Reading, load_run_config
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
@@ -131,6 +133,38 @@ def make(request: pytest.FixtureRequest, base: Mapping[str, Any], tmp_path: Path
         return Made(file, load_run_config([file], [], Reading(request.module.DIALECT, purpose=purpose)))
 
     return build
+
+
+Said = Callable[..., list[str]]
+
+
+@pytest.fixture
+def said(request: pytest.FixtureRequest, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
+    """``said("prepare", {"model.n_layer": 3})``: what the verb refuses of the file with some keys changed, a line each
+    as "key: message". Every message begins with the file and, where the file has its key, the key's line."""
+
+    def lines(verb: str, changes: Mapping[str, Any] | None = None, *, without: Iterable[str] = ()) -> list[str]:
+        made = make(changes, without=without)
+        capsys.readouterr()
+        with chdir(made.file.parent), pytest.raises(SystemExit) as left:
+            main([verb, "their.yaml", "--dialect", request.module.DIALECT])
+        written = capsys.readouterr().err
+        assert left.value.code == 2, written
+        return [_at_its_line(line, made.file) for line in written.splitlines() if line.startswith("error: ")]
+
+    return lines
+
+
+def _at_its_line(line: str, file: Path) -> str:
+    """``line`` from its key on, after a look at whether the key stands where the line says."""
+    found = re.fullmatch(r"error: their\.yaml(?::(\d+))?: ((\S+?)(?:, \S+)*: .*)", line)
+    assert found, line
+    name = found[3].rpartition(".")[2].partition("[")[0]
+    if found[1]:
+        assert f"{name}:" in file.read_text().splitlines()[int(found[1]) - 1], line
+    else:
+        assert f" {name}:" not in file.read_text(), line
+    return found[2]
 
 
 def same(a: Batch, b: Batch) -> bool:

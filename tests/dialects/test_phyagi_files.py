@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.dialects.conftest import Made, Make
+from tests.dialects.conftest import Made, Make, Said
 from tests.dialects.phyagi_runs import DS, EXAMPLES, huggingface, lightning, rates, refused
 from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
@@ -360,3 +360,24 @@ def test_an_example_trains_by_command_and_its_translation_to_the_same_losses(
 def logged(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        ("prepare", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
+        ("show-batch", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
+        ("train", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
+        ("check", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
+        ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
+        (
+            "plan",
+            {"model": {"model_type": "gpt2", "vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 3}},
+            "model.",
+        ),
+    ],
+)
+def test_every_verb_speaks_of_the_keys_of_the_file(
+    verb: str, changes: dict[str, Any], message: str, said: Said
+) -> None:
+    assert [line for line in said(verb, changes) if line.startswith(message)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.dialects.conftest import Make
+from tests.dialects.conftest import Make, Said
 from tests.dialects.piano_folders import refused, small_file, write_questions
 from tests.dialects.piano_music import music_make, write_data_set
 from tests.dialects.piano_music_keys import MUSIC
@@ -377,3 +377,15 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("key", MUSIC)
 def test_the_key_of_the_music_changes_what_it_says(key: str, make: Make, data_set: Path, tmp_path: Path) -> None:
     MUSIC[key](music_make(make, data_set, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        ("train", {"system.device": "mps"}, "system.device: this machine has no mps device"),
+    ],
+)
+def test_every_verb_speaks_of_the_keys_of_the_file(
+    verb: str, changes: dict[str, Any], message: str, said: Said
+) -> None:
+    assert [line for line in said(verb, changes) if line.startswith(message)]

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.checkpoints import tiny_llama, word_tokenizer
-from tests.dialects.conftest import Made, Make
+from tests.dialects.conftest import Made, Make, Said
 from torch import nn
 
 from quintet.data.prepare import build_tokenizer_of
@@ -790,3 +790,18 @@ def test_the_key_of_a_report_changes_what_it_says(
 @pytest.mark.parametrize("key", WITH_CHECKPOINT)
 def test_the_key_of_a_checkpoint_changes_what_it_says(key: str, make_hf: Make) -> None:
     BEHAVIOUR[key](make_hf)
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        ("prepare", {"model.context_window": 100000}, "trainer.dataset: jsonl"),
+        ("show-batch", {"model.context_window": 100000}, "trainer.dataset: jsonl"),
+        ("train", {"model.context_window": 100000}, "trainer.dataset: jsonl"),
+        ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
+    ],
+)
+def test_every_verb_speaks_of_the_keys_of_the_file(
+    verb: str, changes: dict[str, Any], message: str, said: Said
+) -> None:
+    assert [line for line in said(verb, changes) if line.startswith(message)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.dialects.conftest import Made, Make, same
+from tests.dialects.conftest import Made, Make, Said, same
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from quintet.config.dialects import dialect_named
@@ -420,3 +420,30 @@ def test_check_says_that_a_cpu_does_not_train_in_fp16(make: Make) -> None:
         check_training(made.config)
     elsewhere = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cuda"}}})
     check_training(elsewhere.config)
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        (
+            "prepare",
+            {"model.context_length": 100000},
+            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
+        ),
+        (
+            "show-batch",
+            {"model.context_length": 100000},
+            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
+        ),
+        (
+            "train",
+            {"model.context_length": 100000},
+            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
+        ),
+        ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
+    ],
+)
+def test_every_verb_speaks_of_the_keys_of_the_file(
+    verb: str, changes: dict[str, Any], message: str, said: Said
+) -> None:
+    assert [line for line in said(verb, changes) if line.startswith(message)]

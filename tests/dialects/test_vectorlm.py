@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama, word_tokenizer
-from tests.dialects.conftest import Made, Make, same
+from tests.dialects.conftest import Made, Make, Said, same
 
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back
@@ -748,7 +748,8 @@ def test_preparing_and_then_training_is_training_on_the_texts(
     assert any("processed on the way" in note for note in on_the_way.loaded.notes)
     rows, losses = rows_of(on_the_way), on_the_way.losses
     with chdir(on_the_way.file.parent):
-        assert command("prepare", str(on_the_way.file)) == (0, f"wrote {tmp_path / 'new'}\n", "")
+        code, out, errors = command("prepare", str(on_the_way.file))
+    assert (code, out.splitlines()[0], errors) == (0, f"wrote {tmp_path / 'new'}", "")
     written = datasets.load_from_disk(tmp_path / "new")
     assert isinstance(written, datasets.Dataset)
     assert written["id"] == list(range(len(rows)))
@@ -1053,3 +1054,25 @@ def test_a_value_knows_its_key_and_line(make: Make) -> None:
     made = make()
     assert made.place("train.epochs").startswith("train_parameters.epochs (line ")
     assert made.place("data.sources[0].path").startswith("dataset.train_ds (line ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        (
+            "train",
+            {"train_parameters.max_seq_len": 100000},
+            "train_parameters.max_seq_len: 99999 tokens are more than the 64 positions",
+        ),
+        (
+            "plan",
+            {"train_parameters.max_seq_len": 100000},
+            "train_parameters.max_seq_len: 99999 tokens are more than the 64 positions",
+        ),
+        ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
+    ],
+)
+def test_every_verb_speaks_of_the_keys_of_the_file(
+    verb: str, changes: dict[str, Any], message: str, said: Said
+) -> None:
+    assert [line for line in said(verb, changes) if line.startswith(message)]

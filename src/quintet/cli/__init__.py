@@ -20,7 +20,7 @@ from quintet.cli.explain import explain
 from quintet.cli.export import export
 from quintet.cli.generate import generate
 from quintet.cli.import_checkpoint import import_
-from quintet.cli.inputs import TAKES_MORE
+from quintet.cli.inputs import TAKES_MORE, forget_read, in_words_of_file
 from quintet.cli.plan import plan
 from quintet.cli.play import play
 from quintet.cli.prepare import prepare
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     end_with_launcher()
     write_utf8()
+    forget_read()
     try:
         app(list(arguments) if arguments is not None else None, prog_name="quintet")
     except KeyboardInterrupt:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _problems(error: BaseException) -> list[str]:
     """What the user can mend, a line each; nothing of a bug."""
     if isinstance(error, UserError):
-        return list(error.problems)
+        return list(in_words_of_file(error).problems)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = f" ({error.filename})" if error.filename else ""
         return [f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue"]

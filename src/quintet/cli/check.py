@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quintet.cli.inputs import Inputs, load
+from quintet.cli.inputs import Inputs, forget_read, load
 from quintet.errors import UserError
 from quintet.files import to_json
 
@@ -103,6 +103,7 @@ def _try(loaded: Loaded, *, as_json: bool, keep: bool) -> None:
     if tried.folder is not None:
         typer.echo(f"kept: {tried.folder}")
     if located:
+        forget_read()  # these have their places, after the stage that found them
         raise UserError(*(f"{stage}: {one if one.key else problem}" for stage, one, problem in located))
     typer.echo(f"OK, tried: {_summary(loaded.config)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -28,6 +29,8 @@ Inputs = Annotated[
 
 # Options of the verbs' own are known to typer; what it does not know comes here, among the run files.
 TAKES_MORE = {"ignore_unknown_options": True}
+
+_read: ContextVar[Loaded | None] = ContextVar("the run file that the command line read", default=None)
 
 WRITER = "run folder, name of a run under runs/, folder of a Hugging Face checkpoint, or its name on the hub"
 
@@ -103,7 +106,21 @@ def load(inputs: list[str], purpose: str = "train") -> Loaded:
         local_path(folder) if folder else None,
         "prepare" if purpose == "prepare" else "train",
     )
-    return load_run_config(line.files, line.overrides, reading)
+    loaded = load_run_config(line.files, line.overrides, reading)
+    _read.set(loaded)
+    return loaded
+
+
+def in_words_of_file(error: UserError) -> UserError:
+    """``error``, which stopped a verb, with the keys and lines of the dialect's file that it read, if it read one: what
+    is said of data, model or training after `load` speaks of native keys."""
+    loaded = _read.get()
+    return error if loaded is None or loaded.dialect is None else loaded.located(error)
+
+
+def forget_read() -> None:
+    """Begin a command line, which has read no file yet."""
+    _read.set(None)
 
 
 def sampling_of(

@@ -58,10 +58,6 @@ def train(
         reporter.say(f"note: {note}")
     try:
         outcome = train_run(config, reporter, loaded.places if loaded.dialect else None)
-    except UserError as error:
-        if loaded.dialect is None:
-            raise
-        raise loaded.in_its_words(error) from None
     finally:
         reporter.close()
     run = outcome.run

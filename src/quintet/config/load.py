@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.native import Output
-from quintet.config.dialects.table import Dialect
-from quintet.config.dialects.translate import Purpose, translate, with_dialect_defaults
+from quintet.config.dialects.table import Dialect, pattern, pattern_of
+from quintet.config.dialects.translate import EXTENSION, Purpose, translate, with_dialect_defaults
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
 from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
-from quintet.config.keypath import KeyPath, parse, show, walk
+from quintet.config.keypath import KeyPath, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.names import PATHS, local_path
-from quintet.config.places import Place, Problem, RunFileError, place_of
+from quintet.config.places import Place, Places, Problem, RunFileError, place_of
 from quintet.config.read import Document, read_document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -58,25 +60,75 @@ class Loaded:
         return {show(path): str(place) for path, place in self.places.items() if path}
 
     def located(self, error: UserError) -> RunFileError:
-        """``error``, each of whose problems starts with the key that it is about, with the places of these keys."""
+        """``error``, each of whose problems starts with the key that it is about, with the places of these keys, in the
+        words of the file; one that has its places already stays as it is."""
+        if isinstance(error, RunFileError):
+            return error
         found = []
         for problem in error.problems:
             key, _, message = problem.partition(": ")
             path = parse(key)
-            known = path is not None and path[0] in self.raw
-            place = place_of(path if known and path else (), self.places)
-            found.append(Problem(place, key, message).in_its_words() if known else Problem(place, "", problem))
-        return RunFileError(found)
+            if path is None or path[0] not in RunConfig.model_fields:
+                place, key, message = self.places[()], "", problem
+            else:
+                place = place_of(path, self.places)
+            found.append(Problem(Place(place.file) if not key else place, key, message))
+        return RunFileError(in_its_words(found, self.places, self.dialect))
 
-    def in_its_words(self, error: UserError) -> UserError:
-        """``error`` with the dialect's keys and lines where a problem begins with a native key that its file set."""
-        said = []
-        for problem in error.problems:
-            key, _, message = problem.partition(": ")
-            place = self.places.get(parse(key) or ())
-            known = place is not None and place.key
-            said.append(str(Problem(place, key, message).in_its_words()) if place and known else problem)
-        return UserError(*said)
+
+def in_its_words(problems: Iterable[Problem], places: Places, dialect: Dialect | None) -> list[Problem]:
+    """``problems``, which speak of native keys, in the words of the file of ``dialect`` that ``places`` are of: each
+    with the key and line that say the value, and with the names that the native keys in its message have there.
+
+    A native key that no key of the dialect says is named as the section `quintet:` has it.
+    """
+    if dialect is None:
+        return list(problems)
+    found = []
+    for problem in problems:
+        path = parse(problem.key)
+        place = _said_at(path, places, dialect) if path else Place(problem.place.file, problem.place.line)
+
+        def renamed(match: re.Match[str], own: Place = place) -> str:
+            path = parse(match[0])
+            if path is None or _native_keys().isdisjoint((pattern_of(path), (*pattern_of(path)[:-1], "*"))):
+                return match[0]
+            there = _said_at(path, places, dialect).key.removeprefix(f"{dialect.name}'s default: ")
+            return match[0] if there == own.key else there.replace(", ", " and ")
+
+        key = place.key if place.key.startswith(f"{EXTENSION}.") else problem.key
+        found.append(Problem(place, key, _KEY.sub(renamed, problem.message)).in_its_words())
+    return found
+
+
+_KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+(?![\w/(])")
+_INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_length": "data.sequence_length"}
+"""Keys that say the same another way, or that follow another where they are not set."""
+
+
+@cache
+def _native_keys() -> frozenset[tuple[str, ...]]:
+    """The steps of every key, with "*" for the keys of other libraries."""
+    found = {pattern(key.path.removesuffix("[]")) for key in keys_of_run_file()}
+    return frozenset(found | {(*steps, "*") for steps in found if steps[-1] in ("config", "arguments")})
+
+
+def _said_at(path: KeyPath, places: Places, dialect: Dialect) -> Place:
+    """The place of the native key ``path`` in a file of ``dialect``, or of the list's element or section around it; for
+    one that is not set, the keys of the dialect that set it."""
+    name = show(path)
+    for known in (path, path_of(_INSTEAD.get(name, name)), *(path[:end] for end in range(len(path) - 1, 1, -1))):
+        place = places.get(known)
+        if place is not None and place.key and place.key != dialect.name:
+            return place
+        if place is not None:
+            return Place(place.file, place.line, f"{EXTENSION}.{name}")
+    steps = pattern_of(path)
+    native = [key for key in dialect.keys if steps in map(pattern, (key.to, *key.shapes)) and not key.refused]
+    given = {place.key: place for place in places.values() if place.line is not None}
+    here = next((given[key.path] for key in native if key.path in given), None)
+    keys = " or ".join(key.path for key in native) or f"{EXTENSION}.{name}"
+    return here or Place(places[()].file, None, keys)
 
 
 def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
@@ -103,16 +155,16 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
         document, notes = _named(translation.document, files), translation.notes
         prepare_to = translation.prepare_to
         values = document.values
-    _check_paths(values, document)
+    _check_paths(values, document, dialect)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         problems = problems_of(error, values, document.places)
-        raise RunFileError(problem.in_its_words() for problem in problems) from None
+        raise RunFileError(in_its_words(problems, document.places, dialect)) from None
     return Loaded(config, document.places, values, dialect, notes, prepare_to)
 
 
-def _check_paths(values: dict[str, Any], document: Document) -> None:
+def _check_paths(values: dict[str, Any], document: Document, dialect: Dialect | None) -> None:
     """Raise RunFileError for every path that no file can have."""
     problems = []
     for path, text in walk(values):
@@ -121,9 +173,9 @@ def _check_paths(values: dict[str, Any], document: Document) -> None:
             try:
                 local_path(text)
             except UserError as error:
-                problems.append(Problem(place_of(path, document.places), show(path), str(error)).in_its_words())
+                problems.append(Problem(place_of(path, document.places), show(path), str(error)))
     if problems:
-        raise RunFileError(problems)
+        raise RunFileError(in_its_words(problems, document.places, dialect))
 
 
 def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[Document, list[str], bool]:

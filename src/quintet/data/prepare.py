@@ -320,9 +320,11 @@ def _divide(
     if not validation.samples and config.evaluate.never:
         return train, None, left_out
     if not validation.samples:
-        remedy = "name a larger source" if data.validation_sources else "raise data.validation (0 holds nothing out)"
+        where, remedy = "data.validation", "raise data.validation (0 holds nothing out)"
+        if data.validation_sources:
+            where, remedy = "data.validation_sources", "name a larger source"
         raise UserError(
-            f"data.validation: {validation.tokens:,} tokens to validate on are fewer than the {length + 1:,} of one "
+            f"{where}: {validation.tokens:,} tokens to validate on are fewer than the {length + 1:,} of one "
             f"sample (data.sequence_length + 1); {remedy}, or lower data.sequence_length"
         )
     return train, validation, left_out

@@ -59,7 +59,8 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
 
         found.append(lambda: check_torch_schedule(schedule, optimizer))
     if config.model.kind == "huggingface" and "model_type" in config.model.config:
-        found.append(lambda: _check_model_type(config.model.config["model_type"]))
+        model_type = config.model.config["model_type"]
+        found.append(lambda: _check_model_type(model_type))
     if config.parallel.kind == "deepspeed":
         from quintet.train.deepspeed.start import check_deepspeed
 
