@@ -31,7 +31,7 @@ def _by_name(frame: FrameType) -> bool:
     """Whether who asks, by way of importlib or not, asks `sys.platform` first and then takes what that system has."""
     while frame.f_back is not None and "importlib" in frame.f_globals["__name__"]:
         frame = frame.f_back
-    return frame.f_globals["__name__"].startswith(("psutil", "torch"))
+    return frame.f_globals["__name__"].startswith(("psutil", "torch", "typer", "click", "huggingface_hub"))
 
 
 class _NoUnix(importlib.abc.MetaPathFinder):

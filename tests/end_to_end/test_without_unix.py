@@ -123,3 +123,41 @@ def test_what_is_done_with_a_run(folder: Path, windows: Command) -> None:
     planned = windows("plan", "run.yaml")
     assert planned.returncode == 0, planned.stderr
     assert "not rehearsed: this system does not tell its memory" in planned.stdout
+
+
+@pytest.mark.slow
+def test_stores_and_other_forms_of_the_data(folder: Path, windows: Command) -> None:
+    (folder / "corpus" / "twice.txt").write_text((folder / "corpus" / "00.txt").read_text())
+    bpe = "tokenizer={kind: bpe, vocab_size: 300}"
+    for form in ("store", "huggingface", "npy", "tatm"):
+        written = windows("prepare", "run.yaml", bpe, "--output", form, "--format", form)
+        assert written.returncode == 0, (form, written.stderr)
+    for kind in ("exact", "minhash"):
+        cleaned = windows("prepare", "run.yaml", f"data.cleaning.deduplicate={{kind: {kind}}}")
+        assert cleaned.returncode == 0, cleaned.stderr
+        assert "dropped: 1 of 13 documents" in cleaned.stderr + cleaned.stdout
+    packed = windows("prepare", "run.yaml", "data.packing={kind: best_fit}")
+    assert packed.returncode == 0, packed.stderr
+
+
+WRITES_ROWS = """
+import like_windows as like
+like.take_unix_away()
+like.guard_files(like.Path())
+from quintet.config.load import load_run_config
+from quintet.data.formats.write import write_samples
+from quintet.data.prepare import prepare
+write_samples(prepare(load_run_config(["run.yaml"]).config), like.Path("rows"), -100)
+"""
+
+
+@pytest.mark.slow
+def test_rows_are_written_beside_a_file_that_is_mapped(folder: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(LIKE_WINDOWS.parent), os.environ.get("PYTHONPATH", "")])
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", WRITES_ROWS], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not list((folder / "rows").glob(".*"))

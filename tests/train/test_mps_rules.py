@@ -100,22 +100,29 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name if name == "as it is" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_a_model_trains_is_measured_and_writes(mps: Any, train: Any, command: Any, name: str, tmp_path: Path) -> None:
     _try(mps, train, command, tmp_path, model=MODELS[name])
 
 
-def test_the_ways_of_the_training(mps: Any, train: Any, command: Any, tmp_path: Path) -> None:
-    _try(
-        mps,
-        train,
-        command,
-        tmp_path,
-        model={},
-        loss={"label_smoothing": 0.1, "z_loss": 1e-4},
-        optimizer={"kind": "adamw", "weight_decay": 0.1},
-    )
+WAYS: dict[str, dict[str, Any]] = {
+    "smoothed loss": {
+        "loss": {"label_smoothing": 0.1, "z_loss": 1e-4},
+        "optimizer": {"kind": "adamw", "weight_decay": 0.1},
+    },
+    "narrow state": {"optimizer": {"kind": "adamw", "state_precision": "bf16"}},
+    "SGD": {"optimizer": {"kind": "torch", "name": "SGD", "lr": 0.01, "arguments": {"momentum": 0.9}}},
+    "Adagrad": {"optimizer": {"kind": "torch", "name": "Adagrad", "lr": 0.01}},
+    "a padded vocabulary": {"model": {"pad_vocab_size_multiple": 64, "tie_embeddings": False}},
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.slow
+def test_a_way_of_the_training(mps: Any, train: Any, command: Any, name: str, tmp_path: Path) -> None:
+    _try(mps, train, command, tmp_path, **({"model": {}} | WAYS[name]))
 
 
 def _try(mps: Any, train: Any, command: Any, folder: Path, **sections: Any) -> None:

@@ -79,9 +79,11 @@ def stochastically_rounded(value: Tensor, to: torch.dtype) -> Tensor:
     numbers are 1.2e-38 apart.
     """
     kind = torch.finfo(to)
-    _, exponent = torch.frexp(value)
+    value = value.clamp(kind.min, kind.max)
+    # The bits of the exponent alone are the power of two below; MPS has no frexp.
+    power = (value.view(torch.int32) & 0x7F800000).view(torch.float32)
     # Of two neighbours; all are powers of two, so that dividing and multiplying by it is exact.
-    distance = torch.ldexp(torch.full_like(value, kind.eps), exponent - 1)
+    distance = power * kind.eps
     distance.clamp_(min=max(kind.smallest_normal * kind.eps, torch.finfo(torch.float32).tiny))
     below = torch.floor(value / distance)
     rounded = (below + (torch.rand_like(value) < value / distance - below)) * distance

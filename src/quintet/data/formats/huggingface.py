@@ -43,6 +43,7 @@ def write_rows(samples: Sequence[Samples], folder: Path, ignore_index: int) -> N
     _write_rows(samples, file, ignore_index)
     rows = datasets.Dataset.from_file(str(file))
     rows.add_column("id", np.arange(len(rows))).save_to_disk(folder)
+    del rows  # Windows removes no file that is mapped
     shutil.rmtree(file.parent)
 
 
