@@ -182,6 +182,8 @@ def _is_open_in(process: str, file: Path) -> bool:
     try:
         if sys.platform == "linux":
             return any(entry.exists() and entry.samefile(file) for entry in Path(f"/proc/{process}/fd").iterdir())
+        if sys.platform == "win32":  # there signal 0 is Ctrl-C
+            return True
         os.kill(int(process), 0)
     except (ProcessLookupError, FileNotFoundError):
         return False
