@@ -234,8 +234,9 @@ def try_measurements(run: Run) -> None:
 
 def _check_targets(run: Run) -> None:
     """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
-    steps = 1 if run.config.data.fixed_batch else run.schedule_steps
-    if not from_first(lambda: any(run.whole_batch(step).valid for step in range(steps))):
+    steps = run.schedule_steps
+    tried = 1 if run.config.data.fixed_batch else steps
+    if not from_first(lambda: any(run.whole_batch(step).valid for step in range(tried))):
         raise UserError(
             f"data: none of the targets of the {steps:,} steps has a loss, so that there is nothing to learn: all "
             "of them are prompts, padding or ids that `loss` leaves out; a longer data.sequence_length may reach the "
