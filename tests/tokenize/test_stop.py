@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
@@ -56,10 +56,13 @@ def test_no_more_is_held_back_than_a_stop_string_may_begin_with(pieces: list[str
 
 
 SPECIAL = ["<a>", "<b>"]
-STEPS = st.lists(st.tuples(st.text("ab<>", max_size=3), st.sampled_from(["", *SPECIAL])), max_size=8)
+# Short pieces of few letters, so that stops with special tokens occur, overlap and end together with plain ones.
+STEPS = st.lists(st.tuples(st.text("ab", max_size=2), st.sampled_from(["", *SPECIAL])), max_size=8)
+SPELLED = st.lists(st.sampled_from(["a", "b", *SPECIAL]), min_size=1, max_size=3).map("".join)
 
 
-@given(steps=STEPS, stops=st.lists(st.text("ab<>", min_size=1, max_size=6), max_size=3))
+@settings(max_examples=500)
+@given(steps=STEPS, stops=st.lists(SPELLED, max_size=3))
 def test_a_stop_string_with_a_special_token_is_found_although_the_token_writes_nothing(
     steps: list[tuple[str, str]], stops: list[str]
 ) -> None:
