@@ -375,7 +375,7 @@ MISTAKES = [
     ({"trainer.eval.benchmarks": ["Ewok"]}, "must be one of ArcEasy"),
     ({"trainer.eval.text_generation_eval": True}, "the judgement of written texts is not built yet; false is accepted"),
     ({"trainer.dataloader.name": "next_token_mlm"}, "needs loss_fn: next_token_mlm"),
-    ({"trainer.optimizer.min_lr": 1.0}, "trainer.optimizer.min_lr: is above optimizer.lr"),
+    ({"trainer.optimizer.min_lr": 1.0}, "trainer.optimizer.min_lr: is above trainer.optimizer.lr"),
     ({"trainer.lr_scheduler.params": {"gamma": 1}}, "are for PyTorch's schedulers"),
 ]
 

@@ -111,7 +111,15 @@ def test_a_run_of_text_has_no_music(train, command) -> None:
     code, out, _ = command("evaluate", run, "--json")
     assert code == 0
     assert set(json.loads(out)) == {
-        *("step", "tokens", "bytes", "validation/loss", "validation/perplexity", "validation/bits_per_byte"),
+        *(
+            "step",
+            "precision",
+            "tokens",
+            "bytes",
+            "validation/loss",
+            "validation/perplexity",
+            "validation/bits_per_byte",
+        ),
     }
     code, _, err = command("evaluate", run, "--records", "4")
     assert code == 2

@@ -361,4 +361,7 @@ def test_long_values_are_cut_as_mlflow_wants() -> None:
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH
 
     found = parameters({"a" * 300: "b" * 7000})
-    assert found == {"a" * MAX_ENTITY_KEY_LENGTH: "b" * MAX_PARAM_VAL_LENGTH}
+    [(key, value)] = found.items()
+    assert value == "b" * MAX_PARAM_VAL_LENGTH
+    assert len(key) == MAX_ENTITY_KEY_LENGTH
+    assert key.startswith("a" * 240)  # a digest follows, so that long names stay different

@@ -44,7 +44,8 @@ class PretrainedCache:
         length = ids.shape[1]
         # The library's growing cache cannot tell its length where all layers keep states and no keys.
         start = self.past.get_seq_length() if self.static else self._length
-        self._length += length
+        if not self.static:  # a number that changes would make a compiled step be compiled again
+            self._length += length
         index = torch.arange(length, device=ids.device) + start
         if documents is not None:
             self._begins = self._last_document(documents, index)
