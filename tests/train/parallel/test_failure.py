@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,15 @@ def test_a_signal_that_comes_twice_at_once_is_one_request_and_a_later_one_is_not
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a shell takes from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_at_once(ctrl_c: None) -> None:
     with watch_signals() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked.signal == signal.SIGINT
