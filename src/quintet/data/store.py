@@ -268,7 +268,7 @@ class TokenStore:
         if not any(shard.without_end for shard in self.manifest.shards):
             return np.ones(documents.size, dtype=bool)
         lasts = self.document_bounds(documents)[1] - 1
-        return np.array([int(self.tokens(last, last + 1)[0]) == end_id for last in lasts.tolist()], dtype=bool)
+        return self.tokens_at(lasts) == end_id
 
     def documents(self, start: int, stop: int) -> np.ndarray:
         """The document of each of the tokens ``start`` to ``stop``: int64 [stop - start]."""
