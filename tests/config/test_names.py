@@ -75,7 +75,7 @@ def test_a_name_without_a_problem_makes_a_folder(tmp_path_factory: pytest.TempPa
         assert [found.name for found in folder.parent.iterdir()] == [name]
 
 
-IMPOSSIBLE = ("x" * 300, "x" * 300 + "/y", "~nobody-of-this-name/x", "a\0b")
+IMPOSSIBLE = ("x" * 300, "x" * 300 + "/y", "~nobody-of-this-name/x", "a\0b", "a/\ud800")
 
 
 @pytest.mark.parametrize("text", IMPOSSIBLE)
@@ -98,7 +98,7 @@ def test_every_verb_takes_a_text_that_no_file_can_be_called(verb: str, text: str
 )
 def test_a_path_that_no_file_can_have_is_refused_at_its_key(tmp_path: Path, key: str, text: str) -> None:
     (tmp_path / "run.yaml").write_text(RUN_FILE + "tokenizer: {kind: huggingface, path: here}\n")
-    quoted = text.replace("\0", "\\0")
+    quoted = text.replace("\0", "\\0").replace("\ud800", "\\ud800")
     with pytest.raises(UserError) as refused:
         load_run_config([tmp_path / "run.yaml"], [f'{key}="{quoted}"'])
     assert refused.value.problems[0].startswith(f"command line: {key}: ")

@@ -16,7 +16,13 @@ from hypothesis import HealthCheck, seed, settings
 
 _ROUND = 50  # inputs; Hypothesis plans a round as a whole, so a longer one would overrun a short budget
 _TRIES = "inputs tried"
-_ROUNDS = settings(max_examples=_ROUND, deadline=None, print_blob=False, suppress_health_check=list(HealthCheck))
+_ROUNDS = settings(
+    max_examples=_ROUND,
+    deadline=None,
+    derandomize=False,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,12 +43,17 @@ def name_problem(name: str) -> str | None:
 def local_path(text: str | Path) -> Path:
     """The path that ``text`` spells, with ``~`` and ``~user`` as their folders.
 
-    Raises UserError where no file can have it: an unknown user, a part longer than a file's name may be, a NUL.
+    Raises UserError where no file can have it: an unknown user, a part longer than a file's name may be, a NUL, a
+    character that the file system cannot write.
     """
     path, shown = Path(text), repr(str(text) if len(str(text)) < 60 else f"{str(text)[:60]}…")
     if "\0" in str(text):
         raise UserError(f"{shown} has a NUL character, and no path does")
-    if any(len(os.fsencode(part)) > _LONGEST_FILE_NAME for part in path.parts):
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{shown} has the character {error.object[error.start]!r}, and no path does") from None
+    if longest > _LONGEST_FILE_NAME:
         raise UserError(f"{shown} has a part of more than {_LONGEST_FILE_NAME} bytes, and no file has so long a name")
     try:
         return path.expanduser()
