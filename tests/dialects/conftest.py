@@ -113,7 +113,13 @@ Make = Callable[..., Made]
 
 
 @pytest.fixture
-def make(request: pytest.FixtureRequest, base: Mapping[str, Any], tmp_path: Path) -> Make:
+def dialect(request: pytest.FixtureRequest) -> str:
+    """The name of the dialect that the tests of a module are about."""
+    return request.module.DIALECT
+
+
+@pytest.fixture
+def make(dialect: str, base: Mapping[str, Any], tmp_path: Path) -> Make:
     """``make({"model.n_layer": 3}, without=["training.epochs"])``: the run of ``base`` with some keys set and some left
     out, each in a working directory of its own. A path steps through lists by number: ``dataset.0.weight``."""
     count = 0
@@ -130,7 +136,7 @@ def make(request: pytest.FixtureRequest, base: Mapping[str, Any], tmp_path: Path
         folder.mkdir()
         file = folder / "their.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
-        return Made(file, load_run_config([file], [], Reading(request.module.DIALECT, purpose=purpose)))
+        return Made(file, load_run_config([file], [], Reading(dialect, purpose=purpose)))
 
     return build
 
@@ -139,7 +145,7 @@ Said = Callable[..., list[str]]
 
 
 @pytest.fixture
-def said(request: pytest.FixtureRequest, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
+def said(dialect: str, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
     """``said("prepare", {"model.n_layer": 3})``: what the verb refuses of the file with some keys changed, a line each
     as "key: message". Every message begins with the file and, where the file has its key, the key's line."""
 
@@ -147,7 +153,7 @@ def said(request: pytest.FixtureRequest, make: Make, capsys: pytest.CaptureFixtu
         made = make(changes, without=without)
         capsys.readouterr()
         with chdir(made.file.parent), pytest.raises(SystemExit) as left:
-            main([verb, "their.yaml", "--dialect", request.module.DIALECT])
+            main([verb, "their.yaml", "--dialect", dialect])
         written = capsys.readouterr().err
         assert left.value.code == 2, written
         return [_at_its_line(line, made.file) for line in written.splitlines() if line.startswith("error: ")]

@@ -45,7 +45,11 @@ def write_tokenizer(file: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Path:
+    """Two corpora, the first with a tokenizer and tokens to validate on."""
     write_tokens(folder / "stories/train.npy")
     write_tokens(folder / "stories/validation.npy", 200, seed=4)
     write_tokenizer(folder / "stories/tokenizer.pkl")
@@ -55,6 +59,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(data: Path, tmp_path: Path) -> dict[str, Any]:
+    return small_file(data, tmp_path / "cache")
+
+
+def small_file(data: Path, cache: Path) -> dict[str, Any]:
+    """A complete file that trains in a moment."""
     return {
         "output_dir": "out/tiny",
         "dataset": [
@@ -82,7 +91,7 @@ def base(data: Path, tmp_path: Path) -> dict[str, Any]:
             "max_steps": 4,
             "logging_steps": 1,
         },
-        "quintet": {"data": {"cache_dir": str(tmp_path / "cache")}},
+        "quintet": {"data": {"cache_dir": str(cache)}},
     }
 
 

@@ -44,7 +44,11 @@ def write_texts(file: Path, seed: int, texts: int = 200, words: list[str] = WORD
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two corpora, and a cache that all tests of the module share."""
-    folder = tmp_path_factory.mktemp("stlm")
+    return write_corpora(tmp_path_factory.mktemp("stlm"))
+
+
+def write_corpora(folder: Path) -> Path:
+    """Texts of two vocabularies."""
     write_texts(folder / "texts.jsonl", 5)
     write_texts(folder / "other.jsonl", 6, words=["zebra", "yak", "xylophone", "quartz"])
     return folder
@@ -66,6 +70,11 @@ def checkpoint(place: Path) -> Path:
 
 @pytest.fixture
 def base(place: Path) -> dict[str, Any]:
+    return small_file(place)
+
+
+def small_file(place: Path) -> dict[str, Any]:
+    """A complete file that trains in a moment."""
     return {
         "model": {
             "core_model_type": "generic",

@@ -47,6 +47,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(dataset: Path, tmp_path: Path) -> dict[str, Any]:
+    return small_file(dataset, tmp_path / "cache")
+
+
+def small_file(dataset: Path, cache: Path) -> dict[str, Any]:
+    """A complete file that trains in a moment."""
     return {
         "datasets": {"name": "words", "path": str(dataset), "tokenizer_used": "t5-base"},
         "model": {
@@ -59,7 +64,7 @@ def base(dataset: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "tokenizer": {"name": "t5-base", "vocab_size": 24},
         "training": {"train_steps": 4, "batch_size": 4, "artifacts_path": "artifacts", "log_interval": 2},
-        "quintet": {"data": {"cache_dir": str(tmp_path / "cache")}},
+        "quintet": {"data": {"cache_dir": str(cache)}},
     }
 
 

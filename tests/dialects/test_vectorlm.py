@@ -84,7 +84,11 @@ def some_rows(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a processed dataset to train on, one to evaluate on, and texts."""
-    folder = tmp_path_factory.mktemp("vectorlm")
+    return write_world(tmp_path_factory.mktemp("vectorlm"))
+
+
+def write_world(folder: Path) -> Path:
+    """A model, a processed dataset to train on, one to evaluate on, and texts."""
     datasets.disable_progress_bars()
     write_model(folder / "model")
     write_rows(folder / "train", some_rows(32, seed=1))
@@ -95,6 +99,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(world: Path, tmp_path: Path) -> dict[str, Any]:
+    return small_file(world, tmp_path / "cache")
+
+
+def small_file(world: Path, cache: Path) -> dict[str, Any]:
+    """A complete file that trains in a moment."""
     return {
         "model": str(world / "model"),
         "enable_wandb_logging": False,
@@ -123,7 +132,7 @@ def base(world: Path, tmp_path: Path) -> dict[str, Any]:
             "train_ds": str(world / "train"),
             "eval_ds": str(world / "eval"),
         },
-        "quintet": {"data": {"cache_dir": str(tmp_path / "cache")}},
+        "quintet": {"data": {"cache_dir": str(cache)}},
     }
 
 

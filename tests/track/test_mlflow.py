@@ -132,7 +132,7 @@ def check_run(store: Any, folder: Path, name: str, tmp_path: Path) -> None:
     expected: dict[str, list[tuple[int, float]]] = {}
     for record in read_metrics(folder / "metrics.jsonl"):
         for key, value in record.items():
-            if key != "step":
+            if key != "step" and ("train/loss" not in record or record["step"] % TRAIN["log_every"] == 0):
                 expected.setdefault(key, []).append((int(record["step"]), value))
     assert {key: history(store, run.info.run_id, key) for key in run.data.metrics} == expected
     text = artifact(store, run.info.run_id, "samples/step-000004/sample 0.txt", tmp_path)
@@ -150,7 +150,7 @@ def test_a_file_in_the_run_folder_has_all_of_a_continued_run(train: Callable[...
     check_run(store, folder, "tiny", tmp_path)
     train(train={"steps": 6, **TRAIN}, track=[{"kind": "mlflow"}], **sections)
     run = only_run(store)
-    assert [step for step, _ in history(store, run.info.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in history(store, run.info.run_id, "train/loss")] == [2, 4, 6]
     assert (run.data.params["train.steps"], run.data.tags["now.train.steps"]) == ("4", "6")
     assert run.data.tags["checkpoint"].endswith("step-000006")
     assert not Path("mlruns").exists()

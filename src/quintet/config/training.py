@@ -123,7 +123,8 @@ class TrainConfig(Part):
     )
     log_every: int | float = key(
         10,
-        "steps from one progress line to the next; a number with a point is a fraction of the run's steps",
+        "steps from one progress line to the next, and between the training metrics that `track` gets (metrics.jsonl "
+        "has those of every step); a number with a point is a fraction of the run's steps",
         unit="steps or fraction",
         gt=0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -14,7 +14,12 @@ Ending = Literal["finished", "stopped", "failed"]  # at its last step, by a sign
 
 
 class Tracker(Protocol):
-    """A place that receives what a run measures. ``step`` is the number of optimizer steps done."""
+    """A place that receives what a run measures. ``step`` is the number of optimizer steps done.
+
+    One with ``every_step`` gets the training metrics of each step, any other those of each `train.log_every`-th.
+    """
+
+    every_step: ClassVar[bool]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take ``metrics`` of ``step``; names with a slash belong to a group, as ``validation/loss``."""

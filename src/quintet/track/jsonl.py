@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from quintet.files import to_json, write_text
 from quintet.track import Ending
@@ -22,6 +23,8 @@ class JsonlTracker:
     ``due`` again: the same steps write the same ones again. A figure that is not finite is null in the file and NaN
     where it is read.
     """
+
+    every_step: ClassVar[bool] = True
 
     def __init__(self, folder: Path, first_step: int, due: Sequence[str] = ()) -> None:
         self._file = folder / "metrics.jsonl"

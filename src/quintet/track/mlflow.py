@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from quintet.config.describe import plain
 from quintet.config.load import dump_run_config
@@ -48,6 +48,8 @@ class MLflowTracker:
     run was continued is a tag ``now.<name>``; the artifact ``run.yaml`` always is the current run file. What a run
     measures is sent by threads, so that a slow server does not hold training up.
     """
+
+    every_step: ClassVar[bool] = False
 
     def __init__(self, run: Tracked, config: MLflowConfig, key: str) -> None:
         self._mlflow = _library(key)

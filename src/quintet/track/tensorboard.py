@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from quintet.track.pictures import picture
 
 class TensorBoardTracker:
     """Event files in ``tensorboard/`` of the run folder; a continued run hides the events after its first step."""
+
+    every_step: ClassVar[bool] = False
 
     def __init__(self, folder: Path, first_step: int) -> None:
         try:

@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from quintet.config.describe import plain
 from quintet.config.spelling import nearest
@@ -41,6 +41,8 @@ class WandbTracker:
 
     Its steps are the run's. A step that is on the server already is not sent again: it would be the same.
     """
+
+    every_step: ClassVar[bool] = False
 
     def __init__(self, run: Tracked, config: WandbConfig, key: str) -> None:
         check_arguments(config, key)

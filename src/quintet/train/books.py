@@ -79,5 +79,6 @@ def _log(run: Run, meter: Meter) -> None:
         speed["speed/memory_bytes"] = float(memory)
     for tracker in run.trackers:
         for step, metrics in interval.records:
-            tracker.log(step, metrics | (speed if step == progress.step else {}))
+            if tracker.every_step or run.rhythm.logs(step):
+                tracker.log(step, metrics | (speed if step == progress.step else {}))
     run.reporter.step(progress.step, run.steps, interval.loss, speed)

@@ -48,7 +48,7 @@ class Rhythm:
     save_at_end: bool
 
     def logs(self, step: int) -> bool:
-        """Whether the progress line is due after ``step``."""
+        """Whether the progress line is due after ``step``, and its training metrics for the trackers of `track`."""
         return step % self.log_every == 0
 
     def validates(self, step: int) -> bool:

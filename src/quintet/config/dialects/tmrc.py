@@ -140,7 +140,13 @@ KEYS = (
         default=256,
         shapes=("data.validation", "evaluate.samples"),
     ),
-    Key("training.log_interval", whole(1), "steps between progress lines", to="train.log_every", default=20),
+    Key(
+        "training.log_interval",
+        whole(1),
+        "steps between logs of training metrics: progress lines and trackers",
+        to="train.log_every",
+        default=20,
+    ),
     Key(
         "training.val_interval",
         whole(1),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -50,6 +50,7 @@ def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
 class LoggerTracker:
     """Hands what the run measures to the loggers of Lightning that the user asked for."""
 
+    every_step: ClassVar[bool] = False
     loggers: list[Any]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

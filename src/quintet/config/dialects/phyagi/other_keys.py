@@ -99,7 +99,12 @@ LIGHTNING = (
         "numbers of the matrix products",
         shapes=("train.precision",),
     ),
-    _own(f"{PL}.log_every_n_steps", whole(1), "steps between progress lines; 50", shapes=("train.log_every",)),
+    _own(
+        f"{PL}.log_every_n_steps",
+        whole(1),
+        "steps between logs of training metrics: progress lines and trackers; 50",
+        shapes=("train.log_every",),
+    ),
     _own(f"{PL}.accumulate_grad_batches", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
     _own(f"{PL}.gradient_clip_val", number(0), "largest norm of the gradient", shapes=("train.clip_norm",)),
     _own(f"{PL}.gradient_clip_algorithm", choice("norm"), "what is clipped", shapes=("train.clip_norm",)),

@@ -208,7 +208,8 @@ SHARED = (
     _arg(
         "logging_steps",
         duration(),
-        "steps between progress lines; up to 1.0, with a point, a fraction of all",
+        "steps between logs of training metrics: progress lines and trackers; up to 1.0, with a point, a fraction of "
+        "all",
         default=10,
         shapes=("train.log_every",),
     ),

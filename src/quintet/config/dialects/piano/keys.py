@@ -207,7 +207,13 @@ _LOGGING = (
     Key("eval_only", flag(), "validate and do not train", to="evaluate.only", default=False),
     Key("logging.wandb_log", flag(), "log to Weights & Biases", default=True, shapes=("track",)),
     Key("logging.wandb_project", text(), "project there", default="piano-gpt", shapes=("track",)),
-    Key("logging.log_interval", whole(1), "steps between progress lines", to="train.log_every", default=20),
+    Key(
+        "logging.log_interval",
+        whole(1),
+        "steps between logs of training metrics: progress lines and trackers",
+        to="train.log_every",
+        default=20,
+    ),
     Key("logging.wandb_entity", text(), "team there", documented=False, shapes=("track",)),
     Key(
         "logging.wandb_run_name_suffix",

@@ -129,7 +129,13 @@ TRAINER = (
         aliases=("trainer.eval.eval_interval",),
         to="evaluate.every",
     ),
-    _trainer("log_interval", whole(1), "steps between progress lines", default=10, to="train.log_every"),
+    _trainer(
+        "log_interval",
+        whole(1),
+        "steps between logs of training metrics: progress lines and trackers",
+        default=10,
+        to="train.log_every",
+    ),
     _trainer("checkpoint_interval", whole(1), "steps between checkpoints", default=10_000, to="checkpoint.every"),
     Key(
         "trainer.lr_scheduler.name",
