@@ -121,6 +121,14 @@ def test_an_answer_is_what_the_model_writes_behind_the_template(
     assert out.rstrip("\n") == expected
 
 
+def test_a_template_is_told_the_day_that_is_asked_for(run: str, command) -> None:
+    Path("dated.jinja").write_text("{{ raise_exception('it is ' ~ strftime_now('%d %b %Y %H:%M')) }}")
+    code, _, err = command("chat", run, "--template", "dated.jinja", "--date", "2024-07-26")
+    assert (code, "it is 26 Jul 2024 00:00" in err) == (2, True)
+    code, _, err = command("chat", run, "--template", "dated.jinja", "--date", "26.7.2024")
+    assert (code, "26.7.2024" in err) == (2, True)
+
+
 def test_the_oldest_turns_are_forgotten_and_that_is_said(train, command, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(model={}, tokenizer={"kind": "byte"})
     _, err = talk(monkeypatch, command, run, "hi you\nhi you\nhi you\n")

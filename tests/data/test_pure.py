@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quintet.data.prepare import prepare
@@ -130,6 +132,91 @@ def test_what_is_no_day_is_refused(date: str) -> None:
 
     with pytest.raises(ValidationError, match="is no day; write one as 2024-07-26"):
         ChatField(kind="chat", date=date)
+
+
+@pytest.fixture
+def other_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a library say that it is of another version."""
+    told = importlib.metadata.version
+
+    def other(library: str) -> None:
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == library else told(name))
+
+    return other
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "text": {"kind": "text", "path": "texts"},
+    "jsonl": {"kind": "jsonl", "path": "talks/a.jsonl", "document": {"kind": "text", "field": "plain"}},
+    "chat": RUN["data"]["sources"][1],
+    "parquet": {"kind": "parquet", "path": "rows.parquet"},
+    "huggingface": {"kind": "huggingface", "path": "dataset"},
+    "midi": {"kind": "midi", "path": "piece.mid"},
+}
+BPE = {"kind": "bpe", "vocab_size": 300}
+NOTES = {"kind": "exponential_time"}
+MADE_BY = [
+    ("text", {"kind": "byte"}, ()),
+    ("text", BPE, ("tokenizers",)),
+    pytest.param("text", {"kind": "tiktoken", "name": "gpt2"}, ("tiktoken",), marks=pytest.mark.slow),
+    ("jsonl", {"kind": "byte"}, ()),
+    ("chat", BPE, ("tokenizers", "jinja2")),
+    ("parquet", {"kind": "byte"}, ("pyarrow",)),
+    ("huggingface", {"kind": "char"}, ("datasets", "pyarrow")),
+    ("midi", NOTES, ("mido", "symusic")),
+]
+
+
+@pytest.mark.parametrize(("source", "tokenizer", "libraries"), MADE_BY)
+def test_a_store_that_another_version_of_a_library_made_is_made_anew(
+    source: str, tokenizer: dict[str, Any], libraries: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, other_version: Callable[[str], None], request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    from quintet.config.schema import RunConfig
+    from quintet.data.prepare import find_prepared
+
+    if tokenizer["kind"] == "tiktoken":
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(request.getfixturevalue("shared") / "tokenizers/tiktoken"))
+    write_corpus(tmp_path, backwards=False)
+    monkeypatch.chdir(tmp_path)
+    _write_rows(source)
+    packing = {"packing": {"kind": "pieces"}} if source == "midi" else {}
+    data = {**RUN["data"], **packing, "cleaning": {}, "sources": [SOURCES[source]]}
+    config = RunConfig.model_validate({**RUN, "data": data, "tokenizer": tokenizer})
+    made = prepare(config)
+    assert made.libraries.keys() == set(libraries)
+    for library in ("tokenizers", "tiktoken", "jinja2", "datasets", "pyarrow", "mido", "symusic", "torch", "pydantic"):
+        other_version(library)
+        assert (find_prepared(config) is None) == (library in libraries), library
+        if library not in libraries:
+            continue
+        again = prepare(config)
+        assert again.stores[0].manifest.key != made.stores[0].manifest.key
+        assert again.stores[0].manifest.made_with[library] == again.libraries[library] == "99.0"
+        # Its ids have the fingerprint of the first, so that a run on the first goes on with them.
+        assert again.fingerprint == made.fingerprint
+
+
+def _write_rows(source: str) -> None:
+    """What the sources name that are no text."""
+    texts = [f"{number} and some more words" for number in range(300)]
+    if source == "jsonl":
+        Path("talks/a.jsonl").write_text("".join(json.dumps({"plain": text}) + "\n" for text in texts))
+    elif source == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), "rows.parquet")
+    elif source == "huggingface":
+        import datasets
+
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk("dataset")
+    elif source == "midi":
+        from quintet.piano.midi import write_midi
+        from quintet.piano.notes import notes
+
+        number = np.arange(400)
+        write_midi(notes(60 + number % 7, np.full(400, 80), number / 4, number / 4 + 0.2), Path("piece.mid"))
 
 
 def test_names_that_are_no_utf8_are_read_and_said(tmp_path: Path, make_config: Callable[..., Any]) -> None:

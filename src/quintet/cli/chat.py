@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,10 @@ def chat(
         float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed and questions give the same answers")] = 0,
+    date: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="the day that a template is told when it asks; today when not given"),
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
 ) -> None:
     """Talk with a trained model: a line is a question, /exit or the end of the input ends.
@@ -52,7 +57,7 @@ def chat(
     trained = load_writer(run, checkpoint)
     given = {"temperature": temperature, "top_k": None, "top_p": top_p, "min_p": None, "repetition_penalty": None}
     settings = GenerationSettings(max_tokens, seed=seed, **sampling_of(given, trained.sampling, _TEMPERATURE))
-    talk = _Talk(trained, chat_format(trained.tokenizer, template), settings, system.strip())
+    talk = _Talk(trained, chat_format(trained.tokenizer, template, date), settings, system.strip())
     while (line := _read_line()) is not None:
         line = line.rstrip("\r\n")
         word, _, rest = line.partition(" ")

@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from quintet.data.duplicates import find_duplicates
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.check import MANIFEST
 from quintet.data.sources.files import shown
-from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, units_of
+from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, source_libraries, units_of
 from quintet.data.store import (
     DROPPED,
     Dropped,
@@ -41,7 +39,7 @@ from quintet.errors import UserError
 from quintet.files import new_folder
 from quintet.locks import locked
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.tokenize.base import digest
+from quintet.tokenize.base import digest, libraries_of, versions_of
 
 UNFINISHED = "unfinished.json"
 TOKENIZER = "tokenizer"
@@ -51,7 +49,10 @@ _SMALL = 32 << 20
 _MOST_NAMES = 1000
 _RECIPE = "3"  # to be raised when the same source and tokenizer give other tokens, shards or counts than before
 
-_LIBRARIES = ("tokenizers", "tiktoken", "jinja2", "datasets", "pyarrow", "symusic", "music21", "miditok")
+_LIBRARIES = (
+    "tokenizers", "tiktoken", "transformers", "sentencepiece", "jinja2", "datasets", "pyarrow", "mido", "symusic",
+    "music21", "miditok", "numpy",
+)  # fmt: skip
 _ALL = CleaningConfig()
 
 Progress = Callable[[str, int, int], None]
@@ -91,9 +92,17 @@ class Order:
 
 
 def store_key(listing: Listing, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
-    """Name of the store that a source and a tokenizer make: it follows from all that its documents depend on."""
+    """Name of the store that a source and a tokenizer make: it follows from all that its documents depend on, the
+    versions of the libraries that read and encode them included."""
     rules = reading_rules(listing.source, tokenizer)
-    return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json())
+    encoded_by = versions_of(libraries_of(tokenizer))
+    versions = [f"{name} {version}" for name, version in encoded_by.items()]
+    return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json(), *versions)
+
+
+def versions_used(listing: Listing, tokenizer: Tokenizer) -> dict[str, str]:
+    """Versions of the libraries that make the ids of the store of ``listing`` and ``tokenizer``, by name."""
+    return versions_of((*source_libraries(listing.source), *libraries_of(tokenizer)))
 
 
 def build_store(
@@ -264,11 +273,7 @@ _loaded = lru_cache(maxsize=1)(load_tokenizer)
 
 def library_versions() -> dict[str, str]:
     """Versions of Quintet and of the installed libraries that read documents and make ids of them."""
-    found = {}
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return {"quintet": quintet.__version__, **found}
+    return {"quintet": quintet.__version__, **versions_of(_LIBRARIES)}
 
 
 class _Meter:

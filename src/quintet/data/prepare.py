@@ -17,7 +17,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig, StoreSource, holds_notes
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
 from quintet.data.batch import TrainData, ValidationData
-from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key
+from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key, versions_used
 from quintet.data.duplicates import check_library
 from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
 from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
@@ -35,7 +35,7 @@ from quintet.piano.numbers import HEADER, NUMBERS, from_numbers
 from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
 from quintet.randomness import key
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
-from quintet.tokenize.base import NO_END, digest, threads
+from quintet.tokenize.base import NO_END, digest, libraries_of, threads, versions_of
 from quintet.tokenize.build import is_kept
 from quintet.tokenize.ids import IdTokenizer
 
@@ -48,7 +48,7 @@ class Prepared:
     """What a run needs of its data. ``stores`` are those of data.sources, then those of data.validation_sources;
     ``fingerprint`` follows from all their tokens, wherever the sources lie. ``left_out`` counts the documents that are
     not trained on because they are equal to one that is validated on, and ``notes`` are lines on what else is left out
-    and on settings that matched nothing."""
+    and on settings that matched nothing. ``libraries`` are the versions of those that made the ids, by name."""
 
     tokenizer: Tokenizer
     train: TrainData
@@ -56,6 +56,7 @@ class Prepared:
     stores: tuple[TokenStore, ...]
     fingerprint: str
     left_out: int
+    libraries: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
@@ -112,7 +113,16 @@ def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress
     train, validation, left_out = _divide(config, corpus, stores, tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
     notes += tuple(_packing_lines(train, "")) + tuple(_packing_lines(validation, "validation: "))
-    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, notes)
+    libraries = versions_of(encoding_libraries(config, tokenizer))
+    for listing in corpus.listings:
+        if listing is not None:
+            libraries |= versions_used(listing, _stored_by(listing.source, tokenizer))
+    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, libraries, notes)
+
+
+def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The libraries that make ids while the run trains, and not before: those of a tokenizer of notes."""
+    return libraries_of(tokenizer) if isinstance(config.data.packing, MusicPackingConfig) else ()
 
 
 def _packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -162,6 +164,21 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode("utf-8") if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little") + data)
     return state.hexdigest()
+
+
+def versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """The installed version of each of ``libraries``, by their names on PyPI; those that are not installed are left
+    out."""
+    found = {}
+    for name in libraries:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def libraries_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The libraries that make the ids of ``tokenizer``: its attribute `libraries`, where its class has one."""
+    return tuple(getattr(tokenizer, "libraries", ()))
 
 
 def threads() -> int:

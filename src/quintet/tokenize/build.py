@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from quintet.config.names import local_path, run_named
-from quintet.config.piano import NoteBPETokenizerConfig
+from quintet.config.piano import MidiTokTokenizerConfig, NoteBPETokenizerConfig
 from quintet.config.tokenizer import (
     BPETokenizerConfig,
     ByteTokenizerConfig,
@@ -20,7 +20,7 @@ from quintet.config.tokenizer import (
 )
 from quintet.errors import UserError
 from quintet.files import new_folder
-from quintet.tokenize.base import NO_END, Tokenizer, digest
+from quintet.tokenize.base import NO_END, Tokenizer, digest, versions_of
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer, characters_of
 from quintet.tokenize.folder import DESCRIPTION, damaged, read_description
@@ -132,12 +132,10 @@ def _folder_of(path: str) -> Path:
 
 
 def _key(config: TokenizerConfig, corpus: str) -> str:
-    library_version = ""
-    if isinstance(config, BPETokenizerConfig | NoteBPETokenizerConfig):
-        import tokenizers
-
-        library_version = tokenizers.__version__
-    return digest(_RECIPE, config.model_dump_json(), corpus, library_version)
+    libraries = ["tokenizers"] if isinstance(config, BPETokenizerConfig | NoteBPETokenizerConfig) else []
+    if isinstance(config, NoteBPETokenizerConfig) and isinstance(config.base, MidiTokTokenizerConfig):
+        libraries += ["miditok", "symusic"]
+    return digest(_RECIPE, config.model_dump_json(), corpus, " ".join(versions_of(libraries).values()))
 
 
 def _kept(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:

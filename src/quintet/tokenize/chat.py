@@ -120,8 +120,11 @@ def _answered() -> Message:
     return {"role": "assistant", "content": _ANSWER}
 
 
-def chat_format(tokenizer: Tokenizer, template: Path | None = None) -> ChatFormat:
-    """The format of ``tokenizer``, with the Jinja file ``template`` in place of its own one.
+def chat_format(
+    tokenizer: Tokenizer, template: Path | None = None, date: datetime.datetime | None = None
+) -> ChatFormat:
+    """The format of ``tokenizer``, with the Jinja file ``template`` in place of its own one, on the day ``date`` or
+    else today.
 
     Raises UserError when there is neither, or when the template cannot write a question, an answer and a question.
     """
@@ -134,7 +137,7 @@ def chat_format(tokenizer: Tokenizer, template: Path | None = None) -> ChatForma
                 "chat: the tokenizer of this run has no chat template; give one with --template FILE, a Jinja file "
                 "that writes `messages` as the texts that the model was trained on"
             )
-    found = ChatFormat(tokenizer, text)
+    found = ChatFormat(tokenizer, text, datetime.datetime.now if date is None else lambda: date)
     assert found._after_answer
     return found
 

@@ -51,6 +51,8 @@ class HuggingFaceTokenizer:
     in front of each document, prompt and measured text.
     """
 
+    libraries = ("tokenizers",)
+
     def __init__(
         self, rules: str, end: str, chat: ChatRules | None = None, begin_ids: tuple[int, ...] | None = None
     ) -> None:

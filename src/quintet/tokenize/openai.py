@@ -61,6 +61,7 @@ class TiktokenTokenizer:
 
     lossless = True
     can_cut = True
+    libraries = ("tiktoken",)
 
     def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> None:
         self.name = name

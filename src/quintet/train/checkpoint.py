@@ -53,7 +53,8 @@ class Progress:
     ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
     the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
     measured after this step (see ``quintet.train.measure``), and ``failed`` counts the measurements that failed.
-    ``precision`` is that of the matrix products; "" in a checkpoint that does not say.
+    ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
+    of those that made the ids it was trained on.
     """
 
     step: int = 0
@@ -72,6 +73,7 @@ class Progress:
     due: list[str] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
     precision: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""

@@ -17,7 +17,7 @@ from quintet.config.places import Places
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
-from quintet.data.prepare import Prepared, prepare
+from quintet.data.prepare import Prepared, encoding_libraries, prepare
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.processes import from_first, in_turn, rank, world
@@ -130,7 +130,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None, 
         learning_rate(config.schedule, config.optimizer.lr, step, total)
     progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
-    from_first(lambda: _begin_folder(config, folder, places, prepared.tokenizer, progress, compute))
+    from_first(lambda: _begin_folder(config, folder, places, prepared, progress, compute))
 
     make_deterministic()
     if compute.device.type == "cpu":
@@ -184,14 +184,17 @@ def _begin_folder(
     config: RunConfig,
     folder: Path,
     places: Places | None,
-    tokenizer: Tokenizer,
+    prepared: Prepared,
     progress: Progress,
     compute: Compute,
 ) -> None:
     computes = f"{compute.precision} on {compute.device.type}, compile {compute.compile}"
-    write_run_file(config, folder, places, computes, progress.inputs)
+    made_by = " ".join(f"{name} {version}" for name, version in prepared.libraries.items())
+    stores = ", ".join(dict.fromkeys(store.manifest.key for store in prepared.stores))
+    facts = {"stores": f"{stores}{f' by {made_by}' if made_by else ''}", **progress.inputs}
+    write_run_file(config, folder, places, computes, facts)
     if progress.step == 0:
-        _keep_tokenizer(tokenizer, folder / "tokenizer")
+        _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
 
 
 def _trackers(
@@ -221,22 +224,37 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
         stages=stages,
         inputs=inputs_of(config),
         precision=precision,
+        libraries=prepared.libraries,
     )
     checkpoints = folder / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:
         return fresh
     found = read_progress(checkpoint_path(checkpoints, steps[-1]))
-    for name in ("tokenizer", "corpus"):
-        if getattr(found, name) != getattr(fresh, name):
-            raise UserError(
-                f"{folder}: cannot be continued: the {name} is not the one it was trained with "
-                f"({getattr(found, name)} then, {getattr(fresh, name)} now); restore the sources, or choose "
-                "another name (name=…)"
-            )
+    _check_tokens(folder, found, fresh, encoding_libraries(config, prepared.tokenizer))
     _check_stages(folder, found, stages)
     check_inputs(config, found.inputs, folder)
-    return replace(found, stages=stages, precision=found.precision or precision)
+    precision = found.precision or precision
+    return replace(found, stages=stages, precision=precision, libraries=prepared.libraries)
+
+
+def _check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[str, ...]) -> None:
+    """Raise UserError unless the run in ``folder`` sees the ids that it was trained on. Those of stores have a
+    fingerprint; what ``encoding`` libraries make while it trains has their versions alone."""
+    versions = {name: (version, now.libraries.get(name, version)) for name, version in found.libraries.items()}
+    other = {name: f"{name} {then} then, {here} now" for name, (then, here) in versions.items() if then != here}
+    remedy = f"install the versions it began with ({', '.join(other.values())})" if other else "restore the sources"
+    for name in ("tokenizer", "corpus"):
+        if getattr(found, name) != getattr(now, name):
+            raise UserError(
+                f"{folder}: cannot be continued: the {name} is not the one it was trained with "
+                f"({getattr(found, name)} then, {getattr(now, name)} now); {remedy}, or choose another name (name=…)"
+            )
+    if any(name in other for name in encoding):
+        raise UserError(
+            f"{folder}: cannot be continued: its tokens are made by another version of a library; {remedy}, or choose "
+            "another name (name=…)"
+        )
 
 
 def _check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:

@@ -45,7 +45,7 @@ from quintet.data.sources.text import TextUnit, text_documents, text_units
 from quintet.data.sources.token_files import ArrayUnit, array_documents, array_units, with_labels
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import digest
+from quintet.tokenize.base import digest, versions_of
 
 MusicSource = MidiSource | ScoresSource
 TokenSource = NpySource | BinSource | TatmSource | MegatronSource
@@ -62,8 +62,9 @@ _UNITS = 2048
 
 @dataclass(frozen=True)
 class Listing:
-    """A source as it is now: its files with sizes and times, or its dataset. ``fingerprint`` follows from these and
-    from how they are read; ``size`` is in bytes, and ``passed`` are names in its folders that are not read."""
+    """A source as it is now: its files with sizes and times, or its dataset. ``fingerprint`` follows from these, from
+    how they are read and from the versions of the libraries that read them; ``size`` is in bytes, and ``passed`` are
+    names in its folders that are not read."""
 
     source: ReadSource
     fingerprint: str
@@ -84,7 +85,8 @@ def label_of(source: SourceConfig) -> str:
 
 def list_source(source: ReadSource, where: str) -> Listing:
     """Look at what ``source`` names without reading it. Raises UserError when something is missing."""
-    how = source.model_dump_json(exclude={"path", *Source.model_fields}) + _template(source, where)
+    versions = "".join(f"\n{name} {version}" for name, version in versions_of(source_libraries(source)).items())
+    how = source.model_dump_json(exclude={"path", *Source.model_fields}) + _template(source, where) + versions
     if isinstance(source, HuggingFaceSource):
         dataset = describe_dataset(source, where)
         return Listing(source, digest(how, dataset.fingerprint), dataset.size, dataset=dataset)
@@ -100,6 +102,23 @@ def list_source(source: ReadSource, where: str) -> Listing:
         # Times are left out: every installation of one version has its own, and the same files.
         facts = [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
     return Listing(source, digest(how, *facts), sum(file.size for file in files), tuple(files), passed=passed)
+
+
+def source_libraries(source: ReadSource) -> tuple[str, ...]:
+    """The libraries that say what the documents of ``source`` are, by their names on PyPI. What takes files apart whose
+    content has a checksum (zstandard) is none of them."""
+    match source:
+        case ParquetSource():
+            reads: tuple[str, ...] = ("pyarrow",)
+        case HuggingFaceSource():
+            reads = ("datasets", "pyarrow")
+        case MidiSource():
+            reads = ("mido", "symusic")
+        case ScoresSource():
+            reads = ("music21",)
+        case _:
+            reads = ()
+    return (*reads, "jinja2") if isinstance(getattr(source, "document", None), ChatField) else reads
 
 
 def _files(

@@ -16,7 +16,7 @@ from quintet.files import write_text
 from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
 from quintet.tokenize import load_tokenizer
-from quintet.tokenize.base import Ids, digest
+from quintet.tokenize.base import Ids, digest, libraries_of
 from quintet.tokenize.folder import damaged, read_bytes, write_description
 from quintet.tokenize.sample import even_sample
 
@@ -43,6 +43,7 @@ class NoteBPETokenizer(NamedTokens):
         import tokenizers
 
         self.base, self._merges = base, merges
+        self.libraries = ("tokenizers", *libraries_of(base))
         self._library: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(merges)
         size, below = self._library.get_vocab_size(), base.vocab_size
         written = [self._library.id_to_token(token) or "" for token in range(size)]

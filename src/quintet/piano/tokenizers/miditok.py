@@ -63,6 +63,8 @@ class MidiTokTokenizer(NamedTokens):
     has for so many beats, and cut at the last of these; and PerTok rounds starts to its bins of micro-timing.
     """
 
+    libraries = ("miditok", "symusic")
+
     def __init__(self, config: MidiTokTokenizerConfig, special: Sequence[str] = ()) -> None:
         self.config = config
         self._library = _library(config)
