@@ -1,127 +1,256 @@
 """How much the tests notice: small changes are made in chosen files, one at a time, and the files' tests run each time.
 
-    python benchmarks/mutants.py                  # 10 changes in each file of FILES
-    python benchmarks/mutants.py --changes 40 src/quintet/tokenize/stop.py
+    python benchmarks/mutants.py                                            # 25 changes in each file of mutants.toml
+    python benchmarks/mutants.py --changes 40 src/quintet/tokenize/stop.py  # more changes, in one file
+    python benchmarks/mutants.py --line 24 src/quintet/tokenize/stop.py     # every change of one line
 
-A change that no test notices is printed with its line. It is a gap in the tests, or it changes nothing that anybody
-could see: then it belongs in EQUIVALENT, with the reason. The exit code is 1 where fewer than 95 % are noticed.
+A change turns a comparison, a sign, an operation or a condition round, adds one to a number, or leaves a call out.
+Docstrings, annotations, decorators, `strict=`, code for type checkers and calls that log are left as they are. The
+changes of a file are drawn with a seed, so that a second call draws the same ones.
+
+mutants.toml has, for each file, the tests that are there to notice what becomes wrong in it, the sharpest first: the
+first failure ends them. A change with which they run ten times longer than without one counts as noticed, and the line
+of the file says how many these were.
+
+A change that no test notices is printed: its line, as it is and as it was changed. It is a gap in the tests, or it
+changes nothing that anybody could see; then it belongs in mutants.toml under `equivalent`, with the reason. Listed
+changes are drawn as others are, but neither tried nor counted in the score, which is the noticed share of the rest.
+The exit code is 1 where a file or the whole has a score below 0.95.
+
+The tests run in a copy of the checkout, of which a forked process imports the package; the libraries that take long to
+import are imported once, before the fork. One change takes as long as the tests up to the first that fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import contextlib
 import copy
+import importlib
+import importlib.util
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTICED = 0.95
-SECONDS = 600  # a change may make a loop endless
-
-# A source file, and the tests that are there to notice what becomes wrong in it.
-FILES = {
-    "src/quintet/config/duration.py": "tests/config/test_duration.py tests/train/test_schedule.py",
-    "src/quintet/config/interpolate.py": "tests/config/test_interpolate.py tests/config/test_load.py",
-    "src/quintet/config/hydra.py": "tests/config/test_hydra.py tests/config/test_load.py",
-    "src/quintet/data/permutation.py": "tests/data/test_permutation.py",
-    "src/quintet/data/packing.py": "tests/data/test_packing.py tests/data/test_documents.py",
-    "src/quintet/data/mixture.py": "tests/data/test_mixture.py",
-    "src/quintet/piano/metrics.py": "tests/piano/test_metrics.py",
-    "src/quintet/piano/pedal.py": "tests/piano/test_pedal.py tests/piano/test_midi.py",
-    "src/quintet/tokenize/borders.py": "tests/data/test_packing.py tests/tokenize",
-    "src/quintet/tokenize/bounds.py": "tests/train/test_text_bounds.py tests/tokenize/test_chat.py",
-    "src/quintet/tokenize/chat.py": "tests/tokenize/test_chat.py",
-    "src/quintet/tokenize/stop.py": "tests/tokenize/test_stop.py",
-    "src/quintet/train/schedule.py": "tests/train/test_schedule.py",
-    "src/quintet/plan/cost.py": "tests/plan/test_plan_command.py",
-}
-EQUIVALENT: dict[tuple[str, str], str] = {}  # reasons by file and line of code
+SCORE = 0.95
+TIMES_LONGER, LEAST_SECONDS = 10, 20  # a change may make a loop endless
+ANOTHER_PACKAGE = 77  # exit code of a run that imported the package from elsewhere
+SLOW_IMPORTS = ("torch", "transformers", "tokenizers", "hypothesis", "numpy", "scipy", "pydantic", "omegaconf", "yaml")
 
 _SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
     ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
-    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd, ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Mutant:
+    """A change of a file: the line as it is and as it was changed, and the whole file with it."""
+
+    line: int
+    before: str
+    after: str
+    text: str
 
 
 def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
     """The ways to change ``node``, each of which is applied to a copy of it."""
     match node:
         case ast.Compare():
-            yield lambda one: setattr(one, "ops", [_SWAPS[type(op)]() for op in one.ops])
-        case ast.BinOp() | ast.BoolOp() if type(node.op) in _SWAPS:
-            yield lambda one: setattr(one, "op", _SWAPS[type(one.op)]())
+            yield lambda one: setattr(one, "ops", [_SWAPS[type(op)]() for op in vars(one)["ops"]])
+        case ast.BinOp() | ast.BoolOp() | ast.AugAssign() if type(node.op) in _SWAPS:
+            yield lambda one: setattr(one, "op", _SWAPS[type(vars(one)["op"])]())
         case ast.Constant(value=bool()):
-            yield lambda one: setattr(one, "value", not one.value)
+            yield lambda one: setattr(one, "value", not vars(one)["value"])
         case ast.Constant(value=int() | float()):
-            yield lambda one: setattr(one, "value", one.value + 1)
+            yield lambda one: setattr(one, "value", vars(one)["value"] + 1)
         case ast.If() | ast.IfExp() | ast.While():
-            yield lambda one: setattr(one, "test", ast.UnaryOp(ast.Not(), one.test))
+            yield lambda one: setattr(one, "test", ast.UnaryOp(ast.Not(), vars(one)["test"]))
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
-            yield lambda one: setattr(one, "op", ast.UAdd() if isinstance(one.op, ast.USub) else ast.Not())
-        case ast.Expr(value=ast.Call()) | ast.AugAssign():
-            yield lambda one: (one.__dict__.clear(), setattr(one, "__class__", ast.Pass))  # pyright: ignore
+            yield lambda one: _becomes(one, vars(one)["operand"])
+        case ast.Expr(value=ast.Call()):
+            yield lambda one: _becomes(one, ast.Pass())
+    if isinstance(node, ast.AugAssign):
+        yield lambda one: _becomes(one, ast.Pass())
 
 
-def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, the code there, and the whole file, for each change of ``source``."""
+def _becomes(node: ast.AST, other: ast.AST) -> None:
+    node.__dict__.clear()
+    node.__class__ = type(other)  # pyright: ignore[reportAttributeAccessIssue]
+    node.__dict__.update(other.__dict__)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and all below it of which a change could be noticed."""
+    yield node
+    for field, value in ast.iter_fields(node):
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, ast.AST) and not _is_left(one, field):
+                yield from _walk(one)
+
+
+def _is_left(node: ast.AST, field: str) -> bool:
+    match node:
+        case ast.keyword(arg="strict"):
+            return True
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "logger" | "logging")))):
+            return True
+    return field in ("annotation", "returns", "decorator_list", "type_params")
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Each change of ``source``."""
     tree = ast.parse(source)
-    lines = source.splitlines()
-    for number, node in enumerate(ast.walk(tree)):
+    lines, plain = source.splitlines(), ast.unparse(tree)
+    for number, node in enumerate(_walk(tree)):
         for change in changes(node):
             changed = copy.deepcopy(tree)
-            change(next(one for place, one in enumerate(ast.walk(changed)) if place == number))
+            other = next(one for place, one in enumerate(_walk(changed)) if place == number)
+            change(other)
             text = ast.unparse(ast.fix_missing_locations(changed))
-            if text != ast.unparse(tree):
-                yield node.lineno, lines[node.lineno - 1].strip(), text  # pyright: ignore[reportAttributeAccessIssue]
+            if text != plain:
+                assert isinstance(node, ast.expr | ast.stmt), node
+                yield Mutant(node.lineno, lines[node.lineno - 1].strip(), _changed_line(lines, node, other), text)
 
 
-def noticed(folder: Path, tests: str) -> bool:
-    """Whether a test fails in the copy of the checkout in ``folder``."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
-    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        return bool(
-            subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS).returncode
+def _changed_line(lines: list[str], node: ast.expr | ast.stmt, other: ast.AST) -> str:
+    """The line of ``node`` with ``other`` in its place, up to the line's end."""
+    line = lines[node.lineno - 1].encode()
+    rest = line[node.end_col_offset :].decode() if node.end_lineno == node.lineno else " …"
+    return f"{line[: node.col_offset].decode()}{ast.unparse(other).splitlines()[0]}{rest}".strip()
+
+
+def run(folder: Path, tests: str, limit: float | None, *, compiled: bool) -> int | None:
+    """Exit code of ``tests`` in the copy of the checkout in ``folder``; None after ``limit`` seconds. ``compiled``
+    keeps the bytecode of the tests."""
+    child = os.fork()
+    if not child:
+        os._exit(_pytest(folder, tests, compiled))
+    end, status, code = time.monotonic() + (limit or float("inf")), 0, 0
+    while not code and time.monotonic() < end:
+        code, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # and what it started
+    if not code:
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _pytest(folder: Path, tests: str, compiled: bool) -> int:
+    os.setsid()
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(folder)
+    (folder / "tmp").mkdir(exist_ok=True)
+    os.environ |= {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder / "tmp")}
+    os.environ.setdefault("QUINTET_SHARED", str(ROOT.parent / "shared"))
+    sys.dont_write_bytecode = not compiled
+    sys.path.insert(0, str(folder / "src"))
+    found = importlib.util.find_spec("quintet")
+    if "quintet" in sys.modules or found is None or not str(found.origin).startswith(str(folder)):
+        return ANOTHER_PACKAGE
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp/tests'}", *tests.split()])
+    sys.stdout.flush()
+    return int(code)
+
+
+@dataclass
+class Count:
+    """How many changes were drawn, are listed as equivalent, were noticed, and these by the time limit."""
+
+    drawn: int = 0
+    equivalent: int = 0
+    noticed: int = 0
+    by_time: int = 0
+
+    @property
+    def score(self) -> float:
+        return self.noticed / max(self.drawn - self.equivalent, 1)
+
+    def __str__(self) -> str:
+        tried = self.drawn - self.equivalent
+        return (
+            f"{self.drawn} changes, {self.equivalent} equivalent, {self.noticed} of {tried} noticed "
+            f"({self.by_time} by the time limit): {self.score:.1%}"
         )
-    except subprocess.TimeoutExpired:
-        return True
+
+
+def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivalent: dict[str, str]) -> Count:
+    """Try ``chosen`` changes of the file ``name``, one after the other, and print those that no test notices."""
+    source, file, count = (ROOT / name).read_text(encoding="utf-8"), folder / name, Count(len(chosen))
+    begun = time.monotonic()
+    if code := run(folder, tests, None, compiled=True):
+        output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+        sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); mend them first")
+    seconds = time.monotonic() - begun
+    # Bytecode is taken for that of a file with the same time and length, which a changed file may have.
+    Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
+    for one in chosen:
+        if f"{one.before} → {one.after}" in equivalent:
+            count.equivalent += 1
+            continue
+        file.write_text(one.text, encoding="utf-8")
+        code = run(folder, tests, max(TIMES_LONGER * seconds, LEAST_SECONDS), compiled=False)
+        assert code != ANOTHER_PACKAGE
+        count.noticed += code != 0
+        count.by_time += code is None
+        if code == 0:
+            print(f"not noticed: {name}:{one.line}: {one.before} → {one.after}", flush=True)
+    file.write_text(source, encoding="utf-8")
+    print(f"{name}: {count}, {seconds:.0f} s without a change", flush=True)
+    return count
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", default=list(FILES))
-    parser.add_argument("--changes", type=int, default=10, help="changes in each file, drawn from all")
+    parser.add_argument("files", nargs="*", help="those of mutants.toml when none is named")
+    parser.add_argument("--changes", type=int, default=25, help="changes in each file, drawn from all")
+    parser.add_argument("--line", type=int, help="every change of this line instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tried = found = 0
+    listed = tomllib.loads((ROOT / "benchmarks/mutants.toml").read_text(encoding="utf-8"))
+    counts = []
+    for module in SLOW_IMPORTS:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "checkout"
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))
-        for name in options.files:
-            source, file = (ROOT / name).read_text(encoding="utf-8"), folder / name
-            if noticed(folder, FILES[name]):
-                sys.exit(f"{name}: its tests fail without any change; mend them first")
-            every = [one for one in mutants(source) if (name, one[1]) not in EQUIVALENT]
-            chosen = random.Random(options.seed).sample(every, min(options.changes, len(every)))
-            for line, code, text in sorted(chosen):
-                file.write_text(text, encoding="utf-8")
-                tried, seen = tried + 1, noticed(folder, FILES[name])
-                found += seen
-                if not seen:
-                    print(f"not noticed: {name}:{line}: {code}", flush=True)
-            file.write_text(source, encoding="utf-8")
-            print(f"{name}: {len(chosen)} of {len(every)} changes tried", flush=True)
-    print(f"noticed: {found} of {tried} ({found / max(tried, 1):.0%})")
-    return int(found < NOTICED * tried)
+        left = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".hypothesis", ".pytest_cache")
+        shutil.copytree(ROOT, folder, ignore=left)
+        compileall.compile_dir(folder / "src", quiet=1, invalidation_mode=PycInvalidationMode.TIMESTAMP)
+        for name in options.files or listed["files"]:
+            equivalent = listed["equivalent"].get(name, {})
+            every = list(mutants((ROOT / name).read_text(encoding="utf-8")))
+            if gone := equivalent.keys() - {f"{one.before} → {one.after}" for one in every}:
+                sys.exit(f"{name}: mutants.toml lists what is no change of this file: {', '.join(sorted(gone))}")
+            chosen = random.Random(f"{options.seed} {name}").sample(every, min(options.changes, len(every)))
+            if options.line:
+                chosen = [one for one in every if one.line == options.line]
+            counts.append(try_file(folder, name, listed["files"][name], sorted(chosen), equivalent))
+    whole = Count(*(sum(getattr(one, field) for one in counts) for field in Count.__dataclass_fields__))
+    print(f"in all: {whole}")
+    return int(min(one.score for one in (*counts, whole) if one.drawn > one.equivalent) < SCORE)
 
 
 if __name__ == "__main__":
