@@ -17,8 +17,8 @@ changes nothing that anybody could see; then it belongs in mutants.toml under `e
 changes are drawn as others are, but neither tried nor counted in the score, which is the noticed share of the rest.
 The exit code is 1 where a file or the whole has a score below 0.95.
 
-The tests run in a copy of the checkout, of which a forked process imports the package; the libraries that take long to
-import are imported once, before the fork. One change takes as long as the tests up to the first that fails.
+The tests run in a copy of the checkout, of which a forked process imports the package; the other libraries are imported
+once, before the fork. One change takes as long as the tests up to the first that fails.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCORE = 0.95
 TIMES_LONGER, LEAST_SECONDS = 10, 20  # a change may make a loop endless
 ANOTHER_PACKAGE = 77  # exit code of a run that imported the package from elsewhere
-SLOW_IMPORTS = ("torch", "transformers", "tokenizers", "hypothesis", "numpy", "scipy", "pydantic", "omegaconf", "yaml")
+MODULES = "modules.txt"  # those of other packages that a run imported
 
 _SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -173,6 +173,8 @@ def _pytest(folder: Path, tests: str, compiled: bool) -> int:
         return ANOTHER_PACKAGE
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp/tests'}", *tests.split()])
     sys.stdout.flush()
+    names = [name for name, one in sys.modules.items() if "site-packages" in str(getattr(one, "__file__", None))]
+    (folder / MODULES).write_text("\n".join(names), encoding="utf-8")
     return int(code)
 
 
@@ -205,6 +207,9 @@ def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivale
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); mend them first")
     seconds = time.monotonic() - begun
+    for module in (folder / MODULES).read_text(encoding="utf-8").split():
+        with contextlib.suppress(ImportError):  # a name that a package put there by itself
+            importlib.import_module(module)
     # Bytecode is taken for that of a file with the same time and length, which a changed file may have.
     Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
     for one in chosen:
@@ -232,8 +237,6 @@ def main() -> int:
     options = parser.parse_args()
     listed = tomllib.loads((ROOT / "benchmarks/mutants.toml").read_text(encoding="utf-8"))
     counts = []
-    for module in SLOW_IMPORTS:
-        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "checkout"
         left = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".hypothesis", ".pytest_cache")
