@@ -30,6 +30,11 @@ def test_a_quotient_as_a_fraction_is_rounded_up_to_what_the_quotient_is(part: in
     assert steps_of(fraction_of(part, whole), steps) == -(-part * steps // whole)
 
 
+@given(part=st.integers(0, 2000), whole=st.sampled_from([1, 2, 5, 8, 10, 100, 1000]))
+def test_a_quotient_that_can_be_written_is_the_fraction_and_one_above_the_run_is_the_run(part: int, whole: int) -> None:
+    assert fraction_of(part, whole) == min(1.0, float(Fraction(part, whole)))
+
+
 @given(hundredths=st.integers(1, 500), samples=st.integers(1, 10**7), batch=st.integers(1, 512))
 @example(hundredths=7, samples=100, batch=1)
 def test_epochs_and_tokens_are_rounded_up_to_whole_steps(hundredths: int, samples: int, batch: int) -> None:

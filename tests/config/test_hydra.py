@@ -150,3 +150,18 @@ def test_a_section_given_on_the_command_line_is_merged_and_its_keys_are_the_comm
     assert document.values["optimizer"] == {"lr": 0.2, "betas": {"one": 0.9}}
     assert document.places["optimizer", "lr"].file is None
     assert str(document.places["optimizer", "betas", "one"]) == f"{folder}/optimizer/adamw.yaml:2"
+
+
+def test_a_file_that_is_a_list_is_the_value_of_its_package(folder: Path) -> None:
+    files = {"sizes/few": "- 1\n- {a: 2}\n", "sizes/many": "[3, 4]\n", "sizes/top": "# @package _global_\n- 5\n"}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "lists.yaml").write_text("defaults: [sizes: few, sizes@deep.inner: many, _self_]\nb: 1\n")
+    document = composed_file(folder / "lists.yaml", [], folder).document
+    assert document.values == {"sizes": [1, {"a": 2}], "deep": {"inner": [3, 4]}, "b": 1}
+    places = {path: str(place) for path, place in document.places.items()}
+    assert places["sizes", 1, "a"] == f"{folder}/sizes/few.yaml:2"
+    assert places["deep", "inner", 0] == f"{folder}/sizes/many.yaml:1"
+    with pytest.raises(UserError, match=r"sizes/top.yaml:2: a run file is a mapping .*, this one is a list"):
+        composed_file(folder / "lists.yaml", ["sizes=top"], folder)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
-from quintet.config.interpolate import resolve
+from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import walk
 from quintet.config.places import Place
 from quintet.config.read import Document
@@ -44,3 +46,38 @@ def test_functions(text: str, value: Any) -> None:
 def test_an_unknown_function_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(UserError, match=r"no such function; there are oc.env.*add.*for.*now"):
         resolved('a: "${plus:1,2}"')
+
+
+def test_the_variables_of_a_file_are_the_names_at_its_top_without_which_it_has_no_meaning() -> None:
+    values = yaml.safe_load(
+        """
+        plain: 1
+        behind_points: 2
+        section: {inner: 3}
+        in_a_list: 4
+        in_a_text: 5
+        by_one_point: 6
+        nobodys: {near: 7}
+        a: ["${plain}", "${..in_a_list}"]
+        b: {c: "${..behind_points}", d: "${.c}", near: 8, e: "${.near}"}
+        f: "${section.inner} and ${in_a_text}, but not nobodys"
+        g: "${.by_one_point}"
+        """
+    )
+    found = variables_of(Document(values, {path: Place("their.yaml", 1) for path, _ in walk(values)}))
+    assert found == {"plain", "behind_points", "section", "in_a_list", "in_a_text", "by_one_point"}
+    for name in values:
+        rest = OmegaConf.create({other: value for other, value in values.items() if other != name})
+        if name in found:
+            with pytest.raises(InterpolationKeyError):
+                OmegaConf.to_container(rest, resolve=True)
+        else:
+            OmegaConf.to_container(rest, resolve=True)
+    selected = {"a": "${oc.select: chosen, 0}", "b": "${oc.select:other.inner,1}"}
+    assert variables_of(Document(selected, {})) == {"chosen", "other"}
+
+
+def test_a_text_in_a_list_may_be_three_question_marks_and_a_value_may_not() -> None:
+    assert resolved('a: ["???"]') == {"a": ["???"]}
+    with pytest.raises(UserError, match=r"their.yaml:1: b.c: is \?\?\?, which stands for a value that must be given"):
+        resolved('b: {c: "???"}')

@@ -13,6 +13,38 @@ from quintet.data import permutation
 from quintet.data.permutation import Permutation
 
 
+def test_the_round_function_gives_the_published_numbers_of_splitmix64() -> None:
+    """The first numbers of its generator from the seed 0, which adds a constant and mixes."""
+    states = np.arange(1, 5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+    assert permutation._mix(states).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [
+        (6, [3, 0, 2, 5]),
+        (1000, [772, 488, 692, 219]),
+        ((1 << 16) - 1, [65064, 24547, 47066, 15986]),
+        (1 << 16, [25258, 39687, 36873, 15041]),
+        ((1 << 20) + 1, [1006194, 415123, 453900, 1042603]),
+        (1 << 62, [2049381270372344031, 1139450385524391665, 1493934648815791002, 1632639301834281710]),
+    ],
+)
+def test_an_order_that_a_run_began_with_is_the_one_with_which_it_goes_on(size: int, first: list[int]) -> None:
+    """Another version has to draw the same samples, so these numbers never change."""
+    assert Permutation(size, 5)(np.arange(4)).tolist() == first
+
+
+def test_what_no_permutation_can_be_asked_for_is_a_mistake_of_the_caller() -> None:
+    for size in (0, (1 << 62) + 1):
+        with pytest.raises(AssertionError):
+            Permutation(size, 1)
+    for place in (-1, 10):
+        with pytest.raises(AssertionError):
+            Permutation(10, 1)(np.array([place]))
+
+
 def assert_bijection(size: int, seed: int) -> None:
     np.testing.assert_array_equal(np.sort(Permutation(size, seed)(np.arange(size))), np.arange(size))
 
