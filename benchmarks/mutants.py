@@ -9,8 +9,8 @@ Docstrings, annotations, decorators, `strict=`, code for type checkers and calls
 changes of a file are drawn with a seed, so that a second call draws the same ones.
 
 mutants.toml has, for each file, the tests that are there to notice what becomes wrong in it, the sharpest first: the
-first failure ends them. A change with which they run ten times longer than without one counts as noticed, and the line
-of the file says how many these were.
+first failure ends them. A change with which they compute three times longer than without one, as in an endless loop,
+counts as noticed, and the line of the file says how many these were.
 
 A change that no test notices is printed: its line, as it is and as it was changed. It is a gap in the tests, or it
 changes nothing that anybody could see; then it belongs in mutants.toml under `equivalent`, with the reason. Listed
@@ -32,6 +32,7 @@ import importlib
 import importlib.util
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -47,7 +48,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORE = 0.95
-TIMES_LONGER, LEAST_SECONDS = 10, 20  # a change may make a loop endless
+TIMES_LONGER, MORE_SECONDS = 3, 3  # of computing; a change may make a loop endless
+TIMES_WAITING, LEAST_SECONDS = 10, 60  # by the clock; a change may also wait for what never comes
 ANOTHER_PACKAGE = 77  # exit code of a run that imported the package from elsewhere
 MODULES = "modules.txt"  # those of other packages that a run imported
 
@@ -139,26 +141,47 @@ def _changed_line(lines: list[str], node: ast.expr | ast.stmt, other: ast.AST) -
     return f"{line[: node.col_offset].decode()}{ast.unparse(other).splitlines()[0]}{rest}".strip()
 
 
-def run(folder: Path, tests: str, limit: float | None, *, compiled: bool) -> int | None:
-    """Exit code of ``tests`` in the copy of the checkout in ``folder``; None after ``limit`` seconds. ``compiled``
-    keeps the bytecode of the tests."""
+@dataclass(frozen=True)
+class Run:
+    """Exit code of tests, None where a limit ended them, and their seconds: of computing, and by the clock."""
+
+    code: int | None
+    computing: float
+    clock: float
+
+
+def run(folder: Path, tests: str, unchanged: Run | None = None) -> Run:
+    """Run ``tests`` in the copy of the checkout in ``folder``, within the limits that follow from ``unchanged``."""
+    begun = time.monotonic()
     child = os.fork()
     if not child:
-        os._exit(_pytest(folder, tests, compiled))
-    end, status, code = time.monotonic() + (limit or float("inf")), 0, 0
-    while not code and time.monotonic() < end:
-        code, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # and what it started
-    if not code:
+        if unchanged:
+            seconds = round(TIMES_LONGER * unchanged.computing + MORE_SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        os._exit(_pytest(folder, tests, compiled=unchanged is None))
+    end = begun + max(TIMES_WAITING * unchanged.clock, LEAST_SECONDS) if unchanged else float("inf")
+    found, status, used = 0, 0, None
+    try:
+        while not found and time.monotonic() < end:
+            found, status, used = os.wait4(child, os.WNOHANG)
+            time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # and what it started
+    if not found or used is None:
         os.waitpid(child, 0)
-        return None
-    return os.waitstatus_to_exitcode(status)
+        return Run(None, 0.0, 0.0)
+    code = os.waitstatus_to_exitcode(status)
+    return Run(
+        None if code in (-signal.SIGXCPU, -signal.SIGKILL) else code,
+        used.ru_utime + used.ru_stime,
+        time.monotonic() - begun,
+    )
 
 
 def _pytest(folder: Path, tests: str, compiled: bool) -> int:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -202,11 +225,10 @@ class Count:
 def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivalent: dict[str, str]) -> Count:
     """Try ``chosen`` changes of the file ``name``, one after the other, and print those that no test notices."""
     source, file, count = (ROOT / name).read_text(encoding="utf-8"), folder / name, Count(len(chosen))
-    begun = time.monotonic()
-    if code := run(folder, tests, None, compiled=True):
+    unchanged = run(folder, tests)
+    if code := unchanged.code:
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); mend them first")
-    seconds = time.monotonic() - begun
     for module in (folder / MODULES).read_text(encoding="utf-8").split():
         with contextlib.suppress(ImportError):  # a name that a package put there by itself
             importlib.import_module(module)
@@ -217,14 +239,14 @@ def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivale
             count.equivalent += 1
             continue
         file.write_text(one.text, encoding="utf-8")
-        code = run(folder, tests, max(TIMES_LONGER * seconds, LEAST_SECONDS), compiled=False)
+        code = run(folder, tests, unchanged).code
         assert code != ANOTHER_PACKAGE
         count.noticed += code != 0
         count.by_time += code is None
         if code == 0:
             print(f"not noticed: {name}:{one.line}: {one.before} → {one.after}", flush=True)
     file.write_text(source, encoding="utf-8")
-    print(f"{name}: {count}, {seconds:.0f} s without a change", flush=True)
+    print(f"{name}: {count}; without a change {unchanged.computing:.1f} s of computing", flush=True)
     return count
 
 
@@ -237,6 +259,7 @@ def main() -> int:
     options = parser.parse_args()
     listed = tomllib.loads((ROOT / "benchmarks/mutants.toml").read_text(encoding="utf-8"))
     counts = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "checkout"
         left = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".hypothesis", ".pytest_cache")

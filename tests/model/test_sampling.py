@@ -101,11 +101,28 @@ def test_temperature_zero_takes_the_likeliest_after_the_penalty() -> None:
     assert choose(one, seen_one, GenerationSettings(temperature=0, repetition_penalty=1.1), generator).item() == 2
 
 
+def test_without_settings_the_models_own_probabilities_are_drawn_from() -> None:
+    draws, probabilities = 20_000, logits(5, batch=1).softmax(-1)[0]
+    rows = logits(5, batch=1).expand(draws, -1), seen(5, batch=1).expand(draws, -1)
+    ids = choose(*rows, GenerationSettings(), [torch.Generator().manual_seed(0)] * draws)
+    frequencies = torch.bincount(ids, minlength=VOCAB) / draws
+    assert ((frequencies - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / draws).sqrt()).all()
+
+
+def test_the_ends_of_each_range_belong_to_it() -> None:
+    low = {"max_tokens": 0, "temperature": 0.0, "top_k": 1, "top_p": 1e-9, "min_p": 0.0, "repetition_penalty": 1e-9}
+    high = {"top_p": 1.0, "min_p": 1.0, "temperature": 1e9, "repetition_penalty": 1e9}
+    for settings in (low, high):
+        GenerationSettings(**settings)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("max_tokens", -1),
         ("temperature", -0.1),
+        ("temperature", math.inf),
+        ("repetition_penalty", math.inf),
         ("temperature", math.nan),
         ("top_k", 0),
         ("top_p", 0.0),

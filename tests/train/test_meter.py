@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 import torch
 
 from quintet.errors import UserError
-from quintet.train.meter import Meter
+from quintet.train.meter import Interval, Meter
 
 
 def add(meter: Meter, step: int, loss: float, *, skipped: float = 0.0, tokens: int = 10) -> None:
@@ -38,3 +41,25 @@ def test_nothing_but_steps_that_are_not_finite_stops_the_run() -> None:
     add(meter, 6, float("inf"), skipped=1.0)
     with pytest.raises(UserError, match=r"steps 5 to 6.*lower optimizer\.lr"):
         meter.read()
+
+
+def test_a_single_step_that_is_not_finite_is_counted_and_nothing_is_left_for_the_next_look() -> None:
+    meter = Meter()
+    meter.add_masked()
+    add(meter, 5, float("nan"), skipped=1.0)
+    assert meter.read().skipped_steps == 2
+    empty = meter.read()
+    assert (empty.records, empty.skipped_steps, empty.tokens) == ([], 0, 0)
+    assert math.isnan(empty.loss)
+
+
+def test_the_speed_counts_from_the_last_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, meter = [100.0], Meter()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    meter.restart()
+    clock[0] += 0.25
+    add(meter, 1, 4.0, tokens=30)
+    add(meter, 2, 4.0, tokens=20)
+    interval = meter.read()
+    assert (interval.seconds, interval.tokens, interval.tokens_per_second) == (0.25, 50, 200.0)
+    assert Interval([], math.nan, 0, 5, 0.0).tokens_per_second > 1e6  # a clock that has not moved

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from quintet.train.rhythm import rhythm_of
+from quintet.config.evaluate import EvaluateConfig
+from quintet.train.rhythm import Trial, rhythm_of
 
 
 def steps_with(make_config: Callable[..., Any], event: str, steps: int = 20, **sections: Any) -> list[int]:
@@ -59,3 +60,21 @@ def test_samples_and_progress_lines_may_have_a_period_of_their_own(make_config) 
     quiet = {"every": None, "at_end": False}
     assert steps_with(make_config, "samples", evaluate=quiet, sample={"every": 0.3}) == [6, 12, 18, 20]
     assert steps_with(make_config, "logs", train={"log_every": 0.22}) == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("asked", "samples", "items", "size"),
+    [
+        ({"samples": 100, "task_samples": 50, "text_modeling": {"max_bytes": 9000}}, 8, 2, 2000),
+        ({"samples": None, "task_samples": None, "text_modeling": {}}, 8, 2, 2000),
+        ({"samples": 3, "task_samples": 1, "text_modeling": {"max_bytes": 70}}, 3, 1, 70),
+        ({"samples": 7, "task_samples": 2}, 7, 2, None),
+    ],
+)
+def test_a_trial_measures_no_more_than_its_counts_and_than_the_run(
+    asked: dict[str, Any], samples: int, items: int, size: int | None
+) -> None:
+    evaluate = EvaluateConfig.model_validate({"every": 5, **asked})
+    found = Trial(steps=2).shortened(evaluate)
+    assert (found.samples, found.task_samples, found.every) == (samples, items, 5)
+    assert (found.text_modeling and found.text_modeling.max_bytes) == size
