@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quintet.data.batch import Batch, TrainData, ValidationData, prefetch
 from quintet.data.mixture import EpochOrder, Order, WeightedOrder
-from quintet.data.samples import Windows
+from quintet.data.samples import Sample, Windows
 
 
 @dataclass(frozen=True)
@@ -229,3 +229,37 @@ def test_closing_ends_the_thread_at_once() -> None:
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
     assert len(started) <= 3
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Samples that the test made."""
+
+    all: tuple[Sample, ...]
+    tokens: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.all)
+
+    def sample(self, index: int) -> Sample:
+        return self.all[index]
+
+
+def test_short_samples_are_padded_and_what_is_not_learnt_has_no_target() -> None:
+    yes, no = True, False
+    samples = (
+        Sample(np.array([1, 2, 3, 4, 5])),
+        Sample(np.array([6, 7, 8]), np.array([yes, no, yes]), np.array([0, 0, 1]), np.array([yes, no, no])),
+    )
+    data = ValidationData((Fixed(samples),), ("a",), 4)
+    [batch] = data.batches(2, None)
+    assert batch.inputs.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    assert batch.targets.tolist() == [[2, 3, 4, 5], [-100, 8, -100, -100]]
+    assert batch.documents is not None
+    assert batch.documents.tolist() == [[0, 0, 0, 0], [0, 0, -1, -1]]
+    assert batch.prompts is not None
+    assert batch.prompts.tolist() == [[no] * 4, [yes, no, no, no]]
+    assert (batch.valid, batch.sources.tolist()) == (5, [0, 0])
+    first, _ = data.batches(1, None)
+    assert (first.valid, first.prompts) == (4, None)

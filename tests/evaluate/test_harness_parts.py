@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Limit, deal, plan
-from quintet.evaluate.harness.figures import confidence
+from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, confidence, count_of
 from quintet.evaluate.harness.names import check_tasks
 from quintet.evaluate.harness.short_items import is_short_and_plain, syllables
 from quintet.evaluate.harness.texts import Encoder, Text
@@ -107,6 +107,62 @@ def test_confidence_is_its_formula() -> None:
     assert found["acc_norm"] == 1.0
     assert confidence(logprobs, lengths, [0, 2])["acc_norm"] == 0.0
     assert confidence([-5000.0, -5001.0], [1, 1], [0])["probability"] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_confidence_of_equal_and_of_all_right_choices() -> None:
+    even = confidence([-3.0, -3.0, -3.0], [0, 0, 0], [0, 2])  # an empty choice counts as one character
+    assert even["probability"] == even["probability_norm"] == pytest.approx(2 / 3)
+    assert even["margin"] == even["margin_norm"] == pytest.approx(0)
+    sure = confidence([-1.0, -2.0], [1, 1], [0, 1])
+    assert (sure["probability"], sure["acc_norm"]) == (pytest.approx(1), 1.0)
+    assert sure["margin"] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_figures_are_shown_to_people_trackers_and_programs() -> None:
+    measured = {
+        "arc": Benchmark({"acc": Figure(0.25, 0.05, 80, 0), "acc_norm": Figure(0.5, math.nan, 70, 0)}, 80),
+        "several": Benchmark({"one/acc": Figure(math.nan, math.inf, 1200, 5)}, 1200, 2, ("3 items are left out",)),
+    }
+    found = Benchmarks("bf16", measured, {"gone": "no such file"})
+    assert found.metrics() == pytest.approx(
+        {
+            "benchmark/arc/acc": 0.25,
+            "benchmark/arc/acc_stderr": 0.05,
+            "benchmark/arc/acc_norm": 0.5,
+            "benchmark/arc/items": 80,
+            "benchmark/arc/shots": 0,
+            "benchmark/arc/precision_bf16": 1,
+            "benchmark/several/one/acc": math.nan,
+            "benchmark/several/one/acc_stderr": math.inf,
+            "benchmark/several/one/items": 1200,
+            "benchmark/several/one/shots": 5,
+            "benchmark/several/one/precision_bf16": 1,
+        },
+        nan_ok=True,
+    )
+    assert found.lines() == [
+        "  arc      acc       0.2500 ± 0.0500  0-shot in bf16, of 80",
+        "  arc      acc_norm  0.5000           0-shot in bf16, of 70",
+        "  several  one/acc      nan ± inf     5-shot in bf16, of 1,200",
+        "several: 3 items are left out",
+        "gone: not measured: no such file",
+    ]
+    shown = found.figures()
+    assert (shown["precision"], shown["not_measured"]) == ("bf16", {"gone": "no such file"})
+    assert {name: (one["items"], one["parts"], one["warnings"]) for name, one in shown["tasks"].items()} == {
+        "arc": (80, 1, []),
+        "several": (1200, 2, ["3 items are left out"]),
+    }
+    arc, several = shown["tasks"]["arc"]["figures"], shown["tasks"]["several"]["figures"]
+    assert arc["acc"] == {"value": 0.25, "stderr": 0.05, "items": 80, "shots": 0, "precision": "bf16"}
+    assert (arc["acc_norm"]["stderr"], several["one/acc"]["value"], several["one/acc"]["stderr"]) == (None, None, None)
+    assert Benchmarks("fp32").lines() == []
+
+
+def test_a_few_of_the_items_that_are_left_out_are_named() -> None:
+    assert count_of("are cut", [3, 9], 2000) == "2 of 2,000 items are cut (number 3, 9)"
+    assert count_of("are cut", range(5), 5) == "5 of 5 items are cut (number 0, 1, 2, 3, 4)"
+    assert count_of("are cut", range(1, 1501), 3000) == "1,500 of 3,000 items are cut (number 1, 2, 3, 4, 5, …)"
 
 
 def test_syllables_of_words() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from quintet.config.schema import RunConfig
 from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
+from quintet.train import checkpoint
 from quintet.train.checkpoint import (
     Checkpointer,
     Progress,
     checkpoint_path,
     checkpoint_steps,
+    last_checkpoint,
     load_training,
     load_weights,
     read_progress,
@@ -204,3 +208,95 @@ def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
     assert files.keys() == {file.name for file in path.iterdir()} - {"state.json"}
     for name, facts in files.items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == facts["sha256"]
+
+
+def test_the_best_is_the_lowest_finite_loss_and_the_earlier_of_two_that_are_equal() -> None:
+    progress, bests = Progress(), []
+    assert (progress.step, progress.skipped_steps, progress.tokens, progress.seconds) == (0, 0, 0, 0.0)
+    for step, loss in enumerate([math.nan, math.inf, 5.0, 5.0, 4.0, math.nan, 4.5, 3.0], start=1):
+        progress = replace(progress, step=step).validated(loss)
+        assert str(progress.validation_loss) == str(loss)
+        bests.append(progress.best_step)
+    assert bests == [None, None, 3, 3, 5, 5, 5, 8]
+    assert Progress(step=9, best_loss=math.nan, best_step=2).validated(7.0).best_step == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"keep": None}, [1, 2, 3, 4]),
+        ({"keep": 1, "keep_best": False}, [4]),
+        ({"keep": 2, "keep_best": False}, [3, 4]),
+        ({"keep": 1, "keep_best": True}, [1, 4]),
+    ],
+)
+def test_as_many_are_kept_as_the_run_says(tmp_path: Path, settings: dict[str, bool | None], kept: list[int]) -> None:
+    assert last_checkpoint(tmp_path) is None
+    save(tmp_path, [1, 2, 3, 4], CheckpointConfig.model_validate(settings), best_step=1).close()
+    assert checkpoint_steps(tmp_path) == kept
+    assert {path.name for path in tmp_path.iterdir()} == {f"step-{step:06d}" for step in kept}
+    assert last_checkpoint(tmp_path) == tmp_path.resolve() / "step-000004"
+
+
+def test_facts_that_come_later_are_put_into_the_checkpoint_of_their_step(tmp_path: Path) -> None:
+    checkpointer = save(tmp_path, [4, 8], CheckpointConfig(keep=1))
+    before = (checkpoint_path(tmp_path, 8) / ".metadata").stat().st_mtime_ns
+    checkpointer.save(Progress(step=8, tokens=5), {})  # is there already
+    checkpointer.amend(Progress(step=8, tokens=7))
+    checkpointer.amend(Progress(step=9, tokens=7))  # is not there
+    checkpointer.close()
+    assert checkpoint_steps(tmp_path) == [8]
+    assert read_progress(checkpoint_path(tmp_path, 8)) == Progress(step=8, tokens=7)
+    assert (checkpoint_path(tmp_path, 8) / ".metadata").stat().st_mtime_ns == before
+    again = Checkpointer(tmp_path, CheckpointConfig(keep=1))
+    again.amend(Progress(step=8, tokens=9))
+    again.close()
+    assert read_progress(checkpoint_path(tmp_path, 8)).tokens == 9
+
+
+def test_frozen_weights_are_not_stored_and_stay_as_they_are(tmp_path: Path) -> None:
+    def partly_frozen(seed: int) -> nn.Module:
+        model = tiny(seed)
+        model.register_buffer("counted", torch.full((2,), float(seed)))
+        model.get_submodule("0").requires_grad_(False)
+        return model
+
+    model, other = partly_frozen(1), partly_frozen(2)
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+    checkpointer.save(Progress(step=3), engine_of(model, build_optimizer(AdamWConfig(), model)).state())
+    checkpointer.close()
+    stored = FileSystemReader(checkpoint_path(tmp_path, 3)).read_metadata().state_dict_metadata
+    names = {name.removeprefix("model.") for name in stored if name.startswith("model.")}
+    assert names == {"1.weight", "1.bias", "2.weight", "2.bias", "counted"}
+    load_weights(checkpoint_path(tmp_path, 3), other)
+    for name, value in other.state_dict().items():
+        came_from = partly_frozen(2) if name.startswith("0.") else model
+        assert torch.equal(value, came_from.state_dict()[name]), name
+
+
+def test_a_refusal_of_the_system_is_said_and_another_error_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [OSError(errno.EROFS, "Read-only file system"), OSError(errno.ENOSPC, "full"), OSError("of Python's own")]
+    messages = ["cannot be written (Read-only file system)", "no space left to write a checkpoint", "of Python's own"]
+    for error, message in zip(errors, messages, strict=True):
+
+        def refuse(*_: object, error: OSError = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(checkpoint.state_dict_saver, "save", refuse)
+        checkpointer = Checkpointer(tmp_path, CheckpointConfig())
+        checkpointer.save(Progress(step=5), {})
+        with pytest.raises((UserError, OSError)) as caught:
+            checkpointer.close()
+        assert message in str(caught.value)
+        assert isinstance(caught.value, UserError) == (error.errno is not None)
+        assert error.errno is None or "the last whole one is none yet" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_only_checkpoint_that_is_damaged_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    save(tmp_path, [8]).close()
+    next(checkpoint_path(tmp_path, 8).glob("*.distcp")).unlink()
+    with pytest.raises(UserError, match=r"distcp is missing; there is no other; move the run's folder away"):
+        read_progress(checkpoint_path(tmp_path, 8))
