@@ -8,9 +8,9 @@ A change turns a comparison, a sign, an operation or a condition round, adds one
 Docstrings, annotations, decorators, `strict=`, code for type checkers and calls that log are left as they are. The
 changes of a file are drawn with a seed, so that a second call draws the same ones.
 
-mutants.toml has, for each file, the tests that are there to notice what becomes wrong in it, the sharpest first: the
-first failure ends them. A change with which they compute three times longer than without one, as in an endless loop,
-counts as noticed, and the line of the file says how many these were.
+mutants.toml has, for each file, the tests that are there to notice what becomes wrong in it. The first failure ends
+them, and those that noticed most changes so far come first. A change with which they compute three times longer than
+without one, as in an endless loop, counts as noticed, and the line of the file says how many these were.
 
 A change that no test notices is printed: its line, as it is and as it was changed. It is a gap in the tests, or it
 changes nothing that anybody could see; then it belongs in mutants.toml under `equivalent`, with the reason. Listed
@@ -39,6 +39,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,28 @@ class Run:
     clock: float
 
 
-def run(folder: Path, tests: str, unchanged: Run | None = None) -> Run:
+class Sharpness(Counter[str]):
+    """How many changes each test noticed; as a plugin of pytest it puts the sharpest tests first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._file = folder / "failed.txt"
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: -self[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._file.write_text(report.nodeid, encoding="utf-8")
+
+    def learn(self) -> None:
+        """Count the test that failed, if one did."""
+        if self._file.is_file():
+            self[self._file.read_text(encoding="utf-8")] += 1
+            self._file.unlink()
+
+
+def run(folder: Path, tests: str, sharpness: Sharpness, unchanged: Run | None = None) -> Run:
     """Run ``tests`` in the copy of the checkout in ``folder``, within the limits that follow from ``unchanged``."""
     begun = time.monotonic()
     child = os.fork()
@@ -158,7 +180,7 @@ def run(folder: Path, tests: str, unchanged: Run | None = None) -> Run:
         if unchanged:
             seconds = round(TIMES_LONGER * unchanged.computing + MORE_SECONDS)
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        os._exit(_pytest(folder, tests, compiled=unchanged is None))
+        os._exit(_pytest(folder, tests, sharpness, compiled=unchanged is None))
     end = begun + max(TIMES_WAITING * unchanged.clock, LEAST_SECONDS) if unchanged else float("inf")
     found, status, used = 0, 0, None
     try:
@@ -179,7 +201,7 @@ def run(folder: Path, tests: str, unchanged: Run | None = None) -> Run:
     )
 
 
-def _pytest(folder: Path, tests: str, compiled: bool) -> int:
+def _pytest(folder: Path, tests: str, sharpness: Sharpness, compiled: bool) -> int:
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -194,7 +216,8 @@ def _pytest(folder: Path, tests: str, compiled: bool) -> int:
     found = importlib.util.find_spec("quintet")
     if "quintet" in sys.modules or found is None or not str(found.origin).startswith(str(folder)):
         return ANOTHER_PACKAGE
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp/tests'}", *tests.split()])
+    options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp/tests'}"]
+    code = pytest.main([*options, *tests.split()], plugins=[sharpness])
     sys.stdout.flush()
     names = [name for name, one in sys.modules.items() if "site-packages" in str(getattr(one, "__file__", None))]
     (folder / MODULES).write_text("\n".join(names), encoding="utf-8")
@@ -225,7 +248,8 @@ class Count:
 def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivalent: dict[str, str]) -> Count:
     """Try ``chosen`` changes of the file ``name``, one after the other, and print those that no test notices."""
     source, file, count = (ROOT / name).read_text(encoding="utf-8"), folder / name, Count(len(chosen))
-    unchanged = run(folder, tests)
+    sharpness = Sharpness(folder)
+    unchanged = run(folder, tests, sharpness)
     if code := unchanged.code:
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); mend them first")
@@ -239,7 +263,8 @@ def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivale
             count.equivalent += 1
             continue
         file.write_text(one.text, encoding="utf-8")
-        code = run(folder, tests, unchanged).code
+        code = run(folder, tests, sharpness, unchanged).code
+        sharpness.learn()
         assert code != ANOTHER_PACKAGE
         count.noticed += code != 0
         count.by_time += code is None
