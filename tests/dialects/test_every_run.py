@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from tests.dialects.conftest import Make
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 
+from quintet.cli import main
 from quintet.config.dialects import NAMES
 
 
@@ -31,8 +35,8 @@ class Servers:
     def __init__(self) -> None:
         self.wandb: dict[int, dict[str, Any]] = {}
         self.mlflow: dict[int, dict[str, float]] = {}
-        self.wandb_files: dict[str, str] = {}
-        self.mlflow_files: dict[str, str] = {}
+        self.wandb_files: dict[str, bytes] = {}
+        self.mlflow_files: dict[str, bytes] = {}
 
     def steps(self, tracker: str, metric: str) -> list[int]:
         """The steps of which ``tracker`` has ``metric``."""
@@ -52,7 +56,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
             sent.wandb.setdefault(step, {}).update(metrics)
 
         def save(self, file: str, base_path: str, policy: str) -> None:
-            sent.wandb_files[str(Path(file).relative_to(base_path))] = Path(file).read_text()
+            sent.wandb_files[str(Path(file).relative_to(base_path))] = Path(file).read_bytes()
 
         def finish(self, exit_code: int) -> None:
             assert exit_code == 0
@@ -66,15 +70,19 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
                 sent.mlflow.setdefault(step, {})[name] = value
 
         def log_text(self, _: str, text: str, file: str) -> None:
-            sent.mlflow_files[file] = text
+            sent.mlflow_files[file] = text.encode()
+
+        def log_artifacts(self, _: str, folder: str, below: str) -> None:
+            files = (file for file in Path(folder).rglob("*") if file.is_file())
+            sent.mlflow_files |= {f"{below}/{file.relative_to(folder)}": file.read_bytes() for file in files}
 
         def get_run(self, _: str) -> Any:
-            return SimpleNamespace(data=SimpleNamespace(params={}))
+            return SimpleNamespace(data=SimpleNamespace(params={}, metrics={}))
 
         def __getattr__(self, _: str) -> Any:  # experiments, the run itself, its status
             return lambda *_, **__: SimpleNamespace(experiment_id="0", info=SimpleNamespace(run_id="1"))
 
-    def init(*, name: str = "", project: str = "", entity: str = "", dir: str = "", reinit: str = "") -> Run:
+    def init(**_: Any) -> Run:
         return Run()
 
     def kept(*values: Any) -> tuple[Any, ...]:
@@ -133,3 +141,61 @@ def test_so_they_do_from_the_trainers_of_other_libraries(trainer: str, make: Mak
     made = make({"training_args": OTHER_TRAINERS[trainer], "trainer": trainer} | TRACKERS)
     assert list(made.metrics("train/loss")) == [1, 2, 3, 4, 5, 6, 7]
     assert [servers.steps(tracker, "train/loss") for tracker in ("wandb", "mlflow")] == [[3, 6], [3, 6]]
+
+
+def test_trackers_get_the_file_as_it_was_written_beside_the_native_one(
+    dialect: str, make: Make, servers: Servers
+) -> None:
+    """Byte for byte, also when the run is continued from its folder, as long as nothing changed."""
+    made = make(LOGGED[dialect] | TRACKERS)
+    written = "\r\n".join(f"{line}  # mine" for line in made.file.read_text().splitlines()).encode()
+    made.file.write_bytes(written)
+    with chdir(made.file.parent):
+        assert train("their.yaml", "--dialect", dialect) == 0
+        [run] = (file.parent for file in Path().rglob("run.yaml"))
+        assert servers.wandb_files == {"original/their.yaml": written}
+        assert servers.mlflow_files["original/their.yaml"] == written
+        assert yaml.safe_load(servers.mlflow_files["run.yaml"])["train"]["log_every"] == 3
+        servers.wandb_files.clear()
+        assert train(str(run)) == 0
+        assert servers.wandb_files == {"original/their.yaml": written}
+
+
+@pytest.mark.parametrize("dialect", ["tmrc", "phyagi"])
+def test_they_get_all_files_of_a_composition(
+    dialect: str, base: dict[str, Any], servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of which another file takes the place value by value, and one that a key names."""
+    monkeypatch.chdir(tmp_path)
+    values = base["quintet"] | {"track": TRACKERS["quintet.track"]}
+    if dialect == "tmrc":
+        texts = {
+            "model/gpt.yaml": yaml.safe_dump(base["model"]),
+            "size/small.yaml": "# @package model\nd_model: 48\n",
+            "main.yaml": yaml.safe_dump(
+                base | {"model": {"d_model": 16}, "quintet": values}
+                | {"defaults": [{"model": "gpt"}, {"size": "small"}, "_self_"]}
+            ),
+        }  # fmt: skip
+    else:
+        arguments = base["training_args"] | {"ds_config": "ds/config.json"}
+        texts = {
+            "ds/config.json": json.dumps(base["training_args"]["ds_config"]),
+            "base.yaml": yaml.safe_dump({"seed": 1, "model": base["model"]}),
+            "main.yaml": yaml.safe_dump(
+                base | {"extends": "base.yaml", "training_args": arguments, "quintet": values}
+            ),
+        }  # fmt: skip
+    for name, text in texts.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    assert train("main.yaml", "--dialect", dialect) == 0
+    assert servers.wandb_files == {f"original/{name}": text.encode() for name, text in texts.items()}
+
+
+def train(*arguments: str) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main(["train", *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code

@@ -365,3 +365,12 @@ def test_long_values_are_cut_as_mlflow_wants() -> None:
     assert value == "b" * MAX_PARAM_VAL_LENGTH
     assert len(key) == MAX_ENTITY_KEY_LENGTH
     assert key.startswith("a" * 240)  # a digest follows, so that long names stay different
+
+
+def test_the_files_of_a_dialect_are_artifacts(folder: Path) -> None:
+    (folder / "original/model").mkdir(parents=True)
+    (folder / "original/model/gpt.yaml").write_bytes(b"n_layer: 4\r\n")
+    tracker_in(folder).close()
+    store = client(f"sqlite:///{folder}/mlflow.db")
+    found = store.download_artifacts(only_run(store).info.run_id, "original/model/gpt.yaml", str(folder))
+    assert Path(found).read_bytes() == b"n_layer: 4\r\n"

@@ -276,3 +276,12 @@ def test_nothing_is_written_outside_of_the_run_folder(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(run), *sys.path], cwd=home, env=environment, check=True)
     assert len(offline_files(run)) == 1
     assert list(home.rglob("*")) == []
+
+
+def test_the_files_of_a_dialect_are_files_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "original/model").mkdir(parents=True)
+    (tmp_path / "original/model/gpt.yaml").write_bytes(b"n_layer: 4\r\n")
+    wandb_tracker(tracked(tmp_path, OFFLINE)).close()
+    [file] = offline_files(tmp_path)
+    assert whole_records(file)
+    assert (file.parent / "files/original/model/gpt.yaml").read_bytes() == b"n_layer: 4\r\n"

@@ -57,7 +57,7 @@ def train(
     for note in loaded.notes:
         reporter.say(f"note: {note}")
     try:
-        outcome = train_run(config, reporter, loaded.places if loaded.dialect else None)
+        outcome = train_run(config, reporter, loaded.original)
     finally:
         reporter.close()
     run = outcome.run

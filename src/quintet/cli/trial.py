@@ -219,8 +219,7 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     from quintet.train.loop import train
     from quintet.train.rhythm import Trial
 
-    places = trial.loaded.places if trial.loaded.dialect else None
-    outcome = train(trial.config, trial.listener, places, Trial(steps))
+    outcome = train(trial.config, trial.listener, trial.loaded.original, Trial(steps))
     if outcome.signal is not None:
         raise KeyboardInterrupt
     run = outcome.run

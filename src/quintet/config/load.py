@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.names import PATHS, local_path
-from quintet.config.places import Place, Places, Problem, RunFileError, place_of
-from quintet.config.read import Document, read_document
+from quintet.config.places import Original, Place, Places, Problem, RunFileError, place_of
+from quintet.config.read import Document, files_read, read_document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -45,7 +46,8 @@ class Reading:
 class Loaded:
     """A run config, the place of each value that was given, and ``raw``: the values as given, with interpolations
     resolved and nothing filled in. For a file of a ``dialect`` these are of its translation, about which ``notes`` say
-    what its user should know, and ``prepare_to`` where `quintet prepare` writes the data, None for the cache."""
+    what its user should know, ``prepare_to`` where `quintet prepare` writes the data, None for the cache, and ``files``
+    what was read, by resolved path."""
 
     config: RunConfig
     places: Mapping[KeyPath, Place]
@@ -53,6 +55,17 @@ class Loaded:
     dialect: Dialect | None = None
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def original(self) -> Original | None:
+        """The file as it was written, of a native one None: the run folder has all that it says."""
+        if self.dialect is None:
+            return None
+        around = os.path.commonpath([file.parent for file in self.files])
+        return Original(
+            self.places, {file.relative_to(around).as_posix(): content for file, content in self.files.items()}
+        )
 
     @property
     def origins(self) -> dict[str, str]:
@@ -140,7 +153,11 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
     """
     if not files:
         raise UserError("no run file given; name at least one")
-    reading = reading or Reading()
+    with files_read() as read:
+        return replace(_loaded(files, overrides, reading or Reading()), files=read)
+
+
+def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -> Loaded:
     document, left, hydra = _merged([Path(file) for file in files], overrides, reading.config_folder)
     dialect = dialect_named(reading.dialect) if reading.dialect else detect(document.values)
     notes: tuple[str, ...] = ()

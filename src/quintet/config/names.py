@@ -12,6 +12,9 @@ from quintet.errors import UserError
 RUN_FILE = "run.yaml"
 """The file that makes a folder that of a run."""
 
+ORIGINAL = "original"
+"""The folder in that of a run with the files of a dialect as they were written."""
+
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -37,6 +37,15 @@ Places = Mapping[KeyPath, Place]
 
 
 @dataclass(frozen=True)
+class Original:
+    """A run file of a dialect as its user wrote it: the place of each value of the run, and the bytes of each of its
+    files, by its path below the folder that they have in common."""
+
+    places: Places
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
 class Problem:
     """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do."""
 

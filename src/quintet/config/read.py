@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,18 @@ from quintet.config.keypath import KeyPath, show
 from quintet.config.places import Place, Problem, RunFileError
 
 _MERGE = "tag:yaml.org,2002:merge"
+_read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were read", default=None)
+
+
+@contextmanager
+def files_read() -> Iterator[dict[Path, bytes]]:
+    """Within, the content of every run file that is read is noted, by its resolved path."""
+    found: dict[Path, bytes] = {}
+    token = _read.set(found)
+    try:
+        yield found
+    finally:
+        _read.reset(token)
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,10 @@ def _text(file: Path, asked_at: Place | None) -> str:
     if file.is_dir():
         raise RunFileError([Problem(place, "", f"{prefix}is a folder; name the run file in it")])
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        content = file.read_bytes()
+        if (read := _read.get()) is not None:
+            read[file.resolve()] = content
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RunFileError([Problem(place, "", f"{prefix}no such file")]) from None
     except UnicodeDecodeError as error:

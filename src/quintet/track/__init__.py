@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
+from quintet.config.names import ORIGINAL
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -53,6 +54,11 @@ class Tracked:
     system: dict[str, str]
     say: Callable[[str], None]
     due: Sequence[str] = ()
+
+    @property
+    def original(self) -> list[Path]:
+        """The files of a dialect as they were written, in the run folder; none where the run file is native."""
+        return sorted(file for file in (self.folder / ORIGINAL).rglob("*") if file.is_file())
 
 
 def build_trackers(run: Tracked) -> list[Tracker]:

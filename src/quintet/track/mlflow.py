@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from quintet.config.describe import plain
 from quintet.config.load import dump_run_config
+from quintet.config.names import ORIGINAL
 from quintet.config.track import MLflowConfig
 from quintet.errors import UserError
 from quintet.files import to_json
@@ -45,8 +46,9 @@ class MLflowTracker:
     """One run of MLflow; a continued run continues the same one.
 
     The run file's values are its parameters. MLflow never changes a parameter, so that a value that changed when the
-    run was continued is a tag ``now.<name>``; the artifact ``run.yaml`` always is the current run file. What a run
-    measures is sent by threads, so that a slow server does not hold training up.
+    run was continued is a tag ``now.<name>``; the artifact ``run.yaml`` always is the current run file, and
+    ``original/`` holds the files of a dialect as they were written. What a run measures is sent by threads, so that a
+    slow server does not hold training up.
     """
 
     every_step: ClassVar[bool] = False
@@ -119,7 +121,7 @@ class MLflowTracker:
         return run_id
 
     def _describe(self, run: Tracked) -> None:
-        """The run file as parameters and as an artifact, the system as tags."""
+        """The run file as parameters and as an artifact, a dialect's as artifacts, the system as tags."""
         entities = self._mlflow.entities
         there = self._client.get_run(self._id).data.params
         values = parameters(plain(run.config))
@@ -132,6 +134,8 @@ class MLflowTracker:
         for some in _chunks([entities.RunTag(name, value) for name, value in tags.items()]):
             self._client.log_batch(self._id, tags=some)
         self._client.log_text(self._id, dump_run_config(run.config), "run.yaml")
+        if run.original:
+            self._client.log_artifacts(self._id, str(run.folder / ORIGINAL), ORIGINAL)
 
     def _send_metrics(self, metrics: list[Any]) -> None:
         self._client.log_batch(self._id, metrics=metrics)

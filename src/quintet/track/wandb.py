@@ -60,6 +60,8 @@ class WandbTracker:
         try:
             self._run = self._wandb.init(**(own | given))
             self._run.config.update({**plain(run.config), "system": run.system}, allow_val_change=True)
+            for file in run.original:
+                self._run.save(str(file.resolve()), base_path=str(run.folder.resolve()), policy="now")
         except Exception as error:
             raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
         if self._run.id != run_id:

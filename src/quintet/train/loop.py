@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
-from quintet.config.places import Places
+from quintet.config.places import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track import Ending, close_trackers
@@ -39,15 +39,17 @@ class Outcome:
     signal: int | None
 
 
-def train(config: RunConfig, reporter: Reporter, places: Places | None = None, trial: Trial | None = None) -> Outcome:
+def train(
+    config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None
+) -> Outcome:
     """Train the run of ``config``, from its last checkpoint if there is one, to its last step or until interrupted;
     with `evaluate.only` validate it and leave it as it is.
 
-    ``places`` say where each value comes from, for the run file in the run's folder. A ``trial`` ends after its steps.
+    ``original`` is the dialect's file that the run file is the translation of. A ``trial`` ends after its steps.
     """
     take_steps = trainer_steps(config) or _steps
     with joined(config):
-        run = set_up(config, reporter, places, trial)
+        run = set_up(config, reporter, original, trial)
         ending: Ending = "failed"
         try:
             with watch_signals() as interruption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
-from quintet.config.names import is_run, local_path, run_named
-from quintet.config.places import Places
+from quintet.config.names import ORIGINAL, is_run, local_path, run_named
+from quintet.config.places import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import files_digest
@@ -96,20 +97,22 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
 
 
 def write_run_file(
-    config: RunConfig, folder: Path, places: Places | None, computes: str, inputs: Mapping[str, str] | None = None
+    config: RunConfig, folder: Path, original: Original | None, computes: str, inputs: Mapping[str, str] | None = None
 ) -> None:
     """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
 
-    ``places`` are those of a dialect's file: they stand behind the values as comments, also when the run is continued
-    from its folder, unless something changed. ``computes`` says in which precision and on what this part of it does,
-    and ``inputs`` tell what trained weights the run begins with, by key.
+    Of the dialect's file ``original`` the places stand after the values as comments, and the files lie beside it, also
+    when the run is continued from its folder, unless something changed. ``computes`` says in which precision and on
+    what this part of it does, and ``inputs`` tell what trained weights the run begins with, by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _link_checkpoints(config, folder)
-    body = dump_run_config(config) if places is None else dump_with_origins(config, places)
-    if places is None and (folder / "run.yaml").is_file() and read_run_config(folder) == config:
+    body = dump_run_config(config) if original is None else dump_with_origins(config, original.places)
+    if original is None and (folder / "run.yaml").is_file() and read_run_config(folder) == config:
         before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
         body = "".join(dropwhile(lambda line: line.startswith("#"), before))
+    else:
+        _keep_original(folder / ORIGINAL, {} if original is None else original.files)
     unfinished = folder / ".run.yaml"
     unfinished.write_text(_circumstances(computes, inputs or {}) + body, encoding="utf-8")
     os.replace(unfinished, folder / "run.yaml")
@@ -175,6 +178,14 @@ def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path)
             f"{key}: {config.model.name_or_path} is not the checkpoint that {folder} began with ({began_with[key]} "
             f"then, {now} now); restore it, or set model.other_base: true in {folder}/run.yaml to take it all the same"
         )
+
+
+def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
+    """``files``, and nothing else, in ``folder``; no folder where there are none."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.length import total_steps
-from quintet.config.places import Places
+from quintet.config.places import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
@@ -111,7 +111,7 @@ class Run:
         return self.objective.prepare(self.data.batch(step), "train", step)
 
 
-def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None, trial: Trial | None = None) -> Run:
+def set_up(config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None) -> Run:
     """Build the run of ``config``, continued from its last checkpoint if there is one; of a ``trial`` its first steps.
 
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
@@ -130,7 +130,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None, 
         learning_rate(config.schedule, config.optimizer.lr, step, total)
     progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
-    from_first(lambda: _begin_folder(config, folder, places, prepared, progress, compute))
+    from_first(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
 
     make_deterministic()
     if compute.device.type == "cpu":
@@ -183,7 +183,7 @@ def set_up(config: RunConfig, reporter: Reporter, places: Places | None = None, 
 def _begin_folder(
     config: RunConfig,
     folder: Path,
-    places: Places | None,
+    original: Original | None,
     prepared: Prepared,
     progress: Progress,
     compute: Compute,
@@ -192,7 +192,7 @@ def _begin_folder(
     made_by = " ".join(f"{name} {version}" for name, version in prepared.libraries.items())
     stores = ", ".join(dict.fromkeys(store.manifest.key for store in prepared.stores))
     facts = {"stores": f"{stores}{f' by {made_by}' if made_by else ''}", **progress.inputs}
-    write_run_file(config, folder, places, computes, facts)
+    write_run_file(config, folder, original, computes, facts)
     if progress.step == 0:
         _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
 
