@@ -255,3 +255,33 @@ def test_a_broken_first_record_leaves_the_others(subject: TrainedModel, tmp_path
     reason = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).missing["lambada_openai"]
     assert "has no items (left out: lambada_openai.jsonl, line 1: JSONDecodeError" in reason
     assert reason.endswith("and 1 more)")
+
+
+def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(subject: TrainedModel, tmp_path: Path) -> None:
+    import random
+
+    wrong = [{f"Incorrect Answer {n}": f"cat {n} of {item}" for n in (1, 2, 3)} for item in range(8)]
+    items = [
+        {**one, "Question": f"who sat on {number}?", "Correct Answer": f"the cat {number}"}
+        for number, one in enumerate(wrong)
+    ]
+    folder = write(tmp_path / "items", gpqa_main_zeroshot=items, arc_easy=arc(6))
+    found = []
+    for seed, names in ((1, ("gpqa_main_zeroshot",)), (2, ("arc_easy", "gpqa_main_zeroshot"))):
+        random.seed(seed)
+        after = random.Random(seed).random()
+        figures = run_benchmarks(subject, Asking(names, None, None, folder)).measured["gpqa_main_zeroshot"].figures
+        found.append({name: figure.value for name, figure in figures.items()})
+        assert random.random() == after  # left as it was
+    assert found[0] == found[1]
+
+
+def test_nothing_measured_is_a_mistake(subject: TrainedModel, tmp_path: Path, command: Command) -> None:
+    folder = write(tmp_path / "items", arc_easy=arc(6))
+    for option in ((), ("--json",)):
+        code, out, err = command("evaluate", subject.name, "--tasks", "piqa,boolq", "--data-dir", folder, *option)
+        assert code == 2
+        assert err.startswith("error: --tasks: nothing of piqa, boolq could be measured")
+        assert "there is no piqa" in out or "piqa.jsonl" in out
+        code, *_ = command("evaluate", subject.name, "--tasks", "piqa,arc_easy", "--data-dir", folder, *option)
+        assert code == 0

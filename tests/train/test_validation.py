@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,3 +127,21 @@ def test_metrics_of_labels_are_named_by_them() -> None:
     assert metrics["validation/a/b/perplexity"] == part.perplexity
     assert metrics["validation/a/b/bits_per_byte"] == part.bits_per_byte
     assert len(metrics) == 6
+
+
+def test_what_is_held_out_without_a_loss_is_not_measured(
+    train: Callable[..., str], command: Callable[..., tuple[int, str, str]]
+) -> None:
+    def rows(name: str, answer: str) -> dict[str, Any]:
+        row = json.dumps({"prompt": "what did the cat say to the dog that sat under the big mat?", "answer": answer})
+        Path(name).write_text(f"{row}\n" * 20)
+        return {"kind": "jsonl", "path": name, "document": {"kind": "answer"}}
+
+    data = {"sources": [rows("rows.jsonl", "that it was small")], "validation_sources": [rows("none.jsonl", "")],
+            "validation": 0, "sequence_length": 32, "cache_dir": "cache"}  # fmt: skip
+    name = train(model={}, data=data)
+    code, out, error = command("evaluate", name)
+    assert (code, out) == (2, "")
+    assert "no token that it holds out has a loss, so that nothing can be measured" in " ".join(error.split())
+    code, out, error = command("evaluate", name, "--text", "held-out")
+    assert (code, out, "holds no text out" in error) == (2, "", True)

@@ -29,6 +29,7 @@ def ask_benchmarks(
     """Measure the model ``name`` on ``tasks``, names with commas between them, and print the table.
 
     ``shots`` examples stand before each item, as many as its task says for None; ``precision`` None is the model's own.
+    Raises UserError, after the table of reasons, where nothing could be measured.
     """
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
@@ -49,7 +50,9 @@ def ask_benchmarks(
     if as_json:
         step = {"step": run.progress.step} if run else {}
         typer.echo(to_json({**step, **found.figures()}, indent=2))
-        return
-    typer.echo(f"{run.folder if run else name}{f' at step {run.progress.step}' if run else ''}: benchmarks")
-    for line in found.lines():
-        typer.echo(line)
+    else:
+        typer.echo(f"{run.folder if run else name}{f' at step {run.progress.step}' if run else ''}: benchmarks")
+        for line in found.lines():
+            typer.echo(line)
+    if not found.metrics():
+        fail(f"--tasks: nothing of {', '.join(names)} could be measured, for the reasons above")

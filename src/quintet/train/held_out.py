@@ -13,7 +13,10 @@ def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
     """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
     prepared = prepare(run.config, progress=reporter.preparing)
     if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise UserError(f"{run.folder}: its sources have changed since it was trained, and what was held out with them")
+        raise UserError(
+            f"{run.folder}: its sources, or what the libraries that read and encode them make of them, have changed "
+            "since it was trained, and what was held out with them"
+        )
     return prepared
 
 
@@ -21,7 +24,7 @@ def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> Validat
     """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
     if prepared.validation is None:
         raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
-    return validate(
+    found = validate(
         run.model,
         run.objective,
         prepared.validation.batches(run.config.validation_batch_size, samples),
@@ -29,3 +32,6 @@ def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> Validat
         bytes_per_token=run.tokenizer.bytes_per_token(),
         labels=prepared.validation.labels,
     )
+    if not found.tokens:
+        raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
+    return found

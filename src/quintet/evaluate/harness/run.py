@@ -84,6 +84,7 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
 
     from quintet.evaluate.harness.tasks import Absent, load
 
+    _begin_anew()
     loaded = load(name, wish)
     tasks: dict[str, Any] = {task.task_name: task for task in loaded if not isinstance(task, Absent)}
     absent = [task for task in loaded if isinstance(task, Absent) and task.reason]
@@ -203,6 +204,19 @@ def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) 
     if absent:
         of = f"{len(absent)} of its {len(absent) + len(tasks)} tasks"
         yield f"{of} are not in it; {absent[0].task_name}: {absent[0].reason}"
+
+
+def _begin_anew() -> None:
+    """Seed the global generators as the harness does at the start of an evaluation: some tasks shuffle the choices of
+    their items by them. Each benchmark begins anew, so that its figures do not depend on those asked before it."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(1234)
+    torch.manual_seed(1234)
 
 
 @contextmanager
