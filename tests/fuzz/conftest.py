@@ -13,16 +13,14 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, seed, settings
+from hypothesis.internal.conjecture import engine
 
-_ROUND = 50  # inputs; Hypothesis plans a round as a whole, so a longer one would overrun a short budget
+# Inputs of a round, unless the test's mark says `round`. Hypothesis plans a round as a whole, so a longer one would
+# overrun a short budget.
+_ROUND = 50
 _TRIES = "inputs tried"
-_ROUNDS = settings(
-    max_examples=_ROUND,
-    deadline=None,
-    derandomize=False,
-    print_blob=False,
-    suppress_health_check=list(HealthCheck),
-)
+# Hypothesis makes a failure smaller for five minutes; where an input takes a second, one minute finds about as much.
+engine.MAX_SHRINKING_SECONDS = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +45,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return inner(*args, **kwargs)
 
     test.hypothesis.inner_test = counted
-    test._hypothesis_internal_use_settings = _ROUNDS
+    test._hypothesis_internal_use_settings = _settings(pyfuncitem)
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     first = number = pyfuncitem.config.getoption("--fuzz-seed")
     end = time.monotonic() + _budget(pyfuncitem)
@@ -63,6 +61,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         test.hypothesis.inner_test = inner
         pyfuncitem.user_properties.append((_TRIES, tries))
     return True
+
+
+def _settings(item: pytest.Item) -> settings:
+    mark = item.get_closest_marker("fuzz")
+    return settings(
+        max_examples=_ROUND if mark is None else mark.kwargs.get("round", _ROUND),
+        deadline=None,
+        derandomize=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def _budget(item: pytest.Item) -> float:
