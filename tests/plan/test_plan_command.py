@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from quintet.plan.cost import size
+from quintet.config.load import load_run_config
+from quintet.data.prepare import prepare
+from quintet.model import build_model
+from quintet.model.count import flops_per_token
+from quintet.plan.cost import make_plan, size
 
 Command = Callable[..., tuple[int, str, str]]
 CLUSTER = Path(__file__).resolve().parents[2] / "examples/cluster.yaml"
@@ -109,3 +114,62 @@ def test_what_describes_devices_that_are_not_asked_for_is_refused(command: Comma
         2,
         "error: --peak-flops: describes the devices of --devices; give their number, or leave it out\n",
     )
+
+
+def test_bytes_flops_and_tokens_follow_from_the_model_that_is_built(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN)
+    config = load_run_config([file], ["train.accumulation=4", "train.micro_batch_size=16"]).config
+    model = build_model(config.model, 257, 64, seed=0)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    found = make_plan(config)
+    assert (found.vocab_size, found.parameters.total, found.parameters.trainable) == (257, weights, weights)
+    memory = found.memory
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4 * weights, 4 * weights, 8 * weights)
+    assert found.checkpoint_bytes == 12 * weights  # what training goes on from: weights and both averages
+    assert (found.micro_batch_size, found.accumulation) == (16, 4)
+    assert (found.steps, found.tokens_per_step, found.tokens_total) == (100, 64 * 64, 100 * 64 * 64)
+    assert found.flops_per_token == flops_per_token(config.model, 257, 64).total
+    assert found.flops_total == found.flops_per_token * found.tokens_total
+    assert found.checkpoints_kept == 3  # two, and the best
+    assert (found.left_out_documents, found.stages) == (None, None)
+    lines = found.lines()
+    assert "not known before `quintet prepare`" in lines[-1]
+    assert "steps        100 of 4,096 tokens (4 × 16 samples)" in lines
+    assert f"tokens       409,600 in all, {409_600 / weights:.1f} a parameter" in lines
+    assert f"disk         {size(12 * weights)} a checkpoint, 3 kept at most" in lines
+
+
+def test_frozen_weights_have_no_gradients_and_small_averages_half_the_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN)
+    found = make_plan(load_run_config([file], ["optimizer.state_precision=bf16"]).config)
+    assert found.memory.optimizer == 4 * found.parameters.trainable
+
+
+def test_what_is_prepared_says_how_long_epochs_are_and_which_documents_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for number in range(40):
+        (tmp_path / f"corpus/{number}.txt").write_text(f"{number % 20:03} " * 65)  # each text twice
+    file = tmp_path / "run.yaml"
+    sources = "{sources: [{kind: text, path: corpus}], sequence_length: 64, cache_dir: cache, validation: 0.1}"
+    file.write_text(RUN.replace("{sources: [{kind: python_stdlib}], sequence_length: 64}", sources))
+    overrides = ["train.steps=null", "train.epochs=2.5", "train.batch_size=4", "tokenizer={kind: char}"]
+    config = load_run_config([file], [*overrides, "checkpoint.keep=null", "checkpoint.every_epochs=1.0"]).config
+    found = make_plan(config)
+    assert found.vocab_size == 10 + 1 + 1  # digits, the space, the end of a document
+    prepared = prepare(config)
+    assert found.left_out_documents == prepared.left_out > 0
+    assert found.steps == math.ceil(2.5 * prepared.train.epoch_samples / 4)
+    assert found.checkpoints_kept == 3  # two whole epochs, and the end
+    assert f"left out     {found.left_out_documents} documents that are also validated on" in found.lines()
+
+
+def test_a_vocabulary_that_the_run_file_gives_needs_no_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN)
+    for overrides, size_ in ((["model.vocab_size=300"], 300), (["tokenizer={kind: bpe, vocab_size: 777}"], 777)):
+        assert make_plan(load_run_config([file], overrides).config).vocab_size == size_
