@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from quintet.config.load import load_run_config
+from quintet.config.model import TransformerConfig
 from quintet.data.prepare import prepare
 from quintet.model import build_model
 from quintet.model.count import flops_per_token
@@ -120,6 +121,7 @@ def test_bytes_flops_and_tokens_follow_from_the_model_that_is_built(tmp_path: Pa
     file = tmp_path / "run.yaml"
     file.write_text(RUN)
     config = load_run_config([file], ["train.accumulation=4", "train.micro_batch_size=16"]).config
+    assert isinstance(config.model, TransformerConfig)
     model = build_model(config.model, 257, 64, seed=0)
     weights = sum(parameter.numel() for parameter in model.parameters())
     found = make_plan(config)
