@@ -199,6 +199,33 @@ def test_an_answer_ends_with_what_the_template_puts_behind_it(tmp_path: Path, na
     assert bounds.stops == {"chatml": (), "instruct": (" </s>",), "listing": ()}[name]
 
 
+ROLES = "{% for m in messages %}{{ m.role }}: \n {{ m.content }}\n{% endfor %}"
+ASKING = """{% for m in messages %}{{ m.content }}|{% endfor %}
+{% if add_generation_prompt and messages[-1].role != 'user' %}{{ raise_exception('nothing is asked') }}{% endif %}"""
+BEFORE_ANSWERS = {  # and what each tokenizer writes before an answer
+    "chatml": (CHATML, "", ""),
+    "instruct": (INSTRUCT, " ", " "),  # refuses two questions in a row
+    "listing": (LISTING, "", ""),
+    "plain": (PLAIN, "", ""),
+    "roles": (ROLES, "assistant: \n ", "assistant: \n "),
+    "asking": (ASKING, "", ""),  # refuses to ask for an answer that is there
+    "after a token": (
+        "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}",
+        "",
+        " ",
+    ),  # as Llama's tokenizer does
+    "otherwise asked for": (ROLES + "{% if add_generation_prompt %}now:{% endif %}", "", ""),
+    "sealed": ("{% for m in messages %}sealed{% endfor %}", "", ""),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_ANSWERS)
+def test_what_template_or_tokenizer_puts_before_an_answer_is_no_part_of_it(tmp_path: Path, case: str) -> None:
+    template, *expected = BEFORE_ANSWERS[case]
+    found = [ChatFormat(of(save_source(tmp_path / kind, kind)), template).answer_prefix for kind in ("bytes", "llama")]
+    assert found == expected
+
+
 def test_ends_that_the_files_name_are_taken_as_well(tmp_path: Path) -> None:
     folder = save_source(tmp_path, chat_template=CHATML)
     (folder / "generation_config.json").write_text('{"eos_token_id": 262}', encoding="utf-8")

@@ -84,7 +84,8 @@ class ChatFormat:
             pieces = self.tokenizer.pieces
             text = b"".join(map(pieces.of, all_ids[len(ids) :])).decode("utf-8", errors="replace")
         else:
-            text = whole.removeprefix(prompt)
+            # Where an answer is asked for in other words than it is shown with, nothing is known of its beginning.
+            text = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
         found = text.partition(_ANSWER)
         return found[0] if found[1] else ""
 
