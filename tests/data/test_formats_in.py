@@ -436,6 +436,12 @@ def test_rows_of_ready_tokens(kind: str, tmp_path: Path) -> None:
     found = read(source_of(kind, write_rows(kind, tmp_path, rows), document={"kind": "tokens"}))
     assert tokens(found) == [[1, 2, 3], [4, 5]]
     assert learnt(found) == [False, True, True, True, True]
+    packed = [{**rows[0], "lengths": [1, 3]}, {**rows[1], "lengths": None}, {**rows[1], "lengths": [1, 1]}]
+    document = {"kind": "tokens", "seq_lengths": "lengths"}
+    (tmp_path / "packed").mkdir()
+    found = read(source_of(kind, write_rows(kind, tmp_path / "packed", packed), document=document))
+    assert tokens(found) == [[1], [2, 3], [4, 5], [4], [5]]
+    assert learnt(found) == [False, True, True, True, True, True, True]
     bare = write_rows(kind, tmp_path, [{"ids": [1, 2]}])
     assert tokens(read(source_of(kind, bare, document={"kind": "tokens", "ids": "ids"}))) == [[1, 2]]
 
@@ -449,6 +455,8 @@ def test_rows_of_ready_tokens(kind: str, tmp_path: Path) -> None:
         ({"input_ids": [1, 2], "labels": [1]}, "there are 1 labels for 2 ids"),
         ({"input_ids": [1, 2], "labels": [2, -100]}, "label 0 is 2 where the id is 1"),
         ({"input_ids": [1, 2], "attention_mask": [1]}, "'attention_mask' has 1 values for 2 ids"),
+        ({"input_ids": [1, 2], "seq_lengths": [1, 2]}, "field 'seq_lengths' must hold lengths from 1 on of 2 ids"),
+        ({"input_ids": [1, 2], "seq_lengths": [0, 2]}, "field 'seq_lengths' must hold lengths from 1 on of 2 ids"),
         ({"ids": [1]}, "has no field 'input_ids' (it has ids)"),
     ],
 )
@@ -466,6 +474,7 @@ def test_labels_and_masks_have_the_length_of_the_ids(pairs: list[tuple[int, bool
     ids = [one for one, _ in pairs]
     labels = [one if kept else -100 for one, kept in pairs]
     found = ids_of({"input_ids": ids, "labels": labels}, TokenField(kind="tokens"), lambda: "here")
+    assert isinstance(found, Ids)
     assert found.ids.tolist() == ids
     assert found.learnt is not None
     assert found.learnt.tolist() == [kept for _, kept in pairs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,27 @@ def test_rows_of_a_dataset_are_the_samples(make_config: MakeConfig, corpus: Path
             assert row["input_ids"] == ids
             assert row["labels"] == [one if kept else -100 for one, kept in zip(ids, learnt, strict=True)]
             assert row["attention_mask"] == [1] * len(ids)
+
+
+def test_packed_documents_of_a_dataset_keep_their_borders(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path, masked: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    packing = {"packing": {"kind": "best_fit"}, "sequence_length": 300, "validation": 0}
+    original = prepare(config_of(make_config, corpus, masked=masked, **packing))
+    write_format(original, "huggingface", tmp_path / "out")
+    rows = datasets.load_from_disk(str(tmp_path / "out"))["train"]
+    (stream,) = original.train.streams
+    for index, row in enumerate(rows):
+        documents = stream.sample(index).documents
+        assert documents is not None
+        assert row["seq_lengths"] == [len(list(group)) for _, group in groupby(documents.tolist())]
+    assert max(map(len, rows["seq_lengths"])) > 1
+    source = {"kind": "huggingface", "path": str(tmp_path / "out"), "document": {"kind": "tokens"}}
+    found, first = again(make_config, original, tmp_path, source, **packing).stores[0], original.stores[0]
+    assert sorted(found.hashes(0, found.document_count)) == sorted(first.hashes(0, len(LINES)))
+    whole = {**source, "document": {"kind": "tokens", "seq_lengths": None}}
+    assert again(make_config, original, tmp_path, whole, **packing).stores[0].document_count == len(rows)
 
 
 def test_documents_of_a_dataset_are_read_as_they_were_written(

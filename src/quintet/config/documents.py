@@ -86,6 +86,12 @@ class TokenField(Part):
         "labels", "where there is such a field or column: the ids again, or `ignore_index` where there is no loss"
     )
     ignore_index: int = key(NO_LOSS, IGNORE_INDEX, unit="id")
+    seq_lengths: str | None = key(
+        "seq_lengths",
+        "where there is such a field or column: the lengths of the documents that a row packs, as TRL writes them; "
+        "null takes each row as one document",
+        min_length=1,
+    )
     learn_end: bool = key(
         True, "the end id that is put behind a row without one has a loss, where the row's last token has"
     )

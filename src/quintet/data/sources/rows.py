@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -71,7 +72,8 @@ def columns_of(document: RowConfig) -> Columns:
         case ChatField():
             return Columns(others=(document.messages,))
         case TokenField():
-            return Columns(others=(document.ids,), optional=(document.labels, MASK))
+            lengths = () if document.seq_lengths is None else (document.seq_lengths,)
+            return Columns(others=(document.ids,), optional=(document.labels, MASK, *lengths))
         case NotesField():
             return Columns(others=(document.notes,), optional=(document.source,))
         case _:
@@ -129,15 +131,15 @@ def documents_of(
             except Unwanted as reason:
                 report.dropped[str(reason)] += 1
                 continue
-            if isinstance(document, tuple):
-                yield from document
-            elif document is None:
+            if document is None:
                 report.dropped["without_separator"] += 1
-            else:
-                if isinstance(document, Ids) and document.learnt is not None:
-                    report.matched["labels"] += 1
-                    report.matched["ignored"] += not document.learnt.all()
-                yield document
+                continue
+            found = document if isinstance(document, tuple) else (document,)
+            masks = [one.learnt for one in found if isinstance(one, Ids) and one.learnt is not None]
+            if masks:
+                report.matched["labels"] += 1
+                report.matched["ignored"] += not all(mask.all() for mask in masks)
+            yield from found
     except BadFile:
         if not skip:
             raise
@@ -155,20 +157,41 @@ def text_of(row: Row, field: str) -> str:
     return text
 
 
-def ids_of(row: Row, document: TokenField, place: Place, ends: frozenset[int] = frozenset()) -> Ids:
-    """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``.
-
-    Raises BadRow.
-    """
+def ids_of(
+    row: Row, document: TokenField, place: Place, ends: frozenset[int] = frozenset()
+) -> Ids | tuple[Document, ...]:
+    """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``: one document,
+    or several where the row says how long they are. Raises BadRow."""
     ids, learnt = _integers(row, document.ids), None
+    cuts = _cuts(row, document.seq_lengths, ids.size)
     if row.get(document.labels) is not None:
         learnt = learnt_of(ids, _integers(row, document.labels), document.ignore_index)
     if row.get(MASK) is not None:
         kept = _integers(row, MASK) != 0
         if kept.size != ids.size:
             raise BadRow("bad_labels", f"{MASK!r} has {kept.size} values for {ids.size} ids; make the row anew")
+        cuts = np.cumsum(kept)[cuts - 1]
         ids, learnt = ids[kept], None if learnt is None else learnt[kept]
-    return Ids(ids, place(), learnt, ends=ends, learn_end=document.learn_end)
+    made = partial(Ids, ends=ends, learn_end=document.learn_end)
+    if not cuts.size:
+        return made(ids, place(), learnt)
+    masks = [None] * (cuts.size + 1) if learnt is None else np.split(learnt, cuts)
+    return tuple(made(part, place(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
+
+
+def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
+    """Where each document of a row of ``size`` ids but the first begins: int64, ascending, by their ``lengths`` in the
+    row if it has these. Raises BadRow where they are not the lengths of what the row holds."""
+    if lengths is None or row.get(lengths) is None:
+        return np.empty(0, dtype=np.int64)
+    found = _integers(row, lengths)
+    if found.sum() != size or (found < 1).any():
+        raise BadRow(
+            "bad_lengths",
+            f"field {lengths!r} must hold lengths from 1 on of {size} ids together, as many as the row has, and holds "
+            f"{found.tolist()[:_MOST_NAMES]}; make the row anew, or set `document.seq_lengths: null`",
+        )
+    return np.cumsum(found)[:-1]
 
 
 def learnt_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:

@@ -77,7 +77,7 @@ def _rows(given: Given, key: str, *splits: str) -> dict[str, Any]:
     if _same(path, given[_SAVE]) and written != ignored:
         message = f"{ignored} is not the {written} that {RAW}.ignore_index writes into the dataset; make them one"
         given.refuse(f"{DATA}.ignore_index", message)
-    document = {"kind": "tokens", "ignore_index": ignored, "learn_end": False}
+    document = {"kind": "tokens", "ignore_index": ignored, "seq_lengths": None, "learn_end": False}
     return {"kind": "huggingface", "path": path, "split": split_in(path, *splits), "document": document}
 
 
