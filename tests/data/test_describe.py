@@ -123,3 +123,29 @@ def test_the_command_prints_the_same_as_text_and_as_json(config: RunConfig, tmp_
     assert f"{sum(LENGTHS) + 10} tokens" in said
     assert "dropped: 1 of 13 documents (duplicate)" in said
     assert all(sample in said for sample in found[0]["samples"])
+
+
+def test_music_is_shown_as_notes(make_config: MakeConfig, tmp_path: Path) -> None:
+    from quintet.piano.midi import write_midi
+    from quintet.piano.notes import notes
+
+    pitch, start = np.array([60, 21, 108, 61] * 30), np.arange(120) / 2
+    write_midi(notes(pitch, np.full(120, 64), start, start + 0.25), tmp_path / "Bach.mid")
+    source = {"kind": "midi", "path": str(tmp_path / "Bach.mid"), "dataset": "maestro"}
+    config = make_config(source, packing={"kind": "pieces"}, tokenizer={"kind": "exponential_time"}, validation=0)
+    (store,) = prepare(config).stores
+    # Names and numbers of keys as in the MIDI Tuning Standard's table: 60 is the middle C.
+    shown = "document 0: <MAESTRO> <BACH> C4 0.00–0.25s v64, A0 0.50–0.75s v64, C8 1.00–1.25s v64, C#4 1.50–1.75s v64, "
+    for report in (report_run(config, 0)[0], report_store(store.folder, 0)):
+        (sample,) = report.samples
+        assert sample.startswith(shown)
+        assert sample.endswith(" v64 …")
+
+
+def test_ids_as_many_as_numbers_of_notes_are_shown_as_ids(make_config: MakeConfig, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(65000, 65100, dtype=np.uint16))
+    config = make_config(
+        {"kind": "npy", "path": str(tmp_path / "ids.npy")}, tokenizer={"kind": "ids", "vocab_size": 65536}, validation=0
+    )
+    prepare(config)
+    assert "65000 65001 65002" in report_run(config, 0)[0].samples[0]

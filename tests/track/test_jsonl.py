@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.files import to_json
-from quintet.track.jsonl import JsonlTracker, read_metrics
+from quintet.track.jsonl import JsonlTracker, read_metrics, read_samples
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -105,3 +107,28 @@ def test_of_the_step_that_a_run_continues_from_what_is_due_is_written_again(tmp_
     assert kept[4:] == [(2, "train/loss"), (2, "validation/loss"), (2, "benchmark/copa/acc")]
     assert len(kept) == 7
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000001.txt"]
+
+
+LINES = st.sampled_from(
+    ["--- sample 1", "--- ", "---", "\\--- a", "\\\\--- sample 0", " --- a", "word", "", "a\rb", "\r", "\u2028--- a"]
+)
+
+
+@given(st.lists(st.lists(LINES).map("\n".join) | st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+@example(["a\n--- sample 1\nb", "\\--- a"])
+def test_samples_are_read_as_they_were_written(texts: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        tracker = JsonlTracker(Path(folder), -1)
+        for index, text in enumerate(texts):
+            tracker.text(5, f"sample {index}", text)
+        tracker.close()
+        assert read_samples(Path(folder) / "samples/step-000005.txt") == [
+            (f"sample {index}", text) for index, text in enumerate(texts)
+        ]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_file_of_samples_of_an_earlier_version_is_read(newline: str, tmp_path: Path) -> None:
+    with (tmp_path / "old.txt").open("w", newline=newline) as out:
+        out.write("--- sample 0\none\ntwo\n--- sample 1\n\n")
+    assert read_samples(tmp_path / "old.txt") == [("sample 0", "one\ntwo"), ("sample 1", "")]

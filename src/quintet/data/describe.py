@@ -17,7 +17,12 @@ from quintet.data.permutation import Permutation
 from quintet.data.prepare import Prepared, find_prepared
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
+from quintet.piano.context import COMPOSERS, DATASETS
+from quintet.piano.notes import pitch_name
+from quintet.piano.numbers import HEADER, NUMBERS, PER_NOTE, from_numbers
 from quintet.tokenize import Tokenizer, load_tokenizer
+from quintet.tokenize.base import NO_END
+from quintet.tokenize.ids import IdTokenizer
 
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 _MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
@@ -191,13 +196,25 @@ def _lengths(store: TokenStore) -> np.ndarray:
 
 
 def _samples(store: TokenStore, tokenizer: Tokenizer, seed: int, count: int) -> Iterator[str]:
-    """The beginnings of ``count`` documents, drawn by ``seed``, on one line each."""
+    """The beginnings of ``count`` documents, drawn by ``seed``, on one line each: texts, or notes."""
     if not store.document_count:
         return
+    made = store.manifest  # of ids that a run names as such nobody knows what they are
+    of_notes = made.tokenizer == IdTokenizer(NUMBERS, NO_END).fingerprint and made.tokenizer_config["kind"] != "ids"
     looked_at = min(store.document_count, count + store.dropped.size)
     order = Permutation(store.document_count, seed)(np.arange(looked_at))
     for document in order[~np.isin(order, store.dropped)][:count]:
         starts, stops = store.document_bounds(np.array([document]))
         start, stop = int(starts[0]), int(stops[0])
-        text = tokenizer.decode(store.tokens(start, min(stop, start + _SAMPLE_TOKENS)))
-        yield f"document {document:,}: {text!r}{' …' if stop - start > _SAMPLE_TOKENS else ''}"
+        ids = store.tokens(start, min(stop, start + _SAMPLE_TOKENS))
+        shown = _shown_piece(ids) if of_notes else repr(tokenizer.decode(ids))
+        yield f"document {document:,}: {shown}{' …' if stop - start > _SAMPLE_TOKENS else ''}"
+
+
+def _shown_piece(numbers: np.ndarray) -> str:
+    """The beginning of a piece as a person reads it: pitch, seconds from start to end and velocity of each note."""
+    dataset, composer = (int(number) for number in numbers[:HEADER])
+    notes = from_numbers(numbers[HEADER : HEADER + (numbers.size - HEADER) // PER_NOTE * PER_NOTE])
+    table = zip(*(getattr(notes, name).tolist() for name in ("pitch", "start", "end", "velocity")), strict=True)
+    shown = [f"{pitch_name(pitch)} {start:.2f}–{end:.2f}s v{velocity}" for pitch, start, end, velocity in table]
+    return f"{DATASETS[dataset]} {COMPOSERS[composer]} {', '.join(shown)}"

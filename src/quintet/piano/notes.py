@@ -8,6 +8,12 @@ import numpy as np
 
 LOWEST, HIGHEST = 21, 108
 """The keys of a piano as MIDI pitches."""
+_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+
+
+def pitch_name(pitch: int) -> str:
+    """The name of a MIDI pitch in scientific pitch notation: 60 is C4."""
+    return f"{_NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.track.jsonl import read_samples
+
 _FILE = re.compile(r"step-(?P<step>\d+)(-(?P<name>.+))?(?P<ending>\.[a-z0-9]+)")
-_TEXT = re.compile(r"^--- (.+)$", re.MULTILINE)
 _SHOWN = 6  # steps of a sample of music: a picture takes tens of kilobytes
 
 
@@ -42,12 +43,11 @@ class MusicSample:
 
 
 def text_samples(folder: Path) -> list[TextSample]:
-    """The texts in ``folder``, as `quintet.track.jsonl` writes them."""
+    """The texts in ``folder``."""
     found: dict[str, list[tuple[int, str]]] = {}
     for step, _, file in _files(folder, ".txt"):
-        _, *parts = _TEXT.split(file.read_text(encoding="utf-8"))
-        for name, text in zip(parts[::2], parts[1::2], strict=True):
-            found.setdefault(name, []).append((step, text.removeprefix("\n").removesuffix("\n")))
+        for name, text in read_samples(file):
+            found.setdefault(name, []).append((step, text))
     return [TextSample(name, sorted(texts, reverse=True)) for name, texts in found.items()]
 
 

@@ -13,13 +13,17 @@ from quintet.files import to_json, write_text
 from quintet.track import Ending
 from quintet.track.names import UsableNames, file_name
 
+_NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
+_HEADING = re.compile(r"^\\*--- ", re.MULTILINE)  # a line of a text that would be read as a name, or as such a line
+_ESCAPED = re.compile(r"^\\(?=\\*--- )", re.MULTILINE)
 _GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
 
 class JsonlTracker:
     """``metrics.jsonl`` with one object a record, and ``samples/`` with one file a step.
 
-    A continued run drops the records and samples after the step it continues from, and of this step those that are
+    In a file of samples a line ``--- name`` stands before each; a line of a text that begins so has a backslash before
+    it. A continued run drops the records and samples after the step it continues from, and of this step those that are
     ``due`` again: the same steps write the same ones again. A figure that is not finite is null in the file and NaN
     where it is read.
     """
@@ -48,8 +52,9 @@ class JsonlTracker:
     def text(self, step: int, name: str, text: str) -> None:
         """Append ``text`` to the file of its step."""
         self._samples.mkdir(exist_ok=True)
-        with (self._samples / f"step-{step:06d}.txt").open("a", encoding="utf-8") as out:
-            out.write(f"--- {name}\n{text}\n")
+        escaped = _HEADING.sub(r"\\\g<0>", text)
+        with (self._samples / f"step-{step:06d}.txt").open("a", encoding="utf-8", newline="") as out:
+            out.write(f"--- {name}\n{escaped}\n")
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Write each of ``files`` under the number of its step, and its name if it is not the only sample."""
@@ -69,6 +74,17 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         return []
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+
+
+def read_samples(file: Path) -> list[tuple[str, str]]:
+    """Name and text of each sample in a file of ``samples/``, as they were written."""
+    with file.open(encoding="utf-8", newline="") as written:
+        content = written.read()
+    if content.partition("\n")[0].endswith("\r"):  # of an earlier version, on Windows
+        content = content.replace("\r\n", "\n")
+    _, *parts = _NAME.split(content)
+    texts = (text.removeprefix("\n").removesuffix("\n") for text in parts[1::2])
+    return [(name, _ESCAPED.sub("", text)) for name, text in zip(parts[::2], texts, strict=True)]
 
 
 def _keep_until(file: Path, step: int, again: tuple[str, ...]) -> None:
