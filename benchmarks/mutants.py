@@ -247,7 +247,8 @@ class Count:
 
 def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivalent: dict[str, str]) -> Count:
     """Try ``chosen`` changes of the file ``name``, one after the other, and print those that no test notices."""
-    source, file, count = (ROOT / name).read_text(encoding="utf-8"), folder / name, Count(len(chosen))
+    file, count = folder / name, Count(len(chosen))
+    source = file.read_text(encoding="utf-8")
     sharpness = Sharpness(folder)
     unchanged = run(folder, tests, sharpness)
     if code := unchanged.code:
@@ -292,7 +293,7 @@ def main() -> int:
         compileall.compile_dir(folder / "src", quiet=1, invalidation_mode=PycInvalidationMode.TIMESTAMP)
         for name in options.files or listed["files"]:
             equivalent = listed["equivalent"].get(name, {})
-            every = list(mutants((ROOT / name).read_text(encoding="utf-8")))
+            every = list(mutants((folder / name).read_text(encoding="utf-8")))
             if gone := equivalent.keys() - {f"{one.before} → {one.after}" for one in every}:
                 sys.exit(f"{name}: mutants.toml lists what is no change of this file: {', '.join(sorted(gone))}")
             chosen = random.Random(f"{options.seed} {name}").sample(every, min(options.changes, len(every)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,15 @@ def test_what_a_template_refuses_or_gets_wrong_is_said() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             ChatFormat(ByteTokenizer(), template).render(two)
+
+
+def test_a_template_that_asks_for_the_day_is_told_the_given_one_or_this_one(tmp_path: Path) -> None:
+    file = tmp_path / "dated.jinja"
+    file.write_text("{{ strftime_now('%Y-%m-%d') }}")
+    found = chat_format(ByteTokenizer(), file, datetime(2024, 7, 26))
+    assert found.render(conversation("x")) == "2024-07-26"
+    before, text, after = date.today(), chat_format(ByteTokenizer(), file).render(conversation("x")), date.today()
+    assert text in (before.isoformat(), after.isoformat())
 
 
 def test_without_a_template_the_option_is_named(tmp_path: Path) -> None:
