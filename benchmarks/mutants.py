@@ -151,15 +151,14 @@ class Run:
     clock: float
 
 
-class Sharpness(Counter[str]):
-    """How many changes each test noticed; as a plugin of pytest it puts the sharpest tests first."""
+class Sharpness:
+    """A plugin of pytest that puts first the tests that noticed most changes."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._file = folder / "failed.txt"
+        self._noticed, self._file = Counter[str](), folder / "failed.txt"
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: -self[item.nodeid])
+        items.sort(key=lambda item: -self._noticed[item.nodeid])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -168,7 +167,7 @@ class Sharpness(Counter[str]):
     def learn(self) -> None:
         """Count the test that failed, if one did."""
         if self._file.is_file():
-            self[self._file.read_text(encoding="utf-8")] += 1
+            self._noticed[self._file.read_text(encoding="utf-8")] += 1
             self._file.unlink()
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from quintet.config.keypath import ABSENT, lookup, parse, path_of, show, walk
 from quintet.config.load import Loaded, load_run_config
 from quintet.errors import UserError
 
@@ -323,3 +326,34 @@ def test_every_given_value_has_an_origin_that_holds_it(load: Callable[..., Loade
         assert Path(file) == tmp_path / "run.yaml"
         assert key.rpartition(".")[2] in lines[int(line) - 1]
         assert str(value) in lines[int(line) - 1]
+
+
+STEP = st.text("ab_1", min_size=1).filter(lambda text: not text.isdecimal())
+
+
+@given(st.lists(STEP | st.integers(0, 30), max_size=5), STEP)
+def test_a_path_that_is_shown_is_read_as_itself(steps: list[str | int], first: str) -> None:
+    path = (first, *steps)
+    assert parse(show(path)) == parse(f" {show(path)} ") == path_of(show(path)) == path
+    assert parse(show(path).replace("[", ".").replace("]", "")) == path  # an index may stand between points
+
+
+@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "a[", "a[x]", "a[0", "[0]", "a]", "a b.[0]."])
+def test_what_spells_no_path_is_none(text: str) -> None:
+    assert parse(text) is None
+
+
+def test_what_is_at_a_path_and_what_is_not() -> None:
+    values = {"a": [{"b": None}, 5], "0": 7}
+    found = dict(walk(values))
+    assert found == {
+        (): values,
+        ("a",): values["a"],
+        ("a", 0): {"b": None},
+        ("a", 0, "b"): None,
+        ("a", 1): 5,
+        ("0",): 7,
+    }
+    assert all(lookup(values, path) is value for path, value in found.items())
+    for path in (("a", 2), ("a", "b"), ("a", 0, "c"), ("a", 1, "b"), ("c",), ("a", 0, "b", "c"), (0,)):
+        assert lookup(values, path) is ABSENT

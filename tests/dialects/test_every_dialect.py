@@ -22,6 +22,7 @@ from quintet.config.dialects.given import Given
 from quintet.config.dialects.pages import page
 from quintet.config.dialects.recognise import recognised
 from quintet.config.dialects.table import REQUIRED, Key, pattern
+from quintet.config.dialects.values import Value, choice, duration, either, flag, listed, mapping, number, text, whole
 from quintet.config.dump import dump_run_config
 from quintet.config.keypath import KeyPath, walk
 from quintet.config.load import load_run_config
@@ -300,3 +301,63 @@ def test_the_bounds_in_the_words_of_a_key_are_those_of_the_native_key(name: str)
         lowest, highest = "from 0" in key.value.words, "to 1" in key.value.words
         assert not (lowest and "above 0" in bounds), key.path
         assert not (highest and "below 1" in bounds), key.path
+
+
+# A type of values, what it is called, and what is read: a value, or what the refusal says.
+READ: list[tuple[Value, str, list[tuple[Any, Any]]]] = [
+    (whole(), "whole number", [(-3, -3), ("1e3", 1000), (2.0, 2), (2.5, "must be a whole number"), (True, "whole")]),
+    (whole(2), "whole number from 2", [(2, 2), (1, "must be at least 2"), ("x", "must be a whole number")]),
+    (number(), "number", [(1, 1.0), ("2e-5", 2e-5), (False, "must be a number"), (None, "must be a number")]),
+    (number(0, 1), "number from 0 to 1", [(0, 0.0), (1, 1.0), (-0.1, "must be from 0 to 1"), (1.1, "from 0 to 1")]),
+    (number(above=0), "number above 0", [(0.1, 0.1), (0, "must be above 0")]),
+    (number(0, below=1), "number from 0 to below 1", [(0.9, 0.9), (1, "must be from 0 to below 1")]),
+    (number(maximum=3), "number up to 3", [(3, 3.0), (-9, -9.0), (4, "must be up to 3")]),
+    (number(off=0), "number (false: 0)", [(False, 0), (True, "must be a number"), (5, 5.0)]),
+    (number(off=1), "number", [(False, 1)]),
+    (
+        duration(),
+        "whole number of steps, or fraction of all",
+        [(1, 1), (1.0, 1.0), (0.2, 0.2), (7, 7), (7.0, 7), (0, "at least 1 step"), (0.0, "above 0"), (7.5, "whole")],
+    ),
+    (duration(), "whole number of steps, or fraction of all", [(-0.5, "above 0"), (True, "must be"), ("x", "must be")]),
+    (duration(0), "whole number of steps, or fraction of all", [(0, "must be"), (2, 2)]),
+    (duration(3), "whole number of steps, or fraction of all", [(2, "must be at least 3 step"), (3, 3), (0.1, 0.1)]),
+    (flag(), "true or false", [(True, True), (False, False), (1, "must be true or false"), ("true", "must be true")]),
+    (text(), "text", [("a", "a"), ("", "must be text"), (3, "must be text")]),
+    (
+        choice("one", "two"),
+        "`one`, `two`",
+        [("one", "one"), ("One", "one of one, two; did you mean 'one'?"), (1, "of")],
+    ),
+    (choice("One", any_case=True), "`One`", [("oNE", "One"), (1, "must be one of One")]),
+    (choice(by={"yes": 1, "no": 0}), "`yes`, `no`", [("yes", 1), ("no", 0), (1, "must be one of yes, no")]),
+    (listed(whole()), "list of whole number", [([1, "2"], [1, 2]), ([], []), (1, "must be a list"), ([1.5], "whole")]),
+    (listed(flag(), 2), "list of 2 × true or false", [([True] * 2, [True] * 2), ([True], "must be a list of 2")]),
+    (listed(text(), single=True), "list of text", [("a", ["a"]), (["a", "b"], ["a", "b"])]),
+    (
+        either(flag(), whole(1)),
+        "true or false or whole number from 1",
+        [(True, True), (3, 3), (0, "must be true or false or at least 1")],
+    ),
+    (mapping(), "section", [({1: 2}, {"1": 2}), ([], "must be a section")]),
+]
+
+
+@pytest.mark.parametrize(("kind", "words", "cases"), READ, ids=[words for _, words, _ in READ])
+def test_a_value_is_read_as_its_words_say(kind: Value, words: str, cases: list[tuple[Any, Any]]) -> None:
+    assert kind.words == words
+    for given_, expected in cases:
+        if isinstance(expected, str) and expected.lower() != str(given_).lower():
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                kind.read(given_)
+        else:
+            found = kind.read(given_)
+            assert (type(found), found) == (type(expected), expected), given_
+
+
+def test_a_word_is_written_for_the_value_that_it_stands_for() -> None:
+    kind = choice(by={"off": False, "none": 0, "all": 1})
+    assert [kind.write(value) for value in (False, 0, 1)] == ["off", "none", "all"]
+    with pytest.raises(ValueError, match="is none of False, 0, 1"):
+        kind.write(True)
+    assert listed(kind).write([1, False]) == ["all", "off"]

@@ -17,10 +17,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError
 from quintet.tokenize import build_tokenizer, load_tokenizer
-from quintet.tokenize.bounds import text_bounds
+from quintet.tokenize.base import END_OF_TEXT, Tokenizer
+from quintet.tokenize.bounds import TextBounds, checkpoint_bounds, encode_with_special, special_tokens, text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.ids import IdTokenizer
 from quintet.tokenize.tokenizer_json import BYTE_OF
 
 CHATML = """{% for message in messages %}
@@ -225,6 +227,32 @@ def test_what_template_or_tokenizer_puts_before_an_answer_is_no_part_of_it(tmp_p
     template, *expected = BEFORE_ANSWERS[case]
     found = [ChatFormat(of(save_source(tmp_path / kind, kind)), template).answer_prefix for kind in ("bytes", "llama")]
     assert found == expected
+
+
+def test_where_texts_begin_and_end_by_the_names_that_a_tokenizer_has(tmp_path: Path) -> None:
+    """Begin, before, stop_ids, stops, preceding: of a run, of one with ids around samples, of a checkpoint."""
+    named = of(save_source(tmp_path / "named"))
+    bos, eos = (named.special_tokens[one] for one in ("<s>", "</s>"))
+    expected: list[tuple[Tokenizer, list[tuple[Any, ...]]]] = [
+        (ByteTokenizer(), [((), (256,), {256}, (), 1), ((256,), (256,), {256}, (), 0), ((), (256,), {256}, (), 1)]),
+        (named, [((), (eos,), {eos}, (), 1), ((bos,), (bos,), {eos}, (), 0), ((), (bos,), {eos}, (), 0)]),
+        (IdTokenizer(300), [((), (), set(), (), 0)] * 3),  # its documents do not end
+    ]
+    for tokenizer, each in expected:
+        found = [text_bounds(tokenizer), text_bounds(tokenizer, around_samples=True), checkpoint_bounds(tokenizer)]
+        assert found == [TextBounds(begin, before, frozenset(ends), *more) for begin, before, ends, *more in each]
+        for one in found:
+            assert one.prompt([65, 66]) == [*one.begin, 65, 66]
+            assert one.prompt([]) == list(one.before)
+            assert (one.starts(one.begin), one.starts(one.before), one.starts([*one.begin, 65])) == (True, True, False)
+
+
+def test_special_tokens_in_a_text_are_ids_the_longest_first() -> None:
+    tokenizer = ByteTokenizer()
+    assert encode_with_special(tokenizer, f"a{END_OF_TEXT}é{END_OF_TEXT}") == [97, 256, *"é".encode(), 256]
+    assert encode_with_special(tokenizer, "plain") == list(b"plain")
+    assert special_tokens(tokenizer) == {END_OF_TEXT: 256}
+    assert special_tokens(IdTokenizer(300)) == {}
 
 
 def test_ends_that_the_files_name_are_taken_as_well(tmp_path: Path) -> None:
