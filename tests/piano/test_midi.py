@@ -22,7 +22,7 @@ from quintet.errors import UserError
 from quintet.piano import midi
 from quintet.piano.midi import MissingTrack, midi_bytes, read_midi, write_midi
 from quintet.piano.midi_repair import FAULTS, WITHOUT_END, repaired
-from quintet.piano.notes import Notes, notes
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes
 from quintet.piano.pedal import separated
 
 Event = tuple[int, mido.Message | mido.MetaMessage]
@@ -197,6 +197,23 @@ def test_notes_that_are_odd() -> None:
     assert rows(read_midi(file_of([], []))) == []
     lyrics = [(at, mido.MetaMessage("lyrics", text="la")) for at in (0, 10)]
     assert rows(read_midi(file_of(lyrics))) == rows(read_midi(file_of([on(0, 60), *lyrics]))) == []
+
+
+def test_a_table_of_notes_is_in_order_and_is_moved_quickened_transposed_and_joined() -> None:
+    """By start, then pitch, then end."""
+    table = notes(*np.array([(62, 1, 2, 4), (60, 2, 2, 5), (60, 3, 2, 3), (70, 4, 0, 6)], dtype=float).T)
+    expected = [(70, 4, 0, 6000), (60, 3, 2000, 3000), (60, 2, 2000, 5000), (62, 1, 2000, 4000)]
+    assert rows(table) == expected
+    assert (len(table), table.seconds, table.pitch.dtype, table.start.dtype) == (4, 6.0, np.int64, np.float64)
+    assert rows(table[1:3]) == expected[1:3]
+    assert rows(table[table.pitch > 60]) == [expected[0], expected[3]]
+    assert rows(table.moved(0.5)) == [(p, v, start + 500, end + 500) for p, v, start, end in expected]
+    assert rows(table.faster(2)) == [(p, v, start / 2, end / 2) for p, v, start, end in expected]
+    assert rows(table.transposed(-3)) == [(p - 3, v, start, end) for p, v, start, end in expected]
+    assert rows(joined(table[2:], table[:2])) == expected
+    assert (rows(joined()), joined().seconds) == ([], 0.0)
+    assert HIGHEST - LOWEST + 1 == 88
+    assert round(440 * 2 ** ((LOWEST - 69) / 12), 1) == 27.5  # the lowest A of a piano
 
 
 STROKES = {  # of one key: when it is struck (with a velocity) and released (None), and the notes that follow

@@ -9,7 +9,7 @@ from torch import nn
 
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
-from quintet.train.optimizer import build_optimizer, state_bytes, step_if_finite
+from quintet.train.optimizer import build_optimizer, set_learning_rate, set_momentum, state_bytes, step_if_finite
 
 
 def tiny() -> nn.Module:
@@ -174,3 +174,19 @@ def test_after_a_first_gradient_that_is_not_finite_all_goes_on_as_if_there_had_b
     advance(other, build_optimizer(config, other), 3)
     for one, another in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, another)
+
+
+def test_a_rate_and_a_momentum_are_those_of_all_groups() -> None:
+    for config, name in ((AdamWConfig(betas=(0.9, 0.98)), "betas"), (named("SGD"), "momentum")):
+        optimizer = build_optimizer(config, tiny())
+        set_learning_rate(optimizer, 0.25)
+        set_momentum(optimizer, 0.5)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+        assert [group[name] for group in optimizer.param_groups] == [(0.5, 0.98) if name == "betas" else 0.5] * 2
+
+
+def test_what_a_class_decides_itself_is_left_to_it() -> None:
+    fused = {name: build_optimizer(named(name), tiny()).param_groups[0].get("fused") for name in NAMES}
+    assert {name for name, value in fused.items() if value} == {"Adam", "AdamW"}
+    unfused = build_optimizer(named("AdamW", arguments={"foreach": True}), tiny())
+    assert not unfused.param_groups[0]["fused"]
