@@ -73,6 +73,27 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def python_calls() -> Callable[[Callable[[], Any]], int]:
+    """Count the calls of functions that an action makes: a measure of work that no other process changes."""
+
+    def count(action: Callable[[], Any]) -> int:
+        calls = 0
+
+        def one(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(one)
+        try:
+            action()
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    return count
+
+
+@pytest.fixture
 def _report_at_the_end() -> None:
     """Ask for this to have what `_no_report` takes away."""
 

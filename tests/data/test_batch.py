@@ -3,7 +3,9 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,23 +112,21 @@ def test_larger_batches_go_through_the_same_samples_in_the_same_order() -> None:
         np.testing.assert_array_equal(rows, large.batch(step).inputs)
 
 
-def test_a_trillion_tokens_are_sampled_in_constant_memory() -> None:
+def test_a_trillion_tokens_are_sampled_in_constant_memory(python_calls: Callable[[Callable[[], Any]], int]) -> None:
     stream, length, batch_size = Counting(10**12), 1024, 64
     order = EpochOrder((Windows(stream, length).count,), 1, True)
     data = TrainData((Windows(stream, length),), ("huge",), order, batch_size, length)
     data.batch(0)
     tracemalloc.start()
-    began = time.perf_counter()
     for step in (0, 1, 10**5, data.epoch_samples // batch_size, 10**8):
         batch = data.batch(step)
         np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
         assert len(np.unique(batch.inputs[:, 0])) == batch_size
-    elapsed = time.perf_counter() - began
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     one_batch = 2 * 8 * batch_size * length
     assert peak < 6 * one_batch
-    assert elapsed < 2
+    assert python_calls(lambda: data.batch(10**8)) < 20_000
 
 
 def windows(batches: list[Batch]) -> list[tuple[int, int]]:

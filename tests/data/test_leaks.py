@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,17 +116,17 @@ class Many:
         return documents * np.uint64(0x9E3779B97F4A7C15)
 
 
-def test_ten_million_documents_are_searched_at_once_in_little_memory() -> None:
+def test_ten_million_documents_are_searched_with_little_work_in_little_memory(
+    python_calls: Callable[[Callable[[], Any]], int],
+) -> None:
     store, held = Many(), np.arange(4_950_000, 5_050_000)
     tracemalloc.start()
-    began = time.process_time()
     found = shared_documents(store, HashSet.of(hashes_of(store, held)), held)
-    elapsed = time.process_time() - began
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.tolist() == list(range(9_999_000, 10_000_000))
-    assert elapsed < 1
     assert peak < 80 * len(held) + 50_000_000  # the set, and one million hashes at a time
+    assert python_calls(lambda: shared_documents(store, HashSet.of(hashes_of(store, held)), held)) < 10_000
 
 
 def text(path: Path, **keys: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
-import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,18 +124,21 @@ def test_more_weights_than_a_block_has_places_are_refused() -> None:
         WeightedOrder((1,) * 4097, (1.0,) * 4097, 0, True)
 
 
-def test_a_trillion_samples_take_neither_memory_nor_time() -> None:
+def test_a_trillion_samples_take_neither_memory_nor_work(python_calls: Callable[[Callable[[], Any]], int]) -> None:
     counts = (10**12, 3 * 10**11, 5)
+
+    def draw_some() -> None:
+        for order in (EpochOrder(counts, 1, True), WeightedOrder(counts, (0.5, 0.3, 0.2), 1, True)):
+            for step in (0, 10**6, 10**9):
+                sources, samples = order.at(np.arange(step * 512, (step + 1) * 512))
+                assert (samples < np.array(counts)[sources]).all()
+
     tracemalloc.start()
-    began = time.perf_counter()
-    for order in (EpochOrder(counts, 1, True), WeightedOrder(counts, (0.5, 0.3, 0.2), 1, True)):
-        for step in (0, 10**6, 10**9):
-            sources, samples = order.at(np.arange(step * 512, (step + 1) * 512))
-            assert (samples < np.array(counts)[sources]).all()
+    draw_some()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000
-    assert time.perf_counter() - began < 2
+    assert python_calls(draw_some) < 200_000
 
 
 REPEATS = st.decimals("0.01", "3.5", places=2)
@@ -259,13 +263,16 @@ def test_the_first_stage_is_the_order_without_stages() -> None:
     assert {source for source, _ in draw(staged, 5001, 9000)} == {1}
 
 
-def test_stages_of_a_trillion_samples_cost_nothing() -> None:
+def test_stages_of_a_trillion_samples_cost_nothing(python_calls: Callable[[Callable[[], Any]], int]) -> None:
     order = WeightedOrder((10**12, 5), (1.0, 2.0), 1, True, (Stage(10**12 + 1, (1.0, 0.0)), Stage(10**13, (1.0, 1.0))))
+
+    def draw_some() -> None:
+        for first in (0, 10**12, 10**13 - 100, 10**15):
+            order.at(np.arange(first, first + 512))
+
     tracemalloc.start()
-    began = time.perf_counter()
-    for first in (0, 10**12, 10**13 - 100, 10**15):
-        order.at(np.arange(first, first + 512))
+    draw_some()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000
-    assert time.perf_counter() - began < 2
+    assert python_calls(draw_some) < 200_000
