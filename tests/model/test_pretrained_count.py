@@ -67,6 +67,10 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "phi3": {},
     "olmo2": {},
     "cohere2": {"layer_types": ["full_attention", "sliding_attention"]},
+    # Their weights are drawn where no device is told, tokens are split by numbers, and experts are found by them.
+    "diffllama": {},
+    "jetmoe": EXPERTS,
+    "longcat_flash": LATENT | {"moe_topk": 2, "zero_expert_num": 0, "expert_ffn_hidden_size": 16, "num_layers": 2},
     "mamba": {"state_size": 4, "time_step_rank": 4},  # no attention at all
 }
 
@@ -95,9 +99,26 @@ def test_operations_are_those_that_pytorch_counts(kind: str, tmp_path: Path) -> 
     config = described(tmp_path, kind, CHOSEN[kind])
     found = pretrained_flops(config, ROWS, LENGTH, LENGTH)
     assert (found.forward, found.backward) == pytest.approx(counted(config, LENGTH), abs=1)
+    assert found.note is None
 
 
-@pytest.mark.parametrize("kind", ["llama", "deepseek_v3", "aria_text"])
+def test_experts_that_compute_nothing_cost_nothing(tmp_path: Path) -> None:
+    config = described(tmp_path / "all", "longcat_flash", CHOSEN["longcat_flash"])
+    some = described(tmp_path / "some", "longcat_flash", CHOSEN["longcat_flash"] | {"zero_expert_num": 4})
+    full, half = (pretrained_flops(one, ROWS, LENGTH, LENGTH).forward for one in (config, some))
+    router, expert = (
+        2 * 4 * 32,
+        2 * 3 * 32 * 16,
+    )  # of 2 chosen experts one does nothing, and the router is twice as wide
+    assert full - half == expert - router
+
+
+def test_a_model_without_an_end_of_positions_is_laid_out() -> None:
+    config = HuggingFaceConfig(kind="huggingface", name_or_path="xlnet", pretrained=False, config={"n_layer": 1})
+    assert count_pretrained(config, 200, 100_000).total > 10_000_000
+
+
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v3", "aria_text", "jetmoe", "longcat_flash"])
 def test_a_long_sequence_is_counted_from_two_short_ones(kind: str, tmp_path: Path) -> None:
     config = described(tmp_path, kind, CHOSEN[kind])
     found = pretrained_flops(config, ROWS, 900, 900)
@@ -121,6 +142,9 @@ def test_a_model_that_cannot_be_traced_counts_by_its_matrices(tmp_path: Path, mo
 
     monkeypatch.setattr("quintet.model.pretrained_count._traced", fail)
     found = pretrained_flops(config, ROWS, 65, LENGTH)
+    assert found.note == (
+        "counted from the matrices of LlamaForCausalLM, attention left out: what it does depends on numbers in the text"
+    )
     attention = 2 * 2 * 2 * 4 * 8 * LENGTH
     assert (found.forward + attention, found.backward + 2 * attention) == (traced.forward, traced.backward)
 
@@ -128,7 +152,7 @@ def test_a_model_that_cannot_be_traced_counts_by_its_matrices(tmp_path: Path, mo
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_operations_are_those_that_pytorch_counts_in_every_architecture(tmp_path: Path) -> None:
-    wrong, tried = {}, 0
+    wrong, by_matrices, tried = {}, set(), 0
     for kind in causal_kinds():
         try:
             config = described(tmp_path / kind, kind, SMALL | EXPERTS | CHOSEN.get(kind, {}))
@@ -139,11 +163,10 @@ def test_operations_are_those_that_pytorch_counts_in_every_architecture(tmp_path
             continue
         tried += 1
         found = pretrained_flops(config, ROWS, LENGTH, LENGTH)
-        if (found.forward, found.backward) != pytest.approx(expected, rel=2e-4, abs=1):
+        if found.note is not None:
+            by_matrices.add(kind)
+        elif (found.forward, found.backward) != pytest.approx(expected, rel=2e-4, abs=1):
             wrong[kind] = (found.forward / expected[0], found.backward / max(expected[1], 1))
     assert tried > 40
-    assert set(wrong) <= BY_MATRICES, wrong
-
-
-BY_MATRICES = {"jetmoe", "longcat_flash", "diffllama", "blt", "xlnet"}
-"""Their operations depend on numbers, or they keep some on a device of their own."""
+    assert not wrong
+    assert by_matrices <= {"blt"}  # where it cuts a text into patches depends on the text

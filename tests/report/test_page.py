@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from quintet.report.facts import read_facts
 from quintet.report.page import report_page, write_report
@@ -157,6 +158,37 @@ def decoded(address: str | None, kind: str) -> bytes:
 def test_training_ends_with_the_page(train: Callable[..., str]) -> None:
     name = train(model={}, sample={"prompts": []})
     assert Page(Path(f"runs/{name}/report.html").read_text()).open == []
+
+
+@pytest.mark.usefixtures("_report_at_the_end")
+def test_operations_counted_from_matrices_are_called_so_wherever_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("nonzero")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quintet.model.pretrained_count._traced", refuse)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes["num_key_value_heads"] = 2
+    values = {
+        "data": {"sources": [{"kind": "text", "path": "text.txt"}], "validation": 0.2, "sequence_length": 17}
+        | {"cache_dir": "cache"},
+        "tokenizer": {"kind": "byte"},
+        "model": {"kind": "huggingface", "name_or_path": "llama", "pretrained": False, "config": sizes},
+        "train": {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu"},
+        "sample": {"prompts": []},
+    }
+    Path("text.txt").write_text("a cat sat on a mat\n" * 20)
+    Path("run.yaml").write_text(yaml.safe_dump(values))
+    note = "counted from the matrices of LlamaForCausalLM, attention left out: what it does depends on numbers"
+    code, out, error = command("plan", "run.yaml")
+    assert code == 0, error
+    assert note in out
+    code, out, error = command("train", "run.yaml")
+    assert code == 0, error
+    assert f"share of peak: {note}" in out
+    assert f"of the device's peak ({note}" in html.unescape(Path("runs/run/report.html").read_text())
 
 
 @pytest.mark.usefixtures("_report_at_the_end")

@@ -21,10 +21,12 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations for one token; a multiplication and an addition are two."""
+    """Floating-point operations for one token; a multiplication and an addition are two. ``note`` says what is not
+    counted, None where nothing is left out."""
 
     forward: int
     backward: int
+    note: str | None = None
 
     @property
     def total(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_TRACED = 512
+_REPLACED = "_counts_by_matrices"
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k")
 
 
@@ -37,8 +39,9 @@ def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length:
     The attention matrix counts whole, whatever a mask or a window hides of it; of a layer's experts those count that a
     token is sent to; a frozen matrix has no gradient of its own, and what is computed again for
     ``gradient_checkpointing`` earns nothing. Long sequences are counted from two short ones: what is linear and what is
-    quadratic in their length is separated. A model whose operations depend on numbers (routing by a loop over experts)
-    counts by its matrices, of experts' those that its configuration says are chosen, without its attention.
+    quadratic in their length is separated. Experts that a loop over numbers sends tokens to count by their matrices,
+    those that the configuration says are chosen. A model that depends on numbers elsewhere counts so as a whole,
+    without its attention, which ``note`` of the result says.
     """
     plain = config.model_copy(update={"gradient_checkpointing": False, "attention_backend": "auto"})
     return _counted(plain.model_dump_json(), vocab_size, context_length, sequence_length)
@@ -47,14 +50,20 @@ def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length:
 @lru_cache(maxsize=8)
 def _counted(text: str, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
     model = _outline_of(text, vocab_size, context_length)
-    try:
-        if sequence_length <= _LONGEST_TRACED:
-            forward, backward = _traced(model, sequence_length)
-            return Flops(round(forward / sequence_length), round(backward / sequence_length))
-        lengths = (_LONGEST_TRACED // 2, _LONGEST_TRACED)
-        short, long = (_traced(model, length) for length in lengths)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):  # what depends on numbers fails in many ways
-        return _by_matrices(model)
+    # What depends on numbers fails in many ways.
+    refusals = (NotImplementedError, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+    for attempt in (nullcontext, _experts_by_matrices):
+        with suppress(*refusals), attempt(model):
+            return _by_length(model, sequence_length)
+    return _by_matrices(model)
+
+
+def _by_length(model: PretrainedModel, sequence_length: int) -> Flops:
+    if sequence_length <= _LONGEST_TRACED:
+        forward, backward = _traced(model, sequence_length)
+        return Flops(round(forward / sequence_length), round(backward / sequence_length))
+    lengths = (_LONGEST_TRACED // 2, _LONGEST_TRACED)
+    short, long = (_traced(model, length) for length in lengths)
     # A token costs a + b · length.
     counts = []
     for one, other in zip(short, long, strict=True):
@@ -69,12 +78,45 @@ def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-    with torch.device("meta"), FlopCounterMode(display=False) as forward, _answers():
+    counters = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with torch.device("meta"), counters[0], _answers(), _even_splits():
         logits = _readable(model)(ids)
-    with torch.device("meta"), FlopCounterMode(display=False) as backward, _answers():
+    with torch.device("meta"), counters[1], _answers():
         logits.sum().backward()
     model.zero_grad(set_to_none=True)
-    return forward.get_total_flops(), backward.get_total_flops()
+    forward, backward = (counter.get_total_flops() for counter in counters)
+    # A frozen matrix that is not in the trace has no gradient of its own.
+    replaced = [module for module in model.modules() if hasattr(module, _REPLACED)]
+    aside = _matrix_flops(model, [one for module in replaced for one in module.parameters()])
+    return forward + round(aside[0] * length), backward + round(aside[1] * length)
+
+
+@contextmanager
+def _experts_by_matrices(model: PretrainedModel) -> Iterator[None]:
+    """Within, a module that owns the matrices of all experts returns what it is given, and counts by them."""
+    import torch
+
+    def passed_on(hidden: torch.Tensor, *routing: object) -> torch.Tensor:
+        # All that is given gets a gradient, as from the experts: the weights of a token's experts too.
+        weights = [one for one in routing if isinstance(one, torch.Tensor) and one.is_floating_point()]
+        return sum((one.sum() for one in weights), hidden * 1)
+
+    owners = [
+        module
+        for module in model.causal.modules()
+        if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+    ]
+    if not owners:
+        raise NotImplementedError("no module owns the matrices of experts")
+    for module in owners:
+        module.forward = passed_on
+        setattr(module, _REPLACED, True)
+    try:
+        yield
+    finally:
+        for module in owners:
+            del module.forward
+            delattr(module, _REPLACED)
 
 
 def _readable(model: PretrainedModel) -> PretrainedModel:
@@ -101,27 +143,56 @@ def _answers() -> Any:
     return Answers()
 
 
+def _even_splits() -> Any:
+    """Within, a tensor without numbers that is to be a list of sizes says zeros, and what is split by such a list is
+    split evenly: the matrices of experts then have as many tokens together as in a real pass."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class EvenSplits(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.tolist and args[0].is_meta and args[0].dim() == 1:
+                return [0] * len(args[0])
+            if func is torch.Tensor.split and isinstance(args[1], list) and not any(args[1]):
+                return torch.tensor_split(args[0], len(args[1]), **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    return EvenSplits()
+
+
 def _by_matrices(model: PretrainedModel) -> Flops:
-    """Each matrix once for each token, 2 operations a number forward, and as many for either gradient."""
-    settings = model.causal.config.get_text_config(decoder=True)
-    forward = backward = 0.0
+    """Each matrix once for each token, but for the tables that are only read."""
     head = getattr(model.causal.get_output_embeddings(), "weight", None)  # multiplies also where it is the embedding
     embeddings = {id(table.weight) for table in _embeddings(model) if table.weight is not head}
-    for parameter in model.parameters():
-        if id(parameter) not in embeddings:
-            used = _share_of_experts(tuple(parameter.shape), settings) * parameter.numel()
-            forward += 2 * used
-            backward += (4 if parameter.requires_grad else 2) * used
-    return Flops(forward=round(forward), backward=round(backward))
+    counts = _matrix_flops(model, [one for one in model.parameters() if id(one) not in embeddings])
+    name = type(model.causal).__name__
+    note = f"counted from the matrices of {name}, attention left out: what it does depends on numbers in the text"
+    return Flops(round(counts[0]), round(counts[1]), note)
+
+
+def _matrix_flops(model: PretrainedModel, parameters: Iterable[nn.Parameter]) -> tuple[float, float]:
+    """2 operations a number forward for a token, and as many for either gradient, of which a frozen matrix has one."""
+    settings = model.causal.config.get_text_config(decoder=True)
+    forward = backward = 0.0
+    for parameter in parameters:
+        used = _share_of_experts(tuple(parameter.shape), settings) * parameter.numel()
+        forward += 2 * used
+        backward += (4 if parameter.requires_grad else 2) * used
+    return forward, backward
 
 
 def _share_of_experts(shape: tuple[int, ...], settings: object) -> float:
     """The part of a parameter that a token is multiplied with: all of a matrix, nothing of a vector, and of the
-    matrices of all experts, which the library keeps in one tensor, those of the chosen ones."""
+    matrices of all experts, which the library keeps in one tensor, those of the chosen ones. Experts that compute
+    nothing are chosen as often as the others."""
     if len(shape) == 2:
         return 1.0
     chosen = next((getattr(settings, name) for name in _CHOSEN if getattr(settings, name, None)), None)
-    return min(1.0, chosen / shape[0]) if len(shape) == 3 and chosen else 0.0
+    if len(shape) != 3 or not chosen:
+        return 0.0
+    idle = getattr(settings, "zero_expert_num", None) or 0
+    working = getattr(settings, "n_routed_experts", shape[0])
+    return min(1.0, chosen / shape[0]) * working / (working + idle)
 
 
 def _embeddings(model: PretrainedModel) -> list[nn.Embedding]:

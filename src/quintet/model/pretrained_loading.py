@@ -69,7 +69,7 @@ def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_lengt
     """
     settings = _settings(config, context_length)
     with torch.device("meta"):
-        causal = _construct(config, settings)
+        causal = _construct(config, settings).to("meta")  # what is drawn by torch.normal is not there yet
         if config.pretrained and (folder := _stored(config)) and weight_files(folder):
             for name in differing(Tensors(folder), causal.all_tied_weights_keys, f"{causal.base_model_prefix}."):
                 owner, _, leaf = name.rpartition(".")
@@ -96,7 +96,8 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
     if isinstance(layers, int) and layers > _MOST_LAYERS:  # they would be built for hours before a weight is missed
         raise UserError(f"model.config: {config.name_or_path} says {layers} layers; {_MOST_LAYERS} are the most")
     limit = getattr(settings.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and context_length > limit:
+    # XLNet says -1: its positions have no end.
+    if limit is not None and 0 < limit < context_length:
         raise UserError(
             f"model.context_length: {context_length} tokens are more than the {limit} positions that "
             f"{config.name_or_path} has; shorten it or data.sequence_length. Where its positions are rotary, "

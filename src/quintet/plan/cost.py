@@ -33,7 +33,8 @@ class Plan:
     """What a run costs. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
 
     ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
-    those of the data in words; None where the data is not prepared yet.
+    those of the data in words; None where the data is not prepared yet. ``flops_note`` says what the FLOPs do not
+    count, None where that is nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Plan:
     checkpoints_kept: int
     left_out_documents: int | None = None
     stages: list[str] | None = None
+    flops_note: str | None = None
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
@@ -63,6 +65,7 @@ class Plan:
             f"({self.accumulation} × {self.micro_batch_size} samples)",
             f"tokens       {self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter",
             f"FLOPs        {self.flops_per_token:,} a token, {self.flops_total:.3g} in all",
+            *([f"             {self.flops_note}"] if self.flops_note else []),
             f"memory       {size(m.weights)} weights + {size(m.gradients)} gradients + {size(m.optimizer)} optimizer"
             ", and the activations of a micro-batch",
             f"disk         {size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
@@ -92,7 +95,7 @@ def make_plan(config: RunConfig) -> Plan:
     batch = config.batch
     steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
     parameters = parameter_count(config, vocab_size)
-    flops = training_flops(config, vocab_size).total
+    flops = training_flops(config, vocab_size)
     tokens = steps * batch.tokens
     memory = Memory(
         weights=FP32_BYTES * parameters.total,
@@ -104,18 +107,19 @@ def make_plan(config: RunConfig) -> Plan:
         name=config.name,
         parameters=parameters,
         vocab_size=vocab_size,
-        flops_per_token=flops,
+        flops_per_token=flops.total,
         steps=steps,
         tokens_per_step=batch.tokens,
         micro_batch_size=batch.micro_batch_size,
         accumulation=batch.accumulation,
         tokens_total=tokens,
-        flops_total=tokens * flops,
+        flops_total=tokens * flops.total,
         memory=memory,
         checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
         checkpoints_kept=due if keep is None else keep + config.checkpoint.keep_best,
         left_out_documents=None if prepared is None else prepared.left_out,
         stages=None if prepared is None else stage_lines(config, prepared.train.order),
+        flops_note=flops.note,
     )
 
 

@@ -15,7 +15,7 @@ from quintet.report.facts import RunFacts, about_asking, read_facts
 from quintet.report.plots import COLOURS, Curve, curve, svg, training_curves
 from quintet.report.samples import music_samples, text_samples
 from quintet.tokenize import load_tokenizer
-from quintet.train.model import parameter_count
+from quintet.train.model import parameter_count, training_flops
 
 _MOST_CURVES = len(COLOURS)
 _LEFT_OUT = ("name", "runs_dir")
@@ -90,22 +90,25 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         value = run.series(name).last
         if value is not None:
             found.append((title, shown(value), remark))
-    parameters = _parameters(run)
-    if parameters is not None:
+    vocab_size = _vocabulary(run)
+    if vocab_size is not None:
+        parameters = parameter_count(run.config, vocab_size).total
         found.append(("parameters", _short(parameters), "in all"))
     found.append(("trained on", _short(run.tokens), f"tokens, {run.config.batch.tokens:,} a step"))
     if run.tokens_per_second is not None:
         peak = run.series("speed/share_of_peak").last
         share = f", {peak:.0%} of the device's peak" if peak is not None else ""
+        if peak is not None and vocab_size is not None and (note := training_flops(run.config, vocab_size).note):
+            share += f" ({note})"
         found.append(("speed", _short(run.tokens_per_second), f"tokens a second{share}"))
     return found
 
 
-def _parameters(run: RunFacts) -> int | None:
-    """How many the model has; None where nothing of it was kept."""
+def _vocabulary(run: RunFacts) -> int | None:
+    """How many ids the tokenizer has; None where it was not kept."""
     if not (run.folder / "tokenizer").is_dir():
         return None
-    return parameter_count(run.config, load_tokenizer(run.folder / "tokenizer").vocab_size).total
+    return load_tokenizer(run.folder / "tokenizer").vocab_size
 
 
 def _short(number: float) -> str:

@@ -144,6 +144,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
         built.scaler.load_state_dict(progress.scaler or {})
+    flops = training_flops(config, prepared.tokenizer.vocab_size)
     run = Run(
         config=config,
         folder=folder,
@@ -163,21 +164,28 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         trackers=_trackers(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
-        flops_per_token=training_flops(config, prepared.tokenizer.vocab_size).total,
+        flops_per_token=flops.total,
         peak=measure_peak(compute),
         progress=progress,
         rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
         trial=trial,
     )
-    notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
-    notes += [*stage_lines(config, prepared.train.order)]
-    if not progress.step:
-        notes += from_first(lambda: seen_before(config, prepared))
+    notes = _notes_on_data(run, prepared)
     notes += start.notes if start else getattr(built.model, "notes", [])
+    notes += [f"share of peak: {flops.note}"] if flops.note else []
     if config.data.fixed_batch:
         notes.append(introduction(config, run.whole_batch(0)))
     _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
+
+
+def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
+    """What is to be known of the data before the first step."""
+    notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
+    notes += stage_lines(run.config, prepared.train.order)
+    if not run.progress.step:
+        notes += from_first(lambda: seen_before(run.config, prepared))
+    return notes
 
 
 def _begin_folder(
