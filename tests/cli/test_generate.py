@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.train.trained import load_trained
+from quintet.train.trained import load_trained, load_writer
 
 LONGER = {"steps": 30, "batch_size": 8, "precision": "fp32", "device": "cpu"}
 TEMPLATE = (
@@ -141,3 +141,47 @@ def test_a_tokenizer_without_a_template_needs_one(run: str, command) -> None:
     code, _, err = command("chat", run)
     assert code == 2
     assert "has no chat template; give one with --template FILE" in err
+
+
+SIZES: dict[str, tuple[dict[str, int], int]] = {
+    "mamba": ({"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1}, 2048),
+    "bloom": ({"hidden_size": 32, "n_layer": 1, "n_head": 2}, 2048),
+    "mpt": ({"d_model": 32, "n_layers": 1, "n_heads": 2, "max_seq_len": 48}, 48),
+    "codegen": ({"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "n_positions": 40, "n_ctx": 40}, 40),
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("mamba", marks=pytest.mark.slow), "bloom", "mpt", "codegen"])
+def test_a_checkpoint_that_names_its_length_otherwise_or_has_none_writes_as_transformers_does(
+    kind: str, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokenizers
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    monkeypatch.chdir(tmp_path)
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator(["the cat sat"], vocab_size=280, special_tokens=["<end>"], show_progress=False)
+    library = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<end>")
+    library.save_pretrained("model")
+    sizes, context = SIZES[kind]
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(
+        kind, vocab_size=len(library), bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
+    )
+    model = AutoModelForCausalLM.from_config(settings).eval()
+    model.save_pretrained("model")
+    said: list[str] = []
+    trained = load_writer("model", say=said.append, precision="fp32")
+    assert trained.model.context_length == context
+    note = "model: config.json names no most tokens of a text; 2,048 are the most here"
+    assert (note in said) == (context == 2048)
+
+    from quintet.model.generate import GenerationSettings, generate
+
+    ids = library("the cat")["input_ids"]
+    steps = generate(trained.model, [ids], GenerationSettings(max_tokens=5, temperature=0.0), set())
+    expected = model.generate(torch.tensor([ids]), min_new_tokens=5, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert [*ids, *(step[0] for step in steps)] == expected[0].tolist()
+    code, out, err = command("generate", "./model", "--prompt", "the cat", "--max-tokens", "5")
+    assert (code, out[:7]) == (0, "the cat"), err

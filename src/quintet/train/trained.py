@@ -14,7 +14,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
-from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
+from quintet.model.families import find_checkpoint, model_section, positions_of, pretrained_weights, read_config
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import TextBounds, checkpoint_bounds
 from quintet.tokenize.chat_rules import ChatRules
@@ -24,6 +24,8 @@ from quintet.train.compute import Compute, choose_compute, choose_device
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
+
+_CONTEXT = 2048  # tokens, where a checkpoint has no limit of its own
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) 
     try:
         config = TransformerConfig.model_validate(model_section(values, name))
     except UserError:
-        context = int(values["max_position_embeddings"])
+        context = positions_of(values) or _CONTEXT
+        if positions_of(values) is None:
+            say(f"{name}: config.json names no most tokens of a text; {context:,} are the most here")
         model = build_model(
             HuggingFaceConfig(kind="huggingface", name_or_path=str(folder)), tokenizer.vocab_size, context, seed=0
         )

@@ -2,7 +2,7 @@
 
 from quintet.model.families.architecture import ADAPTABLE, architecture, differences
 from quintet.model.families.exported import Exported, export_weights
-from quintet.model.families.files import checkpoint_digest, find_checkpoint, read_config
+from quintet.model.families.files import checkpoint_digest, find_checkpoint, positions_of, read_config
 from quintet.model.families.pretrained import Start, fitted, pretrained_weights
 from quintet.model.families.settings import model_section
 
@@ -17,6 +17,7 @@ __all__ = [
     "find_checkpoint",
     "fitted",
     "model_section",
+    "positions_of",
     "pretrained_weights",
     "read_config",
 ]

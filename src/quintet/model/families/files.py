@@ -25,6 +25,10 @@ _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model|consolidated).*\.(safetensors|bin|pth?)|.*\.(gguf|ckpt)")
+_POSITIONS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length",
+    "model_max_length", "max_target_positions",
+)  # fmt: skip
 _POINTER = b"version https://git-lfs"
 _DAMAGED = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError)
 
@@ -98,6 +102,14 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
             "kept, as two matrices"
         )
     return values
+
+
+def positions_of(values: Mapping[str, Any]) -> int | None:
+    """The most tokens of a text by the ``values`` of a `config.json`; None where it does not say, as of a state space
+    model (Mamba) or of biases by distance (Bloom), which end nowhere."""
+    text = values.get("text_config") or values
+    found = (text.get(name) for name in _POSITIONS)
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def head_is_its_own(model_type: str, folder: Path) -> bool:
