@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from quintet.tokenize import Tokenizer
 from quintet.tokenize.borders import clean_starts
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer, huggingface_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz#"
 BOS, EOS = 1, 2
@@ -210,6 +212,94 @@ def test_no_chunk_begins_within_a_word_of_word_pieces(tmp_path: Path) -> None:
     assert not any(text.lstrip().startswith("##") for text in texts)
     assert clean_starts(tokenizer).tolist() == [not piece.startswith("##") for piece in pieces]
     assert [samples.sample(row).ids.size for row in range(samples.count)] == [6, 4]
+
+
+def metaspace() -> HuggingFaceTokenizer:
+    """A tokenizer of words begun by ▁ and their letters, as SentencePiece makes them."""
+    words = ["<unk>", "</s>", "▁", "▁token", "iz", "er", "s", "▁cut", "▁here", *"abcdehiknorstuz日本,\n"]
+    library = tokenizers.Tokenizer(models.Unigram([(word, -float(len(words) / len(word))) for word in words], 0))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Metaspace()
+    return HuggingFaceTokenizer(library.to_str(), "</s>")
+
+
+MARKS = {
+    "metaspace": "▁", "llama2": "▁", "mistral-v1": "▁", "mistral-v3": "▁", "t5-base": "▁",
+    "gpt2": "Ġ", "opt": "Ġ", "gpt-neox-20b": "Ġ", "dolma2": "Ġ", "bert-base-uncased": "##",
+}  # fmt: skip
+"""The beginning of a token that begins a word, or of one that goes on with it."""
+
+
+def sentences(seed: int) -> list[str]:
+    """Texts with long words, with words that no space begins, and with characters of several bytes."""
+    draw = random.Random(seed)
+    parts = ["a", "b", " ", " tokenizers", " cut", "here", " 日本日本日本", "\n", ", naïve", "ing", "abcdefghi", " x"]
+    return ["".join(draw.choices(parts, k=draw.randint(1, 40))) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(request: pytest.FixtureRequest) -> tuple[HuggingFaceTokenizer, list[str]]:
+    """A tokenizer and the tokens of its vocabulary by id, as its library spells them."""
+    if request.param == "metaspace":
+        made = metaspace()
+    else:
+        folder = request.getfixturevalue("shared") / "tokenizers/hf" / request.param
+        if not folder.is_dir():
+            pytest.skip(f"no {folder}")
+        made = huggingface_tokenizer(str(folder))
+    return made, [made._library.id_to_token(number) or "" for number in range(made.vocab_size)]
+
+
+@pytest.mark.parametrize(("tokenizer", "mark"), MARKS.items(), ids=MARKS, indirect=["tokenizer"])
+def test_no_chunk_begins_within_a_word_where_one_begins_near(
+    tokenizer: tuple[HuggingFaceTokenizer, list[str]], mark: str, tmp_path: Path
+) -> None:
+    """By the marks of the vocabulary alone: every chunk goes on where a word begins, unless none does among the places
+    that it could go on at; then it does not go on within a character."""
+    made, spelt = tokenizer
+
+    added = made._library.get_added_tokens_decoder()
+    special = {number for number, token in added.items() if token.special} - {made.unknown_id}
+
+    def begins(token: int) -> bool:
+        marked = not spelt[token].startswith("##") if mark == "##" else spelt[token].startswith((mark, " "))
+        return marked or token in special
+
+    cuts = 0
+    for room, overlap in ((8, 0), (13, 2), (16, 3)):
+        keys = {"kind": "chunks", "join": False, "overlap": overlap}
+        samples = packed(tmp_path / str(room), sentences(room), room - 1, made, **keys)
+        for document in range(samples.store.document_count):
+            start, last = (int(bound[0]) for bound in samples.store.document_bounds(np.array([document])))
+            chunks = [(first, stop) for first, stop in bounds_of(samples) if start <= first < last]
+            assert (chunks[0][0], chunks[-1][1]) == (start, last)
+            for (first, stop), (following, _) in pairwise(chunks):
+                assert following == stop - overlap
+                assert stop - first <= room
+                near = samples.store.tokens(first + 1, first + room + 1 - overlap)
+                beginning = int(samples.store.tokens(following, following + 1)[0])
+                cuts += 1
+                if any(begins(int(token)) for token in near):
+                    assert begins(beginning)
+                elif (piece := made.pieces.of(beginning))[1:]:
+                    assert not 0x80 <= piece[0] < 0xC0
+    assert cuts > 100
+
+
+def bounds_of(samples: Packed) -> list[tuple[int, int]]:
+    return list(zip(samples.table.starts.tolist(), samples.table.stops.tolist(), strict=True))
+
+
+def test_no_joined_chunk_begins_within_a_word(tmp_path: Path) -> None:
+    """Also where the part that it repeats reaches back into the document before."""
+    made = metaspace()
+    texts = ["cut tokenizers", "here tokenizers cut", "cut here tokenizers here"]
+    for overlap in (0, 1, 2):
+        keys = {"kind": "chunks", "keep_ends": False, "overlap": overlap}
+        samples = packed(tmp_path / str(overlap), texts, 6, made, **keys)
+        first = [int(samples.sample(row).ids[0]) for row in range(samples.count)]
+        assert {made._library.id_to_token(token) for token in first} <= {"▁token", "▁cut", "▁here"}
+        assert len(first) > 2
 
 
 @settings(max_examples=60)

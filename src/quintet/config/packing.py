@@ -35,7 +35,7 @@ class _Packing(Part):
 
 
 class ChunkPackingConfig(_Packing):
-    """Documents cut into chunks, in front of a token that begins a character or a word."""
+    """Documents cut into chunks, before a token that begins a word, or a character where no word begins near."""
 
     kind: Literal["chunks"] = key(..., "chunks of at most sequence_length + 1 tokens")
     join: bool = key(True, "cut the documents one behind the other; false cuts each by itself")

@@ -20,10 +20,10 @@ from quintet.data.store import TokenStore
 from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
-from quintet.tokenize.borders import clean_starts
+from quintet.tokenize.borders import character_starts, clean_starts
 from quintet.tokenize.bounds import begin_ids, text_bounds
 
-_RECIPE = "2"  # to be raised when the same documents are packed otherwise than before
+_RECIPE = "3"  # to be raised when the same documents are packed otherwise than before
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
 _BLOCK = 1 << 16  # documents that are packed together: they stay near one another, and memory is bounded
 _ARRAYS = ("rows", "starts", "stops")
@@ -187,37 +187,52 @@ def _table(
             starts, stops = spans
             return PieceTable(np.arange(len(starts) + 1), starts, np.minimum(stops, starts + room))
         case ChunkPackingConfig():
-            border = _Borders(store, clean_starts(tokenizer))
-            return (_joined_chunks if config.join else _separate_chunks)(spans, room, config.overlap, border)
+            borders = _Borders(store, tokenizer)
+            return (_joined_chunks if config.join else _separate_chunks)(spans, room, config.overlap, borders)
         case BestFitPackingConfig():
             return _best_fit(*spans, room)
     raise AssertionError(config.kind)
 
 
 class _Borders:
-    """Where a text may be cut: in front of a token that begins something, and not in the middle of a character."""
+    """Where a text may be cut: before a token that begins a word, else a character."""
 
-    def __init__(self, store: TokenStore, clean: np.ndarray) -> None:
-        self._store, self._clean = store, clean
-        self._anywhere = bool(clean.all())
+    def __init__(self, store: TokenStore, tokenizer: Tokenizer) -> None:
+        self._store = store
+        self._kinds = (clean_starts(tokenizer), character_starts(tokenizer))
+        self.anywhere = all(clean.all() for clean in self._kinds)
 
-    def before(self, earliest: int, place: int) -> int:
-        """The last place from ``earliest`` to ``place`` where the store may be cut, ``place`` if none is near."""
-        if self._anywhere:
-            return place
-        begin = max(earliest, place - _LOOK_BACK)
-        found = np.flatnonzero(self._clean[self._store.tokens(begin, place + 1)])
-        return begin + int(found[-1]) if found.size else place
+    def last(self, stops: np.ndarray, starts: np.ndarray, first: np.ndarray) -> int:
+        """Which of several chunks to take, the last that is fine: a chunk ends before the token ``stops`` of the store,
+        and the next one begins with the token ``starts``, which is the ``first`` of a document or not.
+
+        Both are to be at a word where they can, else the beginning, which is what is read; where no word begins, at a
+        character; and if nowhere there is one, the last.
+        """
+        for clean in self._kinds:
+            begins = clean[self._store.tokens_at(starts)] | first
+            for fine in (begins & clean[self._store.tokens_at(stops)], begins):
+                if fine.any():
+                    return int(np.flatnonzero(fine)[-1])
+        return len(stops) - 1
 
 
-def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, border: _Borders) -> PieceTable:
+def _near(earliest: int, place: int) -> np.ndarray:
+    """The places from ``earliest`` to ``place`` among which a clean border is looked for."""
+    return np.arange(max(earliest, place - _LOOK_BACK), place + 1)
+
+
+def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, borders: _Borders) -> PieceTable:
     """Every document by itself, cut into pieces of at most ``room`` tokens that share ``overlap``."""
     starts: list[int] = []
     stops: list[int] = []
     for first, last in zip(*(span.tolist() for span in spans), strict=True):
         start = first
         while True:
-            stop = last if last - start <= room else border.before(start + overlap + 1, start + room)
+            stop = min(last, start + room)
+            if stop < last and not borders.anywhere:
+                near = _near(start + overlap + 1, stop)
+                stop = int(near[borders.last(near, near - overlap, near - overlap == first)])
             starts.append(start)
             stops.append(stop)
             if stop == last:
@@ -226,24 +241,27 @@ def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: i
     return PieceTable(np.arange(len(starts) + 1), np.array(starts, np.int64), np.array(stops, np.int64))
 
 
-def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, border: _Borders) -> PieceTable:
-    """All documents one behind the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
+def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, borders: _Borders) -> PieceTable:
+    """All documents one after the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
     begins, lengths = spans[0], spans[1] - spans[0]
     ends = np.cumsum(lengths)
+    offsets = ends - lengths  # of each document, the places of the joined text before it
     total = int(ends[-1]) if ends.size else 0
 
-    def cut(start: int, place: int) -> int:
+    def cut(earliest: int, place: int) -> int:
         document = int(np.searchsorted(ends, place, side="right"))
-        offset = int(ends[document] - lengths[document])  # places of the joined text before the document
-        if place == offset:
-            return place  # in front of a document
-        shift = int(begins[document]) - offset
-        return border.before(max(start + 1, offset) + shift, place + shift) - shift
+        if borders.anywhere or place == offsets[document]:
+            return place  # before a document
+        near = _near(max(earliest, int(offsets[document])), place)
+        starts = near - overlap
+        inside = np.searchsorted(ends, starts, side="right")
+        shift = begins - offsets
+        return int(near[borders.last(near + shift[document], starts + shift[inside], starts == offsets[inside])])
 
     cuts: list[tuple[int, int]] = []
     start = 0
     while start < total:
-        stop = total if total - start <= room else cut(start + overlap, start + room)
+        stop = total if total - start <= room else cut(start + overlap + 1, start + room)
         cuts.append((start, stop))
         if stop == total:
             break

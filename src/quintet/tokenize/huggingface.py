@@ -136,6 +136,12 @@ class HuggingFaceTokenizer:
         mark = self._rules["model"].get("continuing_subword_prefix")
         return [number for token, number in _vocabulary(self._rules).items() if mark and token.startswith(mark)]
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary cannot write, None where there is none."""
+        model = self._rules["model"]
+        return model["unk_id"] if "unk_id" in model else _vocabulary(self._rules).get(model.get("unk_token"))
+
     def encode_template(self, text: str) -> list[int]:
         """``encode`` where the text of a special token is its id, for what a template has written."""
         check_text(text)
