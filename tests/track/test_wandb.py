@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,35 @@ def test_what_the_server_has_is_not_sent_again(tmp_path: Path, monkeypatch: pyte
     tracker.close()
     [file] = offline_files(tmp_path)
     assert sorted(contents(file)[1]) == [4]
+
+
+VALIDATION, TRAINING = {"validation/loss"}, {"train/loss"}
+
+
+@pytest.mark.parametrize(
+    ("there", "known", "expected"),
+    [
+        (3, {}, {4: VALIDATION, 5: TRAINING}),
+        (4, {}, {5: VALIDATION | TRAINING}),
+        (4, {"validation/loss": 1.7}, {5: VALIDATION | TRAINING}),
+        (4, {"validation/loss": 1.5}, {5: TRAINING}),  # sent, and killed before that was noted
+        (5, {}, {}),
+    ],
+)
+def test_what_a_kill_kept_from_being_measured_is_sent_once(
+    there: int, known: dict[str, float], expected: dict[int, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on after step 4, whose validation is due, and the server has the steps up to ``there``."""
+    from wandb.sdk.wandb_run import Run
+
+    monkeypatch.setattr(Run, "starting_step", property(lambda _: there + 1))
+    tracker = wandb_tracker(replace(tracked(tmp_path, OFFLINE, first_step=4), due=["validation"]))
+    tracker._run.summary.update(known)
+    tracker.log(4, {"validation/loss": 1.5})
+    tracker.log(5, {"train/loss": 1.0})
+    tracker.close()
+    [file] = offline_files(tmp_path)
+    assert {step: row.keys() & (VALIDATION | TRAINING) for step, row in contents(file)[1].items()} == expected
 
 
 def test_what_is_given_goes_to_init_and_where_a_run_begins_only_the_first_time(

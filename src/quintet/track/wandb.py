@@ -39,7 +39,9 @@ def check_arguments(config: WandbConfig, key: str) -> None:
 class WandbTracker:
     """One run of Weights & Biases; a continued run continues the same one.
 
-    Its steps are the run's. A step that is on the server already is not sent again: it would be the same.
+    Its steps are the run's. A step that is on the server already is not sent again: it would be the same. What a kill
+    kept from being measured after the last of them is sent with the next step, for the server takes no more of a step
+    that is past.
     """
 
     every_step: ClassVar[bool] = False
@@ -66,28 +68,34 @@ class WandbTracker:
             raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
         if self._run.id != run_id:
             ids.set(place, self._run.id)
+        self._late = run.first_step if run.due and self._run.starting_step == run.first_step + 1 else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Hand over ``metrics``; wandb sends them in a process of its own."""
-        if step >= self._run.starting_step:
-            self._do(lambda: self._run.log(metrics, step=step))
+        known = self._run.summary
+        if step == self._late and all(known.get(name) == value for name, value in metrics.items()):
+            return  # the run was killed between sending it and noting that it was measured
+        self._send(step, lambda: metrics)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Hand over a text as a page that shows it as it is."""
         page = f'<meta charset="utf-8"><pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
-        if step >= self._run.starting_step:
-            self._do(lambda: self._run.log({name: self._wandb.Html(page, inject=False)}, step=step))
+        self._send(step, lambda: {name: self._wandb.Html(page, inject=False)})
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Hand over the picture."""
-        if step >= self._run.starting_step:
-            self._do(lambda: self._run.log({name: self._wandb.Image(picture(files[".png"]))}, step=step))
+        self._send(step, lambda: {name: self._wandb.Image(picture(files[".png"]))})
 
     def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
         """Send what is left; the place of the checkpoint is in the summary."""
         if checkpoint is not None:
             self._do(lambda: self._run.summary.update({"checkpoint": str(checkpoint)}))
         self._do(lambda: self._run.finish(exit_code=1 if ending == "failed" else 0))
+
+    def _send(self, step: int, content: Callable[[], Mapping[str, Any]]) -> None:
+        """Log ``content`` of ``step``, unless the server has it."""
+        if step >= self._run.starting_step or step == self._late:
+            self._do(lambda: self._run.log(dict(content()), step=max(step, self._run.starting_step)))
 
     def _do(self, action: Callable[[], object]) -> None:
         try:
