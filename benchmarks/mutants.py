@@ -1,6 +1,6 @@
 """How much the tests notice: small changes are made in chosen files, one at a time, and the files' tests run each time.
 
-    python benchmarks/mutants.py                                            # 25 changes in each file of mutants.toml
+    python benchmarks/mutants.py                                            # 10 changes in each file of mutants.toml
     python benchmarks/mutants.py --changes 40 src/quintet/tokenize/stop.py  # more changes, in one file
     python benchmarks/mutants.py --line 24 src/quintet/tokenize/stop.py     # every change of one line
 
@@ -278,7 +278,7 @@ def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivale
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="those of mutants.toml when none is named")
-    parser.add_argument("--changes", type=int, default=25, help="changes in each file, drawn from all")
+    parser.add_argument("--changes", type=int, default=10, help="changes in each file, drawn from all")
     parser.add_argument("--line", type=int, help="every change of this line instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
