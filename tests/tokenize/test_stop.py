@@ -63,7 +63,6 @@ SPELLED = st.lists(st.sampled_from(["a", "b", *SPECIAL]), min_size=1, max_size=3
 
 @settings(max_examples=500)
 @example(steps=[("", "<a>"), ("ab", "")], stops=["<a>a", "b"])  # in one piece, the one with the token ends first
-@example(steps=[("", "<a>"), ("ba", "")], stops=["<a>ba", "b"])  # and here the other
 @example(steps=[("b", "<a>"), ("ab", "")], stops=["b<a>ab", "a"])  # the one that begins later ends first
 @given(steps=STEPS, stops=st.lists(SPELLED, max_size=3))
 def test_a_stop_string_with_a_special_token_is_found_although_the_token_writes_nothing(
