@@ -53,7 +53,7 @@ def rates(config: Any, highest: float, steps: int) -> list[float]:
 WARMUP = {"warmup_num_steps": st.integers(1, 40), "warmup_type": st.sampled_from(["log", "linear"])}
 LIMITS = {"warmup_min_lr": st.floats(0, 1), "warmup_max_lr": st.floats(0, 2)}
 DEEPSPEED = {
-    "WarmupLR": st.fixed_dictionaries({"warmup_max_lr": RATE}, optional=WARMUP | {"warmup_min_lr": st.floats(0, 1)}),
+    "WarmupLR": st.fixed_dictionaries({}, optional=WARMUP | {"warmup_min_lr": st.floats(0, 1), "warmup_max_lr": RATE}),
     "WarmupDecayLR": st.fixed_dictionaries({"total_num_steps": LENGTH}, optional=WARMUP | LIMITS),
     "WarmupCosineLR": st.fixed_dictionaries(
         {"total_num_steps": LENGTH}, optional=WARMUP | {"warmup_min_ratio": PART, "cos_min_ratio": PART}

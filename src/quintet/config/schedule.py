@@ -90,7 +90,7 @@ class TransformersScheduleConfig(_Warmup):
 
 class DeepSpeedScheduleConfig(Part):
     """A schedule of DeepSpeed, by its name there, with DeepSpeed's formulas and defaults; it sets the highest rate
-    itself, except for WarmupCosineLR."""
+    itself, except for WarmupCosineLR, and for WarmupLR without `warmup_max_lr`."""
 
     kind: Literal["deepspeed"] = key(..., "a schedule of DeepSpeed")
     name: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR"] = (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from quintet.config.schedule import DeepSpeedScheduleConfig
 from quintet.errors import UserError
 from quintet.train.schedule import learning_rate
-from quintet.train.schedules.deepspeed import check_deepspeed_schedule
+from quintet.train.schedules.deepspeed import _SCHEDULES, check_deepspeed_schedule
 
 
 def schedule(name: str, **arguments: Any) -> DeepSpeedScheduleConfig:
@@ -33,12 +34,13 @@ def test_warmup_and_decay_are_as_deepspeed_itself_computed_them() -> None:
     assert rates("WarmupDecayLR", 20, **LINEAR, total_num_steps=10)[12:] == pytest.approx([0.1] * 8)
 
 
-def test_the_defaults_are_those_of_deepspeed_a_logarithm_over_a_thousand_steps_to_a_thousandth() -> None:
-    found = rates("WarmupLR", 1200)
+def test_the_defaults_are_those_of_deepspeed_a_logarithm_over_a_thousand_steps_to_the_optimizers_rate() -> None:
+    found = rates("WarmupLR", 1200, highest=7.0)
     for step in (3, 10, 500, 1001):
-        assert found[step - 1] == pytest.approx(1e-3 * math.log(step - 1, 1000))
+        assert found[step - 1] == pytest.approx(7 * math.log(step - 1, 1000))
     assert found[:2] == [0.0, 0.0]
-    assert set(found[1001:]) == {1e-3}
+    assert set(found[1001:]) == {7.0}
+    assert rates("WarmupDecayLR", 1200, highest=7.0)[1001] == 1e-3
     assert rates("WarmupLR", 5, **LINEAR | {"warmup_num_steps": 1}) == pytest.approx([0.1, 0.1, 0.6, 1.1, 1.1])
 
 
@@ -132,3 +134,48 @@ def test_the_range_test_rises_without_end_smoothly_or_in_stairs() -> None:
 def test_what_deepspeed_does_not_know_is_refused_by_name(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rates(name, 10, **arguments)
+
+
+@pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest"])
+def test_what_is_not_given_is_what_deepspeeds_class_takes(name: str) -> None:
+    theirs = inspect.signature(getattr(pytest.importorskip("deepspeed.runtime.lr_schedules"), name)).parameters
+    for argument, ours in inspect.signature(_SCHEDULES[name]).parameters.items():
+        if argument in theirs and argument != "total_num_steps":  # here the run's, where it is not given
+            assert ours.default == theirs[argument].default, argument
+
+
+def test_without_its_later_phases_the_cooldown_schedule_warms_up_and_stays() -> None:
+    found = rates("WarmupDecayCooldownLR", 3000)
+    assert found[:2] == [0, 0]
+    assert [found[step - 1] for step in (3, 502, 1001)] == pytest.approx([1e-6, 5e-4, 999e-6])
+    assert set(found[1001:]) == {1e-3}
+    given = {"warmup_max_lr": 2.0, "warmup_num_steps": 2, "decay_num_steps": 10}
+    decayed = rates("WarmupDecayCooldownLR", 20, **given)
+    assert decayed[3:14] == pytest.approx([1 + math.cos(math.pi * part / 10) for part in range(11)])  # half a cosine
+    assert set(decayed[14:]) == {0.0}
+    cycles = rates("WarmupDecayCooldownLR", 20, **given, decay_cycles=1.0, decay_min_lr=1.0)
+    assert cycles[3:13] == pytest.approx([1.5 + 0.5 * math.cos(2 * math.pi * part / 10) for part in range(10)])
+
+
+def test_a_cycle_may_go_in_stairs() -> None:
+    shape = {"cycle_min_lr": 1.0, "cycle_max_lr": 5.0, "cycle_first_step_size": 4, "cycle_momentum": False}
+    up, down = [1.0, 1.0, 3.0, 3.0], [5.0, 3.0, 3.0, 1.0]
+    assert rates("OneCycle", 10, **shape, cycle_first_stair_count=2) == [*up, *down, 1.0, 1.0]
+    assert rates("OneCycle", 8, **shape, cycle_first_stair_count=2, cycle_second_stair_count=1) == [*up, 5, 1, 1, 1]
+    assert rates("OneCycle", 8, **shape, cycle_second_stair_count=1) == [1, 2, 3, 4, 5, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("WarmupLR", {"warmup_num_steps": 0}),
+        ("WarmupLR", {"warmup_num_steps": 2.0}),
+        ("OneCycle", {"cycle_min_lr": 1, "cycle_max_lr": 2, "cycle_momentum": False, "cycle_first_step_size": 0}),
+        ("OneCycle", {"cycle_min_lr": 1, "cycle_max_lr": 2, "cycle_momentum": False, "cycle_second_step_size": -1}),
+        ("LRRangeTest", {"lr_range_test_step_size": 0}),
+        ("LRRangeTest", {"lr_range_test_step_size": 2.0}),
+    ],
+)
+def test_lengths_are_whole_numbers_above_nothing(name: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^schedule.arguments: {name} refuses them"):
+        rates(name, 3, **arguments)

@@ -28,7 +28,8 @@ _NOTHING_TO_DO = ("cycle_momentum",)  # accepted with the only value that means 
 
 
 def deepspeed_rate(config: DeepSpeedScheduleConfig, highest: float, step: int, steps: int) -> float:
-    """Rate of ``step``, counted from 1, of a run of ``steps``; WarmupCosineLR alone uses ``highest``."""
+    """Rate of ``step``, counted from 1, of a run of ``steps``; WarmupCosineLR uses ``highest``, and
+    WarmupLR where it is not told another rate."""
     arguments = {name: value for name, value in config.arguments.items() if name not in _NOTHING_TO_DO}
     with refusals_of("schedule.arguments", config.name):
         return float(_SCHEDULES[config.name](step - 2, highest, steps, **arguments))
@@ -67,14 +68,14 @@ def _warmup_lr(
     highest: float,
     steps: int,
     warmup_min_lr: float = 0.0,
-    warmup_max_lr: float = 0.001,
+    warmup_max_lr: float | None = None,
     warmup_num_steps: int = 1000,
     warmup_type: str = "log",
 ) -> float:
-    """Up to ``warmup_max_lr``, and constant."""
-    warmup = _warmup(warmup_num_steps)
+    """Up to ``warmup_max_lr``, the optimizer's rate when None, and constant."""
+    warmup, top = _warmup(warmup_num_steps), highest if warmup_max_lr is None else warmup_max_lr
     part = _part(s, warmup, warmup_type) if s < warmup else 1.0
-    return warmup_min_lr + (warmup_max_lr - warmup_min_lr) * part
+    return warmup_min_lr + (top - warmup_min_lr) * part
 
 
 def _warmup_decay_lr(
