@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.config.keypath import ABSENT, lookup, parse, path_of, show, walk
@@ -298,6 +300,58 @@ def test_overrides_that_lead_nowhere_are_all_reported(problems: Callable[..., tu
 )
 def test_broken_yaml_is_reported_at_its_line(problems: Callable[..., tuple[str, ...]], text: str, problem: str) -> None:
     assert problems(text) == (problem,)
+
+
+# What PyYAML's reader refuses, and what OmegaConf reads as an interpolation, are other matters.
+JSON_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="$"))
+
+
+@given(st.lists(JSON_TEXT, min_size=1))
+@example(["😀", "a\\ud83d\\ude00", "\\😀", '"😀\\"', "𝕏é😀"])
+def test_a_run_file_that_json_wrote_has_its_texts(texts: list[str]) -> None:
+    values = {"data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 1}, "sample": {"prompts": texts}}
+    with TemporaryDirectory() as folder:
+        for escaped in (True, False):
+            file = Path(folder) / "run.yaml"
+            file.write_text(json.dumps(values, ensure_ascii=escaped, indent=escaped or None), encoding="utf-8")
+            assert list(load_run_config([file]).config.sample.prompts) == texts
+        overrides = [f"sample.prompts={json.dumps(texts)}", f"sample.prompts.0={json.dumps(texts[0] + '😀')}"]
+        assert list(load_run_config([file], overrides).config.sample.prompts) == [texts[0] + "😀", *texts[1:]]
+
+
+def test_escapes_are_joined_where_yaml_reads_escapes(load: Callable[..., Loaded]) -> None:
+    escapes = "\\ud83d\\ude00"
+    found = load(f"# {escapes}\n{MINIMAL}sample: {{prompts: ['{escapes}', {escapes}, \"{escapes}\"]}}\n").config.sample
+    assert list(found.prompts) == [escapes, escapes, "😀"]
+
+
+HALF = "half of a character without its other half; write the whole one"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('name: "a\\ud83d"\n', f"run.yaml:3: name: character 1 is \\ud83d, {HALF}"),
+        ('name: "\\ude00\\ud83d"\n', f"run.yaml:3: name: character 0 is \\ude00, {HALF}"),
+        ('name: "\\\\ud83d\\ude00"\n', f"run.yaml:3: name: character 6 is \\ude00, {HALF}"),
+        ('sample:\n  prompts: [a, "\\ud83d"]\n', f"run.yaml:4: sample.prompts[1]: character 0 is \\ud83d, {HALF}"),
+        ('sample: {"\\ud83d": 1}\n', f"run.yaml:3: sample: a key: character 0 is \\ud83d, {HALF}"),
+    ],
+)
+def test_half_a_character_is_refused_at_its_key(
+    problems: Callable[..., tuple[str, ...]], text: str, problem: str
+) -> None:
+    assert problems(MINIMAL + text) == (problem,)
+
+
+def test_half_a_character_is_refused_wherever_it_comes_from(
+    problems: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A byte that is no UTF-8 reaches Python as half a character.
+    for value, half in (('"\\ud83d"', "ud83d"), ("\udcff", "udcff"), ('"\\ude00\\ud83d"', "ude00")):
+        assert problems(MINIMAL, f"name={value}") == (f"command line: name: character 0 is \\{half}, {HALF}",)
+    monkeypatch.setenv("NAME", "a\udcff")
+    assert problems(MINIMAL + "name: ${oc.env:NAME}\n") == (f"run.yaml:3: name: character 1 is \\udcff, {HALF}",)
 
 
 def test_files_that_cannot_be_read_are_reported(tmp_path: Path) -> None:

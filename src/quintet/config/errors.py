@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
 from quintet.config.places import Places, Problem, place_of, shown
+from quintet.config.read import half_character
 from quintet.config.spelling import nearest as nearest_name
 
 _MOST_PLACES = 3
@@ -156,6 +157,8 @@ def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) 
         return f"must be text that is {' and '.join(key.constraints)}, {found}"
     if kind == "string_too_short" or (kind == "too_short" and value in ("", [])):
         return "must not be empty"
+    if kind == "string_unicode" and isinstance(value, str) and (problem := half_character(value)) is not None:
+        return problem
     if kind == "finite_number":
         return f"must be finite, {found}"
     article = "" if words.startswith(("true", "auto", "text")) else "a "

@@ -15,7 +15,7 @@ from quintet.config.describe import default_kinds
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
 from quintet.config.names import local_path
 from quintet.config.places import COMMAND_LINE, Place, Places, Problem, RunFileError, place_of, shown
-from quintet.config.read import Document, first_line, read_document
+from quintet.config.read import Document, first_line, half_character, read_document, with_whole_characters
 
 MISSING = "???"
 """OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
@@ -207,6 +207,8 @@ def _set(document: Document, override: Override) -> Document:
 def _value(text: str) -> Any:
     """``text`` read as the value of a YAML list's only element, so that every YAML value is possible; a plain text
     keeps what YAML would take for a comment."""
+    if (problem := half_character(text)) is not None:
+        raise ValueError(problem)
     indented = text.replace("\n", "\n  ")
     source = f"- {indented}\n"
     try:
@@ -214,7 +216,7 @@ def _value(text: str) -> Any:
             if not source[2:].lstrip()[:1].isalnum():
                 raise ValueError(f"{text!r} has a # that begins a comment in YAML; quote the text around it")
             return text
-        found = OmegaConf.to_container(OmegaConf.create(source))
+        found = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -222,6 +224,10 @@ def _value(text: str) -> Any:
     assert isinstance(found, list)
     if len(found) != 1:
         raise ValueError(f"{text!r} is no single YAML value")
+    for path, value in walk(found[0]):
+        for part in (*path[-1:], value):
+            if isinstance(part, str) and (problem := half_character(part)) is not None:
+                raise ValueError(problem)
     return found[0]
 
 

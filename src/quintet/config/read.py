@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,8 @@ from quintet.config.keypath import KeyPath, show
 from quintet.config.places import Place, Problem, RunFileError
 
 _MERGE = "tag:yaml.org,2002:merge"
+_ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
+_HALF = re.compile(r"[\ud800-\udfff]")
 _read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were read", default=None)
 
 
@@ -61,6 +64,7 @@ def read_document(
     text = _text(file, asked_at)
     name = str(file)
     try:
+        text = with_whole_characters(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
@@ -90,6 +94,35 @@ def read_document(
         values = {list_key: values}
     assert isinstance(values, dict)
     return Document({str(key): value for key, value in values.items()}, reading.places, listed)
+
+
+def with_whole_characters(text: str) -> str:
+    """The YAML ``text`` with one escape for each character that JSON writes as two (RFC 8259, section 7): YAML takes
+    each of these for a character of its own."""
+    if "\\u" not in text:
+        return text
+    found, at = [], 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.ScalarToken) and token.style == '"':
+            start, end = token.start_mark.index, token.end_mark.index
+            found += [text[at:start], _ESCAPES.sub(_one_escape, text[start:end])]
+            at = end
+    return "".join([*found, text[at:]])
+
+
+def _one_escape(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return match[0]
+    return f"\\U{0x10000 + ((int(match[1], 16) - 0xD800) << 10) + int(match[2], 16) - 0xDC00:08x}"
+
+
+def half_character(text: str) -> str | None:
+    """What is wrong with ``text`` that holds half of a character (a surrogate); None where it holds none."""
+    found = _HALF.search(text)
+    if found is None:
+        return None
+    escape = f"\\u{ord(found[0]):04x}"
+    return f"character {found.start()} is {escape}, half of a character without its other half; write the whole one"
 
 
 def line_places(text: str) -> dict[KeyPath, int]:
@@ -163,6 +196,8 @@ class _Lines:
             for index, inner in enumerate(node.value):
                 self.places[(*path, index)] = self._place(inner)
                 self.visit(inner, (*path, index))
+        elif isinstance(node, yaml.ScalarNode) and (problem := half_character(node.value)) is not None:
+            self._say(node, path, problem)
         elif isinstance(node, yaml.ScalarNode) and "${" in node.value:
             self._interpolation(node, path)
         self.inside.pop()
@@ -177,6 +212,9 @@ class _Lines:
             if key.tag != "tag:yaml.org,2002:str":
                 shown = f"{key.value!r} is" if isinstance(key, yaml.ScalarNode) else "a mapping or list is"
                 self._say(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
+                continue
+            if (problem := half_character(key.value)) is not None:
+                self._say(key, path, f"a key: {problem}")
                 continue
             line = key.start_mark.line + 1
             if key.value in own:
