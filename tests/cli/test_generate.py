@@ -59,12 +59,14 @@ def test_a_text_ends_before_a_stop_string(train, command) -> None:
         (("--prompts-file", "none.txt"), "--prompts-file: none.txt does not exist"),
         (("--prompts-file", "empty.txt"), "--prompts-file: empty.txt is empty"),
         (("--prompts-file", "bad.jsonl"), "bad.jsonl:2: has no text under"),
+        (("--prompts-file", "half.jsonl"), "half.jsonl:2: character 0 is U+D83D, a surrogate"),
         (("--prompt", "a", "--prompts-file", "bad.jsonl"), "give prompts in the file or with --prompt, not both"),
         (("--beams", "2", "--static-cache"), "a beam search does not sample"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run: str, command, arguments: tuple[str, ...], message: str) -> None:
     Path("empty.txt").write_text("")
+    Path("half.jsonl").write_text('{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud83d"}\n')
     Path("bad.jsonl").write_text('{"prompt": "a"}\n{"text": "a"}\n')
     code, out, err = command("generate", run, *arguments)
     assert (code, out) == (2, "")

@@ -251,6 +251,10 @@ def test_a_broken_first_record_leaves_the_others(subject: TrainedModel, tmp_path
     found = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).measured["lambada_openai"]
     assert found.items == 3
     assert found.warnings[0].startswith("left out: record 0: its fields are of other types (")
+    half = Path(write(tmp_path / "half", lambada_openai=[{"text": "\ud83d"}, *lines(3, "so \U0001f600")]))
+    found = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(half))).measured["lambada_openai"]
+    assert found.items == 3
+    assert found.warnings[0].startswith("left out: lambada_openai.jsonl, line 1: UnicodeEncodeError")
     (folder / "lambada_openai.jsonl").write_text("no json\n[]\n")
     reason = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).missing["lambada_openai"]
     assert "has no items (left out: lambada_openai.jsonl, line 1: JSONDecodeError" in reason

@@ -310,6 +310,7 @@ def test_topics_are_files_or_the_values_of_a_field(tmp_path: Path) -> None:
         ("a.txt", b"", "holds no text"),
         ("a.md", b"text", r"holds neither \.txt nor \.jsonl"),
         ("a.jsonl", b"{}\n", r"a\.jsonl:1: has no text in 'text'; its fields are none"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl:1: character 0 is U\+D83D, a surrogate"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', r"a\.jsonl:2: is no JSON"),
         ("a.jsonl", b"[]", r"a\.jsonl:1: is a list, not a JSON object"),
     ],

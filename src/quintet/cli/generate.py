@@ -11,6 +11,7 @@ import typer
 
 from quintet.cli.inputs import WRITER, fail, sampling_of
 from quintet.cli.music import write_music
+from quintet.errors import named
 from quintet.files import to_json
 
 if TYPE_CHECKING:
@@ -171,12 +172,16 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _prompt_of(line: str, where: str) -> str:
+    from quintet.tokenize.base import check_text
+
     try:
         found = json.loads(line)
     except ValueError as error:
         fail(f"{where}: is no JSON ({error}); write one object a line")
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         fail(f'{where}: has no text under "prompt"; write {{"prompt": "…"}}')
+    with named(where):
+        check_text(found["prompt"])
     return found["prompt"]
 
 

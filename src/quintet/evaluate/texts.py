@@ -16,7 +16,7 @@ from quintet.data.sources.problems import BadRow
 from quintet.data.sources.rows import Place
 from quintet.data.sources.spans import Span
 from quintet.data.sources.text import text_documents, text_units
-from quintet.errors import UserError
+from quintet.errors import UserError, named
 from quintet.evaluate.text_modeling import TextDocument, text_document
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import check_text
@@ -142,7 +142,8 @@ def _document(line: bytes, place: Place, config: TextModelingConfig, topic: str)
         raise UserError(
             f"{place()}: has no text in {config.text_field!r}; its fields are {there} (text_field names it)"
         )
-    check_text(text)
+    with named(place()):
+        check_text(text)
     if config.topic_field is None:
         return topic, text
     if not isinstance(values.get(config.topic_field), str | int):

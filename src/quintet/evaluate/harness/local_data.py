@@ -90,6 +90,7 @@ def _read(file: Path, place: _Place, part: str | None, records: list[Record], pr
                 continue
             try:
                 record = json.loads(line)["original"]
+                json.dumps(record, ensure_ascii=False).encode("utf-8")  # half of a character has no UTF-8
                 if place.field is None or record[place.field] == part:
                     records.append(place.form(record))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
