@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from quintet.config.schema import RunConfig
+from quintet.data.manifest import Manifest
 from quintet.data.note_samples import NoteSamples
 from quintet.data.prepare import Prepared, prepare
-from quintet.data.store import Manifest
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
 from quintet.piano.notes import Notes, notes

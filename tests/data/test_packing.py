@@ -21,12 +21,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig
 from quintet.data import packing as packing_module
 from quintet.data.batch import IGNORED, PADDING, ValidationData
+from quintet.data.manifest import Manifest
 from quintet.data.packing import Packed, document_spans, pack
 from quintet.data.samples import Sample
 from quintet.data.shards import write_shard
 from quintet.data.sources.document import Ids, Parts
 from quintet.data.split import Intervals, split, whole
-from quintet.data.store import Manifest, TokenStore, token_dtype
+from quintet.data.store import TokenStore, token_dtype
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.borders import clean_starts
 from quintet.tokenize.bounds import text_bounds

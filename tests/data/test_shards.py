@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.data import shards
+from quintet.data.manifest import Manifest
 from quintet.data.shards import read_written, write_shard
 from quintet.data.sources.document import Document, Ids, Parts, Report
-from quintet.data.store import Manifest, TokenStore
+from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.tokenize.byte import ByteTokenizer
 

@@ -21,20 +21,12 @@ import quintet
 import quintet.piano.tokenizers
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.duplicates import find_duplicates
+from quintet.data.manifest import Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.check import MANIFEST
 from quintet.data.sources.files import shown
 from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, source_libraries, units_of
-from quintet.data.store import (
-    DROPPED,
-    Dropped,
-    Manifest,
-    TokenStore,
-    read_manifest,
-    token_dtype,
-    write_dropped,
-    write_json,
-)
+from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
 from quintet.errors import UserError
 from quintet.files import new_folder
 from quintet.locks import locked

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from quintet.config.documents import TokenField
 from quintet.config.sources import BinSource, NpySource, TextSource
+from quintet.data.manifest import Manifest
 from quintet.data.sources.files import passed_over_lines
 from quintet.data.sources.listing import Listing, label_of
-from quintet.data.store import Manifest
 
 _PASSED_OVER = ("midi_", "notes_", "padding_")  # reasons that count parts of documents and of files
 

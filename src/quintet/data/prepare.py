@@ -21,6 +21,7 @@ from quintet.data.build import Order, Progress, Share, build_share, build_store,
 from quintet.data.duplicates import check_library
 from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
 from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
+from quintet.data.manifest import read_manifest
 from quintet.data.order import build_order
 from quintet.data.packing import Packed, pack
 from quintet.data.samples import Samples, Windows
@@ -28,7 +29,7 @@ from quintet.data.sources.check import MANIFEST, check_sources, sources_of
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
 from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
-from quintet.data.store import TokenStore, read_manifest
+from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.piano.notes import Notes
 from quintet.piano.numbers import HEADER, NUMBERS, from_numbers

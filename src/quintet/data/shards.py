@@ -16,10 +16,11 @@ import numpy as np
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.cleaning import kept, text_of
 from quintet.data.duplicates import signer
+from quintet.data.manifest import Shard, write_json
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.files import shown
 from quintet.data.sources.listing import Unit, documents
-from quintet.data.store import ArrayWriter, Shard, array_file, size_problems, token_dtype, write_json
+from quintet.data.store import ArrayWriter, array_file, size_problems, token_dtype
 from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize import Tokenizer

@@ -18,24 +18,22 @@ The arrays are NumPy's own format (NEP 1), little-endian, so that anything that 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from quintet.data.sources.check import MANIFEST, no_store
+from quintet.data.manifest import Dropped, Manifest, Shard, read_manifest
+from quintet.data.sources.check import MANIFEST
 from quintet.data.verify import Check, checksum_problem, find_damage
 from quintet.errors import UserError
-from quintet.files import unfinished_name, write_text
+from quintet.files import unfinished_name
 from quintet.tokenize.base import digest
 
-FORMAT = 2
 HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
 _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
@@ -43,67 +41,6 @@ _SIGNATURE = np.dtype("<u4")
 DROPPED = "dropped.npy"
 _LOOK = 1 << 16  # tokens that are looked through at once
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
-    ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature, and
-    ``without_end`` counts documents that end by themselves and not with the end id. ``checksums`` has the CRC-32 of the
-    values of each array by its name; in stores of earlier versions there is none."""
-
-    name: str
-    tokens: int
-    documents: int
-    bytes: int
-    digest: str
-    masked: bool = False
-    permutations: int = 0
-    without_end: int = 0
-    checksums: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """How many documents of a store are not to be used, with how many tokens, and a digest of which."""
-
-    documents: int = 0
-    tokens: int = 0
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a store says of itself.
-
-    ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
-    fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
-    were not kept, by the reason; those of them that are in the shards nevertheless are ``unused``. ``left_out`` counts
-    files that are no text and ``left_out_files`` names the first of them. ``matched`` counts what settings of the
-    source found, and documents in which nothing is learnt. ``made_with`` are versions of Quintet and of libraries.
-    """
-
-    key: str
-    description: str
-    tokenizer: str
-    tokenizer_config: dict[str, Any]
-    vocab_size: int
-    dtype: str
-    tokens: int
-    documents: int
-    bytes: int
-    dropped: dict[str, int]
-    left_out: int
-    left_out_files: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    unused: Dropped = Dropped()
-    matched: dict[str, int] = field(default_factory=dict)
-    made_with: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def write(self, folder: Path) -> None:
-        """Write `manifest.json`, at once and whole."""
-        write_json(folder / MANIFEST, asdict(self))
 
 
 class TokenStore:
@@ -367,11 +304,6 @@ class ArrayWriter:
         self._out.close()
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` into ``file``, which is never half there."""
-    write_text(file, json.dumps(content, indent=1, ensure_ascii=False))
-
-
 def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, int] | None = None) -> list[str]:
     """What is wrong with the sizes of the files of ``shard``; ``sizes`` has those of the folder if they are known."""
     problems = []
@@ -437,37 +369,6 @@ def _arrays(shard: Shard, dtype: str) -> dict[str, tuple[np.dtype, int]]:
     if shard.permutations:
         arrays["minhash"] = (_SIGNATURE, shard.documents * shard.permutations)
     return arrays | ({"learnt": (_LEARNT, shard.tokens)} if shard.masked else {})
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the store in ``folder``. Raises UserError when there is none, or one of another format."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise UserError(no_store(folder))
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(file, str(error)) from None
-    if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{file}: is no manifest of a token store; name the folder that quintet prepare wrote")
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{file}: has format {content['format']}, this version of Quintet reads {FORMAT}; prepare the store again"
-        )
-    try:
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        unused, names = Dropped(**content.pop("unused", {})), tuple(content.pop("left_out_files"))
-        manifest = Manifest(shards=shards, left_out_files=names, unused=unused, **content)
-    except (TypeError, KeyError) as error:
-        raise _damaged(file, str(error)) from None
-    for name in ("tokens", "documents", "bytes"):
-        if sum(getattr(shard, name) for shard in shards) != getattr(manifest, name):
-            raise _damaged(file, f"its shards do not hold {getattr(manifest, name)} {name}")
-    return manifest
-
-
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(f"{file}: is damaged ({why}): delete the folder and run prepare again")
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from quintet.data.formats.streams import slices, streams_of
+from quintet.data.manifest import write_json
 from quintet.data.samples import Samples, Stream
-from quintet.data.store import token_dtype, write_json
+from quintet.data.store import token_dtype
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
