@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import sys
 from contextlib import chdir
 from pathlib import Path
@@ -11,12 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.dialects.conftest import Make
+from tests.dialects.conftest import Make, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 
 from quintet.cli import main
-from quintet.config.dialects import NAMES
+from quintet.config.dialects import NAMES, dialect_named
+from quintet.config.dialects.table import Key
+from quintet.config.load import Reading, load_run_config
+from quintet.config.places import Problem, RunFileError
 
 
 @pytest.fixture(params=NAMES)
@@ -25,7 +30,8 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def base(dialect: str, small_file: SmallFile, tmp_path: Path) -> dict[str, Any]:
+def base(dialect: str, small_file: SmallFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
     return small_file(dialect, tmp_path / "cache")
 
 
@@ -199,3 +205,55 @@ def train(*arguments: str) -> int:
         main(["train", *arguments])
     assert isinstance(left.value.code, int)
     return left.value.code
+
+
+NUMBERS = [
+    pytest.param(name, key, id=f"{name}-{key.path}")
+    for name in NAMES
+    for key in dialect_named(name).keys
+    if "number" in key.value.words and "list" not in key.value.words and not (key.refused or key.pending or key.moot)
+]
+
+
+def bounds(key: Key) -> tuple[list[float], list[float]]:
+    """Values at the ends that the table names, and values just outside of them."""
+    step = 1 if key.value.words.startswith("whole number") else 1e-3
+    inside, outside = [], []
+    for word, limit in re.findall(r"(from|above|to below|to) (-?\d+(?:\.\d+)?)", key.value.words):
+        end = int(limit) if step == 1 else float(limit)
+        sign = -1 if word in ("from", "above") else 1
+        if word in ("above", "to below"):
+            inside.append(end - sign * step)
+            outside.append(end)
+        else:
+            inside.append(end)
+            outside.append(end + sign * step)
+    return inside, [*outside, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize(("dialect", "key"), NUMBERS)
+def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key, base: dict[str, Any]) -> None:
+    """What is within is not refused for its size; what is outside is, at its own key and line."""
+    inside, outside = bounds(key)
+    path = key.path.replace("[]", ".0")
+    for value, fits in (*((value, True) for value in inside), *((value, False) for value in outside)):
+        if not fits and value == 0 and "false: 0" in key.value.words:
+            continue
+        values = copy.deepcopy(base)
+        set_in(values, path, value)
+        file = Path("their.yaml").resolve()
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        problems: list[Problem] = []
+        try:
+            load_run_config([file], [], Reading(dialect))
+        except RunFileError as error:
+            problems = error.details
+        own = [one for one in problems if one.message.startswith("must be ") and one.key.split(", ")[0] in ways(key)]
+        assert bool(own) != fits, (value, problems)
+        for one in own:
+            assert one.place.line is not None
+            assert f"{key.name}:" in file.read_text().splitlines()[one.place.line - 1]
+
+
+def ways(key: Key) -> set[str]:
+    return {path.replace("[]", "[0]") for path in (key.path, *key.aliases)}

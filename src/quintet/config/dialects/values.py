@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,23 @@ class Value:
     write: Callable[[Any], Any] = lambda value: value
 
 
+def finite(value: Any, wanted: str) -> int | float:
+    """The number that ``value`` is, also as text. Raises ValueError, which says what is ``wanted``, for anything else,
+    infinity and NaN among it."""
+    found = number_in(value)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"must be {wanted}")
+    if not math.isfinite(found):
+        raise ValueError(f"must be {wanted} that is finite")
+    return found
+
+
 def whole(minimum: int | None = None) -> Value:
     """Whole numbers, also spelled 1e3."""
 
     def read(value: Any) -> int:
-        found = number_in(value)
-        if isinstance(found, bool) or not isinstance(found, int | float) or found != int(found):
+        found = finite(value, "a whole number")
+        if found != int(found):
             raise ValueError("must be a whole number")
         if minimum is not None and found < minimum:
             raise ValueError(f"must be at least {minimum}")
@@ -49,9 +61,7 @@ def number(
     def read(value: Any) -> float:
         if value is False and off is not None:
             return off
-        found = number_in(value)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise ValueError("must be a number")
+        found = finite(value, "a number")
         low = (minimum is not None and found < minimum) or (above is not None and found <= above)
         if low or (maximum is not None and found > maximum) or (below is not None and found >= below):
             raise ValueError(f"must be {limits}")
@@ -74,9 +84,7 @@ def duration(minimum: int = 1) -> Value:
     """A whole number of steps, or a number with a point: a fraction of all steps. 1 is one step, 1.0 all of them."""
 
     def read(value: Any) -> int | float:
-        found = number_in(value)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise ValueError("must be a whole number of steps, or a fraction of all steps up to 1.0")
+        found = finite(value, "a whole number of steps, or a fraction of all steps up to 1.0")
         if isinstance(found, float) and found > 1:
             found = whole(minimum).read(found)
         if found < (minimum if isinstance(found, int) else 0) or found == 0:

@@ -95,7 +95,9 @@ DATA = (
         default=False,
         shapes=("data.packing.predict_next",),
     ),
-    _dataset("weight", number(0), "how often an epoch has the samples", default=1.0, shapes=("data.sources[].repeat",)),
+    _dataset(
+        "weight", number(above=0), "how often an epoch has the samples", default=1.0, shapes=("data.sources[].repeat",)
+    ),
     _dataset(
         "label",
         name(),
@@ -150,7 +152,7 @@ DATA = (
     ),
     _beside(
         "dataset_global_weight",
-        number(0),
+        number(above=0),
         "factor on every weight",
         default=1.0,
         documented=False,

@@ -83,10 +83,12 @@ MODEL = (
         "architecture.mixer.rotary_dim",
         shapes=("model.position.fraction", "model.position.kind"),
     ),
-    _model("embd_pdrop", number(0, 1), "dropout on the embedding", default=0.0, shapes=("model.embedding_dropout",)),
+    _model(
+        "embd_pdrop", number(0, below=1), "dropout on the embedding", default=0.0, shapes=("model.embedding_dropout",)
+    ),
     _model(
         "resid_pdrop",
-        number(0, 1),
+        number(0, below=1),
         "dropout on what attention and feed-forward add",
         default=0.0,
         shapes=("model.residual_dropout",),
@@ -101,7 +103,7 @@ MODEL = (
     ),
     _model(
         "layer_norm_epsilon",
-        number(0),
+        number(above=0),
         "added to the variance in every norm",
         "architecture.norm.eps",
         default=1e-5,
@@ -109,7 +111,7 @@ MODEL = (
     ),
     _model(
         "initializer_range",
-        number(0),
+        number(above=0),
         "standard deviation of the first weights",
         default=0.02,
         shapes=("model.init.std",),
@@ -233,11 +235,11 @@ MODEL = (
         pending="attention with linear biases",
         idle=(False,),
     ),
-    _block("mixer.softmax_scale", number(0), "factor on the products", shapes=("model.attention.scale",)),
+    _block("mixer.softmax_scale", number(above=0), "factor on the products", shapes=("model.attention.scale",)),
     _block("mixer.window_size", window(), "earlier positions that are seen", shapes=("model.attention.window",)),
     Key(
         "model.architecture.mixer.dropout",
-        number(0, 1),
+        number(0, below=1),
         "dropout on the attention weights",
         default=0.0,
         documented=False,
@@ -254,7 +256,11 @@ MODEL = (
         shapes=("model.attention.qk_norm",),
     ),
     _block(
-        "mixer.rotary_base", number(1), "base of the wavelengths", default=10_000.0, shapes=("model.position.theta",)
+        "mixer.rotary_base",
+        number(above=1),
+        "base of the wavelengths",
+        default=10_000.0,
+        shapes=("model.position.theta",),
     ),
     _block(
         "mixer.rotary_scale_base",

@@ -44,7 +44,7 @@ def _own(path: str, value: Value, help: str, **more: Any) -> Key:
 
 
 HUGGINGFACE = (
-    _own(f"{ARGS}.learning_rate", number(0), "learning rate", shapes=("optimizer.lr",)),
+    _own(f"{ARGS}.learning_rate", number(above=0), "learning rate", shapes=("optimizer.lr",)),
     _own(f"{ARGS}.per_device_train_batch_size", whole(1), "samples of a pass; 8", shapes=("train.micro_batch_size",)),
     _own(f"{ARGS}.per_device_eval_batch_size", whole(1), "the same in validation; 8", shapes=("evaluate.batch_size",)),
     _own(f"{ARGS}.gradient_accumulation_steps", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
@@ -62,9 +62,9 @@ HUGGINGFACE = (
         shapes=("optimizer.kind",),
     ),
     _own(f"{ARGS}.weight_decay", number(0), "decay of the matrices", shapes=("optimizer.weight_decay",)),
-    _own(f"{ARGS}.adam_beta1", number(0, 1), "decay of the average of the gradient", shapes=("optimizer.betas",)),
-    _own(f"{ARGS}.adam_beta2", number(0, 1), "decay of the average of its square", shapes=("optimizer.betas",)),
-    _own(f"{ARGS}.adam_epsilon", number(0), "added to the root", shapes=("optimizer.eps",)),
+    _own(f"{ARGS}.adam_beta1", number(0, below=1), "decay of the average of the gradient", shapes=("optimizer.betas",)),
+    _own(f"{ARGS}.adam_beta2", number(0, below=1), "decay of the average of its square", shapes=("optimizer.betas",)),
+    _own(f"{ARGS}.adam_epsilon", number(above=0), "added to the root", shapes=("optimizer.eps",)),
     _own(f"{ARGS}.lr_scheduler_type", text(), "schedule; linear", shapes=("schedule.name",)),
     _own(f"{ARGS}.lr_scheduler_kwargs", mapping(), "its parameters", shapes=("schedule.arguments",)),
     _own(f"{ARGS}.warmup_ratio", number(0, 1), "part of the run that warms up", shapes=("schedule.warmup_steps",)),
@@ -82,7 +82,7 @@ HUGGINGFACE = (
     _own(f"{ARGS}.save_strategy", choice("no", "steps", "epoch"), "when to save", shapes=("checkpoint.every",)),
     _own(f"{ARGS}.save_total_limit", whole(1), "checkpoints to keep", shapes=("checkpoint.keep",)),
     _own(f"{ARGS}.eval_on_start", flag(), "also validate before the first step", shapes=("evaluate.at_start",)),
-    _own(f"{ARGS}.label_smoothing_factor", number(0, 1), "label smoothing", shapes=("loss.label_smoothing",)),
+    _own(f"{ARGS}.label_smoothing_factor", number(0, below=1), "label smoothing", shapes=("loss.label_smoothing",)),
     _own(f"{ARGS}.torch_compile", flag(), "compile the blocks", shapes=("train.compile",)),
     _own(f"{ARGS}.use_cpu", flag(), "train on the CPU", shapes=("train.device",)),
 )

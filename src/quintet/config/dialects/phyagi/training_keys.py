@@ -46,9 +46,9 @@ def optimizer_keys(section: str, *, documented: bool) -> tuple[Key, ...]:
     """An optimizer's parameters, below ``section``."""
     also = (section.removeprefix(f"{ARGS}."),) if documented else ()
     known = (
-        ("lr", number(0), "learning rate; most schedules set their own", "optimizer.lr"),
-        ("betas", listed(number(0, 1), 2), "decay of the averages of gradient and square", "optimizer.betas"),
-        ("eps", number(0), "added to the root of the second average", "optimizer.eps"),
+        ("lr", number(above=0), "learning rate; most schedules set their own", "optimizer.lr"),
+        ("betas", listed(number(0, below=1), 2), "decay of the averages of gradient and square", "optimizer.betas"),
+        ("eps", number(above=0), "added to the root of the second average", "optimizer.eps"),
         ("weight_decay", number(0), "decay of all weights", "optimizer.weight_decay"),
     )
     keys = [
@@ -71,21 +71,24 @@ def optimizer_keys(section: str, *, documented: bool) -> tuple[Key, ...]:
     return tuple(keys)
 
 
-ZERO = (
+_ZERO_SWITCHES = (
     "overlap_comm",
-    "sub_group_size",
     "contiguous_gradients",
     "reduce_scatter",
-    "reduce_bucket_size",
     "allgather_partitions",
-    "allgather_bucket_size",
     "round_robin_gradients",
+    "stage3_gather_16bit_weights_on_model_save",
+)
+_ZERO_SIZES = (
+    "sub_group_size",
+    "reduce_bucket_size",
+    "allgather_bucket_size",
     "stage3_max_live_parameters",
     "stage3_max_reuse_distance",
     "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold",
-    "stage3_gather_16bit_weights_on_model_save",
 )
+ZERO = (*_ZERO_SWITCHES, *_ZERO_SIZES)
 DEEPSPEED = (
     _ds("fp16.enabled", flag(), "matrix products in fp16; weights stay in fp32", shapes=("train.precision",)),
     *(
@@ -144,12 +147,13 @@ DEEPSPEED = (
     *(
         _ds(
             f"zero_optimization.{path}",
-            anything(),
+            value,
             "of the stages of ZeRO",
             documented=False,
             shapes=("parallel.config",),
         )
-        for path in ZERO
+        for names, value in ((_ZERO_SWITCHES, flag()), (_ZERO_SIZES, whole(0)))
+        for path in names
     ),
     _ds(
         "gradient_clipping",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from quintet.config.dialects.values import Value, choice, duration, whole
+from quintet.config.dialects.values import Value, choice, duration, finite, whole
 from quintet.config.part import number_in
 
 OFF = "off"
@@ -38,9 +38,9 @@ def split() -> Value:
     """A number of tokens, or with a point a fraction of them."""
 
     def read(value: Any) -> int | float:
-        found = number_in(value)
-        if isinstance(found, bool) or not isinstance(found, int | float) or found < 0:
-            raise ValueError("must be a number of tokens, or with a point a fraction of them")
+        found = finite(value, wanted := "a number of tokens, or with a point a fraction of them")
+        if found < 0:
+            raise ValueError(f"must be {wanted}")
         if isinstance(found, float) and found >= 1:
             raise ValueError("must be below 1.0, which would leave nothing to train on; without a point it is tokens")
         return found
@@ -95,8 +95,8 @@ def passes() -> Value:
     """A number of passes, or 1.0 for all that there are."""
 
     def read(value: Any) -> int | float:
-        found = number_in(value)
-        if isinstance(found, bool) or not isinstance(found, int | float) or found < 0:
+        found = finite(value, "a whole number, or 1.0 for all")
+        if found < 0:
             raise ValueError("must be a whole number, or 1.0 for all")
         if isinstance(found, float) and found not in (0.0, 1.0):
             raise ValueError("must be a whole number, or 1.0 for all; a part of them is not supported")

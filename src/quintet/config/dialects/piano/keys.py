@@ -56,7 +56,7 @@ _MODEL = (
     Key("model.n_embd", whole(1), "hidden size", to="model.width", default=768),
     Key(
         "model.dropout",
-        number(0, 1),
+        number(0, below=1),
         "dropout on the embedding, on attention weights, and on what attention and feed-forward add; also of a model "
         "from a checkpoint",
         default=0.0,
@@ -145,14 +145,14 @@ _OPTIMIZER = (
     ),
     Key(
         "optimizer.beta1",
-        number(0, 1),
+        number(0, below=1),
         "decay of the average of the gradient",
         default=0.9,
         shapes=("optimizer.betas",),
     ),
     Key(
         "optimizer.beta2",
-        number(0, 1),
+        number(0, below=1),
         "decay of the average of its square",
         default=0.95,
         shapes=("optimizer.betas",),
@@ -203,7 +203,13 @@ _LOGGING = (
         default=500,
         shapes=("evaluate.every", "evaluate.offset", "checkpoint.every"),
     ),
-    Key("eval_iters", whole(1), "batches of a validation", default=100, shapes=("evaluate.samples",)),
+    Key(
+        "eval_iters",
+        whole(1),
+        "batches of each split in a validation",
+        default=100,
+        shapes=("evaluate.samples", "evaluate.samples_each"),
+    ),
     Key("eval_only", flag(), "validate and do not train", to="evaluate.only", default=False),
     Key("logging.wandb_log", flag(), "log to Weights & Biases", default=True, shapes=("track",)),
     Key("logging.wandb_project", text(), "project there", default="piano-gpt", shapes=("track",)),

@@ -202,6 +202,7 @@ def _evaluation(given: Given, native: Native) -> None:
     native.set("evaluate.offset", 1, "eval_interval")
     native.set("evaluate.batch_size", size, "data.batch_size")
     native.set("evaluate.samples", given["eval_iters"] * size, "eval_iters", "data.batch_size")
+    native.set("evaluate.samples_each", True, "eval_iters")
     native.set("sample.prompts", [])
     native.set("checkpoint.every", given["eval_interval"], "eval_interval")
     native.set("checkpoint.keep", 1)

@@ -44,7 +44,7 @@ FFN = (
     _block(
         "ffn",
         "ffn_dropout",
-        number(0, 1, off=0),
+        number(0, below=1, off=0),
         "dropout on what enters it",
         "dropout",
         default=0.0,
@@ -125,7 +125,7 @@ ATTN = (
     _block(
         "attn",
         "attn_dropout",
-        number(0, 1, off=0),
+        number(0, below=1, off=0),
         "dropout on what enters it",
         "dropout",
         default=0.0,

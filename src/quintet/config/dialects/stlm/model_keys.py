@@ -41,7 +41,7 @@ MODEL = (
     ),
     Key(
         "model.vocab_size",
-        whole(1),
+        whole(257),
         "ids of the tokenizer that bpe trains; rows of embedding and head, at least as many as there are ids",
         shapes=("model.vocab_size", "tokenizer.vocab_size"),
     ),
@@ -108,7 +108,7 @@ MODEL = (
     ),
     Key(
         "model.embedding_dropout",
-        number(0, 1, off=0),
+        number(0, below=1, off=0),
         "dropout on the embedding",
         default=0.0,
         aliases=("model.embedder.dropout", "model.embedder.embedding_dropout"),
@@ -173,7 +173,7 @@ MODEL = (
     ),
     Key(
         "model.lm_head_dropout",
-        number(0, 1, off=0),
+        number(0, below=1, off=0),
         "dropout on what enters the head's matrix",
         default=0.0,
         aliases=("model.lm_head.dropout", "model.lm_head.lm_head_dropout"),

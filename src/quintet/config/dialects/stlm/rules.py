@@ -91,7 +91,7 @@ def _schedule(given: Given, native: Native) -> None:
             native.say("trainer.warmup_iters: lr_scheduler: constant has no warm-up; decay_lr: false has one")
         return
     native.set("schedule.kind", "cosine" if given["trainer.decay_lr"] else "constant", "trainer.decay_lr", path)
-    native.set("schedule.warmup_steps", warmup, "trainer.warmup_iters")
+    native.set("schedule.warmup_steps", warmup, "trainer.warmup_iters", "trainer.optimizer.warmup_iters")
     native.set("schedule.first", 0, path)
     if not given["trainer.decay_lr"]:
         return

@@ -24,21 +24,21 @@ OPTIMIZER = (
         aliases=("trainer.optimizer.name", "trainer.optimizer_name"),
         shapes=("optimizer.kind", "optimizer.name", "optimizer.decay"),
     ),
-    Key("trainer.optimizer.lr", number(0), "learning rate", default=6e-4, shapes=("optimizer.lr",)),
+    Key("trainer.optimizer.lr", number(above=0), "learning rate", default=6e-4, shapes=("optimizer.lr",)),
     Key(
         "trainer.optimizer.min_lr", number(0), "rate at the end of the decay", default=6e-6, shapes=("schedule.min_lr",)
     ),
     Key("trainer.optimizer.weight_decay", number(0), "weight decay", default=0.01, shapes=("optimizer.weight_decay",)),
     Key(
         "trainer.optimizer.beta1",
-        number(0, 1),
+        number(0, below=1),
         "decay of the average of the gradient",
         default=0.9,
         shapes=("optimizer.betas",),
     ),
     Key(
         "trainer.optimizer.beta2",
-        number(0, 1),
+        number(0, below=1),
         "decay of the average of its square",
         default=0.999,
         shapes=("optimizer.betas",),

@@ -139,7 +139,10 @@ _TRAINING = (
         moot="a process keeps its part of the weights alone in any case",
     ),
     _train(
-        "max_grad_norm", number(0), "largest norm of a step's gradient; null does not clip", shapes=("train.clip_norm",)
+        "max_grad_norm",
+        number(above=0),
+        "largest norm of a step's gradient; null does not clip",
+        shapes=("train.clip_norm",),
     ),
     _train(
         "gradient_accumulation_steps",
@@ -189,7 +192,7 @@ _TRAINING = (
     ),
     _train(
         "save_frequency",
-        number(0, 1),
+        Value("number above 0 to 1", number(0, 1).read),
         "part of an epoch from one checkpoint to the next",
         shapes=("checkpoint.every_epochs",),
     ),
@@ -204,7 +207,7 @@ _TRAINING = (
 _OPTIMIZER = (
     _optimizer("lr", number(above=0), "highest learning rate", to="optimizer.lr", default=1e-3),
     _optimizer("weight_decay", number(0), "decay of all weights", to="optimizer.weight_decay", default=0.01),
-    _optimizer("betas", listed(number(0, 1), 2), "decay of the averages of the gradient and of its square"),
+    _optimizer("betas", listed(number(0, below=1), 2), "decay of the averages of the gradient and of its square"),
     _optimizer("eps", number(0), "added to the root of the second average"),
     _optimizer("amsgrad", flag(), "the AMSGrad variant"),
     _optimizer("maximize", flag(), "climb instead of descend"),
