@@ -106,7 +106,7 @@ ALONE = {"zero3-one": ("zero3", []), "zero1-zero3-one": ("zero1", [zero(3)])}
 @pytest.mark.parametrize(
     ("names", "changes", "alone"),
     [
-        pytest.param(("zero1", "zero3", "ddp"), ("ddp-zero3", "zero3-fsdp"), (), id="two stages"),
+        pytest.param(("zero1", "zero3", "ddp"), ("ddp-zero3", "zero3-fsdp"), ("zero3-one",), id="two stages"),
         pytest.param(tuple(BEGUN), tuple(CHANGED), tuple(ALONE), marks=pytest.mark.slow, id="all"),
     ],
 )

@@ -75,7 +75,7 @@ def start_deepspeed(
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     try:
-        with _told_its_number(), _bounded_builds(config):
+        with _bounded_builds(config):
             deepspeed.init_distributed(dist_backend="nccl" if compute.device.type == "cuda" else "gloo")
             engine, *_ = deepspeed.initialize(
                 model=InPrecision(learner, compute), optimizer=optimizer, config=settings, dist_init_required=False
@@ -87,9 +87,9 @@ def start_deepspeed(
 
 
 @contextmanager
-def _told_its_number() -> Iterator[None]:
-    """Within, the environment has LOCAL_RANK, also where no torchrun has set it; left there, other libraries would take
-    this process for one of several."""
+def local_rank_set() -> Iterator[None]:
+    """Set LOCAL_RANK, which DeepSpeed reads in its steps too, where torchrun has not. Left in the environment, it would
+    make other libraries take this process for one of several."""
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = str(local_rank())
     try:

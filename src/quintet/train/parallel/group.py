@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -15,7 +15,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, local_world, rank, world
 from quintet.train.compute import choose_device
-from quintet.train.deepspeed.start import leave_group
+from quintet.train.deepspeed.start import leave_group, local_rank_set
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     else:
         dist.init_process_group(backend, rank=rank(), world_size=world(), timeout=waiting)
     try:
-        yield
+        with local_rank_set() if kind == "deepspeed" else nullcontext():
+            yield
     except BaseException:
         if alone:
             leave_group()
