@@ -22,78 +22,92 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+Run = Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")]
+Samples = Annotated[
+    int | None,
+    typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
+]
+Checkpoint = Annotated[str, typer.Option(help="latest, best, or a step")]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Records = Annotated[
+    int | None, typer.Option(min=1, help="held-out records to answer, 48 when not given", rich_help_panel="Piano")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="of the answers: divides the logits; 0, when not given, takes the likeliest token",
+        rich_help_panel="Piano",
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        help="file or folder of .txt and .jsonl to model, each file a topic; held-out: what the run holds out",
+        rich_help_panel="Text modelling",
+    ),
+]
+TopicField = Annotated[
+    str | None, typer.Option(help="field of a line of .jsonl that names its topic", rich_help_panel="Text modelling")
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="benchmarks of lm-evaluation-harness to measure instead, by name with commas between them",
+        rich_help_panel="Benchmarks",
+    ),
+]
+NumSamples = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="items of each benchmark, spread evenly; all when not given", rich_help_panel="Benchmarks"
+    ),
+]
+FewShot = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="examples with their answers before each item; as many as the task says when not given",
+        rich_help_panel="Benchmarks",
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        help="folder of .jsonl files with the items, instead of the Hugging Face hub", rich_help_panel="Benchmarks"
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="one forward pass has at most so many contexts full of tokens; 16 when not given",
+        rich_help_panel="Benchmarks",
+    ),
+]
+
+
 def evaluate(
-    run: Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")],
-    samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    records: Annotated[
-        int | None,
-        typer.Option(min=1, help="held-out records to answer, 48 when not given", rich_help_panel="Piano"),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="of the answers: divides the logits; 0, when not given, takes the likeliest token",
-            rich_help_panel="Piano",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            help="file or folder of .txt and .jsonl to model, each file a topic; held-out: what the run holds out",
-            rich_help_panel="Text modelling",
-        ),
-    ] = None,
-    topic_field: Annotated[
-        str | None,
-        typer.Option(help="field of a line of .jsonl that names its topic", rich_help_panel="Text modelling"),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="benchmarks of lm-evaluation-harness to measure instead, by name with commas between them",
-            rich_help_panel="Benchmarks",
-        ),
-    ] = None,
-    num_samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="items of each benchmark, spread evenly; all when not given", rich_help_panel="Benchmarks"
-        ),
-    ] = None,
-    few_shot: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="examples with their answers before each item; as many as the task says when not given",
-            rich_help_panel="Benchmarks",
-        ),
-    ] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option(
-            help="folder of .jsonl files with the items, instead of the Hugging Face hub", rich_help_panel="Benchmarks"
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="one forward pass has at most so many contexts full of tokens; 16 when not given",
-            rich_help_panel="Benchmarks",
-        ),
-    ] = None,
+    run: Run,
+    samples: Samples = None,
+    checkpoint: Checkpoint = "latest",
+    precision: PrecisionOption = None,
+    as_json: AsJson = False,
+    records: Records = None,
+    temperature: Temperature = None,
+    text: Text = None,
+    topic_field: TopicField = None,
+    tasks: Tasks = None,
+    num_samples: NumSamples = None,
+    few_shot: FewShot = None,
+    data_dir: DataDir = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Measure loss, perplexity and bits per byte of a trained model on its held-out data; of a model of piano music
     also how near its answers come to the true ones, beside copies of the prompt and counts of tokens. With --tasks

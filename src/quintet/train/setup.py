@@ -119,15 +119,11 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     check_training(config)
     config = from_first(lambda: settle_batch(config, world()))
     folder, changes = from_first(lambda: find_run_folder(config))
-    compute = choose_compute(config.train)
-    if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
-        compute = replace(compute, compile=False)  # each new rate would compile the model anew
+    compute = _chosen_compute(config)
     prepared = in_turn(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
-    total = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
+    total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
-    for step in (1, total):  # what a library refuses, it refuses now
-        learning_rate(config.schedule, config.optimizer.lr, step, total)
     progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
     from_first(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
@@ -173,10 +169,24 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     notes = _notes_on_data(run, prepared)
     notes += start.notes if start else getattr(built.model, "notes", [])
     notes += [f"share of peak: {flops.note}"] if flops.note else []
-    if config.data.fixed_batch:
-        notes.append(introduction(config, run.whole_batch(0)))
     _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
+
+
+def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
+    """How many steps the run has where no trial ends it early. Raises UserError for a schedule that refuses them."""
+    total = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
+    for step in (1, total):  # what a library refuses, it refuses now
+        learning_rate(config.schedule, config.optimizer.lr, step, total)
+    return total
+
+
+def _chosen_compute(config: RunConfig) -> Compute:
+    """What the run is computed on and how, which is eager where each new rate would compile the model anew."""
+    compute = choose_compute(config.train)
+    if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
+        return replace(compute, compile=False)
+    return compute
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
@@ -185,6 +195,8 @@ def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
         notes += from_first(lambda: seen_before(run.config, prepared))
+    if run.config.data.fixed_batch:
+        notes.append(introduction(run.config, run.whole_batch(0)))
     return notes
 
 
