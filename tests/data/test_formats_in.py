@@ -256,6 +256,8 @@ def t5_like(end: int = 1) -> HuggingFaceTokenizer:
 def test_tatm_is_read_beside_its_metadata_by_number_and_without_its_padding(tmp_path: Path, name: str) -> None:
     folder = write_tatm(tmp_path / "data", *[[number % 3 + 2, 0, 1, 4, 0, 0, 0, 0] for number in range(11)], name=name)
     (folder / "tok2_0.bin").write_bytes(b"another prefix")
+    for other in ("tok_01.bin", "tok_\u0663.bin"):  # another spelling of a number is another file
+        (folder / other).write_bytes(b"another")
     report = Report()
     found = tokens(read(source_of("tatm", folder), t5_like(), report))
     assert found == [document for number in range(11) for document in ([number % 3 + 2, 0, 1], [4])]

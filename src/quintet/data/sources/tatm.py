@@ -129,7 +129,7 @@ def _bins(metadata: Path) -> list[File]:
 
 def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
     """The files of ids in ``folder``, by their numbers."""
-    pattern = re.compile(re.escape(prefix) + r"_(\d+)\.bin")
+    pattern = re.compile(re.escape(prefix) + r"_(0|[1-9][0-9]*)\.bin")  # so that no two files have one number
     if not folder.is_dir():
         return {}
     return {int(match[1]): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
