@@ -170,7 +170,10 @@ def check_output(folder: Path, key: str) -> None:
     else:
         raise UserError(f"{folder}: is not empty and holds no token store; name a new folder")
     if found != key:
-        raise UserError(f"{folder}: holds another token store; name another folder or delete this one")
+        raise UserError(
+            f"{folder}: holds another token store, of other files, settings or versions of libraries; name another "
+            "folder or delete this one"
+        )
 
 
 def _begin(order: Order) -> None:
