@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,8 +21,11 @@ from tests.dialects.small_files import small_file as small_file  # a fixture
 from quintet.cli import main
 from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.dialects.table import Key
+from quintet.config.keypath import show
 from quintet.config.load import Reading, load_run_config
 from quintet.config.places import Problem, RunFileError
+
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(params=NAMES)
@@ -257,3 +261,80 @@ def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key, b
 
 def ways(key: Key) -> set[str]:
     return {path.replace("[]", "[0]") for path in (key.path, *key.aliases)}
+
+
+MISTAKES: dict[str, dict[str, dict[str, Any]]] = {
+    "no data": {
+        "phyagi": {"dataset.0.train_file": "/nowhere/train.npy"},
+        "vectorlm": {"dataset.train_ds": "/nowhere/train"},
+        "stlm": {"trainer.dataset": "/nowhere/texts.jsonl"},
+        "tmrc": {"datasets.path": "/nowhere/words"},
+        "piano": {"quintet.data.sources.0.path": "/nowhere/questions.jsonl"},
+    },
+    "data that do not fit": {
+        "phyagi": {"dataset.0.seq_len": 5000, "model.n_positions": 5000},
+        "vectorlm": {"dataset.ignore_index": -1},
+        "stlm": {"model.context_window": 100_000},
+        "tmrc": {"model.context_length": 5000},
+        "piano": {"quintet.data.validation": 0.0001, "quintet.data.packing": {"kind": "stream"}},
+    },
+}
+"""What only shows when the data is looked at."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("verb", ["check", "plan", "prepare", "data", "show-batch", "train"])
+def test_a_late_mistake_is_said_at_the_key_and_line_of_the_file(
+    dialect: str, verb: str, mistake: str, make: Make, command: Command
+) -> None:
+    """In every verb that looks so far, and with no other names than those of the file."""
+    made = make(MISTAKES[mistake][dialect])
+    with chdir(made.file.parent):
+        code, out, err = command(verb, "their.yaml", "--dialect", dialect)
+    if (verb == "check" and mistake != "no data") or (verb == "plan" and code == 0):
+        assert code == 0, err
+        return
+    assert code == 2, (out, err)
+    lines = [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
+    assert lines
+    known = set().union(*(ways(key) for key in dialect_named(dialect).keys))
+    for line in lines:
+        found = re.fullmatch(r"their\.yaml(?::(\d+))?: ((\S+?)(?:, \S+)*): (.*)", line)
+        assert found, line
+        if "is not prepared" in line:
+            continue
+        if found[1]:
+            name = found[3].rpartition(".")[2].partition("[")[0]
+            assert f"{name}:" in made.file.read_text().splitlines()[int(found[1]) - 1], line
+        said = re.sub(r"\([^()]* of the run file\)", "", line).replace("their.yaml", "")
+        native = {show(path) for path in made.loaded.places if len(path) > 1} - known
+        assert not [word for word in re.findall(r"[\w.\[\]]+", said) if word in native], line
+
+
+@pytest.mark.parametrize("dialect", ["tmrc"])
+def test_what_a_run_says_is_in_the_words_of_the_file(dialect: str, make: Make, command: Command) -> None:
+    """The key that turns one batch into all of them, with its line, and where its native name stood before."""
+    made = make({"training.use_oracle": True})
+    with chdir(made.file.parent):
+        code, out, err = command("train", "their.yaml", "--dialect", dialect)
+    assert code == 0, err
+    line = 1 + next(at for at, text in enumerate(made.file.read_text().splitlines()) if "use_oracle" in text)
+    assert f"training.use_oracle (their.yaml:{line}): each step has the batch of step 1" in out
+    assert "data.fixed_batch" not in out
+
+
+def test_a_line_is_said_in_the_words_of_the_file(dialect: str, make: Make) -> None:
+    """Every native key that a key of the file says by itself becomes that key, with its line; the rest stays."""
+    loaded = make().loaded
+    said = 0
+    for path, place in loaded.places.items():
+        if place.line is None or not place.key or ", " in place.key or len(path) < 2:
+            continue
+        native = show(path)
+        assert loaded.in_words(f"{native}: 3 of them, see out/x.yaml") == (
+            f"{place.key} ({place}): 3 of them, see out/x.yaml"
+        )
+        said += 1
+    assert said > 10
+    untouched = "step 4/8 · loss 2.1 · 3,000 tokens/s, in runs/tiny/metrics.jsonl"
+    assert loaded.in_words(untouched) == untouched

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import load
+from quintet.cli.inputs import in_words, load
 from quintet.config.names import local_path
 from quintet.files import to_json
 
@@ -40,4 +40,4 @@ def data(
         return
     for report in reports:
         for line in report.lines():
-            typer.echo(line)
+            typer.echo(in_words(line))

@@ -118,6 +118,13 @@ def in_words_of_file(error: UserError) -> UserError:
     return error if loaded is None or loaded.dialect is None else loaded.located(error)
 
 
+def in_words(line: str) -> str:
+    """``line``, which tells something of a run with native keys, with the keys and lines of the dialect's file that the
+    verb read, if it read one."""
+    loaded = _read.get()
+    return line if loaded is None else loaded.in_words(line)
+
+
 def forget_read() -> None:
     """Begin a command line, which has read no file yet."""
     _read.set(None)

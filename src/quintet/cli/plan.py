@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, load
+from quintet.cli.inputs import Inputs, fail, in_words, load
 from quintet.errors import UserError
 from quintet.files import to_json
 
@@ -110,6 +110,6 @@ def _show(found: Plan, spread: DevicePlan | None, note: str | None, *, as_json: 
         values = {**asdict(found), "rehearsal": spread and spread.values()}
         typer.echo(to_json(values, indent=2))
         return
-    reporter = Reporter()
+    reporter = Reporter(words=in_words)
     for line in [*found.lines(), *(spread.lines() if spread else [f"not rehearsed: {note}"])]:
         reporter.say(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, load
+from quintet.cli.inputs import Inputs, fail, in_words, load
 from quintet.config.names import local_path
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def prepare(
     from quintet.data.prepare import prepare_to
     from quintet.track.console import Reporter
 
-    reporter = Reporter()
+    reporter = Reporter(words=in_words)
     try:
         if loaded.prepare_to is not None and output is None and form is Format.store and shard is None:
             _write_samples(config, loaded.prepare_to, reporter)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, load
+from quintet.cli.inputs import Inputs, fail, in_words, load
 from quintet.files import to_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def show_batch(
     from quintet.track.console import Reporter
     from quintet.train.model import make_objective
 
-    reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
+    reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True), in_words)
     try:
         prepared = prepare(config, progress=reporter.preparing)
     finally:

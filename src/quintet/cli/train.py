@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, load
+from quintet.cli.inputs import Inputs, in_words, load
 from quintet.config.packing import MusicPackingConfig
 from quintet.errors import UserError
 from quintet.processes import is_first
@@ -53,9 +53,9 @@ def train(
     except UserError as error:
         raise loaded.located(error) from None
     # Of several processes one speaks; the others do when something is wrong with them.
-    reporter = Reporter() if is_first() else Reporter(Console(quiet=True))
-    for note in loaded.notes:
-        reporter.say(f"note: {note}")
+    reporter = Reporter(words=in_words) if is_first() else Reporter(Console(quiet=True))
+    for note in loaded.notes if is_first() else ():  # in the words of the file
+        reporter.console.print(f"note: {note}", markup=False)
     try:
         outcome = train_run(config, reporter, loaded.original)
     finally:

@@ -135,7 +135,7 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
         config = shorter
     with _folders(config, tried, keep=keep) as (folder, checkpoints):
         config, notes = _offline(_small(config, folder, checkpoints))
-        tried.notes += notes
+        tried.notes += map(loaded.in_words, notes)
         listener = _Listener(tried, Console(stderr=True, highlight=False, soft_wrap=True))
         try:
             with redirect_stdout(sys.stderr):  # what other libraries print is no part of the answer

@@ -72,6 +72,20 @@ class Loaded:
         """'file:line' or 'command line' for each key path that was given, such as ``data.sources[0].path``."""
         return {show(path): str(place) for path, place in self.places.items() if path}
 
+    def _names(self, file: str) -> KeyPath:
+        """The key of a dialect's file that names ``file``, or the folder that it is in; no step where none does."""
+        for path, value in walk(self.raw) if self.dialect else ():
+            names = [step for step in path if isinstance(step, str)]
+            if not isinstance(value, str) or not value or not names or names[-1] not in PATHS:
+                continue
+            if f"{file}/".startswith(f"{value.rstrip('/')}/"):
+                return path
+        return ()
+
+    def in_words(self, line: str) -> str:
+        """``line``, which tells something of the run, with the keys and lines of the file."""
+        return line_in_its_words(line, self.places, self.dialect)
+
     def located(self, error: UserError) -> RunFileError:
         """``error``, each of whose problems starts with the key that it is about, with the places of these keys, in the
         words of the file; one that has its places already stays as it is."""
@@ -82,11 +96,32 @@ class Loaded:
             key, _, message = problem.partition(": ")
             path = parse(key)
             if path is None or path[0] not in RunConfig.model_fields:
-                place, key, message = self.places[()], "", problem
-            else:
-                place = place_of(path, self.places)
+                path, message = self._names(key), problem
+                key = show(path)
+            place = place_of(path, self.places)
             found.append(Problem(Place(place.file) if not key else place, key, message))
         return RunFileError(in_its_words(found, self.places, self.dialect))
+
+
+def line_in_its_words(line: str, places: Places, dialect: Dialect | None) -> str:
+    """``line``, which tells something of a run with native keys, with what the file of ``dialect`` that ``places`` are
+    of calls them, and with the line where it says them: "training.batch_size (their.yaml:12)"."""
+    if dialect is None:
+        return line
+    told: set[str] = set()
+
+    def renamed(match: re.Match[str]) -> str:
+        path = parse(match[0])
+        if path is None or not _is_native(path):
+            return match[0]
+        there = _said_at(path, places, dialect)
+        name = there.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ") or match[0]
+        if there.line is None or name in told:
+            return name
+        told.add(name)
+        return f"{name} ({there})"
+
+    return _KEY.sub(renamed, line)
 
 
 def in_its_words(problems: Iterable[Problem], places: Places, dialect: Dialect | None) -> list[Problem]:
@@ -102,21 +137,29 @@ def in_its_words(problems: Iterable[Problem], places: Places, dialect: Dialect |
         path = parse(problem.key)
         place = _said_at(path, places, dialect) if path else Place(problem.place.file, problem.place.line)
 
-        def renamed(match: re.Match[str], own: Place = place) -> str:
+        def renamed(match: re.Match[str]) -> str:
             path = parse(match[0])
-            if path is None or _native_keys().isdisjoint((pattern_of(path), (*pattern_of(path)[:-1], "*"))):
+            if path is None or not _is_native(path):
                 return match[0]
             there = _said_at(path, places, dialect).key.removeprefix(f"{dialect.name}'s default: ")
-            return match[0] if there == own.key else there.replace(", ", " and ")
+            return there.replace(", ", " and ") or match[0]
 
         key = place.key if place.key.startswith(f"{EXTENSION}.") else problem.key
         found.append(Problem(place, key, _KEY.sub(renamed, problem.message)).in_its_words())
     return found
 
 
-_KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+(?![\w/(])")
+_KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\]|(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+)(?![\w/(\[])")
 _INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_length": "data.sequence_length"}
 """Keys that say the same another way, or that follow another where they are not set."""
+
+
+def _is_native(path: KeyPath) -> bool:
+    """Whether ``path`` is that of a key of native run files, or of an element of one that is a list."""
+    steps = pattern_of(path)
+    while steps[-1] == "[]":
+        steps = steps[:-1]
+    return not _native_keys().isdisjoint((steps, (*steps[:-1], "*")))
 
 
 @cache

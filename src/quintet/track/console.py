@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,9 +13,13 @@ _LINE_SECONDS = 30  # between two lines about what is prepared, where no line ca
 
 
 class Reporter:
-    """Lines that stay and, on a terminal, one line that moves; elsewhere a plain line at each log point."""
+    """Lines that stay and, on a terminal, one line that moves; elsewhere a plain line at each log point.
 
-    def __init__(self, console: Console | None = None) -> None:
+    ``words`` makes of a line what is shown, so that a user of a dialect reads the keys of the own file.
+    """
+
+    def __init__(self, console: Console | None = None, words: Callable[[str], str] = str) -> None:
+        self._words = words
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -24,7 +29,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(self._words(text), markup=False)
 
     def failure(self, name: str, why: str, line: str = "") -> None:
         """``name`` failed because of ``why`` and the run goes on, which ``line`` says; "" where it is said already."""
