@@ -212,6 +212,9 @@ def test_windows_predict_every_token_once(length: int, context: int, data: st.Da
     assert all(1 <= one.inputs <= context and one.start < one.first for one in found)
     # What stands before the first predicted token, in windows behind the first:
     assert all(one.first - one.start >= min(one.first, context - stride + 1) for one in found[1:])
+    assert all(one.inputs == min(context, one.stop - 1) for one in found)  # as much as there is room for
+    assert [one.stop - one.first for one in found[1:-1]] == [stride] * len(found[1:-1])
+    assert not found or found[0].stop == min(context + 1, length)
 
 
 @settings(max_examples=100)
@@ -221,6 +224,15 @@ def test_batches_hold_every_window_once_and_keep_the_limit(lengths: list[int], t
     batches = batched(found, tokens)
     assert sorted(one.document for batch in batches for one in batch) == list(range(len(lengths)))
     assert all(len(b) == 1 or len(b) * max(one.inputs for one in b) <= tokens for b in batches)
+    sizes = [one.inputs for batch in batches for one in batch]
+    assert sizes == sorted(sizes, reverse=True)
+    for batch in batches[:-1]:  # no further one had room
+        assert (len(batch) + 1) * batch[0].inputs > tokens
+    apart = batched(found, tokens, lambda length: length % 3)
+    assert sorted(one.document for batch in apart for one in batch) == list(range(len(lengths)))
+    assert all(len({one.inputs % 3 for one in batch}) == 1 for batch in apart)
+    alone = batched(found, 10**9, lambda length: length)
+    assert len(alone) == len(set(lengths))
 
 
 def scores_of(confidence: np.ndarray, ids: np.ndarray, guess: np.ndarray) -> TokenScores:
