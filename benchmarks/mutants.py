@@ -46,6 +46,7 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 import pytest
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORE = 0.95
@@ -152,10 +153,16 @@ class Run:
 
 
 class Sharpness:
-    """A plugin of pytest that puts first the tests that noticed most changes."""
+    """A plugin of pytest that puts first the tests that noticed most changes, and leaves a failure at that: Hypothesis
+    looks for no smaller example."""
 
     def __init__(self, folder: Path) -> None:
         self._noticed, self._file = Counter[str](), folder / "failed.txt"
+
+    def pytest_collection(self) -> None:
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("as it fails", parent=settings.default, phases=phases)
+        settings.load_profile("as it fails")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: -self._noticed[item.nodeid])
