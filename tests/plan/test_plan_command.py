@@ -142,7 +142,7 @@ def test_bytes_flops_and_tokens_follow_from_the_model_that_is_built(tmp_path: Pa
     assert f"disk         {size(12 * weights)} a checkpoint, 3 kept at most" in lines
 
 
-def test_frozen_weights_have_no_gradients_and_small_averages_half_the_bytes(tmp_path: Path) -> None:
+def test_averages_in_bf16_take_half_the_bytes(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(RUN)
     found = make_plan(load_run_config([file], ["optimizer.state_precision=bf16"]).config)
