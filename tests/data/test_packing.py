@@ -363,7 +363,26 @@ def test_an_empty_interval_has_no_samples(tmp_path: Path) -> None:
     store = stored(tmp_path / "store", ["a b"], words())
     nothing = Intervals(np.empty(0, np.int64), np.empty(0, np.int64))
     for keys in ({"kind": "best_fit"}, {"kind": "chunks"}, {"kind": "chunks", "join": False}, {"kind": "document"}):
-        assert pack(store, nothing, config(**keys), 5, words(), tmp_path / "cache").count == 0
+        empty = pack(store, nothing, config(**keys), 5, words(), tmp_path / "cache")
+        assert (empty.count, empty.tokens, empty.waste, empty.left_out.lines()) == (0, 0, 0.0, [])
+
+
+def test_the_room_that_is_left_empty_is_a_part_of_all_room(tmp_path: Path) -> None:
+    with_borders = packed(tmp_path / "a", [LONG, SHORT], 5, kind="document", add_bos_eos=True)
+    assert (shown(with_borders), with_borders.waste) == (["[abcd]", "[xy]"], pytest.approx(2 / 12))
+    without = packed(tmp_path / "b", [LONG, SHORT], 5, kind="document")
+    assert (shown(without), without.waste) == (["abcdef", "xy]"], pytest.approx(3 / 12))
+
+
+def test_documents_are_packed_with_their_65536_neighbours() -> None:
+    lengths = np.full((1 << 16) + 1, 5)
+    lengths[[0, -1]] = 4, 1  # what the first leaves free is not for the first one of the next block
+    ends = np.cumsum(lengths)
+    assert len(packing_module._best_fit(ends - lengths, ends, 5).rows) - 1 == len(lengths)
+    assert len(packing_module._best_fit((ends - lengths)[1:], ends[1:], 5).rows) - 1 == len(lengths) - 1
+    lengths[-2:] = 1, 5
+    ends = np.cumsum(lengths)
+    assert len(packing_module._best_fit(ends - lengths, ends, 5).rows) - 1 == len(lengths) - 1
 
 
 def test_overlap_needs_room(make_config) -> None:
