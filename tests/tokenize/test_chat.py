@@ -255,6 +255,17 @@ def test_special_tokens_in_a_text_are_ids_the_longest_first() -> None:
     assert special_tokens(IdTokenizer(300)) == {}
 
 
+def test_a_special_token_that_begins_with_another_ends_an_answer_by_itself(tmp_path: Path) -> None:
+    folder = save_source(tmp_path, chat_template="{% for m in messages %}{{ m.content }}<|end|>+{% endfor %}")
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.add_special_tokens(["<|end|>+"])
+    library.save(str(folder / "tokenizer.json"))
+    tokenizer = of(folder)
+    bounds = chat_format(tokenizer).bounds(text_bounds(tokenizer))
+    assert bounds.stop_ids == {tokenizer.special_tokens[one] for one in ("</s>", "<|end|>+")}
+    assert bounds.stops == ()
+
+
 def test_ends_that_the_files_name_are_taken_as_well(tmp_path: Path) -> None:
     folder = save_source(tmp_path, chat_template=CHATML)
     (folder / "generation_config.json").write_text('{"eos_token_id": 262}', encoding="utf-8")

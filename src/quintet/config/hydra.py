@@ -140,15 +140,15 @@ def _chooses(text: str, root: Path) -> bool:
 def _part(file: Path, package: str) -> Document:
     """``file`` below ``package``; one that is a list is the value of the package's last step."""
     around, _, last = package.rpartition(".")
-    document = read_document(file, list_key="" if last == "_global_" else last, may_be_empty=True)
+    document = read_document(file, list_key=last, may_be_empty=True)
     return _packaged(document, around if document.is_list else package)
 
 
 def _packaged(document: Document, package: str) -> Document:
-    """``document`` below ``package``, without its defaults list and without Hydra's own settings at the top."""
+    """``document`` below ``package``, "" at the top, without its defaults list and Hydra's own settings there."""
     values = {name: value for name, value in document.values.items() if name != "defaults"}
     places = {path: place for path, place in document.places.items() if path[:1] != ("defaults",)}
-    steps = tuple(package.split(".")) if package and package != "_global_" else ()
+    steps = tuple(package.split(".")) if package else ()
     for step in reversed(steps):
         values = {step: values}
     top = places[()]
