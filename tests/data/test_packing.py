@@ -19,10 +19,12 @@ from pydantic import TypeAdapter
 from tokenizers import decoders, models, pre_tokenizers
 
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig
+from quintet.config.schema import RunConfig
 from quintet.data import packing as packing_module
 from quintet.data.batch import IGNORED, PADDING, ValidationData
 from quintet.data.manifest import Manifest
 from quintet.data.packing import Packed, document_spans, pack
+from quintet.data.prepare import prepare
 from quintet.data.samples import Sample
 from quintet.data.shards import write_shard
 from quintet.data.sources.document import Ids, Parts
@@ -169,7 +171,7 @@ def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys:
     with tempfile.TemporaryDirectory() as place:
         samples = packed(Path(place), texts, length, tokenizer, **keys)
         rows = [samples.sample(row) for row in range(samples.count)]
-        assert all(row.ids.size <= length + 1 for row in rows)
+        assert all(2 <= row.ids.size <= length + 1 for row in rows)
         borders = keys["add_bos_eos"]
         pieces = list(zip(samples.table.starts.tolist(), samples.table.stops.tolist(), strict=True))
         assert all(start < stop for start, stop in pieces)
@@ -178,10 +180,11 @@ def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys:
         starts, stops = document_spans(store, whole(store).intervals, tokenizer.end_id if borders else -1)
         kept = {place for start, stop in zip(starts, stops, strict=True) for place in range(int(start), int(stop))}
         if keys["kind"] == "document":
-            assert len(rows) == len(texts)
+            assert len(rows) + samples.left_out.samples == len(texts)
             assert covered <= kept
         else:
-            assert covered == kept
+            assert covered <= kept
+            assert len(kept - covered) == samples.left_out.samples  # single tokens, which have no target
             repeated = sum(stop - start for start, stop in pieces) - len(covered)
             assert repeated == 0 or keys.get("overlap", 0) > 0
         if borders:
@@ -432,3 +435,73 @@ def test_what_packing_leaves_out_is_counted_and_said(tmp_path: Path, command) ->
     code, _, err = command("prepare", str(tmp_path / "run.yaml"), "data.sequence_length=3")
     assert code == 2
     assert "none of the 20 samples" in " ".join(err.split())
+
+
+PACKINGS = [
+    {"kind": "stream"},
+    {"kind": "stream", "predict_next": False},
+    {"kind": "document"},
+    {"kind": "document", "add_bos_eos": True},
+    {"kind": "chunks"},
+    {"kind": "chunks", "join": False},
+    {"kind": "chunks", "join": False, "overlap": 2, "keep_ends": False},
+    {"kind": "chunks", "join": False, "add_bos_eos": True},
+    {"kind": "best_fit"},
+    {"kind": "best_fit", "keep_ends": False},
+]
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("document", ["text", "conditional", "answer", "chat"])
+def test_every_packing_counts_the_samples_without_a_target(
+    packing: dict[str, Any], document: str, tmp_path: Path
+) -> None:
+    """Prompts of 1 to 22 characters and answers of none to 8, in samples of 9 tokens."""
+    sizes = [(1 + 5 * number % 22, 7 * number % 9) for number in range(24)]
+    rows: list[dict[str, Any]] = []
+    for asked, answered in [*sizes, (0, 0), (1, 0)]:
+        prompt, answer = "p" * asked, "a" * answered
+        said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        rows.append({"prompt": prompt, "answer": answer, "messages": said, "text": f"{prompt}:{answer}"[: asked + 8]})
+    rows += [{"prompt": "", "answer": "", "messages": [], "text": text} for text in ("", "x")]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    fields = {"conditional": {"separator": ":"}, "chat": {"template": str(tmp_path / "chat.jinja")}}.get(document, {})
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "on_error": "skip", "label": "rows"}
+    values = {
+        "name": "counted",
+        "data": {
+            "sources": [source | {"document": {"kind": document, **fields}}],
+            "sequence_length": 9,
+            "validation": 0,
+            "packing": packing,
+            "cache_dir": str(tmp_path / "cache"),
+            "processes": 1,
+        },
+        "tokenizer": {"kind": "bpe", "vocab_size": 280} if document == "chat" else {"kind": "byte"},
+        "train": {"steps": 1, "batch_size": 1},
+    }
+    prepared = prepare(RunConfig.model_validate(values))
+    samples = prepared.train.streams[0]
+    batches = [prepared.train.batch(step).valid for step in range(samples.count)]
+    without = sum(valid == 0 for valid in batches)
+    said = [line for line in prepared.notes if "target" in line]
+    if packing["kind"] == "stream":
+        assert samples.left_out.samples == without
+        rest = prepared.stores[0].token_count - 9 * samples.count - 1
+        assert [line for line in prepared.notes if "do not fill" in line] == (
+            [f"rows: the last {rest:,} tokens do not fill a sample and are not used"] if rest else []
+        )
+        expected = f"rows: {without} of {samples.count} samples have no target: nothing is learnt from them"
+        assert said == ([expected] if without else [])
+    else:
+        assert without == 0
+        lost = samples.left_out
+        assert lost.all_samples == samples.count + lost.samples
+        expected = f"rows: {lost.samples} of {lost.all_samples} samples had no target left and are not used"
+        assert said == ([expected] if lost.samples else [])
+    again = prepare(RunConfig.model_validate(values))
+    assert again.notes == prepared.notes

@@ -178,7 +178,7 @@ def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | Non
     if index >= len(config.data.sources):
         return None, None, ()
     samples = prepared.train.streams[index]
-    packing = tuple(samples.left_out.lines()) if isinstance(samples, Packed) else ()
+    packing = tuple(samples.left_out.lines())
     waste = samples.waste if isinstance(samples, Packed) else None  # a stream leaves no room in its samples
     if config.data.validation_sources or prepared.validation is None:
         return 0.0, waste, packing

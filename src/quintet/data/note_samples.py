@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from quintet.config.packing import AnyPackingConfig, MusicPackingConfig, PiecePackingConfig, TaskPackingConfig
-from quintet.data.samples import Sample
+from quintet.data.samples import LeftOut, Sample
 from quintet.data.split import TokenStream
 from quintet.data.store import TokenStore
 from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
@@ -33,13 +33,14 @@ class Pieces:
     """The pieces in a part of a store: where each begins, and which of its notes belong to the part.
 
     ``begins``, ``firsts`` and ``counts`` are int64 [pieces]: position of the piece's first number, its first note that
-    counts, and how many do.
+    counts, and how many do. ``short`` counts the pieces that are not among them, as they have fewer than 2 notes.
     """
 
     store: TokenStore
     begins: np.ndarray
     firsts: np.ndarray
     counts: np.ndarray
+    short: int = 0
 
     @classmethod
     def of(cls, stream: TokenStream) -> Pieces:
@@ -55,7 +56,8 @@ class Pieces:
         firsts = -(-np.maximum(low, 0) // PER_NOTE)
         counts = high // PER_NOTE - firsts
         kept = counts >= _FEWEST
-        return cls(store, begins[kept], firsts[kept], counts[kept])
+        short = int(((counts < _FEWEST) & (high > np.maximum(low, 0))).sum())  # what has no note here lies elsewhere
+        return cls(store, begins[kept], firsts[kept], counts[kept], short)
 
     @property
     def notes(self) -> int:
@@ -100,6 +102,10 @@ class NoteSamples:
     @property
     def count(self) -> int:
         return int(self._ends[-1]) * self.variants * max(1, len(self.tasks)) if self._ends.size else 0
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(short=self.pieces.short)
 
     @property
     def variants(self) -> int:

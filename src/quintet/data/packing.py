@@ -7,15 +7,15 @@ for a store, a split and a way of packing, kept on disk and mapped into memory, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, PackingConfig
-from quintet.data.samples import Sample
-from quintet.data.split import Intervals
+from quintet.data.samples import LeftOut, Sample, Windows
+from quintet.data.split import Intervals, TokenStream
 from quintet.data.store import TokenStore
 from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
@@ -48,26 +48,6 @@ class PieceTable:
     def tokens(self) -> int:
         """Tokens in all samples, those that two samples share counted twice."""
         return int((self.stops - self.starts).sum())
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What a table has not: ``samples``, of ``all_samples``, in which nothing has a loss, and ``tokens`` of
-    ``documents`` that had no room."""
-
-    samples: int
-    all_samples: int
-    tokens: int
-    documents: int
-
-    def lines(self) -> list[str]:
-        """The same for a person, nothing where all is there."""
-        found = []
-        if self.tokens:
-            found.append(f"packing cut off {self.tokens:,} tokens at the ends of {self.documents:,} documents")
-        if self.samples:
-            found.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")
-        return found
 
 
 @dataclass(frozen=True)
@@ -128,8 +108,8 @@ def pack(
 ) -> Packed:
     """The samples that ``config``, which is not the stream, makes of the documents in ``intervals`` of ``store``.
 
-    Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. In a store that says
-    what is learnt, samples of which nothing is are left out, and counted.
+    Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. Samples without a
+    target are left out, and counted: a single token, and in a store that says what is learnt those of which nothing is.
     """
     begin = text_bounds(tokenizer, around_samples=config.add_bos_eos).begin
     begin_and_end = (begin, tokenizer.end_id) if config.add_bos_eos else None
@@ -139,15 +119,31 @@ def pack(
     if not folder.is_dir():
         room = sequence_length + 1 - (len(begin) + 1 if begin_and_end else 0)
         end_id = NO_END if config.ends_kept else tokenizer.end_id
-        spans = document_spans(store, intervals, end_id, begin_ids(tokenizer) if begin_and_end else ())
-        table = _table(store, spans, config, room, tokenizer)
-        used = _learning(store, table, first=int(begin_and_end is None)) if store.masked else table
-        short = np.maximum(spans[1] - spans[0] - room, 0) if isinstance(config, DocumentPackingConfig) else spans[0] * 0
-        counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()))
+        starts, stops = document_spans(store, intervals, end_id, begin_ids(tokenizer) if begin_and_end else ())
+        empty = _documents_in(store, intervals) - len(starts)
+        table = _table(store, (starts, stops), config, room, tokenizer)
+        used = _learning(store, table, first=int(begin_and_end is None))
+        short = np.maximum(stops - starts - room, 0) if isinstance(config, DocumentPackingConfig) else starts * 0
+        counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()), empty)
         _write(folder, used, LeftOut(*counts))
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
     left_out = LeftOut(*np.load(folder / f"{_LEFT_OUT}.npy").tolist())
     return Packed(store, intervals, table, sequence_length, begin_and_end, left_out)
+
+
+def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, cache: Path) -> Windows:
+    """The samples of the packing ``stream``. How many of them have no target is counted once and kept in ``cache``."""
+    windows = Windows(stream, sequence_length, predict_next)
+    store = stream.store
+    if not isinstance(store, TokenStore) or not store.masked:
+        return windows
+    where = digest(stream.intervals.starts.tobytes(), stream.intervals.stops.tobytes())
+    facts = digest(_RECIPE, store.fingerprint, where, str(sequence_length), str(predict_next))
+    folder = cache / "packings" / facts
+    if not folder.is_dir():
+        with new_folder(folder, shared=True) as place:
+            np.save(place / f"{_LEFT_OUT}.npy", windows.count_without_target())
+    return replace(windows, without_target=int(np.load(folder / f"{_LEFT_OUT}.npy")))
 
 
 def document_spans(
@@ -169,6 +165,11 @@ def document_spans(
     all_starts, all_stops = np.concatenate(starts), np.concatenate(stops)
     kept = all_starts < all_stops
     return all_starts[kept], all_stops[kept]
+
+
+def _documents_in(store: TokenStore, intervals: Intervals) -> int:
+    bounds = zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True)
+    return sum(store.document_at(stop - 1) + 1 - store.document_at(start) for start, stop in bounds)
 
 
 def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin: tuple[int, ...]) -> np.ndarray:
@@ -325,7 +326,11 @@ def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[i
 
 def _learning(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
     """``table`` without samples of which nothing has a loss; token ``first`` of each is its first target."""
-    any_learnt = np.array([_learns(store, table, row, first) for row in range(table.count)], dtype=bool)
+    if store.masked:
+        any_learnt = np.array([_learns(store, table, row, first) for row in range(table.count)], dtype=bool)
+    else:
+        sizes = np.diff(np.append(0, np.cumsum(table.stops - table.starts))[table.rows])
+        any_learnt = sizes > first
     counts = np.diff(table.rows)
     kept = np.repeat(any_learnt, counts)
     rows = np.concatenate([[0], np.cumsum(counts[any_learnt])]).astype(np.int64)

@@ -23,8 +23,8 @@ from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
 from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
 from quintet.data.manifest import read_manifest
 from quintet.data.order import build_order
-from quintet.data.packing import Packed, pack
-from quintet.data.samples import Samples, Windows
+from quintet.data.packing import cut_stream, pack
+from quintet.data.samples import Samples
 from quintet.data.sources.check import MANIFEST, check_sources, sources_of
 from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
 from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
@@ -129,8 +129,7 @@ def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ..
 def _packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
     """What packing leaves out of each source."""
     for label, samples in zip(data.labels, data.streams, strict=True) if data is not None else ():
-        if isinstance(samples, Packed):
-            yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
+        yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
 def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> tuple[TokenStore, list[str]]:
@@ -396,7 +395,7 @@ def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, *, tr
         pieces, learn = Pieces.of(stream), config.data.learn_prompts
         return NoteSamples(pieces, note_tokenizer(tokenizer), packing, length, seed, training, learn)
     if isinstance(packing, StreamPackingConfig):
-        return Windows(stream, length, packing.predict_next)
+        return cut_stream(stream, length, packing.predict_next, _cache(config))
     assert isinstance(stream.store, TokenStore)
     return pack(stream.store, stream.intervals, packing, length, tokenizer, _cache(config))
 
@@ -411,9 +410,10 @@ def _training_counts(
     counts = tuple(stream.count for stream in streams)
     problems = []
     for source, where, stream, count in zip(corpus.sources, corpus.wheres, streams, counts, strict=False):
-        if isinstance(stream, Packed) and not count and stream.left_out.samples:
+        lost = stream.left_out
+        if lost.samples and lost.samples == lost.all_samples:
             problems.append(
-                f"{where}: none of the {stream.left_out.all_samples:,} samples of {label_of(source)} has a target left "
+                f"{where}: none of the {lost.all_samples:,} samples of {label_of(source)} has a target left "
                 f"(data.packing: {config.data.packing.kind}){hint}; raise data.sequence_length"
             )
         elif not count:

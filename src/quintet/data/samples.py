@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+_READ_TOGETHER = 1 << 22  # tokens whose masks are looked at together
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -23,6 +25,42 @@ class Sample:
     prompts: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What is in no sample of a source, and what has no loss in one: ``samples``, of ``all_samples``, without a target,
+    which are ``used`` all the same or not; ``tokens`` at the ends of ``documents`` that had no room; documents that are
+    ``empty`` but for their end; ``rest``: tokens at the end of all that do not fill a sample; ``short``: pieces of
+    music with too few notes for one."""
+
+    samples: int = 0
+    all_samples: int = 0
+    tokens: int = 0
+    documents: int = 0
+    empty: int = 0
+    rest: int = 0
+    short: int = 0
+    used: bool = False
+
+    def lines(self) -> list[str]:
+        """The same for a person, nothing where all is there."""
+        found = []
+        if self.empty:
+            found.append(f"{self.empty:,} documents hold nothing but their end and are not used")
+        if self.short:
+            found.append(f"{self.short:,} pieces have fewer than 2 notes and are not used")
+        if self.tokens:
+            found.append(f"packing cut off {self.tokens:,} tokens at the ends of {self.documents:,} documents")
+        if self.rest:
+            found.append(f"the last {self.rest:,} tokens do not fill a sample and are not used")
+        if self.samples and self.used:
+            found.append(
+                f"{self.samples:,} of {self.all_samples:,} samples have no target: nothing is learnt from them"
+            )
+        elif self.samples:
+            found.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")
+        return found
+
+
 class Samples(Protocol):
     """The samples of a source, each of which can be read by its number."""
 
@@ -34,6 +72,11 @@ class Samples(Protocol):
     @property
     def count(self) -> int:
         """Samples are 0 … count - 1."""
+        ...
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What of the tokens is in no sample, and samples that have no target."""
         ...
 
     def sample(self, index: int) -> Sample:
@@ -73,11 +116,13 @@ class Windows:
 
     Samples overlap by one token, so that every token but the stream's first is a target once, as far as whole samples
     reach; without ``predict_next`` the last of each sample has no loss, as where a model shifts labels in a window.
+    ``without_target`` counts the samples of which nothing has a loss.
     """
 
     stream: Stream
     sequence_length: int
     predict_next: bool = True
+    without_target: int = 0
 
     @property
     def tokens(self) -> int:
@@ -86,6 +131,24 @@ class Windows:
     @property
     def count(self) -> int:
         return max(0, (self.stream.length - 1) // self.sequence_length)
+
+    @property
+    def left_out(self) -> LeftOut:
+        used = self.count * self.sequence_length + 1 if self.count else 0
+        return LeftOut(self.without_target, self.count, rest=self.stream.length - used, used=True)
+
+    def count_without_target(self) -> int:
+        """Samples of which nothing has a loss, counted by reading which tokens have one."""
+        length, together = self.sequence_length, max(1, _READ_TOGETHER // self.sequence_length)
+        found = 0
+        for first in range(0, self.count, together):
+            samples = min(together, self.count - first)
+            learnt = self.stream.learnt(first * length + 1, samples * length)
+            if learnt is None:
+                return 0
+            targets = learnt.reshape(samples, length)[:, : length if self.predict_next else length - 1]
+            found += int((~targets.any(1)).sum())
+        return found
 
     def sample(self, index: int) -> Sample:
         start, size = index * self.sequence_length, self.sequence_length + 1
