@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,3 +302,49 @@ def test_the_only_checkpoint_that_is_damaged_leaves_nothing_to_go_on_from(tmp_pa
     next(checkpoint_path(tmp_path, 8).glob("*.distcp")).unlink()
     with pytest.raises(UserError, match=r"distcp is missing; there is no other; move the run's folder away"):
         read_progress(checkpoint_path(tmp_path, 8))
+
+
+def test_a_tokenizer_that_was_edited_in_the_runs_folder_is_refused(
+    train: Callable[..., str], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    train()
+    run = tmp_path / "runs/tiny"
+    head = (run / "run.yaml").read_text()
+    assert re.search(r"^# tokenizer: sha256 [0-9a-f]{64}$", head, re.MULTILINE)
+    template = run / "tokenizer/chat_template.jinja"
+    template.write_text("{{ messages }}")
+    asked = ("generate", str(run), "--max-tokens", "1", "--prompt", "the cat")
+    for arguments in (asked, ("train", "tiny.yaml", "train.steps=5")):
+        code, _, error = command(*arguments)
+        assert code == 2, error
+        said = " ".join(error.split())
+        assert "/tokenizer does not hold the files that" in said
+        assert "set other_inputs: true in" in said
+    (run / "run.yaml").write_text(head.replace("other_inputs: false", "other_inputs: true"))
+    code, _, error = command(*asked)
+    assert code == 0, error
+    (run / "run.yaml").write_text(head)
+    template.unlink()
+    code, _, error = command(*asked)
+    assert code == 0, error
+
+
+def test_a_chat_template_that_was_edited_is_named_when_the_run_continues(
+    train: Callable[..., str], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    said = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "sat on the mat " * 8}]
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': said})}\n" * 30)
+    template = tmp_path / "chat.jinja"
+    text = "{% for m in messages %}{% if m.role == 'user' %}USER {{ m.content }}{% else %}"
+    template.write_text(text + "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}")
+    document = {"kind": "chat", "template": "chat.jinja"}
+    source = {"kind": "jsonl", "path": "chats.jsonl", "document": document}
+    data = {"sources": [source], "validation": 0, "sequence_length": 16, "cache_dir": "cache"}
+    train(data=data, tokenizer={"kind": "bpe", "vocab_size": 280}, evaluate={"every": None, "at_end": False})
+    assert "# data.sources[0].document.template: sha256 " in (tmp_path / "runs/tiny/run.yaml").read_text()
+    template.write_text(template.read_text().replace("USER", "HUMAN"))
+    code, _, error = command("train", "tiny.yaml", "train.steps=5")
+    assert code == 2
+    assert "data.sources[0].document.template: the file is not the one that" in " ".join(error.split())
+    code, _, error = command("generate", "runs/tiny", "--max-tokens", "1", "--prompt", "the cat")
+    assert code == 0, error  # which reads no data

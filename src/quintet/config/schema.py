@@ -63,6 +63,11 @@ class RunConfig(Part):
     )
     seed: int = key(1337, "everything random follows from it", unit="seed", ge=0)
     runs_dir: str = key("runs", "folder in which the run's folder is made", min_length=1)
+    other_inputs: bool = key(
+        False,
+        "go on with the run, or use it, although an input that it reads each time, such as the tokenizer in its "
+        "folder, is not by its digest the one that it began with",
+    )
     data: DataConfig = key(..., "what to read and how to cut it")
     tokenizer: TokenizerConfig = key(BPETokenizerConfig(), "how text becomes token ids")
     model: ModelConfig = key(TransformerConfig(), "what is trained")

@@ -27,6 +27,7 @@ from quintet.train.checkpoint import last_checkpoint
 # long: the losses that were there stay what an uninterrupted run would have had.
 CONTINUABLE = (
     "runs_dir",
+    "other_inputs",
     "data.cache_dir",
     "data.processes",
     "data.stages",  # those that lie ahead; what the checkpoint was trained with is compared with what it says
@@ -145,7 +146,29 @@ def _continuable(key: str, config: RunConfig) -> bool:
 
 
 def inputs_of(config: RunConfig) -> dict[str, str]:
-    """What tells the trained weights that the run of ``config`` begins with from others, by the key that names them."""
+    """What tells the files that the run of ``config`` begins with from others, by the key that names them: trained
+    weights and chat templates. Its token stores have fingerprints of their own."""
+    return _weights_of(config) | _templates_of(config)
+
+
+def _templates_of(config: RunConfig) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ("sources", "validation_sources"):
+        for index, source in enumerate(getattr(config.data, name)):
+            template = getattr(getattr(source, "document", None), "template", None)
+            if template is not None and (file := local_path(template)).is_file():
+                found[f"data.{name}[{index}].document.template"] = f"sha256 {files_digest([file])}"
+    return found
+
+
+def tokenizer_input(folder: Path) -> dict[str, str]:
+    """What tells the files of the tokenizer in the run's ``folder`` from others, its chat template among them; {} where
+    there is none yet."""
+    kept = folder / "tokenizer"
+    return {"tokenizer": f"sha256 {files_digest(kept.iterdir())}"} if kept.is_dir() else {}
+
+
+def _weights_of(config: RunConfig) -> dict[str, str]:
     model = config.model
     if isinstance(model, HuggingFaceConfig):
         from quintet.model.pretrained_loading import base_digest
@@ -164,20 +187,30 @@ def inputs_of(config: RunConfig) -> dict[str, str]:
     return {"model.init.path": f"sha256 {digest} of {newest.name}"}
 
 
-def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path) -> None:
-    """Raise UserError when the base that the run in ``folder`` reads each time is not the one that it ``began_with``.
+def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path, *, trains: bool = False) -> None:
+    """Raise UserError when an input that the run in ``folder`` reads each time is not the one that it ``began_with``:
+    its base, and the tokenizer in its folder; while it ``trains`` also chat templates.
 
     What ``model.init`` named is in the run's own checkpoints and is not read again.
     """
-    key = "model.name_or_path"
-    if not isinstance(config.model, HuggingFaceConfig) or config.model.other_base or key not in began_with:
-        return
-    now = inputs_of(config).get(key)
-    if now is not None and now != began_with[key]:
-        raise UserError(
-            f"{key}: {config.model.name_or_path} is not the checkpoint that {folder} began with ({began_with[key]} "
-            f"then, {now} now); restore it, or set model.other_base: true in {folder}/run.yaml to take it all the same"
+    model, now = config.model, tokenizer_input(folder)
+    named = {"tokenizer": (f"{folder / 'tokenizer'} does not hold the files", "other_inputs")}
+    if isinstance(model, HuggingFaceConfig) and not model.other_base and "model.name_or_path" in began_with:
+        now |= _weights_of(config)
+        named["model.name_or_path"] = (f"{model.name_or_path} is not the checkpoint", "model.other_base")
+    if trains:
+        now |= _templates_of(config)
+    problems = []
+    for key, digest in now.items():
+        if config.other_inputs or began_with.get(key, digest) == digest:
+            continue
+        what, allowing = named.get(key, ("the file is not the one", "other_inputs"))
+        problems.append(
+            f"{key}: {what} that {folder} began with ({began_with[key]} then, {digest} now); restore it, or set "
+            f"{allowing}: true in {folder}/run.yaml to take it all the same"
         )
+    if problems:
+        raise UserError(*problems)
 
 
 def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:

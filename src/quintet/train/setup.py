@@ -51,7 +51,14 @@ from quintet.train.model import make_objective, run_bounds, training_flops
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import patience
 from quintet.train.rhythm import Rhythm, Trial, rhythm_of
-from quintet.train.run_folder import check_inputs, find_run_folder, inputs_of, settle_batch, write_run_file
+from quintet.train.run_folder import (
+    check_inputs,
+    find_run_folder,
+    inputs_of,
+    settle_batch,
+    tokenizer_input,
+    write_run_file,
+)
 from quintet.train.schedule import learning_rate
 from quintet.train.start import seen_before, starting_weights
 from quintet.train.step import rehearse
@@ -126,7 +133,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     steps = total if trial is None else min(total, trial.steps)
     progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
-    from_first(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
+    progress = from_first(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
 
     make_deterministic()
     if compute.device.type == "cpu":
@@ -207,14 +214,17 @@ def _begin_folder(
     prepared: Prepared,
     progress: Progress,
     compute: Compute,
-) -> None:
+) -> Progress:
+    """``progress`` with the digest of the tokenizer that lies in ``folder`` from now on."""
+    if progress.step == 0:
+        _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
+        progress = replace(progress, inputs=progress.inputs | tokenizer_input(folder))
     computes = f"{compute.precision} on {compute.device.type}, compile {compute.compile}"
     made_by = " ".join(f"{name} {version}" for name, version in prepared.libraries.items())
     stores = ", ".join(dict.fromkeys(store.manifest.key for store in prepared.stores))
     facts = {"stores": f"{stores}{f' by {made_by}' if made_by else ''}", **progress.inputs}
     write_run_file(config, folder, original, computes, facts)
-    if progress.step == 0:
-        _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
+    return progress
 
 
 def _trackers(
@@ -251,9 +261,9 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
     if not steps:
         return fresh
     found = read_progress(checkpoint_path(checkpoints, steps[-1]))
+    check_inputs(config, found.inputs, folder, trains=True)
     _check_tokens(folder, found, fresh, encoding_libraries(config, prepared.tokenizer))
     _check_stages(folder, found, stages)
-    check_inputs(config, found.inputs, folder)
     precision = found.precision or precision
     return replace(found, stages=stages, precision=precision, libraries=prepared.libraries)
 
