@@ -14,16 +14,22 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.dialects.conftest import Make, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 
 from quintet.cli import main
+from quintet.cli.check import check_beyond_schema
 from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.dialects.table import Key
 from quintet.config.keypath import show
 from quintet.config.load import Reading, load_run_config
 from quintet.config.places import Problem, RunFileError
+from quintet.errors import UserError
+from quintet.track.console import Reporter
+from quintet.train.loop import train as train_run
+from quintet.train.rhythm import Trial
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -338,3 +344,55 @@ def test_a_line_is_said_in_the_words_of_the_file(dialect: str, make: Make) -> No
     assert said > 10
     untouched = "step 4/8 · loss 2.1 · 3,000 tokens/s, in runs/tiny/metrics.jsonl"
     assert loaded.in_words(untouched) == untouched
+
+
+DECIDED_BY_DATA = {"model.vocab_size", "tokenizer.vocab_size", "dataset.ignore_index"}
+"""Keys of which only the data say whether a value fits."""
+
+
+@pytest.mark.slow
+def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: dict[str, Any], tmp_path: Path) -> None:
+    """One step of it, with no traceback and no later refusal but those that the data decide."""
+    refused: list[str] = []
+    file, tried = Path("their.yaml").resolve(), 0
+    numbers: list[Any] = [one.values[1] for one in NUMBERS if one.values[0] == dialect]
+    for number, (key, value) in enumerate((one, value) for one in numbers for value in bounds(one)[0]):
+        values = copy.deepcopy(base)
+        set_in(values, key.path.replace("[]", ".0"), value)
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        try:
+            loaded = load_run_config([file], [], Reading(dialect))
+            check_beyond_schema(loaded)
+        except UserError:
+            continue
+        tried += 1
+        (tmp_path / str(number)).mkdir()
+        with chdir(tmp_path / str(number)):
+            try:
+                train_run(loaded.config, Reporter(Console(quiet=True)), None, Trial(1))
+            except UserError as error:
+                if key.path not in DECIDED_BY_DATA:
+                    refused.append(f"{key.path}: {value}: {loaded.located(error)}")
+    assert tried > 10
+    assert refused == []
+
+
+def test_a_value_of_another_kind_is_refused_at_its_key_and_line(dialect: str, base: dict[str, Any]) -> None:
+    """A section where a number, a switch, a word or a text is due, and a number that is none."""
+    file = Path("their.yaml").resolve()
+    singles = ("number", "whole number", "true or false", "text", "`")
+    for key in dialect_named(dialect).keys:
+        words = key.value.words
+        if key.refused or not words.startswith(singles) or "list" in words or "section" in words:
+            continue
+        if "[]" in key.path and key.path.partition("[]")[0] not in base:
+            continue  # of a list that the small file lacks
+        values = copy.deepcopy(base)
+        set_in(values, key.path.replace("[]", ".0"), {"x": 1})
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        with pytest.raises(RunFileError) as error:
+            load_run_config([file], [], Reading(dialect))
+        lines = file.read_text().splitlines()
+        own = [one for one in error.value.details if one.key.startswith(tuple(ways(key)))]
+        assert own, key.path
+        assert all(one.place.line is not None and f"{key.name}:" in lines[one.place.line - 1] for one in own), key.path
