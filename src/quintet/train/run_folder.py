@@ -165,7 +165,8 @@ def tokenizer_input(folder: Path) -> dict[str, str]:
     """What tells the files of the tokenizer in the run's ``folder`` from others, its chat template among them; {} where
     there is none yet."""
     kept = folder / "tokenizer"
-    return {"tokenizer": f"sha256 {files_digest(kept.iterdir())}"} if kept.is_dir() else {}
+    files = sorted(file for file in kept.rglob("*") if file.is_file())  # a tokenizer of notes keeps its base below
+    return {"tokenizer": f"sha256 {files_digest(files)}"} if kept.is_dir() else {}
 
 
 def _weights_of(config: RunConfig) -> dict[str, str]:
