@@ -100,3 +100,9 @@ def test_without_a_pedal_only_overlaps_change(played: Notes) -> None:
 def test_when_a_held_note_ends(values: list[tuple[int, int]], end: float) -> None:
     played = notes(*np.array([(60, 80, 1, 2), (72, 80, 6, 9)], dtype=float).T)
     assert resolve(played, values).end[0] == end
+
+
+def test_a_short_note_before_the_first_press_ends_with_its_key() -> None:
+    played = notes(*np.array([(60, 80, 0.25, 0.5)], dtype=float).T)
+    for values in ([], [(3, 127), (7, 0)], [(3, 127)]):
+        assert resolve(played, values).end.tolist() == [0.5]
