@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quintet.config.load import load_run_config
 from quintet.config.model import TransformerConfig
+from quintet.config.schema import RunConfig
 from quintet.data.prepare import prepare
 from quintet.model import build_model
 from quintet.model.count import flops_per_token
-from quintet.plan.cost import make_plan, size
+from quintet.plan.cost import Plan, make_plan, size
 
 Command = Callable[..., tuple[int, str, str]]
 CLUSTER = Path(__file__).resolve().parents[2] / "examples/cluster.yaml"
@@ -159,15 +161,32 @@ def test_what_is_prepared_says_how_long_epochs_are_and_which_documents_are_left_
     file = tmp_path / "run.yaml"
     sources = "{sources: [{kind: text, path: corpus}], sequence_length: 64, cache_dir: cache, validation: 0.1}"
     file.write_text(RUN.replace("{sources: [{kind: python_stdlib}], sequence_length: 64}", sources))
-    overrides = ["train.steps=null", "train.epochs=2.5", "train.batch_size=4", "tokenizer={kind: char}"]
-    config = load_run_config([file], [*overrides, "checkpoint.keep=null", "checkpoint.every_epochs=1.0"]).config
-    found = make_plan(config)
-    assert found.vocab_size == 10 + 1 + 1  # digits, the space, the end of a document
+
+    def planned(*overrides: str) -> tuple[RunConfig, Plan]:
+        config = load_run_config([file], ["train.batch_size=4", *overrides]).config
+        return config, make_plan(config)
+
+    _, found = planned("train.steps=70", "checkpoint.keep=null", "checkpoint.every=20")
+    assert (found.checkpoints_kept, found.left_out_documents) == (4, None)  # nothing had to be prepared
+    config, found = planned("train.steps=70", "checkpoint={keep: null, every: null, every_epochs: 0.5}")
     prepared = prepare(config)
     assert found.left_out_documents == prepared.left_out > 0
-    assert found.steps == math.ceil(2.5 * prepared.train.epoch_samples / 4)
-    assert found.checkpoints_kept == 3  # two whole epochs, and the end
+    half = int(prepared.train.epoch_samples / 2 / 4)
+    assert found.checkpoints_kept == len({*range(half, 71, half), 70})
+    config, found = planned("train={steps: null, epochs: 2.5}", "tokenizer={kind: char}")
+    assert found.vocab_size == 10 + 1 + 1  # digits, the space, the end of a document
+    assert found.steps == math.ceil(2.5 * prepare(config).train.epoch_samples / 4)
     assert f"left out     {found.left_out_documents} documents that are also validated on" in found.lines()
+
+
+def test_a_note_on_the_flops_stands_below_them(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    plan = make_plan(load_run_config([tmp_path / "run.yaml"]).config)
+    noted = replace(plan, flops_note="without its filters")
+    without, lines = replace(plan, flops_note=None).lines(), noted.lines()
+    place = lines.index(f"{'':13}without its filters")
+    assert lines[place - 1].startswith("FLOPs ")
+    assert lines[:place] + lines[place + 1 :] == without
 
 
 def test_a_vocabulary_that_the_run_file_gives_needs_no_tokenizer(tmp_path: Path) -> None:
