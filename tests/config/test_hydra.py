@@ -37,6 +37,7 @@ FILES = {
     "paths/local": "# @package _global_\nroots:\n  data: here\n",
     "experiment/wide": "# @package _global_\ndefaults:\n  - override /model: large\nsteps: 99\nmodel: {heads: 8}\n",
     "nested/inner": "a: 1\n",
+    "alone": "defaults: [_self_]\na: 1\nhydra: {run: {dir: elsewhere}}\n",
 }
 
 
@@ -81,6 +82,7 @@ def theirs(folder: Path, name: str, overrides: list[str]) -> Any:
         ("train", ["+experiment=wide", "model.heads=16"]),
         ("train", ["~optimizer.betas", "++extra.deep=[1,{a: b}]", "+new='a b'"]),
         ("train", ["~optimizer", "run=x"]),
+        ("alone", []),
         ("nested/inner", []),
         ("nested/inner", ["nested.a=5"]),
     ],

@@ -408,6 +408,16 @@ def test_a_text_may_be_cut_in_front_of_every_byte_that_begins_a_character() -> N
     assert clean[ByteTokenizer.end_id]
 
 
+def test_a_mark_in_front_of_a_single_letter_is_a_mark() -> None:
+    """Without one, every character of "▁a" and "c" would be a word."""
+    pieces = ["<unk>", "</s>", "▁", "▁a", "▁b", "c"]
+    library = tokenizers.Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], 0))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    library.add_special_tokens(["</s>"])
+    clean = clean_starts(HuggingFaceTokenizer(library.to_str(), "</s>"))
+    assert clean.tolist() == [False, True, True, True, True, False]
+
+
 def test_what_packing_leaves_out_is_counted_and_said(tmp_path: Path, command) -> None:
     """Of twenty answers nineteen stand behind a prompt that fills the sample."""
     rows = [{"prompt": "p" * (4 if number == 7 else 20), "answer": "yes"} for number in range(20)]

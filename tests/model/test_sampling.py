@@ -109,6 +109,10 @@ def test_without_settings_the_models_own_probabilities_are_drawn_from() -> None:
     assert ((frequencies - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / draws).sqrt()).all()
 
 
+def test_what_is_written_without_settings_is_the_same_in_every_version() -> None:
+    assert (GenerationSettings().seed, GenerationSettings().max_tokens) == (0, 256)
+
+
 def test_the_ends_of_each_range_belong_to_it() -> None:
     low = {"max_tokens": 0, "temperature": 0.0, "top_k": 1, "top_p": 1e-9, "min_p": 0.0, "repetition_penalty": 1e-9}
     high = {"top_p": 1.0, "min_p": 1.0, "temperature": 1e9, "repetition_penalty": 1e9}
