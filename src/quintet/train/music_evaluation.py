@@ -12,7 +12,7 @@ from quintet.config.packing import MusicPackingConfig
 from quintet.data.batch import IGNORED, ValidationData
 from quintet.data.note_samples import NoteSamples
 from quintet.data.prepare import Prepared
-from quintet.data.samples import Sample
+from quintet.data.samples import LeftOut, Sample
 from quintet.errors import UserError
 from quintet.model.generate import GenerationSettings
 from quintet.piano.baselines import bigram, copied, nats_per_token, unigram
@@ -119,6 +119,10 @@ class _OfTask:
     @property
     def count(self) -> int:
         return self.samples.count // len(self.samples.tasks)
+
+    @property
+    def left_out(self) -> LeftOut:
+        return self.samples.left_out
 
     def sample(self, index: int) -> Sample:
         return self.samples.sample(index * len(self.samples.tasks) + self.task)
