@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
@@ -224,17 +227,20 @@ def test_the_best_is_the_lowest_finite_loss_and_the_earlier_of_two_that_are_equa
 
 
 @pytest.mark.parametrize(
-    ("settings", "kept"),
+    ("settings", "best", "kept"),
     [
-        ({"keep": None}, [1, 2, 3, 4]),
-        ({"keep": 1, "keep_best": False}, [4]),
-        ({"keep": 2, "keep_best": False}, [3, 4]),
-        ({"keep": 1, "keep_best": True}, [1, 4]),
+        ({"keep": None}, 1, [1, 2, 3, 4]),
+        ({"keep": 1, "keep_best": False}, 1, [4]),
+        ({"keep": 2, "keep_best": False}, 1, [3, 4]),
+        ({"keep": 1, "keep_best": True}, 1, [1, 4]),
+        ({"keep": 1, "keep_best": True}, None, [4]),
     ],
 )
-def test_as_many_are_kept_as_the_run_says(tmp_path: Path, settings: dict[str, bool | None], kept: list[int]) -> None:
+def test_as_many_are_kept_as_the_run_says(
+    tmp_path: Path, settings: dict[str, bool | None], best: int | None, kept: list[int]
+) -> None:
     assert last_checkpoint(tmp_path) is None
-    save(tmp_path, [1, 2, 3, 4], CheckpointConfig.model_validate(settings), best_step=1).close()
+    save(tmp_path, [1, 2, 3, 4], CheckpointConfig.model_validate(settings), best_step=best).close()
     assert checkpoint_steps(tmp_path) == kept
     assert {path.name for path in tmp_path.iterdir()} == {f"step-{step:06d}" for step in kept}
     assert last_checkpoint(tmp_path) == tmp_path.resolve() / "step-000004"
@@ -348,3 +354,17 @@ def test_a_chat_template_that_was_edited_is_named_when_the_run_continues(
     assert "data.sources[0].document.template: the file is not the one that" in " ".join(error.split())
     code, _, error = command("generate", "runs/tiny", "--max-tokens", "1", "--prompt", "the cat")
     assert code == 0, error  # which reads no data
+
+
+def test_a_copy_of_what_is_spread_over_processes_does_not_change_with_it(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        spread = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        plain = torch.ones(2)
+        found = checkpoint.copied({"several": [spread, plain, 3]})["several"]
+        spread.to_local().zero_()
+        plain.zero_()
+        assert (found[0].full_tensor().tolist(), found[1].tolist(), found[2]) == ([1.0] * 4, [1.0] * 2, 3)
+        assert found[0].placements == spread.placements
+    finally:
+        dist.destroy_process_group()
