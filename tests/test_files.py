@@ -43,6 +43,15 @@ def test_a_kill_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> No
     assert file.read_text() == "old"
 
 
+def test_the_whole_text_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append((os.fstat(number).st_size, list(tmp_path.glob("f*"))))
+    )
+    write_text(tmp_path / "file.txt", "é" * 1000)
+    assert synced == [(2000, [])]
+
+
 def test_a_folder_is_there_when_it_is_full(tmp_path: Path) -> None:
     folder = tmp_path / "some" / "folder"
     with new_folder(folder) as place:
