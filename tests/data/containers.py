@@ -134,6 +134,8 @@ def _jsonl(rows: list[Row], folder: Path, *, ending: str, ascii_only: bool, line
 
 def _csv(rows: list[Row], folder: Path, *, delimiter: str, quoting: int, line_end: str, mark: bool) -> Path:
     path = folder / "rows.csv"
+    if any("\r" in str(value) for row in rows for value in row.values()):
+        quoting = csv.QUOTE_ALL  # else the writer may leave the character bare, and the reader ends a row at it
     with path.open("w", newline="", encoding="utf-8-sig" if mark else "utf-8") as out:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(out, names, delimiter=delimiter, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]

@@ -232,7 +232,7 @@ def test_references(tree: Tree) -> None:
     assume("???" not in [value for path, value in walk(tree) if path and isinstance(path[-1], int)])  # a text in a list
     try:
         expected = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, RecursionError):  # of a value that refers to what holds it
         expected = None
     assert _or_none(lambda: resolve(document, lambda values: values)) == expected
 
