@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet import locks
-from quintet.files import files_digest, new_folder, unfinished_name, write_text
+from quintet.files import files_digest, new_folder, to_json, unfinished_name, write_text
 from quintet.locks import locked
 
 DIES = """
@@ -50,6 +51,12 @@ def test_the_whole_text_is_on_the_disk_before_it_has_its_name(tmp_path: Path, mo
     )
     write_text(tmp_path / "file.txt", "é" * 1000)
     assert synced == [(2000, [])]
+
+
+def test_a_name_that_is_no_figure_is_never_written_as_json() -> None:
+    assert to_json({"a": math.nan, "b": [math.inf, 1.5]}) == '{"a": null, "b": [null, 1.5]}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({math.nan: 1})
 
 
 def test_a_folder_is_there_when_it_is_full(tmp_path: Path) -> None:
