@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.split import TokenStream, split, whole
+from quintet.data.split import TokenStream, hold_out, split, trained_on, whole
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 HELD_OUT = st.one_of(st.floats(0, 0.99), st.integers(1, 200).map(float))
@@ -111,3 +111,62 @@ def test_nothing_held_out_leaves_all_in_one_interval() -> None:
     train, validation = split(Documents((5, 5, 5)), 0.0, 1)
     assert validation.length == 0
     assert (train.intervals.starts.tolist(), train.intervals.stops.tolist()) == ([0], [15])
+
+
+@dataclass(frozen=True)
+class Masked(Documents):
+    """Of these, every third token has a loss, and every fifth stands in a prompt; ``none`` says that all have one."""
+
+    none: bool = False
+
+    def learnt(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.none else np.arange(start, stop) % 3 == 0
+
+    def prompts(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.none else np.arange(start, stop) % 5 == 0
+
+    def documents(self, start: int, stop: int) -> np.ndarray:
+        return np.searchsorted(np.cumsum(self.lengths), np.arange(start, stop), side="right")
+
+
+@given(lengths=LENGTHS, held_out=HELD_OUT, data=st.data())
+@settings(max_examples=100)
+def test_what_is_known_of_tokens_is_read_with_them(lengths: list[int], held_out: float, data) -> None:
+    for stream in split(Masked(tuple(lengths)), held_out, 3):
+        start = data.draw(st.integers(0, stream.length))
+        length = data.draw(st.integers(0, stream.length - start))
+        places = stream.read(start, length).astype(np.int64)  # a token is its own position
+        learnt, prompts = stream.learnt(start, length), stream.prompts(start, length)
+        if not length:
+            assert (learnt, prompts) == (None, None)
+            continue
+        assert learnt is not None
+        assert prompts is not None
+        assert learnt.tolist() == (places % 3 == 0).tolist()
+        assert prompts.tolist() == (places % 5 == 0).tolist()
+        owners = np.searchsorted(np.cumsum(lengths), places, side="right")
+        numbers = stream.documents(start, length)
+        assert numbers[0] == 0
+        assert np.diff(numbers).tolist() == (np.diff(owners) != 0).astype(int).tolist()
+        unmasked = whole(Masked(tuple(lengths), none=True))
+        assert (unmasked.learnt(0, 1), unmasked.prompts(0, 1)) == (None, None)
+
+
+@given(lengths=LENGTHS, held_out=st.floats(0, 1, exclude_max=True), data=st.data())
+@settings(max_examples=100)
+def test_documents_that_are_left_out_are_in_neither_stream_and_do_not_count(
+    lengths: list[int], held_out: float, data
+) -> None:
+    store = Documents(tuple(lengths))
+    left_out = np.array(sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1)))), dtype=np.int64)
+    starts, stops = store.document_bounds(np.arange(len(lengths)))
+    there = [place for number in range(len(lengths)) if number not in left_out
+             for place in range(starts[number], stops[number])]  # fmt: skip
+    held = hold_out(store, held_out, 7, left_out)
+    train, validation = trained_on(store, held, left_out), TokenStream(store, held.intervals)
+    assert sorted(everything(train) + everything(validation)) == there == everything(whole(store, left_out))
+    assert validation.length == round(held_out * len(there))
+    taken = {number for number in range(len(lengths))
+             if set(everything(validation)) & set(range(starts[number], stops[number]))}  # fmt: skip
+    assert set(held.documents.tolist()) == taken
+    assert held.cut is None or held.cut in taken
