@@ -175,6 +175,7 @@ def test_whole_texts(model_of: Callable[[str], Both], kind: str, text: str) -> N
     tokens=st.integers(1, CONTEXT - 1),
     name=st.sampled_from(["max_gen_toks", "max_new_tokens", "max_tokens"]),
 )
+@example(kind=KINDS[-1], contexts=["", "thethethethe"], until=["_"], tokens=22, name="max_gen_toks")
 def test_what_is_written(
     model_of: Callable[[str], Both], kind: str, contexts: list[str], until: list[str], tokens: int, name: str
 ) -> None:
@@ -184,6 +185,39 @@ def test_what_is_written(
     for context, text in zip(contexts, mine, strict=True):
         if both.theirs.tok_encode(context):
             assert text == theirs_of(both.theirs, "generate_until", (context, json.loads(json.dumps(settings))))
+
+
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st.DataObject) -> None:
+    """Any ids, and stop strings that are parts of their text with special tokens written out, or without them."""
+    from lm_eval.models.huggingface import stop_sequences_criteria
+    from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
+
+    from quintet.evaluate.harness.model import Written
+
+    both = model_of(kind)
+    tokenizer, library = both.ours._subject.tokenizer, both.theirs.tokenizer
+    special = st.sampled_from([*tokenizer.special_tokens.values()])
+    ids = data.draw(st.lists(st.one_of(st.integers(0, len(library) - 1), special), min_size=1, max_size=8), "ids")
+    whole, seen = (library.decode(ids, skip_special_tokens=skip) for skip in (False, True))
+    parts = [text[first:last] for text in (whole, seen) for last in range(len(text) + 1) for first in range(last)]
+    parts = [part for part in parts if "\ufffd" not in part] or ["_"]
+    until = data.draw(st.lists(st.sampled_from(parts), max_size=2), "until")
+
+    stops = handle_stop_sequences(list(until), eos=library.decode(library.eos_token_id, skip_special_tokens=False))
+    criteria: Any = stop_sequences_criteria(library, stops, 0, 1)
+    for one in criteria:
+        one.sequence_id_len = len(ids)  # else the last ones, as many as the stop string's own ids and two
+    ends = [n for n in range(1, len(ids) + 1) if torch.as_tensor(criteria(torch.tensor([ids[:n]]), None)).all()]
+    expected = postprocess_generated_text(both.theirs.tok_decode(ids[: min(ends, default=len(ids))]), stops, None)
+
+    written = Written(tokenizer, until)
+    for number in ids:
+        if not written.stopped:
+            written.push(number)
+    assert written.stopped is bool(ends)
+    if "\ufffd" not in expected:  # in how many of these stand for bytes that are no text, the libraries differ
+        assert written.finish() == expected
 
 
 FIELDS = st.lists(TEXT.filter(lambda text: "{" not in text and "}" not in text), min_size=3, max_size=6, unique=True)

@@ -58,19 +58,21 @@ def test_no_more_is_held_back_than_a_stop_string_may_begin_with(pieces: list[str
 SPECIAL = ["<a>", "<b>"]
 # Short pieces of few letters, so that stops with special tokens occur, overlap and end together with plain ones.
 STEPS = st.lists(st.tuples(st.text("ab", max_size=2), st.sampled_from(["", *SPECIAL])), max_size=8)
-SPELLED = st.lists(st.sampled_from(["a", "b", *SPECIAL]), min_size=1, max_size=3).map("".join)
+SPELLED = st.lists(st.sampled_from(["a", "b", "<", ">", *SPECIAL]), min_size=1, max_size=3).map("".join)
 
 
 @settings(max_examples=500)
 @example(steps=[("", "<a>"), ("ab", "")], stops=["<a>a", "b"])  # in one piece, the one with the token ends first
 @example(steps=[("b", "<a>"), ("ab", "")], stops=["b<a>ab", "a"])  # the one that begins later ends first
+@example(steps=[("b", "<a>"), ("b", "")], stops=["a"])  # within the token
+@example(steps=[("ab", "<a>"), ("b", "")], stops=["b<"])  # begins before the token and ends in it
+@example(steps=[("ab", "<a>"), ("b", "")], stops=[">b"])  # begins in the token and ends after it
+@example(steps=[("a", "<a>"), ("b", "")], stops=["ab"])  # as a reader sees the text
 @given(steps=STEPS, stops=st.lists(SPELLED, max_size=3))
-def test_a_stop_string_with_a_special_token_is_found_although_the_token_writes_nothing(
+def test_a_stop_string_is_found_with_special_tokens_and_without_them(
     steps: list[tuple[str, str]], stops: list[str]
 ) -> None:
-    """Each way to read the text is searched by itself; the one that ends first, counted in steps, ends the text."""
-    spelled = [stop for stop in stops if any(token in stop for token in SPECIAL)]
-    plain = [stop for stop in stops if stop not in spelled]
+    """Each way to read the text is searched by itself; the one that ends first, in characters, ends the text."""
     written = [
         (character, seen)
         for piece, token in steps
@@ -81,12 +83,12 @@ def test_a_stop_string_with_a_special_token_is_found_although_the_token_writes_n
     for end in range(1, len(written) + 1):
         some = written[:end]
         whole, text = "".join(one for one, _ in some), "".join(one for one, seen in some if seen)
-        cuts = [len(text) - len(stop) for stop in plain if some[-1][1] and text.endswith(stop)]
-        cuts += [sum(seen for _, seen in some[: -len(stop)]) for stop in spelled if whole.endswith(stop)]
+        cuts = [len(text) - len(stop) for stop in stops if some[-1][1] and text.endswith(stop)]
+        cuts += [sum(seen for _, seen in some[: -len(stop)]) for stop in stops if whole.endswith(stop)]
         if cuts:
             expected = text[: min(cuts)]
             break
-    stop = StopAt(stops, SPECIAL)
+    stop = StopAt(stops)
     found = "".join([stop.push(*step) for step in steps]) + stop.finish()
     assert stop.stopped is (expected is not None)
     assert found == ("".join(one for one, seen in written if seen) if expected is None else expected)
@@ -100,6 +102,18 @@ def test_nothing_follows_a_stop_string() -> None:
 def test_of_two_that_end_together_the_longer_is_left_out() -> None:
     stop = StopAt(["User:", "\n\nUser:"])
     assert stop.push("yes\n\nUs") + stop.push("er: why") == "yes"
+
+
+@pytest.mark.parametrize(("stop", "text"), [("o<e", "hell"), ("lo<end>", "hel"), ("<", "hello"), ("o>", "hello")])
+def test_what_the_token_that_ends_a_text_makes_a_stop_string_is_left_out(stop: str, text: str) -> None:
+    cut = StopAt([stop])
+    assert cut.push("hello") + cut.finish(["<s>", "<end>"]) == text
+
+
+def test_a_dropped_space_stands_between_a_special_token_and_a_word() -> None:
+    cut = StopAt(["> the"])
+    assert cut.push("", "<s>") + cut.push("the", dropped=" ") == ""
+    assert cut.stopped
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 
 from quintet.errors import UserError
 
@@ -11,52 +12,56 @@ from quintet.errors import UserError
 class StopAt:
     """Passes on the pieces of a text up to the first of ``stops``, which is left out with all that follows.
 
-    The first is the one that is complete first; of those that are complete with the same character the longest counts.
-    So the result depends on the text and not on how it is cut into pieces. No more is held back than what may be the
-    beginning of a stop string. A stop string that contains the text of a special token, one of ``special``, is looked
-    for in the text with special tokens written out, any other in the text that a reader sees. Raises UserError for an
-    empty stop string.
+    A stop string is looked for twice: in the text that a reader sees, and in the text with special tokens written out,
+    as `stop_strings` of transformers is. So it may be, or begin or end in, the text of a special token. The first is
+    the one that is complete first; of those that are complete with the same character the longest counts. So the result
+    depends on the text and not on how it is cut into pieces. No more is held back than what may be the beginning of a
+    stop string. Raises UserError for an empty stop string.
     """
 
-    def __init__(self, stops: Sequence[str], special: Collection[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         if "" in stops:
             raise UserError(
                 "stop: an empty text would stop before the first character; give some text, or leave it out"
             )
-        self._spelled = tuple(stop for stop in stops if any(token in stop for token in special))
-        self._plain = tuple(stop for stop in stops if stop not in self._spelled)
+        self._stops = tuple(stops)
         self._held = ""  # special tokens written out
         self._shown: list[bool] = []  # for each character held: whether a reader sees it
         self.stopped = False
 
-    def push(self, piece: str, special: str = "") -> str:
-        """The characters that are certain, with ``piece`` and the special token ``special`` after it, to stand before
-        any stop string."""
+    def push(self, piece: str, special: str = "", dropped: str = "") -> str:
+        """The characters that are certain, with ``piece``, to stand before any stop string. ``dropped`` before it and
+        the special token ``special`` after it are not seen."""
         if self.stopped:
             return ""
-        written = self._held + piece + special
-        shown = self._shown + [True] * len(piece) + [False] * len(special)
+        written = self._held + dropped + piece + special
+        shown = self._shown + [False] * len(dropped) + [True] * len(piece) + [False] * len(special)
         places = [place for place, seen in enumerate(shown) if seen]  # of each character that a reader sees
         text = "".join([written[place] for place in places])
-        found = [(places[start + len(stop) - 1], start) for stop in self._plain if (start := text.find(stop)) >= 0] + [
-            (start + len(stop) - 1, bisect_left(places, start))
-            for stop in self._spelled
-            if (start := written.find(stop)) >= 0
+        found = [(places[at + len(stop) - 1], at) for stop in self._stops if (at := text.find(stop)) >= 0] + [
+            (at + len(stop) - 1, bisect_left(places, at)) for stop in self._stops if (at := written.find(stop)) >= 0
         ]
         if found:
             self.stopped, self._held, self._shown = True, "", []
             return text[: min(found)[1]]
-        certain = len(written) - max((_overlap(written, stop) for stop in self._spelled), default=0)
-        if held := max((_overlap(text, stop) for stop in self._plain), default=0):
+        certain = len(written) - max((_overlap(written, stop) for stop in self._stops), default=0)
+        if held := max((_overlap(text, stop) for stop in self._stops), default=0):
             certain = min(certain, places[-held])
         self._held, self._shown = written[certain:], shown[certain:]
         return text[: bisect_left(places, certain)]
 
-    def finish(self) -> str:
-        """The text that was held back when it ends without a stop string."""
-        held = "".join(character for character, seen in zip(self._held, self._shown, strict=True) if seen)
+    def finish(self, ends: Iterable[str] = ()) -> str:
+        """The text that was held back when it ends without a stop string; one of the special tokens ``ends`` may have
+        ended it, and what such a token would make a stop string is left out."""
+        for end in ends:
+            trial = copy(self)
+            text = trial.push("", end)
+            if trial.stopped:
+                break
+        else:
+            text = "".join(character for character, seen in zip(self._held, self._shown, strict=True) if seen)
         self._held, self._shown = "", []
-        return held
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:

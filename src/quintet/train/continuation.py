@@ -94,9 +94,9 @@ class _Text:
     ) -> None:
         self.found = Continuation()
         self._special = {number: text for text, number in special_tokens(tokenizer).items()}
-        self._stops = [*bounds.stops, *stops]
+        self._ends = [self._special[number] for number in bounds.stop_ids if number in self._special]
         self._stream = TextStream(tokenizer, continues=not bounds.starts(prompt))
-        self._cut = StopAt(self._stops, self._special.values())
+        self._cut = StopAt([*bounds.stops, *stops])
         self._head = _Head(prefix)
 
     @property
@@ -107,15 +107,14 @@ class _Text:
     def push(self, token: int) -> str:
         """The characters that are certain with ``token``."""
         self.found.tokens += 1
-        return self._add(self._cut.push(self._stream.push(token), self._special.get(token, "")))
+        piece = self._stream.push(token)
+        return self._add(self._cut.push(piece, self._special.get(token, ""), self._stream.dropped))
 
     def finish(self, most: int) -> str:
         """The characters that are left when no more than ``most`` tokens were asked for and no more came."""
-        text, held = self._cut.push(self._stream.finish()), self._cut.finish()
+        text = self._cut.push(self._stream.finish())
         ended = self.found.tokens < most
-        # An id that ends a text is not yielded, and the text before it may be a part of its stop string.
-        if not (ended and any(held + end in self._stops for end in self._special.values())):
-            text += held
+        text += self._cut.finish(self._ends if ended else ())  # the id that ends a text is not yielded
         self.found.ended = "stop" if self.stopped else "end" if ended else "length"
         return self._add(text, last=True)
 

@@ -17,9 +17,8 @@ from quintet.evaluate.harness.texts import Encoder
 from quintet.evaluate.subject import Subject
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
-from quintet.tokenize import TextStream
+from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import special_tokens
-from quintet.tokenize.stop import StopAt
 
 _GENERATED = 256  # tokens, as the harness's own class, where a task says nothing
 _WRITERS = 8  # texts that are written side by side
@@ -138,21 +137,46 @@ class HarnessModel(LM):
             allowed_ids=tokenizer.vocab_size,
             preceding=[bounds.preceding * bounds.starts(ids) for ids in prompts],
         )
-        # The harness decodes what is written by itself, which drops the space before the first word of sentencepiece.
-        streams = [TextStream(tokenizer) for _ in prompts]
-        special = {number: text for text, number in special_tokens(tokenizer).items()}
-        cuts = [StopAt(wish.stops, special.values()) for _ in prompts]
-        texts = [""] * len(prompts)
+        texts = [Written(tokenizer, wish.stops) for _ in prompts]
         with self._subject.compute.autocast():
             for step in steps:
-                for row, token in enumerate(step):
-                    if token is not None and not cuts[row].stopped:
-                        piece = streams[row].push(token)
-                        cuts[row].push(piece, special.get(token, ""))
-                        texts[row] += piece
-                if all(token is None or cut.stopped for token, cut in zip(step, cuts, strict=True)):
+                for text, token in zip(texts, step, strict=True):
+                    if token is not None and not text.stopped:
+                        text.push(token)
+                if all(token is None or text.stopped for text, token in zip(texts, step, strict=True)):
                     break
-        return [wish.cut(text + stream.finish()) for text, stream in zip(texts, streams, strict=True)]
+        return [text.finish() for text in texts]
+
+
+class Written:
+    """A text that a task wants written, while its ids arrive; it ends and is cut where the harness's class does so.
+
+    The harness decodes what is written by itself, which drops the space before the first word of sentencepiece. It
+    stops at any of ``stops``, or the text of the id that ends a document, in the text with special tokens written out
+    (`MultiTokenEOSCriteria`), and cuts the text without them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._special = {number: text for text, number in special_tokens(tokenizer).items()}
+        end = self._special.get(tokenizer.end_id)
+        self._stops = tuple(stops) if end is None or end in stops else (*stops, end)
+        self._stream = TextStream(tokenizer)
+        self._text = self._written = ""
+        self.stopped = False
+
+    def push(self, token: int) -> None:
+        """Adds the text of an id."""
+        piece = self._stream.push(token)
+        self._text += piece
+        self._written += self._stream.dropped + piece + self._special.get(token, "")
+        self.stopped = any(stop in self._written for stop in self._stops)
+
+    def finish(self) -> str:
+        """The text up to its stop strings: each in turn ends what the ones before it have left, as in the harness."""
+        text = self._text + self._stream.finish()
+        for stop in self._stops:
+            text = text.split(stop)[0]
+        return text
 
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
@@ -200,9 +224,3 @@ class _Wish:
             raise NotReachable(f"it asks for text with {other[0]}: {given[other[0]]}, which is not done here")
         sampling = {name: given[name] for name in _SAMPLING if given.get(name)}
         return cls(int(tokens), 0.0 if sampled is False else temperature, tuple(filter(None, stops)), sampling)
-
-    def cut(self, text: str) -> str:
-        """``text`` up to its stop strings: each in turn ends what the ones before it have left, as in the harness."""
-        for stop in self.stops:
-            text = text.split(stop)[0]
-        return text
