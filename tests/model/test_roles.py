@@ -112,10 +112,11 @@ def test_a_layer_with_one_output_is_a_matrix_and_one_of_a_single_feature_none() 
             super().__init__()
             self.gate = nn.Linear(8, 1)
             self.mix = nn.Parameter(torch.ones(1, 1, 8))
+            self.pairs = nn.Parameter(torch.ones(1, 2, 2))
             self.decay = nn.Parameter(torch.ones(4, 8))
             self.decay._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
 
-    expected = {"gate.weight": "matrix", "gate.bias": "bias", "mix": "vector", "decay": "vector"}
+    expected = {"gate.weight": "matrix", "gate.bias": "bias", "mix": "vector", "pairs": "matrix", "decay": "vector"}
     assert roles(Scaled()) == expected
 
 

@@ -317,6 +317,13 @@ def test_the_oldest_turns_are_left_out_and_no_more_than_needed(lengths: list[int
     assert bytes(ids).decode() == "".join(f"{m['role'][0]}{m['content']}|" for m in kept)
 
 
+def test_a_question_that_had_no_answer_is_left_out_alone() -> None:
+    chat = ChatFormat(ByteTokenizer(), "{% for m in messages %}{{ m.content }}{% endfor %}")
+    messages: list[Message] = [{"role": "user", "content": content} for content in ("first", "second", "third")]
+    assert fit(chat, messages, 11)[1] == messages[1:]
+    assert fit(chat, messages, 10)[1] == messages[2:]
+
+
 def test_what_a_template_refuses_or_gets_wrong_is_said() -> None:
     two: list[Message] = [{"role": "user", "content": "a"}] * 2
     for template, message in [
