@@ -149,6 +149,9 @@ def test_without_its_later_phases_the_cooldown_schedule_warms_up_and_stays() -> 
     assert found[:2] == [0, 0]
     assert [found[step - 1] for step in (3, 502, 1001)] == pytest.approx([1e-6, 5e-4, 999e-6])
     assert set(found[1001:]) == {1e-3}
+    assert rates("WarmupDecayCooldownLR", 7, warmup_min_lr=1.0, warmup_max_lr=3.0, warmup_num_steps=4) == [
+        *(1, 1, 1.5, 2, 2.5, 3, 3)
+    ]
     given = {"warmup_max_lr": 2.0, "warmup_num_steps": 2, "decay_num_steps": 10}
     decayed = rates("WarmupDecayCooldownLR", 20, **given)
     assert decayed[3:14] == pytest.approx([1 + math.cos(math.pi * part / 10) for part in range(11)])  # half a cosine
