@@ -23,8 +23,8 @@ from quintet.config.dialects.pages import page
 from quintet.config.dialects.recognise import recognised
 from quintet.config.dialects.table import REQUIRED, Key, pattern
 from quintet.config.dialects.values import Value, choice, duration, either, flag, listed, mapping, number, text, whole
-from quintet.config.dump import dump_run_config
-from quintet.config.keypath import KeyPath, walk
+from quintet.config.dump import differences, dump_run_config
+from quintet.config.keypath import KeyPath, path_of, walk
 from quintet.config.load import load_run_config
 from quintet.config.places import Place
 from quintet.config.read import Document
@@ -277,6 +277,37 @@ def test_an_example_translated_there_and_back_loses_nothing(
 ) -> None:
     loaded = translatable(path, monkeypatch, tmp_path)
     assert translate_back(dialect_named(name), loaded.config).lost == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "changed"),
+    [
+        ("phyagi/mixformer", "model.architecture.mixer.bias=false", 2),
+        ("phyagi/mixformer", "model.architecture.mixer.out_bias=false", 1),
+        ("phyagi/mixformer", "dataset_collator.ignore_index=7", 5),
+        ("phyagi/huggingface", "training_args.do_eval=false", 1),
+        ("vectorlm/config", "dataset.ignore_index=-5 dataset_preprocess.ignore_index=-5", 2),
+        ("vectorlm/lora", "dataset_preprocess.data_field=body", 1),
+        ("vectorlm/lora", "dataset_preprocess.pre_pend=Read", 1),
+        ("vectorlm/lora", "dataset_preprocess.seperator='###'", 2),
+        ("vectorlm/lora", "dataset_preprocess.split=test", 1),
+        ("stlm/base", "trainer.warmup_iters=4", 2),
+        ("stlm/base", "trainer.lr_decay_iters=17", 1),
+        ("tmrc/gpt", "training.save_model=false", 2),
+        ("piano/document", "eval_splits=[full_val,liszt,chopin,mozart]", 2),
+        ("piano/document", "dataset.pause_detection_threshold=9", 5),
+        ("piano/document", "dataset.base_dataset_name=data/others", 4),
+    ],
+)
+def test_every_value_that_a_key_changes_names_it(
+    file: str, override: str, changed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, key = REPOSITORY / "examples" / f"{file}.yaml", override.partition("=")[0]
+    before, after = translatable(path, monkeypatch, tmp_path), load_run_config([path], override.split())
+    found = [path_of(one) for one, _, new in differences(before.config, after.config)]
+    assert len(found) == changed, found
+    for one in found:
+        assert key in (after.places[one].key or "").split(", "), one
 
 
 @pytest.mark.parametrize("name", NAMES)

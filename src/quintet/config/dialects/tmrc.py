@@ -275,7 +275,8 @@ def _training(given: Given, native: Native) -> None:
     native.set("sample.prompts", [])
     saving = given["training.save_model"]
     native.set("checkpoint.every", None, "training.save_every")
-    native.set("checkpoint.every_seconds", given["training.save_every"] if saving else None, "training.save_every")
+    seconds, key = (given["training.save_every"], "save_every") if saving else (None, "save_model")
+    native.set("checkpoint.every_seconds", seconds, f"training.{key}")
     native.set("checkpoint.at_end", saving, "training.save_model")
     native.set("checkpoint.keep", None)
     native.set("checkpoint.keep_best", False)

@@ -186,7 +186,9 @@ def _loss(given: Given, native: Native) -> None:
     if given[index] >= 0 and given[index] not in never:
         never.append(given[index])
     if never:
-        native.set("loss.ignore_token_ids", never, ids if given.has(ids) else index)
+        native.set(
+            "loss.ignore_token_ids", never, *([ids] if given[ids] else []), *([index] if given[index] >= 0 else [])
+        )
     span = given["dataset_collator.ignore_token_range"]
     if span is None or span == (None, None):
         return

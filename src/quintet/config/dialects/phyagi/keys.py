@@ -79,7 +79,10 @@ DATA = (
         shapes=("data.validation_sources[].stop", "data.sources[].start"),
     ),
     _dataset(
-        "tokenizer_file", text(), "pickled tokenizer that made the tokens; ids when not given", shapes=("tokenizer",)
+        "tokenizer_file",
+        text(),
+        "pickled tokenizer that made the tokens; tokenizer.pkl of cache_dir when not given, or ids alone",
+        shapes=("tokenizer",),
     ),
     _dataset(
         "seq_len",
@@ -146,7 +149,7 @@ DATA = (
     _beside(
         "dataset_provider",
         choice(*PROVIDERS),
-        "lm draws samples at random; stream_lm takes them as they stand",
+        "lm draws samples at random; stream_lm keeps their order, of one dataset or with dataset_concat: sequential",
         default="lm",
         shapes=("data.shuffle", "data.sources[].kind"),
     ),

@@ -65,8 +65,8 @@ def _mixformer(given: Given, native: Native) -> None:
     native.set("model.feedforward.bias", not gated, f"{ARCHITECTURE}.mlp.mlp_cls")
     width = given["model.n_inner"] or 4 * given["model.n_embd"]
     native.set("model.feedforward.width", width, "model.n_inner", "model.n_embd")
-    bias, out = f"{MIXER}.bias", f"{MIXER}.out_bias"
-    native.set("model.attention.output_bias", given[bias] if given[out] is None else given[out], out)
+    bias = f"{MIXER}.bias" if given[f"{MIXER}.out_bias"] is None else f"{MIXER}.out_bias"
+    native.set("model.attention.output_bias", given[bias], bias)
     _start(given, native)
     _attention(given, native)
     _positions(given, native)

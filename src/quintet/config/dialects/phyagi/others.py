@@ -110,11 +110,16 @@ def _huggingface_periods(given: Given, native: Native) -> None:
     """When to validate and when to save: by steps, by epochs, or not at all."""
     strategy, steps = given[f"{ARGS}.eval_strategy"] or "no", f"{ARGS}.eval_steps"
     every: Any = None
-    if strategy == "steps" and given[f"{ARGS}.do_eval"]:
-        every = period(given, steps) if given.has(steps) else native.get("train.log_every")
-    if strategy == "epoch":
-        every = _of_the_run(given, native, 1.0, f"{ARGS}.eval_strategy")
-    native.set("evaluate.every", every, steps if given.has(steps) else f"{ARGS}.eval_strategy")
+    said = f"{ARGS}.eval_strategy"
+    if strategy == "steps" and not given[f"{ARGS}.do_eval"]:
+        said = f"{ARGS}.do_eval"
+    elif strategy == "steps" and given.has(steps):
+        every, said = period(given, steps), steps
+    elif strategy == "steps":
+        every, said = native.get("train.log_every"), f"{ARGS}.logging_steps"
+    elif strategy == "epoch":
+        every = _of_the_run(given, native, 1.0, said)
+    native.set("evaluate.every", every, said)
     native.set("evaluate.at_end", given[f"{ARGS}.do_final_eval"], f"{ARGS}.do_final_eval")
     native.set("evaluate.at_start", bool(given[f"{ARGS}.eval_on_start"]), f"{ARGS}.eval_on_start")
     batches, batch = given[f"{ARGS}.eval_max_steps"], native.get("evaluate.batch_size")

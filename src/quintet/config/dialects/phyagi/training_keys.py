@@ -207,13 +207,19 @@ SHARED = (
         documented=False,
         shapes=("evaluate.at_end",),
     ),
-    _arg("num_train_epochs", number(0), "passes over the data", default=1.0, shapes=("train.epochs",)),
+    _arg(
+        "num_train_epochs",
+        number(0),
+        "passes over the data; 3 by default for trainer: huggingface",
+        default=1.0,
+        shapes=("train.epochs",),
+    ),
     _arg("max_steps", whole(-1), "steps, instead of epochs; -1: epochs", default=-1, shapes=("train.steps",)),
     _arg(
         "logging_steps",
         duration(),
         "steps between logs of training metrics: progress lines and trackers; up to 1.0, with a point, a fraction of "
-        "all",
+        "all; 500 by default for trainer: huggingface",
         default=10,
         shapes=("train.log_every",),
     ),
@@ -227,14 +233,14 @@ SHARED = (
     _arg(
         "save_final_checkpoint",
         flag(),
-        "also a checkpoint after the last step",
+        "also a checkpoint after the last step; true by default for trainer: huggingface, unless save_strategy: no",
         default=False,
         shapes=("checkpoint.at_end",),
     ),
     _arg(
         "eval_steps",
         period(),
-        "steps between validations, counted as logging_steps",
+        "steps between validations, counted as logging_steps; logging_steps by default for trainer: huggingface",
         default=500,
         documented=False,
         shapes=("evaluate.every",),

@@ -224,7 +224,7 @@ _LOGGING = (
     Key(
         "logging.wandb_run_name_suffix",
         text(),
-        "name there, behind midi-gpt2-",
+        "name there, after midi-gpt2-",
         documented=False,
         aliases=("run_name_suffix",),
         shapes=("track",),

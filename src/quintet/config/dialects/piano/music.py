@@ -75,7 +75,7 @@ def _data_sets(given: Given, native: Native) -> None:
             given.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
             return
         try:
-            native.set(f"data.sources[{index}]", training_source(name, pauses), _EXTRA, _PAUSES)
+            _source(native, f"data.sources[{index}]", training_source(name, pauses), _EXTRA)
         except NoSplit as missing:
             given.refuse(_EXTRA, str(missing))
             return
@@ -87,9 +87,23 @@ def _data_sets(given: Given, native: Native) -> None:
     except NoSplit as missing:
         given.refuse(_BASE, str(missing))
         return
-    native.set("data.validation_sources", found, _BASE, _SPLITS, _PAUSES)
+    for index, source in enumerate(found):
+        _source(native, f"data.validation_sources[{index}]", source, _BASE)
     if FULL in given[_SPLITS]:
         native.set("evaluate.best_by", FULL, _SPLITS)
+
+
+def _source(native: Native, where: str, source: dict[str, Any], key: str) -> None:
+    """Put ``source``, which ``key`` names, at ``where``; other keys say its pauses, label and composer."""
+    native.set(where, source, key)
+    inner, music = ("document.", source["document"]) if "document" in source else ("", source)
+    native.set(f"{where}.{inner}pauses", music["pauses"], _PAUSES)
+    if "only_by" in music:
+        native.set(f"{where}.{inner}only_by", music["only_by"], _SPLITS)
+    if "label" in source:
+        native.set(f"{where}.label", source["label"], _SPLITS)
+    if "label" in source and "split" in source:
+        native.set(f"{where}.split", source["split"], key, _SPLITS)
 
 
 def _packing(given: Given, native: Native) -> None:

@@ -167,10 +167,9 @@ def _pretrained(given: Given, native: Native) -> None:
     native.set("model.kind", "huggingface", "model.core_model_type")
     native.set("model.name_or_path", given["model.model_string"], "model.model_string")
     if given["model.use_lora"]:
-        lora: dict[str, Any] = {"rank": 8, "alpha": 32.0, "dropout": 0.1}
+        native.set("model.lora", {"rank": 8, "alpha": 32.0, "dropout": 0.1}, "model.use_lora")
         if given.has("model.lora_targets"):
-            lora["targets"] = given["model.lora_targets"]
-        native.set("model.lora", lora, "model.use_lora")
+            native.set("model.lora.targets", given["model.lora_targets"], "model.lora_targets")
     elif given["model.freeze_core"]:
         native.set("model.freeze", "core", "model.freeze_core")
     if given["model.flash_attention"]:

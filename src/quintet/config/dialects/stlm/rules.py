@@ -67,19 +67,22 @@ def _with_params(given: Given, native: Native, name: str) -> None:
     native.set("optimizer.name", torch_name, "trainer.optimizer.optimizer_name")
     native.set("optimizer.lr", arguments.pop("lr", 1e-3), path)
     native.set("optimizer.weight_decay", arguments.pop("weight_decay", 0.01 if torch_name == "AdamW" else 0.0), path)
-    native.set("optimizer.decay", "matrices" if name == "nanoGPTadamW" else "all", path)
+    decay = "matrices" if name == "nanoGPTadamW" else "all"
+    native.set("optimizer.decay", decay, "trainer.optimizer.optimizer_name")
     if arguments:
         native.set("optimizer.arguments", arguments, path)
 
 
 def _schedule(given: Given, native: Native) -> None:
     path, kind = "trainer.lr_scheduler.name", given["trainer.lr_scheduler.name"]
-    warmup, params = _warmup(given, native), given["trainer.lr_scheduler.params"]
+    (warmup, warming), params = _warmup(given, native), given["trainer.lr_scheduler.params"]
     if kind not in ("cosine", "constant"):
         arguments = dict(params or {})
         native.set("schedule.kind", "torch", path)
         native.set("schedule.name", kind, path)
-        native.set("schedule.warmup_steps", arguments.pop("warmup_steps", warmup), "trainer.lr_scheduler.params")
+        if "warmup_steps" in arguments:
+            warmup, warming = arguments.pop("warmup_steps"), "trainer.lr_scheduler.params"
+        native.set("schedule.warmup_steps", warmup, warming)
         arguments.pop("verbose", None)
         native.set("schedule.arguments", arguments, "trainer.lr_scheduler.params")
         return
@@ -91,24 +94,24 @@ def _schedule(given: Given, native: Native) -> None:
             native.say("trainer.warmup_iters: lr_scheduler: constant has no warm-up; decay_lr: false has one")
         return
     native.set("schedule.kind", "cosine" if given["trainer.decay_lr"] else "constant", "trainer.decay_lr", path)
-    native.set("schedule.warmup_steps", warmup, "trainer.warmup_iters", "trainer.optimizer.warmup_iters")
+    native.set("schedule.warmup_steps", warmup, warming)
     native.set("schedule.first", 0, path)
     if not given["trainer.decay_lr"]:
         return
     native.set("schedule.min_lr", given["trainer.optimizer.min_lr"], "trainer.optimizer.min_lr")
-    decay = given["trainer.lr_decay_iters"] or given["trainer.max_iters"]
-    keys = ("trainer.lr_decay_iters", "trainer.max_iters", "trainer.warmup_iters")
-    native.set("schedule.decay_steps", warmup + decay, *keys)
+    decay = "trainer.lr_decay_iters" if given.has("trainer.lr_decay_iters") else "trainer.max_iters"
+    native.set("schedule.decay_steps", warmup + given[decay], decay, warming)
 
 
-def _warmup(given: Given, native: Native) -> int:
-    """Its steps. The oldest files have them a second time beside the optimizer, where STLM never read them."""
+def _warmup(given: Given, native: Native) -> tuple[int, str]:
+    """Its steps, and the key that says them. The oldest files have them a second time beside the optimizer, where STLM
+    never read them."""
     path, unread = "trainer.warmup_iters", "trainer.optimizer.warmup_iters"
     if not given.has(path):
-        return given[unread] or 0
+        return (given[unread], unread) if given.has(unread) else (0, path)
     if given.has(unread) and given[unread] != given[path]:
         native.say(f"{unread}: STLM reads the {given[path]} of {path}")
-    return given[path]
+    return given[path], path
 
 
 def _rhythm(given: Given, native: Native) -> None:

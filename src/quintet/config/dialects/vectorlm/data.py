@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from quintet.config.dialects.given import Given
 from quintet.config.dialects.native import Native, Output
 from quintet.config.dialects.vectorlm.disk import positions_of, split_in, splits_of
@@ -62,23 +60,27 @@ def _length(given: Given, native: Native) -> None:
 def _processed(given: Given, native: Native) -> None:
     """Rows as they are, one a sample, without a loss on an end that is not in them."""
     native.set("data.packing", {"kind": "document", "keep_ends": True})
-    native.set("data.sources", [_rows(given, _TRAIN_DS, "train")], _TRAIN_DS)
+    _rows(given, native, "data.sources[0]", _TRAIN_DS, "train")
     if not given.has(_EVAL_DS):
         _hold_out(native)
         return
     if not _is_there(given[_EVAL_DS]) and given.has(_LOAD) and _same(given[_EVAL_DS], given[_SAVE]):
         given.refuse(_EVAL_DS, "is not there yet; `quintet prepare` with this file writes it from load_path")
-    native.set("data.validation_sources", [_rows(given, _EVAL_DS, "validation", "test", "train")], _EVAL_DS)
+    _rows(given, native, "data.validation_sources[0]", _EVAL_DS, "validation", "test", "train")
 
 
-def _rows(given: Given, key: str, *splits: str) -> dict[str, Any]:
+def _rows(given: Given, native: Native, where: str, key: str, *splits: str) -> None:
+    """Put the processed dataset that ``key`` names at ``where``: the first of ``splits`` that it has."""
     path, ignored = given[key], given[f"{DATA}.ignore_index"]
     written = given[f"{RAW}.ignore_index"]
     if _same(path, given[_SAVE]) and written != ignored:
         message = f"{ignored} is not the {written} that {RAW}.ignore_index writes into the dataset; make them one"
         given.refuse(f"{DATA}.ignore_index", message)
-    document = {"kind": "tokens", "ignore_index": ignored, "seq_lengths": None, "learn_end": False}
-    return {"kind": "huggingface", "path": path, "split": split_in(path, *splits), "document": document}
+    document = {"kind": "tokens", "seq_lengths": None, "learn_end": False}
+    native.set(
+        where, {"kind": "huggingface", "path": path, "split": split_in(path, *splits), "document": document}, key
+    )
+    native.set(f"{where}.document.ignore_index", ignored, f"{DATA}.ignore_index")
 
 
 def _same(path: str, other: str | None) -> bool:
@@ -87,11 +89,12 @@ def _same(path: str, other: str | None) -> bool:
 
 def _raw(given: Given, native: Native) -> None:
     """Documents of load_path, processed as preprocess_data.py does."""
-    native.set("data.sources", [_raw_source(given)], _LOAD, f"{RAW}.split")
+    _raw_source(given, native, "data.sources[0]")
     _packing(given, native)
 
 
-def _raw_source(given: Given) -> dict[str, Any]:
+def _raw_source(given: Given, native: Native, where: str, *keys: str) -> None:
+    """Put the documents of load_path at ``where``; ``keys`` say so besides."""
     path, split, on_disk = given[_LOAD], given[f"{RAW}.split"], given[f"{RAW}.from_disk"]
     found = splits_of(path)
     if on_disk and found is None and _is_there(path):
@@ -104,10 +107,14 @@ def _raw_source(given: Given) -> dict[str, Any]:
         given.refuse(f"{RAW}.split", f"is missing: {path} has {', '.join(found)}")
     if split is None:
         split = split_in(path, "train")
-    separator, prefix = given[f"{RAW}.seperator"], given[f"{RAW}.pre_pend"] or ""
-    kind = {"kind": "text"} if separator is None else {"kind": "conditional", "separator": separator}
-    document = {**kind, "field": given[f"{RAW}.data_field"], "prefix": prefix}
-    return {"kind": "huggingface", "path": path, "split": split, "document": document}
+    native.set(where, {"kind": "huggingface", "path": path}, *keys, _LOAD)
+    native.set(f"{where}.split", split, f"{RAW}.split" if given.has(f"{RAW}.split") else _LOAD)
+    separator = given[f"{RAW}.seperator"]
+    native.set(f"{where}.document.kind", "text" if separator is None else "conditional", f"{RAW}.seperator")
+    if separator is not None:
+        native.set(f"{where}.document.separator", separator, f"{RAW}.seperator")
+    native.set(f"{where}.document.field", given[f"{RAW}.data_field"], f"{RAW}.data_field")
+    native.set(f"{where}.document.prefix", given[f"{RAW}.pre_pend"] or "", f"{RAW}.pre_pend")
 
 
 def _packing(given: Given, native: Native) -> None:
@@ -139,7 +146,7 @@ def _validation_of_raw(given: Given, native: Native) -> None:
     if not given.has(_EVAL_DS):
         _hold_out(native)
     elif _same(given[_EVAL_DS], train_ds) or _same(given[_EVAL_DS], given[_SAVE]):
-        native.set("data.validation_sources", [_raw_source(given)], _EVAL_DS, _LOAD)
+        _raw_source(given, native, "data.validation_sources[0]", _EVAL_DS)
     else:
         given.refuse(
             _EVAL_DS,

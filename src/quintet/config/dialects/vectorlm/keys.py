@@ -136,7 +136,7 @@ _TRAINING = (
         flag(),
         "load the weights once for all processes of a machine",
         documented=False,
-        moot="a process keeps its part of the weights alone in any case",
+        moot="sharded weights are read by the first process and sent to the others; with NO_SHARD each process has all",
     ),
     _train(
         "max_grad_norm",
@@ -193,7 +193,7 @@ _TRAINING = (
     _train(
         "save_frequency",
         Value("number above 0 to 1", number(0, 1).read),
-        "part of an epoch from one checkpoint to the next",
+        "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
         shapes=("checkpoint.every_epochs",),
     ),
     _train(
@@ -214,7 +214,7 @@ _OPTIMIZER = (
     _optimizer("foreach", flag(), "the kernel that takes many tensors at once"),
     _optimizer("capturable", flag(), "for CUDA graphs", to="", moot="CUDA graphs are not used"),
     _optimizer("differentiable", flag(), "gradients through the step", to="", moot="nothing trains through a step"),
-    _optimizer("fused", flag(), "the fused kernel", to="", moot="it is taken wherever PyTorch has it"),
+    _optimizer("fused", flag(), "the fused kernel", to="", moot="it is taken unless foreach is given"),
 )
 _ADAPTERS = (
     _lora("task_type", choice("CAUSAL_LM"), "what the adapted model is for", shapes=("model.lora",)),
@@ -277,7 +277,7 @@ _PREPROCESSING = (
     Key(
         f"{RAW}.packing_type",
         choice("full", "partial"),
-        "full: cut all documents one behind the other; partial: each by itself; null: a document a sample",
+        "full: cut all documents one after the other; partial: each by itself; null: a document a sample",
         shapes=("data.packing.kind", "data.packing.join"),
     ),
     Key(
@@ -304,7 +304,7 @@ _PREPROCESSING = (
     Key(
         f"{RAW}.seperator",
         text(),
-        "the loss begins behind its first occurrence; documents without it are left out",
+        "the loss begins after its first occurrence; documents without it are left out",
         aliases=(f"{RAW}.separator",),
         shapes=("data.sources[0].document.separator",),
     ),
