@@ -22,7 +22,7 @@ from quintet.errors import UserError
 from quintet.piano import midi
 from quintet.piano.midi import MissingTrack, midi_bytes, read_midi, write_midi
 from quintet.piano.midi_repair import FAULTS, WITHOUT_END, repaired
-from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes, pitch_name
 from quintet.piano.pedal import separated
 
 Event = tuple[int, mido.Message | mido.MetaMessage]
@@ -214,6 +214,8 @@ def test_a_table_of_notes_is_in_order_and_is_moved_quickened_transposed_and_join
     assert (rows(joined()), joined().seconds) == ([], 0.0)
     assert HIGHEST - LOWEST + 1 == 88
     assert round(440 * 2 ** ((LOWEST - 69) / 12), 1) == 27.5  # the lowest A of a piano
+    named = {21: "A0", 59: "B3", 60: "C4", 69: "A4", 108: "C8"}  # in scientific pitch notation
+    assert {pitch: pitch_name(pitch) for pitch in named} == named
 
 
 STROKES = {  # of one key: when it is struck (with a velocity) and released (None), and the notes that follow
