@@ -12,7 +12,8 @@ from tests.checkpoints import causal_kinds
 from torch.utils.flop_counter import FlopCounterMode
 
 from quintet.config.model import HuggingFaceConfig
-from quintet.model.pretrained_count import count_pretrained, pretrained_flops
+from quintet.errors import UserError
+from quintet.model.pretrained_count import check_numbers, count_pretrained, pretrained_flops
 from quintet.model.pretrained_loading import build_pretrained
 
 transformers = pytest.importorskip("transformers")
@@ -170,3 +171,43 @@ def test_operations_are_those_that_pytorch_counts_in_every_architecture(tmp_path
     assert tried > 40
     assert not wrong
     assert by_matrices <= {"blt"}  # where it cuts a text into patches depends on the text
+
+
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 300}
+GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 300}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "message"),
+    [
+        ("llama", {**TINY, "num_attention_heads": 2}, "num_attention_heads: 2, num_key_value_heads: 32"),
+        ("mistral", {**TINY, "num_attention_heads": 2}, "num_attention_heads: 2, num_key_value_heads: 8"),
+        ("mixtral", {**TINY, "num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads: 3"),
+        ("gemma", {**TINY, "num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8}, "head_dim: 8"),
+        ("llama", {**TINY, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 15}, "even rotary"),
+        ("llama", {**TINY, "num_attention_heads": 3, "num_key_value_heads": 3}, "not a multiple"),
+        ("gpt2", {**GPT2, "n_head": 3}, "divisible"),
+    ],
+)
+def test_numbers_that_do_not_fit_one_another_are_refused(kind: str, keys: dict[str, Any], message: str) -> None:
+    config = HuggingFaceConfig(kind="huggingface", name_or_path=kind, pretrained=False, config=keys)
+    # At check without numbers, and where the model is built and read.
+    for look in (lambda: check_numbers(config), lambda: build_pretrained(config, 256, 16, seed=0)):
+        with pytest.raises(UserError, match=f"^model.config: {kind} .*{message}") as refused:
+            look()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("llama", {**TINY, "num_attention_heads": 4, "num_key_value_heads": 1}),
+        ("gemma", {**TINY, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}),
+        ("mixtral", {**TINY, "num_attention_heads": 4, "num_key_value_heads": 2}),
+        ("gpt2", GPT2),
+        ("deepseek_v3", {**TINY, "num_attention_heads": 2}),  # its heads of keys are not those of its configuration
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300}),
+    ],
+)
+def test_numbers_that_fit_one_another_are_accepted(kind: str, keys: dict[str, Any]) -> None:
+    check_numbers(HuggingFaceConfig(kind="huggingface", name_or_path=kind, pretrained=False, config=keys))

@@ -56,6 +56,24 @@ def test_what_a_library_does_not_know_is_said_with_its_line_before_anything_runs
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
+def test_a_model_whose_numbers_do_not_fit_one_another_is_told_with_its_line(
+    run_file: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    pytest.importorskip("transformers")
+    data, tokenizer, _, train, *_ = RUN_FILE.splitlines()
+    model = "model: {kind: huggingface, name_or_path: llama, pretrained: false, config: {num_attention_heads: 3}}"
+    run_file.write_text("\n".join([data, tokenizer, model, train]))
+    code, _, error = command("check", str(run_file))
+    assert code == 2
+    assert error.startswith("error: bad.yaml:3: model.config: llama cannot be built (")
+    run_file.write_text(run_file.read_text().replace("num_attention_heads: 3", "num_attention_heads: 2"))
+    code, _, error = command("check", str(run_file))
+    assert code == 2
+    assert "bad.yaml:3: model.config: llama cannot read a text" in error
+    assert "num_attention_heads: 2, num_key_value_heads: 32" in error
+
+
 @pytest.mark.parametrize(
     ("overrides", "state"),
     [

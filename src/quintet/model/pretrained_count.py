@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.model import HuggingFaceConfig
+from quintet.errors import UserError
 from quintet.model.count import Flops, ParameterCount
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_TRACED = 512
+_READ = 4  # tokens that tell whether a model can be read
 _REPLACED = "_counts_by_matrices"
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k")
 
@@ -30,6 +32,36 @@ def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
         trainable=sum(size for size, trainable in sizes if trainable),
         embedding=sum(table.weight.numel() for table in _embeddings(model)),
     )
+
+
+def check_numbers(config: HuggingFaceConfig) -> None:
+    """Raise UserError where numbers of ``model.config`` do not fit one another, as far as that shows without weights:
+    the model cannot be built, or cannot read a text that the same model without them can."""
+    plain = config.model_copy(update={"lora": None, "gradient_checkpointing": False, "attention_backend": "auto"})
+    error = _reading_error(plain)
+    # A model that depends on numbers in the text fails in either case.
+    if error is not None and _reading_error(plain.model_copy(update={"config": {}})) is None:
+        raise error
+
+
+def _reading_error(config: HuggingFaceConfig) -> UserError | None:
+    import torch
+
+    from quintet.model.trial import reading
+
+    model = _outline(config, 1, _READ)
+    ids = torch.zeros(1, _READ, dtype=torch.long, device="meta")
+    found = None
+    # Eager attention repeats heads of keys that other kernels take as they are, and those ask for numbers more often.
+    for prepare in (lambda model: model.eval(), _readable):
+        try:
+            with reading(config, model.causal), torch.no_grad(), torch.device("meta"), _answers(), _even_splits():
+                prepare(model)(ids)
+        except UserError as error:
+            found = found or error
+        else:
+            return None
+    return found
 
 
 def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length: int, sequence_length: int) -> Flops:

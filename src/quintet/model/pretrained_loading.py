@@ -27,7 +27,7 @@ from quintet.model.families.files import (
     weight_files,
 )
 from quintet.model.pretrained import PretrainedModel, arguments
-from quintet.model.trial import find_abilities
+from quintet.model.trial import find_abilities, reading
 from quintet.randomness import key
 
 _ALL_LINEAR = ("all-linear",)
@@ -50,9 +50,9 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
         else:
             causal = _construct(config, settings)
     _check_rows(config, causal, vocab_size)
-    causal.eval()
-    with _readable_on_a_cpu(causal):
-        linear_head = _has_linear_head(causal)
+    with _readable_on_a_cpu(causal.eval()):
+        with reading(config, causal):
+            linear_head = _has_linear_head(causal)
         abilities = find_abilities(config, causal, context_length, linear_head=linear_head)
     _check_abilities(config, type(causal).__name__, abilities)
     model = _assemble(config, causal, vocab_size, context_length, seed, linear_head, abilities).train()

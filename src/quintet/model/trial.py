@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
+from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.model.abilities import Abilities
+from quintet.model.families.files import first_line
 from quintet.model.pretrained import PretrainedModel, padding_id
 from quintet.model.small_copy import BOUNDARY, RESERVED, VOCABULARY, original_lengths, small_copies, with_large_weights
 
@@ -29,6 +31,7 @@ _RECIPE = 2  # another trial asks anew
 _TOLERANCE = 1e-3  # of the largest logit; what leaks changes them by tenths
 _LENGTH = 20  # longest text of the trial, tokens
 _ACROSS, _BELOW, _ABOVE = (4, _LENGTH), (4, BOUNDARY), (BOUNDARY + 2, _LENGTH)
+_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # those that are often at odds
 _WAYS = ("cache", "batch", "static", "reorder", "shared", "filled")
 _NOTHING = Abilities(**dict.fromkeys(_WAYS, False), documents=False, positions="own")
 _FOLDER = "~/.cache/quintet/abilities"
@@ -77,6 +80,23 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
             boundary = _boundary(causal, context_length)
             return _tried(model, texts, boundary)
     return _NOTHING
+
+
+@contextmanager
+def reading(config: HuggingFaceConfig, causal: Any) -> Iterator[None]:
+    """Within, where ``causal`` is read, what it raises is a UserError about its configuration."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever matrices that do not fit one another make of a text
+        key = "config" if config.config or not config.pretrained else "name_or_path"
+        settings = causal.config.get_text_config(decoder=True)
+        sizes = ", ".join(f"{name}: {getattr(settings, name)}" for name in _SIZES if hasattr(settings, name))
+        raise UserError(
+            f"model.{key}: {config.name_or_path} cannot read a text, for numbers of its configuration do not fit one "
+            f"another ({sizes}; {first_line(error)}); correct them in model.config"
+        ) from error
 
 
 class _Trial:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
-from quintet.config.names import is_run, name_problem
+from quintet.config.model import HuggingFaceConfig
+from quintet.config.names import is_run, local_path, name_problem
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
@@ -58,9 +58,9 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.schedules.torch import check_torch_schedule
 
         found.append(lambda: check_torch_schedule(schedule, optimizer))
-    if config.model.kind == "huggingface" and "model_type" in config.model.config:
-        model_type = config.model.config["model_type"]
-        found.append(lambda: _check_model_type(model_type))
+    model = config.model
+    if model.kind == "huggingface" and model.config:
+        found.append(lambda: _check_model_config(model))
     if config.parallel.kind == "deepspeed":
         from quintet.train.deepspeed.start import check_deepspeed
 
@@ -85,16 +85,23 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
     return found
 
 
-def _check_model_type(name: Any) -> None:
-    """Raise UserError for a type of models that the transformers library, where it is installed, does not know."""
+def _check_model_config(config: HuggingFaceConfig) -> None:
+    """Raise UserError for a type of models that the transformers library, where it is installed, does not know, and
+    for numbers that do not fit one another, where the model is new and described on this machine."""
     if find_spec("transformers") is None:
         return
     from transformers import CONFIG_MAPPING
 
-    if name not in CONFIG_MAPPING:
+    from quintet.model.pretrained_count import check_numbers
+
+    name = config.config.get("model_type")
+    if name is not None and name not in CONFIG_MAPPING:
         like = nearest(name, CONFIG_MAPPING)
         meant = f"; did you mean {like!r}?" if like else ""
         raise UserError(f"model.config.model_type: {name!r} is no type of models that transformers knows{meant}")
+    here = config.name_or_path in CONFIG_MAPPING or local_path(config.name_or_path).is_dir()
+    if here and not config.pretrained and not config.trust_remote_code:
+        check_numbers(config)
 
 
 def _check_benchmarks(config: RunConfig) -> None:
