@@ -116,8 +116,9 @@ parallel: {kind: [auto]}
         (MINIMAL + "atention: {}", "3: atention: unknown key 'atention'; did you mean model.attention?"),
         (
             MINIMAL + "zzz: 1",
-            "3: zzz: unknown key 'zzz'; a run file has name, seed, runs_dir, data, tokenizer, model, loss, "
-            "optimizer, schedule, dropout_schedule, train, trainer, parallel, evaluate, sample, checkpoint, track",
+            "3: zzz: unknown key 'zzz'; a run file has name, seed, runs_dir, other_inputs, data, tokenizer, model, "
+            "loss, optimizer, schedule, dropout_schedule, train, trainer, parallel, evaluate, sample, checkpoint, "
+            "track",
         ),
         (
             MINIMAL + "optimizer.lr: 3",
