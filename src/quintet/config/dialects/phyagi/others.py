@@ -214,7 +214,7 @@ def _lightning_optimizer(given: Given, native: Native) -> None:
         return
     # Every class has its own default; 1e-3 is that of most.
     defaults = {**ADAMW, "weight_decay": 0.01 if name == "adamw" else 0.0}
-    optimizer(given, native, f"{section}.params", TORCH.get(name), f"{section}.type", defaults)
+    optimizer(given, native, f"{section}.params", TORCH.get(name), (f"{section}.type",), defaults)
 
 
 def _lightning_schedule(given: Given, native: Native) -> None:
@@ -239,9 +239,13 @@ def _lightning_evaluation(given: Given, native: Native) -> None:
     )
     found, micro = given[interval], native.get("train.micro_batch_size")
     passes = native.get("train.accumulation")
-    every: Any = None
+    every, said = None, interval if given.has(interval) else epochs
     at_end = given[f"{ARGS}.do_final_eval"]
-    if not given[f"{ARGS}.do_eval"] or given[limit] == 0 or not native.get("data.validation_sources"):
+    if not given[f"{ARGS}.do_eval"]:
+        said = f"{ARGS}.do_eval"
+    elif given[limit] == 0:
+        said = limit
+    elif not native.get("data.validation_sources"):
         pass
     elif isinstance(found, int):
         if found % passes:
@@ -249,11 +253,11 @@ def _lightning_evaluation(given: Given, native: Native) -> None:
         every = max(1, found // passes)
     elif native.get("train.steps") is None or given.has(interval) or given.has(epochs):
         part = found if found is not None else float(given[epochs] or 1)
-        every = _of_the_run(given, native, part, interval if given.has(interval) else epochs)
+        every = _of_the_run(given, native, part, said)
     else:
         at_end = True
         native.say(f"{interval}: is not given, and the run is counted in steps: validation is after the last one")
-    native.set("evaluate.every", every, interval if given.has(interval) else epochs)
+    native.set("evaluate.every", every, said)
     native.set("evaluate.at_end", at_end, f"{ARGS}.do_final_eval")
     samples = given[limit] * micro if isinstance(given[limit], int) and given[limit] else None
     evaluation_size(given, native, limit, samples)

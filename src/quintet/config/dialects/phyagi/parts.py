@@ -55,14 +55,15 @@ def evaluation_size(given: Given, native: Native, key: str, samples: int | None)
 
 
 def optimizer(
-    given: Given, native: Native, section: str, name: str | None, type_key: str, defaults: dict[str, Any]
+    given: Given, native: Native, section: str, name: str | None, said: tuple[str, ...], defaults: dict[str, Any]
 ) -> None:
-    """AdamW where ``name`` is None, else that class of torch.optim, with the parameters of ``section``."""
-    native.set("optimizer.kind", "adamw" if name is None else "torch", type_key)
+    """AdamW where ``name`` is None, else that class of torch.optim, with the parameters of ``section``; the keys
+    ``said`` say which."""
+    native.set("optimizer.kind", "adamw" if name is None else "torch", *said)
     native.set("optimizer.decay", "all")
     if name is not None:
-        native.set("optimizer.name", name, type_key)
-        native.set("optimizer.arguments", {}, type_key)
+        native.set("optimizer.name", name, *said)
+        native.set("optimizer.arguments", {}, *said)
     own = ("lr", "weight_decay") if name is not None else ("lr", "betas", "eps", "weight_decay")
     for leaf in own:
         key = f"{section}.{leaf}"

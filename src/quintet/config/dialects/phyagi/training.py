@@ -71,7 +71,7 @@ def _folder(given: Given, native: Native) -> None:
     if given.has("output_root"):
         root = local_path(given["output_root"])
         folder = folder if folder.is_relative_to(root) else root / folder
-    native.set("runs_dir", str(folder.parent), "output_dir")
+    native.set("runs_dir", str(folder.parent), "output_dir", "output_root")
     native.set("name", folder.name or "run", "output_dir")
 
 
@@ -179,7 +179,8 @@ def _optimizer(given: Given, native: Native) -> None:
     kind, adam_w = given[f"{section}.type"] or "AdamW", given[f"{section}.params.adam_w_mode"] is not False
     decoupled = kind.lower() in ("adamw", "adam") and adam_w
     name = "Adam" if kind.lower() == "adamw" and not adam_w else kind
-    optimizer(given, native, f"{section}.params", None if decoupled else name, f"{section}.type", ADAMW)
+    said = (f"{section}.type", *([f"{section}.params.adam_w_mode"] if kind.lower() in ("adamw", "adam") else []))
+    optimizer(given, native, f"{section}.params", None if decoupled else name, said, ADAMW)
 
 
 def _schedule(given: Given, native: Native) -> None:

@@ -107,7 +107,7 @@ def _raw_source(given: Given, native: Native, where: str, *keys: str) -> None:
         given.refuse(f"{RAW}.split", f"is missing: {path} has {', '.join(found)}")
     if split is None:
         split = split_in(path, "train")
-    native.set(where, {"kind": "huggingface", "path": path}, *keys, _LOAD)
+    native.set(where, {"kind": "huggingface", "path": path}, *keys, _LOAD, f"{RAW}.from_disk")
     native.set(f"{where}.split", split, f"{RAW}.split" if given.has(f"{RAW}.split") else _LOAD)
     separator = given[f"{RAW}.seperator"]
     native.set(f"{where}.document.kind", "text" if separator is None else "conditional", f"{RAW}.seperator")
