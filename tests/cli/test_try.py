@@ -200,6 +200,31 @@ def test_nothing_is_sent_to_a_server(write: Callable[..., str], command: Command
     assert any("track[0]: mlflow writes a file here" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize(
+    ("parallel", "devices", "told"),
+    [
+        ({"kind": "ddp"}, 1, "parallel.kind: ddp tried in one process"),
+        ({"kind": "fsdp"}, 1, "parallel.kind: fsdp tried in one process"),
+        ({"kind": "hsdp", "shard_size": 2}, 4, "parallel.kind: hsdp tried in one process"),
+        ({"kind": "auto"}, 4, "train.batch_devices: 4 devices tried in one process"),
+        ({"kind": "auto"}, 1, None),
+        ({"kind": "none"}, 1, None),
+    ],
+)
+def test_a_run_of_several_processes_is_tried_in_one_and_that_is_said(
+    write: Callable[..., str], command: Command, parallel: dict[str, Any], devices: int, told: str | None
+) -> None:
+    batch = {"batch_size_per_device": 2, "batch_devices": devices}
+    found = tried(
+        command, write(parallel=parallel, train={"steps": 1000, "precision": "fp32", "device": "cpu", **batch})
+    )
+    assert found["ok"], failed(found)
+    assert [one["name"] for one in found["stages"]] == ["data", "training", "resume", "report", "export"]
+    said = [note for note in found["notes"] if "in one process" in note]
+    assert len(said) == (told is not None)
+    assert told is None or said[0].startswith(told)
+
+
 def test_a_run_that_cannot_go_on_in_its_folder_is_told(write: Callable[..., str], command: Command) -> None:
     assert command("train", write(), "train.steps=1", "schedule.warmup_steps=0")[0] == 0
     found = tried(command, "run.yaml", "schedule.warmup_steps=0", "optimizer.lr=0.5")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from quintet.config.names import local_path
+from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.track import MLflowConfig, WandbConfig
 from quintet.errors import UserError
@@ -134,8 +135,10 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
             return tried
         config = shorter
     with _folders(config, tried, keep=keep) as (folder, checkpoints):
-        config, notes = _offline(_small(config, folder, checkpoints))
-        tried.notes += map(loaded.in_words, notes)
+        for change in (_alone, _offline):
+            config, notes = change(config)
+            tried.notes += map(loaded.in_words, notes)
+        config = _small(config, folder, checkpoints)
         listener = _Listener(tried, Console(stderr=True, highlight=False, soft_wrap=True))
         try:
             with redirect_stdout(sys.stderr):  # what other libraries print is no part of the answer
@@ -288,6 +291,21 @@ def _small(config: RunConfig, folder: Path, checkpoints: Path | None) -> RunConf
         ),
     }
     return config.model_copy(update=changed)
+
+
+def _alone(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """``config`` for one process, and a line on what it leaves untried where the run asks for several."""
+    parallel, devices = config.parallel, config.train.batch_devices or 1
+    key = "parallel.kind" if parallel.kind not in ("auto", "none") else "train.batch_devices" if devices > 1 else None
+    if key is None:
+        return config, []
+    if isinstance(parallel, HSDPConfig) and parallel.shard_size is not None:  # one process is a group of one
+        config = config.model_copy(update={"parallel": parallel.model_copy(update={"shard_size": 1})})
+    value = parallel.kind if key == "parallel.kind" else f"{devices} devices"
+    return config, [
+        f"{key}: {value} tried in one process, which holds the whole model and takes the whole batch; the start of "
+        "several, what they send each other and the memory of each are not tried"
+    ]
 
 
 def _offline(config: RunConfig) -> tuple[RunConfig, list[str]]:
