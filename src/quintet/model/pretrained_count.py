@@ -53,10 +53,10 @@ def _reading_error(config: HuggingFaceConfig) -> UserError | None:
     ids = torch.zeros(1, _READ, dtype=torch.long, device="meta")
     found = None
     # Eager attention repeats heads of keys that other kernels take as they are, and those ask for numbers more often.
-    for prepare in (lambda model: model.eval(), _readable):
+    for attention in (None, "eager"):
         try:
             with reading(config, model.causal), torch.no_grad(), torch.device("meta"), _answers(), _even_splits():
-                prepare(model)(ids)
+                _readable(model, attention)(ids)
         except UserError as error:
             found = found or error
         else:
@@ -151,13 +151,17 @@ def _experts_by_matrices(model: PretrainedModel) -> Iterator[None]:
             delattr(module, _REPLACED)
 
 
-def _readable(model: PretrainedModel) -> PretrainedModel:
-    """``model`` with an attention and with experts whose operations are known without numbers, where it has the
-    choice."""
+def _readable(model: PretrainedModel, attention: str | None = "eager") -> PretrainedModel:
+    """``model`` with ``attention``, or its own, and with experts whose operations are known without numbers, where it
+    has the choice."""
     causal = model.eval().causal
-    for choose, name in ((causal.set_attn_implementation, "eager"), (causal.set_experts_implementation, "batched_mm")):
+    for choose, name in (
+        (causal.set_attn_implementation, attention),
+        (causal.set_experts_implementation, "batched_mm"),
+    ):
         with suppress(ValueError, AttributeError):
-            choose(name)
+            if name is not None:
+                choose(name)
     return model
 
 
