@@ -81,14 +81,14 @@ def same(one: TokenStore, other: TokenStore, *, masks: bool) -> bool:
     """Whether both hold the same documents, and the same of them is learnt."""
     if (one.document_count, one.token_count) != (other.document_count, other.token_count):
         return False
-    if masks and not np.array_equal(learnt_of(one), learnt_of(other)):
+    if masks and not np.array_equal(loss_mask_of(one), loss_mask_of(other)):
         return False
     return np.array_equal(one.hashes(0, one.document_count), other.hashes(0, one.document_count))
 
 
-def learnt_of(store: TokenStore) -> np.ndarray:
+def loss_mask_of(store: TokenStore) -> np.ndarray:
     """Which tokens of ``store`` have a loss."""
-    found = store.learnt(0, store.token_count)
+    found = store.loss_mask(0, store.token_count)
     return np.ones(store.token_count, bool) if found is None else found
 
 
@@ -149,7 +149,7 @@ def token_cases(folder: Path, plain: Prepared, masked: Prepared) -> Iterator[Cas
 def prepare_stream(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     """All tokens of the only store, and which are learnt."""
     store = prepared.stores[0]
-    return store.tokens(0, store.token_count), learnt_of(store)
+    return store.tokens(0, store.token_count), loss_mask_of(store)
 
 
 def write_megatron(stem: Path, prepared: Prepared) -> None:

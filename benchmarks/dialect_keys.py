@@ -31,10 +31,12 @@ def counts(name: str) -> tuple[int, ...]:
     keys = dialect_named(name).keys
     tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
     documented = sum(key.documented for key in keys)
-    pending, refused, moot = (sum(bool(getattr(key, word)) for key in keys) for word in ("pending", "refused", "moot"))
-    working = [key for key in keys if not (key.pending or key.refused or key.moot)]
+    pending, refused, no_effect = (
+        sum(bool(getattr(key, word)) for key in keys) for word in ("pending", "refused", "no_effect")
+    )
+    working = [key for key in keys if not (key.pending or key.refused or key.no_effect)]
     with_test = sum(key.path in tested for key in working)
-    return documented, len(keys) - documented, len(keys), len(working), with_test, moot, refused, pending
+    return documented, len(keys) - documented, len(keys), len(working), with_test, no_effect, refused, pending
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.model import HarnessModel
-from quintet.evaluate.harness.tasks import CheckedTask, Wish, load
+from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, load
 from quintet.train.trained import TrainedModel, load_writer
 
 TASKS = (
@@ -72,7 +72,7 @@ def checkpoint(family: str, folder: Path, texts: list[str]) -> None:
 def requests(name: str, data: Path, items: int) -> list[Any]:
     """The requests of ``items`` items of a benchmark, as the harness makes them."""
     found: list[Any] = []
-    for task in load(name, Wish(items, 0, data)):
+    for task in load(name, TaskOptions(items, 0, data)):
         if isinstance(task, CheckedTask):
             task.build_all_requests()
             found += task.instances

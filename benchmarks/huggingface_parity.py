@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", action="append", default=[], help="folder of a real checkpoint")
     transformers.utils.logging.disable_progress_bar()
-    print(f"{'family':<20} {'direction':<10} {'max logit difference':>20} {'greedy agreement':>17} {'parameters':>11}")
+    print(f"{'family':<20} {'direction':<10} {'max logit difference':>20} {'greedy rank_sync':>17} {'parameters':>11}")
     bad = 0
     with tempfile.TemporaryDirectory() as place:
         for number, (name, (kind, settings)) in enumerate(FAMILIES.items()):
@@ -123,7 +123,7 @@ def row(name: str, direction: str, ours: Transformer, theirs: Any, parameters: i
     difference = ((ours(ids) - expected).abs().max() / expected.abs().max()).item()
     prompt = ids[0, :PROMPT].tolist()
     texts = generate(ours, [prompt], GenerationSettings(max_tokens=TOKENS, temperature=0.0))
-    agreed = agreement([step[0] for step in texts], written_by(theirs, ids[:1, :PROMPT]))
+    agreed = rank_sync([step[0] for step in texts], written_by(theirs, ids[:1, :PROMPT]))
     print(f"{name:<20} {direction:<10} {difference:>20.1e} {agreed:>11}/{TOKENS} {parameters:>+11}")
     return int(difference > LIMIT or agreed < TOKENS or parameters != 0)
 
@@ -140,7 +140,7 @@ def written_by(theirs: Any, prompt: Tensor) -> list[int]:
     return out[0, PROMPT:].tolist()
 
 
-def agreement(found: list[int | None], expected: list[int]) -> int:
+def rank_sync(found: list[int | None], expected: list[int]) -> int:
     """Tokens until the first that differs."""
     return next(
         (place for place, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other), len(expected)

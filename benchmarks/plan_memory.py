@@ -53,8 +53,8 @@ def run_config(case: str) -> Any:
     """The run of ``case``: a small transformer, 8 samples of 128 tokens a process unless it says otherwise."""
     from quintet.config.schema import RunConfig
 
-    world, sections = CASES[case]
-    train = {"steps": 1, "batch_size": 8 * world, "precision": "fp32", "device": "cpu"} | sections.get("train", {})
+    world_size, sections = CASES[case]
+    train = {"steps": 1, "batch_size": 8 * world_size, "precision": "fp32", "device": "cpu"} | sections.get("train", {})
     data = {"sources": [{"kind": "python_stdlib"}], "sequence_length": 128}
     return RunConfig.model_validate({"name": "plan", "data": data, "model": MODEL, **sections, "train": train})
 
@@ -64,9 +64,9 @@ def predict(case: str) -> dict[str, Any]:
     from quintet.plan.machine import Machine
     from quintet.plan.rehearse import rehearse
 
-    world, _ = CASES[case]
+    world_size, _ = CASES[case]
     config = run_config(case)
-    machine = Machine(world, world, 2**36, 1e12, 1.0, 1e10, 1e10, 1e10, accelerator=False)
+    machine = Machine(world_size, world_size, 2**36, 1e12, 1.0, 1e10, 1e10, 1e10, accelerator=False)
     found = rehearse(config, VOCABULARY, machine, config.train.precision)
     memory = found.memory
     calls = dict.fromkeys(COLLECTIVES.values(), 0)
@@ -84,7 +84,7 @@ def measure(case: str) -> dict[str, Any]:
     import torch
 
     from quintet.data.batch import Batch
-    from quintet.processes import world
+    from quintet.processes import world_size
     from quintet.train.build import build_engine
     from quintet.train.compute import Compute
     from quintet.train.model import make_objective
@@ -92,15 +92,15 @@ def measure(case: str) -> dict[str, Any]:
     config = run_config(case)
     tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0)
     compute = Compute(torch.device("cpu"), config.train.precision, compile=False, reason="")
-    samples = config.batch.samples // world()
+    samples = config.batch.samples // world_size()
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))
-    batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world())
+    batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world_size())
     gc.collect()  # the case before
     with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
-        built.learner.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
-        built.learner.register_forward_hook(lambda *_: _mark("forward ends"))
+        built.loss_module.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
+        built.loss_module.register_forward_hook(lambda *_: _mark("forward ends"))
         engine.accumulate(batch, 1)
         engine.update(0.0)
         _mark("second step")
@@ -181,8 +181,8 @@ def _largest(event: Any) -> int:
 
 def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
     """What rank 0 of real processes measures in ``cases``, all of as many processes."""
-    (world,) = {CASES[case][0] for case in cases}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    (world_size,) = {CASES[case][0] for case in cases}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
     done = subprocess.run(
         [sys.executable, *launch, __file__, "--measure", *cases],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -196,12 +196,12 @@ def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
 
 def measure_all(cases: list[str]) -> None:
     """Print what this process measures in each of ``cases``, if it is the first; one group serves them all."""
-    from quintet.processes import is_first
-    from quintet.train.parallel.group import joined
+    from quintet.processes import is_rank_zero
+    from quintet.train.parallel.group import process_group
 
-    with joined(run_config(cases[0])):
+    with process_group(run_config(cases[0])):
         found = {case: measure(case) for case in cases}
-    if is_first():
+    if is_rank_zero():
         print(json.dumps(found), flush=True)
 
 
@@ -209,8 +209,8 @@ def main() -> None:
     """Print a row for each case, predicted / measured in MB, and whether calls and bytes of collectives are equal."""
     names = ("parameters", "gradients", "optimizer", "activations", "peak")
     print(f"{'case':34}" + "".join(f"{name:>20}" for name in names) + "   peak off, collectives")
-    for world in (1, 2, 4):
-        cases = [case for case, (processes, _) in CASES.items() if processes == world]
+    for world_size in (1, 2, 4):
+        cases = [case for case, (processes, _) in CASES.items() if processes == world_size]
         real = measured(cases)
         for case in cases:
             told, found = predict(case), real[case]

@@ -24,7 +24,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -34,43 +34,43 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def local_world() -> int:
+def local_world_size() -> int:
     """How many processes this machine has."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that writes and speaks."""
     return rank() == 0
 
 
-def gathered(value: Any, group: Any = None) -> list[Any]:
+def all_gather(value: Any, group: Any = None) -> list[Any]:
     """``value`` of every process, in the order of their numbers: anything small that pickle takes."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * world()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value, group=group)
     return found
 
 
-def from_first(make: Callable[[], Found], group: Any = None) -> Found:
+def broadcast_from_rank0(make: Callable[[], Found], group: Any = None) -> Found:
     """What ``make`` returns in the first process; it is called there alone.
 
     Its UserError or OSError is raised in all of them, in the others as FailedElsewhere.
     """
-    if world() == 1:
+    if world_size() == 1:
         return make()
     made: Any = None
     problems: list[str] | None = None
     error: Exception | None = None
-    if is_first():
+    if is_rank_zero():
         try:
             made = make()
         except (UserError, OSError) as raised:
             error, problems = raised, list(getattr(raised, "problems", [str(raised)]))
-    made, problems = gathered((made, problems), group)[0]
+    made, problems = all_gather((made, problems), group)[0]
     if error is not None:
         raise error
     if problems is not None:
@@ -78,16 +78,16 @@ def from_first(make: Callable[[], Found], group: Any = None) -> Found:
     return made
 
 
-def in_turn(make: Callable[[], Found]) -> Found:
+def rank_zero_first(make: Callable[[], Found]) -> Found:
     """What ``make`` returns, which finds what an earlier call has written: the first process calls it first, then the
-    first of each machine, then the others. It may take hours. Errors as with `from_first`."""
-    if world() == 1:
+    first of each machine, then the others. It may take hours. Errors as with `broadcast_from_rank0`."""
+    if world_size() == 1:
         return make()
     import torch.distributed as dist
 
     patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     made: Any = None
-    own = 0 if is_first() else 1 if local_rank() == 0 else 2
+    own = 0 if is_rank_zero() else 1 if local_rank() == 0 else 2
     try:
         for turn in range(3):
             error: Exception | None = None
@@ -97,7 +97,7 @@ def in_turn(make: Callable[[], Found]) -> Found:
                 except (UserError, OSError) as raised:
                     error = raised
             problems = [] if error is None else list(getattr(error, "problems", [str(error)]))
-            found = next(filter(None, gathered(problems, patient)), None)
+            found = next(filter(None, all_gather(problems, patient)), None)
             if error is not None:
                 raise error
             if found is not None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quintet.config.describe import walk
 from quintet.config.load import load_run_config
-from quintet.config.places import Problem, RunFileError
+from quintet.config.provenance import Problem, RunFileError
 
 NAMES = sorted({step for key in walk() for step in (key.name, *key.kinds)} - {""})
 KINDS = sorted({kind for key in walk() for kind in key.kinds} - {""})

@@ -12,7 +12,7 @@ import yaml
 
 from quintet.config.describe import KeyInfo, Section, run_file
 from quintet.config.load import load_run_config
-from quintet.config.places import RunFileError
+from quintet.config.provenance import RunFileError
 
 
 def problems(tmp_path: Path, values: str | dict[str, Any], *overrides: str) -> list[str]:

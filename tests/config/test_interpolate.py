@@ -12,14 +12,16 @@ from omegaconf.errors import InterpolationKeyError
 
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import walk
-from quintet.config.places import Place
-from quintet.config.read import Document
+from quintet.config.provenance import Origin
+from quintet.config.read import YamlDocument
 from quintet.errors import UserError
 
 
 def resolved(text: str) -> dict[str, Any]:
     values = yaml.safe_load(text)
-    return resolve(Document(values, {path: Place("their.yaml", 1) for path, _ in walk(values)}), lambda given: given)
+    return resolve(
+        YamlDocument(values, {path: Origin("their.yaml", 1) for path, _ in walk(values)}), lambda given: given
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_the_variables_of_a_file_are_the_names_at_its_top_without_which_it_has_n
         g: "${.by_one_point}"
         """
     )
-    found = variables_of(Document(values, {path: Place("their.yaml", 1) for path, _ in walk(values)}))
+    found = variables_of(YamlDocument(values, {path: Origin("their.yaml", 1) for path, _ in walk(values)}))
     assert found == {"plain", "behind_points", "section", "in_a_list", "in_a_text", "by_one_point"}
     for name in values:
         rest = OmegaConf.create({other: value for other, value in values.items() if other != name})
@@ -74,7 +76,7 @@ def test_the_variables_of_a_file_are_the_names_at_its_top_without_which_it_has_n
         else:
             OmegaConf.to_container(rest, resolve=True)
     selected = {"a": "${oc.select: chosen, 0}", "b": "${oc.select:other.inner,1}"}
-    assert variables_of(Document(selected, {})) == {"chosen", "other"}
+    assert variables_of(YamlDocument(selected, {})) == {"chosen", "other"}
 
 
 def test_a_text_in_a_list_may_be_three_question_marks_and_a_value_may_not() -> None:

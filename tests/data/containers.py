@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from quintet.config.sources import SourceConfig
-from quintet.data.build import Order, build_store
-from quintet.data.sources.listing import list_source
+from quintet.data.build import StoreSpec, build_store
+from quintet.data.sources.source_index import list_source
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.byte import ByteTokenizer
 
@@ -41,7 +41,7 @@ class Store:
 
     ids: list[int]
     ends: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
     dropped: dict[str, int]
 
 
@@ -72,13 +72,13 @@ class Container:
 def store_of(source: Row, folder: Path, tokenizer: Tokenizer | None = None) -> Store:
     """The token store of ``source``, made in ``folder``."""
     listing = list_source(TypeAdapter(SourceConfig).validate_python(source), "data.sources[0]")
-    store = build_store(Order(listing, tokenizer or ByteTokenizer(), {}, folder), 1, None)
+    store = build_store(StoreSpec(listing, tokenizer or ByteTokenizer(), {}, folder), 1, None)
     count = store.token_count
-    learnt = store.learnt(0, count)
+    loss_mask = store.loss_mask(0, count)
     return Store(
         store.tokens(0, count).tolist(),
         store.document_ends(0, store.document_count).tolist(),
-        (np.ones(count, bool) if learnt is None else learnt).tolist(),
+        (np.ones(count, bool) if loss_mask is None else loss_mask).tolist(),
         store.manifest.dropped,
     )
 
@@ -86,14 +86,14 @@ def store_of(source: Row, folder: Path, tokenizer: Tokenizer | None = None) -> S
 def expected_store(documents: list[tuple[list[int], list[bool]]], **dropped: int) -> Store:
     """The store of ``documents``, ids with what is learnt each, to which the end id is added where it is not."""
     ids: list[int] = []
-    learnt: list[bool] = []
+    loss_mask: list[bool] = []
     ends: list[int] = []
     for document, mask in documents:
         missing = document[-1] != END
         ids += [*document, END] if missing else document
-        learnt += [*mask, mask[-1]] if missing else mask
+        loss_mask += [*mask, mask[-1]] if missing else mask
         ends.append(len(ids))
-    return Store(ids, ends, learnt, {reason: count for reason, count in dropped.items() if count})
+    return Store(ids, ends, loss_mask, {reason: count for reason, count in dropped.items() if count})
 
 
 def table_of(rows: list[Row], types: Row) -> Any:

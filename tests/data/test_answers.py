@@ -15,7 +15,7 @@ from quintet.config.documents import AnswerFields, ConditionalField
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig, TiktokenTokenizerConfig
 from quintet.data.shards import _encoded
 from quintet.data.sources.conversations import Conversations
-from quintet.data.sources.document import Parts
+from quintet.data.sources.document import TextParts
 from quintet.data.sources.rows import document_maker
 from quintet.data.sources.text import TextUnit
 from quintet.evaluate.harness.texts import Encoder
@@ -78,8 +78,8 @@ def tokenizer(request, built: dict[str, Any], tmp_path_factory, monkeypatch) -> 
 def stored(tokenizer: Tokenizer, document: Any) -> tuple[list[int], list[bool]]:
     """Ids and mask of ``document`` as a store gets them, before its end."""
     [found] = _encoded(tokenizer, [document], UNIT)
-    assert found.learnt is not None
-    return found.ids.tolist(), found.learnt.tolist()
+    assert found.loss_mask is not None
+    return found.ids.tolist(), found.loss_mask.tolist()
 
 
 def by_characters(tokenizer: Tokenizer, text: str, answers: list[range]) -> list[bool]:
@@ -89,12 +89,12 @@ def by_characters(tokenizer: Tokenizer, text: str, answers: list[range]) -> list
         found = tokenizer._library.encode(text, add_special_tokens=False)
         return [bool(wanted & set(range(start, stop))) for start, stop in found.offsets]
     owners = [place for place, character in enumerate(text) for _ in character.encode()]
-    learnt, at = [], 0
+    loss_mask, at = [], 0
     for token in tokenizer.encode(text):
         size = len(tokenizer.pieces.of(token))
-        learnt.append(bool(wanted & set(owners[at : at + size])))
+        loss_mask.append(bool(wanted & set(owners[at : at + size])))
         at += size
-    return learnt
+    return loss_mask
 
 
 @pytest.mark.parametrize("tokenizer", [*PUBLISHED, *MADE], indirect=True)
@@ -107,8 +107,8 @@ def by_characters(tokenizer: Tokenizer, text: str, answers: list[range]) -> list
 def test_an_answer_is_read_as_the_model_writes_it(tokenizer: Tokenizer, prompt: str, answer: str, between: str) -> None:
     make = document_maker(AnswerFields(kind="answer", between=between), tokenizer)
     document = make({"prompt": prompt, "answer": answer}, lambda: "here")
-    assert isinstance(document, Parts)
-    ids, learnt = stored(tokenizer, document)
+    assert isinstance(document, TextParts)
+    ids, loss_mask = stored(tokenizer, document)
     whole, start = prompt + between + answer, len(prompt + between)
     assert ids == tokenizer.encode(whole)
     if ids:  # a begin token may stand in front where the model reads
@@ -116,7 +116,7 @@ def test_an_answer_is_read_as_the_model_writes_it(tokenizer: Tokenizer, prompt: 
     special = getattr(tokenizer, "special_tokens", {})
     if ids and not any(token in whole for token in special):  # in benchmarks these are ids, as in the harness's class
         assert Encoder(tokenizer, 10_000, text_bounds(tokenizer)).encode([whole])[whole][-len(ids) :] == ids
-    assert learnt == by_characters(tokenizer, whole, [range(start, len(whole))] if answer.strip() else [])
+    assert loss_mask == by_characters(tokenizer, whole, [range(start, len(whole))] if answer.strip() else [])
     conditional = document_maker(ConditionalField(kind="conditional", separator="=>", prefix="B"), tokenizer)
     made = conditional({"text": f"{prompt}=>{answer}"}, lambda: "here")
     assert stored(tokenizer, made)[0] == tokenizer.encode(f"B{prompt}=>{answer}")
@@ -177,7 +177,7 @@ def test_a_chat_has_the_ids_of_apply_chat_template(
         for number, content in enumerate(contents)
     ]
     document = Conversations(str(tmp_path / "t.jinja"), ours).document(said)
-    ids, learnt = stored(ours, document)
+    ids, loss_mask = stored(ours, document)
     rendered = reference.apply_chat_template(said, chat_template=text, tokenize=False)
     assert document.whole == rendered
     expected = reference(rendered, add_special_tokens=False, return_offsets_mapping=True)
@@ -185,11 +185,11 @@ def test_a_chat_has_the_ids_of_apply_chat_template(
     if name not in ("opt", "dolma2", "gpt2"):  # whose own call puts a token in front
         assert ids == reference.apply_chat_template(said, chat_template=text, tokenize=True, return_dict=False)
     answers, at = [], 0
-    for part, is_learnt in zip(document.texts, document.learnt, strict=True):
+    for part, is_learnt in zip(document.texts, document.loss_mask, strict=True):
         answers += [range(at, at + len(part))] if is_learnt else []
         at += len(part)
     wanted = set().union(*answers)
-    assert learnt == [
+    assert loss_mask == [
         bool(wanted & set(range(*place)))
         for place in ours._template_library.encode(rendered, add_special_tokens=False).offsets
     ]

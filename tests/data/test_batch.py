@@ -28,7 +28,7 @@ class Counting:
         assert position + length <= self.length
         return self.first + np.arange(position, position + length)
 
-    def learnt(self, position: int, length: int) -> None:
+    def loss_mask(self, position: int, length: int) -> None:
         return None
 
     def documents(self, position: int, length: int) -> np.ndarray:
@@ -85,15 +85,17 @@ def test_an_epoch_has_every_target_of_every_sample_once(
 
 @given(
     batch_size=st.integers(1, 40),
-    world=st.integers(1, 9),
+    world_size=st.integers(1, 9),
     step=st.integers(0, 10**6),
     weighted=st.booleans(),
 )
 @settings(max_examples=60)
-def test_the_parts_of_all_ranks_are_the_whole_batch(batch_size: int, world: int, step: int, weighted: bool) -> None:
+def test_the_parts_of_all_ranks_are_the_whole_batch(
+    batch_size: int, world_size: int, step: int, weighted: bool
+) -> None:
     data = train_data([300, 77], batch_size, weights=(3.0, 1.0) if weighted else ())
     whole = data.batch(step)
-    parts = [data.batch(step, rank, world) for rank in range(world)]
+    parts = [data.batch(step, rank, world_size) for rank in range(world_size)]
     joined = Batch(
         np.concatenate([part.inputs for part in parts]),
         np.concatenate([part.targets for part in parts]),

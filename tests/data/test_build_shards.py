@@ -23,7 +23,7 @@ from quintet.cli import app
 from quintet.config.schema import RunConfig
 from quintet.data.build import Share
 from quintet.data.prepare import prepare, prepare_share, prepare_to
-from quintet.data.sources import listing
+from quintet.data.sources import source_index
 from quintet.errors import UserError
 from quintet.locks import locked
 
@@ -37,9 +37,9 @@ from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.build import Share
 from quintet.data.prepare import prepare_share
-from quintet.data.sources import listing
+from quintet.data.sources import source_index
 
-listing.UNIT_BYTES, build._SMALL = 4_000, 1 << 40
+source_index.UNIT_BYTES, build._SMALL = 4_000, 1 << 40
 run_file, index, count, way = sys.argv[1:]
 write_shard = build.write_shard
 
@@ -63,7 +63,7 @@ print(prepare_share(config, Share(int(index), int(count))))
 @pytest.fixture
 def config(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Forty files of 2 to 4 kB in units of two or one."""
-    monkeypatch.setattr(listing, "UNIT_BYTES", 4_000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 4_000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index in range(40):
@@ -234,7 +234,7 @@ def test_a_new_chat_template_makes_a_new_store(tmp_path: Path) -> None:
 
     from quintet.config.sources import JsonlSource
     from quintet.data.build import store_key
-    from quintet.data.sources.listing import list_source
+    from quintet.data.sources.source_index import list_source
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
     (tmp_path / "a.jsonl").write_text('{"messages": []}\n')

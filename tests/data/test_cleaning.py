@@ -21,8 +21,8 @@ from quintet.data import build, shards
 from quintet.data.cleaning import kept, reason_to_drop, rules_of
 from quintet.data.duplicates import find_duplicates, shingles, signer
 from quintet.data.prepare import prepare
-from quintet.data.sources import listing
-from quintet.data.sources.document import Ids, Parts, Piece
+from quintet.data.sources import source_index
+from quintet.data.sources.document import TextParts, TextPiece, TokenIds
 from quintet.data.split import hold_out, trained_on, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -98,8 +98,8 @@ def test_limits_that_keep_nothing_are_refused() -> None:
 
 
 def test_parts_are_judged_together_and_ready_tokens_are_kept() -> None:
-    ids = Ids(np.array([1]), "there")
-    parts, short = Parts(("ab", "cde"), (False, True)), Parts(("a", "b"), (False, True))
+    ids = TokenIds(np.array([1]), "there")
+    parts, short = TextParts(("ab", "cde"), (False, True)), TextParts(("a", "b"), (False, True))
     dropped = Counter[str]()
     found = list(kept(["abcde", "abcd", parts, short, ids, ""], CleaningConfig(min_characters=5), dropped))
     assert found == ["abcde", parts, ids, ""]
@@ -235,7 +235,7 @@ def test_cleaning_makes_another_store(make_config: MakeConfig, tmp_path: Path) -
 def test_similar_documents_are_found_across_shards_for_any_number_of_processes(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "UNIT_BYTES", 2_000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 2_000)
     monkeypatch.setattr(build, "_SMALL", 0)
     texts = [words(start * 37 % 60, start * 37 % 60 + 40) for start in range(40)]
     source = rows(tmp_path / "rows.jsonl", texts)
@@ -294,9 +294,7 @@ def test_no_stream_has_a_token_of_a_document_that_is_left_out(
     trained, everything = trained_on(store, held, left_out), whole(store, left_out)
     dropped = {token for one in left_out for token in range(store.ends[one] - lengths[one], store.ends[one])}
     expected = [token for token in range(store.token_count) if token not in dropped]
-    validated = [
-        token for a, b in zip(held.intervals.starts, held.intervals.stops, strict=True) for token in range(a, b)
-    ]
+    validated = [token for a, b in zip(held.ranges.starts, held.ranges.stops, strict=True) for token in range(a, b)]
     assert sorted(trained.read(0, trained.length).tolist() + validated) == expected
     assert everything.read(0, everything.length).tolist() == expected
     assert len(validated) == round(share * len(expected))
@@ -311,7 +309,7 @@ def test_a_long_text_is_encoded_in_pieces_and_stays_one_document(
     how = {"cleaning": {"deduplicate": {"kind": "minhash"}}, "tokenizer": {"kind": "bpe", "vocab_size": 300}}
     (whole,) = prepare(make_config(source, cache_dir=str(tmp_path / "whole"), validation=0, **how)).stores
     monkeypatch.setattr(shards, "_BATCH", 500)
-    lengths = [len(piece.text) for piece in shards._cut(texts[:1]) if isinstance(piece, Piece)]
+    lengths = [len(piece.text) for piece in shards._cut(texts[:1]) if isinstance(piece, TextPiece)]
     assert len(lengths) > 10
     assert max(lengths) < 1_100
     (pieces,) = prepare(make_config(source, cache_dir=str(tmp_path / "pieces"), validation=0, **how)).stores

@@ -18,7 +18,7 @@ from quintet.config.model import CausalAttentionConfig
 from quintet.config.schema import RunConfig
 from quintet.data.batch import PADDING, Batch
 from quintet.data.prepare import Prepared, prepare
-from quintet.data.split import Intervals, TokenStream
+from quintet.data.split import TokenRanges, TokenStream
 from quintet.model.mask import lay_out
 from quintet.tokenize.chat import chat_format
 from quintet.tokenize.huggingface import huggingface_tokenizer
@@ -167,7 +167,7 @@ def test_a_stream_with_holes_numbers_documents_as_they_come(sizes: list[int], cu
 
     bounds = sorted({min(cut, owners.size) for cut in cuts} | {0, owners.size})
     pairs = list(zip(bounds[::2], bounds[1::2], strict=False))
-    stream = TokenStream(Store(), Intervals(*(np.array(side, np.int64) for side in zip(*pairs, strict=True))))  # type: ignore[arg-type]
+    stream = TokenStream(Store(), TokenRanges(*(np.array(side, np.int64) for side in zip(*pairs, strict=True))))  # type: ignore[arg-type]
     kept = np.concatenate([owners[start:stop] for start, stop in pairs])
     start = data.draw(st.integers(0, kept.size - 1))
     stop = data.draw(st.integers(start + 1, kept.size))
@@ -279,9 +279,9 @@ def test_an_answer_without_text_teaches_nothing(tmp_path: Path, chatml: Path, ma
     config = {"kind": "huggingface", "path": str(chatml)}
     prepared = prepare(make_config(source, tokenizer=config, validation=0))
     store = prepared.stores[0]
-    ids, learnt = store.tokens(0, store.token_count), store.learnt(0, store.token_count)
-    assert learnt is not None
-    assert ids[learnt].tolist() == huggingface_tokenizer(str(chatml)).encode_template("yes<|im_end|>\n")
+    ids, loss_mask = store.tokens(0, store.token_count), store.loss_mask(0, store.token_count)
+    assert loss_mask is not None
+    assert ids[loss_mask].tolist() == huggingface_tokenizer(str(chatml)).encode_template("yes<|im_end|>\n")
 
 
 ASKED = [("ab", "cd"), ("e", "fghij"), ("klmnopq", "r"), ("", "stu"), ("vw", "")]  # the last has nothing to learn

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.data.batch import IGNORED
-from quintet.data.entropy import conditional_entropy, sights
+from quintet.data.entropy import conditional_entropy, context_ids
 
 ROWS, LENGTH, IDS = 5, 6, 3
 
@@ -69,7 +69,7 @@ def test_it_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told:
         ]
         for row in range(ROWS)
     ]
-    seen = sights(inputs, documents if told else None, prompts if prompted else None, ahead=ahead, places=places)
+    seen = context_ids(inputs, documents if told else None, prompts if prompted else None, ahead=ahead, places=places)
     flat = [one for row in views for one in row]
     numbers = seen.ravel().tolist()
     assert len(set(numbers)) == len(set(flat)) == len(set(zip(numbers, flat, strict=True)))
@@ -79,7 +79,7 @@ def test_it_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told:
 @given(batches(), st.integers(0, 2**32))
 def test_no_prediction_from_what_is_seen_is_better(batch, seed: int) -> None:
     inputs, targets, _, _ = batch
-    seen, valid = sights(inputs), targets != IGNORED
+    seen, valid = context_ids(inputs), targets != IGNORED
     table = np.random.default_rng(seed).dirichlet(np.ones(IDS), int(seen.max()) + 1)
     loss = -np.log(table[seen[valid], targets[valid]]).mean() if valid.any() else 0.0
     assert conditional_entropy(targets, seen) <= loss + 1e-12
@@ -89,7 +89,7 @@ def test_known_cases() -> None:
     inputs = np.array([[0, 1], [0, 1], [0, 2], [0, 2]])
     targets = np.array([[1, 5], [1, 6], [2, 5], [2, IGNORED]])
     # After 0 come 1, 1, 2, 2: ln 2 for four targets. After 0 1 come 5 and 6: ln 2 for two. After 0 2 comes 5 alone.
-    assert conditional_entropy(targets, sights(inputs)) == pytest.approx(6 / 7 * math.log(2))
+    assert conditional_entropy(targets, context_ids(inputs)) == pytest.approx(6 / 7 * math.log(2))
     # Who sees what comes next is left with what is behind the end only.
-    assert conditional_entropy(targets, sights(inputs, ahead=True)) == pytest.approx(2 / 7 * math.log(2))
-    assert conditional_entropy(np.full((2, 2), IGNORED), sights(inputs[:2])) == 0.0
+    assert conditional_entropy(targets, context_ids(inputs, ahead=True)) == pytest.approx(2 / 7 * math.log(2))
+    assert conditional_entropy(np.full((2, 2), IGNORED), context_ids(inputs[:2])) == 0.0

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 
 from quintet.config.documents import TokenField
 from quintet.config.sources import SourceConfig
-from quintet.data.sources import listing, megatron, token_files
+from quintet.data.sources import megatron, source_index, token_files
 from quintet.data.sources.compressed import records
-from quintet.data.sources.document import Document, Ids, Parts, Report
-from quintet.data.sources.listing import documents, list_source, reading_rules, units_of
+from quintet.data.sources.document import Document, Report, TextParts, TokenIds
 from quintet.data.sources.rows import ids_of
+from quintet.data.sources.source_index import documents, list_source, reading_rules, units_of
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.byte import ByteTokenizer
@@ -53,7 +53,7 @@ def tokens(found: list[Document]) -> list[list[int]]:
     """The documents of pieces of tokens, whole."""
     whole: list[list[int]] = [[]]
     for piece in found:
-        assert isinstance(piece, Ids)
+        assert isinstance(piece, TokenIds)
         whole[-1] += piece.ids.tolist()
         if not piece.continues:
             whole.append([])
@@ -61,11 +61,11 @@ def tokens(found: list[Document]) -> list[list[int]]:
     return whole
 
 
-def learnt(found: list[Document]) -> list[bool]:
+def loss_mask(found: list[Document]) -> list[bool]:
     return [
         bool(one)
         for piece in found
-        for one in (piece.learnt if isinstance(piece, Ids) and piece.learnt is not None else [])
+        for one in (piece.loss_mask if isinstance(piece, TokenIds) and piece.loss_mask is not None else [])
     ]
 
 
@@ -133,7 +133,7 @@ def test_a_part_of_an_array_is_read(kind: str, tmp_path: Path) -> None:
     def part(**bounds: float) -> list[int]:
         found = read(source_of(kind, tmp_path / f"a.{kind}", **bounds))
         if kind == "npy":
-            assert learnt(found) == [bool(token % 2) for document in tokens(found) for token in document]
+            assert loss_mask(found) == [bool(token % 2) for document in tokens(found) for token in document]
         return [token for document in tokens(found) for token in document]
 
     assert part(stop=3) == [0, 1, 2]
@@ -161,7 +161,7 @@ def test_labels_beside_an_array_say_what_is_learnt(tmp_path: Path) -> None:
     for path in (tmp_path / "a.npy", tmp_path / "a*.npy"):
         found = read(source_of("npy", path))
         assert tokens(found) == [[0, 1, 2, 3, 4]]
-        assert learnt(found) == [False, True, False, True, True]
+        assert loss_mask(found) == [False, True, False, True, True]
     assert tokens(read(source_of("npy", tmp_path))) == [[0, 1, 2, 3, 4], [0, 1]]
 
 
@@ -329,7 +329,7 @@ def test_documents_of_megatron_are_those_of_its_index(
     expected = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13]]
     for path in (tmp_path / "a", tmp_path / "a.bin", tmp_path / "a.idx", tmp_path, tmp_path / "*.idx"):
         assert tokens(read(source_of("megatron", path))) == expected
-    monkeypatch.setattr(listing, "UNIT_BYTES", 4)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 4)
     assert len(units_of(list_source(source_of("megatron", tmp_path), WHERE))[0]) > 1
     assert tokens(read(source_of("megatron", tmp_path))) == expected
 
@@ -391,14 +391,14 @@ def test_every_kind_of_rows_gives_the_same_documents(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_rows(kind, tmp_path, ROWS)
-    monkeypatch.setattr(listing, "UNIT_BYTES", 64)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 64)
     assert read(source_of(kind, path)) == [row["text"] for row in ROWS]
     assert read(source_of(kind, path, document={"field": "answer", "prefix": "A: "})) == [
         f"A: {number}" for number in range(7)
     ]
     answers = {"kind": "answer", "prompt": "text", "between": " => "}
     assert read(source_of(kind, path, document=answers)) == [
-        Parts((row["text"] + " => ", row["answer"]), (False, True)) for row in ROWS
+        TextParts((row["text"] + " => ", row["answer"]), (False, True)) for row in ROWS
     ]
     with pytest.raises(UserError, match=r"no (column|field) 'body'"):
         read(source_of(kind, path, document={"field": "body"}))
@@ -416,12 +416,12 @@ def test_the_loss_begins_behind_the_separator_which_belongs_to_the_prompt(kind: 
     report = Report()
     document = {"kind": "conditional", "separator": "#a#"}
     assert read(source_of(kind, path, document=document, **keys), report=report) == [
-        Parts(("q: 1 #a#", " x #a# y"), (False, True)),
-        Parts(("#a#", ""), (False, False)),
+        TextParts(("q: 1 #a#", " x #a# y"), (False, True)),
+        TextParts(("#a#", ""), (False, False)),
     ]
     assert report.dropped == {"without_separator": 2}
     first = read(source_of(kind, path, document={**document, "prefix": "to do: "}, **keys))[0]
-    assert first == Parts(("to do: q: 1 #a#", " x #a# y"), (False, True))
+    assert first == TextParts(("to do: q: 1 #a#", " x #a# y"), (False, True))
 
 
 def test_an_empty_document_stays_empty_behind_a_prefix(tmp_path: Path) -> None:
@@ -437,13 +437,13 @@ def test_rows_of_ready_tokens(kind: str, tmp_path: Path) -> None:
     ]
     found = read(source_of(kind, write_rows(kind, tmp_path, rows), document={"kind": "tokens"}))
     assert tokens(found) == [[1, 2, 3], [4, 5]]
-    assert learnt(found) == [False, True, True, True, True]
+    assert loss_mask(found) == [False, True, True, True, True]
     packed = [{**rows[0], "lengths": [1, 3]}, {**rows[1], "lengths": None}, {**rows[1], "lengths": [1, 1]}]
     document = {"kind": "tokens", "seq_lengths": "lengths"}
     (tmp_path / "packed").mkdir()
     found = read(source_of(kind, write_rows(kind, tmp_path / "packed", packed), document=document))
     assert tokens(found) == [[1], [2, 3], [4, 5], [4], [5]]
-    assert learnt(found) == [False, True, True, True, True, True, True]
+    assert loss_mask(found) == [False, True, True, True, True, True, True]
     bare = write_rows(kind, tmp_path, [{"ids": [1, 2]}])
     assert tokens(read(source_of(kind, bare, document={"kind": "tokens", "ids": "ids"}))) == [[1, 2]]
 
@@ -476,10 +476,10 @@ def test_labels_and_masks_have_the_length_of_the_ids(pairs: list[tuple[int, bool
     ids = [one for one, _ in pairs]
     labels = [one if kept else -100 for one, kept in pairs]
     found = ids_of({"input_ids": ids, "labels": labels}, TokenField(kind="tokens"), lambda: "here")
-    assert isinstance(found, Ids)
+    assert isinstance(found, TokenIds)
     assert found.ids.tolist() == ids
-    assert found.learnt is not None
-    assert found.learnt.tolist() == [kept for _, kept in pairs]
+    assert found.loss_mask is not None
+    assert found.loss_mask.tolist() == [kept for _, kept in pairs]
 
 
 # Conversations
@@ -520,7 +520,7 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
 ) -> None:
     path = write_rows(kind, tmp_path, [{"messages": TALK}])
     asked = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
-    expected = Parts(
+    expected = TextParts(
         (asked, "2<|im_end|>\n", "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n", "Yes<|im_end|>\n"),
         (False, True, False, True),
         template=True,
@@ -534,7 +534,7 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
     assert read(named, chatty) == [expected]
     units, _ = units_of(list_source(source, WHERE))
     [bare] = [document for unit in units for document in documents(unit, Report())]
-    assert bare == Parts(tuple(message["content"] for message in TALK), (True,) * 5)
+    assert bare == TextParts(tuple(message["content"] for message in TALK), (True,) * 5)
 
 
 @given(st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=1, max_size=6))
@@ -547,7 +547,7 @@ def test_the_parts_of_a_conversation_are_what_the_template_writes(
     said: Any = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]
     found = Conversations(None, chatty).document(said)
     assert "".join(found.texts) == chat_format(chatty).render(said, answer_next=False)
-    told = "".join(text for text, is_learnt in zip(found.texts, found.learnt, strict=True) if is_learnt)
+    told = "".join(text for text, is_learnt in zip(found.texts, found.loss_mask, strict=True) if is_learnt)
     assert told == "".join(f"{one['content']}<|im_end|>\n" for one in said if one["role"] == "assistant")
 
 
@@ -583,7 +583,7 @@ def test_a_conversation_is_stored_with_its_mask(tmp_path: Path, make_config: Cal
     source = {"kind": "jsonl", "path": str(path), "document": {"kind": "chat", "template": str(template)}}
     found = prepare(make_config(source, tokenizer={"kind": "bpe", "vocab_size": 300}, validation=0))
     [store] = found.stores
-    ids, mask = store.tokens(0, store.token_count), store.learnt(0, store.token_count)
+    ids, mask = store.tokens(0, store.token_count), store.loss_mask(0, store.token_count)
     assert mask is not None
     assert found.tokenizer.decode(ids) == ("system: Be brief.\nuser: 1+1?\nassistant: 2\nuser: Sure?\nassistant: Yes\n")
     assert found.tokenizer.decode(ids[mask]) == "2\nYes\n"
@@ -620,7 +620,7 @@ def compress(data: bytes, ending: str) -> bytes:
 def test_compressed_files_are_read_by_their_names_ending(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "UNIT_BYTES", 2)  # they are not cut, however large they are
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 2)  # they are not cut, however large they are
     lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(999)).encode()
     (tmp_path / f"a.jsonl{ending}").write_bytes(compress(lines, ending))
     (tmp_path / f"b.txt{ending}").write_bytes(compress("one|für".encode(), ending))
@@ -668,7 +668,7 @@ def memory() -> Iterator[Any]:
 def test_files_at_an_address_are_read_as_those_of_a_disk(
     memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(listing, "UNIT_BYTES", 100)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 100)
     lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(50)).encode()
     array = tmp_path / "a.npy"
     np.save(array, np.arange(5))
@@ -695,7 +695,7 @@ def test_files_at_an_address_are_read_as_those_of_a_disk(
     assert tokens(read(source_of("npy", "memory://in/a.npy"))) == [[0, 1, 2, 3, 4]]
     np.save(array, np.array([0, -100, 2, 3, 4]))
     memory.pipe_file("/in/a_labels.npy", array.read_bytes())
-    assert learnt(read(source_of("npy", "memory://in/a.npy"))) == [True, False, True, True, True]
+    assert loss_mask(read(source_of("npy", "memory://in/a.npy"))) == [True, False, True, True, True]
 
 
 def test_an_address_where_nothing_is_and_one_that_changes(memory: Any) -> None:
@@ -770,7 +770,7 @@ def test_a_parquet_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source, whole = source_of("parquet", file), file.read_bytes()
     file.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
     refused(source, f"{file}: row group 0, behind row -1: is damaged or no Parquet (")
-    monkeypatch.setattr(listing, "UNIT_BYTES", 1)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 1)
     assert skipped(source) == ([row["text"] for row in rows[2:]], {"damaged_file": 1})
     file.write_bytes(whole[:-9])
     refused(source, f"{file}: is damaged or no Parquet (")

@@ -49,16 +49,18 @@ def again(make_config: MakeConfig, original: Prepared, tmp_path: Path, source: d
 
 def tokens_of(parts: Any) -> tuple[list[int], list[bool]]:
     """All tokens of samples that are cut from streams, and which are learnt."""
-    ids, learnt = [], []
+    ids, loss_mask = [], []
     for one, mask in streams.slices(streams.streams_of(parts, "test")):
         ids += one.tolist()
-        learnt += [True] * one.size if mask is None else mask.tolist()
-    return ids, learnt
+        loss_mask += [True] * one.size if mask is None else mask.tolist()
+    return ids, loss_mask
 
 
 def samples_of(parts: Any) -> list[tuple[list[int], list[bool]]]:
     found = [part.sample(index) for part in parts for index in range(part.count)]
-    return [(one.ids.tolist(), [True] * one.ids.size if one.learnt is None else one.learnt.tolist()) for one in found]
+    return [
+        (one.ids.tolist(), [True] * one.ids.size if one.loss_mask is None else one.loss_mask.tolist()) for one in found
+    ]
 
 
 @pytest.fixture(params=[5, 1 << 20], ids=["small_slices", "large_slices"])
@@ -79,14 +81,14 @@ def test_arrays_are_read_as_they_were_written(
     assert original.validation is not None
     for name, data in [("train", original.train), ("validation", original.validation)]:
         source = {"kind": "npy", "path": str(tmp_path / "out" / f"{name}.npy"), "document": "end_id"}
-        ids, learnt = tokens_of(data.streams)
+        ids, loss_mask = tokens_of(data.streams)
         assert np.load(tmp_path / "out" / f"{name}.npy").tolist() == ids
         found_ids, found_learnt = tokens_of(again(make_config, original, tmp_path, source).train.streams)
         end = original.tokenizer.end_id
         closed = ids if ids[-1] == end else [*ids, end]  # the tail of a text that was cut for the validation
         assert found_ids == closed
-        assert found_learnt[: len(ids)] == learnt
-        assert all(learnt) != masked
+        assert found_learnt[: len(ids)] == loss_mask
+        assert all(loss_mask) != masked
 
 
 @pytest.mark.usefixtures("_slices")
@@ -119,9 +121,9 @@ def test_rows_of_a_dataset_are_the_samples(make_config: MakeConfig, corpus: Path
     for name, data in [("train", original.train), ("validation", original.validation)]:
         expected = samples_of(data.streams)
         assert len(expected) == len(found[name]) > 0
-        for row, (ids, learnt) in zip(found[name], expected, strict=True):
+        for row, (ids, loss_mask) in zip(found[name], expected, strict=True):
             assert row["input_ids"] == ids
-            assert row["labels"] == [one if kept else -100 for one, kept in zip(ids, learnt, strict=True)]
+            assert row["labels"] == [one if kept else -100 for one, kept in zip(ids, loss_mask, strict=True)]
             assert row["attention_mask"] == [1] * len(ids)
 
 
@@ -183,7 +185,7 @@ def test_text_that_is_cut_at_a_zero_is_no_padding(tmp_path: Path) -> None:
         def read(self, position: int, length: int) -> np.ndarray:
             return np.array([5, 1, 0])[position : position + length]
 
-        def learnt(self, position: int, length: int) -> None:
+        def loss_mask(self, position: int, length: int) -> None:
             return None
 
     tatm._write_files([Cut()], tmp_path, np.dtype("<u2"), end=1)

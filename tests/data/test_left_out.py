@@ -101,9 +101,9 @@ def test_documents_without_the_separator_are_counted(make_config: MakeConfig, tm
 def test_a_separator_that_stands_nowhere_is_said(
     make_config: MakeConfig, tmp_path: Path, units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quintet.data.sources import listing
+    from quintet.data.sources import source_index
 
-    monkeypatch.setattr(listing, "UNIT_BYTES", units)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", units)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("one two three\r\n\r\nfour five six\r\n\r\n" * 9)
     source = {"kind": "text", "path": str(tmp_path / "*.txt")}

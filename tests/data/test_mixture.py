@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.mixture import BLOCK, EpochOrder, Order, Stage, WeightedOrder, apportion
+from quintet.data.mixture import BLOCK, EpochOrder, MixtureStage, Order, WeightedOrder, apportion
 from quintet.data.permutation import Permutation
 from quintet.errors import UserError
 from quintet.randomness import key
@@ -202,7 +202,7 @@ def staged_orders(draw_from: st.DrawFn) -> WeightedOrder:
     counts = tuple(draw_from(st.lists(st.integers(1, 3000), min_size=2, max_size=4)))
     some = st.lists(st.sampled_from([0.0, 0.01, 1.0, 2.5]), min_size=len(counts), max_size=len(counts)).filter(any)
     starts = sorted(draw_from(st.lists(st.integers(1, 2 * BLOCK + 10), max_size=3)))
-    later = tuple(Stage(start, tuple(draw_from(some))) for start in starts)
+    later = tuple(MixtureStage(start, tuple(draw_from(some))) for start in starts)
     return WeightedOrder(counts, tuple(draw_from(some)), draw_from(st.integers(0, 99)), draw_from(st.booleans()), later)
 
 
@@ -238,19 +238,22 @@ def test_sources_go_through_their_epochs_across_the_borders_of_stages(order: Wei
 @settings(max_examples=40)
 def test_no_sample_depends_on_the_stages_that_come_later(order: WeightedOrder, position: int, start: int) -> None:
     before = tuple(stage for stage in order.later if stage.start < position)
-    other = replace(order, later=(*before, Stage(position + start, (1.0,) * len(order.counts))))
+    other = replace(order, later=(*before, MixtureStage(position + start, (1.0,) * len(order.counts))))
     assert draw(order, 0, position) == draw(other, 0, position)
     assert draw(order, 0, position) == draw(replace(order, later=before), 0, position)
 
 
-@given(order=staged_orders(), batch=st.integers(1, 300), step=st.integers(0, 60), world=st.integers(1, 9))
+@given(order=staged_orders(), batch=st.integers(1, 300), step=st.integers(0, 60), world_size=st.integers(1, 9))
 @settings(max_examples=40)
 def test_staged_samples_do_not_depend_on_how_they_are_asked_for(
-    order: WeightedOrder, batch: int, step: int, world: int
+    order: WeightedOrder, batch: int, step: int, world_size: int
 ) -> None:
     first, fresh = step * batch, replace(order)
     whole = draw(order, first, first + batch)
-    parts = [draw(fresh, first + rank * batch // world, first + (rank + 1) * batch // world) for rank in range(world)]
+    parts = [
+        draw(fresh, first + rank * batch // world_size, first + (rank + 1) * batch // world_size)
+        for rank in range(world_size)
+    ]
     assert [sample for part in parts for sample in part] == whole
     backwards = order.at(np.arange(first + batch - 1, first - 1, -1))
     assert list(zip(*(array.tolist() for array in backwards), strict=True)) == whole[::-1]
@@ -258,13 +261,15 @@ def test_staged_samples_do_not_depend_on_how_they_are_asked_for(
 
 def test_the_first_stage_is_the_order_without_stages() -> None:
     order = WeightedOrder((500, 70), (2.0, 1.0), 3, True)
-    staged = replace(order, later=(Stage(5001, (0.0, 1.0)),))
+    staged = replace(order, later=(MixtureStage(5001, (0.0, 1.0)),))
     assert draw(staged, 0, 5001) == draw(order, 0, 5001)
     assert {source for source, _ in draw(staged, 5001, 9000)} == {1}
 
 
 def test_stages_of_a_trillion_samples_cost_nothing(python_calls: Callable[[Callable[[], Any]], int]) -> None:
-    order = WeightedOrder((10**12, 5), (1.0, 2.0), 1, True, (Stage(10**12 + 1, (1.0, 0.0)), Stage(10**13, (1.0, 1.0))))
+    order = WeightedOrder(
+        (10**12, 5), (1.0, 2.0), 1, True, (MixtureStage(10**12 + 1, (1.0, 0.0)), MixtureStage(10**13, (1.0, 1.0)))
+    )
 
     def draw_some() -> None:
         for first in (0, 10**12, 10**13 - 100, 10**15):

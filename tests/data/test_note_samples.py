@@ -140,8 +140,8 @@ def test_a_task_splits_a_record_and_the_answer_is_whole(rows: Path, learn_prompt
     assert (len(prompt), len(answer)) == (11, 5)
     assert answer.pitch.min() >= prompt.pitch.max()
     assert sorted([*prompt.pitch, *answer.pitch]) == sorted(piece(0, 60).pitch[:16].tolist())
-    assert sample.learnt is not None
-    assert sample.learnt.tolist() == [learn_prompts or place > at for place in range(len(found))]
+    assert sample.loss_mask is not None
+    assert sample.loss_mask.tolist() == [learn_prompts or place > at for place in range(len(found))]
 
 
 def test_a_record_that_does_not_fit_is_shorter_and_its_answer_still_whole(rows: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quintet.config.schema import RunConfig
-from quintet.data.mixture import EpochOrder, Stage, WeightedOrder
+from quintet.data.mixture import EpochOrder, MixtureStage, WeightedOrder
 from quintet.data.order import build_order, stage_facts, stage_lines
 
 MakeConfig = Callable[..., RunConfig]
@@ -60,7 +60,7 @@ def test_sources_of_one_label_share_its_weight_by_their_size(make_config: MakeCo
     stages = [{"until": 1, "weights": {"a": 3, "b": 1}}, {"weights": {"b": 2}}]
     order = build_order(make_config(*sources("a", "b", "a"), stages=stages), (100, 7, 300))
     assert isinstance(order, WeightedOrder)
-    assert order.stages == (Stage(0, (0.75, 1.0, 2.25)), Stage(4, (0.0, 2.0, 0.0)))
+    assert order.stages == (MixtureStage(0, (0.75, 1.0, 2.25)), MixtureStage(4, (0.0, 2.0, 0.0)))
     drawn = np.bincount(order.at(np.arange(4, 4 + 4096))[0], minlength=3)
     assert drawn.tolist() == [0, 4096, 0]
 

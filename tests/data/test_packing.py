@@ -27,14 +27,14 @@ from quintet.data.packing import Packed, document_spans, pack
 from quintet.data.prepare import prepare
 from quintet.data.samples import Sample
 from quintet.data.shards import write_shard
-from quintet.data.sources.document import Ids, Parts
-from quintet.data.split import Intervals, split, whole
+from quintet.data.sources.document import TextParts, TokenIds
+from quintet.data.split import TokenRanges, split, whole
 from quintet.data.store import TokenStore, token_dtype
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.borders import clean_starts
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer, huggingface_tokenizer
+from quintet.tokenize.token_boundaries import clean_starts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz#"
 BOS, EOS = 1, 2
@@ -56,13 +56,13 @@ def stored(folder: Path, documents: list[Any], tokenizer: Tokenizer) -> TokenSto
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quintet.data.shards.documents", lambda unit, report, tokenizer: iter(unit.documents))
 
-        class Unit:
+        class WorkUnit:
             place = "there"
 
             def __init__(self) -> None:
                 self.documents = documents
 
-        shard = write_shard(folder, 0, Unit(), tokenizer).shard  # pyright: ignore[reportArgumentType]
+        shard = write_shard(folder, 0, WorkUnit(), tokenizer).shard  # pyright: ignore[reportArgumentType]
     counts = (shard.tokens, shard.documents, shard.bytes)
     dtype = token_dtype(tokenizer.vocab_size).str
     manifest = Manifest(
@@ -79,7 +79,7 @@ def config(**keys: Any) -> Any:
 def packed(folder: Path, documents: list[Any], length: int, tokenizer: Tokenizer | None = None, **keys: Any) -> Packed:
     tokenizer = tokenizer or words()
     store = stored(folder / "store", documents, tokenizer)
-    return pack(store, whole(store).intervals, config(**keys), length, tokenizer, folder / "cache")
+    return pack(store, whole(store).ranges, config(**keys), length, tokenizer, folder / "cache")
 
 
 def shown(samples: Packed, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -125,13 +125,13 @@ def test_worked_examples_with_six_tokens_a_sample(
 
 
 def test_behind_a_separator_alone_there_is_a_loss(tmp_path: Path) -> None:
-    asked = Parts(("a b c d e f #", "g h"), (False, True))
+    asked = TextParts(("a b c d e f #", "g h"), (False, True))
     keys = {"kind": "chunks", "join": False, "add_bos_eos": True}
     samples = packed(tmp_path, [asked], 5, **keys)
     # The first chunk has nothing to learn and is left out.
     assert shown(samples) == ["[ef#g]", "[h]"]
-    learnt = [samples.sample(row).learnt for row in range(samples.count)]
-    assert [mask.tolist() for mask in learnt if mask is not None] == [
+    loss_mask = [samples.sample(row).loss_mask for row in range(samples.count)]
+    assert [mask.tolist() for mask in loss_mask if mask is not None] == [
         [False, False, False, False, True, True],
         [False, True, True],
     ]
@@ -177,7 +177,7 @@ def test_every_token_is_in_a_sample_and_none_is_overfull(texts: list[str], keys:
         assert all(start < stop for start, stop in pieces)
         covered = {place for start, stop in pieces for place in range(start, stop)}
         store = samples.store
-        starts, stops = document_spans(store, whole(store).intervals, tokenizer.end_id if borders else -1)
+        starts, stops = document_spans(store, whole(store).ranges, tokenizer.end_id if borders else -1)
         kept = {place for start, stop in zip(starts, stops, strict=True) for place in range(int(start), int(stop))}
         if keys["kind"] == "document":
             assert len(rows) + samples.left_out.samples == len(texts)
@@ -328,10 +328,10 @@ def test_a_part_of_a_store_is_packed_within_its_borders(tmp_path: Path) -> None:
     texts = [chr(97 + number) * (5 + number) for number in range(20)]
     store = stored(tmp_path / "store", texts, tokenizer)
     for stream in split(store, 0.3, 5):
-        samples = pack(store, stream.intervals, config(kind="best_fit"), 10, tokenizer, tmp_path / "cache")
+        samples = pack(store, stream.ranges, config(kind="best_fit"), 10, tokenizer, tmp_path / "cache")
         inside = {
             place
-            for start, stop in zip(stream.intervals.starts, stream.intervals.stops, strict=True)
+            for start, stop in zip(stream.ranges.starts, stream.ranges.stops, strict=True)
             for place in range(int(start), int(stop))
         }
         bounds = zip(samples.table.starts.tolist(), samples.table.stops.tolist(), strict=True)
@@ -342,10 +342,10 @@ def test_a_table_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = packed(tmp_path, [LONG, SHORT], 5, kind="best_fit")
     monkeypatch.setattr(packing_module, "_table", lambda *_: pytest.fail("computed again"))
     store = TokenStore.open(tmp_path / "store")
-    again = pack(store, whole(store).intervals, config(kind="best_fit"), 5, words(), tmp_path / "cache")
+    again = pack(store, whole(store).ranges, config(kind="best_fit"), 5, words(), tmp_path / "cache")
     assert shown(again) == shown(first)
     with pytest.raises(pytest.fail.Exception):
-        pack(store, whole(store).intervals, config(kind="best_fit"), 6, words(), tmp_path / "cache")
+        pack(store, whole(store).ranges, config(kind="best_fit"), 6, words(), tmp_path / "cache")
 
 
 def test_what_texts_begin_with() -> None:
@@ -355,16 +355,16 @@ def test_what_texts_begin_with() -> None:
 
 
 def test_ids_that_are_ready_keep_their_mask(tmp_path: Path) -> None:
-    ready = Ids(np.arange(3, 9), "there", np.array([False, True, True, False, True, False]))
+    ready = TokenIds(np.arange(3, 9), "there", np.array([False, True, True, False, True, False]))
     samples = packed(tmp_path, [ready, ready], 20, kind="document")
     sample: Sample = samples.sample(1)
-    assert sample.learnt is not None
-    assert sample.learnt.tolist() == [False, True, True, False, True, False, False]
+    assert sample.loss_mask is not None
+    assert sample.loss_mask.tolist() == [False, True, True, False, True, False, False]
 
 
 def test_an_empty_interval_has_no_samples(tmp_path: Path) -> None:
     store = stored(tmp_path / "store", ["a b"], words())
-    nothing = Intervals(np.empty(0, np.int64), np.empty(0, np.int64))
+    nothing = TokenRanges(np.empty(0, np.int64), np.empty(0, np.int64))
     for keys in ({"kind": "best_fit"}, {"kind": "chunks"}, {"kind": "chunks", "join": False}, {"kind": "document"}):
         empty = pack(store, nothing, config(**keys), 5, words(), tmp_path / "cache")
         assert (empty.count, empty.tokens, empty.waste, empty.left_out.lines()) == (0, 0, 0.0, [])

@@ -18,7 +18,7 @@ from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.prepare import build_tokenizer_of, prepare, prepare_to
 from quintet.data.samples import Windows
-from quintet.data.sources import listing
+from quintet.data.sources import source_index
 from quintet.errors import UserError
 
 MakeConfig = Callable[..., RunConfig]
@@ -38,7 +38,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small corpora are cut into units, and processes are started for them."""
-    monkeypatch.setattr(listing, "UNIT_BYTES", 16_000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 16_000)
     monkeypatch.setattr(build, "_SMALL", 0)
 
 
@@ -115,10 +115,10 @@ from multiprocessing import active_children
 from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.prepare import prepare
-from quintet.data.sources import listing
+from quintet.data.sources import source_index
 
 if __name__ == "__main__":
-    listing.UNIT_BYTES, build._SMALL = 16_000, 0
+    source_index.UNIT_BYTES, build._SMALL = 16_000, 0
     told = 0
 
     def progress(stage, done, total):

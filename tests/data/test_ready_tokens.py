@@ -44,9 +44,9 @@ def test_labels_of_the_value_that_is_named_have_no_loss(pairs: list[tuple[int, b
     labels = [one if kept else ignored for one, kept in pairs]
     document = TokenField(kind="tokens", ignore_index=ignored)
     found = ids_of({"input_ids": [one for one, _ in pairs], "labels": labels}, document, lambda: "here")
-    assert found.learnt is not None
+    assert found.loss_mask is not None
     # An id that is the value itself has no loss wherever it stands: the labels cannot say otherwise.
-    assert found.learnt.tolist() == [kept and one != ignored for one, kept in pairs]
+    assert found.loss_mask.tolist() == [kept and one != ignored for one, kept in pairs]
 
 
 @pytest.mark.parametrize("kind", ["npy", "rows"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from quintet.data import shards
 from quintet.data.manifest import Manifest
 from quintet.data.shards import read_written, write_shard
-from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.data.sources.document import Document, Report, TextParts, TokenIds
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.tokenize.byte import ByteTokenizer
@@ -24,7 +24,7 @@ TOKENIZER = ByteTokenizer()
 END = TOKENIZER.end_id
 
 
-class Unit:
+class WorkUnit:
     """Documents that the test made, in place of a part of a source."""
 
     size, place = 1, "the unit"
@@ -35,7 +35,7 @@ class Unit:
 
 @pytest.fixture(autouse=True)
 def _read_what_the_test_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def documents(unit: Unit, report: Report, _: object):
+    def documents(unit: WorkUnit, report: Report, _: object):
         report.left_out += unit.report.left_out
         report.dropped += unit.report.dropped
         return iter(unit.documents)
@@ -45,50 +45,59 @@ def _read_what_the_test_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stored(folder: Path, *units: Sequence[Document]) -> TokenStore:
     folder.mkdir(exist_ok=True)
-    written = [write_shard(folder, index, Unit(unit), TOKENIZER) for index, unit in enumerate(units)]  # pyright: ignore
+    written = [write_shard(folder, index, WorkUnit(unit), TOKENIZER) for index, unit in enumerate(units)]  # pyright: ignore
     found = tuple(one.shard for one in written)
     counts = [sum(getattr(shard, name) for shard in found) for name in ("tokens", "documents", "bytes")]
     Manifest("key", "test", TOKENIZER.fingerprint, {}, 257, "<u2", *counts, {}, 0, (), found).write(folder)
     return TokenStore.open(folder)
 
 
-def ids(*values: int, learnt: Sequence[bool] | None = None, continues: bool = False) -> Ids:
-    return Ids(
-        np.array(values, dtype=np.int64), "there", None if learnt is None else np.array(learnt, dtype=bool), continues
+def ids(*values: int, loss_mask: Sequence[bool] | None = None, continues: bool = False) -> TokenIds:
+    return TokenIds(
+        np.array(values, dtype=np.int64),
+        "there",
+        None if loss_mask is None else np.array(loss_mask, dtype=bool),
+        continues,
     )
 
 
 def test_texts_parts_and_ids_stand_behind_one_another(tmp_path: Path) -> None:
-    documents = ["ab", Parts(("q", "a"), (False, True)), ids(7, 8), ids(9, END), Parts(("x", "y"), (True, False))]
+    documents = [
+        "ab",
+        TextParts(("q", "a"), (False, True)),
+        ids(7, 8),
+        ids(9, END),
+        TextParts(("x", "y"), (True, False)),
+    ]
     store = stored(tmp_path / "store", documents)
     expected = [*b"ab", END, *b"qa", END, 7, 8, END, 9, END, *b"xy", END]
     assert store.tokens(0, store.token_count).tolist() == expected
     assert store.document_ends(0, 5).tolist() == [3, 6, 9, 11, 14]
-    learnt = store.learnt(0, store.token_count)
-    assert learnt is not None
-    assert learnt.tolist() == [True] * 3 + [False, True, True] + [True] * 5 + [True, False, False]
+    loss_mask = store.loss_mask(0, store.token_count)
+    assert loss_mask is not None
+    assert loss_mask.tolist() == [True] * 3 + [False, True, True] + [True] * 5 + [True, False, False]
     assert store.manifest.bytes == 2 + 2 + 2 + 1 + 2
 
 
 def test_a_store_of_which_all_is_learnt_has_no_mask(tmp_path: Path) -> None:
-    store = stored(tmp_path / "store", ["ab", Parts(("c", "d"), (True, True)), ids(1, learnt=[True])])
-    assert store.learnt(0, 3) is None
+    store = stored(tmp_path / "store", ["ab", TextParts(("c", "d"), (True, True)), ids(1, loss_mask=[True])])
+    assert store.loss_mask(0, 3) is None
     assert not list((tmp_path / "store").glob("*.learnt.npy"))
 
 
 def test_a_mask_is_whole_where_some_shards_have_none(tmp_path: Path) -> None:
-    store = stored(tmp_path / "store", ["ab"], [Parts(("c", "d"), (False, True))], ["ef"])
-    learnt = store.learnt(1, 8)
-    assert learnt is not None
-    assert learnt.tolist() == [True, True, False, True, True, True, True]
+    store = stored(tmp_path / "store", ["ab"], [TextParts(("c", "d"), (False, True))], ["ef"])
+    loss_mask = store.loss_mask(1, 8)
+    assert loss_mask is not None
+    assert loss_mask.tolist() == [True, True, False, True, True, True, True]
 
 
 def test_what_stood_before_the_first_mask_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_BATCH", 4)
-    store = stored(tmp_path / "store", ["abcdefghij", ids(1, 2, learnt=[False, True])])
-    learnt = store.learnt(0, store.token_count)
-    assert learnt is not None
-    assert learnt.tolist() == [True] * 11 + [False, True, True]
+    store = stored(tmp_path / "store", ["abcdefghij", ids(1, 2, loss_mask=[False, True])])
+    loss_mask = store.loss_mask(0, store.token_count)
+    assert loss_mask is not None
+    assert loss_mask.tolist() == [True] * 11 + [False, True, True]
 
 
 @settings(max_examples=50)
@@ -96,15 +105,19 @@ def test_what_stood_before_the_first_mask_is_learnt(tmp_path: Path, monkeypatch:
 def test_a_document_in_pieces_is_the_same_document(documents: list[list[tuple[int, bool]]], size: int) -> None:
     import tempfile
 
-    def cut(document: list[tuple[int, bool]]) -> list[Ids]:
+    def cut(document: list[tuple[int, bool]]) -> list[TokenIds]:
         pieces = [document[start : start + size] for start in range(0, len(document), size)] or [[]]
         return [
-            ids(*(token for token, _ in piece), learnt=[flag for _, flag in piece], continues=number < len(pieces) - 1)
+            ids(
+                *(token for token, _ in piece),
+                loss_mask=[flag for _, flag in piece],
+                continues=number < len(pieces) - 1,
+            )
             for number, piece in enumerate(pieces)
         ]
 
     with tempfile.TemporaryDirectory() as place:
-        one = [ids(*(token for token, _ in it), learnt=[flag for _, flag in it]) for it in documents]
+        one = [ids(*(token for token, _ in it), loss_mask=[flag for _, flag in it]) for it in documents]
         whole = stored(Path(place) / "whole", one)
         pieces = stored(Path(place) / "pieces", [piece for it in documents for piece in cut(it)])
         assert asdict(whole.manifest) == asdict(pieces.manifest)
@@ -115,7 +128,7 @@ def test_a_document_in_pieces_is_the_same_document(documents: list[list[tuple[in
 
 def test_equal_documents_have_equal_hashes_wherever_they_stand(tmp_path: Path) -> None:
     store = stored(
-        tmp_path / "store", ["one", "two", "one"], ["three", ids(*b"two"), Parts(("on", "e"), (False, True))]
+        tmp_path / "store", ["one", "two", "one"], ["three", ids(*b"two"), TextParts(("on", "e"), (False, True))]
     )
     found = store.hashes(0, 6).tolist()
     assert found[0] == found[2] == found[5]
@@ -127,7 +140,7 @@ def test_equal_documents_have_equal_hashes_wherever_they_stand(tmp_path: Path) -
 def test_what_was_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
     report = Report(["image.png"], Report().dropped + Report().dropped)
     report.dropped["without_separator"] = 3
-    written = write_shard(tmp_path, 0, Unit(["", "a", ids()], report), TOKENIZER)  # pyright: ignore
+    written = write_shard(tmp_path, 0, WorkUnit(["", "a", ids()], report), TOKENIZER)  # pyright: ignore
     assert written.dropped == {"empty": 2, "without_separator": 3}
     assert written.left_out == ("image.png",)
     assert read_written(tmp_path, 0, "<u2") == written
@@ -143,7 +156,7 @@ def test_an_id_that_the_tokenizer_lacks_is_named_with_its_place(tmp_path: Path) 
 
 
 def test_a_mask_that_a_kill_cut_short_is_noticed(tmp_path: Path) -> None:
-    store = stored(tmp_path / "store", [Parts(("c", "d"), (False, True))])
+    store = stored(tmp_path / "store", [TextParts(("c", "d"), (False, True))])
     file = store.folder / "shard-000000.learnt.npy"
     file.write_bytes(file.read_bytes()[:-1])
     assert read_written(store.folder, 0, "<u2") is None
@@ -161,6 +174,6 @@ def test_a_shard_that_fails_lets_go_of_its_files(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shards, "ArrayWriter", Recorded)
     with pytest.raises(UserError, match="the tokenizer has 257 ids"):
-        stored(tmp_path / "store", [ids(1, 2, learnt=[False, True]), ids(400)])
+        stored(tmp_path / "store", [ids(1, 2, loss_mask=[False, True]), ids(400)])
     assert len(opened) == 2
     assert all(file.closed for file in opened)

@@ -15,10 +15,10 @@ from quintet.config.cleaning import CleaningConfig
 from quintet.config.schema import RunConfig
 from quintet.config.sources import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
 from quintet.data.shards import write_shard
-from quintet.data.sources import check_sources, listing
+from quintet.data.sources import check_sources, source_index
 from quintet.data.sources import text as text_module
-from quintet.data.sources.document import Piece, Report
-from quintet.data.sources.listing import ReadSource, documents, label_of, list_source, units_of
+from quintet.data.sources.document import Report, TextPiece
+from quintet.data.sources.source_index import ReadSource, documents, label_of, list_source, units_of
 from quintet.errors import UserError
 from quintet.tokenize.byte import ByteTokenizer
 
@@ -90,7 +90,7 @@ def test_a_separator_cuts_documents_also_across_units(tmp_path: Path, monkeypatc
     stories = [f"story {number} " + "ö" * (number % 50) for number in range(500)]
     file = tmp_path / "stories.txt"
     file.write_text("<|end|>".join(stories) + "<|end|>")
-    monkeypatch.setattr(listing, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 1000)
     assert len(units_of(list_source(text(file, "<|end|>"), WHERE))[0]) > 20
     assert texts_of(text(file, "<|end|>")) == stories
     assert texts_of(text(tmp_path, "<|end|>")) == stories
@@ -104,7 +104,7 @@ def test_files_of_a_folder_that_are_no_text_are_left_out_and_named(
     binary.write_bytes(content)
     assert read_all(text(corpus)) == (["A", "B", "C"], [str(binary)])
     # A file that is large enough to be cut is left out as a whole, although its beginning is text.
-    monkeypatch.setattr(listing, "UNIT_BYTES", 2)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 2)
     assert read_all(text(corpus, "\n")) == (["A", "B", "C"], [str(binary)])
 
 
@@ -141,7 +141,7 @@ def write_lines(file: Path, *lines: Any) -> Path:
 def test_lines_of_json_are_read_in_ranges_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"id": number, "text": f"row {number}\n" + "é" * (number % 70)} for number in range(1000)]
     file = write_lines(tmp_path / "a.jsonl", *rows)
-    monkeypatch.setattr(listing, "UNIT_BYTES", 4000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 4000)
     units, _ = units_of(list_source(jsonl(file), WHERE))
     assert len(units) > 10
     assert texts_of(jsonl(file)) == [row["text"] for row in rows]
@@ -166,7 +166,7 @@ def test_a_folder_gives_its_jsonl_files_and_blank_lines_are_passed_over(tmp_path
 def test_a_wrong_line_is_named_also_in_a_later_range(
     line: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "UNIT_BYTES", 64)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 64)
     file = write_lines(tmp_path / "a.jsonl", *({"text": f"row {number}"} for number in range(30)), line)
     with pytest.raises(UserError, match=re.escape(f"{file}:31: {problem}")):
         texts_of(jsonl(file))
@@ -189,7 +189,7 @@ def test_rows_of_a_dataset_are_read_in_ranges(
     rows = [f"row {number}" for number in range(2500)]
     path = rows_on_disk({"body": rows, "id": list(range(2500))})
     source = HuggingFaceSource.model_validate({"kind": "huggingface", "path": str(path), "document": {"field": "body"}})
-    monkeypatch.setattr(listing, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(source_index, "UNIT_BYTES", 2000)
     assert len(units_of(list_source(source, WHERE))[0]) > 5
     assert texts_of(source) == rows
 
@@ -283,7 +283,7 @@ def test_checking_imports_nothing_heavy() -> None:
 def test_a_file_of_this_disk_needs_no_library_for_addresses(corpus: Path) -> None:
     code = (
         "import sys; from quintet.data.sources.document import Report; from quintet.config.sources import TextSource; "
-        "from quintet.data.sources.listing import *; "
+        "from quintet.data.sources.source_index import *; "
         f"units, _ = units_of(list_source(TextSource(kind='text', path={str(corpus)!r}), 'x')); "
         "print([text for unit in units for text in documents(unit, Report())], "
         "sorted({'fsspec', 'pyarrow', 'datasets', 'zstandard'} & set(sys.modules)))"
@@ -308,9 +308,9 @@ def test_a_large_file_in_pieces_is_the_same_text(tmp_path: Path, monkeypatch: py
     unit = units_of(list_source(source, WHERE))[0][0]
     found = list(documents(unit, Report(), ByteTokenizer()))
     assert len(found) > 3
-    assert all(isinstance(piece, Piece) for piece in found)
-    assert "".join(piece.text for piece in found if isinstance(piece, Piece)) == content[1:]
-    assert [piece.continues for piece in found if isinstance(piece, Piece)] == [True] * (len(found) - 1) + [False]
+    assert all(isinstance(piece, TextPiece) for piece in found)
+    assert "".join(piece.text for piece in found if isinstance(piece, TextPiece)) == content[1:]
+    assert [piece.continues for piece in found if isinstance(piece, TextPiece)] == [True] * (len(found) - 1) + [False]
 
 
 @pytest.mark.parametrize("end", ["", "fine " * 20])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.sources.spans import Span, cut, line_of, read, records
+from quintet.data.sources.spans import ByteRange, cut, line_of, read, records
 from quintet.errors import UserError
 
 
@@ -41,7 +41,10 @@ def test_a_large_file_is_cut_near_each_nominal_place(tmp_path: Path) -> None:
 def test_a_separator_that_is_far_away_is_found(tmp_path: Path) -> None:
     file = tmp_path / "long"
     file.write_bytes(b"a" * 300_000 + b"<end>" + b"b" * 300_000)
-    assert cut(str(file), 600_005, b"<end>", 1000) == [Span(str(file), 0, 300_005), Span(str(file), 300_005, 600_005)]
+    assert cut(str(file), 600_005, b"<end>", 1000) == [
+        ByteRange(str(file), 0, 300_005),
+        ByteRange(str(file), 300_005, 600_005),
+    ]
 
 
 def test_offsets_of_records_lead_back_to_their_lines(tmp_path: Path) -> None:
@@ -56,4 +59,4 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None
     file = tmp_path / "file"
     file.write_bytes(b"abc")
     with pytest.raises(UserError, match=re.escape(f"{file}: became shorter")):
-        read(Span(str(file), 0, 10))
+        read(ByteRange(str(file), 0, 10))

@@ -110,7 +110,7 @@ def test_reading_past_the_end_is_a_bug() -> None:
 def test_nothing_held_out_leaves_all_in_one_interval() -> None:
     train, validation = split(Documents((5, 5, 5)), 0.0, 1)
     assert validation.length == 0
-    assert (train.intervals.starts.tolist(), train.intervals.stops.tolist()) == ([0], [15])
+    assert (train.ranges.starts.tolist(), train.ranges.stops.tolist()) == ([0], [15])
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Masked(Documents):
 
     none: bool = False
 
-    def learnt(self, start: int, stop: int) -> np.ndarray | None:
+    def loss_mask(self, start: int, stop: int) -> np.ndarray | None:
         return None if self.none else np.arange(start, stop) % 3 == 0
 
     def prompts(self, start: int, stop: int) -> np.ndarray | None:
@@ -136,20 +136,20 @@ def test_what_is_known_of_tokens_is_read_with_them(lengths: list[int], held_out:
         start = data.draw(st.integers(0, stream.length))
         length = data.draw(st.integers(0, stream.length - start))
         places = stream.read(start, length).astype(np.int64)  # a token is its own position
-        learnt, prompts = stream.learnt(start, length), stream.prompts(start, length)
+        loss_mask, prompts = stream.loss_mask(start, length), stream.prompts(start, length)
         if not length:
-            assert (learnt, prompts) == (None, None)
+            assert (loss_mask, prompts) == (None, None)
             continue
-        assert learnt is not None
+        assert loss_mask is not None
         assert prompts is not None
-        assert learnt.tolist() == (places % 3 == 0).tolist()
+        assert loss_mask.tolist() == (places % 3 == 0).tolist()
         assert prompts.tolist() == (places % 5 == 0).tolist()
         owners = np.searchsorted(np.cumsum(lengths), places, side="right")
         numbers = stream.documents(start, length)
         assert numbers[0] == 0
         assert np.diff(numbers).tolist() == (np.diff(owners) != 0).astype(int).tolist()
         unmasked = whole(Masked(tuple(lengths), none=True))
-        assert (unmasked.learnt(0, 1), unmasked.prompts(0, 1)) == (None, None)
+        assert (unmasked.loss_mask(0, 1), unmasked.prompts(0, 1)) == (None, None)
 
 
 @given(lengths=LENGTHS, held_out=st.floats(0, 1, exclude_max=True), data=st.data())
@@ -163,7 +163,7 @@ def test_documents_that_are_left_out_are_in_neither_stream_and_do_not_count(
     there = [place for number in range(len(lengths)) if number not in left_out
              for place in range(starts[number], stops[number])]  # fmt: skip
     held = hold_out(store, held_out, 7, left_out)
-    train, validation = trained_on(store, held, left_out), TokenStream(store, held.intervals)
+    train, validation = trained_on(store, held, left_out), TokenStream(store, held.ranges)
     assert sorted(everything(train) + everything(validation)) == there == everything(whole(store, left_out))
     assert validation.length == round(held_out * len(there))
     taken = {number for number in range(len(lengths))

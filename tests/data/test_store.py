@@ -20,9 +20,9 @@ from quintet.config.cleaning import CleaningConfig
 from quintet.config.sources import JsonlSource, TextSource
 from quintet.data import build
 from quintet.data import store as store_module
-from quintet.data.build import Order, build_store
-from quintet.data.sources import listing
-from quintet.data.sources.listing import list_source
+from quintet.data.build import StoreSpec, build_store
+from quintet.data.sources import source_index
+from quintet.data.sources.source_index import list_source
 from quintet.data.store import ArrayWriter, TokenStore, array_file, token_dtype
 from quintet.data.verify import forget_all
 from quintet.errors import UserError
@@ -40,9 +40,9 @@ def make_store(folder: Path, documents: list[str], shards: int = 3) -> TokenStor
         (corpus / f"{index:03d}.txt").write_text(document, newline="")
     size = sum(len(document.encode()) for document in documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "UNIT_BYTES", max(1, size // shards))
+        patch.setattr(source_index, "UNIT_BYTES", max(1, size // shards))
         source = TextSource(kind="text", path=str(corpus))
-        order = Order(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder / "store")
+        order = StoreSpec(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder / "store")
         return build_store(order, 1, None)
 
 
@@ -156,8 +156,8 @@ def masked_store(folder: Path) -> TokenStore:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = JsonlSource.model_validate({"kind": "jsonl", "path": str(folder), "document": {"kind": "answer"}})
     cleaning = CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}})
-    listing = list_source(source, "here")
-    return build_store(Order(listing, TOKENIZER, {}, folder / "store", cleaning), 1, None)
+    source_index = list_source(source, "here")
+    return build_store(StoreSpec(source_index, TOKENIZER, {}, folder / "store", cleaning), 1, None)
 
 
 def flip(file: Path, place: int, bit: int = 0) -> None:
@@ -311,9 +311,9 @@ def test_unfinished_shards_are_cleaned_and_finished_ones_kept(tmp_path: Path) ->
     (folder / ".shard-000001.tokens.npy.123").write_bytes(b"half")
     (folder / "shard-999999.tokens.npy").write_bytes(b"of another cut")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "UNIT_BYTES", max(1, sum(len(document.encode()) for document in DOCUMENTS) // 3))
+        patch.setattr(source_index, "UNIT_BYTES", max(1, sum(len(document.encode()) for document in DOCUMENTS) // 3))
         source = TextSource(kind="text", path=str(tmp_path / "corpus"))
-        order = Order(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder)
+        order = StoreSpec(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder)
         again = build_store(order, 1, None)
     assert again.fingerprint == store.fingerprint
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == before

@@ -172,25 +172,25 @@ def dataset_global_weight(make: Make) -> None:
     assert make({"dataset.0.weight": 1.5, "dataset_global_weight": 2}).run.data.epoch_samples == 186
 
 
-def learnt(made: Made, name: str = "targets") -> set[int]:
+def loss_mask(made: Made, name: str = "targets") -> set[int]:
     """The ids that have a loss in the first epoch, as the loss counts them."""
     found = np.concatenate([made.run.batch(step).targets.ravel() for step in range(16)])
     return set(found.tolist()) - {IGNORED}
 
 
 def collator_class(make: Make) -> None:
-    assert learnt(make({"dataset_collator": {"cls": "lm"}})) == set(range(6, VOCAB))
+    assert loss_mask(make({"dataset_collator": {"cls": "lm"}})) == set(range(6, VOCAB))
     assert "use lm" in refused(make, {"dataset_collator": {"cls": "chat"}})
 
 
 def ignore_token_ids(make: Make) -> None:
     made = make({"dataset_collator": {"cls": "lm", "ignore_token_ids": [6, 39]}})
-    assert learnt(made) == set(range(7, 39))
+    assert loss_mask(made) == set(range(7, 39))
     assert 6 in made.batch(0).inputs or 6 in made.batch(1).inputs
 
 
 def ignore_token_range(make: Make) -> None:
-    assert learnt(make({"dataset_collator": {"ignore_token_range": [10, 20]}})) == {*range(6, 10), *range(21, VOCAB)}
+    assert loss_mask(make({"dataset_collator": {"ignore_token_range": [10, 20]}})) == {*range(6, 10), *range(21, VOCAB)}
     both = {"ignore_token_range": [1, 2], "ignore_token_id_range": [1, 3]}
     assert "keep one" in refused(make, {"dataset_collator": both})
     same_twice = make({"dataset_collator": {"ignore_token_range": [1, 2], "ignore_token_id_range": [1, 2]}})
@@ -204,5 +204,5 @@ def ignore_index(make: Make, tmp_path: Path) -> None:
     for index in (-7, 9):
         np.save(file.with_name("train_labels.npy"), np.where(ids < 20, index, ids))
         made = make({"dataset.0.train_file": str(file), "dataset_collator": {"ignore_index": index}})
-        assert learnt(made) == set(range(20, VOCAB))
-    assert learnt(make({"dataset_collator": {"ignore_index": 9}})) == set(range(6, VOCAB)) - {9}
+        assert loss_mask(made) == set(range(20, VOCAB))
+    assert loss_mask(make({"dataset_collator": {"ignore_index": 9}})) == set(range(6, VOCAB)) - {9}

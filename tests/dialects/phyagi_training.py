@@ -172,9 +172,11 @@ def max_steps(make: Make) -> None:
 
 def logging_steps(make: Make) -> None:
     """1 is every step, 1.0 all steps, 0.0001 the first fraction above nothing, 0.5 every second of 4."""
-    found = [make({"training_args.logging_steps": value}).run.rhythm.log_every for value in (1, 1.0, 0.0001, 0.5, 2.0)]
+    found = [
+        make({"training_args.logging_steps": value}).run.intervals.log_every for value in (1, 1.0, 0.0001, 0.5, 2.0)
+    ]
     assert found == [1, 4, 1, 2, 2]
-    assert make({}, without=["training_args.logging_steps"]).run.rhythm.log_every == 10
+    assert make({}, without=["training_args.logging_steps"]).run.intervals.log_every == 10
 
 
 def save_steps(make: Make) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from quintet.config.describe import walk as walk_schema
 from quintet.config.dialects import NAMES, detect, dialect_named
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.given import Given
+from quintet.config.dialects.given import DialectFile
 from quintet.config.dialects.pages import page
 from quintet.config.dialects.recognise import recognised
 from quintet.config.dialects.table import REQUIRED, Key, pattern
@@ -26,8 +26,8 @@ from quintet.config.dialects.values import Value, choice, duration, either, flag
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.keypath import KeyPath, path_of, walk
 from quintet.config.load import load_run_config
-from quintet.config.places import Place
-from quintet.config.read import Document
+from quintet.config.provenance import Origin
+from quintet.config.read import YamlDocument
 from quintet.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def test_every_key_said_to_be_documented_is(name: str, shared: Path) -> None:
 @pytest.mark.parametrize(("name", "key"), EVERY_KEY)
 def test_the_native_keys_that_it_names_exist(name: str, key: Key) -> None:
     every = {known.path.replace("[]", "") for known in walk_schema()}
-    for path in filter(None, (key.to, *key.shapes)):
+    for path in filter(None, (key.to, *key.affects)):
         steps = re.sub(r"\[\d*\]", "", path)
         assert any(known == steps or known.startswith(f"{steps}.") or steps.startswith(f"{known}.") for known in every)
         assert steps.split(".")[0] in {known.split(".")[0] for known in every}
@@ -131,7 +131,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(name: str, key: Key) -> No
     path = f"{section}.{misspelt(last)}".removeprefix(".")
     if dialect.find(tuple(path.replace("[]", ".0").split("."))) is not None:
         pytest.skip(f"{path} is a key, too")
-    problems = [str(problem) for problem in Given(dialect, document(path)).problems]
+    problems = [str(problem) for problem in DialectFile(dialect, document(path)).problems]
     found = [problem for problem in problems if "unknown key" in problem]
     assert len(found) == 1
     assert f"did you mean {last!r}?" in found[0]
@@ -145,12 +145,12 @@ def misspelt(name: str) -> str:
     return name + name[-1]
 
 
-def document(path: str, value: Any = "x") -> Document:
+def document(path: str, value: Any = "x") -> YamlDocument:
     """A file with one key."""
     values: Any = value
     for step in reversed(path.replace("[]", ".[]").split(".")):
         values = [values] if step == "[]" else {step: values}
-    return Document(values, {inner: Place("their.yaml", 1) for inner, _ in walk(values)})
+    return YamlDocument(values, {inner: Origin("their.yaml", 1) for inner, _ in walk(values)})
 
 
 @pytest.mark.parametrize(
@@ -159,15 +159,15 @@ def document(path: str, value: Any = "x") -> Document:
 )
 def test_what_is_pending_is_refused_by_name_and_what_asks_for_nothing_is_not(name: str, key: Key) -> None:
     dialect = dialect_named(name)
-    for value in key.idle:
+    for value in key.noop_values:
         try:
             written = key.value.write(value)
         except ValueError:
             continue
-        problems = Given(dialect, document(key.path, written)).problems
+        problems = DialectFile(dialect, document(key.path, written)).problems
         assert [problem for problem in problems if "not built yet" in problem.message] == []
     asking = next(value for value in (1, 2, True, "x", ["x"], {"x": 1}, 0.5, *words_of(key)) if asks(key, value))
-    problems = Given(dialect, document(key.path, asking)).problems
+    problems = DialectFile(dialect, document(key.path, asking)).problems
     assert f"{key.pending} is not built yet" in "\n".join(problem.message for problem in problems)
 
 
@@ -178,7 +178,7 @@ def words_of(key: Key) -> list[str]:
 def asks(key: Key, value: Any) -> bool:
     """Whether ``value`` is one of the key's that asks for what is pending."""
     try:
-        return key.value.read(value) not in key.idle
+        return key.value.read(value) not in key.noop_values
     except ValueError:
         return False
 
@@ -197,7 +197,7 @@ def test_every_key_that_works_has_a_behaviour_test(name: str) -> None:
 
 def works(key: Key) -> bool:
     """Whether a key changes something now."""
-    return not (key.pending or key.refused or key.moot)
+    return not (key.pending or key.refused or key.no_effect)
 
 
 @pytest.mark.parametrize("name", NAMES)

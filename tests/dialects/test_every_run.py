@@ -25,11 +25,11 @@ from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.dialects.table import Key
 from quintet.config.keypath import show
 from quintet.config.load import Reading, load_run_config
-from quintet.config.places import Problem, RunFileError
+from quintet.config.provenance import Problem, RunFileError
 from quintet.errors import UserError
 from quintet.track.console import Reporter
+from quintet.train.intervals import Trial
 from quintet.train.loop import train as train_run
-from quintet.train.rhythm import Trial
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -221,7 +221,9 @@ NUMBERS = [
     pytest.param(name, key, id=f"{name}-{key.path}")
     for name in NAMES
     for key in dialect_named(name).keys
-    if "number" in key.value.words and "list" not in key.value.words and not (key.refused or key.pending or key.moot)
+    if "number" in key.value.words
+    and "list" not in key.value.words
+    and not (key.refused or key.pending or key.no_effect)
 ]
 
 

@@ -21,7 +21,7 @@ from tests.dialects.phyagi_data import (
     ignore_token_ids,
     ignore_token_range,
     label,
-    learnt,
+    loss_mask,
     output_dir,
     output_root,
     seq_len,
@@ -295,7 +295,7 @@ BEHAVIOUR: dict[str, Callable[[Make], None]] = {
     f"{PL}.max_epochs": pl_length,
     f"{PL}.max_steps": pl_length,
     f"{PL}.precision": pl_precision,
-    f"{PL}.log_every_n_steps": lambda make: equal(lightning(make, {"log_every_n_steps": 2}).run.rhythm.log_every, 2),
+    f"{PL}.log_every_n_steps": lambda make: equal(lightning(make, {"log_every_n_steps": 2}).run.intervals.log_every, 2),
     f"{PL}.accumulate_grad_batches": lambda make: equal(
         lightning(make, {"accumulate_grad_batches": 2}).batch().inputs.shape, (8, 16)
     ),
@@ -345,7 +345,7 @@ def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
     ],
 )
 def test_both_bounds_of_a_range_count_and_0_is_a_bound(make: Make, name: str, span: list[Any], left: range) -> None:
-    assert learnt(make({"dataset_collator": {"cls": "lm", name: span}})) == set(left)
+    assert loss_mask(make({"dataset_collator": {"cls": "lm", name: span}})) == set(left)
 
 
 def test_the_learning_rate_is_that_of_the_worked_example(make: Make) -> None:

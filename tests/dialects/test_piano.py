@@ -47,14 +47,14 @@ def init_from(make: Make) -> None:
     first = make({"model.n_layer": 2, "model.n_embd": 32})
     path = str(first.trained)
     started = make({"init_from": path})
-    learnt = first.model.state_dict()
-    assert learnt.keys() == started.model.state_dict().keys()
+    loss_mask = first.model.state_dict()
+    assert loss_mask.keys() == started.model.state_dict().keys()
     for name, value in started.model.state_dict().items():
-        assert torch.equal(value, learnt[name]), name
+        assert torch.equal(value, loss_mask[name]), name
     assert "the model is that of" in "\n".join(started.loaded.notes)
     assert "model.n_layer 2 and not 1" in "\n".join(started.loaded.notes)
     fresh = make({"model.n_layer": 2, "model.n_embd": 32}).model.state_dict()
-    assert not torch.equal(fresh["embedding.weight"], learnt["embedding.weight"])
+    assert not torch.equal(fresh["embedding.weight"], loss_mask["embedding.weight"])
     same = make({"init_from": "scratch", "model.n_layer": 2, "model.n_embd": 32}).model.state_dict()
     assert all(torch.equal(fresh[name], same[name]) for name in fresh)
 
@@ -275,7 +275,7 @@ def time_suffix(make: Make) -> None:
 
 
 def progress_lines(make: Make) -> None:
-    assert [make({"logging.log_interval": value}).run.rhythm.log_every for value in (2, 5)] == [2, 5]
+    assert [make({"logging.log_interval": value}).run.intervals.log_every for value in (2, 5)] == [2, 5]
 
 
 def folder(make: Make) -> None:

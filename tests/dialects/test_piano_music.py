@@ -62,10 +62,10 @@ def test_the_loss_is_on_all_tokens_or_behind_the_answers_sign(masking: str, musi
     batch, tokenizer = made.batch(), samples(made).tokenizer
     for ids, targets in zip(batch.inputs, batch.targets, strict=True):
         at = int(np.flatnonzero(ids == tokenizer.special(ANSWER))[0])
-        learnt = np.flatnonzero(targets != IGNORED)
-        assert learnt[0] == (0 if masking == "pretraining" else at)
-        assert tokenizer.names()[targets[learnt[-1]]] == "<EOGENAI>"
-        assert np.array_equal(targets[learnt[:-1]], ids[learnt[:-1] + 1])
+        loss_mask = np.flatnonzero(targets != IGNORED)
+        assert loss_mask[0] == (0 if masking == "pretraining" else at)
+        assert tokenizer.names()[targets[loss_mask[-1]]] == "<EOGENAI>"
+        assert np.array_equal(targets[loss_mask[:-1]], ids[loss_mask[:-1] + 1])
 
 
 def test_finetuning_gives_stretches_of_pieces_a_loss_all_the_same(music: Make) -> None:
@@ -180,8 +180,8 @@ def test_tuning_takes_the_tokenizer_of_the_run_and_learns_tasks_that_are_new_to_
     tuned = music({"init_from": str(first.trained), "tasks": ["loud_prediction"]})
     assert tuned.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint
     assert tuned.place("tokenizer").startswith("init_from")
-    learnt = load_weights(first)
-    assert all(torch.equal(value, learnt[name]) for name, value in tuned.model.state_dict().items())
+    loss_mask = load_weights(first)
+    assert all(torch.equal(value, loss_mask[name]) for name, value in tuned.model.state_dict().items())
     assert words(tuned, 0)[2:4] == ["<SOFT>", "<LOUD>"]
     other = music({"init_from": str(first.trained), "tokenizer.config": {"n_velocity_bins": 8}})
     assert other.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint

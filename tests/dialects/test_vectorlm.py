@@ -160,12 +160,13 @@ def rows_of(made: Made) -> list[tuple[list[int], list[int]]]:
         streams = prepare(made.config).train.streams
     found = [stream.sample(index) for stream in streams for index in range(stream.count)]
     return [
-        (one.ids.tolist(), np.where(one.learnt, one.ids.astype(int), NONE).tolist()) for one in map(_with_mask, found)
+        (one.ids.tolist(), np.where(one.loss_mask, one.ids.astype(int), NONE).tolist())
+        for one in map(_with_mask, found)
     ]
 
 
 def _with_mask(sample: Any) -> Any:
-    if sample.learnt is None:
+    if sample.loss_mask is None:
         return type(sample)(sample.ids, np.ones(sample.ids.size, bool), sample.documents)
     return sample
 
@@ -340,7 +341,7 @@ def state_checkpoints(make: Make, world: Path) -> None:
 
 
 def saves(made: Made) -> list[int]:
-    return [step for step in range(1, made.run.steps + 1) if made.run.rhythm.saves(step)]
+    return [step for step in range(1, made.run.steps + 1) if made.run.intervals.saves(step)]
 
 
 def save_frequency(make: Make, world: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.harness.run import Asking, run_benchmarks
+from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
 from quintet.train.trained import TrainedModel, load_trained, load_writer
 
 pytest.importorskip("lm_eval")
@@ -120,10 +120,10 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     folder = tmp_path_factory.mktemp(request.param)
     save_checkpoint(request.param, folder)
-    subject = in_fp32(load_writer(str(folder)))
-    assert bool(subject.bounds.begin) == (request.param == "llama")
-    device = str(subject.compute.device)
-    ours = HarnessModel(subject, Limit(300, CONTEXT))
+    language_model = in_fp32(load_writer(str(folder)))
+    assert bool(language_model.bounds.begin) == (request.param == "llama")
+    device = str(language_model.compute.device)
+    ours = HarnessModel(language_model, Limit(300, CONTEXT))
     return ours, HFLM(pretrained=str(folder), device=device, dtype="float32", batch_size=3)
 
 
@@ -174,27 +174,27 @@ def test_the_likeliest_text_is_that_of_the_harness(both: tuple[Any, Any]) -> Non
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     folder = tmp_path_factory.mktemp("random")
     save_checkpoint("gpt2", folder)
     return in_fp32(load_writer(str(folder)))
 
 
-def test_figures_are_those_of_the_harness(subject: TrainedModel, items: Path) -> None:
+def test_figures_are_those_of_the_harness(language_model: TrainedModel, items: Path) -> None:
     """On a task whose items are read by the harness itself, from the hub's form."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from quintet.evaluate.harness.tasks import Wish, load
+    from quintet.evaluate.harness.tasks import TaskOptions, load
 
-    tasks = load("arc_easy", Wish(None, 0, items))
+    tasks = load("arc_easy", TaskOptions(None, 0, items))
     theirs = evaluate(
-        HFLM(pretrained=subject.name, device="cpu", dtype="float32"),
+        HFLM(pretrained=language_model.name, device="cpu", dtype="float32"),
         {"tasks": {"arc_easy": tasks[0]}},
         log_samples=True,
     )
     assert theirs is not None
-    found = run_benchmarks(subject, Asking(("arc_easy",), None, 0, str(items))).measured["arc_easy"]
+    found = run_benchmarks(language_model, EvalOptions(("arc_easy",), None, 0, str(items))).measured["arc_easy"]
     assert found.items == 60
     for name in ("acc", "acc_norm", "probability", "margin_norm"):
         assert found.figures[name].value == pytest.approx(theirs["results"]["arc_easy"][f"{name},none"], abs=1e-5)
@@ -202,29 +202,35 @@ def test_figures_are_those_of_the_harness(subject: TrainedModel, items: Path) ->
         assert found.figures[name].error == pytest.approx(error, abs=1e-5)
 
 
-def test_a_random_model_is_at_chance(subject: TrainedModel, items: Path) -> None:
-    figure = run_benchmarks(subject, Asking(("arc_easy",), None, 0, str(items))).measured["arc_easy"].figures["acc"]
+def test_a_random_model_is_at_chance(language_model: TrainedModel, items: Path) -> None:
+    figure = (
+        run_benchmarks(language_model, EvalOptions(("arc_easy",), None, 0, str(items)))
+        .measured["arc_easy"]
+        .figures["acc"]
+    )
     assert abs(figure.value - 0.25) < 3 * figure.error
 
 
-def test_every_form_of_item_is_asked_and_what_is_missing_is_named(subject: TrainedModel, items: Path) -> None:
+def test_every_form_of_item_is_asked_and_what_is_missing_is_named(language_model: TrainedModel, items: Path) -> None:
     names = ("winogrande", "blimp", "piqa", "openbook_qa_open", "stlm_eval_arc_easy")
     before = torch.get_rng_state()
-    found = run_benchmarks(subject, Asking(names, 6, 0, str(items)))
+    found = run_benchmarks(language_model, EvalOptions(names, 6, 0, str(items)))
     assert torch.equal(before, torch.get_rng_state())
     assert list(found.measured) == ["winogrande", "stlm_eval_arc_easy"]
     assert found.measured["winogrande"].items == 6
     assert set(found.missing) == {"blimp", "piqa", "openbook_qa_open"}
     assert found.missing["piqa"].endswith("has no piqa.jsonl")
     assert "benchmark/winogrande/margin" in found.metrics()
-    one = run_benchmarks(subject, Asking(("blimp_causative",), None, 0, str(items))).measured["blimp_causative"]
+    one = run_benchmarks(language_model, EvalOptions(("blimp_causative",), None, 0, str(items))).measured[
+        "blimp_causative"
+    ]
     assert one.items == 8
 
 
-def test_examples_in_front_are_never_the_item_itself(subject: TrainedModel, items: Path) -> None:
-    from quintet.evaluate.harness.tasks import CheckedTask, Wish, load
+def test_examples_in_front_are_never_the_item_itself(language_model: TrainedModel, items: Path) -> None:
+    from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, load
 
-    task = load("arc_easy", Wish(None, 2, items))[0]
+    task = load("arc_easy", TaskOptions(None, 2, items))[0]
     assert isinstance(task, CheckedTask)
     task.build_all_requests()
     for request in task.instances:
@@ -234,17 +240,17 @@ def test_examples_in_front_are_never_the_item_itself(subject: TrainedModel, item
 
 
 def test_a_fault_of_the_model_is_no_missing_benchmark(
-    subject: TrainedModel, items: Path, monkeypatch: pytest.MonkeyPatch
+    language_model: TrainedModel, items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("quintet.evaluate.harness.scoring.Scorer.score", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        run_benchmarks(subject, Asking(("arc_easy",), 2, 0, str(items)))
+        run_benchmarks(language_model, EvalOptions(("arc_easy",), 2, 0, str(items)))
 
 
-def test_broken_items_are_counted_and_the_others_asked(subject: TrainedModel, tmp_path: Path) -> None:
+def test_broken_items_are_counted_and_the_others_asked(language_model: TrainedModel, tmp_path: Path) -> None:
     good = {"question": "the cat", "choices": {"text": ["sat", "ran"], "label": ["A", "B"]}, "answerKey": "A"}
     broken = [
         {**good, "answerKey": "F"},
@@ -257,7 +263,7 @@ def test_broken_items_are_counted_and_the_others_asked(subject: TrainedModel, tm
     write(tmp_path, "arc_easy", broken)
     with (tmp_path / "arc_easy.jsonl").open("a") as file:
         file.write("{no json\n")
-    found = run_benchmarks(subject, Asking(("arc_easy",), None, 0, str(tmp_path))).measured["arc_easy"]
+    found = run_benchmarks(language_model, EvalOptions(("arc_easy",), None, 0, str(tmp_path))).measured["arc_easy"]
     assert found.items == 2
     assert [warning.replace("  ", " ") for warning in found.warnings] == [
         "left out: arc_easy.jsonl, line 7: JSONDecodeError: Expecting property name enclosed in double quotes: "
@@ -271,7 +277,7 @@ def test_broken_items_are_counted_and_the_others_asked(subject: TrainedModel, tm
     assert found.warnings[1].startswith("left out: record 5: its fields are of other types")
 
 
-def test_an_end_id_inside_a_question_ends_nothing(subject: TrainedModel) -> None:
+def test_an_end_id_inside_a_question_ends_nothing(language_model: TrainedModel) -> None:
     """A mask that tells documents apart sees the whole question, as one that does not."""
     from quintet.config.model import TransformerConfig
     from quintet.evaluate.harness.model import HarnessModel
@@ -282,8 +288,10 @@ def test_an_end_id_inside_a_question_ends_nothing(subject: TrainedModel) -> None
     for mask in ("causal", "causal_document"):
         parts = {"attention": {"heads": 2, "mask": mask}, "position": {"kind": "rope"}}
         config = TransformerConfig.model_validate({"layers": 2, "width": 32, **parts})
-        model = build_model(config, subject.tokenizer.vocab_size, CONTEXT, seed=3).to(subject.compute.device)
-        ours = HarnessModel(replace(subject, model=model), Limit(300, CONTEXT))
+        model = build_model(config, language_model.tokenizer.vocab_size, CONTEXT, seed=3).to(
+            language_model.compute.device
+        )
+        ours = HarnessModel(replace(language_model, model=model), Limit(300, CONTEXT))
         found.append([logprob for logprob, _ in ours.loglikelihood(asked("loglikelihood", pairs, lambda _: 0))])
         cut = ours.loglikelihood(asked("loglikelihood", [(" sat under", answer) for _, answer in pairs], lambda _: 0))
         assert all(abs(one[0] - whole) > 1e-4 for one, whole in zip(cut, found[-1], strict=True))
@@ -310,12 +318,12 @@ def joined_task() -> Any:
 
 
 def test_an_item_with_an_answer_without_a_token_is_left_out(
-    subject: TrainedModel, monkeypatch: pytest.MonkeyPatch
+    language_model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last letter of "the ca" and "t" are one token, so that "t" has none of its own; HFLM raises an
     AssertionError."""
-    monkeypatch.setattr("quintet.evaluate.harness.tasks.load", lambda name, wish: [joined_task()])
-    found = run_benchmarks(subject, Asking(("joined",), None, 0)).measured["joined"]
+    monkeypatch.setattr("quintet.evaluate.harness.tasks.load", lambda name, options: [joined_task()])
+    found = run_benchmarks(language_model, EvalOptions(("joined",), None, 0)).measured["joined"]
     assert found.items == 2
     assert found.figures["acc"].value in (0.0, 0.5, 1.0)
     assert found.warnings == (

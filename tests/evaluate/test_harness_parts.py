@@ -58,10 +58,10 @@ def test_what_the_choices_share_is_read_once() -> None:
 
 
 @given(st.integers(0, 40), st.integers(1, 8))
-def test_each_batch_counts_once_and_all_processes_read_equally_many(batches: int, world: int) -> None:
-    shares = [deal(batches, rank, world) for rank in range(world)]
+def test_each_batch_counts_once_and_all_processes_read_equally_many(batches: int, world_size: int) -> None:
+    shares = [deal(batches, rank, world_size) for rank in range(world_size)]
     assert sorted(index for share in shares for index, counts in share if counts) == list(range(batches))
-    assert {len(share) for share in shares} == {math.ceil(batches / world)}
+    assert {len(share) for share in shares} == {math.ceil(batches / world_size)}
     for share in shares:
         assert all(0 <= index < batches for index, _ in share)
 

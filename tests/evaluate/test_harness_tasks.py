@@ -20,8 +20,8 @@ from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure
 from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.model import HarnessModel
 from quintet.evaluate.harness.names import harness_folder
-from quintet.evaluate.harness.run import Asking, run_benchmarks
-from quintet.evaluate.harness.tasks import CheckedTask, Wish, _as_it_is, load
+from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
+from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _as_it_is, load
 from quintet.train.trained import TrainedModel, load_measured
 
 Command = Callable[..., tuple[int, str, str]]
@@ -36,7 +36,7 @@ def write(folder: Path, **files: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A small GPT-2 with random weights and a tokenizer of bytes, in fp32 as a foreign checkpoint is measured."""
     import tokenizers
     import torch
@@ -56,12 +56,12 @@ def lines(count: int, begin: str) -> list[dict[str, Any]]:
     return [{"text": f"{begin} the cat {number} sat on mat{number}"} for number in range(count)]
 
 
-def test_a_group_has_the_perplexity_of_all_its_items(subject: TrainedModel, tmp_path: Path) -> None:
+def test_a_group_has_the_perplexity_of_all_its_items(language_model: TrainedModel, tmp_path: Path) -> None:
     """By its formula, exp of the mean cost of an item; under that name an item itself has a log-likelihood."""
     parts = {"lambada_openai": lines(5, "so"), "lambada_standard": lines(3, "but then")}
     folder = write(tmp_path / "items", **parts)
-    found = run_benchmarks(subject, Asking(("lambada", *parts), None, None, folder)).measured
-    model = HarnessModel(subject, Limit(2000, 256))
+    found = run_benchmarks(language_model, EvalOptions(("lambada", *parts), None, None, folder)).measured
+    model = HarnessModel(language_model, Limit(2000, 256))
     costs = {name: [-one[0] for one in model.loglikelihood(_last_words(records))] for name, records in parts.items()}
     for name, own in costs.items():
         assert found[name].figures["perplexity"].value == pytest.approx(math.exp(np.mean(own)), rel=1e-4)
@@ -81,11 +81,13 @@ def _last_words(records: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
-def test_figures_that_only_some_tasks_of_a_group_have_are_shown_by_task(subject: TrainedModel, tmp_path: Path) -> None:
+def test_figures_that_only_some_tasks_of_a_group_have_are_shown_by_task(
+    language_model: TrainedModel, tmp_path: Path
+) -> None:
     pairs = [{"sentence1": f"the {n}", "sentence2": f"cat {n}", "label": n % 2, "idx": n} for n in range(6)]
     single = [{"sentence": f"the cat {n}", "label": n % 3 == 0, "idx": n} for n in range(5)]
     folder = write(tmp_path / "items", mrpc=pairs, cola=[{**one, "label": int(one["label"])} for one in single])
-    found = run_benchmarks(subject, Asking(("glue", "mrpc", "cola"), None, None, folder)).measured
+    found = run_benchmarks(language_model, EvalOptions(("glue", "mrpc", "cola"), None, None, folder)).measured
     together = found["glue"].figures
     assert {"mrpc/acc", "mrpc/f1", "cola/mcc"} <= set(together)
     assert not {"acc", "f1", "mcc"} & set(together)
@@ -103,15 +105,15 @@ def test_examples_are_those_of_the_task_also_with_items_from_files(tmp_path: Pat
     text = (harness_folder() / "gsm8k/gsm8k-cot.yaml").read_text().replace("!function", "")
     own = yaml.safe_load(text)
     for shots, expected in ((None, own["num_fewshot"]), (2, 2), (0, 0)):
-        prompts = _prompts(_task("gsm8k_cot", Wish(None, shots, folder)))
+        prompts = _prompts(_task("gsm8k_cot", TaskOptions(None, shots, folder)))
         examples = "".join(
             f"Q: {one['question']}\nA: {one['target']}\n\n" for one in own["fewshot_config"]["samples"][:expected]
         )
         assert prompts == [f"{examples}Q: {one['question']}\nA:" for one in questions]
 
 
-def _task(name: str, wish: Wish) -> CheckedTask:
-    (task,) = load(name, wish)
+def _task(name: str, options: TaskOptions) -> CheckedTask:
+    (task,) = load(name, options)
     assert isinstance(task, CheckedTask), task
     return task
 
@@ -156,7 +158,7 @@ def test_examples_are_the_harness_s_and_do_not_depend_on_how_many_items_are_aske
     theirs.set_fewshot_seed(seed=1234)
     expected = _prompts(theirs)
     for samples in (None, 3, 1):
-        task = CheckedTask(dict(config), Wish(samples, None, None), samples, short=False)
+        task = CheckedTask(dict(config), TaskOptions(samples, None, None), samples, short=False)
         task.set_fewshot_seed(seed=1234)
         first, again = _prompts(task), _prompts(task)
         assert first == again == [expected[number] for number in task.numbers]
@@ -169,11 +171,11 @@ def arc(count: int, begin: str = "q") -> list[dict[str, Any]]:
 
 def test_examples_from_a_file_of_their_split(tmp_path: Path) -> None:
     folder = Path(write(tmp_path / "items", arc_easy=arc(9), arc_easy_train=arc(5, "shown")))
-    task = _task("arc_easy", Wish(2, 3, folder))
+    task = _task("arc_easy", TaskOptions(2, 3, folder))
     assert all(prompt.count("shown") == 3 and prompt.count("Question: q") == 1 for prompt in _prompts(task))
     assert task.notes == []
     (folder / "arc_easy_train.jsonl").unlink()
-    task = _task("arc_easy", Wish(2, 3, folder))
+    task = _task("arc_easy", TaskOptions(2, 3, folder))
     assert all(prompt.count("Question: q") == 4 for prompt in _prompts(task))
     assert task.notes == ["the examples are other items of its file, for there is no arc_easy_train.jsonl"]
 
@@ -186,16 +188,18 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "shots", "reason"), REFUSED)
 def test_examples_that_a_task_cannot_take_are_refused(
-    subject: TrainedModel, tmp_path: Path, name: str, shots: int, reason: str
+    language_model: TrainedModel, tmp_path: Path, name: str, shots: int, reason: str
 ) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(9), wikitext=[{"page": "the cat sat"}])
-    assert run_benchmarks(subject, Asking((name,), None, shots, folder)).missing == {name: reason}
-    assert run_benchmarks(subject, Asking((name,), None, None, folder)).missing == {}
+    assert run_benchmarks(language_model, EvalOptions((name,), None, shots, folder)).missing == {name: reason}
+    assert run_benchmarks(language_model, EvalOptions((name,), None, None, folder)).missing == {}
 
 
-def test_a_task_with_fewer_other_items_than_it_asks_for_takes_those(subject: TrainedModel, tmp_path: Path) -> None:
+def test_a_task_with_fewer_other_items_than_it_asks_for_takes_those(
+    language_model: TrainedModel, tmp_path: Path
+) -> None:
     folder = write(tmp_path / "items", gsm8k=[{"question": f"{n} and 1?", "answer": f"#### {n + 1}"} for n in range(3)])
-    found = run_benchmarks(subject, Asking(("gsm8k",), None, None, folder)).measured["gsm8k"]
+    found = run_benchmarks(language_model, EvalOptions(("gsm8k",), None, None, folder)).measured["gsm8k"]
     assert {figure.shots for figure in found.figures.values()} == {2}
     assert found.warnings[0] == "asked after 2 examples, not after its own 5, for its file has no more items"
 
@@ -208,10 +212,12 @@ def test_a_task_in_python_keeps_its_own_examples() -> None:
         _as_it_is(task, 5, None)
 
 
-def test_a_task_that_asks_without_examples_by_its_own_rule_says_so(subject: TrainedModel, tmp_path: Path) -> None:
+def test_a_task_that_asks_without_examples_by_its_own_rule_says_so(
+    language_model: TrainedModel, tmp_path: Path
+) -> None:
     item = {"question": "Is it?", "mc1_targets": {"yes": 1, "no": 0}, "mc2_targets": {"yes": 1, "no": 0}}
     folder = write(tmp_path / "items", truthful_qa=[item, item])
-    found = run_benchmarks(subject, Asking(("truthfulqa_mc1",), None, 5, folder)).measured["truthfulqa_mc1"]
+    found = run_benchmarks(language_model, EvalOptions(("truthfulqa_mc1",), None, 5, folder)).measured["truthfulqa_mc1"]
     assert {figure.shots for figure in found.figures.values()} == {0}
     assert found.warnings[0] == "asked without examples, not after 5, for its own rule is num_fewshot: 0"
 
@@ -231,37 +237,49 @@ def test_every_figure_names_its_items_its_examples_and_its_precision() -> None:
     assert metrics["benchmark/glue/mrpc/precision_bf16"] == 1
 
 
-def test_a_foreign_checkpoint_is_measured_in_fp32(subject: TrainedModel, tmp_path: Path, command: Command) -> None:
+def test_a_foreign_checkpoint_is_measured_in_fp32(
+    language_model: TrainedModel, tmp_path: Path, command: Command
+) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(6))
     (tmp_path / "text.txt").write_text("the cat sat")
     for options, expected in (((), "fp32"), (("--precision", "bf16"), "bf16")):
         code, out, _ = command(
-            "evaluate", subject.name, "--tasks", "arc_easy", "--data-dir", folder, "--json", *options
+            "evaluate", language_model.name, "--tasks", "arc_easy", "--data-dir", folder, "--json", *options
         )
         assert (code, json.loads(out)["precision"]) == (0, expected)
-        code, out, _ = command("evaluate", subject.name, "--text", str(tmp_path / "text.txt"), "--json", *options)
+        code, out, _ = command(
+            "evaluate", language_model.name, "--text", str(tmp_path / "text.txt"), "--json", *options
+        )
         assert (code, json.loads(out)["precision"]) == (0, expected)
-    code, _, err = command("evaluate", subject.name, "--text", str(tmp_path / "text.txt"), "--precision", "fp16")
+    code, _, err = command("evaluate", language_model.name, "--text", str(tmp_path / "text.txt"), "--precision", "fp16")
     assert code == 2
     assert "--precision: fp16 is hundreds of times slower" in err
 
 
-def test_a_broken_first_record_leaves_the_others(subject: TrainedModel, tmp_path: Path) -> None:
+def test_a_broken_first_record_leaves_the_others(language_model: TrainedModel, tmp_path: Path) -> None:
     folder = Path(write(tmp_path / "items", lambada_openai=[{"text": 5}, *lines(3, "so")]))
-    found = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).measured["lambada_openai"]
+    found = run_benchmarks(language_model, EvalOptions(("lambada_openai",), None, None, str(folder))).measured[
+        "lambada_openai"
+    ]
     assert found.items == 3
     assert found.warnings[0].startswith("left out: record 0: its fields are of other types (")
     half = Path(write(tmp_path / "half", lambada_openai=[{"text": "\ud83d"}, *lines(3, "so \U0001f600")]))
-    found = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(half))).measured["lambada_openai"]
+    found = run_benchmarks(language_model, EvalOptions(("lambada_openai",), None, None, str(half))).measured[
+        "lambada_openai"
+    ]
     assert found.items == 3
     assert found.warnings[0].startswith("left out: lambada_openai.jsonl, line 1: UnicodeEncodeError")
     (folder / "lambada_openai.jsonl").write_text("no json\n[]\n")
-    reason = run_benchmarks(subject, Asking(("lambada_openai",), None, None, str(folder))).missing["lambada_openai"]
+    reason = run_benchmarks(language_model, EvalOptions(("lambada_openai",), None, None, str(folder))).missing[
+        "lambada_openai"
+    ]
     assert "has no items (left out: lambada_openai.jsonl, line 1: JSONDecodeError" in reason
     assert reason.endswith("and 1 more)")
 
 
-def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(subject: TrainedModel, tmp_path: Path) -> None:
+def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(
+    language_model: TrainedModel, tmp_path: Path
+) -> None:
     import random
 
     wrong = [{f"Incorrect Answer {n}": f"cat {n} of {item}" for n in (1, 2, 3)} for item in range(8)]
@@ -274,18 +292,24 @@ def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(subject: T
     for seed, names in ((1, ("gpqa_main_zeroshot",)), (2, ("arc_easy", "gpqa_main_zeroshot"))):
         random.seed(seed)
         after = random.Random(seed).random()
-        figures = run_benchmarks(subject, Asking(names, None, None, folder)).measured["gpqa_main_zeroshot"].figures
+        figures = (
+            run_benchmarks(language_model, EvalOptions(names, None, None, folder))
+            .measured["gpqa_main_zeroshot"]
+            .figures
+        )
         found.append({name: figure.value for name, figure in figures.items()})
         assert random.random() == after  # left as it was
     assert found[0] == found[1]
 
 
-def test_nothing_measured_is_a_mistake(subject: TrainedModel, tmp_path: Path, command: Command) -> None:
+def test_nothing_measured_is_a_mistake(language_model: TrainedModel, tmp_path: Path, command: Command) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(6))
     for option in ((), ("--json",)):
-        code, out, err = command("evaluate", subject.name, "--tasks", "piqa,boolq", "--data-dir", folder, *option)
+        code, out, err = command(
+            "evaluate", language_model.name, "--tasks", "piqa,boolq", "--data-dir", folder, *option
+        )
         assert code == 2
         assert err.startswith("error: --tasks: nothing of piqa, boolq could be measured")
         assert "there is no piqa" in out or "piqa.jsonl" in out
-        code, *_ = command("evaluate", subject.name, "--tasks", "piqa,arc_easy", "--data-dir", folder, *option)
+        code, *_ = command("evaluate", language_model.name, "--tasks", "piqa,arc_easy", "--data-dir", folder, *option)
         assert code == 0

@@ -67,15 +67,15 @@ def test_counts_are_those_of_the_learnt_tokens(memorised: TrainedRun) -> None:
     prepared = own_data(memorised, Reporter())
     found = evaluate_music(memorised, prepared, None, 2, GREEDY)
     train = prepared.train.streams[0]
-    samples = [sample for sample in map(train.sample, range(train.count)) if sample.learnt is not None]
-    learnt = [sample.ids[sample.learnt].tolist() for sample in samples]
-    counts = Counter(token for one in learnt for token in one)
+    samples = [sample for sample in map(train.sample, range(train.count)) if sample.loss_mask is not None]
+    loss_mask = [sample.ids[sample.loss_mask].tolist() for sample in samples]
+    counts = Counter(token for one in loss_mask for token in one)
     total = sum(counts.values()) + memorised.tokenizer.vocab_size
     # All samples are validated on, and they are those that are trained on.
-    nats = [-math.log((counts[token] + 1) / total) for one in learnt for token in one]
+    nats = [-math.log((counts[token] + 1) / total) for one in loss_mask for token in one]
     assert found.nats["unigram"] == pytest.approx(np.mean(nats))
-    before = [sample.ids[:-1][sample.learnt[1:]].tolist() for sample in samples]
-    pairs = Counter(pair for one in zip(before, learnt, strict=True) for pair in zip(*one, strict=True))
+    before = [sample.ids[:-1][sample.loss_mask[1:]].tolist() for sample in samples]
+    pairs = Counter(pair for one in zip(before, loss_mask, strict=True) for pair in zip(*one, strict=True))
     first = Counter(token for one in before for token in one)
     size = memorised.tokenizer.vocab_size
     nats = [-math.log((count + 1) / (first[a] + size)) for (a, _), count in pairs.items() for _ in range(count)]

@@ -23,8 +23,8 @@ from quintet.config.model import TransformerConfig
 from quintet.config.sources import TextSource
 from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.sources.document import Report
-from quintet.data.sources.listing import documents as documents_of
-from quintet.data.sources.listing import list_source, units_of
+from quintet.data.sources.source_index import documents as documents_of
+from quintet.data.sources.source_index import list_source, units_of
 from quintet.errors import UserError
 from quintet.evaluate.likelihood import TokenScores, token_scores
 from quintet.evaluate.text_modeling import (
@@ -32,7 +32,7 @@ from quintet.evaluate.text_modeling import (
     TextModeling,
     TextResult,
     byte_table,
-    check_subject,
+    check_language_model,
     document_result,
     model_text,
     text_document,
@@ -41,7 +41,7 @@ from quintet.evaluate.texts import read_topics
 from quintet.evaluate.windows import batched, windows
 from quintet.model import build_model
 from quintet.model.abilities import Abilities
-from quintet.tokenize.base import NO_END, Pieces
+from quintet.tokenize.base import NO_END, TokenBytes
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.ids import IdTokenizer
@@ -61,8 +61,8 @@ class Unit:
         self.end_id = len(self.units) if end else NO_END
 
     @property
-    def pieces(self) -> Pieces:
-        return Pieces((*(unit.encode() for unit in self.units), *([b""] if self.end_id != NO_END else [])))
+    def pieces(self) -> TokenBytes:
+        return TokenBytes((*(unit.encode() for unit in self.units), *([b""] if self.end_id != NO_END else [])))
 
     def bytes_per_token(self) -> np.ndarray:
         return self.pieces.lengths()
@@ -111,7 +111,7 @@ def tokenizer_units(tokenizer: Unit) -> list[str]:
 COMPUTE = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
 
 
-class Subject:
+class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.compute = model, tokenizer, COMPUTE
         self.bounds = text_bounds(tokenizer)
@@ -142,10 +142,10 @@ def test_two_tokenizations_of_a_text_have_the_same_bits_per_byte(stride: int | N
     found = {}
     for size in (1, 2, 4):
         tokenizer = Unit(size)
-        subject = Subject(Chain(tokenizer, letters), tokenizer)
+        language_model = LanguageModel(Chain(tokenizer, letters), tokenizer)
         topics = {"short": texts[:1], "long": texts[1:]}
         made = {name: [text_document(tokenizer, text) for text in some] for name, some in topics.items()}
-        found[size] = model_text(subject, made, stride)  # type: ignore[arg-type]
+        found[size] = model_text(language_model, made, stride)  # type: ignore[arg-type]
     for result in found.values():
         assert result.topics["short"].bits_per_byte == pytest.approx(closed_form(texts[0], letters), abs=1e-6)
         size = sum(len(text.encode()) for text in texts)
@@ -165,15 +165,15 @@ def test_equally_likely_tokens_cost_log_vocabulary_each() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     document = text_document(ByteTokenizer(), "naïve — a text of some length")
-    result = model_text(Subject(model, ByteTokenizer()), {"a": [document]}).whole
+    result = model_text(LanguageModel(model, ByteTokenizer()), {"a": [document]}).whole
     assert result.bytes == result.tokens == len("naïve — a text of some length".encode())
     assert result.bits_per_byte == pytest.approx(math.log2(257), abs=1e-6)
 
 
 def test_without_an_end_id_the_first_token_costs_what_it_would_by_chance() -> None:
     letters, tokenizer = chain(), Unit(1, end=False)
-    subject = Subject(Chain(tokenizer, letters), tokenizer)
-    (scores,) = token_scores(subject, [np.array(tokenizer.encode("abba"))])  # type: ignore[arg-type]
+    language_model = LanguageModel(Chain(tokenizer, letters), tokenizer)
+    (scores,) = token_scores(language_model, [np.array(tokenizer.encode("abba"))])  # type: ignore[arg-type]
     assert scores.nats[0] == pytest.approx(math.log(4))
     assert scores.guess[0] == -1
     assert scores.nats[1] == pytest.approx(-letters[0, 1], abs=1e-6)
@@ -186,7 +186,7 @@ def test_windows_see_what_the_model_sees_token_by_token(mask: str) -> None:
     config = TransformerConfig.model_validate({"layers": 2, "width": 16, "attention": attention})
     model = build_model(config, 257, 8, seed=1).eval()
     text = np.frombuffer(b"one that is longer than that", np.uint8).astype(np.int64)
-    (scores,) = token_scores(Subject(model, ByteTokenizer()), [text], 3)  # type: ignore[arg-type]
+    (scores,) = token_scores(LanguageModel(model, ByteTokenizer()), [text], 3)  # type: ignore[arg-type]
     whole = np.append(256, text)
     for window in windows(len(whole), 8, 3):
         inputs = torch.from_numpy(whole[None, window.start : window.stop - 1])
@@ -282,20 +282,20 @@ def test_a_byte_of_zero_is_no_match_for_a_token_without_bytes() -> None:
 
 def test_what_has_no_loss_is_context_and_not_measured() -> None:
     letters, tokenizer = chain(), Unit(1)
-    subject = Subject(Chain(tokenizer, letters), tokenizer)
+    language_model = LanguageModel(Chain(tokenizer, letters), tokenizer)
     ids = np.array(tokenizer.encode("abab"))
-    learnt = np.array([False, False, True, True])
-    result = model_text(subject, {"a": [TextDocument(ids, 2, learnt)]}).whole  # type: ignore[arg-type]
+    loss_mask = np.array([False, False, True, True])
+    result = model_text(language_model, {"a": [TextDocument(ids, 2, loss_mask)]}).whole  # type: ignore[arg-type]
     assert (result.tokens, result.bytes) == (2, 2)
     assert result.nats == pytest.approx(-letters[1, 0] - letters[0, 1], abs=1e-6)
 
 
 def test_a_stride_beyond_the_context_and_ids_without_text_are_refused() -> None:
-    subject = Subject(Chain(Unit(1), chain()), Unit(1))
+    language_model = LanguageModel(Chain(Unit(1), chain()), Unit(1))
     with pytest.raises(UserError, match="stride: 17 tokens are more than the model's context of 16"):
-        token_scores(subject, [np.zeros(3)], 17)  # type: ignore[arg-type]
+        token_scores(language_model, [np.zeros(3)], 17)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="stand for no text"):
-        check_subject(Subject(Chain(Unit(1), chain()), IdTokenizer(9, 8)), "here")  # type: ignore[arg-type]
+        check_language_model(LanguageModel(Chain(Unit(1), chain()), IdTokenizer(9, 8)), "here")  # type: ignore[arg-type]
 
 
 # ---- the texts
@@ -429,15 +429,15 @@ def test_processes_share_the_windows_and_have_one_result(monkeypatch: pytest.Mon
     model = Chain(tokenizer, letters)
     passes: list[int] = []
     monkeypatch.setattr(model, "hidden", lambda ids, **_: passes.append(len(ids)) or Chain.hidden(model, ids))
-    subject = Subject(model, tokenizer)
-    alone = token_scores(subject, documents)  # type: ignore[arg-type]
+    language_model = LanguageModel(model, tokenizer)
+    alone = token_scores(language_model, documents)  # type: ignore[arg-type]
     counts, parts = [len(passes)], []
-    monkeypatch.setattr("quintet.processes.world", lambda: 2)
+    monkeypatch.setattr("quintet.processes.world_size", lambda: 2)
     for rank in (1, 0):
         passes.clear()
         monkeypatch.setattr("quintet.processes.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("quintet.processes.gathered", lambda value: parts.append(value) or list(parts))
-        shared = token_scores(subject, documents)  # type: ignore[arg-type]
+        monkeypatch.setattr("quintet.processes.all_gather", lambda value: parts.append(value) or list(parts))
+        shared = token_scores(language_model, documents)  # type: ignore[arg-type]
         counts.append(len(passes))
     assert counts[0] % 2 == 1  # one of them has to repeat a pass
     assert counts[1] == counts[2] == counts[0] // 2 + 1

@@ -92,8 +92,8 @@ def store_of_ids(rows: list[Row]) -> Store:
         elif not any(kept):
             dropped["empty"] += 1
         else:
-            learnt = [True] * len(ids) if labels is None else [one != -100 for one in labels]
-            pairs = [(one, told) for one, told, here in zip(ids, learnt, kept, strict=True) if here]
+            loss_mask = [True] * len(ids) if labels is None else [one != -100 for one in labels]
+            pairs = [(one, told) for one, told, here in zip(ids, loss_mask, kept, strict=True) if here]
             documents.append(([one for one, _ in pairs], [told for _, told in pairs]))
     return expected_store(documents, **dropped)
 

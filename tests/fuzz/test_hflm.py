@@ -105,9 +105,9 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Both]:
     def call(kind: str) -> Both:
         folder = tmp_path_factory.mktemp(kind)
         save(kind, folder)
-        subject = load_writer(str(folder))
-        subject = replace(subject, compute=replace(subject.compute, precision="fp32"))
-        ours = HarnessModel(subject, Limit(200, CONTEXT))
+        language_model = load_writer(str(folder))
+        language_model = replace(language_model, compute=replace(language_model.compute, precision="fp32"))
+        ours = HarnessModel(language_model, Limit(200, CONTEXT))
         with quiet():
             return Both(ours, HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
 
@@ -196,7 +196,7 @@ def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st
     from quintet.evaluate.harness.model import Written
 
     both = model_of(kind)
-    tokenizer, library = both.ours._subject.tokenizer, both.theirs.tokenizer
+    tokenizer, library = both.ours._language_model.tokenizer, both.theirs.tokenizer
     special = st.sampled_from([*tokenizer.special_tokens.values()])
     ids = data.draw(st.lists(st.one_of(st.integers(0, len(library) - 1), special), min_size=1, max_size=8), "ids")
     whole, seen = (library.decode(ids, skip_special_tokens=skip) for skip in (False, True))
@@ -247,7 +247,7 @@ def test_requests(
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    from quintet.evaluate.harness.tasks import CheckedTask, Wish
+    from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions
 
     rows = {
         name: datasets.Dataset.from_list([{"q": f"{n} {text}", "label": n % 2} for n, text in enumerate(texts)])
@@ -270,7 +270,10 @@ def test_requests(
         **choices,
         **({"generation_kwargs": {"until": ["\n"]}} if kind == "generate_until" else {}),
     }
-    theirs, ours = ConfigurableTask(config=dict(config)), CheckedTask(config, Wish(samples, None, None), samples, False)
+    theirs, ours = (
+        ConfigurableTask(config=dict(config)),
+        CheckedTask(config, TaskOptions(samples, None, None), samples, False),
+    )
     found: list[dict[int, list[Any]]] = []
     for task in (theirs, ours):
         task.set_fewshot_seed(seed=1234)

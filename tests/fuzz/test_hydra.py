@@ -20,8 +20,8 @@ from quintet.config.hydra import apply_hydra_overrides, compose
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import show, walk
 from quintet.config.merge import merge
-from quintet.config.places import Place
-from quintet.config.read import Document, read_document
+from quintet.config.provenance import Origin
+from quintet.config.read import YamlDocument, read_document
 from quintet.errors import UserError
 
 Tree = dict[str, Any]
@@ -132,7 +132,7 @@ def _write(folder: Path, defaults: list[Any], top: Tree, groups: dict[str, tuple
     (folder / "config.yaml").write_text(yaml.safe_dump({"defaults": defaults} | top, default_flow_style=False))
 
 
-def _ours(folder: Path, overrides: list[str]) -> Document:
+def _ours(folder: Path, overrides: list[str]) -> YamlDocument:
     file = folder / "config.yaml"
     composed = compose(read_document(file), file, overrides, folder)
     return apply_hydra_overrides(composed.document, [text for text in overrides if text not in composed.used])
@@ -156,7 +156,7 @@ def _or_none(made: Callable[[], T]) -> T | None:
         return None
 
 
-def _check_places(document: Document, lines: dict[str, list[str]]) -> None:
+def _check_places(document: YamlDocument, lines: dict[str, list[str]]) -> None:
     """Everything has a place, and where that of a value is a line it is the line of its key."""
     for path, value in walk(document.values):
         place = document.places[path]
@@ -210,8 +210,8 @@ def test_a_defaults_list_with_overrides(
         shutil.rmtree(folder)
 
 
-def _document(tree: Tree, name: str) -> Document:
-    return Document(tree, {path: Place(name) for path, _ in walk(tree)})
+def _document(tree: Tree, name: str) -> YamlDocument:
+    return YamlDocument(tree, {path: Origin(name) for path, _ in walk(tree)})
 
 
 @given(TREES, TREES, TREES)

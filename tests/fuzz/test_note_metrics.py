@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintet.piano.metrics import DISTANCES, Score, compare, note_score, sounding_f1
+from quintet.piano.metrics import DISTANCES, MatchScore, compare, note_score, sounding_f1
 from quintet.piano.notes import Notes, notes
 
 transcription = pytest.importorskip("mir_eval.transcription")
@@ -61,7 +61,7 @@ def test_matches_are_those_of_mir_eval(pair: tuple[Notes, Notes], offset: bool) 
     generated, target = pair
     ratio = 0.2 if offset else None
     expected = transcription.precision_recall_f1_overlap(*side(target), *side(generated), offset_ratio=ratio)
-    assert note_score(generated, target, offset=offset) == Score(*(pytest.approx(value) for value in expected[:3]))
+    assert note_score(generated, target, offset=offset) == MatchScore(*(pytest.approx(value) for value in expected[:3]))
     name = "note_offset_f1" if offset else "note_f1"
     assert compare(generated, target)[name] == pytest.approx(expected[2])
 
@@ -81,7 +81,7 @@ def test_notes_of_close_velocities_match_as_mir_eval_matches_those_of_one_veloci
     ratio = 0.2 if offset else None
     expected = transcription.precision_recall_f1_overlap(*sides, offset_ratio=ratio, pitch_tolerance=50.0)
     score = note_score(generated, target, offset=offset, velocity=True)
-    assert score == Score(*(pytest.approx(value) for value in expected[:3]))
+    assert score == MatchScore(*(pytest.approx(value) for value in expected[:3]))
     name = "note_offset_velocity_f1" if offset else "note_velocity_f1"
     assert compare(generated, target)[name] == pytest.approx(expected[2])
 

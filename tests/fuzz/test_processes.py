@@ -29,11 +29,11 @@ from torch.distributed.tensor import DTensor
 
 from quintet.config.load import load_run_config
 from quintet.errors import UserError
-from quintet.processes import is_first
+from quintet.processes import is_rank_zero
 from quintet.track.console import Reporter
 from quintet.train import measure, setup
 from quintet.train.loop import train
-from quintet.train.parallel.group import joined
+from quintet.train.parallel.group import process_group
 
 Values = dict[str, Any]
 FLAG = st.booleans()
@@ -254,7 +254,7 @@ def run(file: Path, *overrides: str) -> Values | str:
         return str(error)
     state = outcome.run.engine.state()["model"]
     weights = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
-    if not is_first():
+    if not is_rank_zero():
         return {}
     rows = [json.loads(line) for line in (outcome.run.folder / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/loss", "train/grad_norm", "train/learning_rate", "train/skipped_steps", "validation/")
@@ -312,10 +312,10 @@ def serve() -> None:
     file, overrides, answer = next(lines)
     # A run that waits for the other process for a minute has lost it.
     group = load_run_config([Path(file)], ["parallel={kind: auto, timeout_seconds: 60}"]).config
-    with joined(group):
+    with process_group(group):
         while True:
             found = run(Path(file), *overrides)
-            if is_first():
+            if is_rank_zero():
                 torch.save(found, answer)
             print("done", file=talk, flush=True)
             file, overrides, answer = next(lines)

@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from quintet.config.describe import plain
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
-from quintet.config.part import Part
 from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
 
 MINIMAL: dict[str, Any] = {"name": "a", "data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 3}}
 AWKWARD = ("${a}", "\\${", "1e-3", "010", "0x1F", "1:30", "2024-01-01", ".nan", "yes", "null", "~", "- a", "a: b", "#x")
@@ -90,13 +90,13 @@ def values_of(annotation: Any, limits: dict[str, float]) -> st.SearchStrategy[An
         return st.tuples(*(values_of(one, {}) for one in inner)).map(list)
     if origin is dict:
         return st.dictionaries(TEXT, ANY if inner[1] is Any else values_of(inner[1], {}), max_size=3)
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         return sections(annotation)
     return ANY
 
 
 @cache
-def sections(part: type[Part]) -> st.SearchStrategy[dict[str, Any]]:
+def sections(part: type[ConfigSection]) -> st.SearchStrategy[dict[str, Any]]:
     """Mappings of a section: what it must have, and some of what it may."""
 
     def build() -> st.SearchStrategy[dict[str, Any]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.musicxml import agrees
 
 from quintet.piano import scores as module
-from quintet.piano.scores import Score, read_score
+from quintet.piano.scores import CorpusScore, read_score
 
 pytest.importorskip("music21")
 
@@ -117,4 +117,4 @@ def test_scores_are_read_as_they_are_written(text: str) -> None:
         patch.setattr(module, "_tempos", lambda _: (np.zeros(1), np.ones(1)))
         path = Path(folder) / "a.musicxml"
         path.write_text(text)
-        assert agrees(read_score(Score("a", path, "")), path)
+        assert agrees(read_score(CorpusScore("a", path, "")), path)

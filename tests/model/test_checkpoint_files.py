@@ -176,7 +176,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_flag_says(kind: str, way: Any, t
     model = way(tmp_path)[0]
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count_pretrained(described(tmp_path), ROWS, LENGTH).total == count
-    outline = build_model(described(tmp_path), ROWS, LENGTH, seed=0, outline=True)
+    outline = build_model(described(tmp_path), ROWS, LENGTH, seed=0, meta=True)
     if way is taken_as_it_is:
         assert {name for name, _ in outline.named_parameters()} == {name for name, _ in model.named_parameters()}
         model.merged().save_pretrained(tmp_path / "again")

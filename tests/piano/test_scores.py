@@ -13,12 +13,12 @@ from tests.musicxml import agrees
 from quintet.errors import UserError
 from quintet.piano import scores as module
 from quintet.piano.midi import read_midi
-from quintet.piano.scores import VELOCITY, Score, read_score, scores
+from quintet.piano.scores import VELOCITY, CorpusScore, read_score, scores
 
 pytest.importorskip("music21")
 
 
-def named(name: str) -> Score:
+def named(name: str) -> CorpusScore:
     (score,) = scores((name,))
     return score
 
@@ -88,7 +88,7 @@ def test_the_whole_list_as_a_plain_reading_of_the_xml(monkeypatch: pytest.Monkey
 def test_ties_tempo_marks_chords_and_grace_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     import music21
 
-    part = music21.stream.Part()
+    part = music21.stream.ConfigSection()
     part.append(music21.tempo.MetronomeMark(number=60))
     tied = [music21.note.Note("C4", quarterLength=1), music21.note.Note("C4", quarterLength=2)]
     tied[0].tie, tied[1].tie = music21.tie.Tie("start"), music21.tie.Tie("stop")
@@ -104,7 +104,7 @@ def test_ties_tempo_marks_chords_and_grace_notes(monkeypatch: pytest.MonkeyPatch
         part.append(element)
     piece = music21.stream.Score([part])
     monkeypatch.setattr(music21.converter, "parse", lambda *_, **__: piece)
-    table = read_score(Score("x", Path("x"), ""))
+    table = read_score(CorpusScore("x", Path("x"), ""))
     assert table.pitch.tolist() == [60, 64, 67, 71]
     np.testing.assert_allclose(table.start, [0, 3, 3, 3.5])
     np.testing.assert_allclose(table.end, [3, 3 + 1 / 6, 3 + 1 / 6, 4])

@@ -82,7 +82,7 @@ def test_fsdp_sends_what_the_closed_form_says_over_any_number_of_ranks(devices: 
     run = config(devices=devices, parallel="fsdp")
     found = rehearsed(run, machine(devices))
     assert isinstance(run.model, TransformerConfig)
-    model = build_model(run.model, VOCABULARY, 64, 0, outline=True)
+    model = build_model(run.model, VOCABULARY, 64, 0, meta=True)
     padded = {
         name: 4 * -(-weight.shape[0] // devices) * devices * weight[0].numel()
         for name, weight in model.named_parameters()

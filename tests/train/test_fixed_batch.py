@@ -14,7 +14,7 @@ import pytest
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
 from quintet.data.batch import IGNORED
-from quintet.data.entropy import conditional_entropy, sights
+from quintet.data.entropy import conditional_entropy, context_ids
 from quintet.data.prepare import prepare
 from quintet.train.fixed_batch import lowest_loss
 from quintet.train.model import make_objective
@@ -141,7 +141,7 @@ def test_the_model_says_what_a_position_sees(model: dict[str, Any], options: dic
     prepared = prepare(config)
     batch = make_objective(config, prepared.tokenizer).prepare(prepared.train.batch(0), "train")
     documents = np.cumsum(np.roll(batch.inputs == 0, 1, axis=1) & (np.arange(8) > 0), axis=1)
-    sees = sights(
+    sees = context_ids(
         batch.inputs,
         documents if options.get("documents") else None,
         ahead=options.get("ahead", False),

@@ -18,7 +18,7 @@ from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine
-from quintet.train.learner import Learner
+from quintet.train.loss_module import LossModule
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from quintet.train.schedule import learning_rate
@@ -75,7 +75,7 @@ def curve(recipe: dict[str, object]) -> list[float]:
     optimizer = build_optimizer(config.optimizer, model)
     objective = Objective(config.loss, config.model, VOCAB, mask_id=VOCAB, seed=config.seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    engine = TorchEngine(Learner(model, objective), model, optimizer, scaler, config, config.batch, compute)
+    engine = TorchEngine(LossModule(model, objective), model, optimizer, scaler, config, config.batch, compute)
     losses = []
     for step in range(1, STEPS + 1):
         losses.append(engine.accumulate(batch(step), step).item())

@@ -16,10 +16,10 @@ from quintet.config.training import TrainConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.train import books, checkpoint, loop
-from quintet.train.interruption import Interruption
+from quintet.train import callbacks, checkpoint, loop
 from quintet.train.loss import IGNORED
 from quintet.train.setup import Run, set_up
+from quintet.train.stop_signal import StopSignal
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ class WithMaskedBatch:
 def test_a_batch_without_valid_targets_is_skipped_and_counted(config: RunConfig) -> None:
     run = set_up(config, Reporter())
     run.data = WithMaskedBatch(run.data)
-    loop._steps(run, Interruption())
+    loop._steps(run, StopSignal())
     for tracker in run.trackers:
         tracker.close()
     run.checkpointer.close()
@@ -73,9 +73,9 @@ def test_a_batch_without_valid_targets_is_skipped_and_counted(config: RunConfig)
 def test_the_peak_is_what_the_share_refers_to(config: RunConfig) -> None:
     outcome = loop.train(config, Reporter())
     rows = [json.loads(line) for line in (outcome.run.folder / "metrics.jsonl").read_text().splitlines()]
-    speed = next(row for row in rows if "speed/share_of_peak" in row)
-    peak = speed["speed/tokens_per_second"] * outcome.run.flops_per_token / speed["speed/share_of_peak"]
-    assert 0 < speed["speed/share_of_peak"] < 1
+    speed = next(row for row in rows if "speed/mfu" in row)
+    peak = speed["speed/tokens_per_second"] * outcome.run.flops_per_token / speed["speed/mfu"]
+    assert 0 < speed["speed/mfu"] < 1
     assert peak <= outcome.run.peak * (1 + 1e-9)
 
 
@@ -96,7 +96,7 @@ def test_checkpoints_are_also_written_when_the_last_is_long_ago(
 ) -> None:
     """Every look at the clock takes a second: one at the start, one a step, one after each checkpoint."""
     clock = iter(range(100))
-    for module in (books, checkpoint):
+    for module in (callbacks, checkpoint):
         monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     values = config.model_dump(mode="json")
     values["checkpoint"] = {"every": None, "every_seconds": 2, "keep": 10, "keep_best": False}
@@ -180,10 +180,10 @@ def test_without_any_checkpoint_a_run_finishes_and_says_so(
 def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(config: RunConfig) -> None:
     nothing = {"every": None, "at_end": False, "keep_best": False}
     run = set_up(varied(config, "stopped", checkpoint=nothing), Reporter())
-    interruption = Interruption()
-    made = books.Books(run, interruption)
+    stop_signal = StopSignal()
+    made = callbacks.Callbacks(run, stop_signal)
     assert not made.end(1)
-    interruption.signal = 15
+    stop_signal.signal = 15
     assert made.end(2)
     for tracker in run.trackers:
         tracker.close()

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from quintet.errors import UserError
 from quintet.train.engine import TorchEngine
-from quintet.train.learner import Learner
 from quintet.train.loss import IGNORED
+from quintet.train.loss_module import LossModule
 from quintet.train.objective import Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import rehearse
+from quintet.train.step import dry_step
 
 
 def objective_of(config) -> Objective:
@@ -24,7 +24,7 @@ NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 def engine_of(model, config, cpu) -> TorchEngine:
     optimizer = build_optimizer(config.optimizer, model)
-    return TorchEngine(Learner(model, objective_of(config)), model, optimizer, NO_SCALING, config, config.batch, cpu)
+    return TorchEngine(LossModule(model, objective_of(config)), model, optimizer, NO_SCALING, config, config.batch, cpu)
 
 
 def gradients(model, batch, config, cpu) -> tuple[float, dict[str, torch.Tensor]]:
@@ -110,7 +110,7 @@ def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu, na
     optimizer = build_optimizer(config.optimizer, model)
     weights = copy.deepcopy(model.state_dict())
     rates = [group["lr"] for group in optimizer.param_groups]
-    rehearse(Learner(model, objective_of(config)), optimizer, config, config.batch, 61, cpu)
+    dry_step(LossModule(model, objective_of(config)), optimizer, config, config.batch, 61, cpu)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert optimizer.state_dict()["state"] == {}
@@ -133,7 +133,7 @@ def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
     config = make_config(train=train)
     engine = engine_of(model, config, cpu)
     with pytest.raises(UserError, match=advice):
-        rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)
+        dry_step(engine.loss_module, engine.optimizer, config, config.batch, 61, cpu)
 
 
 def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
@@ -143,4 +143,4 @@ def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
     config = make_config()
     engine = engine_of(model, config, cpu)
     with pytest.raises(RuntimeError, match="shapes"):
-        rehearse(engine.learner, engine.optimizer, config, config.batch, 61, cpu)
+        dry_step(engine.loss_module, engine.optimizer, config, config.batch, 61, cpu)

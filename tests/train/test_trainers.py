@@ -143,12 +143,12 @@ def test_sigterm_in_the_middle_of_a_step_ends_it_with_a_checkpoint_from_which_an
 
     stops, share_of_loss = {3: 1, 6: 0, 9: 2}, engine_module.share_of_loss
 
-    def share(learner: Any, part: Any, *rest: Any) -> Any:
+    def share(loss_module: Any, part: Any, *rest: Any) -> Any:
         if stops.get(part.step) == part.index and len(asked) < len(kinds) - 1:
             del stops[part.step]
             asked.append(part.step)
             signal.raise_signal(signal.SIGTERM)
-        return share_of_loss(learner, part, *rest)
+        return share_of_loss(loss_module, part, *rest)
 
     asked: list[int] = []
     for module in (engine_module, batches):

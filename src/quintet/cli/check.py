@@ -109,7 +109,7 @@ def _try(loaded: Loaded, *, as_json: bool, keep: bool) -> None:
 
 
 def _problems(error: UserError) -> list[dict[str, Any]]:
-    from quintet.config.places import RunFileError
+    from quintet.config.provenance import RunFileError
 
     if isinstance(error, RunFileError):
         return [

@@ -14,7 +14,7 @@ from quintet.files import to_json
 if TYPE_CHECKING:
     from quintet.config.schema import RunConfig
     from quintet.plan import Plan
-    from quintet.plan.spread import DevicePlan
+    from quintet.plan.device_plan import DevicePlan
 
 Devices = Annotated[int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")]
 Memory = Annotated[str, typer.Option("--device-memory", help="memory of a device, as 80GiB")]
@@ -83,7 +83,7 @@ def plan(
             bandwidth,
             accelerator=config.train.device != "cpu",
         )
-        from quintet.plan.spread import plan_devices
+        from quintet.plan.device_plan import plan_devices
 
         precision = config.train.precision if config.train.precision != "auto" else "bf16"
         spread, note = plan_devices(config, found, machine, precision), None
@@ -92,8 +92,8 @@ def plan(
 
 def _here(config: RunConfig, found: Plan) -> tuple[DevicePlan | None, str | None]:
     """The plan for this device, or why there is none."""
-    from quintet.plan.here import this_machine
-    from quintet.plan.spread import plan_devices
+    from quintet.plan.device_plan import plan_devices
+    from quintet.plan.local_machine import this_machine
 
     try:
         machine, compute = this_machine(config)

@@ -11,7 +11,7 @@ import typer
 from quintet.cli.inputs import Inputs, in_words, load
 from quintet.config.packing import MusicPackingConfig
 from quintet.errors import UserError
-from quintet.processes import is_first
+from quintet.processes import is_rank_zero
 
 if TYPE_CHECKING:
     from quintet.track.console import Reporter
@@ -53,8 +53,8 @@ def train(
     except UserError as error:
         raise loaded.located(error) from None
     # Of several processes one speaks; the others do when something is wrong with them.
-    reporter = Reporter(words=in_words) if is_first() else Reporter(Console(quiet=True))
-    for note in loaded.notes if is_first() else ():  # in the words of the file
+    reporter = Reporter(words=in_words) if is_rank_zero() else Reporter(Console(quiet=True))
+    for note in loaded.notes if is_rank_zero() else ():  # in the words of the file
         reporter.console.print(f"note: {note}", markup=False)
     try:
         outcome = train_run(config, reporter, loaded.original)
@@ -69,7 +69,7 @@ def train(
         raise typer.Exit(128 + outcome.signal)
     for line in _summary(outcome):
         reporter.say(line)
-    if is_first():
+    if is_rank_zero():
         _report(outcome.run.folder, reporter)
 
 

@@ -23,7 +23,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.track import MLflowConfig, WandbConfig
 from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.track.trouble import one_line
+from quintet.track.failure_reporter import one_line
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
@@ -47,7 +47,7 @@ _WIDE = ("run file", "training", "resume")
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrialStage:
     """A stage that was gone through, and what it did."""
 
     name: str
@@ -63,7 +63,7 @@ class Tried:
     """What a trial went through, and what failed on the way, each once, with its stage; ``notes`` say where the trial
     is not the run, and ``folder`` is its own, None where it is removed."""
 
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[TrialStage] = field(default_factory=list)
     failures: dict[tuple[str, str], None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None
@@ -91,7 +91,7 @@ class Tried:
         began = monotonic()
         with self.catching(name):
             did = work()
-            self.stages.append(Stage(name, monotonic() - began, did))
+            self.stages.append(TrialStage(name, monotonic() - began, did))
 
 
 class _Listener(Reporter):
@@ -118,10 +118,10 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
     """Go through all that the run of ``loaded`` will do: two steps with what follows them, the second after a resume,
     the report and the export. ``known`` are the mistakes that were found without running anything; what they are about
     is left out. With ``keep`` the folder of the trial stays."""
-    from quintet.processes import world
+    from quintet.processes import world_size
     from quintet.train.run_folder import find_run_folder, settle_batch
 
-    if world() > 1:
+    if world_size() > 1:
         raise UserError("--try: goes through the run in one process; start it without torchrun")
     tried = Tried()
     config = loaded.config
@@ -219,8 +219,8 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     """Train as `quintet train` does, up to ``steps``."""
     from quintet.track.jsonl import read_metrics
     from quintet.train.checkpoint import checkpoint_steps
+    from quintet.train.intervals import Trial
     from quintet.train.loop import train
-    from quintet.train.rhythm import Trial
 
     outcome = train(trial.config, trial.listener, trial.loaded.original, Trial(steps))
     if outcome.signal is not None:

@@ -6,17 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
 def _ordered(low: str, least: float | None, high: str, most: float | None) -> None:
     if least is not None and most is not None and least > most:
-        raise problem(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
+        raise config_error(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
 
 
-class QualityConfig(Part):
+class QualityConfig(ConfigSection):
     """Rules of Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), each off until it is given
     a value. Words are what stands between white space."""
 
@@ -49,23 +49,25 @@ class QualityConfig(Part):
         _ordered("min_words", self.min_words, "max_words", self.max_words)
         _ordered("min_mean_word_length", self.min_mean_word_length, "max_mean_word_length", self.max_mean_word_length)
         if self.min_stop_words is not None and self.min_stop_words > len(set(self.stop_words)):
-            raise problem("min_stop_words", f"{self.min_stop_words} of the {len(set(self.stop_words))} `stop_words`")
+            raise config_error(
+                "min_stop_words", f"{self.min_stop_words} of the {len(set(self.stop_words))} `stop_words`"
+            )
         return self
 
 
-class NoDeduplication(Part):
+class NoDeduplication(ConfigSection):
     """All documents are kept."""
 
     kind: Literal["none"] = key("none", "keep all documents")
 
 
-class ExactDeduplication(Part):
+class ExactDeduplication(ConfigSection):
     """Of documents with the same tokens, the first is kept."""
 
     kind: Literal["exact"] = key(..., "of documents with the same tokens, keep the first")
 
 
-class MinhashDeduplication(Part):
+class MinhashDeduplication(ConfigSection):
     """Of documents that share most of their runs of words, the first is kept (Broder 1997). Documents of ready tokens
     have no text to compare, and are kept. Needs the `dedup` extra."""
 
@@ -88,7 +90,7 @@ DeduplicationConfig = Annotated[
 ]
 
 
-class CleaningConfig(Part):
+class CleaningConfig(ConfigSection):
     """Which documents of every source are left out. Each is counted by its reason in the store's manifest."""
 
     min_characters: int | None = key(None, "fewest characters of a document", unit="characters", ge=1)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 from quintet.config.sources import Source, SourceConfig, holds_notes
 
 
@@ -21,7 +21,7 @@ def are_music(sources: Any) -> bool:
     return first.get("kind") in ("midi", "music21") or (isinstance(document, dict) and document.get("kind") == "notes")
 
 
-class Stage(Part):
+class StageConfig(ConfigSection):
     """A part of the run with weights of its own."""
 
     until: int | float | None = key(
@@ -39,15 +39,15 @@ class Stage(Part):
     )
 
     @model_validator(mode="after")
-    def _drawn_from(self) -> Stage:
+    def _drawn_from(self) -> StageConfig:
         if isinstance(self.until, float) and self.until > 1:
-            raise problem("until", f"{self.until:g} is no fraction; write a number of steps without a point")
+            raise config_error("until", f"{self.until:g} is no fraction; write a number of steps without a point")
         if not any(self.weights.values()):
-            raise problem("weights", "all are 0: give one source a share")
+            raise config_error("weights", "all are 0: give one source a share")
         return self
 
 
-class DataConfig(Part):
+class DataConfig(ConfigSection):
     """Which documents a run reads and how they become samples."""
 
     sources: tuple[SourceConfig, ...] = key(..., "what to train on, one entry a source", min_length=1)
@@ -68,7 +68,7 @@ class DataConfig(Part):
         "random",
         "random draws from all sources at once; sequential takes one source after the other, in every epoch anew",
     )
-    stages: tuple[Stage, ...] = key((), "weights that change over the run, instead of a `weight` a source")
+    stages: tuple[StageConfig, ...] = key((), "weights that change over the run, instead of a `weight` a source")
     fixed_batch: bool = key(
         False,
         "the batch of the first step at every step: a check that the run can learn at all. The run says how low the "
@@ -113,10 +113,10 @@ class DataConfig(Part):
     def _music_packed_as_music(self) -> DataConfig:
         notes = [holds_notes(source) for source in (*self.sources, *self.validation_sources)]
         if any(notes) and not all(notes):
-            raise problem("sources", "some hold music and some text; a run has one of the two")
+            raise config_error("sources", "some hold music and some text; a run has one of the two")
         if any(notes) != isinstance(self.packing, MusicPackingConfig):
             fitting = "pieces or tasks" if any(notes) else "stream, chunks, document or best_fit"
-            raise problem("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
+            raise config_error("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
         return self
 
     @model_validator(mode="after")
@@ -125,7 +125,7 @@ class DataConfig(Part):
         if isinstance(packing, ChunkPackingConfig):
             room = self.sequence_length + 1 - (2 if packing.add_bos_eos else 0)
             if packing.overlap >= room:
-                raise problem(
+                raise config_error(
                     "packing.overlap", f"{packing.overlap} tokens leave no room for new ones among {room}; lower it"
                 )
         return self
@@ -135,9 +135,9 @@ class DataConfig(Part):
         for name in ("sources", "validation_sources"):
             weighted = [source.weight is not None for source in getattr(self, name)]
             if any(weighted) and not all(weighted):
-                raise problem(name, f"source {weighted.index(False)} has no weight: give all sources one, or none")
+                raise config_error(name, f"source {weighted.index(False)} has no weight: give all sources one, or none")
         if self.validation_sources and self.validation:
-            raise problem("validation", "leave it out: `validation_sources` already says what to validate on")
+            raise config_error("validation", "leave it out: `validation_sources` already says what to validate on")
         return self
 
     @model_validator(mode="after")
@@ -147,17 +147,19 @@ class DataConfig(Part):
             place = f"sources[{index}]"
             if self.stages and (source.weight is not None or source.repeat is not None):
                 name = "weight" if source.weight is not None else "repeat"
-                raise problem(f"{place}.{name}", "leave it out: `data.stages` says how the sources are mixed")
+                raise config_error(f"{place}.{name}", "leave it out: `data.stages` says how the sources are mixed")
             if source.repeat is not None and any(other.weight is not None for other in self.sources):
-                raise problem(f"{place}.repeat", "give weights or repeats, not both: with weights there is no epoch")
+                raise config_error(
+                    f"{place}.repeat", "give weights or repeats, not both: with weights there is no epoch"
+                )
         for index, source in enumerate(self.validation_sources):
             for name in ("weight", "repeat"):
                 if getattr(source, name) is not None:
                     place = f"validation_sources[{index}].{name}"
-                    raise problem(place, "leave it out: each source is validated on by its size")
+                    raise config_error(place, "leave it out: each source is validated on by its size")
         if self.mixing == "sequential" and (self.stages or self.sources[0].weight is not None):
             given = "`data.stages`" if self.stages else "weights"
-            raise problem("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
+            raise config_error("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
         return self
 
     @model_validator(mode="after")
@@ -167,27 +169,29 @@ class DataConfig(Part):
         for index, stage in enumerate(self.stages):
             place, before = f"stages[{index}].until", self.stages[index - 1].until if index else None
             if index == last and stage.until is not None:
-                raise problem(place, "leave it out: the last stage ends with the run")
+                raise config_error(place, "leave it out: the last stage ends with the run")
             if index < last and stage.until is None:
-                raise problem(place, "is missing: only the last stage ends with the run")
+                raise config_error(place, "is missing: only the last stage ends with the run")
             if stage.until is None or before is None:
                 continue
             if isinstance(stage.until, int) != isinstance(before, int):
-                raise problem(place, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
+                raise config_error(place, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
             if stage.until <= before:
-                raise problem(place, f"{stage.until:g} is not after the {before:g} of the stage before")
+                raise config_error(place, f"{stage.until:g} is not after the {before:g} of the stage before")
         return self._labels_known() if self.stages else self
 
     def _labels_known(self) -> DataConfig:
         labels = [source.label for source in self.sources]
         if None in labels:
-            raise problem(f"sources[{labels.index(None)}].label", "is missing: `data.stages` names sources by it")
+            raise config_error(f"sources[{labels.index(None)}].label", "is missing: `data.stages` names sources by it")
         known = ", ".join(dict.fromkeys(filter(None, labels)))
         for index, stage in enumerate(self.stages):
             unknown = [label for label in stage.weights if label not in labels]
             if unknown:
-                raise problem(f"stages[{index}].weights", f"no source has the label {unknown[0]!r}; there are {known}")
+                raise config_error(
+                    f"stages[{index}].weights", f"no source has the label {unknown[0]!r}; there are {known}"
+                )
         for index, label in enumerate(labels):
             if not any(stage.weights.get(label or "") for stage in self.stages):
-                raise problem(f"sources[{index}].label", f"no stage draws from {label!r}; give it a weight in one")
+                raise config_error(f"sources[{index}].label", f"no stage draws from {label!r}; give it a weight in one")
         return self

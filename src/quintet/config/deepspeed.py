@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quintet.config.part import number_in, problem
+from quintet.config.section import config_error, number_in
 from quintet.config.spelling import nearest
 
 if TYPE_CHECKING:
@@ -184,31 +184,33 @@ def _plain(value: Any) -> Any:
 
 def _check_name(name: str) -> None:
     if name in _REFUSED:
-        raise problem(f"{_HERE}.{name}", f"{_REFUSED[name]}; leave it out")
+        raise config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; leave it out")
     if name not in _PASSED:
         meant = nearest(name, _PASSED)
-        raise problem(f"{_HERE}.{name}", "is no key of DeepSpeed's" + (f"; did you mean {meant}?" if meant else ""))
+        raise config_error(
+            f"{_HERE}.{name}", "is no key of DeepSpeed's" + (f"; did you mean {meant}?" if meant else "")
+        )
 
 
 def _must_equal(theirs: Any, name: str, ours: Any, key: str) -> None:
     theirs, ours = _plain(theirs), _plain(ours)
     if theirs not in (AUTO, None) and theirs != ours:
         said = "null" if ours is None else ours
-        raise problem(f"{_HERE}.{name}", f"is {theirs}, and {key} is {said}; make them equal or set one to auto")
+        raise config_error(f"{_HERE}.{name}", f"is {theirs}, and {key} is {said}; make them equal or set one to auto")
 
 
 def _check_precision(config: RunConfig, ds: dict[str, Any]) -> None:
     ours = config.train.precision
     if _enabled(ds, "fp16") is True and _enabled(ds, "bf16") is True:
-        raise problem(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; take one of them")
+        raise config_error(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; take one of them")
     for kind in ("fp16", "bf16"):
         enabled = _enabled(ds, kind)
         if (enabled is True and ours != kind) or (enabled is False and ours == kind):
             said = str(enabled).lower()
-            raise problem(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
+            raise config_error(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
     block = ds.get("torch_autocast")
     if isinstance(block, dict) and block.get("enabled"):
-        raise problem(
+        raise config_error(
             f"{_HERE}.torch_autocast", "is what train.precision: bf16 does by itself; leave it out and say that"
         )
 
@@ -219,11 +221,13 @@ def _check_optimizer(config: RunConfig, ds: dict[str, Any]) -> None:
         return
     name, ours = block.get("type"), config.optimizer
     if name in _OWN_OPTIMIZERS:
-        raise problem(f"{_HERE}.optimizer.type", f"{name} is not done here; take AdamW, or one of torch.optim")
+        raise config_error(f"{_HERE}.optimizer.type", f"{name} is not done here; take AdamW, or one of torch.optim")
     own = "AdamW" if ours.kind == "adamw" else ours.name
     same = ours.kind == "adamw" if _is_adamw(block) else name == own
     if not same:
-        raise problem(f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer says {own}; make them agree")
+        raise config_error(
+            f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer says {own}; make them agree"
+        )
     for key, value in _without_auto(block.get("params")).items():
         if key in _SWITCHES or (key == "bias_correction" and value is True):
             continue
@@ -233,7 +237,7 @@ def _check_optimizer(config: RunConfig, ds: dict[str, Any]) -> None:
         elif key in given:
             _must_equal(value, f"optimizer.params.{key}", given[key], f"optimizer.arguments.{key}")
         else:
-            raise problem(f"{_HERE}.optimizer.params.{key}", f"is not said by the section optimizer for {own}")
+            raise config_error(f"{_HERE}.optimizer.params.{key}", f"is not said by the section optimizer for {own}")
 
 
 def _check_scheduler(config: RunConfig, ds: dict[str, Any]) -> None:
@@ -243,7 +247,7 @@ def _check_scheduler(config: RunConfig, ds: dict[str, Any]) -> None:
     schedule = config.schedule
     if schedule.kind != "deepspeed" or schedule.name != block.get("type"):
         said = schedule.name if schedule.kind == "deepspeed" else schedule.kind
-        raise problem(
+        raise config_error(
             f"{_HERE}.scheduler.type", f"is {block.get('type')}, and the section schedule says {said}; make them agree"
         )
     for key, value in _without_auto(block.get("params")).items():

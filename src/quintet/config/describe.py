@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from quintet.config.keypath import KeyPath
-from quintet.config.part import Part
 from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
 _PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
@@ -123,13 +123,13 @@ def _filled(value: Any, key: KeyInfo) -> Any:
     return value if section is None else with_defaults(value, section)
 
 
-def kind_of(part: type[Part]) -> str:
+def kind_of(part: type[ConfigSection]) -> str:
     """The kind that a part of the schema stands for, "" for a part that has no kinds."""
     field = part.model_fields.get("kind")
     return "" if field is None else str(get_args(field.annotation)[0])
 
 
-def _section(part: type[Part], path: str, within: tuple[tuple[str, str], ...]) -> Section:
+def _section(part: type[ConfigSection], path: str, within: tuple[tuple[str, str], ...]) -> Section:
     keys = [_key(name, field, f"{path}.{name}".removeprefix("."), within) for name, field in part.model_fields.items()]
     keys.sort(key=lambda key: key.name != "kind")
     return Section(path, kind_of(part), within, " ".join((part.__doc__ or "").split()), tuple(keys))
@@ -161,15 +161,15 @@ def _key(name: str, field: FieldInfo, path: str, within: tuple[tuple[str, str], 
 
 def plain(value: Any) -> Any:
     """``value`` of the schema as YAML would hold it: parts as mappings with the kind first, tuples as lists."""
-    if isinstance(value, Part):
+    if isinstance(value, ConfigSection):
         names = sorted(type(value).model_fields, key=lambda name: name != "kind")
         return {name: plain(getattr(value, name)) for name in names}
     return [plain(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def _parts(annotation: Any) -> list[type[Part]]:
+def _parts(annotation: Any) -> list[type[ConfigSection]]:
     """The parts that ``annotation`` allows, also as elements of a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         return [annotation]
     origin = get_origin(annotation)
     inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
@@ -192,7 +192,7 @@ def _words(annotation: Any) -> str:
     if origin is tuple:
         element = _words(inner[0])
         return f"list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_PLURALS.get(element, element)}"
-    assert issubclass(annotation, Part), annotation
+    assert issubclass(annotation, ConfigSection), annotation
     return "section"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
@@ -17,14 +17,14 @@ IGNORE_INDEX = "the value in the labels that means no loss"
 _UNLEARNT = "text put in front of every document; it has no loss"
 
 
-class WholeText(Part):
+class WholeText(ConfigSection):
     """All of the text."""
 
     kind: Literal["text"] = key("text", "the whole text, all of it with a loss")
     prefix: str = key("", _PREFIX)
 
 
-class ConditionalText(Part):
+class ConditionalText(ConfigSection):
     """A prompt and a text, with a separator between them: the prompt, the separator included, has no loss."""
 
     kind: Literal["conditional"] = key(..., "a loss behind a separator only")
@@ -44,7 +44,7 @@ class ConditionalField(ConditionalText):
     field: str = key("text", "the field or column that holds the text", min_length=1)
 
 
-class AnswerFields(Part):
+class AnswerFields(ConfigSection):
     """A prompt and its answer in two fields: the answer and its end have a loss."""
 
     kind: Literal["answer"] = key(..., "a loss on the answer to a prompt only")
@@ -53,7 +53,7 @@ class AnswerFields(Part):
     between: str = key("", "text between prompt and answer; it has no loss")
 
 
-class ChatField(Part):
+class ChatField(ConfigSection):
     """A conversation: a list of messages, each with `role` and `content`, written by a chat template. What the
     assistant says, and what the template puts behind it, has a loss."""
 
@@ -72,11 +72,11 @@ class ChatField(Part):
             with suppress(ValueError):
                 if datetime.date.fromisoformat(self.date).isoformat() == self.date:
                     return self
-            raise problem("date", f"{self.date!r} is no day; write one as 2024-07-26")
+            raise config_error("date", f"{self.date!r} is no day; write one as 2024-07-26")
         return self
 
 
-class TokenField(Part):
+class TokenField(ConfigSection):
     """Tokens that are ready, made with the tokenizer of the run. Where there is an `attention_mask`, tokens of 0 are
     left out."""
 
@@ -97,7 +97,7 @@ class TokenField(Part):
     )
 
 
-class Music(Part):
+class Music(ConfigSection):
     """What pieces of piano music have in common, wherever they come from."""
 
     pauses: float | None = key(

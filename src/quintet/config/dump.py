@@ -9,7 +9,7 @@ import yaml
 
 from quintet.config.describe import plain
 from quintet.config.keypath import ABSENT, show
-from quintet.config.places import Place, Places
+from quintet.config.provenance import Origin, Provenance
 from quintet.config.read import line_places
 from quintet.config.schema import RunConfig
 
@@ -30,7 +30,7 @@ def dump_run_config(config: RunConfig) -> str:
     )
 
 
-def dump_with_origins(config: RunConfig, places: Places) -> str:
+def dump_with_origins(config: RunConfig, places: Provenance) -> str:
     """``config`` as `dump_run_config` writes it, with a comment behind each value that says where it comes from: the
     key and line of a dialect's file, the line of another file, the command line; a value without one is a default."""
     text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
@@ -46,7 +46,7 @@ def dump_with_origins(config: RunConfig, places: Places) -> str:
     )
 
 
-def _origin(place: Place) -> str:
+def _origin(place: Origin) -> str:
     if not place.key:
         return str(place)
     return f"{place.key} ({place})" if place.file is None or place.line is not None else place.key

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
-from quintet.config.places import Places, Problem, place_of, shown
+from quintet.config.provenance import Problem, Provenance, place_of, shown
 from quintet.config.read import half_character
 from quintet.config.spelling import nearest as nearest_name
 
@@ -36,7 +36,7 @@ class _Spot:
     key: KeyInfo | None = None
 
 
-def problems_of(error: ValidationError, values: dict[str, Any], places: Places) -> list[Problem]:
+def problems_of(error: ValidationError, values: dict[str, Any], places: Provenance) -> list[Problem]:
     """Every problem that ``error`` reports about ``values``, at the line of its key or of the section around it."""
     found: dict[KeyPath, str] = {}
     missing: dict[KeyPath, str] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from quintet.config.duration import check_fractions
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 from quintet.config.text_modeling import TextModelingConfig
 
 
-class EvaluateConfig(Part):
+class EvaluateConfig(ConfigSection):
     """Validation during training: always the same samples, in evaluation mode, in the precision of the training."""
 
     every: int | float | None = key(
@@ -84,7 +84,9 @@ class EvaluateConfig(Part):
     def _regular(self) -> EvaluateConfig:
         check_fractions(self, "every", "tasks_every")
         if self.tasks_every is not None and not self.tasks and self.text_modeling is None:
-            raise problem("tasks_every", "says when `tasks` and `text_modeling` are measured, and there are neither")
+            raise config_error(
+                "tasks_every", "says when `tasks` and `text_modeling` are measured, and there are neither"
+            )
         if self.offset and self.every is None:
-            raise problem("offset", "says from which step `every` is counted, and there is no `every`")
+            raise config_error("offset", "says from which step `every` is counted, and there is no `every`")
         return self

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse
 from quintet.config.merge import Override, Verb, apply_override, merge
-from quintet.config.places import COMMAND_LINE, Place, Problem, RunFileError, place_of
-from quintet.config.read import Document, first_line, read_document
+from quintet.config.provenance import COMMAND_LINE, Origin, Problem, RunFileError, place_of
+from quintet.config.read import YamlDocument, first_line, read_document
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override as HydraOverride
@@ -28,16 +28,16 @@ OWN_SETTINGS = "hydra"
 class Composed:
     """A composed config, and the overrides that chose files of groups and are therefore done."""
 
-    document: Document
+    document: YamlDocument
     used: tuple[str, ...]
 
 
-def is_composed(document: Document) -> bool:
+def is_composed(document: YamlDocument) -> bool:
     """Whether ``document`` has a defaults list."""
     return "defaults" in document.values
 
 
-def compose(document: Document, file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
+def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
     """``document``, which ``file`` holds, with what its defaults list names, below ``folder`` (the file's own when
     None).
 
@@ -62,7 +62,7 @@ def compose(document: Document, file: Path, overrides: Sequence[str], folder: Pa
     except (HydraException, ValueError) as error:
         place = place_of(("defaults",), document.places)
         raise RunFileError([Problem(place, "defaults", _reason(error, root))]) from None
-    composed: Document | None = None
+    composed: YamlDocument | None = None
     for default in found.defaults:
         path = default.config_path
         if path is None or path.split("/")[0] == OWN_SETTINGS:
@@ -71,11 +71,11 @@ def compose(document: Document, file: Path, overrides: Sequence[str], folder: Pa
         part = _packaged(document, package) if path == name else _part(_file(root, path, file), package)
         composed = part if composed is None else merge(composed, part)
     assert composed is not None, file
-    composed.places[()] = Place(str(file))
+    composed.places[()] = Origin(str(file))
     return Composed(composed, tuple(choosing))
 
 
-def apply_hydra_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def apply_hydra_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
     """``document`` with overrides in Hydra's grammar: ``key=value``, ``+key=value``, ``++key=value``, ``~key``.
 
     Raises RunFileError with every override that is malformed, deletes nothing, or asks for a sweep.
@@ -137,14 +137,14 @@ def _chooses(text: str, root: Path) -> bool:
     return is_group and not found.is_sweep_override() and not isinstance(found.value(), dict)
 
 
-def _part(file: Path, package: str) -> Document:
+def _part(file: Path, package: str) -> YamlDocument:
     """``file`` below ``package``; one that is a list is the value of the package's last step."""
     around, _, last = package.rpartition(".")
     document = read_document(file, list_key=last, may_be_empty=True)
     return _packaged(document, around if document.is_list else package)
 
 
-def _packaged(document: Document, package: str) -> Document:
+def _packaged(document: YamlDocument, package: str) -> YamlDocument:
     """``document`` below ``package``, "" at the top, without its defaults list and Hydra's own settings there."""
     values = {name: value for name, value in document.values.items() if name != "defaults"}
     places = {path: place for path, place in document.places.items() if path[:1] != ("defaults",)}
@@ -152,10 +152,10 @@ def _packaged(document: Document, package: str) -> Document:
     for step in reversed(steps):
         values = {step: values}
     top = places[()]
-    moved: dict[KeyPath, Place] = {steps[:length]: top for length in range(len(steps) + 1)}
+    moved: dict[KeyPath, Origin] = {steps[:length]: top for length in range(len(steps) + 1)}
     moved |= {(*steps, *path): place for path, place in places.items()}
     values.pop(OWN_SETTINGS, None)
-    return Document(values, {path: place for path, place in moved.items() if path[:1] != (OWN_SETTINGS,)})
+    return YamlDocument(values, {path: place for path, place in moved.items() if path[:1] != (OWN_SETTINGS,)})
 
 
 def _file(root: Path, config_path: str, asked_by: Path) -> Path:
@@ -167,7 +167,7 @@ def _file(root: Path, config_path: str, asked_by: Path) -> Path:
     return asked_by.parent / relative
 
 
-def _version_base(document: Document) -> str | None:
+def _version_base(document: YamlDocument) -> str | None:
     """The version of Hydra whose rules a file asks for, None for those of the installed one."""
     asked = lookup(document.values, ("HydraConf", "version_base"))
     return None if asked in (ABSENT, None) else str(asked)

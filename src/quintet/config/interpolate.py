@@ -13,14 +13,16 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, Unsu
 
 from quintet.config.describe import with_defaults
 from quintet.config.keypath import KeyPath, show, walk
-from quintet.config.places import Problem, RunFileError, place_of
-from quintet.config.read import Document, first_line
+from quintet.config.provenance import Problem, RunFileError, place_of
+from quintet.config.read import YamlDocument, first_line
 
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]?\s*(?=[.},\[])")
 """The points and the first name of a reference to a key: ``${name}``, ``${..name.inner}``, ``${oc.select:name,0}``."""
 
 
-def resolve(document: Document, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults) -> dict[str, Any]:
+def resolve(
+    document: YamlDocument, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults
+) -> dict[str, Any]:
     """The values of ``document`` with every interpolation resolved; it finds what ``defaults`` fills in, too, which is
     the schema's unless a dialect has its own.
 
@@ -45,7 +47,7 @@ def resolve(document: Document, defaults: Callable[[dict[str, Any]], dict[str, A
     return values
 
 
-def variables_of(document: Document) -> frozenset[str]:
+def variables_of(document: YamlDocument) -> frozenset[str]:
     """The names at the top of ``document`` that interpolations in it refer to."""
     found = set()
     for path, text in walk(document.values):

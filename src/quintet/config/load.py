@@ -24,8 +24,8 @@ from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.names import PATHS, local_path
-from quintet.config.places import Original, Place, Places, Problem, RunFileError, place_of
-from quintet.config.read import Document, files_read, read_document
+from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, place_of
+from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -50,7 +50,7 @@ class Loaded:
     what was read, by resolved path."""
 
     config: RunConfig
-    places: Mapping[KeyPath, Place]
+    places: Mapping[KeyPath, Origin]
     raw: Mapping[str, Any]
     dialect: Dialect | None = None
     notes: tuple[str, ...] = ()
@@ -99,11 +99,11 @@ class Loaded:
                 path, message = self._names(key), problem
                 key = show(path)
             place = place_of(path, self.places)
-            found.append(Problem(Place(place.file) if not key else place, key, message))
+            found.append(Problem(Origin(place.file) if not key else place, key, message))
         return RunFileError(in_its_words(found, self.places, self.dialect))
 
 
-def line_in_its_words(line: str, places: Places, dialect: Dialect | None) -> str:
+def line_in_its_words(line: str, places: Provenance, dialect: Dialect | None) -> str:
     """``line``, which tells something of a run with native keys, with what the file of ``dialect`` that ``places`` are
     of calls them, and with the line where it says them: "training.batch_size (their.yaml:12)"."""
     if dialect is None:
@@ -124,7 +124,7 @@ def line_in_its_words(line: str, places: Places, dialect: Dialect | None) -> str
     return _KEY.sub(renamed, line)
 
 
-def in_its_words(problems: Iterable[Problem], places: Places, dialect: Dialect | None) -> list[Problem]:
+def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Dialect | None) -> list[Problem]:
     """``problems``, which speak of native keys, in the words of the file of ``dialect`` that ``places`` are of: each
     with the key and line that say the value, and with the names that the native keys in its message have there.
 
@@ -135,7 +135,7 @@ def in_its_words(problems: Iterable[Problem], places: Places, dialect: Dialect |
     found = []
     for problem in problems:
         path = parse(problem.key)
-        place = _said_at(path, places, dialect) if path else Place(problem.place.file, problem.place.line)
+        place = _said_at(path, places, dialect) if path else Origin(problem.place.file, problem.place.line)
 
         def renamed(match: re.Match[str]) -> str:
             path = parse(match[0])
@@ -169,7 +169,7 @@ def _native_keys() -> frozenset[tuple[str, ...]]:
     return frozenset(found | {(*steps, "*") for steps in found if steps[-1] in ("config", "arguments")})
 
 
-def _said_at(path: KeyPath, places: Places, dialect: Dialect) -> Place:
+def _said_at(path: KeyPath, places: Provenance, dialect: Dialect) -> Origin:
     """The place of the native key ``path`` in a file of ``dialect``, or of the list's element or section around it; for
     one that is not set, the keys of the dialect that set it."""
     name = show(path)
@@ -178,13 +178,13 @@ def _said_at(path: KeyPath, places: Places, dialect: Dialect) -> Place:
         if place is not None and place.key and place.key != dialect.name:
             return place
         if place is not None:
-            return Place(place.file, place.line, f"{EXTENSION}.{name}")
+            return Origin(place.file, place.line, f"{EXTENSION}.{name}")
     steps = pattern_of(path)
-    native = [key for key in dialect.keys if steps in map(pattern, (key.to, *key.shapes)) and not key.refused]
+    native = [key for key in dialect.keys if steps in map(pattern, (key.to, *key.affects)) and not key.refused]
     given = {place.key: place for place in places.values() if place.line is not None}
     here = next((given[key.path] for key in native if key.path in given), None)
     keys = " or ".join(key.path for key in native) or f"{EXTENSION}.{name}"
-    return here or Place(places[()].file, None, keys)
+    return here or Origin(places[()].file, None, keys)
 
 
 def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
@@ -211,7 +211,9 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     else:
         document = (apply_hydra_overrides if hydra or dialect.hydra else apply_overrides)(document, left)
         resolved = resolve(document, partial(with_dialect_defaults, dialect))
-        translation = translate(dialect, Document(resolved, document.places), reading.purpose, variables_of(document))
+        translation = translate(
+            dialect, YamlDocument(resolved, document.places), reading.purpose, variables_of(document)
+        )
         document, notes = _named(translation.document, files), translation.notes
         prepare_to = translation.prepare_to
         values = document.values
@@ -224,7 +226,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     return Loaded(config, document.places, values, dialect, notes, prepare_to)
 
 
-def _check_paths(values: dict[str, Any], document: Document, dialect: Dialect | None) -> None:
+def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialect | None) -> None:
     """Raise RunFileError for every path that no file can have."""
     problems = []
     for path, text in walk(values):
@@ -238,7 +240,7 @@ def _check_paths(values: dict[str, Any], document: Document, dialect: Dialect | 
         raise RunFileError(in_its_words(problems, document.places, dialect))
 
 
-def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[Document, list[str], bool]:
+def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[YamlDocument, list[str], bool]:
     """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
     documents, used = [], set()
     for file in files:
@@ -252,10 +254,10 @@ def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) ->
     return reduce(merge, documents), [text for text in overrides if text not in used], bool(used)
 
 
-def _named(document: Document, files: Sequence[Path]) -> Document:
+def _named(document: YamlDocument, files: Sequence[Path]) -> YamlDocument:
     """``document`` with a name: that of the last file, where it has none."""
     if "name" not in document.values:
         last = Path(files[-1])
         document.values["name"] = last.stem
-        document.places[("name",)] = Place(str(last))
+        document.places[("name",)] = Origin(str(last))
     return document

@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.config.describe import default_kinds
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
 from quintet.config.names import local_path
-from quintet.config.places import COMMAND_LINE, Place, Places, Problem, RunFileError, place_of, shown
-from quintet.config.read import Document, first_line, half_character, read_document, with_whole_characters
+from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, place_of, shown
+from quintet.config.read import YamlDocument, first_line, half_character, read_document, with_whole_characters
 
 MISSING = "???"
 """OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
@@ -23,7 +23,7 @@ MISSING = "???"
 Verb = Literal["", "+", "++", "~"]
 
 
-def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) -> Document:
+def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()) -> YamlDocument:
     """``document``, which ``file`` holds, merged over the files that it ``extends``, which are relative to its folder;
     the key itself is gone.
 
@@ -36,7 +36,7 @@ def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) ->
     bases = [file.parent / local_path(name) for name in _bases(document, place)]
     del document.values["extends"]
     forget(document.places, ("extends",))
-    merged: Document | None = None
+    merged: YamlDocument | None = None
     for base in bases:
         if base.resolve() in around:
             raise RunFileError([Problem(place, "extends", f"{base} extends itself, directly or through others")])
@@ -45,7 +45,7 @@ def with_bases(document: Document, file: Path, around: tuple[Path, ...] = ()) ->
     return document if merged is None else merge(merged, document)
 
 
-def _bases(document: Document, place: Place) -> list[str]:
+def _bases(document: YamlDocument, place: Origin) -> list[str]:
     try:
         extends = OmegaConf.create(document.values)["extends"]
     except OmegaConfBaseException as error:
@@ -56,7 +56,7 @@ def _bases(document: Document, place: Place) -> list[str]:
     return names
 
 
-def merge(base: Document, over: Document) -> Document:
+def merge(base: YamlDocument, over: YamlDocument) -> YamlDocument:
     """``base`` with ``over`` on top, as OmegaConf merges: sections merge, also into the one that a reference stands
     for; everything else is replaced, lists too; ``???`` leaves what is there.
 
@@ -96,13 +96,13 @@ def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, 
     return kept
 
 
-def _placed(values: Any, base: Document, given: Places) -> Document:
+def _placed(values: Any, base: YamlDocument, given: Provenance) -> YamlDocument:
     """``values``, which were made from ``base``, with their places: those of ``given`` come first."""
     places = {path: given.get(path) or base.places.get(path) or _origin(path, base) for path, _ in walk(values)}
-    return Document(values, places)
+    return YamlDocument(values, places)
 
 
-def _origin(path: KeyPath, base: Document) -> Place:
+def _origin(path: KeyPath, base: YamlDocument) -> Origin:
     """The place of a value that has come into the section ``path[:-1]`` with what a reference in ``base`` stands
     for."""
     config = OmegaConf.create(base.values)
@@ -114,7 +114,7 @@ def _origin(path: KeyPath, base: Document) -> Place:
     return place_of(path, base.places)
 
 
-def forget(places: dict[KeyPath, Place], path: KeyPath) -> None:
+def forget(places: dict[KeyPath, Origin], path: KeyPath) -> None:
     """Remove the place of ``path`` and of all that is inside it."""
     for known in [known for known in places if known[: len(path)] == path]:
         del places[known]
@@ -133,7 +133,7 @@ class Override:
         return self.verb + show(self.path)
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
     """``document`` with each ``key.path=value`` set, in order, as `apply_override` does; the value is YAML.
 
     Raises RunFileError with every override that is malformed or leads to no place.
@@ -156,7 +156,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     return document
 
 
-def apply_override(document: Document, override: Override) -> Document:
+def apply_override(document: YamlDocument, override: Override) -> YamlDocument:
     """``document`` with ``override``, by the rules of Hydra (https://hydra.cc/docs/advanced/override_grammar/basic/):
     a section given as a value is merged into what is there, a list replaces it.
 
@@ -174,7 +174,7 @@ def apply_override(document: Document, override: Override) -> Document:
         raise ValueError(_merge_message(error)) from None
 
 
-def _deleted(document: Document, path: KeyPath, value: Any) -> Document:
+def _deleted(document: YamlDocument, path: KeyPath, value: Any) -> YamlDocument:
     config: Any = OmegaConf.create(document.values)
     found = OmegaConf.select(config, show(path), throw_on_missing=False)
     if found is None:
@@ -188,7 +188,7 @@ def _deleted(document: Document, path: KeyPath, value: Any) -> Document:
     return _placed(OmegaConf.to_container(config), document, {})
 
 
-def _set(document: Document, override: Override) -> Document:
+def _set(document: YamlDocument, override: Override) -> YamlDocument:
     path, value, old = override.path, override.value, document.values
     config: Any = OmegaConf.create(old)
     adds = override.verb == "+" and not isinstance(value, dict | list)

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 Decay = Literal["matrices", "all"]
 _DECAY = "what decays: matrices (and embeddings), or all, which has biases and the gains of norms too"
 
 
-class AdamWConfig(Part):
+class AdamWConfig(ConfigSection):
     """AdamW (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = key("adamw", "AdamW, fused where PyTorch has it")
@@ -28,7 +28,7 @@ class AdamWConfig(Part):
     )
 
 
-class TorchOptimizerConfig(Part):
+class TorchOptimizerConfig(ConfigSection):
     """An optimizer of torch.optim, by the name of its class."""
 
     kind: Literal["torch"] = key(..., "an optimizer of torch.optim")

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 
-class StreamPackingConfig(Part):
+class StreamPackingConfig(ConfigSection):
     """All documents of a source one behind the other, cut every `sequence_length` tokens."""
 
     kind: Literal["stream"] = key("stream", "one stream of tokens, cut where a sample is full")
@@ -19,7 +19,7 @@ class StreamPackingConfig(Part):
     )
 
 
-class _Packing(Part):
+class _Packing(ConfigSection):
     add_bos_eos: bool = key(
         False,
         "each sample begins with the tokenizer's first id, or its end id if it has none, and ends with its end id",
@@ -54,7 +54,7 @@ class BestFitPackingConfig(_Packing):
     kind: Literal["best_fit"] = key(..., "whole documents, fitted together")
 
 
-class _Music(Part):
+class _Music(ConfigSection):
     speeds: tuple[Annotated[float, Field(gt=0)], ...] = key(
         (), "each sample is also trained on so many times as fast, for instance 0.95 and 1.05", unit="times"
     )
@@ -99,7 +99,7 @@ class TaskPackingConfig(_Music):
         for name in ("min_notes_per_record", "min_task_notes"):
             least = getattr(self, name)
             if least is not None and least > self.notes_per_record:
-                raise problem(name, f"{least} are more than notes_per_record = {self.notes_per_record}")
+                raise config_error(name, f"{least} are more than notes_per_record = {self.notes_per_record}")
         return self
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 
-class _Processes(Part):
+class _Processes(ConfigSection):
     timeout_seconds: float = key(
         600.0, "a process that waits so long for the others gives up, and the run ends", unit="seconds", gt=0
     )
@@ -23,7 +23,7 @@ class AutoParallelConfig(_Processes):
     )
 
 
-class NoParallelConfig(Part):
+class NoParallelConfig(ConfigSection):
     """One process on one device."""
 
     kind: Literal["none"] = key(..., "one process, one device")

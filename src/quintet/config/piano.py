@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 OUTSIDE = "what to do with notes that no piano has, of pitches below 21 or above 108: stop with an error, or leave out"
 
 
-class NoteTokenizerConfig(Part):
+class NoteTokenizerConfig(ConfigSection):
     """What tokenizers of notes have in common."""
 
     special_tokens: int = key(
@@ -33,7 +33,7 @@ class NoteTokenizerConfig(Part):
     @model_validator(mode="after")
     def _names_have_room(self) -> NoteTokenizerConfig:
         if len(self.names) > self.special_tokens:
-            raise problem("names", f"{len(self.names)} names are more than special_tokens = {self.special_tokens}")
+            raise config_error("names", f"{len(self.names)} names are more than special_tokens = {self.special_tokens}")
         return self
 
 
@@ -48,7 +48,9 @@ class ExponentialTimeTokenizerConfig(NoteTokenizerConfig):
     @model_validator(mode="after")
     def _time_goes_on(self) -> ExponentialTimeTokenizerConfig:
         if self.max_time_step <= self.time_unit:
-            raise problem("max_time_step", f"must be above time_unit = {self.time_unit}, for a step must be below it")
+            raise config_error(
+                "max_time_step", f"must be above time_unit = {self.time_unit}, for a step must be below it"
+            )
         return self
 
 
@@ -71,7 +73,7 @@ class MergedTokenizerConfig(ExponentialTimeTokenizerConfig):
     kind: Literal["exponential_time"] = key("exponential_time", "notes as key events, velocities and steps of time")
 
 
-class NoteBPETokenizerConfig(Part):
+class NoteBPETokenizerConfig(ConfigSection):
     """Byte-pair encoding (Sennrich et al. 2016) of another tokenizer's ids: piano-gpt's AwesomeMidiTokenizer."""
 
     kind: Literal["note_bpe"] = key(..., "pairs of another tokenizer's ids, trained on the sources")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quintet.config.keypath import KeyPath, show
-from quintet.config.places import Place, Problem, RunFileError
+from quintet.config.provenance import Origin, Problem, RunFileError
 
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
@@ -35,27 +35,27 @@ def files_read() -> Iterator[dict[Path, bytes]]:
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """A file's values, interpolations not yet resolved, with the place of each key and list element.
 
     ``is_list``: the file is a list, which is the only value.
     """
 
     values: dict[str, Any]
-    places: dict[KeyPath, Place]
+    places: dict[KeyPath, Origin]
     is_list: bool = False
 
-    def apart(self, name: str) -> tuple[Document, Document]:
+    def apart(self, name: str) -> tuple[YamlDocument, YamlDocument]:
         """What is in the section ``name``, and all that is not."""
         inner = {path[1:]: place for path, place in self.places.items() if path[:1] == (name,)}
         others = {path: place for path, place in self.places.items() if path[:1] != (name,)}
         rest = {key: value for key, value in self.values.items() if key != name}
-        return Document(self.values[name], inner), Document(rest, others)
+        return YamlDocument(self.values[name], inner), YamlDocument(rest, others)
 
 
 def read_document(
-    file: Path, asked_at: Place | None = None, list_key: str = "", may_be_empty: bool = False
-) -> Document:
+    file: Path, asked_at: Origin | None = None, list_key: str = "", may_be_empty: bool = False
+) -> YamlDocument:
     """Read one run file; ``asked_at`` is where another file names it. A file that is a list is read as the value of
     ``list_key``, if given; one without keys is refused unless it ``may_be_empty``.
 
@@ -69,15 +69,15 @@ def read_document(
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
     if root is None and may_be_empty:
-        return Document({}, {(): Place(name)})
+        return YamlDocument({}, {(): Origin(name)})
     if root is None:
-        raise RunFileError([Problem(Place(name), "", "the file is empty; a run file needs at least data and train")])
+        raise RunFileError([Problem(Origin(name), "", "the file is empty; a run file needs at least data and train")])
     listed = isinstance(root, yaml.SequenceNode) and bool(list_key)
     if not isinstance(root, yaml.MappingNode) and not listed:
         what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
-        place = Place(name, root.start_mark.line + 1)
+        place = Origin(name, root.start_mark.line + 1)
         raise RunFileError([Problem(place, "", f"a run file is a mapping of keys to values, this one is {what}")])
-    reading = _Lines(name, {(): Place(name, root.start_mark.line + 1)}, [], [])
+    reading = _Lines(name, {(): Origin(name, root.start_mark.line + 1)}, [], [])
     if listed:
         reading.places[(list_key,)] = reading.places[()]
     reading.visit(root, (list_key,) if listed else ())
@@ -93,7 +93,7 @@ def read_document(
     if listed:
         values = {list_key: values}
     assert isinstance(values, dict)
-    return Document({str(key): value for key, value in values.items()}, reading.places, listed)
+    return YamlDocument({str(key): value for key, value in values.items()}, reading.places, listed)
 
 
 def with_whole_characters(text: str) -> str:
@@ -139,8 +139,8 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _text(file: Path, asked_at: Place | None) -> str:
-    place, prefix = (Place(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
+def _text(file: Path, asked_at: Origin | None) -> str:
+    place, prefix = (Origin(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
     if file.is_dir():
         raise RunFileError([Problem(place, "", f"{prefix}is a folder; name the run file in it")])
     try:
@@ -172,7 +172,7 @@ def _syntax_problem(name: str, text: str, error: yaml.YAMLError) -> Problem:
         message = "YAML is indented with spaces, not with tabs"
     elif "${" in found and "{" in found.replace("${", ""):
         message += '; between { } an interpolation stands in quotes: "${…}"'
-    return Problem(Place(name, line), "", message)
+    return Problem(Origin(name, line), "", message)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _Lines:
     """A walk over YAML nodes that notes lines and finds what a dictionary would hide."""
 
     file: str
-    places: dict[KeyPath, Place]
+    places: dict[KeyPath, Origin]
     problems: list[Problem]
     inside: list[int]  # identities of the nodes around the present one, for anchors that contain themselves
 
@@ -220,7 +220,7 @@ class _Lines:
             if key.value in own:
                 self._say(key, (*path, key.value), f"is given twice, first in line {own[key.value]}; keep one")
             own[key.value] = line
-            self.places[(*path, key.value)] = Place(self.file, line)
+            self.places[(*path, key.value)] = Origin(self.file, line)
             self.visit(value, (*path, key.value))
 
     def _interpolation(self, node: yaml.ScalarNode, path: KeyPath) -> None:
@@ -232,5 +232,5 @@ class _Lines:
     def _say(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self._place(node), show(path), message))
 
-    def _place(self, node: yaml.Node) -> Place:
-        return Place(self.file, node.start_mark.line + 1)
+    def _place(self, node: yaml.Node) -> Origin:
+        return Origin(self.file, node.start_mark.line + 1)

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.duration import check_fractions
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 _WARMUP_UNIT = "steps or fraction"
 
 
-class _Warmup(Part):
+class _Warmup(ConfigSection):
     warmup_steps: int | float = key(
         0,
         "steps in which the rate rises linearly to `lr`: a whole number, or with a point a fraction of the run's steps",
@@ -88,7 +88,7 @@ class TransformersScheduleConfig(_Warmup):
     arguments: dict[str, Any] = key({}, "what else the schedule takes, by the names that the library gives them")
 
 
-class DeepSpeedScheduleConfig(Part):
+class DeepSpeedScheduleConfig(ConfigSection):
     """A schedule of DeepSpeed, by its name there, with DeepSpeed's formulas and defaults; it sets the highest rate
     itself, except for WarmupCosineLR, and for WarmupLR without `warmup_max_lr`."""
 
@@ -121,20 +121,20 @@ ScheduleConfig = Annotated[
 ]
 
 
-class NoDropoutScheduleConfig(Part):
+class NoDropoutScheduleConfig(ConfigSection):
     """Every dropout keeps the rate that the model gives it."""
 
     kind: Literal["none"] = key("none", "the rates that the model says")
 
 
-class ConstantDropoutConfig(Part):
+class ConstantDropoutConfig(ConfigSection):
     """One rate for every dropout of the model, whatever the model says."""
 
     kind: Literal["constant"] = key(..., "one rate everywhere")
     rate: float = key(..., "rate of every dropout", unit="probability", ge=0, lt=1)
 
 
-class LinearDropoutConfig(Part):
+class LinearDropoutConfig(ConfigSection):
     """A straight line from one rate to another, flat before and after; it holds for every dropout of the model."""
 
     kind: Literal["linear"] = key(..., "a straight line from one rate to another")
@@ -144,7 +144,7 @@ class LinearDropoutConfig(Part):
     last_step: int | None = key(None, "step at which the line ends; the run's last when not given", unit="steps", ge=1)
 
 
-class TriangleDropoutConfig(Part):
+class TriangleDropoutConfig(ConfigSection):
     """Up and down again between two rates, in equal cycles; it holds for every dropout of the model."""
 
     kind: Literal["triangle"] = key(..., "up and down in equal cycles")

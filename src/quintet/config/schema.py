@@ -14,13 +14,13 @@ from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
-from quintet.config.part import Part, key, problem
 from quintet.config.schedule import (
     CosineConfig,
     DropoutScheduleConfig,
     NoDropoutScheduleConfig,
     ScheduleConfig,
 )
+from quintet.config.section import ConfigSection, config_error, key
 from quintet.config.sources import holds_ids
 from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
 from quintet.config.track import TrackConfig
@@ -52,7 +52,7 @@ class BatchShape:
         return self.samples * self.sequence_length
 
 
-class RunConfig(Part):
+class RunConfig(ConfigSection):
     """One run, from its data to its trackers."""
 
     name: str = key(
@@ -105,7 +105,7 @@ class RunConfig(Part):
     def _parts_agree(self) -> RunConfig:
         model, length = self.model, self.data.sequence_length
         if model.context_length is not None and length > model.context_length:
-            raise problem(
+            raise config_error(
                 "data.sequence_length", f"{length} tokens are more than model.context_length = {model.context_length}"
             )
         if (
@@ -114,41 +114,45 @@ class RunConfig(Part):
             and model.vocab_size
             and (model.vocab_size < self.tokenizer.vocab_size)
         ):
-            raise problem(
+            raise config_error(
                 "model.vocab_size",
                 f"{model.vocab_size} rows are fewer than the tokenizer's {self.tokenizer.vocab_size} ids; "
                 "raise it, or leave it out to take the tokenizer's",
             )
         if getattr(self.schedule, "min_lr", 0.0) > self.optimizer.lr:
-            raise problem("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
+            raise config_error("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
         warmup = getattr(self.schedule, "warmup_steps", 0)
         if self.train.steps is not None and isinstance(warmup, int) and warmup > self.train.steps:
-            raise problem("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
+            raise config_error("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
         if self.schedule.kind == "plateau":
             if self.evaluate.every is None:
-                raise problem("evaluate.every", "must be given: schedule.kind: plateau follows the validation loss")
+                raise config_error(
+                    "evaluate.every", "must be given: schedule.kind: plateau follows the validation loss"
+                )
             if not self.data.validation and not self.data.validation_sources:
-                raise problem("data.validation", "holds nothing out, and schedule.kind: plateau follows its loss")
+                raise config_error("data.validation", "holds nothing out, and schedule.kind: plateau follows its loss")
         if isinstance(self.loss, MaskedLossConfig) and self.loss.mask_id is None and model.kind == "huggingface":
-            raise problem("loss.mask_id", "must be given: a model of the transformers library gets no row for the mask")
+            raise config_error(
+                "loss.mask_id", "must be given: a model of the transformers library gets no row for the mask"
+            )
         bidirectional = isinstance(model, TransformerConfig) and model.attention.kind == "bidirectional"
         if bidirectional and not model.tells_documents and self.data.packing.kind != "stream":
-            raise problem(
+            raise config_error(
                 "model.attention.mask",
                 f"full sees the padding behind short samples, which data.packing.kind: {self.data.packing.kind} makes; "
                 "set it to document",
             )
         if self.evaluate.only and not self.data.validation and not self.data.validation_sources:
-            raise problem(
+            raise config_error(
                 "evaluate.only", "needs held-out data, and data.validation is 0; give it or validation_sources"
             )
         held_out = self.data.validation_sources or (self.data.sources if self.data.validation else ())
         known = list(dict.fromkeys(source.label for source in held_out if source.label))
         if self.evaluate.best_by is not None and self.evaluate.best_by not in known:
             there = ", ".join(known) or "none"
-            raise problem("evaluate.best_by", f"nothing held out has this label; there are {there}")
+            raise config_error("evaluate.best_by", f"nothing held out has this label; there are {there}")
         if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
-            raise problem(
+            raise config_error(
                 "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"
             )
         _ = self.batch
@@ -165,15 +169,15 @@ class RunConfig(Part):
         for name, sources in (("sources", data.sources), ("validation_sources", data.validation_sources)):
             for index, source in enumerate(sources):
                 if not holds_ids(source):
-                    raise problem(
+                    raise config_error(
                         f"data.{name}[{index}]",
                         "holds text, and tokenizer.kind: ids knows none; name another tokenizer, or ids: npy, bin, "
                         "tatm, megatron, store, or rows with document.kind: tokens",
                     )
                 if self.tokenizer.end_id is None and getattr(source, "document", None) == "end_id":
-                    raise problem("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
+                    raise config_error("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
         if self.tokenizer.end_id is None and getattr(data.packing, "add_bos_eos", False):
-            raise problem("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
+            raise config_error("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
         return self
 
     @model_validator(mode="after")
@@ -191,9 +195,9 @@ class RunConfig(Part):
         }
         for reason, holds in reasons.items():
             if holds:
-                raise problem("evaluate.text_modeling", f"must be null: the model {reason}")
+                raise config_error("evaluate.text_modeling", f"must be null: the model {reason}")
         if asked.path is None and not self.data.validation and not self.data.validation_sources:
-            raise problem("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
+            raise config_error("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
         return self
 
     @property
@@ -209,7 +213,7 @@ class RunConfig(Part):
         if train.batch_tokens is not None:
             samples, rest = divmod(train.batch_tokens, length)
             if rest or not samples:
-                raise problem(
+                raise config_error(
                     "train.batch_tokens",
                     f"must be a multiple of data.sequence_length = {length}: {max(samples, 1) * length} or "
                     f"{(max(samples, 1) + 1) * length}",
@@ -220,7 +224,7 @@ class RunConfig(Part):
         micro = train.micro_batch_size or max(1, samples // (train.accumulation or 1))
         accumulation = train.accumulation or samples // micro
         if micro * accumulation != samples:
-            raise problem(
+            raise config_error(
                 "train.accumulation" if train.accumulation else "train.micro_batch_size",
                 f"micro-batches of {micro} × {accumulation} passes do not make a batch of {samples} samples",
             )

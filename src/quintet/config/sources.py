@@ -17,7 +17,7 @@ from quintet.config.documents import (
     TokenField,
     WholeText,
 )
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 _DOCUMENT = (
     "whether a file is one document, or one ends with every end id (a file of ids says no more of them); when not "
@@ -25,7 +25,7 @@ _DOCUMENT = (
 )
 
 
-class Source(Part):
+class Source(ConfigSection):
     """What every source has: its share of the samples and a name for reports."""
 
     weight: float | None = key(
@@ -137,7 +137,7 @@ class _ArraySource(FileSource):
     def _part_of_a_file(self) -> _ArraySource:
         for name, place in (("start", self.start), ("stop", self.stop)):
             if isinstance(place, float) and place > 1:
-                raise problem(name, f"{place:g} is no fraction; write a number of tokens without a point")
+                raise config_error(name, f"{place:g} is no fraction; write a number of tokens without a point")
         return self
 
 

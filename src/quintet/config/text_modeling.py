@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 
-class TextModelingConfig(Part):
+class TextModelingConfig(ConfigSection):
     """Bits per byte, byte perplexity, accuracy and calibration on held-out text, by topic; see
     docs/guide/text-modeling.md."""
 

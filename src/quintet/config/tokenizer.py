@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key, problem
 from quintet.config.piano import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,
 )
+from quintet.config.section import ConfigSection, config_error, key
 from quintet.config.sources import SourceConfig
 
 _BEGIN = (
@@ -20,19 +20,19 @@ _BEGIN = (
 )
 
 
-class ByteTokenizerConfig(Part):
+class ByteTokenizerConfig(ConfigSection):
     """UTF-8 bytes: 256 ids and one for the end of a document. Nothing to train, nothing it cannot write."""
 
     kind: Literal["byte"] = key(..., "UTF-8 bytes")
 
 
-class CharTokenizerConfig(Part):
+class CharTokenizerConfig(ConfigSection):
     """One id for each character that occurs in the sources, as in char-rnn and nanoGPT's Shakespeare example."""
 
     kind: Literal["char"] = key(..., "characters of the sources")
 
 
-class BPETokenizerConfig(Part):
+class BPETokenizerConfig(ConfigSection):
     """A byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019) trained on the sources."""
 
     kind: Literal["bpe"] = key("bpe", "byte-level byte-pair encoding, trained on the sources")
@@ -48,14 +48,14 @@ class BPETokenizerConfig(Part):
     sources: tuple[SourceConfig, ...] = key((), "what to train it on; data.sources when not given")
 
 
-class TiktokenTokenizerConfig(Part):
+class TiktokenTokenizerConfig(ConfigSection):
     """OpenAI's encodings. Their files are fetched once; TIKTOKEN_CACHE_DIR names a folder that holds them already."""
 
     kind: Literal["tiktoken"] = key(..., "an encoding of OpenAI's tiktoken")
     name: Literal["gpt2", "p50k_base", "cl100k_base", "o200k_base"] = key("gpt2", "which encoding")
 
 
-class HuggingFaceTokenizerConfig(Part):
+class HuggingFaceTokenizerConfig(ConfigSection):
     """Any fast tokenizer of the Hugging Face world."""
 
     kind: Literal["huggingface"] = key(..., "a Hugging Face tokenizer")
@@ -68,7 +68,7 @@ class HuggingFaceTokenizerConfig(Part):
     begin: bool | Literal["auto"] = key("auto", _BEGIN)
 
 
-class IdTokenizerConfig(Part):
+class IdTokenizerConfig(ConfigSection):
     """No text at all: data that is token ids already (npy, bin, tatm, megatron, rows of ids). Prompts and what a model
     writes are ids as numbers, and there are no bits per byte."""
 
@@ -79,11 +79,11 @@ class IdTokenizerConfig(Part):
     @model_validator(mode="after")
     def _end_is_an_id(self) -> IdTokenizerConfig:
         if self.end_id is not None and self.end_id >= self.vocab_size:
-            raise problem("end_id", f"{self.end_id} is none of the {self.vocab_size} ids; they begin at 0")
+            raise config_error("end_id", f"{self.end_id} is none of the {self.vocab_size} ids; they begin at 0")
         return self
 
 
-class SavedTokenizerConfig(Part):
+class SavedTokenizerConfig(ConfigSection):
     """The tokenizer of another run, so that a model that is tuned on other data keeps the ids that it learnt."""
 
     kind: Literal["saved"] = key(..., "the tokenizer of another run")

@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 
-class TensorBoardConfig(Part):
+class TensorBoardConfig(ConfigSection):
     """TensorBoard event files in the run folder."""
 
     kind: Literal["tensorboard"] = key(..., "TensorBoard (needs `pip install 'quintet[tensorboard]'`)")
 
 
-class WandbConfig(Part):
+class WandbConfig(ConfigSection):
     """A run of Weights & Biases, with its files in the run folder."""
 
     kind: Literal["wandb"] = key(..., "Weights & Biases (needs `pip install 'quintet[wandb]'`)")
@@ -26,11 +26,11 @@ class WandbConfig(Part):
     @model_validator(mode="after")
     def _config_is_the_run_file(self) -> WandbConfig:
         if "config" in self.arguments:
-            raise problem("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
+            raise config_error("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
         return self
 
 
-class MLflowConfig(Part):
+class MLflowConfig(ConfigSection):
     """A run of MLflow."""
 
     kind: Literal["mlflow"] = key(..., "MLflow (needs `pip install 'quintet[mlflow]'`)")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 # Arguments of the other library that the run file says by a key of its own.
 _TRANSFORMERS = {
@@ -104,13 +104,13 @@ _LIGHTNING_VOID = {
 }
 
 
-class QuintetTrainerConfig(Part):
+class QuintetTrainerConfig(ConfigSection):
     """The loop of Quintet."""
 
     kind: Literal["quintet"] = key("quintet", "the loop of Quintet")
 
 
-class TransformersTrainerConfig(Part):
+class TransformersTrainerConfig(ConfigSection):
     """`Trainer` of the transformers library around the same model, batches, optimizer and bookkeeping."""
 
     kind: Literal["transformers"] = key(
@@ -119,7 +119,7 @@ class TransformersTrainerConfig(Part):
     arguments: dict[str, Any] = key({}, "further arguments of transformers.TrainingArguments, by name")
 
 
-class LightningTrainerConfig(Part):
+class LightningTrainerConfig(ConfigSection):
     """`Trainer` of Lightning around the same model, batches, optimizer and bookkeeping."""
 
     kind: Literal["lightning"] = key(..., "`Trainer` of Lightning (needs `pip install 'quintet[lightning]'`)")
@@ -137,9 +137,9 @@ def refuse_contradictions(config: Any) -> None:
     said, void = _tables(config.trainer)
     for name, value in getattr(config.trainer, "arguments", {}).items():
         if name in void:
-            raise problem(f"trainer.arguments.{name}", f"{void[name]}; leave it out")
+            raise config_error(f"trainer.arguments.{name}", f"{void[name]}; leave it out")
         if name in said and value != _value(config, said[name]):
-            raise problem(
+            raise config_error(
                 f"trainer.arguments.{name}", f"{value!r} is not what the run file says; set {said[name]} instead"
             )
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.duration import check_fractions
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 
-class _Loss(Part):
+class _Loss(ConfigSection):
     label_smoothing: float = key(
         0.0, "part of the target that is spread evenly over all ids (Szegedy et al. 2016)", unit="fraction", ge=0, lt=1
     )
@@ -34,7 +34,9 @@ class _Loss(Part):
     def _range_in_order(self) -> _Loss:
         if self.ignore_token_range is not None and not 0 <= self.ignore_token_range[0] <= self.ignore_token_range[1]:
             first, last = self.ignore_token_range
-            raise problem("ignore_token_range", f"{first} to {last} holds no id; give the lowest and the highest one")
+            raise config_error(
+                "ignore_token_range", f"{first} to {last} holds no id; give the lowest and the highest one"
+            )
         return self
 
 
@@ -61,7 +63,9 @@ class MaskedLossConfig(_Loss):
     @model_validator(mode="after")
     def _shares_fit(self) -> MaskedLossConfig:
         if self.masked + self.random > 1 + 1e-9:
-            raise problem("random", f"masked and random are {self.masked + self.random:g} together; at most 1 fits")
+            raise config_error(
+                "random", f"masked and random are {self.masked + self.random:g} together; at most 1 fits"
+            )
         return self
 
 
@@ -71,7 +75,7 @@ LossConfig = Annotated[NextTokenLossConfig | MaskedLossConfig, Field(discriminat
 ActivationCheckpointing = Literal["none", "selective"] | Annotated[int, Field(ge=1)]
 
 
-class TrainConfig(Part):
+class TrainConfig(ConfigSection):
     """How long, in which batches, and on what hardware a run trains."""
 
     steps: int | None = key(
@@ -133,16 +137,16 @@ class TrainConfig(Part):
     def _some_length(self) -> TrainConfig:
         check_fractions(self, "log_every")
         if self.steps is None and self.tokens is None and self.epochs is None:
-            raise problem("steps", "steps, tokens or epochs must say how long to train; none is given")
+            raise config_error("steps", "steps, tokens or epochs must say how long to train; none is given")
         given = [name for name in ("batch_size", "batch_tokens", "batch_size_per_device") if getattr(self, name)]
         if len(given) > 1:
-            raise problem(given[1], f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+            raise config_error(given[1], f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
         if self.batch_devices is not None and self.batch_size_per_device is None:
-            raise problem("batch_devices", "counts the devices of batch_size_per_device, which is not given")
+            raise config_error("batch_devices", "counts the devices of batch_size_per_device, which is not given")
         return self
 
 
-class SampleConfig(Part):
+class SampleConfig(ConfigSection):
     """Texts that the model writes during training, to read along."""
 
     every: int | float | None = key(
@@ -168,7 +172,7 @@ class SampleConfig(Part):
         return self
 
 
-class CheckpointConfig(Part):
+class CheckpointConfig(ConfigSection):
     """What a run keeps so that it can be continued and used."""
 
     every: int | float | None = key(

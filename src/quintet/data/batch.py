@@ -54,17 +54,19 @@ class TrainData:
         """Samples of an epoch: those of all sources, repeated as the run says; with weights not each of them once."""
         return self.order.epoch_samples
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The batch of ``step``, counted from 0: a pure function.
 
-        With ``world`` > 1, only the consecutive part of it that belongs to ``rank``; the parts of all ranks, one behind
-        the other, are the whole batch, and differ by at most one sample in size.
+        With ``world_size`` > 1, only the consecutive part of it that belongs to ``rank``; the parts of all ranks, one
+        behind the other, are the whole batch, and differ by at most one sample in size.
         """
         assert step >= 0, step
-        assert 0 <= rank < world, (rank, world)
+        assert 0 <= rank < world_size, (rank, world_size)
         first = step * self.batch_size
         positions = np.arange(
-            first + rank * self.batch_size // world, first + (rank + 1) * self.batch_size // world, dtype=np.int64
+            first + rank * self.batch_size // world_size,
+            first + (rank + 1) * self.batch_size // world_size,
+            dtype=np.int64,
         )
         return _collate(self.streams, *self.order.at(positions), self.sequence_length)
 
@@ -146,8 +148,8 @@ def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarra
         sample = streams[source].sample(index)
         size = sample.ids.size - 1
         inputs[row, :size], targets[row, :size] = sample.ids[:-1], sample.ids[1:]
-        if sample.learnt is not None:
-            targets[row, :size][~sample.learnt[1:]] = IGNORED
+        if sample.loss_mask is not None:
+            targets[row, :size][~sample.loss_mask[1:]] = IGNORED
         numbers[row, :size] = 0 if sample.documents is None else sample.documents[:-1]
         if sample.prompts is not None:
             prompts[row, :size] = sample.prompts[:-1]

@@ -25,7 +25,7 @@ from quintet.data.manifest import Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.check import MANIFEST
 from quintet.data.sources.files import shown
-from quintet.data.sources.listing import Listing, Unit, label_of, reading_rules, source_libraries, units_of
+from quintet.data.sources.source_index import SourceIndex, WorkUnit, label_of, reading_rules, source_libraries, units_of
 from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
 from quintet.errors import UserError
 from quintet.files import new_folder
@@ -47,7 +47,7 @@ _LIBRARIES = (
 )  # fmt: skip
 _ALL = CleaningConfig()
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Order:
+class StoreSpec:
     """A store to be made: of which source, with which tokenizer (and what the run file says of it), and where."""
 
-    listing: Listing
+    listing: SourceIndex
     tokenizer: Tokenizer
     tokenizer_config: dict[str, Any]
     folder: Path
@@ -83,7 +83,7 @@ class Order:
         return token_dtype(self.tokenizer.vocab_size).str
 
 
-def store_key(listing: Listing, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
+def store_key(listing: SourceIndex, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
     """Name of the store that a source and a tokenizer make: it follows from all that its documents depend on, the
     versions of the libraries that read and encode them included."""
     rules = reading_rules(listing.source, tokenizer)
@@ -92,66 +92,66 @@ def store_key(listing: Listing, tokenizer: Tokenizer, cleaning: CleaningConfig =
     return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json(), *versions)
 
 
-def versions_used(listing: Listing, tokenizer: Tokenizer) -> dict[str, str]:
+def versions_used(listing: SourceIndex, tokenizer: Tokenizer) -> dict[str, str]:
     """Versions of the libraries that make the ids of the store of ``listing`` and ``tokenizer``, by name."""
     return versions_of((*source_libraries(listing.source), *libraries_of(tokenizer)))
 
 
 def build_store(
-    order: Order, processes: int, progress: Progress | None, relist: Callable[[], Listing] | None = None
+    spec: StoreSpec, processes: int, progress: ProgressCallback | None, relist: Callable[[], SourceIndex] | None = None
 ) -> TokenStore:
-    """The store that ``order`` describes; made if it is not there, continued if it is half there.
+    """The store that ``spec`` describes; made if it is not there, continued if it is half there.
 
     The result is the same to the byte for any number of ``processes``. With little to do, none is started. ``relist``
     looks at the source once more, so that one that changed meanwhile is not taken for what it was. Raises UserError for
     what cannot be read; what was finished before it stays. Waits for processes that make a share of the store.
     """
-    if not (order.folder / MANIFEST).is_file():
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with locked(order.folder, alone=True):
-            if not (order.folder / MANIFEST).is_file():  # another process may have made it while this one waited
-                _begin(order)
-                units, left_out = units_of(order.listing)
-                _clean(order, len(units))
-                _make_shards(order, units, range(len(units)), processes, progress)
-                _check_unchanged(order, relist)
-                _finish(order, _shards(order, len(units)), left_out)
-    store = TokenStore.open(order.folder, order.tokenizer.fingerprint)
-    assert store.manifest.key == order.key, (store.manifest.key, order.key)
+    if not (spec.folder / MANIFEST).is_file():
+        spec.folder.mkdir(parents=True, exist_ok=True)
+        with locked(spec.folder, alone=True):
+            if not (spec.folder / MANIFEST).is_file():  # another process may have made it while this one waited
+                _begin(spec)
+                units, left_out = units_of(spec.listing)
+                _clean(spec, len(units))
+                _make_shards(spec, units, range(len(units)), processes, progress)
+                _check_unchanged(spec, relist)
+                _finish(spec, _shards(spec, len(units)), left_out)
+    store = TokenStore.open(spec.folder, spec.tokenizer.fingerprint)
+    assert store.manifest.key == spec.key, (store.manifest.key, spec.key)
     return store
 
 
 def build_share(
-    order: Order,
+    spec: StoreSpec,
     share: Share,
     processes: int,
-    progress: Progress | None,
-    relist: Callable[[], Listing] | None = None,
+    progress: ProgressCallback | None,
+    relist: Callable[[], SourceIndex] | None = None,
 ) -> int:
     """Make the shards of ``share``, beside other processes that make theirs in the same folder, on any machine.
 
     Whoever finds all shards there at the end makes the store of them, bit for bit the one of ``build_store``. Returns
     how many shards are still missing; 0 when the store is made.
     """
-    if (order.folder / MANIFEST).is_file():
+    if (spec.folder / MANIFEST).is_file():
         return 0
-    order.folder.mkdir(parents=True, exist_ok=True)
-    units, left_out = units_of(order.listing)
-    with locked(order.folder, alone=True, wait=False) as alone:
-        if alone and not (order.folder / MANIFEST).is_file():
-            _clean(order, len(units))
-    with locked(order.folder, alone=False):
-        if not (order.folder / MANIFEST).is_file():
-            _begin(order)
-            _make_shards(order, units, share.of(len(units)), processes, progress)
-            _check_unchanged(order, relist)
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    units, left_out = units_of(spec.listing)
+    with locked(spec.folder, alone=True, wait=False) as alone:
+        if alone and not (spec.folder / MANIFEST).is_file():
+            _clean(spec, len(units))
+    with locked(spec.folder, alone=False):
+        if not (spec.folder / MANIFEST).is_file():
+            _begin(spec)
+            _make_shards(spec, units, share.of(len(units)), processes, progress)
+            _check_unchanged(spec, relist)
     # Each looks behind its last shard, so the one that looks last finds all of them.
-    missing = len(units) - len(_shards(order, len(units)))
+    missing = len(units) - len(_shards(spec, len(units)))
     if not missing:
-        with locked(order.folder, alone=True):
-            if not (order.folder / MANIFEST).is_file():
-                _clean(order, len(units))
-                _finish(order, _shards(order, len(units)), left_out)
+        with locked(spec.folder, alone=True):
+            if not (spec.folder / MANIFEST).is_file():
+                _clean(spec, len(units))
+                _finish(spec, _shards(spec, len(units)), left_out)
     return missing
 
 
@@ -176,67 +176,69 @@ def check_output(folder: Path, key: str) -> None:
         )
 
 
-def _begin(order: Order) -> None:
+def _begin(spec: StoreSpec) -> None:
     """Say in the folder whose it is, and put the tokenizer there. Any number of processes may do so at once."""
-    folder = order.folder
+    folder = spec.folder
     if not (folder / UNFINISHED).is_file():
-        write_json(folder / UNFINISHED, {"key": order.key})
+        write_json(folder / UNFINISHED, {"key": spec.key})
     if not (folder / TOKENIZER).is_dir():
         with new_folder(folder / TOKENIZER, shared=True) as place:
-            order.tokenizer.save(place)
+            spec.tokenizer.save(place)
 
 
-def _finish(order: Order, written: list[Written], left_out: list[str]) -> None:
+def _finish(spec: StoreSpec, written: list[Written], left_out: list[str]) -> None:
     """Make a store of the shards: find what is in it twice, and write the manifest, with which it is there."""
-    manifest = _manifest(order, written, left_out)
-    store = TokenStore(order.folder, manifest)
-    dropped, reasons = find_duplicates(store, order.cleaning)
+    manifest = _manifest(spec, written, left_out)
+    store = TokenStore(spec.folder, manifest)
+    dropped, reasons = find_duplicates(store, spec.cleaning)
     if dropped.size:
-        write_dropped(order.folder, dropped)
+        write_dropped(spec.folder, dropped)
         starts, stops = store.document_bounds(dropped)
         which = digest(dropped.astype("<i8").tobytes())
         unused = Dropped(dropped.size, int((stops - starts).sum()), which)
         manifest = replace(manifest, dropped=dict(Counter(manifest.dropped) + reasons), unused=unused)
-    manifest.write(order.folder)
-    (order.folder / UNFINISHED).unlink()
+    manifest.write(spec.folder)
+    (spec.folder / UNFINISHED).unlink()
 
 
-def _shards(order: Order, count: int) -> list[Written]:
+def _shards(spec: StoreSpec, count: int) -> list[Written]:
     """The shards that are finished, of ``count``, in their order."""
-    found = (read_written(order.folder, index, order.dtype) for index in range(count))
+    found = (read_written(spec.folder, index, spec.dtype) for index in range(count))
     return [written for written in found if written is not None]
 
 
-def _check_unchanged(order: Order, relist: Callable[[], Listing] | None) -> None:
-    if relist is not None and relist().fingerprint != order.listing.fingerprint:
-        raise UserError(f"{label_of(order.listing.source)}: changed while it was read; run again")
+def _check_unchanged(spec: StoreSpec, relist: Callable[[], SourceIndex] | None) -> None:
+    if relist is not None and relist().fingerprint != spec.listing.fingerprint:
+        raise UserError(f"{label_of(spec.listing.source)}: changed while it was read; run again")
 
 
-def _make_shards(order: Order, units: list[Unit], wanted: range, processes: int, progress: Progress | None) -> None:
+def _make_shards(
+    spec: StoreSpec, units: list[WorkUnit], wanted: range, processes: int, progress: ProgressCallback | None
+) -> None:
     """Write the shards of the units ``wanted``, but for those that are there."""
-    missing = {index: units[index] for index in wanted if read_written(order.folder, index, order.dtype) is None}
+    missing = {index: units[index] for index in wanted if read_written(spec.folder, index, spec.dtype) is None}
     total = sum(units[index].size for index in wanted)
-    meter = _Meter(f"tokenising {label_of(order.listing.source)}", total, progress)
+    meter = _Meter(f"tokenising {label_of(spec.listing.source)}", total, progress)
     meter.advance(total - sum(unit.size for unit in missing.values()))
     if min(processes, len(missing)) <= 1 or sum(unit.size for unit in missing.values()) <= _SMALL:
         for index, unit in missing.items():
-            write_shard(order.folder, index, unit, order.tokenizer, meter.advance, order.cleaning)
+            write_shard(spec.folder, index, unit, spec.tokenizer, meter.advance, spec.cleaning)
     else:
-        _in_processes(order, missing, min(processes, len(missing)), meter)
+        _in_processes(spec, missing, min(processes, len(missing)), meter)
     meter.finish()
 
 
-def _in_processes(order: Order, units: dict[int, Unit], processes: int, meter: _Meter) -> None:
+def _in_processes(spec: StoreSpec, units: dict[int, WorkUnit], processes: int, meter: _Meter) -> None:
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
-        how = (order.folder, order.cleaning)
+        how = (spec.folder, spec.cleaning)
         futures = {pool.submit(_work, *how, index, unit): index for index, unit in units.items()}
         for future in as_completed(futures):
             future.result()
             meter.advance(units[futures[future]].size)
     except BrokenProcessPool as error:
         raise UserError(
-            f"{order.folder}: a process that tokenised was killed, most likely because memory ran out; set "
+            f"{spec.folder}: a process that tokenised was killed, most likely because memory ran out; set "
             f"data.processes below {processes} and run again: what is finished is kept"
         ) from error
     finally:
@@ -259,7 +261,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: Unit) -> None:
+def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: WorkUnit) -> None:
     write_shard(folder, index, unit, _loaded(folder / TOKENIZER), cleaning=cleaning)
 
 
@@ -274,7 +276,7 @@ def library_versions() -> dict[str, str]:
 class _Meter:
     """Bytes done of a stage, told to ``progress`` and never more than there are."""
 
-    def __init__(self, stage: str, total: int, progress: Progress | None) -> None:
+    def __init__(self, stage: str, total: int, progress: ProgressCallback | None) -> None:
         self._stage, self._total, self._progress, self._done = stage, total, progress, 0
 
     def advance(self, size: int) -> None:
@@ -290,16 +292,16 @@ class _Meter:
             self._progress(self._stage, max(done, 0), self._total)
 
 
-def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Manifest:
+def _manifest(spec: StoreSpec, written: list[Written], left_out: list[str]) -> Manifest:
     shards = tuple(one.shard for one in written if one.shard.tokens)
     left_out = [*map(shown, left_out), *(name for one in written for name in one.left_out)]
     return Manifest(
-        key=order.key,
-        description=label_of(order.listing.source),
-        tokenizer=order.tokenizer.fingerprint,
-        tokenizer_config=order.tokenizer_config,
-        vocab_size=order.tokenizer.vocab_size,
-        dtype=order.dtype,
+        key=spec.key,
+        description=label_of(spec.listing.source),
+        tokenizer=spec.tokenizer.fingerprint,
+        tokenizer_config=spec.tokenizer_config,
+        vocab_size=spec.tokenizer.vocab_size,
+        dtype=spec.dtype,
         tokens=sum(shard.tokens for shard in shards),
         documents=sum(shard.documents for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -312,10 +314,10 @@ def _manifest(order: Order, written: list[Written], left_out: list[str]) -> Mani
     )
 
 
-def _clean(order: Order, count: int) -> None:
+def _clean(spec: StoreSpec, count: int) -> None:
     """Delete what processes that were killed left of shards that they did not finish. Only while nobody writes."""
-    finished = {written.shard.name for written in _shards(order, count)}
-    for file in order.folder.iterdir():
+    finished = {written.shard.name for written in _shards(spec, count)}
+    for file in spec.folder.iterdir():
         shard = file.name.startswith("shard-") and file.name.split(".")[0] not in finished
         if shard or file.name.startswith((".shard-", f".{DROPPED}", f".{MANIFEST}", f".{UNFINISHED}")):
             file.unlink()

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from quintet.config.cleaning import CleaningConfig, QualityConfig
-from quintet.data.sources.document import Document, Ids, Piece
+from quintet.data.sources.document import Document, TextPiece, TokenIds
 
 Rule = Callable[[str], bool]
 """Whether a text is to be dropped."""
@@ -43,9 +43,9 @@ def reason_to_drop(text: str, rules: dict[str, Rule]) -> str | None:
 
 def text_of(document: Document) -> str:
     """The text of ``document``, empty for tokens that are ready."""
-    if isinstance(document, Ids):
+    if isinstance(document, TokenIds):
         return ""
-    if isinstance(document, Piece):
+    if isinstance(document, TextPiece):
         assert document.whole is not None
         return document.whole
     return document if isinstance(document, str) else "".join(document.texts)

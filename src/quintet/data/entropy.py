@@ -9,7 +9,7 @@ import numpy as np
 from quintet.data.batch import IGNORED
 
 
-def sights(
+def context_ids(
     inputs: np.ndarray,
     documents: np.ndarray | None = None,
     prompts: np.ndarray | None = None,

@@ -8,12 +8,12 @@ from quintet.config.documents import TokenField
 from quintet.config.sources import BinSource, NpySource, TextSource
 from quintet.data.manifest import Manifest
 from quintet.data.sources.files import passed_over_lines
-from quintet.data.sources.listing import Listing, label_of
+from quintet.data.sources.source_index import SourceIndex, label_of
 
 _PASSED_OVER = ("midi_", "notes_", "padding_")  # reasons that count parts of documents and of files
 
 
-def preparation_lines(listing: Listing, manifest: Manifest) -> list[str]:
+def preparation_lines(listing: SourceIndex, manifest: Manifest) -> list[str]:
     """What the store of ``listing`` does not have of the source, and which of its settings found nothing."""
     label = label_of(listing.source)
     found = [
@@ -40,7 +40,7 @@ def left_out_files(count: int, first: tuple[str, ...]) -> Iterator[str]:
         yield f"left out: {count:,} files that cannot be read ({names})"
 
 
-def _matched_nothing(listing: Listing, manifest: Manifest) -> Iterator[str]:
+def _matched_nothing(listing: SourceIndex, manifest: Manifest) -> Iterator[str]:
     source, matched, documents = listing.source, manifest.matched, manifest.documents
     document = getattr(source, "document", None)
     if isinstance(source, TextSource) and source.separator is not None and not matched.get("separator"):

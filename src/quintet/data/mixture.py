@@ -81,7 +81,7 @@ class EpochOrder:
 
 
 @dataclass(frozen=True)
-class Stage:
+class MixtureStage:
     """From position ``start`` of the run on, sources are drawn in proportion to ``weights``; those of 0 are not."""
 
     start: int
@@ -102,16 +102,16 @@ class WeightedOrder:
     weights: tuple[float, ...]
     seed: int
     shuffle: bool
-    later: tuple[Stage, ...] = ()
+    later: tuple[MixtureStage, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.counts) > BLOCK:
             raise UserError(f"data.sources: {len(self.counts)} sources with weights are more than {BLOCK}; join some")
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[MixtureStage, ...]:
         """All stages; the first starts at 0."""
-        return Stage(0, self.weights), *self.later
+        return MixtureStage(0, self.weights), *self.later
 
     @property
     def epoch_samples(self) -> int:

@@ -29,7 +29,7 @@ def tasks_of(packing: AnyPackingConfig) -> tuple[Task, ...]:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class MusicPieces:
     """The pieces in a part of a store: where each begins, and which of its notes belong to the part.
 
     ``begins``, ``firsts`` and ``counts`` are int64 [pieces]: position of the piece's first number, its first note that
@@ -43,10 +43,10 @@ class Pieces:
     short: int = 0
 
     @classmethod
-    def of(cls, stream: TokenStream) -> Pieces:
+    def of(cls, stream: TokenStream) -> MusicPieces:
         """Those in ``stream``. A piece that is held out in part gives the notes that are whole."""
         assert isinstance(stream.store, TokenStore)
-        store, spans = stream.store, stream.intervals
+        store, spans = stream.store, stream.ranges
         begins, ends = store.document_bounds(np.arange(store.document_count))
         inside = np.searchsorted(spans.stops, begins, side="right")
         there = inside < spans.stops.size
@@ -86,7 +86,7 @@ class NoteSamples:
     and by its task. ``seed`` keys what tasks draw at random.
     """
 
-    pieces: Pieces
+    pieces: MusicPieces
     tokenizer: NoteTokenizer
     packing: MusicPackingConfig
     sequence_length: int
@@ -164,8 +164,8 @@ class NoteSamples:
             if ids.size <= size or len(notes) <= _FEWEST:
                 break
             notes = notes[: max(_FEWEST, min(len(notes) - 1, len(notes) * size // ids.size))]
-        learnt = np.arange(ids.size) >= (0 if self.learn_prompts else prompt.size)
-        return Sample(ids[:size].astype(np.int64), learnt[:size], prompts=~learnt[:size])
+        loss_mask = np.arange(ids.size) >= (0 if self.learn_prompts else prompt.size)
+        return Sample(ids[:size].astype(np.int64), loss_mask[:size], prompts=~loss_mask[:size])
 
     def _notes_of(self, index: int) -> int:
         """Notes of the record of sample ``index``."""

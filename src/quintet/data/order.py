@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.data import Stage as StageConfig
+from quintet.config.data import StageConfig
 from quintet.config.duration import steps_of
 from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
 from quintet.data.batch import ValidationData
-from quintet.data.mixture import EpochOrder, Order, Stage, WeightedOrder
+from quintet.data.mixture import EpochOrder, MixtureStage, Order, WeightedOrder
 
 
 def build_order(config: RunConfig, counts: tuple[int, ...]) -> Order:
@@ -45,13 +45,13 @@ def stage_lines(config: RunConfig, order: Order) -> list[str]:
     ]
 
 
-def _stages(config: RunConfig, counts: tuple[int, ...]) -> list[Stage]:
+def _stages(config: RunConfig, counts: tuple[int, ...]) -> list[MixtureStage]:
     """The stages with their first positions, which follow from the run's steps where they are fractions of them."""
     samples = config.batch.samples
     steps = total_steps(config.train, samples, config.data.sequence_length, sum(counts))
     ends = [steps_of(stage.until, steps) for stage in config.data.stages[:-1] if stage.until is not None]
     weights = [_source_weights(config, stage, counts) for stage in config.data.stages]
-    return [Stage(end * samples, found) for end, found in zip([0, *ends], weights, strict=True)]
+    return [MixtureStage(end * samples, found) for end, found in zip([0, *ends], weights, strict=True)]
 
 
 def _source_weights(config: RunConfig, stage: StageConfig, counts: tuple[int, ...]) -> tuple[float, ...]:

@@ -15,13 +15,13 @@ import numpy as np
 
 from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, PackingConfig
 from quintet.data.samples import LeftOut, Sample, Windows
-from quintet.data.split import Intervals, TokenStream
+from quintet.data.split import TokenRanges, TokenStream
 from quintet.data.store import TokenStore
 from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
-from quintet.tokenize.borders import character_starts, clean_starts
 from quintet.tokenize.bounds import begin_ids, text_bounds
+from quintet.tokenize.token_boundaries import character_starts, clean_starts
 
 _RECIPE = "3"  # to be raised when the same documents are packed otherwise than before
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
@@ -52,11 +52,11 @@ class PieceTable:
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples of ``table`` from the ``intervals`` of ``store``, each of which begins and ends with the tokens of
+    """Samples of ``table`` from the ``ranges`` of ``store``, each of which begins and ends with the tokens of
     ``borders`` if there are any."""
 
     store: TokenStore
-    intervals: Intervals
+    ranges: TokenRanges
     table: PieceTable
     sequence_length: int
     borders: tuple[tuple[int, ...], int] | None
@@ -82,7 +82,7 @@ class Packed:
         bounds = list(zip(self.table.starts[first:last].tolist(), self.table.stops[first:last].tolist(), strict=True))
         parts = [self.store.tokens(start, stop) for start, stop in bounds]
         numbers = np.repeat(np.arange(len(parts)), [part.size for part in parts])
-        ids, mask = np.concatenate(parts), np.concatenate([self._learnt(start, stop) for start, stop in bounds])
+        ids, mask = np.concatenate(parts), np.concatenate([self._loss_mask(start, stop) for start, stop in bounds])
         asked = [found for start, stop in bounds if (found := self.store.prompts(start, stop)) is not None]
         prompts = np.concatenate(asked) if asked else np.zeros(ids.size, dtype=bool)
         if self.borders is not None:
@@ -93,20 +93,20 @@ class Packed:
             prompts = np.concatenate([prompts[:1].repeat(len(begin)), prompts, [False]])
         return Sample(ids, mask, numbers, prompts)
 
-    def _learnt(self, start: int, stop: int) -> np.ndarray:
-        found = self.store.learnt(start, stop)
+    def _loss_mask(self, start: int, stop: int) -> np.ndarray:
+        found = self.store.loss_mask(start, stop)
         return np.ones(stop - start, dtype=bool) if found is None else found
 
 
 def pack(
     store: TokenStore,
-    intervals: Intervals,
+    ranges: TokenRanges,
     config: PackingConfig,
     sequence_length: int,
     tokenizer: Tokenizer,
     cache: Path,
 ) -> Packed:
-    """The samples that ``config``, which is not the stream, makes of the documents in ``intervals`` of ``store``.
+    """The samples that ``config``, which is not the stream, makes of the documents in ``ranges`` of ``store``.
 
     Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. Samples without a
     target are left out, and counted: a single token, and in a store that says what is learnt those of which nothing is.
@@ -114,13 +114,13 @@ def pack(
     begin = text_bounds(tokenizer, around_samples=config.add_bos_eos).begin
     begin_and_end = (begin, tokenizer.end_id) if config.add_bos_eos else None
     facts = (config.model_dump_json(), str(sequence_length), tokenizer.fingerprint)
-    where = digest(intervals.starts.tobytes(), intervals.stops.tobytes())
+    where = digest(ranges.starts.tobytes(), ranges.stops.tobytes())
     folder = cache / "packings" / digest(_RECIPE, store.fingerprint, where, *facts)
     if not folder.is_dir():
         room = sequence_length + 1 - (len(begin) + 1 if begin_and_end else 0)
         end_id = NO_END if config.ends_kept else tokenizer.end_id
-        starts, stops = document_spans(store, intervals, end_id, begin_ids(tokenizer) if begin_and_end else ())
-        empty = _documents_in(store, intervals) - len(starts)
+        starts, stops = document_spans(store, ranges, end_id, begin_ids(tokenizer) if begin_and_end else ())
+        empty = _documents_in(store, ranges) - len(starts)
         table = _table(store, (starts, stops), config, room, tokenizer)
         used = _learning(store, table, first=int(begin_and_end is None))
         short = np.maximum(stops - starts - room, 0) if isinstance(config, DocumentPackingConfig) else starts * 0
@@ -128,7 +128,7 @@ def pack(
         _write(folder, used, LeftOut(*counts))
     table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
     left_out = LeftOut(*np.load(folder / f"{_LEFT_OUT}.npy").tolist())
-    return Packed(store, intervals, table, sequence_length, begin_and_end, left_out)
+    return Packed(store, ranges, table, sequence_length, begin_and_end, left_out)
 
 
 def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, cache: Path) -> Windows:
@@ -137,7 +137,7 @@ def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, ca
     store = stream.store
     if not isinstance(store, TokenStore) or not store.masked:
         return windows
-    where = digest(stream.intervals.starts.tobytes(), stream.intervals.stops.tobytes())
+    where = digest(stream.ranges.starts.tobytes(), stream.ranges.stops.tobytes())
     facts = digest(_RECIPE, store.fingerprint, where, str(sequence_length), str(predict_next))
     folder = cache / "packings" / facts
     if not folder.is_dir():
@@ -147,15 +147,15 @@ def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, ca
 
 
 def document_spans(
-    store: TokenStore, intervals: Intervals, end_id: int, begin: tuple[int, ...] = ()
+    store: TokenStore, ranges: TokenRanges, end_id: int, begin: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First token of each document in ``intervals`` and the one behind its last: int64 [documents] each.
+    """First token of each document in ``ranges`` and the one behind its last: int64 [documents] each.
 
     ``end_id`` is left out where a document ends with it, and so is a document that has nothing else; ``NO_END`` leaves
     out nothing. The ids ``begin`` are left out where a document begins with them.
     """
     starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start, stop in zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True):
+    for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
         first, last = store.document_at(start), store.document_at(stop - 1) + 1
         documents = np.arange(first, last)
         bounds = store.document_bounds(documents)
@@ -167,8 +167,8 @@ def document_spans(
     return all_starts[kept], all_stops[kept]
 
 
-def _documents_in(store: TokenStore, intervals: Intervals) -> int:
-    bounds = zip(intervals.starts.tolist(), intervals.stops.tolist(), strict=True)
+def _documents_in(store: TokenStore, ranges: TokenRanges) -> int:
+    bounds = zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True)
     return sum(store.document_at(stop - 1) + 1 - store.document_at(start) for start, stop in bounds)
 
 
@@ -339,7 +339,7 @@ def _learning(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
 
 def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
     pieces = range(int(table.rows[row]), int(table.rows[row + 1]))
-    masks = [store.learnt(int(table.starts[piece]), int(table.stops[piece])) for piece in pieces]
+    masks = [store.loss_mask(int(table.starts[piece]), int(table.stops[piece])) for piece in pieces]
     return any(mask is not None and mask[0 if place else first :].any() for place, mask in enumerate(masks))
 
 

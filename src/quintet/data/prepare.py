@@ -17,17 +17,26 @@ from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig, StoreSource, holds_notes
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
 from quintet.data.batch import TrainData, ValidationData
-from quintet.data.build import Order, Progress, Share, build_share, build_store, check_output, store_key, versions_used
+from quintet.data.build import (
+    ProgressCallback,
+    Share,
+    StoreSpec,
+    build_share,
+    build_store,
+    check_output,
+    store_key,
+    versions_used,
+)
+from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
 from quintet.data.duplicates import check_library
-from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
 from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
 from quintet.data.manifest import read_manifest
 from quintet.data.order import build_order
 from quintet.data.packing import cut_stream, pack
 from quintet.data.samples import Samples
 from quintet.data.sources.check import MANIFEST, check_sources, sources_of
-from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
-from quintet.data.sources.listing import Listing, documents, label_of, list_source, units_of
+from quintet.data.sources.document import Document, Report, TextParts, TextPiece, TokenIds
+from quintet.data.sources.source_index import SourceIndex, documents, label_of, list_source, units_of
 from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -67,10 +76,10 @@ class _Corpus:
 
     sources: tuple[SourceConfig, ...]
     wheres: tuple[str, ...]
-    listings: tuple[Listing | None, ...]
+    listings: tuple[SourceIndex | None, ...]
 
 
-def prepare(config: RunConfig, *, progress: Progress | None = None) -> Prepared:
+def prepare(config: RunConfig, *, progress: ProgressCallback | None = None) -> Prepared:
     """Tokenise what is not tokenised yet and open the data of ``config``.
 
     ``progress(stage, done_bytes, total_bytes)`` is called along the way. What is finished is found again under
@@ -98,7 +107,7 @@ def find_prepared(config: RunConfig) -> Prepared | None:
     return _prepared(config, corpus, tokenizer, None)
 
 
-def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress: Progress | None) -> Prepared:
+def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress: ProgressCallback | None) -> Prepared:
     stores = tuple(
         _store(config, source, where, listing, tokenizer, progress)
         for source, where, listing in zip(corpus.sources, corpus.wheres, corpus.listings, strict=True)
@@ -132,7 +141,9 @@ def _packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iter
         yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
-def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> tuple[TokenStore, list[str]]:
+def prepare_to(
+    config: RunConfig, folder: Path, *, progress: ProgressCallback | None = None
+) -> tuple[TokenStore, list[str]]:
     """Write the store of the only source of ``config`` to ``folder``, for a source of kind store; with it come lines on
     what is left out.
 
@@ -149,7 +160,7 @@ def prepare_to(config: RunConfig, folder: Path, *, progress: Progress | None = N
 
 
 def prepare_share(
-    config: RunConfig, share: Share, folder: Path | None = None, *, progress: Progress | None = None
+    config: RunConfig, share: Share, folder: Path | None = None, *, progress: ProgressCallback | None = None
 ) -> int:
     """Make one share of the stores of ``config``, or of that in ``folder`` as `prepare_to` does; see `build_share`.
 
@@ -178,7 +189,7 @@ def _check_only_source(config: RunConfig) -> None:
         raise UserError(f"data.sources: --output writes the store of one source that is read, and there are {found}")
 
 
-def build_tokenizer_of(config: RunConfig, *, progress: Progress | None = None) -> Tokenizer:
+def build_tokenizer_of(config: RunConfig, *, progress: ProgressCallback | None = None) -> Tokenizer:
     """The tokenizer of ``config`` alone; one that is made from the sources reads them, or is found in the cache."""
     return _tokenizer(config, _look_at(config), progress)
 
@@ -191,7 +202,7 @@ def _look_at(config: RunConfig) -> _Corpus:
     return _Corpus(tuple(source for source, _ in found), tuple(where for _, where in found), tuple(listings))
 
 
-def _tokenizer(config: RunConfig, corpus: _Corpus, progress: Progress | None) -> Tokenizer:
+def _tokenizer(config: RunConfig, corpus: _Corpus, progress: ProgressCallback | None) -> Tokenizer:
     stores = [source for source in corpus.sources if isinstance(source, StoreSource)]
     if _made_from_sources(config) and stores:
         return _tokenizer_of_store(config, stores[0])
@@ -203,7 +214,7 @@ def _tokenizer(config: RunConfig, corpus: _Corpus, progress: Progress | None) ->
     return tokenizer
 
 
-def _to_train_on(config: RunConfig, corpus: _Corpus) -> list[Listing]:
+def _to_train_on(config: RunConfig, corpus: _Corpus) -> list[SourceIndex]:
     """What a tokenizer is made from: sources of its own, or those of the run."""
     listings = []
     for index, source in enumerate(getattr(config.tokenizer, "sources", ())):
@@ -217,7 +228,7 @@ def _made_from_sources(config: RunConfig) -> bool:
     return isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig | NoteBPETokenizerConfig)
 
 
-def _corpus_fingerprint(listings: list[Listing]) -> str:
+def _corpus_fingerprint(listings: list[SourceIndex]) -> str:
     return digest(*(listing.fingerprint for listing in listings))
 
 
@@ -233,7 +244,7 @@ def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer")
 
 
-def _texts(config: RunConfig, listings: list[Listing], progress: Progress | None) -> Iterator[str | Notes]:
+def _texts(config: RunConfig, listings: list[SourceIndex], progress: ProgressCallback | None) -> Iterator[str | Notes]:
     """The documents of ``listings``, or enough of them, evenly, when only a sample of them is needed."""
     budget = config.tokenizer.train_bytes if isinstance(config.tokenizer, BPETokenizerConfig) else None
     stride = 1 if budget is None else max(1, sum(one.size for one in listings) // (_READ_FOR_SAMPLE * budget))
@@ -253,11 +264,11 @@ def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
     for document in found:
         if isinstance(document, str):
             yield document
-        elif isinstance(document, Piece):
+        elif isinstance(document, TextPiece):
             yield document.text
-        elif isinstance(document, Parts):
+        elif isinstance(document, TextParts):
             yield from document.texts
-        elif music and isinstance(document, Ids):
+        elif music and isinstance(document, TokenIds):
             yield from_numbers(document.ids[HEADER:])
 
 
@@ -265,9 +276,9 @@ def _store(
     config: RunConfig,
     source: SourceConfig,
     where: str,
-    listing: Listing | None,
+    listing: SourceIndex | None,
     tokenizer: Tokenizer,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> TokenStore:
     if listing is None:
         assert isinstance(source, StoreSource)
@@ -285,19 +296,24 @@ def _store(
 
 
 def _built(
-    config: RunConfig, folder: Path, listing: Listing, where: str, tokenizer: Tokenizer, progress: Progress | None
+    config: RunConfig,
+    folder: Path,
+    listing: SourceIndex,
+    where: str,
+    tokenizer: Tokenizer,
+    progress: ProgressCallback | None,
 ) -> TokenStore:
     order, relist = _order(config, folder, listing, where, tokenizer)
     return build_store(order, config.data.processes or threads(), progress, relist)
 
 
 def _order(
-    config: RunConfig, folder: Path, listing: Listing, where: str, tokenizer: Tokenizer
-) -> tuple[Order, Callable[[], Listing] | None]:
+    config: RunConfig, folder: Path, listing: SourceIndex, where: str, tokenizer: Tokenizer
+) -> tuple[StoreSpec, Callable[[], SourceIndex] | None]:
     """The store to be made of ``listing`` in ``folder``, and what looks at the source once more."""
     # A dataset is a snapshot; files can be written to while they are read.
-    relist: Callable[[], Listing] | None = partial(list_source, listing.source, where) if listing.files else None
-    return Order(listing, tokenizer, config.tokenizer.model_dump(mode="json"), folder, config.data.cleaning), relist
+    relist: Callable[[], SourceIndex] | None = partial(list_source, listing.source, where) if listing.files else None
+    return StoreSpec(listing, tokenizer, config.tokenizer.model_dump(mode="json"), folder, config.data.cleaning), relist
 
 
 def _divide(
@@ -317,7 +333,7 @@ def _divide(
     train = TrainData(streams, labels[:trained], order, config.batch.samples, length)
     if not data.validation and not data.validation_sources:
         return train, None, left_out
-    held_out = [TokenStream(store, part.intervals) for store, part in zip(stores, parts, strict=False)]
+    held_out = [TokenStream(store, part.ranges) for store, part in zip(stores, parts, strict=False)]
     names = labels[:trained]
     if data.validation_sources:
         held_out, names = [whole(store, store.dropped) for store in stores[trained:]], labels[trained:]
@@ -389,15 +405,15 @@ def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, *, tr
     """The samples of a part of a store, cut as data.packing says; only those to train on are varied."""
     packing, length = config.data.packing, config.data.sequence_length
     if isinstance(packing, MusicPackingConfig):
-        from quintet.data.note_samples import NoteSamples, Pieces
+        from quintet.data.note_samples import MusicPieces, NoteSamples
 
         seed = key(config.seed, "notes")
-        pieces, learn = Pieces.of(stream), config.data.learn_prompts
+        pieces, learn = MusicPieces.of(stream), config.data.learn_prompts
         return NoteSamples(pieces, note_tokenizer(tokenizer), packing, length, seed, training, learn)
     if isinstance(packing, StreamPackingConfig):
         return cut_stream(stream, length, packing.predict_next, _cache(config))
     assert isinstance(stream.store, TokenStore)
-    return pack(stream.store, stream.intervals, packing, length, tokenizer, _cache(config))
+    return pack(stream.store, stream.ranges, packing, length, tokenizer, _cache(config))
 
 
 def _training_counts(

@@ -14,13 +14,13 @@ _READ_TOGETHER = 1 << 22  # tokens whose masks are looked at together
 class Sample:
     """``ids`` [at most sequence_length + 1]: each but the last is an input and each but the first a target.
 
-    ``learnt`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document of
-    each, from 0; when None all are of one. ``prompts`` bool says which stand in their document before the first that
+    ``loss_mask`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document
+    of each, from 0; when None all are of one. ``prompts`` bool says which stand in their document before the first that
     has a loss; none when None.
     """
 
     ids: np.ndarray
-    learnt: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
     documents: np.ndarray | None = None
     prompts: np.ndarray | None = None
 
@@ -96,7 +96,7 @@ class Stream(Protocol):
         """``length`` tokens from ``position`` on."""
         ...
 
-    def learnt(self, position: int, length: int) -> np.ndarray | None:
+    def loss_mask(self, position: int, length: int) -> np.ndarray | None:
         """Which of these have a loss, bool [length]; None where all of the stream have."""
         ...
 
@@ -143,18 +143,18 @@ class Windows:
         found = 0
         for first in range(0, self.count, together):
             samples = min(together, self.count - first)
-            learnt = self.stream.learnt(first * length + 1, samples * length)
-            if learnt is None:
+            loss_mask = self.stream.loss_mask(first * length + 1, samples * length)
+            if loss_mask is None:
                 return 0
-            targets = learnt.reshape(samples, length)[:, : length if self.predict_next else length - 1]
+            targets = loss_mask.reshape(samples, length)[:, : length if self.predict_next else length - 1]
             found += int((~targets.any(1)).sum())
         return found
 
     def sample(self, index: int) -> Sample:
         start, size = index * self.sequence_length, self.sequence_length + 1
-        learnt = self.stream.learnt(start, size)
+        loss_mask = self.stream.loss_mask(start, size)
         if not self.predict_next:
-            learnt = np.ones(size, dtype=bool) if learnt is None else learnt.copy()
-            learnt[-1] = False
+            loss_mask = np.ones(size, dtype=bool) if loss_mask is None else loss_mask.copy()
+            loss_mask[-1] = False
         documents, prompts = self.stream.documents(start, size), self.stream.prompts(start, size)
-        return Sample(self.stream.read(start, size), learnt, documents, prompts)
+        return Sample(self.stream.read(start, size), loss_mask, documents, prompts)

@@ -17,9 +17,9 @@ from quintet.config.cleaning import CleaningConfig
 from quintet.data.cleaning import kept, text_of
 from quintet.data.duplicates import signer
 from quintet.data.manifest import Shard, write_json
-from quintet.data.sources.document import Document, Ids, Parts, Piece, Report
+from quintet.data.sources.document import Document, Report, TextParts, TextPiece, TokenIds
 from quintet.data.sources.files import shown
-from quintet.data.sources.listing import Unit, documents
+from quintet.data.sources.source_index import WorkUnit, documents
 from quintet.data.store import ArrayWriter, array_file, size_problems, token_dtype
 from quintet.errors import UserError
 from quintet.files import unfinished_name
@@ -53,7 +53,7 @@ def shard_name(index: int) -> str:
 def write_shard(
     folder: Path,
     index: int,
-    unit: Unit,
+    unit: WorkUnit,
     tokenizer: Tokenizer,
     advance: Callable[[int], None] | None = None,
     cleaning: CleaningConfig = _ALL,
@@ -115,7 +115,7 @@ class _Arrays:
         self._hashes: list[int] = []
         self._count = self._begun = self._bytes = 0
         self._permutations = 0
-        self._last_learnt = True
+        self._last_has_loss = True
         self._without_end = 0
         self._learns, self._unlearnt = False, 0
         self.dropped = Counter[str]()
@@ -127,8 +127,8 @@ class _Arrays:
         """
         if piece.ids.size:
             if piece.is_text and self._count == self._begun and (begin := begin_ids(self._tokenizer)):
-                self._append(np.array(begin), None if piece.learnt is None else np.zeros(len(begin), dtype=bool))
-            self._append(piece.ids, piece.learnt)
+                self._append(np.array(begin), None if piece.loss_mask is None else np.zeros(len(begin), dtype=bool))
+            self._append(piece.ids, piece.loss_mask)
             self._bytes += piece.bytes
         if piece.continues:
             return False
@@ -140,7 +140,7 @@ class _Arrays:
             if self._has_ended(piece.ends):
                 self._without_end += 1
             else:
-                self._append(np.array([end]), np.array([self._last_learnt and piece.learn_end]))
+                self._append(np.array([end]), np.array([self._last_has_loss and piece.learn_end]))
         self._unlearnt, self._learns = self._unlearnt + (not self._learns), False
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
@@ -191,16 +191,16 @@ class _Arrays:
         for writer in self._files.values():
             writer.abandon()
 
-    def _append(self, ids: np.ndarray, learnt: np.ndarray | None) -> None:
+    def _append(self, ids: np.ndarray, loss_mask: np.ndarray | None) -> None:
         ids = ids.astype(self._dtype, copy=False)
-        if learnt is not None and not learnt.all() and "learnt" not in self._files:
+        if loss_mask is not None and not loss_mask.all() and "learnt" not in self._files:
             self._begin("learnt", np.dtype(bool))
             for start in range(0, self._count, _BATCH):  # all that stands before is learnt
                 self._append_mask(np.ones(min(_BATCH, self._count - start), dtype=bool))
         if "learnt" in self._files:
-            self._append_mask(np.ones(ids.size, dtype=bool) if learnt is None else learnt)
-        self._last_learnt = learnt is None or bool(learnt[-1])
-        self._learns = self._learns or learnt is None or bool(learnt.any())
+            self._append_mask(np.ones(ids.size, dtype=bool) if loss_mask is None else loss_mask)
+        self._last_has_loss = loss_mask is None or bool(loss_mask[-1])
+        self._learns = self._learns or loss_mask is None or bool(loss_mask.any())
         self._tokens.append(ids)
         self._digest.update(np.ascontiguousarray(ids).data)
         self._hash.update(np.ascontiguousarray(ids).data)
@@ -224,7 +224,7 @@ class _Encoded:
     begin with."""
 
     ids: np.ndarray
-    learnt: np.ndarray | None
+    loss_mask: np.ndarray | None
     bytes: int
     continues: bool = False
     ends: frozenset[int] = frozenset()
@@ -236,7 +236,7 @@ def _whole(found: Iterable[Document]) -> Iterator[Document]:
     """``found`` with texts in one piece, as rules judge them as a whole."""
     held: list[str] = []
     for document in found:
-        if not isinstance(document, Piece):
+        if not isinstance(document, TextPiece):
             yield document
             continue
         held.append(document.text)
@@ -254,9 +254,9 @@ def _cut(found: Iterable[Document]) -> Iterator[Document]:
         parts = cut_text(document, _BATCH)
         last = next(parts)
         for part in parts:
-            yield Piece(last, True, document)
+            yield TextPiece(last, True, document)
             last = part
-        yield Piece(last, False, document)
+        yield TextPiece(last, False, document)
 
 
 def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
@@ -273,21 +273,21 @@ def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: Unit) -> Iterator[_Encoded]:
+def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit) -> Iterator[_Encoded]:
     """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
     try:
-        plain = iter(tokenizer.encode_batch([_plain(one) for one in batch if isinstance(one, str | Piece)]))
-        parts = iter(_parts_encoded(tokenizer, [one for one in batch if isinstance(one, Parts)]))
+        plain = iter(tokenizer.encode_batch([_plain(one) for one in batch if isinstance(one, str | TextPiece)]))
+        parts = iter(_parts_encoded(tokenizer, [one for one in batch if isinstance(one, TextParts)]))
         for document in batch:
-            if isinstance(document, Ids):
+            if isinstance(document, TokenIds):
                 _check_ids(document, tokenizer)
                 size = int(_byte_lengths(tokenizer)[document.ids].sum())
                 how = (document.continues, document.ends, document.learn_end)
-                yield _Encoded(document.ids, document.learnt, size, *how, is_text=False)
-            elif isinstance(document, Parts):
+                yield _Encoded(document.ids, document.loss_mask, size, *how, is_text=False)
+            elif isinstance(document, TextParts):
                 yield next(parts)
             else:
-                continues = isinstance(document, Piece) and document.continues
+                continues = isinstance(document, TextPiece) and document.continues
                 yield _Encoded(next(plain), None, _size(document), continues)
     except UserError as error:
         raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
@@ -299,7 +299,7 @@ def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     return tokenizer.bytes_per_token()
 
 
-def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[Parts]) -> Iterator[_Encoded]:
+def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[TextParts]) -> Iterator[_Encoded]:
     """``documents``, each encoded as one text: a tokenizer may write the beginning of a text as nothing else."""
     texts = [document.whole for document in documents]
     if any(document.template for document in documents):  # all, for they are of one source
@@ -308,22 +308,22 @@ def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[Parts]) -> Iterator
     else:
         encoded = tokenizer.encode_spans(texts)
     for document, spans in zip(documents, encoded, strict=True):
-        learnt = _learnt(document, spans)
-        yield _Encoded(spans.ids, learnt, _size(document), ends=document.ends, is_text=not document.template)
+        loss_mask = _loss_mask(document, spans)
+        yield _Encoded(spans.ids, loss_mask, _size(document), ends=document.ends, is_text=not document.template)
 
 
-def _learnt(document: Parts, spans: Spans) -> np.ndarray:
+def _loss_mask(document: TextParts, spans: Spans) -> np.ndarray:
     """Which ids stand for a character of a text that is learnt: bool [tokens]."""
     borders = np.cumsum([len(text) for text in document.texts])
     # An id without characters is of the text that the next character is of.
     first = np.minimum(np.searchsorted(borders, spans.starts, side="right"), borders.size - 1)
     last = np.searchsorted(borders, np.maximum(spans.stops, spans.starts + 1), side="left")
-    learnt = [one and text != "" for one, text in zip(document.learnt, document.texts, strict=True)]
-    before = np.cumsum([0, *learnt])
+    loss_mask = [one and text != "" for one, text in zip(document.loss_mask, document.texts, strict=True)]
+    before = np.cumsum([0, *loss_mask])
     return before[np.minimum(last, borders.size - 1) + 1] > before[first]
 
 
-def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
+def _check_ids(document: TokenIds, tokenizer: Tokenizer) -> None:
     wrong = np.flatnonzero((document.ids < 0) | (document.ids >= tokenizer.vocab_size))
     if wrong.size:
         place = int(wrong[0])
@@ -333,7 +333,7 @@ def _check_ids(document: Ids, tokenizer: Tokenizer) -> None:
         )
 
 
-def _plain(document: str | Piece) -> str:
+def _plain(document: str | TextPiece) -> str:
     return document if isinstance(document, str) else document.text
 
 
@@ -341,11 +341,11 @@ def _length(document: Document) -> int:
     match document:
         case str():
             return len(document)
-        case Piece():
+        case TextPiece():
             return len(document.text)
-        case Parts():
+        case TextParts():
             return sum(map(len, document.texts))
-        case Ids():
+        case TokenIds():
             return document.ids.size
 
 
@@ -354,9 +354,9 @@ def _size(document: Document) -> int:
     match document:
         case str():
             return len(document) if document.isascii() else len(document.encode("utf-8"))
-        case Piece():
+        case TextPiece():
             return _size(document.text)
-        case Parts():
+        case TextParts():
             return sum(map(_size, document.texts))
-        case Ids():
+        case TokenIds():
             return document.ids.nbytes

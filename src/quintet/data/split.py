@@ -29,13 +29,13 @@ class Documents(Protocol):
     def document_count(self) -> int: ...
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
     def tokens(self, start: int, stop: int) -> np.ndarray: ...
-    def learnt(self, start: int, stop: int) -> np.ndarray | None: ...
+    def loss_mask(self, start: int, stop: int) -> np.ndarray | None: ...
     def documents(self, start: int, stop: int) -> np.ndarray: ...
     def prompts(self, start: int, stop: int) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
-class Intervals:
+class TokenRanges:
     """Sorted, disjoint, non-empty ranges of positions: int64 [intervals] each."""
 
     starts: np.ndarray
@@ -46,11 +46,11 @@ class Intervals:
         """Positions in all."""
         return int((self.stops - self.starts).sum())
 
-    def complement(self, size: int) -> Intervals:
+    def complement(self, size: int) -> TokenRanges:
         """What of 0 … ``size`` - 1 is in none of the intervals."""
         starts, stops = np.append(0, self.stops), np.append(self.starts, size)
         kept = starts < stops
-        return Intervals(starts[kept], stops[kept])
+        return TokenRanges(starts[kept], stops[kept])
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TokenStream:
     """Some intervals of a store read as one sequence. Memory: two numbers an interval."""
 
     store: Documents
-    intervals: Intervals
+    ranges: TokenRanges
 
     @property
     def length(self) -> int:
@@ -67,16 +67,16 @@ class TokenStream:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        return np.cumsum(self.intervals.stops - self.intervals.starts, dtype=np.int64)
+        return np.cumsum(self.ranges.stops - self.ranges.starts, dtype=np.int64)
 
     def read(self, position: int, length: int) -> np.ndarray:
         """``length`` tokens from ``position`` on, [length] of the store's dtype, gathered across holes."""
         parts = [self.store.tokens(start, stop) for start, stop in self._ranges(position, length)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
 
-    def learnt(self, position: int, length: int) -> np.ndarray | None:
+    def loss_mask(self, position: int, length: int) -> np.ndarray | None:
         """Which of these have a loss, bool [length]; None where all of the store have."""
-        parts = [self.store.learnt(start, stop) for start, stop in self._ranges(position, length)]
+        parts = [self.store.loss_mask(start, stop) for start, stop in self._ranges(position, length)]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if known else None
 
@@ -99,7 +99,7 @@ class TokenStream:
         index = int(np.searchsorted(self._ends, position, side="right"))
         ranges = []
         while length:
-            stop = int(self.intervals.stops[index])
+            stop = int(self.ranges.stops[index])
             start = stop - (int(self._ends[index]) - position)
             taken = min(length, stop - start)
             ranges.append((start, start + taken))
@@ -109,12 +109,12 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """``documents`` of a store, int64 [documents], and the ``intervals`` of its tokens that they are. Of the document
+    """``documents`` of a store, int64 [documents], and the ``ranges`` of its tokens that they are. Of the document
     ``cut``, if there is one, only the tail is held out."""
 
     documents: np.ndarray
     cut: int | None
-    intervals: Intervals
+    ranges: TokenRanges
 
 
 def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray = _NONE) -> HeldOut:
@@ -131,14 +131,14 @@ def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray 
 def trained_on(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
     """What of ``store`` remains without what is held out and without the documents ``left_out``, int64 [documents]."""
     starts, stops = store.document_bounds(left_out)  # of the one that is cut, with the tail that is held out already
-    apart = _joined(np.append(held_out.intervals.starts, starts), np.append(held_out.intervals.stops, stops))
+    apart = _joined(np.append(held_out.ranges.starts, starts), np.append(held_out.ranges.stops, stops))
     return TokenStream(store, apart.complement(store.token_count))
 
 
 def split(store: Documents, held_out: float, seed: int) -> tuple[TokenStream, TokenStream]:
     """The training and the validation stream of ``store``: disjoint, and together all of it. See ``hold_out``."""
     held = hold_out(store, held_out, seed)
-    return trained_on(store, held, np.empty(0, np.int64)), TokenStream(store, held.intervals)
+    return trained_on(store, held, np.empty(0, np.int64)), TokenStream(store, held.ranges)
 
 
 def whole(store: Documents, left_out: np.ndarray = _NONE) -> TokenStream:
@@ -146,7 +146,7 @@ def whole(store: Documents, left_out: np.ndarray = _NONE) -> TokenStream:
     return TokenStream(store, _outside(store, left_out))
 
 
-def _outside(store: Documents, left_out: np.ndarray) -> Intervals:
+def _outside(store: Documents, left_out: np.ndarray) -> TokenRanges:
     return _joined(*store.document_bounds(left_out)).complement(store.token_count)
 
 
@@ -178,9 +178,9 @@ def _held_out(store: Documents, quota: int, seed: int, left_out: np.ndarray) -> 
     return HeldOut(np.concatenate(documents), cut, _joined(np.concatenate(starts), np.concatenate(stops)))
 
 
-def _joined(starts: np.ndarray, stops: np.ndarray) -> Intervals:
+def _joined(starts: np.ndarray, stops: np.ndarray) -> TokenRanges:
     """Disjoint intervals, sorted, with neighbours that touch, or end together, made one."""
     order = np.argsort(starts)
     starts, stops = starts[order], stops[order]
     apart = starts[1:] > stops[:-1]
-    return Intervals(starts[np.append(True, apart)[: starts.size]], stops[np.append(apart, True)[: stops.size]])
+    return TokenRanges(starts[np.append(True, apart)[: starts.size]], stops[np.append(apart, True)[: stops.size]])

@@ -134,7 +134,7 @@ class TokenStore:
             at, shard = end, shard + 1
         return joined
 
-    def learnt(self, start: int, stop: int) -> np.ndarray | None:
+    def loss_mask(self, start: int, stop: int) -> np.ndarray | None:
         """Which of the tokens ``start`` to ``stop`` have a loss, bool [stop - start]; None if all of the store have."""
         if not self.masked:
             return None
@@ -218,11 +218,11 @@ class TokenStore:
     def prompts(self, start: int, stop: int) -> np.ndarray | None:
         """Which of the tokens ``start`` to ``stop`` stand in their document before the first that has a loss, bool
         [stop - start]; None if all of the store have one."""
-        learnt = self.learnt(start, stop)
-        if learnt is None or start == stop:
-            return None if learnt is None else learnt
+        loss_mask = self.loss_mask(start, stop)
+        if loss_mask is None or start == stop:
+            return None if loss_mask is None else loss_mask
         documents = self.documents(start, stop)
-        counts = np.cumsum(learnt)
+        counts = np.cumsum(loss_mask)
         begins = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
         before = np.concatenate([[0], counts])[begins]
         found = counts == np.repeat(before, np.diff(begins, append=documents.size))
@@ -232,7 +232,7 @@ class TokenStore:
     def _any_learnt(self, start: int, stop: int) -> bool:
         """Whether one of the tokens ``start`` to ``stop`` has a loss, looked for from the first on."""
         for begin in range(start, stop, _LOOK):
-            found = self.learnt(begin, min(begin + _LOOK, stop))
+            found = self.loss_mask(begin, min(begin + _LOOK, stop))
             if found is None or found.any():
                 return True
         return False

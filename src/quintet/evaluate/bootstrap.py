@@ -11,7 +11,7 @@ _BLOCK = 1 << 22  # numbers that are drawn at once
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """The difference of two means and its confidence interval from ``low`` to ``high``. ``agreeing`` is the part of the
     resamples in which the difference has the sign that it has in the samples."""
 
@@ -29,7 +29,7 @@ class Interval:
 
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, weights: np.ndarray, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
-) -> Interval:
+) -> ConfidenceInterval:
     """The interval of Σa / Σw - Σb / Σw, where sample i has the losses a_i and b_i over w_i tokens or bytes.
 
     ``a``, ``b`` and ``weights`` are [samples], the weights positive. The samples are drawn with replacement
@@ -51,4 +51,4 @@ def paired_bootstrap(
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     whole = float(gaps.sum() / weights.sum())
     agreeing = float((np.sign(differences) == np.sign(whole)).mean())
-    return Interval(whole, float(low), float(high), agreeing, count)
+    return ConfidenceInterval(whole, float(low), float(high), agreeing, count)

@@ -13,7 +13,7 @@ from torch import Tensor
 from quintet import processes
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import deal
-from quintet.evaluate.subject import Subject
+from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
@@ -34,7 +34,9 @@ class TokenScores:
     confidence: np.ndarray
 
 
-def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int | None = None) -> list[TokenScores]:
+def token_scores(
+    language_model: LanguageModel, documents: Sequence[np.ndarray], stride: int | None = None
+) -> list[TokenScores]:
     """The scores of all tokens of each of ``documents``, int [tokens] without begin and end ids.
 
     A document is read after what its model has learnt to see before one (`TextBounds`). Where that is nothing the first
@@ -42,20 +44,20 @@ def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int 
     context is read in windows (see `windows`). With several processes each reads a part, and all return the same.
     Raises UserError where the stride is longer than the model's context.
     """
-    model = subject.model
+    model = language_model.model
     context = model.context_length
     step = stride or max(1, context // 2)
     if step > context:
         raise UserError(f"evaluate.text_modeling.stride: {step} tokens are more than the model's context of {context}")
-    prefix = list(subject.bounds.before)
+    prefix = list(language_model.bounds.before)
     whole = [np.concatenate([np.array(prefix, dtype=np.int64), np.asarray(ids, dtype=np.int64)]) for ids in documents]
     found = [window for index, ids in enumerate(whole) for window in windows(len(ids), context, step, index)]
     table = [np.full((_FIELDS, len(ids)), np.nan) for ids in whole]
     batches = batched(found, max(_PASS, context), model.abilities.together)
-    for window, values in _read(subject, whole, batches, subject.bounds.preceding):
+    for window, values in _read(language_model, whole, batches, language_model.bounds.preceding):
         table[window.document][:, window.first : window.stop] = values
     if not prefix:
-        chance = subject.tokenizer.vocab_size
+        chance = language_model.tokenizer.vocab_size
         for one in table:
             one[:, :1] = [[math.log(chance)], [-1], [1 / chance]]
     begin = len(prefix)
@@ -63,27 +65,29 @@ def token_scores(subject: Subject, documents: Sequence[np.ndarray], stride: int 
 
 
 def _read(
-    subject: Subject, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
+    language_model: LanguageModel, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
     computed: dict[int, list[np.ndarray]] = {}
-    with evaluation_mode(subject.model):
-        for number, counts in deal(len(batches), processes.rank(), processes.world()):
-            values = _scores(subject, documents, batches[number], preceding)
+    with evaluation_mode(language_model.model):
+        for number, counts in deal(len(batches), processes.rank(), processes.world_size()):
+            values = _scores(language_model, documents, batches[number], preceding)
             if counts:
                 computed[number] = values
-    for part in processes.gathered(computed):
+    for part in processes.all_gather(computed):
         for number, values in part.items():
             yield from zip(batches[number], values, strict=True)
 
 
 @torch.no_grad()
-def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Window], preceding: int) -> list[np.ndarray]:
+def _scores(
+    language_model: LanguageModel, documents: Sequence[np.ndarray], batch: list[Window], preceding: int
+) -> list[np.ndarray]:
     """The fields of the predicted tokens of each window, fp64 [fields, tokens], from one forward pass.
 
     The first ``preceding`` ids of each of ``documents`` are the end of the document before.
     """
-    model, device = subject.model, subject.compute.device
+    model, device = language_model.model, language_model.compute.device
     ids = np.zeros((len(batch), max(one.inputs for one in batch)), dtype=np.int64)
     targets, rows, columns = [], [], []
     for row, one in enumerate(batch):
@@ -100,7 +104,7 @@ def _scores(subject: Subject, documents: Sequence[np.ndarray], batch: list[Windo
     known = torch.tensor([one.first - one.start for one in batch], device=device)
     prompts = leading(known, inputs.shape[1])
     # A window of another length would be compiled for.
-    with torch.compiler.set_stance("force_eager"), subject.compute.autocast():
+    with torch.compiler.set_stance("force_eager"), language_model.compute.autocast():
         hidden = model.hidden(inputs, documents=numbers, prompts=prompts)
         picked = hidden[_index(rows, device), _index(columns, device)]
         fields = token_fields(model, picked, _index(targets, device))

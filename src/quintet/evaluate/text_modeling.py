@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
+from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.likelihood import TokenScores, token_scores
-from quintet.evaluate.subject import Subject
 from quintet.tokenize import Tokenizer
 
 BINS = 15
@@ -23,12 +23,12 @@ BINS = 15
 
 @dataclass(frozen=True)
 class TextDocument:
-    """``ids`` int [tokens] of a text of ``bytes`` UTF-8 bytes; of tokens without ``learnt``, bool [tokens] or None for
-    all, nothing is measured."""
+    """``ids`` int [tokens] of a text of ``bytes`` UTF-8 bytes; of tokens without ``loss_mask``, bool [tokens] or None
+    for all, nothing is measured."""
 
     ids: np.ndarray
     bytes: int
-    learnt: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def _counted(result: TextResult) -> dict[str, float]:
     return {"documents": result.documents, "tokens": result.tokens, "bytes": result.bytes, **result.figures()}
 
 
-def check_subject(subject: Subject, where: str) -> None:
+def check_language_model(language_model: LanguageModel, where: str) -> None:
     """Raise UserError where the model or its tokenizer cannot model text; ``where`` names what asked for it."""
-    attention = getattr(subject.model.config, "attention", None)
+    attention = getattr(language_model.model.config, "attention", None)
     if getattr(attention, "kind", "causal") == "bidirectional":
         raise UserError(f"{where}: the model sees what it is to predict (attention.kind: bidirectional); leave it out")
-    if not subject.tokenizer.bytes_per_token().any():
+    if not language_model.tokenizer.bytes_per_token().any():
         raise UserError(f"{where}: the tokenizer's ids stand for no text, so that there are no bytes; leave it out")
 
 
@@ -144,14 +144,15 @@ def text_document(tokenizer: Tokenizer, text: str) -> TextDocument:
 
 
 def model_text(
-    subject: Subject, topics: Mapping[str, Sequence[TextDocument]], stride: int | None = None
+    language_model: LanguageModel, topics: Mapping[str, Sequence[TextDocument]], stride: int | None = None
 ) -> TextModeling:
-    """Measure the model on the documents of each topic. Raises UserError as `token_scores` and `check_subject`."""
-    check_subject(subject, "evaluate.text_modeling")
-    table = byte_table(subject.tokenizer)
+    """Measure the model on the documents of each topic. Raises UserError as `token_scores` and
+    `check_language_model`."""
+    check_language_model(language_model, "evaluate.text_modeling")
+    table = byte_table(language_model.tokenizer)
     found = {}
     for name, documents in topics.items():
-        scores = token_scores(subject, [one.ids for one in documents], stride)
+        scores = token_scores(language_model, [one.ids for one in documents], stride)
         results = (document_result(one, score, *table) for one, score in zip(documents, scores, strict=True))
         found[name] = sum(results, TextResult())
     return TextModeling(found)
@@ -171,9 +172,9 @@ def byte_table(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 def document_result(document: TextDocument, scores: TokenScores, table: np.ndarray, lengths: np.ndarray) -> TextResult:
     """The sums of one document. A byte of the text is matched where the likeliest token has the same at its offset in
     the token; what that token is too short for is not."""
-    learnt = np.ones(len(document.ids), dtype=bool) if document.learnt is None else document.learnt
-    ids, guess = document.ids[learnt].astype(np.int64), scores.guess[learnt]
-    confidence, hit = scores.confidence[learnt], ids == guess
+    loss_mask = np.ones(len(document.ids), dtype=bool) if document.loss_mask is None else document.loss_mask
+    ids, guess = document.ids[loss_mask].astype(np.int64), scores.guess[loss_mask]
+    confidence, hit = scores.confidence[loss_mask], ids == guess
     chosen = np.maximum(guess, 0)
     both = np.where(guess < 0, 0, np.minimum(lengths[ids], lengths[chosen]))
     same = (table[ids] == table[chosen]) & (np.arange(table.shape[1]) < both[:, None])
@@ -182,7 +183,7 @@ def document_result(document: TextDocument, scores: TokenScores, table: np.ndarr
         documents=1,
         tokens=len(ids),
         bytes=document.bytes,
-        nats=float(scores.nats[learnt].sum()),
+        nats=float(scores.nats[loss_mask].sum()),
         hits=int(hit.sum()),
         # The first token of a text may stand for a space that the text has not.
         matched=min(int(same.sum()), document.bytes),

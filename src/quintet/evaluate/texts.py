@@ -9,12 +9,12 @@ from quintet.config.names import local_path
 from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.batch import ValidationData
 from quintet.data.held_out import held_out_documents
-from quintet.data.sources.document import Piece, Report
+from quintet.data.sources.document import Report, TextPiece
 from quintet.data.sources.files import OTHERS, File, PassedOver, ends_with, find_files, passed_over_lines
 from quintet.data.sources.jsonl import lines_of, row_of
 from quintet.data.sources.problems import BadRow
 from quintet.data.sources.rows import Place
-from quintet.data.sources.spans import Span
+from quintet.data.sources.spans import ByteRange
 from quintet.data.sources.text import text_documents, text_units
 from quintet.errors import UserError, named
 from quintet.evaluate.text_modeling import TextDocument, text_document
@@ -97,13 +97,13 @@ def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int)
         if left <= 0:
             continue
         sizes = lengths[document.ids]
-        if document.learnt is not None:
-            sizes = sizes * document.learnt
+        if document.loss_mask is not None:
+            sizes = sizes * document.loss_mask
         count = int(sizes.cumsum().searchsorted(left)) + 1
-        learnt = None if document.learnt is None else document.learnt[:count]
+        loss_mask = None if document.loss_mask is None else document.loss_mask[:count]
         taken = int(sizes[:count].sum())
         if taken:
-            topics.setdefault(label, []).append(TextDocument(document.ids[:count], taken, learnt))
+            topics.setdefault(label, []).append(TextDocument(document.ids[:count], taken, loss_mask))
         room[label] = left - taken
     return topics
 
@@ -118,14 +118,14 @@ def _topic_names(files: Sequence[File]) -> list[str]:
 def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[tuple[str, str]]:
     """Topic and text of each document of ``file``, whose own topic is ``topic``."""
     if ends_with(file.name, _ROWS):
-        for line, place in lines_of(Span(file.path, 0, file.size)):
+        for line, place in lines_of(ByteRange(file.path, 0, file.size)):
             yield _document(line, place, config, topic)
         return
     units, _ = text_units([replace(file, named=True)], config.separator, _UNIT)
     whole: list[str] = []
     for document in (document for unit in units for document in text_documents(unit, Report())):
-        assert isinstance(document, str | Piece)
-        whole.append(document.text if isinstance(document, Piece) else document)
+        assert isinstance(document, str | TextPiece)
+        whole.append(document.text if isinstance(document, TextPiece) else document)
         if isinstance(document, str) or not document.continues:
             yield topic, "".join(whole)
             whole.clear()

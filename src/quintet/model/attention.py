@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from quintet.config.model import TransformerConfig
 from quintet.model.cache import LayerCache
 from quintet.model.dropout import KeyedDropout
-from quintet.model.kernels import Mask, attend
+from quintet.model.kernels import AttentionMask, attend
 from quintet.model.norm import build_norm
 from quintet.model.position import Rotation, rotate, split_and_rotate
 
@@ -36,7 +36,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Mask,
+        mask: AttentionMask,
         rotation: Rotation | None,
         cache: LayerCache | None = None,
         shared_output: nn.Module | None = None,

@@ -11,16 +11,16 @@ from quintet.model.attention import Attention
 from quintet.model.cache import LayerCache
 from quintet.model.dropout import KeyedDropout
 from quintet.model.feedforward import build_feedforward
-from quintet.model.kernels import Mask
+from quintet.model.kernels import AttentionMask
 from quintet.model.norm import build_norm
 from quintet.model.position import Rotation
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class BlockContext:
     """What is the same for all blocks of a forward pass: the mask, the rotation, and the modules that they share."""
 
-    mask: Mask
+    mask: AttentionMask
     rotation: Rotation | None
     attention_output: nn.Module | None = None
     feedforward: nn.Module | None = None
@@ -41,10 +41,10 @@ class ParallelBlock(nn.Module):
         self.feedforward = None if config.tie_feedforward else build_feedforward(config)
         self.dropout = KeyedDropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         normed = self.attention_norm(x)
-        attended = self.attention(normed, around.mask, around.rotation, cache, around.attention_output)
-        return x + self.dropout(attended) + self.dropout(_own(self.feedforward, around.feedforward)(normed), 1)
+        attended = self.attention(normed, context.mask, context.rotation, cache, context.attention_output)
+        return x + self.dropout(attended) + self.dropout(_own(self.feedforward, context.feedforward)(normed), 1)
 
 
 class SequentialBlock(nn.Module):
@@ -66,13 +66,13 @@ class SequentialBlock(nn.Module):
         self.feedforward_output_norm = build_norm(config.feedforward_norm, config.width) if sandwich else None
         self.dropout = KeyedDropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         first = self.order in ("pre_norm", "sandwich_norm")
         found = self.attention(
-            self.attention_norm(x) if first else x, around.mask, around.rotation, cache, around.attention_output
+            self.attention_norm(x) if first else x, context.mask, context.rotation, cache, context.attention_output
         )
         x = self._add(x, found, self.attention_norm, self.attention_output_norm, 0)
-        found = _own(self.feedforward, around.feedforward)(self.feedforward_norm(x) if first else x)
+        found = _own(self.feedforward, context.feedforward)(self.feedforward_norm(x) if first else x)
         return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm, 1)
 
     def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:

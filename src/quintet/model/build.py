@@ -21,14 +21,14 @@ def build_model(
     *,
     extra_rows: int = 0,
     weights: dict[str, Tensor] | None = None,
-    outline: bool = False,
+    meta: bool = False,
 ) -> Model:
     """The model of ``config`` in fp32 on the CPU, with weights that follow from ``seed`` and their own names.
 
     ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
     config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
     are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. Neither is for a
-    model of the transformers library, which has its own rows and weights. With ``outline`` all parameters
+    model of the transformers library, which has its own rows and weights. With ``meta`` all parameters
     are on the meta device, of our own transformer for ``first_values`` to fill. PyTorch's global generator is not
     touched.
     """
@@ -37,12 +37,12 @@ def build_model(
 
         assert not extra_rows
         assert weights is None
-        if outline:
+        if meta:
             return outline_pretrained(config, vocab_size, context_length)
         return build_pretrained(config, vocab_size, context_length, seed)
     with torch.device("meta"):
         model = Transformer(config, vocab_size, context_length, extra_rows)
-    if outline:
+    if meta:
         return model
     if weights is None:
         initialise(model, config, seed)

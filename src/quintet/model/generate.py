@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.model.build import Model
+from quintet.model.decoder import Decoder
 from quintet.model.dropout import evaluation_mode
-from quintet.model.reader import Reader
 from quintet.model.sampling import GenerationSettings, choose
 from quintet.randomness import key
 
@@ -55,7 +55,7 @@ def generate(
     generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
     windows = _Windows(texts, list(preceding) or [0] * len(texts), model.context_length)
     room = min(model.context_length, max(map(len, texts)) + settings.max_tokens)
-    reader = Reader(model, room, allowed_ids, static=static, compile=compile)
+    reader = Decoder(model, room, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
     with evaluation_mode(model):
@@ -136,7 +136,7 @@ def beam_search(
     prompt = _checked(prompt_ids)[-max(1, limit // 2, limit + 1 - max_tokens) :]
     steps = min(max_tokens, limit + 1 - len(prompt))
     before = max(0, preceding - (len(prompt_ids) - len(prompt)))
-    reader = Reader(model, min(limit, len(prompt) + steps), allowed_ids)
+    reader = Decoder(model, min(limit, len(prompt) + steps), allowed_ids)
     open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
     with evaluation_mode(model):
         for count in range(1, steps + 1):

@@ -21,7 +21,7 @@ Kernel = Literal["sdpa", "flash", "flex", "blocked"]
 
 
 @dataclass(frozen=True)
-class Mask:
+class AttentionMask:
     """``ranges`` as ``kernel`` wants them, made once for all blocks of a forward pass."""
 
     ranges: KeyRanges
@@ -72,17 +72,23 @@ def choose_kernel(
     return "flex" if device.type == "cuda" and not ranges.simple and not dropping else "sdpa"
 
 
-def prepare_mask(ranges: KeyRanges, kernel: Kernel, device: torch.device) -> Mask:
+def prepare_mask(ranges: KeyRanges, kernel: Kernel, device: torch.device) -> AttentionMask:
     """``ranges`` in the form that ``kernel`` takes."""
     if kernel == "blocked":
-        return Mask(ranges, kernel, spans=cut(ranges))
+        return AttentionMask(ranges, kernel, spans=cut(ranges))
     if kernel == "flex":
-        return Mask(ranges, kernel, blocks=_block_mask(ranges, device))
-    return Mask(ranges, kernel, dense=None if ranges.simple else ranges.dense(device))
+        return AttentionMask(ranges, kernel, blocks=_block_mask(ranges, device))
+    return AttentionMask(ranges, kernel, dense=None if ranges.simple else ranges.dense(device))
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Mask, *, dropout: float = 0.0, scale: float | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: AttentionMask,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
     """softmax(queries · keysᵀ · scale + mask) · values.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quintet.config.model import TransformerConfig
 from quintet.model.abilities import Abilities
 from quintet.model.attention import Attention, build_output
-from quintet.model.block import Surroundings, build_block
+from quintet.model.block import BlockContext, build_block
 from quintet.model.cache import KVCache
 from quintet.model.dropout import KeyedDropout
 from quintet.model.feedforward import build_feedforward
@@ -81,13 +81,13 @@ class Transformer(nn.Module):
         kernel = choose_kernel(
             attention, layout.ranges, x.device, product_dtype(x), cached=cache is not None, dropping=dropping
         )
-        around = Surroundings(
+        context = BlockContext(
             prepare_mask(layout.ranges, kernel, x.device),
             None if self.rope is None else self.rope(layout.positions),
             **{name: module for name, module in self.shared.items()},  # noqa: C416
         )
         for index, block in enumerate(self.blocks):
-            x = block(x, around, None if cache is None else cache.layers[index])
+            x = block(x, context, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.head_dropout(self.norm(x))

@@ -24,7 +24,7 @@ VELOCITY_TOLERANCE = 12
 
 
 @dataclass(frozen=True)
-class Score:
+class MatchScore:
     """Precision, recall and F1 of a matching: shares from 0 to 1."""
 
     precision: float
@@ -57,7 +57,7 @@ def mean(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean(values)) if values else float("nan") for name, values in kept.items()}
 
 
-def note_score(generated: Notes, target: Notes, *, offset: bool = False, velocity: bool = False) -> Score:
+def note_score(generated: Notes, target: Notes, *, offset: bool = False, velocity: bool = False) -> MatchScore:
     """Shares of notes in the largest matching of generated to true notes, each matched at most once.
 
     Two notes may match when they have the same pitch and onsets at most 50 ms apart; with ``offset`` also ends at most
@@ -66,9 +66,9 @@ def note_score(generated: Notes, target: Notes, *, offset: bool = False, velocit
     """
     if len(generated) == 0 or len(target) == 0:
         same = float(len(generated) == len(target))
-        return Score(same, same, same)
+        return MatchScore(same, same, same)
     matched = _largest_matching(*_candidates(generated, target, offset, velocity), len(target), len(generated))
-    return Score(matched / len(generated), matched / len(target), 2 * matched / (len(generated) + len(target)))
+    return MatchScore(matched / len(generated), matched / len(target), 2 * matched / (len(generated) + len(target)))
 
 
 def _candidates(generated: Notes, target: Notes, offset: bool, velocity: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.piano.clock import seconds
 from quintet.piano.midi_repair import ENDS_NOTES, FAULTS, WITHOUT_END, NotMidi, repaired
 from quintet.piano.notes import Notes, joined, notes
 from quintet.piano.pedal import held, pedal, separated
+from quintet.piano.tempo_map import seconds
 
 Tracks = Literal["piano", "all"] | Sequence[str | int]
 Source = str | os.PathLike[str] | bytes

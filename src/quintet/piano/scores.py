@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.piano.clock import seconds
 from quintet.piano.notes import Notes, notes
 from quintet.piano.pedal import separated
+from quintet.piano.tempo_map import seconds
 
 VELOCITY = 80
 _RECIPE = "2"  # to be raised when the same scores give other notes than before
@@ -46,7 +46,7 @@ _SCORES = (".mxl", ".xml", ".musicxml", ".krn")
 
 
 @dataclass(frozen=True)
-class Score:
+class CorpusScore:
     """A piece of the corpus: its name (``bach/bwv66.6``), its file, and its composer."""
 
     name: str
@@ -55,25 +55,27 @@ class Score:
 
 
 @cache
-def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[Score, ...]:
+def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[CorpusScore, ...]:
     """The scores whose names match one of the patterns (`*` matches `/` too), in the order of their names.
 
     Another edition of the same work (``bwv112.5-sc`` beside ``bwv112.5``; Humdrum beside MusicXML) is left out.
     """
     root = Path(_music21().__file__).parent / "corpus"
     files = [path for path in root.rglob("*") if path.suffix in _SCORES]
-    found: dict[str, Score] = {}
+    found: dict[str, CorpusScore] = {}
     for path in sorted(files, key=lambda path: (len(path.stem), _SCORES.index(path.suffix), path)):
         name = path.relative_to(root).with_suffix("").as_posix()
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             folder = name.split("/")[0]
-            found.setdefault(name.split("-")[0], Score(name, path, _COMPOSERS.get(folder, folder.replace("_", " "))))
+            found.setdefault(
+                name.split("-")[0], CorpusScore(name, path, _COMPOSERS.get(folder, folder.replace("_", " ")))
+            )
     if not found:
         raise UserError(f"music21: no score of its corpus matches {', '.join(patterns)}; try 'bach/*'")
     return tuple(sorted(found.values(), key=lambda score: score.name))
 
 
-def read_score(score: Score, cache_dir: str | os.PathLike[str] | None = None) -> Notes:
+def read_score(score: CorpusScore, cache_dir: str | os.PathLike[str] | None = None) -> Notes:
     """The notes of a score: ties joined, transposing instruments as they sound, repeats played once, no grace notes.
 
     With ``cache_dir``, they are kept there by version of music21 and recipe, and read back next time.
@@ -98,7 +100,7 @@ def _music21() -> Any:
     return music21
 
 
-def _read(score: Score) -> Notes:
+def _read(score: CorpusScore) -> Notes:
     music21 = _music21()
     piece = music21.converter.parse(score.path, forceSource=True)
     piece.toSoundingPitch(inPlace=True)

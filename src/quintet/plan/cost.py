@@ -12,9 +12,9 @@ from quintet.data.order import stage_lines
 from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
 from quintet.model.count import ParameterCount
 from quintet.train.check import check_training
+from quintet.train.intervals import intervals_of
 from quintet.train.model import model_vocabulary, parameter_count, training_flops
 from quintet.train.optimizer import state_bytes
-from quintet.train.rhythm import rhythm_of
 
 FP32_BYTES = 4
 
@@ -102,7 +102,7 @@ def make_plan(config: RunConfig) -> Plan:
         gradients=FP32_BYTES * parameters.trainable,
         optimizer=round(state_bytes(config.optimizer) * parameters.trainable),
     )
-    due = rhythm_of(config, steps, samples).saved()
+    due = intervals_of(config, steps, samples).saved()
     return Plan(
         name=config.name,
         parameters=parameters,

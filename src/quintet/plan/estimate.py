@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintet.config.parallel import FSDPConfig, HSDPConfig
-from quintet.config.part import Part
 from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
 from quintet.plan.machine import Machine
 from quintet.plan.rehearse import Rehearsal, rehearse
 
@@ -75,7 +75,7 @@ def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
             config = config.model_copy(update={"parallel": FSDPConfig(kind="fsdp")})
             continue
         section, key = name.split(".")
-        part: Part = getattr(config, section)
+        part: ConfigSection = getattr(config, section)
         config = config.model_copy(update={section: part.model_copy(update={key: value})})
     return config
 

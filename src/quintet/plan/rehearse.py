@@ -25,13 +25,13 @@ from quintet.tokenize import Tokenizer
 from quintet.train.activation_checkpointing import checkpoint_activations
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine
-from quintet.train.learner import Learner
+from quintet.train.loss_module import LossModule
 from quintet.train.model import make_model, make_objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
+    Environment,
     Strategy,
-    Surroundings,
     choose_strategy,
     counts_of,
     mesh_shape,
@@ -108,21 +108,21 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     in them. Raises UserError for what cannot be spread over so many devices, as training would.
     """
     tokenizer = cast(Tokenizer, _Sizes(vocab_size))
-    around = Surroundings(machine.devices, machine.local, machine.memory)
+    environment = Environment(machine.devices, machine.local, machine.memory)
     shape = share_of_batch(config.on_devices(machine.devices).batch, machine.devices)
-    outline = make_model(config, tokenizer, outline=True)
-    strategy = choose_strategy(config.parallel, around, state_bytes_of(config, *counts_of(outline)))
+    meta_model = make_model(config, tokenizer, meta=True)
+    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, *counts_of(meta_model)))
     _check(strategy, precision, machine)
 
-    def figures(config: RunConfig, outline: Model) -> Figures:
-        return _figures(config, tokenizer, outline, strategy, shape, precision, machine)
+    def figures(config: RunConfig, meta_model: Model) -> Figures:
+        return _figures(config, tokenizer, meta_model, strategy, shape, precision, machine)
 
     depths = None if whole else sample_depths(config)
     if depths is None or not isinstance(config.model, TransformerConfig):
-        found = figures(config, outline)
+        found = figures(config, meta_model)
     else:
         less, more = (_with_layers(config, depth) for depth in depths)
-        few, many = (figures(one, make_model(one, tokenizer, outline=True)) for one in (less, more))
+        few, many = (figures(one, make_model(one, tokenizer, meta=True)) for one in (less, more))
         found = extended(few, many, (config.model.layers - depths[0]) / (depths[1] - depths[0]))
     return _rehearsal(found, strategy, shape, precision, machine)
 
@@ -154,20 +154,20 @@ def _with_layers(config: RunConfig, layers: int) -> RunConfig:
 def _figures(
     config: RunConfig,
     tokenizer: Tokenizer,
-    outline: Model,
+    meta_model: Model,
     strategy: Strategy,
     shape: BatchShape,
     precision: str,
     machine: Machine,
 ) -> Figures:
     compute = Compute(torch.device("cpu"), precision, compile=False, reason="")
-    around = Surroundings(machine.devices, machine.local, machine.memory)
+    environment = Environment(machine.devices, machine.local, machine.memory)
     grouped = strategy.kind != "none"
     with fake_world(machine.devices, machine.per_node, grouped=grouped, accelerator=machine.accelerator):
-        learner = _learner(config, tokenizer, outline, strategy, around, compute)
+        loss_module = _loss_module(config, tokenizer, meta_model, strategy, environment, compute)
         counter = Counter()
         with FakeTensorMode(allow_non_fake_inputs=True), counter.resizing(), counter:
-            engine = _engine(config, learner, outline, strategy, shape, compute)
+            engine = _engine(config, loss_module, meta_model, strategy, shape, compute)
             return _Steps(engine, counter, shape, tokenizer.vocab_size, machine).take()
 
 
@@ -204,30 +204,30 @@ def _check(strategy: Strategy, precision: str, machine: Machine) -> None:
         raise UserError("train.precision: fp16 is not done for sharded weights; take bf16 or fp32")
 
 
-def _learner(
+def _loss_module(
     config: RunConfig,
     tokenizer: Tokenizer,
-    outline: Model,
+    meta_model: Model,
     strategy: Strategy,
-    around: Surroundings,
+    environment: Environment,
     compute: Compute,
-) -> Learner:
+) -> LossModule:
     """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
     views of it, which fake tensors are slow at."""
-    checkpoint_activations(outline.blocks, config.train.activation_checkpointing)
-    learner = Learner(outline, make_objective(config, tokenizer))
+    checkpoint_activations(meta_model.blocks, config.train.activation_checkpointing)
+    loss_module = LossModule(meta_model, make_objective(config, tokenizer))
     if strategy.sharded:
-        shard(learner, strategy, make_mesh(mesh_shape(strategy, around), "cpu"), compute)
-    return learner
+        shard(loss_module, strategy, make_mesh(mesh_shape(strategy, environment), "cpu"), compute)
+    return loss_module
 
 
 def _engine(
-    config: RunConfig, learner: Learner, model: Model, strategy: Strategy, shape: BatchShape, compute: Compute
+    config: RunConfig, loss_module: LossModule, model: Model, strategy: Strategy, shape: BatchShape, compute: Compute
 ) -> TorchEngine:
     model.to_empty(device="cpu")
-    within: nn.Module = learner
+    within: nn.Module = loss_module
     if isinstance(strategy.config, DDPConfig):
-        within = replicate(learner, strategy.config, compute)
+        within = replicate(loss_module, strategy.config, compute)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return TorchEngine(within, model, optimizer, scaler, config, shape, compute)
@@ -265,10 +265,10 @@ class _Steps:
         return self._figures(gradients)
 
     def _watch(self) -> list[Any]:
-        learner, blocks = self.engine.learner, list(self.engine.model.blocks)
+        loss_module, blocks = self.engine.loss_module, list(self.engine.model.blocks)
         hooks = [
-            learner.register_forward_pre_hook(self._begin_pass, prepend=True),
-            learner.register_forward_hook(self._end_forward),
+            loss_module.register_forward_pre_hook(self._begin_pass, prepend=True),
+            loss_module.register_forward_hook(self._end_forward),
         ]
         for index, block in enumerate(blocks):
             behind = len(blocks) - 1 - index

@@ -18,7 +18,7 @@ from quintet.model.generate import GenerationSettings
 from quintet.piano.audio import available
 from quintet.piano.context import UNKNOWN_COMPOSER, surname
 from quintet.piano.roll import piano_roll
-from quintet.play.player import COMPOSER_NAMES, DATASET_NAMES, GO_ON, Piece, Played, Player, player, uploaded
+from quintet.play.player import COMPOSER_NAMES, DATASET_NAMES, GO_ON, MusicPiece, Played, Player, player, uploaded
 
 _OF_THE_PIECE = "as the piece says"
 _UPLOAD = "my own MIDI file"
@@ -68,7 +68,7 @@ def _context() -> tuple[str | None, str | None]:
     return tuple(None if one == _OF_THE_PIECE else one for one in (composer, dataset))  # pyright: ignore
 
 
-def _piece(model: Player) -> Piece | None:
+def _piece(model: Player) -> MusicPiece | None:
     """The chosen piece; what is wrong with an uploaded one stands on the page."""
     pieces = {piece.name: piece for piece in model.held_out}
     source = _UPLOAD
@@ -90,7 +90,7 @@ def _piece(model: Player) -> Piece | None:
     return piece
 
 
-def _part(piece: Piece) -> tuple[float, float]:
+def _part(piece: MusicPiece) -> tuple[float, float]:
     """Begin and end of what is taken of the piece, in seconds."""
     length = round(piece.notes.seconds + 0.05, 1)
     start = (0.0, min(length, _PART))
@@ -115,7 +115,7 @@ def _task(model: Player) -> tuple[str, bool]:
 
 def _generate(
     model: Player,
-    piece: Piece,
+    piece: MusicPiece,
     part: tuple[float, float],
     choice: str,
     settings: GenerationSettings,

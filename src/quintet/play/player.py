@@ -36,7 +36,7 @@ DATASET_NAMES = tuple(token[1:-1] for token in DATASETS)
 
 
 @dataclass(frozen=True)
-class Piece:
+class MusicPiece:
     """A piece of music under a name. ``about`` says data set and composer, as `context_tokens` reads them.
 
     ``passed_over`` says what was passed over in its file.
@@ -77,7 +77,7 @@ class Player:
 
     trained: TrainedModel
     tasks: tuple[Task, ...]
-    held_out: tuple[Piece, ...]
+    held_out: tuple[MusicPiece, ...]
     # Pages of several people share the model; its mode and the threads of torch are for one at a time.
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
@@ -138,7 +138,7 @@ def player(run: str, checkpoint: str) -> Player:
     return Player(trained, tasks_of(trained.config.data.packing), _held_out(trained))
 
 
-def uploaded(name: str, data: bytes) -> Piece:
+def uploaded(name: str, data: bytes) -> MusicPiece:
     """The piece in an uploaded file; its composer is looked for in the file's name, as for a folder of MIDI files.
 
     Raises UserError, with the file's name, where it is no MIDI file or has no notes.
@@ -147,10 +147,10 @@ def uploaded(name: str, data: bytes) -> Piece:
     notes = read_midi(data, faults=faults, name=name)
     if not len(notes):
         raise UserError(f"{name}: has no notes; choose a file in which something is played")
-    return Piece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)}, faults_line(faults))
+    return MusicPiece(name, notes.moved(-float(notes.start[0])), {"composer": words_in(name)}, faults_line(faults))
 
 
-def _held_out(run: TrainedRun) -> tuple[Piece, ...]:
+def _held_out(run: TrainedRun) -> tuple[MusicPiece, ...]:
     """Some pieces of the run's validation set, spread evenly over it; none where its data are not there any more."""
     prepared = find_prepared(run.config)
     if prepared is None or prepared.validation is None:
@@ -166,7 +166,7 @@ def _held_out(run: TrainedRun) -> tuple[Piece, ...]:
         dataset, composer = pieces.context(index)
         about = {"dataset": dataset[1:-1], "composer": surname(composer)}
         name = f"held out {place + 1}: {about['composer']}, {len(notes)} notes, {notes.seconds:.0f} s"
-        chosen.append(Piece(name, notes, about))
+        chosen.append(MusicPiece(name, notes, about))
     return tuple(chosen)
 
 

@@ -96,7 +96,7 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         found.append(("parameters", _short(parameters), "in all"))
     found.append(("trained on", _short(run.tokens), f"tokens, {run.config.batch.tokens:,} a step"))
     if run.tokens_per_second is not None:
-        peak = run.series("speed/share_of_peak").last
+        peak = run.series("speed/mfu").last or run.series("speed/share_of_peak").last  # the name in older runs
         share = f", {peak:.0%} of the device's peak" if peak is not None else ""
         if peak is not None and vocab_size is not None and (note := training_flops(run.config, vocab_size).note):
             share += f" ({note})"

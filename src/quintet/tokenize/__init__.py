@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quintet.tokenize.base import Pieces, Tokenizer
+from quintet.tokenize.base import TokenBytes, Tokenizer
 from quintet.tokenize.build import build_tokenizer, load_tokenizer
 from quintet.tokenize.stream import TextStream
 
-__all__ = ["Pieces", "TextStream", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+__all__ = ["TextStream", "TokenBytes", "Tokenizer", "build_tokenizer", "load_tokenizer"]

@@ -23,7 +23,7 @@ Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
-class Pieces:
+class TokenBytes:
     """The bytes that each id writes inside a text; none for special ids.
 
     ``leading_space`` says that the tokenizer puts a space before the first word, which is taken away again when a text
@@ -111,7 +111,7 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         """The bytes that each id stands for."""
         ...
 

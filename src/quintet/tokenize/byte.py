@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.tokenize.base import Ids, Pieces, Spans, check_text, digest
+from quintet.tokenize.base import Ids, Spans, TokenBytes, check_text, digest
 from quintet.tokenize.folder import write_description
 
 
@@ -22,12 +22,12 @@ class ByteTokenizer:
     fingerprint = digest("byte")
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         return self._pieces
 
     @cached_property
-    def _pieces(self) -> Pieces:
-        return Pieces((*(bytes([value]) for value in range(256)), b""))
+    def _pieces(self) -> TokenBytes:
+        return TokenBytes((*(bytes([value]) for value in range(256)), b""))
 
     def encode(self, text: str) -> list[int]:
         check_text(text)

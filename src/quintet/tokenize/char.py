@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.tokenize.base import Ids, Pieces, Spans, check_text, digest
+from quintet.tokenize.base import Ids, Spans, TokenBytes, check_text, digest
 from quintet.tokenize.folder import write_description
 
 _CODE_POINTS = 0x110000
@@ -36,12 +36,12 @@ class CharTokenizer:
         return table
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         return self._pieces
 
     @cached_property
-    def _pieces(self) -> Pieces:
-        return Pieces((*(character.encode("utf-8") for character in self.characters), b""))
+    def _pieces(self) -> TokenBytes:
+        return TokenBytes((*(character.encode("utf-8") for character in self.characters), b""))
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text).tolist()

@@ -18,7 +18,7 @@ from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
-from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, Spans, check_text, digest
+from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest
 from quintet.tokenize.chat_rules import (
     ChatRules,
     default_template,
@@ -105,17 +105,17 @@ class HuggingFaceTokenizer:
         return digest("huggingface", tokenizer_json.serialized(self._rules), str(self.end_id), *begin)
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         return self._pieces
 
     @cached_property
-    def _pieces(self) -> Pieces:
+    def _pieces(self) -> TokenBytes:
         tokens = {index: token for token, index in _vocabulary(self._rules).items()}
         decoder = self._library.decoder
         decode = decoder.decode if decoder is not None else " ".join
         pieces = tokenizer_json.pieces_of(self._rules, tokens, decode, self.vocab_size)
         table = tuple(b"" if index == self.end_id else piece for index, piece in enumerate(pieces.table))
-        return Pieces(table, pieces.leading_space)
+        return TokenBytes(table, pieces.leading_space)
 
     def encode(self, text: str) -> list[int]:
         if self.can_cut and len(text) > 2 * PART:

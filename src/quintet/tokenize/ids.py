@@ -8,7 +8,7 @@ from pathlib import Path
 from quintet.errors import UserError
 from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.folder import write_description
-from quintet.tokenize.words import WordTokenizer
+from quintet.tokenize.word_level import WordTokenizer
 
 
 class IdTokenizer(WordTokenizer):

@@ -19,7 +19,7 @@ from tiktoken_ext import openai_public
 
 from quintet.errors import UserError
 from quintet.files import write_text
-from quintet.tokenize.base import END_OF_TEXT, Ids, Pieces, Spans, check_text, digest, threads
+from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest, threads
 from quintet.tokenize.folder import DESCRIPTION, damaged, read_bytes, read_description, write_description
 from quintet.tokenize.long_texts import encode_in_parts
 
@@ -100,15 +100,15 @@ class TiktokenTokenizer:
         return self._parts[3]
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         return self._pieces
 
     @cached_property
-    def _pieces(self) -> Pieces:
+    def _pieces(self) -> TokenBytes:
         table = [b""] * self.vocab_size  # ids between the ranks and the special tokens are used by nobody
         for piece, rank in self.ranks.items():
             table[rank] = piece
-        return Pieces(tuple(table))
+        return TokenBytes(tuple(table))
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()

@@ -15,7 +15,7 @@ Documents = Callable[[], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Kind:
+class TokenizerKind:
     """How a kind of tokenizer comes to be.
 
     ``build`` makes one from its config and the documents of the corpus; ``trained`` says that it needs these, so it is
@@ -27,10 +27,10 @@ class Kind:
     trained: bool = False
 
 
-_KINDS: dict[str, Kind] = {}
+_KINDS: dict[str, TokenizerKind] = {}
 
 
-def register(name: str, kind: Kind) -> None:
+def register(name: str, kind: TokenizerKind) -> None:
     """Make ``tokenizer.kind: name`` known."""
     _KINDS[name] = kind
 
@@ -39,7 +39,7 @@ def is_registered(name: object) -> bool:
     return name in _KINDS
 
 
-def registered(name: str) -> Kind:
+def registered(name: str) -> TokenizerKind:
     """The kind of this name. Raises UserError where no package that was imported makes it."""
     if name not in _KINDS:
         raise UserError(

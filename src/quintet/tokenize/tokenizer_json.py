@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from quintet.errors import UserError
-from quintet.tokenize.base import Pieces
+from quintet.tokenize.base import TokenBytes
 
 Rules = dict[str, Any]
 
@@ -113,7 +113,7 @@ def cuts_like_gpt2(rules: Rules) -> bool:
     )
 
 
-def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]], str], size: int) -> Pieces:
+def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]], str], size: int) -> TokenBytes:
     """The bytes of each id; ``decode`` is the library's decoder of a list of tokens, ``tokens`` every id's token.
 
     Byte-level tokens and byte fallbacks are read as bytes. Any other token is decoded between two others, which gives
@@ -137,7 +137,7 @@ def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]]
             table[index] = between(token).encode("utf-8")
     spaced = next((token for index, token in tokens.items() if index not in added and table[index][:1] == b" "), None)
     leading_space = "ByteLevel" not in kinds and spaced is not None and not decode([spaced]).startswith(" ")
-    return Pieces(tuple(table), leading_space)
+    return TokenBytes(tuple(table), leading_space)
 
 
 def steps(part: Rules | None) -> list[Rules]:

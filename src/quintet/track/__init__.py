@@ -11,7 +11,7 @@ from quintet.config.names import ORIGINAL
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
-Ending = Literal["finished", "stopped", "failed"]  # at its last step, by a signal, by an error
+RunStatus = Literal["finished", "stopped", "failed"]  # at its last step, by a signal, by an error
 
 
 class Tracker(Protocol):
@@ -34,7 +34,7 @@ class Tracker(Protocol):
         """Take a sample that is no text, as files by their endings: ``.mid`` and, the same as a picture, ``.png``."""
         ...
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Write what is still held back, how the run ended and where its last checkpoint lies."""
         ...
 
@@ -75,10 +75,10 @@ def build_trackers(run: Tracked) -> list[Tracker]:
     return trackers
 
 
-def close_trackers(trackers: list[Tracker], ending: Ending, checkpoint: Path | None) -> None:
+def close_trackers(trackers: list[Tracker], status: RunStatus, checkpoint: Path | None) -> None:
     """Close all of ``trackers``."""
     for tracker in trackers:
-        tracker.close(ending, checkpoint)
+        tracker.close(status, checkpoint)
 
 
 def check_trackers(config: RunConfig) -> None:

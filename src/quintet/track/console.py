@@ -69,7 +69,7 @@ class Reporter:
         memory = f"{speed['speed/memory_bytes'] / 1e9:.2f} GB · " if "speed/memory_bytes" in speed else ""
         figures = (
             f"{shown} · {speed['speed/tokens_per_second']:,.0f} tokens/s · "
-            f"{speed['speed/share_of_peak']:.0%} of peak · {memory}{_clock(left)} left"
+            f"{speed['speed/mfu']:.0%} of peak · {memory}{_clock(left)} left"
         )
         self._update(step, steps, figures)
         if not self.console.is_terminal:

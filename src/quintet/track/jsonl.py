@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from quintet.files import to_json, write_text
-from quintet.track import Ending
+from quintet.track import RunStatus
 from quintet.track.names import UsableNames, file_name
 
 _NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
@@ -60,10 +60,10 @@ class JsonlTracker:
         """Write each of ``files`` under the number of its step, and its name if it is not the only sample."""
         self._samples.mkdir(exist_ok=True)
         which = "" if name == "sample 0" else f"-{self._names.of(name)}"
-        for ending, content in files.items():
-            (self._samples / f"step-{step:06d}{which}{ending}").write_bytes(content)
+        for status, content in files.items():
+            (self._samples / f"step-{step:06d}{which}{status}").write_bytes(content)
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Close the file."""
         self._stream.close()
 

@@ -18,12 +18,12 @@ from quintet.config.names import ORIGINAL
 from quintet.config.track import MLflowConfig
 from quintet.errors import UserError
 from quintet.files import to_json
-from quintet.track import Ending, Tracked
+from quintet.track import RunStatus, Tracked
+from quintet.track.background_queue import BackgroundQueue
+from quintet.track.failure_reporter import FailureReporter, one_line, without_password
 from quintet.track.names import UsableNames, file_name, usable_name
-from quintet.track.outbox import Outbox
 from quintet.track.pictures import picture
 from quintet.track.run_ids import RunIds
-from quintet.track.trouble import Trouble, one_line, without_password
 
 # What MLflow accepts (mlflow.utils.validation).
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
@@ -58,15 +58,15 @@ class MLflowTracker:
         self._seen: set[tuple[str, int]] = set()
         self._names, self._files = UsableNames(usable_name), UsableNames(file_name)
         uri = config.tracking_uri or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
-        trouble = Trouble(f"{key}: mlflow", run.say)
+        failures = FailureReporter(f"{key}: mlflow", run.say)
         try:
             self._client = self._mlflow.MlflowClient(uri)
             self._id = self._start(run, config)
             self._describe(run)
         except Exception as error:
             raise UserError(f"{key}: mlflow cannot use {without_password(uri)}: {one_line(error)}") from error
-        self._metrics = Outbox(self._send_metrics, trouble, _METRICS_AT_ONCE)
-        self._texts = Outbox(self._send_texts, trouble, 1)
+        self._metrics = BackgroundQueue(self._send_metrics, failures, _METRICS_AT_ONCE)
+        self._texts = BackgroundQueue(self._send_texts, failures, 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Hand over ``metrics``; what the run has from before it was continued is not sent again. MLflow keeps NaN, but
@@ -89,10 +89,10 @@ class MLflowTracker:
         """Hand over the picture, an artifact in ``samples/``."""
         self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.png", files[".png"])])
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Send what is left, the status, and the place of the checkpoint as a tag."""
         self._texts.close()
-        self._metrics.close(lambda: self._end(ending, checkpoint))
+        self._metrics.close(lambda: self._end(status, checkpoint))
 
     def _start(self, run: Tracked, config: MLflowConfig) -> str:
         """The id of the run, which is there and running when this returns."""
@@ -147,10 +147,10 @@ class MLflowTracker:
             else:
                 self._client.log_image(self._id, picture(content), path)
 
-    def _end(self, ending: Ending, checkpoint: Path | None) -> None:
+    def _end(self, status: RunStatus, checkpoint: Path | None) -> None:
         if checkpoint is not None:
             self._client.set_tag(self._id, "checkpoint", str(checkpoint)[:_TAG_LENGTH])
-        self._client.set_terminated(self._id, _STATUS[ending])
+        self._client.set_terminated(self._id, _STATUS[status])
 
 
 def _artifacts(folder: Path) -> str:

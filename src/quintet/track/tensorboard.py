@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.track import Ending
+from quintet.track import RunStatus
 from quintet.track.pictures import picture
 
 
@@ -38,6 +38,6 @@ class TensorBoardTracker:
         """Show the picture."""
         self._writer.add_image(name, np.asarray(picture(files[".png"])), step, dataformats="HWC")
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Write the events that are still in memory."""
         self._writer.close()

@@ -14,10 +14,10 @@ from quintet.config.describe import plain
 from quintet.config.spelling import nearest
 from quintet.config.track import WandbConfig
 from quintet.errors import UserError
-from quintet.track import Ending, Tracked
+from quintet.track import RunStatus, Tracked
+from quintet.track.failure_reporter import FailureReporter, one_line
 from quintet.track.pictures import picture
 from quintet.track.run_ids import RunIds
-from quintet.track.trouble import Trouble, one_line
 
 _FINISH_SECONDS = "300"  # for what is not sent at the end; without a limit a dead server would hold the run for ever
 _BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
@@ -49,7 +49,7 @@ class WandbTracker:
     def __init__(self, run: Tracked, config: WandbConfig, key: str) -> None:
         check_arguments(config, key)
         self._wandb = _library(key)
-        self._trouble = Trouble(f"{key}: wandb", run.say)
+        self._failures = FailureReporter(f"{key}: wandb", run.say)
         given, ids = dict(config.arguments), RunIds(run.folder)
         place = f"wandb {given.get('entity') or ''}/{given.get('project') or ''}"
         run_id = ids.get(place)
@@ -86,11 +86,11 @@ class WandbTracker:
         """Hand over the picture."""
         self._send(step, lambda: {name: self._wandb.Image(picture(files[".png"]))})
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Send what is left; the place of the checkpoint is in the summary."""
         if checkpoint is not None:
             self._do(lambda: self._run.summary.update({"checkpoint": str(checkpoint)}))
-        self._do(lambda: self._run.finish(exit_code=1 if ending == "failed" else 0))
+        self._do(lambda: self._run.finish(exit_code=1 if status == "failed" else 0))
 
     def _send(self, step: int, content: Callable[[], Mapping[str, Any]]) -> None:
         """Log ``content`` of ``step``, unless the server has it."""
@@ -101,7 +101,7 @@ class WandbTracker:
         try:
             action()
         except Exception as error:  # whatever a tracker does, training goes on
-            self._trouble.tell(error)
+            self._failures.tell(error)
 
 
 def _library(key: str) -> Any:

@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from quintet.config.training import CheckpointConfig
 from quintet.errors import UserError
 from quintet.files import to_json, write_text
-from quintet.processes import from_first, gathered, is_first, rank, world
+from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 if TYPE_CHECKING:
     from quintet.train.engine import Engine
@@ -156,17 +156,17 @@ class Checkpointer:
     """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
 
     In several processes each writes its part and the first one the rest; all of them call each method, in one order,
-    and wait ``patience`` for each other.
+    and wait ``timeout`` for each other.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, patience: timedelta | None = None) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, timeout: timedelta | None = None) -> None:
         self.folder, self.config = folder, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
         # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
-        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if world() > 1 else None
-        self._written = set(from_first(self._begin))
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
+        self._written = set(broadcast_from_rank0(self._begin))
 
     def _begin(self) -> list[int]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,17 +221,19 @@ class Checkpointer:
     def _write(self, state: dict[str, Any], progress: Progress) -> None:
         final = checkpoint_path(self.folder, progress.step)
         unfinished = self.folder / f".{final.name}"
-        from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
+        broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
             state_dict_saver.save(
                 state, checkpoint_id=unfinished, process_group=self._group, no_dist=self._group is None
             )
-            files = {name: facts for part in gathered(self._own_files(unfinished), self._group) for name, facts in part}
-            from_first(lambda: _finish(unfinished, final, progress, files), self._group)
+            files = {
+                name: facts for part in all_gather(self._own_files(unfinished), self._group) for name, facts in part
+            }
+            broadcast_from_rank0(lambda: _finish(unfinished, final, progress, files), self._group)
         finally:
-            if is_first():
+            if is_rank_zero():
                 shutil.rmtree(unfinished, ignore_errors=True)
-        from_first(lambda: self._prune(progress), self._group)
+        broadcast_from_rank0(lambda: self._prune(progress), self._group)
 
     def _amend(self, progress: Progress) -> None:
         def rewrite() -> None:
@@ -240,7 +242,7 @@ class Checkpointer:
                 write_text(file, _state(progress, json.loads(file.read_bytes())["files"]))
                 self._prune(progress)
 
-        from_first(rewrite, self._group)
+        broadcast_from_rank0(rewrite, self._group)
 
     def _own_files(self, folder: Path) -> list[tuple[str, dict[str, Any]]]:
         """Size and hash of what this process has written; the first one's are also those that are nobody's."""
@@ -248,7 +250,7 @@ class Checkpointer:
         return [
             (file.name, {"bytes": file.stat().st_size, "sha256": _sha256(file)})
             for file in sorted(folder.iterdir())
-            if file.name.startswith(mine) or (is_first() and not file.name.startswith("__"))
+            if file.name.startswith(mine) or (is_rank_zero() and not file.name.startswith("__"))
         ]
 
     def _prune(self, progress: Progress) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from quintet.config.training import TrainConfig
 from quintet.errors import UserError
-from quintet.processes import local_rank, world
+from quintet.processes import local_rank, world_size
 from quintet.system import machine_memory, process_peak_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,7 +82,7 @@ def choose_device(wanted: str) -> torch.device:
         wanted = next(name for name, present in there.items() if present)
     if not there[wanted]:
         raise UserError(f"train.device: this machine has no {wanted} device; use auto or cpu")
-    if wanted == "cuda" and world() > 1:
+    if wanted == "cuda" and world_size() > 1:
         return torch.device("cuda", local_rank())
     return torch.device(wanted)
 

@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
-from quintet.processes import rank, world
+from quintet.processes import rank, world_size
 from quintet.train.checkpoint import set_weights, trained_weights
 from quintet.train.compute import Compute
 from quintet.train.optimizer import set_learning_rate, step_if_finite
-from quintet.train.parallel.shard import gathered
+from quintet.train.parallel.shard import unsharded
 from quintet.train.step import micro_batches, share_of_loss
 
 
@@ -37,7 +37,7 @@ class Engine(Protocol):
         """Clip and step; the gradient's norm before clipping and 1.0 if the step was left out, on the device."""
         ...
 
-    def gathered(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """Within, every process can use the model by itself, taking the same steps as the others."""
         ...
 
@@ -51,14 +51,14 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """PyTorch alone: ``learner`` is a Learner by itself, within DistributedDataParallel, or sharded.
+    """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
 
     ``shape`` is this process's part of a batch.
     """
 
     def __init__(
         self,
-        learner: nn.Module,
+        loss_module: nn.Module,
         model: Model,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
@@ -66,7 +66,7 @@ class TorchEngine:
         shape: BatchShape,
         compute: Compute,
     ) -> None:
-        self.learner, self.model, self.optimizer, self.scaler = learner, model, optimizer, scaler
+        self.loss_module, self.model, self.optimizer, self.scaler = loss_module, model, optimizer, scaler
         self.config, self.shape, self.compute = config, shape, compute
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
@@ -78,11 +78,11 @@ class TorchEngine:
             micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
         ):
             with self._passes(last=number == last):
-                share = share_of_loss(self.learner, part, self.config, self.compute)
+                share = share_of_loss(self.loss_module, part, self.config, self.compute)
                 # The wrappers take the mean of the processes' gradients, and the loss is their sum.
-                self.scaler.scale(share * world()).backward()
+                self.scaler.scale(share * world_size()).backward()
             loss += share.detach()
-        if world() > 1:
+        if world_size() > 1:
             dist.all_reduce(loss)
         return loss
 
@@ -105,9 +105,9 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm.to(self.compute.device), skipped.to(self.compute.device)
 
-    def gathered(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """See ``Engine``."""
-        return gathered(self.learner)
+        return unsharded(self.loss_module)
 
     def state(self) -> dict[str, Any]:
         """See ``Engine``."""
@@ -124,10 +124,10 @@ class TorchEngine:
     @contextmanager
     def _passes(self, *, last: bool) -> Iterator[None]:
         """Gradients are sent to the other processes with the last pass of a batch alone."""
-        if isinstance(self.learner, FSDPModule):
-            self.learner.set_requires_gradient_sync(last)
-        if isinstance(self.learner, DistributedDataParallel) and not last:
-            with self.learner.no_sync():
+        if isinstance(self.loss_module, FSDPModule):
+            self.loss_module.set_requires_gradient_sync(last)
+        if isinstance(self.loss_module, DistributedDataParallel) and not last:
+            with self.loss_module.no_sync():
                 yield
             return
         yield

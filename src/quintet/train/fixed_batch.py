@@ -9,7 +9,7 @@ import torch
 
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
-from quintet.data.entropy import conditional_entropy, sights
+from quintet.data.entropy import conditional_entropy, context_ids
 from quintet.errors import UserError
 from quintet.model.dropout import evaluation_mode
 from quintet.train.validation import rows_of, summed_loss
@@ -25,13 +25,13 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
     """
     model = config.model
     if model.kind == "huggingface":
-        seen = sights(batch.inputs, ahead=config.loss.kind == "masked")
+        seen = context_ids(batch.inputs, ahead=config.loss.kind == "masked")
         return conditional_entropy(batch.targets, seen)
     attention = model.attention
     prompts = batch.prompts if model.tells_prompts else None
     places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
     documents = batch.documents if model.tells_documents else None
-    seen = sights(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
+    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
     return conditional_entropy(batch.targets, seen)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
-from quintet.config.places import Original
+from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
-from quintet.track import Ending, close_trackers
+from quintet.track import RunStatus, close_trackers
 from quintet.track.console import Reporter
-from quintet.train.books import Books
+from quintet.train.callbacks import Callbacks
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
 from quintet.train.fixed_batch import conclusion
-from quintet.train.interruption import Interruption, watch_signals
+from quintet.train.intervals import Trial
 from quintet.train.measure import (
     look_at_start,
     measure_benchmarks,
@@ -22,9 +22,9 @@ from quintet.train.measure import (
     try_measurements,
     validate_run,
 )
-from quintet.train.parallel.group import joined
-from quintet.train.rhythm import Trial
+from quintet.train.parallel.group import process_group
 from quintet.train.setup import Run, set_up
+from quintet.train.stop_signal import StopSignal, watch_signals
 from quintet.train.trainers import Steps, trainer_steps
 from quintet.train.update import apply_gradients, begin_step
 from quintet.train.validation import ValidationResult
@@ -48,56 +48,56 @@ def train(
     ``original`` is the dialect's file that the run file is the translation of. A ``trial`` ends after its steps.
     """
     take_steps = trainer_steps(config) or _steps
-    with joined(config):
+    with process_group(config):
         run = set_up(config, reporter, original, trial)
-        ending: Ending = "failed"
+        status: RunStatus = "failed"
         try:
-            with watch_signals() as interruption:
-                outcome = _lead(run, interruption, take_steps)
-            ending = "stopped" if run.progress.step < run.steps and not config.evaluate.only else "finished"
+            with watch_signals() as stop_signal:
+                outcome = _lead(run, stop_signal, take_steps)
+            status = "stopped" if run.progress.step < run.steps and not config.evaluate.only else "finished"
             return outcome
         finally:
             try:
                 run.checkpointer.close()
             finally:
-                close_trackers(run.trackers, ending, last_checkpoint(run.checkpointer.folder))
+                close_trackers(run.trackers, status, last_checkpoint(run.checkpointer.folder))
 
 
-def _lead(run: Run, interruption: Interruption, take_steps: Steps) -> Outcome:
+def _lead(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
     """Do what the run file says with ``run``."""
     config = run.config
     if config.evaluate.only:
-        with run.engine.gathered():
+        with run.engine.unsharded():
             validation = validate_run(run)
             measure_text(run)
             measure_benchmarks(run)
-        return Outcome(run, validation, interruption.signal)
+        return Outcome(run, validation, stop_signal.signal)
     if run.progress.step < run.steps or run.progress.due:
         try_measurements(run)
     if config.evaluate.at_start and run.progress.step == 0:
         look_at_start(run)
     validation = measure_due(run)  # what was due when the run was stopped or killed
-    validation = take_steps(run, interruption) or validation
+    validation = take_steps(run, stop_signal) or validation
     if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
         run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
     if config.data.fixed_batch and run.progress.step == run.steps:
-        with run.engine.gathered():
+        with run.engine.unsharded():
             run.reporter.say(conclusion(run))
-    return Outcome(run, validation, interruption.signal)
+    return Outcome(run, validation, stop_signal.signal)
 
 
-def _steps(run: Run, interruption: Interruption) -> ValidationResult | None:
-    books = Books(run, interruption)
+def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
+    callbacks = Callbacks(run, stop_signal)
     first = run.progress.step
     with closing(prefetch(run.batch, first, run.steps)) as batches:
-        for step, batch in enumerate(books.agreement.over(batches), start=first + 1):
+        for step, batch in enumerate(callbacks.rank_sync.over(batches), start=first + 1):
             if batch.valid:
                 rate = begin_step(run, step)
                 loss = run.engine.accumulate(batch, step)
-                books.add(step, rate, loss, *apply_gradients(run, rate))
+                callbacks.add(step, rate, loss, *apply_gradients(run, rate))
             else:
-                books.add_masked()
-            if books.end(step):
+                callbacks.add_masked()
+            if callbacks.end(step):
                 break
     run.checkpointer.wait()
-    return books.validation
+    return callbacks.validation

@@ -15,13 +15,13 @@ from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError, named
 from quintet.evaluate.harness.figures import Benchmarks
-from quintet.evaluate.harness.run import Asking, run_benchmarks, try_benchmarks
-from quintet.evaluate.subject import check_subject
+from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
+from quintet.evaluate.language_model import check_language_model
 from quintet.evaluate.text_modeling import TextModeling, model_text
-from quintet.evaluate.text_modeling import check_subject as check_text_subject
+from quintet.evaluate.text_modeling import check_language_model as check_text_subject
 from quintet.evaluate.texts import text_topics
-from quintet.processes import FailedElsewhere, from_first, gathered
-from quintet.track.trouble import one_line
+from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
+from quintet.track.failure_reporter import one_line
 from quintet.train.compute import measure_peak
 from quintet.train.loss import IGNORED
 from quintet.train.samples import check_prompts, write_samples
@@ -37,8 +37,8 @@ def due_after(run: Run, step: int) -> list[str]:
     asked = asks_benchmarks(run.config, step, run.steps)
     evaluate = run.config.evaluate
     due = {
-        VALIDATION: run.rhythm.validates(step) and run.validation is not None,
-        SAMPLES: run.rhythm.samples(step),
+        VALIDATION: run.intervals.validates(step) and run.validation is not None,
+        SAMPLES: run.intervals.samples(step),
         TEXT: asked and evaluate.text_modeling is not None,
         BENCHMARKS: asked and bool(evaluate.tasks),
     }
@@ -61,13 +61,13 @@ def measure_due(run: Run) -> ValidationResult | None:
     """
     validation = None
     if VALIDATION in run.progress.due:
-        with run.engine.gathered():
+        with run.engine.unsharded():
             validation = validate_run(run)
         _done(run, VALIDATION)
         if run.config.checkpoint.keep_best and run.progress.best_step == run.progress.step:
             run.checkpointer.save(run.progress, run.engine.state())
     if run.progress.due:
-        with run.engine.gathered():
+        with run.engine.unsharded():
             for name in run.progress.due:
                 _attempt(run, name)
                 _done(run, name)
@@ -76,9 +76,9 @@ def measure_due(run: Run) -> ValidationResult | None:
 
 def look_at_start(run: Run) -> None:
     """Validate, and write the samples that go with it, before the first step."""
-    with run.engine.gathered():
+    with run.engine.unsharded():
         validate_run(run)
-        if run.rhythm.sample_every is None:
+        if run.intervals.sample_every is None:
             _attempt(run, SAMPLES)
 
 
@@ -94,11 +94,11 @@ def _attempt(run: Run, name: str) -> None:
         _MEASURES[name](run)
     except Exception as error:  # whatever a measurement does, the run is worth more
         failure = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
-        gathered(failure)
+        all_gather(failure)
         if required:
             raise
     else:
-        failure = next(filter(None, gathered("")), None)
+        failure = next(filter(None, all_gather("")), None)
         if failure is None:
             return
         if required:
@@ -176,8 +176,8 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
     config = run.evaluate
     if not config.tasks:
         return None
-    check_subject(run, masked=run.config.loss.kind == "masked")
-    result = run_benchmarks(run, asking(run.config, config))
+    check_language_model(run, masked=run.config.loss.kind == "masked")
+    result = run_benchmarks(run, eval_options(run.config, config))
     for tracker in run.trackers:
         tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: benchmarks")
@@ -194,9 +194,9 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
     return result
 
 
-def asking(config: RunConfig, part: EvaluateConfig) -> Asking:
+def eval_options(config: RunConfig, part: EvaluateConfig) -> EvalOptions:
     """What the section ``part`` of ``config`` asks of benchmarks."""
-    return Asking(
+    return EvalOptions(
         tasks=part.tasks,
         samples=part.task_samples,
         shots=part.few_shot,
@@ -227,16 +227,16 @@ def try_measurements(run: Run) -> None:
         with named("evaluate.text_modeling"):
             text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", lambda _: None)
     if run.config.evaluate.tasks:
-        check_subject(run, masked=run.config.loss.kind == "masked")
+        check_language_model(run, masked=run.config.loss.kind == "masked")
         with named("evaluate.tasks"):
-            try_benchmarks(run, asking(run.config, run.config.evaluate))
+            try_benchmarks(run, eval_options(run.config, run.config.evaluate))
 
 
 def _check_targets(run: Run) -> None:
     """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
     steps = run.schedule_steps
     tried = 1 if run.config.data.fixed_batch else steps
-    if not from_first(lambda: any(run.whole_batch(step).valid for step in range(tried))):
+    if not broadcast_from_rank0(lambda: any(run.whole_batch(step).valid for step in range(tried))):
         raise UserError(
             f"data: none of the targets of the {steps:,} steps has a loss, so that there is nothing to learn: all "
             "of them are prompts, padding or ids that `loss` leaves out; a longer data.sequence_length may reach the "

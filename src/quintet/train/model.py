@@ -20,15 +20,15 @@ from quintet.train.objective import Objective
 
 
 def make_model(
-    config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None, *, outline: bool = False
+    config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None, *, meta: bool = False
 ) -> Model:
     """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
 
     Without them a model that would start from trained weights gets random ones, for a checkpoint to replace. With
-    ``outline`` its parameters are on the meta device, those of our own transformer for ``weights_of`` to fill.
+    ``meta`` its parameters are on the meta device, those of our own transformer for ``weights_of`` to fill.
     """
     if isinstance(config.model, HuggingFaceConfig):
-        return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, outline=outline)
+        return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, meta=meta)
     return build_model(
         _drawn(config.model, weights),
         model_vocabulary(config, tokenizer),
@@ -36,7 +36,7 @@ def make_model(
         config.seed,
         extra_rows=extra_rows(config),
         weights=weights,
-        outline=outline,
+        meta=meta,
     )
 
 

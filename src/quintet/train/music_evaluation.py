@@ -177,7 +177,7 @@ def _losses(run: TrainedRun, data: ValidationData, records: int) -> ValidationRe
 def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabulary: int) -> dict[str, float]:
     """What counts of the learnt tokens of some training samples predict of the learnt ones that are held out."""
     train = [one for one in prepared.train.streams if isinstance(one, NoteSamples) and one.count]
-    learnt = [_learnt(one.sample(index)) for one in train for index in _spread(one.count, _COUNTED // len(train))]
+    seen = [_loss_mask(one.sample(index)) for one in train for index in _spread(one.count, _COUNTED // len(train))]
     ids, marks = [], []
     for batch in held.batches(_BATCH, samples):
         known = batch.targets != IGNORED
@@ -186,14 +186,14 @@ def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabul
         ids += list(np.concatenate([batch.inputs[:, :1], following], axis=1))
         marks += list(known)
     return {
-        "unigram": nats_per_token(unigram((one[1:] for one in learnt), vocabulary), ids, marks),
-        "bigram": nats_per_token(bigram(learnt, vocabulary), ids, marks),
+        "unigram": nats_per_token(unigram((one[1:] for one in seen), vocabulary), ids, marks),
+        "bigram": nats_per_token(bigram(seen, vocabulary), ids, marks),
     }
 
 
-def _learnt(sample: Sample) -> np.ndarray:
+def _loss_mask(sample: Sample) -> np.ndarray:
     """The ids of a sample that have a loss, and the one before them."""
-    first = 1 if sample.learnt is None else int(np.argmax(np.append(sample.learnt[1:], True))) + 1
+    first = 1 if sample.loss_mask is None else int(np.argmax(np.append(sample.loss_mask[1:], True))) + 1
     return sample.ids[first - 1 :]
 
 

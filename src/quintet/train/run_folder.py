@@ -16,7 +16,7 @@ from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
 from quintet.config.names import ORIGINAL, is_run, local_path, run_named
-from quintet.config.places import Original
+from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import files_digest

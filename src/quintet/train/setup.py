@@ -13,14 +13,14 @@ from torch import nn
 
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.length import total_steps
-from quintet.config.places import Original
+from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
 from quintet.data.prepare import Prepared, encoding_libraries, prepare
 from quintet.errors import UserError
 from quintet.model import Model
-from quintet.processes import from_first, in_turn, rank, world
+from quintet.processes import broadcast_from_rank0, rank, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import TextBounds
 from quintet.track import Tracked, Tracker, build_trackers
@@ -47,10 +47,10 @@ from quintet.train.compute import (
 from quintet.train.deepspeed.settings import stays_eager
 from quintet.train.engine import Engine
 from quintet.train.fixed_batch import introduction
+from quintet.train.intervals import Intervals, Trial, intervals_of
 from quintet.train.model import make_objective, run_bounds, training_flops
 from quintet.train.objective import Objective
-from quintet.train.parallel.group import patience
-from quintet.train.rhythm import Rhythm, Trial, rhythm_of
+from quintet.train.parallel.group import timeout
 from quintet.train.run_folder import (
     check_inputs,
     find_run_folder,
@@ -61,7 +61,7 @@ from quintet.train.run_folder import (
 )
 from quintet.train.schedule import learning_rate
 from quintet.train.start import seen_before, starting_weights
-from quintet.train.step import rehearse
+from quintet.train.step import dry_step
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Run:
     validation: ValidationData | None
     objective: Objective
     model: Model
-    learner: nn.Module
+    loss_module: nn.Module
     engine: Engine
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -93,7 +93,7 @@ class Run:
     flops_per_token: int
     peak: float
     progress: Progress
-    rhythm: Rhythm
+    intervals: Intervals
     trial: Trial | None = None
 
     @property
@@ -109,8 +109,8 @@ class Run:
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of ``step``, counted from 0, as the model gets it."""
         step = self.config.data.batch_index(step)
-        part = self.data.batch(step, rank(), world())
-        return self.objective.prepare(part, "train", step, rank() * self.config.batch.samples // world())
+        part = self.data.batch(step, rank(), world_size())
+        return self.objective.prepare(part, "train", step, rank() * self.config.batch.samples // world_size())
 
     def whole_batch(self, step: int) -> Batch:
         """The batch of ``step`` with the parts of all processes."""
@@ -124,16 +124,16 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
     check_training(config)
-    config = from_first(lambda: settle_batch(config, world()))
-    folder, changes = from_first(lambda: find_run_folder(config))
+    config = broadcast_from_rank0(lambda: settle_batch(config, world_size()))
+    folder, changes = broadcast_from_rank0(lambda: find_run_folder(config))
     compute = _chosen_compute(config)
-    prepared = in_turn(lambda: prepare(config, progress=reporter.preparing))
+    prepared = rank_zero_first(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
-    progress = from_first(lambda: _found_progress(config, folder, prepared, compute.precision))
+    progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision))
     compute = keep_precision(compute, config.train, progress.precision)
-    progress = from_first(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
+    progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
 
     make_deterministic()
     if compute.device.type == "cpu":
@@ -143,7 +143,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     rehearsing = built.strategy.sharded or (progress.step < steps and not config.evaluate.only)
     if rehearsing and built.strategy.kind != "deepspeed":
         # Sharded weights also find out in it which module is the outermost.
-        rehearse(built.learner, built.optimizer, config, built.shape, objective.vocab_size, compute)
+        dry_step(built.loss_module, built.optimizer, config, built.shape, objective.vocab_size, compute)
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
         built.scaler.load_state_dict(progress.scaler or {})
@@ -159,18 +159,18 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         validation=prepared.validation,
         objective=objective,
         model=built.model,
-        learner=built.learner,
+        loss_module=built.loss_module,
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, patience(config)),
+        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config)),
         trackers=_trackers(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=flops.total,
         peak=measure_peak(compute),
         progress=progress,
-        rhythm=rhythm_of(config, steps, prepared.train.epoch_samples),
+        intervals=intervals_of(config, steps, prepared.train.epoch_samples),
         trial=trial,
     )
     notes = _notes_on_data(run, prepared)
@@ -201,7 +201,7 @@ def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
-        notes += from_first(lambda: seen_before(run.config, prepared))
+        notes += broadcast_from_rank0(lambda: seen_before(run.config, prepared))
     if run.config.data.fixed_batch:
         notes.append(introduction(run.config, run.whole_batch(0)))
     return notes
@@ -239,7 +239,7 @@ def _trackers(
 
     tracked = Tracked(config, folder, progress.step or -1, system, fails, progress.due)
     found: list[Tracker] = []
-    from_first(lambda: found.extend(build_trackers(tracked)))
+    broadcast_from_rank0(lambda: found.extend(build_trackers(tracked)))
     return found
 
 
@@ -317,9 +317,9 @@ def _spread(config: RunConfig) -> str:
     """The devices that a batch was counted for, and who does its samples now."""
     counted = config.train.batch_devices
     there = "device" if counted == 1 else "devices"
-    if counted == world():
+    if counted == world_size():
         return f"{counted} {there}"
-    now = f"the {world()} that there are do" if world() > 1 else "the one that there is does"
+    now = f"the {world_size()} that there are do" if world_size() > 1 else "the one that there is does"
     return f"the {counted} {there} of train.batch_devices; {now} the same batch"
 
 
@@ -339,9 +339,9 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
         f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
     )
-    if world() > 1 or built.strategy.kind != "none":
+    if world_size() > 1 or built.strategy.kind != "none":
         each = f"{built.shape.accumulation} × {built.shape.micro_batch_size} samples each"
-        over = f"over {world()} processes" if world() > 1 else "in one process"
+        over = f"over {world_size()} processes" if world_size() > 1 else "in one process"
         say(f"parallel: {built.strategy.kind} {over} ({built.strategy.reason}), {each} a step")
     model = config.model
     bidirectional = model.kind == "transformer" and model.attention.kind == "bidirectional"

@@ -44,7 +44,7 @@ def micro_batches(batch: Batch, step: int, size: int, device: torch.device, firs
         yield MicroBatch(step, index, sample, inputs[rows], targets[rows], documents, prompts, batch.valid)
 
 
-def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
+def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
     """The loss that ``part`` has in that of its batch, a scalar.
 
     Dropout is keyed by the step and the sample's number in the batch; where it comes from PyTorch's generator, as that
@@ -52,13 +52,13 @@ def share_of_loss(learner: nn.Module, part: MicroBatch, config: RunConfig, compu
     """
     torch.manual_seed(key(config.seed, "dropout", part.step, part.index))
     base = key(config.seed, "dropout", part.step)
-    set_dropout_keys(learner, base, part.sample, len(part.inputs), part.inputs.device)
+    set_dropout_keys(loss_module, base, part.sample, len(part.inputs), part.inputs.device)
     with compute.autocast():
-        return learner(part.inputs, part.targets, part.documents, part.prompts) / max(part.valid, 1)
+        return loss_module(part.inputs, part.targets, part.documents, part.prompts) / max(part.valid, 1)
 
 
-def rehearse(
-    learner: nn.Module,
+def dry_step(
+    loss_module: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
     shape: BatchShape,
@@ -73,15 +73,15 @@ def rehearse(
     rates = [group["lr"] for group in optimizer.param_groups]
     ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
-    set_dropout_keys(learner, 0, 0, len(ids), ids.device)
+    set_dropout_keys(loss_module, 0, 0, len(ids), ids.device)
     try:
         with compute.autocast():
             documents = torch.zeros_like(ids) if config.model.tells_documents else None
             prompts = torch.ones_like(ids, dtype=torch.bool) if config.model.tells_prompts else None
-            loss = learner(ids, ids, documents, prompts)
+            loss = loss_module(ids, ids, documents, prompts)
         loss.backward()
         # Rprop moves a weight by the gradient's sign whatever the rate.
-        for parameter in learner.parameters():
+        for parameter in loss_module.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
         for group in optimizer.param_groups:

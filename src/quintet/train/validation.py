@@ -12,7 +12,7 @@ import torch
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
-from quintet.processes import gathered, rank, world
+from quintet.processes import all_gather, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
@@ -106,7 +106,7 @@ def validate(
             owners = group[whole.sources] if len(names) > 1 else np.zeros(len(whole.inputs), dtype=np.int64)
             for owner in np.unique(owners).tolist():
                 part = rows_of(whole, owners == owner)
-                mine = np.arange(len(part.inputs)) % world() == rank()
+                mine = np.arange(len(part.inputs)) % world_size() == rank()
                 # Sharded weights need every process in each pass, also one that has no sample in it.
                 batch = rows_of(part, mine if mine.any() else ~mine)
                 loss = summed_loss(model, objective, batch, compute)
@@ -114,7 +114,7 @@ def validate(
                     sums[owner].loss += loss
                     sums[owner].tokens += batch.valid
                     sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
-    sums = [_pooled(parts) for parts in zip(*gathered(sums), strict=True)]
+    sums = [_pooled(parts) for parts in zip(*all_gather(sums), strict=True)]
     found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
     return _pooled(sums).result(found if len(names) > 1 else {})
 

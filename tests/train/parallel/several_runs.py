@@ -12,21 +12,21 @@ from pathlib import Path
 from rich.console import Console
 
 from quintet.config.load import load_run_config
-from quintet.processes import world
+from quintet.processes import world_size
 from quintet.track.console import Reporter
 from quintet.train.loop import train
-from quintet.train.parallel.group import joined
+from quintet.train.parallel.group import process_group
 
 
 def main() -> None:
     file, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     configs = [load_run_config([file], [f"name={name}", *overrides]).config for name, overrides in cases.items()]
     reporter = Reporter(Console(quiet=True))
-    if world() == 1:
+    if world_size() == 1:
         for config in configs:
             train(config, reporter)
         return
-    with joined(configs[0]):
+    with process_group(configs[0]):
         for config in configs:
             train(config, reporter)
 

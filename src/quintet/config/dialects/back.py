@@ -16,8 +16,8 @@ from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
 from quintet.config.keypath import ABSENT, lookup, parse, path_of, show, walk
-from quintet.config.places import Place, Places, Problem, RunFileError
-from quintet.config.read import Document
+from quintet.config.provenance import Origin, Problem, Provenance, RunFileError
+from quintet.config.read import YamlDocument
 from quintet.config.schema import RunConfig
 
 
@@ -100,9 +100,9 @@ def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
 
 def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
     """The config that a file of ``dialect`` is, or what is wrong with it."""
-    document = Document(values, {path: Place("written") for path, _ in walk(values)})
+    document = YamlDocument(values, {path: Origin("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
-    places: Places = {(): Place("written")}
+    places: Provenance = {(): Origin("written")}
     try:
         translated = translate(dialect, document).document
         native, places = {"name": name} | translated.values, translated.places

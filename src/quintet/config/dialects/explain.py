@@ -43,7 +43,7 @@ def _lines(key: Key, dialect: Dialect) -> list[str]:
         lines.append(f"  sets:    {', '.join(native_of(key))}")
     if key.aliases:
         lines.append(f"  also:    {', '.join(key.aliases)}")
-    for word, text in (("no effect", key.moot), ("refused", key.refused)):
+    for word, text in (("no effect", key.no_effect), ("refused", key.refused)):
         lines += [f"  {word}: {text}"] if text else []
     lines += [f"  pending: {key.pending} is not built yet"] if key.pending else []
     return [*lines, f"  from:    {source}"]

@@ -7,24 +7,24 @@ from typing import Any
 
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered, pattern, pattern_of
 from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, show
-from quintet.config.places import Place, Problem, place_of, shown
-from quintet.config.read import Document
+from quintet.config.provenance import Origin, Problem, place_of, shown
+from quintet.config.read import YamlDocument
 from quintet.config.spelling import nearest
 
 
-class Given:
+class DialectFile:
     """The keys of one file, or of several merged, as ``dialect`` reads them.
 
     ``given["model.n_layer"]`` is the value that was read, or the document's default where the file has none; inside
     lists the index is written, ``given["dataset[0].seq_len"]``. All mistakes are collected in ``problems``. ``purpose``
     is what the file is read for, "train" or "prepare". ``native`` are the native values of the file's section
-    `quintet:`; a key that is pending is not refused where they say all the native keys of its ``shapes``.
+    `quintet:`; a key that is pending is not refused where they say all the native keys of its ``affects``.
     """
 
     def __init__(
         self,
         dialect: Dialect,
-        document: Document,
+        document: YamlDocument,
         purpose: str = "train",
         native: Mapping[str, Any] | None = None,
         variables: Collection[str] = (),
@@ -34,7 +34,7 @@ class Given:
         self.file = document.places[()].file
         self.problems: list[Problem] = []
         self._values: dict[KeyPath, Any] = {}
-        self._places: dict[KeyPath, Place] = {}
+        self._places: dict[KeyPath, Origin] = {}
         self._pending: dict[str, list[KeyPath]] = {}
         self._read(document.values, ())
         self._refuse_pending()
@@ -63,7 +63,7 @@ class Given:
         value = lookup(self.document.values, steps)
         return max(len(indices), len(value) if isinstance(value, list) else 0)
 
-    def place(self, *paths: str) -> Place:
+    def place(self, *paths: str) -> Origin:
         """Where the first of ``paths`` that the file gives is written; a place that says so when it gives none."""
         given = [path for path in paths if self.has(path)]
         names = ", ".join(paths)
@@ -71,8 +71,8 @@ class Given:
             found = self._places[path_of(given[0])]
             if len(given) == 1:
                 return found
-            return Place(found.file, found.line, ", ".join([found.key, *given[1:]]))
-        return Place(self.file, None, f"{self.dialect.name}'s default: {names}" if names else self.dialect.name)
+            return Origin(found.file, found.line, ", ".join([found.key, *given[1:]]))
+        return Origin(self.file, None, f"{self.dialect.name}'s default: {names}" if names else self.dialect.name)
 
     def refuse(self, path: str, message: str) -> None:
         """Note that what the file says at ``path`` cannot be followed."""
@@ -123,8 +123,8 @@ class Given:
             except ValueError as error:
                 self._problem(path, f"{error}, found {shown(value)}")
                 return
-        if key.pending and read not in key.idle and not self.is_replaced(key):
-            if key.idle:
+        if key.pending and read not in key.noop_values and not self.is_replaced(key):
+            if key.noop_values:
                 self._problem(path, f"{key.pending} is not built yet{_idle(key)}")
             else:
                 self._pending.setdefault(key.pending, []).append(path)
@@ -136,11 +136,11 @@ class Given:
             return
         place = place_of(path, self.document.places)
         self._values[known] = read
-        self._places[known] = Place(place.file, place.line, show(path), value is True)
+        self._places[known] = Origin(place.file, place.line, show(path), value is True)
 
     def is_replaced(self, key: Key) -> bool:
         """Whether the section `quintet:` says all the native keys that ``key`` has a say in."""
-        return bool(key.shapes) and all(lookup(self.native, path_of(path)) is not ABSENT for path in key.shapes)
+        return bool(key.affects) and all(lookup(self.native, path_of(path)) is not ABSENT for path in key.affects)
 
     def _refuse_pending(self) -> None:
         """One line for each thing that is not built yet and that the file cannot do without."""
@@ -148,7 +148,7 @@ class Given:
             key = self.dialect.find(first)
             verb = "needs" if len(others) == 1 else "need"
             more = f"; {', '.join(map(show, others))} {verb} it, too" if others else ""
-            mend = f"; without it, `quintet:` must say {' and '.join(key.shapes)}" if key and key.shapes else ""
+            mend = f"; without it, `quintet:` must say {' and '.join(key.affects)}" if key and key.affects else ""
             self._problem(first, f"{pending} is not built yet{more}{mend}")
 
     def _require(self) -> None:
@@ -195,7 +195,7 @@ def _with_indices(key: Key, path: KeyPath) -> KeyPath:
 def _idle(key: Key) -> str:
     """What may be written instead of a value that is pending."""
     words = []
-    for value in key.idle:
+    for value in key.noop_values:
         try:
             words.append(shown(key.value.write(value)))
         except ValueError:

@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, walk
-from quintet.config.places import Place
+from quintet.config.provenance import Origin
 
 if TYPE_CHECKING:
-    from quintet.config.dialects.given import Given
+    from quintet.config.dialects.given import DialectFile
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Output:
     ignore_index: int
 
 
-class Native:
+class NativeBuilder:
     """The translation so far. ``notes`` are what its user should know; the run says them. ``prepare_to`` is where
     `quintet prepare` writes to, None for the cache."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: DialectFile) -> None:
         self.given = given
         self.values: dict[str, Any] = {}
-        self.places: dict[KeyPath, Place] = {(): Place(given.file)}
+        self.places: dict[KeyPath, Origin] = {(): Origin(given.file)}
         self.notes: list[str] = []
         self.prepare_to: Output | None = None
 
@@ -48,7 +48,7 @@ class Native:
         if note not in self.notes:
             self.notes.append(note)
 
-    def _put(self, path: str, value: Any, place: Place) -> None:
+    def _put(self, path: str, value: Any, place: Origin) -> None:
         steps = path_of(path)
         here: Any = self.values
         for position, (step, following) in enumerate(pairwise(steps)):

@@ -49,7 +49,7 @@ def meaning_of(key: Key) -> str:
     text = key.help[:1].upper() + key.help[1:]
     if key.aliases:
         text += f". Also `{'`, `'.join(key.aliases)}`"
-    for word, reason in (("No effect", key.moot), ("Refused", key.refused)):
+    for word, reason in (("No effect", key.no_effect), ("Refused", key.refused)):
         text += f". {word}: {reason}" if reason else ""
     if key.pending:
         text += f". Needs {key.pending}, which is not built yet"
@@ -58,7 +58,7 @@ def meaning_of(key: Key) -> str:
 
 def native_of(key: Key) -> tuple[str, ...]:
     """The native keys that ``key`` sets or has a say in."""
-    return ((key.to,) if key.to else ()) + tuple(path for path in key.shapes if path != key.to)
+    return ((key.to,) if key.to else ()) + tuple(path for path in key.affects if path != key.to)
 
 
 def _name(key: Key) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from quintet.config.dialects.values import Value
 from quintet.config.keypath import KeyPath, path_of
-from quintet.config.read import Document
+from quintet.config.read import YamlDocument
 
 if TYPE_CHECKING:
-    from quintet.config.dialects.given import Given
-    from quintet.config.dialects.native import Native
+    from quintet.config.dialects.given import DialectFile
+    from quintet.config.dialects.native import NativeBuilder
     from quintet.config.schema import RunConfig
 
 Put = Callable[[str, Any], None]
@@ -34,27 +34,27 @@ class Key:
     ``path`` is where the document, or the framework's own files, have it; ``[]`` stands for each element of a list.
     ``aliases`` are other places and spellings of it. A value is read by ``value``; where the key says one thing of the
     run file and nothing else does, it goes ``to`` that native key as it was read, and otherwise the dialect's rules
-    make the native keys ``shapes`` of it. ``default`` is the document's, `REQUIRED` when the key must be given, None
+    make the native keys ``affects`` of it. ``default`` is the document's, `REQUIRED` when the key must be given, None
     when a file without it says nothing of the matter. ``null`` is what null means; None: as if the key were not given.
 
-    ``documented``: the framework's document has it, and not its own files alone. ``moot``: why it changes nothing here,
-    which the run says; ``refused``: why it cannot be followed; ``pending``: what is still to be built for it, where any
-    value but those of ``idle`` is refused.
+    ``documented``: the framework's document has it, and not its own files alone. ``no_effect``: why it changes nothing
+    here, which the run says; ``refused``: why it cannot be followed; ``pending``: what is still to be built for it,
+    where any value but those of ``noop_values`` is refused.
     """
 
     path: str
     value: Value
     help: str
     to: str = ""
-    shapes: tuple[str, ...] = ()
+    affects: tuple[str, ...] = ()
     default: Any = None
     aliases: tuple[str, ...] = ()
     documented: bool = True
     null: Any = None
-    moot: str = ""
+    no_effect: str = ""
     refused: str = ""
     pending: str = ""
-    idle: tuple[Any, ...] = ()
+    noop_values: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,8 +91,8 @@ class Dialect:
     name: str
     title: str
     keys: tuple[Key, ...]
-    rules: Callable[[Given, Native], None]
-    shape: Callable[[Document], Document] = lambda document: document
+    rules: Callable[[DialectFile, NativeBuilder], None]
+    shape: Callable[[YamlDocument], YamlDocument] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
     hydra: bool = False
     stand_in: Mapping[str, Any] = field(default_factory=dict)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, Put
 from quintet.config.dialects.values import choice, flag, listed, number, text, whole
 from quintet.config.model import TransformerConfig
@@ -20,7 +20,7 @@ KEYS = (
         "datasets.path",
         text(),
         "folder of the tokenized dataset, or its metadata file",
-        shapes=("data.sources", "tokenizer"),
+        affects=("data.sources", "tokenizer"),
         default=REQUIRED,
     ),
     Key(
@@ -29,7 +29,7 @@ KEYS = (
         "tokenizer that made the dataset; its metadata must say the same",
         to="data.sources[0].tokenizer",
     ),
-    Key("model.name", choice("gpt"), "architecture", default="gpt", shapes=("model.kind",)),
+    Key("model.name", choice("gpt"), "architecture", default="gpt", affects=("model.kind",)),
     Key("model.n_head", whole(1), "attention heads", to="model.attention.heads", default=4),
     Key("model.d_model", whole(1), "hidden size", to="model.width", default=512),
     Key("model.n_layer", whole(1), "transformer layers", to="model.layers", default=8),
@@ -39,14 +39,14 @@ KEYS = (
         "dropout on embeddings, on attention weights (not under flex, which cannot), and on what attention and "
         "feed-forward add",
         default=0.0,
-        shapes=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
+        affects=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
     ),
     Key(
         "model.context_length",
         whole(2),
         "tokens of a sample, and most positions",
         default=512,
-        shapes=("data.sequence_length", "model.context_length"),
+        affects=("data.sequence_length", "model.context_length"),
     ),
     Key(
         "model.autocast_precision",
@@ -56,13 +56,13 @@ KEYS = (
         default="bf16",
         aliases=("model.weight_precision",),
     ),
-    Key("model.flash", flag(), "FlashAttention", default=False, shapes=("model.attention.backend",)),
+    Key("model.flash", flag(), "FlashAttention", default=False, affects=("model.attention.backend",)),
     Key(
         "model.flex",
         flag(),
         "FlexAttention where it exists and trains, elsewhere the fastest kernel with its numbers; not with flash",
         default=True,
-        shapes=("model.attention.backend",),
+        affects=("model.attention.backend",),
     ),
     Key(
         "model.compile_flex",
@@ -71,7 +71,7 @@ KEYS = (
         default=True,
         aliases=("model.compile",),
         documented=False,
-        shapes=("train.compile",),
+        affects=("train.compile",),
     ),
     Key(
         "model.mlp_scale_factor",
@@ -99,7 +99,7 @@ KEYS = (
         to="model.attention.mask",
         default="causal_document",
     ),
-    Key("optimizer.name", choice("AdamW"), "optimizer", default="AdamW", shapes=("optimizer.kind",)),
+    Key("optimizer.name", choice("AdamW"), "optimizer", default="AdamW", affects=("optimizer.kind",)),
     Key("optimizer.lr", number(above=0), "learning rate, the same at every step", to="optimizer.lr", default=1e-4),
     Key("optimizer.weight_decay", number(0), "decay of all weights", to="optimizer.weight_decay", default=0.01),
     Key(
@@ -121,7 +121,7 @@ KEYS = (
         "tokenizer.name",
         text(),
         "tokenizer of the model; the dataset's metadata must name it",
-        shapes=("data.sources[0].tokenizer",),
+        affects=("data.sources[0].tokenizer",),
     ),
     Key("tokenizer.vocab_size", whole(1), "rows of embedding and head", to="model.vocab_size", default=32128),
     Key("training.epochs", whole(1), "passes over the data", to="train.epochs", default=1),
@@ -138,7 +138,7 @@ KEYS = (
         "samples a step, and samples that are validated on",
         to="train.batch_size",
         default=256,
-        shapes=("data.validation", "evaluate.samples"),
+        affects=("data.validation", "evaluate.samples"),
     ),
     Key(
         "training.log_interval",
@@ -161,14 +161,14 @@ KEYS = (
         flag(),
         "keep checkpoints; false keeps none",
         default=True,
-        shapes=("checkpoint.at_end", "checkpoint.every_seconds"),
+        affects=("checkpoint.at_end", "checkpoint.every_seconds"),
     ),
     Key(
         "training.save_every",
         number(above=0),
         "seconds between checkpoints",
         default=3600.0,
-        shapes=("checkpoint.every_seconds",),
+        affects=("checkpoint.every_seconds",),
     ),
     Key("training.artifacts_path", text(), "folder in which the run's folder is made", to="runs_dir"),
     Key(
@@ -178,18 +178,18 @@ KEYS = (
         to="data.fixed_batch",
         default=False,
     ),
-    Key("wandb_log.name", text(), "name of the run, here and in Weights & Biases", shapes=("name", "track")),
+    Key("wandb_log.name", text(), "name of the run, here and in Weights & Biases", affects=("name", "track")),
     Key(
         "HydraConf.version_base",
         text(),
         "the version of Hydra whose rules compose the file",
         default="1.1",
-        moot="Hydra has composed the file by these rules",
+        no_effect="Hydra has composed the file by these rules",
     ),
 )
 
 
-def _rules(given: Given, native: Native) -> None:
+def _rules(given: DialectFile, native: NativeBuilder) -> None:
     _model(given, native)
     _attention(given, native)
     path = Path(given["datasets.path"])
@@ -207,7 +207,7 @@ def _rules(given: Given, native: Native) -> None:
     _training(given, native)
 
 
-def _tokenizer(given: Given, native: Native, folder: Path) -> None:
+def _tokenizer(given: DialectFile, native: NativeBuilder, folder: Path) -> None:
     """The tokenizer of the dataset's folder, else the one that is named. The samples are ids, so a T5's, whose
     documents end with id 1, need neither."""
     name = given["tokenizer.name"]
@@ -239,7 +239,7 @@ def _is_here(name: str) -> bool:
     return is_hub_name(name) and any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
-def _model(given: Given, native: Native) -> None:
+def _model(given: DialectFile, native: NativeBuilder) -> None:
     native.set("model.kind", "transformer", "model.name")
     native.set("model.feedforward.kind", "plain", "model.name")
     native.set("model.norm.kind", "layer", "model.name")
@@ -250,7 +250,7 @@ def _model(given: Given, native: Native) -> None:
         native.set(key, given["model.context_length"], "model.context_length")
 
 
-def _attention(given: Given, native: Native) -> None:
+def _attention(given: DialectFile, native: NativeBuilder) -> None:
     flash, flex, mask = (given[f"model.{name}"] for name in ("flash", "flex", "mask"))
     native.set("model.attention.kind", "causal", "model.mask")
     if flash and flex:
@@ -266,7 +266,7 @@ def _attention(given: Given, native: Native) -> None:
     native.set("train.compile", "auto" if given["model.compile_flex"] else False, "model.compile_flex")
 
 
-def _training(given: Given, native: Native) -> None:
+def _training(given: DialectFile, native: NativeBuilder) -> None:
     native.set("train.clip_norm", None)
     # A window has a target for each of its inputs, so the last of them ends with one token more.
     held_out = given["training.batch_size"] * given["model.context_length"] + 1

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native, Output
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered
 from quintet.config.merge import merge
-from quintet.config.places import Problem, RunFileError
-from quintet.config.read import Document
+from quintet.config.provenance import Problem, RunFileError
+from quintet.config.read import YamlDocument
 
 Purpose = Literal["train", "prepare"]
 """What a file is read for: to train, or to prepare data that lies elsewhere afterwards."""
@@ -24,13 +24,13 @@ EXTENSION = "quintet"
 class Translation:
     """A native run file, what its user should know of how it came about, and where `quintet prepare` writes to."""
 
-    document: Document
+    document: YamlDocument
     notes: tuple[str, ...]
     prepare_to: Output | None = None
 
 
 def translate(
-    dialect: Dialect, document: Document, purpose: Purpose = "train", variables: Collection[str] = ()
+    dialect: Dialect, document: YamlDocument, purpose: Purpose = "train", variables: Collection[str] = ()
 ) -> Translation:
     """The native run file that ``document``, its interpolations resolved, describes.
 
@@ -38,10 +38,10 @@ def translate(
     Raises RunFileError with every key that is unknown, wrong, missing or cannot be followed.
     """
     own, native_part = _apart(document)
-    given = Given(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
+    given = DialectFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
     if given.problems:
         raise RunFileError(given.problems)
-    native = Native(given)
+    native = NativeBuilder(given)
     for key in dialect.keys:
         if key.to and "[]" not in key.path and key.default not in (None, REQUIRED) and not given.has(key.path):
             native.set(key.to, key.default, key.path)
@@ -50,17 +50,17 @@ def translate(
         name = numbered(key.path, index)
         if key.to:
             native.set(numbered(key.to, index), value, name)
-        if key.moot:
-            native.say(f"{name}: {key.moot}")
+        if key.no_effect:
+            native.say(f"{name}: {key.no_effect}")
     dialect.rules(given, native)
     if given.problems:
         raise RunFileError(given.problems)
-    translated = Document(native.values, native.places)
+    translated = YamlDocument(native.values, native.places)
     whole = merge(translated, native_part) if native_part else translated
     return Translation(whole, tuple(native.notes), native.prepare_to)
 
 
-def _apart(document: Document) -> tuple[Document, Document | None]:
+def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:
     """The dialect's own part of a file, and the native part, None where there is none."""
     if EXTENSION not in document.values:
         return document, None

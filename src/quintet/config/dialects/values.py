@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quintet.config.part import number_in
+from quintet.config.section import number_in
 from quintet.config.spelling import nearest
 
 

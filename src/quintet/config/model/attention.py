@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.model.norm import ModelNormConfig, PlaceNormConfig
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 DOCUMENT_MASKS = ("causal_document", "document", "prefix")
 
 
-class _Attention(Part):
+class _Attention(ConfigSection):
     """What both kinds have: heads, projections, window, dropout, the code that computes it."""
 
     heads: int | None = key(
@@ -61,7 +61,7 @@ class CausalAttentionConfig(_Attention):
     @model_validator(mode="after")
     def _fits(self) -> CausalAttentionConfig:
         if self.mask == "prefix" and self.window is not None:
-            raise problem("window", "does not go with mask: prefix; leave one of the two out")
+            raise config_error("window", "does not go with mask: prefix; leave one of the two out")
         _check(self, self.mask)
         return self
 
@@ -80,14 +80,14 @@ class BidirectionalAttentionConfig(_Attention):
 
 def _check(config: _Attention, mask: str) -> None:
     if config.restart_positions and mask not in DOCUMENT_MASKS:
-        raise problem(
+        raise config_error(
             "restart_positions", f"needs a mask that tells documents ({', '.join(DOCUMENT_MASKS)}), not {mask}"
         )
     if config.backend == "flash" and (config.window is not None or mask not in ("causal", "full")):
         reason = "a window" if config.window is not None else f"mask: {mask}"
-        raise problem("backend", f"PyTorch's FlashAttention knows no {reason}; set backend to auto, sdpa or flex")
+        raise config_error("backend", f"PyTorch's FlashAttention knows no {reason}; set backend to auto, sdpa or flex")
     if config.backend == "flex" and config.dropout:
-        raise problem("backend", "FlexAttention cannot drop attention weights; set dropout: 0 or another backend")
+        raise config_error("backend", "FlexAttention cannot drop attention weights; set dropout: 0 or another backend")
 
 
 AttentionConfig = Annotated[CausalAttentionConfig | BidirectionalAttentionConfig, Field(discriminator="kind")]

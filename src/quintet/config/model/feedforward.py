@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.model.norm import ModelNormConfig, PlaceNormConfig
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "leaky_relu", "silu", "tanh", "sigmoid", "none"]
 
 
-class _FeedForward(Part):
+class _FeedForward(ConfigSection):
     """What both kinds have besides their activation: width, biases, dropout, norm."""
 
     width: int | None = key(None, "hidden size; from `factor` when not given", unit="features", ge=1)
@@ -31,7 +31,7 @@ class _FeedForward(Part):
     @model_validator(mode="after")
     def _one_width(self) -> _FeedForward:
         if self.width is not None and self.factor is not None:
-            raise problem("factor", "give width or factor, not both")
+            raise config_error("factor", "give width or factor, not both")
         return self
 
 

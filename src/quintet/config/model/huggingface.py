@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 
-class LoraConfig(Part):
+class LoraConfig(ConfigSection):
     """Low-rank adapters (Hu et al. 2022) beside frozen weights, through peft."""
 
     rank: int = key(16, "rank of the update of a matrix", unit="dimensions", ge=1)
@@ -23,7 +23,7 @@ class LoraConfig(Part):
     )
 
 
-class HuggingFaceConfig(Part):
+class HuggingFaceConfig(ConfigSection):
     """Any causal language model of the transformers library, trained as it is (needs the `hf` extra)."""
 
     kind: Literal["huggingface"] = key(..., "a model of the transformers library")
@@ -71,5 +71,5 @@ class HuggingFaceConfig(Part):
     @model_validator(mode="after")
     def _one_way_to_freeze(self) -> HuggingFaceConfig:
         if self.lora is not None and self.freeze != "none":
-            raise problem("freeze", "lora freezes all weights but its own already; leave freeze out")
+            raise config_error("freeze", "lora freezes all weights but its own already; leave freeze out")
         return self

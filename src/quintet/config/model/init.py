@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 
-class NormalInitConfig(Part):
+class NormalInitConfig(ConfigSection):
     """Normal weights and zero biases, as GPT-2."""
 
     kind: Literal["normal"] = key("normal", "normally distributed weights")
@@ -19,14 +19,14 @@ class NormalInitConfig(Part):
     )
 
 
-class XavierInitConfig(Part):
+class XavierInitConfig(ConfigSection):
     """Uniform weights by Glorot and Bengio (2010); biases are zero, embeddings normal with 0.02."""
 
     kind: Literal["xavier"] = key(..., "Xavier uniform")
     gain: float = key(1.0, "factor on the bound", unit="factor", gt=0)
 
 
-class KaimingInitConfig(Part):
+class KaimingInitConfig(ConfigSection):
     """Normal weights by He et al. (2015); biases are zero, embeddings normal with 0.02."""
 
     kind: Literal["kaiming"] = key(..., "Kaiming normal")
@@ -36,13 +36,13 @@ class KaimingInitConfig(Part):
     )
 
 
-class NoInitConfig(Part):
+class NoInitConfig(ConfigSection):
     """What PyTorch's modules do by themselves."""
 
     kind: Literal["none"] = key(..., "PyTorch's own")
 
 
-class PretrainedInitConfig(Part):
+class PretrainedInitConfig(ConfigSection):
     """The weights of a trained model: a run of Quintet's, or a checkpoint of Hugging Face's of a family that the
     transformer can express (`quintet import` writes the run file's part for one)."""
 

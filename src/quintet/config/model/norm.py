@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 
-class RMSNormConfig(Part):
+class RMSNormConfig(ConfigSection):
     """Root-mean-square norm (Zhang and Sennrich 2019)."""
 
     kind: Literal["rms"] = key("rms", "root-mean-square norm")
@@ -23,7 +23,7 @@ class PlaceRMSNormConfig(RMSNormConfig):
     kind: Literal["rms"] = key(..., "root-mean-square norm")
 
 
-class LayerNormConfig(Part):
+class LayerNormConfig(ConfigSection):
     """Layer norm (Ba et al. 2016)."""
 
     kind: Literal["layer"] = key(..., "layer norm")
@@ -32,13 +32,13 @@ class LayerNormConfig(Part):
     bias: bool = key(True, "a trained shift for each feature")
 
 
-class NoNormConfig(Part):
+class NoNormConfig(ConfigSection):
     """No norm at all."""
 
     kind: Literal["none"] = key(..., "no norm")
 
 
-class ModelNormConfig(Part):
+class ModelNormConfig(ConfigSection):
     """The norm that `model.norm` says."""
 
     kind: Literal["model"] = key("model", "as model.norm")

@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.part import Part, key
+from quintet.config.section import ConfigSection, key
 
 
-class NoScalingConfig(Part):
+class NoScalingConfig(ConfigSection):
     """Wavelengths as they are."""
 
     kind: Literal["none"] = key("none", "wavelengths as they are")
 
 
-class _Scaling(Part):
+class _Scaling(ConfigSection):
     factor: float = key(..., "how many times longer the context becomes", unit="factor", ge=1)
 
 
@@ -63,7 +63,7 @@ RopeScalingConfig = Annotated[
 ]
 
 
-class RopeConfig(Part):
+class RopeConfig(ConfigSection):
     """Rotary positions (Su et al. 2021): queries and keys are turned by an angle that grows with the position; with
     `learned` a learned vector a position is added to the embedding as well."""
 
@@ -84,20 +84,20 @@ class RopeConfig(Part):
     learned: bool = key(False, "also add one learned vector a position to the embedding")
 
 
-class LearnedPositionConfig(Part):
+class LearnedPositionConfig(ConfigSection):
     """One learned vector a position, added to the token's embedding (as GPT-2)."""
 
     kind: Literal["learned"] = key(..., "learned vectors, added to the embedding")
 
 
-class SinusoidalPositionConfig(Part):
+class SinusoidalPositionConfig(ConfigSection):
     """Fixed sines and cosines, added to the token's embedding (Vaswani et al. 2017)."""
 
     kind: Literal["sinusoidal"] = key(..., "fixed sines and cosines, added to the embedding")
     theta: float = key(10_000.0, "base of the wavelengths: 2π to 2π·theta positions", unit="positions", gt=1)
 
 
-class NoPositionConfig(Part):
+class NoPositionConfig(ConfigSection):
     """No positions: the causal mask alone tells order (Haviv et al. 2022)."""
 
     kind: Literal["none"] = key(..., "none")

@@ -18,10 +18,10 @@ from quintet.config.model.norm import (
     RMSNormConfig,
 )
 from quintet.config.model.position import PositionConfig, RopeConfig
-from quintet.config.part import Part, key, problem
+from quintet.config.section import ConfigSection, config_error, key
 
 
-class HeadConfig(Part):
+class HeadConfig(ConfigSection):
     """What turns the last features into logits: norm, dropout, one matrix."""
 
     norm: PlaceNormConfig = key(
@@ -31,7 +31,7 @@ class HeadConfig(Part):
     dropout: float = key(0.0, "dropout on what enters the matrix", unit="probability", ge=0, lt=1)
 
 
-class TransformerConfig(Part):
+class TransformerConfig(ConfigSection):
     """Embedding, blocks of attention and feed-forward around a residual stream, and the head."""
 
     kind: Literal["transformer"] = key("transformer", "Quintet's own transformer")
@@ -73,21 +73,25 @@ class TransformerConfig(Part):
     def _parts_fit(self) -> TransformerConfig:
         attention = self.attention
         if attention.head_dim is None and self.width % self.heads:
-            raise problem(
+            raise config_error(
                 "attention.heads",
                 f"{self.heads} heads do not divide width {self.width}; set attention.head_dim as well",
             )
         if self.heads % self.kv_heads:
-            raise problem("attention.kv_heads", f"{self.kv_heads} does not divide the {self.heads} query heads")
+            raise config_error("attention.kv_heads", f"{self.kv_heads} does not divide the {self.heads} query heads")
         if isinstance(self.position, RopeConfig):
             if self.position.fraction == 1 and self.head_dim % 2:
-                raise problem("attention.head_dim", f"rotary positions need an even head size, not {self.head_dim}")
+                raise config_error(
+                    "attention.head_dim", f"rotary positions need an even head size, not {self.head_dim}"
+                )
             if not self.rotary_dim:
-                raise problem("position.fraction", f"turns not even one pair of the {self.head_dim} features of a head")
+                raise config_error(
+                    "position.fraction", f"turns not even one pair of the {self.head_dim} features of a head"
+                )
         if attention.qk_norm != "none" and self.norm.kind == "none":
-            raise problem("attention.qk_norm", "takes its kind from model.norm, which is none")
+            raise config_error("attention.qk_norm", "takes its kind from model.norm, which is none")
         if self.block == "parallel" and self.feedforward.norm.kind != "model":
-            raise problem("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
+            raise config_error("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
         return self
 
     @property

@@ -79,9 +79,11 @@ def _batch(rows: list[Sample], schema: Any, ignore_index: int) -> Any:
     import pyarrow
 
     ids = np.concatenate([row.ids for row in rows]).astype(np.int32)
-    learnt = np.concatenate([np.ones(row.ids.size, bool) if row.learnt is None else row.learnt for row in rows])
+    loss_mask = np.concatenate(
+        [np.ones(row.ids.size, bool) if row.loss_mask is None else row.loss_mask for row in rows]
+    )
     ends = np.cumsum([0, *(row.ids.size for row in rows)], dtype=np.int32)
-    columns = [(ends, values) for values in (ids, np.where(learnt, ids, ignore_index), np.ones(ids.size))]
+    columns = [(ends, values) for values in (ids, np.where(loss_mask, ids, ignore_index), np.ones(ids.size))]
     lengths = [_lengths(row) for row in rows]
     columns.append((np.cumsum([0, *map(len, lengths)], dtype=np.int32), np.concatenate(lengths)))
     return pyarrow.record_batch(

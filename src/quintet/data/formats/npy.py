@@ -18,7 +18,7 @@ def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fold
     """Write the tokens of each of ``parts``, source after source, uint16 or uint32 [tokens]; labels are int32."""
     for name, samples in parts.items():
         streams = streams_of(samples, "npy")
-        masked = any(learnt is not None and not learnt.all() for _, learnt in slices(streams))
+        masked = any(loss_mask is not None and not loss_mask.all() for _, loss_mask in slices(streams))
         _write(folder / f"{name}.npy", streams, token_dtype(tokenizer.vocab_size), labels=False)
         if masked:
             _write(folder / f"{name}_labels.npy", streams, np.dtype("<i4"), labels=True)
@@ -26,6 +26,6 @@ def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fold
 
 def _write(file: Path, streams: Sequence[Stream], dtype: np.dtype, *, labels: bool) -> None:
     writer = ArrayWriter(file, dtype)
-    for ids, learnt in slices(streams):
-        writer.append(np.where(learnt, ids.astype(np.int32), NO_LOSS) if labels and learnt is not None else ids)
+    for ids, loss_mask in slices(streams):
+        writer.append(np.where(loss_mask, ids.astype(np.int32), NO_LOSS) if labels and loss_mask is not None else ids)
     writer.close()

@@ -28,4 +28,4 @@ def slices(streams: Sequence[Stream]) -> Iterator[tuple[np.ndarray, np.ndarray |
     for stream in streams:
         for start in range(0, stream.length, SLICE):
             size = min(SLICE, stream.length - start)
-            yield stream.read(start, size), stream.learnt(start, size)
+            yield stream.read(start, size), stream.loss_mask(start, size)

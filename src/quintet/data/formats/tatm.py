@@ -56,8 +56,8 @@ def _write_files(streams: Sequence[Stream], place: Path, dtype: np.dtype, end: i
 
 def _pieces(streams: Sequence[Stream], end: int) -> Iterator[np.ndarray]:
     """All tokens in pieces that end with a document where they can."""
-    for ids, learnt in slices(streams):
-        if learnt is not None and not learnt.all():
+    for ids, loss_mask in slices(streams):
+        if loss_mask is not None and not loss_mask.all():
             raise UserError("--format tatm cannot say which tokens have no loss; write --format huggingface or npy")
         ends = np.flatnonzero(ids == end)
         cut = int(ends[-1]) + 1 if ends.size else 0

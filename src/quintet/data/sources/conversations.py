@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from quintet.config.names import local_path
-from quintet.data.sources.document import Parts
+from quintet.data.sources.document import TextParts
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 
@@ -27,7 +27,7 @@ class Conversations:
         self._format = None if tokenizer is None else _format(template, tokenizer, date)
         self._ends = turn_ends(tokenizer, self._format)
 
-    def document(self, messages: object) -> Parts:
+    def document(self, messages: object) -> TextParts:
         """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
 
         An answer without text has no loss, and neither has what ends it. Raises UserError for what is no list of
@@ -37,17 +37,17 @@ class Conversations:
         said = _checked(messages)
         if self._format is None:
             texts = tuple(message["content"] for message in said)
-            return Parts(texts, (True,) * len(texts))
-        texts, learnt, written = [], [], ""
+            return TextParts(texts, (True,) * len(texts))
+        texts, loss_mask, written = [], [], ""
         for number, message in enumerate(said, 1):
             answer = message["role"] == "assistant"
             if answer:
                 written = self._add(texts, written, said[: number - 1], number, answer_next=True)
-                learnt.append(False)
+                loss_mask.append(False)
             if answer or number == len(said):
                 written = self._add(texts, written, said[:number], number, answer_next=False)
-                learnt.append(answer and bool(message["content"].strip()))
-        return Parts(tuple(texts), tuple(learnt), template=True, ends=self._ends)
+                loss_mask.append(answer and bool(message["content"].strip()))
+        return TextParts(tuple(texts), tuple(loss_mask), template=True, ends=self._ends)
 
     def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
         """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""

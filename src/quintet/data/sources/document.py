@@ -9,8 +9,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A document of several texts, encoded as one; ``learnt`` says of which the tokens have a loss.
+class TextParts:
+    """A document of several texts, encoded as one; ``loss_mask`` says of which the tokens have a loss.
 
     A token that stands for characters of two texts has a loss if one of them has. The end id after the last text is
     learnt if that text is. With ``template`` the text of a special token is its id, as a chat template writes it.
@@ -18,12 +18,12 @@ class Parts:
     """
 
     texts: tuple[str, ...]
-    learnt: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     template: bool = False
     ends: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        assert len(self.texts) == len(self.learnt)
+        assert len(self.texts) == len(self.loss_mask)
 
     @property
     def whole(self) -> str:
@@ -32,7 +32,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A part of a long text, cut where no id changes by it; all parts but the last have ``continues``.
 
     ``whole`` is the text that it is a part of, where that is in memory anyway.
@@ -44,10 +44,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Ids:
+class TokenIds:
     """Tokens that are ready: ``ids`` [tokens] of any integer type.
 
-    ``learnt`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
+    ``loss_mask`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
     that a long one needs little memory: all but its last have ``continues``. ``place`` says where the ids stand, for
     messages. ``ends`` are ids that end the document as well as the end id, white space behind them or not; an end id
     that is added has a loss where the last token has one, and with ``learn_end``.
@@ -55,13 +55,13 @@ class Ids:
 
     ids: np.ndarray
     place: str
-    learnt: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
     continues: bool = False
     ends: frozenset[int] = frozenset()
     learn_end: bool = True
 
 
-Document = str | Piece | Parts | Ids
+Document = str | TextPiece | TextParts | TokenIds
 """In the store the end id stands after each; it is added where a document does not end by itself."""
 
 

@@ -23,7 +23,7 @@ from quintet.data.sources.rows import (
     documents_of,
     kind_of,
 )
-from quintet.data.sources.spans import Span, cut, line_of, read, records
+from quintet.data.sources.spans import ByteRange, cut, line_of, read, records
 from quintet.tokenize import Tokenizer
 
 _BOM = b"\xef\xbb\xbf"
@@ -34,7 +34,7 @@ class JsonlUnit:
     """Whole lines of one or several files; compressed files are read as a whole."""
 
     source: JsonlSource
-    spans: tuple[Span, ...]
+    spans: tuple[ByteRange, ...]
 
     @property
     def size(self) -> int:
@@ -51,10 +51,10 @@ class JsonlUnit:
 def jsonl_units(source: JsonlSource, files: list[File], length: int) -> list[JsonlUnit]:
     """Work units of about ``length`` bytes: large files are cut between lines, small ones are read together."""
     units: list[JsonlUnit] = []
-    group: list[Span] = []
+    group: list[ByteRange] = []
     filled = 0
     for file in files:
-        whole = [Span(file.path, 0, file.size)]
+        whole = [ByteRange(file.path, 0, file.size)]
         for span in whole if is_compressed(file.path) else cut(file.path, file.size, b"\n", length):
             if group and filled + span.size > length:
                 units.append(JsonlUnit(source, tuple(group)))
@@ -75,7 +75,7 @@ def jsonl_documents(unit: JsonlUnit, report: Report, tokenizer: Tokenizer | None
         yield from documents_of(lines_of(span), make, unit.source.on_error == "skip", report)
 
 
-def lines_of(span: Span) -> Iterator[tuple[bytes, Place]]:
+def lines_of(span: ByteRange) -> Iterator[tuple[bytes, Place]]:
     """The lines of ``span`` that are not white space, with their places; of a compressed file, those of all of it."""
     return _lines_of_stream(span.path) if is_compressed(span.path) else _lines(span)
 
@@ -106,7 +106,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _lines(span: Span) -> Iterator[tuple[bytes, Place]]:
+def _lines(span: ByteRange) -> Iterator[tuple[bytes, Place]]:
     for offset, line in records(read(span), b"\n"):
         if span.start + offset == 0:
             line = line.removeprefix(_BOM)

@@ -18,9 +18,9 @@ import numpy as np
 
 from quintet.config.names import local_path
 from quintet.config.sources import MegatronSource
-from quintet.data.sources.document import Document, Ids
+from quintet.data.sources.document import Document, TokenIds
 from quintet.data.sources.files import OTHERS, File, PassedOver, as_paths, described, find_files
-from quintet.data.sources.spans import Span, open_file, read
+from quintet.data.sources.spans import ByteRange, open_file, read
 from quintet.data.sources.token_files import SLICE
 from quintet.errors import UserError
 
@@ -58,7 +58,7 @@ class Index:
     def _array(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
         begin += len(MAGIC) + _HEADER.size
         item = np.dtype(dtype).itemsize
-        return np.frombuffer(read(Span(self.path, begin + start * item, begin + stop * item)), dtype)
+        return np.frombuffer(read(ByteRange(self.path, begin + start * item, begin + stop * item)), dtype)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def megatron_documents(unit: MegatronUnit) -> Iterator[Document]:
         ]
         place = f"{unit.bin}, document {document}"
         for number, (at, count) in enumerate(pieces, 1):
-            yield Ids(ids.read(at, count), place, continues=number < len(pieces))
+            yield TokenIds(ids.read(at, count), place, continues=number < len(pieces))
 
 
 class _Ids:
@@ -134,7 +134,7 @@ class _Ids:
     def read(self, at: int, count: int) -> np.ndarray:
         if not self._start <= at <= at + count <= self._start + self._ahead.size:
             stop = min(max(at + SLICE, at + count), self._count)
-            self._ahead = np.frombuffer(read(Span(self._path, at * self.item, stop * self.item)), self._dtype)
+            self._ahead = np.frombuffer(read(ByteRange(self._path, at * self.item, stop * self.item)), self._dtype)
             self._start = at
         return self._ahead[at - self._start : at - self._start + count]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from quintet.config.documents import Music, NotesField
 from quintet.config.sources import MidiSource, ScoresSource
-from quintet.data.sources.document import Document, Ids, Report
+from quintet.data.sources.document import Document, Report, TokenIds
 from quintet.data.sources.files import File
 from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.data.sources.spans import open_file
@@ -20,7 +20,7 @@ from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_t
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.numbers import LONGEST, to_numbers
 from quintet.piano.pauses import split_at_pauses
-from quintet.piano.scores import Score
+from quintet.piano.scores import CorpusScore
 
 _UNIT_BYTES = 1 << 20  # of MIDI: to read it takes as long as some 30 MB of text
 _UNIT_SCORES = 16
@@ -47,7 +47,7 @@ class ScoresUnit:
     """Some scores of the music21 library. ``size`` in bytes of their files."""
 
     source: ScoresSource
-    scores: tuple[Score, ...]
+    scores: tuple[CorpusScore, ...]
     size: int
 
     @property
@@ -132,7 +132,7 @@ def parts_of(
     numbers = (DATASETS.index(dataset_token(about)), COMPOSERS.index(composer))
     if max(part.seconds for part in parts) > LONGEST:
         raise Unwanted("too_long")
-    return tuple(Ids(to_numbers(part, *numbers), place) for part in parts)
+    return tuple(TokenIds(to_numbers(part, *numbers), place) for part in parts)
 
 
 def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:

@@ -25,7 +25,7 @@ from quintet.config.documents import (
 )
 from quintet.data.sources.compressed import BadFile
 from quintet.data.sources.conversations import Conversations, turn_ends
-from quintet.data.sources.document import Document, Ids, Parts, Report
+from quintet.data.sources.document import Document, Report, TextParts, TokenIds
 from quintet.data.sources.music import metadata_of, notes_of, parts_of
 from quintet.data.sources.problems import BadRow, Unwanted
 from quintet.errors import UserError
@@ -135,7 +135,7 @@ def documents_of(
                 report.dropped["without_separator"] += 1
                 continue
             found = document if isinstance(document, tuple) else (document,)
-            masks = [one.learnt for one in found if isinstance(one, Ids) and one.learnt is not None]
+            masks = [one.loss_mask for one in found if isinstance(one, TokenIds) and one.loss_mask is not None]
             if masks:
                 report.matched["labels"] += 1
                 report.matched["ignored"] += not all(mask.all() for mask in masks)
@@ -159,23 +159,23 @@ def text_of(row: Row, field: str) -> str:
 
 def ids_of(
     row: Row, document: TokenField, place: Place, ends: frozenset[int] = frozenset()
-) -> Ids | tuple[Document, ...]:
+) -> TokenIds | tuple[Document, ...]:
     """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``: one document,
     or several where the row says how long they are. Raises BadRow."""
-    ids, learnt = _integers(row, document.ids), None
+    ids, loss_mask = _integers(row, document.ids), None
     cuts = _cuts(row, document.seq_lengths, ids.size)
     if row.get(document.labels) is not None:
-        learnt = learnt_of(ids, _integers(row, document.labels), document.ignore_index)
+        loss_mask = loss_mask_of(ids, _integers(row, document.labels), document.ignore_index)
     if row.get(MASK) is not None:
         kept = _integers(row, MASK) != 0
         if kept.size != ids.size:
             raise BadRow("bad_labels", f"{MASK!r} has {kept.size} values for {ids.size} ids; make the row anew")
         cuts = np.cumsum(kept)[cuts - 1]
-        ids, learnt = ids[kept], None if learnt is None else learnt[kept]
-    made = partial(Ids, ends=ends, learn_end=document.learn_end)
+        ids, loss_mask = ids[kept], None if loss_mask is None else loss_mask[kept]
+    made = partial(TokenIds, ends=ends, learn_end=document.learn_end)
     if not cuts.size:
-        return made(ids, place(), learnt)
-    masks = [None] * (cuts.size + 1) if learnt is None else np.split(learnt, cuts)
+        return made(ids, place(), loss_mask)
+    masks = [None] * (cuts.size + 1) if loss_mask is None else np.split(loss_mask, cuts)
     return tuple(made(part, place(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
 
 
@@ -194,12 +194,12 @@ def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
     return np.cumsum(found)[:-1]
 
 
-def learnt_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:
+def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:
     """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or ``ignore_index``."""
     if labels.shape != ids.shape:
         raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")
-    learnt = labels != ignore_index
-    wrong = np.flatnonzero(learnt & (labels != ids))
+    loss_mask = labels != ignore_index
+    wrong = np.flatnonzero(loss_mask & (labels != ids))
     if wrong.size:
         at = int(wrong[0])
         raise BadRow(
@@ -207,12 +207,12 @@ def learnt_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) 
             f"label {at} is {int(labels[at])} where the id is {int(ids[at])}; labels are the ids again, not shifted, "
             f"or {ignore_index} (`ignore_index`) where there is no loss",
         )
-    return learnt
+    return loss_mask
 
 
 def check_texts(document: Made) -> None:
     """Raise BadRow for text that has no UTF-8."""
-    texts = (document,) if isinstance(document, str) else document.texts if isinstance(document, Parts) else ()
+    texts = (document,) if isinstance(document, str) else document.texts if isinstance(document, TextParts) else ()
     try:
         for text in texts:
             check_text(text)
@@ -246,17 +246,17 @@ def _integers(row: Row, field: str) -> np.ndarray:
     return found
 
 
-def _conditional(text: str, separator: str) -> Parts | None:
+def _conditional(text: str, separator: str) -> TextParts | None:
     before, found, behind = text.partition(separator)
     return _answered(before + found, behind) if found else None
 
 
-def _answered(prompt: str, answer: str) -> Parts:
+def _answered(prompt: str, answer: str) -> TextParts:
     """A prompt without a loss and its answer with one; an answer without text has none, and neither has its end."""
-    return Parts((prompt, answer), (False, bool(answer.strip())))
+    return TextParts((prompt, answer), (False, bool(answer.strip())))
 
 
-def _conversation(conversations: Conversations, row: Row, field: str) -> Parts:
+def _conversation(conversations: Conversations, row: Row, field: str) -> TextParts:
     try:
         return conversations.document(_messages(_value(row, field)))
     except UserError as error:

@@ -15,7 +15,7 @@ _READ = 1 << 20
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """Bytes ``start`` to ``stop`` of a file."""
 
     path: str
@@ -28,7 +28,7 @@ class Span:
         return self.stop - self.start
 
 
-def cut(path: str, size: int, separator: bytes, length: int) -> list[Span]:
+def cut(path: str, size: int, separator: bytes, length: int) -> list[ByteRange]:
     """The file in spans of about ``length`` bytes, each of which ends just behind a ``separator`` or with the file.
 
     Splitting the spans one by one gives what splitting the whole file from its beginning gives, also for a separator
@@ -42,7 +42,7 @@ def cut(path: str, size: int, separator: bytes, length: int) -> list[Span]:
             if place is None or place >= size:
                 break
             cuts.append(place)
-    return [Span(path, start, stop) for start, stop in zip(cuts, [*cuts[1:], size], strict=True)]
+    return [ByteRange(path, start, stop) for start, stop in zip(cuts, [*cuts[1:], size], strict=True)]
 
 
 def _safe_cut(file: BinaryIO, separator: bytes, nominal: int, size: int) -> int | None:
@@ -72,7 +72,7 @@ def open_file(path: str) -> BinaryIO:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or change its permissions") from None
 
 
-def read(span: Span) -> bytes:
+def read(span: ByteRange) -> bytes:
     """The bytes of ``span``. Raises UserError when the file has become shorter."""
     if is_remote(span.path):
         data = remote.read_range(span.path, span.start, span.stop) if span.size else b""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from quintet.config.documents import TextConfig, WholeText
 from quintet.data.sources.compressed import BadFile, blocks, is_compressed
-from quintet.data.sources.document import Document, Piece, Report
+from quintet.data.sources.document import Document, Report, TextPiece
 from quintet.data.sources.files import File
 from quintet.data.sources.rows import text_maker
-from quintet.data.sources.spans import Span, cut, line_of, open_file, read
+from quintet.data.sources.spans import ByteRange, cut, line_of, open_file, read
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.long_texts import cut_text
@@ -27,7 +27,7 @@ class TextUnit:
     """Whole small files, or a part of a large one; compressed files are read as a whole. ``strict`` says that what is
     no UTF-8 is an error, not left out."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[ByteRange, ...]
     strict: bool
     separator: str | None
     document: TextConfig = WHOLE
@@ -58,7 +58,7 @@ def text_units(
     """
     units: list[TextUnit] = []
     left_out: list[str] = []
-    group: list[Span] = []
+    group: list[ByteRange] = []
     filled, strict = 0, False
 
     def close_group() -> None:
@@ -73,7 +73,7 @@ def text_units(
             close_group()
             filled, strict = 0, named
         if not large:
-            group.append(Span(file.path, 0, file.size))
+            group.append(ByteRange(file.path, 0, file.size))
             filled += file.size
         elif not named and not _is_text_file(file.path):
             left_out.append(file.path)
@@ -105,7 +105,7 @@ def text_documents(unit: TextUnit, report: Report, tokenizer: Tokenizer | None =
                 yield document
 
 
-def _pieces(unit: TextUnit, span: Span, report: Report) -> Iterator[Piece]:
+def _pieces(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[TextPiece]:
     """The text of a file in pieces of about ``PIECE`` characters, so that no more of it is in memory."""
     if not unit.strict and not _is_text_file(span.path):
         report.left_out.append(span.path)
@@ -117,21 +117,23 @@ def _pieces(unit: TextUnit, span: Span, report: Report) -> Iterator[Piece]:
             try:
                 text += decoder.decode(data)
             except UnicodeDecodeError as error:
-                raise _not_utf8(Span(span.path, offset - len(error.object) + len(data), span.stop), error) from None
+                raise _not_utf8(
+                    ByteRange(span.path, offset - len(error.object) + len(data), span.stop), error
+                ) from None
             if text and not begun:
                 text, begun = text.removeprefix(_BOM), True
             offset += len(data)
             if len(text) > 2 * PIECE:
                 *parts, text = cut_text(text, PIECE)
-                yield from (Piece(part, True) for part in parts)
+                yield from (TextPiece(part, True) for part in parts)
     try:
         text += decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise _not_utf8(Span(span.path, offset - len(error.object), span.stop), error) from None
-    yield Piece(text, False)
+        raise _not_utf8(ByteRange(span.path, offset - len(error.object), span.stop), error) from None
+    yield TextPiece(text, False)
 
 
-def _texts(unit: TextUnit, span: Span, report: Report) -> Iterator[str]:
+def _texts(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[str]:
     try:
         data = b"".join(blocks(span.path)) if is_compressed(span.path) else read(span)
         text = data.decode("utf-8")
@@ -160,7 +162,7 @@ def _texts(unit: TextUnit, span: Span, report: Report) -> Iterator[str]:
     yield from documents
 
 
-def _not_utf8(span: Span, error: UnicodeDecodeError) -> UserError:
+def _not_utf8(span: ByteRange, error: UnicodeDecodeError) -> UserError:
     offset = span.start + error.start
     line = error.object.count(b"\n", 0, error.start) + 1 if is_compressed(span.path) else line_of(span.path, offset)
     return UserError(

@@ -11,11 +11,11 @@ import numpy as np
 
 from quintet.config.sources import BinSource, NpySource
 from quintet.data.sources import remote
-from quintet.data.sources.document import Document, Ids, Report
+from quintet.data.sources.document import Document, Report, TokenIds
 from quintet.data.sources.files import File, described, files_at
 from quintet.data.sources.remote import is_remote
-from quintet.data.sources.rows import BadRow, learnt_of
-from quintet.data.sources.spans import Span, open_file, read
+from quintet.data.sources.rows import BadRow, loss_mask_of
+from quintet.data.sources.spans import ByteRange, open_file, read
 from quintet.errors import UserError
 from quintet.tokenize.base import NO_END
 
@@ -35,7 +35,7 @@ class TokenFile:
         """Ids ``start`` to ``stop``, [stop - start]."""
         item = np.dtype(self.dtype).itemsize
         return np.frombuffer(
-            read(Span(self.path, self.offset + start * item, self.offset + stop * item)), dtype=self.dtype
+            read(ByteRange(self.path, self.offset + start * item, self.offset + stop * item)), dtype=self.dtype
         )
 
     def part(self, source: NpySource | BinSource) -> TokenFile:
@@ -59,10 +59,10 @@ class Labels:
     file: TokenFile
     ignore_index: int
 
-    def learnt(self, start: int, ids: np.ndarray) -> np.ndarray:
+    def loss_mask(self, start: int, ids: np.ndarray) -> np.ndarray:
         """Where ``ids``, from token ``start`` on, have a loss: bool [tokens]. Raises UserError for other labels."""
         try:
-            return learnt_of(ids, self.file.read(start, start + ids.size), self.ignore_index)
+            return loss_mask_of(ids, self.file.read(start, start + ids.size), self.ignore_index)
         except BadRow as bad:
             raise UserError(f"{self.file.path}, from token {start} on: {bad}") from None
 
@@ -143,14 +143,14 @@ def cut_at(
     stop = tokens.count if stop is None else stop
     for start in range(0, stop, SLICE):
         ids = tokens.read(start, min(start + SLICE, stop))
-        learnt = None if labels is None else labels.learnt(start, ids)
+        loss_mask = None if labels is None else labels.loss_mask(start, ids)
         at = 0
         for behind in [] if end is None else (np.flatnonzero(ids == end) + 1).tolist():
             report.matched["end_id"] += 1
-            yield _piece(tokens, start, ids, learnt, at, behind, continues=False)
+            yield _piece(tokens, start, ids, loss_mask, at, behind, continues=False)
             at = behind
         if at < ids.size:
-            yield _piece(tokens, start, ids, learnt, at, ids.size, continues=start + ids.size < stop)
+            yield _piece(tokens, start, ids, loss_mask, at, ids.size, continues=start + ids.size < stop)
 
 
 def raw_file(path: str, size: int, dtype: str) -> TokenFile:
@@ -196,7 +196,7 @@ def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, 
 
 
 def _piece(
-    tokens: TokenFile, start: int, ids: np.ndarray, learnt: np.ndarray | None, at: int, to: int, *, continues: bool
-) -> Ids:
+    tokens: TokenFile, start: int, ids: np.ndarray, loss_mask: np.ndarray | None, at: int, to: int, *, continues: bool
+) -> TokenIds:
     place = f"{tokens.path}, from token {start + at} on"
-    return Ids(ids[at:to], place, None if learnt is None else learnt[at:to], continues)
+    return TokenIds(ids[at:to], place, None if loss_mask is None else loss_mask[at:to], continues)

@@ -39,7 +39,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Batches of groups: ``whole`` are read in one pass, ``split`` first in what they share and then in the rest."""
 
     whole: list[list[Group]]
@@ -52,7 +52,7 @@ def plan(
     limit: Limit,
     alone: Callable[[Text], bool] = lambda text: False,
     side_by_side: Callable[[int], Hashable] = lambda length: None,
-) -> Plan:
+) -> BatchPlan:
     """Batches for ``texts``, of which those of one of ``owners`` (the choices of a question) may share a beginning.
 
     The beginning that all of them share is read once where that saves a quarter of the positions or more; texts with
@@ -64,7 +64,7 @@ def plan(
         together.setdefault(("alone", index) if alone(text) else ("owner", owner), []).append(index)
     groups = [group for found in together.values() for group in _groups(texts, found, limit)]
     whole, split = ([one for one in groups if bool(one.rest) == rest] for rest in (False, True))
-    return Plan(_filled(whole, limit, side_by_side), _filled(split, limit))
+    return BatchPlan(_filled(whole, limit, side_by_side), _filled(split, limit))
 
 
 def _groups(texts: Sequence[Text], found: list[int], limit: Limit) -> Iterator[Group]:
@@ -118,16 +118,16 @@ def _filled(
     return batches
 
 
-def deal(batches: int, rank: int, world: int) -> list[tuple[int, bool]]:
-    """The batches that process ``rank`` of ``world`` reads, and whether each counts.
+def deal(batches: int, rank: int, world_size: int) -> list[tuple[int, bool]]:
+    """The batches that process ``rank`` of ``world_size`` reads, and whether each counts.
 
-    Batch i goes to process i modulo ``world``. All processes read equally many, for a model that is spread over them
-    needs all of them in each pass: one that has none left reads its last one again (the first of all, if it never had
-    one), and that does not count.
+    Batch i goes to process i modulo ``world_size``. All processes read equally many, for a model that is spread over
+    them needs all of them in each pass: one that has none left reads its last one again (the first of all, if it never
+    had one), and that does not count.
     """
     found: list[tuple[int, bool]] = []
     last = 0
-    for first in range(0, batches, world):
+    for first in range(0, batches, world_size):
         own = first + rank < batches
         last = first + rank if own else last
         found.append((last, own))

@@ -14,7 +14,7 @@ from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
-from quintet.evaluate.subject import Subject
+from quintet.evaluate.language_model import LanguageModel
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
 from quintet.tokenize import TextStream, Tokenizer
@@ -41,18 +41,18 @@ def _noted(method: Callable[[HarnessModel, list[Any]], Found]) -> Callable[[Harn
 
 
 class HarnessModel(LM):
-    """``subject`` behind the three questions that the harness asks of a model.
+    """``language_model`` behind the three questions that the harness asks of a model.
 
     ``limit`` bounds a forward pass. With several processes each must be asked the same: the batches are dealt out among
     them, and each gets all answers. ``cut`` has the numbers of the items, by task, whose beginning found no room in the
     context, and ``unscored`` those with a continuation that has nothing to score, by task and by what is wrong.
     """
 
-    def __init__(self, subject: Subject, limit: Limit) -> None:
+    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
         super().__init__()
-        self._subject = subject
-        self.encoder = Encoder(subject.tokenizer, subject.model.context_length, subject.bounds)
-        self._scorer = Scorer(subject, limit)
+        self._language_model = language_model
+        self.encoder = Encoder(language_model.tokenizer, language_model.model.context_length, language_model.bounds)
+        self._scorer = Scorer(language_model, limit)
         self.cut: dict[str, set[int]] = {}
         self.unscored: dict[str, dict[str, set[int]]] = {}
         self.failure: Exception | None = None
@@ -60,7 +60,7 @@ class HarnessModel(LM):
     @property
     def precision(self) -> str:
         """What the model is computed in."""
-        return self._subject.compute.precision
+        return self._language_model.compute.precision
 
     @_noted
     def loglikelihood(self, requests: list[Any]) -> list[Score]:
@@ -103,20 +103,20 @@ class HarnessModel(LM):
             kinds.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
         written = [""] * len(requests)
         for numbers in kinds.values():
-            wish = _Wish.of(requests[numbers[0]].args[1])
+            options = _GenerationOptions.of(requests[numbers[0]].args[1])
             contexts = self.encoder.encode([requests[number].args[0] for number in numbers])
             numbers.sort(key=lambda number: len(contexts[requests[number].args[0]]))
             for first in range(0, len(numbers), _WRITERS):
                 part = numbers[first : first + _WRITERS]
-                prompts = [self._prompt(requests[number], contexts, wish) for number in part]
-                for number, text in zip(part, self._write(prompts, wish, part[0]), strict=True):
+                prompts = [self._prompt(requests[number], contexts, options) for number in part]
+                for number, text in zip(part, self._write(prompts, options, part[0]), strict=True):
                     written[number] = text
         return written
 
-    def _prompt(self, request: Any, contexts: Mapping[str, list[int]], wish: _Wish) -> list[int]:
+    def _prompt(self, request: Any, contexts: Mapping[str, list[int]], options: _GenerationOptions) -> list[int]:
         """The end of a context, with room for what is to be written; where that is more than the context, half."""
-        ids, limit = contexts[request.args[0]], self._subject.model.context_length
-        room = limit - wish.tokens if wish.tokens < limit else max(1, limit // 2)
+        ids, limit = contexts[request.args[0]], self._language_model.model.context_length
+        room = limit - options.tokens if options.tokens < limit else max(1, limit // 2)
         self._note_cut(request, len(ids) - room)
         return ids[-room:] or self.encoder.prefix
 
@@ -124,21 +124,24 @@ class HarnessModel(LM):
         if cut > 0:
             self.cut.setdefault(request.task_name or "", set()).add(request.doc_id or 0)
 
-    def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
-        tokenizer, bounds = self._subject.tokenizer, self._subject.bounds
+    def _write(self, prompts: Sequence[list[int]], options: _GenerationOptions, number: int) -> list[str]:
+        tokenizer, bounds = self._language_model.tokenizer, self._language_model.bounds
         settings = GenerationSettings(
-            max_tokens=wish.tokens, seed=key(0, "harness", number), temperature=wish.temperature, **wish.sampling
+            max_tokens=options.tokens,
+            seed=key(0, "harness", number),
+            temperature=options.temperature,
+            **options.sampling,
         )
         steps = generate(
-            self._subject.model,
+            self._language_model.model,
             prompts,
             settings,
             bounds.stop_ids,
             allowed_ids=tokenizer.vocab_size,
             preceding=[bounds.preceding * bounds.starts(ids) for ids in prompts],
         )
-        texts = [Written(tokenizer, wish.stops) for _ in prompts]
-        with self._subject.compute.autocast():
+        texts = [Written(tokenizer, options.stops) for _ in prompts]
+        with self._language_model.compute.autocast():
             for step in steps:
                 for text, token in zip(texts, step, strict=True):
                     if token is not None and not text.stopped:
@@ -187,11 +190,11 @@ _PLAIN = {"num_beams": 1, "num_return_sequences": 1}  # settings that are taken 
 class TrialModel(HarnessModel):
     """Encodes what is asked and answers nothing, to find out whether the tokenizer can write the items."""
 
-    def __init__(self, subject: Subject, limit: Limit) -> None:
-        super().__init__(subject, limit)
-        self._scorer = _NoScorer(subject, limit)
+    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
+        super().__init__(language_model, limit)
+        self._scorer = _NoScorer(language_model, limit)
 
-    def _write(self, prompts: Sequence[list[int]], wish: _Wish, number: int) -> list[str]:
+    def _write(self, prompts: Sequence[list[int]], options: _GenerationOptions, number: int) -> list[str]:
         return [""] * len(prompts)
 
 
@@ -201,7 +204,7 @@ class _NoScorer(Scorer):
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _GenerationOptions:
     """How a task wants its text written; without ``do_sample`` or a temperature the likeliest token is taken."""
 
     tokens: int
@@ -210,7 +213,7 @@ class _Wish:
     sampling: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> _Wish:
+    def of(cls, arguments: dict[str, Any]) -> _GenerationOptions:
         """From a task's ``generation_kwargs``. Raises NotReachable for a setting that this writing does not have."""
         given = {name: value for name, value in arguments.items() if value is not None}
         until = given.get("until", ())

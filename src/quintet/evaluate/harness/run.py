@@ -17,11 +17,11 @@ from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
 from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.scoring import Unscored
-from quintet.evaluate.subject import Subject
+from quintet.evaluate.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from quintet.evaluate.harness.model import HarnessModel
-    from quintet.evaluate.harness.tasks import Absent, Wish
+    from quintet.evaluate.harness.tasks import MissingTask, TaskOptions
 
 _RESAMPLED = 1000  # draws behind the standard error of a figure that is no mean
 _RESAMPLED_SLOWLY = 100  # for those below, as in the harness
@@ -29,7 +29,7 @@ _SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvalOptions:
     """What is asked: ``tasks`` by name, ``samples`` items of each (None: all), ``shots`` examples in front of an item
     (None: as many as the task itself says), ``data_dir`` with files instead of the hub, and ``batch_size`` texts as
     long as the context in one forward pass."""
@@ -41,55 +41,55 @@ class Asking:
     batch_size: int = 16
 
 
-def run_benchmarks(subject: Subject, asking: Asking) -> Benchmarks:
-    """The figures of ``subject`` on each benchmark; one that cannot be measured is named with the reason.
+def run_benchmarks(language_model: LanguageModel, options: EvalOptions) -> Benchmarks:
+    """The figures of ``language_model`` on each benchmark; one that cannot be measured is named with the reason.
 
     The global random generators are left as they were.
     """
     from quintet.evaluate.harness.model import HarnessModel
 
-    length = subject.model.context_length
-    return _measured(HarnessModel(subject, Limit(asking.batch_size * length, length)), asking)
+    length = language_model.model.context_length
+    return _measured(HarnessModel(language_model, Limit(options.batch_size * length, length)), options)
 
 
-def try_benchmarks(subject: Subject, asking: Asking) -> None:
+def try_benchmarks(language_model: LanguageModel, options: EvalOptions) -> None:
     """Encode the items of each benchmark, where the tokenizer may not write every text. Raises UserError for an item
     that it cannot write; what else cannot be measured is told when it is."""
-    if {bytes([byte]) for byte in range(256)} <= set(subject.tokenizer.pieces.table):
+    if {bytes([byte]) for byte in range(256)} <= set(language_model.tokenizer.pieces.table):
         return
     from quintet.evaluate.harness.model import TrialModel
 
-    length = subject.model.context_length
-    _measured(TrialModel(subject, Limit(asking.batch_size * length, length)), asking)
+    length = language_model.model.context_length
+    _measured(TrialModel(language_model, Limit(options.batch_size * length, length)), options)
 
 
-def _measured(model: HarnessModel, asking: Asking) -> Benchmarks:
-    from quintet.evaluate.harness.tasks import Wish
+def _measured(model: HarnessModel, options: EvalOptions) -> Benchmarks:
+    from quintet.evaluate.harness.tasks import TaskOptions
 
-    folder = None if asking.data_dir is None else local_path(asking.data_dir)
-    wish = Wish(asking.samples, asking.shots, folder)
+    folder = None if options.data_dir is None else local_path(options.data_dir)
+    task_options = TaskOptions(options.samples, options.shots, folder)
     measured: dict[str, Benchmark] = {}
     missing: dict[str, str] = {}
     with _quiet():
-        for name in asking.tasks:
+        for name in options.tasks:
             try:
-                measured[name] = _measure(name, model, wish)
+                measured[name] = _measure(name, model, task_options)
             except NotReachable as error:
                 missing[name] = str(error)
     return Benchmarks(model.precision, measured, missing)
 
 
-def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
+def _measure(name: str, model: HarnessModel, task_options: TaskOptions) -> Benchmark:
     from lm_eval.evaluator import evaluate
 
-    from quintet.evaluate.harness.tasks import Absent, load
+    from quintet.evaluate.harness.tasks import MissingTask, load
 
     _begin_anew()
-    loaded = load(name, wish)
-    tasks: dict[str, Any] = {task.task_name: task for task in loaded if not isinstance(task, Absent)}
-    absent = [task for task in loaded if isinstance(task, Absent) and task.reason]
+    loaded = load(name, task_options)
+    tasks: dict[str, Any] = {task.task_name: task for task in loaded if not isinstance(task, MissingTask)}
+    missing = [task for task in loaded if isinstance(task, MissingTask) and task.reason]
     if not tasks:
-        raise NotReachable(absent[0].reason if absent else "it has no items")
+        raise NotReachable(missing[0].reason if missing else "it has no items")
     for task in tasks.values():
         _leave_out_unscored(task)
     model.cut.clear()
@@ -102,7 +102,7 @@ def _measure(name: str, model: HarnessModel, wish: Wish) -> Benchmark:
             raise
         raise NotReachable(f"{type(error).__name__}: {error}") from error
     items = sum(found["results"][task]["sample_len"] for task in tasks)
-    warnings = [*_warnings(tasks, absent, model), *(f"{other} is no number" for other in others)]
+    warnings = [*_warnings(tasks, missing, model), *(f"{other} is no number" for other in others)]
     if not items:
         raise NotReachable(f"no item has a figure ({'; '.join(warnings)})")
     return Benchmark(figures, items, len(tasks), tuple(warnings))
@@ -181,7 +181,7 @@ def _name_of(aggregate: Any) -> tuple[str, ...]:
     return getattr(inner, "__module__", ""), getattr(inner, "__qualname__", repr(inner)), repr(settings)
 
 
-def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) -> Iterator[str]:
+def _warnings(tasks: dict[str, Any], missing: list[MissingTask], model: HarnessModel) -> Iterator[str]:
     for name, task in tasks.items():
         of = f"{name}: " if len(tasks) > 1 else ""
         wanted = getattr(task, "wanted", len({one.doc_id for one in task.instances}))
@@ -201,9 +201,9 @@ def _warnings(tasks: dict[str, Any], absent: list[Absent], model: HarnessModel) 
         for what, items in seen.items():
             numbers = task.numbers if hasattr(task, "numbers") else task.spread
             yield of + count_of(what, [numbers[one] for one in sorted(items)], wanted)
-    if absent:
-        of = f"{len(absent)} of its {len(absent) + len(tasks)} tasks"
-        yield f"{of} are not in it; {absent[0].task_name}: {absent[0].reason}"
+    if missing:
+        of = f"{len(missing)} of its {len(missing) + len(tasks)} tasks"
+        yield f"{of} are not in it; {missing[0].task_name}: {missing[0].reason}"
 
 
 def _begin_anew() -> None:

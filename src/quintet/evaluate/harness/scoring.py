@@ -13,8 +13,8 @@ from quintet import processes
 from quintet.config.model import TransformerConfig
 from quintet.evaluate.harness.batches import Group, Limit, deal, plan
 from quintet.evaluate.harness.texts import Text
+from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.likelihood import token_fields
-from quintet.evaluate.subject import Subject
 from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after, leading
 
@@ -34,15 +34,15 @@ class Unscored(tuple[float, bool]):
 
 
 class Scorer:
-    """Scores texts on ``subject`` in passes within ``limit``."""
+    """Scores texts on ``language_model`` in passes within ``limit``."""
 
-    def __init__(self, subject: Subject, limit: Limit) -> None:
-        self._model, self._compute, self._limit = subject.model, subject.compute, limit
-        config = subject.model.config
+    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
+        self._model, self._compute, self._limit = language_model.model, language_model.compute, limit
+        config = language_model.model.config
         own = isinstance(config, TransformerConfig)
         self._tells_documents = config.tells_documents
         self._prompts_see_all = own and config.attention.mask == "prefix"
-        can = subject.model.abilities
+        can = language_model.model.abilities
         # Ends are filled up on the right, where they must not come to be read with other positions.
         self._caches = not self._prompts_see_all and can.shared and can.boundary is None
 
@@ -58,10 +58,10 @@ class Scorer:
         eager = torch.compiler.set_stance("force_eager")
         with evaluation_mode(self._model), torch.no_grad(), eager, self._compute.autocast():
             for some, read in ((batches.whole, self._whole), (batches.split, self._split)):
-                for index, counts in deal(len(some), processes.rank(), processes.world()):
+                for index, counts in deal(len(some), processes.rank(), processes.world_size()):
                     scores = read(texts, some[index])
                     found |= scores if counts else {}
-        every = {index: score for part in processes.gathered(found) for index, score in part.items()}
+        every = {index: score for part in processes.all_gather(found) for index, score in part.items()}
         return [every[index] for index in range(len(texts))]
 
     def _alone(self, text: Text) -> bool:

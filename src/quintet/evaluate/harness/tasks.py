@@ -28,7 +28,7 @@ _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm"
 
 
 @dataclass(frozen=True)
-class Wish:
+class TaskOptions:
     """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item (None: as
     many as the task says), and files in ``data_dir`` instead of the hub."""
 
@@ -38,20 +38,20 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingTask:
     """A task whose data are not there."""
 
     task_name: str
     reason: str
 
 
-def load(name: str, wish: Wish) -> list[Task | Absent]:
+def load(name: str, options: TaskOptions) -> list[Task | MissingTask]:
     """The tasks that ``name`` stands for, one or those of a group, with ``samples`` items together."""
     index = _Index()
     target = ALIASES.get(name, name)
     if target not in index:
         raise NotReachable(f"the harness has no task {target!r}")
-    builder = _Builder(wish, is_short(name), _count(index, target) if wish.samples else 1)
+    builder = _Builder(options, is_short(name), _count(index, target) if options.samples else 1)
     return list(_leaves(builder.build(index[target], registry=index)))
 
 
@@ -88,27 +88,27 @@ class _Index(dict[str, Entry]):
 class _Builder(TaskFactory):
     """Builds tasks with a care for broken items."""
 
-    def __init__(self, wish: Wish, short: bool, parts: int) -> None:
+    def __init__(self, options: TaskOptions, short: bool, parts: int) -> None:
         super().__init__()
-        self._wish, self._short = wish, short
-        self._shares = _shares(wish.samples, parts)
+        self._options, self._short = options, short
+        self._shares = _shares(options.samples, parts)
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
         config = self._load_full_config(entry, overrides)
         samples = next(self._shares)
         if samples == 0:
-            return Absent(config["task"], "")
+            return MissingTask(config["task"], "")
         try:
             if "class" in config:
-                if self._wish.data_dir is not None:
+                if self._options.data_dir is not None:
                     raise NotReachable("it is written in Python and loads its data by itself, not from files")
-                task = _as_it_is(super()._build_task(entry, overrides), self._wish.shots, samples)
+                task = _as_it_is(super()._build_task(entry, overrides), self._options.shots, samples)
             else:
                 for key in ("tag", "group", "task_list"):
                     config.pop(key, None)
-                task = CheckedTask(config, self._wish, samples, self._short)
+                task = CheckedTask(config, self._options, samples, self._short)
         except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
-            return Absent(entry.name, _reason(error))
+            return MissingTask(entry.name, _reason(error))
         task.set_fewshot_seed(seed=_SEED)
         return task
 
@@ -158,7 +158,7 @@ def _count(index: _Index, name: str) -> int:
     return total
 
 
-def _leaves(built: Any) -> Iterator[Task | Absent]:
+def _leaves(built: Any) -> Iterator[Task | MissingTask]:
     if isinstance(built, Group | list):
         for child in built:
             yield from _leaves(child)
@@ -170,8 +170,8 @@ class CheckedTask(ConfigurableTask):
     """A task of the harness of which ``samples`` items are asked, spread evenly; those that cannot be asked are left
     out, and ``problems`` has their numbers by what is wrong. With ``short`` only short and plain items count."""
 
-    def __init__(self, config: dict[str, Any], wish: Wish, samples: int | None, short: bool) -> None:
-        self._wish, self._samples, self._short = wish, samples, short
+    def __init__(self, config: dict[str, Any], options: TaskOptions, samples: int | None, short: bool) -> None:
+        self._options, self._samples, self._short = options, samples, short
         self._local: LocalItems | None = None
         self._chosen: Any = None
         self._next: Iterator[int] = iter(())
@@ -189,7 +189,7 @@ class CheckedTask(ConfigurableTask):
 
     def _shots(self, config: Mapping[str, Any]) -> int:
         """How many examples stand in front of an item. Raises NotReachable where the task has no place for them."""
-        own, wanted = config.get("num_fewshot"), self._wish.shots
+        own, wanted = config.get("num_fewshot"), self._options.shots
         if wanted and config.get("output_type") == "loglikelihood_rolling":
             raise NotReachable("it measures whole texts and takes no examples; leave their number out")
         if wanted and own == 0:  # as in the harness, 0 is a task's own rule and stays
@@ -199,12 +199,12 @@ class CheckedTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load the items, from the hub or from a file."""
-        if self._wish.data_dir is None:
+        if self._options.data_dir is None:
             super().download(deepcopy(dataset_kwargs), **kwargs)
             return
         config = self.config
         part = config.dataset_name or (config.dataset_kwargs or {}).get("name")
-        folder, split = self._wish.data_dir, self._shots_split
+        folder, split = self._options.data_dir, self._shots_split
         self._local = local_items(folder, config.task or "", config.dataset_path or "", part, split)
         self.data_problems += self._local.problems
         self.dataset = {self._split: as_dataset(self._local.records, self.data_problems)}
@@ -239,7 +239,7 @@ class CheckedTask(ConfigurableTask):
         else:
             found = list(super().fewshot_docs() or ())
         count = len(found) - self._other_items
-        if count < self.config.num_fewshot and self._other_items and self._wish.shots is None:
+        if count < self.config.num_fewshot and self._other_items and self._options.shots is None:
             own = self.config.num_fewshot
             self.notes.append(f"asked after {count} examples, not after its own {own}, for its file has no more items")
             self.set_config("num_fewshot", count)

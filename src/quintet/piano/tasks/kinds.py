@@ -18,7 +18,7 @@ Alter = Callable[[Notes, np.random.Generator], Notes]
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskKind:
     """A kind of task. It has either a ``mask`` of the target's notes or an ``alter`` that makes the prompt.
 
     ``units`` are the parameters that a task of it may have, one at a time, with their defaults; the first is meant
@@ -52,43 +52,47 @@ def _lengths(notes: Notes) -> np.ndarray:
     return notes.end - notes.start
 
 
-def _between(source: str, target: str, values: str, low: float | None, high: float | None, inside: bool = True) -> Kind:
+def _between(
+    source: str, target: str, values: str, low: float | None, high: float | None, inside: bool = True
+) -> TaskKind:
     def mask(notes: Notes, unit: str, value: int, random: np.random.Generator) -> np.ndarray:
         return masks.between(getattr(notes, values), low, high) == inside
 
-    return Kind((source, target), mask)
+    return TaskKind((source, target), mask)
 
 
 _COUNTS = {"n_notes": 5, "mask_percentage": 50}
 _PERCENTAGE = {"mask_percentage": 50}
 
-KINDS: dict[str, Kind] = {
-    "top_line_masking": Kind(("<PARAMETRIC_TOP_LINE>",), _line(True), units={"n_repetitions": 1}, tells=True),
-    "bottom_line_masking": Kind(("<PARAMETRIC_BOTTOM_LINE>",), _line(False), units={"n_repetitions": 1}, tells=True),
-    "high_notes_masking": Kind(
+KINDS: dict[str, TaskKind] = {
+    "top_line_masking": TaskKind(("<PARAMETRIC_TOP_LINE>",), _line(True), units={"n_repetitions": 1}, tells=True),
+    "bottom_line_masking": TaskKind(
+        ("<PARAMETRIC_BOTTOM_LINE>",), _line(False), units={"n_repetitions": 1}, tells=True
+    ),
+    "high_notes_masking": TaskKind(
         ("<PARAMETRIC_HIGH_NOTES>",), _extreme(lambda notes: notes.pitch), units=_COUNTS, tells=True
     ),
-    "low_notes_masking": Kind(
+    "low_notes_masking": TaskKind(
         ("<PARAMETRIC_LOW_NOTES>",), _extreme(lambda notes: -notes.pitch), units=_COUNTS, tells=True
     ),
-    "short_notes_masking": Kind(
+    "short_notes_masking": TaskKind(
         ("<PARAMETRIC_SHORT_NOTES>",), _extreme(lambda notes: -_lengths(notes)), units=_COUNTS, tells=True
     ),
-    "long_notes_masking": Kind(("<PARAMETRIC_LONG_NOTES>",), _extreme(_lengths), units=_COUNTS, tells=True),
-    "stride_notes_masking": Kind(
+    "long_notes_masking": TaskKind(("<PARAMETRIC_LONG_NOTES>",), _extreme(_lengths), units=_COUNTS, tells=True),
+    "stride_notes_masking": TaskKind(
         ("<PARAMETRIC_STRIDE_MASK>",),
         lambda notes, unit, value, random: masks.stride(notes, value),
         units={"stride": 2},
         tells=True,
     ),
-    "chord_masking": Kind(
+    "chord_masking": TaskKind(
         ("<CHORD_MASK>",),
         lambda notes, unit, value, random: masks.chords(notes, value),
         units={"n_notes_threshold": 3},
     ),
-    "random_masking": Kind(("<RANDOM_MASK>",), _random(masks.everything), units=_PERCENTAGE),
-    "linear_random_masking": Kind(("<LINEAR_RANDOM_MASK>",), _random(masks.near_line), units=_PERCENTAGE),
-    "band_random_masking": Kind(("<BAND_RANDOM_MASK>",), _random(masks.in_band), units=_PERCENTAGE),
+    "random_masking": TaskKind(("<RANDOM_MASK>",), _random(masks.everything), units=_PERCENTAGE),
+    "linear_random_masking": TaskKind(("<LINEAR_RANDOM_MASK>",), _random(masks.near_line), units=_PERCENTAGE),
+    "band_random_masking": TaskKind(("<BAND_RANDOM_MASK>",), _random(masks.in_band), units=_PERCENTAGE),
     "above_median_prediction": _between("<LOW_FROM_MEDIAN>", "<HIGH_FROM_MEDIAN>", "pitch", 0.5, None),
     "below_median_prediction": _between("<HIGH_FROM_MEDIAN>", "<LOW_FROM_MEDIAN>", "pitch", None, 0.5),
     "above_low_quartile_prediction": _between("<BELOW_LOW_QUARTILE>", "<ABOVE_LOW_QUARTILE>", "pitch", 0.25, None),
@@ -103,19 +107,19 @@ KINDS: dict[str, Kind] = {
     "very_loud_prediction": _between("<BELOW_VERY_LOUD>", "<VERY_LOUD>", "velocity", 0.75, None),
     "moderate_velocity_prediction": _between("<EXTREME_VOLUME>", "<MODERATE_VOLUME>", "velocity", 0.25, 0.75),
     "extreme_velocity_prediction": _between("<MODERATE_VOLUME>", "<EXTREME_VOLUME>", "velocity", 0.25, 0.75, False),
-    "fast_notes_prediction": Kind(
+    "fast_notes_prediction": TaskKind(
         ("<SLOW_NOTES>", "<FAST_NOTES>"), lambda notes, unit, value, random: _lengths(notes) < 0.2
     ),
-    "top_line_prediction": Kind(
+    "top_line_prediction": TaskKind(
         ("<BELOW_TOP_LINE>", "<TOP_LINE>"), lambda notes, unit, value, random: masks.line(notes, 1, True)
     ),
-    "low_line_prediction": Kind(
+    "low_line_prediction": TaskKind(
         ("<ABOVE_LOW_LINE>", "<LOW_LINE>"), lambda notes, unit, value, random: masks.line(notes, 1, False)
     ),
-    "velocity_denoising": Kind(("<NOISY_VOLUME>", "<CLEAN_VOLUME>"), alter=noise.velocity),
-    "pitch_denoising": Kind(("<NOISY_PITCH>", "<CLEAN_PITCH>"), alter=noise.pitch),
-    "start_time_denoising": Kind(("<NOISY_START_TIME>", "<CLEAN_TIME>"), alter=noise.start),
-    "time_denoising": Kind(("<NOISY_TIME>", "<CLEAN_TIME>"), alter=noise.time),
-    "comprehensive_denoising": Kind(("<NOISY>", "<CLEAN_EVERYTHING>"), alter=noise.everything),
-    "performance_task": Kind(("<SCORES>", "<PERFORMANCE>"), alter=noise.plain),
+    "velocity_denoising": TaskKind(("<NOISY_VOLUME>", "<CLEAN_VOLUME>"), alter=noise.velocity),
+    "pitch_denoising": TaskKind(("<NOISY_PITCH>", "<CLEAN_PITCH>"), alter=noise.pitch),
+    "start_time_denoising": TaskKind(("<NOISY_START_TIME>", "<CLEAN_TIME>"), alter=noise.start),
+    "time_denoising": TaskKind(("<NOISY_TIME>", "<CLEAN_TIME>"), alter=noise.time),
+    "comprehensive_denoising": TaskKind(("<NOISY>", "<CLEAN_EVERYTHING>"), alter=noise.everything),
+    "performance_task": TaskKind(("<SCORES>", "<PERFORMANCE>"), alter=noise.plain),
 }

@@ -17,7 +17,7 @@ from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer
 from quintet.tokenize.folder import DESCRIPTION, damaged
-from quintet.tokenize.registry import Documents, Kind, register
+from quintet.tokenize.registry import Documents, TokenizerKind, register
 
 __all__ = ["ExponentialTimeTokenizer", "NoteTokenizer"]
 
@@ -60,6 +60,6 @@ def _load_bpe(folder: Path, description: dict[str, Any]) -> NoteTokenizer:
     return load(folder, description)
 
 
-register("exponential_time", Kind(_build_exponential, _load))
-register("miditok", Kind(_build_miditok, _load))
-register("note_bpe", Kind(_build_bpe, _load_bpe, trained=True))
+register("exponential_time", TokenizerKind(_build_exponential, _load))
+register("miditok", TokenizerKind(_build_miditok, _load))
+register("note_bpe", TokenizerKind(_build_bpe, _load_bpe, trained=True))

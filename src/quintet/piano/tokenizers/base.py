@@ -11,7 +11,7 @@ from quintet.errors import UserError
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.pedal import separated
 from quintet.tokenize.base import Ids, Tokenizer
-from quintet.tokenize.words import WordTokenizer
+from quintet.tokenize.word_level import WordTokenizer
 
 
 class NoteTokenizer(Tokenizer, Protocol):

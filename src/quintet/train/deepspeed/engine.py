@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
-from quintet.processes import from_first, is_first, rank, world
+from quintet.processes import broadcast_from_rank0, is_rank_zero, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.deepspeed.scale import LossScale, scaler_of
 from quintet.train.deepspeed.values import Values, materialise, relink, values_of
@@ -24,19 +24,19 @@ from quintet.train.step import micro_batches, share_of_loss
 
 
 class InPrecision(nn.Module):
-    """``learner`` within autocast, which DeepSpeed's engine switches off around the module that it is given."""
+    """``loss_module`` within autocast, which DeepSpeed's engine switches off around the module that it is given."""
 
-    def __init__(self, learner: nn.Module, compute: Compute) -> None:
+    def __init__(self, loss_module: nn.Module, compute: Compute) -> None:
         super().__init__()
-        self.learner, self.compute = learner, compute
+        self.loss_module, self.compute = loss_module, compute
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
-        """See ``Learner``. Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay."""
+        """See ``LossModule``. Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay."""
         precision = self.compute.precision
         with torch.autocast(
             self.compute.device.type, self.compute.dtype, enabled=precision != "fp32", cache_enabled=False
         ):
-            return self.learner(*inputs)
+            return self.loss_module(*inputs)
 
 
 class DeepSpeedEngine:
@@ -72,9 +72,9 @@ class DeepSpeedEngine:
         for number, part in enumerate(parts):
             self.engine.set_gradient_accumulation_boundary(number == last)
             share = share_of_loss(self.engine, part, self.config, self._plain)
-            self.engine.backward(share * world(), scale_wrt_gas=False)
+            self.engine.backward(share * world_size(), scale_wrt_gas=False)
             loss += share.detach()
-        if world() > 1:
+        if world_size() > 1:
             dist.all_reduce(loss)
         return loss
 
@@ -89,7 +89,7 @@ class DeepSpeedEngine:
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         return self._scalar(norm), self._scalar(float(not self.engine.was_step_applied()))
 
-    def gathered(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """See ``Engine``."""
         return self._whole() if self.engine.zero_optimization_stage() == 3 else nullcontext()
 
@@ -105,7 +105,7 @@ class DeepSpeedEngine:
             averages[name] = self._state_of(parameter, held[id(parameter)])
         for name, buffer in self._buffers():
             weights[name] = _kept(buffer)
-        if not is_first():
+        if not is_rank_zero():
             return {}
         return {"model": weights, "optimizer": {"state": averages, "param_groups": self._current_groups()}}
 
@@ -122,7 +122,7 @@ class DeepSpeedEngine:
             self._set_state_of(parameter, held[id(parameter)], averages.get(name, {}), shape)
         for name, buffer in self._buffers():
             buffer.copy_(self._sent(weights.get(name), buffer.shape, buffer.dtype))
-        self._set_groups(from_first(lambda: optimizer.get("param_groups", [])))
+        self._set_groups(broadcast_from_rank0(lambda: optimizer.get("param_groups", [])))
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -164,11 +164,11 @@ class DeepSpeedEngine:
         """The first process's ``value`` in every process, on the device."""
         device = self.compute.device
         if value is None:
-            assert not is_first(), "the checkpoint lacks a value that the run has"
+            assert not is_rank_zero(), "the checkpoint lacks a value that the run has"
             whole = torch.empty(shape, dtype=dtype, device=device)
         else:
             whole = value.to(device, dtype, copy=True).contiguous()
-        if world() > 1:
+        if world_size() > 1:
             dist.broadcast(whole, 0)
         return whole
 
@@ -206,4 +206,4 @@ def _is_average(value: Any, holder: Tensor) -> bool:
 
 def _kept(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A copy of ``value`` on the host, in the first process; nothing in the others."""
-    return value.detach().to("cpu", dtype or value.dtype, copy=True) if is_first() else torch.empty(0)
+    return value.detach().to("cpu", dtype or value.dtype, copy=True) if is_rank_zero() else torch.empty(0)

@@ -7,10 +7,10 @@ from typing import Any
 
 from quintet.config.deepspeed import AUTO
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
-from quintet.config.part import number_in
 from quintet.config.schema import BatchShape, RunConfig
+from quintet.config.section import number_in
 from quintet.errors import UserError
-from quintet.processes import world
+from quintet.processes import world_size
 from quintet.train.compute import Compute
 
 # Under ZeRO an optimizer sees one long vector of parts, so each weight's step may only need what belongs to it.
@@ -41,7 +41,7 @@ def settings_of(config: RunConfig, shape: BatchShape, compute: Compute, paramete
     _check_optimizer(config, stage_of(parallel))
     settings = {name: value for name, value in given.items() if name not in _OUR_LOOP and value != AUTO}
     settings |= {
-        "train_batch_size": shape.samples * world(),
+        "train_batch_size": shape.samples * world_size(),
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.accumulation,
         "gradient_clipping": config.train.clip_norm or 0.0,
@@ -99,7 +99,7 @@ def _check_batch(given: dict[str, Any], shape: BatchShape) -> None:
         theirs = given.get(name, AUTO)
         if theirs not in (AUTO, value):
             raise UserError(
-                f"parallel.config.{name}: is {theirs}, and by {key} a step over {world()} processes has "
+                f"parallel.config.{name}: is {theirs}, and by {key} a step over {world_size()} processes has "
                 f"{shape.accumulation} passes of {shape.micro_batch_size} samples in each; make them agree or set it "
                 "to auto"
             )

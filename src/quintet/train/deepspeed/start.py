@@ -54,9 +54,9 @@ def check_deepspeed(config: RunConfig) -> None:
 
 
 def start_deepspeed(
-    learner: nn.Module, model: Model, config: RunConfig, shape: BatchShape, compute: Compute
+    loss_module: nn.Module, model: Model, config: RunConfig, shape: BatchShape, compute: Compute
 ) -> DeepSpeedEngine:
-    """The engine of a run whose ``learner`` holds ``model``; the process group is there.
+    """The engine of a run whose ``loss_module`` holds ``model``; the process group is there.
 
     Raises UserError for settings that contradict the run or that DeepSpeed refuses.
     """
@@ -78,7 +78,7 @@ def start_deepspeed(
         with _bounded_builds(config):
             deepspeed.init_distributed(dist_backend="nccl" if compute.device.type == "cuda" else "gloo")
             engine, *_ = deepspeed.initialize(
-                model=InPrecision(learner, compute), optimizer=optimizer, config=settings, dist_init_required=False
+                model=InPrecision(loss_module, compute), optimizer=optimizer, config=settings, dist_init_required=False
             )
     except (ValueError, AssertionError, NotImplementedError, deepspeed.DeepSpeedConfigError) as error:
         raise UserError(f"parallel.config: DeepSpeed refuses it: {_in_a_line(error)}") from error

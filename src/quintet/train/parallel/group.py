@@ -13,29 +13,29 @@ from torch._C._distributed_c10d import HashStore
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.processes import local_rank, local_world, rank, world
+from quintet.processes import local_rank, local_world_size, rank, world_size
 from quintet.train.compute import choose_device
 from quintet.train.deepspeed.start import leave_group, local_rank_set
 
 
 @contextmanager
-def joined(config: RunConfig) -> Iterator[None]:
+def process_group(config: RunConfig) -> Iterator[None]:
     """The processes that torchrun started know each other within; a single one needs no group unless its weights are
     to be sharded. Raises UserError for what a run in several processes cannot do."""
     kind, device = config.parallel.kind, choose_device(config.train.device)
     _check(config)
-    alone = world() == 1
+    alone = world_size() == 1
     if dist.is_initialized() or (alone and kind not in ("ddp", "fsdp", "hsdp", "deepspeed")):
         yield
         return
-    waiting = patience(config)
+    waiting = timeout(config)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if alone and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=waiting)
     else:
-        dist.init_process_group(backend, rank=rank(), world_size=world(), timeout=waiting)
+        dist.init_process_group(backend, rank=rank(), world_size=world_size(), timeout=waiting)
     try:
         with local_rank_set() if kind == "deepspeed" else nullcontext():
             yield
@@ -46,24 +46,24 @@ def joined(config: RunConfig) -> Iterator[None]:
     leave_group()
 
 
-def patience(config: RunConfig) -> timedelta:
+def timeout(config: RunConfig) -> timedelta:
     """How long a process waits for the others."""
     return timedelta(seconds=getattr(config.parallel, "timeout_seconds", 600.0))
 
 
 def _check(config: RunConfig) -> None:
-    if world() == 1:
+    if world_size() == 1:
         return
     if config.parallel.kind == "none":
-        raise UserError(f"parallel.kind: none is for one process, and there are {world()}; set it to auto")
+        raise UserError(f"parallel.kind: none is for one process, and there are {world_size()}; set it to auto")
     if config.trainer.kind != "quintet":
         raise UserError(
-            f"trainer.kind: {config.trainer.kind} takes its steps in one process here, and there are {world()}; "
+            f"trainer.kind: {config.trainer.kind} takes its steps in one process here, and there are {world_size()}; "
             "leave it out, which trains to the same weights"
         )
     there = torch.cuda.device_count()
     if choose_device(config.train.device).type == "cuda" and local_rank() >= there:
         raise UserError(
-            f"train.device: {local_world()} processes were started on this machine, which has {there} GPUs; "
+            f"train.device: {local_world_size()} processes were started on this machine, which has {there} GPUs; "
             f"start {there}"
         )

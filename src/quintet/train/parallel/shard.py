@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from quintet.config.parallel import DDPConfig, FSDPConfig, HSDPConfig
 from quintet.train.compute import DTYPES, Compute
-from quintet.train.learner import Learner
+from quintet.train.loss_module import LossModule
 from quintet.train.parallel.strategy import Strategy
 
 
@@ -27,9 +27,9 @@ def make_mesh(shape: tuple[int, int], device: str) -> DeviceMesh:
     return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def shard(learner: Learner, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
-    """Spread the weights of ``learner``, which may lie on the meta device, over ``mesh``: each block by itself, so that
-    one is gathered at a time, and what is left, the embedding and the head, together.
+def shard(loss_module: LossModule, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
+    """Spread the weights of ``loss_module``, which may lie on the meta device, over ``mesh``: each block by itself, so
+    that one is gathered at a time, and what is left, the embedding and the head, together.
 
     Tied weights are one parameter of one module, so they are spread and gathered once. Embedding and head are gathered
     in fp32: the gradients of all tokens are summed in their type.
@@ -38,30 +38,30 @@ def shard(learner: Learner, strategy: Strategy, mesh: DeviceMesh, compute: Compu
     assert isinstance(config, FSDPConfig | HSDPConfig), config
     offload = CPUOffloadPolicy(pin_memory=compute.device.type == "cuda") if config.offload else OffloadPolicy()
     reduce = DTYPES[config.reduce]
-    for block in learner.model.blocks:
-        policy = MixedPrecisionPolicy(_gathered_in(learner, config, compute), reduce, cast_forward_inputs=False)
+    for block in loss_module.model.blocks:
+        policy = MixedPrecisionPolicy(_gathered_in(loss_module, config, compute), reduce, cast_forward_inputs=False)
         again = config.shard == "full"
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=again)
     policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
-    fully_shard(learner, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(loss_module, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
 
-def _gathered_in(learner: Learner, config: FSDPConfig | HSDPConfig, compute: Compute) -> torch.dtype | None:
+def _gathered_in(loss_module: LossModule, config: FSDPConfig | HSDPConfig, compute: Compute) -> torch.dtype | None:
     if config.gather == "auto":
         # Models of the transformers library differ in what they do with narrow gains of norms.
-        own = learner.model.config.kind == "transformer"
+        own = loss_module.model.config.kind == "transformer"
         return compute.dtype if own and compute.precision == "bf16" else None
     return None if config.gather == "fp32" else DTYPES[config.gather]
 
 
-def replicate(learner: Learner, config: DDPConfig, compute: Compute) -> DistributedDataParallel:
-    """``learner`` on every process, with its gradients averaged over them."""
+def replicate(loss_module: LossModule, config: DDPConfig, compute: Compute) -> DistributedDataParallel:
+    """``loss_module`` on every process, with its gradients averaged over them."""
     devices = [compute.device] if compute.device.type == "cuda" else None
     # Buffers are tables that every process makes alike; the name of the setting changed with PyTorch 2.13.
     takes = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
     return DistributedDataParallel(
-        learner,
+        loss_module,
         device_ids=devices,
         bucket_cap_mb=config.bucket_mb,
         gradient_as_bucket_view=True,
@@ -69,14 +69,15 @@ def replicate(learner: Learner, config: DDPConfig, compute: Compute) -> Distribu
     )
 
 
-def fill(
-    model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device, *, from_first: bool = False
+def load_sharded(
+    model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device, *, from_rank0: bool = False
 ) -> None:
     """Give the parameters of a sharded ``model`` on the meta device their ``values``, and buffers that are among them,
     one after the other, on ``device``.
 
-    Every process computes the same values and keeps its part of each; with ``from_first`` those of the first process
-    are sent to the others, whose own tell the shape. So none holds more than one whole matrix besides its parts.
+    Every process computes the same values and keeps its part of each; with ``broadcast_from_rank0`` those of the first
+    process are sent to the others, whose own tell the shape. So none holds more than one whole matrix besides its
+    parts.
     """
     materialise(model, device)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -91,7 +92,7 @@ def fill(
             parameter = parameters[name]
             assert isinstance(parameter, DTensor), name
             whole = value.to(device=parameter.device, dtype=parameter.dtype)
-            source = 0 if from_first else None
+            source = 0 if from_rank0 else None
             part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=source)
             parameter.copy_(part)
             missing.discard(name)
@@ -115,16 +116,16 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def gathered(learner: nn.Module) -> Iterator[None]:
-    """Within, the model in ``learner`` can be used by other ways than its forward pass, as writing text does; every
+def unsharded(loss_module: nn.Module) -> Iterator[None]:
+    """Within, the model in ``loss_module`` can be used by other ways than its forward pass, as writing text does; every
     process must take the same steps. Nothing is done where weights are not spread."""
-    if not isinstance(learner, FSDPModule):
+    if not isinstance(loss_module, FSDPModule):
         yield
         return
-    learner.unshard()
+    loss_module.unshard()
     try:
         yield
     finally:
-        for module in learner.modules():
+        for module in loss_module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -23,7 +23,7 @@ STATE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Environment:
     """``processes`` in all, ``local`` of them on each machine, with ``memory`` bytes each, None where that is
     not known."""
 
@@ -50,25 +50,27 @@ class Strategy:
         return self.kind in ("fsdp", "hsdp")
 
 
-def choose_strategy(config: ParallelConfig, around: Surroundings, state_bytes: float) -> Strategy:
+def choose_strategy(config: ParallelConfig, environment: Environment, state_bytes: float) -> Strategy:
     """What ``config`` says, or for ``auto`` the way that sends least of those whose ``state_bytes`` (weights, gradients
     and optimizer state of the whole model) fit the memory of a device."""
     if not isinstance(config, AutoParallelConfig):
         return Strategy(config, "as the run file says")
-    if around.processes == 1:
+    if environment.processes == 1:
         return Strategy(NoParallelConfig(kind="none"), "there is one process")
     waiting = config.timeout_seconds
     needed = f"weights, gradients and optimizer state take {state_bytes / 2**30:.2f} GiB"
-    if around.memory is None:
+    if environment.memory is None:
         reason = f"{needed}, and how much memory a device has is not known"
         return Strategy(FSDPConfig(kind="fsdp", timeout_seconds=waiting), reason)
-    room = STATE_SHARE * around.memory
-    memory = f"{around.memory / 2**30:.2f} GiB of a device"
+    room = STATE_SHARE * environment.memory
+    memory = f"{environment.memory / 2**30:.2f} GiB of a device"
     if state_bytes <= room:
         return Strategy(DDPConfig(kind="ddp", timeout_seconds=waiting), f"{needed}, which fits the {memory}")
-    several = around.processes > around.local > 1
-    if several and state_bytes / around.local <= room:
-        reason = f"{needed}: too much for the {memory}, and enough when spread over the {around.local} of a machine"
+    several = environment.processes > environment.local > 1
+    if several and state_bytes / environment.local <= room:
+        reason = (
+            f"{needed}: too much for the {memory}, and enough when spread over the {environment.local} of a machine"
+        )
         return Strategy(HSDPConfig(kind="hsdp", timeout_seconds=waiting), reason)
     return Strategy(FSDPConfig(kind="fsdp", timeout_seconds=waiting), f"{needed}: too much for the {memory}")
 
@@ -88,20 +90,20 @@ def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
     return replace(shape, samples=own, micro_batch_size=micro, accumulation=own // micro)
 
 
-def mesh_shape(strategy: Strategy, around: Surroundings) -> tuple[int, int]:
+def mesh_shape(strategy: Strategy, environment: Environment) -> tuple[int, int]:
     """Groups with the same weights, and processes over which each group spreads them. Raises UserError when the
     processes do not divide into groups."""
     config = strategy.config
     if isinstance(config, FSDPConfig):
-        return 1, around.processes
+        return 1, environment.processes
     assert isinstance(config, HSDPConfig), config
-    size = config.shard_size or around.local
-    if around.processes % size:
+    size = config.shard_size or environment.local
+    if environment.processes % size:
         raise UserError(
-            f"parallel.shard_size: {around.processes} processes do not make groups of {size}; take one of "
-            f"{', '.join(str(n) for n in range(1, around.processes + 1) if around.processes % n == 0)}"
+            f"parallel.shard_size: {environment.processes} processes do not make groups of {size}; take one of "
+            f"{', '.join(str(n) for n in range(1, environment.processes + 1) if environment.processes % n == 0)}"
         )
-    return around.processes // size, size
+    return environment.processes // size, size
 
 
 def counts_of(model: nn.Module) -> tuple[int, int]:

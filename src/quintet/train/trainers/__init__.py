@@ -9,11 +9,11 @@ from quintet.config.schema import RunConfig
 from quintet.config.trainer import LightningTrainerConfig, TransformersTrainerConfig
 
 if TYPE_CHECKING:
-    from quintet.train.interruption import Interruption
     from quintet.train.setup import Run
+    from quintet.train.stop_signal import StopSignal
     from quintet.train.validation import ValidationResult
 
-Steps = Callable[["Run", "Interruption"], "ValidationResult | None"]
+Steps = Callable[["Run", "StopSignal"], "ValidationResult | None"]
 
 
 def trainer_steps(config: RunConfig) -> Steps | None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
 from quintet.errors import UserError
-from quintet.train.books import Books
+from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
 from quintet.train.step import MicroBatch, micro_batches, share_of_loss
 from quintet.train.update import apply_gradients, begin_step
@@ -47,9 +47,9 @@ class Stepper(torch.optim.Optimizer):
     must be off. ``rate`` is the learning rate of the step at hand, ``state_dict`` that of the run's optimizer.
     """
 
-    def __init__(self, run: Run, books: Books) -> None:
+    def __init__(self, run: Run, callbacks: Callbacks) -> None:
         super().__init__([p for p in run.model.parameters() if p.requires_grad], {"lr": run.config.optimizer.lr})
-        self._run, self._books = run, books
+        self._run, self._books = run, callbacks
         self._loss, self._last, self._masked = torch.zeros((), device=run.compute.device), 0, False
         self.rate = run.config.optimizer.lr
 
@@ -59,7 +59,7 @@ class Stepper(torch.optim.Optimizer):
         if part.index == 0:
             self.rate = begin_step(run, part.step)
             self._loss, self._last, self._masked = torch.zeros_like(self._loss), part.step, not part.valid
-        share = share_of_loss(run.learner, part, run.config, run.compute)
+        share = share_of_loss(run.loss_module, part, run.config, run.compute)
         self._loss += share.detach()
         # Libraries divide by the number of micro-batches, each in its own way; the share is divided already.
         share.register_hook(lambda gradient: run.scaler.scale(torch.ones_like(gradient)))

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
-from quintet.track import Ending
-from quintet.train.books import Books
-from quintet.train.interruption import Interruption
+from quintet.track import RunStatus
+from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
+from quintet.train.stop_signal import StopSignal
 from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
 from quintet.train.validation import ValidationResult
 
@@ -30,20 +30,20 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_names(arguments, inspect.signature(library.Trainer).parameters.keys(), "lightning.pytorch.Trainer")
 
 
-def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
+def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
     """Take the steps of ``run`` in Lightning's loop; returns the last validation."""
-    books = Books(run, interruption)
+    callbacks = Callbacks(run, stop_signal)
     if run.progress.step < run.steps:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             # The batches come from a thread of the run, so that workers would have nothing to do.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-            trainer = _trainer(run, stepper := Stepper(run, books))
+            trainer = _trainer(run, stepper := Stepper(run, callbacks))
             run.trackers.append(LoggerTracker(trainer.loggers))
             trainer.fit(_module(run, stepper), MicroBatches(run).loader())
     run.checkpointer.wait()
-    return books.validation
+    return callbacks.validation
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LoggerTracker:
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Leave these to the run's own trackers, too."""
 
-    def close(self, ending: Ending = "finished", checkpoint: Path | None = None) -> None:
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Have them write what they hold back."""
         for logger in self.loggers:
             logger.save()

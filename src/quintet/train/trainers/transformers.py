@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
-from quintet.train.books import Books
-from quintet.train.interruption import Interruption
+from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
+from quintet.train.stop_signal import StopSignal
 from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
 from quintet.train.validation import ValidationResult
 
@@ -28,14 +28,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_names(arguments, known, "transformers.TrainingArguments")
 
 
-def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
+def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
     """Take the steps of ``run`` in the library's loop; returns the last validation."""
     from transformers import PrinterCallback
 
-    books = Books(run, interruption)
+    callbacks = Callbacks(run, stop_signal)
     if run.progress.step < run.steps:
         try:
-            trainer = _trainer(run, Stepper(run, books))
+            trainer = _trainer(run, Stepper(run, callbacks))
         except RuntimeError as error:
             if "requires" not in str(error):  # a tracker that is not installed
                 raise
@@ -46,7 +46,7 @@ def take_steps(run: Run, interruption: Interruption) -> ValidationResult | None:
         if not any(folder.iterdir()):
             folder.rmdir()
     run.checkpointer.wait()
-    return books.validation
+    return callbacks.validation
 
 
 def _trainer(run: Run, stepper: Stepper) -> Any:
@@ -97,7 +97,7 @@ def _arguments(run: Run) -> Any:
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "steps" if {"report_to", "logging_steps"} & set(asked) else "no",
-        "logging_steps": run.rhythm.log_every,
+        "logging_steps": run.intervals.log_every,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     } | asked

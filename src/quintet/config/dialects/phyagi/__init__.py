@@ -3,8 +3,8 @@ microsoft/phyagi-sdk)."""
 
 from __future__ import annotations
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.back import back
 from quintet.config.dialects.phyagi.data import data_rules
 from quintet.config.dialects.phyagi.keys import DATA, TOP
@@ -17,7 +17,7 @@ from quintet.config.dialects.phyagi.training_keys import DEEPSPEED, SHARED
 from quintet.config.dialects.table import Dialect
 
 
-def _rules(given: Given, native: Native) -> None:
+def _rules(given: DialectFile, native: NativeBuilder) -> None:
     data_rules(given, native)
     model_rules(given, native)
     training_rules(given, native)

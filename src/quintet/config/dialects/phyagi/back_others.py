@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from quintet.config.dialects.phyagi.hf_lightning import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL
-from quintet.config.dialects.phyagi.others import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES
 from quintet.config.dialects.phyagi.training_keys import ARGS
 from quintet.config.dialects.phyagi.values import OFF
 from quintet.config.dialects.table import Put

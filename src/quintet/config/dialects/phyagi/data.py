@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.names import local_path
 
 FILES = ("cache_dir", "train_file", "dataset_path")
 
 
-def data_rules(given: Given, native: Native) -> None:
+def data_rules(given: DialectFile, native: NativeBuilder) -> None:
     """Sources, tokenizer, order, and what has a loss."""
     count = given.count("dataset")
     if not count:
@@ -37,7 +37,7 @@ def _at(index: int, name: str) -> str:
     return f"dataset[{index}].{name}"
 
 
-def train_path(given: Given, index: int) -> tuple[str, str]:
+def train_path(given: DialectFile, index: int) -> tuple[str, str]:
     """File of dataset ``index`` to train on, and the key that says so; both empty, and said, where none does."""
     named = [name for name in FILES if given.has(_at(index, name))]
     if not named:
@@ -55,7 +55,7 @@ def _expanded(text: str) -> Path:
     return local_path(text)
 
 
-def _source(given: Given, native: Native, index: int) -> None:
+def _source(given: DialectFile, native: NativeBuilder, index: int) -> None:
     where = f"data.sources[{index}]"
     path, key = train_path(given, index)
     if not path:
@@ -73,12 +73,12 @@ def _source(given: Given, native: Native, index: int) -> None:
     _marks(given, native, where)
 
 
-def _label(given: Given, native: Native, where: str, index: int) -> None:
+def _label(given: DialectFile, native: NativeBuilder, where: str, index: int) -> None:
     label = given[_at(index, "label")]
     native.set(f"{where}.label", str(index) if label is None else label, _at(index, "label"))
 
 
-def _marks(given: Given, native: Native, where: str) -> None:
+def _marks(given: DialectFile, native: NativeBuilder, where: str) -> None:
     """What ends a document, and which labels have no loss."""
     if given["dataset_collator.ignore_index"] != -100:
         native.set(f"{where}.ignore_index", given["dataset_collator.ignore_index"], "dataset_collator.ignore_index")
@@ -86,7 +86,7 @@ def _marks(given: Given, native: Native, where: str) -> None:
         native.set(f"{where}.document", "end_id", "model.cross_sample_token_id")
 
 
-def validation_file(given: Given, index: int) -> tuple[str, str]:
+def validation_file(given: DialectFile, index: int) -> tuple[str, str]:
     """File of dataset ``index`` to validate on and its key; both empty where there is none."""
     key, folder = _at(index, "validation_file"), _at(index, "cache_dir")
     if given.has(key):
@@ -97,7 +97,7 @@ def validation_file(given: Given, index: int) -> tuple[str, str]:
     return (str(found), folder) if found is not None and found.is_file() else ("", "")
 
 
-def _validation(given: Given, native: Native, count: int) -> None:
+def _validation(given: DialectFile, native: NativeBuilder, count: int) -> None:
     """Validation sources: of each dataset its file, or the first part of its training file."""
     number, together = 0, given["eval_dataset_concat"] is not None
     for index in range(count):
@@ -131,7 +131,7 @@ def _validation(given: Given, native: Native, count: int) -> None:
     native.set("data.deduplicate_validation", False)
 
 
-def _samples(given: Given, native: Native, count: int) -> None:
+def _samples(given: DialectFile, native: NativeBuilder, count: int) -> None:
     """Length, packing, order."""
     for name in ("seq_len", "shift_labels"):
         found = [given[_at(index, name)] for index in range(count)]
@@ -153,7 +153,7 @@ def _samples(given: Given, native: Native, count: int) -> None:
     native.set("data.shuffle", given[shuffle] and not streamed, *(["dataset_provider"] if streamed else [shuffle]))
 
 
-def _tokenizer(given: Given, native: Native, count: int) -> None:
+def _tokenizer(given: DialectFile, native: NativeBuilder, count: int) -> None:
     """The tokenizer that is named, one that lies beside the data, or ids alone."""
     cross = given["model.cross_sample_token_id"]
     named = [_at(index, "tokenizer_file") for index in range(count) if given.has(_at(index, "tokenizer_file"))]
@@ -180,7 +180,7 @@ def _tokenizer(given: Given, native: Native, count: int) -> None:
         native.set("tokenizer.end_id", cross, "model.cross_sample_token_id")
 
 
-def _loss(given: Given, native: Native) -> None:
+def _loss(given: DialectFile, native: NativeBuilder) -> None:
     ids, index = "dataset_collator.ignore_token_ids", "dataset_collator.ignore_index"
     never = list(given[ids] or [])
     if given[index] >= 0 and given[index] not in never:

@@ -31,28 +31,28 @@ TOP = (
         text(),
         "folder of the data, for `${data_root}` in other values",
         default='${oc.env:DATA_ROOT,"/mnt/aifshared"}',
-        shapes=("data.sources",),
+        affects=("data.sources",),
     ),
     Key(
         "output_root",
         text(),
         "folder of the outputs, for `${output_root}`; where the file gives it, a relative `output_dir` lies in it",
         default='${oc.env:OUTPUT_ROOT,"~/phyagi_results"}',
-        shapes=("runs_dir",),
+        affects=("runs_dir",),
     ),
     Key(
         "output_dir",
         text(),
         "folder of the run, which is continued when it is there already",
         default=REQUIRED,
-        shapes=("runs_dir", "name"),
+        affects=("runs_dir", "name"),
     ),
     Key(
         "trainer",
         choice("deepspeed", "huggingface", "lightning"),
         "whose training arguments the file has; found out from their names when not given",
         documented=False,
-        shapes=("trainer.kind",),
+        affects=("trainer.kind",),
     ),
 )
 
@@ -61,58 +61,58 @@ DATA = (
         "cache_dir",
         text(),
         "folder with train.npy, validation.npy and tokenizer.pkl, or one .npy file to train on",
-        shapes=("data.sources[].path", "data.validation_sources[].path"),
+        affects=("data.sources[].path", "data.validation_sources[].path"),
     ),
     _dataset(
         "train_file",
         text(),
         ".npy file of tokens to train on, with `NAME_labels.npy` beside it if some have no loss",
-        shapes=("data.sources[].path",),
+        affects=("data.sources[].path",),
     ),
     _dataset(
-        "validation_file", text(), ".npy file of tokens to validate on", shapes=("data.validation_sources[].path",)
+        "validation_file", text(), ".npy file of tokens to validate on", affects=("data.validation_sources[].path",)
     ),
     _dataset(
         "validation_split",
         split(),
         "instead of a validation file: the first tokens of the training file, so many or this part of them",
-        shapes=("data.validation_sources[].stop", "data.sources[].start"),
+        affects=("data.validation_sources[].stop", "data.sources[].start"),
     ),
     _dataset(
         "tokenizer_file",
         text(),
         "pickled tokenizer that made the tokens; tokenizer.pkl of cache_dir when not given, or ids alone",
-        shapes=("tokenizer",),
+        affects=("tokenizer",),
     ),
     _dataset(
         "seq_len",
         whole(2),
         "tokens of a sample, the same for all datasets",
         default=2048,
-        shapes=("data.sequence_length",),
+        affects=("data.sequence_length",),
     ),
     _dataset(
         "shift_labels",
         flag(),
         "the last position of a sample predicts the token that follows the sample; false leaves it without a loss",
         default=False,
-        shapes=("data.packing.predict_next",),
+        affects=("data.packing.predict_next",),
     ),
     _dataset(
-        "weight", number(above=0), "how often an epoch has the samples", default=1.0, shapes=("data.sources[].repeat",)
+        "weight", number(above=0), "how often an epoch has the samples", default=1.0, affects=("data.sources[].repeat",)
     ),
     _dataset(
         "label",
         name(),
         "name of the dataset in reports; its number from 0 on when not given",
-        shapes=("data.sources[].label", "data.validation_sources[].label"),
+        affects=("data.sources[].label", "data.validation_sources[].label"),
     ),
     _dataset(
         "dataset_path",
         text(),
         ".npy file of tokens, for dataset_provider: stream_lm",
         documented=False,
-        shapes=("data.sources[].path",),
+        affects=("data.sources[].path",),
     ),
     _dataset(
         "random_mask_prob",
@@ -126,11 +126,13 @@ DATA = (
         whole(),
         "what random_mask_prob writes",
         documented=False,
-        moot="is used by random_mask_prob alone",
+        no_effect="is used by random_mask_prob alone",
     ),
-    _dataset("seed", whole(), "of random_mask_prob", documented=False, moot="is used by random_mask_prob alone"),
+    _dataset("seed", whole(), "of random_mask_prob", documented=False, no_effect="is used by random_mask_prob alone"),
     *(
-        _dataset(path, anything(), "left from older files", documented=False, moot="is of no use to tokens made ready")
+        _dataset(
+            path, anything(), "left from older files", documented=False, no_effect="is of no use to tokens made ready"
+        )
         for path in ("use_eos_token", "original_tokenizer", "num_shards")
     ),
     _beside(
@@ -138,20 +140,20 @@ DATA = (
         choice(*CONCATS),
         "random draws from all datasets at once, and so does random_iterable; sequential takes one after the other",
         default="random",
-        shapes=("data.mixing",),
+        affects=("data.mixing",),
     ),
     _beside(
         "eval_dataset_concat",
         choice(*CONCATS),
         "null validates on each dataset by itself; any other value on all together, with the label 0",
-        shapes=("data.validation_sources[].label",),
+        affects=("data.validation_sources[].label",),
     ),
     _beside(
         "dataset_provider",
         choice(*PROVIDERS),
         "lm draws samples at random; stream_lm keeps their order, of one dataset or with dataset_concat: sequential",
         default="lm",
-        shapes=("data.shuffle", "data.sources[].kind"),
+        affects=("data.shuffle", "data.sources[].kind"),
     ),
     _beside(
         "dataset_global_weight",
@@ -159,21 +161,23 @@ DATA = (
         "factor on every weight",
         default=1.0,
         documented=False,
-        shapes=("data.sources[].repeat",),
+        affects=("data.sources[].repeat",),
     ),
-    _beside("dataset_collator.cls", choice("lm", "chat"), "class of the collator", default="lm", shapes=("loss.kind",)),
+    _beside(
+        "dataset_collator.cls", choice("lm", "chat"), "class of the collator", default="lm", affects=("loss.kind",)
+    ),
     _beside(
         "dataset_collator.ignore_token_ids",
         listed(whole(0)),
         "ids that are never predicted",
-        shapes=("loss.ignore_token_ids",),
+        affects=("loss.ignore_token_ids",),
     ),
     _beside(
         "dataset_collator.ignore_token_range",
         bounds(),
         "ids from the first to the last, both counted, that are never predicted",
         "dataset_collator.ignore_token_id_range",
-        shapes=("loss.ignore_token_range",),
+        affects=("loss.ignore_token_range",),
     ),
     _beside(
         "dataset_collator.ignore_index",
@@ -181,6 +185,6 @@ DATA = (
         "value of labels that have no loss; from 0 on it is also an id that is never predicted",
         default=-100,
         also=("model.architecture.loss.ignore_index",),
-        shapes=("data.sources[].ignore_index", "loss.ignore_token_ids"),
+        affects=("data.sources[].ignore_index", "loss.ignore_token_ids"),
     ),
 )

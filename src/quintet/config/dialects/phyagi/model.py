@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.model_keys import MIXFORMER
 from quintet.config.keypath import lookup, path_of
 from quintet.config.names import local_path
@@ -40,7 +40,7 @@ _OURS += ("trust_remote_code", "gradient_checkpointing", "cross_sample_token_id"
 _OURS += ("embd_layer", "cp_size", "tp_size")
 
 
-def model_rules(given: Given, native: Native) -> None:
+def model_rules(given: DialectFile, native: NativeBuilder) -> None:
     """The model, whichever it is."""
     for key in ("model.model_task", f"{ARCHITECTURE}.head.head_cls"):
         if given[key] == "seq_cls":
@@ -56,7 +56,7 @@ def model_rules(given: Given, native: Native) -> None:
         _huggingface(given, native)
 
 
-def _mixformer(given: Given, native: Native) -> None:
+def _mixformer(given: DialectFile, native: NativeBuilder) -> None:
     native.set("model.kind", "transformer", "model.model_type")
     for key, path in PLAIN.items():
         if given[key] is not None:
@@ -74,7 +74,7 @@ def _mixformer(given: Given, native: Native) -> None:
         native.set("train.activation_checkpointing", 1, "model.gradient_checkpointing")
 
 
-def _start(given: Given, native: Native) -> None:
+def _start(given: DialectFile, native: NativeBuilder) -> None:
     """First weights: normal without a scale by depth, or those of a trained model."""
     if given.has(PRETRAINED):
         native.set("model.init", {"kind": "pretrained", "path": given[PRETRAINED]}, PRETRAINED)
@@ -84,7 +84,7 @@ def _start(given: Given, native: Native) -> None:
     native.set("model.init.scale_residual", False, "model.model_type")
 
 
-def _attention(given: Given, native: Native) -> None:
+def _attention(given: DialectFile, native: NativeBuilder) -> None:
     cross, causal = given["model.cross_sample_token_id"] is not None, given[f"{MIXER}.causal"]
     kind, masks = ("causal", ("causal", "causal_document")) if causal else ("bidirectional", ("full", "document"))
     native.set("model.attention.kind", kind, f"{MIXER}.causal")
@@ -96,7 +96,7 @@ def _attention(given: Given, native: Native) -> None:
         native.set("model.attention.window", window + 1, f"{MIXER}.window_size")
 
 
-def _positions(given: Given, native: Native) -> None:
+def _positions(given: DialectFile, native: NativeBuilder) -> None:
     """Rotary positions of the first features of each head, learned ones, or both."""
     key, learned = "model.rotary_dim", given["model.embd_layer"] == "positional"
     turned = given[key]
@@ -116,7 +116,7 @@ def _positions(given: Given, native: Native) -> None:
     _scaling(given, native)
 
 
-def _scaling(given: Given, native: Native) -> None:
+def _scaling(given: DialectFile, native: NativeBuilder) -> None:
     key, factor_key = f"{MIXER}.rope_scaling", f"{MIXER}.rotary_scale_base"
     scaling = dict(given[key] or {})
     kind = scaling.pop("rope_type", scaling.pop("type", None))
@@ -131,7 +131,7 @@ def _scaling(given: Given, native: Native) -> None:
     native.set("model.position.scaling", {"kind": kind, "factor": factor, **context, **scaling}, key)
 
 
-def _huggingface(given: Given, native: Native) -> None:
+def _huggingface(given: DialectFile, native: NativeBuilder) -> None:
     """A model of the transformers library, with what the file says replaced in its configuration."""
     name = PRETRAINED if given.has(PRETRAINED) else "model.model_type"
     native.set("model.kind", "huggingface", name)
@@ -148,7 +148,7 @@ def _huggingface(given: Given, native: Native) -> None:
         spelled = given.place(key).key.split(", ")[0]
         if spelled.startswith(ARCHITECTURE):
             found = given.dialect.key(key)
-            if not found.moot and given[key] not in (found.default, found.null, "causal_lm", "mean"):
+            if not found.no_effect and given[key] not in (found.default, found.null, "causal_lm", "mean"):
                 given.refuse(key, _of_mixformer(given, name))
             continue
         raw = lookup(given.document.values, path_of(spelled))
@@ -162,7 +162,7 @@ def _huggingface(given: Given, native: Native) -> None:
         given.refuse("model.embd_layer", f"belongs to model_type: {MIXFORMER}; leave it out")
 
 
-def _of_mixformer(given: Given, name: str) -> str:
+def _of_mixformer(given: DialectFile, name: str) -> str:
     """Why a key of the own architecture cannot be followed."""
     if name == PRETRAINED and not given.has("model.model_type"):
         return f"needs model_type: {MIXFORMER}, which is missing; add it if {given[name]} is such a model"

@@ -44,10 +44,10 @@ def _own(path: str, value: Value, help: str, **more: Any) -> Key:
 
 
 HUGGINGFACE = (
-    _own(f"{ARGS}.learning_rate", number(above=0), "learning rate", shapes=("optimizer.lr",)),
-    _own(f"{ARGS}.per_device_train_batch_size", whole(1), "samples of a pass; 8", shapes=("train.micro_batch_size",)),
-    _own(f"{ARGS}.per_device_eval_batch_size", whole(1), "the same in validation; 8", shapes=("evaluate.batch_size",)),
-    _own(f"{ARGS}.gradient_accumulation_steps", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
+    _own(f"{ARGS}.learning_rate", number(above=0), "learning rate", affects=("optimizer.lr",)),
+    _own(f"{ARGS}.per_device_train_batch_size", whole(1), "samples of a pass; 8", affects=("train.micro_batch_size",)),
+    _own(f"{ARGS}.per_device_eval_batch_size", whole(1), "the same in validation; 8", affects=("evaluate.batch_size",)),
+    _own(f"{ARGS}.gradient_accumulation_steps", whole(1), "passes of a step; 1", affects=("train.accumulation",)),
     _own(
         f"{ARGS}.optim",
         choice(
@@ -59,94 +59,96 @@ HUGGINGFACE = (
             }
         ),
         "optimizer",
-        shapes=("optimizer.kind",),
+        affects=("optimizer.kind",),
     ),
-    _own(f"{ARGS}.weight_decay", number(0), "decay of the matrices", shapes=("optimizer.weight_decay",)),
-    _own(f"{ARGS}.adam_beta1", number(0, below=1), "decay of the average of the gradient", shapes=("optimizer.betas",)),
-    _own(f"{ARGS}.adam_beta2", number(0, below=1), "decay of the average of its square", shapes=("optimizer.betas",)),
-    _own(f"{ARGS}.adam_epsilon", number(above=0), "added to the root", shapes=("optimizer.eps",)),
-    _own(f"{ARGS}.lr_scheduler_type", text(), "schedule; linear", shapes=("schedule.name",)),
-    _own(f"{ARGS}.lr_scheduler_kwargs", mapping(), "its parameters", shapes=("schedule.arguments",)),
-    _own(f"{ARGS}.warmup_ratio", number(0, 1), "part of the run that warms up", shapes=("schedule.warmup_steps",)),
-    _own(f"{ARGS}.warmup_steps", whole(0), "steps that warm up", shapes=("schedule.warmup_steps",)),
-    _own(f"{ARGS}.max_grad_norm", number(0), "largest norm of the gradient; 1", shapes=("train.clip_norm",)),
-    _own(f"{ARGS}.bf16", flag(), "matrix products in bf16", shapes=("train.precision",)),
-    _own(f"{ARGS}.fp16", flag(), "matrix products in fp16", shapes=("train.precision",)),
+    _own(f"{ARGS}.weight_decay", number(0), "decay of the matrices", affects=("optimizer.weight_decay",)),
+    _own(
+        f"{ARGS}.adam_beta1", number(0, below=1), "decay of the average of the gradient", affects=("optimizer.betas",)
+    ),
+    _own(f"{ARGS}.adam_beta2", number(0, below=1), "decay of the average of its square", affects=("optimizer.betas",)),
+    _own(f"{ARGS}.adam_epsilon", number(above=0), "added to the root", affects=("optimizer.eps",)),
+    _own(f"{ARGS}.lr_scheduler_type", text(), "schedule; linear", affects=("schedule.name",)),
+    _own(f"{ARGS}.lr_scheduler_kwargs", mapping(), "its parameters", affects=("schedule.arguments",)),
+    _own(f"{ARGS}.warmup_ratio", number(0, 1), "part of the run that warms up", affects=("schedule.warmup_steps",)),
+    _own(f"{ARGS}.warmup_steps", whole(0), "steps that warm up", affects=("schedule.warmup_steps",)),
+    _own(f"{ARGS}.max_grad_norm", number(0), "largest norm of the gradient; 1", affects=("train.clip_norm",)),
+    _own(f"{ARGS}.bf16", flag(), "matrix products in bf16", affects=("train.precision",)),
+    _own(f"{ARGS}.fp16", flag(), "matrix products in fp16", affects=("train.precision",)),
     _own(
         f"{ARGS}.eval_strategy",
         choice("no", "steps", "epoch"),
         "when to validate",
         aliases=(f"{ARGS}.evaluation_strategy",),
-        shapes=("evaluate.every",),
+        affects=("evaluate.every",),
     ),
-    _own(f"{ARGS}.save_strategy", choice("no", "steps", "epoch"), "when to save", shapes=("checkpoint.every",)),
-    _own(f"{ARGS}.save_total_limit", whole(1), "checkpoints to keep", shapes=("checkpoint.keep",)),
-    _own(f"{ARGS}.eval_on_start", flag(), "also validate before the first step", shapes=("evaluate.at_start",)),
-    _own(f"{ARGS}.label_smoothing_factor", number(0, below=1), "label smoothing", shapes=("loss.label_smoothing",)),
-    _own(f"{ARGS}.torch_compile", flag(), "compile the blocks", shapes=("train.compile",)),
-    _own(f"{ARGS}.use_cpu", flag(), "train on the CPU", shapes=("train.device",)),
+    _own(f"{ARGS}.save_strategy", choice("no", "steps", "epoch"), "when to save", affects=("checkpoint.every",)),
+    _own(f"{ARGS}.save_total_limit", whole(1), "checkpoints to keep", affects=("checkpoint.keep",)),
+    _own(f"{ARGS}.eval_on_start", flag(), "also validate before the first step", affects=("evaluate.at_start",)),
+    _own(f"{ARGS}.label_smoothing_factor", number(0, below=1), "label smoothing", affects=("loss.label_smoothing",)),
+    _own(f"{ARGS}.torch_compile", flag(), "compile the blocks", affects=("train.compile",)),
+    _own(f"{ARGS}.use_cpu", flag(), "train on the CPU", affects=("train.device",)),
 )
 
 LIGHTNING = (
     _own(
-        f"{ARGS}.train_micro_batch_size_per_gpu", whole(1), "samples of a pass; 1", shapes=("train.micro_batch_size",)
+        f"{ARGS}.train_micro_batch_size_per_gpu", whole(1), "samples of a pass; 1", affects=("train.micro_batch_size",)
     ),
-    _own(f"{PL}.max_epochs", whole(-1), "passes over the data; -1: no end", shapes=("train.epochs",)),
-    _own(f"{PL}.max_steps", whole(-1), "steps; -1: no end", shapes=("train.steps",)),
+    _own(f"{PL}.max_epochs", whole(-1), "passes over the data; -1: no end", affects=("train.epochs",)),
+    _own(f"{PL}.max_steps", whole(-1), "steps; -1: no end", affects=("train.steps",)),
     _own(
         f"{PL}.precision",
         precision(),
         "numbers of the matrix products",
-        shapes=("train.precision",),
+        affects=("train.precision",),
     ),
     _own(
         f"{PL}.log_every_n_steps",
         whole(1),
         "steps between logs of training metrics: progress lines and trackers; 50",
-        shapes=("train.log_every",),
+        affects=("train.log_every",),
     ),
-    _own(f"{PL}.accumulate_grad_batches", whole(1), "passes of a step; 1", shapes=("train.accumulation",)),
-    _own(f"{PL}.gradient_clip_val", number(0), "largest norm of the gradient", shapes=("train.clip_norm",)),
-    _own(f"{PL}.gradient_clip_algorithm", choice("norm"), "what is clipped", shapes=("train.clip_norm",)),
+    _own(f"{PL}.accumulate_grad_batches", whole(1), "passes of a step; 1", affects=("train.accumulation",)),
+    _own(f"{PL}.gradient_clip_val", number(0), "largest norm of the gradient", affects=("train.clip_norm",)),
+    _own(f"{PL}.gradient_clip_algorithm", choice("norm"), "what is clipped", affects=("train.clip_norm",)),
     _own(
         f"{PL}.val_check_interval",
         duration(),
         "passes between validations, or a fraction of an epoch",
-        shapes=("evaluate.every",),
+        affects=("evaluate.every",),
     ),
-    _own(f"{PL}.check_val_every_n_epoch", whole(1), "epochs between validations; 1", shapes=("evaluate.every",)),
+    _own(f"{PL}.check_val_every_n_epoch", whole(1), "epochs between validations; 1", affects=("evaluate.every",)),
     _own(
         f"{PL}.limit_val_batches",
         passes(),
         "passes of a validation; 1.0: all",
-        shapes=("evaluate.samples",),
+        affects=("evaluate.samples",),
     ),
     _own(
         f"{PL}.accelerator",
         choice(by={"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}),
         "device",
-        shapes=("train.device",),
+        affects=("train.device",),
     ),
     *(
-        _own(f"{PL}.{path}", value, help, moot=_STARTED)
+        _own(f"{PL}.{path}", value, help, no_effect=_STARTED)
         for path, value, help in (("devices", anything(), "devices"), ("num_nodes", whole(1), "machines"))
     ),
     _own(
         f"{PL}.num_sanity_val_steps",
         whole(-1),
         "a validation to try it",
-        moot="every run is rehearsed before its first step",
+        no_effect="every run is rehearsed before its first step",
     ),
     _own(
         f"{ARGS}.strategy.type",
         choice(*STRATEGIES),
         "how the model is spread over devices; any but auto leaves Lightning's loop for ours, which trains to the same "
         "weights",
-        shapes=("parallel.kind", "trainer.kind"),
+        affects=("parallel.kind", "trainer.kind"),
     ),
-    _own(f"{ARGS}.strategy.data_parallel_size", whole(0), "devices with different samples", moot=_STARTED),
+    _own(f"{ARGS}.strategy.data_parallel_size", whole(0), "devices with different samples", no_effect=_STARTED),
     *(
-        _own(f"{ARGS}.strategy.{path}", whole(0), help, pending=SPLIT_MODEL, idle=(0, 1))
+        _own(f"{ARGS}.strategy.{path}", whole(0), help, pending=SPLIT_MODEL, noop_values=(0, 1))
         for path, help in (
             ("context_parallel_size", "devices with parts of a sequence"),
             ("tensor_parallel_size", "devices with parts of a layer"),
@@ -156,32 +158,32 @@ LIGHTNING = (
         f"{ARGS}.strategy.fsdp_cpu_offload",
         flag(),
         "with dctp: weights, gradients and optimizer state in the memory of the CPU",
-        shapes=("parallel.offload",),
+        affects=("parallel.offload",),
     ),
     _own(
         f"{ARGS}.strategy.activation_checkpointing",
         flag(),
         "keep only what enters each block and compute the rest again in the backward pass",
-        shapes=("train.activation_checkpointing",),
+        affects=("train.activation_checkpointing",),
     ),
-    _own(f"{ARGS}.strategy.fsdp_compile", flag(), "with dctp: compile each block", shapes=("train.compile",)),
+    _own(f"{ARGS}.strategy.fsdp_compile", flag(), "with dctp: compile each block", affects=("train.compile",)),
     *(
-        _own(f"{ARGS}.strategy.{path}", flag(), "of tensor parallelism", moot="no layer is split over devices")
+        _own(f"{ARGS}.strategy.{path}", flag(), "of tensor parallelism", no_effect="no layer is split over devices")
         for path in ("tp_async", "tp_sequence_parallel", "tp_loss_parallel")
     ),
-    _own(f"{MODULE}.optimizer.type", text(), "optimizer, as adamw", shapes=("optimizer.kind",)),
+    _own(f"{MODULE}.optimizer.type", text(), "optimizer, as adamw", affects=("optimizer.kind",)),
     *optimizer_keys(f"{MODULE}.optimizer.params", documented=False),
-    _own(f"{MODULE}.scheduler.type", text(), "schedule, as step", shapes=("schedule.kind",)),
-    _own(f"{MODULE}.scheduler.params", mapping(), "its parameters", shapes=("schedule.arguments",)),
-    _own(f"{MODULE}.scheduler.interval", choice("step"), "what the schedule counts", shapes=("schedule.kind",)),
+    _own(f"{MODULE}.scheduler.type", text(), "schedule, as step", affects=("schedule.kind",)),
+    _own(f"{MODULE}.scheduler.params", mapping(), "its parameters", affects=("schedule.arguments",)),
+    _own(f"{MODULE}.scheduler.interval", choice("step"), "what the schedule counts", affects=("schedule.kind",)),
     _own(
         f"{MODULE}.scheduler.frequency",
         whole(1),
         "steps that it counts as one",
         pending="a schedule that counts several steps as one",
-        idle=(1,),
+        noop_values=(1,),
     ),
-    _own(f"{MODULE}.scheduler.name", text(), "name in logs", moot="the rate is logged as train/lr"),
+    _own(f"{MODULE}.scheduler.name", text(), "name in logs", no_effect="the rate is logged as train/lr"),
 )
 
 FURTHER = (
@@ -189,6 +191,6 @@ FURTHER = (
         ARGUMENTS,
         mapping(),
         "arguments of the other library's trainer that are handed on to it by name",
-        shapes=("trainer.arguments",),
+        affects=("trainer.arguments",),
     ),
 )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.values import OFF
 
 ADAMW = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 """What DeepSpeed's AdamW has of what a file does not say."""
 
 
-def period(given: Given, key: str) -> Any:
+def period(given: DialectFile, key: str) -> Any:
     """Steps, or a fraction of all; None for never."""
     return None if given[key] == OFF else given[key]
 
 
-def precision(given: Given, native: Native, flags: dict[str, str], *, automatic: bool = False) -> None:
+def precision(given: DialectFile, native: NativeBuilder, flags: dict[str, str], *, automatic: bool = False) -> None:
     """Numbers of the matrix products: what one of ``flags`` says, else the model's torch_dtype, else fp32."""
     on = [key for key in flags if given[key]]
     if len(on) > 1:
@@ -31,7 +31,7 @@ def precision(given: Given, native: Native, flags: dict[str, str], *, automatic:
         native.set("train.precision", "auto" if automatic else "fp32", *flags)
 
 
-def length(given: Given, native: Native, *, epochs: str, steps: str) -> None:
+def length(given: DialectFile, native: NativeBuilder, *, epochs: str, steps: str) -> None:
     """Steps where they are given, else epochs."""
     if given[steps] is not None and given[steps] >= 0:
         if given[steps] == 0:
@@ -41,13 +41,13 @@ def length(given: Given, native: Native, *, epochs: str, steps: str) -> None:
         native.set("train.epochs", given[epochs], epochs)
 
 
-def batch_of_each(native: Native, *keys: str) -> None:
+def batch_of_each(native: NativeBuilder, *keys: str) -> None:
     """Passes × samples are what each device does of a step, as ``keys`` say."""
     samples = native.get("train.micro_batch_size") * native.get("train.accumulation")
     native.set("train.batch_size_per_device", samples, *keys)
 
 
-def evaluation_size(given: Given, native: Native, key: str, samples: int | None) -> None:
+def evaluation_size(given: DialectFile, native: NativeBuilder, key: str, samples: int | None) -> None:
     """Validate on ``samples`` of each dataset, all when None; datasets that are joined count as one."""
     native.set("evaluate.samples", samples, key)
     if samples is not None and given["eval_dataset_concat"] is None:
@@ -55,7 +55,12 @@ def evaluation_size(given: Given, native: Native, key: str, samples: int | None)
 
 
 def optimizer(
-    given: Given, native: Native, section: str, name: str | None, said: tuple[str, ...], defaults: dict[str, Any]
+    given: DialectFile,
+    native: NativeBuilder,
+    section: str,
+    name: str | None,
+    said: tuple[str, ...],
+    defaults: dict[str, Any],
 ) -> None:
     """AdamW where ``name`` is None, else that class of torch.optim, with the parameters of ``section``; the keys
     ``said`` say which."""

@@ -16,8 +16,8 @@ from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, SHARED
 from quintet.config.dialects.table import Key
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.names import local_path
-from quintet.config.places import place_of
-from quintet.config.read import Document, read_document
+from quintet.config.provenance import place_of
+from quintet.config.read import YamlDocument, read_document
 
 _HUGGINGFACE_ONLY = {key.name for key in HUGGINGFACE} - {"fp16", "bf16"} | {"max_grad_norm", "evaluation_strategy"}
 _LIGHTNING_ONLY = {"trainer", "lightning_module", "strategy"}
@@ -35,7 +35,7 @@ def trainer_of(values: Mapping[str, Any]) -> str:
     return "huggingface" if given & _HUGGINGFACE_ONLY and "ds_config" not in given else "deepspeed"
 
 
-def shape(document: Document) -> Document:
+def shape(document: YamlDocument) -> YamlDocument:
     """``document`` in the nesting of the table. Raises RunFileError when a file that it names cannot be read."""
     moves = _Moves(document)
     if isinstance(document.values.get("dataset"), dict):
@@ -57,8 +57,8 @@ def shape(document: Document) -> Document:
 class _Moves:
     """A document whose values are moved together with their places."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = Document(_copy(document.values), dict(document.places))
+    def __init__(self, document: YamlDocument) -> None:
+        self.document = YamlDocument(_copy(document.values), dict(document.places))
 
     def get(self, path: KeyPath) -> Any:
         return lookup(self.document.values, path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
+from quintet.config.dialects.phyagi.hf_lightning import huggingface_rules, lightning_rules
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, HUGGINGFACE, LIGHTNING
-from quintet.config.dialects.phyagi.others import huggingface_rules, lightning_rules
 from quintet.config.dialects.phyagi.parts import ADAMW, evaluation_size, length, optimizer, period, precision
 from quintet.config.dialects.phyagi.shape import trainer_of
 from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
@@ -34,7 +34,7 @@ BUILT_IN: dict[str, Any] = {
 BATCH = 1024
 
 
-def training_rules(given: Given, native: Native) -> None:
+def training_rules(given: DialectFile, native: NativeBuilder) -> None:
     """All of training, by the trainer that the file is for."""
     trainer = trainer_of(given.document.values)
     _refuse_others(given, trainer)
@@ -43,7 +43,7 @@ def training_rules(given: Given, native: Native) -> None:
     native.set("sample.prompts", [])
     native.set("checkpoint.keep", None)
     native.set("checkpoint.keep_best", False)
-    rules: dict[str, Callable[[Given, Native], None]] = {
+    rules: dict[str, Callable[[DialectFile, NativeBuilder], None]] = {
         "deepspeed": _deepspeed,
         "huggingface": huggingface_rules,
         "lightning": lightning_rules,
@@ -53,7 +53,7 @@ def training_rules(given: Given, native: Native) -> None:
     _no_validation(native)
 
 
-def _refuse_others(given: Given, trainer: str) -> None:
+def _refuse_others(given: DialectFile, trainer: str) -> None:
     """Refuse the arguments of another trainer than the file's."""
     shared = {"train_micro_batch_size_per_gpu"} if trainer == "deepspeed" else set()
     owned = {"deepspeed": DEEPSPEED, "huggingface": HUGGINGFACE, "lightning": LIGHTNING}
@@ -65,7 +65,7 @@ def _refuse_others(given: Given, trainer: str) -> None:
         given.refuse(ARGUMENTS, "is for trainer: huggingface or lightning; leave it out")
 
 
-def _folder(given: Given, native: Native) -> None:
+def _folder(given: DialectFile, native: NativeBuilder) -> None:
     """The run's folder; where the file has an output_root, a relative one lies in it."""
     folder = local_path(given["output_dir"])
     if given.has("output_root"):
@@ -75,7 +75,7 @@ def _folder(given: Given, native: Native) -> None:
     native.set("name", folder.name or "run", "output_dir")
 
 
-def _track(given: Given, native: Native) -> None:
+def _track(given: DialectFile, native: NativeBuilder) -> None:
     entries: list[dict[str, Any]] = []
     for kind in ("mlflow", "wandb", "tensorboard"):
         if given[f"{ARGS}.{kind}"]:
@@ -85,20 +85,20 @@ def _track(given: Given, native: Native) -> None:
         native.set("track", entries, *(f"{ARGS}.{entry['kind']}" for entry in entries))
 
 
-def _no_validation(native: Native) -> None:
+def _no_validation(native: NativeBuilder) -> None:
     """Nothing is validated where nothing is held out."""
     if not native.get("data.validation_sources"):
         native.set("evaluate.every", None)
         native.set("evaluate.at_end", False)
 
 
-def _waiting(given: Given, native: Native) -> None:
+def _waiting(given: DialectFile, native: NativeBuilder) -> None:
     key = f"{ARGS}.timeout"
     if given[key] is not None:
         native.set("parallel.timeout_seconds", float(given[key]), key)
 
 
-def _parallel(given: Given, native: Native) -> None:
+def _parallel(given: DialectFile, native: NativeBuilder) -> None:
     """DeepSpeed's engine for a stage of ZeRO, with what the file says of it; stage 0 is what every strategy does."""
     section, stage = f"{DS}.zero_optimization", f"{DS}.zero_optimization.stage"
     beside = [key for name in ZERO_ALONE for key in given.within(f"{DS}.{name}") if not key.endswith(".enabled")]
@@ -116,7 +116,7 @@ def _parallel(given: Given, native: Native) -> None:
             native.set(f"parallel.config.{name}.enabled", given[f"{DS}.{name}.enabled"], f"{DS}.{name}.enabled")
 
 
-def _deepspeed(given: Given, native: Native) -> None:
+def _deepspeed(given: DialectFile, native: NativeBuilder) -> None:
     _parallel(given, native)
     precision(
         given, native, {f"{DS}.fp16.enabled": "fp16", f"{DS}.bf16.enabled": "bf16"}, automatic=not _has_config(given)
@@ -138,7 +138,7 @@ def _deepspeed(given: Given, native: Native) -> None:
     _evaluation(given, native)
 
 
-def _batch(given: Given, native: Native, batch: str, micro: str, accumulation: str) -> None:
+def _batch(given: DialectFile, native: NativeBuilder, batch: str, micro: str, accumulation: str) -> None:
     """DeepSpeed's train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × devices, of which
     two say the third: the devices where all are given."""
     whole, size, passes = given[batch], given[micro], given[accumulation]
@@ -167,11 +167,11 @@ def _batch(given: Given, native: Native, batch: str, micro: str, accumulation: s
         native.set("train.accumulation", passes, accumulation)
 
 
-def _has_config(given: Given) -> bool:
+def _has_config(given: DialectFile) -> bool:
     return bool(given.within(DS))
 
 
-def _optimizer(given: Given, native: Native) -> None:
+def _optimizer(given: DialectFile, native: NativeBuilder) -> None:
     section = f"{DS}.optimizer"
     if not _has_config(given):
         native.set("optimizer", dict(BUILT_IN["optimizer"]), "training_args.ds_config.optimizer.type")
@@ -183,7 +183,7 @@ def _optimizer(given: Given, native: Native) -> None:
     optimizer(given, native, f"{section}.params", None if decoupled else name, said, ADAMW)
 
 
-def _schedule(given: Given, native: Native) -> None:
+def _schedule(given: DialectFile, native: NativeBuilder) -> None:
     kind, params = f"{DS}.scheduler.type", f"{DS}.scheduler.params"
     if not _has_config(given):
         native.set("schedule", dict(BUILT_IN["schedule"]), kind)
@@ -197,7 +197,7 @@ def _schedule(given: Given, native: Native) -> None:
         native.set("schedule.arguments", dict(given[params] or {}), params)
 
 
-def _evaluation(given: Given, native: Native) -> None:
+def _evaluation(given: DialectFile, native: NativeBuilder) -> None:
     doing = given[f"{ARGS}.do_eval"]
     every = period(given, f"{ARGS}.eval_steps") if doing else None
     native.set("evaluate.every", every, f"{ARGS}.eval_steps" if doing else f"{ARGS}.do_eval")

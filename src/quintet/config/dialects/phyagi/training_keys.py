@@ -58,7 +58,7 @@ def optimizer_keys(section: str, *, documented: bool) -> tuple[Key, ...]:
             help,
             aliases=tuple(f"{place}.{name}" for place in also),
             documented=documented,
-            shapes=(native,),
+            affects=(native,),
         )
         for name, value, help, native in known
     ]
@@ -66,7 +66,7 @@ def optimizer_keys(section: str, *, documented: bool) -> tuple[Key, ...]:
         *((name, number()) for name in ("momentum", "dampening", "alpha", "rho", "lr_decay", "lambd", "t0")),
         *((name, flag()) for name in ("nesterov", "centered", "amsgrad")),
     ):
-        more = {"documented": False, "shapes": ("optimizer.arguments",)}
+        more = {"documented": False, "affects": ("optimizer.arguments",)}
         keys.append(Key(f"{section}.{name}", value, "of other optimizers than AdamW", **more))
     return tuple(keys)
 
@@ -90,9 +90,9 @@ _ZERO_SIZES = (
 )
 ZERO = (*_ZERO_SWITCHES, *_ZERO_SIZES)
 DEEPSPEED = (
-    _ds("fp16.enabled", flag(), "matrix products in fp16; weights stay in fp32", shapes=("train.precision",)),
+    _ds("fp16.enabled", flag(), "matrix products in fp16; weights stay in fp32", affects=("train.precision",)),
     *(
-        _ds(f"fp16.{path}", number(0), "of the loss scale, with ZeRO", documented=False, shapes=("parallel.config",))
+        _ds(f"fp16.{path}", number(0), "of the loss scale, with ZeRO", documented=False, affects=("parallel.config",))
         for path in (
             "initial_scale_power",
             "loss_scale",
@@ -107,32 +107,32 @@ DEEPSPEED = (
         flag(),
         "matrix products in bf16; weights stay in fp32",
         documented=False,
-        shapes=("train.precision",),
+        affects=("train.precision",),
     ),
-    _ds("optimizer.type", text(), "AdamW, or a class of torch.optim", shapes=("optimizer.kind", "optimizer.name")),
+    _ds("optimizer.type", text(), "AdamW, or a class of torch.optim", affects=("optimizer.kind", "optimizer.name")),
     *optimizer_keys(f"{DS}.optimizer.params", documented=True),
     _ds(
         "optimizer.params.adam_w_mode",
         flag(),
         "false: decay through the gradient, as Adam",
         documented=False,
-        shapes=("optimizer.kind",),
+        affects=("optimizer.kind",),
     ),
-    _ds("optimizer.params.torch_adam", flag(), "PyTorch's code", documented=False, moot="it is always PyTorch's"),
+    _ds("optimizer.params.torch_adam", flag(), "PyTorch's code", documented=False, no_effect="it is always PyTorch's"),
     _ds(
         "scheduler.type",
         choice(*SCHEDULES),
         "schedule of the learning rate; a constant one when not given",
-        shapes=("schedule.kind", "schedule.name"),
+        affects=("schedule.kind", "schedule.name"),
     ),
-    _ds("scheduler.params", mapping(), "parameters of the schedule, by name", shapes=("schedule.arguments",)),
+    _ds("scheduler.params", mapping(), "parameters of the schedule, by name", affects=("schedule.arguments",)),
     _ds(
         "zero_optimization.stage",
         whole(0),
         "what is spread over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
         "engine takes the steps",
         default=0,
-        shapes=("parallel.kind", "parallel.config"),
+        affects=("parallel.kind", "parallel.config"),
     ),
     *(
         _ds(
@@ -140,7 +140,7 @@ DEEPSPEED = (
             mapping(),
             "what is kept in the memory of the CPU",
             documented=False,
-            shapes=("parallel.config",),
+            affects=("parallel.config",),
         )
         for path in ("offload_param", "offload_optimizer")
     ),
@@ -150,7 +150,7 @@ DEEPSPEED = (
             value,
             "of the stages of ZeRO",
             documented=False,
-            shapes=("parallel.config",),
+            affects=("parallel.config",),
         )
         for names, value in ((_ZERO_SWITCHES, flag()), (_ZERO_SIZES, whole(0)))
         for path in names
@@ -161,35 +161,35 @@ DEEPSPEED = (
         "largest norm of the gradient; 0 does not clip",
         default=0.0,
         also=("gradient_clipping", f"{ARGS}.gradient_clipping"),
-        shapes=("train.clip_norm",),
+        affects=("train.clip_norm",),
     ),
     _ds(
         "train_batch_size",
         whole(1),
         "samples of a step, over all devices",
         documented=False,
-        shapes=("train.batch_size",),
+        affects=("train.batch_size",),
     ),
     _ds(
         "train_micro_batch_size_per_gpu",
         whole(1),
         "samples of a pass on a device",
         documented=False,
-        shapes=("train.micro_batch_size", "train.batch_size_per_device"),
+        affects=("train.micro_batch_size", "train.batch_size_per_device"),
     ),
     _ds(
         "gradient_accumulation_steps",
         whole(1),
         "passes of a step on each device",
         documented=False,
-        shapes=("train.accumulation", "train.batch_size_per_device"),
+        affects=("train.accumulation", "train.batch_size_per_device"),
     ),
     *(
-        _ds(path, value, "of DeepSpeed's reports", documented=False, moot=_COSMETIC)
+        _ds(path, value, "of DeepSpeed's reports", documented=False, no_effect=_COSMETIC)
         for path, value in (("steps_per_print", whole()), ("wall_clock_breakdown", flag()), ("dump_state", flag()))
     ),
     *(
-        _ds(path, value, help, documented=False, shapes=("parallel.config",))
+        _ds(path, value, help, documented=False, affects=("parallel.config",))
         for path, value, help in (
             ("zero_allow_untested_optimizer", flag(), "with ZeRO: allows what DeepSpeed has not tested"),
             ("data_types.grad_accum_dtype", text(), "with ZeRO: numbers of the gradients' sum"),
@@ -198,44 +198,44 @@ DEEPSPEED = (
 )
 
 SHARED = (
-    _arg("do_eval", flag(), "validate at all", default=True, shapes=("evaluate.every", "evaluate.at_end")),
+    _arg("do_eval", flag(), "validate at all", default=True, affects=("evaluate.every", "evaluate.at_end")),
     _arg(
         "do_final_eval",
         flag(),
         "also validate after the last step",
         default=False,
         documented=False,
-        shapes=("evaluate.at_end",),
+        affects=("evaluate.at_end",),
     ),
     _arg(
         "num_train_epochs",
         number(0),
         "passes over the data; 3 by default for trainer: huggingface",
         default=1.0,
-        shapes=("train.epochs",),
+        affects=("train.epochs",),
     ),
-    _arg("max_steps", whole(-1), "steps, instead of epochs; -1: epochs", default=-1, shapes=("train.steps",)),
+    _arg("max_steps", whole(-1), "steps, instead of epochs; -1: epochs", default=-1, affects=("train.steps",)),
     _arg(
         "logging_steps",
         duration(),
         "steps between logs of training metrics: progress lines and trackers; up to 1.0, with a point, a fraction of "
         "all; 500 by default for trainer: huggingface",
         default=10,
-        shapes=("train.log_every",),
+        affects=("train.log_every",),
     ),
     _arg(
         "save_steps",
         period(),
         "steps between checkpoints, counted as logging_steps",
         default=500,
-        shapes=("checkpoint.every",),
+        affects=("checkpoint.every",),
     ),
     _arg(
         "save_final_checkpoint",
         flag(),
         "also a checkpoint after the last step; true by default for trainer: huggingface, unless save_strategy: no",
         default=False,
-        shapes=("checkpoint.at_end",),
+        affects=("checkpoint.at_end",),
     ),
     _arg(
         "eval_steps",
@@ -243,21 +243,21 @@ SHARED = (
         "steps between validations, counted as logging_steps; logging_steps by default for trainer: huggingface",
         default=500,
         documented=False,
-        shapes=("evaluate.every",),
+        affects=("evaluate.every",),
     ),
     _arg(
         "eval_max_steps",
         whole(1),
         "batches to validate on, of each dataset; all when not given",
         documented=False,
-        shapes=("evaluate.samples", "evaluate.samples_each"),
+        affects=("evaluate.samples", "evaluate.samples_each"),
     ),
     _arg(
         "timeout",
         whole(1),
         "seconds that processes wait for one another",
         documented=False,
-        shapes=("parallel.timeout_seconds",),
+        affects=("parallel.timeout_seconds",),
     ),
     _arg("seed", whole(0), "everything random follows from it", to="seed", default=42),
     _arg(
@@ -266,14 +266,14 @@ SHARED = (
         "samples in random order, a new one each epoch",
         default=True,
         documented=False,
-        shapes=("data.shuffle",),
+        affects=("data.shuffle",),
     ),
     *(
-        _arg(path, flag(), f"report to {name}", default=False, shapes=("track",))
+        _arg(path, flag(), f"report to {name}", default=False, affects=("track",))
         for path, name in (("mlflow", "MLflow"), ("wandb", "Weights & Biases"))
     ),
-    _arg("tensorboard", flag(), "report to TensorBoard", default=False, documented=False, shapes=("track",)),
-    _arg("wandb_host", text(), "server of Weights & Biases", documented=False, shapes=("track",)),
+    _arg("tensorboard", flag(), "report to TensorBoard", default=False, documented=False, affects=("track",)),
+    _arg("wandb_host", text(), "server of Weights & Biases", documented=False, affects=("track",)),
     _arg(
         "wandb_api_key",
         text(),
@@ -282,7 +282,7 @@ SHARED = (
         refused="belongs in no file: set the environment variable WANDB_API_KEY",
     ),
     *(
-        _arg(path, whole(0), help, documented=False, pending="a batch that grows over the run", idle=(0,))
+        _arg(path, whole(0), help, documented=False, pending="a batch that grows over the run", noop_values=(0,))
         for path, help in (
             ("train_batch_size_init_rampup", "first batch"),
             ("train_batch_size_per_rampup", "samples that are added"),
@@ -290,7 +290,7 @@ SHARED = (
         )
     ),
     *(
-        _arg(path, whole(), help, documented=False, pending=SPLIT_MODEL, idle=(1, 0))
+        _arg(path, whole(), help, documented=False, pending=SPLIT_MODEL, noop_values=(1, 0))
         for path, help in (
             ("pipe_parallel_size", "pipeline parallelism"),
             ("tensor_parallel_size", "tensor parallelism"),
@@ -298,7 +298,7 @@ SHARED = (
         )
     ),
     *(
-        _arg(path, value, help, documented=False, moot=why)
+        _arg(path, value, help, documented=False, no_effect=why)
         for path, value, help, why in (
             ("pipe_parallel_partition_method", anything(), "how layers are shared out", PIPELINE),
             ("pipe_parallel_activation_checkpoint_steps", whole(0), "of the pipeline", PIPELINE),

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from quintet.config.dialects.values import Value, choice, duration, finite, whole
-from quintet.config.part import number_in
+from quintet.config.section import number_in
 
 OFF = "off"
 """What a period of 0 or -1 is read as: never."""

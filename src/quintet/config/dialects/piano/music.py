@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.data import are_music
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.piano.datasets import NoSplit, training_source, validation_sources, without_splits
 from quintet.config.dialects.piano.music_keys import AWESOME, FULL, MUSIC, NEXT_TOKEN, STAGE, TASKS
 from quintet.config.keypath import ABSENT, lookup
@@ -34,7 +34,7 @@ _TRAINED = ("note_bpe", "saved")
 _MERGES = {"max_vocab_size": "vocab_size", "max_token_length": "max_token_length"}
 
 
-def music(given: Given, native: Native, theirs: dict[str, Any] | None) -> None:
+def music(given: DialectFile, native: NativeBuilder, theirs: dict[str, Any] | None) -> None:
     """Data, packing and tokenizer, as far as the section `quintet:` does not say them. ``theirs`` is the tokenizer of
     the run that this one starts from."""
     sources = lookup(given.native, ("data", "sources"))
@@ -58,13 +58,13 @@ def music(given: Given, native: Native, theirs: dict[str, Any] | None) -> None:
         _unused(given, native, given.within("tokenizer"), "tokenizer")
 
 
-def _unused(given: Given, native: Native, paths: Any, instead: str) -> None:
+def _unused(given: DialectFile, native: NativeBuilder, paths: Any, instead: str) -> None:
     found = [path for path in paths if given.has(path)]
     if found:
         native.say(f"{', '.join(found)}: not used, for quintet.{instead} says it instead")
 
 
-def _data_sets(given: Given, native: Native) -> None:
+def _data_sets(given: DialectFile, native: NativeBuilder) -> None:
     base, extra, pauses = given[_BASE], given[_EXTRA], given[_PAUSES]
     held_out = [name for name in _HELD_OUT if lookup(given.native, ("data", name)) is not ABSENT]
     if not extra:
@@ -93,7 +93,7 @@ def _data_sets(given: Given, native: Native) -> None:
         native.set("evaluate.best_by", FULL, _SPLITS)
 
 
-def _source(native: Native, where: str, source: dict[str, Any], key: str) -> None:
+def _source(native: NativeBuilder, where: str, source: dict[str, Any], key: str) -> None:
     """Put ``source``, which ``key`` names, at ``where``; other keys say its pauses, label and composer."""
     native.set(where, source, key)
     inner, music = ("document.", source["document"]) if "document" in source else ("", source)
@@ -106,7 +106,7 @@ def _source(native: Native, where: str, source: dict[str, Any], key: str) -> Non
         native.set(f"{where}.split", source["split"], key, _SPLITS)
 
 
-def _packing(given: Given, native: Native) -> None:
+def _packing(given: DialectFile, native: NativeBuilder) -> None:
     tasks = given["stage"] != NEXT_TOKEN
     native.set("data.packing.kind", "tasks" if tasks else "pieces", "stage")
     for key, name in _AUGMENTATION.items():
@@ -117,7 +117,7 @@ def _packing(given: Given, native: Native) -> None:
         native.say(f"tasks: not used, as stage is {NEXT_TOKEN}")
 
 
-def _records(given: Given, native: Native) -> None:
+def _records(given: DialectFile, native: NativeBuilder) -> None:
     """Notes of a record and its tasks."""
     whole, most = "data.notes_per_record", "training.max_notes_per_record"
     if given.has(whole) and given.has(most) and given[whole] != given[most]:
@@ -130,7 +130,7 @@ def _records(given: Given, native: Native) -> None:
     native.set("data.packing.tasks", given["tasks"], "tasks")
 
 
-def _tokenizer(given: Given, native: Native, theirs: dict[str, Any] | None) -> None:
+def _tokenizer(given: DialectFile, native: NativeBuilder, theirs: dict[str, Any] | None) -> None:
     if theirs is not None:
         trained = theirs.get("kind") in _TRAINED  # on their data, and ours may be others
         native.set("tokenizer", {"kind": "saved", "path": given["init_from"]} if trained else theirs, "init_from")
@@ -154,7 +154,7 @@ def _tokenizer(given: Given, native: Native, theirs: dict[str, Any] | None) -> N
     _settings(given, native, "tokenizer.parameters", _MERGES, "tokenizer")
 
 
-def _settings(given: Given, native: Native, key: str, names: dict[str, str], section: str) -> None:
+def _settings(given: DialectFile, native: NativeBuilder, key: str, names: dict[str, str], section: str) -> None:
     """Each setting in the mapping ``key`` to the native key of its name in ``section``."""
     for name, value in (given[key] or {}).items():
         if name in names:

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.piano.keys import CONSTANT, COSINE, SCRATCH
 from quintet.config.dialects.piano.music import music
 from quintet.config.keypath import ABSENT, lookup
 from quintet.config.names import RUN_FILE, run_named
-from quintet.config.places import shown
+from quintet.config.provenance import shown
 
 RUN_NAME = "midi-gpt2"
 _SIZES = {
@@ -25,7 +25,7 @@ _SIZES = {
 _DROPOUTS = ("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout")
 
 
-def rules(given: Given, native: Native) -> None:
+def rules(given: DialectFile, native: NativeBuilder) -> None:
     """Everything that a key alone does not say."""
     if given["command"] == "resume":
         where = "FOLDER" if given["init_from"] in SCRATCH else given["init_from"]
@@ -45,7 +45,7 @@ def rules(given: Given, native: Native) -> None:
     _logging(given, native)
 
 
-def _masking(given: Given, native: Native) -> None:
+def _masking(given: DialectFile, native: NativeBuilder) -> None:
     masking = given["loss_masking"]
     prompts = given["training.prompt_masking"]
     key = "loss_masking"
@@ -56,7 +56,7 @@ def _masking(given: Given, native: Native) -> None:
     native.set("data.learn_prompts", masking == "pretraining", key)
 
 
-def _start(given: Given, native: Native) -> dict[str, Any] | None:
+def _start(given: DialectFile, native: NativeBuilder) -> dict[str, Any] | None:
     """The run file of the run that this one starts from, None when it starts from new weights or from elsewhere."""
     command, path = given["command"], given["init_from"]
     scratch = path in SCRATCH
@@ -85,7 +85,7 @@ def _run_in(path: str) -> dict[str, Any] | None:
     return None if folder is None else yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
 
 
-def _model(given: Given, native: Native) -> None:
+def _model(given: DialectFile, native: NativeBuilder) -> None:
     """GPT-2 as nanoGPT has it: learned positions, exact GELU, the head tied to the embedding."""
     native.set("model.position.kind", "learned")
     native.set("model.attention.kind", "causal")
@@ -108,19 +108,19 @@ def _model(given: Given, native: Native) -> None:
         given.refuse(key, f"{length} tokens are more than the {given['model.context_size']} of model.context_size")
 
 
-def _length(given: Given) -> tuple[int, str]:
+def _length(given: DialectFile) -> tuple[int, str]:
     """Tokens of a sample, and the key that says so."""
     own = given.has("data.context_size") or not given.has("model.context_size")
     key = "data.context_size" if own else "model.context_size"
     return given[key], key
 
 
-def _dropout(given: Given, native: Native) -> None:
+def _dropout(given: DialectFile, native: NativeBuilder) -> None:
     for path in _DROPOUTS:
         native.set(path, given["model.dropout"], "model.dropout")
 
 
-def _model_of_run(given: Given, native: Native, theirs: dict[str, Any]) -> None:
+def _model_of_run(given: DialectFile, native: NativeBuilder, theirs: dict[str, Any]) -> None:
     """The model is that of the run, but for its dropout and for positions that are no longer needed."""
     for name, value in theirs.items():
         if name != "init":
@@ -142,7 +142,7 @@ def _model_of_run(given: Given, native: Native, theirs: dict[str, Any]) -> None:
     native.set("model.context_length", length, key)
 
 
-def _system(given: Given, native: Native) -> None:
+def _system(given: DialectFile, native: NativeBuilder) -> None:
     precision, device = given["system.dtype"], given["system.device"]
     if precision == "fp16" and device != "cuda":
         if given.has("system.dtype"):
@@ -153,7 +153,7 @@ def _system(given: Given, native: Native) -> None:
     native.set("data.processes", max(1, given["system.data_workers"]), "system.data_workers")
 
 
-def _batch(given: Given, native: Native) -> None:
+def _batch(given: DialectFile, native: NativeBuilder) -> None:
     size, key = given["data.batch_size"], "training.batch_size"
     whole, accumulation = given[key], "optimizer.gradient_accumulation_steps"
     if whole is None:
@@ -166,7 +166,7 @@ def _batch(given: Given, native: Native) -> None:
     native.set("train.accumulation", whole // size, key, "data.batch_size")
 
 
-def _optimizer(given: Given, native: Native) -> None:
+def _optimizer(given: DialectFile, native: NativeBuilder) -> None:
     native.set("optimizer.kind", "adamw")
     native.set("optimizer.decay", "matrices")
     native.set("optimizer.eps", 1e-8)
@@ -175,7 +175,7 @@ def _optimizer(given: Given, native: Native) -> None:
     native.set("train.clip_norm", given["optimizer.grad_clip"] or None, "optimizer.grad_clip")
 
 
-def _schedule(given: Given, native: Native) -> None:
+def _schedule(given: DialectFile, native: NativeBuilder) -> None:
     decays, kind = given["lr.decay_lr"], given["lr.type"]
     if kind is not None:
         if given.has("lr.decay_lr") and decays != (kind == COSINE):
@@ -196,7 +196,7 @@ def _schedule(given: Given, native: Native) -> None:
     native.set("schedule.decay_steps", given[key], key)
 
 
-def _evaluation(given: Given, native: Native) -> None:
+def _evaluation(given: DialectFile, native: NativeBuilder) -> None:
     size = given["data.batch_size"]
     native.set("evaluate.every", given["eval_interval"], "eval_interval")
     native.set("evaluate.offset", 1, "eval_interval")
@@ -209,7 +209,7 @@ def _evaluation(given: Given, native: Native) -> None:
     native.set("checkpoint.keep_best", True)
 
 
-def _logging(given: Given, native: Native) -> None:
+def _logging(given: DialectFile, native: NativeBuilder) -> None:
     if not given["logging.wandb_log"]:
         return
     arguments = {"project": given["logging.wandb_project"]}

@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 from quintet.config.keypath import KeyPath, show
-from quintet.config.places import Problem, RunFileError, place_of
-from quintet.config.read import Document
+from quintet.config.provenance import Problem, RunFileError, place_of
+from quintet.config.read import YamlDocument
 
 OVERRIDES = "overrides"
 
 
-def shape(document: Document) -> Document:
+def shape(document: YamlDocument) -> YamlDocument:
     """``document`` with the keys of `overrides` at the top, each with its place.
 
     Raises RunFileError where the same key stands at the top with another value.
@@ -25,11 +25,11 @@ def shape(document: Document) -> Document:
     _bring_up(values, inner.values, (), document, problems)
     if problems:
         raise RunFileError(problems)
-    return Document(values, rest.places | {path: place for path, place in inner.places.items() if path})
+    return YamlDocument(values, rest.places | {path: place for path, place in inner.places.items() if path})
 
 
 def _bring_up(
-    values: dict[str, Any], inner: dict[str, Any], path: KeyPath, document: Document, problems: list[Problem]
+    values: dict[str, Any], inner: dict[str, Any], path: KeyPath, document: YamlDocument, problems: list[Problem]
 ) -> None:
     for name, value in inner.items():
         here = (*path, name)

@@ -30,16 +30,16 @@ FFN = (
         "generic: two layers and a function; silu_ffn: a third one as a gate",
         "name",
         default="plain",
-        shapes=("model.feedforward.kind",),
+        affects=("model.feedforward.kind",),
     ),
-    _block("ffn", "ffn_dim", whole(1), "feed-forward dimension", shapes=("model.feedforward.width",)),
+    _block("ffn", "ffn_dim", whole(1), "feed-forward dimension", affects=("model.feedforward.width",)),
     _block(
         "ffn",
         "bias",
         flag(),
         "biases of its layers, and of its layer_norm",
         default=False,
-        shapes=("model.feedforward.bias",),
+        affects=("model.feedforward.bias",),
     ),
     _block(
         "ffn",
@@ -48,7 +48,7 @@ FFN = (
         "dropout on what enters it",
         "dropout",
         default=0.0,
-        shapes=("model.feedforward.input_dropout",),
+        affects=("model.feedforward.input_dropout",),
     ),
     _block(
         "ffn",
@@ -56,7 +56,7 @@ FFN = (
         choice(by=ACTIVATIONS, any_case=True),
         "generic: function between the layers",
         default="gelu",
-        shapes=("model.feedforward.activation",),
+        affects=("model.feedforward.activation",),
     ),
     _block(
         "ffn",
@@ -64,7 +64,7 @@ FFN = (
         choice(by=NORMS, any_case=True),
         "norm in front of it",
         default="rms",
-        shapes=("model.norm", "model.feedforward.norm"),
+        affects=("model.norm", "model.feedforward.norm"),
     ),
 )
 
@@ -88,14 +88,14 @@ ATTN = (
         "which positions a position attends to",
         "name",
         default="causal",
-        shapes=("model.attention.kind",),
+        affects=("model.attention.kind",),
     ),
     _block(
         "attn",
         "num_kv_heads",
         whole(1),
         "key and value heads: the smaller of the two numbers of heads",
-        shapes=("model.attention.kv_heads",),
+        affects=("model.attention.kv_heads",),
     ),
     _block(
         "attn",
@@ -103,7 +103,7 @@ ATTN = (
         whole(1),
         "query heads: the larger one; num_kv_heads when not given",
         "num_heads",
-        shapes=("model.attention.heads",),
+        affects=("model.attention.heads",),
     ),
     _block(
         "attn",
@@ -111,16 +111,16 @@ ATTN = (
         whole(1),
         "query heads for each key head",
         documented=False,
-        shapes=("model.attention.kv_heads",),
+        affects=("model.attention.kv_heads",),
     ),
-    _block("attn", "is_causal", flag(), "causal or bidirectional", documented=False, shapes=("model.attention.kind",)),
+    _block("attn", "is_causal", flag(), "causal or bidirectional", documented=False, affects=("model.attention.kind",)),
     _block(
         "attn",
         "bias",
         flag(),
         "biases of its projections, and of its layer_norm",
         default=False,
-        shapes=("model.attention.bias",),
+        affects=("model.attention.bias",),
     ),
     _block(
         "attn",
@@ -129,7 +129,7 @@ ATTN = (
         "dropout on what enters it",
         "dropout",
         default=0.0,
-        shapes=("model.attention.input_dropout",),
+        affects=("model.attention.input_dropout",),
     ),
     _block(
         "attn",
@@ -137,7 +137,7 @@ ATTN = (
         choice(by=NORMS, any_case=True),
         "norm in front of it",
         default="rms",
-        shapes=("model.norm", "model.attention.norm"),
+        affects=("model.norm", "model.attention.norm"),
     ),
     Key(
         "model.attention_type",
@@ -145,6 +145,6 @@ ATTN = (
         "attention",
         aliases=("model.attn.attention_type",),
         documented=False,
-        moot="STLM has no other attention by this key",
+        no_effect="STLM has no other attention by this key",
     ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.stlm.datasets import source_of
 from quintet.config.dialects.stlm.words import ON_THE_HUB, TIKTOKEN
 
@@ -22,7 +22,7 @@ FOR_ANY_CORE = {
 """Keys that mean something with hf_core too."""
 
 
-def model_rules(given: Given, native: Native) -> None:
+def model_rules(given: DialectFile, native: NativeBuilder) -> None:
     """The native model and tokenizer."""
     native.set("data.sequence_length", given["model.context_window"], "model.context_window")
     native.set("model.context_length", given["model.context_window"], "model.context_window")
@@ -33,7 +33,7 @@ def model_rules(given: Given, native: Native) -> None:
         _tokenizer(given, native, given["model.tokenizer_type"])
 
 
-def _transformer(given: Given, native: Native) -> None:
+def _transformer(given: DialectFile, native: NativeBuilder) -> None:
     native.set("model.kind", "transformer", "model.core_model_type", "model.model_shell_type")
     for path in OF_HF:
         if given.has(path):
@@ -74,7 +74,7 @@ def _transformer(given: Given, native: Native) -> None:
     _init(given, native)
 
 
-def _attention(given: Given, native: Native) -> None:
+def _attention(given: DialectFile, native: NativeBuilder) -> None:
     kind, causal = given["model.attn.attn_type"], given["model.attn.is_causal"]
     if causal is not None and kind in ("causal", "bidirectional") and causal != (kind == "causal"):
         given.refuse("model.attn.is_causal", f"contradicts attn_type: {kind}; keep one of the two")
@@ -104,7 +104,7 @@ def _attention(given: Given, native: Native) -> None:
         native.set("model.attention.backend", "flash", "model.flash_attention")
 
 
-def _activation(given: Given, native: Native) -> None:
+def _activation(given: DialectFile, native: NativeBuilder) -> None:
     path = "model.ffn.activation"
     if given["model.ffn.ffn_type"] == "plain":
         native.set("model.feedforward.activation", given[path], path)
@@ -114,7 +114,7 @@ def _activation(given: Given, native: Native) -> None:
         native.say("model.ffn.activation: ffn_type: silu_ffn has silu, whatever it says")
 
 
-def _norms(given: Given, native: Native) -> None:
+def _norms(given: DialectFile, native: NativeBuilder) -> None:
     """One norm for the model where its three places have the same, else one for each."""
     places = {
         "attention": ("model.attn.normalization", "model.attn.bias"),
@@ -134,7 +134,7 @@ def _norm(kind: str, bias: bool) -> dict[str, Any]:
     return {"kind": "layer", "eps": LAYER_EPS, "bias": bias} if kind == "layer" else {"kind": "none"}
 
 
-def _position(given: Given, native: Native) -> None:
+def _position(given: DialectFile, native: NativeBuilder) -> None:
     path = "model.positional_encoding_type"
     kind, turned = given[path], given["model.attn.attn_type"] == "rope"
     if kind is None and not turned and not given.has(path):
@@ -149,7 +149,7 @@ def _position(given: Given, native: Native) -> None:
     native.set("model.position", rope, "model.attn.attn_type" if turned else path)
 
 
-def _init(given: Given, native: Native) -> None:
+def _init(given: DialectFile, native: NativeBuilder) -> None:
     kind = given["model.initialization_fn"]
     native.set("model.init.kind", kind, "model.initialization_fn")
     for name, owner in OF_INIT.items():
@@ -160,7 +160,7 @@ def _init(given: Given, native: Native) -> None:
             given.refuse(path, f"is for initialization_fn: {owner}, and it is {kind}; leave it out")
 
 
-def _pretrained(given: Given, native: Native) -> None:
+def _pretrained(given: DialectFile, native: NativeBuilder) -> None:
     if not given.has("model.model_string"):
         given.refuse("model.model_string", "is missing: core_model_type: hf_core needs the name of a checkpoint")
         return
@@ -186,7 +186,7 @@ def _pretrained(given: Given, native: Native) -> None:
     _tokenizer(given, native, kind)
 
 
-def _tokenizer(given: Given, native: Native, kind: str | None) -> None:
+def _tokenizer(given: DialectFile, native: NativeBuilder, kind: str | None) -> None:
     path = "model.tokenizer_type"
     if kind is None:
         return
@@ -206,7 +206,7 @@ def _tokenizer(given: Given, native: Native, kind: str | None) -> None:
         native.say(f"{', '.join(unread)}: read with tokenizer_type: bpe alone")
 
 
-def _bpe(given: Given, native: Native) -> None:
+def _bpe(given: DialectFile, native: NativeBuilder) -> None:
     if not given.has("model.vocab_size"):
         given.refuse("model.vocab_size", "is missing: tokenizer_type: bpe needs it")
         return
@@ -223,7 +223,7 @@ def _bpe(given: Given, native: Native) -> None:
     native.set("tokenizer.sources", sources(given, path), path)
 
 
-def sources(given: Given, path: str) -> list[dict[str, Any]]:
+def sources(given: DialectFile, path: str) -> list[dict[str, Any]]:
     """The native sources of the datasets that the key ``path`` names."""
     found = []
     for name in given[path]:

@@ -15,7 +15,7 @@ EVAL = (
         listed(choice(by=TASKS), single=True),
         "benchmarks with several answers to choose from",
         default=[],
-        shapes=("evaluate.tasks", "evaluate.tasks_every"),
+        affects=("evaluate.tasks", "evaluate.tasks_every"),
     ),
     Key(
         "trainer.eval.num_samples",
@@ -36,14 +36,14 @@ EVAL = (
             "trainer.eval.val_loss_iters",
             "trainer.eval.eval_iters",
         ),
-        shapes=("evaluate.samples",),
+        affects=("evaluate.samples",),
     ),
     Key(
         "trainer.eval.text_modeling_eval",
         flag(),
         "text modelling of what is held out",
         default=True,
-        shapes=("evaluate.text_modeling",),
+        affects=("evaluate.text_modeling",),
     ),
     Key(
         "trainer.eval.text_generation_eval",
@@ -51,7 +51,7 @@ EVAL = (
         "judgements of written texts",
         documented=False,
         pending=_JUDGED,
-        idle=(False,),
+        noop_values=(False,),
     ),
     Key(
         "trainer.eval.benchmarks",
@@ -60,7 +60,7 @@ EVAL = (
         default=[],
         documented=False,
         aliases=("trainer.benchmarks",),
-        shapes=("evaluate.tasks", "evaluate.tasks_every"),
+        affects=("evaluate.tasks", "evaluate.tasks_every"),
     ),
     Key("trainer.eval.evaluator", text(), "older name of a set of benchmarks", documented=False, pending=_OLDER),
     *(
@@ -78,28 +78,30 @@ EVAL = (
         flag(),
         "validation loss a byte",
         documented=False,
-        moot="every validation reports bits per byte",
+        no_effect="every validation reports bits per byte",
     ),
     Key(
         "trainer.eval.text_modeling_topics",
         listed(text()),
         "topics of text_modeling_eval",
         documented=False,
-        moot="STLM reads it nowhere",
+        no_effect="STLM reads it nowhere",
     ),
 )
 
 GENERAL = (
-    Key("general.logging.wandb_log", flag(), "metrics to Weights & Biases", default=False, shapes=("track",)),
-    Key("general.logging.wandb_project", text(), "project there", default="SuperTinyLanguageModels", shapes=("track",)),
+    Key("general.logging.wandb_log", flag(), "metrics to Weights & Biases", default=False, affects=("track",)),
+    Key(
+        "general.logging.wandb_project", text(), "project there", default="SuperTinyLanguageModels", affects=("track",)
+    ),
     Key(
         "general.logging.wandb_run_name",
         text(),
         "name of the run, there and of its folder; the file's when not given",
         aliases=("general.logging.run_name",),
-        shapes=("name", "track"),
+        affects=("name", "track"),
     ),
-    Key("general.logging.group_name", text(), "group there", documented=False, shapes=("track",)),
+    Key("general.logging.group_name", text(), "group there", documented=False, affects=("track",)),
     Key("general.paths.output_dir", text(), "folder in which the run's folder is made", to="runs_dir"),
     Key("general.paths.data_dir", text(), "folder of tokenized data and of trained tokenizers", to="data.cache_dir"),
     Key(
@@ -112,7 +114,7 @@ GENERAL = (
         "general.paths.eval_dir",
         text(),
         "folder of evaluation files",
-        moot="STLM's own benchmarks lie on the hub since the document; nothing is read from it or written to it",
+        no_effect="STLM's own benchmarks lie on the hub since the document; nothing is read from it or written to it",
     ),
     Key("general.seed", whole(0), "seed of everything random", to="seed"),
     Key(
@@ -120,7 +122,7 @@ GENERAL = (
         device(),
         "where to train; the default is CUDA where there is one",
         default="cuda",
-        shapes=("train.device",),
+        affects=("train.device",),
     ),
     Key("general.max_num_cores", whole(1), "processes that tokenise", documented=False, to="data.processes"),
 )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.stlm.model_rules import model_rules, sources
 
 HELD_OUT = 0.01
 FLAT = tuple(f"trainer.optimizer.{name}" for name in ("lr", "weight_decay", "beta1", "beta2"))
 
 
-def rules(given: Given, native: Native) -> None:
+def rules(given: DialectFile, native: NativeBuilder) -> None:
     """Set the native keys that are not one key's alone."""
     model_rules(given, native)
     native.set("data.sources", sources(given, "trainer.dataset"), "trainer.dataset")
@@ -33,7 +33,7 @@ def rules(given: Given, native: Native) -> None:
     _logging(given, native)
 
 
-def _optimizer(given: Given, native: Native) -> None:
+def _optimizer(given: DialectFile, native: NativeBuilder) -> None:
     path, name = "trainer.optimizer.optimizer_name", given["trainer.optimizer.optimizer_name"]
     clip = given["trainer.optimizer.grad_clip"]
     native.set("train.clip_norm", clip or None, "trainer.optimizer.grad_clip")
@@ -55,7 +55,7 @@ def _optimizer(given: Given, native: Native) -> None:
         native.set("optimizer.arguments.betas", betas, "trainer.optimizer.beta1", "trainer.optimizer.beta2")
 
 
-def _with_params(given: Given, native: Native, name: str) -> None:
+def _with_params(given: DialectFile, native: NativeBuilder, name: str) -> None:
     """An optimizer by the arguments of its class, whose own defaults hold for what is not given."""
     path = "trainer.optimizer.params"
     for flat in FLAT:
@@ -73,7 +73,7 @@ def _with_params(given: Given, native: Native, name: str) -> None:
         native.set("optimizer.arguments", arguments, path)
 
 
-def _schedule(given: Given, native: Native) -> None:
+def _schedule(given: DialectFile, native: NativeBuilder) -> None:
     path, kind = "trainer.lr_scheduler.name", given["trainer.lr_scheduler.name"]
     (warmup, warming), params = _warmup(given, native), given["trainer.lr_scheduler.params"]
     if kind not in ("cosine", "constant"):
@@ -103,7 +103,7 @@ def _schedule(given: Given, native: Native) -> None:
     native.set("schedule.decay_steps", warmup + given[decay], decay, warming)
 
 
-def _warmup(given: Given, native: Native) -> tuple[int, str]:
+def _warmup(given: DialectFile, native: NativeBuilder) -> tuple[int, str]:
     """Its steps, and the key that says them. The oldest files have them a second time beside the optimizer, where STLM
     never read them."""
     path, unread = "trainer.warmup_iters", "trainer.optimizer.warmup_iters"
@@ -114,7 +114,7 @@ def _warmup(given: Given, native: Native) -> tuple[int, str]:
     return given[path], path
 
 
-def _rhythm(given: Given, native: Native) -> None:
+def _rhythm(given: DialectFile, native: NativeBuilder) -> None:
     """Validations and checkpoints."""
     path = "trainer.eval.dataset_loss_eval_iters"
     native.set("evaluate.samples", given[path] * given["trainer.batch_size"], path, "trainer.batch_size")
@@ -131,7 +131,7 @@ def _rhythm(given: Given, native: Native) -> None:
     native.set("checkpoint.keep_best", False, "trainer.checkpoint_interval")
 
 
-def _benchmarks(given: Given, native: Native) -> None:
+def _benchmarks(given: DialectFile, native: NativeBuilder) -> None:
     """What is measured beside the loss, with each validation."""
     paths = ("trainer.eval.mcq_benchmarks", "trainer.eval.benchmarks")
     tasks = list(dict.fromkeys(task for path in paths for task in given[path]))
@@ -145,7 +145,7 @@ def _benchmarks(given: Given, native: Native) -> None:
             native.say(f"{path}: not given, and taken as true, as the document says; STLM's code takes false")
 
 
-def _logging(given: Given, native: Native) -> None:
+def _logging(given: DialectFile, native: NativeBuilder) -> None:
     name = given["general.logging.wandb_run_name"]
     if name is not None:
         folder = name.replace("/", "-").replace("\\", "-")

@@ -12,16 +12,16 @@ from typing import Any
 from quintet.config.dialects.recognise import wrapped_in
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.merge import forget, merge
-from quintet.config.places import Place, place_of
-from quintet.config.read import Document
+from quintet.config.provenance import Origin, place_of
+from quintet.config.read import YamlDocument
 
 NAMED = ("lr_scheduler", "dataloader", "datasampling", "loss_fn")
 
 
-def shape(document: Document) -> Document:
+def shape(document: YamlDocument) -> YamlDocument:
     """``document`` with the table's nesting; places move with their values."""
     document = _unwrapped(document)
-    shaped = Document(copy.deepcopy(document.values), dict(document.places))
+    shaped = YamlDocument(copy.deepcopy(document.values), dict(document.places))
     for name in NAMED:
         if isinstance(lookup(shaped.values, ("trainer", name)), str):
             _wrap(shaped, ("trainer", name), "name")
@@ -34,7 +34,7 @@ def shape(document: Document) -> Document:
     return shaped
 
 
-def _unwrapped(document: Document) -> Document:
+def _unwrapped(document: YamlDocument) -> YamlDocument:
     """The file inside its section, with what stands beside it, from the command line, on top."""
     name = wrapped_in(document.values)
     if name is None:
@@ -44,16 +44,16 @@ def _unwrapped(document: Document) -> Document:
     return merge(inner, beside) if beside.values else inner
 
 
-def _wrap(document: Document, path: KeyPath, name: str) -> None:
+def _wrap(document: YamlDocument, path: KeyPath, name: str) -> None:
     """Put what stands at ``path`` into a section there, under ``name``."""
     _move(document, path, (*path, name))
 
 
-def _move(document: Document, source: KeyPath, target: KeyPath) -> None:
+def _move(document: YamlDocument, source: KeyPath, target: KeyPath) -> None:
     """Move a value, and the places of all that is in it, over what was at ``target``."""
     place = place_of(source, document.places)
     value = lookup(document.values, source)
-    moved: dict[KeyPath, Place] = {
+    moved: dict[KeyPath, Origin] = {
         (*target, *path[len(source) :]): found
         for path, found in document.places.items()
         if path[: len(source)] == source

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native, Output
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.dialects.vectorlm.disk import positions_of, split_in, splits_of
 from quintet.config.dialects.vectorlm.keys import DATA, RAW, TRAIN
 from quintet.config.names import local_path
@@ -11,7 +11,7 @@ from quintet.config.names import local_path
 _TRAIN_DS, _EVAL_DS, _LOAD, _SAVE = f"{DATA}.train_ds", f"{DATA}.eval_ds", f"{RAW}.load_path", f"{RAW}.save_path"
 
 
-def data_rules(given: Given, native: Native) -> None:
+def data_rules(given: DialectFile, native: NativeBuilder) -> None:
     """Sources, their packing, and for `quintet prepare` where the processed dataset goes."""
     _length(given, native)
     native.set("data.deduplicate_validation", False)
@@ -31,7 +31,7 @@ def data_rules(given: Given, native: Native) -> None:
         _processed(given, native)
 
 
-def _on_the_way(given: Given) -> bool:
+def _on_the_way(given: DialectFile) -> bool:
     """Whether the training data are made from load_path, which is there, as no processed dataset is."""
     if not given.has(_LOAD) or not given.has(_TRAIN_DS):
         return given.has(_LOAD)
@@ -42,7 +42,7 @@ def _is_there(path: str) -> bool:
     return local_path(path).is_dir()
 
 
-def _length(given: Given, native: Native) -> None:
+def _length(given: DialectFile, native: NativeBuilder) -> None:
     key = f"{TRAIN}.max_seq_len"
     length = given[key]
     if length <= 0:
@@ -57,7 +57,7 @@ def _length(given: Given, native: Native) -> None:
     native.set("data.sequence_length", length - 1, key if given.has(key) else "model")
 
 
-def _processed(given: Given, native: Native) -> None:
+def _processed(given: DialectFile, native: NativeBuilder) -> None:
     """Rows as they are, one a sample, without a loss on an end that is not in them."""
     native.set("data.packing", {"kind": "document", "keep_ends": True})
     _rows(given, native, "data.sources[0]", _TRAIN_DS, "train")
@@ -69,7 +69,7 @@ def _processed(given: Given, native: Native) -> None:
     _rows(given, native, "data.validation_sources[0]", _EVAL_DS, "validation", "test", "train")
 
 
-def _rows(given: Given, native: Native, where: str, key: str, *splits: str) -> None:
+def _rows(given: DialectFile, native: NativeBuilder, where: str, key: str, *splits: str) -> None:
     """Put the processed dataset that ``key`` names at ``where``: the first of ``splits`` that it has."""
     path, ignored = given[key], given[f"{DATA}.ignore_index"]
     written = given[f"{RAW}.ignore_index"]
@@ -87,13 +87,13 @@ def _same(path: str, other: str | None) -> bool:
     return other is not None and local_path(path) == local_path(other)
 
 
-def _raw(given: Given, native: Native) -> None:
+def _raw(given: DialectFile, native: NativeBuilder) -> None:
     """Documents of load_path, processed as preprocess_data.py does."""
     _raw_source(given, native, "data.sources[0]")
     _packing(given, native)
 
 
-def _raw_source(given: Given, native: Native, where: str, *keys: str) -> None:
+def _raw_source(given: DialectFile, native: NativeBuilder, where: str, *keys: str) -> None:
     """Put the documents of load_path at ``where``; ``keys`` say so besides."""
     path, split, on_disk = given[_LOAD], given[f"{RAW}.split"], given[f"{RAW}.from_disk"]
     found = splits_of(path)
@@ -117,7 +117,7 @@ def _raw_source(given: Given, native: Native, where: str, *keys: str) -> None:
     native.set(f"{where}.document.prefix", given[f"{RAW}.pre_pend"] or "", f"{RAW}.pre_pend")
 
 
-def _packing(given: Given, native: Native) -> None:
+def _packing(given: DialectFile, native: NativeBuilder) -> None:
     kind, truncate = given[f"{RAW}.packing_type"], given[f"{RAW}.truncate"]
     native.set("data.packing.keep_ends", False)
     native.set("data.packing.add_bos_eos", given[f"{RAW}.add_bos_eos_tokens"], f"{RAW}.add_bos_eos_tokens")
@@ -138,7 +138,7 @@ def _packing(given: Given, native: Native) -> None:
         )
 
 
-def _validation_of_raw(given: Given, native: Native) -> None:
+def _validation_of_raw(given: DialectFile, native: NativeBuilder) -> None:
     """What to evaluate on where the training data are made on the way."""
     train_ds = given[_TRAIN_DS]
     if train_ds is not None:
@@ -155,5 +155,5 @@ def _validation_of_raw(given: Given, native: Native) -> None:
         )
 
 
-def _hold_out(native: Native) -> None:
+def _hold_out(native: NativeBuilder) -> None:
     native.say(f"{_EVAL_DS}: is not given, so part of the training data is held out to evaluate on (data.validation)")

@@ -88,17 +88,17 @@ _RUN = (
         flag(),
         "log the run to Weights & Biases, as wandb_config says",
         default=False,
-        shapes=("track",),
+        affects=("track",),
     ),
-    Key("wandb_config", mapping(), "arguments of wandb.init, by name", shapes=("track[0].arguments",)),
+    Key("wandb_config", mapping(), "arguments of wandb.init, by name", affects=("track[0].arguments",)),
 )
 _TRAINING = (
-    _train("output_dir", text(), "the run's folder", default=REQUIRED, shapes=("runs_dir", "name")),
+    _train("output_dir", text(), "the run's folder", default=REQUIRED, affects=("runs_dir", "name")),
     _train(
         "max_seq_len",
         whole(),
         "most tokens of a sample, one more than are inputs; null, 0 or less: as many as the model has positions",
-        shapes=("data.sequence_length",),
+        affects=("data.sequence_length",),
         null=0,
         default=0,
     ),
@@ -108,7 +108,7 @@ _TRAINING = (
         "sharding_strategy",
         choice(*STRATEGIES),
         "how FSDP spreads the model over devices",
-        shapes=("parallel.kind", "parallel.shard"),
+        affects=("parallel.kind", "parallel.shard"),
     ),
     _train(
         "use_mp",
@@ -129,27 +129,28 @@ _TRAINING = (
         flag(),
         "FlashAttention-2: the library's where it is installed, else PyTorch's; needs use_mp",
         default=False,
-        shapes=("model.attention_backend",),
+        affects=("model.attention_backend",),
     ),
     _train(
         "low_cpu_mem_usage",
         flag(),
         "load the weights once for all processes of a machine",
         documented=False,
-        moot="sharded weights are read by the first process and sent to the others; with NO_SHARD each process has all",
+        no_effect="sharded weights are read by the first process and sent to the others; with NO_SHARD each process "
+        "has all",
     ),
     _train(
         "max_grad_norm",
         number(above=0),
         "largest norm of a step's gradient; null does not clip",
-        shapes=("train.clip_norm",),
+        affects=("train.clip_norm",),
     ),
     _train(
         "gradient_accumulation_steps",
         whole(1),
         "micro-batches of train_bs samples in a step, on each device",
         to="train.accumulation",
-        shapes=("train.batch_size_per_device",),
+        affects=("train.batch_size_per_device",),
         default=1,
     ),
     _train(
@@ -157,44 +158,44 @@ _TRAINING = (
         number(0),
         "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 when not given",
         documented=False,
-        shapes=("schedule.arguments",),
+        affects=("schedule.arguments",),
     ),
     _train(
         "lr_scheduler_kwargs",
         mapping(),
         "other parameters of the schedule, as transformers names them",
         documented=False,
-        shapes=("schedule.arguments",),
+        affects=("schedule.arguments",),
     ),
     _train(
         "lr_scheduler_type",
         choice(by={**{name: name for name in SCHEDULES}, PLATEAU: PLATEAU, "plataeu-with-warmup": PLATEAU}),
         "schedule of the learning rate: a name of transformers.SchedulerType, or plateau-with-warmup",
         default=REQUIRED,
-        shapes=("schedule.kind", "schedule.name"),
+        affects=("schedule.kind", "schedule.name"),
     ),
     _train(
-        "warmup_ratio", number(0, 1), "part of all steps that warms up", default=0.0, shapes=("schedule.warmup_steps",)
+        "warmup_ratio", number(0, 1), "part of all steps that warms up", default=0.0, affects=("schedule.warmup_steps",)
     ),
     _train(
         "checkpointing_enabled",
         flag(),
         "checkpoints on the way; the final one is written in any case",
         default=True,
-        shapes=("checkpoint.every_epochs",),
+        affects=("checkpoint.every_epochs",),
     ),
     _train(
         "logging_steps",
         whole(1),
         "micro-batches from one evaluation to the next",
         default=REQUIRED,
-        shapes=("evaluate.every",),
+        affects=("evaluate.every",),
     ),
     _train(
         "save_frequency",
         Value("number above 0 to 1", number(0, 1).read),
         "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
-        shapes=("checkpoint.every_epochs",),
+        affects=("checkpoint.every_epochs",),
     ),
     _train(
         "sampler",
@@ -212,17 +213,19 @@ _OPTIMIZER = (
     _optimizer("amsgrad", flag(), "the AMSGrad variant"),
     _optimizer("maximize", flag(), "climb instead of descend"),
     _optimizer("foreach", flag(), "the kernel that takes many tensors at once"),
-    _optimizer("capturable", flag(), "for CUDA graphs", to="", moot="CUDA graphs are not used"),
-    _optimizer("differentiable", flag(), "gradients through the step", to="", moot="nothing trains through a step"),
-    _optimizer("fused", flag(), "the fused kernel", to="", moot="it is taken unless foreach is given"),
+    _optimizer("capturable", flag(), "for CUDA graphs", to="", no_effect="CUDA graphs are not used"),
+    _optimizer(
+        "differentiable", flag(), "gradients through the step", to="", no_effect="nothing trains through a step"
+    ),
+    _optimizer("fused", flag(), "the fused kernel", to="", no_effect="it is taken unless foreach is given"),
 )
 _ADAPTERS = (
-    _lora("task_type", choice("CAUSAL_LM"), "what the adapted model is for", shapes=("model.lora",)),
+    _lora("task_type", choice("CAUSAL_LM"), "what the adapted model is for", affects=("model.lora",)),
     _lora(
         "inference_mode",
         Value("false", lambda value: _only_false(value)),
         "whether the adapters are frozen",
-        shapes=("model.lora",),
+        affects=("model.lora",),
     ),
     _lora("r", whole(1), "rank of the adapters; 8 when not given", to="model.lora.rank"),
     _lora(
@@ -233,7 +236,7 @@ _ADAPTERS = (
         "target_modules",
         either(text(), listed(text())),
         "names of the modules that get one; those that peft takes for the family when not given",
-        shapes=("model.lora.targets",),
+        affects=("model.lora.targets",),
     ),
     *(_lora(name, anything(), "a setting of peft.LoraConfig", refused=_ADAPTERS_DIFFER) for name in _OTHER_ADAPTERS),
 )
@@ -243,7 +246,7 @@ _DATASET = (
         whole(),
         "the value in the labels that means no loss",
         default=NO_LOSS,
-        shapes=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
+        affects=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
     ),
     Key(f"{DATA}.eval_bs", whole(1), "samples evaluated at once", to="evaluate.batch_size"),
     Key(
@@ -251,11 +254,11 @@ _DATASET = (
         whole(1),
         "samples of a micro-batch on each device",
         to="train.micro_batch_size",
-        shapes=("train.batch_size_per_device",),
+        affects=("train.batch_size_per_device",),
         default=REQUIRED,
     ),
-    Key(f"{DATA}.train_ds", text(), "preprocessed dataset to train on", shapes=("data.sources[0].path",)),
-    Key(f"{DATA}.eval_ds", text(), "preprocessed dataset to evaluate on", shapes=("data.validation_sources[0].path",)),
+    Key(f"{DATA}.train_ds", text(), "preprocessed dataset to train on", affects=("data.sources[0].path",)),
+    Key(f"{DATA}.eval_ds", text(), "preprocessed dataset to evaluate on", affects=("data.validation_sources[0].path",)),
 )
 _PREPROCESSING = (
     Key(
@@ -269,47 +272,47 @@ _PREPROCESSING = (
         choice("hf"),
         "format of the datasets",
         default="hf",
-        moot="all datasets of VectorLM are of Hugging Face's format",
+        no_effect="all datasets of VectorLM are of Hugging Face's format",
     ),
     Key(
-        f"{RAW}.data_field", text(), "column with the text", default="text", shapes=("data.sources[0].document.field",)
+        f"{RAW}.data_field", text(), "column with the text", default="text", affects=("data.sources[0].document.field",)
     ),
     Key(
         f"{RAW}.packing_type",
         choice("full", "partial"),
         "full: cut all documents one after the other; partial: each by itself; null: a document a sample",
-        shapes=("data.packing.kind", "data.packing.join"),
+        affects=("data.packing.kind", "data.packing.join"),
     ),
     Key(
         f"{RAW}.overlap",
         whole(0),
         "tokens that a chunk repeats of the one before",
         default=0,
-        shapes=("data.packing.overlap",),
+        affects=("data.packing.overlap",),
     ),
     Key(
         f"{RAW}.add_bos_eos_tokens",
         flag(),
         "each sample begins with the tokenizer's BOS and ends with its EOS",
         default=True,
-        shapes=("data.packing.add_bos_eos",),
+        affects=("data.packing.add_bos_eos",),
     ),
     Key(
         f"{RAW}.from_disk",
         flag(),
         "load_path is a folder that save_to_disk wrote; false: a name on the hub, or a folder of data files",
         default=True,
-        shapes=("data.sources[0].path",),
+        affects=("data.sources[0].path",),
     ),
     Key(
         f"{RAW}.seperator",
         text(),
         "the loss begins after its first occurrence; documents without it are left out",
         aliases=(f"{RAW}.separator",),
-        shapes=("data.sources[0].document.separator",),
+        affects=("data.sources[0].document.separator",),
     ),
-    Key(f"{RAW}.load_path", text(), "dataset to preprocess", shapes=("data.sources[0].path",)),
-    Key(f"{RAW}.split", text(), "split of load_path", shapes=("data.sources[0].split",)),
+    Key(f"{RAW}.load_path", text(), "dataset to preprocess", affects=("data.sources[0].path",)),
+    Key(f"{RAW}.split", text(), "split of load_path", affects=("data.sources[0].split",)),
     Key(
         f"{RAW}.save_path",
         text(),
@@ -320,13 +323,13 @@ _PREPROCESSING = (
         flag(),
         "cut documents off at max_seq_len instead of packing them",
         default=False,
-        shapes=("data.packing.kind",),
+        affects=("data.packing.kind",),
     ),
     Key(
         f"{RAW}.pre_pend",
         text(),
         "text put in front of every document",
-        shapes=("data.sources[0].document.prefix",),
+        affects=("data.sources[0].document.prefix",),
     ),
 )
 

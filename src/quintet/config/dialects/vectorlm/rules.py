@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import PurePath
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.vectorlm.data import data_rules
 from quintet.config.dialects.vectorlm.keys import DATA, LORA, PLATEAU, STRATEGIES, TRAIN
 
@@ -14,7 +14,7 @@ from quintet.config.dialects.vectorlm.keys import DATA, LORA, PLATEAU, STRATEGIE
 _RANK, _ALPHA = 8, 8.0
 
 
-def rules(given: Given, native: Native) -> None:
+def rules(given: DialectFile, native: NativeBuilder) -> None:
     """Everything that a key alone does not say."""
     _model(given, native)
     _adapters(given, native)
@@ -27,7 +27,7 @@ def rules(given: Given, native: Native) -> None:
     data_rules(given, native)
 
 
-def _model(given: Given, native: Native) -> None:
+def _model(given: DialectFile, native: NativeBuilder) -> None:
     native.set("model.kind", "huggingface", "model")
     native.set("tokenizer", {"kind": "huggingface", "path": given["model"]}, "model")
     flash, key = given[f"{TRAIN}.use_flash_attention"], f"{TRAIN}.use_flash_attention"
@@ -41,7 +41,7 @@ def _model(given: Given, native: Native) -> None:
         native.say(f"{key}: flash_attn is not installed, so PyTorch's own kernel (sdpa) computes the same attention")
 
 
-def _adapters(given: Given, native: Native) -> None:
+def _adapters(given: DialectFile, native: NativeBuilder) -> None:
     keys = given.within(LORA)
     if not keys:
         return
@@ -53,7 +53,7 @@ def _adapters(given: Given, native: Native) -> None:
     native.set("model.lora.targets", names, *([f"{LORA}.target_modules"] if names else keys))
 
 
-def _schedule(given: Given, native: Native) -> None:
+def _schedule(given: DialectFile, native: NativeBuilder) -> None:
     key, ratio = f"{TRAIN}.lr_scheduler_type", f"{TRAIN}.warmup_ratio"
     name, warmup = given[key], given[ratio]
     plateau = name in (PLATEAU, "reduce_lr_on_plateau")
@@ -70,7 +70,7 @@ def _schedule(given: Given, native: Native) -> None:
     _schedule_arguments(given, native, name)
 
 
-def _schedule_arguments(given: Given, native: Native, name: str) -> None:
+def _schedule_arguments(given: DialectFile, native: NativeBuilder, name: str) -> None:
     """What transformers asks of a schedule beside the warm-up."""
     lowest, others = f"{TRAIN}.min_lr", f"{TRAIN}.lr_scheduler_kwargs"
     arguments, floored = dict(given[others] or {}), name.endswith("with_min_lr")
@@ -85,7 +85,7 @@ def _schedule_arguments(given: Given, native: Native, name: str) -> None:
         native.set("schedule.arguments", arguments, lowest, others, f"{TRAIN}.lr_scheduler_type")
 
 
-def _training(given: Given, native: Native) -> None:
+def _training(given: DialectFile, native: NativeBuilder) -> None:
     sharding = f"{TRAIN}.sharding_strategy"
     if given.has(sharding):
         native.set("parallel", dict(STRATEGIES[given[sharding]]), sharding)
@@ -121,7 +121,7 @@ def _training(given: Given, native: Native) -> None:
         native.set("track", [{"kind": "wandb", "arguments": arguments}], "wandb_config", "enable_wandb_logging")
 
 
-def _folder(given: Given, native: Native) -> None:
+def _folder(given: DialectFile, native: NativeBuilder) -> None:
     key = f"{TRAIN}.output_dir"
     folder = PurePath(given[key])
     if folder.name in ("", ".."):

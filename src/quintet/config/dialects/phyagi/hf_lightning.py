@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.given import Given
-from quintet.config.dialects.native import Native
+from quintet.config.dialects.given import DialectFile
+from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.other_keys import ARGUMENTS, MODULE, PL, STRATEGIES
 from quintet.config.dialects.phyagi.parts import (
     ADAMW,
@@ -19,7 +19,7 @@ from quintet.config.dialects.phyagi.parts import (
 from quintet.config.dialects.phyagi.training_keys import ARGS
 from quintet.config.duration import fraction_of
 from quintet.config.keypath import path_of
-from quintet.config.places import Place, place_of
+from quintet.config.provenance import Origin, place_of
 
 TORCH = {
     "adadelta": "Adadelta",
@@ -48,7 +48,7 @@ OWN_SCHEDULES = {
 }
 
 
-def huggingface_rules(given: Given, native: Native) -> None:
+def huggingface_rules(given: DialectFile, native: NativeBuilder) -> None:
     """A run in the Trainer of the transformers library; its arguments become our keys where there are such."""
     _hand_on(given, native, "transformers")
     _or(given, native, "optimizer.lr", "learning_rate", 5e-5)
@@ -87,13 +87,13 @@ def huggingface_rules(given: Given, native: Native) -> None:
     _huggingface_periods(given, native)
 
 
-def _or(given: Given, native: Native, path: str, leaf: str, default: Any) -> None:
+def _or(given: DialectFile, native: NativeBuilder, path: str, leaf: str, default: Any) -> None:
     """Set ``path`` to the argument ``leaf``, to the Trainer's own default where the file lacks it."""
     key = f"{ARGS}.{leaf}"
     native.set(path, given[key] if given.has(key) else default, key)
 
 
-def _huggingface_schedule(given: Given, native: Native) -> None:
+def _huggingface_schedule(given: DialectFile, native: NativeBuilder) -> None:
     name, ratio, steps = (f"{ARGS}.{leaf}" for leaf in ("lr_scheduler_type", "warmup_ratio", "warmup_steps"))
     native.set("schedule.kind", "transformers", name)
     native.set("schedule.name", given[name] or "linear", name)
@@ -106,7 +106,7 @@ def _huggingface_schedule(given: Given, native: Native) -> None:
         native.set("schedule.arguments", given[parameters], parameters)
 
 
-def _huggingface_periods(given: Given, native: Native) -> None:
+def _huggingface_periods(given: DialectFile, native: NativeBuilder) -> None:
     """When to validate and when to save: by steps, by epochs, or not at all."""
     strategy, steps = given[f"{ARGS}.eval_strategy"] or "no", f"{ARGS}.eval_steps"
     every: Any = None
@@ -134,7 +134,7 @@ def _huggingface_periods(given: Given, native: Native) -> None:
     native.set("checkpoint.keep", given[f"{ARGS}.save_total_limit"], f"{ARGS}.save_total_limit")
 
 
-def _of_the_run(given: Given, native: Native, epochs: float, key: str) -> float | None:
+def _of_the_run(given: DialectFile, native: NativeBuilder, epochs: float, key: str) -> float | None:
     """``epochs`` as a fraction of the run, which must be counted in epochs itself."""
     run = native.get("train.epochs")
     if run is None or native.get("train.steps") is not None:
@@ -143,7 +143,7 @@ def _of_the_run(given: Given, native: Native, epochs: float, key: str) -> float 
     return fraction_of(epochs, run)
 
 
-def lightning_rules(given: Given, native: Native) -> None:
+def lightning_rules(given: DialectFile, native: NativeBuilder) -> None:
     """A run in the Trainer of Lightning; its arguments become our keys where there are such."""
     if given[f"{ARGS}.strategy.type"] in (None, "auto"):
         _hand_on(given, native, "lightning")
@@ -168,7 +168,7 @@ def lightning_rules(given: Given, native: Native) -> None:
     _lightning_evaluation(given, native)
 
 
-def _lightning_strategy(given: Given, native: Native) -> None:
+def _lightning_strategy(given: DialectFile, native: NativeBuilder) -> None:
     """How devices share the work; with a strategy our own loop trains, since Lightning's takes its steps in one."""
     section = f"{ARGS}.strategy"
     kind, offload = f"{section}.type", f"{section}.fsdp_cpu_offload"
@@ -189,7 +189,7 @@ def _lightning_strategy(given: Given, native: Native) -> None:
         native.set("train.activation_checkpointing", 1, f"{section}.activation_checkpointing")
 
 
-def _lightning_length(given: Given, native: Native) -> None:
+def _lightning_length(given: DialectFile, native: NativeBuilder) -> None:
     """Steps and epochs, of which the first to end ends the run; 1000 epochs where neither is given, as in Lightning."""
     steps, epochs = f"{PL}.max_steps", f"{PL}.max_epochs"
     if given[steps] == 0:
@@ -205,7 +205,7 @@ def _lightning_length(given: Given, native: Native) -> None:
         native.set("train.epochs", 1000, epochs)
 
 
-def _lightning_optimizer(given: Given, native: Native) -> None:
+def _lightning_optimizer(given: DialectFile, native: NativeBuilder) -> None:
     section = f"{MODULE}.optimizer"
     name = given[f"{section}.type"] or "adamw"
     if name != "adamw" and name not in TORCH:
@@ -217,7 +217,7 @@ def _lightning_optimizer(given: Given, native: Native) -> None:
     optimizer(given, native, f"{section}.params", TORCH.get(name), (f"{section}.type",), defaults)
 
 
-def _lightning_schedule(given: Given, native: Native) -> None:
+def _lightning_schedule(given: DialectFile, native: NativeBuilder) -> None:
     kind, params = f"{MODULE}.scheduler.type", f"{MODULE}.scheduler.params"
     name = given[kind]
     if name is None:
@@ -232,7 +232,7 @@ def _lightning_schedule(given: Given, native: Native) -> None:
     native.set("schedule.arguments", dict(given[params] or {}), params)
 
 
-def _lightning_evaluation(given: Given, native: Native) -> None:
+def _lightning_evaluation(given: DialectFile, native: NativeBuilder) -> None:
     """Validation: every so many passes, or after a part of an epoch, or after whole ones."""
     interval, epochs, limit = (
         f"{PL}.{leaf}" for leaf in ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")
@@ -263,11 +263,11 @@ def _lightning_evaluation(given: Given, native: Native) -> None:
     evaluation_size(given, native, limit, samples)
 
 
-def _hand_on(given: Given, native: Native, kind: str) -> None:
+def _hand_on(given: DialectFile, native: NativeBuilder, kind: str) -> None:
     """The trainer, and the arguments that are its own, each with its line."""
     native.set("trainer.kind", kind, "trainer")
     for name, value in (given[ARGUMENTS] or {}).items():
         native.set(f"trainer.arguments.{name}", value, ARGUMENTS)
         place = place_of((*path_of(ARGUMENTS), name), given.document.places)
         section = PL if kind == "lightning" else ARGS
-        native.places[("trainer", "arguments", name)] = Place(place.file, place.line, f"{section}.{name}")
+        native.places[("trainer", "arguments", name)] = Origin(place.file, place.line, f"{section}.{name}")

@@ -13,7 +13,7 @@ from quintet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Interval:
+class LogWindow:
     """The steps since the last look: one record each, their mean ``loss``, NaN over none, and the speed over all."""
 
     records: list[tuple[int, dict[str, float]]]
@@ -29,7 +29,7 @@ class Interval:
 
 
 @dataclass
-class Meter:
+class MetricsBuffer:
     """Collects device scalars step by step; reading them is the only point at which the host waits for the device."""
 
     _steps: list[int] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Meter:
         """Start the clock anew, after work that is not training."""
         self._since = time.perf_counter()
 
-    def read(self) -> Interval:
+    def read(self) -> LogWindow:
         """Everything since the last call. Raises UserError when no step of several had a finite gradient."""
         rows = torch.stack(self._scalars).tolist() if self._scalars else []
         seconds = time.perf_counter() - self._since
@@ -70,6 +70,6 @@ class Meter:
                 "train.precision=fp32"
             )
         loss = sum(row[0] for row in rows) / len(rows) if rows else math.nan
-        interval = Interval(records, loss, bad + self._masked, self._tokens, seconds)
+        window = LogWindow(records, loss, bad + self._masked, self._tokens, seconds)
         self.__init__()
-        return interval
+        return window

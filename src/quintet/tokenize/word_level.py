@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from quintet.tokenize.base import Ids, Pieces, Spans
+from quintet.tokenize.base import Ids, Spans, TokenBytes
 
 
 class WordTokenizer(ABC):
@@ -31,13 +31,13 @@ class WordTokenizer(ABC):
         """The id of a word. Raises UserError for any other."""
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> TokenBytes:
         return self._pieces
 
     @cached_property
-    def _pieces(self) -> Pieces:
+    def _pieces(self) -> TokenBytes:
         table = (b"" if token == self.end_id else f" {word}".encode() for token, word in enumerate(self._words()))
-        return Pieces(tuple(table), leading_space=True)
+        return TokenBytes(tuple(table), leading_space=True)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text of words. Raises UserError for any other text."""

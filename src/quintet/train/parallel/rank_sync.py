@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 
 from quintet.data.batch import Batch
-from quintet.processes import is_first, world
+from quintet.processes import is_rank_zero, world_size
 from quintet.system import STOP_SIGNALS
 
 # A signal may reach the processes before different steps; that of most weight counts.
 SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
-class Agreement:
+class RankSync:
     """One process decides by itself. Several tell each other with each batch, one step ahead, so that none waits: each
     how many targets its part of the batch has and which signal it got, the first whether a checkpoint is overdue."""
 
@@ -29,16 +29,16 @@ class Agreement:
     @property
     def signal(self) -> int | None:
         """The signal after which the run stops with the step at hand."""
-        return self._asked() if world() == 1 else self._signal
+        return self._asked() if world_size() == 1 else self._signal
 
     @property
     def overdue(self) -> bool:
         """Whether so much time has passed that the step at hand ends with a checkpoint."""
-        return self._overdue() if world() == 1 else self._saving
+        return self._overdue() if world_size() == 1 else self._saving
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """``batches``, this process's parts, with ``valid`` of the whole batch."""
-        if world() == 1:
+        if world_size() == 1:
             yield from batches
             return
         before: tuple[Batch, torch.Tensor, Any] | None = None
@@ -53,7 +53,7 @@ class Agreement:
 
     def _wishes(self) -> list[int]:
         asked = self._asked()
-        return [*(int(asked == one) for one in SIGNALS), int(is_first() and self._overdue())]
+        return [*(int(asked == one) for one in SIGNALS), int(is_rank_zero() and self._overdue())]
 
     def _agreed(self, batch: Batch, told: torch.Tensor, work: Any) -> Batch:
         work.wait()

@@ -6,19 +6,19 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from quintet.track.trouble import Trouble
+from quintet.track.failure_reporter import FailureReporter
 
 _CLOSING_SECONDS = 60.0  # a server that answers no more must not hold a finished run
 
 
-class Outbox:
+class BackgroundQueue:
     """A queue that a thread empties through ``send``, in order and at most ``at_once`` things a call.
 
     What could not be sent waits and is tried again when more comes or the outbox is closed.
     """
 
-    def __init__(self, send: Callable[[list[Any]], None], trouble: Trouble, at_once: int) -> None:
-        self._send, self._trouble, self._at_once = send, trouble, at_once
+    def __init__(self, send: Callable[[list[Any]], None], failures: FailureReporter, at_once: int) -> None:
+        self._send, self._failures, self._at_once = send, failures, at_once
         self._waiting: list[Any] = []
         self._last: Callable[[], None] | None = None
         self._fresh = self._closed = False
@@ -40,9 +40,9 @@ class Outbox:
             self._news.notify()
         self._thread.join(_CLOSING_SECONDS)
         if self._thread.is_alive():
-            self._trouble.tell(TimeoutError(f"no answer within {_CLOSING_SECONDS:.0f} s at the end"))
+            self._failures.tell(TimeoutError(f"no answer within {_CLOSING_SECONDS:.0f} s at the end"))
         elif self._waiting:
-            self._trouble.lost(len(self._waiting))
+            self._failures.lost(len(self._waiting))
 
     def _work(self) -> None:
         closing = False
@@ -71,6 +71,6 @@ class Outbox:
         try:
             action()
         except Exception as error:  # whatever a server does, training goes on
-            self._trouble.tell(error)
+            self._failures.tell(error)
             return False
         return True

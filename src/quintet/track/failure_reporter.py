@@ -16,7 +16,7 @@ def without_password(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-class Trouble:
+class FailureReporter:
     """Says the first failure of ``tracker``; those that follow are most often the same."""
 
     def __init__(self, tracker: str, say: Callable[[str], None]) -> None:

@@ -31,7 +31,7 @@ class Computing(Protocol):
         ...
 
 
-class Subject(Protocol):
+class LanguageModel(Protocol):
     """A model that can be asked: a run that trains, a trained run, or a Hugging Face checkpoint."""
 
     @property
@@ -47,10 +47,10 @@ class Subject(Protocol):
     def bounds(self) -> TextBounds: ...
 
 
-def check_subject(subject: Subject, masked: bool = False) -> None:
+def check_language_model(language_model: LanguageModel, masked: bool = False) -> None:
     """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
     that of hidden ones), one that reads in both directions, and tokens without a text."""
-    config = subject.model.config
+    config = language_model.model.config
     if masked:
         raise UserError(
             "tasks: the model learnt to fill in hidden tokens (loss.kind: masked), and benchmarks ask how "
@@ -61,5 +61,5 @@ def check_subject(subject: Subject, masked: bool = False) -> None:
             "tasks: the model reads in both directions (model.attention.kind: bidirectional), and "
             "benchmarks ask how likely a text is from left to right; there are none for it"
         )
-    if isinstance(subject.tokenizer, IdTokenizer) or hasattr(subject.tokenizer, "decode_notes"):
+    if isinstance(language_model.tokenizer, IdTokenizer) or hasattr(language_model.tokenizer, "decode_notes"):
         raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")

@@ -34,7 +34,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Intervals:
     """The periods of a run in steps; None where something never happens on the way."""
 
     steps: int
@@ -77,14 +77,14 @@ class Rhythm:
         return len(found | ({self.steps} if self.save_at_end else set()))
 
 
-def rhythm_of(config: RunConfig, steps: int, epoch_samples: int) -> Rhythm:
-    """The rhythm of the run of ``config`` that has ``steps``, and ``epoch_samples`` samples to train on."""
+def intervals_of(config: RunConfig, steps: int, epoch_samples: int) -> Intervals:
+    """The intervals of the run of ``config`` that has ``steps``, and ``epoch_samples`` samples to train on."""
 
     def period(duration: int | float | None) -> int | None:
         return None if duration is None else steps_of(duration, steps)
 
     part = config.checkpoint.every_epochs
-    return Rhythm(
+    return Intervals(
         steps=steps,
         log_every=steps_of(config.train.log_every, steps),
         validate_every=period(config.evaluate.every),

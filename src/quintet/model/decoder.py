@@ -13,7 +13,7 @@ from quintet.model.build import Model
 from quintet.model.mask import documents_after, leading
 
 
-class Reader:
+class Decoder:
     """What ``model`` expects to follow texts that grow by a token a step, with up to ``room`` positions.
 
     A causal model keeps keys and values of what it has read. Where later tokens change what earlier ones mean, in

@@ -18,12 +18,12 @@ def key(default: Any, description: str, *, unit: str = "", **constraints: Any) -
     return Field(default, description=description, json_schema_extra={"unit": unit} if unit else None, **constraints)
 
 
-def problem(key_path: str, message: str) -> PydanticCustomError:
+def config_error(key_path: str, message: str) -> PydanticCustomError:
     """An error about several keys, reported at ``key_path`` (relative to the part that raises it)."""
     return PydanticCustomError("cross_field", "{message}", {"message": message, "key": key_path})
 
 
-class Part(BaseModel):
+class ConfigSection(BaseModel):
     """Base of every section of a run file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

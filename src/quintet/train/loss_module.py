@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from quintet.train.objective import Objective
 
 
-class Learner(nn.Module):
+class LossModule(nn.Module):
     """``model`` and what it learns: a forward pass goes from samples to their summed loss in nats, a scalar.
 
     So the head's product and the loss, which are one operation, are inside the pass that wrappers surround with their

@@ -52,7 +52,7 @@ TokenSource = NpySource | BinSource | TatmSource | MegatronSource
 FileSource = TextSource | JsonlSource | CsvSource | ParquetSource
 ReadSource = PythonStdlibSource | FileSource | HuggingFaceSource | TokenSource | MusicSource
 TokenUnit = ArrayUnit | TatmUnit | MegatronUnit
-Unit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit | MidiUnit | ScoresUnit
+WorkUnit = TextUnit | JsonlUnit | CsvUnit | ParquetUnit | RowUnit | TokenUnit | MidiUnit | ScoresUnit
 
 UNIT_BYTES = 16 << 20
 _ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
@@ -61,7 +61,7 @@ _UNITS = 2048
 
 
 @dataclass(frozen=True)
-class Listing:
+class SourceIndex:
     """A source as it is now: its files with sizes and times, or its dataset. ``fingerprint`` follows from these, from
     how they are read and from the versions of the libraries that read them; ``size`` is in bytes, and ``passed`` are
     names in its folders that are not read."""
@@ -83,17 +83,17 @@ def label_of(source: SourceConfig) -> str:
     return f"{source.kind} {', '.join(as_paths(source.path))}"
 
 
-def list_source(source: ReadSource, where: str) -> Listing:
+def list_source(source: ReadSource, where: str) -> SourceIndex:
     """Look at what ``source`` names without reading it. Raises UserError when something is missing."""
     versions = "".join(f"\n{name} {version}" for name, version in versions_of(source_libraries(source)).items())
     how = source.model_dump_json(exclude={"path", *Source.model_fields}) + _template(source, where) + versions
     if isinstance(source, HuggingFaceSource):
         dataset = describe_dataset(source, where)
-        return Listing(source, digest(how, dataset.fingerprint), dataset.size, dataset=dataset)
+        return SourceIndex(source, digest(how, dataset.fingerprint), dataset.size, dataset=dataset)
     if isinstance(source, ScoresSource):
         units = scores_units(source)
         names = [score.name for unit in units for score in unit.scores]
-        return Listing(source, digest(how, *names), sum(unit.size for unit in units))
+        return SourceIndex(source, digest(how, *names), sum(unit.size for unit in units))
     passed: PassedOver = {}
     files = _files(source, where, passed)
     passed |= {EMPTY: [file.path for file in files if not file.size]} if any(not file.size for file in files) else {}
@@ -101,7 +101,7 @@ def list_source(source: ReadSource, where: str) -> Listing:
     if isinstance(source, PythonStdlibSource):
         # Times are left out: every installation of one version has its own, and the same files.
         facts = [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
-    return Listing(source, digest(how, *facts), sum(file.size for file in files), tuple(files), passed=passed)
+    return SourceIndex(source, digest(how, *facts), sum(file.size for file in files), tuple(files), passed=passed)
 
 
 def source_libraries(source: ReadSource) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def reading_rules(source: ReadSource, tokenizer: Tokenizer) -> str:
             return ""
 
 
-def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
+def units_of(listing: SourceIndex) -> tuple[list[WorkUnit], list[str]]:
     """The work units of a source, in the order of its documents, and files that are left out because they are no text.
 
     They follow from the listing alone, and not from the number of processes. Units grow with the corpus from 16 to 128
@@ -202,7 +202,7 @@ def units_of(listing: Listing) -> tuple[list[Unit], list[str]]:
     return list(units), left_out
 
 
-def documents(unit: Unit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
+def documents(unit: WorkUnit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
     """The documents of ``unit`` in their order, empty ones included.
 
     Without a ``tokenizer`` these are the texts and the music that one can be made from; of tokens that are ready there

@@ -17,17 +17,17 @@ _ONE_REQUEST = 2.0
 
 
 @dataclass
-class Interruption:
+class StopSignal:
     """Whether somebody asked the run to stop, and by which signal."""
 
     signal: int | None = None
 
 
 @contextmanager
-def watch_signals() -> Iterator[Interruption]:
+def watch_signals() -> Iterator[StopSignal]:
     """Note the first of `STOP_SIGNALS`. A later one does what it always does, unless it came so soon that it is the
     first one by another way, as SIGTERM does to the processes of torchrun."""
-    asked = Interruption()
+    asked = StopSignal()
     if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
         yield asked
         return

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.config.schema import RunConfig
-from quintet.data import build, leaks
+from quintet.data import build, contamination
 from quintet.data import prepare as prepare_module
-from quintet.data.leaks import HashSet, copies, hashes_of, shared_documents
+from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
 from quintet.data.prepare import find_prepared, prepare
 from quintet.data.split import hold_out, trained_on
 from quintet.errors import UserError
@@ -48,7 +48,7 @@ class Documents:
     def tokens(self, start: int, stop: int) -> np.ndarray:
         return np.repeat(self.contents, self._lengths)[start:stop].astype(np.uint32)
 
-    def learnt(self, start: int, stop: int) -> None:
+    def loss_mask(self, start: int, stop: int) -> None:
         return None
 
     def hashes(self, start: int, stop: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
     stores = list(map(Documents, contents))
     held = [hold_out(store, held_out, seed) for store in stores]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaks, "_CHUNK", chunk)
+        patch.setattr(contamination, "_CHUNK", chunk)
         left_out = copies(stores, held)
     whole = {store.contents[one] for store, part in zip(stores, held, strict=True) for one in part.documents}
     cut = {store.contents[part.cut] for store, part in zip(stores, held, strict=True) if part.cut is not None}
@@ -96,7 +96,7 @@ def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
         if part.cut is not None and store.contents[part.cut] not in sure:
             content = store.contents[part.cut]
             others = sum(store.contents[one] % 7 + 1 for one in held_here - {part.cut})
-            expected += [content] * (content % 7 + 1 - (part.intervals.size - others))
+            expected += [content] * (content % 7 + 1 - (part.ranges.size - others))
         assert sorted(found) == sorted(expected)
         wanted = {one for one, content in enumerate(store.contents) if content in whole} - held_here
         if part.cut is not None and store.contents[part.cut] in sure:

@@ -13,7 +13,7 @@ _LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole.
 
     Where a dialect's file says a value of the run in words of its own, ``key`` is what it calls it, and ``switch``
@@ -31,9 +31,9 @@ class Place:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
-COMMAND_LINE = Place(None)
+COMMAND_LINE = Origin(None)
 
-Places = Mapping[KeyPath, Place]
+Provenance = Mapping[KeyPath, Origin]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Original:
     """A run file of a dialect as its user wrote it: the place of each value of the run, and the bytes of each of its
     files, by its path below the folder that they have in common."""
 
-    places: Places
+    places: Provenance
     files: Mapping[str, bytes]
 
 
@@ -49,7 +49,7 @@ class Original:
 class Problem:
     """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do."""
 
-    place: Place
+    place: Origin
     key: str
     message: str
 
@@ -92,7 +92,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
-def place_of(path: KeyPath, places: Places) -> Place:
+def place_of(path: KeyPath, places: Provenance) -> Origin:
     """The place of ``path``, or of the nearest section around it that is written somewhere."""
     for length in range(len(path), -1, -1):
         if path[:length] in places:

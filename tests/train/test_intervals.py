@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from quintet.config.evaluate import EvaluateConfig
-from quintet.train.rhythm import Trial, rhythm_of
+from quintet.train.intervals import Trial, intervals_of
 
 
 def steps_with(make_config: Callable[..., Any], event: str, steps: int = 20, **sections: Any) -> list[int]:
     config = make_config(train={"steps": steps, "batch_size": 4, **sections.pop("train", {})}, **sections)
-    rhythm = rhythm_of(config, steps, epoch_samples=30)
-    return [step for step in range(1, steps + 1) if getattr(rhythm, event)(step)]
+    intervals = intervals_of(config, steps, epoch_samples=30)
+    return [step for step in range(1, steps + 1) if getattr(intervals, event)(step)]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_validations(make_config, evaluate: dict[str, Any], expected: list[int])
 def test_checkpoints(make_config, checkpoint: dict[str, Any], expected: list[int]) -> None:
     assert steps_with(make_config, "saves", checkpoint=checkpoint) == expected
     config = make_config(train={"steps": 20, "batch_size": 4}, checkpoint=checkpoint)
-    assert rhythm_of(config, 20, epoch_samples=30).saved() == len(expected)
+    assert intervals_of(config, 20, epoch_samples=30).saved() == len(expected)
 
 
 def test_samples_and_progress_lines_may_have_a_period_of_their_own(make_config) -> None:
