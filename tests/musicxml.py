@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -41,6 +41,15 @@ def agrees(table: Notes, path: Path) -> bool:
     ours = np.array(sorted(zip(table.pitch, table.start, table.end, strict=True)), dtype=np.float64)
     theirs = np.array(sounding(path), dtype=np.float64)
     return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=2e-3)
+
+
+def ties_are_clear(path: Path) -> bool:
+    """Whether each tie ends at one note: of two equal ones that begin together, MusicXML does not say which."""
+    ends = [
+        Counter((pitch, start) for pitch, start, _, ties in _notes(part) if "stop" in ties)
+        for part in _root(path).iter("part")
+    ]
+    return all(count == 1 for one in ends for count in one.values())
 
 
 def _root(path: Path) -> ElementTree.Element:

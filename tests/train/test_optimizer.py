@@ -1,15 +1,28 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
-from quintet.train.optimizer import build_optimizer, set_learning_rate, set_momentum, state_bytes, step_if_finite
+from quintet.train.optimizer import (
+    build_optimizer,
+    check_optimizer,
+    check_sharded,
+    set_learning_rate,
+    set_momentum,
+    state_bytes,
+    step_if_finite,
+)
 
 
 def tiny() -> nn.Module:
@@ -190,3 +203,30 @@ def test_what_a_class_decides_itself_is_left_to_it() -> None:
     assert {name for name, value in fused.items() if value} == {"Adam", "AdamW"}
     unfused = build_optimizer(named("AdamW", arguments={"foreach": True}), tiny())
     assert not unfused.param_groups[0]["fused"]
+
+
+@pytest.fixture
+def one_device() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name, found in vars(torch.optim).items() if inspect.isclass(found)])
+def test_an_optimizer_that_cannot_step_sharded_weights_is_refused(name: str, one_device: DeviceMesh) -> None:
+    config = TorchOptimizerConfig(kind="torch", name=name, weight_decay=0.0)
+    try:
+        check_optimizer(config)
+    except UserError:
+        return  # not for any run
+    model = tiny()
+    fully_shard(model, mesh=one_device)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    model(torch.arange(7)).square().sum().backward()
+    try:
+        optimizer.step()
+    except RuntimeError:
+        with pytest.raises(UserError, match=f"PyTorch's {name} cannot step weights"):
+            check_sharded(config)
+    else:
+        check_sharded(config)

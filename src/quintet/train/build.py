@@ -22,7 +22,7 @@ from quintet.train.engine import Engine, TorchEngine
 from quintet.train.loss_module import LossModule
 from quintet.train.model import make_model, weights_of
 from quintet.train.objective import Objective
-from quintet.train.optimizer import build_optimizer
+from quintet.train.optimizer import build_optimizer, check_sharded
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
@@ -71,7 +71,9 @@ def build_engine(
         raise UserError(
             "train.precision: fp16 scales its loss, which is not done for sharded weights; take bf16 or fp32"
         )
-    if not strategy.sharded:
+    if strategy.sharded:
+        check_sharded(config.optimizer)
+    else:
         model = make_model(config, tokenizer, weights).to(compute.device)
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)
     if compute.compile:

@@ -43,9 +43,11 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
     found: list[Callable[[], object]] = []
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
-        from quintet.train.optimizer import check_optimizer
+        from quintet.train.optimizer import check_optimizer, check_sharded
 
         found.append(lambda: check_optimizer(optimizer))
+        if config.parallel.kind in ("fsdp", "hsdp"):
+            found.append(lambda: check_sharded(optimizer))
     if isinstance(schedule, TransformersScheduleConfig):
         from quintet.train.schedules.transformers import check_transformers_schedule
 

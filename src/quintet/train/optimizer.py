@@ -24,6 +24,8 @@ _OURS = {
 }
 # They need a function that computes the loss again, sparse gradients, and nothing but matrices.
 _NOT_FOR_A_RUN = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+# PyTorch 2.13 cannot step weights in shards with them: they change in place what has other placements after it.
+_WHOLE_WEIGHTS = ("Adafactor", "Rprop")
 # Their fused kernels read ``found_inf`` and leave out the step themselves; that of SGD would begin with a momentum that
 # nobody set if the first step were left out.
 _FUSED = ("Adam", "AdamW")
@@ -79,6 +81,15 @@ def check_optimizer(config: TorchOptimizerConfig) -> None:
     if config.weight_decay and not _decays(config):
         raise UserError(f"optimizer.weight_decay: {config.name} has none; leave it out")
     check_arguments("optimizer.arguments", config.name, known[config.name], config.arguments, _OURS)
+
+
+def check_sharded(config: OptimizerConfig) -> None:
+    """Raise UserError when the optimizer cannot step weights that FSDP or HSDP spreads."""
+    if isinstance(config, TorchOptimizerConfig) and config.name in _WHOLE_WEIGHTS:
+        raise UserError(
+            f"optimizer.name: PyTorch's {config.name} cannot step weights that are spread over devices; take another "
+            "optimizer, or parallel.kind: ddp"
+        )
 
 
 def _decays(config: TorchOptimizerConfig) -> bool:
