@@ -44,12 +44,14 @@ def agrees(table: Notes, path: Path) -> bool:
 
 
 def ties_are_clear(path: Path) -> bool:
-    """Whether each tie ends at one note: of two equal ones that begin together, MusicXML does not say which."""
-    ends = [
-        Counter((pitch, start) for pitch, start, _, ties in _notes(part) if "stop" in ties)
-        for part in _root(path).iter("part")
-    ]
-    return all(count == 1 for one in ends for count in one.values())
+    """Whether each tie is between two notes: of equal ones that begin or end together, MusicXML does not say which."""
+    sides = Counter(
+        (number, *side)
+        for number, part in enumerate(_root(path).iter("part"))
+        for pitch, start, end, ties in _notes(part)
+        for side in ((tie, pitch, start if tie == "stop" else end) for tie in ties)
+    )
+    return all(count == 1 for count in sides.values())
 
 
 def _root(path: Path) -> ElementTree.Element:
