@@ -211,12 +211,14 @@ def inputs(draw: st.DrawFn) -> Input:
         | {batch: each if batch == "batch_size_per_device" else 2 * each}
         | draw(TRAIN),
         "evaluate": draw(EVALUATE),
-        "checkpoint": {"every": None, "at_end": cut is not None},
+        "checkpoint": {"every": None, "at_end": True},
         "sample": {"prompts": []},
     }
     way = draw(WAYS)
     if way["kind"] in ("fsdp", "hsdp") and values["optimizer"].get("name") == "Adafactor":
         values["optimizer"] = {"kind": "adamw", "lr": 1e-2, "eps": 1e-3}  # which PyTorch can step in shards
+    if values["schedule"].get("kind") == "plateau":
+        cut = None  # the validation where it ended first would count
     return Input(values, texts, way, cut)
 
 
