@@ -88,7 +88,7 @@ def test_the_whole_list_as_a_plain_reading_of_the_xml(monkeypatch: pytest.Monkey
 def test_ties_tempo_marks_chords_and_grace_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     import music21
 
-    part = music21.stream.ConfigSection()
+    part = music21.stream.Part()
     part.append(music21.tempo.MetronomeMark(number=60))
     tied = [music21.note.Note("C4", quarterLength=1), music21.note.Note("C4", quarterLength=2)]
     tied[0].tie, tied[1].tie = music21.tie.Tie("start"), music21.tie.Tie("stop")
