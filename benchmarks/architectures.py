@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.model.abilities import Abilities
-from quintet.model.trial import try_abilities
+from quintet.model.trial import NOTHING, try_abilities
 
 CONTEXT = 1 << 30  # beyond every window
 # What the defaults of the library leave open or contradict, or leave out of what the family is known for.
@@ -105,7 +105,7 @@ def abilities(name: str) -> Abilities:
     found = try_abilities(config, default_model(name), CONTEXT, linear_head=False)
     if not found.causal:
         raise ValueError("it sees the tokens that it is to predict")
-    if not found.filled and not found.cache:
+    if found == NOTHING:
         raise ValueError("no small copy of it can be read")
     return found
 
