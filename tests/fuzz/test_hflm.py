@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from quintet.evaluate.harness.batches import Limit
@@ -200,8 +200,9 @@ def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st
     special = st.sampled_from([*tokenizer.special_tokens.values()])
     ids = data.draw(st.lists(st.one_of(st.integers(0, len(library) - 1), special), min_size=1, max_size=8), "ids")
     whole, seen = (library.decode(ids, skip_special_tokens=skip) for skip in (False, True))
+    assume("\ufffd" not in whole)  # in how many of these stand for bytes that are no text, the libraries differ
     parts = [text[first:last] for text in (whole, seen) for last in range(len(text) + 1) for first in range(last)]
-    parts = [part for part in parts if "\ufffd" not in part] or ["_"]
+    parts = parts or ["_"]
     until = data.draw(st.lists(st.sampled_from(parts), max_size=2), "until")
 
     stops = handle_stop_sequences(list(until), eos=library.decode(library.eos_token_id, skip_special_tokens=False))
@@ -216,8 +217,7 @@ def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st
         if not written.stopped:
             written.push(number)
     assert written.stopped is bool(ends)
-    if "\ufffd" not in expected:  # in how many of these stand for bytes that are no text, the libraries differ
-        assert written.finish() == expected
+    assert written.finish() == expected
 
 
 FIELDS = st.lists(TEXT.filter(lambda text: "{" not in text and "}" not in text), min_size=3, max_size=6, unique=True)

@@ -20,10 +20,22 @@ from pydantic.fields import FieldInfo
 from quintet.config.describe import plain
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
+from quintet.config.names import local_path
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
+from quintet.errors import UserError
 
 MINIMAL: dict[str, Any] = {"name": "a", "data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 3}}
+
+
+def _may_be_a_path(text: str) -> bool:
+    try:
+        local_path(text)
+    except UserError:
+        return False
+    return True
+
+
 AWKWARD = ("${a}", "\\${", "1e-3", "010", "0x1F", "1:30", "2024-01-01", ".nan", "yes", "null", "~", "- a", "a: b", "#x")
 AWKWARD += (
     "=",
@@ -43,7 +55,7 @@ AWKWARD += (
     "\ufeff",
     "日本",
 )
-TEXT = st.sampled_from(AWKWARD) | st.text(max_size=8)
+TEXT = st.sampled_from(AWKWARD) | st.text(max_size=8).filter(_may_be_a_path)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 ANY = st.recursive(
     SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=5
