@@ -121,7 +121,7 @@ def assert_reads_as_plainly(model: PretrainedModel) -> None:
         ids = list(one.ids)
         logs = plain(model, ids[:-1]).double().log_softmax(-1)[-one.scored :]
         expected = float(logs[range(one.scored), ids[-one.scored :]].sum())
-        assert nats == pytest.approx(expected, abs=2e-3, rel=1e-4)  # large weights make hundreds of nats
+        assert nats == pytest.approx(expected, abs=2e-3, rel=5e-4)  # large weights enlarge rounding
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
