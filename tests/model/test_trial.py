@@ -180,6 +180,16 @@ def test_what_a_model_can_do_is_found(build: Build, name: str, missing: set[str]
     assert can.positions == ("after padding id" if name == "roberta" else "from zero")
 
 
+@pytest.mark.parametrize("rows", [2, 16, 27])
+def test_a_model_of_few_ids_is_tried_as_any_other(rows: int) -> None:
+    numbers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values = {**numbers, "num_key_value_heads": 2, "vocab_size": rows}
+    config = HuggingFaceConfig(kind="huggingface", name_or_path="llama", pretrained=False, config=values)
+    model = build_model(config, rows, CONTEXT, seed=0)
+    assert isinstance(model, PretrainedModel)
+    assert model.abilities == Abilities()
+
+
 def test_within_its_first_positions_a_model_is_as_any_other(folder: Path, build: Build) -> None:
     build("phi3")
     config = HuggingFaceConfig(kind="huggingface", name_or_path=str(folder / "phi3"), documents=True)

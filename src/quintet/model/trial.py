@@ -241,9 +241,10 @@ def _tells_documents(trial: _Trial) -> bool:
 
 
 def _sees_backwards_only(trial: _Trial) -> bool:
-    """What comes next changes nothing before it, in a text whose ids all differ."""
-    text = torch.arange(RESERVED, RESERVED + _LENGTH)[None]
-    other = torch.cat([text[:, :-1], text[:, -1:] + 1], dim=1)
+    """What comes next changes nothing before it, in a text whose ids all differ where the vocabulary has as many."""
+    rows = trial.model.causal.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(RESERVED, RESERVED + _LENGTH + 1) % rows)[None]
+    text, other = ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
     return _alike(trial.model(text)[0, :-1], trial.model(other)[0, :-1])
 
 
