@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER, sampling_of
+from quintet.cli.inputs import WRITER, Checkpoint, sampling_of
 from quintet.config.names import local_path
 from quintet.errors import UserError
 
@@ -44,7 +44,7 @@ def chat(
         datetime | None,
         typer.Option(formats=["%Y-%m-%d"], help="the day that a template is told when it asks; today when not given"),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    checkpoint: Checkpoint = "latest",
 ) -> None:
     """Talk with a trained model: a line is a question, /exit or the end of the input ends.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quintet.cli.inputs import Inputs, forget_read, load
+from quintet.cli.inputs import AsJson, Inputs, forget_read, load
 from quintet.errors import UserError
 from quintet.files import to_json
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def check(
     inputs: Inputs,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
     tries: Annotated[
         bool,
         typer.Option(

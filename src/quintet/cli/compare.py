@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quintet.cli.inputs import fail
+from quintet.cli.inputs import AsJson, Checkpoint, fail
 from quintet.files import to_json
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def compare(
         int | None, typer.Option(min=1, help="held-out samples; evaluate.samples of each run when not given")
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="of texts, of all topics together")] = 200_000,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    checkpoint: Checkpoint = "latest",
     recorded: Annotated[
         bool, typer.Option("--recorded", help="only what was recorded in the training; load no model")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs: settings, figures, curves, and how sure the difference of their losses on the same data is.
 

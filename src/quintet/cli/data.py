@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import in_words, load
+from quintet.cli.inputs import AsJson, in_words, load
 from quintet.config.names import local_path
 from quintet.files import to_json
 
@@ -25,7 +25,7 @@ def data(
     inputs: Described,
     seed: Annotated[int, typer.Option(help="chooses the documents that are shown")] = 0,
     samples: Annotated[int, typer.Option(min=0, help="documents that are shown of each store")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe what is prepared: documents, tokens, lengths, what was dropped, some texts. Nothing is tokenised."""
     from quintet.data.describe import report_run, report_store

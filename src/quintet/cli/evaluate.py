@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quintet.cli.benchmarks import ask_benchmarks, folder_of
-from quintet.cli.inputs import WRITER, fail
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, fail
 from quintet.cli.text import model_texts
 from quintet.config.names import local_path
 from quintet.files import to_json
@@ -27,14 +27,12 @@ Samples = Annotated[
     int | None,
     typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
 ]
-Checkpoint = Annotated[str, typer.Option(help="latest, best, or a step")]
 PrecisionOption = Annotated[
     Precision | None,
     typer.Option(
         help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Records = Annotated[
     int | None, typer.Option(min=1, help="held-out records to answer, 48 when not given", rich_help_panel="Piano")
 ]

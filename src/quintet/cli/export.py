@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from quintet.cli.inputs import Checkpoint
+
 
 class Format(StrEnum):
     """What can be written."""
@@ -27,7 +29,7 @@ def export(
     run: Annotated[str, typer.Argument(help="run folder, or name of a run under runs/")],
     folder: Annotated[Path, typer.Argument(help="folder to write, new or empty")],
     to: Annotated[Format, typer.Option(help="form of the files", show_default=False)],
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    checkpoint: Checkpoint = "latest",
     dtype: Annotated[Precision, typer.Option(help="type of the weights")] = Precision.FP32,
 ) -> None:
     """Write the model and tokenizer of a run so that transformers loads them."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER, fail, sampling_of
+from quintet.cli.inputs import WRITER, Checkpoint, fail, sampling_of
 from quintet.cli.music import write_music
 from quintet.errors import named
 from quintet.files import to_json
@@ -51,7 +51,6 @@ BatchSize = Annotated[int, typer.Option(min=1, help="prompts to continue side by
 StaticCache = Annotated[
     bool, typer.Option("--static-cache", help="compile the step of one token, for long texts and many prompts")
 ]
-Checkpoint = Annotated[str, typer.Option(help="latest, best, or a step")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")]
 Midi = Annotated[
     Path | None, typer.Option(help="piano: the piece to continue, or the prompt of --task", rich_help_panel=_PIANO)

@@ -32,6 +32,8 @@ TAKES_MORE = {"ignore_unknown_options": True}
 
 _read: ContextVar[Loaded | None] = ContextVar("the run file that the command line read", default=None)
 
+Checkpoint = Annotated[str, typer.Option(help="latest, best, or a step")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 WRITER = "run folder, name of a run under runs/, folder of a Hugging Face checkpoint, or its name on the hub"
 
 _NAMES = {

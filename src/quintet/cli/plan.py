@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, in_words, load
+from quintet.cli.inputs import AsJson, Inputs, fail, in_words, load
 from quintet.errors import UserError
 from quintet.files import to_json
 
@@ -44,7 +44,7 @@ _OF_DEVICES = (
 def plan(
     context: typer.Context,
     inputs: Inputs,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
     devices: Devices = None,
     device_memory: Memory = "80GiB",
     devices_per_node: PerNode = 8,

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER
+from quintet.cli.inputs import WRITER, Checkpoint
 
 
 def play(
     run: Annotated[str, typer.Argument(help=WRITER)],
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step")] = "latest",
+    checkpoint: Checkpoint = "latest",
     host: Annotated[
         str, typer.Option(help="address to serve on; with 0.0.0.0 whoever reaches this machine can use the page")
     ] = "127.0.0.1",

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import fail
+from quintet.cli.inputs import AsJson, fail
 from quintet.config.names import is_path
 from quintet.files import to_json
 
 
 def runs(
     folder: Annotated[Path, typer.Argument(help="folder that holds run folders")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder: how far each is, what it reached, how fast it was."""
     from quintet.track.overview import find_runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial, reduce
 from pathlib import Path
@@ -110,18 +110,13 @@ def line_in_its_words(line: str, places: Provenance, dialect: Dialect | None) ->
         return line
     told: set[str] = set()
 
-    def renamed(match: re.Match[str]) -> str:
-        path = parse(match[0])
-        if path is None or not _is_native(path):
-            return match[0]
-        there = _said_at(path, places, dialect)
-        name = there.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ") or match[0]
+    def with_line(name: str, there: Origin) -> str:
         if there.line is None or name in told:
             return name
         told.add(name)
         return f"{name} ({there})"
 
-    return _KEY.sub(renamed, line)
+    return _renamed(line, places, dialect, with_line)
 
 
 def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Dialect | None) -> list[Problem]:
@@ -136,17 +131,24 @@ def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Diale
     for problem in problems:
         path = parse(problem.key)
         place = _said_at(path, places, dialect) if path else Origin(problem.place.file, problem.place.line)
-
-        def renamed(match: re.Match[str]) -> str:
-            path = parse(match[0])
-            if path is None or not _is_native(path):
-                return match[0]
-            there = _said_at(path, places, dialect).key.removeprefix(f"{dialect.name}'s default: ")
-            return there.replace(", ", " and ") or match[0]
-
         key = place.key if place.key.startswith(f"{EXTENSION}.") else problem.key
-        found.append(Problem(place, key, _KEY.sub(renamed, problem.message)).in_its_words())
+        message = _renamed(problem.message, places, dialect, lambda name, _: name)
+        found.append(Problem(place, key, message).in_its_words())
     return found
+
+
+def _renamed(text: str, places: Provenance, dialect: Dialect, shown: Callable[[str, Origin], str]) -> str:
+    """``text`` with ``shown`` of each native key in it: of what the file calls the key, and of where it says it."""
+
+    def replaced(match: re.Match[str]) -> str:
+        path = parse(match[0])
+        if path is None or not _is_native(path):
+            return match[0]
+        there = _said_at(path, places, dialect)
+        name = there.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ")
+        return shown(name or match[0], there)
+
+    return _KEY.sub(replaced, text)
 
 
 _KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\]|(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+)(?![\w/(\[])")

@@ -20,6 +20,8 @@ from typing import Any
 import quintet
 import quintet.piano.tokenizers
 from quintet.config.cleaning import CleaningConfig
+from quintet.config.packing import MusicPackingConfig
+from quintet.config.schema import RunConfig
 from quintet.data.duplicates import find_duplicates
 from quintet.data.manifest import Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
@@ -90,6 +92,11 @@ def store_key(listing: SourceIndex, tokenizer: Tokenizer, cleaning: CleaningConf
     encoded_by = versions_of(libraries_of(tokenizer))
     versions = [f"{name} {version}" for name, version in encoded_by.items()]
     return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json(), *versions)
+
+
+def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The libraries that make ids while the run trains, and not before: those of a tokenizer of notes."""
+    return libraries_of(tokenizer) if isinstance(config.data.packing, MusicPackingConfig) else ()
 
 
 def versions_used(listing: SourceIndex, tokenizer: Tokenizer) -> dict[str, str]:

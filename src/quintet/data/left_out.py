@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from quintet.config.documents import TokenField
 from quintet.config.sources import BinSource, NpySource, TextSource
+from quintet.data.batch import TrainData, ValidationData
 from quintet.data.manifest import Manifest
 from quintet.data.sources.files import passed_over_lines
 from quintet.data.sources.source_index import SourceIndex, label_of
@@ -38,6 +39,12 @@ def left_out_files(count: int, first: tuple[str, ...]) -> Iterator[str]:
     if count:
         names = ", ".join(first[:3]) + (", …" if count > 3 else "")
         yield f"left out: {count:,} files that cannot be read ({names})"
+
+
+def packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
+    """What packing leaves out of each source of ``data``."""
+    for label, samples in zip(data.labels, data.streams, strict=True) if data is not None else ():
+        yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
 def _matched_nothing(listing: SourceIndex, manifest: Manifest) -> Iterator[str]:

@@ -24,12 +24,13 @@ from quintet.data.build import (
     build_share,
     build_store,
     check_output,
+    encoding_libraries,
     store_key,
     versions_used,
 )
 from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
 from quintet.data.duplicates import check_library
-from quintet.data.left_out import dropped_lines, left_out_files, preparation_lines
+from quintet.data.left_out import dropped_lines, left_out_files, packing_lines, preparation_lines
 from quintet.data.manifest import read_manifest
 from quintet.data.order import build_order
 from quintet.data.packing import cut_stream, pack
@@ -45,7 +46,7 @@ from quintet.piano.numbers import HEADER, NUMBERS, from_numbers
 from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
 from quintet.randomness import key
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
-from quintet.tokenize.base import NO_END, digest, libraries_of, threads, versions_of
+from quintet.tokenize.base import NO_END, digest, threads, versions_of
 from quintet.tokenize.build import is_kept
 from quintet.tokenize.ids import IdTokenizer
 
@@ -122,23 +123,12 @@ def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress
         stores = tuple(store.learnt_everywhere() for store in stores)
     train, validation, left_out = _divide(config, corpus, stores, tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
-    notes += tuple(_packing_lines(train, "")) + tuple(_packing_lines(validation, "validation: "))
+    notes += tuple(packing_lines(train, "")) + tuple(packing_lines(validation, "validation: "))
     libraries = versions_of(encoding_libraries(config, tokenizer))
     for listing in corpus.listings:
         if listing is not None:
             libraries |= versions_used(listing, _stored_by(listing.source, tokenizer))
     return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, libraries, notes)
-
-
-def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The libraries that make ids while the run trains, and not before: those of a tokenizer of notes."""
-    return libraries_of(tokenizer) if isinstance(config.data.packing, MusicPackingConfig) else ()
-
-
-def _packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
-    """What packing leaves out of each source."""
-    for label, samples in zip(data.labels, data.streams, strict=True) if data is not None else ():
-        yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
 def prepare_to(

@@ -66,6 +66,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
     not change earlier ones."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         plain = config.model_copy(update={"lora": None, "documents": False})
+        boundary = _boundary(causal, context_length)
         for settings in small_copies(causal, context_length):
             found: list[Abilities] = []
             try:
@@ -78,7 +79,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
                     texts = _texts(copy, generator)
                     if not model(texts).isfinite().all():
                         break
-                    found.append(_tried(model, texts, _boundary(causal, context_length)))
+                    found.append(_tried(model, texts, boundary))
             except Exception:  # a copy whose numbers do not fit one another; the next one is larger
                 continue
             if len(found) == _DRAWS:

@@ -16,8 +16,9 @@ from quintet.config.length import total_steps
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch, TrainData, ValidationData
+from quintet.data.build import encoding_libraries
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
-from quintet.data.prepare import Prepared, encoding_libraries, prepare
+from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.processes import broadcast_from_rank0, rank, rank_zero_first, world_size

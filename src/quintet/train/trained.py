@@ -160,8 +160,9 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) 
     try:
         config = TransformerConfig.model_validate(model_section(values, name))
     except UserError:
-        context = positions_of(values) or _CONTEXT
-        if positions_of(values) is None:
+        context = positions_of(values)
+        if context is None:
+            context = _CONTEXT
             say(f"{name}: config.json names no most tokens of a text; {context:,} are the most here")
         model = build_model(
             HuggingFaceConfig(kind="huggingface", name_or_path=str(folder)), tokenizer.vocab_size, context, seed=0
