@@ -1,11 +1,13 @@
-"""The one family of errors that a user can mend.
+"""The one family of errors that a user can mend, and how their messages are worded.
 
 Anything else that reaches the top is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -28,3 +30,36 @@ def named(where: str) -> Iterator[None]:
     except UserError as error:
         found = (problem.removeprefix("text: ") for problem in error.problems)
         raise UserError(*(one if one.startswith(where) else f"{where}: {one}" for one in found)) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` most likely means; None if it is like none of them.
+
+    Letters in another order are the commonest slip and the one that difflib, which compares runs of letters, misses in
+    short names; they go first.
+    """
+    known = list(known)
+    reordered = [one for one in known if sorted(one) == sorted(name)]
+    return next(iter(reordered or difflib.get_close_matches(name, known, n=1, cutoff=0.55)), None)
+
+
+def one_line(error: BaseException, lines: int | None = None, *, typed: bool = False) -> str:
+    """The message of ``error`` in one line, without passwords in its addresses; its class if it has no message.
+
+    ``lines``: take only so many of its lines, for libraries whose further lines speak of their own code; a first line
+    that ends with a colon takes the second along. ``typed``: put the class in front.
+    """
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, KeyError) and not typed:
+        text = f"no {text}"
+    if lines is not None:
+        told = [line.strip() for line in text.splitlines() if line.strip()]
+        more = lines == 1 and told[:1] and told[0].endswith(":")
+        text = " ".join(told[: lines + 1 if more else lines]).rstrip(".")
+    said = without_password(" ".join(text.split()))
+    return f"{kind}: {said}" if said and typed else said or kind
+
+
+def without_password(text: str) -> str:
+    """``text`` with the user and password taken out of its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

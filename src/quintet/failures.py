@@ -16,6 +16,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+from quintet.errors import one_line
 from quintet.processes import FailedElsewhere, rank
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -96,8 +97,10 @@ def leave(error: BaseException, problems: list[str], code: int) -> NoReturn:
     """
     kind = kind_of(error, bool(problems))
     if kind == "lost":
-        problems = [f"another process is gone or has not answered in parallel.timeout_seconds ({_in_a_line(error)})"]
-    failure = Failure(kind, problems or [_in_a_line(error)], traceback.format_exc())
+        problems = [
+            f"another process is gone or has not answered in parallel.timeout_seconds ({one_line(error, typed=True)})"
+        ]
+    failure = Failure(kind, problems or [one_line(error, typed=True)], traceback.format_exc())
     _record(error, failure)
     alone = os.environ.get("ROLE_NAME") != ROLE
     if alone and failure.kind == "user" and rank() == 0:
@@ -148,7 +151,3 @@ def _is_lost(error: BaseException) -> bool:
     # A CheckpointException tells the errors of all processes, and is no Exception.
     by_network = isinstance(error, RuntimeError) or type(error).__name__ == "CheckpointException"
     return by_network and any(sign in str(error).lower() for sign in _LOST)
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

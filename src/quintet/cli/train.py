@@ -10,7 +10,7 @@ import typer
 
 from quintet.cli.inputs import Inputs, in_words, load
 from quintet.config.packing import MusicPackingConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.processes import is_rank_zero
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _report(folder: Path, reporter: Reporter) -> None:
     try:
         reporter.say(f"report: {write_report(folder)}")
     except Exception as error:  # the training is done, and no page is worth its exit code
-        reporter.say(f"no report: {' '.join(str(error).split()) or type(error).__name__}; quintet report {folder}")
+        reporter.say(f"no report: {one_line(error)}; quintet report {folder}")
 
 
 def _best(progress: Progress, label: str | None) -> str:

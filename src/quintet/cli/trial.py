@@ -21,9 +21,8 @@ from quintet.config.names import local_path
 from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.track import MLflowConfig, WandbConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.track.console import Reporter
-from quintet.track.failure_reporter import one_line
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
@@ -73,7 +72,7 @@ class Tried:
         if isinstance(error, UserError):
             problems = error.problems
         else:
-            problems = (error if isinstance(error, str) else f"{type(error).__name__}: {one_line(error)}",)
+            problems = (error if isinstance(error, str) else one_line(error, typed=True),)
         for problem in problems:
             found = _stage_of(problem) if stage in _WIDE else None
             self.failures[found or stage, problem] = None

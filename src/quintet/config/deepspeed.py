@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.section import config_error, number_in
-from quintet.config.spelling import nearest
+from quintet.errors import nearest
 
 if TYPE_CHECKING:
     from quintet.config.schema import RunConfig

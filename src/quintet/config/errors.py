@@ -13,7 +13,7 @@ from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
 from quintet.config.provenance import Problem, Provenance, place_of, shown
 from quintet.config.read import half_character
-from quintet.config.spelling import nearest as nearest_name
+from quintet.errors import nearest as nearest_name
 
 _MOST_PLACES = 3
 _KIND_ERRORS = {"union_tag_invalid", "union_tag_not_found"}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse
 from quintet.config.merge import Override, Verb, apply_override, merge
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, RunFileError, place_of
-from quintet.config.read import YamlDocument, first_line, read_document
+from quintet.config.read import YamlDocument, read_document
+from quintet.errors import one_line
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override as HydraOverride
@@ -87,7 +88,9 @@ def apply_hydra_overrides(document: YamlDocument, overrides: Sequence[str]) -> Y
         try:
             document = apply_override(document, _override(text))
         except HydraException as error:
-            problems.append(Problem(COMMAND_LINE, "", f"{text!r} is no override of Hydra's: {first_line(error)}"))
+            problems.append(
+                Problem(COMMAND_LINE, "", f"{text!r} is no override of Hydra's: {one_line(error, lines=1)}")
+            )
         except ValueError as error:
             problems.append(Problem(COMMAND_LINE, text.partition("=")[0].lstrip("+~"), str(error)))
     if problems:

@@ -14,7 +14,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, Unsu
 from quintet.config.describe import with_defaults
 from quintet.config.keypath import KeyPath, show, walk
 from quintet.config.provenance import Problem, RunFileError, place_of
-from quintet.config.read import YamlDocument, first_line
+from quintet.config.read import YamlDocument
+from quintet.errors import one_line
 
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]?\s*(?=[.},\[])")
 """The points and the first name of a reference to a key: ``${name}``, ``${..name.inner}``, ``${oc.select:name,0}``."""
@@ -98,13 +99,12 @@ def _put(values: Any, path: KeyPath, value: Any) -> None:
 
 def _message(text: str, error: Exception) -> str:
     if isinstance(error, InterpolationKeyError):
-        return (
-            f"{text}: {first_line(error).removeprefix('Interpolation key ').replace(' not found', ' is no key here')}"
-        )
+        reason = one_line(error, lines=1).removeprefix("Interpolation key ")
+        return f"{text}: {reason.replace(' not found', ' is no key here')}"
     if isinstance(error, UnsupportedInterpolationType):
         known = ", ".join(("oc.env", "oc.select", "oc.decode", "oc.create", *FUNCTIONS))
         return f"{text}: there is no such function; there are {known}"
-    reason = first_line(error)
+    reason = one_line(error, lines=1)
     if "Environment variable" in reason:
         variable = reason.partition("Environment variable ")[2].partition(" ")[0]
         mend = "set it, or give a default: ${oc.env:NAME,default}"

@@ -15,7 +15,8 @@ from quintet.config.describe import default_kinds
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
 from quintet.config.names import local_path
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, place_of, shown
-from quintet.config.read import YamlDocument, first_line, half_character, read_document, with_whole_characters
+from quintet.config.read import YamlDocument, half_character, read_document, with_whole_characters
+from quintet.errors import one_line
 
 MISSING = "???"
 """OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
@@ -49,7 +50,7 @@ def _bases(document: YamlDocument, place: Origin) -> list[str]:
     try:
         extends = OmegaConf.create(document.values)["extends"]
     except OmegaConfBaseException as error:
-        raise RunFileError([Problem(place, "extends", first_line(error))]) from None
+        raise RunFileError([Problem(place, "extends", one_line(error, lines=1))]) from None
     names = list(extends) if OmegaConf.is_list(extends) else [extends]
     if not all(isinstance(name, str) and name for name in names):
         raise RunFileError([Problem(place, "extends", "must be the name of a file, or a list of names")])
@@ -82,7 +83,7 @@ def _clashes(old: Any, new: Any) -> bool:
 def _merge_message(error: OmegaConfBaseException) -> str:
     if "Cannot merge" in str(error):
         return "is a list in one place and a section in the other, which do not merge; make them alike"
-    return first_line(error)
+    return one_line(error, lines=1)
 
 
 def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _value(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{text!r} is no YAML value ({first_line(error)})") from None
+        raise ValueError(f"{text!r} is no YAML value ({one_line(error, lines=1)})") from None
     assert isinstance(found, list)
     if len(found) != 1:
         raise ValueError(f"{text!r} is no single YAML value")

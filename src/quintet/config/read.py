@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from quintet.config.keypath import KeyPath, show
 from quintet.config.provenance import Origin, Problem, RunFileError
+from quintet.errors import one_line
 
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
@@ -89,7 +90,7 @@ def read_document(
         raise RunFileError([_syntax_problem(name, text, error)]) from None
     except OmegaConfBaseException as error:
         place = reading.places[()]
-        raise RunFileError([Problem(place, error.full_key or "", first_line(error))]) from None
+        raise RunFileError([Problem(place, error.full_key or "", one_line(error, lines=1))]) from None
     if listed:
         values = {list_key: values}
     assert isinstance(values, dict)
@@ -132,11 +133,6 @@ def line_places(text: str) -> dict[KeyPath, int]:
     reading = _Lines("", {}, [], [])
     reading.visit(root, ())
     return {path: place.line for path, place in reading.places.items() if place.line is not None}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of OmegaConf; the others speak of its classes."""
-    return str(error).partition("\n")[0]
 
 
 def _text(file: Path, asked_at: Origin | None) -> str:

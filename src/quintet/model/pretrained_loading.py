@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name, local_path
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.model.abilities import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.families.files import (
@@ -22,7 +22,6 @@ from quintet.model.families.files import (
     check_finite,
     checkpoint_digest,
     differing,
-    first_line,
     refuse_adapter,
     weight_files,
 )
@@ -268,7 +267,7 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
             warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
             adapted = peft.get_peft_model(causal, settings)
     except ValueError as error:
-        raise UserError(f"model.lora.targets: {first_line(error)}") from None
+        raise UserError(f"model.lora.targets: {one_line(error, lines=1)}") from None
     ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
     if ends[0].weight is ends[1].weight and any(hasattr(end, "base_layer") for end in ends):
         raise UserError(
@@ -363,10 +362,10 @@ def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
         yield
     except OSError as error:
         if (folder := _folder(config)) is not None:
-            raise UserError(f"model.name_or_path: {folder} cannot be read ({first_line(error)})") from None
+            raise UserError(f"model.name_or_path: {folder} cannot be read ({one_line(error, lines=1)})") from None
         raise UserError(
             f"model.name_or_path: {name} is neither a folder nor a model that can be fetched from "
-            f"the hub ({first_line(error)}); correct the name, or fetch it once with a network"
+            f"the hub ({one_line(error, lines=1)}); correct the name, or fetch it once with a network"
         ) from None
     except ValueError as error:
         if "trust_remote_code" in str(error):
@@ -377,11 +376,11 @@ def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
         if "Unrecognized" in str(error) or "model_type" in str(error):
             raise UserError(
                 f"model.name_or_path: {name} is not a causal language model of the transformers library "
-                f"({first_line(error)}); take another checkpoint"
+                f"({one_line(error, lines=1)}); take another checkpoint"
             ) from None
-        raise UserError(f"model.config: {name} cannot be built ({first_line(error)})") from None
+        raise UserError(f"model.config: {name} cannot be built ({one_line(error, lines=1)})") from None
     except Exception as error:  # whatever a broken folder makes the library stumble over
-        raise UserError(f"model.config: {name} cannot be built ({first_line(error)})") from None
+        raise UserError(f"model.config: {name} cannot be built ({one_line(error, lines=1)})") from None
 
 
 @contextmanager
@@ -392,8 +391,8 @@ def _backend_errors(config: HuggingFaceConfig) -> Iterator[None]:
         if config.attention_backend == "auto" or not _about_attention(str(error)):
             raise
         raise UserError(
-            f"model.attention_backend: {config.attention_backend} cannot be used here ({first_line(error)}); leave it "
-            "out"
+            f"model.attention_backend: {config.attention_backend} cannot be used here ({one_line(error, lines=1)}); "
+            "leave it out"
         ) from None
 
 

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.files import write_text
 from quintet.model.abilities import Abilities
-from quintet.model.families.files import first_line
 from quintet.model.pretrained import PretrainedModel, padding_id
 from quintet.model.small_copy import BOUNDARY, RESERVED, VOCABULARY, original_lengths, small_copies, with_large_weights
 
@@ -108,7 +107,7 @@ def reading(config: HuggingFaceConfig, causal: Any) -> Iterator[None]:
         sizes = ", ".join(f"{name}: {getattr(settings, name)}" for name in _SIZES if hasattr(settings, name))
         raise UserError(
             f"model.{key}: {config.name_or_path} cannot read a text, for numbers of its configuration do not fit one "
-            f"another ({sizes}; {first_line(error)}); correct them in model.config"
+            f"another ({sizes}; {one_line(error, lines=1)}); correct them in model.config"
         ) from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from quintet.config.names import is_hub_name, local_path
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.files import write_text
 from quintet.tokenize import tokenizer_json
 from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest
@@ -312,10 +312,9 @@ def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[st
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
         if (place / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
             return _alone(place / _FILE)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
-            f"({reason}); correct the path, or fetch the tokenizer once with a network"
+            f"({one_line(error, lines=1)}); correct the path, or fetch the tokenizer once with a network"
         ) from None
     rules, chat = _rules_of(found, path)
     if place.is_dir():

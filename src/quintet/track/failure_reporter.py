@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
-
-def one_line(error: BaseException) -> str:
-    """What ``error`` says, in one line and without passwords."""
-    return without_password(" ".join(str(error).split())) or type(error).__name__
-
-
-def without_password(text: str) -> str:
-    """``text`` with its addresses as they are without user and password."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+from quintet.errors import one_line
 
 
 class FailureReporter:

@@ -16,11 +16,11 @@ from quintet.config.describe import plain
 from quintet.config.load import dump_run_config
 from quintet.config.names import ORIGINAL
 from quintet.config.track import MLflowConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
 from quintet.track import RunStatus, Tracked
 from quintet.track.background_queue import BackgroundQueue
-from quintet.track.failure_reporter import FailureReporter, one_line, without_password
+from quintet.track.failure_reporter import FailureReporter
 from quintet.track.names import UsableNames, file_name, usable_name
 from quintet.track.pictures import picture
 from quintet.track.run_ids import RunIds

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quintet.config.describe import plain
-from quintet.config.spelling import nearest
 from quintet.config.track import WandbConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest, one_line
 from quintet.track import RunStatus, Tracked
-from quintet.track.failure_reporter import FailureReporter, one_line
+from quintet.track.failure_reporter import FailureReporter
 from quintet.track.pictures import picture
 from quintet.track.run_ids import RunIds
 

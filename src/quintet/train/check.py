@@ -11,8 +11,7 @@ from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
-from quintet.config.spelling import nearest
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest
 from quintet.train.run_folder import run_folder
 
 

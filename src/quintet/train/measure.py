@@ -13,7 +13,7 @@ from quintet.config.duration import steps_of
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
-from quintet.errors import UserError, named
+from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
 from quintet.evaluate.language_model import check_language_model
@@ -21,7 +21,6 @@ from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.text_modeling import check_language_model as check_text_subject
 from quintet.evaluate.texts import text_topics
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
-from quintet.track.failure_reporter import one_line
 from quintet.train.compute import measure_peak
 from quintet.train.loss import IGNORED
 from quintet.train.samples import check_prompts, write_samples
@@ -93,7 +92,7 @@ def _attempt(run: Run, name: str) -> None:
     try:
         _MEASURES[name](run)
     except Exception as error:  # whatever a measurement does, the run is worth more
-        failure = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+        failure = one_line(error, typed=not isinstance(error, UserError))
         all_gather(failure)
         if required:
             raise

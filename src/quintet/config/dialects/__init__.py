@@ -9,8 +9,7 @@ from typing import Any
 
 from quintet.config.dialects.recognise import NAMES, recognised
 from quintet.config.dialects.table import Dialect
-from quintet.config.spelling import nearest
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest
 
 __all__ = ["NAMES", "detect", "dialect_named"]
 

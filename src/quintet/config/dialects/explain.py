@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from quintet.config.dialects.pages import default_of, native_of
 from quintet.config.dialects.table import Dialect, Key, pattern
-from quintet.config.spelling import nearest
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest
 
 
 def explain(dialect: Dialect, query: str | None) -> list[str]:

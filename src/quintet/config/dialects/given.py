@@ -9,7 +9,7 @@ from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered, patt
 from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, show
 from quintet.config.provenance import Origin, Problem, place_of, shown
 from quintet.config.read import YamlDocument
-from quintet.config.spelling import nearest
+from quintet.errors import nearest
 
 
 class DialectFile:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintet.config.section import number_in
-from quintet.config.spelling import nearest
+from quintet.errors import nearest
 
 
 @dataclass(frozen=True)

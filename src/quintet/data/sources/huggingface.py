@@ -16,7 +16,7 @@ from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import described, walk
 from quintet.data.sources.rows import Place, Row, columns_of, document_maker, documents_of
 from quintet.data.sources.tables import check_schema, wanted
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 
@@ -104,8 +104,7 @@ def _loaded(path: str, name: str | None, split: str, revision: str | None) -> An
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: the dataset cannot be loaded: {reason}") from error
+        raise UserError(f"{path}: the dataset cannot be loaded: {one_line(error)}") from error
 
 
 def _from_disk(folder: Path, name: str | None, split: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 
 # What tells two contents of one name apart, under the names that file systems give to it.
 _STAMPS = ("ETag", "etag", "md5Hash", "contentMd5", "Content-MD5", "crc32c", "generation", "updated", "LastModified")
@@ -72,9 +72,8 @@ def _named(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: cannot be read ({reason}); check the address, the network and what you may read"
+            f"{path}: cannot be read ({one_line(error)}); check the address, the network and what you may read"
         ) from error
 
 

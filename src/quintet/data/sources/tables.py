@@ -27,7 +27,7 @@ from quintet.data.sources.rows import (
     documents_of,
 )
 from quintet.data.sources.spans import open_file
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.tokenize import Tokenizer
 
 _ROWS_READ = 1000
@@ -250,4 +250,4 @@ def _as_json(value: Any, kind: Any) -> Any:
 
 
 def _damaged(place: str, error: Exception) -> BadFile:
-    return BadFile(f"{place}: is damaged or no Parquet ({' '.join(str(error).split())}); fetch the file again")
+    return BadFile(f"{place}: is damaged or no Parquet ({one_line(error)}); fetch the file again")

@@ -16,7 +16,7 @@ from quintet.config.sources import TatmSource
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import File, described
 from quintet.data.sources.token_files import SLICE, TokenFile, cut_at, raw_file
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END
 
@@ -146,7 +146,7 @@ def _info(metadata: Path) -> dict[str, Any]:
 
             content = yaml.safe_load(text)
     except Exception as error:  # the YAML library has an error of its own, below Exception
-        raise UserError(f"{metadata}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+        raise UserError(f"{metadata}: cannot be read ({one_line(error)}); restore it") from None
     info = content.get("tokenized_info") if isinstance(content, dict) else None
     if not isinstance(info, dict) or not info.get("file_prefix"):
         raise UserError(f"{metadata}: says nothing of tokens (tokenized_info.file_prefix); tokenise the dataset first")

@@ -16,7 +16,7 @@ from quintet.data.sources.files import File, described, files_at
 from quintet.data.sources.remote import is_remote
 from quintet.data.sources.rows import BadRow, loss_mask_of
 from quintet.data.sources.spans import ByteRange, open_file, read
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.tokenize.base import NO_END
 
 SLICE = 1 << 20  # tokens read at once
@@ -188,9 +188,7 @@ def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, 
     try:
         shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     except (ValueError, KeyError, EOFError) as error:
-        raise UserError(
-            f"{path}: is no array of NumPy ({' '.join(str(error).split())}); make it with numpy.save"
-        ) from None
+        raise UserError(f"{path}: is no array of NumPy ({one_line(error)}); make it with numpy.save") from None
     offset = file.tell()
     return shape, dtype, offset, file.seek(0, 2)
 

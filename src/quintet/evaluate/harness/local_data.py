@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.config.names import local_path
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 
 Record = dict[str, Any]
 
@@ -120,7 +120,7 @@ def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
                 datasets.Dataset.from_list([usual, record])
                 kept.append(record)
             except (pyarrow.ArrowException, TypeError, ValueError) as error:
-                problems.append(f"record {number}: its fields are of other types ({str(error).splitlines()[0]})")
+                problems.append(f"record {number}: its fields are of other types ({one_line(error, lines=1)})")
         return datasets.Dataset.from_list(kept)
 
 

@@ -12,8 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from quintet.config.spelling import nearest
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest
 
 OWN = Path(__file__).parent / "task_files"
 SHORT = "stlm_eval_"

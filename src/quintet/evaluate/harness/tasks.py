@@ -18,6 +18,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, TaskIndex
 
+from quintet.errors import one_line
 from quintet.evaluate.harness.figures import confidence
 from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dataset, local_items, some_of
 from quintet.evaluate.harness.names import ALIASES, OWN, harness_folder, is_short, task_places
@@ -421,5 +422,6 @@ class _Examples(ContextSampler):
 
 
 def _reason(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if isinstance(error, NotReachable) else f"{type(error).__name__}: {text}"[:200]
+    if isinstance(error, NotReachable):
+        return one_line(error, lines=1)
+    return one_line(error, lines=1, typed=True)[:200]

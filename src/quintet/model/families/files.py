@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quintet.config.names import local_path
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.files import files_digest
 from quintet.model.families.table import FAMILIES
 
@@ -94,7 +94,7 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
     try:
         values = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:  # whatever the library's many readers stumble over, it is the file that is to be mended
-        raise UserError(f"{folder}/config.json: transformers cannot read it ({first_line(error)})") from None
+        raise UserError(f"{folder}/config.json: transformers cannot read it ({one_line(error, lines=1)})") from None
     if values.get("tie_word_embeddings") and head_is_its_own(values.get("model_type", ""), folder):
         values["tie_word_embeddings"] = False
         say(
@@ -233,7 +233,7 @@ def _opened(file: Path) -> Any:
             raise UserError(f"{file}: is of a form that PyTorch left in 2017; save it anew with torch.save") from None
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(f"{file}: is no file that torch.save wrote; copy it again") from None
-        raise UserError(f"{file}: is damaged ({first_line(error)}); copy it again") from None
+        raise UserError(f"{file}: is damaged ({one_line(error, lines=1)}); copy it again") from None
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
@@ -272,14 +272,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged ({first_line(error)}); copy it again") from None
+        raise UserError(f"{file}: is damaged ({one_line(error, lines=1)}); copy it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{file}: holds a {type(found).__name__} and no keys; copy it again")
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What ``error`` says, in a line: its first, and the second where that only announces it."""
-    text = f"no {error}" if isinstance(error, KeyError) else str(error).strip()
-    lines = (text or type(error).__name__).splitlines()
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from quintet.config.spelling import nearest
-from quintet.errors import UserError
+from quintet.errors import UserError, nearest
 from quintet.piano.tasks.base import Task
 from quintet.piano.tasks.kinds import KINDS
 

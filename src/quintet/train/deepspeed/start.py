@@ -23,7 +23,7 @@ from torch.utils.file_baton import FileBaton
 
 from quintet.config.parallel import DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.model import Model
 from quintet.processes import local_rank
 from quintet.train.compute import Compute
@@ -81,7 +81,7 @@ def start_deepspeed(
                 model=InPrecision(loss_module, compute), optimizer=optimizer, config=settings, dist_init_required=False
             )
     except (ValueError, AssertionError, NotImplementedError, deepspeed.DeepSpeedConfigError) as error:
-        raise UserError(f"parallel.config: DeepSpeed refuses it: {_in_a_line(error)}") from error
+        raise UserError(f"parallel.config: DeepSpeed refuses it: {one_line(error, lines=3)}") from error
     optimizer.state.clear()
     return DeepSpeedEngine(engine, model, groups, config, shape, compute)
 
@@ -221,8 +221,3 @@ def _cpu_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 
     names = ("params", "lr", "betas", "eps", "weight_decay")
     return DeepSpeedCPUAdam([{name: group[name] for name in names} for group in groups], adamw_mode=True)
-
-
-def _in_a_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines[:3]) or type(error).__name__

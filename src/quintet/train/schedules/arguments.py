@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 
 
 def check_arguments(
@@ -46,8 +46,7 @@ def refusals_of(where: str, name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: {name} refuses them: {reason}") from error
+        raise UserError(f"{where}: {name} refuses them: {one_line(error)}") from error
 
 
 def _refusal(argument: str, name: str, known: list[str], ours: Mapping[str, str]) -> str:

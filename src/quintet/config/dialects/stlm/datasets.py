@@ -7,7 +7,7 @@ from typing import Any
 
 from quintet.config.names import local_path
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
-from quintet.config.spelling import nearest
+from quintet.errors import nearest
 
 # Name: dataset on the hub, its configuration, the column with the text.
 REGISTRY: dict[str, tuple[str, str | None, str]] = {
