@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,25 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
 KEYS = list(walk())
-IDS = ["/".join([key.path, *(kind for _, kind in key.within)]) for key in KEYS]
-every_key = pytest.mark.parametrize("key", KEYS, ids=IDS)
 
 
-@every_key
-def test_every_key_says_what_it_means_in_which_unit_and_with_which_default(key: KeyInfo) -> None:
-    assert key.description.strip()
-    assert not key.description.endswith(".")
-    assert bool(key.unit) == ("number" in key.type), "numbers have units, nothing else has"
-    assert not key.required or key.default is None
-    assert re.fullmatch("[a-z][a-z0-9_]*", key.name)
+def keys_without(holds: Callable[[KeyInfo], bool]) -> list[str]:
+    """The keys, each with the kinds that it stands in, of which ``holds`` is not true."""
+    return ["/".join([key.path, *(kind for _, kind in key.within)]) for key in KEYS if not holds(key)]
 
 
-@every_key
-def test_every_section_says_what_it_is(key: KeyInfo) -> None:
-    for kind, section in key.kinds.items():
-        assert section.summary.endswith(".")
-        assert section.kind == kind
-        assert section.keys
+def test_every_key_says_what_it_means_in_which_unit_and_with_which_default() -> None:
+    assert len(KEYS) > 500
+    assert keys_without(lambda key: bool(key.description.strip()) and not key.description.endswith(".")) == []
+    assert keys_without(lambda key: bool(key.unit) == ("number" in key.type)) == []  # numbers have units, others none
+    assert keys_without(lambda key: not key.required or key.default is None) == []
+    assert keys_without(lambda key: re.fullmatch("[a-z][a-z0-9_]*", key.name) is not None) == []
+
+
+def test_every_section_says_what_it_is() -> None:
+    sections = [(key.path, kind, section) for key in KEYS for kind, section in key.kinds.items()]
+    assert [(path, kind) for path, kind, section in sections if not section.summary.endswith(".")] == []
+    assert [(path, kind) for path, kind, section in sections if section.kind != kind or not section.keys] == []
 
 
 def test_the_walk_finds_what_pydantic_has() -> None:
@@ -69,17 +70,27 @@ def test_with_defaults_fills_in_what_a_run_would_have(tmp_path: Path) -> None:
         load_run_config([file])
 
 
-@every_key
-def test_every_key_is_found_by_its_path_and_by_its_kind(key: KeyInfo) -> None:
-    if key.name == "kind":
-        return
-    path = key.path.replace("[]", "")
-    assert any(found.key.path == key.path for found in find(path))
-    steps = path
+def by_kinds(key: KeyInfo) -> str:
+    """The path of ``key`` with the kind of each section after the section: ``schedule.wsd.min_lr``."""
+    steps = key.path.replace("[]", "")
     for section, kind in reversed(key.within):
         plain = section.replace("[]", "")
         steps = f"{plain}.{kind}{steps.removeprefix(plain)}"
-    assert [found.key.path for found in find(steps) if found.section is None] == [key.path]
+    return steps
+
+
+def test_every_key_is_found_by_its_path() -> None:
+    def found(key: KeyInfo) -> set[str]:
+        return {one.key.path for one in find(key.path.replace("[]", ""))}
+
+    assert keys_without(lambda key: key.name == "kind" or key.path in found(key)) == []
+
+
+def test_every_key_is_found_by_its_kind() -> None:
+    def found(key: KeyInfo) -> list[str]:
+        return [one.key.path for one in find(by_kinds(key)) if one.section is None]
+
+    assert keys_without(lambda key: key.name == "kind" or found(key) == [key.path]) == []
 
 
 @pytest.mark.parametrize(
