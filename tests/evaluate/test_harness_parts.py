@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_a_misspelt_benchmark_is_named_with_the_nearest() -> None:
 
 
 def test_a_missing_harness_is_said_with_the_line_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quintet.evaluate.harness.names.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"pip install 'quintet\[eval\]'"):
         check_tasks(("arc_easy",), "evaluate.tasks")
 

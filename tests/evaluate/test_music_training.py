@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import mido
@@ -138,7 +139,7 @@ def test_pictures_without_their_library_are_refused_before_the_training(monkeypa
         "tokenizer": {"kind": "exponential_time"},
         "train": {"steps": 1},
     }
-    monkeypatch.setattr(check, "find_spec", lambda name: None if name == "matplotlib" else object())
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"sample\.prompts: .*matplotlib"):
         check.check_training(RunConfig.model_validate(values))
     check.check_training(RunConfig.model_validate({**values, "sample": {"prompts": []}}))

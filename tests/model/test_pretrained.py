@@ -565,7 +565,9 @@ def test_an_architecture_that_mixes_documents_is_refused(checkpoints: Path) -> N
 def test_a_missing_extra_is_named(checkpoints: Path, monkeypatch, missing: str, keys: dict[str, Any]) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     config = HuggingFaceConfig(kind="huggingface", name_or_path=str(checkpoints / "llama"), **keys)
-    with pytest.raises(UserError, match=re.escape("needs the 'hf' extra: pip install 'quintet[hf]'")):
+    with pytest.raises(
+        UserError, match=re.escape(f"needs {missing}, which is not installed; pip install 'quintet[hf]'")
+    ):
         build_model(config, VOCAB, LENGTH, seed=0)
 
 

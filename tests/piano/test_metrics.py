@@ -225,5 +225,5 @@ def test_the_mean_leaves_out_what_is_not_defined() -> None:
 def test_scipy_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     one = table((60, 60, 0.0, 1.0))
-    with pytest.raises(UserError, match=r"scipy is not installed; run pip install 'quintet\[piano\]'"):
+    with pytest.raises(UserError, match=r"needs scipy, which is not installed; pip install 'quintet\[piano\]'"):
         note_score(one, one)

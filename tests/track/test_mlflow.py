@@ -292,7 +292,9 @@ def test_a_dead_server_at_the_start_is_one_line(tmp_path: Path, port: int) -> No
 @pytest.mark.parametrize("missing", ["mlflow", "sqlalchemy"])
 def test_absence_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"track\[0\]: {missing} is not installed; pip install 'quintet\[mlflow\]'"):
+    with pytest.raises(
+        UserError, match=rf"track\[0\]: mlflow needs {missing}, which is not installed; pip install 'quintet\[mlflow\]'"
+    ):
         tracker_in(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from quintet.cli.inputs import Inputs, in_words, load
 from quintet.config.packing import MusicPackingConfig
 from quintet.errors import UserError, one_line
+from quintet.libraries import is_installed
 from quintet.processes import is_rank_zero
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(
 
 def _report(folder: Path, reporter: Reporter) -> None:
     """Write the page about the run, where what draws it is installed."""
-    if find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         return
     from quintet.report.page import write_report
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.track import MLflowConfig, WandbConfig
 from quintet.errors import UserError, one_line
+from quintet.libraries import is_installed
 from quintet.track.console import Reporter
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _after_training(trial: _Trial, *, exports: bool) -> None:
     wanted = {"report": ("matplotlib", True), "export": ("transformers", exports)}
     works: dict[str, Callable[[], str]] = {"report": lambda: _report(trial), "export": lambda: _export(trial)}
     for name, (library, possible) in wanted.items():
-        if find_spec(library) is None:
+        if not is_installed(library):
             tried.notes.append(f"{name} is not tried: {library} is not installed")
         elif possible:
             tried.attempt(name, works[name])

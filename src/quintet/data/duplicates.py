@@ -6,7 +6,6 @@ of them as their runs of words agree (Broder 1997). The library `datasketch` mak
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from quintet.config.cleaning import CleaningConfig, ExactDeduplication, MinhashDeduplication
-from quintet.errors import UserError
+from quintet.libraries import check_installed
 
-NEEDS_DATASKETCH = "data.cleaning.deduplicate: minhash needs the 'dedup' extra: pip install 'quintet[dedup]'"
 _SCHEME = "affine32"  # of datasketch: 32 bits a number; the signatures in a store are only comparable within one scheme
 _NOTHING = np.uint32(0xFFFFFFFF)  # what datasketch has in the signature of no words
 
@@ -34,8 +32,8 @@ class Stored(Protocol):
 
 def check_library(cleaning: CleaningConfig) -> None:
     """Raise UserError when ``cleaning`` needs a library that is not there."""
-    if isinstance(cleaning.deduplicate, MinhashDeduplication) and not importlib.util.find_spec("datasketch"):
-        raise UserError(NEEDS_DATASKETCH)
+    if isinstance(cleaning.deduplicate, MinhashDeduplication):
+        check_installed("datasketch", extra="dedup", what="data.cleaning.deduplicate: minhash")
 
 
 def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError, one_line
+from quintet.libraries import require
 from quintet.model.abilities import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.families.files import (
@@ -244,10 +245,7 @@ def _checkpoint_layers(config: HuggingFaceConfig, causal: Any) -> None:
 
 def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
     """peft's model around ``causal``, whose modules it changes in place."""
-    try:
-        import peft
-    except ImportError:
-        raise _no_extra("model.lora") from None
+    peft = require("peft", "hf", "model.lora")
     names = [name for name, _ in causal.named_modules()]
     for target in lora.targets or ():
         if lora.targets != _ALL_LINEAR and not any(f".{name}".endswith(f".{target}") for name in names):
@@ -438,12 +436,4 @@ def _stored(config: HuggingFaceConfig) -> Path | None:
 
 
 def _library() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise _no_extra("model.kind: huggingface") from None
-    return transformers
-
-
-def _no_extra(what: str) -> UserError:
-    return UserError(f"{what} needs the 'hf' extra: pip install 'quintet[hf]'")
+    return require("transformers", "hf", "model.kind: huggingface")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.piano.notes import Notes
 
 ONSET_TOLERANCE = 0.05
@@ -97,11 +97,10 @@ def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _largest_matching(row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> int:
-    try:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import maximum_bipartite_matching
-    except ImportError:
-        raise UserError("metrics of piano notes: scipy is not installed; run pip install 'quintet[piano]'") from None
+    require("scipy.sparse", "piano", "a metric of piano notes")
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     graph: Any = csr_array((np.ones(len(row), np.int8), (row, column)), shape=(rows, columns))
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 

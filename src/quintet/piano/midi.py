@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.piano.midi_repair import ENDS_NOTES, FAULTS, WITHOUT_END, NotMidi, repaired
 from quintet.piano.notes import Notes, joined, notes
 from quintet.piano.pedal import held, pedal, separated
@@ -139,12 +140,8 @@ def write_midi(table: Notes, path: str | os.PathLike[str]) -> None:
 
 def _libraries() -> tuple[Any, Any]:
     """symusic and mido."""
-    try:
-        import mido
-        import symusic
-    except ImportError:
-        raise UserError("reading and writing MIDI needs the 'piano' extra: pip install 'quintet[piano]'") from None
-    return symusic, mido
+    what = "reading and writing MIDI"
+    return require("symusic", "piano", what), require("mido", "piano", what)
 
 
 def _content(file: str | os.PathLike[str]) -> tuple[str, bytes]:

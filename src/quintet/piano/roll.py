@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.piano.notes import Notes
 
 PROMPT, ANSWER = "#3465a4", "#e8770a"
@@ -32,11 +32,10 @@ def piano_roll(prompt: Notes, answer: Notes | None = None, title: str = "") -> b
 
 def roll_figure(prompt: Notes, answer: Notes | None = None, title: str = "") -> Any:
     """The same as a matplotlib Figure, 12 inches wide."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise UserError("a piano roll needs the 'piano' extra: pip install 'quintet[piano]'") from None
+    require("matplotlib.figure", "piano", "a piano roll")
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, prompt, PROMPT)

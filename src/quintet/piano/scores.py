@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.piano.notes import Notes, notes
 from quintet.piano.pedal import separated
 from quintet.piano.tempo_map import seconds
@@ -93,11 +94,7 @@ def read_score(score: CorpusScore, cache_dir: str | os.PathLike[str] | None = No
 
 
 def _music21() -> Any:
-    try:
-        import music21
-    except ImportError:
-        raise UserError("the scores of music21 need the 'piano' extra: pip install 'quintet[piano]'") from None
-    return music21
+    return require("music21", "piano", "the corpus of scores")
 
 
 def _read(score: CorpusScore) -> Notes:

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from quintet.errors import UserError
+from quintet.libraries import require
 
 _PAGE = Path(__file__).with_name("page.py")
 _LARGEST_FILE = 16  # MB; a MIDI file of an hour of music has less than one
@@ -17,10 +18,7 @@ def serve(run: str, checkpoint: str, host: str, port: int, browser: bool) -> Non
     Nothing is fetched from elsewhere and nothing is reported to anyone. Raises UserError when the extra is missing,
     the run has no model of music, or the port is taken.
     """
-    try:
-        from streamlit.web import bootstrap
-    except ImportError:
-        raise UserError("quintet play needs the 'play' extra: pip install 'quintet[play]'") from None
+    bootstrap = require("streamlit.web.bootstrap", "play", "quintet play")
     from quintet.play.player import player
 
     player(run, checkpoint)  # whatever is wrong with the run is said here, and the page finds the model loaded

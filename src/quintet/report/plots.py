@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.report.facts import RunFacts, Series
 
 COLOURS = ("#2f7fc1", "#d9731a", "#2e9e6b", "#b4509c", "#8a7a1f", "#6f6fd0", "#c0504d", "#4a9aa5")
@@ -91,11 +92,9 @@ def draw(plots: Sequence[tuple[str, Sequence[Curve]]], size: tuple[float, float]
 
     Raises UserError where matplotlib is missing.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("a plot needs matplotlib: pip install 'quintet[report]'") from None
+    matplotlib = require("matplotlib", "report", "a plot")
+    from matplotlib.figure import Figure
+
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {"font.size": 9, "svg.fonttype": "none", **dict.fromkeys(inked, ink)}
     with matplotlib.rc_context(style):

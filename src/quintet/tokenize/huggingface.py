@@ -17,6 +17,7 @@ import tokenizers
 from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError, one_line
 from quintet.files import write_text
+from quintet.libraries import require
 from quintet.tokenize import tokenizer_json
 from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest
 from quintet.tokenize.chat_rules import (
@@ -299,16 +300,11 @@ def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[st
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
         )
-    try:
-        from transformers import AutoTokenizer, GenerationConfig
-    except ImportError:
-        alone = f"; or name {place / _FILE} to take that file alone" if (place / _FILE).is_file() else ""
-        raise UserError(
-            f"tokenizer.path: {path} is read as transformers does, by the 'hf' extra: pip install 'quintet[hf]'{alone}"
-        ) from None
+    alone = f"name {place / _FILE} to take that file alone" if (place / _FILE).is_file() else ""
+    library = require("transformers", "hf", f"tokenizer.path: reading {path} as transformers does", alone)
     name = str(place) if place.is_dir() else path
     try:
-        found = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+        found = library.AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
         if (place / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
             return _alone(place / _FILE)
@@ -320,7 +316,7 @@ def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[st
     if place.is_dir():
         return _with_rows(rules, place), replace(chat, generation=read_generation(place))
     try:
-        generation = GenerationConfig.from_pretrained(path, revision=revision or "main").to_diff_dict()
+        generation = library.GenerationConfig.from_pretrained(path, revision=revision or "main").to_diff_dict()
     except OSError:  # the name has no such file
         generation = {}
     return rules, replace(chat, generation=generation)

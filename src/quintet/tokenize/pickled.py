@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 from pathlib import Path
 from typing import Any
 
 from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.tokenize.folder import read_bytes
 
 _ALLOWED = {
@@ -55,11 +57,6 @@ def _is_tokenizer(module_name: str, global_name: str) -> bool:
     """Whether this is a class of a tokenizer of the library, and no function of it."""
     if not module_name.startswith("transformers.") or "." in global_name or "tokeniz" not in module_name:
         return False
-    try:
-        from importlib import import_module
-
-        from transformers import PreTrainedTokenizerBase
-    except ImportError:
-        raise UserError("a pickled tokenizer needs the 'hf' extra: pip install 'quintet[hf]'") from None
-    found = getattr(import_module(module_name), global_name, None)
-    return isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
+    base = require("transformers", "hf", "a pickled tokenizer").PreTrainedTokenizerBase
+    found = getattr(importlib.import_module(module_name), global_name, None)
+    return isinstance(found, type) and issubclass(found, base)

@@ -11,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from quintet.errors import UserError
 from quintet.files import write_text
+from quintet.libraries import require
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.char import CharTokenizer
@@ -90,10 +91,9 @@ def _characters(characters: str) -> tokenizers.Tokenizer:
 
 def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
     """The ranks of tiktoken as merges, by the library's own conversion."""
-    try:
-        from transformers.convert_slow_tokenizer import TikTokenConverter
-    except ImportError:
-        raise UserError("export needs the hf extra: pip install 'quintet[hf]'") from None
+    require("transformers", "hf", "export")
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
     pattern = _POSSESSIVE.sub(r"(?>\1)", tokenizer.pattern)
     converter = TikTokenConverter(pattern=pattern, extra_special_tokens=[])
     # tiktoken would read the ranks from a file, and keep a copy of it in the user's cache.

@@ -87,9 +87,9 @@ def check_trackers(config: RunConfig) -> None:
     for index, tracker in enumerate(config.track):
         try:
             if tracker.kind == "wandb":
-                from quintet.track.wandb import check_arguments
+                from quintet.track.wandb import check_wandb
 
-                check_arguments(tracker, f"track[{index}]")
+                check_wandb(tracker, f"track[{index}]")
             elif tracker.kind == "mlflow":
                 from quintet.track.mlflow import check_installed
 

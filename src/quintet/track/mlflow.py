@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from quintet.config.names import ORIGINAL
 from quintet.config.track import MLflowConfig
 from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
+from quintet.libraries import require
 from quintet.track import RunStatus, Tracked
 from quintet.track.background_queue import BackgroundQueue
 from quintet.track.failure_reporter import FailureReporter
@@ -189,9 +189,5 @@ def _chunks(entities: list[Any]) -> Iterator[list[Any]]:
 def _library(key: str) -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
-        importlib.import_module("sqlalchemy")
-        importlib.import_module("alembic")
-        return importlib.import_module("mlflow")
-    except ImportError as error:
-        raise UserError(f"{key}: {error.name or 'mlflow'} is not installed; pip install 'quintet[mlflow]'") from error
+    found = [require(module, "mlflow", f"{key}: mlflow") for module in ("sqlalchemy", "alembic", "mlflow")]
+    return found[-1]

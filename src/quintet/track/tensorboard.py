@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.track import RunStatus
 from quintet.track.pictures import picture
 
@@ -19,11 +19,10 @@ class TensorBoardTracker:
     every_step: ClassVar[bool] = False
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("track: tensorboard is not installed; pip install 'quintet[tensorboard]'") from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        library = require("torch.utils.tensorboard", "tensorboard", "track: tensorboard")
+        self._writer = library.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write each metric as a scalar."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any, ClassVar
 
 from quintet.config.describe import plain
 from quintet.config.track import WandbConfig
-from quintet.errors import UserError, nearest, one_line
+from quintet.errors import UserError, one_line
+from quintet.libraries import check_arguments, require
 from quintet.track import RunStatus, Tracked
 from quintet.track.failure_reporter import FailureReporter
 from quintet.track.pictures import picture
@@ -22,17 +21,9 @@ _FINISH_SECONDS = "300"  # for what is not sent at the end; without a limit a de
 _BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
 
 
-def check_arguments(config: WandbConfig, key: str) -> None:
+def check_wandb(config: WandbConfig, key: str) -> None:
     """Raise UserError if wandb is missing or wandb.init has no argument of a given name."""
-    known = [name for name in inspect.signature(_library(key).init).parameters if name != "config"]
-    problems = []
-    for name in config.arguments:
-        if name not in known:
-            meant = nearest(name, known)
-            rest = f"did you mean {meant!r}?" if meant else f"it has {', '.join(known)}"
-            problems.append(f"{key}.arguments.{name}: wandb.init has no argument {name!r}; {rest}")
-    if problems:
-        raise UserError(*problems)
+    check_arguments(f"{key}.arguments", "wandb.init", _library(key).init, config.arguments, {"config": ""})
 
 
 class WandbTracker:
@@ -46,7 +37,7 @@ class WandbTracker:
     every_step: ClassVar[bool] = False
 
     def __init__(self, run: Tracked, config: WandbConfig, key: str) -> None:
-        check_arguments(config, key)
+        check_wandb(config, key)
         self._wandb = _library(key)
         self._failures = FailureReporter(f"{key}: wandb", run.say)
         given, ids = dict(config.arguments), RunIds(run.folder)
@@ -104,7 +95,4 @@ class WandbTracker:
 
 
 def _library(key: str) -> Any:
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise UserError(f"{key}: wandb is not installed; pip install 'quintet[wandb]'") from error
+    return require("wandb", "wandb", f"{key}: wandb")

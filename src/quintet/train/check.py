@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.config.names import is_run, local_path, name_problem
@@ -12,6 +11,7 @@ from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError, nearest
+from quintet.libraries import check_installed, is_installed
 from quintet.train.run_folder import run_folder
 
 
@@ -89,7 +89,7 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
 def _check_model_config(config: HuggingFaceConfig) -> None:
     """Raise UserError for a type of models that the transformers library, where it is installed, does not know, and
     for numbers that do not fit one another, where the model is new and described on this machine."""
-    if find_spec("transformers") is None:
+    if not is_installed("transformers"):
         return
     from transformers import CONFIG_MAPPING
 
@@ -122,9 +122,5 @@ def _check_benchmarks(config: RunConfig) -> None:
 
 
 def _check_pictures() -> None:
-    missing = [name for name in ("symusic", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"sample.prompts: samples of music need {' and '.join(missing)}; pip install 'quintet[piano]', or set "
-            "sample.prompts: []"
-        )
+    what, otherwise = "sample.prompts: a sample of music", "set sample.prompts: []"
+    check_installed("symusic", "matplotlib", extra="piano", what=what, otherwise=otherwise)

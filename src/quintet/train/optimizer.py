@@ -10,9 +10,9 @@ from torch import nn
 
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
+from quintet.libraries import check_arguments, check_name, refusals_of
 from quintet.model.roles import roles
 from quintet.train.low_precision import LowPrecisionAdamW
-from quintet.train.schedules.arguments import check_arguments, check_name, refusals_of
 
 _OURS = {
     "params": "",

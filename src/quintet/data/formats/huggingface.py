@@ -11,7 +11,7 @@ import numpy as np
 
 from quintet.data.samples import Sample, Samples
 from quintet.data.sources.rows import NO_LOSS
-from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.tokenize import Tokenizer
 
 _ROWS = 1000
@@ -50,10 +50,7 @@ def write_rows(samples: Sequence[Samples], folder: Path, ignore_index: int) -> N
 
 
 def _library() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("a Hugging Face dataset needs the 'hf' extra: pip install 'quintet[hf]'") from None
+    datasets = require("datasets", "hf", "a Hugging Face dataset")
     datasets.disable_progress_bars()
     return datasets
 

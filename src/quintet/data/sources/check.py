@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
 from pathlib import Path
 
@@ -28,15 +27,17 @@ from quintet.config.sources import (
 from quintet.data.sources.files import as_paths, check_path
 from quintet.data.sources.stdlib import library_folder
 from quintet.errors import UserError
+from quintet.libraries import is_installed, not_installed
 
 AnyFileSource = TextSource | JsonlSource | CsvSource | ParquetSource | NpySource | BinSource | MidiSource
 
 MANIFEST = "manifest.json"
-NEEDS_DATASETS = "a source of kind huggingface needs the 'hf' extra: pip install 'quintet[hf]'"
-
-NEEDS_SYMUSIC = "a source of kind midi needs the 'piano' extra: pip install 'quintet[piano]'"
-NEEDS_MUSIC21 = "a source of kind music21 needs the 'piano' extra: pip install 'quintet[piano]'"
-NEEDS_PYARROW = "a source of kind parquet needs the 'hf' extra: pip install 'quintet[hf]'"
+_LIBRARIES = {  # that read a kind of source, each with the extra that installs it
+    "parquet": ("pyarrow", "hf"),
+    "huggingface": ("datasets", "hf"),
+    "midi": ("symusic", "piano"),
+    "music21": ("music21", "piano"),
+}
 
 
 def check_sources(config: RunConfig) -> None:
@@ -71,23 +72,21 @@ def _problems(source: SourceConfig, where: str) -> list[str]:
         case PythonStdlibSource():
             return [] if library_folder().is_dir() else [no_library(where)]
         case TextSource() | JsonlSource() | CsvSource() | ParquetSource() | NpySource() | BinSource():
-            missing = [NEEDS_PYARROW] if isinstance(source, ParquetSource) and not _there("pyarrow") else []
             found = [check_path(path, folder_suffixes(source), f"{where}.path") for path in as_paths(source.path)]
-            return [f"{where}: {problem}" for problem in missing] + [one for one in found if one is not None]
+            return _missing(source, where) + [one for one in found if one is not None]
         case StoreSource():
             folder = local_path(source.path)
             return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
         case HuggingFaceSource():
-            missing = [] if _there("datasets") else [f"{where}: {NEEDS_DATASETS}"]
+            missing = _missing(source, where)
             if looks_local(source.path) and not local_path(source.path).is_dir():
                 missing.append(f"{where}.path: there is no folder {source.path} in {Path.cwd()}; correct the path")
             return missing
         case MidiSource():
-            missing = [] if _there("symusic") else [f"{where}: {NEEDS_SYMUSIC}"]
             found = [check_path(path, folder_suffixes(source), f"{where}.path") for path in as_paths(source.path)]
-            return missing + [one for one in found if one is not None]
+            return _missing(source, where) + [one for one in found if one is not None]
         case ScoresSource():
-            return [] if _there("music21") else [f"{where}: {NEEDS_MUSIC21}"]
+            return _missing(source, where)
         case TatmSource() | MegatronSource():
             return [
                 f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"
@@ -101,8 +100,13 @@ def _begun(path: str) -> bool:
     return bool(glob.glob(f"{glob.escape(os.path.expanduser(path))}*"))
 
 
-def _there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def _missing(source: SourceConfig, where: str) -> list[str]:
+    """The problem that the library which reads ``source`` is not installed, if it is not."""
+    if source.kind not in _LIBRARIES:
+        return []
+    library, extra = _LIBRARIES[source.kind]
+    what = f"{where}: a source of kind {source.kind}"
+    return [] if is_installed(library) else [not_installed(what, extra, library)]
 
 
 def looks_local(path: str) -> bool:

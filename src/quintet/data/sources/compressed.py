@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from quintet.data.sources.spans import open_file
 from quintet.errors import UserError
+from quintet.libraries import require
 
 ENDINGS = (".gz", ".zst")
 _READ = 1 << 20
@@ -65,10 +66,7 @@ def _decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
 
 def _zstandard(path: str, file: BinaryIO) -> Iterator[bytes]:
     """Frame by frame: the library's own reader takes a frame that is cut short for one that ends."""
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path}: needs the 'zstd' extra: pip install 'quintet[zstd]'") from None
+    zstandard = require("zstandard", "zstd", f"{path}: decompressing it")
     frames = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, begun = frames.decompressobj(), False
     try:

@@ -11,12 +11,13 @@ from typing import Any
 
 from quintet.config.names import local_path
 from quintet.config.sources import HuggingFaceSource
-from quintet.data.sources.check import NEEDS_DATASETS, looks_local
+from quintet.data.sources.check import looks_local
 from quintet.data.sources.document import Document, Report
 from quintet.data.sources.files import described, walk
 from quintet.data.sources.rows import Place, Row, columns_of, document_maker, documents_of
 from quintet.data.sources.tables import check_schema, wanted
 from quintet.errors import UserError, one_line
+from quintet.libraries import require
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 
@@ -89,11 +90,9 @@ def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
 
 
 def _loaded(path: str, name: str | None, split: str, revision: str | None) -> Any:
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ImportError:
-        raise UserError(f"{path}: {NEEDS_DATASETS}") from None
+    datasets = require("datasets", "hf", f"{path}: a source of kind huggingface")
+    from datasets.exceptions import DatasetsError
+
     folder = local_path(path)
     if folder.is_dir() and revision is not None:
         raise UserError(f"{path}: a folder has no revisions; leave `revision` out")

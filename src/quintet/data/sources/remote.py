@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from quintet.errors import UserError, one_line
+from quintet.libraries import require
 
 # What tells two contents of one name apart, under the names that file systems give to it.
 _STAMPS = ("ETag", "etag", "md5Hash", "contentMd5", "Content-MD5", "crc32c", "generation", "updated", "LastModified")
@@ -80,10 +81,7 @@ def _named(path: str) -> Iterator[None]:
 def _system(path: str) -> tuple[Any, str]:
     """The file system of ``path``, which keeps its connections, and how that names the file."""
     scheme = path.partition("://")[0]
-    try:
-        import fsspec
-    except ImportError:
-        raise UserError(f"{path}: an address needs the 'remote' extra: pip install 'quintet[remote]'") from None
+    fsspec = require("fsspec", "remote", f"{path}: an address")
     try:
         system = fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:

@@ -28,6 +28,7 @@ from quintet.data.sources.rows import (
 )
 from quintet.data.sources.spans import open_file
 from quintet.errors import UserError, one_line
+from quintet.libraries import require
 from quintet.tokenize import Tokenizer
 
 _ROWS_READ = 1000
@@ -191,11 +192,10 @@ class _Blocks(io.RawIOBase):
 
 
 def _open_parquet(path: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet files need the 'hf' extra: pip install 'quintet[hf]'") from None
+    require("pyarrow", "hf", f"{path}: a Parquet file")
+    import pyarrow
+    import pyarrow.parquet
+
     file = open_file(path)
     try:
         return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)

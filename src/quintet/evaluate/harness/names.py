@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quintet.errors import UserError, nearest
+from quintet.libraries import check_installed
 
 OWN = Path(__file__).parent / "task_files"
 SHORT = "stlm_eval_"
@@ -58,8 +59,7 @@ def check_tasks(names: Sequence[str], key: str) -> None:
     """Raise UserError, beginning with ``key``, when the harness is missing or knows no task of one of ``names``."""
     if not names:
         return
-    if find_spec("lm_eval") is None:
-        raise UserError(f"{key}: benchmarks need lm-evaluation-harness; pip install 'quintet[eval]', or leave them out")
+    check_installed("lm_eval", extra="eval", what=f"{key}: a benchmark", otherwise="leave it out")
     doubled = sorted({name for name in names if names.count(name) > 1})
     problems = [f"{key}: {name} stands there twice; leave one out" for name in doubled]
     if any(name not in KNOWN for name in names):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.libraries import require
 from quintet.model.families.settings import huggingface_settings, obstacles
 from quintet.model.families.table import FAMILIES
 from quintet.model.families.weights import to_theirs
@@ -27,15 +27,12 @@ def export_weights(model: Transformer, special_ids: dict[str, int | None]) -> Ex
 
     ``special_ids`` go into the configuration (`bos_token_id`, …). Raises UserError without `transformers`.
     """
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise UserError("export needs the hf extra: pip install 'quintet[hf]'") from None
+    library = require("transformers", "hf", "export")
     nearest: list[str] | None = None
     for family in FAMILIES:
         settings = huggingface_settings(family, model.config, model.vocab_size, model.context_length)
         try:
-            config = AutoConfig.for_model(family.model_type, **settings, **special_ids)
+            config = library.AutoConfig.for_model(family.model_type, **settings, **special_ids)
         except ValueError as error:  # a check of its own, as that heads divide the width
             missing = [f"{family.model_type}: {str(error).strip().splitlines()[-1]}"]
         else:

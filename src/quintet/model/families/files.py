@@ -19,6 +19,7 @@ from torch import Tensor
 from quintet.config.names import local_path
 from quintet.errors import UserError, one_line
 from quintet.files import files_digest
+from quintet.libraries import require
 from quintet.model.families.table import FAMILIES
 
 _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
@@ -44,13 +45,10 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
         return folder
     if folder.is_dir():
         raise UserError(f"{name_or_path}: has no config.json, so that it is no checkpoint of Hugging Face's form")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise UserError(
-            f"{name_or_path}: is no folder, and names on the hub need the hf extra: pip install 'quintet[hf]'"
-        ) from None
+    require("huggingface_hub", "hf", f"{name_or_path}: is no folder, and a name on the hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         found = snapshot_download(
             name_or_path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]
@@ -87,12 +85,9 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
     own, whatever the file says, and ``say`` gets a line on it. Raises UserError when it cannot be read, or without
     `transformers`.
     """
+    library = require("transformers", "hf", f"{folder}: reading it")
     try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise UserError(f"{folder}: reading it needs the hf extra: pip install 'quintet[hf]'") from None
-    try:
-        values = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+        values = library.AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:  # whatever the library's many readers stumble over, it is the file that is to be mended
         raise UserError(f"{folder}/config.json: transformers cannot read it ({one_line(error, lines=1)})") from None
     if values.get("tie_word_embeddings") and head_is_its_own(values.get("model_type", ""), folder):

@@ -13,6 +13,7 @@ import numpy as np
 
 from quintet.config.piano import MidiTokTokenizerConfig
 from quintet.errors import UserError
+from quintet.libraries import check_arguments, require
 from quintet.piano.notes import HIGHEST, LOWEST, Notes
 from quintet.piano.pedal import separated
 from quintet.piano.tokenizers.base import NamedTokens, in_steps, lasting, no_notes, on_piano, slots
@@ -164,10 +165,7 @@ def from_score(score: Any) -> Notes:
 
 def _library(config: MidiTokTokenizerConfig) -> Any:
     """The `miditok.MusicTokenizer`; what a family has beside is not in its type. Raises UserError."""
-    try:
-        import miditok
-    except ImportError:
-        raise UserError("tokenizer.kind: miditok needs the miditok extra: pip install 'quintet[miditok]'") from None
+    miditok = require("miditok", "miditok", "tokenizer.kind: miditok")
     arguments = _arguments(config, set(inspect.signature(miditok.TokenizerConfig).parameters) - {"kwargs"})
     try:
         with warnings.catch_warnings():
@@ -186,16 +184,8 @@ def _library(config: MidiTokTokenizerConfig) -> Any:
 def _arguments(config: MidiTokTokenizerConfig, known: set[str]) -> dict[str, Any]:
     """What TokenizerConfig is given. Raises UserError for names that neither it nor the family knows."""
     known = known | _MORE.get(config.family, set())
-    for name in config.arguments:
-        if name == "special_tokens":
-            raise UserError(
-                "tokenizer.arguments.special_tokens: is set by tokenizer.special_tokens and tokenizer.names"
-            )
-        if name not in known:
-            raise UserError(
-                f"tokenizer.arguments.{name}: MidiTok's {config.family} has no such argument; it has "
-                + ", ".join(sorted(known))
-            )
+    ours = {"special_tokens": "is set by tokenizer.special_tokens and tokenizer.names"}
+    check_arguments("tokenizer.arguments", f"MidiTok's {config.family}", sorted(known), config.arguments, ours)
     given = {name: _ranges(name, value) if name in _RANGES else value for name, value in config.arguments.items()}
     return {**_ONE_PIANO, **_DEFAULTS[config.family], **given}
 

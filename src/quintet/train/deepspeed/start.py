@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +23,7 @@ from torch.utils.file_baton import FileBaton
 from quintet.config.parallel import DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError, one_line
+from quintet.libraries import check_installed
 from quintet.model import Model
 from quintet.processes import local_rank
 from quintet.train.compute import Compute
@@ -34,11 +34,8 @@ from quintet.train.optimizer import build_optimizer
 
 def check_deepspeed(config: RunConfig) -> None:
     """Raise UserError when DeepSpeed is not installed, or the device is not one that it is run on."""
-    missing = [name for name in ("deepspeed", "ninja") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"parallel.kind: deepspeed needs {' and '.join(missing)}; pip install 'quintet[deepspeed]', or take fsdp"
-        )
+    what = "parallel.kind: deepspeed"
+    check_installed("deepspeed", "ninja", extra="deepspeed", what=what, otherwise="take fsdp")
     if config.trainer.kind != "quintet":
         raise UserError(
             f"trainer.kind: {config.trainer.kind} takes its steps by itself, and so does parallel.kind: deepspeed; "

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from quintet.config.schedule import DeepSpeedScheduleConfig
 from quintet.errors import UserError
-from quintet.train.schedules.arguments import check_arguments, refusals_of
+from quintet.libraries import check_arguments, refusals_of
 
 _MOMENTUM = "the momentum is not cycled; leave it out"
 _OURS = {

@@ -16,7 +16,7 @@ from quintet.config.duration import steps_of
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.config.schedule import TorchScheduleConfig
 from quintet.errors import UserError
-from quintet.train.schedules.arguments import check_arguments, check_name, refusals_of
+from quintet.libraries import check_arguments, check_name, refusals_of
 
 _OURS = {"optimizer": "", "last_epoch": ""}
 _MOMENTUM = 0.9  # of an optimizer beside which the schedule is stepped; it never stays

@@ -9,7 +9,7 @@ from functools import lru_cache
 from quintet.config.duration import steps_of
 from quintet.config.schedule import TransformersScheduleConfig
 from quintet.errors import UserError
-from quintet.train.schedules.arguments import check_arguments, check_name, refusals_of
+from quintet.libraries import check_arguments, check_name, refusals_of, require
 
 _OURS = {
     "optimizer": "",
@@ -43,11 +43,8 @@ def check_transformers_schedule(config: TransformersScheduleConfig) -> None:
 
 
 def _functions() -> dict[str, Callable]:
-    try:
-        from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-    except ImportError as error:
-        raise UserError("schedule.kind: transformers is not installed; pip install 'quintet[hf]'") from error
-    return {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
+    library = require("transformers.optimization", "hf", "schedule.kind: transformers")
+    return {kind.value: function for kind, function in library.TYPE_TO_SCHEDULER_FUNCTION.items()}
 
 
 @lru_cache(maxsize=8)

@@ -25,11 +25,11 @@ def trainer_steps(config: RunConfig) -> Steps | None:
         case TransformersTrainerConfig(arguments=arguments):
             from quintet.train.trainers import transformers
 
-            transformers.check_arguments(arguments)
+            transformers.check_trainer(arguments)
             return transformers.take_steps
         case LightningTrainerConfig(arguments=arguments):
             from quintet.train.trainers import lightning
 
-            lightning.check_arguments(arguments)
+            lightning.check_trainer(arguments)
             return lightning.take_steps
     return None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
-from quintet.errors import UserError
 from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
 from quintet.train.step import MicroBatch, micro_batches, share_of_loss
@@ -90,25 +86,3 @@ class Stepper(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Leave the run's optimizer as it is: accelerate gives back what it got, and checkpoints are Quintet's."""
-
-
-def need(module: str, extra: str) -> ModuleType:
-    """The module of another library. Raises UserError when it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"trainer.kind: {extra} needs a library that is not here ({error}); pip install 'quintet[{extra}]'"
-        ) from error
-
-
-def check_names(given: Collection[str], known: Collection[str], owner: str) -> None:
-    """Raises UserError for every one of ``given`` that is not an argument of ``owner``."""
-    problems = []
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            problems.append(f"trainer.arguments.{name}: {owner} has no such argument{hint}")
-    if problems:
-        raise UserError(*problems)

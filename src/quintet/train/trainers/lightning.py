@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import signal
 import threading
@@ -16,18 +15,19 @@ from torch import Tensor
 
 from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
+from quintet.libraries import check_arguments, require
 from quintet.track import RunStatus
 from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
 from quintet.train.stop_signal import StopSignal
-from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
+from quintet.train.trainers.batches import MicroBatches, Stepper
 from quintet.train.validation import ValidationResult
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_trainer(arguments: Mapping[str, Any]) -> None:
     """Raises UserError when Lightning is missing or its Trainer does not know one of ``arguments``."""
-    library = need("lightning.pytorch", "lightning")
-    check_names(arguments, inspect.signature(library.Trainer).parameters.keys(), "lightning.pytorch.Trainer")
+    library = require("lightning.pytorch", "lightning", "trainer.kind: lightning")
+    check_arguments("trainer.arguments", "lightning.pytorch.Trainer", library.Trainer, arguments)
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:

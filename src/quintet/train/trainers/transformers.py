@@ -13,19 +13,20 @@ from torch.utils.data import DataLoader
 
 from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
+from quintet.libraries import check_arguments, require
 from quintet.train.callbacks import Callbacks
 from quintet.train.setup import Run
 from quintet.train.stop_signal import StopSignal
-from quintet.train.trainers.batches import MicroBatches, Stepper, check_names, need
+from quintet.train.trainers.batches import MicroBatches, Stepper
 from quintet.train.validation import ValidationResult
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_trainer(arguments: Mapping[str, Any]) -> None:
     """Raises UserError when a library is missing or TrainingArguments does not know one of ``arguments``."""
-    need("accelerate", "hf")
-    library = need("transformers", "hf")
+    require("accelerate", "hf", "trainer.kind: transformers")
+    library = require("transformers", "hf", "trainer.kind: transformers")
     known = {field.name for field in dataclasses.fields(library.TrainingArguments) if field.init}
-    check_names(arguments, known, "transformers.TrainingArguments")
+    check_arguments("trainer.arguments", "transformers.TrainingArguments", known, arguments)
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
