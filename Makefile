@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-all | fuzz | mutants | lint | format | docs | clean
+# make install | quickstart | examples | test | test-all | fuzz | mutants | lint | format | docs | clean
 
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: install quickstart test test-all fuzz mutants lint format docs clean
+.PHONY: install quickstart examples test test-all fuzz mutants lint format docs clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/quintet train examples/quickstart.yaml $(ARGS)
+
+# Small data sets for the files under examples/, made from what is installed.
+examples: install
+	$(BIN)/python examples/make_data.py
 
 test: install
 	$(PYTEST)
