@@ -18,7 +18,7 @@ from torch import nn
 from quintet.config.model import TransformerConfig
 from quintet.model import build_model
 from quintet.model.dropout import KeyedDropout, set_dropout_keys
-from quintet.train.activation_checkpointing import checkpoint_activations
+from quintet.train.model import checkpoint_activations
 
 LENGTH, WIDTH, VOCAB, RATE, ROUNDS = 256, 384, 4096, 0.1, 7
 

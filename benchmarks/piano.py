@@ -23,10 +23,10 @@ from quintet.data.prepare import prepare
 from quintet.model.generate import GenerationSettings
 from quintet.track.console import Reporter
 from quintet.track.jsonl import read_metrics
-from quintet.train.held_out import loss_on, own_data
 from quintet.train.loop import train
-from quintet.train.music_evaluation import evaluate_music
+from quintet.train.music import evaluate_music
 from quintet.train.trained import load_trained
+from quintet.train.validation import loss_on, own_data
 
 VALIDATED = 128  # samples
 

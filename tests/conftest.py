@@ -68,7 +68,7 @@ def _one_process() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast the machine multiplies is measured for half a second at each set-up, and few tests ask for it."""
-    for module in ("setup", "measure"):
+    for module in ("setup", "evaluation"):
         monkeypatch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
 
 

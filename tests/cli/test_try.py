@@ -15,7 +15,7 @@ from quintet.config.schedule import CosineConfig
 from quintet.errors import UserError
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.export import huggingface
-from quintet.train import checkpoint, measure
+from quintet.train import checkpoint, evaluation
 from quintet.train.schedule import learning_rate
 
 Command = Callable[..., tuple[int, str, str]]
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_hide_what_else_fails(
         raise ValueError("no ink")
 
     monkeypatch.setattr(checkpoint.state_dict_saver, "save", refused)
-    monkeypatch.setitem(measure._MEASURES, measure.SAMPLES, broken)
+    monkeypatch.setitem(evaluation._MEASURES, evaluation.SAMPLES, broken)
     found = tried(command, write())
     assert [one["stage"] for one in found["problems"]] == ["samples", "checkpoint"]
     assert "ValueError: no ink" in found["problems"][0]["message"]
@@ -186,7 +186,7 @@ def test_mistakes_of_the_file_are_told_with_those_of_the_way(
     def broken(_: Any) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setitem(measure._MEASURES, measure.SAMPLES, broken)
+    monkeypatch.setitem(evaluation._MEASURES, evaluation.SAMPLES, broken)
     found = tried(command, write(track=[{"kind": "wandb", "arguments": {"projekt": "x"}}]))
     assert [one["stage"] for one in found["problems"]] == ["trackers", "samples"]
     assert found["problems"][0]["line"] is not None
@@ -247,8 +247,8 @@ def test_a_file_of_a_dialect_is_told_in_its_own_words(
     Path("data/texts.jsonl").write_text("".join(json.dumps({"text": f"a cab {n} fed " * 20}) + "\n" for n in range(99)))
     example = Path(__file__).resolve().parents[2] / "examples/stlm/base.yaml"
     nothing = Benchmarks("fp32", {}, {"arc_easy": "there is no network"})
-    monkeypatch.setattr(measure, "run_benchmarks", lambda *_: nothing)
-    monkeypatch.setattr(measure, "try_benchmarks", lambda *_: None)
+    monkeypatch.setattr(evaluation, "run_benchmarks", lambda *_: nothing)
+    monkeypatch.setattr(evaluation, "try_benchmarks", lambda *_: None)
     found = tried(command, str(example), "trainer.eval.mcq_benchmarks=[arc_easy]")
     assert [(one["stage"], one["key"]) for one in found["problems"]] == [
         ("benchmarks", "trainer.eval.mcq_benchmarks")

@@ -29,7 +29,8 @@ from quintet.model import Model
 from quintet.track.console import Reporter
 from quintet.train.checkpoint import checkpoint_steps
 from quintet.train.loop import train
-from quintet.train.setup import Run, set_up
+from quintet.train.run import Run
+from quintet.train.setup import set_up
 
 
 class Made:

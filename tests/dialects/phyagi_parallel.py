@@ -12,7 +12,7 @@ from quintet.config.dialects.back import translate_back
 from quintet.config.dialects.phyagi import DIALECT
 from quintet.config.dialects.phyagi.training_keys import ZERO
 from quintet.train.compute import Compute
-from quintet.train.deepspeed.settings import settings_of
+from quintet.train.integrations.deepspeed import settings_of
 
 ZERO_VALUES: dict[str, Any] = dict.fromkeys(ZERO, True) | {
     **{name: 1000 for name in ZERO if name.endswith(("size", "parameters", "distance", "threshold"))},

@@ -525,7 +525,7 @@ def loss_fn(make: Make) -> None:
 
 def dropout_schedule(make: Make) -> None:
     def kept(**keys: Any) -> list[float]:
-        from quintet.train.dropout import dropout_rate
+        from quintet.train.schedule import dropout_rate
 
         config = make({f"trainer.dropout_scheduler.{name}": value for name, value in keys.items()}).config
         found = [dropout_rate(config.dropout_schedule, step, 4) for step in range(1, 5)]

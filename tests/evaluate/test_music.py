@@ -21,9 +21,9 @@ from quintet.piano.midi import read_midi, write_midi
 from quintet.piano.notes import Notes
 from quintet.piano.tasks import task_named
 from quintet.track.console import Reporter
-from quintet.train.held_out import own_data
-from quintet.train.music_evaluation import evaluate_music
+from quintet.train.music import evaluate_music
 from quintet.train.trained import TrainedRun
+from quintet.train.validation import own_data
 
 GREEDY = GenerationSettings(temperature=0.0)
 

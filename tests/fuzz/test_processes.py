@@ -31,7 +31,8 @@ from quintet.config.load import load_run_config
 from quintet.errors import UserError
 from quintet.processes import is_rank_zero
 from quintet.track.console import Reporter
-from quintet.train import measure, setup
+from quintet.train import evaluation as measure
+from quintet.train import setup
 from quintet.train.loop import train
 from quintet.train.parallel.group import process_group
 

@@ -18,10 +18,8 @@ from torch.optim import lr_scheduler
 from quintet.config.duration import steps_of
 from quintet.config.schedule import PlateauConfig, ScheduleConfig
 from quintet.errors import UserError
-from quintet.train.schedule import learning_rate, momentum
-from quintet.train.schedules.deepspeed import check_deepspeed_schedule
-from quintet.train.schedules.plateau import after_validation, plateau_rate
-from quintet.train.schedules.torch import check_torch_schedule
+from quintet.train.library_schedules import check_deepspeed_schedule, check_torch_schedule
+from quintet.train.schedule import after_validation, learning_rate, momentum, plateau_rate
 
 RATE = st.floats(1e-6, 10)
 LENGTH = st.integers(1, 60)

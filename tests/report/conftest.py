@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     patch = pytest.MonkeyPatch()
-    for module in ("setup", "measure"):  # how fast the machine multiplies, nobody asks here
+    for module in ("setup", "evaluation"):  # how fast the machine multiplies, nobody asks here
         patch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
     try:
         for name, sections in RUNS.items():

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.model import TransformerConfig
 from quintet.model import Transformer, build_model
-from quintet.train.activation_checkpointing import checkpoint_activations
+from quintet.train.model import checkpoint_activations
 
 CONFIG = TransformerConfig.model_validate(
     {"layers": 4, "width": 32, "attention": {"heads": 2, "backend": "sdpa"}, "residual_dropout": 0.2}

@@ -29,13 +29,13 @@ from quintet.train.checkpoint import (
     checkpoint_path,
     checkpoint_steps,
     last_checkpoint,
-    load_training,
     load_weights,
     read_progress,
 )
 from quintet.train.compute import Compute
-from quintet.train.engine import TorchEngine
+from quintet.train.engine import load_training
 from quintet.train.optimizer import build_optimizer
+from quintet.train.step import TorchEngine
 
 
 def tiny(seed: int = 0) -> nn.Module:

@@ -15,8 +15,8 @@ from quintet.config.schedule import (
 from quintet.model import build_model
 from quintet.model.dropout import KeyedDropout, dropped, set_dropout, set_dropout_keys
 from quintet.randomness import key
-from quintet.train.activation_checkpointing import checkpoint_activations
-from quintet.train.dropout import dropout_rate
+from quintet.train.model import checkpoint_activations
+from quintet.train.schedule import dropout_rate
 
 
 def rates(config, steps: int, shown: list[int]) -> list[float | None]:

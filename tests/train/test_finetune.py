@@ -192,7 +192,7 @@ def test_a_schedule_of_dropout_holds_for_the_library_s_models(make, monkeypatch:
         attention = {m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")}
         seen.append(attention | {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)})
 
-    monkeypatch.setattr("quintet.train.update.set_dropout", spy)
+    monkeypatch.setattr("quintet.train.run.set_dropout", spy)
     train(config, Reporter())
     assert [len(rates) for rates in seen] == [1] * 8
     assert [max(rates) for rates in seen] == pytest.approx([0.05 * step for step in range(1, 9)])

@@ -17,9 +17,10 @@ from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import callbacks, checkpoint, loop
+from quintet.train.callbacks import StopSignal
 from quintet.train.loss import IGNORED
-from quintet.train.setup import Run, set_up
-from quintet.train.stop_signal import StopSignal
+from quintet.train.run import Run
+from quintet.train.setup import set_up
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from torch import nn
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.schema import RunConfig
 from quintet.config.training import CheckpointConfig
-from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, load_training
+from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
 from quintet.train.compute import Compute
-from quintet.train.engine import TorchEngine
-from quintet.train.low_precision import stochastically_rounded
-from quintet.train.optimizer import build_optimizer, set_learning_rate
+from quintet.train.engine import load_training
+from quintet.train.optimizer import build_optimizer, set_learning_rate, stochastically_rounded
+from quintet.train.step import TorchEngine
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,9 +13,10 @@ import torch
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.track.console import Reporter
-from quintet.train import loop, measure
+from quintet.train import evaluation as measure
+from quintet.train import loop
 from quintet.train.checkpoint import checkpoint_path, checkpoint_steps, read_progress
-from quintet.train.setup import Run
+from quintet.train.run import Run
 from quintet.train.validation import ValidationResult
 
 

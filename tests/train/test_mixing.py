@@ -13,10 +13,10 @@ from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import loop
-from quintet.train.engine import TorchEngine
-from quintet.train.held_out import loss_on, own_data
 from quintet.train.run_folder import read_run_config
+from quintet.train.step import TorchEngine
 from quintet.train.trained import load_trained
+from quintet.train.validation import loss_on, own_data
 
 WORDS = {"words": ["the", "cat", "dog", "sat", "mat"], "numbers": ["one", "two", "three"]}
 

@@ -21,8 +21,8 @@ from quintet.train.optimizer import (
     set_learning_rate,
     set_momentum,
     state_bytes,
-    step_if_finite,
 )
+from quintet.train.step import step_if_finite
 
 
 def tiny() -> nn.Module:

@@ -7,12 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from quintet.errors import UserError
-from quintet.train.engine import TorchEngine
 from quintet.train.loss import IGNORED
-from quintet.train.loss_module import LossModule
-from quintet.train.objective import Objective
+from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import dry_step
+from quintet.train.step import TorchEngine, dry_step
 
 
 def objective_of(config) -> Objective:

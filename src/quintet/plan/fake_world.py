@@ -53,7 +53,7 @@ def _changes(*, accelerator: bool) -> list[Any]:
     changes = [
         # The processes would compare their parameters, and only one has any.
         patch("quintet.train.parallel.shard.DistributedDataParallel", _without_comparing),
-        patch("quintet.train.engine.step_if_finite", _step),
+        patch("quintet.train.step.step_if_finite", _step),
         patch("quintet.model.transformer.lay_out", _one_document),
     ]
     if accelerator:

@@ -22,11 +22,9 @@ from quintet.plan.counting import Counter, Sent, bytes_of
 from quintet.plan.fake_world import fake_world
 from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
-from quintet.train.activation_checkpointing import checkpoint_activations
 from quintet.train.compute import Compute
-from quintet.train.engine import TorchEngine
-from quintet.train.loss_module import LossModule
-from quintet.train.model import make_model, make_objective
+from quintet.train.model import checkpoint_activations, make_model, make_objective
+from quintet.train.objective import LossModule
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
@@ -38,6 +36,7 @@ from quintet.train.parallel.strategy import (
     share_of_batch,
     state_bytes_of,
 )
+from quintet.train.step import TorchEngine
 
 Figures = dict[Any, float]
 
@@ -212,7 +211,7 @@ def _loss_module(
     environment: Environment,
     compute: Compute,
 ) -> LossModule:
-    """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
+    """As `quintet.train.engine` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
     views of it, which fake tensors are slow at."""
     checkpoint_activations(meta_model.blocks, config.train.activation_checkpointing)
     loss_module = LossModule(meta_model, make_objective(config, tokenizer))

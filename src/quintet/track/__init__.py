@@ -45,7 +45,7 @@ class Tracked:
 
     ``first_step`` is the number of steps that it continues from, -1 where it starts; ``system`` are the device and the
     versions in words; ``say`` prints a line; ``due`` names what is measured again after ``first_step``, for the run
-    ended before all of it was (see ``quintet.train.measure``).
+    ended before all of it was (see ``quintet.train.evaluation``).
     """
 
     config: RunConfig

@@ -1,19 +1,26 @@
-"""What follows each step: metrics, validations, samples and checkpoints, when they are due."""
+"""What follows each step: metrics, validations, samples and checkpoints when they are due, and what ends a run."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from time import monotonic
+from types import FrameType
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from quintet.processes import world_size
-from quintet.train.compute import peak_memory
-from quintet.train.measure import due_after, measure_due
-from quintet.train.metrics_buffer import MetricsBuffer
-from quintet.train.parallel.rank_sync import RankSync
-from quintet.train.setup import Run
-from quintet.train.stop_signal import StopSignal
+from quintet.data.batch import Batch
+from quintet.processes import is_rank_zero, world_size
+from quintet.system import STOP_SIGNALS
+from quintet.train.evaluation import due_after, measure_due
+from quintet.train.metrics import MetricsBuffer, log_metrics
+from quintet.train.run import Run
 from quintet.train.validation import ValidationResult
 
 
@@ -46,7 +53,7 @@ class Callbacks:
         # A run that is stopped keeps what it has, whatever it keeps at its end.
         saving = stopped or run.intervals.saves(step) or self.rank_sync.overdue
         if last or due or saving or run.intervals.logs(step):
-            _log(run, self._buffer)
+            log_metrics(run, self._buffer)
         run.progress = replace(run.progress, due=due)
         if saving:  # before what may fail or take an hour
             run.checkpointer.save(run.progress, run.engine.state())
@@ -62,23 +69,90 @@ class Callbacks:
         return seconds is not None and monotonic() - self.run.checkpointer.saved_at >= seconds
 
 
-def _log(run: Run, buffer: MetricsBuffer) -> None:
-    window = buffer.read()
-    progress = run.progress
-    run.progress = replace(
-        progress,
-        seconds=progress.seconds + window.seconds,
-        skipped_steps=progress.skipped_steps + window.skipped_steps,
-    )
-    speed = {
-        "speed/tokens_per_second": window.tokens_per_second,
-        "speed/mfu": window.tokens_per_second * run.flops_per_token / (run.peak * world_size()),
-        "train/skipped_steps": float(run.progress.skipped_steps),
-    }
-    if (memory := peak_memory(run.compute.device)) is not None:
-        speed["speed/memory_bytes"] = float(memory)
-    for tracker in run.trackers:
-        for step, metrics in window.records:
-            if tracker.every_step or run.intervals.logs(step):
-                tracker.log(step, metrics | (speed if step == progress.step else {}))
-    run.reporter.step(progress.step, run.steps, window.loss, speed)
+# A signal may reach the processes before different steps; that of most weight counts.
+SIGNALS = tuple(map(int, STOP_SIGNALS))
+
+
+class RankSync:
+    """One process decides by itself. Several tell each other with each batch, one step ahead, so that none waits: each
+    how many targets its part of the batch has and which signal it got, the first whether a checkpoint is overdue."""
+
+    def __init__(self, asked: Callable[[], int | None], overdue: Callable[[], bool]) -> None:
+        self._asked, self._overdue = asked, overdue
+        self._signal: int | None = None
+        self._saving = False
+
+    @property
+    def signal(self) -> int | None:
+        """The signal after which the run stops with the step at hand."""
+        return self._asked() if world_size() == 1 else self._signal
+
+    @property
+    def overdue(self) -> bool:
+        """Whether so much time has passed that the step at hand ends with a checkpoint."""
+        return self._overdue() if world_size() == 1 else self._saving
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """``batches``, this process's parts, with ``valid`` of the whole batch."""
+        if world_size() == 1:
+            yield from batches
+            return
+        before: tuple[Batch, torch.Tensor, Any] | None = None
+        for batch in batches:
+            told = torch.tensor([batch.valid, *self._wishes()])
+            following = (batch, told, dist.all_reduce(told, async_op=True))
+            if before is not None:
+                yield self._agreed(*before)
+            before = following
+        if before is not None:
+            yield self._agreed(*before)
+
+    def _wishes(self) -> list[int]:
+        asked = self._asked()
+        return [*(int(asked == one) for one in SIGNALS), int(is_rank_zero() and self._overdue())]
+
+    def _agreed(self, batch: Batch, told: torch.Tensor, work: Any) -> Batch:
+        work.wait()
+        valid, *asked, overdue = told.tolist()
+        self._signal = next((one for one, count in zip(SIGNALS, asked, strict=True) if count), None)
+        self._saving = bool(overdue)
+        return replace(batch, valid=valid)
+
+
+# A scheduler signals every process of a job, and torchrun hands the same signal on to those it started.
+_ONE_REQUEST = 2.0
+
+
+@dataclass
+class StopSignal:
+    """Whether somebody asked the run to stop, and by which signal."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def watch_signals() -> Iterator[StopSignal]:
+    """Note the first of `STOP_SIGNALS`. A later one does what it always does, unless it came so soon that it is the
+    first one by another way, as SIGTERM does to the processes of torchrun."""
+    asked = StopSignal()
+    if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
+        yield asked
+        return
+    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    asked_at: float | None = None
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        if asked_at is None:
+            asked.signal, asked_at = number, monotonic()
+        elif number == signal.SIGINT or monotonic() - asked_at > _ONE_REQUEST:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)  # os.kill would end the process on Windows, whatever the signal
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -48,22 +48,22 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
         if config.parallel.kind in ("fsdp", "hsdp"):
             found.append(lambda: check_sharded(optimizer))
     if isinstance(schedule, TransformersScheduleConfig):
-        from quintet.train.schedules.transformers import check_transformers_schedule
+        from quintet.train.library_schedules import check_transformers_schedule
 
         found.append(lambda: check_transformers_schedule(schedule))
     if isinstance(schedule, DeepSpeedScheduleConfig):
-        from quintet.train.schedules.deepspeed import check_deepspeed_schedule
+        from quintet.train.library_schedules import check_deepspeed_schedule
 
         found.append(lambda: check_deepspeed_schedule(schedule))
     if isinstance(schedule, TorchScheduleConfig):
-        from quintet.train.schedules.torch import check_torch_schedule
+        from quintet.train.library_schedules import check_torch_schedule
 
         found.append(lambda: check_torch_schedule(schedule, optimizer))
     model = config.model
     if model.kind == "huggingface" and model.config:
         found.append(lambda: _check_model_config(model))
     if config.parallel.kind == "deepspeed":
-        from quintet.train.deepspeed.start import check_deepspeed
+        from quintet.train.integrations.deepspeed import check_deepspeed
 
         found.append(lambda: check_deepspeed(config))
     if config.train.precision == "fp16":

@@ -38,11 +38,10 @@ from quintet.files import to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 if TYPE_CHECKING:
-    from quintet.train.engine import Engine
+    pass
 
 # Without a process group there is one process, which is what is meant here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -52,7 +51,7 @@ class Progress:
 
     ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
     the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
-    measured after this step (see ``quintet.train.measure``), and ``failed`` counts the measurements that failed.
+    measured after this step (see ``quintet.train.evaluation``), and ``failed`` counts the measurements that failed.
     ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
     of those that made the ids it was trained on.
     """
@@ -124,14 +123,6 @@ def load_weights(path: Path, model: nn.Module) -> None:
     weights = trained_weights(model)
     state_dict_loader.load({"model": weights}, checkpoint_id=path, no_dist=True)
     set_weights(model, weights)
-
-
-def load_training(path: Path, engine: Engine) -> None:
-    """Put weights and the optimizer's state of the checkpoint at ``path`` into those of ``engine``, however they are
-    spread over processes, and however they were when it was written."""
-    state = engine.state()
-    state_dict_loader.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-    engine.set_state(state)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Any]:

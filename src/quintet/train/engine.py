@@ -1,28 +1,42 @@
-"""What runs forward, backward and step over the devices of a run."""
+"""What takes the steps of a run over its devices: the protocol, and how an engine is built."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.checkpoint import state_dict_loader
 
+from quintet.config.parallel import DDPConfig, DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
+from quintet.errors import UserError
 from quintet.model import Model
-from quintet.processes import rank, world_size
-from quintet.train.checkpoint import set_weights, trained_weights
-from quintet.train.compute import Compute
-from quintet.train.optimizer import set_learning_rate, step_if_finite
-from quintet.train.parallel.shard import unsharded
-from quintet.train.step import micro_batches, share_of_loss
+from quintet.model.pretrained import PretrainedModel
+from quintet.processes import local_world_size, world_size
+from quintet.tokenize import Tokenizer
+from quintet.train.compute import Compute, device_memory
+from quintet.train.model import checkpoint_activations, make_model
+from quintet.train.objective import LossModule, Objective
+from quintet.train.optimizer import build_optimizer, check_sharded
+from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
+from quintet.train.parallel.strategy import (
+    Environment,
+    Strategy,
+    choose_strategy,
+    counts_of,
+    mesh_shape,
+    share_of_batch,
+    state_bytes_of,
+)
+from quintet.train.step import TorchEngine
+from quintet.train.weights import first_weights
 
 
 class Engine(Protocol):
@@ -50,84 +64,83 @@ class Engine(Protocol):
         ...
 
 
-class TorchEngine:
-    """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
+@dataclass(frozen=True)
+class Built:
+    """What takes the steps of a run. ``parameters`` counts those of the whole model and those of them that are trained;
+    ``shape`` is this process's part of a batch; ``loss_module`` is Model and loss, in what spreads them."""
 
-    ``shape`` is this process's part of a batch.
+    model: Model
+    loss_module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    engine: Engine
+    strategy: Strategy
+    shape: BatchShape
+    parameters: tuple[int, int]
+
+
+def build_engine(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    compute: Compute,
+    weights: dict[str, Tensor] | None = None,
+) -> Built:
+    """The engine of ``config`` in this process, its model begun with ``weights`` where there are any.
+
+    Raises UserError for what cannot be spread as the run file says.
     """
+    environment = Environment(world_size(), local_world_size(), device_memory(compute.device, local_world_size()))
+    shape = share_of_batch(config.batch, environment.processes)
+    # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
+    model = make_model(config, tokenizer, meta=True)
+    counts = counts_of(model)
+    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, *counts))
+    if strategy.sharded and compute.precision == "fp16":
+        raise UserError(
+            "train.precision: fp16 scales its loss, which is not done for sharded weights; take bf16 or fp32"
+        )
+    if strategy.sharded:
+        check_sharded(config.optimizer)
+    else:
+        model = make_model(config, tokenizer, weights).to(compute.device)
+    checkpoint_activations(model.blocks, config.train.activation_checkpointing)
+    if compute.compile:
+        _compile_blocks(model, compute)
+    loss_module: nn.Module = LossModule(model, objective)
+    if strategy.sharded:
+        mesh = make_mesh(mesh_shape(strategy, environment), compute.device.type)
+        home = torch.device("cpu") if getattr(strategy.config, "offload", False) else compute.device
+        library = isinstance(model, PretrainedModel)
+        values = first_weights(config, tokenizer, model, weights)
+        shard(loss_module, strategy, mesh, compute)
+        load_sharded(model, values, home, from_rank0=library)
+    elif isinstance(strategy.config, DDPConfig) and world_size() > 1:
+        loss_module = replicate(loss_module, strategy.config, compute)
+    elif isinstance(strategy.config, DeepSpeedConfig):
+        from quintet.train.integrations.deepspeed import start_deepspeed
 
-    def __init__(
-        self,
-        loss_module: nn.Module,
-        model: Model,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        config: RunConfig,
-        shape: BatchShape,
-        compute: Compute,
-    ) -> None:
-        self.loss_module, self.model, self.optimizer, self.scaler = loss_module, model, optimizer, scaler
-        self.config, self.shape, self.compute = config, shape, compute
+        engine = start_deepspeed(loss_module, model, config, shape, compute)
+        return Built(model, loss_module, engine.optimizer, engine.scaler, engine, strategy, shape, counts)
+    optimizer = build_optimizer(config.optimizer, model)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
+    engine = TorchEngine(loss_module, model, optimizer, scaler, config, shape, compute)
+    return Built(model, loss_module, optimizer, scaler, engine, strategy, shape, counts)
 
-    def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number, in
-        whatever parts; dropout is keyed by the step and the number of the sample in the whole batch."""
-        loss = torch.zeros((), device=self.compute.device)
-        first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
-        for number, part in enumerate(
-            micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
-        ):
-            with self._passes(last=number == last):
-                share = share_of_loss(self.loss_module, part, self.config, self.compute)
-                # The wrappers take the mean of the processes' gradients, and the loss is their sum.
-                self.scaler.scale(share * world_size()).backward()
-            loss += share.detach()
-        if world_size() > 1:
-            dist.all_reduce(loss)
-        return loss
 
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """See ``Engine``."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if self.config.train.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
-        set_learning_rate(self.optimizer, rate)
-        if self.scaler.is_enabled():
-            skipped = (~torch.isfinite(norm)).float()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            skipped = step_if_finite(self.optimizer, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.to(self.compute.device), skipped.to(self.compute.device)
+def _compile_blocks(model: Model, compute: Compute) -> None:
+    """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
+    if compute.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise UserError(
+            "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
+        )
+    for block in model.blocks:
+        block.compile()
 
-    def unsharded(self) -> AbstractContextManager[None]:
-        """See ``Engine``."""
-        return unsharded(self.loss_module)
 
-    def state(self) -> dict[str, Any]:
-        """See ``Engine``."""
-        return {
-            "model": trained_weights(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See ``Engine``."""
-        set_weights(self.model, state["model"])
-        set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=state["optimizer"])
-
-    @contextmanager
-    def _passes(self, *, last: bool) -> Iterator[None]:
-        """Gradients are sent to the other processes with the last pass of a batch alone."""
-        if isinstance(self.loss_module, FSDPModule):
-            self.loss_module.set_requires_gradient_sync(last)
-        if isinstance(self.loss_module, DistributedDataParallel) and not last:
-            with self.loss_module.no_sync():
-                yield
-            return
-        yield
+def load_training(path: Path, engine: Engine) -> None:
+    """Put weights and the optimizer's state of the checkpoint at ``path`` into those of ``engine``, however they are
+    spread over processes, and however they were when it was written."""
+    state = engine.state()
+    state_dict_loader.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    engine.set_state(state)

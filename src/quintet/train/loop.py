@@ -10,11 +10,9 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
 from quintet.track import RunStatus, close_trackers
 from quintet.track.console import Reporter
-from quintet.train.callbacks import Callbacks
+from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
-from quintet.train.fixed_batch import conclusion
-from quintet.train.intervals import Trial
-from quintet.train.measure import (
+from quintet.train.evaluation import (
     look_at_start,
     measure_benchmarks,
     measure_due,
@@ -22,12 +20,12 @@ from quintet.train.measure import (
     try_measurements,
     validate_run,
 )
+from quintet.train.integrations import Steps, trainer_steps
+from quintet.train.intervals import Trial
 from quintet.train.parallel.group import process_group
-from quintet.train.setup import Run, set_up
-from quintet.train.stop_signal import StopSignal, watch_signals
-from quintet.train.trainers import Steps, trainer_steps
-from quintet.train.update import apply_gradients, begin_step
-from quintet.train.validation import ValidationResult
+from quintet.train.run import Run, apply_gradients, begin_step
+from quintet.train.setup import set_up
+from quintet.train.validation import ValidationResult, conclusion
 
 
 @dataclass(frozen=True)

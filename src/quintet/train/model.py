@@ -1,18 +1,21 @@
-"""The model of a run and what it learns: the run file's sizes, completed by those of the tokenizer."""
+"""The model of a run: the run file's sizes, completed by those of the tokenizer, and what its blocks keep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.schema import RunConfig
-from quintet.config.training import MaskedLossConfig
+from quintet.config.training import ActivationCheckpointing, MaskedLossConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
-from quintet.model.init import first_values
 from quintet.model.pretrained_count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds, text_bounds
@@ -30,7 +33,7 @@ def make_model(
     if isinstance(config.model, HuggingFaceConfig):
         return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, meta=meta)
     return build_model(
-        _drawn(config.model, weights),
+        drawn(config.model, weights),
         model_vocabulary(config, tokenizer),
         context_length(config),
         config.seed,
@@ -40,16 +43,7 @@ def make_model(
     )
 
 
-def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """What `make_model` would have given each parameter of ``model``, an outline of our transformer."""
-    assert isinstance(config.model, TransformerConfig)
-    if weights is not None:
-        yield from ((name, weights[name]) for name, _ in model.named_parameters())
-        return
-    yield from first_values(model, _drawn(config.model, weights), config.seed)
-
-
-def _drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> TransformerConfig:
+def drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> TransformerConfig:
     if weights is None and isinstance(model.init, PretrainedInitConfig):
         return model.model_copy(update={"init": NormalInitConfig()})
     return model
@@ -110,3 +104,44 @@ def training_flops(config: RunConfig, vocab_size: int) -> Flops:
 def extra_rows(config: RunConfig) -> int:
     """Rows of the embedding for ids that are read and never predicted: one for the mask of the masked loss."""
     return int(isinstance(config.loss, MaskedLossConfig) and config.loss.mask_id is None)
+
+
+aten = torch.ops.aten
+# What costs most to compute again: matrix products and attention. All else of a block is kept nowhere.
+_KEPT = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpointing) -> None:
+    """Let ``blocks`` keep less in training: with a number n each n-th of them only its input, with "selective" each of
+    them its matrix products and attention; gradients stay the same bit for bit.
+
+    The forward method is replaced and no module put around the block, so that parameters keep their names.
+    """
+    if how == "none":
+        return
+    for index, block in enumerate(blocks):
+        if how == "selective" or index % how == 0:
+            block.forward = _Checkpointed(block.forward, selective=how == "selective")
+
+
+class _Checkpointed:
+    def __init__(self, forward: Any, *, selective: bool) -> None:
+        self._forward = forward
+        contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if selective else {}
+        self._checkpoint = partial(checkpoint, forward, use_reentrant=False, **contexts)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*arguments, **named)
+        return self._checkpoint(*arguments, **named)
+
+
+def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from quintet.config.model import ModelConfig
 from quintet.config.training import LossConfig, MaskedLossConfig
@@ -103,3 +103,21 @@ class Objective:
             smoothing=smoothing,
             chunk=self.config.chunk,
         )
+
+
+class LossModule(nn.Module):
+    """``model`` and what it learns: a forward pass goes from samples to their summed loss in nats, a scalar.
+
+    So the head's product and the loss, which are one operation, are inside the pass that wrappers surround with their
+    communication.
+    """
+
+    def __init__(self, model: Model, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, prompts: Tensor | None = None
+    ) -> Tensor:
+        """See ``Objective.loss``; all are [samples, length]."""
+        return self.objective.loss(self.model, inputs, targets, documents, prompts)

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Mapping
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
@@ -21,7 +24,10 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import files_digest
 from quintet.model.families import checkpoint_digest, find_checkpoint
-from quintet.train.checkpoint import last_checkpoint
+from quintet.train.checkpoint import (
+    Progress,
+    last_checkpoint,
+)
 
 # What may change when a run is continued, for it does not change which function is minimised on which data, or only how
 # long: the losses that were there stay what an uninterrupted run would have had.
@@ -49,8 +55,6 @@ CONTINUABLE = (
     "checkpoint",
     "track",
 )
-
-
 # Several ways to say one batch.
 _BATCH = ("train.batch_size", "train.batch_tokens", "train.batch_size_per_device", "train.batch_devices")
 
@@ -224,7 +228,6 @@ def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:
     """Versions, the state of the code and what `auto` became, as comments before the run file."""
-    import torch
 
     from quintet.data.build import library_versions
 
@@ -254,3 +257,35 @@ def _git_state() -> str:
             return ""
         answers.append(answer.stdout.strip())
     return f", git {answers[0]}{' with changes' if answers[1] else ''}"
+
+
+def check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[str, ...]) -> None:
+    """Raise UserError unless the run in ``folder`` sees the ids that it was trained on. Those of stores have a
+    fingerprint; what ``encoding`` libraries make while it trains has their versions alone."""
+    versions = {name: (version, now.libraries.get(name, version)) for name, version in found.libraries.items()}
+    other = {name: f"{name} {then} then, {here} now" for name, (then, here) in versions.items() if then != here}
+    remedy = f"install the versions it began with ({', '.join(other.values())})" if other else "restore the sources"
+    for name in ("tokenizer", "corpus"):
+        if getattr(found, name) != getattr(now, name):
+            raise UserError(
+                f"{folder}: cannot be continued: the {name} is not the one it was trained with "
+                f"({getattr(found, name)} then, {getattr(now, name)} now); {remedy}, or choose another name (name=…)"
+            )
+    if any(name in other for name in encoding):
+        raise UserError(
+            f"{folder}: cannot be continued: its tokens are made by another version of a library; {remedy}, or choose "
+            "another name (name=…)"
+        )
+
+
+def check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:
+    """Stages that lie ahead may change, those that the run has been through may not."""
+    begun, now = ([one for one in some if one[0] < found.step] for some in (found.stages, stages))
+    if begun == now:
+        return
+    ends = ", ".join(f"until: {start:,}" for start, _ in begun[1:])
+    then = f"stages with {ends}" if ends else "one stage" if begun else "no stages"
+    raise UserError(
+        f"data.stages: {folder} was trained up to step {found.step:,} with {then}, and this run file has others before "
+        "that step (fractions move with the run's steps); write `until` in steps, or choose another name (name=…)"
+    )

@@ -18,7 +18,7 @@ from quintet.piano.tasks import Task
 from quintet.randomness import key
 from quintet.train.continuation import prompt_ids, write_continuations
 from quintet.train.music import behind, write
-from quintet.train.setup import Run
+from quintet.train.run import Run
 from quintet.train.trained import TrainedModel
 
 _ONLY = "sample 0"  # what is not the answer to a task

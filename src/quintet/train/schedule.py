@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Learning rate, momentum and dropout as functions of the step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 from quintet.config.duration import steps_of
 from quintet.config.schedule import (
     ConstantConfig,
+    ConstantDropoutConfig,
     CosineConfig,
     DeepSpeedScheduleConfig,
+    DropoutScheduleConfig,
     LinearConfig,
+    LinearDropoutConfig,
+    NoDropoutScheduleConfig,
     PlateauConfig,
     ScheduleConfig,
     TorchScheduleConfig,
     TransformersScheduleConfig,
+    TriangleDropoutConfig,
     WSDConfig,
 )
-from quintet.train.schedules.deepspeed import deepspeed_rate
-from quintet.train.schedules.plateau import plateau_rate
-from quintet.train.schedules.torch import torch_momentum, torch_rate
-from quintet.train.schedules.transformers import transformers_rate
+from quintet.train.library_schedules import deepspeed_rate, torch_momentum, torch_rate, transformers_rate
 
 
 def learning_rate(
@@ -74,3 +76,57 @@ def _own_rate(
 def _progress(time: int, first: int, last: int) -> float:
     """0 up to ``first``, 1 from ``last`` on, linear between."""
     return min(max((time - first) / max(last - first, 1), 0.0), 1.0)
+
+
+# PyTorch leaves out a change that is smaller than this.
+_SMALLEST_CHANGE = 1e-8
+
+
+def plateau_rate(config: PlateauConfig, highest: float, step: int, steps: int, state: Mapping[str, Any]) -> float:
+    """Rate of ``step``: ``highest · step / warmup_steps`` in the warm-up, then what ``state`` says."""
+    warmup = steps_of(config.warmup_steps, steps)
+    return highest * step / warmup if step < warmup else state.get("rate", highest)
+
+
+def after_validation(
+    config: PlateauConfig, highest: float, step: int, steps: int, state: Mapping[str, Any], loss: float
+) -> dict[str, Any]:
+    """The state after the validation ``loss`` behind ``step``; {} before the first one.
+
+    Its facts are ``rate``, the ``best`` loss, and the validations that were ``bad`` in a row and that the ``cooldown``
+    still lasts. Counted as in torch.optim.lr_scheduler.ReduceLROnPlateau; what is measured in the warm-up is not.
+    """
+    if step < steps_of(config.warmup_steps, steps):
+        return dict(state)
+    rate, best = state.get("rate", highest), state.get("best")
+    bad, cooldown = state.get("bad", 0), state.get("cooldown", 0)
+    if loss < (math.inf if best is None else best * (1 - config.threshold)):
+        best, bad = loss, 0
+    else:
+        bad += 1
+    if cooldown > 0:
+        cooldown, bad = cooldown - 1, 0
+    if bad > config.patience:
+        lower = max(rate * config.factor, config.min_lr)
+        rate = lower if rate - lower > _SMALLEST_CHANGE else rate
+        cooldown, bad = config.cooldown, 0
+    return {"rate": rate, "best": best, "bad": bad, "cooldown": cooldown}
+
+
+def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float | None:
+    """The rate at ``step``, counted from 1, of a run of ``steps``; None where the model's own rates hold."""
+    match config:
+        case NoDropoutScheduleConfig():
+            return None
+        case ConstantDropoutConfig():
+            return config.rate
+        case LinearDropoutConfig():
+            last = config.last_step or steps
+            done = (step - config.first_step) / max(last - config.first_step, 1)
+            return config.start + (config.end - config.start) * min(max(done, 0.0), 1.0)
+        case TriangleDropoutConfig():
+            length = (config.steps or steps) // config.cycles
+            if not length or step > length * config.cycles:
+                return config.low
+            place = (step % length) / length
+            return config.low + (config.high - config.low) * (1 - abs(2 * place - 1))

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from quintet.config.evaluate import EvaluateConfig
 from quintet.config.length import total_steps
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
-from quintet.data.batch import Batch, TrainData, ValidationData
 from quintet.data.build import encoding_libraries
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
-from quintet.errors import UserError
-from quintet.model import Model
-from quintet.processes import broadcast_from_rank0, rank, rank_zero_first, world_size
+from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.tokenize.bounds import TextBounds
 from quintet.track import Tracked, Tracker, build_trackers
 from quintet.track.console import Reporter
 from quintet.track.system import system_figures
-from quintet.train.build import Built, build_engine
 from quintet.train.check import check_training
-from quintet.train.checkpoint import (
-    Checkpointer,
-    Progress,
-    checkpoint_path,
-    checkpoint_steps,
-    load_training,
-    read_progress,
-)
+from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, checkpoint_steps, read_progress
 from quintet.train.compute import (
     Compute,
     choose_compute,
@@ -45,15 +27,16 @@ from quintet.train.compute import (
     make_deterministic,
     measure_peak,
 )
-from quintet.train.deepspeed.settings import stays_eager
-from quintet.train.engine import Engine
-from quintet.train.fixed_batch import introduction
-from quintet.train.intervals import Intervals, Trial, intervals_of
-from quintet.train.model import make_objective, run_bounds, training_flops
-from quintet.train.objective import Objective
+from quintet.train.engine import Built, build_engine, load_training
+from quintet.train.integrations.deepspeed import stays_eager
+from quintet.train.intervals import Trial, intervals_of
+from quintet.train.model import make_objective, training_flops
 from quintet.train.parallel.group import timeout
+from quintet.train.run import Run
 from quintet.train.run_folder import (
     check_inputs,
+    check_stages,
+    check_tokens,
     find_run_folder,
     inputs_of,
     settle_batch,
@@ -61,62 +44,9 @@ from quintet.train.run_folder import (
     write_run_file,
 )
 from quintet.train.schedule import learning_rate
-from quintet.train.start import seen_before, starting_weights
 from quintet.train.step import dry_step
-
-
-@dataclass
-class Run:
-    """A run that is ready to train, and how far it is.
-
-    It ends after ``steps``. Learning rate and dropout follow ``schedule_steps``, which are more where a ``trial`` ends
-    early.
-    """
-
-    config: RunConfig
-    folder: Path
-    steps: int
-    schedule_steps: int
-    compute: Compute
-    tokenizer: Tokenizer
-    data: TrainData
-    validation: ValidationData | None
-    objective: Objective
-    model: Model
-    loss_module: nn.Module
-    engine: Engine
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    checkpointer: Checkpointer
-    trackers: list[Tracker]
-    reporter: Reporter
-    bytes_per_token: np.ndarray
-    flops_per_token: int
-    peak: float
-    progress: Progress
-    intervals: Intervals
-    trial: Trial | None = None
-
-    @property
-    def evaluate(self) -> EvaluateConfig:
-        """What this run measures: `evaluate` of the run file, with the counts of the trial where it is one."""
-        return self.config.evaluate if self.trial is None else self.trial.shortened(self.config.evaluate)
-
-    @property
-    def bounds(self) -> TextBounds:
-        """Where the texts of this run begin and end."""
-        return run_bounds(self.config, self.tokenizer)
-
-    def batch(self, step: int) -> Batch:
-        """This process's part of the batch of ``step``, counted from 0, as the model gets it."""
-        step = self.config.data.batch_index(step)
-        part = self.data.batch(step, rank(), world_size())
-        return self.objective.prepare(part, "train", step, rank() * self.config.batch.samples // world_size())
-
-    def whole_batch(self, step: int) -> Batch:
-        """The batch of ``step`` with the parts of all processes."""
-        step = self.config.data.batch_index(step)
-        return self.objective.prepare(self.data.batch(step), "train", step)
+from quintet.train.validation import introduction
+from quintet.train.weights import seen_before, starting_weights
 
 
 def set_up(config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None) -> Run:
@@ -263,42 +193,10 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
         return fresh
     found = read_progress(checkpoint_path(checkpoints, steps[-1]))
     check_inputs(config, found.inputs, folder, trains=True)
-    _check_tokens(folder, found, fresh, encoding_libraries(config, prepared.tokenizer))
-    _check_stages(folder, found, stages)
+    check_tokens(folder, found, fresh, encoding_libraries(config, prepared.tokenizer))
+    check_stages(folder, found, stages)
     precision = found.precision or precision
     return replace(found, stages=stages, precision=precision, libraries=prepared.libraries)
-
-
-def _check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[str, ...]) -> None:
-    """Raise UserError unless the run in ``folder`` sees the ids that it was trained on. Those of stores have a
-    fingerprint; what ``encoding`` libraries make while it trains has their versions alone."""
-    versions = {name: (version, now.libraries.get(name, version)) for name, version in found.libraries.items()}
-    other = {name: f"{name} {then} then, {here} now" for name, (then, here) in versions.items() if then != here}
-    remedy = f"install the versions it began with ({', '.join(other.values())})" if other else "restore the sources"
-    for name in ("tokenizer", "corpus"):
-        if getattr(found, name) != getattr(now, name):
-            raise UserError(
-                f"{folder}: cannot be continued: the {name} is not the one it was trained with "
-                f"({getattr(found, name)} then, {getattr(now, name)} now); {remedy}, or choose another name (name=…)"
-            )
-    if any(name in other for name in encoding):
-        raise UserError(
-            f"{folder}: cannot be continued: its tokens are made by another version of a library; {remedy}, or choose "
-            "another name (name=…)"
-        )
-
-
-def _check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:
-    """Stages that lie ahead may change, those that the run has been through may not."""
-    begun, now = ([one for one in some if one[0] < found.step] for some in (found.stages, stages))
-    if begun == now:
-        return
-    ends = ", ".join(f"until: {start:,}" for start, _ in begun[1:])
-    then = f"stages with {ends}" if ends else "one stage" if begun else "no stages"
-    raise UserError(
-        f"data.stages: {folder} was trained up to step {found.step:,} with {then}, and this run file has others before "
-        "that step (fractions move with the run's steps); write `until` in steps, or choose another name (name=…)"
-    )
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,19 +1,31 @@
-"""The parts of a batch and the loss of each, and the rehearsal that finds out whether they fit."""
+"""One optimizer step: micro-batches, forward and backward, clip, step; and a rehearsal of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
+from quintet.model import Model
 from quintet.model.dropout import set_dropout_keys
+from quintet.processes import rank, world_size
 from quintet.randomness import key
+from quintet.train.checkpoint import set_weights, trained_weights
 from quintet.train.compute import Compute, to_device
+from quintet.train.optimizer import set_learning_rate
+from quintet.train.parallel.shard import unsharded
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,105 @@ def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, c
     set_dropout_keys(loss_module, base, part.sample, len(part.inputs), part.inputs.device)
     with compute.autocast():
         return loss_module(part.inputs, part.targets, part.documents, part.prompts) / max(part.valid, 1)
+
+
+class TorchEngine:
+    """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
+
+    ``shape`` is this process's part of a batch.
+    """
+
+    def __init__(
+        self,
+        loss_module: nn.Module,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        config: RunConfig,
+        shape: BatchShape,
+        compute: Compute,
+    ) -> None:
+        self.loss_module, self.model, self.optimizer, self.scaler = loss_module, model, optimizer, scaler
+        self.config, self.shape, self.compute = config, shape, compute
+
+    def accumulate(self, batch: Batch, step: int) -> Tensor:
+        """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number, in
+        whatever parts; dropout is keyed by the step and the number of the sample in the whole batch."""
+        loss = torch.zeros((), device=self.compute.device)
+        first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
+        for number, part in enumerate(
+            micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
+        ):
+            with self._passes(last=number == last):
+                share = share_of_loss(self.loss_module, part, self.config, self.compute)
+                # The wrappers take the mean of the processes' gradients, and the loss is their sum.
+                self.scaler.scale(share * world_size()).backward()
+            loss += share.detach()
+        if world_size() > 1:
+            dist.all_reduce(loss)
+        return loss
+
+    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+        """See ``Engine``."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.config.train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
+        set_learning_rate(self.optimizer, rate)
+        if self.scaler.is_enabled():
+            skipped = (~torch.isfinite(norm)).float()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            skipped = step_if_finite(self.optimizer, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.to(self.compute.device), skipped.to(self.compute.device)
+
+    def unsharded(self) -> AbstractContextManager[None]:
+        """See ``Engine``."""
+        return unsharded(self.loss_module)
+
+    def state(self) -> dict[str, Any]:
+        """See ``Engine``."""
+        return {
+            "model": trained_weights(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See ``Engine``."""
+        set_weights(self.model, state["model"])
+        set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=state["optimizer"])
+
+    @contextmanager
+    def _passes(self, *, last: bool) -> Iterator[None]:
+        """Gradients are sent to the other processes with the last pass of a batch alone."""
+        if isinstance(self.loss_module, FSDPModule):
+            self.loss_module.set_requires_gradient_sync(last)
+        if isinstance(self.loss_module, DistributedDataParallel) and not last:
+            with self.loss_module.no_sync():
+                yield
+            return
+        yield
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> torch.Tensor:
+    """One optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 on the device if it was left out.
+
+    Where there is a fused kernel, it decides itself from ``found_inf``, so that the host never waits for the norm. For
+    any other optimizer the host looks at the norm.
+    """
+    found_inf = (~torch.isfinite(norm)).float()
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    elif not found_inf.item():
+        optimizer.step()
+    return found_inf
 
 
 def dry_step(

@@ -1,21 +1,31 @@
-"""Validation loss: always the same samples, in evaluation mode, in the precision of the training."""
+"""Loss in evaluation mode, in the precision of the training: on held-out samples, or on one batch alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
+from quintet.data.entropy import conditional_entropy, context_ids
+from quintet.data.prepare import Prepared, prepare
+from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import all_gather, rank, world_size
+from quintet.track.console import Reporter
 from quintet.train.compute import Compute
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
+from quintet.train.trained import TrainedRun
+
+if TYPE_CHECKING:
+    from quintet.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -154,3 +164,80 @@ def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compu
     assert targets is not None
     with compute.autocast():
         return objective.loss(model, inputs, targets, documents, prompts, plain=True).item()
+
+
+def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
+    """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
+    prepared = prepare(run.config, progress=reporter.preparing)
+    if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"{run.folder}: its sources, or what the libraries that read and encode them make of them, have changed "
+            "since it was trained, and what was held out with them"
+        )
+    return prepared
+
+
+def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> ValidationResult:
+    """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
+    if prepared.validation is None:
+        raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
+    found = validate(
+        run.model,
+        run.objective,
+        prepared.validation.batches(run.config.validation_batch_size, samples),
+        run.compute,
+        bytes_per_token=run.tokenizer.bytes_per_token(),
+        labels=prepared.validation.labels,
+    )
+    if not found.tokens:
+        raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
+    return found
+
+
+def lowest_loss(config: RunConfig, batch: Batch) -> float:
+    """The loss below which no model of ``config`` can come on ``batch``, in nats a token.
+
+    A window, or a model without positions, hides more than is reckoned with here: then it may be out of reach.
+    """
+    model = config.model
+    if model.kind == "huggingface":
+        seen = context_ids(batch.inputs, ahead=config.loss.kind == "masked")
+        return conditional_entropy(batch.targets, seen)
+    attention = model.attention
+    prompts = batch.prompts if model.tells_prompts else None
+    places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
+    documents = batch.documents if model.tells_documents else None
+    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
+    return conditional_entropy(batch.targets, seen)
+
+
+def introduction(config: RunConfig, batch: Batch) -> str:
+    """What a run says of its only ``batch`` before the first step. Raises UserError when it has nothing to learn."""
+    if not batch.valid:
+        raise UserError("data.fixed_batch: no target of the first batch has a loss; change `seed`, or set it to false")
+    return (
+        f"data.fixed_batch: each step has the batch of step 1. Given what each position sees, its {batch.valid:,} "
+        f"targets have an entropy of {lowest_loss(config, batch):.4f} nats a token: no loss on it can be lower"
+    )
+
+
+def conclusion(run: Run) -> str:
+    """What a run says of its only batch after the last step."""
+    batch = run.whole_batch(0)
+    loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
+    return (
+        f"data.fixed_batch: loss {loss:.4f} nats a token, {loss - lowest:.4f} above the entropy of its targets, "
+        f"{lowest:.4f}"
+    )
+
+
+@torch.no_grad()
+def fixed_loss(run: Run, batch: Batch) -> float:
+    """Mean cross-entropy of the run's model on ``batch``, in nats a token, without dropout and smoothing."""
+    parts = np.arange(len(batch.inputs)) // run.config.batch.micro_batch_size
+    with evaluation_mode(run.model):
+        losses = [
+            summed_loss(run.model, run.objective, rows_of(batch, parts == part), run.compute)
+            for part in range(parts[-1] + 1)
+        ]
+    return sum(losses) / max(batch.valid, 1)

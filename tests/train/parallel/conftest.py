@@ -138,7 +138,7 @@ FAULT = """\
 import os, signal, sys, time
 
 if os.environ.get("RANK") == "{rank}":
-    from quintet.train.engine import TorchEngine
+    from quintet.train.step import TorchEngine
 
     whole = TorchEngine.accumulate
 

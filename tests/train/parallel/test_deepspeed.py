@@ -19,10 +19,15 @@ from quintet.config.load import load_run_config
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.train.compute import Compute
-from quintet.train.deepspeed import start
-from quintet.train.deepspeed.scale import LossScale
-from quintet.train.deepspeed.settings import offloads_optimizer, settings_of, wants_cpu_adam
-from quintet.train.deepspeed.start import BuildLock, check_deepspeed
+from quintet.train.integrations import deepspeed
+from quintet.train.integrations.deepspeed import (
+    BuildLock,
+    check_deepspeed,
+    offloads_optimizer,
+    settings_of,
+    wants_cpu_adam,
+)
+from quintet.train.integrations.deepspeed_engine import LossScale
 
 from .conftest import surroundings, torchrun_command
 from .test_strategies import SCRIPT, cut_at_three, difference
@@ -336,7 +341,7 @@ def dead_process() -> str:
 def test_a_lock_that_a_killed_build_left_is_taken_over(
     left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(start, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(deepspeed, "QUIET_SECONDS", 0.2)
     lock = tmp_path / "lock"
     lock.write_text("" if left == "nobody" else f"{HERE} {dead_process()}")
     baton = BuildLock(str(lock), 60)
@@ -362,7 +367,7 @@ def test_a_build_that_goes_on_is_waited_for(
 ) -> None:
     from torch.utils.file_baton import FileBaton
 
-    monkeypatch.setattr(start, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(deepspeed, "QUIET_SECONDS", 0.0)
     lock = tmp_path / "lock"
     builder = FileBaton(str(lock)) if plain else BuildLock(str(lock), 60)
     assert builder.try_acquire()

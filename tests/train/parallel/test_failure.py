@@ -17,8 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from quintet.errors import UserError
 from quintet.failures import Kind, kind_of
 from quintet.processes import FailedElsewhere
+from quintet.train.callbacks import watch_signals
 from quintet.train.parallel.launch import find_fault
-from quintet.train.stop_signal import watch_signals
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242"
 
@@ -157,7 +157,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_request_and_a_later_one_is_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("quintet.train.stop_signal.monotonic", lambda: now[0])
+    monkeypatch.setattr("quintet.train.callbacks.monotonic", lambda: now[0])
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     try:

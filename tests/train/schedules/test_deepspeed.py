@@ -8,8 +8,8 @@ import pytest
 
 from quintet.config.schedule import DeepSpeedScheduleConfig
 from quintet.errors import UserError
+from quintet.train.library_schedules import _DEEPSPEED, check_deepspeed_schedule
 from quintet.train.schedule import learning_rate
-from quintet.train.schedules.deepspeed import _SCHEDULES, check_deepspeed_schedule
 
 
 def schedule(name: str, **arguments: Any) -> DeepSpeedScheduleConfig:
@@ -139,7 +139,7 @@ def test_what_deepspeed_does_not_know_is_refused_by_name(name: str, arguments: d
 @pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest"])
 def test_what_is_not_given_is_what_deepspeeds_class_takes(name: str) -> None:
     theirs = inspect.signature(getattr(pytest.importorskip("deepspeed.runtime.lr_schedules"), name)).parameters
-    for argument, ours in inspect.signature(_SCHEDULES[name]).parameters.items():
+    for argument, ours in inspect.signature(_DEEPSPEED[name]).parameters.items():
         if argument in theirs and argument != "total_num_steps":  # here the run's, where it is not given
             assert ours.default == theirs[argument].default, argument
 

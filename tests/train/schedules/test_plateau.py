@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from quintet.config.schedule import PlateauConfig
-from quintet.train.schedule import learning_rate
-from quintet.train.schedules.plateau import after_validation
+from quintet.train.schedule import after_validation, learning_rate
 
 HIGHEST, STEPS = 0.2, 100
 losses = st.lists(st.sampled_from([1.0, 0.9999, 0.9998, 0.95, 1.05, 0.5, float("nan"), float("inf")]), max_size=40)

@@ -9,9 +9,9 @@ from torch.optim import lr_scheduler
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.schedule import TorchScheduleConfig
 from quintet.errors import UserError
+from quintet.train.library_schedules import check_torch_schedule
 from quintet.train.optimizer import set_momentum
 from quintet.train.schedule import learning_rate, momentum
-from quintet.train.schedules.torch import check_torch_schedule
 
 STEPS = 30
 

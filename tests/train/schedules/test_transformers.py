@@ -8,8 +8,8 @@ import transformers
 
 from quintet.config.schedule import TransformersScheduleConfig
 from quintet.errors import UserError
+from quintet.train.library_schedules import check_transformers_schedule
 from quintet.train.schedule import learning_rate
-from quintet.train.schedules.transformers import check_transformers_schedule
 
 STEPS, RATE = 40, 0.3
 CASES: dict[str, list[dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, local_world_size, rank, world_size
 from quintet.train.compute import choose_device
-from quintet.train.deepspeed.start import leave_group, local_rank_set
+from quintet.train.integrations.deepspeed import leave_group, local_rank_set
 
 
 @contextmanager

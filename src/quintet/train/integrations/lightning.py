@@ -17,10 +17,9 @@ from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
 from quintet.track import RunStatus
-from quintet.train.callbacks import Callbacks
-from quintet.train.setup import Run
-from quintet.train.stop_signal import StopSignal
-from quintet.train.trainers.batches import MicroBatches, Stepper
+from quintet.train.callbacks import Callbacks, StopSignal
+from quintet.train.integrations.trainers import MicroBatches, Stepper
+from quintet.train.run import Run
 from quintet.train.validation import ValidationResult
 
 

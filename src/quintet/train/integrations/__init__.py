@@ -9,8 +9,8 @@ from quintet.config.schema import RunConfig
 from quintet.config.trainer import LightningTrainerConfig, TransformersTrainerConfig
 
 if TYPE_CHECKING:
-    from quintet.train.setup import Run
-    from quintet.train.stop_signal import StopSignal
+    from quintet.train.callbacks import StopSignal
+    from quintet.train.run import Run
     from quintet.train.validation import ValidationResult
 
 Steps = Callable[["Run", "StopSignal"], "ValidationResult | None"]
@@ -23,12 +23,12 @@ def trainer_steps(config: RunConfig) -> Steps | None:
     """
     match config.trainer:
         case TransformersTrainerConfig(arguments=arguments):
-            from quintet.train.trainers import transformers
+            from quintet.train.integrations import transformers
 
             transformers.check_trainer(arguments)
             return transformers.take_steps
         case LightningTrainerConfig(arguments=arguments):
-            from quintet.train.trainers import lightning
+            from quintet.train.integrations import lightning
 
             lightning.check_trainer(arguments)
             return lightning.take_steps

@@ -23,9 +23,9 @@ from quintet.evaluate.texts import text_topics
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
 from quintet.train.compute import measure_peak
 from quintet.train.loss import IGNORED
+from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
-from quintet.train.schedules.plateau import after_validation
-from quintet.train.setup import Run
+from quintet.train.schedule import after_validation
 from quintet.train.validation import ValidationResult, validate
 
 VALIDATION, SAMPLES, TEXT, BENCHMARKS = "validation", "samples", "text modelling", "benchmarks"

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
 from quintet.train.callbacks import Callbacks
-from quintet.train.setup import Run
+from quintet.train.run import Run, apply_gradients, begin_step
 from quintet.train.step import MicroBatch, micro_batches, share_of_loss
-from quintet.train.update import apply_gradients, begin_step
 
 
 class MicroBatches(IterableDataset):

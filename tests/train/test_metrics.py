@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quintet.errors import UserError
-from quintet.train.metrics_buffer import LogWindow, MetricsBuffer
+from quintet.train.metrics import LogWindow, MetricsBuffer
 
 
 def add(buffer: MetricsBuffer, step: int, loss: float, *, skipped: float = 0.0, tokens: int = 10) -> None:

@@ -1,17 +1,25 @@
-"""Where the weights of a new run come from when they are not drawn."""
+"""Where the first weights of a run come from, and how each process gets its part of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import run_named
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import Prepared, find_prepared, validated_and_seen
 from quintet.errors import UserError
+from quintet.model import Model
 from quintet.model.families import Start, fitted, pretrained_weights
+from quintet.model.init import first_values
+from quintet.model.pretrained import PretrainedModel
+from quintet.processes import all_gather, broadcast_from_rank0
 from quintet.tokenize import Tokenizer
-from quintet.train.model import context_length, extra_rows, model_vocabulary
+from quintet.train.model import context_length, drawn, extra_rows, make_model, model_vocabulary
 from quintet.train.run_folder import read_run_config
 from quintet.train.trained import load_trained
 
@@ -71,3 +79,57 @@ def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tok
     if other:
         start.notes.append(f"tokenizer: {run} was trained with another one, so that its ids meant other texts; {own}")
     return start
+
+
+def first_weights(
+    config: RunConfig, tokenizer: Tokenizer, meta_model: Model, weights: dict[str, Tensor] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and first value of each parameter of ``meta_model``, which lies on the meta device, before it is sharded.
+
+    The values of our own transformer are computed by every process, or are ``weights`` where there are any. Those of a
+    model of the transformers library are read by the first process, and so are its buffers.
+    """
+    if isinstance(meta_model, PretrainedModel):
+        return _read_by_first(config, tokenizer, meta_model)
+    # PyTorch's own initialisations read the shapes of whole modules, which those of a sharded model no longer are.
+    return weights_of(config, make_model(config, tokenizer, meta=True), weights)
+
+
+def _read_by_first(
+    config: RunConfig, tokenizer: Tokenizer, meta_model: PretrainedModel
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a model of the transformers library, which the first process reads; the others have a
+    tensor of the same shape for each, to receive it in. What is found out with numbers is told to ``meta_model``."""
+    read: list[PretrainedModel] = []
+    broadcast_from_rank0(lambda: read.append(_read_as(meta_model, config, tokenizer)))
+    found = (read[0].linear_head, read[0].abilities, read[0].notes) if read else None
+    meta_model.linear_head, meta_model.abilities, meta_model.notes = all_gather(found)[0]
+    there = {name: value for model in read for name, value in _tensors(model)}
+    shapes = [(name, value.shape, value.dtype) for name, value in _tensors(meta_model)]
+    return ((name, there[name] if there else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)
+
+
+def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenizer) -> PretrainedModel:
+    """The model itself. Raises UserError when its weights are other ones than those of ``meta_model``."""
+    model = make_model(config, tokenizer)
+    assert isinstance(model, PretrainedModel)
+    if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(meta_model)}:
+        raise UserError(
+            "model.name_or_path: its config.json is wrong on which matrices are tied, which could not be seen before "
+            "the weights were here; start again"
+        )
+    return model
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    """What `make_model` would have given each parameter of ``model``, an outline of our transformer."""
+    assert isinstance(config.model, TransformerConfig)
+    if weights is not None:
+        yield from ((name, weights[name]) for name, _ in model.named_parameters())
+        return
+    yield from first_values(model, drawn(config.model, weights), config.seed)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from quintet.errors import UserError
+from quintet.processes import world_size
+from quintet.train.compute import peak_memory
+from quintet.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,25 @@ class MetricsBuffer:
         window = LogWindow(records, loss, bad + self._masked, self._tokens, seconds)
         self.__init__()
         return window
+
+
+def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
+    window = buffer.read()
+    progress = run.progress
+    run.progress = replace(
+        progress,
+        seconds=progress.seconds + window.seconds,
+        skipped_steps=progress.skipped_steps + window.skipped_steps,
+    )
+    speed = {
+        "speed/tokens_per_second": window.tokens_per_second,
+        "speed/mfu": window.tokens_per_second * run.flops_per_token / (run.peak * world_size()),
+        "train/skipped_steps": float(run.progress.skipped_steps),
+    }
+    if (memory := peak_memory(run.compute.device)) is not None:
+        speed["speed/memory_bytes"] = float(memory)
+    for tracker in run.trackers:
+        for step, metrics in window.records:
+            if tracker.every_step or run.intervals.logs(step):
+                tracker.log(step, metrics | (speed if step == progress.step else {}))
+    run.reporter.step(progress.step, run.steps, window.loss, speed)

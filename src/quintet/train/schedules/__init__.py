@@ -1,1 +1,0 @@
-"""Schedules that other libraries define, and the one that follows the validation loss."""
