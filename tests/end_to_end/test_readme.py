@@ -1,0 +1,35 @@
+"""The README shows what the commands print."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("readme", REPOSITORY / "benchmarks/readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("verb", ["check", pytest.param("plan", marks=pytest.mark.slow)])
+def test_the_readme_shows_what_a_command_prints(verb: str, script: Any) -> None:
+    """Otherwise run `python benchmarks/readme.py`."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    shown = {command: output for command, _, output in script.OUTPUT.findall(readme)}
+    [command] = [command for command in shown if command.startswith(verb)]
+    assert script.printed(command, readme) == shown[command]
+
+
+def test_the_pictures_of_the_readme_are_there(script: Any) -> None:
+    assert script.PICTURE.is_file()
+    assert str(script.PICTURE.relative_to(REPOSITORY)) in script.README.read_text(encoding="utf-8")
