@@ -30,11 +30,11 @@ def counts(name: str) -> tuple[int, ...]:
     """The columns of one dialect."""
     keys = dialect_named(name).keys
     tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
-    documented = sum(key.documented for key in keys)
-    pending, refused, no_effect = (
-        sum(bool(getattr(key, word)) for key in keys) for word in ("pending", "refused", "no_effect")
-    )
-    working = [key for key in keys if not (key.pending or key.refused or key.no_effect)]
+    roles = [key.role for key in keys]
+    documented, no_effect = sum(role.documented for role in roles), sum(bool(role.no_effect) for role in roles)
+    pending = sum("is not built yet" in role.unsupported for role in roles)
+    refused = sum(bool(role.unsupported) for role in roles) - pending
+    working = [key for key in keys if not (key.role.unsupported or key.role.no_effect)]
     with_test = sum(key.path in tested for key in working)
     return documented, len(keys) - documented, len(keys), len(working), with_test, no_effect, refused, pending
 

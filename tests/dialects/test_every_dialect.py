@@ -15,13 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quintet.config.describe import KeyInfo
 from quintet.config.describe import walk as walk_schema
 from quintet.config.dialects import NAMES, detect, dialect_named
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.given import DialectFile
 from quintet.config.dialects.pages import page
 from quintet.config.dialects.recognise import recognised
-from quintet.config.dialects.table import REQUIRED, Key, pattern
+from quintet.config.dialects.table import Key, pattern
 from quintet.config.dialects.values import Value, choice, duration, either, flag, listed, mapping, number, text, whole
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.keypath import KeyPath, path_of, walk
@@ -39,6 +39,12 @@ SEEDS = {
     "piano": "piano-gpt.md",
 }
 EVERY_KEY = [pytest.param(name, key, id=f"{name}-{key.path}") for name in NAMES for key in dialect_named(name).keys]
+
+
+def pending(key: Any) -> bool:
+    """Whether a key is refused for something that is still to be built."""
+    return "is not built yet" in key.role.unsupported
+
 
 NAMES_OF_KEYS = st.sampled_from(
     sorted({step for name in NAMES for key in dialect_named(name).keys for step in pattern(key.path)})
@@ -80,7 +86,7 @@ def leaves(value: Any) -> Iterator[KeyPath]:
             yield path
 
 
-def names(key: Key) -> set[str]:
+def names(key: Key | KeyInfo) -> set[str]:
     """Every way in which a document may name ``key``."""
     ways = {path.replace("[]", "") for path in (key.path, *key.aliases)}
     sections = {part for way in ways for part in way.split(".")}
@@ -91,7 +97,7 @@ def names(key: Key) -> set[str]:
 def test_every_key_of_the_document_is_in_the_table(name: str, shared: Path) -> None:
     text = (shared / "seeds" / SEEDS[name]).read_text(encoding="utf-8")
     found = documented(name, text)
-    known = set().union(*(names(key) for key in dialect_named(name).keys if key.documented))
+    known = set().union(*(names(key) for key in dialect_named(name).keys if key.role.documented))
     assert len(found) > 20
     assert sorted(found - known) == []
 
@@ -100,7 +106,7 @@ def test_every_key_of_the_document_is_in_the_table(name: str, shared: Path) -> N
 def test_every_key_said_to_be_documented_is(name: str, shared: Path) -> None:
     text = (shared / "seeds" / SEEDS[name]).read_text(encoding="utf-8")
     words = set(re.findall(r"[A-Za-z_0-9]+", text))
-    claimed = [key.path for key in dialect_named(name).keys if key.documented]
+    claimed = [key.path for key in dialect_named(name).keys if key.role.documented]
     known = {  # a key deep inside may be named by its section alone
         key.path: {path.rpartition(".")[2] for path in (key.path, *key.aliases)} | set(key.path.split(".")[2:])
         for key in dialect_named(name).keys
@@ -109,29 +115,30 @@ def test_every_key_said_to_be_documented_is(name: str, shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY_KEY)
-def test_the_native_keys_that_it_names_exist(name: str, key: Key) -> None:
+def test_the_native_keys_that_it_names_exist(name: str, key: Key | KeyInfo) -> None:
     every = {known.path.replace("[]", "") for known in walk_schema()}
-    for path in filter(None, (key.to, *key.affects)):
+    for path in key.role.native:
         steps = re.sub(r"\[\d*\]", "", path)
         assert any(known == steps or known.startswith(f"{steps}.") or steps.startswith(f"{known}.") for known in every)
         assert steps.split(".")[0] in {known.split(".")[0] for known in every}
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY_KEY)
-def test_its_default_is_one_of_its_values(name: str, key: Key) -> None:
-    if key.default in (None, REQUIRED):
+def test_its_default_is_one_of_its_values(name: str, key: Key | KeyInfo) -> None:
+    if key.required or key.default is None:
         return
-    assert key.value.read(key.value.write(key.default)) == key.default
+    problems = dialect_named(name).read(document(key.path, key.as_written)).problems
+    assert [str(problem) for problem in problems if problem.key == key.path.replace("[]", "[0]")] == []
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY_KEY)
-def test_a_misspelt_key_is_refused_with_the_right_one(name: str, key: Key) -> None:
+def test_a_misspelt_key_is_refused_with_the_right_one(name: str, key: Key | KeyInfo) -> None:
     dialect = dialect_named(name)
     section, _, last = key.path.rpartition(".")
     path = f"{section}.{misspelt(last)}".removeprefix(".")
     if dialect.find(tuple(path.replace("[]", ".0").split("."))) is not None:
         pytest.skip(f"{path} is a key, too")
-    problems = [str(problem) for problem in DialectFile(dialect, document(path)).problems]
+    problems = [str(problem) for problem in dialect.read(document(path)).problems]
     found = [problem for problem in problems if "unknown key" in problem]
     assert len(found) == 1
     assert f"did you mean {last!r}?" in found[0]
@@ -155,32 +162,20 @@ def document(path: str, value: Any = "x") -> YamlDocument:
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [one for one in EVERY_KEY if one.values[1].pending],  # pyright: ignore[reportAttributeAccessIssue]
+    [one for one in EVERY_KEY if pending(one.values[1])],
 )
-def test_what_is_pending_is_refused_by_name_and_what_asks_for_nothing_is_not(name: str, key: Key) -> None:
+def test_what_is_pending_is_refused_by_name_and_what_asks_for_nothing_is_not(name: str, key: Key | KeyInfo) -> None:
     dialect = dialect_named(name)
-    for value in key.noop_values:
+    for value in key.role.noop_values:
         try:
-            written = key.value.write(value)
+            written = key.write(value)
         except ValueError:
             continue
-        problems = DialectFile(dialect, document(key.path, written)).problems
+        problems = dialect.read(document(key.path, written)).problems
         assert [problem for problem in problems if "not built yet" in problem.message] == []
-    asking = next(value for value in (1, 2, True, "x", ["x"], {"x": 1}, 0.5, *words_of(key)) if asks(key, value))
-    problems = DialectFile(dialect, document(key.path, asking)).problems
-    assert f"{key.pending} is not built yet" in "\n".join(problem.message for problem in problems)
-
-
-def words_of(key: Key) -> list[str]:
-    return re.findall(r"`([^`]+)`", key.value.words)
-
-
-def asks(key: Key, value: Any) -> bool:
-    """Whether ``value`` is one of the key's that asks for what is pending."""
-    try:
-        return key.value.read(value) not in key.noop_values
-    except ValueError:
-        return False
+    tried = (1, 2, True, "x", ["x"], {"x": 1}, 0.5, *re.findall(r"`([^`]+)`", key.accepts))
+    refused = [problem.message for value in tried for problem in dialect.read(document(key.path, value)).problems]
+    assert key.role.unsupported in "\n".join(refused)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,9 +190,9 @@ def test_every_key_that_works_has_a_behaviour_test(name: str) -> None:
     assert tested == {key.path for key in dialect_named(name).keys if works(key)}
 
 
-def works(key: Key) -> bool:
+def works(key: Key | KeyInfo) -> bool:
     """Whether a key changes something now."""
-    return not (key.pending or key.refused or key.no_effect)
+    return not (key.role.unsupported or key.role.no_effect)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -332,8 +327,10 @@ def test_the_bounds_in_the_words_of_a_key_are_those_of_the_native_key(name: str)
     for known in walk_schema():
         native.setdefault(known.path.replace("[]", ""), " ".join(known.constraints))
     for key in dialect_named(name).keys:
-        bounds = native.get(re.sub(r"\[\d*\]", "", key.to), "")
-        lowest, highest = "from 0" in key.value.words, "to 1" in key.value.words
+        bounds = native.get(re.sub(r"\[\d*\]", "", key.role.to), "")
+        lowest, highest = (
+            any(word in key.accepts for word in ends) for ends in (("from 0", "least 0"), ("to 1", "most 1"))
+        )
         assert not (lowest and "above 0" in bounds), key.path
         assert not (highest and "below 1" in bounds), key.path
 

@@ -21,6 +21,7 @@ from tests.dialects.small_files import small_file as small_file  # a fixture
 
 from quintet.cli import main
 from quintet.cli.check import check_beyond_schema
+from quintet.config.describe import KeyInfo
 from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.dialects.table import Key
 from quintet.config.keypath import show
@@ -221,20 +222,19 @@ NUMBERS = [
     pytest.param(name, key, id=f"{name}-{key.path}")
     for name in NAMES
     for key in dialect_named(name).keys
-    if "number" in key.value.words
-    and "list" not in key.value.words
-    and not (key.refused or key.pending or key.no_effect)
+    if "number" in key.accepts and "list" not in key.accepts and not (key.role.unsupported or key.role.no_effect)
 ]
 
 
-def bounds(key: Key) -> tuple[list[float], list[float]]:
+def bounds(key: Key | KeyInfo) -> tuple[list[float], list[float]]:
     """Values at the ends that the table names, and values just outside of them."""
-    step = 1 if key.value.words.startswith("whole number") else 1e-3
+    step = 1 if key.accepts.startswith("whole number") else 1e-3
     inside, outside = [], []
-    for word, limit in re.findall(r"(from|above|to below|to) (-?\d+(?:\.\d+)?)", key.value.words):
+    words = r"(from|at least|above|to below|below|to|at most) (-?\d+(?:\.\d+)?)"
+    for word, limit in re.findall(words, key.accepts):
         end = int(limit) if step == 1 else float(limit)
-        sign = -1 if word in ("from", "above") else 1
-        if word in ("above", "to below"):
+        sign = -1 if word in ("from", "at least", "above") else 1
+        if word in ("above", "to below", "below"):
             inside.append(end - sign * step)
             outside.append(end)
         else:
@@ -244,12 +244,12 @@ def bounds(key: Key) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize(("dialect", "key"), NUMBERS)
-def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key, base: dict[str, Any]) -> None:
+def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key | KeyInfo, base: dict[str, Any]) -> None:
     """What is within is not refused for its size; what is outside is, at its own key and line."""
     inside, outside = bounds(key)
     path = key.path.replace("[]", ".0")
     for value, fits in (*((value, True) for value in inside), *((value, False) for value in outside)):
-        if not fits and value == 0 and "false: 0" in key.value.words:
+        if not fits and value == 0 and "false: 0" in key.accepts:
             continue
         values = copy.deepcopy(base)
         set_in(values, path, value)
@@ -267,7 +267,7 @@ def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key, b
             assert f"{key.name}:" in file.read_text().splitlines()[one.place.line - 1]
 
 
-def ways(key: Key) -> set[str]:
+def ways(key: Key | KeyInfo) -> set[str]:
     return {path.replace("[]", "[0]") for path in (key.path, *key.aliases)}
 
 
@@ -382,10 +382,9 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
 def test_a_value_of_another_kind_is_refused_at_its_key_and_line(dialect: str, base: dict[str, Any]) -> None:
     """A section where a number, a switch, a word or a text is due, and a number that is none."""
     file = Path("their.yaml").resolve()
-    singles = ("number", "whole number", "true or false", "text", "`")
+    several = ("list", "section", "anything", "mapping", "pair")
     for key in dialect_named(dialect).keys:
-        words = key.value.words
-        if key.refused or not words.startswith(singles) or "list" in words or "section" in words:
+        if key.role.unsupported or any(word in key.accepts for word in several):
             continue
         if "[]" in key.path and key.path.partition("[]")[0] not in base:
             continue  # of a list that the small file lacks

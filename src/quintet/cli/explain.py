@@ -27,23 +27,35 @@ def explain(
     """Explain a key of the run file: type, unit, default, bounds, meaning, and the kinds it may have."""
     if dialect is not None:
         from quintet.config.dialects import dialect_named
+        from quintet.config.dialects.dialect import Dialect
         from quintet.config.dialects.explain import explain as explain_dialect
 
-        typer.echo("\n".join(explain_dialect(dialect_named(dialect), key)))
+        found = dialect_named(dialect)
+        if isinstance(found, Dialect):
+            _explain(key, found.top, f"run file of {found.title}")
+        else:
+            typer.echo("\n".join(explain_dialect(found, key)))
         return
+    from quintet.config.describe import run_file
+
+    _explain(key, run_file(), "run file")
+
+
+def _explain(key: str | None, top: Section, title: str) -> None:
+    """Print what there is to say of ``key`` of the file ``top``, of all keys when None."""
     from rich.console import Console
 
-    if key is None:
-        Console(highlight=False).print(_tree())
-        return
     from quintet.config.find import find
 
-    typer.echo("\n\n".join("\n".join(_lines(found)) for found in find(key)))
+    if key is None:
+        Console(highlight=False).print(_tree(top, title))
+        return
+    typer.echo("\n\n".join("\n".join(_lines(found)) for found in find(key, top)))
 
 
 def _lines(found: Found) -> list[str]:
     """What there is to say of one key, or of one kind of a section."""
-    from quintet.config.reference import shown_default
+    from quintet.config.reference import notes_of, shown_default
 
     key, section = found.key, found.section
     if section is not None:
@@ -58,6 +70,11 @@ def _lines(found: Found) -> list[str]:
         lines.append("  default: none, it must be given")
     elif "" not in key.kinds:
         lines.append(f"  default: {shown_default(key).strip('`')}")
+    if key.role.native:
+        lines.append(f"  sets:    {', '.join(key.role.native)}")
+    lines += [f"  {f'{word.lower()}:':8} {text}".replace("`", "") for word, text in notes_of(key)]
+    if not key.role.documented:
+        lines.append("  from:    files of the framework, not its document")
     for kind, inner in key.kinds.items():
         lines += [f"  kind {kind}: {inner.summary}"] if kind else []
         lines += _keys(inner, "    ")
@@ -81,12 +98,10 @@ def _brief(key: KeyInfo) -> str:
     return key.description + (f" [{notes}]" if notes else "")
 
 
-def _tree() -> Tree:
-    """All keys of the run file with a line each; kinds are branches."""
+def _tree(top: Section, title: str) -> Tree:
+    """All keys of the file ``top`` with a line each; kinds are branches."""
     from rich.text import Text
     from rich.tree import Tree
-
-    from quintet.config.describe import run_file
 
     shown: dict[str, str] = {}  # sections that occur twice are spelled out once
 
@@ -104,6 +119,6 @@ def _tree() -> Tree:
                     twig.add(Text.assemble("kind ", (kind, "bold cyan"), f"  {inner.summary}")) if kind else twig, inner
                 )
 
-    root = Tree(Text("run file"))
-    grow(root, run_file())
+    root = Tree(Text(title))
+    grow(root, top)
     return root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,18 +12,21 @@ from pydantic.fields import FieldInfo
 
 from quintet.config.keypath import KeyPath
 from quintet.config.schema import RunConfig
-from quintet.config.section import ConfigSection
+from quintet.config.section import ConfigSection, Role, Value, alternatives
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
 _PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _PATTERNS = {r"^[^/\\]+$": "without / and \\"}
+_NO_ROLE = Role()
 
 
 @dataclass(frozen=True)
 class KeyInfo:
     """One key. ``default`` is plain data and None when ``required``; ``kinds`` are the sections that the key may hold,
-    by kind (a section that has no kinds is under ""), and is empty for a single value."""
+    by kind (a section that has no kinds is under ""), and is empty for a single value. ``role`` is what a dialect's key
+    has to do with the native run file, ``aliases`` its other paths from the top, ``special`` how a value is read and
+    written that the field's own rules do not tell."""
 
     name: str
     path: str
@@ -36,6 +39,23 @@ class KeyInfo:
     description: str
     repeated: bool
     kinds: dict[str, Section]
+    role: Role = _NO_ROLE
+    aliases: tuple[str, ...] = ()
+    special: Value | None = None
+
+    @property
+    def accepts(self) -> str:
+        """Type and bounds in words."""
+        return ", ".join((self.type, *self.constraints))
+
+    @property
+    def as_written(self) -> Any:
+        """The default as a file has it."""
+        return self.default
+
+    def write(self, value: Any) -> Any:
+        """``value``, as it was read, as a file has it. Raises ValueError where there is no word for it."""
+        return self.special.write(value) if self.special else plain(value)
 
     @property
     def default_kind(self) -> str | None:
@@ -67,6 +87,8 @@ class Section:
     within: tuple[tuple[str, str], ...]
     summary: str
     keys: tuple[KeyInfo, ...]
+    translates: bool = False
+    """Whether it is a section of a dialect's file."""
 
     def key(self, name: str) -> KeyInfo | None:
         """The key ``name`` of this section, None when it has none."""
@@ -76,7 +98,13 @@ class Section:
 @cache
 def run_file() -> Section:
     """The whole run file."""
-    return _section(RunConfig, "", ())
+    return section_of(RunConfig)
+
+
+@cache
+def section_of(schema: type[ConfigSection]) -> Section:
+    """The whole of a file that is described by ``schema``: that of native run files or of a dialect."""
+    return _section(schema, "", ())
 
 
 def walk(section: Section | None = None) -> Iterator[KeyInfo]:
@@ -130,12 +158,15 @@ def kind_of(part: type[ConfigSection]) -> str:
 
 
 def _section(part: type[ConfigSection], path: str, within: tuple[tuple[str, str], ...]) -> Section:
-    keys = [_key(name, field, f"{path}.{name}".removeprefix("."), within) for name, field in part.model_fields.items()]
+    keys = [_key(name, field, path, within, part) for name, field in part.model_fields.items()]
     keys.sort(key=lambda key: key.name != "kind")
-    return Section(path, kind_of(part), within, " ".join((part.__doc__ or "").split()), tuple(keys))
+    return Section(path, kind_of(part), within, " ".join((part.__doc__ or "").split()), tuple(keys), part.translates)
 
 
-def _key(name: str, field: FieldInfo, path: str, within: tuple[tuple[str, str], ...]) -> KeyInfo:
+def _key(
+    name: str, field: FieldInfo, around: str, within: tuple[tuple[str, str], ...], owner: type[ConfigSection]
+) -> KeyInfo:
+    path = f"{around}.{name}".removeprefix(".")
     repeated = get_origin(field.annotation) is tuple
     parts = _parts(field.annotation)
     path += "[]" if repeated and parts else ""
@@ -144,19 +175,40 @@ def _key(name: str, field: FieldInfo, path: str, within: tuple[tuple[str, str], 
         kind_of(part): _section(part, path, (*within, (path, kind_of(part))) if len(parts) > 1 else within)
         for part in parts
     }
+    role = extra.get("role", _NO_ROLE)
+    assert isinstance(role, Role)
+    only = kinds.get("") if not field.description else None  # a section that is there in every file, if only empty
+    required = field.is_required() and (only is None or any(key.required for key in only.keys))
     return KeyInfo(
         name=name,
         path=path,
         within=within,
-        type=_words(field.annotation),
+        type=_words(field.annotation, field.metadata).removesuffix(" or null" if owner.translates else "-"),
         unit=str(extra.get("unit", "")),
-        required=field.is_required(),
+        required=required,
         default=None if field.is_required() else plain(field.default),
         constraints=_constraints(field),
-        description=field.description or "",
+        description=field.description or (only.summary if only else ""),
         repeated=repeated and bool(parts),
         kinds=kinds,
+        role=role,
+        aliases=_aliases(name, around, role.aliases, owner.nestings),
+        special=_special(field),
     )
+
+
+def _special(field: FieldInfo) -> Value | None:
+    found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
+    return next((one for one in found if isinstance(one, Value)), None)
+
+
+def _aliases(name: str, around: str, aliases: tuple[str, ...], nestings: tuple[str, ...]) -> tuple[str, ...]:
+    """Every other path of a key ``name`` of the section ``around``, itself at ``nestings``, too."""
+    spellings = [alias for alias in aliases if "." not in alias]
+    beside = [f"{around}.{one}" for one in spellings] + [
+        f"{other}.{one}" for other in nestings for one in (name, *spellings)
+    ]
+    return tuple(path.removeprefix(".") for path in (*beside, *(alias for alias in aliases if "." in alias)))
 
 
 def plain(value: Any) -> Any:
@@ -176,13 +228,18 @@ def _parts(annotation: Any) -> list[type[ConfigSection]]:
     return [] if origin is Literal else [part for one in inner for part in _parts(one)]
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """``annotation`` in plain words."""
+    special = next((one for one in metadata if isinstance(one, Value)), None)
+    if special is not None:
+        return special.words
+    if annotation is Any:
+        return "anything"
     if annotation in _WORDS:
         return _WORDS[annotation]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _words(inner[0])
+        return _words(inner[0], inner[1:])
     if origin is Literal:
         return _choice([str(value) for value in inner])
     if origin in (Union, types.UnionType):
@@ -207,11 +264,18 @@ def _choice(words: list[str]) -> str:
 
 def _constraints(field: FieldInfo) -> tuple[str, ...]:
     found = _bounds(field.metadata)
+    if get_origin(field.annotation) in (Union, types.UnionType):  # bounds of what may also be null
+        found += [bound for one in get_args(field.annotation) for bound in _nested_bounds(one)]
     if get_origin(field.annotation) is tuple:
         for element in get_args(field.annotation)[:1]:
-            inner = [bound for one in get_args(element)[1:] for bound in _bounds(getattr(one, "metadata", []))]
-            found += [f"each {bound}" for bound in inner]
+            found += [f"each {bound}" for bound in _nested_bounds(element)]
     return tuple(found)
+
+
+def _nested_bounds(annotation: Any) -> list[str]:
+    """The bounds of an Annotated type inside another."""
+    inner = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return [bound for one in inner for bound in _bounds(getattr(one, "metadata", [one]))]
 
 
 def _bounds(metadata: list[Any]) -> list[str]:

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from quintet.config.describe import KeyInfo, Section, run_file, walk
+from quintet.config.describe import KeyInfo, Section, section_of, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
 from quintet.config.provenance import Problem, Provenance, place_of, shown
 from quintet.config.read import half_character
+from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
 from quintet.errors import nearest as nearest_name
 
 _MOST_PLACES = 3
@@ -36,20 +38,24 @@ class _Spot:
     key: KeyInfo | None = None
 
 
-def problems_of(error: ValidationError, values: dict[str, Any], places: Provenance) -> list[Problem]:
-    """Every problem that ``error`` reports about ``values``, at the line of its key or of the section around it."""
+def problems_of(
+    error: ValidationError, values: dict[str, Any], places: Provenance, schema: type[ConfigSection] = RunConfig
+) -> list[Problem]:
+    """Every problem that ``error`` reports about ``values`` of a file of ``schema``, at the line of its key or of the
+    section around it."""
+    top = section_of(schema)
     found: dict[KeyPath, str] = {}
     missing: dict[KeyPath, str] = {}
     meant: set[KeyPath] = set()
     for detail in error.errors(include_url=False):
         context = detail.get("ctx", {})
-        spot = _spot(detail["loc"])
+        spot = _spot(detail["loc"], top)
         path, value = spot.path, lookup(values, spot.path)
         if detail["type"] == "cross_field":
             found[path + (parse(context["key"]) or ())] = detail["msg"]
         elif spot.key is None and path:
             nearest = nearest_name(str(path[-1]), (key.name for key in spot.section.keys))
-            found[path] = _unknown_key(spot, nearest)
+            found[path] = _unknown_key(spot, nearest, top)
             meant |= {(*path[:-1], nearest)} if nearest else set()
         elif detail["type"] == "missing":
             missing[path] = _missing(spot)
@@ -64,9 +70,9 @@ def problems_of(error: ValidationError, values: dict[str, Any], places: Provenan
     return [Problem(place_of(path, places), show(path), message) for path, message in found.items()]
 
 
-def _spot(location: tuple[int | str, ...]) -> _Spot:
-    """Where pydantic's location is in the run file: without the kinds and branches of unions that it also names."""
-    spot = _Spot((), run_file())
+def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
+    """Where pydantic's location is in the file: without the kinds and branches of unions that it also names."""
+    spot = _Spot((), top)
     for step in location:
         key = spot.key
         if key is not None and isinstance(step, int) and (key.repeated or not key.kinds):
@@ -83,7 +89,7 @@ def _spot(location: tuple[int | str, ...]) -> _Spot:
     return spot
 
 
-def _unknown_key(spot: _Spot, nearest: str | None) -> str:
+def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
     """What to say of a key that its section does not have; ``nearest`` is the section's key that may be meant."""
     name, kind = str(spot.path[-1]), spot.section.kind
     others = [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
@@ -92,7 +98,7 @@ def _unknown_key(spot: _Spot, nearest: str | None) -> str:
     section, _, rest = name.partition(".")
     if rest and spot.section.key(section):
         return f"unknown key {name!r}; in a file sections are nested: {section}: {{{rest}: …}}"
-    known_as = _elsewhere(name, misspelt=nearest is None)
+    known_as = elsewhere(name, misspelt=nearest is None, top=top)
     if nearest:
         return f"unknown key {name!r}; did you mean {nearest!r}?{known_as and f' ({known_as})'}"
     owner = f"kind {kind!r}" if kind else "this section" if spot.holder else "a run file"
@@ -100,10 +106,10 @@ def _unknown_key(spot: _Spot, nearest: str | None) -> str:
     return f"unknown key {name!r}; {known_as or f'{owner} has {keys}'}"
 
 
-def _elsewhere(name: str, misspelt: bool) -> str:
-    """Where in the run file there is a key ``name``, or, when ``misspelt``, one much like it; "" when nowhere."""
+def elsewhere(name: str, misspelt: bool, top: Section) -> str:
+    """Where in the file there is a key ``name``, or, when ``misspelt``, one much like it; "" when nowhere."""
     paths: dict[str, list[str]] = {}
-    for key in walk():
+    for key in walk(top):
         if key.path not in paths.setdefault(key.name, []):
             paths[key.name].append(key.path)
     known = difflib.get_close_matches(name, list(paths), n=1, cutoff=0.8 if misspelt else 1.0)
@@ -130,6 +136,8 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
         if value is None:
             return "is empty; give it keys, or leave it out to have its defaults"
         return f"must be a section of keys and values, found {shown(value)}"
+    if detail["type"] == "value_error":
+        return f"{detail.get('ctx', {})['error']}, found {shown(value)}"
     if detail["type"] == "literal_error" and key.name == "kind":
         return _wrong_kind(value, [spot.section.kind])
     if detail["type"] == "literal_error":

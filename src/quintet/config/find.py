@@ -21,22 +21,24 @@ class Found:
     kinds: tuple[str, ...] = ()
 
 
-def find(query: str) -> list[Found]:
-    """What ``query`` names: from the top of the run file, or, when that finds nothing, from any section.
+def find(query: str, top: Section | None = None) -> list[Found]:
+    """What ``query`` names: from the ``top`` of a file (a native run file's when None), or, when that finds nothing,
+    from any section.
 
     Kinds and indices may be left out; keys that are the same in several kinds are found once. Raises UserError with the
     nearest names when there is nothing.
     """
     wanted = [step for step in re.split(r"[.\[\]]+", query.strip()) if step and not step.isdecimal()]
-    found = [one for steps, one in _addresses() if _fits(steps, wanted)]
+    addresses = list(_addresses(top or run_file()))
+    found = [one for steps, one in addresses if _fits(steps, wanted)]
     if not found:
-        found = [one for steps, one in _addresses() if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
+        found = [one for steps, one in addresses if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
     if not found or not wanted:
         raise UserError(_not_found(query, wanted))
     return _joined(found)
 
 
-def _addresses() -> Iterator[tuple[list[tuple[str, bool]], Found]]:
+def _addresses(top: Section) -> Iterator[tuple[list[tuple[str, bool]], Found]]:
     """Everything that can be found with the steps to it; a step that is True may be left out."""
 
     def visit(section: Section, steps: list[tuple[str, bool]]) -> Iterator[tuple[list[tuple[str, bool]], Found]]:
@@ -52,7 +54,7 @@ def _addresses() -> Iterator[tuple[list[tuple[str, bool]], Found]]:
                     yield [*here, (kind, False)], Found(key, inner)
                 yield from visit(inner, [*here, (kind, True)] if kind else here)
 
-    yield from visit(run_file(), [])
+    yield from visit(top, [])
 
 
 def _fits(steps: list[tuple[str, bool]], wanted: list[str]) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.describe import KeyInfo, run_file
+from quintet.config.dialects.dialect import AnyDialect
+from quintet.config.dialects.table import TableDialect, pattern
+from quintet.config.dialects.translate import EXTENSION
 from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
+from quintet.errors import UserError
 
 _INTERPOLATION = {
     "type": "string",
@@ -22,20 +27,72 @@ _TEXT_ABOUT = ("description", "default", "unit")
 def run_file_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a run file as it is written: kinds may be left out where a section has a default,
     ``${…}`` may stand for every single value, and a file that ``extends`` others may leave out what they give."""
-    schema = RunConfig.model_json_schema()
+    schema = _schema(RunConfig, "Quintet run file")
+    schema["if"] = {"not": {"required": ["extends"]}}
+    schema["then"] = _required(run_file().keys)
+    return schema
+
+
+def dialect_schema(dialect: AnyDialect) -> dict[str, Any]:
+    """JSON Schema of a file of ``dialect`` as it is written: aliases and other nestings are keys, too, `quintet` holds
+    native ones, and what is missing may come from another file, so nothing is required.
+
+    Raises UserError for a dialect that has no schema yet.
+    """
+    if isinstance(dialect, TableDialect):
+        raise UserError(f"--dialect {dialect.name}: has no schema for editors yet")
+    schema = _schema(dialect.schema, f"{dialect.title} run file")
+    schema["properties"] |= {
+        EXTENSION: {"type": "object", "description": "native keys, which stand above the translation"},
+        "defaults": {"description": "Hydra's list of files to compose", "type": "array"},
+        "hydra": {"description": "settings of Hydra itself", "type": "object"},
+    }
+    for key in dialect.keys:
+        told = _at(schema, schema, pattern(key.path))
+        for alias in key.aliases:
+            *around, name = pattern(alias)
+            _section(schema, tuple(around)).setdefault(name, told)
+    return schema
+
+
+def _at(schema: dict[str, Any], here: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
+    """The schema of what is at ``steps`` inside ``here``, a part of ``schema``."""
+    for step in steps:
+        here = _resolved(schema, here)
+        here = here["items"] if step == "[]" else here["properties"][step]
+    return here
+
+
+def _resolved(schema: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    return schema["$defs"][here["$ref"].rpartition("/")[2]] if "$ref" in here else here
+
+
+def _section(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
+    """The properties of the section at ``steps``, which is made where there is none."""
+    here = schema
+    for step in steps:
+        here = _resolved(schema, here)
+        if step == "[]":
+            here = here.setdefault("items", {"type": "object", "properties": {}})
+        else:
+            empty = {"type": "object", "properties": {}, "additionalProperties": False}
+            here = here["properties"].setdefault(step, empty)
+    return _resolved(schema, here)["properties"]
+
+
+def _schema(config: type[ConfigSection], title: str) -> dict[str, Any]:
+    """JSON Schema of a file of ``config``, in which only a section with a kind says what it requires: another file may
+    give the rest."""
+    schema = config.model_json_schema()
     parts: dict[str, Any] = schema.pop("$defs")
     for part in [schema, *parts.values()]:
         part.pop("title", None)
         names = sorted(part["properties"], key=lambda name: name != "kind")
         part["properties"] = {name: _property(name, part["properties"][name]) for name in names}
-    for part in parts.values():
-        if "kind" not in part["properties"]:
-            part.pop("required", None)  # another file may give it; `then` below says when it must be here
-    schema.pop("required")
+        if part is schema or "kind" not in part["properties"]:
+            part.pop("required", None)
     schema["properties"]["extends"] = _EXTENDS
-    schema["if"] = {"not": {"required": ["extends"]}}
-    schema["then"] = _required(run_file().keys)
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Quintet run file"}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
     return {**head, **schema, "$defs": parts}
 
 
@@ -55,7 +112,9 @@ def _required(keys: tuple[KeyInfo, ...]) -> dict[str, Any]:
 def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """One key's schema: the unit told in the description, ``${…}`` allowed where it stands for a single value."""
     about = {word: found[word] for word in _TEXT_ABOUT if word in found}
-    rest = {word: value for word, value in found.items() if word not in (*_TEXT_ABOUT, "title", "discriminator")}
+    rest = {
+        word: value for word, value in found.items() if word not in (*_TEXT_ABOUT, "title", "discriminator", "role")
+    }
     if "unit" in about:
         about["description"] += f" (unit: {about.pop('unit')})"
     if isinstance(about.get("default"), dict):

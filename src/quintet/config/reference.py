@@ -14,11 +14,30 @@ the section may leave it out.
 """
 
 
+_DIALECT_HEAD = """# {title}: all keys
+
+Generated from the schema by `make docs`; `quintet explain KEY --dialect {name}` says the same in a terminal. How a file
+of {title} is run, and where its document and its code differ, is in [{name}.md]({name}.md).
+
+**Required** keys have no default. Keys marked ° are not in {title}'s document, but in files of the project. What a key
+sets is named as in [run files](../reference/run-file.md).
+"""
+
+
 def reference_page() -> str:
-    """The page as Markdown."""
-    lines = [_HEAD, "## Top", "", *_table(run_file())]
+    """The page of native run files as Markdown."""
+    return _page(_HEAD, run_file())
+
+
+def dialect_page(name: str, title: str, top: Section) -> str:
+    """The page of a dialect as Markdown."""
+    return _page(_DIALECT_HEAD.format(name=name, title=title), top)
+
+
+def _page(head: str, top: Section) -> str:
+    lines = [head, "## Top", "", *_table(top)]
     known: dict[str, str] = {}
-    for key in run_file().keys:
+    for key in top.keys:
         lines += _pages(key, 2, known)
     return "\n".join(lines) + "\n"
 
@@ -27,7 +46,9 @@ def _pages(key: KeyInfo, level: int, known: dict[str, str]) -> list[str]:
     """The section that ``key`` holds, with every kind and the sections inside; nothing for a single value."""
     if not key.kinds:
         return []
-    lines = ["", f"{'#' * level} `{key.path}`", "", _sentence(key.description)]
+    lines = ["", f"{'#' * level} `{key.path}`"]
+    if "" not in key.kinds or key.description != key.kinds[""].summary:
+        lines += ["", _sentence(key.description)]
     shape = repr([(kind, section.summary, [one.name for one in section.keys]) for kind, section in key.kinds.items()])
     if shape in known:
         return [*lines, "", f"The same as [`{known[shape]}`](#{_anchor(known[shape])})."]
@@ -57,6 +78,8 @@ def _table(section: Section) -> list[str]:
     keys = [key for key in section.keys if key.name != "kind"]
     if not keys:
         return ["No keys besides `kind`."]
+    if section.translates:
+        return _dialect_table(keys)
     rows = ["| key | type | unit | default | meaning |", "|---|---|---|---|---|"]
     for key in keys:
         default = "**required**" if key.required else shown_default(key)
@@ -70,15 +93,44 @@ def _table(section: Section) -> list[str]:
             default,
             _sentence(key.description),
         )
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append(_row(cells))
     return rows
+
+
+def _dialect_table(keys: list[KeyInfo]) -> list[str]:
+    rows = ["| key | type | default | meaning | sets |", "|---|---|---|---|---|"]
+    for key in keys:
+        default = "**required**" if key.required else "" if key.default is None else shown_default(key)
+        told = _sentence(" ".join((_sentence(key.description), *(f"{word}: {text}." for word, text in notes_of(key)))))
+        sets = ", ".join(f"`{path}`" for path in key.role.native)
+        name = f"`{key.name}`" + ("" if key.role.documented else " °")
+        rows.append(_row((name, key.accepts, default, told, sets)))
+    return rows
+
+
+def notes_of(key: KeyInfo) -> list[tuple[str, str]]:
+    """What there is to say of a dialect's key beside its meaning: other names, and what it cannot do."""
+    role = key.role
+    noop = f" ({' or '.join(map(as_yaml, role.noop_values))} is accepted)" if role.noop_values else ""
+    notes = [
+        ("Also", ", ".join(f"`{alias}`" for alias in key.aliases)),
+        ("No effect", role.no_effect),
+        ("Refused", role.unsupported and role.unsupported + noop),
+    ]
+    return [(word, text) for word, text in notes if text]
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def shown_default(key: KeyInfo) -> str:
     """The default of ``key`` in a word or two: a section's kind, a value as YAML."""
+    if "" in key.kinds and not key.repeated:
+        return "see below"
     if key.kinds and not key.repeated:
         return f"`{key.default_kind}`" if key.default_kind else "see below"
-    return f"`{as_yaml(key.default)}`"
+    return f"`{as_yaml(key.default)}`" if key.default is not None or not key.role.native else "none"
 
 
 def as_yaml(value: object) -> str:

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_plain_validator_function
 
 
-def key(default: Any, description: str, *, unit: str = "", **constraints: Any) -> Any:
-    """One key of the run file: its default (``...`` when it must be given), its meaning and its unit.
+@dataclass(frozen=True)
+class Role:
+    """What a key of a dialect has to do with the native run file.
 
-    ``constraints`` are pydantic's (``ge``, ``gt``, ``le``, ``lt``, ``min_length`` …). The unit of a number says what is
-    counted or measured; what is not a number has the unit that its type implies.
+    ``to``: the native key that it alone says, as it was read. ``affects``: native keys that the dialect's rules make of
+    it. ``aliases``: other spellings in the same section, or, with a point in them, other paths from the top (``.name``
+    for a key at the top). ``documented``: the framework's document has it, and not its own files alone. ``no_effect``:
+    why it changes nothing here; ``unsupported``: why it cannot be followed, except for the ``noop_values``, which ask
+    for nothing. ``null``: what null means; None: as if the key were not given.
     """
-    return Field(default, description=description, json_schema_extra={"unit": unit} if unit else None, **constraints)
+
+    to: str = ""
+    affects: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    documented: bool = True
+    no_effect: str = ""
+    unsupported: str = ""
+    noop_values: tuple[Any, ...] = ()
+    null: Any = None
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        """The native keys that the key sets or has a say in."""
+        return ((self.to,) if self.to else ()) + tuple(path for path in self.affects if path != self.to)
+
+
+_ROLES = {one.name for one in fields(Role)}
+
+
+def key(default: Any, description: str, *, unit: str = "", **more: Any) -> Any:
+    """One key of a run file: its default (``...`` when it must be given), its meaning and its unit.
+
+    ``more`` are pydantic's constraints (``ge``, ``gt``, ``le``, ``lt``, ``min_length`` …), and in a dialect the fields
+    of `Role`. The unit of a number says what is counted or measured; what is not a number has the unit that its type
+    implies.
+    """
+    role = {name: more.pop(name) for name in _ROLES & more.keys()}
+    extra: dict[str, Any] = ({"unit": unit} if unit else {}) | ({"role": Role(**role)} if role else {})
+    return Field(default, description=description, json_schema_extra=extra or None, **more)
 
 
 def config_error(key_path: str, message: str) -> PydanticCustomError:
@@ -25,6 +61,11 @@ def config_error(key_path: str, message: str) -> PydanticCustomError:
 
 class ConfigSection(BaseModel):
     """Base of every section of a run file."""
+
+    nestings: ClassVar[tuple[str, ...]] = ()
+    """Other paths at which files of a dialect have the keys of this section; "" is the top."""
+    translates: ClassVar[bool] = False
+    """Whether it is of a dialect, and not of native run files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -44,12 +85,30 @@ class ConfigSection(BaseModel):
         default_kind = getattr(field.default, "kind", None)
         if default_kind is not None and isinstance(value, dict) and "kind" not in value:
             return {"kind": default_kind, **value}
-        accepted = get_args(field.annotation) or (field.annotation,)
-        if not {int, float} & set(accepted) or {str, bool} & set(accepted):
-            return value
-        if isinstance(value, bool):
-            return str(value).lower()  # text that is no number, so that pydantic refuses it at this very key
-        return number_in(value)
+        element = get_args(field.annotation)[0] if get_origin(field.annotation) is tuple else None
+        if element is not None and isinstance(value, list):
+            return [_number(element, inner) for inner in value]
+        return _number(field.annotation, value)
+
+
+def alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The types that ``annotation`` of a key allows, each with the metadata of its Annotated."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return alternatives(inner[0], (*metadata, *inner[1:]))
+    if get_origin(annotation) in (Union, UnionType):
+        return [found for one in inner for found in alternatives(one, metadata)]
+    return [(annotation, tuple(metadata))]
+
+
+def _number(annotation: Any, value: Any) -> Any:
+    """The number that ``value`` spells where ``annotation`` asks for one."""
+    accepted = [one for one, _ in alternatives(annotation)]
+    if not (int in accepted or float in accepted) or str in accepted or bool in accepted:
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()  # text that is no number, so that pydantic refuses it at this very key
+    return number_in(value)
 
 
 def number_in(value: Any) -> Any:
@@ -62,3 +121,24 @@ def number_in(value: Any) -> Any:
         except ValueError:
             continue
     return value
+
+
+@dataclass(frozen=True)
+class Value:
+    """Annotation of a key whose values pydantic's types do not describe: in words what is accepted, how one is read,
+    which raises ValueError saying what is expected, how what was read is written in a file, which raises ValueError
+    where there is no word for it, and its JSON Schema.
+
+        activation: Annotated[str, one_of({"swish": "silu", "relu": "relu"})] = key("relu", "…")
+    """
+
+    words: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+    json: Mapping[str, Any] = field(default_factory=dict)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return dict(self.json)

@@ -1,30 +1,33 @@
-"""Dialects: the run files of five other frameworks, each a table of keys and how they translate."""
+"""Dialects: the run files of five other frameworks, each a schema of keys and how they translate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quintet.config.dialects.recognise import NAMES, recognised
-from quintet.config.dialects.table import Dialect
 from quintet.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from quintet.config.dialects.dialect import AnyDialect
 
 __all__ = ["NAMES", "detect", "dialect_named"]
 
 
 @cache
-def dialect_named(name: str) -> Dialect:
+def dialect_named(name: str) -> AnyDialect:
     """The dialect ``name``. Raises UserError with the names that there are."""
     if name not in NAMES:
         like = nearest(name, NAMES)
         meant = f"did you mean {like}? " if like else ""
         raise UserError(f"--dialect {name}: unknown; {meant}the dialects are {', '.join(NAMES)}")
-    return import_module(f"quintet.config.dialects.{name}").DIALECT
+    module = import_module(f"quintet.config.dialects.{name}")
+    return getattr(module, "DIALECT", None) or import_module(f"{module.__name__}.translate").DIALECT
 
 
-def detect(values: Mapping[str, Any]) -> Dialect | None:
+def detect(values: Mapping[str, Any]) -> AnyDialect | None:
     """The dialect that the keys of a file are of, None for a native run file.
 
     Raises UserError when they could be of two.

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from quintet.config.describe import plain
-from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered
+from quintet.config.describe import KeyInfo, plain
+from quintet.config.dialects.dialect import AnyDialect
+from quintet.config.dialects.table import Key, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
@@ -29,7 +30,7 @@ class Written:
     lost: tuple[str, ...]
 
 
-def translate_back(dialect: Dialect, config: RunConfig) -> Written:
+def translate_back(dialect: AnyDialect, config: RunConfig) -> Written:
     """``config`` as a file of ``dialect``.
 
     The table is followed backwards, then the dialect's own ``back``. The result is translated again: where that gives
@@ -43,13 +44,13 @@ def translate_back(dialect: Dialect, config: RunConfig) -> Written:
             return
         key = dialect.key(path)
         try:
-            _set(values, path, key.value.write(value))
+            _set(values, path, key.write(value))
         except ValueError:
             return  # the comparison below finds what is missing
 
     native = plain(config)
     for key in dialect.keys:
-        if key.to and key.documented and not (key.pending or key.refused):
+        if key.role.to and key.role.documented and not key.role.unsupported:
             _copy(key, native, put)
     dialect.back(config, put)
     values = _reduced(dialect, values)
@@ -57,12 +58,12 @@ def translate_back(dialect: Dialect, config: RunConfig) -> Written:
     return Written(text, tuple(_lost(dialect, values, config)))
 
 
-def _copy(key: Key, native: Any, put: Any) -> None:
+def _copy(key: Key | KeyInfo, native: Any, put: Any) -> None:
     """Put what ``native`` has where ``key`` goes; each element of a list goes to the element of its number."""
-    counted = key.to.count("[]")
-    count = len(lookup(native, path_of(key.to.partition("[]")[0]))) if counted else 1
+    counted = key.role.to.count("[]")
+    count = len(lookup(native, path_of(key.role.to.partition("[]")[0]))) if counted else 1
     for index in range(count):
-        found = lookup(native, path_of(numbered(key.to, index)))
+        found = lookup(native, path_of(numbered(key.role.to, index)))
         if found is not ABSENT and found is not None:
             put(numbered(key.path, index), found)
 
@@ -80,7 +81,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     here[steps[-1]] = value
 
 
-def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
+def _reduced(dialect: AnyDialect, values: dict[str, Any]) -> dict[str, Any]:
     """``values`` in the order of the table, without keys that the dialect itself would refuse."""
     ordered: dict[str, Any] = {}
     for key in dialect.keys:
@@ -93,12 +94,12 @@ def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
         found = lookup(values, path_of(key.path))
         if found is not ABSENT:
             _set(ordered, key.path, found)
-        elif key.default == REQUIRED:
+        elif key.required:
             _set(ordered, key.path, "???")
     return ordered | {name: value for name, value in values.items() if name == EXTENSION}
 
 
-def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
+def _again(dialect: AnyDialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
     """The config that a file of ``dialect`` is, or what is wrong with it."""
     document = YamlDocument(values, {path: Origin("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
@@ -123,7 +124,7 @@ def _drop(values: dict[str, Any], key: str) -> bool:
     return True
 
 
-def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
+def _lost(dialect: AnyDialect, values: dict[str, Any], config: RunConfig) -> list[str]:
     """What translating ``values`` again does not give back of ``config``."""
     missing = [show(path) for path, value in walk(values) if value == "???"]
     found = [f"{key} must be given by hand" for key in missing]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from quintet.config.dialects.pages import default_of, native_of
-from quintet.config.dialects.table import Dialect, Key, pattern
+from quintet.config.dialects.table import Key, TableDialect, pattern
 from quintet.errors import UserError, nearest
 
 
-def explain(dialect: Dialect, query: str | None) -> list[str]:
+def explain(dialect: TableDialect, query: str | None) -> list[str]:
     """Lines on each key of ``dialect`` that ``query`` names, on all keys in brief when it is None.
 
     Raises UserError with the nearest key when there is none.
@@ -34,7 +34,7 @@ def _ends(path: str, wanted: tuple[str, ...]) -> bool:
     return steps[-len(wanted) :] == wanted
 
 
-def _lines(key: Key, dialect: Dialect) -> list[str]:
+def _lines(key: Key, dialect: TableDialect) -> list[str]:
     source = f"{dialect.title}'s document" if key.documented else f"files of {dialect.title}"
     lines = [key.path, f"  {key.help}", f"  value:   {key.value.words.replace('`', '')}"]
     lines.append(f"  default: {default_of(key).strip('`') or 'none'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered, pattern, pattern_of
+from quintet.config.dialects.table import REQUIRED, Key, TableDialect, numbered, pattern, pattern_of
 from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, show
 from quintet.config.provenance import Origin, Problem, place_of, shown
 from quintet.config.read import YamlDocument
@@ -23,7 +23,7 @@ class DialectFile:
 
     def __init__(
         self,
-        dialect: Dialect,
+        dialect: TableDialect,
         document: YamlDocument,
         purpose: str = "train",
         native: Mapping[str, Any] | None = None,
@@ -46,6 +46,16 @@ class DialectFile:
         assert key is not None, f"{self.dialect.name} has no key {path}"
         default = None if key.default == REQUIRED else key.default
         return self._values.get(_with_indices(key, steps), default)
+
+    @property
+    def theirs(self) -> DialectFile:
+        """What the dialect's rules read."""
+        return self
+
+    def default(self, path: str) -> Any:
+        """The default of the key ``path``, None where it has none."""
+        key = self.dialect.key(path)
+        return None if key.required else key.default
 
     def has(self, path: str) -> bool:
         """Whether the file gives the key ``path``, be it under another name."""

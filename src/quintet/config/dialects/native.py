@@ -10,6 +10,7 @@ from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, walk
 from quintet.config.provenance import Origin
 
 if TYPE_CHECKING:
+    from quintet.config.dialects.file import SchemaFile
     from quintet.config.dialects.given import DialectFile
 
 
@@ -26,7 +27,7 @@ class NativeBuilder:
     """The translation so far. ``notes`` are what its user should know; the run says them. ``prepare_to`` is where
     `quintet prepare` writes to, None for the cache."""
 
-    def __init__(self, given: DialectFile) -> None:
+    def __init__(self, given: DialectFile | SchemaFile) -> None:
         self.given = given
         self.values: dict[str, Any] = {}
         self.places: dict[KeyPath, Origin] = {(): Origin(given.file)}
@@ -37,6 +38,18 @@ class NativeBuilder:
         """Set the native key ``path``, for the reason that the dialect's ``keys`` say so; without keys, because the
         framework always does."""
         self._put(path, value, self.given.place(*keys))
+
+    def has(self, path: str) -> bool:
+        """Whether the file gives the dialect's key ``path``, be it under another name."""
+        return self.given.has(path)
+
+    def within(self, path: str) -> list[str]:
+        """The dialect's keys that the file gives inside the section ``path``."""
+        return self.given.within(path)
+
+    def refuse(self, path: str, message: str) -> None:
+        """Note that what the file says at the dialect's key ``path`` cannot be followed."""
+        self.given.refuse(path, message)
 
     def get(self, path: str, default: Any = None) -> Any:
         """What was set at ``path``."""

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from quintet.config.dialects import NAMES, dialect_named
-from quintet.config.dialects.table import REQUIRED, Dialect, Key
+from quintet.config.dialects.dialect import AnyDialect, Dialect
+from quintet.config.dialects.table import REQUIRED, Key
+from quintet.config.reference import dialect_page
 
 _HEAD = """# {title}: all keys
 
@@ -17,8 +19,10 @@ Keys marked ° are not in {title}'s document, but in files of the project.
 """
 
 
-def page(dialect: Dialect) -> str:
+def page(dialect: AnyDialect) -> str:
     """The page of ``dialect`` as Markdown."""
+    if isinstance(dialect, Dialect):
+        return dialect_page(dialect.name, dialect.title, dialect.top)
     lines = [_HEAD.format(title=dialect.title, name=dialect.name)]
     rows = ["| key | value | default | meaning | sets |", "|---|---|---|---|---|"]
     for key in dialect.keys:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.config.dialects.values import Value
 from quintet.config.keypath import KeyPath, path_of
 from quintet.config.read import YamlDocument
+from quintet.config.section import Role
 
 if TYPE_CHECKING:
     from quintet.config.dialects.given import DialectFile
@@ -61,6 +62,34 @@ class Key:
         """The last part of the path."""
         return self.path.rpartition(".")[2]
 
+    @property
+    def role(self) -> Role:
+        """The key as keys of a schema are."""
+        refused = self.refused or (f"{self.pending} is not built yet" if self.pending else "")
+        return Role(self.to, self.affects, self.aliases, self.documented, self.no_effect, refused, self.noop_values)
+
+    @property
+    def accepts(self) -> str:
+        """Type and bounds in words."""
+        return self.value.words
+
+    @property
+    def as_written(self) -> Any:
+        """The default as a file has it."""
+        try:
+            return self.value.write(self.default)
+        except ValueError:
+            return self.default
+
+    @property
+    def required(self) -> bool:
+        """Whether a file must give it."""
+        return self.default == REQUIRED
+
+    def write(self, value: Any) -> Any:
+        """``value``, as it was read, as a file has it. Raises ValueError where there is no word for it."""
+        return self.value.write(value)
+
 
 def pattern(path: str) -> tuple[str, ...]:
     """``path`` in steps: "dataset[].seq_len" is ("dataset", "[]", "seq_len")."""
@@ -79,7 +108,7 @@ def numbered(path: str, index: int) -> str:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class TableDialect:
     """One framework's run files.
 
     ``shape`` brings older and other nestings of a file into that of the table. ``rules`` set in the native run file
@@ -110,6 +139,18 @@ class Dialect:
     def sections(self) -> set[tuple[str, ...]]:
         """The steps of every section and list that holds keys."""
         return {steps[:length] for steps in self.by_pattern for length in range(len(steps))}
+
+    def read(
+        self,
+        document: YamlDocument,
+        purpose: str = "train",
+        native: Mapping[str, Any] | None = None,
+        variables: Collection[str] = (),
+    ) -> DialectFile:
+        """``document`` read by the table."""
+        from quintet.config.dialects.given import DialectFile
+
+        return DialectFile(self, document, purpose, native, variables)
 
     def find(self, path: KeyPath) -> Key | None:
         """The key at ``path`` in a file, None when there is none of this name."""

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quintet.config.dialects.given import DialectFile
+from quintet.config.describe import plain
+from quintet.config.dialects.dialect import AnyDialect
 from quintet.config.dialects.native import NativeBuilder, Output
-from quintet.config.dialects.table import REQUIRED, Dialect, Key, numbered
+from quintet.config.dialects.table import numbered
 from quintet.config.merge import merge
 from quintet.config.provenance import Problem, RunFileError
 from quintet.config.read import YamlDocument
@@ -30,7 +31,7 @@ class Translation:
 
 
 def translate(
-    dialect: Dialect, document: YamlDocument, purpose: Purpose = "train", variables: Collection[str] = ()
+    dialect: AnyDialect, document: YamlDocument, purpose: Purpose = "train", variables: Collection[str] = ()
 ) -> Translation:
     """The native run file that ``document``, its interpolations resolved, describes.
 
@@ -38,21 +39,23 @@ def translate(
     Raises RunFileError with every key that is unknown, wrong, missing or cannot be followed.
     """
     own, native_part = _apart(document)
-    given = DialectFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
+    given = dialect.read(dialect.shape(own), purpose, native_part.values if native_part else None, variables)
     if given.problems:
         raise RunFileError(given.problems)
     native = NativeBuilder(given)
     for key in dialect.keys:
-        if key.to and "[]" not in key.path and key.default not in (None, REQUIRED) and not given.has(key.path):
-            native.set(key.to, key.default, key.path)
+        if key.role.to and "[]" not in key.path and not given.has(key.path):
+            default = given.default(key.path)
+            if default is not None:
+                native.set(key.role.to, plain(default), key.path)
     for key, path, value in given.items():
         index = next((step for step in path if isinstance(step, int)), 0)
         name = numbered(key.path, index)
-        if key.to:
-            native.set(numbered(key.to, index), value, name)
-        if key.no_effect:
-            native.say(f"{name}: {key.no_effect}")
-    dialect.rules(given, native)
+        if key.role.to:
+            native.set(numbered(key.role.to, index), plain(value), name)
+        if key.role.no_effect:
+            native.say(f"{name}: {key.role.no_effect}")
+    dialect.rules(given.theirs, native)
     if given.problems:
         raise RunFileError(given.problems)
     translated = YamlDocument(native.values, native.places)
@@ -71,25 +74,18 @@ def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:
     return own, native
 
 
-def with_dialect_defaults(dialect: Dialect, values: Mapping[str, Any]) -> dict[str, Any]:
+def with_dialect_defaults(dialect: AnyDialect, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` of a file, with the document's defaults for interpolations to find."""
     full: dict[str, Any] = {}
     for key in dialect.keys:
-        if key.default in (None, REQUIRED) or "[]" in key.path:
+        if key.required or key.default is None or "[]" in key.path:
             continue
         here = full
         *sections, name = key.path.split(".")
         for section in sections:
             here = here.setdefault(section, {})
-        here[name] = _written(key)
+        here[name] = key.as_written
     return _over(full, values)
-
-
-def _written(key: Key) -> Any:
-    try:
-        return key.value.write(key.default)
-    except ValueError:
-        return key.default
 
 
 def _over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from quintet.config.dialects.phyagi.other_keys import FURTHER, HUGGINGFACE, LIGH
 from quintet.config.dialects.phyagi.shape import shape
 from quintet.config.dialects.phyagi.training import training_rules
 from quintet.config.dialects.phyagi.training_keys import DEEPSPEED, SHARED
-from quintet.config.dialects.table import Dialect
+from quintet.config.dialects.table import TableDialect
 
 
 def _rules(given: DialectFile, native: NativeBuilder) -> None:
@@ -23,7 +23,7 @@ def _rules(given: DialectFile, native: NativeBuilder) -> None:
     training_rules(given, native)
 
 
-DIALECT = Dialect(
+DIALECT = TableDialect(
     name="phyagi",
     title="PhyAGI",
     keys=(*TOP, *DATA, *MODEL, *DEEPSPEED, *SHARED, *HUGGINGFACE, *LIGHTNING, *FURTHER),

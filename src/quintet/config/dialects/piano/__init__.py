@@ -6,9 +6,9 @@ from quintet.config.dialects.piano.back import back
 from quintet.config.dialects.piano.keys import KEYS
 from quintet.config.dialects.piano.rules import rules
 from quintet.config.dialects.piano.shape import shape
-from quintet.config.dialects.table import Dialect
+from quintet.config.dialects.table import TableDialect
 
-DIALECT = Dialect(
+DIALECT = TableDialect(
     name="piano",
     title="piano-gpt",
     keys=KEYS,

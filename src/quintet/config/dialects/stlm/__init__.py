@@ -13,9 +13,9 @@ from quintet.config.dialects.stlm.other_keys import EVAL, GENERAL, REFUSED
 from quintet.config.dialects.stlm.rules import rules
 from quintet.config.dialects.stlm.shape import shape
 from quintet.config.dialects.stlm.trainer_keys import OPTIMIZER, TRAINER
-from quintet.config.dialects.table import Dialect
+from quintet.config.dialects.table import TableDialect
 
-DIALECT = Dialect(
+DIALECT = TableDialect(
     name="stlm",
     title="SuperTinyLanguageModels",
     keys=(*MODEL, *FFN, *ATTN, *TRAINER, *OPTIMIZER, *EVAL, *GENERAL, *REFUSED),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from quintet.config.dialects.table import Dialect
+from quintet.config.dialects.table import TableDialect
 from quintet.config.dialects.vectorlm.back import back
 from quintet.config.dialects.vectorlm.keys import KEYS
 from quintet.config.dialects.vectorlm.rules import rules
 
-DIALECT = Dialect(
+DIALECT = TableDialect(
     name="vectorlm",
     title="VectorLM",
     keys=KEYS,

@@ -1,0 +1,112 @@
+"""What a dialect is: a schema, as native run files have one, and the rules for what several keys say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BeforeValidator, ConfigDict
+
+from quintet.config.describe import KeyInfo, Section, section_of, walk
+from quintet.config.dialects.table import Put, TableDialect, numbered, pattern, pattern_of
+from quintet.config.keypath import KeyPath, path_of
+from quintet.config.read import YamlDocument
+from quintet.config.section import ConfigSection, Value, alternatives
+
+if TYPE_CHECKING:
+    from quintet.config.dialects.file import SchemaFile
+    from quintet.config.dialects.native import NativeBuilder
+    from quintet.config.schema import RunConfig
+
+
+class DialectSection(ConfigSection):
+    """Base of every section of a dialect. A switch is true or false, and not a text or number that means it."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    translates = True
+
+    @classmethod
+    def _plain(cls, field: Any, value: Any) -> Any:
+        if field.annotation is bool and not isinstance(value, bool):
+            return [value]  # which pydantic refuses; the message shows what the file has
+        found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
+        special = any(isinstance(one, Value | BeforeValidator) for one in found)
+        return value if special else super()._plain(field, value)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One framework's run files.
+
+    ``schema`` is the typed form of a file. ``rules`` set in the native run file what several keys say together, and
+    what the framework always does. ``shape`` brings what aliases cannot say into the nesting of the schema. ``back``
+    puts into a file of the dialect what `to` of its keys cannot. ``hydra``: its command line has Hydra's grammar.
+    ``stand_in`` are values that a file must have, for the check of one that was written from a native config which
+    cannot give them.
+    """
+
+    name: str
+    title: str
+    schema: type[ConfigSection]
+    rules: Callable[[Any, NativeBuilder], None]
+    shape: Callable[[YamlDocument], YamlDocument] = lambda document: document
+    back: Callable[[RunConfig, Put], None] = lambda config, put: None
+    hydra: bool = False
+    stand_in: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def top(self) -> Section:
+        """The file as a section."""
+        return section_of(self.schema)
+
+    @cached_property
+    def keys(self) -> tuple[KeyInfo, ...]:
+        """Every key that holds a value, in order."""
+        return tuple(key for key in walk(self.top) if not key.kinds)
+
+    @cached_property
+    def by_pattern(self) -> dict[tuple[str, ...], KeyInfo]:
+        """Keys by the steps of their path and of each alias."""
+        found: dict[tuple[str, ...], KeyInfo] = {}
+        for key in self.keys:
+            for path in (key.path, *key.aliases):
+                assert found.setdefault(pattern(path), key) is key, f"{self.name}: {path} is the name of two keys"
+        return found
+
+    @cached_property
+    def sections(self) -> set[tuple[str, ...]]:
+        """The steps of every section and list that holds keys, under any of their paths."""
+        return {steps[:length] for steps in self.by_pattern for length in range(len(steps))}
+
+    @cached_property
+    def own_sections(self) -> set[tuple[str, ...]]:
+        """Those of the schema itself."""
+        steps = [pattern(key.path) for key in self.keys]
+        return {one[:length] for one in steps for length in range(len(one))}
+
+    def find(self, path: KeyPath) -> KeyInfo | None:
+        """The key at ``path`` in a file, None when there is none of this name."""
+        return self.by_pattern.get(pattern_of(path))
+
+    def key(self, path: str) -> KeyInfo:
+        """The key ``path``, which the schema has."""
+        found = self.find(path_of(numbered(path, 0)))
+        assert found is not None, f"{self.name} has no key {path}"
+        return found
+
+    def read(
+        self,
+        document: YamlDocument,
+        purpose: str = "train",
+        native: Mapping[str, Any] | None = None,
+        variables: Collection[str] = (),
+    ) -> SchemaFile:
+        """``document`` read by the schema, as `SchemaFile` says."""
+        from quintet.config.dialects.file import SchemaFile
+
+        return SchemaFile(self, document, purpose, native, variables)
+
+
+AnyDialect = Dialect | TableDialect

@@ -1,0 +1,215 @@
+"""A dialect's file: its keys brought to the paths of the schema, each with its line, and read by the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import ValidationError
+
+from quintet.config.describe import KeyInfo, Section
+from quintet.config.dialects.dialect import Dialect
+from quintet.config.dialects.table import pattern, pattern_of
+from quintet.config.errors import elsewhere, problems_of
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, show, walk
+from quintet.config.provenance import Origin, Problem, place_of, shown
+from quintet.config.read import YamlDocument
+from quintet.errors import nearest
+
+
+class SchemaFile:
+    """The keys of one file, or of several merged, as the schema of ``dialect`` reads them.
+
+    ``theirs`` is the file as an object of the schema, None where it has mistakes, which are collected in ``problems``.
+    Keys are named by their path in the schema, ``model.n_layer``, inside lists with the index, ``dataset[0].seq_len``.
+    ``purpose`` is what the file is read for, "train" or "prepare". ``native`` are the native values of the file's
+    section `quintet:`; a key that is unsupported is not refused where they say all the native keys of its ``affects``.
+    ``variables`` are names at the top that other values were written with.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        document: YamlDocument,
+        purpose: str = "train",
+        native: Mapping[str, Any] | None = None,
+        variables: Collection[str] = (),
+    ) -> None:
+        self.dialect, self.document, self.purpose = dialect, document, purpose
+        self.native, self.variables = native or {}, variables
+        self.file = document.places[()].file
+        self.problems: list[Problem] = []
+        self.values: dict[str, Any] = {}  # at the paths of the schema
+        self.theirs: Any = None
+        self._given: dict[KeyPath, KeyInfo] = {}
+        self._refused: set[KeyPath] = set()
+        self._places: dict[KeyPath, Origin] = {(): document.places[()]}
+        self._gather(document.values, ())
+        _fill(self.values, dialect.top)
+        self._validate()
+
+    def default(self, path: str) -> Any:
+        """The default of the key ``path``, which the file does not give, as it is read."""
+        return self._value(path_of(path))
+
+    def _value(self, path: KeyPath) -> Any:
+        """What ``theirs`` has at ``path``."""
+        value: Any = self.theirs
+        for step in path:
+            value = value[step] if isinstance(step, int) else getattr(value, step)
+        return value
+
+    def has(self, path: str) -> bool:
+        """Whether the file gives the key ``path``, be it under another name."""
+        return path_of(path) in self._given
+
+    def within(self, path: str) -> list[str]:
+        """The keys that the file gives inside the section ``path``."""
+        steps = path_of(path)
+        return [show(known) for known in self._given if known[: len(steps)] == steps]
+
+    def place(self, *paths: str) -> Origin:
+        """Where the first of ``paths`` that the file gives is written; a place that says so when it gives none."""
+        for path in paths:
+            assert self.dialect.find(path_of(path)) is not None, f"{self.dialect.name} has no key {path}"
+        given = [path for path in paths if self.has(path)]
+        names = ", ".join(paths)
+        if given:
+            found = self._places[path_of(given[0])]
+            if len(given) == 1:
+                return found
+            return Origin(found.file, found.line, ", ".join([found.key, *given[1:]]))
+        return Origin(self.file, None, f"{self.dialect.name}'s default: {names}" if names else self.dialect.name)
+
+    def refuse(self, path: str, message: str) -> None:
+        """Note that what the file says at ``path`` cannot be followed."""
+        steps = path_of(path)
+        place = self._places.get(steps) or place_of(steps, self.document.places)
+        self.problems.append(Problem(place, place.key or path, message))
+
+    def items(self) -> Iterator[tuple[KeyInfo, KeyPath, Any]]:
+        """Every key that the file gives, with its path in the schema and its value."""
+        for path, key in self._given.items():
+            yield key, path, self._value(path)
+
+    def _gather(self, value: Any, path: KeyPath) -> None:
+        """Bring what the file has at ``path``, a key or a section of them, to its path in the schema."""
+        key, steps = self.dialect.find(path), pattern_of(path)
+        if key is not None:
+            self._gather_key(key, value, path)
+        elif isinstance(value, dict) and steps in self.dialect.sections:
+            for name, inner in value.items():
+                self._gather(inner, (*path, name))
+        elif isinstance(value, list) and (*steps, "[]") in self.dialect.sections:
+            if not value:
+                self._put(path, [], path)
+            for index, inner in enumerate(value):
+                self._put((*path, index), {}, (*path, index))
+                self._gather(inner, (*path, index))
+        elif (value is None and steps in self.dialect.sections) or (len(path) == 1 and path[0] in self.variables):
+            return
+        elif steps[:-1] in self.dialect.own_sections:
+            self._put(path, value, path)  # the schema says what is wrong with it
+        else:
+            self._refuse_stray(path)
+
+    def _gather_key(self, key: KeyInfo, value: Any, path: KeyPath) -> None:
+        known, role = _with_indices(key, path), key.role
+        if value is None:
+            if role.null is None:
+                return
+            value = role.null
+        if isinstance(value, dict):  # one of the command line may have keys of any type
+            value = {str(name): inner for name, inner in value.items()}
+        unsupported = role.unsupported and not any(
+            value == one and type(value) is type(one) for one in role.noop_values
+        )
+        if unsupported and not self._is_replaced(key):
+            mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
+            mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
+            self.problems.append(Problem(place_of(path, self.document.places), show(path), role.unsupported + mend))
+            self._refused.add(known)
+            return
+        before = lookup(self.values, known)
+        if known in self._given and before != value:
+            other = self._places[known]
+            message = f"says {shown(value)}, and {other.key} (line {other.line}) says otherwise; keep one"
+            self.problems.append(Problem(place_of(path, self.document.places), show(path), message))
+        elif known not in self._given:
+            self._given[known] = key
+            self._put(known, value, path)
+
+    def _is_replaced(self, key: KeyInfo) -> bool:
+        """Whether the section `quintet:` says all the native keys that ``key`` has a say in."""
+        affects = key.role.affects
+        return bool(affects) and all(lookup(self.native, path_of(path)) is not ABSENT for path in affects)
+
+    def _put(self, path: KeyPath, value: Any, written: KeyPath) -> None:
+        """Set ``value`` at ``path`` of the schema, which the file has at ``written``."""
+        here: Any = self.values
+        for step, following in pairwise(path):
+            here = _inside(here, step, [] if isinstance(following, int) else {})
+        _inside(here, path[-1], value)
+        if value != {}:
+            here[path[-1]] = value
+        for inner_path, inner in walk(value):
+            there = (*written, *inner_path)
+            place = place_of(there, self.document.places)
+            self._places[(*path, *inner_path)] = Origin(place.file, place.line, show(there), inner is True)
+
+    def _refuse_stray(self, path: KeyPath) -> None:
+        """Note a key that no section has, where the file has keys in another nesting."""
+        steps, name = pattern_of(path), str(path[-1])
+        around = steps[:-1]
+        beside = [known[len(around)] for known in self.dialect.by_pattern if known[: len(around)] == around]
+        like = nearest(name, dict.fromkeys(beside))
+        known_as = elsewhere(name, misspelt=True, top=self.dialect.top)
+        mend = (
+            f"did you mean {like!r}?"
+            if like
+            else known_as or f"{show(path[:-1])} has {', '.join(dict.fromkeys(beside))}"
+        )
+        self.problems.append(Problem(place_of(path, self.document.places), show(path), f"unknown key {name!r}; {mend}"))
+
+    def _validate(self) -> None:
+        """Read the values by the schema, and note what it refuses, at the keys as they are written."""
+        try:
+            self.theirs = self.dialect.schema.model_validate(self.values)
+        except ValidationError as error:
+            for problem in problems_of(
+                error, self.values, self._places | dict(self.document.places), self.dialect.schema
+            ):
+                path = parse(problem.key) or ()
+                if path in self._refused:
+                    continue
+                place = self._places.get(path) or problem.place
+                self.problems.append(Problem(place, place.key or problem.key, problem.message))
+
+
+def _inside(around: Any, step: int | str, empty: Any) -> Any:
+    """What ``around`` has at ``step``, ``empty`` where it had nothing."""
+    if isinstance(around, list):
+        assert isinstance(step, int)
+        around += [{} for _ in range(len(around), step + 1)]
+        return around[step]
+    return around.setdefault(step, empty)
+
+
+def _fill(values: dict[str, Any], section: Section) -> None:
+    """Give every section that ``values`` lack an empty one: what must be in it is missing there, by name."""
+    for key in section.keys:
+        inner = key.kinds.get("")
+        if inner is None:
+            continue
+        found = values.get(key.name, []) if key.repeated else [values.setdefault(key.name, {})]
+        for one in found if isinstance(found, list) else []:
+            if isinstance(one, dict):
+                _fill(one, inner)
+
+
+def _with_indices(key: KeyInfo, path: KeyPath) -> KeyPath:
+    """The path of ``key`` in the schema, with the list indices of ``path``; an alias outside of a list means the list's
+    first element."""
+    indices = [step for step in path if isinstance(step, int)]
+    return tuple((indices.pop(0) if indices else 0) if step == "[]" else step for step in pattern(key.path))

@@ -1,0 +1,1 @@
+"""TMRC: transformers on tokenized datasets of tatm (docs/training_config.rst of KempnerInstitute/tmrc)."""
