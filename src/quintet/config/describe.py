@@ -89,6 +89,8 @@ class Section:
     keys: tuple[KeyInfo, ...]
     translates: bool = False
     """Whether it is a section of a dialect's file."""
+    shorthand: str = ""
+    """The key that a value by itself stands for."""
 
     def key(self, name: str) -> KeyInfo | None:
         """The key ``name`` of this section, None when it has none."""
@@ -160,7 +162,15 @@ def kind_of(part: type[ConfigSection]) -> str:
 def _section(part: type[ConfigSection], path: str, within: tuple[tuple[str, str], ...]) -> Section:
     keys = [_key(name, field, path, within, part) for name, field in part.model_fields.items()]
     keys.sort(key=lambda key: key.name != "kind")
-    return Section(path, kind_of(part), within, " ".join((part.__doc__ or "").split()), tuple(keys), part.translates)
+    return Section(
+        path,
+        kind_of(part),
+        within,
+        " ".join((part.__doc__ or "").split()),
+        tuple(keys),
+        part.translates,
+        part.shorthand,
+    )
 
 
 def _key(

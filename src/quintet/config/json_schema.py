@@ -8,6 +8,7 @@ from quintet.config.describe import KeyInfo, run_file
 from quintet.config.dialects.dialect import AnyDialect
 from quintet.config.dialects.table import TableDialect, pattern
 from quintet.config.dialects.translate import EXTENSION
+from quintet.config.reference import notes_of
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
 from quintet.errors import UserError
@@ -49,10 +50,33 @@ def dialect_schema(dialect: AnyDialect) -> dict[str, Any]:
     }
     for key in dialect.keys:
         told = _at(schema, schema, pattern(key.path))
+        told["description"] += "".join(f"; {word.lower()}: {text}" for word, text in notes_of(key)).replace("`", "")
+        if key.role.unsupported:
+            told["deprecated"] = True
+        if {"type": "null"} not in told["anyOf"]:
+            told["anyOf"].append({"type": "null"})
         for alias in key.aliases:
             *around, name = pattern(alias)
-            _section(schema, tuple(around)).setdefault(name, told)
+            _properties(schema, tuple(around)).setdefault(name, told)
+    for steps, section in dialect.own_sections.items():
+        if section.shorthand or steps[-1:] == ("[]",):
+            _also_short(schema, steps, section.shorthand)
     return schema
+
+
+def _also_short(schema: dict[str, Any], steps: tuple[str, ...], shorthand: str) -> None:
+    """Let the section at ``steps`` also be a value by itself, and one of a list stand by itself."""
+    *around, name = steps[:-1] if steps[-1] == "[]" else steps
+    beside = _properties(schema, tuple(around))
+    usual = beside[name]
+    one = usual.get("items", usual)
+    short = [_at(schema, one, (shorthand,))] if shorthand else []
+    beside[name] = {"anyOf": [usual, *([one] if one is not usual else []), *short]}
+
+
+def _resolved(schema: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    here = here["anyOf"][0] if "properties" not in here and "$ref" not in here and "anyOf" in here else here
+    return schema["$defs"][here["$ref"].rpartition("/")[2]] if "$ref" in here else here
 
 
 def _at(schema: dict[str, Any], here: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
@@ -63,20 +87,13 @@ def _at(schema: dict[str, Any], here: dict[str, Any], steps: tuple[str, ...]) ->
     return here
 
 
-def _resolved(schema: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    return schema["$defs"][here["$ref"].rpartition("/")[2]] if "$ref" in here else here
-
-
-def _section(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
+def _properties(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
     """The properties of the section at ``steps``, which is made where there is none."""
     here = schema
     for step in steps:
         here = _resolved(schema, here)
-        if step == "[]":
-            here = here.setdefault("items", {"type": "object", "properties": {}})
-        else:
-            empty = {"type": "object", "properties": {}, "additionalProperties": False}
-            here = here["properties"].setdefault(step, empty)
+        section = {"type": "object", "properties": {}, "additionalProperties": False}
+        here = here.setdefault("items", section) if step == "[]" else here["properties"].setdefault(step, section)
     return _resolved(schema, here)["properties"]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
-from pydantic_core.core_schema import no_info_plain_validator_function
+from pydantic_core.core_schema import no_info_before_validator_function, no_info_plain_validator_function
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class ConfigSection(BaseModel):
 
     nestings: ClassVar[tuple[str, ...]] = ()
     """Other paths at which files of a dialect have the keys of this section; "" is the top."""
+    shorthand: ClassVar[str] = ""
+    """The key that a value by itself stands for where a dialect has this section: ``fp16: true``."""
     translates: ClassVar[bool] = False
     """Whether it is of a dialect, and not of native run files."""
 
@@ -121,6 +123,21 @@ def number_in(value: Any) -> Any:
         except ValueError:
             continue
     return value
+
+
+@dataclass(frozen=True)
+class Before:
+    """Annotation of a key that also takes another form of its values: how that is turned into the usual one, and the
+    JSON Schema of both, from that of the usual one."""
+
+    read: Callable[[Any], Any]
+    json: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return self.json(handler(schema))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import ConfigDict
 
 from quintet.config.describe import KeyInfo, Section, section_of, walk
 from quintet.config.dialects.table import Put, TableDialect, numbered, pattern, pattern_of
 from quintet.config.keypath import KeyPath, path_of
 from quintet.config.read import YamlDocument
-from quintet.config.section import ConfigSection, Value, alternatives
+from quintet.config.section import Before, ConfigSection, Value, alternatives
 
 if TYPE_CHECKING:
     from quintet.config.dialects.file import SchemaFile
@@ -32,7 +32,7 @@ class DialectSection(ConfigSection):
         if field.annotation is bool and not isinstance(value, bool):
             return [value]  # which pydantic refuses; the message shows what the file has
         found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
-        special = any(isinstance(one, Value | BeforeValidator) for one in found)
+        special = any(isinstance(one, Value | Before) for one in found)
         return value if special else super()._plain(field, value)
 
 
@@ -68,10 +68,12 @@ class Dialect:
 
     @cached_property
     def by_pattern(self) -> dict[tuple[str, ...], KeyInfo]:
-        """Keys by the steps of their path and of each alias."""
+        """Keys by the steps of their path and of each alias; of a list of sections one may stand by itself."""
         found: dict[tuple[str, ...], KeyInfo] = {}
         for key in self.keys:
-            for path in (key.path, *key.aliases):
+            for path in dict.fromkeys(
+                spelled for one in (key.path, *key.aliases) for spelled in (one, one.replace("[]", ""))
+            ):
                 assert found.setdefault(pattern(path), key) is key, f"{self.name}: {path} is the name of two keys"
         return found
 
@@ -81,10 +83,9 @@ class Dialect:
         return {steps[:length] for steps in self.by_pattern for length in range(len(steps))}
 
     @cached_property
-    def own_sections(self) -> set[tuple[str, ...]]:
-        """Those of the schema itself."""
-        steps = [pattern(key.path) for key in self.keys]
-        return {one[:length] for one in steps for length in range(len(one))}
+    def own_sections(self) -> dict[tuple[str, ...], Section]:
+        """Those of the schema itself, by the steps of their paths."""
+        return {(): self.top} | {pattern(key.path): key.kinds[""] for key in walk(self.top) if key.kinds}
 
     def find(self, path: KeyPath) -> KeyInfo | None:
         """The key at ``path`` in a file, None when there is none of this name."""

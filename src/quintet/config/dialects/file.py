@@ -96,6 +96,7 @@ class SchemaFile:
     def _gather(self, value: Any, path: KeyPath) -> None:
         """Bring what the file has at ``path``, a key or a section of them, to its path in the schema."""
         key, steps = self.dialect.find(path), pattern_of(path)
+        section = self.dialect.own_sections.get(steps)
         if key is not None:
             self._gather_key(key, value, path)
         elif isinstance(value, dict) and steps in self.dialect.sections:
@@ -109,7 +110,11 @@ class SchemaFile:
                 self._gather(inner, (*path, index))
         elif (value is None and steps in self.dialect.sections) or (len(path) == 1 and path[0] in self.variables):
             return
-        elif steps[:-1] in self.dialect.own_sections:
+        elif section is not None and section.shorthand and not isinstance(value, dict | list):
+            key = self.dialect.find((*path, section.shorthand))
+            assert key is not None, section.path
+            self._gather_key(key, value, path)
+        elif section is not None or steps[:-1] in self.dialect.own_sections:
             self._put(path, value, path)  # the schema says what is wrong with it
         else:
             self._refuse_stray(path)
@@ -122,10 +127,8 @@ class SchemaFile:
             value = role.null
         if isinstance(value, dict):  # one of the command line may have keys of any type
             value = {str(name): inner for name, inner in value.items()}
-        unsupported = role.unsupported and not any(
-            value == one and type(value) is type(one) for one in role.noop_values
-        )
-        if unsupported and not self._is_replaced(key):
+        noop = any(value == one and type(value) is type(one) for one in role.noop_values)
+        if role.unsupported and not noop and not self._is_replaced(key):
             mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
             mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
             self.problems.append(Problem(place_of(path, self.document.places), show(path), role.unsupported + mend))

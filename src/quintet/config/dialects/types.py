@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from quintet.config.section import Value, number_in
+from quintet.config.section import Before, Value, number_in
 from quintet.errors import nearest
 
 Positive = Annotated[int, Field(ge=1)]
@@ -21,9 +21,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Arguments = dict[str, Any]
 """A section whose keys are another library's: they are handed on by name."""
-Listed = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+Listed = Before(
+    lambda value: value if isinstance(value, list | tuple) else [value],
+    lambda usual: {"anyOf": [usual, usual.get("items", {})]},
+)
 """On a list: a value by itself is a list of one."""
-FalseIsZero = BeforeValidator(lambda value: 0 if value is False else value)
+FalseIsZero = Before(lambda value: 0 if value is False else value, lambda usual: {"anyOf": [usual, {"const": False}]})
 """On a number: false stands for 0."""
 
 
@@ -51,9 +54,10 @@ def one_of(
                 return word
         raise ValueError(f"is none of {', '.join(map(repr, known.values()))}")
 
-    return Value(
-        " or ".join((", ".join([*known][:-1]), [*known][-1])).removeprefix(" or "), read, write, {"enum": [*known]}
-    )
+    *first, last = known
+    spelled = [*known, *map(str.lower, known), *map(str.upper, known)] if any_case else known
+    told = f"{', '.join(first)} or {last}" if first else last
+    return Value(told, read, write, {"enum": list(dict.fromkeys(spelled))})
 
 
 def finite(value: Any, wanted: str) -> int | float:
