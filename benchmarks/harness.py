@@ -27,7 +27,7 @@ import torch
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.model import HarnessModel
 from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, load
-from quintet.train.trained import TrainedModel, load_writer
+from quintet.train.trained import load_writer
 
 TASKS = (
     *("winogrande", "hellaswag", "arc_easy", "arc_challenge", "mmlu", "blimp", "truthful_qa", "piqa", "race_middle"),
@@ -129,7 +129,7 @@ def measure(family: str, data: Path, items: int, rows: int, turns: int, names: l
     with tempfile.TemporaryDirectory() as made, contextlib.redirect_stderr(io.StringIO()):
         checkpoint(family, Path(made), texts)
         read = load_writer(made)
-        subject = TrainedModel(made, read.tokenizer, read.model, replace(read.compute, precision="fp32"))
+        subject = replace(read, compute=replace(read.compute, precision="fp32"))
         theirs, exact = (
             HFLM(pretrained=made, device=str(read.compute.device), dtype=dtype, batch_size=rows)
             for dtype in ("float32", "float64")

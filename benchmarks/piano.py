@@ -25,8 +25,7 @@ from quintet.track.console import Reporter
 from quintet.track.jsonl import read_metrics
 from quintet.train.loop import train
 from quintet.train.music import evaluate_music
-from quintet.train.trained import load_trained
-from quintet.train.validation import loss_on, own_data
+from quintet.train.trained import load_trained, loss_on, own_data
 
 VALIDATED = 128  # samples
 

@@ -18,6 +18,7 @@ from quintet.data.sources.conversations import Conversations
 from quintet.data.sources.document import TextParts
 from quintet.data.sources.rows import document_maker
 from quintet.data.sources.text import TextUnit
+from quintet.evaluate.continuation import prompt_ids
 from quintet.evaluate.harness.texts import Encoder
 from quintet.tokenize import Tokenizer, build_tokenizer
 from quintet.tokenize.bounds import text_bounds
@@ -25,7 +26,6 @@ from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message
 from quintet.tokenize.huggingface import HuggingFaceTokenizer, huggingface_tokenizer
 from quintet.tokenize.long_texts import PART
-from quintet.train.continuation import prompt_ids
 
 PUBLISHED: list[Any] = ["llama2", "mistral-v3", "t5-base", "gpt2"]
 PUBLISHED += [

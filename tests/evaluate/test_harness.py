@@ -14,7 +14,8 @@ import torch
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
-from quintet.train.trained import TrainedModel, load_trained, load_writer
+from quintet.evaluate.language_model import LanguageModel
+from quintet.train.trained import load_trained, load_writer
 
 pytest.importorskip("lm_eval")
 WORDS = [
@@ -107,7 +108,7 @@ def save_checkpoint(family: str, folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(max_position_embeddings=CONTEXT, **sizes, **heads, **ids)).save_pretrained(folder)
 
 
-def in_fp32(trained: TrainedModel) -> TrainedModel:
+def in_fp32(trained: LanguageModel) -> LanguageModel:
     return replace(trained, compute=replace(trained.compute, precision="fp32"))
 
 
@@ -174,13 +175,13 @@ def test_the_likeliest_text_is_that_of_the_harness(both: tuple[Any, Any]) -> Non
 
 
 @pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     folder = tmp_path_factory.mktemp("random")
     save_checkpoint("gpt2", folder)
     return in_fp32(load_writer(str(folder)))
 
 
-def test_figures_are_those_of_the_harness(language_model: TrainedModel, items: Path) -> None:
+def test_figures_are_those_of_the_harness(language_model: LanguageModel, items: Path) -> None:
     """On a task whose items are read by the harness itself, from the hub's form."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -202,7 +203,7 @@ def test_figures_are_those_of_the_harness(language_model: TrainedModel, items: P
         assert found.figures[name].error == pytest.approx(error, abs=1e-5)
 
 
-def test_a_random_model_is_at_chance(language_model: TrainedModel, items: Path) -> None:
+def test_a_random_model_is_at_chance(language_model: LanguageModel, items: Path) -> None:
     figure = (
         run_benchmarks(language_model, EvalOptions(("arc_easy",), None, 0, str(items)))
         .measured["arc_easy"]
@@ -211,7 +212,7 @@ def test_a_random_model_is_at_chance(language_model: TrainedModel, items: Path) 
     assert abs(figure.value - 0.25) < 3 * figure.error
 
 
-def test_every_form_of_item_is_asked_and_what_is_missing_is_named(language_model: TrainedModel, items: Path) -> None:
+def test_every_form_of_item_is_asked_and_what_is_missing_is_named(language_model: LanguageModel, items: Path) -> None:
     names = ("winogrande", "blimp", "piqa", "openbook_qa_open", "stlm_eval_arc_easy")
     before = torch.get_rng_state()
     found = run_benchmarks(language_model, EvalOptions(names, 6, 0, str(items)))
@@ -227,7 +228,7 @@ def test_every_form_of_item_is_asked_and_what_is_missing_is_named(language_model
     assert one.items == 8
 
 
-def test_examples_in_front_are_never_the_item_itself(language_model: TrainedModel, items: Path) -> None:
+def test_examples_in_front_are_never_the_item_itself(language_model: LanguageModel, items: Path) -> None:
     from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, load
 
     task = load("arc_easy", TaskOptions(None, 2, items))[0]
@@ -240,7 +241,7 @@ def test_examples_in_front_are_never_the_item_itself(language_model: TrainedMode
 
 
 def test_a_fault_of_the_model_is_no_missing_benchmark(
-    language_model: TrainedModel, items: Path, monkeypatch: pytest.MonkeyPatch
+    language_model: LanguageModel, items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("a bug")
@@ -250,7 +251,7 @@ def test_a_fault_of_the_model_is_no_missing_benchmark(
         run_benchmarks(language_model, EvalOptions(("arc_easy",), 2, 0, str(items)))
 
 
-def test_broken_items_are_counted_and_the_others_asked(language_model: TrainedModel, tmp_path: Path) -> None:
+def test_broken_items_are_counted_and_the_others_asked(language_model: LanguageModel, tmp_path: Path) -> None:
     good = {"question": "the cat", "choices": {"text": ["sat", "ran"], "label": ["A", "B"]}, "answerKey": "A"}
     broken = [
         {**good, "answerKey": "F"},
@@ -277,7 +278,7 @@ def test_broken_items_are_counted_and_the_others_asked(language_model: TrainedMo
     assert found.warnings[1].startswith("left out: record 5: its fields are of other types")
 
 
-def test_an_end_id_inside_a_question_ends_nothing(language_model: TrainedModel) -> None:
+def test_an_end_id_inside_a_question_ends_nothing(language_model: LanguageModel) -> None:
     """A mask that tells documents apart sees the whole question, as one that does not."""
     from quintet.config.model import TransformerConfig
     from quintet.evaluate.harness.model import HarnessModel
@@ -318,7 +319,7 @@ def joined_task() -> Any:
 
 
 def test_an_item_with_an_answer_without_a_token_is_left_out(
-    language_model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last letter of "the ca" and "t" are one token, so that "t" has none of its own; HFLM raises an
     AssertionError."""
@@ -333,7 +334,7 @@ def test_an_item_with_an_answer_without_a_token_is_left_out(
 
 
 @pytest.fixture
-def by_heart(train: Callable[..., str], items: Path) -> TrainedModel:
+def by_heart(train: Callable[..., str], items: Path) -> LanguageModel:
     """A model that has learnt the right answers to the first items, and the folder with these as ``few``."""
     records = [json.loads(line)["original"] for line in (items / "arc_easy.jsonl").open()][:6]
     write(Path("few"), "arc_easy", records)
@@ -363,7 +364,7 @@ def by_heart(train: Callable[..., str], items: Path) -> TrainedModel:
 
 
 def test_a_model_that_knows_the_items_by_heart_is_right(
-    by_heart: TrainedModel, command: Callable[..., tuple[int, str, str]]
+    by_heart: LanguageModel, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     lines = [json.loads(line) for line in Path("runs/by-heart/metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line for line in lines if "benchmark/arc_easy/acc" in line}

@@ -22,7 +22,8 @@ from quintet.evaluate.harness.model import HarnessModel
 from quintet.evaluate.harness.names import harness_folder
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
 from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _as_it_is, load
-from quintet.train.trained import TrainedModel, load_measured
+from quintet.evaluate.language_model import LanguageModel
+from quintet.train.trained import load_measured
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -36,7 +37,7 @@ def write(folder: Path, **files: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """A small GPT-2 with random weights and a tokenizer of bytes, in fp32 as a foreign checkpoint is measured."""
     import tokenizers
     import torch
@@ -56,7 +57,7 @@ def lines(count: int, begin: str) -> list[dict[str, Any]]:
     return [{"text": f"{begin} the cat {number} sat on mat{number}"} for number in range(count)]
 
 
-def test_a_group_has_the_perplexity_of_all_its_items(language_model: TrainedModel, tmp_path: Path) -> None:
+def test_a_group_has_the_perplexity_of_all_its_items(language_model: LanguageModel, tmp_path: Path) -> None:
     """By its formula, exp of the mean cost of an item; under that name an item itself has a log-likelihood."""
     parts = {"lambada_openai": lines(5, "so"), "lambada_standard": lines(3, "but then")}
     folder = write(tmp_path / "items", **parts)
@@ -82,7 +83,7 @@ def _last_words(records: list[dict[str, Any]]) -> list[Any]:
 
 
 def test_figures_that_only_some_tasks_of_a_group_have_are_shown_by_task(
-    language_model: TrainedModel, tmp_path: Path
+    language_model: LanguageModel, tmp_path: Path
 ) -> None:
     pairs = [{"sentence1": f"the {n}", "sentence2": f"cat {n}", "label": n % 2, "idx": n} for n in range(6)]
     single = [{"sentence": f"the cat {n}", "label": n % 3 == 0, "idx": n} for n in range(5)]
@@ -188,7 +189,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "shots", "reason"), REFUSED)
 def test_examples_that_a_task_cannot_take_are_refused(
-    language_model: TrainedModel, tmp_path: Path, name: str, shots: int, reason: str
+    language_model: LanguageModel, tmp_path: Path, name: str, shots: int, reason: str
 ) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(9), wikitext=[{"page": "the cat sat"}])
     assert run_benchmarks(language_model, EvalOptions((name,), None, shots, folder)).missing == {name: reason}
@@ -196,7 +197,7 @@ def test_examples_that_a_task_cannot_take_are_refused(
 
 
 def test_a_task_with_fewer_other_items_than_it_asks_for_takes_those(
-    language_model: TrainedModel, tmp_path: Path
+    language_model: LanguageModel, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "items", gsm8k=[{"question": f"{n} and 1?", "answer": f"#### {n + 1}"} for n in range(3)])
     found = run_benchmarks(language_model, EvalOptions(("gsm8k",), None, None, folder)).measured["gsm8k"]
@@ -213,7 +214,7 @@ def test_a_task_in_python_keeps_its_own_examples() -> None:
 
 
 def test_a_task_that_asks_without_examples_by_its_own_rule_says_so(
-    language_model: TrainedModel, tmp_path: Path
+    language_model: LanguageModel, tmp_path: Path
 ) -> None:
     item = {"question": "Is it?", "mc1_targets": {"yes": 1, "no": 0}, "mc2_targets": {"yes": 1, "no": 0}}
     folder = write(tmp_path / "items", truthful_qa=[item, item])
@@ -238,7 +239,7 @@ def test_every_figure_names_its_items_its_examples_and_its_precision() -> None:
 
 
 def test_a_foreign_checkpoint_is_measured_in_fp32(
-    language_model: TrainedModel, tmp_path: Path, command: Command
+    language_model: LanguageModel, tmp_path: Path, command: Command
 ) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(6))
     (tmp_path / "text.txt").write_text("the cat sat")
@@ -256,7 +257,7 @@ def test_a_foreign_checkpoint_is_measured_in_fp32(
     assert "--precision: fp16 is hundreds of times slower" in err
 
 
-def test_a_broken_first_record_leaves_the_others(language_model: TrainedModel, tmp_path: Path) -> None:
+def test_a_broken_first_record_leaves_the_others(language_model: LanguageModel, tmp_path: Path) -> None:
     folder = Path(write(tmp_path / "items", lambada_openai=[{"text": 5}, *lines(3, "so")]))
     found = run_benchmarks(language_model, EvalOptions(("lambada_openai",), None, None, str(folder))).measured[
         "lambada_openai"
@@ -278,7 +279,7 @@ def test_a_broken_first_record_leaves_the_others(language_model: TrainedModel, t
 
 
 def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(
-    language_model: TrainedModel, tmp_path: Path
+    language_model: LanguageModel, tmp_path: Path
 ) -> None:
     import random
 
@@ -302,7 +303,7 @@ def test_choices_that_a_task_shuffles_are_in_the_same_order_each_time(
     assert found[0] == found[1]
 
 
-def test_nothing_measured_is_a_mistake(language_model: TrainedModel, tmp_path: Path, command: Command) -> None:
+def test_nothing_measured_is_a_mistake(language_model: LanguageModel, tmp_path: Path, command: Command) -> None:
     folder = write(tmp_path / "items", arc_easy=arc(6))
     for option in ((), ("--json",)):
         code, out, err = command(

@@ -22,8 +22,7 @@ from quintet.piano.notes import Notes
 from quintet.piano.tasks import task_named
 from quintet.track.console import Reporter
 from quintet.train.music import evaluate_music
-from quintet.train.trained import TrainedRun
-from quintet.train.validation import own_data
+from quintet.train.trained import TrainedRun, own_data
 
 GREEDY = GenerationSettings(temperature=0.0)
 

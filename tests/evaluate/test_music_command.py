@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.train import music
+from quintet.evaluate import music
 
 
 @pytest.mark.parametrize(

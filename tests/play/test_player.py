@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from quintet.errors import UserError
+from quintet.evaluate.music import answer
 from quintet.model.generate import GenerationSettings
 from quintet.piano.context import COMPOSERS, composer_token, surname
 from quintet.piano.metrics import compare
@@ -20,7 +21,6 @@ from quintet.piano.midi import midi_bytes, read_midi
 from quintet.piano.notes import Notes, notes
 from quintet.piano.roll import ANSWER, PROMPT, piano_roll
 from quintet.play.player import GO_ON, Player, player, uploaded
-from quintet.train.music import answer
 
 SETTINGS = GenerationSettings(max_tokens=100, temperature=1.0, seed=4)
 

@@ -19,8 +19,7 @@ from quintet.errors import UserError
 from quintet.report.compare import Row, _row, figure_rows, setting_rows
 from quintet.report.facts import Series, read_facts
 from quintet.report.paired import BLOCK, Asked, blocks, compare_models
-from quintet.train.trained import load_trained
-from quintet.train.validation import own_data
+from quintet.train.trained import load_trained, own_data
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -15,8 +15,7 @@ from quintet.track.console import Reporter
 from quintet.train import loop
 from quintet.train.run_folder import read_run_config
 from quintet.train.step import TorchEngine
-from quintet.train.trained import load_trained
-from quintet.train.validation import loss_on, own_data
+from quintet.train.trained import load_trained, loss_on, own_data
 
 WORDS = {"words": ["the", "cat", "dog", "sat", "mat"], "numbers": ["one", "two", "three"]}
 

@@ -16,12 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import prepare
+from quintet.evaluate.continuation import prompt_ids, write_continuations
+from quintet.evaluate.language_model import LanguageModel
 from quintet.model.generate import GenerationSettings
 from quintet.tokenize import load_tokenizer
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer
-from quintet.train.continuation import prompt_ids, write_continuations
-from quintet.train.trained import TrainedModel, load_trained, load_writer
+from quintet.train.trained import load_trained, load_writer
 
 transformers = pytest.importorskip("transformers")
 
@@ -157,7 +158,7 @@ def tales(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def bits_after(folder: Path, run: TrainedModel, documents: list[np.ndarray], before: int) -> float:
+def bits_after(folder: Path, run: LanguageModel, documents: list[np.ndarray], before: int) -> float:
     """Bits a byte of ``documents`` after the id ``before``, by transformers from the export in ``folder``."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     nats = size = 0.0

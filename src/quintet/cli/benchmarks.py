@@ -34,7 +34,7 @@ def ask_benchmarks(
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
-    from quintet.evaluate.language_model import check_language_model
+    from quintet.evaluate.model_and_tokenizer import check_language_model
     from quintet.train.trained import TrainedRun, load_measured
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))

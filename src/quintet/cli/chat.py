@@ -17,9 +17,9 @@ from quintet.config.names import local_path
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
+    from quintet.evaluate.language_model import LanguageModel
     from quintet.model.generate import GenerationSettings
     from quintet.tokenize.chat import ChatFormat, Message
-    from quintet.train.trained import TrainedModel
 
 _TEMPERATURE = 0.7
 _COMMANDS = "/reset, /system TEXT, /save FILE, /exit"
@@ -82,7 +82,7 @@ def chat(
 class _Talk:
     """A conversation and how it goes on."""
 
-    trained: TrainedModel
+    trained: LanguageModel
     chat: ChatFormat
     settings: GenerationSettings
     system: str
@@ -118,7 +118,7 @@ class _Talk:
         self.turns.append({"role": "assistant", "content": self._answer(ids)})
 
     def _answer(self, ids: list[int]) -> str:
-        from quintet.train.continuation import write_continuations
+        from quintet.evaluate.continuation import write_continuations
 
         shown: list[str] = []
 

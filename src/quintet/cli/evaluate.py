@@ -153,8 +153,7 @@ def _measure_held_out(
     from quintet.model.generate import GenerationSettings
     from quintet.track.console import Reporter
     from quintet.train.music import evaluate_music, is_music
-    from quintet.train.trained import load_trained
-    from quintet.train.validation import loss_on, own_data
+    from quintet.train.trained import load_trained, loss_on, own_data
 
     trained = load_trained(run, checkpoint, precision)
     music = is_music(trained)

@@ -15,9 +15,9 @@ from quintet.errors import named
 from quintet.files import to_json
 
 if TYPE_CHECKING:
+    from quintet.evaluate.continuation import Continuation
+    from quintet.evaluate.language_model import LanguageModel
     from quintet.model.generate import GenerationSettings
-    from quintet.train.continuation import Continuation
-    from quintet.train.trained import TrainedModel
 
 
 _PIANO = "Piano"
@@ -124,7 +124,7 @@ def generate(
 
 
 def _write_texts(
-    trained: TrainedModel,
+    trained: LanguageModel,
     prompts: list[str],
     settings: GenerationSettings,
     stops: list[str],
@@ -185,7 +185,7 @@ def _prompt_of(line: str, where: str) -> str:
 
 
 def _continue(
-    trained: TrainedModel,
+    trained: LanguageModel,
     prompts: list[str],
     settings: GenerationSettings,
     stops: list[str],
@@ -194,7 +194,7 @@ def _continue(
     static: bool,
     streams: bool,
 ) -> list[Continuation]:
-    from quintet.train.continuation import prompt_ids, search_continuation, write_continuations
+    from quintet.evaluate.continuation import prompt_ids, search_continuation, write_continuations
 
     model, tokenizer, compute, bounds = trained.model, trained.tokenizer, trained.compute, trained.bounds
     ids = [prompt_ids(tokenizer, bounds, prompt) for prompt in prompts]
@@ -219,6 +219,6 @@ def _continue(
     )
 
 
-def _can_compile(trained: TrainedModel) -> bool:
+def _can_compile(trained: LanguageModel) -> bool:
     """On a CPU compiling needs a C++ compiler."""
     return trained.compute.device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++")))

@@ -30,11 +30,11 @@ def write_music(
     ``about`` says composer and data set; where it names no composer, the one in the file's name is taken, as for
     training.
     """
+    from quintet.evaluate.music import answer
     from quintet.piano.audio import available, render
     from quintet.piano.midi import faults_line, read_midi, write_midi
     from quintet.piano.roll import piano_roll
     from quintet.piano.tasks import task_named
-    from quintet.train.music import answer
     from quintet.train.trained import load_writer
 
     if not (output or roll or audio):

@@ -23,8 +23,7 @@ def model_texts(
     from quintet.evaluate.text_modeling import model_text
     from quintet.evaluate.texts import text_topics
     from quintet.track.console import Reporter
-    from quintet.train.trained import TrainedRun, load_measured
-    from quintet.train.validation import own_data
+    from quintet.train.trained import TrainedRun, load_measured, own_data
 
     trained = load_measured(name, checkpoint, precision)
     run = trained if isinstance(trained, TrainedRun) else None

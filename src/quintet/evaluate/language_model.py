@@ -1,65 +1,302 @@
-"""What is measured: a model, its tokenizer, and how it is computed."""
+"""A trained model with its tokenizer, and what can be done with it: write, measure, play, export."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
+from torch import Tensor
 
-from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
+from quintet.evaluate.continuation import (
+    Continuation,
+    prompt_ids,
+    search_continuation,
+    stream_continuation,
+    write_continuations,
+)
+from quintet.evaluate.model_and_tokenizer import Computing
+from quintet.evaluate.music import Answer, answer_piece
+from quintet.evaluate.text_modeling import TextResult, model_text, text_document
+from quintet.export.huggingface import Exported
 from quintet.model import Model
+from quintet.model.dropout import evaluation_mode
+from quintet.model.generate import GenerationSettings
+from quintet.piano.notes import Notes
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
-from quintet.tokenize.ids import IdTokenizer
+
+TEMPERATURE = 0.8
+"""The temperature of texts and music where neither the caller nor the checkpoint names one."""
 
 
-class Computing(Protocol):
-    """On what and in which numbers a model is computed."""
+class Sampling(TypedDict, total=False):
+    """How a text is drawn; `LanguageModel.generate` says what each option means."""
 
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def precision(self) -> str:
-        """The type of the numbers in matrix products: fp32, bf16 or fp16."""
-        ...
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Within it matrix products are computed in the type of the run."""
-        ...
+    max_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int
 
 
-class LanguageModel(Protocol):
-    """A model that can be asked: a run that trains, a trained run, or a Hugging Face checkpoint."""
+class Writing(Sampling, total=False):
+    """The options of `LanguageModel.generate`."""
 
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    @property
-    def compute(self) -> Computing: ...
-
-    @property
-    def bounds(self) -> TextBounds: ...
+    stop: str | Sequence[str]
+    beams: int
+    batch_size: int
+    static_cache: bool
 
 
-def check_language_model(language_model: LanguageModel, masked: bool = False) -> None:
-    """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
-    that of hidden ones), one that reads in both directions, and tokens without a text."""
-    config = language_model.model.config
-    if masked:
-        raise UserError(
-            "tasks: the model learnt to fill in hidden tokens (loss.kind: masked), and benchmarks ask how "
-            "likely a text is from left to right; there are none for it"
+@dataclass(frozen=True, repr=False)
+class LanguageModel:
+    """A model in evaluation mode with its tokenizer; `quintet.load` makes one.
+
+    ``name`` is what the user called it, ``bounds`` say where its texts begin and end, and ``sampling`` has the
+    generation settings that came with the weights, by transformers' names.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    model: Model
+    compute: Computing
+    bounds: TextBounds
+    sampling: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"LanguageModel({self.name}: {parameters / 1e6:.2f} M parameters, {self.tokenizer.vocab_size:,} ids, "
+            f"{self.compute.precision} on {self.compute.device})"
         )
-    if isinstance(config, TransformerConfig) and config.attention.kind != "causal":
-        raise UserError(
-            "tasks: the model reads in both directions (model.attention.kind: bidirectional), and "
-            "benchmarks ask how likely a text is from left to right; there are none for it"
+
+    @overload
+    def generate(self, prompt: str = "", /, **options: Unpack[Writing]) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], /, **options: Unpack[Writing]) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str] = "",
+        /,
+        *,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        beams: int = 1,
+        batch_size: int = 16,
+        static_cache: bool = False,
+    ) -> str | list[str]:
+        """Return the text that the model writes after ``prompt``, or after each of several prompts.
+
+        An empty prompt starts a new document. The same ``seed`` gives the same text, which is that of
+        `quintet generate`; a setting that is None is the checkpoint's own, or its default. A text ends with its
+        document, before one of the texts ``stop``, or after ``max_tokens``. More than one of ``beams`` search for a
+        likely text instead of sampling. ``batch_size`` prompts are continued side by side; ``static_cache`` compiles
+        the step of one token.
+
+        Raises UserError for a prompt that the tokenizer cannot write and for settings outside their range.
+
+        >>> model = getfixture("model")  # quintet.load("runs/tiny")
+        >>> len(model.generate(["the cat", "a dog"], max_tokens=4, temperature=0))
+        2
+        """
+        settings = self.settings(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            search=beams > 1,
         )
-    if isinstance(language_model.tokenizer, IdTokenizer) or hasattr(language_model.tokenizer, "decode_notes"):
-        raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        found: list[Continuation] = []
+        for first in range(0, len(prompts), batch_size):
+            group = prompts[first : first + batch_size]
+            found += self.continuations(
+                group, settings, stop=stop, beams=beams, first_row=first, static_cache=static_cache
+            )
+        texts = [one.text for one in found]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str = "",
+        /,
+        *,
+        stop: str | Sequence[str] = (),
+        static_cache: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[str]:
+        """Yield the pieces of the text that `generate` returns for ``prompt``, each as soon as it is certain.
+
+        >>> model = getfixture("model")
+        >>> "".join(model.stream("the cat", max_tokens=4)) == model.generate("the cat", max_tokens=4)
+        True
+        """
+        settings, ids = self.settings(**sampling), prompt_ids(self.tokenizer, self.bounds, prompt)
+        return stream_continuation(
+            self.model,
+            self.tokenizer,
+            self.compute,
+            ids,
+            settings,
+            self.bounds,
+            stops=_texts(stop),
+            static=static_cache,
+            compile=static_cache and self.can_compile,
+        )
+
+    def continuations(
+        self,
+        prompts: Sequence[str],
+        settings: GenerationSettings,
+        *,
+        stop: str | Sequence[str] = (),
+        beams: int = 1,
+        first_row: int = 0,
+        static_cache: bool = False,
+    ) -> list[Continuation]:
+        """Continue ``prompts`` side by side; each result has the text, how many tokens were drawn, and why it ended.
+
+        The first prompt draws from the generator of number ``first_row``.
+        """
+        ids = [prompt_ids(self.tokenizer, self.bounds, prompt) for prompt in prompts]
+        if beams > 1:
+            length = settings.max_tokens
+            return [
+                search_continuation(
+                    self.model, self.tokenizer, self.compute, one, self.bounds, beams, length, _texts(stop)
+                )
+                for one in ids
+            ]
+        return write_continuations(
+            self.model,
+            self.tokenizer,
+            self.compute,
+            ids,
+            settings,
+            self.bounds,
+            stops=_texts(stop),
+            first_row=first_row,
+            static=static_cache,
+            compile=static_cache and self.can_compile,
+        )
+
+    @property
+    def can_compile(self) -> bool:
+        """True if the step of one token can be compiled here; on a CPU this needs a C++ compiler."""
+        return self.compute.device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++")))
+
+    def settings(
+        self,
+        *,
+        usual_temperature: float = TEMPERATURE,
+        search: bool = False,
+        say: Callable[[str], object] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> GenerationSettings:
+        """Return the settings in ``sampling``; the others are those of the checkpoint's `generation_config.json`, which
+        ``say`` is told, or else their defaults with ``usual_temperature``.
+
+        transformers reads that file in the same way: without `do_sample` it samples nothing. A ``search`` with beams
+        reads nothing of it. Raises UserError for a value outside its range.
+        """
+        given = {name: value for name, value in sampling.items() if value is not None}
+        checkpoint = {} if search else self.sampling
+        samples = checkpoint.get("do_sample")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if samples else ("repetition_penalty",)
+        found = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None and name not in given}
+        if samples and "temperature" not in given:
+            found.setdefault("temperature", 1.0)
+        if found and say is not None:
+            listed = ", ".join(f"{name} {value}" for name, value in found.items())
+            say(f"[as generation_config.json of the checkpoint says: {listed}]")
+        return GenerationSettings(**{"temperature": usual_temperature, **found, **given})
+
+    def loss(self, texts: str | Sequence[str] | None = None) -> float:
+        """Return the mean loss of ``texts`` in nats per token, as `quintet evaluate --text` measures it.
+
+        Each text is a document of its own. Without ``texts`` a run is measured on what it holds out, as
+        `quintet evaluate` does. Raises UserError where nothing can be measured.
+
+        >>> model = getfixture("model")
+        >>> model.loss("the cat sat") < 20
+        True
+        """
+        result = self.text_result(texts)
+        return result.nats / result.tokens
+
+    def bits_per_byte(self, texts: str | Sequence[str] | None = None) -> float:
+        """Return the bits that the model spends on a byte of ``texts``, or as `loss` of what its run holds out."""
+        return self.text_result(texts).bits_per_byte
+
+    def text_result(self, texts: str | Sequence[str] | None) -> TextResult:
+        """Return all figures of text modelling over ``texts``, each of them a document."""
+        if texts is None:
+            raise UserError(f"{self.name}: is no run and holds nothing out; give the texts to measure it on")
+        documents = [text_document(self.tokenizer, text) for text in _texts(texts)]
+        result = model_text(self, {"texts": documents}).whole
+        if not result.tokens:
+            raise UserError("texts: hold no token; give at least one text that is not empty")
+        return result
+
+    @torch.no_grad()
+    def logits(self, text: str | Sequence[int] | Tensor) -> Tensor:
+        """Return the logits after each token of ``text``: fp32 [tokens, vocabulary], or [batch, tokens, vocabulary].
+
+        A text is encoded as a prompt is. Ids, int [tokens] or int [batch, tokens], are read as they are. Raises
+        UserError for more tokens than the model's context has.
+
+        >>> getfixture("model").logits([5, 6, 7]).shape[0]
+        3
+        """
+        if isinstance(text, str):
+            text = prompt_ids(self.tokenizer, self.bounds, text)
+        given = torch.as_tensor(text, dtype=torch.long, device=self.compute.device)
+        ids = given if given.ndim == 2 else given[None]
+        if ids.shape[1] > self.model.context_length:
+            raise UserError(f"logits: {ids.shape[1]} tokens are more than the context of {self.model.context_length}")
+        with evaluation_mode(self.model), self.compute.autocast():
+            found = self.model(ids).float()
+        return found if given.ndim == 2 else found[0]
+
+    def midi(
+        self,
+        piece: str | Path | Notes,
+        *,
+        task: str | None = None,
+        composer: str | None = None,
+        dataset: str | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """Return what a model of music writes after ``piece``, a MIDI file or notes, or as the answer to ``task``.
+
+        The composer is the one in the file's name if none is given. Raises UserError for a file without notes, for a
+        composer, data set or task that no model knows, and for a model of text.
+        """
+        return answer_piece(self, piece, self.settings(**sampling), task, composer, dataset)
+
+    def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
+        """Write a run's model and tokenizer to ``folder`` so that transformers loads them, weights as ``dtype``.
+
+        ``dtype`` is fp32, bf16 or fp16. Raises UserError if the folder is not empty and for a model that is of no run.
+        """
+        raise UserError(f"{self.name}: is no run; a checkpoint of Hugging Face's form needs no export")
+
+
+def _texts(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given

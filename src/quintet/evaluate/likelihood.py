@@ -13,7 +13,7 @@ from torch import Tensor
 from quintet import processes
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import deal
-from quintet.evaluate.language_model import LanguageModel
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
@@ -35,7 +35,7 @@ class TokenScores:
 
 
 def token_scores(
-    language_model: LanguageModel, documents: Sequence[np.ndarray], stride: int | None = None
+    language_model: ModelAndTokenizer, documents: Sequence[np.ndarray], stride: int | None = None
 ) -> list[TokenScores]:
     """The scores of all tokens of each of ``documents``, int [tokens] without begin and end ids.
 
@@ -65,7 +65,7 @@ def token_scores(
 
 
 def _read(
-    language_model: LanguageModel, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
+    language_model: ModelAndTokenizer, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
     computed: dict[int, list[np.ndarray]] = {}
@@ -81,7 +81,7 @@ def _read(
 
 @torch.no_grad()
 def _scores(
-    language_model: LanguageModel, documents: Sequence[np.ndarray], batch: list[Window], preceding: int
+    language_model: ModelAndTokenizer, documents: Sequence[np.ndarray], batch: list[Window], preceding: int
 ) -> list[np.ndarray]:
     """The fields of the predicted tokens of each window, fp64 [fields, tokens], from one forward pass.
 

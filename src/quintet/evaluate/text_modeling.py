@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.likelihood import TokenScores, token_scores
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.tokenize import Tokenizer
 
 BINS = 15
@@ -129,7 +129,7 @@ def _counted(result: TextResult) -> dict[str, float]:
     return {"documents": result.documents, "tokens": result.tokens, "bytes": result.bytes, **result.figures()}
 
 
-def check_language_model(language_model: LanguageModel, where: str) -> None:
+def check_language_model(language_model: ModelAndTokenizer, where: str) -> None:
     """Raise UserError where the model or its tokenizer cannot model text; ``where`` names what asked for it."""
     attention = getattr(language_model.model.config, "attention", None)
     if getattr(attention, "kind", "causal") == "bidirectional":
@@ -144,7 +144,7 @@ def text_document(tokenizer: Tokenizer, text: str) -> TextDocument:
 
 
 def model_text(
-    language_model: LanguageModel, topics: Mapping[str, Sequence[TextDocument]], stride: int | None = None
+    language_model: ModelAndTokenizer, topics: Mapping[str, Sequence[TextDocument]], stride: int | None = None
 ) -> TextModeling:
     """Measure the model on the documents of each topic. Raises UserError as `token_scores` and
     `check_language_model`."""

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import yaml
 
 import quintet
 from quintet.config.load import dump_run_config
-from quintet.train.trained import TrainedRun
+from quintet.config.schema import RunConfig
+from quintet.model import Model
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.bounds import TextBounds
 
 
-def model_card(run: TrainedRun, architecture: str, parameters: int, notes: list[str]) -> str:
+class ExportableRun(Protocol):
+    """The members of a trained run that are exported; `quintet.train.trained.TrainedRun` has them."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def bounds(self) -> TextBounds: ...
+    @property
+    def sampling(self) -> Mapping[str, Any]: ...
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def objective(self) -> Any: ...
+    @property
+    def progress(self) -> Any: ...
+
+
+def model_card(run: ExportableRun, architecture: str, parameters: int, notes: list[str]) -> str:
     """Markdown with the front matter that the hub reads."""
     front = {"library_name": "transformers", "tags": ["quintet"], "pipeline_tag": _task(run)}
     rows = {
@@ -62,18 +85,18 @@ model = {_auto(run)}.from_pretrained("FOLDER"{code})
 """
 
 
-def _results(run: TrainedRun) -> dict[str, str]:
+def _results(run: ExportableRun) -> dict[str, str]:
     loss = run.progress.validation_loss
     if loss is None:
         return {}
     return {"validation loss": f"{loss:.4f} nats a token", "perplexity": f"{math.exp(loss):.2f}"}
 
 
-def _task(run: TrainedRun) -> str:
+def _task(run: ExportableRun) -> str:
     return "fill-mask" if run.config.loss.kind == "masked" else "text-generation"
 
 
-def _auto(run: TrainedRun) -> str:
+def _auto(run: ExportableRun) -> str:
     return "AutoModelForMaskedLM" if run.config.loss.kind == "masked" else "AutoModelForCausalLM"
 
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from quintet.errors import UserError
-from quintet.export.card import model_card
+from quintet.export.card import ExportableRun, model_card
 from quintet.files import new_folder
 from quintet.model import Transformer
 from quintet.model.families import export_weights
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.transformers_folder import write_for_transformers
-from quintet.train.trained import TrainedRun
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OWN_CLASSES = {"AutoModelForCausalLM": "QuintetForCausalLM", "AutoModelForMaskedLM": "QuintetForMaskedLM"}
@@ -26,7 +25,7 @@ _LARGEST_FILE = "5GB"  # as transformers cuts a checkpoint
 
 
 @dataclass(frozen=True)
-class Written:
+class Exported:
     """What was written: the class that loads it, its parameters, and a line for each thing that a user has to know."""
 
     architecture: str
@@ -34,7 +33,7 @@ class Written:
     notes: list[str]
 
 
-def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Written:
+def export_huggingface(run: ExportableRun, folder: Path, dtype: str = "fp32") -> Exported:
     """Write model, tokenizer, generation settings and model card of ``run`` into ``folder``, weights as ``dtype``.
 
     ``AutoModelForCausalLM`` and ``AutoTokenizer`` load it with no code of ours wherever one of the library's classes
@@ -47,7 +46,7 @@ def export_huggingface(run: TrainedRun, folder: Path, dtype: str = "fp32") -> Wr
         return _write(run, place, dtype)
 
 
-def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
+def _write(run: ExportableRun, folder: Path, dtype: str) -> Exported:
     notes = write_for_transformers(run.tokenizer, folder, run.model.context_length, run.bounds.begin)
     end_id = None if run.tokenizer.end_id == NO_END else run.tokenizer.end_id
     # What a text without a prompt is written after.
@@ -73,10 +72,10 @@ def _write(run: TrainedRun, folder: Path, dtype: str) -> Written:
         architecture, parameters = type(model).__name__, model.num_parameters()
     _write_json(folder / "generation_config.json", _generation(run, special, architecture))
     (folder / "README.md").write_text(model_card(run, architecture, parameters, notes), encoding="utf-8")
-    return Written(architecture, parameters, notes)
+    return Exported(architecture, parameters, notes)
 
 
-def _own_class(run: TrainedRun, special: dict[str, int | None], folder: Path) -> tuple[Any, dict[str, Tensor]]:
+def _own_class(run: ExportableRun, special: dict[str, int | None], folder: Path) -> tuple[Any, dict[str, Tensor]]:
     from quintet.export import modeling_quintet
 
     assert isinstance(run.model, Transformer)
@@ -107,7 +106,7 @@ def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) 
     save_torch_state_dict(ready, folder, max_shard_size=_LARGEST_FILE)
 
 
-def _generation(run: TrainedRun, special: dict[str, int | None], architecture: str) -> dict[str, Any]:
+def _generation(run: ExportableRun, special: dict[str, int | None], architecture: str) -> dict[str, Any]:
     """How the model writes: with the settings of the checkpoint that it comes from, where it comes from one."""
     ends = sorted(run.bounds.stop_ids)
     found = dict(run.sampling) or {"do_sample": True}

@@ -14,6 +14,8 @@ import numpy as np
 from quintet.data.note_samples import NoteSamples, tasks_of
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
+from quintet.evaluate.language_model import LanguageModel
+from quintet.evaluate.music import Answer, answer
 from quintet.model.generate import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import COMPOSERS, DATASETS, surname, words_in
@@ -24,8 +26,7 @@ from quintet.piano.roll import piano_roll
 from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
 from quintet.piano.vocabulary import note_tokenizer
 from quintet.randomness import key
-from quintet.train.music import Answer, answer
-from quintet.train.trained import TrainedModel, TrainedRun, load_writer
+from quintet.train.trained import TrainedRun, load_writer
 
 GO_ON = "go on"
 """What a person picks instead of a task to hear what comes after the piece."""
@@ -75,7 +76,7 @@ class Played:
 class Player:
     """A model of piano music, the tasks that it was trained on, and pieces that were held out from it."""
 
-    trained: TrainedModel
+    trained: LanguageModel
     tasks: tuple[Task, ...]
     held_out: tuple[MusicPiece, ...]
     # Pages of several people share the model; its mode and the threads of torch are for one at a time.

@@ -23,8 +23,8 @@ from quintet.model.dropout import evaluation_mode
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import digest
 from quintet.track.console import Reporter
-from quintet.train.trained import TrainedRun, load_trained
-from quintet.train.validation import own_data, summed_loss
+from quintet.train.trained import TrainedRun, load_trained, own_data
+from quintet.train.validation import summed_loss
 
 BLOCK = 2048
 """Bytes of a long document that are drawn together: enough for its words to depend on one another within."""

@@ -16,7 +16,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
-from quintet.evaluate.language_model import check_language_model
+from quintet.evaluate.model_and_tokenizer import check_language_model
 from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.text_modeling import check_language_model as check_text_subject
 from quintet.evaluate.texts import text_topics

@@ -9,6 +9,9 @@ import numpy as np
 from quintet.config.packing import MusicPackingConfig
 from quintet.data.note_samples import NoteSamples
 from quintet.errors import UserError, named
+from quintet.evaluate.continuation import prompt_ids, write_continuations
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
+from quintet.evaluate.music import behind, write
 from quintet.model.generate import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
@@ -16,10 +19,7 @@ from quintet.piano.notes import Notes, joined
 from quintet.piano.roll import piano_roll
 from quintet.piano.tasks import Task
 from quintet.randomness import key
-from quintet.train.continuation import prompt_ids, write_continuations
-from quintet.train.music import behind, write
 from quintet.train.run import Run
-from quintet.train.trained import TrainedModel
 
 _ONLY = "sample 0"  # what is not the answer to a task
 _ROWS = 16  # answers that are written together
@@ -87,7 +87,7 @@ def _write_texts(run: Run, settings: GenerationSettings) -> None:
 def _write_music(run: Run, settings: GenerationSettings) -> None:
     """A piece that goes on, as a MIDI file and as a picture, or an answer to a task, and at the last step to every
     task: about what is held out, or what is trained on where nothing is."""
-    step, trained = run.progress.step, TrainedModel(run.config.name, run.tokenizer, run.model, run.compute)
+    step, trained = run.progress.step, run
     streams = (run.validation or run.data).streams
     samples = next(one for one in streams if isinstance(one, NoteSamples) and one.count)
     if samples.tasks:
@@ -103,7 +103,7 @@ def _write_music(run: Run, settings: GenerationSettings) -> None:
 
 
 def _answers(
-    trained: TrainedModel, samples: NoteSamples, tasks: Sequence[Task], settings: GenerationSettings
+    trained: ModelAndTokenizer, samples: NoteSamples, tasks: Sequence[Task], settings: GenerationSettings
 ) -> list[_Music]:
     """What the model answers to each of ``tasks``, the first ones of ``samples``, about the first record of each."""
     tokenizer = samples.tokenizer
@@ -118,7 +118,7 @@ def _answers(
     return played
 
 
-def _continued(trained: TrainedModel, samples: NoteSamples, settings: GenerationSettings) -> _Music:
+def _continued(trained: ModelAndTokenizer, samples: NoteSamples, settings: GenerationSettings) -> _Music:
     """The first half of the first sample, and what the model makes of the second."""
     tokenizer, ids = samples.tokenizer, samples.sample(0).ids.tolist()
     notes = tokenizer.decode_notes(np.array(ids), close=False)

@@ -3,69 +3,64 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
+from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
-from quintet.model import Model, build_model
+from quintet.evaluate.language_model import LanguageModel
+from quintet.export.huggingface import Exported, export_huggingface
+from quintet.model import build_model
 from quintet.model.families import find_checkpoint, model_section, positions_of, pretrained_weights, read_config
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.tokenize.bounds import TextBounds, checkpoint_bounds
+from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import huggingface_tokenizer
+from quintet.track.console import Reporter
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
+from quintet.train.validation import ValidationResult, validate
 
 _CONTEXT = 2048  # tokens, where a checkpoint has no limit of its own
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """Tokenizer and model in evaluation mode, and how it is computed. ``name`` is what the user called it."""
-
-    name: str
-    tokenizer: Tokenizer
-    model: Model
-    compute: Compute
-
-    @property
-    def bounds(self) -> TextBounds:
-        """Where the texts of this model begin and end."""
-        return checkpoint_bounds(self.tokenizer)
-
-    @property
-    def sampling(self) -> Mapping[str, Any]:
-        """Generation settings that come with the weights, by transformers' names; {} where there are none."""
-        return getattr(self.tokenizer, "chat", ChatRules()).generation
-
-
-@dataclass(frozen=True)
-class TrainedRun(TrainedModel):
-    """What a run folder holds besides: run file, objective, and the facts of the checkpoint."""
+class TrainedRun(LanguageModel):
+    """The model of a run, with the run's folder, run file and objective, and the facts of the checkpoint."""
 
     folder: Path
     config: RunConfig
     objective: Objective
     progress: Progress
+    compute: Compute
 
-    @property
-    def bounds(self) -> TextBounds:
-        return run_bounds(self.config, self.tokenizer)
+    def evaluate(self, samples: int | None = None, reporter: Reporter | None = None) -> ValidationResult:
+        """Measure the model on ``samples`` samples of what the run holds out, on all of them without a number.
 
-    @property
-    def sampling(self) -> Mapping[str, Any]:
-        model = self.config.model
-        from_checkpoint = isinstance(model, HuggingFaceConfig) or isinstance(model.init, PretrainedInitConfig)
-        return super().sampling if from_checkpoint else {}
+        ``reporter`` is told what has to be prepared. Raises UserError when nothing is held out, and when the sources
+        are no longer the same.
+        """
+        return loss_on(self, own_data(self, reporter or Reporter(Console(quiet=True))), samples)
+
+    def loss(self, texts: str | Sequence[str] | None = None) -> float:
+        return self.evaluate().loss if texts is None else super().loss(texts)
+
+    def bits_per_byte(self, texts: str | Sequence[str] | None = None) -> float:
+        return self.evaluate().bits_per_byte if texts is None else super().bits_per_byte(texts)
+
+    def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
+        return export_huggingface(self, Path(folder), dtype)
 
 
 def load_trained(run: str, which: str = "latest", precision: str | None = None) -> TrainedRun:
@@ -85,7 +80,27 @@ def load_trained(run: str, which: str = "latest", precision: str | None = None) 
     model = make_model(config, tokenizer)
     load_weights(path, model)
     objective = make_objective(config, tokenizer)
-    return TrainedRun(run, tokenizer, model.to(compute.device).eval(), compute, folder, config, objective, progress)
+    return TrainedRun(
+        run,
+        tokenizer,
+        model.to(compute.device).eval(),
+        compute,
+        run_bounds(config, tokenizer),
+        folder,
+        config,
+        objective,
+        progress,
+        sampling=_sampling(tokenizer) if _from_checkpoint(config) else {},
+    )
+
+
+def _from_checkpoint(config: RunConfig) -> bool:
+    """Return True if the run began with the weights of a checkpoint, whose way to write it keeps."""
+    return isinstance(config.model, HuggingFaceConfig) or isinstance(config.model.init, PretrainedInitConfig)
+
+
+def _sampling(tokenizer: Tokenizer) -> Mapping[str, Any]:
+    return getattr(tokenizer, "chat", ChatRules()).generation
 
 
 def _to_stderr(line: str) -> None:
@@ -99,7 +114,7 @@ def load_writer(
     *,
     precision: str | None = None,
     foreign_precision: str = "auto",
-) -> TrainedModel:
+) -> LanguageModel:
     """A model that can continue texts: of the run ``name`` as ``load_trained``, or of the Hugging Face checkpoint in
     the folder ``name``, or of that name on the hub, which is computed in ``foreign_precision`` without another.
 
@@ -120,7 +135,7 @@ def load_writer(
     return trained
 
 
-def load_measured(name: str, which: str = "latest", precision: str | None = None) -> TrainedModel:
+def load_measured(name: str, which: str = "latest", precision: str | None = None) -> LanguageModel:
     """``load_writer`` for what is measured: a Hugging Face checkpoint is computed in fp32 where no ``precision`` is
     given, so that its figures are the same on every machine."""
     return load_writer(name, which, precision=precision, foreign_precision="fp32")
@@ -152,7 +167,7 @@ def _is_checkpoint(name: str) -> bool:
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
-def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) -> TrainedModel:
+def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) -> LanguageModel:
     """As our transformer where its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
@@ -177,7 +192,8 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) 
         notes = start.notes
     for note in notes:
         say(note)
-    return TrainedModel(name, tokenizer, model.to(compute.device).eval(), compute)
+    bounds, sampling = checkpoint_bounds(tokenizer), _sampling(tokenizer)
+    return LanguageModel(name, tokenizer, model.to(compute.device).eval(), compute, bounds, sampling=sampling)
 
 
 def _step(checkpoints: Path, which: str) -> int:
@@ -194,3 +210,31 @@ def _step(checkpoints: Path, which: str) -> int:
     if which.isdigit() and int(which) in steps:
         return int(which)
     raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}")
+
+
+def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
+    """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
+    prepared = prepare(run.config, progress=reporter.preparing)
+    if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"{run.folder}: its sources, or what the libraries that read and encode them make of them, have changed "
+            "since it was trained, and what was held out with them"
+        )
+    return prepared
+
+
+def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> ValidationResult:
+    """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
+    if prepared.validation is None:
+        raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
+    found = validate(
+        run.model,
+        run.objective,
+        prepared.validation.batches(run.config.validation_batch_size, samples),
+        run.compute,
+        bytes_per_token=run.tokenizer.bytes_per_token(),
+        labels=prepared.validation.labels,
+    )
+    if not found.tokens:
+        raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
+    return found

@@ -13,16 +13,13 @@ import torch
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.data.entropy import conditional_entropy, context_ids
-from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import all_gather, rank, world_size
-from quintet.track.console import Reporter
 from quintet.train.compute import Compute
 from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
-from quintet.train.trained import TrainedRun
 
 if TYPE_CHECKING:
     from quintet.train.run import Run
@@ -164,34 +161,6 @@ def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compu
     assert targets is not None
     with compute.autocast():
         return objective.loss(model, inputs, targets, documents, prompts, plain=True).item()
-
-
-def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
-    """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
-    prepared = prepare(run.config, progress=reporter.preparing)
-    if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise UserError(
-            f"{run.folder}: its sources, or what the libraries that read and encode them make of them, have changed "
-            "since it was trained, and what was held out with them"
-        )
-    return prepared
-
-
-def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> ValidationResult:
-    """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
-    if prepared.validation is None:
-        raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
-    found = validate(
-        run.model,
-        run.objective,
-        prepared.validation.batches(run.config.validation_batch_size, samples),
-        run.compute,
-        bytes_per_token=run.tokenizer.bytes_per_token(),
-        labels=prepared.validation.labels,
-    )
-    if not found.tokens:
-        raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
-    return found
 
 
 def lowest_loss(config: RunConfig, batch: Batch) -> float:

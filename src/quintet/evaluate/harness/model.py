@@ -14,7 +14,7 @@ from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
-from quintet.evaluate.language_model import LanguageModel
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.generate import GenerationSettings, generate
 from quintet.randomness import key
 from quintet.tokenize import TextStream, Tokenizer
@@ -48,7 +48,7 @@ class HarnessModel(LM):
     context, and ``unscored`` those with a continuation that has nothing to score, by task and by what is wrong.
     """
 
-    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
+    def __init__(self, language_model: ModelAndTokenizer, limit: Limit) -> None:
         super().__init__()
         self._language_model = language_model
         self.encoder = Encoder(language_model.tokenizer, language_model.model.context_length, language_model.bounds)
@@ -190,7 +190,7 @@ _PLAIN = {"num_beams": 1, "num_return_sequences": 1}  # settings that are taken 
 class TrialModel(HarnessModel):
     """Encodes what is asked and answers nothing, to find out whether the tokenizer can write the items."""
 
-    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
+    def __init__(self, language_model: ModelAndTokenizer, limit: Limit) -> None:
         super().__init__(language_model, limit)
         self._scorer = _NoScorer(language_model, limit)
 

@@ -17,7 +17,7 @@ from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
 from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.scoring import Unscored
-from quintet.evaluate.language_model import LanguageModel
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 
 if TYPE_CHECKING:
     from quintet.evaluate.harness.model import HarnessModel
@@ -41,7 +41,7 @@ class EvalOptions:
     batch_size: int = 16
 
 
-def run_benchmarks(language_model: LanguageModel, options: EvalOptions) -> Benchmarks:
+def run_benchmarks(language_model: ModelAndTokenizer, options: EvalOptions) -> Benchmarks:
     """The figures of ``language_model`` on each benchmark; one that cannot be measured is named with the reason.
 
     The global random generators are left as they were.
@@ -52,7 +52,7 @@ def run_benchmarks(language_model: LanguageModel, options: EvalOptions) -> Bench
     return _measured(HarnessModel(language_model, Limit(options.batch_size * length, length)), options)
 
 
-def try_benchmarks(language_model: LanguageModel, options: EvalOptions) -> None:
+def try_benchmarks(language_model: ModelAndTokenizer, options: EvalOptions) -> None:
     """Encode the items of each benchmark, where the tokenizer may not write every text. Raises UserError for an item
     that it cannot write; what else cannot be measured is told when it is."""
     if {bytes([byte]) for byte in range(256)} <= set(language_model.tokenizer.pieces.table):

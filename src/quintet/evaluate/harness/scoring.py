@@ -13,8 +13,8 @@ from quintet import processes
 from quintet.config.model import TransformerConfig
 from quintet.evaluate.harness.batches import Group, Limit, deal, plan
 from quintet.evaluate.harness.texts import Text
-from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.likelihood import token_fields
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after, leading
 
@@ -36,7 +36,7 @@ class Unscored(tuple[float, bool]):
 class Scorer:
     """Scores texts on ``language_model`` in passes within ``limit``."""
 
-    def __init__(self, language_model: LanguageModel, limit: Limit) -> None:
+    def __init__(self, language_model: ModelAndTokenizer, limit: Limit) -> None:
         self._model, self._compute, self._limit = language_model.model, language_model.compute, limit
         config = language_model.model.config
         own = isinstance(config, TransformerConfig)

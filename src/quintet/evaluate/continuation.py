@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from quintet.errors import UserError
+from quintet.evaluate.model_and_tokenizer import Computing
 from quintet.model import Model
 from quintet.model.generate import GenerationSettings, beam_search, generate
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import TextBounds, special_tokens
 from quintet.tokenize.stop import StopAt
-from quintet.train.compute import Compute
 
 
 @dataclass
@@ -38,7 +40,7 @@ def prompt_ids(tokenizer: Tokenizer, bounds: TextBounds, prompt: str) -> list[in
 def write_continuations(
     model: Model,
     tokenizer: Tokenizer,
-    compute: Compute,
+    compute: Computing,
     prompts: Sequence[list[int]],
     settings: GenerationSettings,
     bounds: TextBounds,
@@ -58,6 +60,50 @@ def write_continuations(
     certain. The other arguments are those of ``generate``.
     """
     texts = [_Text(tokenizer, bounds, stops, prompt, prefix) for prompt in prompts]
+    for row, piece in _pieces(
+        model, tokenizer, compute, prompts, texts, settings, bounds, first_row=first_row, static=static, compile=compile
+    ):
+        if row == 0 and show is not None:
+            show(piece)
+    return [text.found for text in texts]
+
+
+def stream_continuation(
+    model: Model,
+    tokenizer: Tokenizer,
+    compute: Computing,
+    prompt: list[int],
+    settings: GenerationSettings,
+    bounds: TextBounds,
+    *,
+    stops: Sequence[str] = (),
+    static: bool = False,
+    compile: bool = False,
+) -> Iterator[str]:
+    """Yield the pieces of what `write_continuations` writes after ``prompt``, each as soon as it is certain."""
+    texts = [_Text(tokenizer, bounds, stops, prompt)]
+    for _, piece in _pieces(
+        model, tokenizer, compute, [prompt], texts, settings, bounds, static=static, compile=compile
+    ):
+        # The caller's own computations are none of ours, and leaving autocast would drop the weights that it has cast.
+        with torch.autocast(compute.device.type, enabled=False):
+            yield piece
+
+
+def _pieces(
+    model: Model,
+    tokenizer: Tokenizer,
+    compute: Computing,
+    prompts: Sequence[list[int]],
+    texts: Sequence[_Text],
+    settings: GenerationSettings,
+    bounds: TextBounds,
+    *,
+    first_row: int = 0,
+    static: bool = False,
+    compile: bool = False,
+) -> Iterator[tuple[int, str]]:
+    """Write ``texts`` after ``prompts``, and yield each piece that becomes certain, with the row of its text."""
     steps = generate(
         model,
         prompts,
@@ -70,20 +116,16 @@ def write_continuations(
         compile=compile,
     )
 
-    def tell(row: int, text: str) -> None:
-        if row == 0 and show is not None and text:
-            show(text)
-
     with compute.autocast():
         for step in steps:
             for row, token in enumerate(step):
-                if token is not None and not texts[row].stopped:
-                    tell(row, texts[row].push(token))
+                if token is not None and not texts[row].stopped and (piece := texts[row].push(token)):
+                    yield row, piece
             if all(token is None or text.stopped for token, text in zip(step, texts, strict=True)):
                 break
     for row, text in enumerate(texts):
-        tell(row, text.finish(settings.max_tokens))
-    return [text.found for text in texts]
+        if piece := text.finish(settings.max_tokens):
+            yield row, piece
 
 
 class _Text:
@@ -144,7 +186,7 @@ class _Head:
 def search_continuation(
     model: Model,
     tokenizer: Tokenizer,
-    compute: Compute,
+    compute: Computing,
     prompt: list[int],
     bounds: TextBounds,
     beams: int,
