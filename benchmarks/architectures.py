@@ -1,8 +1,8 @@
 """What each causal language model of the transformers library can do besides reading one text from its beginning.
 
 For each architecture of AutoModelForCausalLM, in the configuration that it has by default, a small copy is tried as
-`quintet train` tries it when it builds the model (`quintet.model.trial`), with a context beyond all windows and beyond
-the length that its positions were made for at first. Prints the page docs/reference/architectures.md.
+`quintet train` tries it when it builds the model (`quintet.model.hf.trial`), with a context beyond all windows and
+beyond the length that its positions were made for at first. Prints the page docs/reference/architectures.md.
 
     python benchmarks/architectures.py [TYPE ...] > docs/reference/architectures.md
 """
@@ -19,8 +19,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from quintet.config.model import HuggingFaceConfig
-from quintet.model.abilities import Abilities
-from quintet.model.trial import NOTHING, try_abilities
+from quintet.model.cache import Abilities
+from quintet.model.hf.trial import NOTHING, try_abilities
 
 CONTEXT = 1 << 30  # beyond every window
 # What the defaults of the library leave open or contradict, or leave out of what the family is known for.

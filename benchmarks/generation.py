@@ -15,7 +15,8 @@ import torch
 
 from quintet.config.model import TransformerConfig
 from quintet.model import build_model
-from quintet.model.generate import GenerationSettings, generate
+from quintet.model.generate import generate
+from quintet.model.sampling import GenerationSettings
 
 CACHES: dict[str, dict[str, Any]] = {
     "growing": {},

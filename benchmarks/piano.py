@@ -20,7 +20,7 @@ from typing import Any
 
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import prepare
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.track.console import Reporter
 from quintet.track.jsonl import read_metrics
 from quintet.train.loop import train

@@ -15,7 +15,7 @@ from torch import nn
 
 from quintet.cli.check import check_beyond_schema
 from quintet.errors import UserError
-from quintet.model.norm import RMSNorm
+from quintet.model.transformer import RMSNorm
 
 # Model.
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quintet.data.note_samples import NoteSamples
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.baselines import copied
 from quintet.piano.context import ANSWER
 from quintet.piano.metrics import compare

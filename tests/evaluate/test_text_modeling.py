@@ -40,7 +40,7 @@ from quintet.evaluate.text_modeling import (
 from quintet.evaluate.texts import read_topics
 from quintet.evaluate.windows import batched, windows
 from quintet.model import build_model
-from quintet.model.abilities import Abilities
+from quintet.model.cache import Abilities
 from quintet.tokenize.base import NO_END, TokenBytes
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer

@@ -13,10 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.config.model import HuggingFaceConfig
-from quintet.model.generate import GenerationSettings, beam_search, generate
-from quintet.model.pretrained import PretrainedModel
-from quintet.model.pretrained_loading import _assemble, _has_linear_head
-from quintet.model.trial import find_abilities
+from quintet.model.generate import beam_search, generate
+from quintet.model.hf.loading import _assemble, _has_linear_head
+from quintet.model.hf.pretrained import PretrainedModel
+from quintet.model.hf.trial import find_abilities
+from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa: E402

@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quintet.model import blocked_attention
-from quintet.model.blocked_attention import blocked_attention as attention_of
-from quintet.model.blocked_attention import cut
+from quintet.model import kernels
+from quintet.model.kernels import blocked_attention, cut
 from quintet.model.mask import KeyRanges
 
 
@@ -24,7 +23,7 @@ def outputs(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def blocked_causal_attention(q, k, v):
     ranges = KeyRanges(q.shape[2], q.shape[2], causal=True)
-    return attention_of(q, k, v, ranges, cut(ranges), q.shape[-1] ** -0.5)
+    return blocked_attention(q, k, v, ranges, cut(ranges), q.shape[-1] ** -0.5)
 
 
 def reference(q, k, v):
@@ -35,7 +34,7 @@ def reference(q, k, v):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
 def test_equals_torchs_attention_in_value_and_gradients(monkeypatch, length, kv_heads, kept_bytes) -> None:
-    monkeypatch.setattr(blocked_attention, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(kernels, "KEPT_BYTES", kept_bytes)
     tensors = inputs(length, kv_heads=kv_heads)
     for ours, theirs in zip(outputs(blocked_causal_attention, tensors), outputs(reference, tensors), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

@@ -12,8 +12,9 @@ import torch
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
-from quintet.model.generate import GenerationSettings, beam_search, generate
+from quintet.model.generate import beam_search, generate
 from quintet.model.mask import documents_after, leading
+from quintet.model.sampling import GenerationSettings
 
 VOCAB, CONTEXT = 30, 16
 OPTIONS = ("allowed_ids", "preceding", "static", "compile")

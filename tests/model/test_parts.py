@@ -11,18 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintet.config.model import (
-    Activation,
-    LayerNormConfig,
-    NoNormConfig,
-    RMSNormConfig,
-    RopeConfig,
-    SinusoidalPositionConfig,
-    TransformerConfig,
-)
-from quintet.model.feedforward import ACTIVATIONS, build_feedforward
-from quintet.model.norm import RMSNorm, build_norm
+from quintet.config.model import Activation, LayerNormConfig, NoNormConfig, RMSNormConfig, TransformerConfig
+from quintet.config.position import RopeConfig, SinusoidalPositionConfig
 from quintet.model.position import Rope, build_added_position, rotate, scaled_frequencies, split_and_rotate
+from quintet.model.transformer import ACTIVATIONS, RMSNorm, build_feedforward, build_norm
 
 
 def values_and_gradients(function, *tensors: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.model import build_model
-from quintet.model.roles import roles
+from quintet.model.init import roles
 from quintet.train.optimizer import DECAYING, build_optimizer
 
 transformers = pytest.importorskip("transformers")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from quintet.config.model import RopeConfig, TransformerConfig
+from quintet.config.model import TransformerConfig
+from quintet.config.position import RopeConfig
 from quintet.model import Transformer, build_model
 from quintet.model.cache import KVCache
 from quintet.model.mask import leading

@@ -14,7 +14,7 @@ import pytest
 
 from quintet.errors import UserError
 from quintet.evaluate.music import answer
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.context import COMPOSERS, composer_token, surname
 from quintet.piano.metrics import compare
 from quintet.piano.midi import midi_bytes, read_midi

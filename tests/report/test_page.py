@@ -168,7 +168,7 @@ def test_operations_counted_from_matrices_are_called_so_wherever_they_are_shown(
         raise NotImplementedError("nonzero")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quintet.model.pretrained_count._traced", refuse)
+    monkeypatch.setattr("quintet.model.hf.count._traced", refuse)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes["num_key_value_heads"] = 2
     values = {

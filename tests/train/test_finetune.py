@@ -25,7 +25,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.model.dropout import set_dropout
-from quintet.model.generate import GenerationSettings, generate
+from quintet.model.generate import generate
+from quintet.model.sampling import GenerationSettings
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
 from quintet.train.loop import train

@@ -18,7 +18,7 @@ from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import prepare
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.language_model import LanguageModel
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import load_tokenizer
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer

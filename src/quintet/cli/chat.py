@@ -18,7 +18,7 @@ from quintet.errors import UserError
 
 if TYPE_CHECKING:
     from quintet.evaluate.language_model import LanguageModel
-    from quintet.model.generate import GenerationSettings
+    from quintet.model.sampling import GenerationSettings
     from quintet.tokenize.chat import ChatFormat, Message
 
 _TEMPERATURE = 0.7
@@ -50,7 +50,7 @@ def chat(
 
     /reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps the conversation as JSON.
     """
-    from quintet.model.generate import GenerationSettings
+    from quintet.model.sampling import GenerationSettings
     from quintet.tokenize.chat import chat_format
     from quintet.train.trained import load_writer
 

@@ -17,7 +17,7 @@ from quintet.files import to_json
 if TYPE_CHECKING:
     from quintet.evaluate.continuation import Continuation
     from quintet.evaluate.language_model import LanguageModel
-    from quintet.model.generate import GenerationSettings
+    from quintet.model.sampling import GenerationSettings
 
 
 _PIANO = "Piano"
@@ -91,7 +91,7 @@ def generate(
     dataset: Dataset = None,
 ) -> None:
     """Continue prompts with a trained model; the text of a single one appears as it is written."""
-    from quintet.model.generate import GenerationSettings
+    from quintet.model.sampling import GenerationSettings
 
     if beams > 1 and (top_k or top_p or min_p or repetition_penalty is not None or static_cache):
         fail(

@@ -25,7 +25,9 @@ def import_(
     import yaml
 
     from quintet.config.model import TransformerConfig
-    from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
+    from quintet.model.hf.files import find_checkpoint, read_config
+    from quintet.model.hf.settings import model_section
+    from quintet.model.hf.weights import pretrained_weights
     from quintet.tokenize.huggingface import huggingface_tokenizer
 
     folder = find_checkpoint(checkpoint, revision)

@@ -11,7 +11,7 @@ import typer
 from quintet.cli.inputs import fail
 
 if TYPE_CHECKING:
-    from quintet.model.generate import GenerationSettings
+    from quintet.model.sampling import GenerationSettings
 
 
 def write_music(

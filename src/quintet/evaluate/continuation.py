@@ -11,7 +11,8 @@ import torch
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import Computing
 from quintet.model import Model
-from quintet.model.generate import GenerationSettings, beam_search, generate
+from quintet.model.generate import beam_search, generate
+from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import TextBounds, special_tokens
 from quintet.tokenize.stop import StopAt

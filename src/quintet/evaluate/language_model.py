@@ -25,7 +25,7 @@ from quintet.evaluate.text_modeling import TextResult, model_text, text_document
 from quintet.export.huggingface import Exported
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.notes import Notes
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds

@@ -12,7 +12,8 @@ import numpy as np
 
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.model.generate import GenerationSettings, generate
+from quintet.model.generate import generate
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import (
     ANSWER,

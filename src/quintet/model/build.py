@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
+from quintet.model.hf.pretrained import PretrainedModel
 from quintet.model.init import initialise
-from quintet.model.pretrained import PretrainedModel
 from quintet.model.transformer import Transformer
 
 Model = Transformer | PretrainedModel
@@ -33,7 +33,7 @@ def build_model(
     touched.
     """
     if isinstance(config, HuggingFaceConfig):
-        from quintet.model.pretrained_loading import build_pretrained, outline_pretrained
+        from quintet.model.hf.loading import build_pretrained, outline_pretrained
 
         assert not extra_rows
         assert weights is None

@@ -1,14 +1,16 @@
-"""How weights start.
+"""The role of each parameter, and its first value.
 
-Each parameter is drawn from its own generator, keyed by the seed and its name: what a layer starts with depends neither
-on what else the model has nor on the order in which it is built, and PyTorch's global generator is left alone.
+Each parameter is drawn from a generator of its own, keyed by the seed and its name: what a layer starts with depends
+neither on what else the model has nor on the order in which it is built, and PyTorch's global generator is left alone.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,46 @@ from quintet.config.model import (
     TransformerConfig,
     XavierInitConfig,
 )
-from quintet.model.roles import Role, roles
 from quintet.randomness import key
+
+Role = Literal["matrix", "embedding", "gain", "bias", "vector"]
+"""``vector`` is what is no matrix and no gain or bias of a known kind: decays of a state, scales of a branch, sinks."""
+
+_NORM = re.compile(r"layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
+_SCALE = re.compile(r"(^|_)(scale|scales|gain|gamma|a_log)$")
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """The role of each parameter of ``model`` by its name, those that are tied once, as ``named_parameters`` has it."""
+    modules = dict(model.named_modules())
+    return {
+        name: role_of(modules[name.rpartition(".")[0]], name, parameter) for name, parameter in model.named_parameters()
+    }
+
+
+def role_of(module: nn.Module, name: str, parameter: Tensor) -> Role:
+    """The role of ``parameter``, called ``name`` in the model and a parameter of ``module`` itself."""
+    path, leaf = name.lower(), name.lower().rpartition(".")[2]
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind == "Conv1D":
+        return _of_a_product(leaf)
+    if "bias" in path:  # tables of biases by distance are embeddings by their class
+        return "bias"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if "norm" in kind.lower() or _NORM.search(path.rpartition(".")[0].rpartition(".")[2]) or _NORM.search(leaf):
+        return "gain"
+    if getattr(parameter, "_no_weight_decay", False) or _SCALE.search(leaf):
+        return "vector"
+    # A tensor along one axis alone, however many it has, is a vector.
+    return "matrix" if sum(size > 1 for size in parameter.shape) >= 2 else "vector"
+
+
+def _of_a_product(leaf: str) -> Role:
+    if "bias" in leaf:
+        return "bias"
+    return "vector" if _SCALE.search(leaf) else "matrix"
+
 
 EMBEDDING_STD = 0.02
 RESIDUAL_WRITERS = ("attention.output.weight", "attention_output.weight", "feedforward.down.weight")

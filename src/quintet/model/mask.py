@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.config.model import AttentionConfig
-from quintet.config.model.attention import DOCUMENT_MASKS
+from quintet.config.model import DOCUMENT_MASKS, AttentionConfig
 from quintet.model.cache import KVCache
 
 

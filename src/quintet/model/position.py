@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.model import (
+from quintet.config.model import TransformerConfig
+from quintet.config.position import (
     LearnedPositionConfig,
     LinearScalingConfig,
     Llama3ScalingConfig,
@@ -18,7 +19,6 @@ from quintet.config.model import (
     PositionConfig,
     RopeConfig,
     SinusoidalPositionConfig,
-    TransformerConfig,
     YarnScalingConfig,
 )
 

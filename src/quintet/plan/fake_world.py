@@ -59,7 +59,7 @@ def _changes(*, accelerator: bool) -> list[Any]:
     if accelerator:
         changes += [
             patch("quintet.model.transformer.choose_kernel", lambda *_, **__: "sdpa"),
-            patch("quintet.model.attention.attend", _fused),
+            patch("quintet.model.transformer.attend", _fused),
             patch.dict("quintet.train.loss.LOGITS_BYTES", {"cpu": OTHER_LOGITS_BYTES}),
         ]
     return changes

@@ -93,7 +93,7 @@ def _check_model_config(config: HuggingFaceConfig) -> None:
         return
     from transformers import CONFIG_MAPPING
 
-    from quintet.model.pretrained_count import check_numbers
+    from quintet.model.hf.count import check_numbers
 
     name = config.config.get("model_type")
     if name is not None and name not in CONFIG_MAPPING:

@@ -18,7 +18,7 @@ from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model import Model
-from quintet.model.pretrained import PretrainedModel
+from quintet.model.hf.pretrained import PretrainedModel
 from quintet.processes import local_world_size, world_size
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute, device_memory

@@ -16,7 +16,7 @@ from quintet.config.training import ActivationCheckpointing, MaskedLossConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
-from quintet.model.pretrained_count import count_pretrained, pretrained_flops
+from quintet.model.hf.count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds, text_bounds
 from quintet.train.objective import Objective

@@ -15,7 +15,7 @@ from quintet.data.prepare import Prepared
 from quintet.data.samples import LeftOut, Sample
 from quintet.errors import UserError
 from quintet.evaluate.music import write
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.baselines import bigram, copied, nats_per_token, unigram
 from quintet.piano.context import ANSWER
 from quintet.piano.metrics import compare, mean

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, check_name, refusals_of
-from quintet.model.roles import roles
+from quintet.model.init import roles
 
 _OURS = {
     "params": "",

@@ -23,7 +23,7 @@ from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import files_digest
-from quintet.model.families import checkpoint_digest, find_checkpoint
+from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.train.checkpoint import (
     Progress,
     last_checkpoint,
@@ -176,7 +176,7 @@ def tokenizer_input(folder: Path) -> dict[str, str]:
 def _weights_of(config: RunConfig) -> dict[str, str]:
     model = config.model
     if isinstance(model, HuggingFaceConfig):
-        from quintet.model.pretrained_loading import base_digest
+        from quintet.model.hf.loading import base_digest
 
         found = base_digest(model)
         return {} if found is None else {"model.name_or_path": found}

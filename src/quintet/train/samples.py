@@ -12,7 +12,7 @@ from quintet.errors import UserError, named
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.evaluate.music import behind, write
-from quintet.model.generate import GenerationSettings
+from quintet.model.sampling import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
 from quintet.piano.notes import Notes, joined

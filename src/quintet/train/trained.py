@@ -19,7 +19,9 @@ from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
 from quintet.export.huggingface import Exported, export_huggingface
 from quintet.model import build_model
-from quintet.model.families import find_checkpoint, model_section, positions_of, pretrained_weights, read_config
+from quintet.model.hf.files import find_checkpoint, positions_of, read_config
+from quintet.model.hf.settings import model_section
+from quintet.model.hf.weights import pretrained_weights
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.chat_rules import ChatRules

@@ -14,9 +14,9 @@ from quintet.config.schema import RunConfig
 from quintet.data.prepare import Prepared, find_prepared, validated_and_seen
 from quintet.errors import UserError
 from quintet.model import Model
-from quintet.model.families import Start, fitted, pretrained_weights
+from quintet.model.hf.pretrained import PretrainedModel
+from quintet.model.hf.weights import Start, fitted, pretrained_weights
 from quintet.model.init import first_values
-from quintet.model.pretrained import PretrainedModel
 from quintet.processes import all_gather, broadcast_from_rank0
 from quintet.tokenize import Tokenizer
 from quintet.train.model import context_length, drawn, extra_rows, make_model, model_vocabulary

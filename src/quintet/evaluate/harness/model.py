@@ -15,7 +15,8 @@ from quintet.evaluate.harness.local_data import NotReachable
 from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.model.generate import GenerationSettings, generate
+from quintet.model.generate import generate
+from quintet.model.sampling import GenerationSettings
 from quintet.randomness import key
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import special_tokens

@@ -20,7 +20,7 @@ from quintet.config.names import local_path
 from quintet.errors import UserError, one_line
 from quintet.files import files_digest
 from quintet.libraries import require
-from quintet.model.families.table import FAMILIES
+from quintet.model.hf.table import FAMILIES
 
 _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
 # In the order in which transformers looks for them.

@@ -15,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
-from quintet.model import build_model, pretrained_loading
+from quintet.model import build_model
 from quintet.model.dropout import set_dropout
-from quintet.model.generate import GenerationSettings, beam_search, generate
-from quintet.model.pretrained import PretrainedModel
-from quintet.model.pretrained_count import count_pretrained, pretrained_flops
+from quintet.model.generate import beam_search, generate
+from quintet.model.hf import loading
+from quintet.model.hf.count import count_pretrained, pretrained_flops
+from quintet.model.hf.pretrained import PretrainedModel
+from quintet.model.sampling import GenerationSettings
 from quintet.train.checkpoint import trained_weights
 from quintet.train.loss import cross_entropy, linear_cross_entropy
 
@@ -390,7 +392,7 @@ def test_a_rate_of_dropout_holds_for_all_of_them(build) -> None:
 
 
 def test_a_rate_holds_also_for_dropouts_that_the_configuration_does_not_name(build, monkeypatch) -> None:
-    monkeypatch.setattr(pretrained_loading, "_set_rates", lambda settings, rate: None)
+    monkeypatch.setattr(loading, "_set_rates", lambda settings, rate: None)
     assert {m.p for m in build("gpt2", dropout=0.5).modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
 
 

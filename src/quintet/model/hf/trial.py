@@ -22,9 +22,16 @@ from torch import Tensor
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError, one_line
 from quintet.files import write_text
-from quintet.model.abilities import Abilities
-from quintet.model.pretrained import PretrainedModel, padding_id
-from quintet.model.small_copy import BOUNDARY, RESERVED, VOCABULARY, original_lengths, small_copies, with_large_weights
+from quintet.model.cache import Abilities
+from quintet.model.hf.pretrained import PretrainedModel, padding_id
+from quintet.model.hf.small_copy import (
+    BOUNDARY,
+    RESERVED,
+    VOCABULARY,
+    original_lengths,
+    small_copies,
+    with_large_weights,
+)
 
 _RECIPE = 3  # another trial asks anew
 _DRAWS = 2  # of weights: a layer that picks what it sees by a few of them may see the same with one draw

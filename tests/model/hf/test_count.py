@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
-from quintet.model.pretrained_count import check_numbers, count_pretrained, pretrained_flops
-from quintet.model.pretrained_loading import build_pretrained
+from quintet.model.hf.count import check_numbers, count_pretrained, pretrained_flops
+from quintet.model.hf.loading import build_pretrained
 
 transformers = pytest.importorskip("transformers")
 
@@ -141,7 +141,7 @@ def test_a_model_that_cannot_be_traced_counts_by_its_matrices(tmp_path: Path, mo
     def fail(*_: object) -> None:
         raise NotImplementedError("nonzero")
 
-    monkeypatch.setattr("quintet.model.pretrained_count._traced", fail)
+    monkeypatch.setattr("quintet.model.hf.count._traced", fail)
     found = pretrained_flops(config, ROWS, 65, LENGTH)
     assert found.note == (
         "counted from the matrices of LlamaForCausalLM, attention left out: what it does depends on numbers in the text"

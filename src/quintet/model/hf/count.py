@@ -14,8 +14,7 @@ from quintet.model.count import Flops, ParameterCount
 if TYPE_CHECKING:
     from torch import nn
 
-    from quintet.model.pretrained import PretrainedModel
-
+    from quintet.model.hf.pretrained import PretrainedModel
 
 _LONGEST_TRACED = 512
 _READ = 4  # tokens that tell whether a model can be read
@@ -47,7 +46,7 @@ def check_numbers(config: HuggingFaceConfig) -> None:
 def _reading_error(config: HuggingFaceConfig) -> UserError | None:
     import torch
 
-    from quintet.model.trial import reading
+    from quintet.model.hf.trial import reading
 
     model = _outline(config, 1, _READ)
     ids = torch.zeros(1, _READ, dtype=torch.long, device="meta")
@@ -240,7 +239,7 @@ def _embeddings(model: PretrainedModel) -> list[nn.Embedding]:
 
 @lru_cache(maxsize=2)
 def _outline_of(text: str, vocab_size: int, context_length: int) -> PretrainedModel:
-    from quintet.model.pretrained_loading import outline_pretrained
+    from quintet.model.hf.loading import outline_pretrained
 
     return outline_pretrained(HuggingFaceConfig.model_validate_json(text), vocab_size, context_length)
 

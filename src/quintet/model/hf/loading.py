@@ -16,18 +16,11 @@ from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name, local_path
 from quintet.errors import UserError, one_line
 from quintet.libraries import require
-from quintet.model.abilities import Abilities
+from quintet.model.cache import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
-from quintet.model.families.files import (
-    Tensors,
-    check_finite,
-    checkpoint_digest,
-    differing,
-    refuse_adapter,
-    weight_files,
-)
-from quintet.model.pretrained import PretrainedModel, arguments
-from quintet.model.trial import find_abilities, reading
+from quintet.model.hf.files import Tensors, check_finite, checkpoint_digest, differing, refuse_adapter, weight_files
+from quintet.model.hf.pretrained import PretrainedModel, arguments
+from quintet.model.hf.trial import find_abilities, reading
 from quintet.randomness import key
 
 _ALL_LINEAR = ("all-linear",)

@@ -18,18 +18,20 @@ from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.scoring import Scorer
 from quintet.evaluate.harness.texts import Text
-from quintet.model import build_model, trial
-from quintet.model.abilities import Abilities
-from quintet.model.generate import GenerationSettings, beam_search, generate
-from quintet.model.pretrained import PretrainedModel
-from quintet.model.small_copy import VOCABULARY, small_copies, with_large_weights
+from quintet.model import build_model
+from quintet.model.cache import Abilities
+from quintet.model.generate import beam_search, generate
+from quintet.model.hf import trial
+from quintet.model.hf.pretrained import PretrainedModel
+from quintet.model.hf.small_copy import VOCABULARY, small_copies, with_large_weights
+from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 CONTEXT = 48
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 Build = Callable[..., PretrainedModel]
 
 

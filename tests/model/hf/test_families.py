@@ -14,8 +14,11 @@ from torch import Tensor
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
-from quintet.model.families import export_weights, find_checkpoint, model_section, pretrained_weights, read_config
-from quintet.model.generate import GenerationSettings, beam_search, generate
+from quintet.model.generate import beam_search, generate
+from quintet.model.hf.files import find_checkpoint, read_config
+from quintet.model.hf.settings import model_section
+from quintet.model.hf.weights import export_weights, pretrained_weights
+from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 

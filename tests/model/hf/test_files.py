@@ -17,8 +17,10 @@ from torch import Tensor
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
 from quintet.errors import UserError
 from quintet.model import build_model
-from quintet.model.families import find_checkpoint, model_section, pretrained_weights, read_config
-from quintet.model.pretrained_count import count_pretrained
+from quintet.model.hf.count import count_pretrained
+from quintet.model.hf.files import find_checkpoint, read_config
+from quintet.model.hf.settings import model_section
+from quintet.model.hf.weights import pretrained_weights
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
