@@ -26,19 +26,18 @@ from quintet.data.sources.document import Report
 from quintet.data.sources.source_index import documents as documents_of
 from quintet.data.sources.source_index import list_source, units_of
 from quintet.errors import UserError
-from quintet.evaluate.likelihood import TokenScores, token_scores
+from quintet.evaluate.likelihood import TokenScores, batched, token_scores, windows
+from quintet.evaluate.model_and_tokenizer import check_text_model
 from quintet.evaluate.text_modeling import (
     TextDocument,
     TextModeling,
     TextResult,
     byte_table,
-    check_language_model,
     document_result,
     model_text,
     text_document,
 )
 from quintet.evaluate.texts import read_topics
-from quintet.evaluate.windows import batched, windows
 from quintet.model import build_model
 from quintet.model.cache import Abilities
 from quintet.tokenize.base import NO_END, TokenBytes
@@ -295,7 +294,7 @@ def test_a_stride_beyond_the_context_and_ids_without_text_are_refused() -> None:
     with pytest.raises(UserError, match="stride: 17 tokens are more than the model's context of 16"):
         token_scores(language_model, [np.zeros(3)], 17)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="stand for no text"):
-        check_language_model(LanguageModel(Chain(Unit(1), chain()), IdTokenizer(9, 8)), "here")  # type: ignore[arg-type]
+        check_text_model(LanguageModel(Chain(Unit(1), chain()), IdTokenizer(9, 8)), "here")  # type: ignore[arg-type]
 
 
 # ---- the texts

@@ -23,10 +23,11 @@ from quintet.config.describe import plain
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.track import Tracked, build_trackers
+from quintet.track.composite import build_trackers
 from quintet.track.jsonl import read_metrics
 from quintet.track.mlflow import MLflowTracker, parameters
 from quintet.track.names import UsableNames, file_name, usable_name
+from quintet.track.tracker import Tracked
 
 TRAIN = {"batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 2}
 

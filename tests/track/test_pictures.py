@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from quintet.config.schema import RunConfig
-from quintet.track import Tracked, build_trackers, close_trackers
+from quintet.track.composite import build_trackers
+from quintet.track.tracker import Tracked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 pytest.importorskip("PIL")
@@ -38,10 +39,9 @@ def test_a_picture_is_kept_with_its_pixels(
     config = RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": 3}, "track": [track]})
     said: list[str] = []
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    trackers = build_trackers(Tracked(config, tmp_path, -1, {"device": "cpu"}, said.append))
-    for tracker in trackers:
-        tracker.files(2, "sample 0", {".mid": b"MThd", ".png": png(pixels)})
-    close_trackers(trackers, "finished", None)
+    tracker = build_trackers(Tracked(config, tmp_path, -1, {"device": "cpu"}, said.append))
+    tracker.files(2, "sample 0", {".mid": b"MThd", ".png": png(pixels)})
+    tracker.close()
     assert said == []
     (kept,) = tmp_path.glob(pattern)
     assert np.array_equal(pixels_of(kept.read_bytes()), pixels)

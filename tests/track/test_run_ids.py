@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.track.run_ids import RunIds
+from quintet.track.names import RunIds
 
 
 def test_ids_are_kept_by_place(tmp_path: Path) -> None:

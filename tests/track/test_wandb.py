@@ -18,8 +18,9 @@ from quintet.config.describe import plain
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.track import Tracked, build_trackers
+from quintet.track.composite import build_trackers
 from quintet.track.jsonl import read_metrics
+from quintet.track.tracker import Tracked
 from quintet.track.wandb import WandbTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -296,12 +297,13 @@ def test_nothing_is_written_outside_of_the_run_folder(tmp_path: Path) -> None:
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
         "from quintet.config.schema import RunConfig\n"
-        "from quintet.track import Tracked, build_trackers, close_trackers\n"
+        "from quintet.track.composite import build_trackers\n"
+        "from quintet.track.tracker import Tracked\n"
         "config = RunConfig.model_validate({'name': 'a', 'data': {'sources': [{'kind': 'text', 'path': 'c'}]},\n"
         "    'train': {'steps': 1}, 'track': [{'kind': 'wandb', 'arguments': {'mode': 'offline'}}]})\n"
-        "trackers = build_trackers(Tracked(config, Path(sys.argv[1]), -1, {}, print))\n"
-        "trackers[1].text(1, 'sample 0', 'text')\n"
-        "close_trackers(trackers, 'finished', None)\n"
+        "tracker = build_trackers(Tracked(config, Path(sys.argv[1]), -1, {}, print))\n"
+        "tracker.text(1, 'sample 0', 'text')\n"
+        "tracker.close()\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "XDG"))}
     environment |= {"HOME": str(home), "TMPDIR": str(home)}

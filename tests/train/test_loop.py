@@ -61,8 +61,7 @@ def test_a_batch_without_valid_targets_is_skipped_and_counted(config: RunConfig)
     run = set_up(config, Reporter())
     run.data = WithMaskedBatch(run.data)
     loop._steps(run, StopSignal())
-    for tracker in run.trackers:
-        tracker.close()
+    run.tracker.close()
     run.checkpointer.close()
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
@@ -186,8 +185,7 @@ def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(c
     assert not made.end(1)
     stop_signal.signal = 15
     assert made.end(2)
-    for tracker in run.trackers:
-        tracker.close()
+    run.tracker.close()
     run.checkpointer.close()
     assert checkpoints_of(run) == ["step-000002"]
 

@@ -34,7 +34,7 @@ def ask_benchmarks(
     from quintet.evaluate.harness.local_data import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
-    from quintet.evaluate.model_and_tokenizer import check_language_model
+    from quintet.evaluate.model_and_tokenizer import check_likelihood
     from quintet.train.trained import TrainedRun, load_measured
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
@@ -45,7 +45,7 @@ def ask_benchmarks(
         check_data_dir(data_dir, "--data-dir")
     trained = load_measured(name, checkpoint, precision)
     run = trained if isinstance(trained, TrainedRun) else None
-    check_language_model(trained)
+    check_likelihood(trained)
     found = run_benchmarks(trained, EvalOptions(names, samples, shots, data_dir, batch_size))
     if as_json:
         step = {"step": run.progress.step} if run else {}

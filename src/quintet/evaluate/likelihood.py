@@ -1,9 +1,9 @@
-"""What a model makes of each token of a document: its probability, and the token that it would have written."""
+"""The probability that a model gives to each token of a document, and the token that it would have written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,57 @@ from quintet import processes
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import deal
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.evaluate.windows import Window, batched, windows
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after, leading
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens ``start`` to ``stop`` of document number ``document``: those from ``first`` on are predicted here,
+    each from all that stand before it in the window."""
+
+    document: int
+    start: int
+    first: int
+    stop: int
+
+    @property
+    def inputs(self) -> int:
+        """Positions that the model reads: the last token is only predicted."""
+        return self.stop - 1 - self.start
+
+
+def windows(length: int, context: int, stride: int, document: int = 0) -> list[Window]:
+    """Windows of at most ``context`` inputs that predict each of the tokens 1 … ``length`` - 1 once.
+
+    The first is as long as the context, and each further one adds ``stride`` tokens, which so have at least
+    ``context`` - ``stride`` others before them.
+    """
+    assert 1 <= stride <= context, (stride, context)
+    found: list[Window] = []
+    done = 1
+    while done < length:
+        stop = min(done + (stride if found else context), length)
+        found.append(Window(document, max(0, stop - 1 - context), done, stop))
+        done = stop
+    return found
+
+
+def batched(
+    found: Sequence[Window], tokens: int, together: Callable[[int], Hashable] = lambda length: None
+) -> list[list[Window]]:
+    """The windows, the longest first, in batches that have at most ``tokens`` positions with their padding, or are one
+    window alone; ``together`` gives the lengths of a batch the same."""
+    batches: list[list[Window]] = []
+    for window in sorted(found, key=lambda one: -one.inputs):
+        longest = batches[-1][0].inputs if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= tokens and together(longest) == together(window.inputs):
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+    return batches
+
 
 _LOGITS = 1 << 24  # numbers that are in memory at once
 _PASS = 4096  # positions of one forward pass

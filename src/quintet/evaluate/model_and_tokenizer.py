@@ -49,7 +49,7 @@ class ModelAndTokenizer(Protocol):
         ...
 
 
-def check_language_model(language_model: ModelAndTokenizer, masked: bool = False) -> None:
+def check_likelihood(language_model: ModelAndTokenizer, masked: bool = False) -> None:
     """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
     that of hidden ones), one that reads in both directions, and tokens without a text."""
     config = language_model.model.config
@@ -65,3 +65,12 @@ def check_language_model(language_model: ModelAndTokenizer, masked: bool = False
         )
     if isinstance(language_model.tokenizer, IdTokenizer) or hasattr(language_model.tokenizer, "decode_notes"):
         raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")
+
+
+def check_text_model(language_model: ModelAndTokenizer, where: str) -> None:
+    """Raise UserError where the model or its tokenizer cannot model text; ``where`` names what asked for it."""
+    attention = getattr(language_model.model.config, "attention", None)
+    if getattr(attention, "kind", "causal") == "bidirectional":
+        raise UserError(f"{where}: the model sees what it is to predict (attention.kind: bidirectional); leave it out")
+    if not language_model.tokenizer.bytes_per_token().any():
+        raise UserError(f"{where}: the tokenizer's ids stand for no text, so that there are no bytes; leave it out")

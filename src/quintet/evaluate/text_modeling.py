@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from quintet.errors import UserError
 from quintet.evaluate.likelihood import TokenScores, token_scores
-from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
+from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer, check_text_model
 from quintet.tokenize import Tokenizer
 
 BINS = 15
@@ -129,15 +128,6 @@ def _counted(result: TextResult) -> dict[str, float]:
     return {"documents": result.documents, "tokens": result.tokens, "bytes": result.bytes, **result.figures()}
 
 
-def check_language_model(language_model: ModelAndTokenizer, where: str) -> None:
-    """Raise UserError where the model or its tokenizer cannot model text; ``where`` names what asked for it."""
-    attention = getattr(language_model.model.config, "attention", None)
-    if getattr(attention, "kind", "causal") == "bidirectional":
-        raise UserError(f"{where}: the model sees what it is to predict (attention.kind: bidirectional); leave it out")
-    if not language_model.tokenizer.bytes_per_token().any():
-        raise UserError(f"{where}: the tokenizer's ids stand for no text, so that there are no bytes; leave it out")
-
-
 def text_document(tokenizer: Tokenizer, text: str) -> TextDocument:
     """``text`` as the model reads it; all its bytes count, also those that the tokenizer loses."""
     return TextDocument(np.array(tokenizer.encode(text), dtype=np.int64), len(text.encode("utf-8")))
@@ -147,8 +137,8 @@ def model_text(
     language_model: ModelAndTokenizer, topics: Mapping[str, Sequence[TextDocument]], stride: int | None = None
 ) -> TextModeling:
     """Measure the model on the documents of each topic. Raises UserError as `token_scores` and
-    `check_language_model`."""
-    check_language_model(language_model, "evaluate.text_modeling")
+    `check_text_model`."""
+    check_text_model(language_model, "evaluate.text_modeling")
     table = byte_table(language_model.tokenizer)
     found = {}
     for name, documents in topics.items():

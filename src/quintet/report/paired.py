@@ -17,7 +17,8 @@ from quintet.data.sources.files import passed_over_lines
 from quintet.errors import UserError
 from quintet.evaluate.bootstrap import RESAMPLES, ConfidenceInterval, paired_bootstrap
 from quintet.evaluate.likelihood import token_scores
-from quintet.evaluate.text_modeling import check_language_model, text_document
+from quintet.evaluate.model_and_tokenizer import check_text_model
+from quintet.evaluate.text_modeling import text_document
 from quintet.evaluate.texts import read_topics
 from quintet.model.dropout import evaluation_mode
 from quintet.tokenize import Tokenizer
@@ -142,7 +143,7 @@ def _of_texts(run: TrainedRun, texts: Sequence[str]) -> Losses:
     """The bits of each block of ``texts``, and its bytes."""
     if run.config.loss.kind == "masked":
         raise UserError(f"{run.folder}: learnt to fill in hidden tokens (loss.kind: masked), and gives texts no loss")
-    check_language_model(run, str(run.folder))
+    check_text_model(run, str(run.folder))
     lengths = run.tokenizer.bytes_per_token()
     documents = [text_document(run.tokenizer, text) for text in texts]
     bits, sizes = [], []

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, samples as text files: what every run has."""
+"""Metrics as JSON lines and samples as text files, which every run has: written, and read again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.config.load import load_run_config
+from quintet.errors import UserError
 from quintet.files import to_json, write_text
-from quintet.track import RunStatus
 from quintet.track.names import UsableNames, file_name
+from quintet.track.tracker import RunStatus
 
 _NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
 _HEADING = re.compile(r"^\\*--- ", re.MULTILINE)  # a line of a text that would be read as a name, or as such a line
@@ -95,3 +99,44 @@ def _keep_until(file: Path, step: int, again: tuple[str, ...]) -> None:
         if record["step"] < step or (record["step"] == step and not any(name.startswith(again) for name in record))
     ]
     write_text(file, "".join(to_json(record) + "\n" for record in kept))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One row: figures are those last recorded, None where there are none; ``changed`` is local time."""
+
+    name: str
+    step: int
+    steps: int | None
+    train_loss: float | None
+    validation_loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float | None
+    changed: str
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
+    """The runs directly below ``folder``, by name. Raises UserError when there is none."""
+    found = [summarise(file.parent) for file in sorted(folder.glob("*/run.yaml"))]
+    if not found:
+        raise UserError(f"{folder}: holds no run; `quintet train` makes one")
+    return found
+
+
+def summarise(folder: Path) -> RunSummary:
+    """The row of one run folder."""
+    file = folder / "metrics.jsonl"
+    last: dict[str, float] = {}
+    for record in read_metrics(file):
+        last |= record
+    changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)
+    return RunSummary(
+        name=folder.name,
+        step=int(last.get("step", 0)),
+        steps=load_run_config([folder / "run.yaml"]).config.train.steps,
+        train_loss=last.get("train/loss"),
+        validation_loss=last.get("validation/loss"),
+        bits_per_byte=last.get("validation/bits_per_byte"),
+        tokens_per_second=last.get("speed/tokens_per_second"),
+        changed=changed.strftime("%Y-%m-%d %H:%M"),
+    )

@@ -18,12 +18,9 @@ from quintet.config.track import MLflowConfig
 from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
 from quintet.libraries import require
-from quintet.track import RunStatus, Tracked
-from quintet.track.background_queue import BackgroundQueue
-from quintet.track.failure_reporter import FailureReporter
-from quintet.track.names import UsableNames, file_name, usable_name
-from quintet.track.pictures import picture
-from quintet.track.run_ids import RunIds
+from quintet.track.background import BackgroundQueue, FailureReporter
+from quintet.track.names import RunIds, UsableNames, file_name, picture, usable_name
+from quintet.track.tracker import RunStatus, Tracked
 
 # What MLflow accepts (mlflow.utils.validation).
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
@@ -37,7 +34,7 @@ _SETTINGS = {  # of MLflow, where the user has not set them
 }
 
 
-def check_installed(key: str) -> None:
+def check_mlflow(config: MLflowConfig, key: str) -> None:
     """Raise UserError if MLflow, or what it needs for a database, is missing."""
     _library(key)
 

@@ -1,10 +1,16 @@
-"""Names that trackers and file systems take, one-to-one: different names stay different."""
+"""Names that trackers and file systems take, one-to-one; and the ids of a run in its trackers."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
 from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from quintet.files import write_text
 
 # What MLflow accepts (mlflow.utils.validation), and every file system, of one part of a path.
 NAME_LENGTH, FILE_LENGTH = 250, 100
@@ -64,3 +70,28 @@ def _marked(clean: str, name: str, room: int) -> str:
     """``clean`` with a digest of ``name``, in ``room`` characters."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
     return f"{clean[: room - _DIGITS - 1]}-{digest}"
+
+
+class RunIds:
+    """``tracking.json`` of a run folder: the id of the tracker's run, by tracker and place."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "tracking.json"
+
+    def get(self, place: str) -> str | None:
+        """The id at ``place``, None if the run has not been there."""
+        return self._read().get(place)
+
+    def set(self, place: str, run_id: str) -> None:
+        """Keep ``run_id``; a kill leaves the old file or the new one."""
+        write_text(self._file, json.dumps(self._read() | {place: run_id}, indent=2))
+
+    def _read(self) -> dict[str, str]:
+        return json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+
+
+def picture(png: bytes) -> Any:
+    """The PIL.Image of the content of a PNG file, in three colours."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).convert("RGB")

@@ -8,9 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from quintet.libraries import require
-from quintet.track import RunStatus
-from quintet.track.pictures import picture
+from quintet.config.track import TensorBoardConfig
+from quintet.libraries import check_installed, require
+from quintet.track.names import picture
+from quintet.track.tracker import RunStatus, Tracked
+
+
+def check_tensorboard(config: TensorBoardConfig, key: str) -> None:
+    """Raise UserError if TensorBoard is missing."""
+    check_installed("tensorboard", extra="tensorboard", what=f"{key}: tensorboard")
 
 
 class TensorBoardTracker:
@@ -18,11 +24,10 @@ class TensorBoardTracker:
 
     every_step: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        library = require("torch.utils.tensorboard", "tensorboard", "track: tensorboard")
-        self._writer = library.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+    def __init__(self, run: Tracked, config: TensorBoardConfig, key: str) -> None:
+        library = require("torch.utils.tensorboard", "tensorboard", f"{key}: tensorboard")
+        first = run.first_step + 1 if run.first_step else None
+        self._writer = library.SummaryWriter(str(run.folder / "tensorboard"), purge_step=first)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write each metric as a scalar."""

@@ -12,10 +12,9 @@ from quintet.config.describe import plain
 from quintet.config.track import WandbConfig
 from quintet.errors import UserError, one_line
 from quintet.libraries import check_arguments, require
-from quintet.track import RunStatus, Tracked
-from quintet.track.failure_reporter import FailureReporter
-from quintet.track.pictures import picture
-from quintet.track.run_ids import RunIds
+from quintet.track.background import FailureReporter
+from quintet.track.names import RunIds, picture
+from quintet.track.tracker import RunStatus, Tracked
 
 _FINISH_SECONDS = "300"  # for what is not sent at the end; without a limit a dead server would hold the run for ever
 _BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins

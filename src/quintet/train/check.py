@@ -71,7 +71,7 @@ def _checks(config: RunConfig) -> list[Callable[[], object]]:
 
         found.append(lambda: check_compute(config.train))
     if config.track:
-        from quintet.track import check_trackers
+        from quintet.track.composite import check_trackers
 
         found.append(lambda: check_trackers(config))
     packing = config.data.packing

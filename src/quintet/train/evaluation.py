@@ -16,9 +16,8 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
-from quintet.evaluate.model_and_tokenizer import check_language_model
+from quintet.evaluate.model_and_tokenizer import check_likelihood, check_text_model
 from quintet.evaluate.text_modeling import TextModeling, model_text
-from quintet.evaluate.text_modeling import check_language_model as check_text_subject
 from quintet.evaluate.texts import text_topics
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
 from quintet.train.compute import measure_peak
@@ -128,8 +127,7 @@ def validate_run(run: Run) -> ValidationResult | None:
         _note_validation(run, result.of(run.config.evaluate.best_by))
     # A busy neighbour at the start would make the peak too low for the whole run.
     run.peak = max(run.peak, measure_peak(run.compute, 0.1))
-    for tracker in run.trackers:
-        tracker.log(run.progress.step, result.metrics())
+    run.tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: validation: {result}")
     for line in result.lines():
         run.reporter.say(line)
@@ -158,8 +156,7 @@ def measure_text(run: Run) -> TextModeling | None:
         return None
     topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", run.reporter.say)
     result = model_text(run, topics, section.stride)
-    for tracker in run.trackers:
-        tracker.log(run.progress.step, result.metrics())
+    run.tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: text modelling")
     for line in result.lines():
         run.reporter.say(f"  {line}")
@@ -175,10 +172,9 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
     config = run.evaluate
     if not config.tasks:
         return None
-    check_language_model(run, masked=run.config.loss.kind == "masked")
+    check_likelihood(run, masked=run.config.loss.kind == "masked")
     result = run_benchmarks(run, eval_options(run.config, config))
-    for tracker in run.trackers:
-        tracker.log(run.progress.step, result.metrics())
+    run.tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: benchmarks")
     for line in result.lines():
         run.reporter.say(line)
@@ -222,11 +218,11 @@ def try_measurements(run: Run) -> None:
     check_prompts(run)
     section = run.config.evaluate.text_modeling
     if section is not None:
-        check_text_subject(run, "evaluate.text_modeling")
+        check_text_model(run, "evaluate.text_modeling")
         with named("evaluate.text_modeling"):
             text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", lambda _: None)
     if run.config.evaluate.tasks:
-        check_language_model(run, masked=run.config.loss.kind == "masked")
+        check_likelihood(run, masked=run.config.loss.kind == "masked")
         with named("evaluate.tasks"):
             try_benchmarks(run, eval_options(run.config, run.config.evaluate))
 

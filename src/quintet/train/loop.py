@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
-from quintet.track import RunStatus, close_trackers
 from quintet.track.console import Reporter
+from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
 from quintet.train.evaluation import (
@@ -58,7 +58,7 @@ def train(
             try:
                 run.checkpointer.close()
             finally:
-                close_trackers(run.trackers, status, last_checkpoint(run.checkpointer.folder))
+                run.tracker.close(status, last_checkpoint(run.checkpointer.folder))
 
 
 def _lead(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:

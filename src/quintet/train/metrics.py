@@ -93,8 +93,7 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
     }
     if (memory := peak_memory(run.compute.device)) is not None:
         speed["speed/memory_bytes"] = float(memory)
-    for tracker in run.trackers:
-        for step, metrics in window.records:
-            if tracker.every_step or run.intervals.logs(step):
-                tracker.log(step, metrics | (speed if step == progress.step else {}))
+    for step, metrics in window.records:
+        whole = metrics | (speed if step == progress.step else {})
+        run.tracker.log(step, whole, log_point=run.intervals.logs(step))
     run.reporter.step(progress.step, run.steps, window.loss, speed)

@@ -17,7 +17,7 @@ from quintet.model.dropout import set_dropout
 from quintet.processes import rank, world_size
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
-from quintet.track import Tracker
+from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
 from quintet.train.checkpoint import Checkpointer, Progress
 from quintet.train.compute import (
@@ -54,7 +54,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     checkpointer: Checkpointer
-    trackers: list[Tracker]
+    tracker: CompositeTracker
     reporter: Reporter
     bytes_per_token: np.ndarray
     flops_per_token: int

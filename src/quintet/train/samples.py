@@ -80,8 +80,7 @@ def _write_texts(run: Run, settings: GenerationSettings) -> None:
     prompts = [prompt_ids(run.tokenizer, run.bounds, prompt) for prompt in beginnings]
     texts = write_continuations(run.model, run.tokenizer, run.compute, prompts, settings, run.bounds)
     for index, (prompt, text) in enumerate(zip(beginnings, texts, strict=True)):
-        for tracker in run.trackers:
-            tracker.text(run.progress.step, f"sample {index}", prompt + text.text)
+        run.tracker.text(run.progress.step, f"sample {index}", prompt + text.text)
 
 
 def _write_music(run: Run, settings: GenerationSettings) -> None:
@@ -98,8 +97,7 @@ def _write_music(run: Run, settings: GenerationSettings) -> None:
     for name, prompt, found, whole in played:
         title = f"step {step}" if name == _ONLY else f"{name} at step {step}"
         files = {".mid": midi_bytes(whole), ".png": piano_roll(prompt, found, title)}
-        for tracker in run.trackers:
-            tracker.files(step, name, files)
+        run.tracker.files(step, name, files)
 
 
 def _answers(

@@ -14,9 +14,9 @@ from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, sta
 from quintet.data.prepare import Prepared, prepare
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.track import Tracked, Tracker, build_trackers
+from quintet.track.composite import CompositeTracker, build_trackers
 from quintet.track.console import Reporter
-from quintet.track.system import system_figures
+from quintet.track.tracker import Tracked, system_figures
 from quintet.train.check import check_training
 from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, checkpoint_steps, read_progress
 from quintet.train.compute import (
@@ -95,7 +95,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         optimizer=built.optimizer,
         scaler=built.scaler,
         checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config)),
-        trackers=_trackers(config, folder, progress, compute, reporter),
+        tracker=_tracker(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=flops.total,
@@ -158,10 +158,10 @@ def _begin_folder(
     return progress
 
 
-def _trackers(
+def _tracker(
     config: RunConfig, folder: Path, progress: Progress, compute: Compute, reporter: Reporter
-) -> list[Tracker]:
-    """Those of the run; the first process alone has any."""
+) -> CompositeTracker:
+    """All trackers of the run; the first process alone has any."""
     system = system_figures(compute.device, compute.precision)
 
     # A run that begins anew drops also the records of step 0.
@@ -169,8 +169,8 @@ def _trackers(
         reporter.failure("trackers", line, line)
 
     tracked = Tracked(config, folder, progress.step or -1, system, fails, progress.due)
-    found: list[Tracker] = []
-    broadcast_from_rank0(lambda: found.extend(build_trackers(tracked)))
+    found = CompositeTracker()
+    broadcast_from_rank0(lambda: found.trackers.extend(build_trackers(tracked).trackers))
     return found
 
 

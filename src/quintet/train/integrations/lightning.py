@@ -16,7 +16,7 @@ from torch import Tensor
 from quintet.config.trainer import own_arguments
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
-from quintet.track import RunStatus
+from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal
 from quintet.train.integrations.trainers import MicroBatches, Stepper
 from quintet.train.run import Run
@@ -39,7 +39,7 @@ def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
             trainer = _trainer(run, stepper := Stepper(run, callbacks))
-            run.trackers.append(LoggerTracker(trainer.loggers))
+            run.tracker.trackers.append(LoggerTracker(trainer.loggers))
             trainer.fit(_module(run, stepper), MicroBatches(run).loader())
     run.checkpointer.wait()
     return callbacks.validation

@@ -1,4 +1,4 @@
-"""Sending in the background."""
+"""Sending in the background, and what is said of a tracker that fails while a run goes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from quintet.track.failure_reporter import FailureReporter
+from quintet.errors import one_line
 
 _CLOSING_SECONDS = 60.0  # a server that answers no more must not hold a finished run
 
@@ -74,3 +74,21 @@ class BackgroundQueue:
             self._failures.tell(error)
             return False
         return True
+
+
+class FailureReporter:
+    """Says the first failure of ``tracker``; those that follow are most often the same."""
+
+    def __init__(self, tracker: str, say: Callable[[str], None]) -> None:
+        self._tracker, self._say = tracker, say
+        self._said = False
+
+    def tell(self, error: BaseException) -> None:
+        """Take note of ``error``."""
+        if not self._said:
+            self._said = True
+            self._say(f"{self._tracker} fails: {one_line(error)}; training goes on, metrics.jsonl has all metrics")
+
+    def lost(self, count: int) -> None:
+        """Say at the end that ``count`` records were never taken."""
+        self._say(f"{self._tracker}: {count} records were not sent; metrics.jsonl and samples/ have them")

@@ -1,0 +1,81 @@
+"""All trackers of a run as one, and the table of the kinds that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.track.jsonl import JsonlTracker
+from quintet.track.mlflow import MLflowTracker, check_mlflow
+from quintet.track.tensorboard import TensorBoardTracker, check_tensorboard
+from quintet.track.tracker import RunStatus, Tracked, Tracker
+from quintet.track.wandb import WandbTracker, check_wandb
+
+Kind = tuple[Callable[[Tracked, Any, str], Tracker], Callable[[Any, str], None]]
+
+# By `track[].kind`: what makes the tracker of a run, and what checks its config before anything is built. Both get the
+# config and its key, as ``track[0]``.
+TRACKERS: dict[str, Kind] = {
+    "tensorboard": (TensorBoardTracker, check_tensorboard),
+    "wandb": (WandbTracker, check_wandb),
+    "mlflow": (MLflowTracker, check_mlflow),
+}
+
+
+class CompositeTracker:
+    """Hands on to each of ``trackers`` what it is told; with none it takes everything and keeps nothing."""
+
+    every_step: ClassVar[bool] = True
+
+    def __init__(self, trackers: Iterable[Tracker] = ()) -> None:
+        self.trackers = list(trackers)
+
+    def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
+        """See ``Tracker``. Where ``step`` is not a log point, only trackers with ``every_step`` get ``metrics``."""
+        for tracker in self.trackers:
+            if log_point or tracker.every_step:
+                tracker.log(step, metrics)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """See ``Tracker``."""
+        for tracker in self.trackers:
+            tracker.text(step, name, text)
+
+    def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
+        """See ``Tracker``."""
+        for tracker in self.trackers:
+            tracker.files(step, name, files)
+
+    def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
+        """See ``Tracker``."""
+        for tracker in self.trackers:
+            tracker.close(status, checkpoint)
+
+
+def build_trackers(run: Tracked) -> CompositeTracker:
+    """Build the trackers of ``run``; metrics.jsonl is always among them. Raises UserError if one cannot be reached."""
+    found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due)])
+    try:
+        for index, config in enumerate(run.config.track):
+            build, _ = TRACKERS[config.kind]
+            found.trackers.append(build(run, config, f"track[{index}]"))
+    except UserError:
+        found.close("failed")
+        raise
+    return found
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raise UserError for each tracker of ``config`` whose library is missing or does not know what it is given."""
+    problems: list[str] = []
+    for index, tracker in enumerate(config.track):
+        _, check = TRACKERS[tracker.kind]
+        try:
+            check(tracker, f"track[{index}]")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
