@@ -37,7 +37,7 @@ class Block(DialectSection):
 
     nestings = ("model.core.block", "")
 
-    heads: Positive = key(4, "heads", to="model.attention.heads", aliases=("n_heads",))
+    heads: Positive = key(4, "heads", to="model.attention.heads", aliases="n_heads")
     dropout: Annotated[Share, FalseIsZero] = key(0.0, "dropout", to="model.residual_dropout")
     norm: Norm = key("RMS", "norm", to="model.norm.kind")
     window: Positive | None = key(None, "window", affects=("model.attention.window",))

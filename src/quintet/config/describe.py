@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -187,6 +187,7 @@ def _key(
     }
     role = extra.get("role", _NO_ROLE)
     assert isinstance(role, Role)
+    role = replace(role, documented=owner.documented) if role.documented is None else role
     only = kinds.get("") if not field.description else None  # a section that is there in every file, if only empty
     required = field.is_required() and (only is None or any(key.required for key in only.keys))
     return KeyInfo(

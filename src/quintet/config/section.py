@@ -19,15 +19,15 @@ class Role:
 
     ``to``: the native key that it alone says, as it was read. ``affects``: native keys that the dialect's rules make of
     it. ``aliases``: other spellings in the same section, or, with a point in them, other paths from the top (``.name``
-    for a key at the top). ``documented``: the framework's document has it, and not its own files alone. ``no_effect``:
-    why it changes nothing here; ``unsupported``: why it cannot be followed, except for the ``noop_values``, which ask
-    for nothing. ``null``: what null means; None: as if the key were not given.
+    for a key at the top). ``documented``: the framework's document has it, and not its own files alone; None: as the
+    section says. ``no_effect``: why it changes nothing here; ``unsupported``: why it cannot be followed, except for the
+    ``noop_values``, which ask for nothing. ``null``: what null means; None: as if the key were not given.
     """
 
     to: str = ""
     affects: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    documented: bool = True
+    documented: bool | None = None
     no_effect: str = ""
     unsupported: str = ""
     noop_values: tuple[Any, ...] = ()
@@ -46,10 +46,12 @@ def key(default: Any, description: str, *, unit: str = "", **more: Any) -> Any:
     """One key of a run file: its default (``...`` when it must be given), its meaning and its unit.
 
     ``more`` are pydantic's constraints (``ge``, ``gt``, ``le``, ``lt``, ``min_length`` …), and in a dialect the fields
-    of `Role`. The unit of a number says what is counted or measured; what is not a number has the unit that its type
-    implies.
+    of `Role`, of which those that are tuples may be a single element. The unit of a number says what is counted or
+    measured; what is not a number has the unit that its type implies.
     """
     role = {name: more.pop(name) for name in _ROLES & more.keys()}
+    for name in {"affects", "aliases", "noop_values"} & role.keys():
+        role[name] = role[name] if isinstance(role[name], tuple) else (role[name],)
     extra: dict[str, Any] = ({"unit": unit} if unit else {}) | ({"role": Role(**role)} if role else {})
     return Field(default, description=description, json_schema_extra=extra or None, **more)
 
@@ -66,6 +68,8 @@ class ConfigSection(BaseModel):
     """Other paths at which files of a dialect have the keys of this section; "" is the top."""
     shorthand: ClassVar[str] = ""
     """The key that a value by itself stands for where a dialect has this section: ``fp16: true``."""
+    documented: ClassVar[bool] = True
+    """Whether the document of a dialect has the keys that do not say so themselves."""
     translates: ClassVar[bool] = False
     """Whether it is of a dialect, and not of native run files."""
 
@@ -140,7 +144,7 @@ class Before:
         return self.json(handler(schema))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """Annotation of a key whose values pydantic's types do not describe: in words what is accepted, how one is read,
     which raises ValueError saying what is expected, how what was read is written in a file, which raises ValueError

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from quintet.config.section import number_in
+from quintet.config.section import Value, number_in
 from quintet.errors import nearest
-
-
-@dataclass(frozen=True)
-class Value:
-    """A type of values: in words, how one is read, which raises ValueError saying what is expected, and how what was
-    read is written in the dialect, which raises ValueError where it has no word for it."""
-
-    words: str
-    read: Callable[[Any], Any]
-    write: Callable[[Any], Any] = lambda value: value
 
 
 def finite(value: Any, wanted: str) -> int | float:

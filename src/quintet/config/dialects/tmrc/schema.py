@@ -37,13 +37,10 @@ class Model(DialectSection):
         affects=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
     )
     context_length: int = key(
-        512,
-        "tokens of a sample, and most positions",
-        ge=2,
-        affects=("data.sequence_length", "model.context_length"),
+        512, "tokens of a sample, and most positions", ge=2, affects=("data.sequence_length", "model.context_length")
     )
     autocast_precision: Precision = key(
-        "bfloat16", "numbers of the matrix products", to="train.precision", aliases=("weight_precision",)
+        "bfloat16", "numbers of the matrix products", to="train.precision", aliases="weight_precision"
     )
     flash: bool = key(False, "FlashAttention", affects=("model.attention.backend",))
     flex: bool = key(
@@ -55,7 +52,7 @@ class Model(DialectSection):
         True,
         "compile the blocks; false leaves them as they are",
         affects=("train.compile",),
-        aliases=("compile",),
+        aliases="compile",
         documented=False,
     )
     mlp_scale_factor: AboveZero = key(4.0, "feed-forward width over d_model", to="model.feedforward.factor")
@@ -99,9 +96,7 @@ class Training(DialectSection):
 
     epochs: Positive = key(1, "passes over the data", to="train.epochs")
     train_steps: Positive = key(
-        100_000,
-        "most steps; training ends with these or with the epochs, whichever comes first",
-        to="train.steps",
+        100_000, "most steps; training ends with these or with the epochs, whichever comes first", to="train.steps"
     )
     batch_size: Positive = key(
         256,
@@ -120,9 +115,7 @@ class Training(DialectSection):
     save_every: AboveZero = key(3600.0, "seconds between checkpoints", affects=("checkpoint.every_seconds",))
     artifacts_path: Text | None = key(None, "folder in which the run's folder is made", to="runs_dir")
     use_oracle: bool = key(
-        False,
-        "train on one fixed batch and compare the loss with the entropy of its targets",
-        to="data.fixed_batch",
+        False, "train on one fixed batch and compare the loss with the entropy of its targets", to="data.fixed_batch"
     )
 
 
