@@ -63,7 +63,9 @@ def check_arguments(
     ours = ours or {}
     known = [one for one in parameters if one not in ours and one != "self"]
     problems = [f"{where}.{one}: {ours.get(one) or _unknown(one, name, known)}" for one in given if one not in known]
-    required = [name for name, one in parameters.items() if one is not None and one.default is inspect.Parameter.empty]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = {name: one for name, one in parameters.items() if one is not None and one.kind not in several}
+    required = [name for name, one in single.items() if one.default is inspect.Parameter.empty]
     if missing := [one for one in required if one in known and one not in given]:
         problems.append(f"{where}: {name} needs {', '.join(missing)}")
     if problems:

@@ -131,6 +131,7 @@ def test_what_a_file_says_goes_to_its_native_key(values: dict[str, Any], path: s
         ({"model": 3}, ["model: must be a section of keys and values, found 3"]),
         ({"size": 9}, ["size: says 9, and model.width (line 3) says otherwise; keep one"]),
         ({"size": 8}, []),
+        ({"norm": "RMS", "model": {"width": 8, "block": {"norm": "rms"}}}, []),
         ({"heads": 0}, ["heads: must be at least 1, found 0"]),
         ({"heads": True}, ["heads: must be a whole number, found true"]),
         ({"headz": 1}, ["headz: unknown key 'headz'; did you mean model.block.heads?"]),

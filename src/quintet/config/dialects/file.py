@@ -15,6 +15,7 @@ from quintet.config.errors import elsewhere, problems_of
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, place_of, shown
 from quintet.config.read import YamlDocument
+from quintet.config.section import number_in
 from quintet.errors import nearest
 
 
@@ -135,7 +136,7 @@ class SchemaFile:
             self._refused.add(known)
             return
         before = lookup(self.values, known)
-        if known in self._given and before != value:
+        if known in self._given and _meaning(key, before) != _meaning(key, value):
             other = self._places[known]
             message = f"says {shown(value)}, and {other.key} (line {other.line}) says otherwise; keep one"
             self.problems.append(Problem(place_of(path, self.document.places), show(path), message))
@@ -188,6 +189,16 @@ class SchemaFile:
                     continue
                 place = self._places.get(path) or problem.place
                 self.problems.append(Problem(place, place.key or problem.key, problem.message))
+
+
+def _meaning(key: KeyInfo, value: Any) -> Any:
+    """What ``value`` of ``key`` is read as, itself where that is not known before all of the file is read."""
+    if key.special is None:
+        return number_in(value)
+    try:
+        return key.special.read(value)
+    except ValueError:
+        return value
 
 
 def _inside(around: Any, step: int | str, empty: Any) -> Any:
