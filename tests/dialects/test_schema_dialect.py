@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -66,6 +66,7 @@ class File(DialectSection):
     save: Annotated[int | float, duration()] = key(5, "steps between checkpoints", to="checkpoint.every")
     extra: Arguments = key({}, "arguments of another library", affects=("track",))
     split: Count = key(1, "parts", unsupported="a split is not built yet", noop_values=(0, 1))
+    mode: Literal["a", "b"] = key("a", "mode", affects="seed")
     length: int = key(7, "length", null=0, to="train.steps")
 
 
@@ -181,6 +182,18 @@ def test_a_section_is_explained_by_its_keys() -> None:
     (found,) = find("block.norm", TOY.top)
     assert (found.key.accepts, found.key.default) == ("RMS or Layer", "RMS")
     assert found.key.aliases == ("model.core.block.norm", "norm")
+
+
+@pytest.mark.parametrize(
+    ("path", "native_value", "written"),
+    [("model.block.norm", "rms", "RMS"), ("model.block.norm", "none", None), ("mode", "a", "a"), ("mode", "c", None)],
+)
+def test_a_key_is_written_where_the_dialect_has_a_word_for_it(path: str, native_value: Any, written: Any) -> None:
+    if written is not None:
+        assert TOY.key(path).write(native_value) == written
+        return
+    with pytest.raises(ValueError, match="is none of"):
+        TOY.key(path).write(native_value)
 
 
 def test_the_json_schema_of_a_dialect_takes_what_the_loader_takes() -> None:

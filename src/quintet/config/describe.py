@@ -26,7 +26,7 @@ class KeyInfo:
     """One key. ``default`` is plain data and None when ``required``; ``kinds`` are the sections that the key may hold,
     by kind (a section that has no kinds is under ""), and is empty for a single value. ``role`` is what a dialect's key
     has to do with the native run file, ``aliases`` its other paths from the top, ``special`` how a value is read and
-    written that the field's own rules do not tell."""
+    written that the field's own rules do not tell, ``words`` all values that there are, where they are counted."""
 
     name: str
     path: str
@@ -42,6 +42,7 @@ class KeyInfo:
     role: Role = _NO_ROLE
     aliases: tuple[str, ...] = ()
     special: Value | None = None
+    words: tuple[Any, ...] = ()
 
     @property
     def accepts(self) -> str:
@@ -55,6 +56,8 @@ class KeyInfo:
 
     def write(self, value: Any) -> Any:
         """``value``, as it was read, as a file has it. Raises ValueError where there is no word for it."""
+        if self.words and value not in self.words:
+            raise ValueError(f"is none of {', '.join(map(repr, self.words))}")
         return self.special.write(value) if self.special else plain(value)
 
     @property
@@ -205,12 +208,23 @@ def _key(
         role=role,
         aliases=_aliases(name, around, role.aliases, owner.nestings),
         special=_special(field),
+        words=_all_words(field),
     )
 
 
 def _special(field: FieldInfo) -> Value | None:
     found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
     return next((one for one in found if isinstance(one, Value)), None)
+
+
+def _all_words(field: FieldInfo) -> tuple[Any, ...]:
+    """The values of a key that only takes certain words, null left out."""
+    found = [one for one, _ in alternatives(field.annotation) if one is not types.NoneType]
+    return (
+        tuple(word for one in found for word in get_args(one))
+        if all(get_origin(one) is Literal for one in found)
+        else ()
+    )
 
 
 def _aliases(name: str, around: str, aliases: tuple[str, ...], nestings: tuple[str, ...]) -> tuple[str, ...]:
