@@ -19,6 +19,7 @@ from quintet.config.keypath import walk
 from quintet.config.provenance import Origin, RunFileError
 from quintet.config.read import YamlDocument
 from quintet.config.section import key
+from quintet.errors import UserError
 
 Norm = Annotated[str, one_of(by={"RMS": "rms", "Layer": "layer"}, any_case=True, why={"moe": "is an experiment"})]
 
@@ -182,6 +183,10 @@ def test_a_section_is_explained_by_its_keys() -> None:
     (found,) = find("block.norm", TOY.top)
     assert (found.key.accepts, found.key.default) == ("RMS or Layer", "RMS")
     assert found.key.aliases == ("model.core.block.norm", "norm")
+    with pytest.raises(
+        UserError, match=r"'haeds' is no key of a file of the dialect; did you mean model\.block\.heads"
+    ):
+        find("haeds", TOY.top)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def find(query: str, top: Section | None = None) -> list[Found]:
     if not found:
         found = [one for steps, one in addresses if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
     if not found or not wanted:
-        raise UserError(_not_found(query, wanted))
+        raise UserError(_not_found(query, wanted, top or run_file()))
     return _joined(found)
 
 
@@ -78,11 +78,11 @@ def _kinds(group: list[Found]) -> tuple[str, ...]:
     return tuple(one.key.within[-1][1] for one in group if one.key.within)
 
 
-def _not_found(query: str, wanted: list[str]) -> str:
-    paths = list(dict.fromkeys(key.path.replace("[]", "") for key in walk()))
+def _not_found(query: str, wanted: list[str], top: Section) -> str:
+    paths = list(dict.fromkeys(key.path.replace("[]", "") for key in walk(top)))
     names = {path.rpartition(".")[2]: path for path in reversed(paths)}
     typed = ".".join(wanted)
     near = difflib.get_close_matches(typed, paths, n=3, cutoff=0.6)
     near += [names[name] for name in difflib.get_close_matches(wanted[-1] if wanted else "", list(names), n=3)]
     suggestion = f"did you mean {' or '.join(dict.fromkeys(near[:3]))}?" if near else "`quintet explain` lists all keys"
-    return f"{query!r} is no key of the run file; {suggestion}"
+    return f"{query!r} is no key of {'a file of the dialect' if top.translates else 'the run file'}; {suggestion}"
