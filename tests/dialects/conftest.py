@@ -80,8 +80,8 @@ class Made:
         return self.run.optimizer
 
     def batch(self, step: int = 0) -> Batch:
-        """The batch of ``step`` as the model gets it."""
-        return self.run.batch(step)
+        """The batch of ``step``, counted from 0, as the model gets it."""
+        return self.run.batch(step + 1)
 
     @cached_property
     def trained(self) -> Path:

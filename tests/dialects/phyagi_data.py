@@ -174,7 +174,7 @@ def dataset_global_weight(make: Make) -> None:
 
 def loss_mask(made: Made, name: str = "targets") -> set[int]:
     """The ids that have a loss in the first epoch, as the loss counts them."""
-    found = np.concatenate([made.run.batch(step).targets.ravel() for step in range(16)])
+    found = np.concatenate([made.batch(step).targets.ravel() for step in range(16)])
     return set(found.tolist()) - {IGNORED}
 
 

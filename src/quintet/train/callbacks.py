@@ -55,6 +55,8 @@ class Callbacks:
         if last or due or saving or run.intervals.logs(step):
             log_metrics(run, self._buffer)
         run.progress = replace(run.progress, due=due)
+        if (saving or due) and run.scaler.is_enabled():  # reading it waits for the device
+            run.progress = replace(run.progress, scaler=run.scaler.state_dict())
         if saving:  # before what may fail or take an hour
             run.checkpointer.save(run.progress, run.engine.state())
         # Who stops a run does not wait for a validation; it is made when the run continues.

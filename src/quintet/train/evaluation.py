@@ -231,7 +231,7 @@ def _check_targets(run: Run) -> None:
     """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
     steps = run.schedule_steps
     tried = 1 if run.config.data.fixed_batch else steps
-    if not broadcast_from_rank0(lambda: any(run.whole_batch(step).valid for step in range(tried))):
+    if not broadcast_from_rank0(lambda: any(run.whole_batch(step).valid for step in range(1, tried + 1))):
         raise UserError(
             f"data: none of the targets of the {steps:,} steps has a loss, so that there is nothing to learn: all "
             "of them are prompts, padding or ids that `loss` leaves out; a longer data.sequence_length may reach the "

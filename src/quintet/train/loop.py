@@ -23,7 +23,7 @@ from quintet.train.evaluation import (
 from quintet.train.integrations import Steps, trainer_steps
 from quintet.train.intervals import Trial
 from quintet.train.parallel.group import process_group
-from quintet.train.run import Run, apply_gradients, begin_step
+from quintet.train.run import Run
 from quintet.train.setup import set_up
 from quintet.train.validation import ValidationResult, conclusion
 
@@ -87,12 +87,12 @@ def _lead(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
 def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
     callbacks = Callbacks(run, stop_signal)
     first = run.progress.step
-    with closing(prefetch(run.batch, first, run.steps)) as batches:
+    with closing(prefetch(run.batch, first + 1, run.steps + 1)) as batches:
         for step, batch in enumerate(callbacks.rank_sync.over(batches), start=first + 1):
             if batch.valid:
-                rate = begin_step(run, step)
+                rate = run.begin_step(step)
                 loss = run.engine.accumulate(batch, step)
-                callbacks.add(step, rate, loss, *apply_gradients(run, rate))
+                callbacks.add(step, rate, loss, *run.engine.update(rate))
             else:
                 callbacks.add_masked()
             if callbacks.end(step):

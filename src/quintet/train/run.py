@@ -1,13 +1,13 @@
-"""A run that is ready to train: what it consists of, its batches, and the rates of its steps."""
+"""A run that is ready to train: what it consists of, and the batch and the rates of each step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schema import RunConfig
@@ -36,7 +36,8 @@ class Run:
     """A run that is ready to train, and how far it is.
 
     It ends after ``steps``. Learning rate and dropout follow ``schedule_steps``, which are more where a ``trial`` ends
-    early.
+    early. Everywhere in training the first step is number 1 and ``progress.step`` is the last one taken; only the data
+    counts from 0, so that step s has its batch s - 1.
     """
 
     config: RunConfig
@@ -65,7 +66,7 @@ class Run:
 
     @property
     def evaluate(self) -> EvaluateConfig:
-        """What this run measures: `evaluate` of the run file, with the counts of the trial where it is one."""
+        """The section `evaluate` of the run file, with the counts of the trial if this is one."""
         return self.config.evaluate if self.trial is None else self.trial.shortened(self.config.evaluate)
 
     @property
@@ -74,37 +75,27 @@ class Run:
         return run_bounds(self.config, self.tokenizer)
 
     def batch(self, step: int) -> Batch:
-        """This process's part of the batch of ``step``, counted from 0, as the model gets it."""
-        step = self.config.data.batch_index(step)
-        part = self.data.batch(step, rank(), world_size())
-        return self.objective.prepare(part, "train", step, rank() * self.config.batch.samples // world_size())
+        """This process's part of the batch of ``step``.
+
+        The objective hides and masks here, on the host and ahead of the step, since all processes have to know how many
+        targets the whole batch has before any of them divides by it; on the device it computes the loss alone.
+        """
+        index = self.config.data.batch_index(step - 1)
+        first_row = rank() * self.config.batch.samples // world_size()
+        return self.objective.prepare(self.data.batch(index, rank(), world_size()), "train", index, first_row)
 
     def whole_batch(self, step: int) -> Batch:
         """The batch of ``step`` with the parts of all processes."""
-        step = self.config.data.batch_index(step)
-        return self.objective.prepare(self.data.batch(step), "train", step)
+        index = self.config.data.batch_index(step - 1)
+        return self.objective.prepare(self.data.batch(index), "train", index)
 
-
-def begin_step(run: Run, step: int) -> float:
-    """Set the dropout and the momentum of ``step``, counted from 1, where schedules say them, and return its learning
-    rate."""
-    dropout = dropout_rate(run.config.dropout_schedule, step, run.schedule_steps)
-    if dropout is not None:
-        set_dropout(run.model, dropout)
-    cycled = momentum(run.config.schedule, run.config.optimizer.lr, step, run.schedule_steps)
-    if cycled is not None:
-        set_momentum(run.optimizer, cycled)
-    return rate_of(run, step)
-
-
-def rate_of(run: Run, step: int) -> float:
-    """The learning rate of ``step``, counted from 1, as far as the validations so far decide it."""
-    return learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.schedule_steps, run.progress.plateau)
-
-
-def apply_gradients(run: Run, rate: float) -> tuple[Tensor, Tensor]:
-    """Clip and step; returns the gradient's norm before clipping and 1.0 if the step was left out, on the device."""
-    measured = run.engine.update(rate)
-    if run.scaler.is_enabled():
-        run.progress = replace(run.progress, scaler=run.scaler.state_dict())
-    return measured
+    def begin_step(self, step: int) -> float:
+        """Set the dropout and the momentum of ``step`` if they follow a schedule, and return its learning rate."""
+        schedule, highest, steps = self.config.schedule, self.config.optimizer.lr, self.schedule_steps
+        dropout = dropout_rate(self.config.dropout_schedule, step, steps)
+        if dropout is not None:
+            set_dropout(self.model, dropout)
+        cycled = momentum(schedule, highest, step, steps)
+        if cycled is not None:
+            set_momentum(self.optimizer, cycled)
+        return learning_rate(schedule, highest, step, steps, self.progress.plateau)

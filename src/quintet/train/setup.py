@@ -134,7 +134,7 @@ def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     if not run.progress.step:
         notes += broadcast_from_rank0(lambda: seen_before(run.config, prepared))
     if run.config.data.fixed_batch:
-        notes.append(introduction(run.config, run.whole_batch(0)))
+        notes.append(introduction(run.config, run.whole_batch(1)))
     return notes
 
 

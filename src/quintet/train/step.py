@@ -88,42 +88,6 @@ class TorchEngine:
         self.loss_module, self.model, self.optimizer, self.scaler = loss_module, model, optimizer, scaler
         self.config, self.shape, self.compute = config, shape, compute
 
-    def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number, in
-        whatever parts; dropout is keyed by the step and the number of the sample in the whole batch."""
-        loss = torch.zeros((), device=self.compute.device)
-        first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
-        for number, part in enumerate(
-            micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
-        ):
-            with self._passes(last=number == last):
-                share = share_of_loss(self.loss_module, part, self.config, self.compute)
-                # The wrappers take the mean of the processes' gradients, and the loss is their sum.
-                self.scaler.scale(share * world_size()).backward()
-            loss += share.detach()
-        if world_size() > 1:
-            dist.all_reduce(loss)
-        return loss
-
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """See ``Engine``."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if self.config.train.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
-        set_learning_rate(self.optimizer, rate)
-        if self.scaler.is_enabled():
-            skipped = (~torch.isfinite(norm)).float()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            skipped = step_if_finite(self.optimizer, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.to(self.compute.device), skipped.to(self.compute.device)
-
     def unsharded(self) -> AbstractContextManager[None]:
         """See ``Engine``."""
         return unsharded(self.loss_module)
@@ -151,12 +115,49 @@ class TorchEngine:
             return
         yield
 
+    def accumulate(self, batch: Batch, step: int) -> Tensor:
+        """Forward and backward (see ``Engine``). The loss is the sum over the valid targets of the whole batch divided
+        by their number, in whatever parts; dropout is keyed by the step and the sample's number in the whole batch."""
+        loss = torch.zeros((), device=self.compute.device)
+        first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
+        for number, part in enumerate(
+            micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
+        ):
+            with self._passes(last=number == last):
+                share = share_of_loss(self.loss_module, part, self.config, self.compute)
+                # The wrappers take the mean of the processes' gradients, and the loss is their sum.
+                self.scaler.scale(share * world_size()).backward()
+            loss += share.detach()
+        if world_size() > 1:
+            dist.all_reduce(loss)
+        return loss
+
+    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+        """Clip, step and zero the gradients (see ``Engine``)."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.config.train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
+        set_learning_rate(self.optimizer, rate)
+        if self.scaler.is_enabled():
+            skipped = (~torch.isfinite(norm)).float()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            skipped = step_if_finite(self.optimizer, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.to(self.compute.device), skipped.to(self.compute.device)
+
 
 def step_if_finite(optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> torch.Tensor:
-    """One optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 on the device if it was left out.
+    """Take one optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 on the device if it was left
+    out.
 
-    Where there is a fused kernel, it decides itself from ``found_inf``, so that the host never waits for the norm. For
-    any other optimizer the host looks at the norm.
+    A fused kernel decides by itself from ``found_inf``, so that the host never waits for the norm. For any other
+    optimizer the host looks at the norm.
     """
     found_inf = (~torch.isfinite(norm)).float()
     if all(group.get("fused") for group in optimizer.param_groups):

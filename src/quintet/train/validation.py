@@ -192,7 +192,7 @@ def introduction(config: RunConfig, batch: Batch) -> str:
 
 def conclusion(run: Run) -> str:
     """What a run says of its only batch after the last step."""
-    batch = run.whole_batch(0)
+    batch = run.whole_batch(1)
     loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
     return (
         f"data.fixed_batch: loss {loss:.4f} nats a token, {loss - lowest:.4f} above the entropy of its targets, "

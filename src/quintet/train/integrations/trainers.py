@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
 from quintet.train.callbacks import Callbacks
-from quintet.train.run import Run, apply_gradients, begin_step
+from quintet.train.run import Run
 from quintet.train.step import MicroBatch, micro_batches, share_of_loss
 
 
@@ -25,7 +25,7 @@ class MicroBatches(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         run, first = self.run, self.run.progress.step
         size, device = run.config.batch.micro_batch_size, run.compute.device
-        with closing(prefetch(run.batch, first, run.steps)) as batches:
+        with closing(prefetch(run.batch, first + 1, run.steps + 1)) as batches:
             for step, batch in enumerate(batches, start=first + 1):
                 for part in micro_batches(batch, step, size, device):
                     yield vars(part)
@@ -44,7 +44,7 @@ class Stepper(torch.optim.Optimizer):
 
     def __init__(self, run: Run, callbacks: Callbacks) -> None:
         super().__init__([p for p in run.model.parameters() if p.requires_grad], {"lr": run.config.optimizer.lr})
-        self._run, self._books = run, callbacks
+        self._run, self._callbacks = run, callbacks
         self._loss, self._last, self._masked = torch.zeros((), device=run.compute.device), 0, False
         self.rate = run.config.optimizer.lr
 
@@ -52,7 +52,7 @@ class Stepper(torch.optim.Optimizer):
         """The share of one micro-batch in the loss of its batch, a scalar."""
         run, part = self._run, MicroBatch(**values)
         if part.index == 0:
-            self.rate = begin_step(run, part.step)
+            self.rate = run.begin_step(part.step)
             self._loss, self._last, self._masked = torch.zeros_like(self._loss), part.step, not part.valid
         share = share_of_loss(run.loss_module, part, run.config, run.compute)
         self._loss += share.detach()
@@ -65,15 +65,15 @@ class Stepper(torch.optim.Optimizer):
         result = None if closure is None else closure()
         if self._masked:
             self._run.optimizer.zero_grad(set_to_none=True)
-            self._books.add_masked()
+            self._callbacks.add_masked()
         else:
-            measured = apply_gradients(self._run, self.rate)
-            self._books.add(self._last, self.rate, self._loss, *measured)
+            measured = self._run.engine.update(self.rate)
+            self._callbacks.add(self._last, self.rate, self._loss, *measured)
         return result
 
     def end(self) -> bool:
         """Validate, sample and save when due; whether the run ends with this step."""
-        return self._books.end(self._last)
+        return self._callbacks.end(self._last)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
