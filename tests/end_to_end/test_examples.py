@@ -27,7 +27,7 @@ OVERRIDES = {
         "data.sequence_length=128", "model.feedforward.width=128", "train.precision=fp32",
     ),
     "finetune": (*FEW, "train.micro_batch_size=2", "data.sequence_length=128", "model.name_or_path=data/tiny-llama"),
-    "piano_tasks": (*FEW, "data.sequence_length=176", "sample.max_tokens=16"),
+    "piano_tasks": (*SMALL, *FEW, "data.sequence_length=176", "sample.max_tokens=16"),
     "piano": (*SMALL, *FEW, "sample.max_tokens=16"),
     "piano_performances": (*SMALL, *FEW, "sample.max_tokens=16"),
     "measured": (*SMALL, *FEW),
