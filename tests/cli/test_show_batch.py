@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from quintet.cli.show_batch import painted
+from quintet.config.documents import IGNORED
 from quintet.config.load import load_run_config
-from quintet.data.batch import IGNORED, PADDING, Batch
+from quintet.data.batch import PADDING, Batch
 from quintet.data.prepare import prepare
 from quintet.tokenize.byte import ByteTokenizer
 

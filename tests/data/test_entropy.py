@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.batch import IGNORED
+from quintet.config.documents import IGNORED
 from quintet.data.entropy import conditional_entropy, context_ids
 
 ROWS, LENGTH, IDS = 5, 6, 3

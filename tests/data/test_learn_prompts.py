@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
-from quintet.data.batch import IGNORED
 from quintet.data.prepare import Prepared, prepare
 
 

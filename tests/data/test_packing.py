@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tokenizers import decoders, models, pre_tokenizers
 
+from quintet.config.documents import IGNORED
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig
 from quintet.config.schema import RunConfig
 from quintet.data import packing as packing_module
-from quintet.data.batch import IGNORED, PADDING, ValidationData
+from quintet.data.batch import PADDING, ValidationData
 from quintet.data.manifest import Manifest
 from quintet.data.packing import Packed, document_spans, pack
 from quintet.data.prepare import prepare

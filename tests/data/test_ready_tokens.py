@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintet.config.documents import TokenField
+from quintet.config.documents import IGNORED, TokenField
 from quintet.config.schema import RunConfig
-from quintet.data.batch import IGNORED
 from quintet.data.prepare import Prepared, prepare
 from quintet.data.sources.rows import ids_of
 from quintet.errors import UserError

@@ -15,7 +15,7 @@ from tests.dialects.phyagi_runs import (
     write_tokens,
 )
 
-from quintet.train.loss import IGNORED
+from quintet.config.documents import IGNORED
 
 # Top and data.
 

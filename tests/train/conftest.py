@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Transformer, build_model
 from quintet.train.compute import Compute
-from quintet.train.loss import IGNORED
 
 VOCAB, LENGTH = 61, 16
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintet.config.documents import IGNORED
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
-from quintet.data.batch import IGNORED
 from quintet.data.entropy import conditional_entropy, context_ids
 from quintet.data.prepare import prepare
 from quintet.train.model import make_objective

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from quintet.config.documents import IGNORED
 from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
 from quintet.config.training import TrainConfig
@@ -18,7 +19,6 @@ from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import callbacks, checkpoint, loop
 from quintet.train.callbacks import StopSignal
-from quintet.train.loss import IGNORED
 from quintet.train.run import Run
 from quintet.train.setup import set_up
 

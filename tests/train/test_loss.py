@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quintet.train.loss import IGNORED, Smoothing, cross_entropy, default_chunk, linear_cross_entropy
+from quintet.config.documents import IGNORED
+from quintet.train.loss import Smoothing, cross_entropy, default_chunk, linear_cross_entropy
 
 WIDTH, VOCAB = 16, 53
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quintet.train.loss import IGNORED, linear_cross_entropy
+from quintet.config.documents import IGNORED
+from quintet.train.loss import linear_cross_entropy
 
 _STEPS = """
 import psutil, torch
-from quintet.train.loss import IGNORED, linear_cross_entropy
+from quintet.config.documents import IGNORED
+from quintet.train.loss import linear_cross_entropy
 torch.manual_seed(0)
 weight, process, sizes = torch.randn(1241, 128, requires_grad=True), psutil.Process(), torch.randperm(700)[:120] + 100
 for step, size in enumerate(sizes.tolist()):

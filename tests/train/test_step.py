@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quintet.config.documents import IGNORED
 from quintet.errors import UserError
-from quintet.train.loss import IGNORED
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.step import TorchEngine, dry_step

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.checkpoints import tiny_llama
 
+from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
 from quintet.data.batch import TrainData
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import loop
-from quintet.train.loss import IGNORED
 from quintet.train.trained import load_trained
 
 transformers = pytest.importorskip("transformers")

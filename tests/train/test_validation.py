@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quintet.config.documents import IGNORED
 from quintet.config.model import TransformerConfig
 from quintet.config.training import NextTokenLossConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
-from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
 from quintet.train.validation import ValidationResult, evaluation_mode, validate
 

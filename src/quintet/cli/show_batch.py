@@ -72,7 +72,8 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     """Sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
     from rich.text import Text
 
-    from quintet.data.batch import IGNORED, PADDING
+    from quintet.config.documents import IGNORED
+    from quintet.data.batch import PADDING
 
     assert batch.documents is not None
     numbers = batch.documents[row]

@@ -12,7 +12,8 @@ from quintet.config.section import ConfigSection, config_error, key
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
-NO_LOSS = -100
+IGNORED = -100
+"""The target that has no loss, in batches as in data that comes with labels of its own."""
 IGNORE_INDEX = "the value in the labels that means no loss"
 _UNLEARNT = "text put in front of every document; it has no loss"
 
@@ -85,7 +86,7 @@ class TokenField(ConfigSection):
     labels: str = key(
         "labels", "where there is such a field or column: the ids again, or `ignore_index` where there is no loss"
     )
-    ignore_index: int = key(NO_LOSS, IGNORE_INDEX, unit="id")
+    ignore_index: int = key(IGNORED, IGNORE_INDEX, unit="id")
     seq_lengths: str | None = key(
         "seq_lengths",
         "where there is such a field or column: the lengths of the documents that a row packs, as TRL writes them; "

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from quintet.config.documents import (
     IGNORE_INDEX,
-    NO_LOSS,
+    IGNORED,
     Music,
     NotesField,
     RowConfig,
@@ -146,7 +146,7 @@ class NpySource(_ArraySource):
     is beside `NAME.npy`, it has the same tokens, or `ignore_index` where there is no loss."""
 
     kind: Literal["npy"] = key(..., "token arrays of NumPy")
-    ignore_index: int = key(NO_LOSS, IGNORE_INDEX, unit="id")
+    ignore_index: int = key(IGNORED, IGNORE_INDEX, unit="id")
 
 
 class BinSource(_ArraySource):

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.data.mixture import Order, apportion
 from quintet.data.samples import Samples
 
-IGNORED = -100
 PADDING = -1  # the number of no document
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples: ``inputs`` and ``targets`` are int64 [samples, sequence_length], with -100 where a target has no loss.
+    """Samples: ``inputs`` and ``targets`` are int64 [samples, sequence_length], ``IGNORED`` for targets without loss.
 
     ``sources`` int64 [samples] counts the source of each sample; ``valid`` is the number of targets with a loss here.
     ``documents`` int64, of the shape of the inputs, numbers the document of each input from 0 on, -1 for padding; None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quintet.data.batch import IGNORED
+from quintet.config.documents import IGNORED
 
 
 def context_ids(

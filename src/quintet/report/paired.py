@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.config.text_modeling import TextModelingConfig
-from quintet.data.batch import IGNORED
 from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import Prepared
 from quintet.data.sources.files import passed_over_lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from quintet.config.documents import IGNORED
 from quintet.config.duration import steps_of
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
@@ -21,7 +22,6 @@ from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.texts import text_topics
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
 from quintet.train.compute import measure_peak
-from quintet.train.loss import IGNORED
 from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
 from quintet.train.schedule import after_validation

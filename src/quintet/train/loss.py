@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
+from quintet.config.documents import IGNORED
+
 # On a GPU few large products are best; on a CPU a chunk that stays near the caches is (7 % of a step with 4096 ids).
 LOGITS_BYTES = {"cpu": 32 * 2**20}
 OTHER_LOGITS_BYTES = 256 * 2**20

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.config.packing import MusicPackingConfig
-from quintet.data.batch import IGNORED, ValidationData
+from quintet.data.batch import ValidationData
 from quintet.data.note_samples import NoteSamples
 from quintet.data.prepare import Prepared
 from quintet.data.samples import LeftOut, Sample

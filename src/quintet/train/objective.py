@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
+from quintet.config.documents import IGNORED
 from quintet.config.model import ModelConfig
 from quintet.config.training import LossConfig, MaskedLossConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.randomness import key
-from quintet.train.loss import IGNORED, Smoothing, cross_entropy, linear_cross_entropy
+from quintet.train.loss import Smoothing, cross_entropy, linear_cross_entropy
 
 
 @dataclass(frozen=True)

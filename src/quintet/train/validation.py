@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.data.entropy import conditional_entropy, context_ids
@@ -18,7 +19,6 @@ from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import all_gather, rank, world_size
 from quintet.train.compute import Compute
-from quintet.train.loss import IGNORED
 from quintet.train.objective import Objective
 
 if TYPE_CHECKING:

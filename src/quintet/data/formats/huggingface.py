@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.data.samples import Sample, Samples
-from quintet.data.sources.rows import NO_LOSS
 from quintet.libraries import require
 from quintet.tokenize import Tokenizer
 
@@ -27,7 +27,7 @@ def write_huggingface(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokeniz
     datasets = _library()
     files = {name: folder / f".{name}.arrow" for name in parts}
     for name, samples in parts.items():
-        _write_rows(samples, files[name], NO_LOSS, lengths=True)
+        _write_rows(samples, files[name], IGNORED, lengths=True)
     datasets.DatasetDict((name, datasets.Dataset.from_file(str(file))) for name, file in files.items()).save_to_disk(
         folder
     )

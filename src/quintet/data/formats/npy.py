@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.config.documents import IGNORED
 from quintet.data.formats.streams import slices, streams_of
 from quintet.data.samples import Samples, Stream
-from quintet.data.sources.rows import NO_LOSS
 from quintet.data.store import ArrayWriter, token_dtype
 from quintet.tokenize import Tokenizer
 
@@ -27,5 +27,5 @@ def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fold
 def _write(file: Path, streams: Sequence[Stream], dtype: np.dtype, *, labels: bool) -> None:
     writer = ArrayWriter(file, dtype)
     for ids, loss_mask in slices(streams):
-        writer.append(np.where(loss_mask, ids.astype(np.int32), NO_LOSS) if labels and loss_mask is not None else ids)
+        writer.append(np.where(loss_mask, ids.astype(np.int32), IGNORED) if labels and loss_mask is not None else ids)
     writer.close()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from quintet.config.documents import (
-    NO_LOSS,
+    IGNORED,
     AnswerFields,
     ChatField,
     ConditionalField,
@@ -194,7 +194,7 @@ def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
     return np.cumsum(found)[:-1]
 
 
-def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = NO_LOSS) -> np.ndarray:
+def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = IGNORED) -> np.ndarray:
     """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or ``ignore_index``."""
     if labels.shape != ids.shape:
         raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")

@@ -6,6 +6,7 @@ from typing import Any
 
 from quintet.config.dialects.table import REQUIRED, Key
 from quintet.config.dialects.values import Value, anything, choice, either, flag, listed, mapping, number, text, whole
+from quintet.config.documents import IGNORED
 
 SCHEDULES = (
     "linear",
@@ -35,7 +36,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 TRAIN, DATA, RAW = "train_parameters", "dataset", "dataset_preprocess"
 LORA = f"{TRAIN}.lora_peft_config"
-NO_LOSS = -100
 
 
 def switch(on: Any, off: Any) -> Value:
@@ -245,7 +245,7 @@ _DATASET = (
         f"{DATA}.ignore_index",
         whole(),
         "the value in the labels that means no loss",
-        default=NO_LOSS,
+        default=IGNORED,
         affects=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
     ),
     Key(f"{DATA}.eval_bs", whole(1), "samples evaluated at once", to="evaluate.batch_size"),
@@ -265,7 +265,7 @@ _PREPROCESSING = (
         f"{RAW}.ignore_index",
         whole(),
         "the value in the labels that `quintet prepare` writes where there is no loss",
-        default=NO_LOSS,
+        default=IGNORED,
     ),
     Key(
         f"{RAW}.dataset_format",
