@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
-def _ordered(low: str, least: float | None, high: str, most: float | None) -> None:
+def _ordered(part: ConfigSection, low: str, high: str) -> ConfigErrors:
+    least, most = getattr(part, low), getattr(part, high)
     if least is not None and most is not None and least > most:
-        raise config_error(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
+        yield config_error(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
 
 
 class QualityConfig(ConfigSection):
@@ -44,15 +45,14 @@ class QualityConfig(ConfigSection):
         (), "texts that no document may hold, in small or capital letters; C4: 'lorem ipsum' and '{'"
     )
 
-    @model_validator(mode="after")
-    def _possible(self) -> QualityConfig:
-        _ordered("min_words", self.min_words, "max_words", self.max_words)
-        _ordered("min_mean_word_length", self.min_mean_word_length, "max_mean_word_length", self.max_mean_word_length)
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each pair of bounds that leaves no document."""
+        yield from _ordered(self, "min_words", "max_words")
+        yield from _ordered(self, "min_mean_word_length", "max_mean_word_length")
         if self.min_stop_words is not None and self.min_stop_words > len(set(self.stop_words)):
-            raise config_error(
+            yield config_error(
                 "min_stop_words", f"{self.min_stop_words} of the {len(set(self.stop_words))} `stop_words`"
             )
-        return self
 
 
 class NoDeduplication(ConfigSection):
@@ -100,7 +100,6 @@ class CleaningConfig(ConfigSection):
         NoDeduplication(kind="none"), "which documents are left out because an earlier one of the source has the same"
     )
 
-    @model_validator(mode="after")
-    def _possible(self) -> CleaningConfig:
-        _ordered("min_characters", self.min_characters, "max_characters", self.max_characters)
-        return self
+    def errors(self) -> ConfigErrors:
+        """Yield an error for bounds that leave no document."""
+        return _ordered(self, "min_characters", "max_characters")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.sources import Source, SourceConfig, holds_notes
 
 
@@ -38,13 +38,12 @@ class StageConfig(ConfigSection):
         min_length=1,
     )
 
-    @model_validator(mode="after")
-    def _drawn_from(self) -> StageConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield errors for an end outside of the run, and for a stage that draws nothing."""
         if isinstance(self.until, float) and self.until > 1:
-            raise config_error("until", f"{self.until:g} is no fraction; write a number of steps without a point")
+            yield config_error("until", f"{self.until:g} is no fraction; write a number of steps without a point")
         if not any(self.weights.values()):
-            raise config_error("weights", "all are 0: give one source a share")
-        return self
+            yield config_error("weights", "all are 0: give one source a share")
 
 
 class DataConfig(ConfigSection):
@@ -90,6 +89,11 @@ class DataConfig(ConfigSection):
         None, "processes that tokenise; one for each core when not given", unit="processes", ge=1
     )
 
+    @property
+    def holds_out(self) -> bool:
+        """True if there is something to validate on."""
+        return bool(self.validation or self.validation_sources)
+
     def batch_index(self, step: int) -> int:
         """The step, counted from 0, whose batch ``step`` has."""
         return 0 if self.fixed_batch else step
@@ -109,89 +113,84 @@ class DataConfig(ConfigSection):
             return values
         return {**values, "packing": {"kind": "pieces"}}
 
-    @model_validator(mode="after")
-    def _music_packed_as_music(self) -> DataConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield each contradiction between sources, packing, mixing and stages."""
+        yield from self._packing_errors()
+        yield from self._mixing_errors()
+        yield from self._stage_errors()
+
+    def _packing_errors(self) -> ConfigErrors:
+        """Music is packed as music, and chunks add something to the one before."""
         notes = [holds_notes(source) for source in (*self.sources, *self.validation_sources)]
         if any(notes) and not all(notes):
-            raise config_error("sources", "some hold music and some text; a run has one of the two")
-        if any(notes) != isinstance(self.packing, MusicPackingConfig):
+            yield config_error("sources", "some hold music and some text; a run has one of the two")
+        elif any(notes) != isinstance(self.packing, MusicPackingConfig):
             fitting = "pieces or tasks" if any(notes) else "stream, chunks, document or best_fit"
-            raise config_error("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
-        return self
-
-    @model_validator(mode="after")
-    def _room_to_cut(self) -> DataConfig:
+            yield config_error("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
         packing = self.packing
         if isinstance(packing, ChunkPackingConfig):
             room = self.sequence_length + 1 - (2 if packing.add_bos_eos else 0)
             if packing.overlap >= room:
-                raise config_error(
+                yield config_error(
                     "packing.overlap", f"{packing.overlap} tokens leave no room for new ones among {room}; lower it"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _whole(self) -> DataConfig:
+    def _mixing_errors(self) -> ConfigErrors:
+        """Weights, repeats and stages exclude one another, and only repeats go with sequential mixing."""
         for name in ("sources", "validation_sources"):
             weighted = [source.weight is not None for source in getattr(self, name)]
             if any(weighted) and not all(weighted):
-                raise config_error(name, f"source {weighted.index(False)} has no weight: give all sources one, or none")
+                yield config_error(name, f"source {weighted.index(False)} has no weight: give all sources one, or none")
         if self.validation_sources and self.validation:
-            raise config_error("validation", "leave it out: `validation_sources` already says what to validate on")
-        return self
-
-    @model_validator(mode="after")
-    def _mixed_in_one_way(self) -> DataConfig:
-        """Weights, repeats and stages exclude one another, and only repeats go with sequential mixing."""
+            yield config_error("validation", "leave it out: `validation_sources` already says what to validate on")
         for index, source in enumerate(self.sources):
             place = f"sources[{index}]"
             if self.stages and (source.weight is not None or source.repeat is not None):
                 name = "weight" if source.weight is not None else "repeat"
-                raise config_error(f"{place}.{name}", "leave it out: `data.stages` says how the sources are mixed")
+                yield config_error(f"{place}.{name}", "leave it out: `data.stages` says how the sources are mixed")
             if source.repeat is not None and any(other.weight is not None for other in self.sources):
-                raise config_error(
+                yield config_error(
                     f"{place}.repeat", "give weights or repeats, not both: with weights there is no epoch"
                 )
         for index, source in enumerate(self.validation_sources):
             for name in ("weight", "repeat"):
                 if getattr(source, name) is not None:
                     place = f"validation_sources[{index}].{name}"
-                    raise config_error(place, "leave it out: each source is validated on by its size")
+                    yield config_error(place, "leave it out: each source is validated on by its size")
         if self.mixing == "sequential" and (self.stages or self.sources[0].weight is not None):
             given = "`data.stages`" if self.stages else "weights"
-            raise config_error("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
-        return self
+            yield config_error("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> DataConfig:
+    def _stage_errors(self) -> ConfigErrors:
         """Stages follow one another, and their labels are those of the sources."""
         last = len(self.stages) - 1
         for index, stage in enumerate(self.stages):
             place, before = f"stages[{index}].until", self.stages[index - 1].until if index else None
             if index == last and stage.until is not None:
-                raise config_error(place, "leave it out: the last stage ends with the run")
+                yield config_error(place, "leave it out: the last stage ends with the run")
             if index < last and stage.until is None:
-                raise config_error(place, "is missing: only the last stage ends with the run")
+                yield config_error(place, "is missing: only the last stage ends with the run")
             if stage.until is None or before is None:
                 continue
             if isinstance(stage.until, int) != isinstance(before, int):
-                raise config_error(place, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
-            if stage.until <= before:
-                raise config_error(place, f"{stage.until:g} is not after the {before:g} of the stage before")
-        return self._labels_known() if self.stages else self
+                yield config_error(place, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
+            elif stage.until <= before:
+                yield config_error(place, f"{stage.until:g} is not after the {before:g} of the stage before")
+        if self.stages:
+            yield from self._label_errors()
 
-    def _labels_known(self) -> DataConfig:
+    def _label_errors(self) -> ConfigErrors:
         labels = [source.label for source in self.sources]
         if None in labels:
-            raise config_error(f"sources[{labels.index(None)}].label", "is missing: `data.stages` names sources by it")
+            yield config_error(f"sources[{labels.index(None)}].label", "is missing: `data.stages` names sources by it")
+            return
         known = ", ".join(dict.fromkeys(filter(None, labels)))
         for index, stage in enumerate(self.stages):
             unknown = [label for label in stage.weights if label not in labels]
             if unknown:
-                raise config_error(
+                yield config_error(
                     f"stages[{index}].weights", f"no source has the label {unknown[0]!r}; there are {known}"
                 )
         for index, label in enumerate(labels):
             if not any(stage.weights.get(label or "") for stage in self.stages):
-                raise config_error(f"sources[{index}].label", f"no stage draws from {label!r}; give it a weight in one")
-        return self
+                yield config_error(f"sources[{index}].label", f"no stage draws from {label!r}; give it a weight in one")

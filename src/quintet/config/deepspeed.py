@@ -5,13 +5,15 @@ The names and defaults are those of DeepSpeed's "Configuration JSON".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quintet.config.section import config_error, number_in
+from quintet.config.data import DataConfig
+from quintet.config.optimizer import AdamWConfig, OptimizerConfig
+from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
+from quintet.config.schedule import DeepSpeedScheduleConfig, ScheduleConfig
+from quintet.config.section import ConfigErrors, config_error, number_in
+from quintet.config.training import TrainConfig
 from quintet.errors import nearest
-
-if TYPE_CHECKING:
-    from quintet.config.schema import RunConfig
 
 AUTO = "auto"
 _HERE = "parallel.config"
@@ -87,27 +89,102 @@ def given_by_deepspeed(values: Any) -> Any:
     return values
 
 
-def refuse_deepspeed_contradictions(config: RunConfig) -> None:
-    """Raise an error that names both keys where ``config`` and its ds_config differ, or for a key that is not used."""
-    ds: dict[str, Any] = getattr(config.parallel, "config", {})
-    for name in ds:
-        _check_name(name)
-    batch = config.batch
-    now = {
-        "train_batch_size": batch.samples,
-        "train_micro_batch_size_per_gpu": config.train.micro_batch_size or batch.micro_batch_size,
-        "gradient_clipping": config.train.clip_norm or 0.0,
-    }
-    for name, value in now.items():
-        # A batch of fewer passes than one micro-batch has samples is checked when the processes are known.
-        if name == "train_micro_batch_size_per_gpu" and config.train.micro_batch_size is None:
+def batch_errors(parallel: ParallelConfig, train: TrainConfig, data: DataConfig) -> ConfigErrors:
+    """Yield an error for each size of a batch, and the clipping, that a ds_config says otherwise than ``train``."""
+    ds = _given(parallel)
+    yield from _unequal(ds, "gradient_clipping", train.clip_norm or 0.0, _SAME["gradient_clipping"])
+    batch = train.batch(data.sequence_length)
+    if not train.batch_size_per_device or train.batch_devices:  # else it is checked when the processes are known
+        yield from _unequal(ds, "train_batch_size", batch.samples, _SAME["train_batch_size"])
+    if train.micro_batch_size is not None:  # as are micro-batches of more samples than the batch has passes
+        name = "train_micro_batch_size_per_gpu"
+        yield from _unequal(ds, name, train.micro_batch_size, _SAME[name])
+
+
+def name_errors(parallel: ParallelConfig) -> ConfigErrors:
+    """Yield an error for each key of a ds_config that is not used, or that DeepSpeed does not have."""
+    for name in _given(parallel):
+        if name in _REFUSED:
+            yield config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; leave it out")
+        elif name not in _PASSED:
+            meant = nearest(name, _PASSED)
+            hint = f"; did you mean {meant}?" if meant else ""
+            yield config_error(f"{_HERE}.{name}", f"is no key of DeepSpeed's{hint}")
+
+
+def precision_errors(parallel: ParallelConfig, train: TrainConfig) -> ConfigErrors:
+    """Yield an error for each precision of a ds_config that differs from ``train.precision``."""
+    ds, ours = _given(parallel), train.precision
+    both = _enabled(ds, "fp16") is True and _enabled(ds, "bf16") is True
+    if both:
+        yield config_error(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; take one of them")
+    for kind in () if both else ("fp16", "bf16"):
+        enabled = _enabled(ds, kind)
+        if (enabled is True and ours != kind) or (enabled is False and ours == kind):
+            said = str(enabled).lower()
+            yield config_error(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
+    block = ds.get("torch_autocast")
+    if isinstance(block, dict) and block.get("enabled"):
+        yield config_error(
+            f"{_HERE}.torch_autocast", "is what train.precision: bf16 does by itself; leave it out and say that"
+        )
+
+
+def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> ConfigErrors:
+    """Yield an error for each key of a ds_config's optimizer that differs from the section ``optimizer``."""
+    ds = _given(parallel)
+    block = ds.get("optimizer")
+    if not isinstance(block, dict):
+        return
+    name = block.get("type")
+    if name in _OWN_OPTIMIZERS:
+        yield config_error(f"{_HERE}.optimizer.type", f"{name} is not done here; take AdamW, or one of torch.optim")
+        return
+    own = "AdamW" if isinstance(optimizer, AdamWConfig) else optimizer.name
+    if not (isinstance(optimizer, AdamWConfig) if _is_adamw(block) else name == own):
+        yield config_error(
+            f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer says {own}; make them agree"
+        )
+        return
+    params, arguments = _without_auto(block.get("params")), getattr(optimizer, "arguments", {})
+    for key, value in params.items():
+        if key in _SWITCHES or (key == "bias_correction" and value is True):
             continue
-        if name == "train_batch_size" and config.train.batch_size_per_device and not config.train.batch_devices:
-            continue  # nor is the batch
-        _must_equal(ds.get(name, AUTO), name, value, _SAME[name])
-    _check_precision(config, ds)
-    _check_optimizer(config, ds)
-    _check_scheduler(config, ds)
+        path = f"optimizer.params.{key}"
+        if hasattr(optimizer, key):
+            yield from _unequal({path: value}, path, getattr(optimizer, key), f"optimizer.{key}")
+        elif key in arguments:
+            yield from _unequal({path: value}, path, arguments[key], f"optimizer.arguments.{key}")
+        else:
+            yield config_error(f"{_HERE}.{path}", f"is not said by the section optimizer for {own}")
+
+
+def schedule_errors(parallel: ParallelConfig, schedule: ScheduleConfig) -> ConfigErrors:
+    """Yield an error for each key of a ds_config's scheduler that differs from the section ``schedule``."""
+    block = _given(parallel).get("scheduler")
+    if not isinstance(block, dict):
+        return
+    if not isinstance(schedule, DeepSpeedScheduleConfig) or schedule.name != block.get("type"):
+        said = schedule.name if isinstance(schedule, DeepSpeedScheduleConfig) else schedule.kind
+        yield config_error(
+            f"{_HERE}.scheduler.type", f"is {block.get('type')}, and the section schedule says {said}; make them agree"
+        )
+        return
+    for key, value in _without_auto(block.get("params")).items():
+        path = f"scheduler.params.{key}"
+        yield from _unequal({path: value}, path, schedule.arguments.get(key), f"schedule.arguments.{key}")
+
+
+def _given(parallel: ParallelConfig) -> dict[str, Any]:
+    return parallel.config if isinstance(parallel, DeepSpeedConfig) else {}
+
+
+def _unequal(ds: dict[str, Any], name: str, ours: Any, key: str) -> ConfigErrors:
+    """Yield an error if ``name`` of ``ds`` is given and not what the run file's ``key`` has."""
+    theirs, ours = _plain(ds.get(name, AUTO)), _plain(ours)
+    if theirs not in (AUTO, None) and theirs != ours:
+        said = "null" if ours is None else ours
+        yield config_error(f"{_HERE}.{name}", f"is {theirs}, and {key} is {said}; make them equal or set one to auto")
 
 
 def _ds_config(values: Any) -> dict[str, Any]:
@@ -180,75 +257,3 @@ def _without_auto(params: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return [number_in(one) for one in value] if isinstance(value, list | tuple) else number_in(value)
-
-
-def _check_name(name: str) -> None:
-    if name in _REFUSED:
-        raise config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; leave it out")
-    if name not in _PASSED:
-        meant = nearest(name, _PASSED)
-        raise config_error(
-            f"{_HERE}.{name}", "is no key of DeepSpeed's" + (f"; did you mean {meant}?" if meant else "")
-        )
-
-
-def _must_equal(theirs: Any, name: str, ours: Any, key: str) -> None:
-    theirs, ours = _plain(theirs), _plain(ours)
-    if theirs not in (AUTO, None) and theirs != ours:
-        said = "null" if ours is None else ours
-        raise config_error(f"{_HERE}.{name}", f"is {theirs}, and {key} is {said}; make them equal or set one to auto")
-
-
-def _check_precision(config: RunConfig, ds: dict[str, Any]) -> None:
-    ours = config.train.precision
-    if _enabled(ds, "fp16") is True and _enabled(ds, "bf16") is True:
-        raise config_error(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; take one of them")
-    for kind in ("fp16", "bf16"):
-        enabled = _enabled(ds, kind)
-        if (enabled is True and ours != kind) or (enabled is False and ours == kind):
-            said = str(enabled).lower()
-            raise config_error(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
-    block = ds.get("torch_autocast")
-    if isinstance(block, dict) and block.get("enabled"):
-        raise config_error(
-            f"{_HERE}.torch_autocast", "is what train.precision: bf16 does by itself; leave it out and say that"
-        )
-
-
-def _check_optimizer(config: RunConfig, ds: dict[str, Any]) -> None:
-    block = ds.get("optimizer")
-    if not isinstance(block, dict):
-        return
-    name, ours = block.get("type"), config.optimizer
-    if name in _OWN_OPTIMIZERS:
-        raise config_error(f"{_HERE}.optimizer.type", f"{name} is not done here; take AdamW, or one of torch.optim")
-    own = "AdamW" if ours.kind == "adamw" else ours.name
-    same = ours.kind == "adamw" if _is_adamw(block) else name == own
-    if not same:
-        raise config_error(
-            f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer says {own}; make them agree"
-        )
-    for key, value in _without_auto(block.get("params")).items():
-        if key in _SWITCHES or (key == "bias_correction" and value is True):
-            continue
-        given = getattr(ours, "arguments", {})
-        if hasattr(ours, key):
-            _must_equal(value, f"optimizer.params.{key}", getattr(ours, key), f"optimizer.{key}")
-        elif key in given:
-            _must_equal(value, f"optimizer.params.{key}", given[key], f"optimizer.arguments.{key}")
-        else:
-            raise config_error(f"{_HERE}.optimizer.params.{key}", f"is not said by the section optimizer for {own}")
-
-
-def _check_scheduler(config: RunConfig, ds: dict[str, Any]) -> None:
-    block = ds.get("scheduler")
-    if not isinstance(block, dict):
-        return
-    schedule = config.schedule
-    if schedule.kind != "deepspeed" or schedule.name != block.get("type"):
-        said = schedule.name if schedule.kind == "deepspeed" else schedule.kind
-        raise config_error(
-            f"{_HERE}.scheduler.type", f"is {block.get('type')}, and the section schedule says {said}; make them agree"
-        )
-    for key, value in _without_auto(block.get("params")).items():
-        _must_equal(value, f"scheduler.params.{key}", schedule.arguments.get(key), f"schedule.arguments.{key}")

@@ -6,9 +6,9 @@ import datetime
 from contextlib import suppress
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
@@ -67,14 +67,13 @@ class ChatField(ConfigSection):
         "it, since a run does not follow the clock",
     )
 
-    @model_validator(mode="after")
-    def _on_a_day(self) -> ChatField:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for a date that is no day."""
         if self.date is not None:
             with suppress(ValueError):
                 if datetime.date.fromisoformat(self.date).isoformat() == self.date:
-                    return self
-            raise config_error("date", f"{self.date!r} is no day; write one as 2024-07-26")
-        return self
+                    return
+            yield config_error("date", f"{self.date!r} is no day; write one as 2024-07-26")
 
 
 class TokenField(ConfigSection):

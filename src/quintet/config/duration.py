@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from quintet.config.section import ConfigSection, config_error
+from quintet.config.section import ConfigErrors, ConfigSection, config_error
 
 
-def check_fractions(part: ConfigSection, *names: str) -> None:
-    """Raise the problem of the first of the keys ``names`` of ``part`` whose fraction is more than the whole run."""
+def fraction_errors(part: ConfigSection, *names: str) -> ConfigErrors:
+    """Yield an error for each of the keys ``names`` of ``part`` whose fraction is more than the whole run."""
     for name in names:
         value = getattr(part, name)
         if isinstance(value, float) and value > 1:
-            raise config_error(name, f"{value:g} is no fraction of the run; write a number of steps without a point")
+            yield config_error(name, f"{value:g} is no fraction of the run; write a number of steps without a point")
 
 
 def steps_of(duration: int | float, steps: int) -> int:

@@ -46,13 +46,14 @@ def problems_of(
     top = section_of(schema)
     found: dict[KeyPath, str] = {}
     missing: dict[KeyPath, str] = {}
+    across: list[tuple[KeyPath, str]] = []
     meant: set[KeyPath] = set()
     for detail in error.errors(include_url=False):
         context = detail.get("ctx", {})
         spot = _spot(detail["loc"], top)
         path, value = spot.path, lookup(values, spot.path)
         if detail["type"] == "cross_field":
-            found[path + (parse(context["key"]) or ())] = detail["msg"]
+            across.append((path + (parse(context["key"]) or ()), detail["msg"]))
         elif spot.key is None and path:
             nearest = nearest_name(str(path[-1]), (key.name for key in spot.section.keys))
             found[path] = _unknown_key(spot, nearest, top)
@@ -67,7 +68,8 @@ def problems_of(
         else:
             found.setdefault(path, _message(detail, spot, value))
     found |= {path: message for path, message in missing.items() if path not in meant}
-    return [Problem(place_of(path, places), show(path), message) for path, message in found.items()]
+    told = [*found.items(), *across]
+    return [Problem(place_of(path, places), show(path), message) for path, message in told]
 
 
 def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
-
-from quintet.config.duration import check_fractions
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.duration import fraction_errors
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.text_modeling import TextModelingConfig
 
 
@@ -80,13 +78,12 @@ class EvaluateConfig(ConfigSection):
         """Whether nothing is validated at all."""
         return self.every is None and not self.at_start and not self.at_end
 
-    @model_validator(mode="after")
-    def _regular(self) -> EvaluateConfig:
-        check_fractions(self, "every", "tasks_every")
+    def errors(self) -> ConfigErrors:
+        """Yield errors for intervals of what is not measured, and for more than the whole run."""
+        yield from fraction_errors(self, "every", "tasks_every")
         if self.tasks_every is not None and not self.tasks and self.text_modeling is None:
-            raise config_error(
+            yield config_error(
                 "tasks_every", "says when `tasks` and `text_modeling` are measured, and there are neither"
             )
         if self.offset and self.every is None:
-            raise config_error("offset", "says from which step `every` is counted, and there is no `every`")
-        return self
+            yield config_error("offset", "says from which step `every` is counted, and there is no `every`")

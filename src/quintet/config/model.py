@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from quintet.config.position import (
     PositionConfig,
     RopeConfig,
 )
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 
 class RMSNormConfig(ConfigSection):
@@ -107,12 +107,11 @@ class CausalAttentionConfig(_Attention):
         "of a document, which is what stands before its first token with a loss, also sees itself backwards",
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> CausalAttentionConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each option that the mask or the backend excludes."""
         if self.mask == "prefix" and self.window is not None:
-            raise config_error("window", "does not go with mask: prefix; leave one of the two out")
-        _check(self, self.mask)
-        return self
+            yield config_error("window", "does not go with mask: prefix; leave one of the two out")
+        yield from _mask_errors(self, self.mask)
 
 
 class BidirectionalAttentionConfig(_Attention):
@@ -121,22 +120,21 @@ class BidirectionalAttentionConfig(_Attention):
     kind: Literal["bidirectional"] = key(..., "each position attends to all")
     mask: Literal["full", "document"] = key("full", "full: all positions; document: those of the same document")
 
-    @model_validator(mode="after")
-    def _fits(self) -> BidirectionalAttentionConfig:
-        _check(self, self.mask)
-        return self
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each option that the mask or the backend excludes."""
+        return _mask_errors(self, self.mask)
 
 
-def _check(config: _Attention, mask: str) -> None:
+def _mask_errors(config: _Attention, mask: str) -> ConfigErrors:
     if config.restart_positions and mask not in DOCUMENT_MASKS:
-        raise config_error(
+        yield config_error(
             "restart_positions", f"needs a mask that tells documents ({', '.join(DOCUMENT_MASKS)}), not {mask}"
         )
     if config.backend == "flash" and (config.window is not None or mask not in ("causal", "full")):
         reason = "a window" if config.window is not None else f"mask: {mask}"
-        raise config_error("backend", f"PyTorch's FlashAttention knows no {reason}; set backend to auto, sdpa or flex")
+        yield config_error("backend", f"PyTorch's FlashAttention knows no {reason}; set backend to auto, sdpa or flex")
     if config.backend == "flex" and config.dropout:
-        raise config_error("backend", "FlexAttention cannot drop attention weights; set dropout: 0 or another backend")
+        yield config_error("backend", "FlexAttention cannot drop attention weights; set dropout: 0 or another backend")
 
 
 AttentionConfig = Annotated[CausalAttentionConfig | BidirectionalAttentionConfig, Field(discriminator="kind")]
@@ -161,11 +159,10 @@ class _FeedForward(ConfigSection):
     dropout: float = key(0.0, "dropout on the hidden features", unit="probability", ge=0, lt=1)
     input_dropout: float = key(0.0, "dropout on what enters the network", unit="probability", ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _one_width(self) -> _FeedForward:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for a width that is said twice."""
         if self.width is not None and self.factor is not None:
-            raise config_error("factor", "give width or factor, not both")
-        return self
+            yield config_error("factor", "give width or factor, not both")
 
 
 class GatedFeedForwardConfig(_FeedForward):
@@ -281,30 +278,29 @@ class TransformerConfig(ConfigSection):
     tie_feedforward: bool = key(False, "one feed-forward network for all blocks, each with its own norm")
     tie_attention_output: bool = key(False, "one output projection of the attention for all blocks")
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> TransformerConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each part that does not fit the others."""
         attention = self.attention
         if attention.head_dim is None and self.width % self.heads:
-            raise config_error(
+            yield config_error(
                 "attention.heads",
                 f"{self.heads} heads do not divide width {self.width}; set attention.head_dim as well",
             )
-        if self.heads % self.kv_heads:
-            raise config_error("attention.kv_heads", f"{self.kv_heads} does not divide the {self.heads} query heads")
-        if isinstance(self.position, RopeConfig):
+        elif isinstance(self.position, RopeConfig):
             if self.position.fraction == 1 and self.head_dim % 2:
-                raise config_error(
+                yield config_error(
                     "attention.head_dim", f"rotary positions need an even head size, not {self.head_dim}"
                 )
-            if not self.rotary_dim:
-                raise config_error(
+            elif not self.rotary_dim:
+                yield config_error(
                     "position.fraction", f"turns not even one pair of the {self.head_dim} features of a head"
                 )
+        if self.heads % self.kv_heads:
+            yield config_error("attention.kv_heads", f"{self.kv_heads} does not divide the {self.heads} query heads")
         if attention.qk_norm != "none" and self.norm.kind == "none":
-            raise config_error("attention.qk_norm", "takes its kind from model.norm, which is none")
+            yield config_error("attention.qk_norm", "takes its kind from model.norm, which is none")
         if self.block == "parallel" and self.feedforward.norm.kind != "model":
-            raise config_error("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
-        return self
+            yield config_error("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
 
     @property
     def heads(self) -> int:
@@ -443,11 +439,10 @@ class HuggingFaceConfig(ConfigSection):
         """Whether the mask depends on where the prompts of documents end: these models see backwards only."""
         return False
 
-    @model_validator(mode="after")
-    def _one_way_to_freeze(self) -> HuggingFaceConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for weights that are frozen twice."""
         if self.lora is not None and self.freeze != "none":
-            raise config_error("freeze", "lora freezes all weights but its own already; leave freeze out")
-        return self
+            yield config_error("freeze", "lora freezes all weights but its own already; leave freeze out")
 
 
 ModelConfig = Annotated[TransformerConfig | HuggingFaceConfig, Field(discriminator="kind")]

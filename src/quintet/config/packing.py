@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 
 class StreamPackingConfig(ConfigSection):
@@ -94,13 +94,12 @@ class TaskPackingConfig(_Music):
         (), "names of tasks such as top_line_masking-x2; the twelve of piano-gpt when empty (see the guide)"
     )
 
-    @model_validator(mode="after")
-    def _least_and_most(self) -> TaskPackingConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each least number of notes that is above the most."""
         for name in ("min_notes_per_record", "min_task_notes"):
             least = getattr(self, name)
             if least is not None and least > self.notes_per_record:
-                raise config_error(name, f"{least} are more than notes_per_record = {self.notes_per_record}")
-        return self
+                yield config_error(name, f"{least} are more than notes_per_record = {self.notes_per_record}")
 
 
 MusicPackingConfig = PiecePackingConfig | TaskPackingConfig

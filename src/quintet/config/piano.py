@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 OUTSIDE = "what to do with notes that no piano has, of pitches below 21 or above 108: stop with an error, or leave out"
 
@@ -30,11 +30,10 @@ class NoteTokenizerConfig(ConfigSection):
             raise ValueError("a name is given twice")
         return names
 
-    @model_validator(mode="after")
-    def _names_have_room(self) -> NoteTokenizerConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for more names than there are free ids."""
         if len(self.names) > self.special_tokens:
-            raise config_error("names", f"{len(self.names)} names are more than special_tokens = {self.special_tokens}")
-        return self
+            yield config_error("names", f"{len(self.names)} names are more than special_tokens = {self.special_tokens}")
 
 
 class ExponentialTimeTokenizerConfig(NoteTokenizerConfig):
@@ -45,13 +44,13 @@ class ExponentialTimeTokenizerConfig(NoteTokenizerConfig):
     max_time_step: float = key(1.0, "steps of time are shorter than this", unit="seconds", gt=0)
     velocity_bins: int = key(32, "velocities 0 to 127 in so many bins of one width", unit="bins", ge=1, le=128)
 
-    @model_validator(mode="after")
-    def _time_goes_on(self) -> ExponentialTimeTokenizerConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield those of any tokenizer of notes, and one where no time passes."""
+        yield from super().errors()
         if self.max_time_step <= self.time_unit:
-            raise config_error(
+            yield config_error(
                 "max_time_step", f"must be above time_unit = {self.time_unit}, for a step must be below it"
             )
-        return self
 
 
 class MidiTokTokenizerConfig(NoteTokenizerConfig):

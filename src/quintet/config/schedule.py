@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.duration import check_fractions
-from quintet.config.section import ConfigSection, key
+from quintet.config.duration import fraction_errors
+from quintet.config.section import ConfigErrors, ConfigSection, key
 
 _WARMUP_UNIT = "steps or fraction"
 
@@ -20,10 +20,9 @@ class _Warmup(ConfigSection):
         ge=0,
     )
 
-    @model_validator(mode="after")
-    def _fraction(self) -> _Warmup:
-        check_fractions(self, "warmup_steps")
-        return self
+    def errors(self) -> ConfigErrors:
+        """Yield an error for a warm-up of more than the whole run."""
+        return fraction_errors(self, "warmup_steps")
 
 
 class _Counted(_Warmup):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationError, create_model, model_validator
 
+from quintet.config.checks import errors_of
 from quintet.config.data import DataConfig
-from quintet.config.deepspeed import given_by_deepspeed, refuse_deepspeed_contradictions
+from quintet.config.deepspeed import given_by_deepspeed
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
-from quintet.config.packing import MusicPackingConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
 from quintet.config.schedule import (
     CosineConfig,
@@ -20,36 +20,19 @@ from quintet.config.schedule import (
     NoDropoutScheduleConfig,
     ScheduleConfig,
 )
-from quintet.config.section import ConfigSection, config_error, key
-from quintet.config.sources import holds_ids
-from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
+from quintet.config.section import ConfigSection, again, deferred_errors, key, raise_errors
+from quintet.config.tokenizer import BPETokenizerConfig, TokenizerConfig
 from quintet.config.track import TrackConfig
-from quintet.config.trainer import QuintetTrainerConfig, TrainerConfig, refuse_contradictions
+from quintet.config.trainer import QuintetTrainerConfig, TrainerConfig
 from quintet.config.training import (
+    BatchShape,
     CheckpointConfig,
     LossConfig,
-    MaskedLossConfig,
     NextTokenLossConfig,
     SampleConfig,
     TrainConfig,
 )
-
-DEFAULT_BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """How one step is made: ``samples`` = ``micro_batch_size`` × ``accumulation``, each of ``sequence_length``."""
-
-    samples: int
-    micro_batch_size: int
-    accumulation: int
-    sequence_length: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that one optimizer step sees."""
-        return self.samples * self.sequence_length
+from quintet.errors import nearest
 
 
 class RunConfig(ConfigSection):
@@ -85,120 +68,34 @@ class RunConfig(ConfigSection):
     checkpoint: CheckpointConfig = key(CheckpointConfig(), "what is kept to continue and to use the run")
     track: tuple[TrackConfig, ...] = key((), "where metrics go besides the console and metrics.jsonl")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _tokenizer_of_the_model(cls, values: Any) -> Any:
-        """A model of the transformers library has a tokenizer, so that need not be named."""
-        model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or model.get("kind") != "huggingface" or "tokenizer" in values:
-            return values
-        own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}
-        return {**values, "tokenizer": own}
+    def _all_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise one error with all mistakes of single keys and all those of several keys together."""
+        values, refused = _completed(values), []
+        with deferred_errors():
+            try:
+                config = handler(values)
+                sections = {name: getattr(config, name) for name in cls.model_fields}
+            except ValidationError as error:
+                config, refused = None, error.errors(include_url=False)
+                sections = cls._sound_sections(values, {str(detail["loc"][0]) for detail in refused if detail["loc"]})
+        raise_errors(cls.__name__, errors_of(sections), map(again, refused))
+        assert config is not None
+        return config
 
-    @model_validator(mode="before")
     @classmethod
-    def _settings_of_deepspeed(cls, values: Any) -> Any:
-        """What a ds_config says need not be said again."""
-        return given_by_deepspeed(values)
-
-    @model_validator(mode="after")
-    def _parts_agree(self) -> RunConfig:
-        model, length = self.model, self.data.sequence_length
-        if model.context_length is not None and length > model.context_length:
-            raise config_error(
-                "data.sequence_length", f"{length} tokens are more than model.context_length = {model.context_length}"
-            )
-        if (
-            isinstance(self.tokenizer, BPETokenizerConfig)
-            and isinstance(model, TransformerConfig)
-            and model.vocab_size
-            and (model.vocab_size < self.tokenizer.vocab_size)
-        ):
-            raise config_error(
-                "model.vocab_size",
-                f"{model.vocab_size} rows are fewer than the tokenizer's {self.tokenizer.vocab_size} ids; "
-                "raise it, or leave it out to take the tokenizer's",
-            )
-        if getattr(self.schedule, "min_lr", 0.0) > self.optimizer.lr:
-            raise config_error("schedule.min_lr", f"is above optimizer.lr = {self.optimizer.lr}")
-        warmup = getattr(self.schedule, "warmup_steps", 0)
-        if self.train.steps is not None and isinstance(warmup, int) and warmup > self.train.steps:
-            raise config_error("schedule.warmup_steps", f"is more than the {self.train.steps} steps of the run")
-        if self.schedule.kind == "plateau":
-            if self.evaluate.every is None:
-                raise config_error(
-                    "evaluate.every", "must be given: schedule.kind: plateau follows the validation loss"
-                )
-            if not self.data.validation and not self.data.validation_sources:
-                raise config_error("data.validation", "holds nothing out, and schedule.kind: plateau follows its loss")
-        if isinstance(self.loss, MaskedLossConfig) and self.loss.mask_id is None and model.kind == "huggingface":
-            raise config_error(
-                "loss.mask_id", "must be given: a model of the transformers library gets no row for the mask"
-            )
-        bidirectional = isinstance(model, TransformerConfig) and model.attention.kind == "bidirectional"
-        if bidirectional and not model.tells_documents and self.data.packing.kind != "stream":
-            raise config_error(
-                "model.attention.mask",
-                f"full sees the padding behind short samples, which data.packing.kind: {self.data.packing.kind} makes; "
-                "set it to document",
-            )
-        if self.evaluate.only and not self.data.validation and not self.data.validation_sources:
-            raise config_error(
-                "evaluate.only", "needs held-out data, and data.validation is 0; give it or validation_sources"
-            )
-        held_out = self.data.validation_sources or (self.data.sources if self.data.validation else ())
-        known = list(dict.fromkeys(source.label for source in held_out if source.label))
-        if self.evaluate.best_by is not None and self.evaluate.best_by not in known:
-            there = ", ".join(known) or "none"
-            raise config_error("evaluate.best_by", f"nothing held out has this label; there are {there}")
-        if self.train.compile is True and self.dropout_schedule.kind in ("linear", "triangle"):
-            raise config_error(
-                "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"
-            )
-        _ = self.batch
-        refuse_contradictions(self)
-        refuse_deepspeed_contradictions(self)
-        return self
-
-    @model_validator(mode="after")
-    def _ids_are_enough(self) -> RunConfig:
-        """Where the tokenizer has no text, no source has any, and an end id is there for what needs it."""
-        if not isinstance(self.tokenizer, IdTokenizerConfig):
-            return self
-        data = self.data
-        for name, sources in (("sources", data.sources), ("validation_sources", data.validation_sources)):
-            for index, source in enumerate(sources):
-                if not holds_ids(source):
-                    raise config_error(
-                        f"data.{name}[{index}]",
-                        "holds text, and tokenizer.kind: ids knows none; name another tokenizer, or ids: npy, bin, "
-                        "tatm, megatron, store, or rows with document.kind: tokens",
-                    )
-                if self.tokenizer.end_id is None and getattr(source, "document", None) == "end_id":
-                    raise config_error("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
-        if self.tokenizer.end_id is None and getattr(data.packing, "add_bos_eos", False):
-            raise config_error("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
-        return self
-
-    @model_validator(mode="after")
-    def _text_to_model(self) -> RunConfig:
-        """What `evaluate.text_modeling` measures, the model and its data have."""
-        asked, model = self.evaluate.text_modeling, self.model
-        if asked is None:
-            return self
-        reasons = {
-            "learns to fill in hidden tokens, with loss.kind: masked": self.loss.kind == "masked",
-            "sees what it is to predict, with model.attention.kind: bidirectional": isinstance(model, TransformerConfig)
-            and model.attention.kind == "bidirectional",
-            "learns from ids that stand for no text": isinstance(self.tokenizer, IdTokenizerConfig),
-            "learns from music": isinstance(self.data.packing, MusicPackingConfig),
+    def _sound_sections(cls, values: Any, unsound: Collection[str]) -> dict[str, Any]:
+        """The sections of ``values`` that are not ``unsound``, by name, without those that a misspelt key may mean."""
+        if not isinstance(values, Mapping) or not unsound:
+            return {}
+        left_out = {*unsound, *(nearest(name, cls.model_fields) for name in unsound)}
+        fields: dict[str, Any] = {
+            name: (field.annotation, field) for name, field in cls.model_fields.items() if name not in left_out
         }
-        for reason, holds in reasons.items():
-            if holds:
-                raise config_error("evaluate.text_modeling", f"must be null: the model {reason}")
-        if asked.path is None and not self.data.validation and not self.data.validation_sources:
-            raise config_error("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
-        return self
+        sound = create_model("Sound", __base__=ConfigSection, **fields)
+        found = sound.model_validate({name: value for name, value in values.items() if name in fields})
+        return {name: getattr(found, name) for name in fields}
 
     @property
     def validation_batch_size(self) -> int:
@@ -208,27 +105,7 @@ class RunConfig(ConfigSection):
     @property
     def batch(self) -> BatchShape:
         """The batch that ``train`` asks for, whichever of its keys say so."""
-        train, length = self.train, self.data.sequence_length
-        samples, devices = train.batch_size or train.batch_size_per_device, train.batch_devices or 1
-        if train.batch_tokens is not None:
-            samples, rest = divmod(train.batch_tokens, length)
-            if rest or not samples:
-                raise config_error(
-                    "train.batch_tokens",
-                    f"must be a multiple of data.sequence_length = {length}: {max(samples, 1) * length} or "
-                    f"{(max(samples, 1) + 1) * length}",
-                )
-        if samples is None and train.accumulation is not None and train.micro_batch_size is not None:
-            samples = train.accumulation * train.micro_batch_size
-        samples = samples or DEFAULT_BATCH_SIZE
-        micro = train.micro_batch_size or max(1, samples // (train.accumulation or 1))
-        accumulation = train.accumulation or samples // micro
-        if micro * accumulation != samples:
-            raise config_error(
-                "train.accumulation" if train.accumulation else "train.micro_batch_size",
-                f"micro-batches of {micro} × {accumulation} passes do not make a batch of {samples} samples",
-            )
-        return BatchShape(samples * devices, micro, accumulation * devices, length)
+        return self.train.batch(self.data.sequence_length)
 
     @property
     def passes_each(self) -> int:
@@ -241,3 +118,13 @@ class RunConfig(ConfigSection):
         if train.batch_size_per_device is None or train.batch_devices is not None:
             return self
         return self.model_copy(update={"train": train.model_copy(update={"batch_devices": devices})})
+
+
+def _completed(values: Any) -> Any:
+    """``values`` of a run file with what follows from others: a model of the transformers library has a tokenizer, and
+    what a ds_config says need not be said again."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if isinstance(model, dict) and model.get("kind") == "huggingface" and "tokenizer" not in values:
+        own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}
+        values = {**values, "tokenizer": own}
+    return given_by_deepspeed(values)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function, no_info_plain_validator_function
+
+ConfigErrors = Iterator[PydanticCustomError]
+"""Errors about several keys, as `config_error` makes them."""
+
+_CROSS_FIELD = "cross_field"
+_deferred = ContextVar("sections leave their errors about several keys to the run file", default=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,31 @@ def key(default: Any, description: str, *, unit: str = "", **more: Any) -> Any:
 
 def config_error(key_path: str, message: str) -> PydanticCustomError:
     """An error about several keys, reported at ``key_path`` (relative to the part that raises it)."""
-    return PydanticCustomError("cross_field", "{message}", {"message": message, "key": key_path})
+    return PydanticCustomError(_CROSS_FIELD, "{message}", {"message": message, "key": key_path})
+
+
+@contextmanager
+def deferred_errors() -> Iterator[None]:
+    """Within, sections do not raise their `errors`: whoever validates them collects these, so that all are told."""
+    token = _deferred.set(True)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
+
+
+def raise_errors(title: str, errors: Iterable[PydanticCustomError], others: Iterable[InitErrorDetails] = ()) -> None:
+    """Raise one ValidationError with the ``others`` and all ``errors``, if there are any."""
+    lines = [*others, *(InitErrorDetails(type=error, loc=(), input=None) for error in errors)]
+    if lines:
+        raise ValidationError.from_exception_data(title, lines)
+
+
+def again(detail: ErrorDetails) -> InitErrorDetails:
+    """An error that pydantic reported, to be raised once more."""
+    context = detail.get("ctx", {})
+    kind = config_error(context["key"], context["message"]) if detail["type"] == _CROSS_FIELD else detail["type"]
+    return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
 
 
 class ConfigSection(BaseModel):
@@ -85,6 +125,16 @@ class ConfigSection(BaseModel):
             name: cls._plain(cls.model_fields[name], value) if name in cls.model_fields else value
             for name, value in values.items()
         }
+
+    def errors(self) -> ConfigErrors:
+        """Yield each contradiction between keys of this section."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if not _deferred.get():
+            raise_errors(type(self).__name__, self.errors())
+        return self
 
     @staticmethod
     def _plain(field: FieldInfo, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from quintet.config.documents import (
     IGNORE_INDEX,
@@ -17,7 +17,7 @@ from quintet.config.documents import (
     TokenField,
     WholeText,
 )
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 _DOCUMENT = (
     "whether a file is one document, or one ends with every end id (a file of ids says no more of them); when not "
@@ -133,12 +133,11 @@ class _ArraySource(FileSource):
         None, "where reading ends, counted like `start`; with the file when not given", unit="tokens or fraction", ge=0
     )
 
-    @model_validator(mode="after")
-    def _part_of_a_file(self) -> _ArraySource:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for each end that lies outside of the file."""
         for name, place in (("start", self.start), ("stop", self.stop)):
             if isinstance(place, float) and place > 1:
-                raise config_error(name, f"{place:g} is no fraction; write a number of tokens without a point")
-        return self
+                yield config_error(name, f"{place:g} is no fraction; write a number of tokens without a point")
 
 
 class NpySource(_ArraySource):

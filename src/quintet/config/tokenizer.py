@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from quintet.config.piano import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,
 )
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.sources import SourceConfig
 
 _BEGIN = (
@@ -76,11 +76,10 @@ class IdTokenizerConfig(ConfigSection):
     vocab_size: int = key(..., "ids are 0 … vocab_size - 1", unit="ids", ge=1)
     end_id: int | None = key(None, "the id that ends a document; documents do not end when not given", unit="id", ge=0)
 
-    @model_validator(mode="after")
-    def _end_is_an_id(self) -> IdTokenizerConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for an end that is no id."""
         if self.end_id is not None and self.end_id >= self.vocab_size:
-            raise config_error("end_id", f"{self.end_id} is none of the {self.vocab_size} ids; they begin at 0")
-        return self
+            yield config_error("end_id", f"{self.end_id} is none of the {self.vocab_size} ids; they begin at 0")
 
 
 class SavedTokenizerConfig(ConfigSection):

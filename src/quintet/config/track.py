@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 
 class TensorBoardConfig(ConfigSection):
@@ -23,11 +23,10 @@ class WandbConfig(ConfigSection):
         {}, "arguments of wandb.init, by name; `name` is the run's name and `dir` its folder when not given"
     )
 
-    @model_validator(mode="after")
-    def _config_is_the_run_file(self) -> WandbConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for a config that is not the run file."""
         if "config" in self.arguments:
-            raise config_error("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
-        return self
+            yield config_error("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
 
 
 class MLflowConfig(ConfigSection):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 # Arguments of the other library that the run file says by a key of its own.
 _TRANSFORMERS = {
@@ -131,17 +132,18 @@ TrainerConfig = Annotated[
 ]
 
 
-def refuse_contradictions(config: Any) -> None:
-    """Raise the problem of the first argument of ``config.trainer`` that does not say what the run file ``config`` says
-    by a key of its own, or that means nothing here."""
-    said, void = _tables(config.trainer)
-    for name, value in getattr(config.trainer, "arguments", {}).items():
+def trainer_errors(trainer: TrainerConfig, sections: Mapping[str, Any]) -> ConfigErrors:
+    """Yield an error for each argument of ``trainer`` that means nothing here, or that differs from what ``sections``
+    of the run file, those that are free of mistakes, say by a key of their own."""
+    if isinstance(trainer, QuintetTrainerConfig):
+        return
+    said, void = _tables(trainer)
+    for name, value in trainer.arguments.items():
+        at = f"trainer.arguments.{name}"
         if name in void:
-            raise config_error(f"trainer.arguments.{name}", f"{void[name]}; leave it out")
-        if name in said and value != _value(config, said[name]):
-            raise config_error(
-                f"trainer.arguments.{name}", f"{value!r} is not what the run file says; set {said[name]} instead"
-            )
+            yield config_error(at, f"{void[name]}; leave it out")
+        elif name in said and said[name].partition(".")[0] in sections and value != _value(sections, said[name]):
+            yield config_error(at, f"{value!r} is not what the run file says; set {said[name]} instead")
 
 
 def own_arguments(trainer: TrainerConfig) -> dict[str, Any]:
@@ -158,11 +160,9 @@ def _tables(trainer: TrainerConfig) -> tuple[dict[str, str], dict[str, str]]:
     return _LIGHTNING, _LIGHTNING_VOID
 
 
-def _value(config: Any, path: str) -> Any:
-    """What ``config`` has at the key ``path``; how the batch is cut may follow from other keys."""
-    section, _, name = path.rpartition(".")
-    if name in ("micro_batch_size", "accumulation"):
-        section = "batch"
-    for step in filter(None, [*section.split("."), name]):
-        config = getattr(config, step, None)
-    return config
+def _value(sections: Mapping[str, Any], path: str) -> Any:
+    """What ``sections`` have at the key ``path``; how the batch is cut may follow from other keys."""
+    section, _, name = path.partition(".")
+    if name in ("micro_batch_size", "accumulation") and "data" in sections:
+        return getattr(sections["train"].batch(sections["data"].sequence_length), name)
+    return getattr(sections[section], name, None) if name else sections[section]

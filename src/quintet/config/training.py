@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from quintet.config.duration import check_fractions
-from quintet.config.section import ConfigSection, config_error, key
+from quintet.config.duration import fraction_errors
+from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
+
+_BATCH_SIZE = 32  # samples a step when no key says how many
 
 
 class _Loss(ConfigSection):
@@ -30,14 +33,13 @@ class _Loss(ConfigSection):
         ge=1,
     )
 
-    @model_validator(mode="after")
-    def _range_in_order(self) -> _Loss:
+    def errors(self) -> ConfigErrors:
+        """Yield an error for a range without ids."""
         if self.ignore_token_range is not None and not 0 <= self.ignore_token_range[0] <= self.ignore_token_range[1]:
             first, last = self.ignore_token_range
-            raise config_error(
+            yield config_error(
                 "ignore_token_range", f"{first} to {last} holds no id; give the lowest and the highest one"
             )
-        return self
 
 
 class NextTokenLossConfig(_Loss):
@@ -60,16 +62,31 @@ class MaskedLossConfig(_Loss):
         None, "id of the mask; one more row of the embedding, never predicted, when not given", unit="id", ge=0
     )
 
-    @model_validator(mode="after")
-    def _shares_fit(self) -> MaskedLossConfig:
+    def errors(self) -> ConfigErrors:
+        """Yield those of any loss, and one for shares that are more than the whole."""
+        yield from super().errors()
         if self.masked + self.random > 1 + 1e-9:
-            raise config_error(
+            yield config_error(
                 "random", f"masked and random are {self.masked + self.random:g} together; at most 1 fits"
             )
-        return self
 
 
 LossConfig = Annotated[NextTokenLossConfig | MaskedLossConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How one step is made: ``samples`` = ``micro_batch_size`` × ``accumulation``, each of ``sequence_length``."""
+
+    samples: int
+    micro_batch_size: int
+    accumulation: int
+    sequence_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one optimizer step sees."""
+        return self.samples * self.sequence_length
 
 
 ActivationCheckpointing = Literal["none", "selective"] | Annotated[int, Field(ge=1)]
@@ -133,17 +150,39 @@ class TrainConfig(ConfigSection):
         gt=0,
     )
 
-    @model_validator(mode="after")
-    def _some_length(self) -> TrainConfig:
-        check_fractions(self, "log_every")
+    def batch(self, sequence_length: int) -> BatchShape:
+        """The batch that these keys ask for, whichever of them say so. Raises config_error when they do not add up."""
+        samples, devices = self.batch_size or self.batch_size_per_device, self.batch_devices or 1
+        if self.batch_tokens is not None:
+            samples, rest = divmod(self.batch_tokens, sequence_length)
+            if rest or not samples:
+                raise config_error(
+                    "train.batch_tokens",
+                    f"must be a multiple of data.sequence_length = {sequence_length}: "
+                    f"{max(samples, 1) * sequence_length} or {(max(samples, 1) + 1) * sequence_length}",
+                )
+        if samples is None and self.accumulation is not None and self.micro_batch_size is not None:
+            samples = self.accumulation * self.micro_batch_size
+        samples = samples or _BATCH_SIZE
+        micro = self.micro_batch_size or max(1, samples // (self.accumulation or 1))
+        accumulation = self.accumulation or samples // micro
+        if micro * accumulation != samples:
+            raise config_error(
+                "train.accumulation" if self.accumulation else "train.micro_batch_size",
+                f"micro-batches of {micro} × {accumulation} passes do not make a batch of {samples} samples",
+            )
+        return BatchShape(samples * devices, micro, accumulation * devices, sequence_length)
+
+    def errors(self) -> ConfigErrors:
+        """Yield errors for a run without an end, and for batches that are said twice or by halves."""
+        yield from fraction_errors(self, "log_every")
         if self.steps is None and self.tokens is None and self.epochs is None:
-            raise config_error("steps", "steps, tokens or epochs must say how long to train; none is given")
+            yield config_error("steps", "steps, tokens or epochs must say how long to train; none is given")
         given = [name for name in ("batch_size", "batch_tokens", "batch_size_per_device") if getattr(self, name)]
         if len(given) > 1:
-            raise config_error(given[1], f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+            yield config_error(given[1], f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
         if self.batch_devices is not None and self.batch_size_per_device is None:
-            raise config_error("batch_devices", "counts the devices of batch_size_per_device, which is not given")
-        return self
+            yield config_error("batch_devices", "counts the devices of batch_size_per_device, which is not given")
 
 
 class SampleConfig(ConfigSection):
@@ -166,10 +205,9 @@ class SampleConfig(ConfigSection):
     top_k: int | None = key(50, "choose among so many likeliest tokens", unit="tokens", ge=1)
     top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _fraction(self) -> SampleConfig:
-        check_fractions(self, "every")
-        return self
+    def errors(self) -> ConfigErrors:
+        """Yield an error for more than the whole run."""
+        return fraction_errors(self, "every")
 
 
 class CheckpointConfig(ConfigSection):
@@ -200,7 +238,6 @@ class CheckpointConfig(ConfigSection):
         min_length=1,
     )
 
-    @model_validator(mode="after")
-    def _fraction(self) -> CheckpointConfig:
-        check_fractions(self, "every")
-        return self
+    def errors(self) -> ConfigErrors:
+        """Yield an error for more than the whole run."""
+        return fraction_errors(self, "every")
