@@ -15,7 +15,7 @@ from quintet.config.checks import CHECKS
 from quintet.config.load import load_run_config
 from quintet.config.provenance import Problem, RunFileError
 from quintet.config.schema import RunConfig
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig
 
 TWO_SOURCES = [{"kind": "text", "path": "a", "label": "a"}, {"kind": "text", "path": "b", "label": "b"}]
 BASE: dict[str, Any] = {

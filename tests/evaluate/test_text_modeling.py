@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from quintet.config.evaluate import TextModelingConfig
 from quintet.config.model import TransformerConfig
 from quintet.config.sources import TextSource
-from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.sources.document import Report
 from quintet.data.sources.source_index import documents as documents_of
 from quintet.data.sources.source_index import list_source, units_of

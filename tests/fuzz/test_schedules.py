@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
-from quintet.config.duration import steps_of
 from quintet.config.schedule import PlateauConfig, ScheduleConfig
+from quintet.config.train import steps_of
 from quintet.errors import UserError
 from quintet.train.library_schedules import check_deepspeed_schedule, check_torch_schedule
 from quintet.train.schedule import after_validation, learning_rate, momentum, plateau_rate

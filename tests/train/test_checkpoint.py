@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.schema import RunConfig
-from quintet.config.training import CheckpointConfig
+from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.train import checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig
 from quintet.errors import UserError
 from quintet.train import compute as compute_module
 from quintet.train.compute import (

@@ -11,9 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from quintet.config.documents import IGNORED
-from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig, total_steps
 from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.track.console import Reporter

@@ -10,7 +10,7 @@ from torch import nn
 
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.schema import RunConfig
-from quintet.config.training import CheckpointConfig
+from quintet.config.train import CheckpointConfig
 from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
 from quintet.train.compute import Compute
 from quintet.train.engine import load_training

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from quintet.config.documents import IGNORED
+from quintet.config.loss import MaskedLossConfig, NextTokenLossConfig
 from quintet.config.model import TransformerConfig
-from quintet.config.training import MaskedLossConfig, NextTokenLossConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.objective import Objective

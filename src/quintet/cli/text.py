@@ -19,7 +19,7 @@ def model_texts(
     """
     from rich.console import Console
 
-    from quintet.config.text_modeling import TextModelingConfig
+    from quintet.config.evaluate import TextModelingConfig
     from quintet.evaluate.text_modeling import model_text
     from quintet.evaluate.texts import text_topics
     from quintet.track.console import Reporter

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from quintet.config import deepspeed
 from quintet.config.data import DataConfig
 from quintet.config.evaluate import EvaluateConfig
+from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import OptimizerConfig
 from quintet.config.packing import MusicPackingConfig
@@ -22,8 +23,8 @@ from quintet.config.schedule import DropoutScheduleConfig, ScheduleConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error
 from quintet.config.sources import holds_ids
 from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
+from quintet.config.train import TrainConfig
 from quintet.config.trainer import trainer_errors
-from quintet.config.training import LossConfig, MaskedLossConfig, TrainConfig
 
 
 def errors_of(sections: Mapping[str, Any]) -> ConfigErrors:

@@ -12,7 +12,7 @@ from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, ScheduleConfig
 from quintet.config.section import ConfigErrors, config_error, number_in
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig
 from quintet.errors import nearest
 
 AUTO = "auto"

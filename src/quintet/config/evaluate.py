@@ -1,10 +1,35 @@
-"""What is measured during a run, and when."""
+"""What is measured and written during a run, and when: validation, benchmarks, text modelling, samples."""
 
 from __future__ import annotations
 
-from quintet.config.duration import fraction_errors
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
-from quintet.config.text_modeling import TextModelingConfig
+from quintet.config.train import fraction_errors
+
+
+class TextModelingConfig(ConfigSection):
+    """Bits per byte, byte perplexity, accuracy and calibration on held-out text, by topic; see
+    docs/guide/text-modeling.md."""
+
+    path: str | None = key(
+        None,
+        "file or folder of .txt and .jsonl files, each file a topic; null: what the run holds out, by its labels",
+        min_length=1,
+    )
+    text_field: str = key("text", "field of a line of .jsonl that holds its text", min_length=1)
+    topic_field: str | None = key(
+        None, "field of a line of .jsonl that names its topic; the file's name when not given", min_length=1
+    )
+    separator: str | None = key(
+        None, "what stands between two documents of a .txt file; when not given a file is one document", min_length=1
+    )
+    max_bytes: int = key(200_000, "of each topic, from its beginning", unit="bytes", ge=1)
+    stride: int | None = key(
+        None,
+        "tokens that a window adds to those before it, in a document longer than the context; half the context when "
+        "not given",
+        unit="tokens",
+        ge=1,
+    )
 
 
 class EvaluateConfig(ConfigSection):
@@ -87,3 +112,28 @@ class EvaluateConfig(ConfigSection):
             )
         if self.offset and self.every is None:
             yield config_error("offset", "says from which step `every` is counted, and there is no `every`")
+
+
+class SampleConfig(ConfigSection):
+    """Texts that the model writes during training, to read along."""
+
+    every: int | float | None = key(
+        None,
+        "steps from one sample to the next, or with a point a fraction of the run's steps, and one at the end; with "
+        "each validation when not given",
+        unit="steps or fraction",
+        gt=0,
+    )
+    prompts: tuple[str, ...] = key(
+        ("",),
+        "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing. With "
+        "music a held-out piece is continued instead, into a MIDI file and a picture",
+    )
+    max_tokens: int = key(128, "tokens to write after a prompt", unit="tokens", ge=1)
+    temperature: float = key(0.8, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
+    top_k: int | None = key(50, "choose among so many likeliest tokens", unit="tokens", ge=1)
+    top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
+
+    def errors(self) -> ConfigErrors:
+        """Yield an error for more than the whole run."""
+        return fraction_errors(self, "every")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quintet.config.duration import fraction_errors
 from quintet.config.section import ConfigErrors, ConfigSection, key
+from quintet.config.train import fraction_errors
 
 _WARMUP_UNIT = "steps or fraction"
 

@@ -10,7 +10,8 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, create_model, m
 from quintet.config.checks import errors_of
 from quintet.config.data import DataConfig
 from quintet.config.deepspeed import given_by_deepspeed
-from quintet.config.evaluate import EvaluateConfig
+from quintet.config.evaluate import EvaluateConfig, SampleConfig
+from quintet.config.loss import LossConfig, NextTokenLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
@@ -23,15 +24,8 @@ from quintet.config.schedule import (
 from quintet.config.section import ConfigSection, again, deferred_errors, key, raise_errors
 from quintet.config.tokenizer import BPETokenizerConfig, TokenizerConfig
 from quintet.config.track import TrackConfig
+from quintet.config.train import BatchShape, CheckpointConfig, TrainConfig
 from quintet.config.trainer import QuintetTrainerConfig, TrainerConfig
-from quintet.config.training import (
-    BatchShape,
-    CheckpointConfig,
-    LossConfig,
-    NextTokenLossConfig,
-    SampleConfig,
-    TrainConfig,
-)
 from quintet.errors import nearest
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.data import StageConfig
-from quintet.config.duration import steps_of
-from quintet.config.length import total_steps
 from quintet.config.schema import RunConfig
+from quintet.config.train import steps_of, total_steps
 from quintet.data.batch import ValidationData
 from quintet.data.mixture import EpochOrder, MixtureStage, Order, WeightedOrder
 

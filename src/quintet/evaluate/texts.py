@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from quintet.config.evaluate import TextModelingConfig
 from quintet.config.names import local_path
-from quintet.config.text_modeling import TextModelingConfig
 from quintet.data.batch import ValidationData
 from quintet.data.held_out import held_out_documents
 from quintet.data.sources.document import Report, TextPiece

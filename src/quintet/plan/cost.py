@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quintet.config.length import total_steps
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
+from quintet.config.train import total_steps
 from quintet.data.order import stage_lines
 from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
 from quintet.model.count import ParameterCount

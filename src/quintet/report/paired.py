@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quintet.config.documents import IGNORED
-from quintet.config.text_modeling import TextModelingConfig
+from quintet.config.evaluate import TextModelingConfig
 from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import Prepared
 from quintet.data.sources.files import passed_over_lines

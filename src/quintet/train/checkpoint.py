@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from quintet.config.training import CheckpointConfig
+from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.files import to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, world_size
 from quintet.system import machine_memory, process_peak_memory

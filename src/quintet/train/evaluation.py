@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quintet.config.documents import IGNORED
-from quintet.config.duration import steps_of
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
+from quintet.config.train import steps_of
 from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks

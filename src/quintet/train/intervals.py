@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quintet.config.duration import steps_of
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schema import RunConfig
+from quintet.config.train import steps_of
 
 
 @dataclass(frozen=True)

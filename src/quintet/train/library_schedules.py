@@ -14,9 +14,9 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
-from quintet.config.duration import steps_of
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
+from quintet.config.train import steps_of
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, check_name, refusals_of, require
 

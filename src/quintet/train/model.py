@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from quintet.config.loss import MaskedLossConfig
 from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.schema import RunConfig
-from quintet.config.training import ActivationCheckpointing, MaskedLossConfig
+from quintet.config.train import ActivationCheckpointing
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from quintet.config.documents import IGNORED
+from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig
-from quintet.config.training import LossConfig, MaskedLossConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.randomness import key

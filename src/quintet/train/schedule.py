@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from quintet.config.duration import steps_of
 from quintet.config.schedule import (
     ConstantConfig,
     ConstantDropoutConfig,
@@ -23,6 +22,7 @@ from quintet.config.schedule import (
     TriangleDropoutConfig,
     WSDConfig,
 )
+from quintet.config.train import steps_of
 from quintet.train.library_schedules import deepspeed_rate, torch_momentum, torch_rate, transformers_rate
 
 

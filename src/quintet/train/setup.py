@@ -6,9 +6,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from quintet.config.length import total_steps
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
+from quintet.config.train import total_steps
 from quintet.data.build import encoding_libraries
 from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare

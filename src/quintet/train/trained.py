@@ -13,7 +13,7 @@ from rich.console import Console
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
-from quintet.config.training import TrainConfig
+from quintet.config.train import TrainConfig
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel

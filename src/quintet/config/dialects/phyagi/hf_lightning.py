@@ -17,9 +17,9 @@ from quintet.config.dialects.phyagi.parts import (
     precision,
 )
 from quintet.config.dialects.phyagi.training_keys import ARGS
-from quintet.config.duration import fraction_of
 from quintet.config.keypath import path_of
 from quintet.config.provenance import Origin, place_of
+from quintet.config.train import fraction_of
 
 TORCH = {
     "adadelta": "Adadelta",

@@ -7,12 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quintet.config.duration import fraction_of, steps_of
-from quintet.config.evaluate import EvaluateConfig
-from quintet.config.length import total_steps
+from quintet.config.evaluate import EvaluateConfig, SampleConfig
 from quintet.config.load import load_run_config
 from quintet.config.schedule import CosineConfig
-from quintet.config.training import CheckpointConfig, SampleConfig, TrainConfig
+from quintet.config.train import CheckpointConfig, TrainConfig, fraction_of, steps_of, total_steps
 from quintet.errors import UserError
 
 

@@ -1,77 +1,51 @@
-"""How a model is trained: loss, steps and batches, samples, checkpoints."""
+"""How long a run is, what one of its steps sees, and which checkpoints it keeps.
+
+A period of a run is a whole number of steps, or a number with a point: a fraction of the run's steps.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.duration import fraction_errors
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 _BATCH_SIZE = 32  # samples a step when no key says how many
 
 
-class _Loss(ConfigSection):
-    label_smoothing: float = key(
-        0.0, "part of the target that is spread evenly over all ids (Szegedy et al. 2016)", unit="fraction", ge=0, lt=1
-    )
-    z_loss: float = key(
-        0.0, "weight of the squared log of the softmax's denominator (Chowdhery et al. 2022)", unit="factor", ge=0
-    )
-    ignore_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = key(
-        (), "ids that are never predicted: no loss on them", unit="ids"
-    )
-    ignore_token_range: tuple[int, int] | None = key(
-        None, "ids from the first to the last, both counted, that are never predicted", unit="ids"
-    )
-    chunk: int | None = key(
-        None,
-        "tokens whose logits are in memory at once; when not given, as many as fit 256 MB (32 MB on a CPU)",
-        unit="tokens",
-        ge=1,
-    )
-
-    def errors(self) -> ConfigErrors:
-        """Yield an error for a range without ids."""
-        if self.ignore_token_range is not None and not 0 <= self.ignore_token_range[0] <= self.ignore_token_range[1]:
-            first, last = self.ignore_token_range
-            yield config_error(
-                "ignore_token_range", f"{first} to {last} holds no id; give the lowest and the highest one"
-            )
+def fraction_errors(part: ConfigSection, *names: str) -> ConfigErrors:
+    """Yield an error for each of the keys ``names`` of ``part`` whose fraction is more than the whole run."""
+    for name in names:
+        value = getattr(part, name)
+        if isinstance(value, float) and value > 1:
+            yield config_error(name, f"{value:g} is no fraction of the run; write a number of steps without a point")
 
 
-class NextTokenLossConfig(_Loss):
-    """Cross-entropy of each token given those that its position may see."""
+def steps_of(duration: int | float, steps: int) -> int:
+    """Steps that ``duration`` stands for in a run of ``steps``; a fraction is rounded up.
 
-    kind: Literal["next_token"] = key("next_token", "predict each next token")
-
-
-class MaskedLossConfig(_Loss):
-    """Masked next-token prediction (BehnamGhader et al. 2024): some tokens of the input are hidden, as in BERT, and
-    predicted at the position before them; the others have no loss."""
-
-    kind: Literal["masked"] = key(..., "predict hidden tokens, each at the position before it")
-    fraction: float = key(0.15, "part of the tokens that is to be predicted", unit="fraction", gt=0, le=1)
-    masked: float = key(0.8, "part of these that the mask stands for", unit="fraction", ge=0, le=1)
-    random: float = key(
-        0.1, "part of these that a random token stands for; the rest stays as it is", unit="fraction", ge=0, le=1
-    )
-    mask_id: int | None = key(
-        None, "id of the mask; one more row of the embedding, never predicted, when not given", unit="id", ge=0
-    )
-
-    def errors(self) -> ConfigErrors:
-        """Yield those of any loss, and one for shares that are more than the whole."""
-        yield from super().errors()
-        if self.masked + self.random > 1 + 1e-9:
-            yield config_error(
-                "random", f"masked and random are {self.masked + self.random:g} together; at most 1 fits"
-            )
+    The only place where a fraction of steps becomes steps.
+    """
+    return duration if isinstance(duration, int) else rounded_up(duration, steps)
 
 
-LossConfig = Annotated[NextTokenLossConfig | MaskedLossConfig, Field(discriminator="kind")]
+def rounded_up(factor: float, count: int, divisor: int = 1) -> int:
+    """``factor · count / divisor`` rounded up, with ``factor`` as it is written: 0.07 of 100 is 7, though 0.07 · 100 is
+    above 7 in floating point."""
+    return math.ceil(Fraction(str(factor)) * count / divisor)
+
+
+def fraction_of(part: float, whole: float) -> float:
+    """``part / whole`` as a fraction of a run, at most 1. Never above the quotient, so that `steps_of` rounds it up to
+    what the quotient itself is rounded up to: 5 / 7 of 700 steps are 500."""
+    quotient, found = Fraction(str(part)) / Fraction(str(whole)), part / whole
+    while Fraction(str(found)) > quotient:
+        found = math.nextafter(found, 0.0)
+    return min(1.0, found)
 
 
 @dataclass(frozen=True)
@@ -185,29 +159,14 @@ class TrainConfig(ConfigSection):
             yield config_error("batch_devices", "counts the devices of batch_size_per_device, which is not given")
 
 
-class SampleConfig(ConfigSection):
-    """Texts that the model writes during training, to read along."""
-
-    every: int | float | None = key(
-        None,
-        "steps from one sample to the next, or with a point a fraction of the run's steps, and one at the end; with "
-        "each validation when not given",
-        unit="steps or fraction",
-        gt=0,
-    )
-    prompts: tuple[str, ...] = key(
-        ("",),
-        "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing. With "
-        "music a held-out piece is continued instead, into a MIDI file and a picture",
-    )
-    max_tokens: int = key(128, "tokens to write after a prompt", unit="tokens", ge=1)
-    temperature: float = key(0.8, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
-    top_k: int | None = key(50, "choose among so many likeliest tokens", unit="tokens", ge=1)
-    top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
-
-    def errors(self) -> ConfigErrors:
-        """Yield an error for more than the whole run."""
-        return fraction_errors(self, "every")
+def total_steps(train: TrainConfig, batch_samples: int, sequence_length: int, epoch_samples: int) -> int:
+    """Optimizer steps of a run: the fewest of what steps, tokens and epochs say."""
+    ends = [] if train.steps is None else [train.steps]
+    if train.tokens is not None:
+        ends.append(-(-train.tokens // (batch_samples * sequence_length)))
+    if train.epochs is not None:
+        ends.append(rounded_up(train.epochs, epoch_samples, batch_samples))
+    return min(ends)
 
 
 class CheckpointConfig(ConfigSection):
