@@ -224,14 +224,15 @@ def test_the_json_schema_of_a_dialect_takes_what_the_loader_takes() -> None:
         assert not taken(values), values
 
 
-def test_the_files_of_a_dialect_fit_its_json_schema() -> None:
+@pytest.mark.parametrize("name", ["tmrc", "vectorlm"])
+def test_the_files_of_a_dialect_fit_its_json_schema(name: str) -> None:
     from pathlib import Path
 
     import yaml
 
     examples = Path(__file__).resolve().parents[2] / "examples"
-    for file in (examples / "tmrc").glob("*.yaml"):
+    for file in (examples / name).glob("*.yaml"):
         found = list(
-            Draft202012Validator(dialect_schema(dialect_named("tmrc"))).iter_errors(yaml.safe_load(file.read_text()))
+            Draft202012Validator(dialect_schema(dialect_named(name))).iter_errors(yaml.safe_load(file.read_text()))
         )
         assert [str(error.message) for error in found if "e-" not in error.message] == []

@@ -331,7 +331,7 @@ def warmup(make: Make, world: Path) -> None:
     assert made.run.steps == 24
     rates = learning_rates(make, "constant_with_warmup", 0.25, steps=24)
     assert rates == pytest.approx([1e-3 * min(step / 6, 1) for step in range(24)])
-    assert "from 0 to 1" in refused(make, {f"{T}.warmup_ratio": 1.5})
+    assert "must be at most 1" in refused(make, {f"{T}.warmup_ratio": 1.5})
 
 
 def state_checkpoints(make: Make, world: Path) -> None:
@@ -348,7 +348,7 @@ def save_frequency(make: Make, world: Path) -> None:
     """A part of an epoch, of 8 steps here, whatever the number of epochs."""
     assert saves(make({f"{T}.save_frequency": 0.5, f"{T}.epochs": 2})) == [4, 8, 12, 16]
     assert "must be above 0" in refused(make, {f"{T}.save_frequency": 0})
-    assert "from 0 to 1" in refused(make, {f"{T}.save_frequency": 2})
+    assert "must be at most 1" in refused(make, {f"{T}.save_frequency": 2})
     assert "is missing" in refused(make, {}, without=[f"{T}.save_frequency"])
 
 
@@ -398,7 +398,7 @@ def task_type(make: Make, world: Path) -> None:
     made = adapted(make)
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name in made.shapes if "lora_" in name} != set()
-    assert "must be one of CAUSAL_LM" in refused(make, {f"{T}.lora_peft_config": {"task_type": "SEQ_CLS"}})
+    assert "must be CAUSAL_LM" in refused(make, {f"{T}.lora_peft_config": {"task_type": "SEQ_CLS"}})
     assert not adapters(make({f"{T}.lora_peft_config": None}))
 
 
@@ -485,7 +485,7 @@ def wandb_arguments(make: Make, world: Path) -> None:
     made = make({"enable_wandb_logging": True, "wandb_config": {"project": "MedGPT", "tags": ["a"]}})
     assert made.config.track[0].arguments == {"project": "MedGPT", "tags": ["a"]}
     misspelt = {"enable_wandb_logging": True, "wandb_config": {"projct": "x"}}
-    assert "did you mean 'project'" in refused(make, misspelt)
+    assert "did you mean project" in refused(make, misspelt)
 
 
 def written_labels(make: Make, world: Path) -> None:

@@ -2,158 +2,192 @@
 
 from __future__ import annotations
 
-from quintet.config.dialects.given import DialectFile
+import json
+from pathlib import Path
+from typing import Any
+
 from quintet.config.dialects.native import NativeBuilder, Output
-from quintet.config.dialects.vectorlm.disk import positions_of, split_in, splits_of
-from quintet.config.dialects.vectorlm.keys import DATA, RAW, TRAIN
+from quintet.config.dialects.vectorlm.schema import Dataset, DatasetPreprocess, File
 from quintet.config.names import local_path
 
-_TRAIN_DS, _EVAL_DS, _LOAD, _SAVE = f"{DATA}.train_ds", f"{DATA}.eval_ds", f"{RAW}.load_path", f"{RAW}.save_path"
+TRAIN, DATA, RAW = "train_parameters", "dataset", "dataset_preprocess"
+TRAIN_DS, EVAL_DS, LOAD = f"{DATA}.train_ds", f"{DATA}.eval_ds", f"{RAW}.load_path"
+# Names of the model's number of positions in config.json, the usual one first.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
-def data_rules(given: DialectFile, native: NativeBuilder) -> None:
+def data_rules(theirs: File, native: NativeBuilder) -> None:
     """Sources, their packing, and for `quintet prepare` where the processed dataset goes."""
-    _length(given, native)
+    data, raw = theirs.dataset, theirs.dataset_preprocess
+    _length(theirs, native)
     native.set("data.deduplicate_validation", False)
-    if given.purpose == "prepare" and given.has(_LOAD):
-        _raw(given, native)
+    if native.given.purpose == "prepare" and raw.load_path is not None:
+        _raw(raw, raw.load_path, native)
         native.set("data.validation", 0)
         native.set("schedule", {"kind": "constant"})  # nothing is trained, and plateau would ask for an evaluation
-        if given.has(_SAVE):
-            native.prepare_to = Output(given[_SAVE], given[f"{RAW}.ignore_index"])
-        return
-    if _on_the_way(given):
-        _raw(given, native)
-        _validation_of_raw(given, native)
-    elif not given.has(_TRAIN_DS):
-        given.refuse(_TRAIN_DS, f"is missing: give a processed dataset, or {_LOAD} to process one on the way")
+        if raw.save_path is not None:
+            native.prepare_to = Output(raw.save_path, raw.ignore_index)
+    elif raw.load_path is not None and _on_the_way(data, raw, raw.load_path):
+        _raw(raw, raw.load_path, native)
+        _validation_of_raw(data, raw, raw.load_path, native)
+    elif data.train_ds is None:
+        native.refuse(TRAIN_DS, f"is missing: give a processed dataset, or {LOAD} to process one on the way")
     else:
-        _processed(given, native)
+        _processed(theirs, data.train_ds, native)
 
 
-def _on_the_way(given: DialectFile) -> bool:
-    """Whether the training data are made from load_path, which is there, as no processed dataset is."""
-    if not given.has(_LOAD) or not given.has(_TRAIN_DS):
-        return given.has(_LOAD)
-    return not _is_there(given[_TRAIN_DS]) and (_is_there(given[_LOAD]) or not given[f"{RAW}.from_disk"])
+def _on_the_way(data: Dataset, raw: DatasetPreprocess, load_path: str) -> bool:
+    """Whether the training data are made from ``load_path``, which is there, as no processed dataset is."""
+    if data.train_ds is None:
+        return True
+    return not _is_there(data.train_ds) and (_is_there(load_path) or not raw.from_disk)
 
 
 def _is_there(path: str) -> bool:
     return local_path(path).is_dir()
 
 
-def _length(given: DialectFile, native: NativeBuilder) -> None:
+def _length(theirs: File, native: NativeBuilder) -> None:
     key = f"{TRAIN}.max_seq_len"
-    length = given[key]
+    length = theirs.train_parameters.max_seq_len
     if length <= 0:
-        found = positions_of(given["model"])
+        found = positions_of(theirs.model)
         if found is None:
-            given.refuse(key, f"must be given: {given['model']} has no config.json that says how many positions it has")
+            native.refuse(key, f"must be given: {theirs.model} has no config.json that says how many positions it has")
             return
         length = found
     if length < 3:
-        given.refuse(key, f"{length} tokens have too few targets; give 3 or more")
+        native.refuse(key, f"{length} tokens have too few targets; give 3 or more")
         return
-    native.set("data.sequence_length", length - 1, key if given.has(key) else "model")
+    native.set("data.sequence_length", length - 1, key if native.has(key) else "model")
 
 
-def _processed(given: DialectFile, native: NativeBuilder) -> None:
+def _processed(theirs: File, train_ds: str, native: NativeBuilder) -> None:
     """Rows as they are, one a sample, without a loss on an end that is not in them."""
+    eval_ds, raw = theirs.dataset.eval_ds, theirs.dataset_preprocess
     native.set("data.packing", {"kind": "document", "keep_ends": True})
-    _rows(given, native, "data.sources[0]", _TRAIN_DS, "train")
-    if not given.has(_EVAL_DS):
+    _rows(theirs, native, "data.sources[0]", TRAIN_DS, split_in(train_ds, "train"))
+    if eval_ds is None:
         _hold_out(native)
         return
-    if not _is_there(given[_EVAL_DS]) and given.has(_LOAD) and _same(given[_EVAL_DS], given[_SAVE]):
-        given.refuse(_EVAL_DS, "is not there yet; `quintet prepare` with this file writes it from load_path")
-    _rows(given, native, "data.validation_sources[0]", _EVAL_DS, "validation", "test", "train")
+    if not _is_there(eval_ds) and raw.load_path is not None and _same(eval_ds, raw.save_path):
+        native.refuse(EVAL_DS, "is not there yet; `quintet prepare` with this file writes it from load_path")
+    _rows(theirs, native, "data.validation_sources[0]", EVAL_DS, split_in(eval_ds, "validation", "test", "train"))
 
 
-def _rows(given: DialectFile, native: NativeBuilder, where: str, key: str, *splits: str) -> None:
-    """Put the processed dataset that ``key`` names at ``where``: the first of ``splits`` that it has."""
-    path, ignored = given[key], given[f"{DATA}.ignore_index"]
-    written = given[f"{RAW}.ignore_index"]
-    if _same(path, given[_SAVE]) and written != ignored:
-        message = f"{ignored} is not the {written} that {RAW}.ignore_index writes into the dataset; make them one"
-        given.refuse(f"{DATA}.ignore_index", message)
+def _rows(theirs: File, native: NativeBuilder, where: str, key: str, split: str) -> None:
+    """Put ``split`` of the processed dataset that ``key`` names at ``where``."""
+    data, raw = theirs.dataset, theirs.dataset_preprocess
+    path = data.train_ds if key == TRAIN_DS else data.eval_ds
+    if _same(path, raw.save_path) and raw.ignore_index != data.ignore_index:
+        says = f"{data.ignore_index} is not the {raw.ignore_index} that {RAW}.ignore_index writes into the dataset"
+        native.refuse(f"{DATA}.ignore_index", f"{says}; make them one")
     document = {"kind": "tokens", "seq_lengths": None, "learn_end": False}
-    native.set(
-        where, {"kind": "huggingface", "path": path, "split": split_in(path, *splits), "document": document}, key
-    )
-    native.set(f"{where}.document.ignore_index", ignored, f"{DATA}.ignore_index")
+    native.set(where, {"kind": "huggingface", "path": path, "split": split, "document": document}, key)
+    native.set(f"{where}.document.ignore_index", data.ignore_index, f"{DATA}.ignore_index")
 
 
-def _same(path: str, other: str | None) -> bool:
-    return other is not None and local_path(path) == local_path(other)
+def _same(path: str | None, other: str | None) -> bool:
+    return path is not None and other is not None and local_path(path) == local_path(other)
 
 
-def _raw(given: DialectFile, native: NativeBuilder) -> None:
+def _raw(raw: DatasetPreprocess, load_path: str, native: NativeBuilder) -> None:
     """Documents of load_path, processed as preprocess_data.py does."""
-    _raw_source(given, native, "data.sources[0]")
-    _packing(given, native)
+    _raw_source(raw, load_path, native, "data.sources[0]")
+    _packing(raw, native)
 
 
-def _raw_source(given: DialectFile, native: NativeBuilder, where: str, *keys: str) -> None:
-    """Put the documents of load_path at ``where``; ``keys`` say so besides."""
-    path, split, on_disk = given[_LOAD], given[f"{RAW}.split"], given[f"{RAW}.from_disk"]
+def _raw_source(raw: DatasetPreprocess, path: str, native: NativeBuilder, where: str, *keys: str) -> None:
+    """Put the documents of load_path, which is ``path``, at ``where``; ``keys`` say so besides."""
     found = splits_of(path)
-    if on_disk and found is None and _is_there(path):
-        given.refuse(_LOAD, f"{path} is no folder that save_to_disk wrote; correct it, or set from_disk: false")
-    if on_disk and not _is_there(path) and not path.startswith(("/", "~", ".")):
+    if raw.from_disk and found is None and _is_there(path):
+        native.refuse(LOAD, f"{path} is no folder that save_to_disk wrote; correct it, or set from_disk: false")
+    if not raw.from_disk and found is not None:
+        native.refuse(f"{RAW}.from_disk", f"{path} is a folder that save_to_disk wrote; set it to true")
+    if raw.split is None and found is not None and len(found) > 1:
+        native.refuse(f"{RAW}.split", f"is missing: {path} has {', '.join(found)}")
+    split = raw.split or split_in(path, "train")
+    if raw.from_disk and not _is_there(path) and not path.startswith(("/", "~", ".")):
         path = f"./{path}"  # a folder that is missing, and no name on the hub
-    if not on_disk and found is not None:
-        given.refuse(f"{RAW}.from_disk", f"{path} is a folder that save_to_disk wrote; set it to true")
-    if split is None and found is not None and len(found) > 1:
-        given.refuse(f"{RAW}.split", f"is missing: {path} has {', '.join(found)}")
-    if split is None:
-        split = split_in(path, "train")
-    native.set(where, {"kind": "huggingface", "path": path}, *keys, _LOAD, f"{RAW}.from_disk")
-    native.set(f"{where}.split", split, f"{RAW}.split" if given.has(f"{RAW}.split") else _LOAD)
-    separator = given[f"{RAW}.seperator"]
-    native.set(f"{where}.document.kind", "text" if separator is None else "conditional", f"{RAW}.seperator")
-    if separator is not None:
-        native.set(f"{where}.document.separator", separator, f"{RAW}.seperator")
-    native.set(f"{where}.document.field", given[f"{RAW}.data_field"], f"{RAW}.data_field")
-    native.set(f"{where}.document.prefix", given[f"{RAW}.pre_pend"] or "", f"{RAW}.pre_pend")
+    native.set(where, {"kind": "huggingface", "path": path}, *keys, LOAD, f"{RAW}.from_disk")
+    native.set(f"{where}.split", split, f"{RAW}.split" if raw.split is not None else LOAD)
+    native.set(f"{where}.document.kind", "text" if raw.seperator is None else "conditional", f"{RAW}.seperator")
+    if raw.seperator is not None:
+        native.set(f"{where}.document.separator", raw.seperator, f"{RAW}.seperator")
+    native.set(f"{where}.document.field", raw.data_field, f"{RAW}.data_field")
+    native.set(f"{where}.document.prefix", raw.pre_pend or "", f"{RAW}.pre_pend")
 
 
-def _packing(given: DialectFile, native: NativeBuilder) -> None:
-    kind, truncate = given[f"{RAW}.packing_type"], given[f"{RAW}.truncate"]
+def _packing(raw: DatasetPreprocess, native: NativeBuilder) -> None:
+    kind = raw.packing_type
     native.set("data.packing.keep_ends", False)
-    native.set("data.packing.add_bos_eos", given[f"{RAW}.add_bos_eos_tokens"], f"{RAW}.add_bos_eos_tokens")
-    if kind is not None and truncate:
-        given.refuse(f"{RAW}.truncate", f"cannot be true with packing_type: {kind}; keep one of the two")
+    native.set("data.packing.add_bos_eos", raw.add_bos_eos_tokens, f"{RAW}.add_bos_eos_tokens")
+    if kind is not None and raw.truncate:
+        native.refuse(f"{RAW}.truncate", f"cannot be true with packing_type: {kind}; keep one of the two")
     if kind is not None:
         native.set("data.packing.kind", "chunks", f"{RAW}.packing_type")
         native.set("data.packing.join", kind == "full", f"{RAW}.packing_type")
-        native.set("data.packing.overlap", given[f"{RAW}.overlap"], f"{RAW}.overlap")
+        native.set("data.packing.overlap", raw.overlap, f"{RAW}.overlap")
         return
     native.set("data.packing.kind", "document", f"{RAW}.truncate")
-    if given[f"{RAW}.overlap"]:
-        given.refuse(f"{RAW}.overlap", "is between the chunks of packing_type: full or partial; give one of them")
-    if not truncate:
+    if raw.overlap:
+        native.refuse(f"{RAW}.overlap", "is between the chunks of packing_type: full or partial; give one of them")
+    if not raw.truncate:
         native.say(
             f"{RAW}.truncate: without packing_type a document is a sample, and what it has beyond max_seq_len tokens "
             "is left out, as with truncate: true"
         )
 
 
-def _validation_of_raw(given: DialectFile, native: NativeBuilder) -> None:
+def _validation_of_raw(data: Dataset, raw: DatasetPreprocess, load_path: str, native: NativeBuilder) -> None:
     """What to evaluate on where the training data are made on the way."""
-    train_ds = given[_TRAIN_DS]
-    if train_ds is not None:
-        native.say(f"{_TRAIN_DS}: {train_ds} is not there, so {given[_LOAD]} is processed on the way")
-    if not given.has(_EVAL_DS):
+    if data.train_ds is not None:
+        native.say(f"{TRAIN_DS}: {data.train_ds} is not there, so {load_path} is processed on the way")
+    if data.eval_ds is None:
         _hold_out(native)
-    elif _same(given[_EVAL_DS], train_ds) or _same(given[_EVAL_DS], given[_SAVE]):
-        _raw_source(given, native, "data.validation_sources[0]", _EVAL_DS)
+    elif _same(data.eval_ds, data.train_ds) or _same(data.eval_ds, raw.save_path):
+        _raw_source(raw, load_path, native, "data.validation_sources[0]", EVAL_DS)
     else:
-        given.refuse(
-            _EVAL_DS,
+        native.refuse(
+            EVAL_DS,
             "is processed, and what is to be trained on is not: run `quintet prepare` with this file, and set train_ds "
             "to the save_path that it writes; or leave eval_ds out",
         )
 
 
 def _hold_out(native: NativeBuilder) -> None:
-    native.say(f"{_EVAL_DS}: is not given, so part of the training data is held out to evaluate on (data.validation)")
+    native.say(f"{EVAL_DS}: is not given, so part of the training data is held out to evaluate on (data.validation)")
+
+
+def splits_of(path: str) -> list[str] | None:
+    """The splits of the dataset that save_to_disk wrote to ``path``; None where there is no such dataset.
+
+    A dataset by itself has one split, the name it was saved under, which is train where it had none.
+    """
+    folder = local_path(path)
+    several, one = _json(folder / "dataset_dict.json"), _json(folder / "state.json")
+    if several is not None:
+        return [str(name) for name in several.get("splits", [])]
+    return None if one is None else [str(one.get("_split") or "train")]
+
+
+def split_in(path: str, *wanted: str) -> str:
+    """The first of ``wanted`` that the dataset at ``path`` has, else its only split, else the first of ``wanted``."""
+    found = splits_of(path) or []
+    held = [name for name in wanted if name in found]
+    return held[0] if held else found[0] if len(found) == 1 else wanted[0]
+
+
+def positions_of(path: str) -> int | None:
+    """Most positions of the checkpoint in the folder ``path``, None where it does not say."""
+    settings = _json(local_path(path) / "config.json") or {}
+    found = [settings[name] for name in _POSITIONS if isinstance(settings.get(name), int)]
+    return found[0] if found else None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

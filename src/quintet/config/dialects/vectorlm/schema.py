@@ -1,0 +1,268 @@
+"""The keys of VectorLM (docs/config.md of VectorInstitute/vectorlm, and its configs folder)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from quintet.config.dialects.dialect import DialectSection
+from quintet.config.dialects.types import (
+    AboveZero,
+    Arguments,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Share,
+    Text,
+    one_of,
+)
+from quintet.config.documents import IGNORED
+from quintet.config.section import Value, key
+
+PLATEAU = "plateau-with-warmup"
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy", PLATEAU,
+)  # fmt: skip
+"""transformers.SchedulerType, and VectorLM's own, which its document spells `plataeu-with-warmup`."""
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "NO_SHARD": {"kind": "ddp"},
+    "FULL_SHARD": {"kind": "fsdp", "shard": "full"},
+    "SHARD_GRAD_OP": {"kind": "fsdp", "shard": "grad_op"},
+    "HYBRID_SHARD": {"kind": "hsdp", "shard": "full"},
+    "_HYBRID_SHARD_ZERO2": {"kind": "hsdp", "shard": "grad_op"},
+}
+"""torch.distributed.fsdp.ShardingStrategy, and `parallel` for each."""
+
+Schedule = Annotated[str, one_of(by={name: name for name in SCHEDULES} | {"plataeu-with-warmup": PLATEAU})]
+Strategy = Annotated[str, one_of(*STRATEGIES)]
+
+
+def _only_false(value: Any) -> bool:
+    if _switch(value):
+        raise ValueError("must be false: frozen adapters cannot be trained")
+    return False
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _written(precision: str) -> bool:
+    if precision not in ("bf16", "fp32"):
+        raise ValueError("is neither 'bf16' nor 'fp32'")
+    return precision == "bf16"
+
+
+MixedPrecision = Annotated[
+    str,
+    Value("true or false", lambda value: "bf16" if _switch(value) else "fp32", _written, {"type": "boolean"}),
+]
+NotFrozen = Annotated[bool, Value("false", _only_false, json={"const": False})]
+
+
+def _no_setting() -> Any:
+    why = "Quintet's adapters have no such setting; leave it out"
+    return key(None, "a setting of peft.LoraConfig", unsupported=why)
+
+
+class Optimizer(DialectSection):
+    """Arguments of torch.optim.AdamW."""
+
+    documented = False
+    nestings = ("optimizer",)
+
+    lr: AboveZero = key(0.001, "highest learning rate", to="optimizer.lr")
+    weight_decay: NotNegative = key(0.01, "decay of all weights", to="optimizer.weight_decay")
+    betas: tuple[Share, Share] | None = key(
+        None, "decay of the averages of the gradient and of its square", to="optimizer.arguments.betas"
+    )
+    eps: NotNegative | None = key(None, "added to the root of the second average", to="optimizer.arguments.eps")
+    amsgrad: bool | None = key(None, "the AMSGrad variant", to="optimizer.arguments.amsgrad")
+    maximize: bool | None = key(None, "climb instead of descend", to="optimizer.arguments.maximize")
+    foreach: bool | None = key(None, "the kernel that takes many tensors at once", to="optimizer.arguments.foreach")
+    capturable: bool | None = key(None, "for CUDA graphs", no_effect="CUDA graphs are not used")
+    differentiable: bool | None = key(None, "gradients through the step", no_effect="nothing trains through a step")
+    fused: bool | None = key(None, "the fused kernel", no_effect="it is taken unless foreach is given")
+
+
+class LoraPeftConfig(DialectSection):
+    """Adapters, by the arguments of peft.LoraConfig."""
+
+    documented = False
+    nestings = ("lora_peft_config",)
+
+    task_type: Literal["CAUSAL_LM"] | None = key(None, "what the adapted model is for", affects="model.lora")
+    inference_mode: NotFrozen | None = key(None, "whether the adapters are frozen", affects="model.lora")
+    r: Positive | None = key(None, "rank of the adapters; 8 when not given", to="model.lora.rank")
+    lora_alpha: AboveZero | None = key(
+        None, "the update is scaled by lora_alpha / r; 8 when not given", to="model.lora.alpha"
+    )
+    lora_dropout: Share | None = key(None, "dropout on what enters the adapters", to="model.lora.dropout")
+    target_modules: Text | tuple[Text, ...] | None = key(
+        None,
+        "names of the modules that get one; those that peft takes for the family when not given",
+        affects="model.lora.targets",
+    )
+    bias: Any = _no_setting()
+    modules_to_save: Any = _no_setting()
+    use_rslora: Any = _no_setting()
+    use_dora: Any = _no_setting()
+    layers_to_transform: Any = _no_setting()
+    layers_pattern: Any = _no_setting()
+    rank_pattern: Any = _no_setting()
+    alpha_pattern: Any = _no_setting()
+    exclude_modules: Any = _no_setting()
+    init_lora_weights: Any = _no_setting()
+    fan_in_fan_out: Any = _no_setting()
+
+
+class TrainParameters(DialectSection):
+    """Training: length, devices, precision, optimizer, schedule, evaluation and checkpoints."""
+
+    nestings = ("",)
+
+    output_dir: Text = key(..., "the run's folder", affects=("runs_dir", "name"))
+    max_seq_len: int = key(
+        0,
+        "most tokens of a sample, one more than are inputs; null, 0 or less: as many as the model has positions",
+        affects="data.sequence_length",
+        null=0,
+    )
+    epochs: Positive = key(..., "passes over the training dataset", to="train.epochs")
+    seed: int | None = key(None, "everything random follows from it", to="seed")
+    sharding_strategy: Strategy | None = key(
+        None, "how FSDP spreads the model over devices", affects=("parallel.kind", "parallel.shard")
+    )
+    use_mp: MixedPrecision = key(
+        False, "matrix products in bf16; weights and averages stay in fp32", to="train.precision"
+    )
+    use_activation_checkpointing: bool = key(
+        False,
+        "keep only what enters each layer and compute the rest again in the backward pass",
+        to="model.gradient_checkpointing",
+    )
+    use_flash_attention: bool = key(
+        False,
+        "FlashAttention-2: the library's where it is installed, else PyTorch's; needs use_mp",
+        affects="model.attention_backend",
+    )
+    low_cpu_mem_usage: bool | None = key(
+        None,
+        "load the weights once for all processes of a machine",
+        documented=False,
+        no_effect="sharded weights are read by the first process and sent to the others; with NO_SHARD each process "
+        "has all",
+    )
+    max_grad_norm: AboveZero | None = key(
+        None, "largest norm of a step's gradient; null does not clip", affects="train.clip_norm"
+    )
+    gradient_accumulation_steps: Positive = key(
+        1,
+        "micro-batches of train_bs samples in a step, on each device",
+        to="train.accumulation",
+        affects="train.batch_size_per_device",
+    )
+    min_lr: NotNegative | None = key(
+        None,
+        "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 when not given",
+        affects="schedule.arguments",
+        documented=False,
+    )
+    lr_scheduler_kwargs: Arguments | None = key(
+        None,
+        "other parameters of the schedule, as transformers names them",
+        affects="schedule.arguments",
+        documented=False,
+    )
+    lr_scheduler_type: Schedule = key(
+        ...,
+        "schedule of the learning rate: a name of transformers.SchedulerType, or plateau-with-warmup",
+        affects=("schedule.kind", "schedule.name"),
+    )
+    warmup_ratio: Fraction = key(0.0, "part of all steps that warms up", affects="schedule.warmup_steps")
+    checkpointing_enabled: bool = key(
+        True, "checkpoints on the way; the final one is written in any case", affects="checkpoint.every_epochs"
+    )
+    logging_steps: Positive = key(..., "micro-batches from one evaluation to the next", affects="evaluate.every")
+    save_frequency: Fraction | None = key(
+        None,
+        "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
+        affects="checkpoint.every_epochs",
+    )
+    sampler: Any = key(
+        None,
+        "texts written during training",
+        documented=False,
+        unsupported="belongs to a change that VectorLM never took in; write quintet: {sample: {prompts: [...]}} "
+        "instead",
+    )
+    optimizer: Optimizer
+    lora_peft_config: LoraPeftConfig
+
+
+class Dataset(DialectSection):
+    """Processed datasets."""
+
+    ignore_index: int = key(
+        IGNORED,
+        "the value in the labels that means no loss",
+        affects=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
+    )
+    eval_bs: Positive | None = key(None, "samples evaluated at once", to="evaluate.batch_size")
+    train_bs: Positive = key(
+        ...,
+        "samples of a micro-batch on each device",
+        to="train.micro_batch_size",
+        affects="train.batch_size_per_device",
+    )
+    train_ds: Text | None = key(None, "preprocessed dataset to train on", affects="data.sources[0].path")
+    eval_ds: Text | None = key(None, "preprocessed dataset to evaluate on", affects="data.validation_sources[0].path")
+
+
+class DatasetPreprocess(DialectSection):
+    """How `quintet prepare` makes a processed dataset of documents."""
+
+    ignore_index: int = key(IGNORED, "the value in the labels that `quintet prepare` writes where there is no loss")
+    dataset_format: Literal["hf"] = key(
+        "hf", "format of the datasets", no_effect="all datasets of VectorLM are of Hugging Face's format"
+    )
+    data_field: Text = key("text", "column with the text", affects="data.sources[0].document.field")
+    packing_type: Literal["full", "partial"] | None = key(
+        None,
+        "full: cut all documents one after the other; partial: each by itself; null: a document a sample",
+        affects=("data.packing.kind", "data.packing.join"),
+    )
+    overlap: Count = key(0, "tokens that a chunk repeats of the one before", affects="data.packing.overlap")
+    add_bos_eos_tokens: bool = key(
+        True, "each sample begins with the tokenizer's BOS and ends with its EOS", affects="data.packing.add_bos_eos"
+    )
+    from_disk: bool = key(
+        True,
+        "load_path is a folder that save_to_disk wrote; false: a name on the hub, or a folder of data files",
+        affects="data.sources[0].path",
+    )
+    seperator: Text | None = key(
+        None,
+        "the loss begins after its first occurrence; documents without it are left out",
+        affects="data.sources[0].document.separator",
+        aliases="separator",
+    )
+    load_path: Text | None = key(None, "dataset to preprocess", affects="data.sources[0].path")
+    split: Text | None = key(None, "split of load_path", affects="data.sources[0].split")
+    save_path: Text | None = key(None, "folder that `quintet prepare` writes the processed dataset to")
+    truncate: bool = key(False, "cut documents off at max_seq_len instead of packing them", affects="data.packing.kind")
+    pre_pend: Text | None = key(None, "text put in front of every document", affects="data.sources[0].document.prefix")
+
+
+class File(DialectSection):
+    """A file of VectorLM."""
+
+    model: Text = key(..., "folder of model and tokenizer", to="model.name_or_path")
+    enable_wandb_logging: bool = key(False, "log the run to Weights & Biases, as wandb_config says", affects="track")
+    wandb_config: Arguments | None = key(None, "arguments of wandb.init, by name", affects="track[0].arguments")
+    train_parameters: TrainParameters
+    dataset: Dataset
+    dataset_preprocess: DatasetPreprocess
