@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
+from tests.helpers import REPOSITORY, Command, Train, run_values, write_corpus
 
 from quintet.cli import main
 
@@ -20,10 +20,6 @@ from quintet.cli import main
 # test are the same at each run, so that a change is judged by what it changes; the fuzzers draw new ones.
 settings.register_profile("quintet", deadline=None, derandomize=True)
 settings.load_profile("quintet")
-
-WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
-Train = Callable[..., str]
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,26 +104,17 @@ def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
     """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name."""
-    draw = random.Random(5)
-    (tmp_path / "corpus").mkdir()
-    for index in range(6):
-        (tmp_path / f"corpus/{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(300)), "utf-8")
+    write_corpus(tmp_path / "corpus")
     monkeypatch.chdir(tmp_path)
 
     def call(*files: str, name: str = "tiny", model: dict[str, Any] | None = None, **sections: Any) -> str:
-        values = {
-            "name": name,
-            "data": {
-                "sources": [{"kind": "text", "path": "corpus"}],
-                "validation": 0.2,
-                "sequence_length": 32,
-                "cache_dir": "cache",
-            },
-            "train": {"steps": 3, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-            **({} if model is None else {"model": {"layers": 2, "width": 32, "attention": {"heads": 2}} | model}),
-            **sections,
-        }
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
+        every = run_values(name=name)
+        data = every["data"] | {"validation": 0.2, "sequence_length": 32}
+        sample = {"prompts": [""], "max_tokens": 8}
+        values = {"name": name, "data": data, "train": every["train"] | {"steps": 3}, "sample": sample}
+        if model is not None:
+            values["model"] = {"layers": 2, "width": 32, "attention": {"heads": 2}} | model
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
         with pytest.raises(SystemExit) as left:
             main(["train", *files, f"{name}.yaml"])
         assert left.value.code == 0, capfd.readouterr().err
@@ -137,7 +124,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
     """Run a command in this process: its exit code, standard output and standard error."""
 
     def call(*arguments: str) -> tuple[int, str, str]:

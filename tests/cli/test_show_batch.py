@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tests.helpers import run_values
 
 from quintet.cli.show_batch import painted
 from quintet.config.documents import IGNORED
@@ -24,7 +25,7 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for number in range(8):
         Path(f"texts/{number}.txt").write_text(f"document number {number}\n" * (number + 1))
     data = {"sources": [{"kind": "text", "path": "texts"}], "sequence_length": 64, "cache_dir": "cache"}
-    values = {"name": "it", "data": data, "tokenizer": {"kind": "byte"}, "train": {"steps": 5, "batch_size": 3}}
+    values = run_values(name="it", train={"steps": 5, "batch_size": 3}) | {"data": data}
     Path("run.yaml").write_text(yaml.safe_dump(values))
     return "run.yaml"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.helpers import Command, measured, run_values, write_corpus
 
 # Two "machines" are two processes of this one; a signal goes to both, as with srun.
 SRUN = """#!/bin/bash
@@ -47,29 +47,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, text in {"srun": SRUN, "scontrol": SCONTROL, "sbatch": SBATCH, "step": STEP}.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus/a.txt").write_text("the cat sat under the mat and saw a dog " * 100)
-    values = {
-        "name": "job",
-        "data": {
-            "sources": [{"kind": "text", "path": "corpus"}],
-            "validation": 0.1,
-            "sequence_length": 32,
-            "cache_dir": "cache",
-        },
-        "tokenizer": {"kind": "byte"},
-        "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
-        "train": {"steps": 400, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1},
-        "evaluate": {"every": 400},
-        "checkpoint": {"every": 400},
-    }
+    write_corpus(tmp_path / "corpus", "the cat sat under the mat and saw a dog " * 100)
+    train = {"steps": 400, "batch_size": 8, "log_every": 1}
+    values = run_values(name="job", train=train, evaluate={"every": 400}, checkpoint={"every": 400})
+    values["data"]["sequence_length"] = 32
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
     return os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def written(cluster: dict[str, str], command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+def written(cluster: dict[str, str], command: Command) -> Callable[..., str]:
     """Write a script and return it."""
 
     def call(*options: str) -> str:
@@ -197,11 +185,5 @@ def test_a_job_that_is_interrupted_has_the_losses_of_one_that_is_not(cluster, wr
     )
     assert again.returncode == 0, again.stderr
     assert "continuing from step" in again.stdout
-    assert losses("job") == losses("whole")
-    assert len(losses("job")) == 40
-
-
-def losses(name: str) -> list[float]:
-    """The training losses of a run, step by step."""
-    rows = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
-    return [row["train/loss"] for row in rows if "train/loss" in row]
+    assert measured("runs/job") == measured("runs/whole")
+    assert len(measured("runs/job")) == 40

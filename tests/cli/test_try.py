@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.helpers import Command, measured, records, run_values, write_jsonl
 
 from quintet.config.schedule import CosineConfig
 from quintet.errors import UserError
@@ -17,8 +18,6 @@ from quintet.evaluate.harness.figures import Benchmarks
 from quintet.export import huggingface
 from quintet.train import checkpoint, evaluation
 from quintet.train.schedule import learning_rate
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -28,22 +27,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     Path("corpus.txt").write_text("bad cab fed a deaf hag\n" * 200)
 
     def call(**sections: Any) -> str:
-        values = {
-            "name": "tried",
-            "data": {
-                "sources": [{"kind": "text", "path": "corpus.txt"}],
-                "validation": 0.2,
-                "sequence_length": 16,
-                "cache_dir": "cache",
-            },
-            "tokenizer": {"kind": "byte"},
-            "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
-            "optimizer": {"lr": 0.01},
-            "schedule": {"kind": "cosine", "warmup_steps": 100},
-            "train": {"steps": 1000, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-            "sample": {"max_tokens": 4},
-            **sections,
-        }
+        values = run_values(
+            name="tried",
+            data={"sources": [{"kind": "text", "path": "corpus.txt"}], "validation": 0.2},
+            optimizer={"lr": 0.01},
+            schedule={"kind": "cosine", "warmup_steps": 100},
+            train={"steps": 1000},
+            sample={"prompts": [""], "max_tokens": 4},
+        )
+        values |= sections
         Path("run.yaml").write_text(yaml.safe_dump(values))
         return "run.yaml"
 
@@ -72,12 +64,12 @@ def test_a_run_is_gone_through_with_the_rates_of_the_whole_run(write: Callable[.
     assert found["ok"]
     assert [one["name"] for one in found["stages"]] == ["data", "training", "resume", "report", "export"]
     folder = Path(found["folder"])
-    records = [json.loads(line) for line in (folder / "tried/metrics.jsonl").read_text().splitlines()]
-    rates = {one["step"]: one["train/lr"] for one in records if "train/lr" in one}
+    rows = records(folder / "tried")
+    rates = {one["step"]: one["train/lr"] for one in rows if "train/lr" in one}
     schedule = CosineConfig(warmup_steps=100)
     assert rates == {step: pytest.approx(learning_rate(schedule, 0.02, step, 1000)) for step in (1, 2)}
     for name in ("validation/loss", "text/bits_per_byte"):
-        assert [one["step"] for one in records if name in one] == [1, 2]
+        assert [one["step"] for one in rows if name in one] == [1, 2]
     assert (folder / "tried/report.html").is_file()
     assert (folder / "export/config.json").is_file()
     assert left() == {folder.name}
@@ -91,8 +83,7 @@ def test_the_steps_are_those_that_the_run_takes(write: Callable[..., str], comma
     assert command("train", file, *shorter)[0] == 0
 
     def losses(place: Path) -> list[float]:
-        records = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-        return [one["train/loss"] for one in records if "train/loss" in one][:2]
+        return measured(place)[:2]
 
     assert len(losses(folder / "tried")) == 2
     assert losses(folder / "tried") == losses(Path("runs/tried"))
@@ -244,7 +235,7 @@ def test_a_file_of_a_dialect_is_told_in_its_own_words(
     write()
     monkeypatch.setenv("DATA_ROOT", "data")
     Path("data").mkdir()
-    Path("data/texts.jsonl").write_text("".join(json.dumps({"text": f"a cab {n} fed " * 20}) + "\n" for n in range(99)))
+    write_jsonl(Path("data/texts.jsonl"), ({"text": f"a cab {n} fed " * 20} for n in range(99)))
     example = Path(__file__).resolve().parents[2] / "examples/stlm/base.yaml"
     nothing = Benchmarks("fp32", {}, {"arc_easy": "there is no network"})
     monkeypatch.setattr(evaluation, "run_benchmarks", lambda *_: nothing)

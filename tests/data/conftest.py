@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers import run_values
 
 from quintet.config.schema import RunConfig
 
@@ -20,13 +21,8 @@ def make_config(tmp_path: Path) -> MakeConfig:
     def make(
         *sources: dict[str, Any], tokenizer: dict[str, Any] | None = None, batch: int = 4, **data: Any
     ) -> RunConfig:
-        return RunConfig.model_validate(
-            {
-                "name": "test",
-                "data": {"sources": list(sources), "cache_dir": str(tmp_path / "cache"), "sequence_length": 8, **data},
-                "tokenizer": tokenizer or {"kind": "byte"},
-                "train": {"steps": 1, "batch_size": batch},
-            }
-        )
+        values = run_values(tmp_path, tokenizer=tokenizer or {"kind": "byte"}, train={"batch_size": batch})
+        own = {"sources": list(sources), "cache_dir": str(tmp_path / "cache"), "sequence_length": 8}
+        return RunConfig.model_validate(values | {"data": own | data})
 
     return make

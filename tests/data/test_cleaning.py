@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.helpers import write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.schema import RunConfig
@@ -187,7 +187,7 @@ def test_signatures_do_not_depend_on_how_a_long_text_is_read(monkeypatch: pytest
 
 
 def rows(file: Path, texts: list[str]) -> dict[str, Any]:
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(file, ({"text": text} for text in texts))
     return {"kind": "jsonl", "path": str(file), "label": "rows"}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import write_jsonl
 from typer.testing import CliRunner
 
 from quintet.cli import app
@@ -27,7 +28,7 @@ LENGTHS = [3, 7, 7, 15, 15, 15, 15, 40, 40, 60]  # bytes of the documents; one t
 @pytest.fixture
 def config(make_config: MakeConfig, tmp_path: Path) -> RunConfig:
     texts = [chr(97 + number) * length for number, length in enumerate(LENGTHS)] + ["", "j" * 60, "no"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(tmp_path / "rows.jsonl", ({"text": text} for text in texts))
     cleaning = {"min_characters": 3, "deduplicate": {"kind": "exact"}}
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "label": "rows"}
     return make_config(source, cleaning=cleaning, validation=0.25)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import run_values, write_jsonl
 
 from quintet.config.model import CausalAttentionConfig
 from quintet.config.schema import RunConfig
@@ -218,20 +219,16 @@ def test_a_chat_is_one_document_although_the_end_id_ends_its_turns(tmp_path: Pat
         [{"role": role, "content": f"{number} {turn}"} for turn in range(2) for role in ("user", "assistant")]
         for number in range(9)
     ]
-    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps({'messages': chat})}\n" for chat in chats))
-    run = {
-        "name": "chat",
-        "data": {
-            "sources": [{"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "document": {"kind": "chat"}}],
-            "sequence_length": 256,
-            "validation": 0,
-            "shuffle": False,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "tokenizer": {"kind": "huggingface", "path": str(chatml)},
-        "model": {"layers": 1, "width": 16, "attention": {"heads": 2, "mask": "causal_document"}},
-        "train": {"steps": 1, "batch_size": 1},
-    }
+    write_jsonl(tmp_path / "chats.jsonl", ({"messages": chat} for chat in chats))
+    source = {"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "document": {"kind": "chat"}}
+    run = run_values(
+        tmp_path,
+        name="chat",
+        data={"sources": [source], "sequence_length": 256, "validation": 0, "shuffle": False},
+        tokenizer={"kind": "huggingface", "path": str(chatml)},
+        model={"attention": {"heads": 2, "mask": "causal_document"}},
+        train={"batch_size": 1},
+    )
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     code, out, err = command("show-batch", str(tmp_path / "run.yaml"), "--json")
     assert code == 0, err
@@ -294,7 +291,7 @@ def test_each_document_of_a_sample_has_its_own_prompt(
 ) -> None:
     """The mask of a batch against one that is made from the documents, also where a sample begins within one."""
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in ASKED]
-    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}
     prepared = prepare(make_config(source, validation=0, packing=packing, sequence_length=length))
     # Every letter stands in one document, so that a letter tells its document and whether it is asked or answered.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import write_jsonl
 from typer.testing import CliRunner
 
 from quintet.config.schema import RunConfig
@@ -25,7 +25,7 @@ LINES = [f"question {number} # answer {number * 7 % 13} für" for number in rang
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
+    write_jsonl(file, ({"text": line} for line in LINES))
     return file
 
 

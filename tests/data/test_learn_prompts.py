@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.helpers import run_config, write_jsonl
 
 from quintet.config.documents import IGNORED
-from quintet.config.schema import RunConfig
 from quintet.data.prepare import Prepared, prepare
 
 
 def prepared(folder: Path, learn_prompts: bool, packing: dict[str, Any]) -> Prepared:
     rows = [{"prompt": f"{'very ' * (row % 5)}long {row}", "answer": f"A{row}"} for row in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "rows.jsonl", rows)
     source = {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "document": {"kind": "answer"}}
-    values = {
-        "name": "x",
-        "data": {
-            "sources": [source],
-            "sequence_length": 12,
-            "packing": packing,
-            "validation": 0,
-            "learn_prompts": learn_prompts,
-            "cache_dir": str(folder / "cache"),
-        },
-        "tokenizer": {"kind": "byte"},
-        "train": {"steps": 1, "batch_size": 4},
-    }
-    return prepare(RunConfig.model_validate(values))
+    data = {"sources": [source], "sequence_length": 12, "packing": packing, "validation": 0}
+    return prepare(run_config(folder, data=data | {"learn_prompts": learn_prompts}))
 
 
 def test_a_stream_has_the_same_tokens_and_a_loss_on_each(tmp_path: Path) -> None:

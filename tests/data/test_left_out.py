@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import Command, write_jsonl
 
 from quintet.data.prepare import prepare
 from quintet.data.sources.files import PassedOver, find_files
@@ -84,7 +84,7 @@ def lines_of(make_config: MakeConfig, source: dict[str, Any], **keys: Any) -> li
 
 
 def rows(tmp_path: Path, *values: Any) -> dict[str, Any]:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
+    write_jsonl(tmp_path / "rows.jsonl", values)
     return {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}
 
 
@@ -149,9 +149,7 @@ def test_an_end_id_that_stands_nowhere_and_empty_files_are_said(make_config: Mak
     ]
 
 
-def test_the_command_says_what_it_leaves_out(
-    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_what_it_leaves_out(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     Path("in/a.JSONL").write_text('{"text": "some words to learn"}\n{"text": ""}\n')

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import run_config, run_values
 
 from quintet.config.schema import RunConfig
 from quintet.data.manifest import Manifest
@@ -16,6 +17,8 @@ from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
 from quintet.piano.notes import Notes, notes
+
+TIMED = {"kind": "exponential_time"}
 
 
 def piece(seed: int, count: int = 60) -> Notes:
@@ -46,20 +49,13 @@ def rows(tmp_path: Path) -> Path:
 def prepared(
     rows: Path, packing: dict[str, Any] | None = None, source: dict[str, Any] | None = None, **data: Any
 ) -> Prepared:
-    values = {
-        "name": "music",
-        "data": {
-            "sources": [{"kind": "jsonl", "path": str(rows), "document": {"kind": "notes", **(source or {})}}],
-            "validation": 0.2,
-            "sequence_length": 128,
-            "cache_dir": str(rows.parent / "cache"),
-            **({} if packing is None else {"packing": packing}),
-            **data,
-        },
-        "tokenizer": {"kind": "exponential_time"},
-        "train": {"steps": 2, "batch_size": 4},
+    own = {
+        "sources": [{"kind": "jsonl", "path": str(rows), "document": {"kind": "notes", **(source or {})}}],
+        "validation": 0.2,
+        "sequence_length": 128,
+        **({} if packing is None else {"packing": packing}),
     }
-    return prepare(RunConfig.model_validate(values))
+    return prepare(run_config(rows.parent, data=own | data, tokenizer=TIMED, train={"steps": 2}))
 
 
 def samples_of(made: Prepared) -> NoteSamples:
@@ -247,22 +243,16 @@ def test_files_that_are_no_midi_are_counted_and_named(tmp_path: Path) -> None:
     for seed in range(3):
         write_midi(piece(seed), tmp_path / f"music/Mozart {seed}.mid")
     (tmp_path / "music/broken.mid").write_bytes(b"MThd no more")
-    values = {
-        "sources": [{"kind": "midi", "path": str(tmp_path / "music")}],
-        "validation": 0,
-        "sequence_length": 64,
-        "cache_dir": str(tmp_path / "cache"),
-    }
-    run = {"name": "m", "data": values, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
-    made = prepare(RunConfig.model_validate(run))
+    data = {"sources": [{"kind": "midi", "path": str(tmp_path / "music")}], "validation": 0, "sequence_length": 64}
+    made = prepare(run_config(tmp_path, data=data, tokenizer=TIMED))
     manifest = made.stores[0].manifest
     assert manifest.dropped == {"no_midi": 1}
     assert manifest.left_out_files == ("broken.mid",)
     samples = samples_of(made)
     assert names(samples, 0)[:2] == ["<PIANO_FOR_AI>", "<MOZART>"]
-    values["sources"][0]["on_error"] = "stop"
+    data["sources"][0]["on_error"] = "stop"
     with pytest.raises(UserError, match=r"broken\.mid"):
-        prepare(RunConfig.model_validate(run))
+        prepare(run_config(tmp_path, data=data, tokenizer=TIMED))
 
 
 def test_files_at_an_address_are_read_as_those_on_this_disk(tmp_path: Path) -> None:
@@ -275,15 +265,8 @@ def test_files_at_an_address_are_read_as_those_on_this_disk(tmp_path: Path) -> N
         elsewhere.pipe(f"/music/Mozart {seed}.mid", midi_bytes(piece(seed)))
 
     def made(path: str) -> Prepared:
-        data = {
-            "sources": [{"kind": "midi", "path": path}],
-            "validation": 0,
-            "sequence_length": 64,
-            "cache_dir": str(tmp_path / "cache"),
-            "processes": 1,
-        }
-        run = {"name": "m", "data": data, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
-        return prepare(RunConfig.model_validate(run))
+        data = {"sources": [{"kind": "midi", "path": path}], "validation": 0, "sequence_length": 64, "processes": 1}
+        return prepare(run_config(tmp_path, data=data, tokenizer=TIMED))
 
     here, there = made(str(tmp_path / "music")), made("memory://music")
     assert there.stores[0].document_count == 2
@@ -306,14 +289,9 @@ def test_what_is_left_out_is_counted_under_its_reason(tmp_path: Path) -> None:
     (tmp_path / "pieces.mid").write_bytes(b"MThd\0\0\0\6\0\2\0\2\1\xe0" + 2 * b"MTrk\0\0\0\4\0\xff\x2f\0")
 
     def made(**source: object) -> Manifest:
-        data = {
-            "sources": [{"kind": "midi", "path": str(tmp_path / "*.mid"), **source}],
-            "validation": 0,
-            "sequence_length": 8,
-            "cache_dir": str(tmp_path / "cache"),
-        }
-        run = {"name": "m", "data": data, "tokenizer": {"kind": "exponential_time"}, "train": {"steps": 1}}
-        return prepare(RunConfig.model_validate(run)).stores[0].manifest
+        own = {"kind": "midi", "path": str(tmp_path / "*.mid"), **source}
+        data = {"sources": [own], "validation": 0, "sequence_length": 8}
+        return prepare(run_config(tmp_path, data=data, tokenizer=TIMED)).stores[0].manifest
 
     passed_over = {"midi_meta_events": 1, "notes_without_end": 1}
     everything = made()
@@ -366,8 +344,4 @@ def test_music_wants_its_own_packing_and_tokenizer(rows: Path, data: dict, token
     source = {"kind": "jsonl", "path": str(rows), "document": {"kind": "notes"}}
     values = {"sources": [source], "sequence_length": 64, "cache_dir": str(rows.parent / "cache"), **data}
     with pytest.raises((UserError, ValueError), match=message):
-        prepare(
-            RunConfig.model_validate(
-                {"name": "m", "data": values, "tokenizer": {"kind": tokenizer}, "train": {"steps": 1}}
-            )
-        )
+        prepare(RunConfig.model_validate(run_values(tokenizer={"kind": tokenizer}) | {"data": values}))

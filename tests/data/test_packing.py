@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from itertools import pairwise
@@ -16,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from tests.helpers import run_values, write_jsonl
 from tokenizers import decoders, models, pre_tokenizers
 
 from quintet.config.documents import IGNORED
@@ -431,19 +431,10 @@ def test_a_mark_in_front_of_a_single_letter_is_a_mark() -> None:
 def test_what_packing_leaves_out_is_counted_and_said(tmp_path: Path, command) -> None:
     """Of twenty answers nineteen stand behind a prompt that fills the sample."""
     rows = [{"prompt": "p" * (4 if number == 7 else 20), "answer": "yes"} for number in range(20)]
-    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    run = {
-        "name": "cut",
-        "data": {
-            "sources": [{"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}],
-            "sequence_length": 9,
-            "validation": 0,
-            "packing": {"kind": "document"},
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "tokenizer": {"kind": "byte"},
-        "train": {"steps": 1, "batch_size": 1},
-    }
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}
+    data = {"sources": [source], "sequence_length": 9, "validation": 0, "packing": {"kind": "document"}}
+    run = run_values(tmp_path, name="cut", data=data, train={"batch_size": 1})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     lost = "19 of 20 samples had no target left and are not used"
     cut = f"packing cut off {19 * 14:,} tokens at the ends of 19 documents"
@@ -484,26 +475,21 @@ def test_every_packing_counts_the_samples_without_a_target(
         said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         rows.append({"prompt": prompt, "answer": answer, "messages": said, "text": f"{prompt}:{answer}"[: asked + 8]})
     rows += [{"prompt": "", "answer": "", "messages": [], "text": text} for text in ("", "x")]
-    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     (tmp_path / "chat.jinja").write_text(
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     fields = {"conditional": {"separator": ":"}, "chat": {"template": str(tmp_path / "chat.jinja")}}.get(document, {})
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "on_error": "skip", "label": "rows"}
-    values = {
-        "name": "counted",
-        "data": {
-            "sources": [source | {"document": {"kind": document, **fields}}],
-            "sequence_length": 9,
-            "validation": 0,
-            "packing": packing,
-            "cache_dir": str(tmp_path / "cache"),
-            "processes": 1,
-        },
-        "tokenizer": {"kind": "bpe", "vocab_size": 280} if document == "chat" else {"kind": "byte"},
-        "train": {"steps": 1, "batch_size": 1},
-    }
+    sources = [source | {"document": {"kind": document, **fields}}]
+    values = run_values(
+        tmp_path,
+        name="counted",
+        data={"sources": sources, "sequence_length": 9, "validation": 0, "packing": packing, "processes": 1},
+        tokenizer={"kind": "bpe", "vocab_size": 280} if document == "chat" else {"kind": "byte"},
+        train={"batch_size": 1},
+    )
     prepared = prepare(RunConfig.model_validate(values))
     samples = prepared.train.streams[0]
     batches = [prepared.train.batch(step).valid for step in range(samples.count)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import write_jsonl
 
 from quintet.data.prepare import prepare
 from quintet.data.sources.conversations import Conversations
@@ -201,7 +202,7 @@ def _write_rows(source: str) -> None:
     """What the sources name that are no text."""
     texts = [f"{number} and some more words" for number in range(300)]
     if source == "jsonl":
-        Path("talks/a.jsonl").write_text("".join(json.dumps({"plain": text}) + "\n" for text in texts))
+        write_jsonl(Path("talks/a.jsonl"), ({"plain": text} for text in texts))
     elif source == "parquet":
         import pyarrow
         import pyarrow.parquet

@@ -6,7 +6,6 @@ import re
 import resource
 import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import Command, write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.sources import JsonlSource, TextSource
@@ -153,7 +153,7 @@ def masked_store(folder: Path) -> TokenStore:
     """A store of two shards with all arrays that there are, and a document that is not to be used."""
     rows = [{"prompt": f"{word} " * 9, "answer": "the same few words as an answer"} for word in ("one", "two")]
     for name in "ab":
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / f"{name}.jsonl", rows)
     source = JsonlSource.model_validate({"kind": "jsonl", "path": str(folder), "document": {"kind": "answer"}})
     cleaning = CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}})
     source_index = list_source(source, "here")
@@ -217,7 +217,7 @@ def test_a_file_is_read_once_until_it_changes_or_all_is_forgotten(
 
 
 def test_damage_that_leaves_the_time_is_found_by_verifying(
-    tmp_path: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("some words to learn from " * 9)

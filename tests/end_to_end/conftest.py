@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.helpers import WORDS, write_corpus
 
-WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "house"]
 RUN_FILE = """
 name: tiny
 data:
@@ -35,17 +34,13 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def bits_of_a_byte() -> float:
     """Entropy of the corpus: only the choice of the next word is left to chance."""
-    return math.log2(len(WORDS)) / (sum(map(len, WORDS)) / len(WORDS) + 1)
+    return math.log2(len(WORDS)) / (len(" ".join(WORDS).encode()) / len(WORDS) + 1 / len(WORDS))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working directory with ``run.yaml`` and a corpus of some thousand words."""
-    draw = random.Random(5)
-    (tmp_path / "corpus").mkdir()
-    for index in range(12):
-        text = " ".join(draw.choice(WORDS) for _ in range(300))
-        (tmp_path / "corpus" / f"{index:02}.txt").write_text(text)
+    write_corpus(tmp_path / "corpus", files=12)
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     return tmp_path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.helpers import records
 
 from quintet.config.load import load_run_config
 from quintet.model import build_model
@@ -17,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def metrics(run: Path, name: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = records(run)
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -9,13 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-
-def records(run: Path) -> list[dict[str, float]]:
-    """What metrics.jsonl holds, without the figures that only a progress line adds, of which an interruption is one."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    added = ("speed/", "train/skipped_steps")
-    return [{name: value for name, value in row.items() if not name.startswith(added)} for row in rows]
+from tests.helpers import records
 
 
 def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.helpers import records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only /proc tells which files are open")
 LIKE_WINDOWS = Path(__file__).with_name("like_windows.py")
@@ -35,12 +36,6 @@ def windows(folder: Path) -> Command:
         )
 
     return call
-
-
-def records(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    added = ("speed/", "train/skipped_steps")
-    return [{name: value for name, value in row.items() if not name.startswith(added)} for row in rows]
 
 
 BROKEN = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import run_values
 
 from quintet.config.schema import RunConfig
 from quintet.piano.midi import write_midi
@@ -44,28 +45,20 @@ def train_music(folder: Path) -> TrainMusic:
 
     def call(name: str, steps: int, data: dict[str, Any] | None = None, **sections: Any) -> str:
         source = {"kind": "midi", "path": str(folder / "music")}
-        values = {
-            "name": name,
-            "runs_dir": str(folder / "runs"),
-            "data": {
-                "sources": [source],
-                "validation_sources": [source],
-                "deduplicate_validation": False,
-                "sequence_length": 160,
-                "cache_dir": str(folder / "cache"),
-                **(data or {}),
-            },
-            "tokenizer": {"kind": "exponential_time"},
-            "model": {"layers": 2, "width": 64, "attention": {"heads": 2}, "position": {"kind": "rope"}},
-            "optimizer": {"lr": 5e-3},
-            "schedule": {"kind": "cosine", "warmup_steps": min(10, steps - 1)},
-            "train": {"steps": steps, "batch_size": 8, "precision": "fp32", "device": "cpu"},
-            "evaluate": {"every": None, "at_end": False},
-            "checkpoint": {"keep_best": False},
-            "sample": {"prompts": []},
-            **sections,
-        }
-        train(RunConfig.model_validate(values), Reporter())
+        held_out = {"validation": None, "validation_sources": [source], "deduplicate_validation": False}
+        values = run_values(
+            folder,
+            name=name,
+            data={"sources": [source], **held_out, "sequence_length": 160, **(data or {})},
+            tokenizer={"kind": "exponential_time"},
+            model={"layers": 2, "width": 64, "position": {"kind": "rope"}},
+            optimizer={"lr": 5e-3},
+            schedule={"kind": "cosine", "warmup_steps": min(10, steps - 1)},
+            train={"steps": steps, "batch_size": 8},
+            evaluate={"every": None, "at_end": False},
+            checkpoint={"keep_best": False},
+        )
+        train(RunConfig.model_validate(values | sections), Reporter())
         return str(folder / "runs" / name)
 
     return call

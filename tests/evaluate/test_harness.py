@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import Command, records, run_values, write_jsonl
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
@@ -50,7 +51,7 @@ def words(draw: random.Random, count: int) -> str:
 
 def write(folder: Path, name: str, records: list[Any]) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps({"original": one}) + "\n" for one in records))
+    write_jsonl(folder / f"{name}.jsonl", ({"original": one} for one in records))
 
 
 @pytest.fixture(scope="module")
@@ -363,10 +364,8 @@ def by_heart(train: Callable[..., str], items: Path) -> LanguageModel:
     return load_trained(name)
 
 
-def test_a_model_that_knows_the_items_by_heart_is_right(
-    by_heart: LanguageModel, command: Callable[..., tuple[int, str, str]]
-) -> None:
-    lines = [json.loads(line) for line in Path("runs/by-heart/metrics.jsonl").read_text().splitlines()]
+def test_a_model_that_knows_the_items_by_heart_is_right(by_heart: LanguageModel, command: Command) -> None:
+    lines = records("runs/by-heart")
     measured = {line["step"]: line for line in lines if "benchmark/arc_easy/acc" in line}
     assert list(measured) == [60, 120]
     assert measured[120]["benchmark/arc_easy/acc"] == 1.0
@@ -399,17 +398,10 @@ def test_mistakes_are_said_before_training(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    command: Callable[..., tuple[int, str, str]],
+    command: Command,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    values = {
-        "name": "x",
-        "data": {"sources": [{"kind": "text", "path": "none"}]},
-        "train": {"steps": 2},
-        "evaluate": evaluate,
-        **sections,
-    }
-    Path("x.yaml").write_text(json.dumps(values))
+    Path("x.yaml").write_text(json.dumps(run_values(name="x", evaluate=evaluate) | sections))
     code, _, err = command("train", "x.yaml")
     assert code == 2
     assert message in err

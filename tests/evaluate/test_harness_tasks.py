@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.helpers import Command, write_jsonl
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.task import ConfigurableTask
@@ -25,14 +26,12 @@ from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _as_it_is, 
 from quintet.evaluate.language_model import LanguageModel
 from quintet.train.trained import load_measured
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 def write(folder: Path, **files: list[dict[str, Any]]) -> str:
     """A folder with files of items."""
     folder.mkdir(exist_ok=True)
     for name, records in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"original": one}) + "\n" for one in records))
+        write_jsonl(folder / f"{name}.jsonl", ({"original": one} for one in records))
     return str(folder)
 
 

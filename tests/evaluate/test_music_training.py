@@ -10,8 +10,8 @@ import mido
 import numpy as np
 import pytest
 import torch
+from tests.helpers import run_config
 
-from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.piano.midi import read_midi
 from quintet.track.jsonl import JsonlTracker, read_metrics
@@ -133,13 +133,8 @@ def test_what_was_learnt_on_pieces_helps_with_tasks(train_music, first: str) -> 
 def test_pictures_without_their_library_are_refused_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from quintet.train import check
 
-    values = {
-        "name": "m",
-        "data": {"sources": [{"kind": "music21"}]},
-        "tokenizer": {"kind": "exponential_time"},
-        "train": {"steps": 1},
-    }
+    values = {"data": {"sources": [{"kind": "music21"}]}, "tokenizer": {"kind": "exponential_time"}}
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"sample\.prompts: .*matplotlib"):
-        check.check_training(RunConfig.model_validate(values))
-    check.check_training(RunConfig.model_validate({**values, "sample": {"prompts": []}}))
+        check.check_training(run_config(**values, sample={"prompts": [""]}))
+    check.check_training(run_config(**values, sample={"prompts": []}))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import Command, records, run_values
 from torch import Tensor, nn
 
 from quintet.config.evaluate import TextModelingConfig
@@ -378,7 +379,7 @@ def test_a_run_measures_what_it_holds_out_by_label(train: Callable[..., str], tm
     data = {"sources": sources, "validation": 0.2, "sequence_length": 32, "cache_dir": "cache"}
     evaluate = {"every": 1, "samples": None, "tasks_every": 2, "text_modeling": {"max_bytes": 1_000_000}}
     name = train(model={}, data=data, evaluate=evaluate, tokenizer={"kind": "byte"}, track=[{"kind": "tensorboard"}])
-    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    lines = records(f"runs/{name}")
     measured = [line for line in lines if "text/words/bits_per_byte" in line]
     assert [line["step"] for line in measured] == [2, 3]
     last = next(line for line in reversed(lines) if "validation/words/bits_per_byte" in line)
@@ -406,14 +407,9 @@ def test_a_run_measures_what_it_holds_out_by_label(train: Callable[..., str], tm
     ],
 )
 def test_a_run_that_has_no_text_to_model_is_refused_before_it_starts(
-    tmp_path: Path, command: Callable[..., tuple[int, str, str]], sections: dict[str, Any], message: str
+    tmp_path: Path, command: Command, sections: dict[str, Any], message: str
 ) -> None:
-    values = {
-        "name": "a",
-        "data": {"sources": [{"kind": "text", "path": "corpus"}]},
-        "train": {"steps": 1},
-        "evaluate": {"text_modeling": {}},
-    }
+    values = run_values(evaluate={"text_modeling": {}})
     (tmp_path / "a.yaml").write_text(json.dumps(values | sections))
     code, _, error = command("check", str(tmp_path / "a.yaml"))
     assert code == 2
@@ -445,11 +441,9 @@ def test_processes_share_the_windows_and_have_one_result(monkeypatch: pytest.Mon
         assert (one.nats == other.nats).all()
 
 
-def test_the_command_measures_a_run_afterwards_too(
-    train: Callable[..., str], command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_command_measures_a_run_afterwards_too(train: Callable[..., str], command: Command) -> None:
     name = train(model={}, evaluate={"text_modeling": {}}, tokenizer={"kind": "byte"})
-    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    lines = records(f"runs/{name}")
     code, out, error = command("evaluate", name, "--text", "held-out", "--json")
     assert code == 0, error
     found = json.loads(out)["all"]

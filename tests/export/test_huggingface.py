@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from tests.helpers import measured, write_jsonl
 
 from quintet.data.held_out import held_out_documents
 from quintet.data.prepare import prepare
@@ -122,8 +122,7 @@ def test_a_run_starts_from_an_exported_model_with_its_loss(train, command) -> No
     count = sum(parameter.numel() for parameter in load_trained(first).model.parameters())
     assert f"llama with {count:,} parameters" in out
     train("start/imported.yaml", name="second", optimizer={"kind": "adamw", "lr": 1e-12})
-    losses = [json.loads(line) for line in Path("runs/second/metrics.jsonl").read_text().splitlines()]
-    found = [row["validation/loss"] for row in losses if "validation/loss" in row]
+    found = measured("runs/second", "validation/loss")
     assert found[-1] == pytest.approx(load_trained(first).progress.validation_loss, rel=1e-4)
     code, _, err = command("import", "exported", "--to", "start/imported.yaml")
     assert code == 2
@@ -148,7 +147,7 @@ def test_a_run_starts_from_another_run(train, command) -> None:
 def test_documents_that_a_run_before_was_trained_on_are_counted(train, capfd) -> None:
     """A third of the documents is held out by each run, in an order of its seed."""
     documents = [" ".join(f"w{index}x{word}" for word in range(40)) for index in range(30)]
-    Path("pages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    write_jsonl(Path("pages.jsonl"), ({"text": text} for text in documents))
     data = {
         "sources": [{"kind": "jsonl", "path": "pages.jsonl"}],
         "validation": 0.3,

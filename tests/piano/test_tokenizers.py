@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from tests.helpers import run_config, write_jsonl
 
 from quintet.config.piano import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,
 )
-from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import TokenizerConfig
 from quintet.data.prepare import build_tokenizer_of
 from quintet.errors import UserError
@@ -477,18 +477,11 @@ def test_other_bases_can_be_merged() -> None:
 def test_a_run_trains_it_on_its_sources_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = [performance(seed, 120) for seed in range(4)]
     rows = [{"notes": {name: getattr(piece, name).tolist() for name in COLUMNS}, "source": "{}"} for piece in pieces]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {
-        "name": "music",
-        "data": {
-            "sources": [{"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "notes"}}],
-            "sequence_length": 64,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "tokenizer": {"kind": "note_bpe", "vocab_size": 1300, "base": {"time_unit": 0.02}},
-        "train": {"steps": 1, "batch_size": 1},
-    }
-    config = RunConfig.model_validate(values)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "notes"}}
+    tokenizer_config = {"kind": "note_bpe", "vocab_size": 1300, "base": {"time_unit": 0.02}}
+    data = {"sources": [source], "validation": 0.01}
+    config = run_config(tmp_path, data=data, tokenizer=tokenizer_config)
     tokenizer: Any = build_tokenizer_of(config)
     assert tokenizer.vocab_size == 1300
     base = exponential(time_unit=0.02)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.helpers import Command
 
 from quintet.config.load import load_run_config
 from quintet.config.model import TransformerConfig
@@ -18,7 +18,6 @@ from quintet.model import build_model
 from quintet.model.count import flops_per_token
 from quintet.plan.cost import Plan, make_plan, size
 
-Command = Callable[..., tuple[int, str, str]]
 CLUSTER = Path(__file__).resolve().parents[2] / "examples/cluster.yaml"
 RUN = """
 name: small

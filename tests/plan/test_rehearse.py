@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import run_config
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
@@ -35,14 +36,11 @@ def bench() -> Any:
 
 
 def config(layers: int = 2, devices: int = 1, parallel: str = "none", **train: Any) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "name": "run",
-            "data": {"sources": [{"kind": "python_stdlib"}], "sequence_length": 64},
-            "model": {"layers": layers, "width": WIDTH, "attention": {"heads": 2}},
-            "train": {"steps": 10, "batch_size": 4 * devices, "precision": "fp32", **train},
-            "parallel": {"kind": parallel},
-        }
+    return run_config(
+        data={"sequence_length": 64},
+        model={"layers": layers, "width": WIDTH},
+        train={"steps": 10, "batch_size": 4 * devices, **train},
+        parallel={"kind": parallel},
     )
 
 

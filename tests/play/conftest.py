@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tests.helpers import run_values
 
 from quintet.cli import main
 from quintet.piano.midi import write_midi
@@ -30,23 +31,22 @@ def music_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "midi").mkdir()
     for seed in range(8):
         write_midi(melody(seed), folder / f"midi/{'Bach' if seed % 2 else 'Liszt'} {seed}.mid")
-    values = {
-        "name": "music",
-        "data": {
+    values = run_values(
+        folder,
+        name="music",
+        data={
             "sources": [{"kind": "midi", "path": str(folder / "midi"), "dataset": "maestro"}],
             "validation": 0.25,
             "sequence_length": 256,
             "learn_prompts": True,  # so that it can go on, too
-            "cache_dir": str(folder / "cache"),
             "packing": {"kind": "tasks", "notes_per_record": 24, "tasks": ["high_notes_masking-x5", "top_line-x1"]},
         },
-        "tokenizer": {"kind": "exponential_time"},
-        "model": {"layers": 1, "width": 32, "attention": {"heads": 2}},
-        "optimizer": {"lr": 1e-2},
-        "schedule": {"kind": "constant"},
-        "train": {"steps": 60, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-        "sample": {"prompts": []},
-    }
+        tokenizer={"kind": "exponential_time"},
+        model={"width": 32},
+        optimizer={"lr": 1e-2},
+        schedule={"kind": "constant"},
+        train={"steps": 60},
+    )
     (folder / "music.yaml").write_text(yaml.safe_dump(values))
     before = Path.cwd()
     os.chdir(folder)

@@ -12,13 +12,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mido
 import numpy as np
 import pytest
+from tests.helpers import Command
 
 from quintet.piano.midi import midi_bytes
 from quintet.piano.notes import notes
@@ -151,7 +152,7 @@ def test_the_page_is_for_this_machine_alone(server: tuple[str, subprocess.Popen]
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(
-    server: tuple[str, subprocess.Popen], music_run: str, command: Callable[..., tuple[int, str, str]]
+    server: tuple[str, subprocess.Popen], music_run: str, command: Command
 ) -> None:
     port = server[0].rsplit(":", 1)[1]
     code, _, error = command("play", music_run, "--no-browser", "--port", port)

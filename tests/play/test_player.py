@@ -11,6 +11,7 @@ from pathlib import Path
 import mido
 import numpy as np
 import pytest
+from tests.helpers import Command
 
 from quintet.errors import UserError
 from quintet.evaluate.music import answer
@@ -188,7 +189,7 @@ def test_a_composer_is_found_by_the_name_that_is_shown() -> None:
     assert [composer_token({"composer": surname(token)}) for token in COMPOSERS] == list(COMPOSERS)
 
 
-def test_a_model_of_text_cannot_play(train: Callable[..., str], command: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_model_of_text_cannot_play(train: Callable[..., str], command: Command) -> None:
     name = train(model={})
     code, _, error = command("play", name, "--no-browser")
     assert code == 2

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.helpers import run_values, write_corpus
 
 from quintet.cli import main
 
-WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "naïve"]
-TRAIN = {"steps": 6, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1}
 RUNS: dict[str, dict[str, Any]] = {
     "slow": {"optimizer": {"lr": 1e-9}},
     "fast": {"optimizer": {"lr": 1e-2}},
@@ -29,10 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the runs "slow" and "fast", which differ in the learning rate, and "page" are trained."""
     folder = tmp_path_factory.mktemp("runs")
-    draw = random.Random(5)
-    (folder / "corpus").mkdir()
-    for index in range(6):
-        (folder / f"corpus/{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(300)), "utf-8")
+    write_corpus(folder / "corpus")
     before = Path.cwd()
     os.chdir(folder)
     patch = pytest.MonkeyPatch()
@@ -40,16 +35,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
     try:
         for name, sections in RUNS.items():
-            data = {"sources": [{"kind": "text", "path": "corpus", "label": "words"}], "validation": 0.2}
-            values = {
-                "name": name,
-                "data": data | {"sequence_length": 32, "cache_dir": "cache"},
-                "tokenizer": {"kind": "byte"},
-                "model": {"layers": 1, "width": 32, "attention": {"heads": 2}},
-                "train": TRAIN,
-                "evaluate": {"every": 2, "samples": 9},
-                "sample": {"prompts": []},
-            }
+            sources = [{"kind": "text", "path": "corpus", "label": "words"}]
+            values = run_values(
+                name=name,
+                data={"sources": sources, "validation": 0.2, "sequence_length": 32},
+                model={"width": 32},
+                train={"steps": 6, "log_every": 1},
+                evaluate={"every": 2, "samples": 9},
+            )
             Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
             with pytest.raises(SystemExit) as left:
                 main(["train", f"{name}.yaml"])

@@ -14,14 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import Command
 
 from quintet.errors import UserError
 from quintet.report.compare import Row, _row, figure_rows, setting_rows
 from quintet.report.facts import Series, read_facts
 from quintet.report.paired import BLOCK, Asked, blocks, compare_models
 from quintet.train.trained import load_trained, own_data
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 def test_the_table_has_what_differs_and_what_was_recorded(two: tuple[str, str]) -> None:

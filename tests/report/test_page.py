@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.helpers import Command, records, run_values, write_corpus
 
 from quintet.report.facts import read_facts
 from quintet.report.page import report_page, write_report
 from quintet.track.jsonl import JsonlTracker
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 class Page(HTMLParser):
@@ -59,7 +57,7 @@ def test_the_page_says_what_was_run_and_what_it_reached(run: Path, command: Comm
     text = (run / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = records(run)
     last = {name: value for line in lines for name, value in line.items()}
     for name in ("validation/loss", "validation/bits_per_byte", "train/loss", "text/words/bits_per_byte"):
         assert f"{last[name]:.4f}" in text, name
@@ -171,15 +169,13 @@ def test_operations_counted_from_matrices_are_called_so_wherever_they_are_shown(
     monkeypatch.setattr("quintet.model.hf.count._traced", refuse)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes["num_key_value_heads"] = 2
-    values = {
-        "data": {"sources": [{"kind": "text", "path": "text.txt"}], "validation": 0.2, "sequence_length": 17}
-        | {"cache_dir": "cache"},
-        "tokenizer": {"kind": "byte"},
-        "model": {"kind": "huggingface", "name_or_path": "llama", "pretrained": False, "config": sizes},
-        "train": {"steps": 1, "batch_size": 2, "precision": "fp32", "device": "cpu"},
-        "sample": {"prompts": []},
-    }
-    Path("text.txt").write_text("a cat sat on a mat\n" * 20)
+    values = run_values(
+        name="run",
+        data={"validation": 0.2, "sequence_length": 17},
+        model={"kind": "huggingface", "name_or_path": "llama", "pretrained": False, "config": sizes},
+        train={"batch_size": 2},
+    )
+    write_corpus(Path("corpus"), "a cat sat on a mat\n" * 20)
     Path("run.yaml").write_text(yaml.safe_dump(values))
     note = "counted from the matrices of LlamaForCausalLM, attention left out: what it does depends on numbers"
     code, out, error = command("plan", "run.yaml")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import Command, records, run_values
 
 from quintet.config.load import load_run_config
 from quintet.config.tokenizer import IdTokenizerConfig
@@ -23,7 +24,6 @@ from quintet.tokenize import TextStream, build_tokenizer, load_tokenizer
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.ids import IdTokenizer
 
-Command = Callable[..., tuple[int, str, str]]
 SIZE = 50
 
 
@@ -37,21 +37,14 @@ def write_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.chdir(tmp_path)
 
     def write(data: dict[str, Any] | None = None, **sections: Any) -> Path:
-        values = {
-            "data": {
-                "sources": [{"kind": "npy", "path": "ids"}],
-                "validation": 100,
-                "sequence_length": 16,
-                "cache_dir": "cache",
-            }
-            | (data or {}),
-            "tokenizer": {"kind": "ids", "vocab_size": SIZE},
-            "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
-            "train": {"steps": 4, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-            "evaluate": {"every": 2},
-            "sample": {"prompts": ["", "1 2 3"], "max_tokens": 4},
-        } | sections
-        Path("run.yaml").write_text(yaml.safe_dump(values))
+        values = run_values(
+            data={"sources": [{"kind": "npy", "path": "ids"}], "validation": 100} | (data or {}),
+            tokenizer={"kind": "ids", "vocab_size": SIZE},
+            train={"steps": 4},
+            evaluate={"every": 2},
+            sample={"prompts": ["", "1 2 3"], "max_tokens": 4},
+        )
+        Path("run.yaml").write_text(yaml.safe_dump(values | sections))
         return Path("run.yaml")
 
     return write
@@ -120,11 +113,11 @@ def test_every_command_works_and_says_nothing_of_bytes(
         return out
 
     run("train", file, "name=ids")
-    records = [json.loads(line) for line in Path("runs/ids/metrics.jsonl").read_text().splitlines()]
-    validated = [record for record in records if "validation/loss" in record]
+    rows = records("runs/ids")
+    validated = [row for row in rows if "validation/loss" in row]
     assert len(validated) == 2
-    assert all(math.isfinite(value) for record in records for value in record.values())
-    assert not any("bits_per_byte" in name for record in records for name in record)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert not any("bits_per_byte" in name for row in rows for name in row)
     found = json.loads(run("evaluate", "ids", "--json"))
     assert found["validation/loss"] == pytest.approx(validated[-1]["validation/loss"], abs=1e-5)
     assert "validation/bits_per_byte" not in found

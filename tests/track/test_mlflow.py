@@ -94,8 +94,7 @@ def artifact(store: Any, run_id: str, path: str, folder: Path) -> str:
 
 
 def run_config(track: dict[str, Any], steps: int = 3) -> RunConfig:
-    data = {"sources": [{"kind": "text", "path": "corpus"}]}
-    return RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": steps}, "track": [track]})
+    return run_config(train={"steps": steps}, track=[track])
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import run_config
 
-from quintet.config.schema import RunConfig
 from quintet.track.composite import build_trackers
 from quintet.track.tracker import Tracked
 
@@ -35,8 +35,7 @@ def test_a_picture_is_kept_with_its_pixels(
     for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_MODE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    data = {"sources": [{"kind": "text", "path": "corpus"}]}
-    config = RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": 3}, "track": [track]})
+    config = run_config(train={"steps": 3}, track=[track])
     said: list[str] = []
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     tracker = build_trackers(Tracked(config, tmp_path, -1, {"device": "cpu"}, said.append))

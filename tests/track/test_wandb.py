@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers import Command
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -36,8 +37,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_config(*track: dict[str, Any]) -> RunConfig:
-    data = {"sources": [{"kind": "text", "path": "corpus"}]}
-    return RunConfig.model_validate({"name": "tiny", "data": data, "train": {"steps": 3}, "track": list(track)})
+    return run_config(train={"steps": 3}, track=list(track))
 
 
 def tracked(folder: Path, *track: dict[str, Any], first_step: int = -1, say: Callable = print) -> Tracked:
@@ -222,9 +222,7 @@ def test_what_is_given_goes_to_init_and_where_a_run_begins_only_the_first_time(
 
 
 @pytest.mark.parametrize("verb", ["train", "check"])
-def test_an_argument_that_init_does_not_know_is_refused_by_name(
-    command: Callable[..., tuple[int, str, str]], tmp_path: Path, verb: str
-) -> None:
+def test_an_argument_that_init_does_not_know_is_refused_by_name(command: Command, tmp_path: Path, verb: str) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/a.txt").write_text("a b c")
     file = tmp_path / "run.yaml"

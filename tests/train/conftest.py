@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.helpers import run_config
 
 from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
@@ -17,14 +19,10 @@ from quintet.train.compute import Compute
 VOCAB, LENGTH = 61, 16
 
 
-def config_of(**sections: object) -> RunConfig:
-    values = {
-        "name": "test",
-        "data": {"sources": [{"kind": "python_stdlib"}], "sequence_length": LENGTH},
-        "model": {"layers": 2, "width": 32, "attention": {"heads": 2}},
-        "train": {"steps": 10, "batch_size": 32},
-    }
-    return RunConfig.model_validate(values | sections)
+def config_of(**sections: Any) -> RunConfig:
+    shape = {"layers": 2, "width": 32, "attention": {"heads": 2}}
+    given = {"data": {"sequence_length": LENGTH}, "model": shape, "train": {"steps": 10, "batch_size": 32}} | sections
+    return run_config(**given)
 
 
 @pytest.fixture

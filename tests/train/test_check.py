@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.helpers import Command
 
 RUN_FILE = """\
 data: {sources: [{kind: text, path: corpus}], validation: 0.2, sequence_length: 32, cache_dir: cache}
@@ -40,7 +40,7 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_a_library_does_not_know_is_said_with_its_line_before_anything_runs(
-    run_file: Path, command: Callable[..., tuple[int, str, str]]
+    run_file: Path, command: Command
 ) -> None:
     code, out, _ = command("check", "--json", str(run_file))
     problems = json.loads(out)["problems"]
@@ -57,9 +57,7 @@ def test_what_a_library_does_not_know_is_said_with_its_line_before_anything_runs
 
 
 @pytest.mark.slow
-def test_a_model_whose_numbers_do_not_fit_one_another_is_told_with_its_line(
-    run_file: Path, command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_model_whose_numbers_do_not_fit_one_another_is_told_with_its_line(run_file: Path, command: Command) -> None:
     pytest.importorskip("transformers")
     data, tokenizer, _, train, *_ = RUN_FILE.splitlines()
     model = "model: {kind: huggingface, name_or_path: llama, pretrained: false, config: {num_attention_heads: 3}}"
@@ -84,7 +82,7 @@ def test_a_model_whose_numbers_do_not_fit_one_another_is_told_with_its_line(
     ],
 )
 def test_a_plan_knows_the_state_of_every_optimizer_and_the_checkpoints_that_are_kept(
-    run_file: Path, command: Callable[..., tuple[int, str, str]], overrides: list[str], state: int
+    run_file: Path, command: Command, overrides: list[str], state: int
 ) -> None:
     overrides = ["~optimizer", "~schedule", *overrides]
 
@@ -103,9 +101,7 @@ def test_a_plan_knows_the_state_of_every_optimizer_and_the_checkpoints_that_are_
     assert code == 0, error
 
 
-def test_a_run_that_keeps_no_checkpoint_does_not_point_to_one(
-    run_file: Path, command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_run_that_keeps_no_checkpoint_does_not_point_to_one(run_file: Path, command: Command) -> None:
     nothing = ["checkpoint={every: null, at_end: false, keep_best: false}", "optimizer={kind: adamw}"]
     code, out, error = command("train", str(run_file), "schedule={kind: constant}", *nothing)
     assert code == 0, error

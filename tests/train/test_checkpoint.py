@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tests.helpers import Command, run_config
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,7 +19,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
-from quintet.config.schema import RunConfig
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
@@ -61,8 +61,7 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TorchEngine:
-    data = {"sources": [{"kind": "python_stdlib"}]}
-    config = RunConfig.model_validate({"name": "test", "data": data, "train": {"steps": 1}})
+    config = run_config()
     scaler, compute = torch.amp.GradScaler("cpu", enabled=False), Compute(torch.device("cpu"), "fp32", False, "test")
     return TorchEngine(model, model, optimizer, scaler, config, config.batch, compute)
 
@@ -311,7 +310,7 @@ def test_the_only_checkpoint_that_is_damaged_leaves_nothing_to_go_on_from(tmp_pa
 
 
 def test_a_tokenizer_that_was_edited_in_the_runs_folder_is_refused(
-    train: Callable[..., str], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+    train: Callable[..., str], tmp_path: Path, command: Command
 ) -> None:
     train()
     run = tmp_path / "runs/tiny"
@@ -336,7 +335,7 @@ def test_a_tokenizer_that_was_edited_in_the_runs_folder_is_refused(
 
 
 def test_a_chat_template_that_was_edited_is_named_when_the_run_continues(
-    train: Callable[..., str], tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+    train: Callable[..., str], tmp_path: Path, command: Command
 ) -> None:
     said = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "sat on the mat " * 8}]
     (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': said})}\n" * 30)

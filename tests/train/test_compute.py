@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import Command
 
 from quintet.config.train import TrainConfig
 from quintet.errors import UserError
@@ -85,7 +86,7 @@ def test_a_run_that_is_continued_elsewhere_keeps_what_auto_became(asked: Any, be
 
 @pytest.mark.slow
 def test_run_yaml_names_what_auto_became_and_a_run_keeps_it(
-    train: Callable[..., str], command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., str], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compute_module, "_cpu_multiplies_bf16", lambda: True)
     name = train(train={"steps": 2, "batch_size": 4, "device": "cpu", "precision": "auto"}, checkpoint={"every": 1})

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.helpers import Command, Train, records, run_config
 
-from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.train.checkpoint import checkpoint_steps
 
 
-def records(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_start_and_then_the_last_checkpoint_are_validated_and_left_as_they_are(
-    train: Callable[..., str], command: Callable[..., tuple[int, str, str]]
+    train: Train, command: Command
 ) -> None:
     train(model={}, evaluate={"only": True, "samples": 4})
-    [start] = [line for line in records("tiny") if "validation/loss" in line]
+    [start] = [line for line in records("runs/tiny") if "validation/loss" in line]
     assert start["step"] == 0
     assert checkpoint_steps(Path("runs/tiny/checkpoints")) == []
     code, out, err = command("train", "tiny.yaml", "evaluate.only=false", "evaluate.at_start=true")
     assert (code, err) == (0, ""), err
-    losses = {line["step"]: line["validation/loss"] for line in records("tiny") if "validation/loss" in line}
+    losses = {line["step"]: line["validation/loss"] for line in records("runs/tiny") if "validation/loss" in line}
     assert losses[0] == start["validation/loss"]
     assert set(losses) == {0, 3}
     checkpoint = sorted(Path("runs/tiny/checkpoints").rglob("*"))
@@ -35,16 +28,10 @@ def test_the_start_and_then_the_last_checkpoint_are_validated_and_left_as_they_a
     assert code == 0, err
     assert "evaluated at step 3: " in out
     assert f"{losses[3]:.4f} nats" in out
-    assert records("tiny")[-1]["validation/loss"] == pytest.approx(losses[3], rel=1e-6)
+    assert records("runs/tiny")[-1]["validation/loss"] == pytest.approx(losses[3], rel=1e-6)
     assert sorted(Path("runs/tiny/checkpoints").rglob("*")) == checkpoint
 
 
 def test_there_must_be_something_held_out() -> None:
-    values = {
-        "name": "x",
-        "data": {"sources": [{"kind": "python_stdlib"}], "validation": 0},
-        "train": {"steps": 1},
-        "evaluate": {"only": True},
-    }
     with pytest.raises((UserError, ValueError), match="needs held-out data"):
-        RunConfig.model_validate(values)
+        run_config(data={"validation": 0}, evaluate={"only": True})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama
+from tests.helpers import WORDS, records, run_values, write_corpus
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
@@ -38,7 +38,6 @@ from quintet.train.trained import load_trained
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "house"]
 LORA = {"lora": {"rank": 4, "dropout": 0.1}}
 WAYS: list[dict[str, Any]] = [{"dropout": 0.1}, LORA, {"freeze": "core", "dropout": 0.1}]
 
@@ -64,28 +63,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def values(tmp_path: Path, checkpoint: Path) -> dict[str, Any]:
     """A run file of 8 steps whose rate does not depend on how many there are."""
-    draw = random.Random(5)
-    (tmp_path / "corpus").mkdir()
-    for index in range(12):
-        text = " ".join(draw.choice(WORDS) for _ in range(120))
-        (tmp_path / "corpus" / f"{index:02}.txt").write_text(text)
-    return {
-        "name": "tuned",
-        "runs_dir": str(tmp_path / "runs"),
-        "data": {
-            "sources": [{"kind": "text", "path": str(tmp_path / "corpus")}],
-            "validation": 0.1,
-            "sequence_length": 24,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "model": {"kind": "huggingface", "name_or_path": str(checkpoint), "documents": True},
-        "optimizer": {"lr": 3e-3},
-        "schedule": {"kind": "constant"},
-        "train": {"steps": 8, "batch_size": 4, "micro_batch_size": 2, "log_every": 2, "precision": "fp32"},
-        "evaluate": {"every": 4, "samples": 8},
-        "sample": {"prompts": ["the "], "max_tokens": 4},
-        "checkpoint": {"every": 4},
-    }
+    write_corpus(tmp_path / "corpus", files=12, words=120)
+    values = run_values(
+        tmp_path,
+        name="tuned",
+        data={"sequence_length": 24},
+        model={"kind": "huggingface", "name_or_path": str(checkpoint), "documents": True},
+        optimizer={"lr": 3e-3},
+        schedule={"kind": "constant"},
+        train={"steps": 8, "micro_batch_size": 2, "log_every": 2},
+        evaluate={"every": 4, "samples": 8},
+        sample={"prompts": ["the "], "max_tokens": 4},
+        checkpoint={"every": 4},
+    )
+    del values["tokenizer"]  # the one beside the checkpoint
+    return values
 
 
 @pytest.fixture
@@ -95,12 +87,6 @@ def make(values: dict[str, Any]) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(changed)
 
     return call
-
-
-def records(run: Path) -> list[dict[str, float]]:
-    """What metrics.jsonl holds, without what depends on the clock."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
 
 
 def quintet(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

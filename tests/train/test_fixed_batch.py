@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import Command, measured, run_values
 
 from quintet.config.documents import IGNORED
 from quintet.config.load import load_run_config
@@ -28,24 +28,19 @@ def write_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(model: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    return {
-        "data": {
-            "sources": [{"kind": "npy", "path": "a.npy", "document": "end_id"}],
-            "validation": 0,
-            "sequence_length": 8,
-            "cache_dir": "cache",
-            "fixed_batch": True,
-        },
-        "tokenizer": {"kind": "ids", "vocab_size": 4, "end_id": 0},
-        "model": {"layers": 2, "width": 48, **model, "attention": {"heads": 2, **model.get("attention", {})}},
-        "optimizer": {"lr": 6e-3},
-        "train": {"steps": 300, "batch_size": 24, "precision": "fp32", "device": "cpu", "log_every": 1},
-        "sample": {"prompts": []},
-        **sections,
-    }
+    source = {"kind": "npy", "path": "a.npy", "document": "end_id"}
+    values = run_values(
+        name="run",
+        data={"sources": [source], "validation": 0, "sequence_length": 8, "fixed_batch": True},
+        tokenizer={"kind": "ids", "vocab_size": 4, "end_id": 0},
+        model={"layers": 2, "width": 48, **model, "attention": {"heads": 2, **model.get("attention", {})}},
+        optimizer={"lr": 6e-3},
+        train={"steps": 300, "batch_size": 24, "log_every": 1},
+    )
+    return values | sections
 
 
-def train(values: dict[str, Any], command: Callable[..., tuple[int, str, str]], *changes: str) -> str:
+def train(values: dict[str, Any], command: Command, *changes: str) -> str:
     Path("run.yaml").write_text(json.dumps(values))  # JSON is YAML
     code, out, err = command("train", "run.yaml", *changes)
     assert code == 0, err
@@ -71,21 +66,18 @@ def figures(said: str) -> tuple[float, float, float]:
     ],
     ids=["causal", "documents", "documents that see where they are"],
 )
-def test_the_loss_comes_to_the_entropy_and_not_below(
-    model: dict[str, Any], command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_loss_comes_to_the_entropy_and_not_below(model: dict[str, Any], command: Command) -> None:
     entropy, loss, above = figures(train(config_of(model), command))
     assert 0.1 < entropy < np.log(4), "else it would say little"
     assert above == pytest.approx(loss - entropy, abs=2e-4)
     assert -1e-4 <= above < 0.05
-    logged = [json.loads(line) for line in Path("runs/run/metrics.jsonl").read_text().splitlines()]
-    losses = [record["train/loss"] for record in logged if "train/loss" in record]
+    losses = measured("runs/run")
     assert len(losses) == 300
     assert min(losses) >= entropy - 1e-4
 
 
 @pytest.mark.usefixtures("write_arrays")
-def test_a_masked_model_has_the_same_mask_at_every_step(command: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_masked_model_has_the_same_mask_at_every_step(command: Command) -> None:
     values = config_of({"attention": {"kind": "bidirectional"}}, loss={"kind": "masked", "fraction": 0.3})
     values["train"]["steps"] = 200
     entropy, loss, _ = figures(train(values, command))
@@ -94,7 +86,7 @@ def test_a_masked_model_has_the_same_mask_at_every_step(command: Callable[..., t
 
 
 @pytest.mark.usefixtures("write_arrays")
-def test_a_run_that_was_stopped_goes_on_with_the_same_batch(command: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_run_that_was_stopped_goes_on_with_the_same_batch(command: Command) -> None:
     values = config_of({"layers": 1, "width": 16})
     values["train"] |= {"steps": 12}
     values["checkpoint"] = {"every": 6}
@@ -108,7 +100,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_batch(command: Callable[..
 
 
 @pytest.mark.usefixtures("write_arrays")
-def test_every_step_has_the_batch_of_the_first(command: Callable[..., tuple[int, str, str]]) -> None:
+def test_every_step_has_the_batch_of_the_first(command: Command) -> None:
     Path("run.yaml").write_text(json.dumps(config_of({})))
     shown = [
         json.loads(command("show-batch", "run.yaml", "--json", "--rows", "24", *rest)[1])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from tests.helpers import measured, records, run_config, write_corpus
 
 from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
@@ -24,23 +25,8 @@ from quintet.train.setup import set_up
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
-    return RunConfig.model_validate(
-        {
-            "name": "loop",
-            "runs_dir": str(tmp_path / "runs"),
-            "data": {
-                "sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}],
-                "validation": 0.1,
-                "sequence_length": 16,
-                "cache_dir": str(tmp_path / "cache"),
-            },
-            "tokenizer": {"kind": "byte"},
-            "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
-            "train": {"steps": 6, "batch_size": 4, "log_every": 2, "precision": "fp32"},
-            "sample": {"prompts": []},
-        }
-    )
+    write_corpus(tmp_path / "corpus", "to be or not to be, that is the question. " * 60)
+    return run_config(tmp_path, name="loop", train={"steps": 6, "log_every": 2})
 
 
 class WithMaskedBatch:
@@ -84,8 +70,7 @@ def test_metrics_of_a_step_do_not_depend_on_when_they_are_logged(config: RunConf
             update={"name": name, "train": config.train.model_copy(update={"log_every": every})}
         )
         outcome = loop.train(changed, Reporter())
-        rows = [json.loads(line) for line in (outcome.run.folder / "metrics.jsonl").read_text().splitlines()]
-        return [row["train/loss"] for row in rows if "train/loss" in row]
+        return measured(outcome.run.folder)
 
     assert losses("often", 1) == losses("seldom", 5)
 
@@ -131,12 +116,8 @@ def varied(config: RunConfig, name: str, **sections: dict[str, Any]) -> RunConfi
     return RunConfig.model_validate(values | {"name": name})
 
 
-def records(run: Run) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses_of(run: Run, key: str = "train/loss") -> dict[int, float]:
-    return {int(row["step"]): row[key] for row in records(run) if key in row}
+    return {int(row["step"]): row[key] for row in records(run.folder) if key in row}
 
 
 def checkpoints_of(run: Run) -> list[str]:
@@ -162,7 +143,7 @@ def test_a_run_that_begins_anew_does_not_keep_the_records_of_step_0(config: RunC
     )
     for _ in range(2):
         run = loop.train(asked, Reporter()).run
-    assert [row["step"] for row in records(run) if "validation/loss" in row] == [0, 6]
+    assert [row["step"] for row in records(run.folder) if "validation/loss" in row] == [0, 6]
 
 
 def test_without_any_checkpoint_a_run_finishes_and_says_so(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import run_config
 from torch import nn
 
 from quintet.config.optimizer import AdamWConfig
-from quintet.config.schema import RunConfig
 from quintet.config.train import CheckpointConfig
 from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
 from quintet.train.compute import Compute
@@ -26,8 +26,7 @@ def model_of() -> nn.Module:
 
 
 def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TorchEngine:
-    data = {"sources": [{"kind": "python_stdlib"}]}
-    config = RunConfig.model_validate({"name": "test", "data": data, "train": {"steps": 1}})
+    config = run_config()
     scaler, compute = torch.amp.GradScaler("cpu", enabled=False), Compute(torch.device("cpu"), "fp32", False, "test")
     return TorchEngine(model, model, optimizer, scaler, config, config.batch, compute)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import records, run_values, write_corpus
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -26,36 +27,22 @@ class Killed(BaseException):
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
-    return {
-        "name": "measure",
-        "runs_dir": str(tmp_path / "runs"),
-        "data": {
-            "sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}],
-            "validation": 0.1,
-            "sequence_length": 16,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "tokenizer": {"kind": "byte"},
-        "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
-        "optimizer": {"lr": 0.01},
-        "train": {"steps": 6, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-        "sample": {"prompts": ["to be"], "max_tokens": 4},
+    write_corpus(tmp_path / "corpus", "to be or not to be, that is the question. " * 60)
+    return run_values(
+        tmp_path,
+        name="measure",
+        optimizer={"lr": 0.01},
+        train={"steps": 6},
+        sample={"prompts": ["to be"], "max_tokens": 4},
         # Every validation that is not a fifth better halves the rate.
-        "schedule": {"kind": "plateau", "factor": 0.5, "patience": 0, "threshold": 0.2},
-        "evaluate": {"every": 2, "samples": 4, "text_modeling": {}, "tasks_every": 2},
-        "checkpoint": {"every": 2, "keep": 1},
-    }
+        schedule={"kind": "plateau", "factor": 0.5, "patience": 0, "threshold": 0.2},
+        evaluate={"every": 2, "samples": 4, "text_modeling": {}, "tasks_every": 2},
+        checkpoint={"every": 2, "keep": 1},
+    )
 
 
 def train(values: dict[str, Any], **changes: Any) -> Run:
     return loop.train(RunConfig.model_validate(values | changes), Reporter()).run
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """What was measured, without the figures of speed."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: one for name, one in row.items() if not name.startswith("speed/")} for row in rows]
 
 
 def outcome(run: Run) -> tuple[Any, ...]:
@@ -172,7 +159,7 @@ def answers(folder: Path, name: str, prompt: int, **keys: Any) -> dict[str, Any]
 
 
 def test_a_run_without_a_target_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
-    data = values["data"] | {"sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}]}
+    data = values["data"] | {"sources": [{"kind": "text", "path": str(tmp_path / "corpus")}]}
     with pytest.raises(UserError, match=r"data: none of the targets of the 6 steps has a loss"):
         train(values, data=data, loss={"kind": "next_token", "ignore_token_range": [0, 256]})
     assert checkpoint_steps(Path(values["runs_dir"]) / "measure" / "checkpoints") == []

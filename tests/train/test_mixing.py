@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import records, run_values
 
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import find_prepared
@@ -40,34 +40,23 @@ def values(tmp_path: Path) -> dict[str, Any]:
         for index in range(10):
             (tmp_path / label / f"{index}.txt").write_text(" ".join(draw.choice(words) for _ in range(100)))
     (tmp_path / "words" / "again.txt").write_text((tmp_path / "words" / "0.txt").read_text())
-    return {
-        "name": "mixed",
-        "runs_dir": str(tmp_path / "runs"),
-        "data": {
-            "sources": [{"kind": "text", "path": str(tmp_path / label), "label": label} for label in WORDS],
-            "stages": [{"until": 6, "weights": {"words": 3, "numbers": 1}}, {"weights": {"numbers": 1}}],
-            "validation": 0.3,
-            "sequence_length": 16,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "tokenizer": {"kind": "byte"},
-        "model": {"layers": 1, "width": 16, "attention": {"heads": 2}, "embedding_dropout": 0.1},
-        "schedule": {"kind": "constant"},
-        "train": {"steps": 12, "batch_size": 8, "log_every": 2, "precision": "fp32"},
-        "evaluate": {"every": 4},
-        "sample": {"prompts": []},
-        "checkpoint": {"every": 4},
-    }
+    stages = [{"until": 6, "weights": {"words": 3, "numbers": 1}}, {"weights": {"numbers": 1}}]
+    sources = [{"kind": "text", "path": str(tmp_path / label), "label": label} for label in WORDS]
+    return run_values(
+        tmp_path,
+        name="mixed",
+        data={"sources": sources, "stages": stages, "validation": 0.3},
+        model={"embedding_dropout": 0.1},
+        schedule={"kind": "constant"},
+        train={"steps": 12, "batch_size": 8, "log_every": 2},
+        evaluate={"every": 4},
+        checkpoint={"every": 4},
+    )
 
 
 def train(values: dict[str, Any], **changes: Any) -> tuple[loop.Outcome, list[str]]:
     reporter = Lines()
     return loop.train(RunConfig.model_validate(values | changes), reporter), reporter.said
-
-
-def records(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
 
 
 def test_a_staged_run_draws_as_its_stages_say_and_measures_each_label(values: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import records
 
 _SPEC = importlib.util.spec_from_file_location("mps_rules", Path(__file__).with_name("mps_rules.py"))
 assert _SPEC is not None
@@ -132,7 +132,7 @@ def _try(mps: Any, train: Any, command: Any, folder: Path, **sections: Any) -> N
     for steps in (2, 3):
         run = train(train=settings | {"steps": steps}, **sections)
     assert {"mm", "_softmax"} & mps.used
-    rows = [json.loads(line) for line in (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+    rows = records(folder / "runs" / run)
     assert [row["step"] for row in rows if "validation/loss" in row] == [1, 2, 3]
     (folder / "text.txt").write_text("the cat saw the dog. " * 8)
     for call in (

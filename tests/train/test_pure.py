@@ -9,27 +9,24 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import WORDS
+from tests.helpers import WORDS, Command, records, run_values
 
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
-RUN = {
-    "name": "pure",
-    "data": {"sources": [{"kind": "text", "path": "texts"}], "validation": 0.2, "sequence_length": 32,
-             "cache_dir": "cache"},
-    "tokenizer": {"kind": "bpe", "vocab_size": 300},
-    "model": {"layers": 2, "width": 32, "attention": {"heads": 2}, "embedding_dropout": 0.1},
-    "train": {"steps": 4, "batch_size": 4, "precision": "fp32", "device": "cpu"},
-    "evaluate": {"every": 2},
-    "sample": {"every": 2, "prompts": ["the cat"], "max_tokens": 8},
-}  # fmt: skip
-Command = Callable[..., tuple[int, str, str]]
+RUN = run_values(
+    name="pure",
+    data={"sources": [{"kind": "text", "path": "texts"}], "validation": 0.2, "sequence_length": 32},
+    tokenizer={"kind": "bpe", "vocab_size": 300},
+    model={"layers": 2, "width": 32, "embedding_dropout": 0.1},
+    train={"steps": 4},
+    evaluate={"every": 2},
+    sample={"every": 2, "prompts": ["the cat"], "max_tokens": 8},
+)
 
 
 def write_run(folder: Path, *, backwards: bool) -> None:
@@ -49,8 +46,7 @@ def made(folder: Path) -> dict[str, Any]:
     for file in run.rglob("*"):
         name = file.relative_to(run).as_posix()
         if name == "metrics.jsonl":
-            rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-            found[name] = [{key: row[key] for key in row if not key.startswith("speed/")} for row in rows]
+            found[name] = records(run)
         elif file.name == "state.json":
             facts = json.loads(file.read_text("utf-8"))["progress"]
             found[name] = {key: value for key, value in facts.items() if key != "seconds"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import Train
+from tests.helpers import Train, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from quintet.data.held_out import held_out_documents
@@ -137,7 +137,7 @@ def tales(tmp_path: Path) -> dict[str, Any]:
     draw = np.random.default_rng(4)
     numbers = ["one", "two", "three", "four", "five", "six"]
     lines = [{"text": f"A cat with {draw.choice(numbers)} kits."} for _ in range(120)]
-    (tmp_path / "tales.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_jsonl(tmp_path / "tales.jsonl", lines)
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     byte_level(["<s>", "</s>"]).save(str(folder / "tokenizer.json"))

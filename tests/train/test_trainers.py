@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.checkpoints import tiny_llama
+from tests.helpers import records, run_config, run_values, write_corpus
 
 from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
@@ -39,38 +40,23 @@ Make = Callable[..., RunConfig]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """A run with accumulation, dropout that changes, warm-up, decay, validation, samples and checkpoints."""
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 80)
+    write_corpus(tmp_path / "corpus", "to be or not to be, that is the question. " * 80)
 
     def call(kind: str, name: str = "run", arguments: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
-        values = {
-            "name": name,
-            "runs_dir": str(tmp_path / "runs"),
-            "data": {
-                "sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}],
-                "validation": 0.1,
-                "sequence_length": 16,
-                "cache_dir": str(tmp_path / "cache"),
-            },
-            "tokenizer": {"kind": "byte"},
-            "model": {"layers": 2, "width": 16, "attention": {"heads": 2}},
-            "schedule": {"kind": "cosine", "warmup_steps": 3, "min_lr": 1e-5},
-            "dropout_schedule": {"kind": "linear", "start": 0.4, "end": 0.1},
-            "train": {"steps": STEPS, "batch_size": 6, "accumulation": 3, "log_every": 5, "precision": "fp32"}
-            | sections.pop("train", {}),
-            "evaluate": {"every": 4, "samples": 8},
-            "sample": {"prompts": []},
-            "checkpoint": {"every": 4, "keep": 9},
-            "trainer": {"kind": kind} | ({"arguments": arguments} if arguments else {}),
-        }
+        values = run_values(
+            tmp_path,
+            name=name,
+            model={"layers": 2},
+            schedule={"kind": "cosine", "warmup_steps": 3, "min_lr": 1e-5},
+            dropout_schedule={"kind": "linear", "start": 0.4, "end": 0.1},
+            train={"steps": STEPS, "batch_size": 6, "accumulation": 3, "log_every": 5} | sections.pop("train", {}),
+            evaluate={"every": 4, "samples": 8},
+            checkpoint={"every": 4, "keep": 9},
+            trainer={"kind": kind} | ({"arguments": arguments} if arguments else {}),
+        )
         return RunConfig.model_validate(values | sections)
 
     return call
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    """What was measured, without how fast, and without what only a progress line adds."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("speed/", "train/skipped"))} for row in lines]
 
 
 def trained(config: RunConfig) -> loop.Outcome:
@@ -79,7 +65,7 @@ def trained(config: RunConfig) -> loop.Outcome:
 
 def same_run(one: Path, other: Path) -> None:
     """Same measurements, and the same weights at the end, to the last bit."""
-    assert rows(one) == rows(other)
+    assert records(one) == records(other)
     weights = [load_trained(str(folder)).model.state_dict() for folder in (one, other)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
@@ -90,7 +76,7 @@ def same_run(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_steps_are_those_of_the_own_loop(make: Make, kind: str, precision: str) -> None:
     own, other = (trained(make(k, name=k, train={"precision": precision})).run for k in ("quintet", kind))
-    measured = rows(other.folder)
+    measured = records(other.folder)
     assert sorted({row["step"] for row in measured if "train/grad_norm" in row}) == [*range(1, STEPS + 1)]
     assert [row["step"] for row in measured if "validation/loss" in row] == [4, 8, 12]
     assert measured[2]["train/lr"] == 1e-3  # the end of the warm-up
@@ -120,7 +106,7 @@ def test_a_batch_without_valid_targets_and_a_gradient_beyond_fp16_are_left_out(
     own, other = (trained(make(k, name=k, loss={"z_loss": 1.0})).run for k in ("quintet", kind))
     assert own.progress.skipped_steps > 1
     assert own.progress.skipped_steps == other.progress.skipped_steps < STEPS
-    assert {6} == {*range(1, STEPS + 1)} - {row["step"] for row in rows(other.folder) if "train/loss" in row}
+    assert {6} == {*range(1, STEPS + 1)} - {row["step"] for row in records(other.folder) if "train/loss" in row}
     assert own.progress.scaler == other.progress.scaler
     same_run(own.folder, other.folder)
 
@@ -185,7 +171,7 @@ def test_what_the_other_library_writes_when_asked(make: Make, kind: str) -> None
     same_run(trained(make("quintet", name="own")).run.folder, run.folder)
     folder = run.folder / kind
     measured, validated = (
-        [row for row in rows(run.folder) if name in row] for name in ("train/loss", "validation/loss")
+        [row for row in records(run.folder) if name in row] for name in ("train/loss", "validation/loss")
     )
     if kind == "transformers":
         state = json.loads((folder / "checkpoint-8/trainer_state.json").read_text())
@@ -210,7 +196,7 @@ def test_the_run_folder_is_used_as_any_other(train: Any, command: Any, tmp_path:
     assert (code, out.startswith("the cat")) == (0, True), err
     code, out, err = command("evaluate", run)
     assert code == 0, err
-    last = [row for row in rows(tmp_path / "runs" / run) if "validation/loss" in row][-1]
+    last = [row for row in records(tmp_path / "runs" / run) if "validation/loss" in row][-1]
     assert f"{last['validation/loss']:.4f}" in out
     code, out, err = command("export", run, "out", "--to", "huggingface")
     assert code == 0, err
@@ -251,15 +237,9 @@ def test_arguments_that_are_unknown_or_contradict_the_run_file_are_refused(
 @given(lr=st.floats(1e-6, 1), given_lr=st.floats(1e-6, 1))
 def test_an_argument_may_repeat_what_the_run_file_says_and_nothing_else(lr: float, given_lr: float) -> None:
     def accepted(value: float) -> bool:
-        values = {
-            "name": "x",
-            "data": {"sources": [{"kind": "python_stdlib"}]},
-            "optimizer": {"lr": lr},
-            "train": {"steps": 1},
-            "trainer": {"kind": "transformers", "arguments": {"learning_rate": value}},
-        }
+        trainer = {"kind": "transformers", "arguments": {"learning_rate": value}}
         try:
-            RunConfig.model_validate(values)
+            run_config(optimizer={"lr": lr}, trainer=trainer)
         except ValidationError:
             return False
         return True

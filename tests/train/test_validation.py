@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers import Command
 
 from quintet.config.documents import IGNORED
 from quintet.config.loss import NextTokenLossConfig
@@ -129,9 +130,7 @@ def test_metrics_of_labels_are_named_by_them() -> None:
     assert len(metrics) == 6
 
 
-def test_what_is_held_out_without_a_loss_is_not_measured(
-    train: Callable[..., str], command: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_what_is_held_out_without_a_loss_is_not_measured(train: Callable[..., str], command: Command) -> None:
     def rows(name: str, answer: str) -> dict[str, Any]:
         row = json.dumps({"prompt": "what did the cat say to the dog that sat under the big mat?", "answer": answer})
         Path(name).write_text(f"{row}\n" * 20)

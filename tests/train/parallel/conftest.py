@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -14,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.helpers import laid_over, run_values, write_corpus
 
-WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
 Finished = subprocess.CompletedProcess[str]
 LONGEST = 240  # seconds; no run here takes a tenth of it on a machine that does nothing else
 
@@ -23,40 +21,28 @@ LONGEST = 240  # seconds; no run here takes a tenth of it on a machine that does
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few files of words; the stores of their tokens lie in ``cache`` beside it."""
-    folder = tmp_path_factory.mktemp("parallel") / "corpus"
-    folder.mkdir()
-    draw = random.Random(5)
-    for index in range(6):
-        (folder / f"{index}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(600)), "utf-8")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("parallel") / "corpus", words=600)
 
 
 @pytest.fixture
 def run_file(corpus: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write ``NAME.yaml`` of a tiny run, each section given as a dict over what is there; returns its path.
+    """Write ``NAME.yaml`` of a tiny run, each section laid over what is there (`run_values`); returns its path.
 
     Its runs go to ``runs/`` of the test's own folder, in which `torchrun` and `launch` work.
     """
 
     def write(name: str = "tiny", **sections: Any) -> Path:
-        values: dict[str, Any] = {
-            "data": {
-                "sources": [{"kind": "text", "path": str(corpus)}],
-                "validation": 0.1,
-                "sequence_length": 32,
-                "cache_dir": str(corpus.parent / "cache"),
-            },
-            "tokenizer": {"kind": "byte"},
-            "model": {"layers": 2, "width": 32, "attention": {"heads": 2}},
-            "train": {"steps": 6, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1},
+        tiny: dict[str, Any] = {
+            "data": {"sequence_length": 32},
+            "model": {"layers": 2, "width": 32},
+            "train": {"steps": 6, "batch_size": 8, "log_every": 1},
             "evaluate": {"every": 6},
             "checkpoint": {"every": 2},
+            "sample": {"prompts": [""], "max_tokens": 8},
         }
-        for section, given in sections.items():
-            both = isinstance(given, dict) and section in values and "kind" not in given
-            values[section] = values[section] | given if both else given
+        values = run_values(corpus.parent, name=name, runs_dir="runs", **laid_over(tiny, sections))
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({"name": name, **values}), "utf-8")
+        path.write_text(yaml.safe_dump(values), "utf-8")
         return path
 
     return write
@@ -162,18 +148,6 @@ def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
         text = FAULT.format(rank=rank, step=step, what=what, mark=folder / f"{rank}-{step}.done")
         (folder / "sitecustomize.py").write_text(text)
         return {"PYTHONPATH": str(folder)}
-
-    return call
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Callable[[str], list[dict[str, float]]]:
-    """What metrics.jsonl of a run holds, without the figures that depend on the clock."""
-
-    def call(name: str) -> list[dict[str, float]]:
-        lines = (tmp_path / f"runs/{name}/metrics.jsonl").read_text().splitlines()
-        added = ("speed/", "train/skipped_steps")
-        return [{key: value for key, value in json.loads(line).items() if not key.startswith(added)} for line in lines]
 
     return call
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.helpers import records
 
 # Checkpoints are written in the background, so that a step may end before that of the step ahead of it is whole.
 KILL = """
@@ -20,7 +21,7 @@ LONG = {"train": {"steps": 12}, "checkpoint": {"every": 4}}
 
 
 def test_a_run_that_is_stopped_and_then_killed_has_the_losses_of_one_that_is_not(
-    run_file, launch, faulty, records
+    run_file, launch, faulty, tmp_path
 ) -> None:
     assert launch(2, run_file("whole", **LONG)).returncode == 0
     file = run_file("hit", **LONG)
@@ -33,8 +34,8 @@ def test_a_run_that_is_stopped_and_then_killed_has_the_losses_of_one_that_is_not
     assert killed.stderr.count("process 1 was killed (SIGKILL)") == 1
     assert killed.stderr.count("starting again from the last checkpoint") == 1
     assert "continuing from step 8" in killed.stdout
-    assert records("hit") == records("whole")
-    assert len(records("whole")) == 12 + 2  # a line a step and one a validation
+    assert records(tmp_path / "runs/hit") == records(tmp_path / "runs/whole")
+    assert len(records(tmp_path / "runs/whole")) == 12 + 2  # a line a step and one a validation
 
 
 def test_a_bug_in_one_process_is_told_once_with_its_number(run_file, launch, faulty) -> None:
@@ -90,7 +91,7 @@ def test_options_that_mean_nothing_are_refused(run_file, command, options: tuple
 
 @pytest.mark.slow
 def test_plain_torchrun_shows_the_line_and_restarts_from_the_last_checkpoint(
-    run_file, torchrun, faulty, records
+    run_file, torchrun, faulty, tmp_path
 ) -> None:
     assert torchrun(2, "train", run_file("whole", **LONG)).returncode == 0
     killed = torchrun(
@@ -103,7 +104,7 @@ def test_plain_torchrun_shows_the_line_and_restarts_from_the_last_checkpoint(
     )
     assert killed.returncode == 0, killed.stderr
     assert "continuing from step 4" in killed.stdout
-    assert records("hit") == records("whole")
+    assert records(tmp_path / "runs/hit") == records(tmp_path / "runs/whole")
     problem = 'from quintet.errors import UserError; raise UserError("train.here: planned; mend it")'
     failed = torchrun(2, "train", run_file("user"), **faulty(1, 3, problem))
     assert failed.returncode == 1

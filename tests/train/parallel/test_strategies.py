@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.checkpoints import tiny_llama
-from tests.train.parallel.conftest import WORDS, Finished, surroundings, torchrun_command
+from tests.helpers import WORDS, records
+from tests.train.parallel.conftest import Finished, surroundings, torchrun_command
 
 pytestmark = pytest.mark.timeout(900)  # several starts of Python in several processes, on a busy machine too
 SCRIPT = Path(__file__).with_name("several_runs.py")
@@ -49,7 +50,7 @@ RUNS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
 
 def losses(folder: Path, name: str) -> list[float]:
     """Loss and gradient norm of each step, and the losses of the validations."""
-    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    rows = records(folder / "runs" / name)
     keys = ("train/loss", "train/grad_norm", "validation/loss")
     return [row[key] for row in rows for key in keys if key in row]
 
@@ -126,7 +127,7 @@ def test_benchmarks_have_the_figures_of_one_process(
 
 def figures(folder: Path, name: str) -> dict[str, float]:
     """Those of benchmarks and texts."""
-    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").read_text().splitlines())
+    rows = records(folder / "runs" / name)
     return {key: value for row in rows for key, value in row.items() if key.startswith(("benchmark/", "text/"))}
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from tests.helpers import records
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def hosts() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def test_two_hosts_train_to_the_losses_of_one(run_file, start, launch, records, hosts) -> None:
+def test_two_hosts_train_to_the_losses_of_one(run_file, start, launch, hosts, tmp_path) -> None:
     file = run_file("apart", parallel={"kind": "fsdp"})
     begun = []
     for number, (name, address) in enumerate(zip(hosts, ADDRESSES, strict=True)):
@@ -56,4 +57,4 @@ def test_two_hosts_train_to_the_losses_of_one(run_file, start, launch, records, 
     assert [process.returncode for process in begun] == [0, 0], said
     assert sum("parallel: fsdp over 2 processes" in text for text in said) == 1  # the first process alone speaks
     assert launch(2, run_file("together", parallel={"kind": "fsdp"})).returncode == 0
-    assert records("apart") == records("together")
+    assert records(tmp_path / "runs/apart") == records(tmp_path / "runs/together")

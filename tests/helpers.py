@@ -1,0 +1,93 @@
+"""What tests of several folders make and read; the fixtures are in conftest.py."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
+Train = Callable[..., str]  # run files and sections -> name of the run (conftest.train)
+Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, standard output, standard error
+
+
+def write_corpus(folder: Path, *texts: str, files: int = 6, words: int = 300) -> Path:
+    """Write text files to a new folder and return it: ``texts``, or files of words drawn at random."""
+    draw = random.Random(5)
+    folder.mkdir(parents=True)
+    for index, text in enumerate(texts or (" ".join(draw.choices(WORDS, k=words)) for _ in range(files))):
+        (folder / f"{index:02}.txt").write_text(text, "utf-8")
+    return folder
+
+
+def write_jsonl(file: Path, rows: Iterable[Any]) -> Path:
+    """Write each value as one line of JSON and return the file."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def run_values(folder: str | Path = "", **sections: Any) -> dict[str, Any]:
+    """The run file of a tiny model of bytes that trains on a CPU in a moment.
+
+    It reads ``corpus`` and writes ``cache`` and ``runs``, all in ``folder``. A section given is laid over the one here;
+    a section that names its ``kind``, and a value that is no mapping, replaces it.
+    """
+    folder = Path(folder)
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "runs_dir": str(folder / "runs"),
+        "data": {
+            "sources": [{"kind": "text", "path": str(folder / "corpus")}],
+            "validation": 0.1,
+            "sequence_length": 16,
+            "cache_dir": str(folder / "cache"),
+        },
+        "tokenizer": {"kind": "byte"},
+        "model": {"layers": 1, "width": 16, "attention": {"heads": 2}},
+        "train": {"steps": 1, "batch_size": 4, "precision": "fp32", "device": "cpu"},
+        "sample": {"prompts": []},
+    }
+    return laid_over(values, sections)
+
+
+def laid_over(values: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``sections`` laid over them, as `run_values` says."""
+    joined = {
+        name: values[name] | given
+        for name, given in sections.items()
+        if isinstance(given, dict) and isinstance(values.get(name), dict) and "kind" not in given
+    }
+    return values | sections | joined
+
+
+def run_config(folder: str | Path = "", **sections: Any) -> RunConfig:
+    """The config of ``run_values``."""
+    return RunConfig.model_validate(run_values(folder, **sections))
+
+
+def records(run: Path | str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of a run folder, without speeds and without what an interruption adds to a row."""
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines()]
+    added = ("speed/", "train/skipped_steps")
+    return [{name: value for name, value in row.items() if not name.startswith(added)} for row in rows]
+
+
+def measured(run: Path | str, name: str = "train/loss") -> list[Any]:
+    """Each value of one metric in metrics.jsonl of a run folder."""
+    rows = map(json.loads, (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [row[name] for row in rows if name in row]
+
+
+def refused(call: Callable[..., Any], *arguments: Any, **more: Any) -> str:
+    """The problems of the UserError that a call raises, a line each."""
+    with pytest.raises(UserError) as error:
+        call(*arguments, **more)
+    return "\n".join(error.value.problems)
