@@ -154,7 +154,9 @@ def theirs(shared: Path, built: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     def load(name: str) -> Any:
-        return built.setdefault(f"transformers {name}", AutoTokenizer.from_pretrained(shared / "tokenizers/hf" / name))
+        if (key := f"transformers {name}") not in built:
+            built[key] = AutoTokenizer.from_pretrained(shared / "tokenizers/hf" / name)
+        return built[key]
 
     return load
 
@@ -169,7 +171,9 @@ def test_a_chat_has_the_ids_of_apply_chat_template(
     theirs: Any, shared: Path, built: dict[str, Any], tmp_path: Path, name: str, template: str, contents: list[str]
 ) -> None:
     path, reference = shared / "tokenizers/hf" / name, theirs(name)
-    ours = built.setdefault(name, huggingface_tokenizer(str(path)))
+    if name not in built:
+        built[name] = huggingface_tokenizer(str(path))
+    ours = built[name]
     text = TEMPLATES[template].replace("eos_token", repr(ours.chat.tokens["eos_token"]))
     (tmp_path / "t.jinja").write_text(text)
     said: list[Message] = [

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.helpers import WORDS, write_corpus
+from tests.helpers import WORDS, Command, write_corpus
 
 RUN_FILE = """
 name: tiny
@@ -28,7 +29,7 @@ sample: {prompts: ["the "], max_tokens: 8}
 checkpoint: {every: 4}
 """
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -37,27 +38,40 @@ def bits_of_a_byte() -> float:
     return math.log2(len(WORDS)) / (len(" ".join(WORDS).encode()) / len(WORDS) + 1 / len(WORDS))
 
 
+def write_run(folder: Path) -> Path:
+    """Write ``run.yaml`` and a corpus of some thousand words to a folder and return it."""
+    write_corpus(folder / "corpus", files=12)
+    (folder / "run.yaml").write_text(RUN_FILE)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working directory with ``run.yaml`` and a corpus of some thousand words."""
-    write_corpus(tmp_path / "corpus", files=12)
-    (tmp_path / "run.yaml").write_text(RUN_FILE)
-    return tmp_path
+    """A working directory with ``run.yaml`` and its corpus."""
+    return write_run(tmp_path)
 
 
 @pytest.fixture
-def quintet(folder: Path) -> Command:
+def quintet(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in ``folder``, in this process: to start Python and PyTorch takes longer than most runs here."""
+    monkeypatch.chdir(folder)
+    return lambda *arguments: subprocess.CompletedProcess(arguments, *command(*arguments))
+
+
+def run_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder`` as a user does: as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "quintet", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def quintet_process(folder: Path) -> Run:
     """Run the command in ``folder`` as a process of its own."""
-
-    def call(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "quintet", *arguments],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return call
+    return partial(run_process, folder)

@@ -44,8 +44,8 @@ def test_a_wrong_setting(quintet, override: str, expected: str) -> None:
     assert re.search(expected, refusal(quintet("train", "run.yaml", override)))
 
 
-def test_a_missing_run_file(quintet) -> None:
-    assert "absent.yaml" in refusal(quintet("train", "absent.yaml"))
+def test_a_missing_run_file(quintet_process) -> None:
+    assert "absent.yaml" in refusal(quintet_process("train", "absent.yaml"))
 
 
 def test_a_missing_run(quintet) -> None:

@@ -22,10 +22,10 @@ def metrics(run: Path, name: str) -> dict[int, float]:
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 
-def test_the_main_path_from_check_to_evaluate(folder: Path, quintet) -> None:
-    assert quintet("check", "run.yaml").returncode == 0
-    assert quintet("prepare", "run.yaml").returncode == 0
-    trained = quintet("train", "run.yaml")
+def test_the_main_path_from_check_to_evaluate(folder: Path, quintet_process) -> None:
+    assert quintet_process("check", "run.yaml").returncode == 0
+    assert quintet_process("prepare", "run.yaml").returncode == 0
+    trained = quintet_process("train", "run.yaml")
     assert trained.returncode == 0, trained.stderr
     assert "bits per byte" in trained.stdout
     run = folder / "runs/tiny"
@@ -34,19 +34,19 @@ def test_the_main_path_from_check_to_evaluate(folder: Path, quintet) -> None:
     assert (run / "samples/step-000016.txt").read_text().startswith("--- sample 0\nthe ")
     assert sorted(metrics(run, "train/loss")) == list(range(1, 17))
 
-    greedy = [quintet("generate", "runs/tiny", "--prompt", "the ", "--max-tokens", "12", "--temperature", "0")] * 2
-    assert greedy[0].returncode == 0, greedy[0].stderr
-    assert greedy[0].stdout.startswith("the ")
-    assert quintet("generate", "tiny", "--prompt", "the ", "--beams", "3", "--max-tokens", "4").returncode == 0
+    greedy = quintet_process("generate", "runs/tiny", "--prompt", "the ", "--max-tokens", "12", "--temperature", "0")
+    assert greedy.returncode == 0, greedy.stderr
+    assert greedy.stdout.startswith("the ")
+    assert quintet_process("generate", "tiny", "--prompt", "the ", "--beams", "3", "--max-tokens", "4").returncode == 0
 
-    evaluated = quintet("evaluate", "runs/tiny", "--samples", "16", "--json")
+    evaluated = quintet_process("evaluate", "runs/tiny", "--samples", "16", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads(evaluated.stdout)
     assert found["validation/loss"] == metrics(run, "validation/loss")[16]
     # One byte is one token here, so that bits per byte are the loss in another unit.
     assert found["validation/bits_per_byte"] == pytest.approx(found["validation/loss"] / math.log(2), rel=0.02)
 
-    listed = json.loads(quintet("runs", "--json").stdout)
+    listed = json.loads(quintet_process("runs", "--json").stdout)
     assert [(row["name"], row["step"], row["steps"]) for row in listed] == [("tiny", 16, 16)]
 
 
@@ -82,11 +82,10 @@ def test_length_in_tokens_or_epochs_becomes_steps(folder: Path, quintet) -> None
     assert epochs["steps"] == pytest.approx(2 * samples / 8, abs=2)
 
 
-def test_the_best_checkpoint_can_be_used(folder: Path, quintet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_can_be_used(folder: Path, quintet) -> None:
     # A rate that ruins the model after a good start: the best checkpoint is then not the latest.
     ruin = ("optimizer.lr=1.0", "schedule={kind: linear, warmup_steps: 16}", "evaluate.every=2", "checkpoint.keep=1")
     assert quintet("train", "run.yaml", *ruin).returncode == 0
-    monkeypatch.chdir(folder)
     best, latest = load_trained("runs/tiny", "best"), load_trained("runs/tiny")
     losses = metrics(folder / "runs/tiny", "validation/loss")
     assert best.progress.step == min(losses, key=lambda step: losses[step]) != latest.progress.step == 16

@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.conftest import run_process, write_run
 from tests.helpers import records
 
 
@@ -32,27 +35,39 @@ def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) 
 LONG = ("train.steps=120", "evaluate.every=40", "checkpoint.every=4")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet, precision: str) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, float]]]:
+    """The records of a run of a precision that nothing interrupts."""
+
+    @cache
+    def call(precision: str) -> list[dict[str, float]]:
+        folder = write_run(tmp_path_factory.mktemp("whole"))
+        done = run_process(folder, "train", "run.yaml", "name=whole", *LONG, f"train.precision={precision}")
+        assert done.returncode == 0, done.stderr
+        return records(folder / "runs/whole")
+
+    return call
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet_process, whole, precision: str) -> None:
     settings = (*LONG, f"train.precision={precision}")
-    assert quintet("train", "run.yaml", "name=whole", *settings).returncode == 0
     assert interrupt(folder, folder / "runs/killed", signal.SIGKILL, "name=killed", *settings) == -signal.SIGKILL
-    continued = quintet("train", "run.yaml", "name=killed", *settings)
+    continued = quintet_process("train", "run.yaml", "name=killed", *settings)
     assert continued.returncode == 0, continued.stderr
     assert "continuing from step" in continued.stdout
-    whole, killed = records(folder / "runs/whole"), records(folder / "runs/killed")
-    assert len(whole) == 120 + 3
-    assert killed == whole  # losses, norms, rates and validation, to the last bit; dropout is on
+    assert len(whole(precision)) == 120 + 3
+    # Losses, norms, rates and validation, to the last bit; dropout is on.
+    assert records(folder / "runs/killed") == whole(precision)
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet) -> None:
-    assert quintet("train", "run.yaml", "name=whole", *LONG).returncode == 0
+def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet_process, whole) -> None:
     asked = (*LONG, "name=asked", "checkpoint.every=4")
     assert interrupt(folder, folder / "runs/asked", signal.SIGTERM, *asked) == 128 + signal.SIGTERM
     stopped = max(int(path.name[5:]) for path in (folder / "runs/asked/checkpoints").glob("step-*"))
     assert 4 <= stopped < 120
-    assert quintet("train", "run.yaml", *asked).returncode == 0
-    assert records(folder / "runs/asked") == records(folder / "runs/whole")
+    assert quintet_process("train", "run.yaml", *asked).returncode == 0
+    assert records(folder / "runs/asked") == whole("fp32")
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path, quintet) -> None:

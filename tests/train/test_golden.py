@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.helpers import run_config
+from tests.helpers import run_values
 
+from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
@@ -64,8 +64,8 @@ def batch(step: int) -> Batch:
 
 def curve(recipe: dict[str, object]) -> list[float]:
     train = {"steps": STEPS, "batch_size": 8}
-    given: dict[str, Any] = {"data": {"sequence_length": LENGTH}, "train": train, "optimizer": {"lr": 5e-3}} | recipe
-    config = run_config(**given)
+    values = run_values(data={"sequence_length": LENGTH}, train=train, optimizer={"lr": 5e-3}) | recipe
+    config = RunConfig.model_validate(values)
     compute = Compute(torch.device("cpu"), "fp32", False, "golden")
     model = build_model(config.model, VOCAB, LENGTH, config.seed)
     optimizer = build_optimizer(config.optimizer, model)
