@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.helpers import laid_over, run_values, write_corpus
+from tests.train.parallel import several_runs
+from tests.train.parallel.several_runs import train_cases
 
 Finished = subprocess.CompletedProcess[str]
 LONGEST = 240  # seconds; no run here takes a tenth of it on a machine that does nothing else
@@ -26,26 +31,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_file(corpus: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write ``NAME.yaml`` of a tiny run, each section laid over what is there (`run_values`); returns its path.
+    """`write_run_file` in the test's own folder, in which `torchrun` and `launch` work."""
+    return partial(write_run_file, corpus, tmp_path)
 
-    Its runs go to ``runs/`` of the test's own folder, in which `torchrun` and `launch` work.
-    """
 
-    def write(name: str = "tiny", **sections: Any) -> Path:
-        tiny: dict[str, Any] = {
-            "data": {"sequence_length": 32},
-            "model": {"layers": 2, "width": 32},
-            "train": {"steps": 6, "batch_size": 8, "log_every": 1},
-            "evaluate": {"every": 6},
-            "checkpoint": {"every": 2},
-            "sample": {"prompts": [""], "max_tokens": 8},
-        }
-        values = run_values(corpus.parent, name=name, runs_dir="runs", **laid_over(tiny, sections))
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values), "utf-8")
-        return path
-
-    return write
+def write_run_file(corpus: Path, folder: Path, name: str = "tiny", **sections: Any) -> Path:
+    """Write ``NAME.yaml`` of a tiny run, each section laid over what is there (`run_values`), and return its path."""
+    tiny: dict[str, Any] = {
+        "data": {"sequence_length": 32},
+        "model": {"layers": 2, "width": 32},
+        "train": {"steps": 6, "batch_size": 8, "log_every": 1},
+        "evaluate": {"every": 6},
+        "checkpoint": {"every": 2},
+        "sample": {"prompts": [""], "max_tokens": 8},
+    }
+    values = run_values(corpus.parent, name=name, runs_dir="runs", **laid_over(tiny, sections))
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values), "utf-8")
+    return path
 
 
 def surroundings(**more: str) -> dict[str, str]:
@@ -53,6 +56,23 @@ def surroundings(**more: str) -> dict[str, str]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("TORCHEL")}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+
+
+def train_several(processes: int, file: Path, cases: dict[str, list[str]], apart: bool = False) -> str:
+    """Train the run of ``file`` in its folder with each of ``cases``, name and overrides, in so many processes.
+
+    One process is that of the test, unless it is to be ``apart``. Returns what was printed by others.
+    """
+    if processes == 1 and not apart:
+        with chdir(file.parent):
+            train_cases(file, cases)
+        return ""
+    python = [sys.executable] if processes == 1 else torchrun_command(processes)
+    line = [*python, several_runs.__file__, str(file), json.dumps(cases)]
+    # DeepSpeed's first use compiles an operation for a minute.
+    done = subprocess.run(line, cwd=file.parent, env=surroundings(), capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def free_port() -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from tests.helpers import measured
+from tests.helpers import Command, measured
+from tests.train.parallel.conftest import train_several
 
 from quintet.config.load import load_run_config
 from quintet.errors import UserError
@@ -20,6 +21,8 @@ EACH = {"batch_size": None, "batch_size_per_device": 4, "micro_batch_size": 2}
 def test_two_processes_take_twice_the_batch_and_one_that_continues_keeps_it(
     run_file: Callable[..., Path],
     launch: Callable[..., CompletedProcess[str]],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flat = {"kind": "constant"}  # the rate of a step is the same however long the run is
     each = run_file("each", train=EACH, schedule=flat)
@@ -27,10 +30,11 @@ def test_two_processes_take_twice_the_batch_and_one_that_continues_keeps_it(
     first = launch(2, each, "train.steps=3")
     assert first.returncode == 0, first.stderr
     assert "batch: 8 samples a step, 4 on each of 2 devices" in first.stdout
-    rest = launch(1, each, "train.steps=6")
-    assert rest.returncode == 0, rest.stderr
-    assert "4 on each of the 2 devices of train.batch_devices; the one that there is does the same batch" in rest.stdout
-    assert launch(1, whole, "train.steps=6").returncode == 0
+    monkeypatch.chdir(each.parent)
+    code, said, error = command("train", str(each), "train.steps=6")
+    assert code == 0, error
+    assert "4 on each of the 2 devices of train.batch_devices; the one that there is does the same batch" in said
+    train_several(1, whole, {"whole": ["train.steps=6"]})
     kept = read_run_config(each.parent / "runs" / "each")
     assert (kept.batch.samples, kept.train.batch_size_per_device, kept.train.batch_devices) == (8, 4, 2)
     losses = {name: measured(each.parent / "runs" / name) for name in ("each", "whole")}

@@ -29,8 +29,8 @@ from quintet.train.integrations.deepspeed import (
 )
 from quintet.train.integrations.deepspeed_engine import LossScale
 
-from .conftest import surroundings, torchrun_command
-from .test_strategies import SCRIPT, cut_at_three, difference
+from .conftest import train_several
+from .test_strategies import cut_at_three, difference
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.timeout(900)
@@ -52,21 +52,6 @@ def zero(stage: int, settings: dict[str, Any] | None = None, **more: Any) -> str
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", COMPILED)
-
-
-@pytest.fixture
-def train_all(tmp_path: Path) -> Callable[..., str]:
-    """Train a file with each of ``cases``, name and overrides, in so many processes; returns what was printed."""
-
-    def call(processes: int, file: Path, cases: dict[str, list[str]]) -> str:
-        python = [sys.executable] if processes == 1 else torchrun_command(processes)
-        line = [*python, str(SCRIPT), str(file), json.dumps(cases)]
-        # The first use compiles an operation for a minute.
-        done = subprocess.run(line, cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=800)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout + done.stderr
-
-    return call
 
 
 def whole(folder: Path, name: str, step: int = 6) -> dict[str, torch.Tensor]:
@@ -119,13 +104,12 @@ def test_stages_train_as_one_process_and_all_engines_share_checkpoints(
     names: tuple[str, ...],
     changes: tuple[str, ...],
     alone: tuple[str, ...],
-    train_all: Callable[..., str],
     run_file: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     file = run_file(checkpoint={"every": 3, "keep": None}, train={"micro_batch_size": 2})
-    train_all(1, file, {"one": []})
-    printed = train_all(2, file, {name: BEGUN[name] for name in names})
+    train_several(1, file, {"one": []})
+    printed = train_several(2, file, {name: BEGUN[name] for name in names})
     assert "all_gather_into_tensor" not in printed  # of which torch warns at every call
     for name in names:
         assert difference(tmp_path, name, "one") < 1e-5, name
@@ -135,9 +119,9 @@ def test_stages_train_as_one_process_and_all_engines_share_checkpoints(
     single = {name: ALONE[name] for name in alone}
     for name, (begin, _) in {**again, **changed, **single}.items():
         cut_at_three(tmp_path / "runs", begin, name)
-    train_all(2, file, {name: overrides for name, (_, overrides) in {**again, **changed}.items()})
+    train_several(2, file, {name: overrides for name, (_, overrides) in {**again, **changed}.items()})
     if single:
-        train_all(1, file, {name: overrides for name, (_, overrides) in single.items()})
+        train_several(1, file, {name: overrides for name, (_, overrides) in single.items()}, apart=True)
     for name, (begin, _) in again.items():
         assert difference(tmp_path, name, begin) == 0, name
         assert apart(tmp_path, name, begin) == 0, name
@@ -146,12 +130,10 @@ def test_stages_train_as_one_process_and_all_engines_share_checkpoints(
 
 
 @pytest.mark.slow
-def test_other_models_optimizers_and_numbers(
-    train_all: Callable[..., str], run_file: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_other_models_optimizers_and_numbers(run_file: Callable[..., Path], tmp_path: Path) -> None:
     file = run_file(checkpoint={"every": None, "at_end": False}, train={"micro_batch_size": 2})
     runs = {"tied": TIED, "sgd": SGD, "dropout": ["model.residual_dropout=0.2"], "bf16": BF16, "fp32": []}
-    train_all(1, file, runs)
+    train_several(1, file, runs)
     narrow = {"bf16": {"enabled": True}}
     exact = {
         "tied-3": [*TIED, zero(3)],
@@ -160,7 +142,7 @@ def test_other_models_optimizers_and_numbers(
         "fp32-checkpointing": [zero(3), "train.activation_checkpointing=selective"],
     }
     rounded = {f"bf16-{stage}": [*BF16, zero(stage, narrow)] for stage in (0, 1, 3)} | {"bf16-wide": [*BF16, zero(3)]}
-    train_all(2, file, exact | rounded)
+    train_several(2, file, exact | rounded)
     found = {name: difference(tmp_path, name, name.partition("-")[0]) for name in exact | rounded}
     assert max(found[name] for name in exact) < 1e-5, found
     # Weights in fp32 and products in bf16, as without DeepSpeed; then weights in bf16 beside a copy in fp32.
@@ -382,12 +364,12 @@ def test_a_build_that_goes_on_is_waited_for(
 
 @pytest.mark.slow
 def test_a_run_builds_again_what_a_killed_run_left(
-    run_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_all: Callable[..., str]
+    run_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     left = tmp_path / "extensions/deepspeed_shm_comm/lock"
     left.parent.mkdir(parents=True)
     left.write_text(f"{HERE} {dead_process()}")
-    said = train_all(1, run_file(), {"locked": [zero(1)]})
+    said = train_several(1, run_file(), {"locked": [zero(1)]}, apart=True)
     assert f"{left}: is left of a build that was killed" in said
     assert not left.exists()

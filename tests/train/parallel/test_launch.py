@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers import records
+from tests.helpers import measured, records
+from tests.train.parallel.conftest import train_several
 
 # Checkpoints are written in the background, so that a step may end before that of the step ahead of it is whole.
 KILL = """
@@ -20,6 +21,18 @@ KILL = """
 LONG = {"train": {"steps": 12}, "checkpoint": {"every": 4}}
 
 
+def test_a_run_whose_process_is_killed_goes_on_from_its_last_checkpoint(run_file, launch, faulty, tmp_path) -> None:
+    file = run_file("hit", **LONG)
+    killed = launch(2, file, "--restarts", "1", **faulty(1, 9, KILL.format(run="hit", saved=8)))
+    assert killed.returncode == 0, killed.stderr
+    assert killed.stderr.count("process 1 was killed (SIGKILL)") == 1
+    assert killed.stderr.count("starting again from the last checkpoint") == 1
+    assert "continuing from step 8" in killed.stdout
+    train_several(1, file, {"whole": []})
+    assert measured(tmp_path / "runs/hit") == pytest.approx(measured(tmp_path / "runs/whole"), abs=2e-5)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_then_killed_has_the_losses_of_one_that_is_not(
     run_file, launch, faulty, tmp_path
 ) -> None:
