@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,19 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders, by number: pytest's own would look through those of all tests before for each."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Token stores and tokenizers of a test go where no other test and no user finds them."""
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    home = next(_homes)
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +82,7 @@ def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 def python_calls() -> Callable[[Callable[[], Any]], int]:
     """Count the calls of functions that an action makes: a measure of work that no other process changes."""
 
-    def count(action: Callable[[], Any]) -> int:
+    def count_calls(action: Callable[[], Any]) -> int:
         calls = 0
 
         def one(frame: Any, event: str, argument: Any) -> None:
@@ -86,7 +96,7 @@ def python_calls() -> Callable[[Callable[[], Any]], int]:
             sys.setprofile(None)
         return calls
 
-    return count
+    return count_calls
 
 
 @pytest.fixture

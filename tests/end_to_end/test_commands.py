@@ -22,10 +22,11 @@ def metrics(run: Path, name: str) -> dict[int, float]:
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 
-def test_the_main_path_from_check_to_evaluate(folder: Path, quintet_process) -> None:
+@pytest.mark.usefixtures("_report_at_the_end")
+def test_the_main_path_from_check_to_evaluate(folder: Path, quintet, quintet_process) -> None:
     assert quintet_process("check", "run.yaml").returncode == 0
-    assert quintet_process("prepare", "run.yaml").returncode == 0
-    trained = quintet_process("train", "run.yaml")
+    assert quintet("prepare", "run.yaml").returncode == 0
+    trained = quintet("train", "run.yaml")
     assert trained.returncode == 0, trained.stderr
     assert "bits per byte" in trained.stdout
     run = folder / "runs/tiny"
@@ -37,16 +38,16 @@ def test_the_main_path_from_check_to_evaluate(folder: Path, quintet_process) -> 
     greedy = quintet_process("generate", "runs/tiny", "--prompt", "the ", "--max-tokens", "12", "--temperature", "0")
     assert greedy.returncode == 0, greedy.stderr
     assert greedy.stdout.startswith("the ")
-    assert quintet_process("generate", "tiny", "--prompt", "the ", "--beams", "3", "--max-tokens", "4").returncode == 0
+    assert quintet("generate", "tiny", "--prompt", "the ", "--beams", "3", "--max-tokens", "4").returncode == 0
 
-    evaluated = quintet_process("evaluate", "runs/tiny", "--samples", "16", "--json")
+    evaluated = quintet("evaluate", "runs/tiny", "--samples", "16", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads(evaluated.stdout)
     assert found["validation/loss"] == metrics(run, "validation/loss")[16]
     # One byte is one token here, so that bits per byte are the loss in another unit.
     assert found["validation/bits_per_byte"] == pytest.approx(found["validation/loss"] / math.log(2), rel=0.02)
 
-    listed = json.loads(quintet_process("runs", "--json").stdout)
+    listed = json.loads(quintet("runs", "--json").stdout)
     assert [(row["name"], row["step"], row["steps"]) for row in listed] == [("tiny", 16, 16)]
 
 

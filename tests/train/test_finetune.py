@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama
-from tests.helpers import WORDS, records, run_values, write_corpus
+from tests.helpers import WORDS, Command, records, run_values, write_corpus
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
@@ -87,18 +87,6 @@ def make(values: dict[str, Any]) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(changed)
 
     return call
-
-
-def quintet(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quintet", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_the_tokenizer_is_the_model_s_own(make) -> None:
@@ -268,14 +256,16 @@ def test_a_base_that_only_moved_is_the_same(make, other_base, tmp_path: Path) ->
     load_trained(str(run))
 
 
-def test_a_killed_run_continues_bit_for_bit_and_writes(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_continues_bit_for_bit_and_writes(
+    values: dict[str, Any], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     changed = values | {"name": "killed", "model": values["model"] | LORA, "evaluate": {"every": 20, "samples": 4}}
     changed["train"] = values["train"] | {"steps": 40}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed))
     killed = tmp_path / "runs/killed"
-    command = [sys.executable, "-m", "quintet", "train", "run.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    line = [sys.executable, "-m", "quintet", "train", "run.yaml"]
+    process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoints/step-000004/state.json").exists():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -283,21 +273,18 @@ def test_a_killed_run_continues_bit_for_bit_and_writes(values: dict[str, Any], t
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=60) == -signal.SIGKILL
-    continued = quintet(tmp_path, "train", "run.yaml")
-    assert continued.returncode == 0, continued.stderr
-    assert "continuing from step" in continued.stdout
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        code, said, error = command("train", "run.yaml")
+        assert code == 0, error
+        assert "continuing from step" in said
         whole = train(RunConfig.model_validate(changed | {"name": "whole"}), Reporter()).run.folder
     finally:
         torch.set_num_threads(threads)
-    rows = [
-        [{k: v for k, v in row.items() if k != "train/skipped_steps"} for row in records(r)] for r in (killed, whole)
-    ]
-    assert len(rows[0]) == 40 + 2
-    assert rows[0] == rows[1]
-    written = quintet(tmp_path, "generate", "killed", "--prompt", "the cat", "--max-tokens", "8")
-    assert written.returncode == 0, written.stderr
-    assert written.stdout.startswith("the cat")
+    assert len(records(killed)) == 40 + 2
+    assert records(killed) == records(whole)
+    code, said, error = command("generate", "killed", "--prompt", "the cat", "--max-tokens", "8")
+    assert code == 0, error
+    assert said.startswith("the cat")
