@@ -45,11 +45,16 @@ def train_music(folder: Path) -> TrainMusic:
 
     def call(name: str, steps: int, data: dict[str, Any] | None = None, **sections: Any) -> str:
         source = {"kind": "midi", "path": str(folder / "music")}
-        held_out = {"validation": None, "validation_sources": [source], "deduplicate_validation": False}
+        own = {
+            "sources": [source],
+            "validation_sources": [source],
+            "deduplicate_validation": False,
+            "sequence_length": 160,
+            "cache_dir": str(folder / "cache"),
+        }
         values = run_values(
             folder,
             name=name,
-            data={"sources": [source], **held_out, "sequence_length": 160, **(data or {})},
             tokenizer={"kind": "exponential_time"},
             model={"layers": 2, "width": 64, "position": {"kind": "rope"}},
             optimizer={"lr": 5e-3},
@@ -58,7 +63,7 @@ def train_music(folder: Path) -> TrainMusic:
             evaluate={"every": None, "at_end": False},
             checkpoint={"keep_best": False},
         )
-        train(RunConfig.model_validate(values | sections), Reporter())
+        train(RunConfig.model_validate(values | {"data": own | (data or {})} | sections), Reporter())
         return str(folder / "runs" / name)
 
     return call
