@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.helpers import run_config
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -93,7 +94,7 @@ def artifact(store: Any, run_id: str, path: str, folder: Path) -> str:
     return Path(store.download_artifacts(run_id, path, str(folder))).read_text(encoding="utf-8")
 
 
-def run_config(track: dict[str, Any], steps: int = 3) -> RunConfig:
+def config_of(track: dict[str, Any], steps: int = 3) -> RunConfig:
     return run_config(train={"steps": steps}, track=[track])
 
 
@@ -115,7 +116,7 @@ def folder(tmp_path: Path, tables: Path) -> Path:
 def tracker_in(
     folder: Path, first_step: int = -1, say: Callable = print, steps: int = 3, **track: Any
 ) -> MLflowTracker:
-    config = run_config({"kind": "mlflow", **track}, steps)
+    config = config_of({"kind": "mlflow", **track}, steps)
     assert config.track[0].kind == "mlflow"
     return MLflowTracker(Tracked(config, folder, first_step, {"device": "cpu"}, say), config.track[0], "track[0]")
 
@@ -281,7 +282,7 @@ def test_a_slow_server_does_not_hold_training_up(folder: Path, monkeypatch: pyte
 
 def test_a_dead_server_at_the_start_is_one_line(tmp_path: Path, port: int) -> None:
     uri = f"http://me:secret@127.0.0.1:{port}"
-    config = run_config({"kind": "mlflow", "tracking_uri": uri})
+    config = config_of({"kind": "mlflow", "tracking_uri": uri})
     with pytest.raises(UserError, match=rf"track\[0\]: mlflow cannot use http://127.0.0.1:{port}: ") as raised:
         build_trackers(Tracked(config, tmp_path, -1, {}, print))
     assert "\n" not in str(raised.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import Command
+from tests.helpers import Command, run_config
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -36,12 +36,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def run_config(*track: dict[str, Any]) -> RunConfig:
+def config_of(*track: dict[str, Any]) -> RunConfig:
     return run_config(train={"steps": 3}, track=list(track))
 
 
 def tracked(folder: Path, *track: dict[str, Any], first_step: int = -1, say: Callable = print) -> Tracked:
-    return Tracked(run_config(*track), folder, first_step, {"device": "cpu"}, say)
+    return Tracked(config_of(*track), folder, first_step, {"device": "cpu"}, say)
 
 
 def wandb_tracker(run: Tracked, index: int = 0) -> WandbTracker:
@@ -243,7 +243,7 @@ def test_an_argument_that_init_does_not_know_is_refused_by_name(command: Command
 
 def test_the_config_is_the_run_file() -> None:
     with pytest.raises(ValueError, match="is always the whole run file"):
-        run_config({"kind": "wandb", "arguments": {"config": {"a": 1}}})
+        config_of({"kind": "wandb", "arguments": {"config": {"a": 1}}})
 
 
 def test_absence_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -161,4 +162,4 @@ def cut_at_three(runs: Path, name: str, copy: str) -> None:
         if later.name > "step-000003":
             shutil.rmtree(later)
     text = (runs / copy / "run.yaml").read_text()
-    (runs / copy / "run.yaml").write_text(text.replace(f"\nname: {name}\n", f"\nname: {copy}\n"))
+    (runs / copy / "run.yaml").write_text(re.sub("^name: .*$", f"name: {copy}", text, flags=re.MULTILINE))
