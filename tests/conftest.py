@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist (set QUINTET_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer(shared: Path) -> Callable[[str], Any]:
+    """A published tokenizer of ``tokenizers/hf`` by its name; each is read once, which takes seconds."""
+    from quintet.tokenize.huggingface import huggingface_tokenizer
+
+    @cache
+    def call(name: str) -> Any:
+        folder = shared / "tokenizers/hf" / name
+        if not folder.is_dir():
+            pytest.skip(f"no {folder}")
+        return huggingface_tokenizer(str(folder))
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from quintet.tokenize import Tokenizer, build_tokenizer
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message
-from quintet.tokenize.huggingface import HuggingFaceTokenizer, huggingface_tokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.long_texts import PART
 
 PUBLISHED: list[Any] = ["llama2", "mistral-v3", "t5-base", "gpt2"]
@@ -71,7 +71,7 @@ def tokenizer(request, built: dict[str, Any], tmp_path_factory, monkeypatch) -> 
                 shutil.copytree(request.getfixturevalue("shared") / "tokenizers/tiktoken", cache / "tiktoken")
                 built[name] = build_tokenizer(TiktokenTokenizerConfig(kind="tiktoken", name=name), texts, "", cache)
             case _:
-                built[name] = huggingface_tokenizer(str(request.getfixturevalue("shared") / "tokenizers/hf" / name))
+                built[name] = request.getfixturevalue("shared_tokenizer")(name)
     return built[name]
 
 
@@ -168,12 +168,9 @@ def theirs(shared: Path, built: dict[str, Any]) -> Any:
 @example(contents=["What is 3 plus 4?", "It is 7.", "And 4 plus 4?", "8, of course"])
 @example(contents=["What is 3 plus 4?", "", "And 4 plus 4?", " "])
 def test_a_chat_has_the_ids_of_apply_chat_template(
-    theirs: Any, shared: Path, built: dict[str, Any], tmp_path: Path, name: str, template: str, contents: list[str]
+    theirs: Any, shared_tokenizer: Any, tmp_path: Path, name: str, template: str, contents: list[str]
 ) -> None:
-    path, reference = shared / "tokenizers/hf" / name, theirs(name)
-    if name not in built:
-        built[name] = huggingface_tokenizer(str(path))
-    ours = built[name]
+    ours, reference = shared_tokenizer(name), theirs(name)
     text = TEMPLATES[template].replace("eos_token", repr(ours.chat.tokens["eos_token"]))
     (tmp_path / "t.jinja").write_text(text)
     said: list[Message] = [

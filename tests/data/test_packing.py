@@ -34,7 +34,7 @@ from quintet.data.store import TokenStore, token_dtype
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.huggingface import HuggingFaceTokenizer, huggingface_tokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.token_boundaries import clean_starts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz#"
@@ -233,6 +233,7 @@ MARKS = {
     "gpt2": "Ġ", "opt": "Ġ", "gpt-neox-20b": "Ġ", "dolma2": "Ġ", "bert-base-uncased": "##",
 }  # fmt: skip
 """The beginning of a token that begins a word, or of one that goes on with it."""
+LIKE_OTHERS = ("mistral-v1", "opt", "gpt-neox-20b", "dolma2")
 
 
 def sentences(seed: int) -> list[str]:
@@ -245,17 +246,17 @@ def sentences(seed: int) -> list[str]:
 @pytest.fixture(scope="module")
 def tokenizer(request: pytest.FixtureRequest) -> tuple[HuggingFaceTokenizer, list[str]]:
     """A tokenizer and the tokens of its vocabulary by id, as its library spells them."""
-    if request.param == "metaspace":
-        made = metaspace()
-    else:
-        folder = request.getfixturevalue("shared") / "tokenizers/hf" / request.param
-        if not folder.is_dir():
-            pytest.skip(f"no {folder}")
-        made = huggingface_tokenizer(str(folder))
+    name = request.param
+    made = metaspace() if name == "metaspace" else request.getfixturevalue("shared_tokenizer")(name)
     return made, [made._library.id_to_token(number) or "" for number in range(made.vocab_size)]
 
 
-@pytest.mark.parametrize(("tokenizer", "mark"), MARKS.items(), ids=MARKS, indirect=["tokenizer"])
+@pytest.mark.parametrize(
+    ("tokenizer", "mark"),
+    [pytest.param(name, mark, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name, mark in MARKS.items()],
+    ids=MARKS,
+    indirect=["tokenizer"],
+)
 def test_no_chunk_begins_within_a_word_where_one_begins_near(
     tokenizer: tuple[HuggingFaceTokenizer, list[str]], mark: str, tmp_path: Path
 ) -> None:

@@ -61,7 +61,10 @@ def figures(said: str) -> tuple[float, float, float]:
     "model",
     [
         {"position": {"kind": "rope", "learned": True}},
-        {"attention": {"mask": "causal_document", "restart_positions": True}, "position": {"kind": "learned"}},
+        pytest.param(
+            {"attention": {"mask": "causal_document", "restart_positions": True}, "position": {"kind": "learned"}},
+            marks=pytest.mark.slow,
+        ),
         {"attention": {"mask": "causal_document"}, "position": {"kind": "learned"}},
     ],
     ids=["causal", "documents", "documents that see where they are"],

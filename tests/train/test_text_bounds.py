@@ -255,7 +255,11 @@ def test_a_checkpoint_that_begins_its_texts_goes_on_doing_so(
     assert saved.tokenizer.fingerprint == run.tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("name", ["llama2", "mistral-v3", "opt", "gpt2", "t5-base", "bert-base-uncased"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama2", "gpt2", "t5-base", "bert-base-uncased"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral-v3", "opt")],
+)
 def test_a_real_tokenizer_goes_out_as_it_came_in(shared: Path, tmp_path: Path, name: str) -> None:
     source = shared / "tokenizers/hf" / name
     tokenizer = huggingface_tokenizer(str(source))
