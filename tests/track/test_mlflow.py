@@ -53,7 +53,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(300):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
                 break
@@ -158,6 +158,7 @@ def test_a_file_in_the_run_folder_has_all_of_a_continued_run(train: Callable[...
     assert run.info.artifact_uri.startswith(folder.as_uri())
 
 
+@pytest.mark.slow
 def test_a_server_has_all_of_a_run(train: Callable[..., str], tmp_path: Path, port: int) -> None:
     with server(tmp_path / "server", port) as uri:
         train(
