@@ -14,26 +14,24 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from quintet.model.kernels import attend
+from quintet.config.model import TransformerConfig
+from quintet.config.schema import RunConfig
 from quintet.model.mask import lay_out
-from quintet.train.loss import OTHER_LOGITS_BYTES
+from quintet.train.loss import default_chunk
 
 
 @contextmanager
-def fake_world(processes: int, local: int, *, grouped: bool, accelerator: bool) -> Iterator[None]:
+def fake_world(processes: int, local: int, *, grouped: bool) -> Iterator[None]:
     """Within, this process is the first of ``processes``, ``local`` on each machine.
 
     PyTorch's fake process group, when ``grouped``, answers every collective at once, so that nothing here grows with
-    their number but lists of their numbers. All tensors say that they are on a CPU, which needs no driver; with
-    ``accelerator`` what chooses by device chooses as on a GPU: fused attention, larger chunks of logits.
+    their number but lists of their numbers.
     """
     numbers = {"RANK": "0", "WORLD_SIZE": processes, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": min(local, processes)}
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, {name: str(value) for name, value in numbers.items()}))
         if grouped:
             stack.enter_context(_fake_group(processes))
-        for change in _changes(accelerator=accelerator):
-            stack.enter_context(change)
         yield
 
 
@@ -48,25 +46,10 @@ def _fake_group(processes: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _changes(*, accelerator: bool) -> list[Any]:
-    """What must be otherwise where tensors have no numbers, or would be otherwise on an accelerator."""
-    changes = [
-        # The processes would compare their parameters, and only one has any.
-        patch("quintet.train.parallel.shard.DistributedDataParallel", _without_comparing),
-        patch("quintet.train.step.step_if_finite", _step),
-        patch("quintet.model.transformer.lay_out", _one_document),
-    ]
-    if accelerator:
-        changes += [
-            patch("quintet.model.transformer.choose_kernel", lambda *_, **__: "sdpa"),
-            patch("quintet.model.transformer.attend", _fused),
-            patch.dict("quintet.train.loss.LOGITS_BYTES", {"cpu": OTHER_LOGITS_BYTES}),
-        ]
-    return changes
+def wrap_without_comparing(*arguments: Any, **named: Any) -> DistributedDataParallel:
+    """Wrap a module as DDP does, without the comparison of the processes' parameters, for only one process has any.
 
-
-def _without_comparing(*arguments: Any, **named: Any) -> DistributedDataParallel:
-    """The fake group has no future for the reducer in C++ to wait for, so a hook sends the buckets; and what the
+    The fake group has no future for the reducer in C++ to wait for, so a hook sends the buckets; and what the
     reducer does after the first step, to order them by when they were ready, it does with numbers."""
     made = DistributedDataParallel(*arguments, **named, init_sync=False)
     made.register_comm_hook(None, _send_bucket)
@@ -89,19 +72,29 @@ def _send_bucket(_, bucket):  # DDP compares annotations with classes, and here 
     return sent
 
 
-def _step(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """An optimizer that cannot leave out a step by itself would read a number first."""
+def take_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Take a step whatever the norm is: an optimizer that cannot leave one out by itself would read a number first."""
     optimizer.step()
     return torch.zeros_like(norm)
 
 
-def _one_document(*arguments: Any, **named: Any) -> Any:
-    """Where documents begin is not known; one that fills the sample costs most."""
+def lay_out_one_document(*arguments: Any, **named: Any) -> Any:
+    """Lay out a sample as one document, which costs most: where documents begin is not known."""
     layout = lay_out(*arguments, **named)
     ranges = replace(layout.ranges, first=None, last=None)
     return replace(layout, ranges=ranges)
 
 
-def _fused(queries: Tensor, keys: Tensor, values: Tensor, mask: Any, *, dropout: float = 0.0, **named: Any) -> Tensor:
-    """Fused kernels of GPUs drop weights without keeping them, which that of a CPU cannot."""
-    return attend(queries, keys, values, mask, dropout=0.0, **named)
+def as_on_accelerator(config: RunConfig, vocab_size: int) -> RunConfig:
+    """``config`` with what is chosen by device as a GPU has it, for tensors that all say they are on a CPU.
+
+    Attention is fused, and drops weights without keeping them, which the kernel of a CPU cannot; chunks of logits are
+    larger.
+    """
+    changes: dict[str, Any] = {}
+    if isinstance(config.model, TransformerConfig):
+        attention = config.model.attention.model_copy(update={"backend": "sdpa", "dropout": 0.0})
+        changes["model"] = config.model.model_copy(update={"attention": attention})
+    if config.loss.chunk is None:
+        changes["loss"] = config.loss.model_copy(update={"chunk": default_chunk(vocab_size, "cuda")})
+    return config.model_copy(update=changes)

@@ -18,8 +18,15 @@ from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model import Model
+from quintet.model.transformer import Transformer
 from quintet.plan.counting import Counter, Sent, bytes_of
-from quintet.plan.fake_world import fake_world
+from quintet.plan.fake_world import (
+    as_on_accelerator,
+    fake_world,
+    lay_out_one_document,
+    take_step,
+    wrap_without_comparing,
+)
 from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute
@@ -109,6 +116,8 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     tokenizer = cast(Tokenizer, _Sizes(vocab_size))
     environment = Environment(machine.devices, machine.local, machine.memory)
     shape = share_of_batch(config.on_devices(machine.devices).batch, machine.devices)
+    if machine.accelerator:
+        config = as_on_accelerator(config, vocab_size)
     meta_model = make_model(config, tokenizer, meta=True)
     strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, *counts_of(meta_model)))
     _check(strategy, precision, machine)
@@ -162,7 +171,7 @@ def _figures(
     compute = Compute(torch.device("cpu"), precision, compile=False, reason="")
     environment = Environment(machine.devices, machine.local, machine.memory)
     grouped = strategy.kind != "none"
-    with fake_world(machine.devices, machine.per_node, grouped=grouped, accelerator=machine.accelerator):
+    with fake_world(machine.devices, machine.per_node, grouped=grouped):
         loss_module = _loss_module(config, tokenizer, meta_model, strategy, environment, compute)
         counter = Counter()
         with FakeTensorMode(allow_non_fake_inputs=True), counter.resizing(), counter:
@@ -213,6 +222,8 @@ def _loss_module(
 ) -> LossModule:
     """As `quintet.train.engine` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
     views of it, which fake tensors are slow at."""
+    if isinstance(meta_model, Transformer):
+        meta_model.lay_out = lay_out_one_document
     checkpoint_activations(meta_model.blocks, config.train.activation_checkpointing)
     loss_module = LossModule(meta_model, make_objective(config, tokenizer))
     if strategy.sharded:
@@ -226,10 +237,10 @@ def _engine(
     model.to_empty(device="cpu")
     within: nn.Module = loss_module
     if isinstance(strategy.config, DDPConfig):
-        within = replicate(loss_module, strategy.config, compute)
+        within = replicate(loss_module, strategy.config, compute, wrap_without_comparing)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TorchEngine(within, model, optimizer, scaler, config, shape, compute)
+    return TorchEngine(within, model, optimizer, scaler, config, shape, compute, take_step)
 
 
 class _Steps:

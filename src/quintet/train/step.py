@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,8 @@ def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, c
 class TorchEngine:
     """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
 
-    ``shape`` is this process's part of a batch.
+    ``shape`` is this process's part of a batch. ``take_step`` takes the optimizer's step, given the gradient's norm, a
+    scalar, and returns 1.0 if it left it out; `step_if_finite` when not given.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class TorchEngine:
         config: RunConfig,
         shape: BatchShape,
         compute: Compute,
+        take_step: Callable[[torch.optim.Optimizer, Tensor], Tensor] | None = None,
     ) -> None:
         self.loss_module, self.model, self.optimizer, self.scaler = loss_module, model, optimizer, scaler
+        self._take_step = take_step or step_if_finite
         self.config, self.shape, self.compute = config, shape, compute
 
     def unsharded(self) -> AbstractContextManager[None]:
@@ -147,7 +150,7 @@ class TorchEngine:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            skipped = step_if_finite(self.optimizer, norm)
+            skipped = self._take_step(self.optimizer, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm.to(self.compute.device), skipped.to(self.compute.device)
 

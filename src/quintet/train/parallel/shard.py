@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -54,18 +54,23 @@ def _gathered_in(loss_module: LossModule, config: FSDPConfig | HSDPConfig, compu
     return None if config.gather == "fp32" else DTYPES[config.gather]
 
 
-def replicate(loss_module: LossModule, config: DDPConfig, compute: Compute) -> DistributedDataParallel:
-    """``loss_module`` on every process, with its gradients averaged over them."""
+def replicate(
+    loss_module: LossModule,
+    config: DDPConfig,
+    compute: Compute,
+    wrap: Callable[..., DistributedDataParallel] = DistributedDataParallel,
+) -> DistributedDataParallel:
+    """``loss_module`` on every process, with its gradients averaged over them by ``wrap``."""
     devices = [compute.device] if compute.device.type == "cuda" else None
     # Buffers are tables that every process makes alike; the name of the setting changed with PyTorch 2.13.
     takes = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
-    return DistributedDataParallel(
+    return wrap(
         loss_module,
         device_ids=devices,
         bucket_cap_mb=config.bucket_mb,
         gradient_as_bucket_view=True,
-        **{buffers: False},  # pyright: ignore[reportArgumentType]
+        **{buffers: False},
     )
 
 
