@@ -1,4 +1,4 @@
-"""How sure the difference between two models is, from what both made of the same samples."""
+"""The confidence interval of the difference between two models, measured on the same samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ConfidenceInterval:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
 

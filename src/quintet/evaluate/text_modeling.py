@@ -1,4 +1,4 @@
-"""How well a model models text: bits per byte, byte perplexity, accuracy and calibration, by topic.
+"""Text modelling: bits per byte, byte perplexity, accuracy and calibration of a model, by topic.
 
 The formulas are in docs/guide/text-modeling.md.
 """
@@ -81,7 +81,7 @@ class TextResult:
         return self.squares / self.tokens if self.tokens else math.nan
 
     def figures(self) -> dict[str, float]:
-        """What is measured, by name."""
+        """Return the figures by name."""
         names = ("bits_per_byte", "byte_perplexity", "accuracy", "byte_accuracy", "calibration_error", "brier")
         return {name: getattr(self, name) for name in names}
 
@@ -149,7 +149,7 @@ def model_text(
 
 
 def byte_table(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of each id, uint8 [vocab, longest] with zeros behind them, and how many there are, int64 [vocab]."""
+    """The bytes of each id, uint8 [vocab, longest] with zeros after them, and how many there are, int64 [vocab]."""
     pieces = tokenizer.pieces.table
     lengths = tokenizer.bytes_per_token()
     table = np.zeros((len(lengths), int(lengths.max(initial=1))), dtype=np.uint8)

@@ -57,7 +57,7 @@ def text_topics(
 
 
 def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
-    """The texts below ``config.path``: each file is a topic, named by its place in the folder without its ending, or
+    """The texts below ``config.path``: each file is a topic, named by its path in the folder without its ending, or
     with ``topic_field`` the lines that name it. A text is what a source of kind text or jsonl makes of the file. Of
     each topic the first ``max_bytes`` bytes are taken, cut between two characters. Raises UserError, with file and
     line, for what is no text."""
@@ -88,7 +88,7 @@ def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
 
 def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int) -> Topics:
     """The documents that a run holds out, as their tokens, by the label of their source. Of each label the first are
-    taken, with the one that passes ``max_bytes`` cut behind the token that does."""
+    taken, with the one that passes ``max_bytes`` cut after the token that does."""
     lengths = tokenizer.bytes_per_token()
     topics: dict[str, list[TextDocument]] = {}
     room: dict[str, int] = {}

@@ -1,1 +1,1 @@
-"""Where metrics go: trackers behind one small protocol, and all trackers of a run as one."""
+"""Trackers, to which metrics and samples go: one small protocol, and all trackers of a run as one."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The lines that a run prints while it goes on."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Reporter:
             self.say(f"step {step}/{steps} · {figures}")
 
     def close(self) -> None:
-        """Leave the moving line behind."""
+        """Leave the moving line as it is."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._stage = None, ""

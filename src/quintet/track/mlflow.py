@@ -87,14 +87,14 @@ class MLflowTracker:
         self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.png", files[".png"])])
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Send what is left, the status, and the place of the checkpoint as a tag."""
+        """Send what is left, the status, and the path of the checkpoint as a tag."""
         self._texts.close()
         self._metrics.close(lambda: self._end(status, checkpoint))
 
     def _start(self, run: Tracked, config: MLflowConfig) -> str:
         """The id of the run, which is there and running when this returns."""
-        ids, place = RunIds(run.folder), f"mlflow {without_password(config.tracking_uri or 'mlflow.db')}"
-        run_id = ids.get(place)
+        ids, server = RunIds(run.folder), f"mlflow {without_password(config.tracking_uri or 'mlflow.db')}"
+        run_id = ids.get(server)
         if run_id is not None:
             if not config.tracking_uri:
                 _follow_move(run.folder, run_id)
@@ -114,7 +114,7 @@ class MLflowTracker:
             else self._client.create_experiment(config.experiment, artifact_location=artifacts)
         )
         run_id = self._client.create_run(experiment_id, run_name=config.run_name or run.config.name).info.run_id
-        ids.set(place, run_id)
+        ids.set(server, run_id)
         return run_id
 
     def _describe(self, run: Tracked) -> None:
@@ -151,7 +151,7 @@ class MLflowTracker:
 
 
 def _artifacts(folder: Path) -> str:
-    """Where the artifacts of a run folder's own database lie."""
+    """Return the URI of the artifacts of a run folder's own database."""
     return (folder / "mlflow").resolve().as_uri()
 
 

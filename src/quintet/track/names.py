@@ -73,18 +73,18 @@ def _marked(clean: str, name: str, room: int) -> str:
 
 
 class RunIds:
-    """``tracking.json`` of a run folder: the id of the tracker's run, by tracker and place."""
+    """``tracking.json`` of a run folder: the id of the tracker's run, by tracker and project or server."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "tracking.json"
 
-    def get(self, place: str) -> str | None:
-        """The id at ``place``, None if the run has not been there."""
-        return self._read().get(place)
+    def get(self, project: str) -> str | None:
+        """Return the id in ``project``, None if the run has not been there."""
+        return self._read().get(project)
 
-    def set(self, place: str, run_id: str) -> None:
+    def set(self, project: str, run_id: str) -> None:
         """Keep ``run_id``; a kill leaves the old file or the new one."""
-        write_text(self._file, json.dumps(self._read() | {place: run_id}, indent=2))
+        write_text(self._file, json.dumps(self._read() | {project: run_id}, indent=2))
 
     def _read(self) -> dict[str, str]:
         return json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}

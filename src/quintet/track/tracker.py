@@ -1,4 +1,4 @@
-"""Where metrics go: the protocol of a tracker, and the run that it is told about."""
+"""The protocol of a tracker, and the run that it is told about."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RunStatus = Literal["finished", "stopped", "failed"]  # at its last step, by a s
 
 
 class Tracker(Protocol):
-    """A place that receives what a run measures. ``step`` is the number of optimizer steps done.
+    """Receives what a run measures. ``step`` is the number of optimizer steps done.
 
     One with ``every_step`` gets the training metrics of each step, any other those of each `train.log_every`-th.
     """

@@ -40,8 +40,8 @@ class WandbTracker:
         self._wandb = _library(key)
         self._failures = FailureReporter(f"{key}: wandb", run.say)
         given, ids = dict(config.arguments), RunIds(run.folder)
-        place = f"wandb {given.get('entity') or ''}/{given.get('project') or ''}"
-        run_id = ids.get(place)
+        project = f"wandb {given.get('entity') or ''}/{given.get('project') or ''}"
+        run_id = ids.get(project)
         if run_id is not None:
             given = {name: value for name, value in given.items() if name not in _BEGINNINGS}
             given |= {"id": run_id, "resume": "allow"}
@@ -56,7 +56,7 @@ class WandbTracker:
         except Exception as error:
             raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
         if self._run.id != run_id:
-            ids.set(place, self._run.id)
+            ids.set(project, self._run.id)
         self._late = run.first_step if run.due and self._run.starting_step == run.first_step + 1 else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -76,7 +76,7 @@ class WandbTracker:
         self._send(step, lambda: {name: self._wandb.Image(picture(files[".png"]))})
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Send what is left; the place of the checkpoint is in the summary."""
+        """Send what is left; the path of the checkpoint is in the summary."""
         if checkpoint is not None:
             self._do(lambda: self._run.summary.update({"checkpoint": str(checkpoint)}))
         self._do(lambda: self._run.finish(exit_code=1 if status == "failed" else 0))

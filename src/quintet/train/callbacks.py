@@ -1,4 +1,4 @@
-"""What follows each step: metrics, validations, samples and checkpoints when they are due, and what ends a run."""
+"""The work after each step: metrics, validations, samples and checkpoints when they are due, and the run's end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quintet.train.validation import ValidationResult
 
 
 class Callbacks:
-    """What follows each step of ``run``, whoever took it: metrics, validation, samples and checkpoints when due."""
+    """Does what is due after each step of ``run``, whoever took it: metrics, validation, samples and checkpoints."""
 
     def __init__(self, run: Run, stop_signal: StopSignal) -> None:
         self.run, self._stop_signal = run, stop_signal
@@ -42,7 +42,7 @@ class Callbacks:
         self._buffer.add_masked()
 
     def end(self, step: int) -> bool:
-        """Do what is due after ``step`` and say whether it is the last, by its number or because of a signal."""
+        """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal."""
         run = self.run
         run.progress = replace(run.progress, step=step, tokens=run.progress.tokens + run.config.batch.tokens)
         stopped = self.rank_sync.signal is not None
@@ -76,8 +76,8 @@ SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
 class RankSync:
-    """One process decides by itself. Several tell each other with each batch, one step ahead, so that none waits: each
-    how many targets its part of the batch has and which signal it got, the first whether a checkpoint is overdue."""
+    """Makes all processes decide alike: with each batch, one step ahead so that none waits, every process tells how
+    many targets its part has and which signal it got, and the first one whether a checkpoint is overdue."""
 
     def __init__(self, asked: Callable[[], int | None], overdue: Callable[[], bool]) -> None:
         self._asked, self._overdue = asked, overdue
@@ -86,12 +86,12 @@ class RankSync:
 
     @property
     def signal(self) -> int | None:
-        """The signal after which the run stops with the step at hand."""
+        """The signal because of which the run stops after the current step."""
         return self._asked() if world_size() == 1 else self._signal
 
     @property
     def overdue(self) -> bool:
-        """Whether so much time has passed that the step at hand ends with a checkpoint."""
+        """True if so much time has passed that the current step ends with a checkpoint."""
         return self._overdue() if world_size() == 1 else self._saving
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -127,15 +127,15 @@ _ONE_REQUEST = 2.0
 
 @dataclass
 class StopSignal:
-    """Whether somebody asked the run to stop, and by which signal."""
+    """The signal by which somebody asked the run to stop, None if nobody did."""
 
     signal: int | None = None
 
 
 @contextmanager
 def watch_signals() -> Iterator[StopSignal]:
-    """Note the first of `STOP_SIGNALS`. A later one does what it always does, unless it came so soon that it is the
-    first one by another way, as SIGTERM does to the processes of torchrun."""
+    """Note the first of `STOP_SIGNALS`. A later one has its usual effect, unless it comes so soon that it is the same
+    request by another way, as SIGTERM may reach the processes of torchrun twice."""
     asked = StopSignal()
     if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
         yield asked

@@ -1,4 +1,4 @@
-"""What a run file says about training in other libraries' words, checked before anything runs."""
+"""Checks of a run file that other libraries must answer, made before anything runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_training(config: RunConfig) -> None:
 
 
 def _check_name(config: RunConfig) -> list[str]:
-    """What is wrong with the run's name; one that is there already may keep it."""
+    """Return what is wrong with the run's name; a run that exists already may keep its name."""
     problem = name_problem(config.name)
     if problem is None or (config.name not in (".", "..") and is_run(run_folder(config))):
         return []

@@ -90,7 +90,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
+    """Return the path of the checkpoint of ``step``."""
     return folder / f"step-{step:06d}"
 
 
@@ -137,7 +137,7 @@ def trained_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Give ``model`` what `trained_weights` gave."""
+    """Give ``model`` the weights that `trained_weights` returned."""
     # Not strict, for frozen weights and second names of tied ones are not among them; that the others are all there
     # was checked when they were read.
     set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
@@ -303,7 +303,7 @@ def _last_whole(folder: Path) -> str:
 
 
 def _refusal(error: BaseException) -> OSError | None:
-    """What the system refused, where ``error`` comes from it."""
+    """Return the error of the operating system that ``error`` comes from, None if it comes from none."""
     if isinstance(error, CheckpointException):
         return next(filter(None, (_refusal(failure[0]) for failure in error.failures.values())), None)
     causes = [error, error.__cause__, error.__context__]

@@ -1,4 +1,4 @@
-"""On what a run computes: the device, the numbers, whether blocks are compiled; and what the hardware could do."""
+"""Device, precision and compilation of a run, and the speed that the hardware could reach."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Compute:
         return DTYPES[self.precision]
 
     def autocast(self) -> torch.autocast:
-        """Within it matrix products are computed in ``dtype``; weights stay as they are."""
+        """Compute matrix products in ``dtype`` within the context; weights stay as they are."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
 

@@ -1,4 +1,4 @@
-"""What takes the steps of a run over its devices: the protocol, and how an engine is built."""
+"""The engine that takes the steps of a run over its devices: the protocol, and the choice between engines."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ class Engine(Protocol):
     """The steps of a run on its devices, and the state that a checkpoint holds."""
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """Add the gradients of ``batch``, this process's part of that of ``step``, and return the loss of the whole
-        batch, a scalar on the device."""
+        """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
+        returns the loss of the whole batch, fp32 scalar on the device."""
         ...
 
     def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """Clip and step; the gradient's norm before clipping and 1.0 if the step was left out, on the device."""
+        """Clip the gradients and take the optimizer's step with the learning rate ``rate``; returns the gradient's norm
+        before clipping, and 1.0 if the step was left out because it is not finite, both fp32 scalars on the device."""
         ...
 
     def unsharded(self) -> AbstractContextManager[None]:
-        """Within, every process can use the model by itself, taking the same steps as the others."""
+        """Let every process use the whole model within the context, all of them in the same order."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -60,14 +61,14 @@ class Engine(Protocol):
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Take what `state` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Built:
-    """What takes the steps of a run. ``parameters`` counts those of the whole model and those of them that are trained;
-    ``shape`` is this process's part of a batch; ``loss_module`` is Model and loss, in what spreads them."""
+    """An engine with its parts. ``parameters`` counts those of the whole model, and those of them that are trained;
+    ``shape`` is this process's part of a batch; ``loss_module`` is the LossModule, wrapped by what spreads it."""
 
     model: Model
     loss_module: nn.Module

@@ -1,4 +1,4 @@
-"""What is measured after a step: validation, samples, text modelling and benchmarks.
+"""Measurements after a step: validation, samples, text modelling and benchmarks.
 
 The checkpoint of a step is written first. It names what is still due, so that a run that is killed meanwhile measures
 it when it continues, and gets the facts that follow from each measurement, as the best loss, as soon as it is made.
@@ -31,7 +31,7 @@ VALIDATION, SAMPLES, TEXT, BENCHMARKS = "validation", "samples", "text modelling
 
 
 def due_after(run: Run, step: int) -> list[str]:
-    """The names of what is to be measured after ``step``, in the order in which it is."""
+    """Return the names of the measurements that are due after ``step``, in their order."""
     asked = asks_benchmarks(run.config, step, run.steps)
     evaluate = run.config.evaluate
     due = {
@@ -44,7 +44,7 @@ def due_after(run: Run, step: int) -> list[str]:
 
 
 def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
-    """Whether the benchmarks and the text of ``config`` are due after ``step`` of ``steps``."""
+    """True if the benchmarks and the text modelling of ``config`` are due after ``step`` of ``steps``."""
     every = config.evaluate.tasks_every
     if not config.evaluate.tasks and config.evaluate.text_modeling is None:
         return False
@@ -101,14 +101,22 @@ def _attempt(run: Run, name: str) -> None:
             return
         if required:
             raise FailedElsewhere(failure)
-    _count_failure(run, name, failure)
-
-
-def _count_failure(run: Run, name: str, failure: str) -> None:
-    failed = run.progress.failed
-    run.progress = replace(run.progress, failed={**failed, name: failed.get(name, 0) + 1})
+    _count_failures(run, name, 1)
     line = f"step {run.progress.step}: {name} failed: {failure}; the run goes on (see evaluate.required)"
     run.reporter.failure(name, failure, line)
+
+
+def _count_failures(run: Run, name: str, count: int) -> None:
+    failed = run.progress.failed
+    run.progress = replace(run.progress, failed={**failed, name: failed.get(name, 0) + count})
+
+
+def _report(run: Run, heading: str, result: ValidationResult | TextModeling | Benchmarks, indent: str = "") -> None:
+    """Track and print ``result``, what was measured after the current step."""
+    run.tracker.log(run.progress.step, result.metrics())
+    run.reporter.say(f"step {run.progress.step}: {heading}")
+    for line in result.lines():
+        run.reporter.say(f"{indent}{line}")
 
 
 def validate_run(run: Run) -> ValidationResult | None:
@@ -127,10 +135,7 @@ def validate_run(run: Run) -> ValidationResult | None:
         _note_validation(run, result.of(run.config.evaluate.best_by))
     # A busy neighbour at the start would make the peak too low for the whole run.
     run.peak = max(run.peak, measure_peak(run.compute, 0.1))
-    run.tracker.log(run.progress.step, result.metrics())
-    run.reporter.say(f"step {run.progress.step}: validation: {result}")
-    for line in result.lines():
-        run.reporter.say(line)
+    _report(run, f"validation: {result}", result)
     return result
 
 
@@ -156,10 +161,7 @@ def measure_text(run: Run) -> TextModeling | None:
         return None
     topics = text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", run.reporter.say)
     result = model_text(run, topics, section.stride)
-    run.tracker.log(run.progress.step, result.metrics())
-    run.reporter.say(f"step {run.progress.step}: text modelling")
-    for line in result.lines():
-        run.reporter.say(f"  {line}")
+    _report(run, "text modelling", result, indent="  ")
     return result
 
 
@@ -174,23 +176,18 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
         return None
     check_likelihood(run, masked=run.config.loss.kind == "masked")
     result = run_benchmarks(run, eval_options(run.config, config))
-    run.tracker.log(run.progress.step, result.metrics())
-    run.reporter.say(f"step {run.progress.step}: benchmarks")
-    for line in result.lines():
-        run.reporter.say(line)
+    _report(run, "benchmarks", result)
     if result.missing:
         if config.required:
             raise UserError(*(f"evaluate.tasks: {name}: not measured: {why}" for name, why in result.missing.items()))
         for name, why in result.missing.items():
             run.reporter.failure(BENCHMARKS, f"evaluate.tasks: {name}: not measured: {why}")
-        failed = run.progress.failed
-        count = failed.get(BENCHMARKS, 0) + len(result.missing)
-        run.progress = replace(run.progress, failed={**failed, BENCHMARKS: count})
+        _count_failures(run, BENCHMARKS, len(result.missing))
     return result
 
 
 def eval_options(config: RunConfig, part: EvaluateConfig) -> EvalOptions:
-    """What the section ``part`` of ``config`` asks of benchmarks."""
+    """Return the options of the benchmarks in ``part``, the section `evaluate` of ``config``."""
     return EvalOptions(
         tasks=part.tasks,
         samples=part.task_samples,

@@ -1,5 +1,4 @@
-"""After which steps a run validates, writes samples and checkpoints, and shows where it is; and how little of it a
-trial goes through."""
+"""The steps after which a run validates, writes samples and checkpoints, and logs; and the counts of a trial."""
 
 from __future__ import annotations
 
@@ -48,30 +47,30 @@ class Intervals:
     save_at_end: bool
 
     def logs(self, step: int) -> bool:
-        """Whether the progress line is due after ``step``, and its training metrics for the trackers of `track`."""
+        """True if the progress line is due after ``step``, and its training metrics for the trackers of `track`."""
         return step % self.log_every == 0
 
     def validates(self, step: int) -> bool:
-        """Whether a validation is due after ``step``."""
+        """True if a validation is due after ``step``."""
         if step == self.steps and self.validate_at_end:
             return True
         since = step - self.validate_offset
         return self.validate_every is not None and since >= 0 and since % self.validate_every == 0
 
     def samples(self, step: int) -> bool:
-        """Whether samples are due after ``step``: with each validation where they have no period of their own."""
+        """True if samples are due after ``step``: with each validation if they have no period of their own."""
         if self.sample_every is None:
             return self.validates(step)
         return step == self.steps or step % self.sample_every == 0
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after ``step`` by its number."""
+        """True if a checkpoint is due after ``step`` by its number."""
         if step == self.steps and self.save_at_end:
             return True
         return any(every is not None and step % every == 0 for every in (self.save_every, self.save_every_part))
 
     def saved(self) -> int:
-        """How many checkpoints are due by their number."""
+        """Return the number of checkpoints that are due by the numbers of their steps."""
         every = [period for period in (self.save_every, self.save_every_part) if period is not None]
         found = {step for period in every for step in range(period, self.steps + 1, period)}
         return len(found | ({self.steps} if self.save_at_end else set()))

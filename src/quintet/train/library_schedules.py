@@ -45,7 +45,7 @@ def torch_momentum(config: TorchScheduleConfig, highest: float, step: int, steps
 
 
 def cycles_momentum(config: TorchScheduleConfig) -> bool:
-    """Whether the class changes the momentum, which those that can do unless they are told not to."""
+    """True if the class changes the momentum, as those that can do unless they are told not to."""
     parameter = inspect.signature(_torch_classes()[config.name]).parameters.get("cycle_momentum")
     return parameter is not None and bool(config.arguments.get("cycle_momentum", parameter.default))
 

@@ -30,7 +30,7 @@ from quintet.train.validation import ValidationResult, conclusion
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its last validation if there is held-out data, and the signal that stopped it, if any."""
+    """The end of a run: its last validation if there is held-out data, and the signal that stopped it, if any."""
 
     run: Run
     validation: ValidationResult | None

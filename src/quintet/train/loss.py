@@ -25,7 +25,7 @@ def default_chunk(vocab_size: int, device: str) -> int:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What is added to the cross-entropy: ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016),
+    """The terms added to cross-entropy: ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016),
     and ``z`` weights the squared log of the softmax's denominator (Chowdhery et al. 2022, section 5)."""
 
     labels: float = 0.0

@@ -1,4 +1,4 @@
-"""What a step measured, kept on the device until somebody looks."""
+"""Training metrics: kept on the device until a log point reads them, and handed to the trackers there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quintet.train.run import Run
 
 @dataclass(frozen=True)
 class LogWindow:
-    """The steps since the last look: one record each, their mean ``loss``, NaN over none, and the speed over all."""
+    """The steps since the last log point: a record for each, their mean ``loss``, NaN over none, and the speed."""
 
     records: list[tuple[int, dict[str, float]]]
     loss: float

@@ -51,7 +51,7 @@ def drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> Transf
 
 
 def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
-    """What the model of ``config`` learns to predict. Raises UserError for an id of the mask that the model lacks."""
+    """Return the objective of ``config``. Raises UserError for a mask id that the model lacks."""
     mask_id = tokenizer.end_id
     if isinstance(config.loss, MaskedLossConfig):
         mask_id = config.loss.mask_id
@@ -66,7 +66,7 @@ def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
 
 
 def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:
-    """Where the texts that the model of ``config`` learns from begin and end."""
+    """Return where the texts that the model of ``config`` learns from begin and end."""
     return text_bounds(tokenizer, around_samples=getattr(config.data.packing, "add_bos_eos", False))
 
 
@@ -96,7 +96,7 @@ def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
 
 
 def training_flops(config: RunConfig, vocab_size: int) -> Flops:
-    """What a token costs in the training of ``config``."""
+    """Return the FLOPs that a token costs in the training of ``config``."""
     if isinstance(config.model, HuggingFaceConfig):
         return pretrained_flops(config.model, vocab_size, context_length(config), config.data.sequence_length)
     return flops_per_token(config.model, vocab_size, config.data.sequence_length, extra_rows(config))

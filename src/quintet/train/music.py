@@ -1,4 +1,4 @@
-"""How close what a model of music writes is to the truth, beside what needs no model."""
+"""The distance of a model's music from the truth, beside baselines that need no model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MusicResult:
         return mean({metric: sides[side][metric]} for sides in self.tasks.values()).get(metric, math.nan)
 
     def lines(self) -> list[str]:
-        """The figures as a person reads them."""
+        """Return the figures as lines of text."""
         found = [f"counts of tokens: unigram {self.nats['unigram']:.4f}, bigram {self.nats['bigram']:.4f} nats a token"]
         if not self.tasks:
             return found
@@ -74,7 +74,7 @@ class MusicResult:
 
 
 def is_music(run: TrainedRun) -> bool:
-    """Whether ``run`` learnt from notes."""
+    """True if ``run`` learnt from notes."""
     return isinstance(run.config.data.packing, MusicPackingConfig)
 
 
@@ -176,7 +176,7 @@ def _losses(run: TrainedRun, data: ValidationData, records: int) -> ValidationRe
 
 
 def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabulary: int) -> dict[str, float]:
-    """What counts of the learnt tokens of some training samples predict of the learnt ones that are held out."""
+    """Predict the learnt tokens that are held out by counts of those of some training samples: nats per token."""
     train = [one for one in prepared.train.streams if isinstance(one, NoteSamples) and one.count]
     seen = [_loss_mask(one.sample(index)) for one in train for index in _spread(one.count, _COUNTED // len(train))]
     ids, marks = [], []

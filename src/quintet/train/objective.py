@@ -1,4 +1,4 @@
-"""What the model learns to predict, and how well it does."""
+"""The objective: the targets that a model learns to predict, and the loss of its predictions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Objective:
 
     @property
     def smoothing(self) -> Smoothing:
-        """What training adds to the cross-entropy."""
+        """The terms that training adds to the cross-entropy."""
         return Smoothing(self.config.label_smoothing, self.config.z_loss)
 
     def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
@@ -37,7 +37,7 @@ class Objective:
 
         A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
         whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
-        token behind each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
+        token after each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
         """
         # What no mask reads need not be sent to the device.
         if batch.documents is not None and not self.model.tells_documents:
@@ -53,10 +53,10 @@ class Objective:
         for row in range(len(inputs)):
             random = np.random.default_rng(key(self.seed, "mask", purpose, index, first_row + row))
             # The last target is not in the input, so it cannot be hidden there.
-            places = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
-            if not places.size:
+            positions = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
+            if not positions.size:
                 continue
-            chosen = random.permutation(places)[: max(1, round(self.config.fraction * places.size))]
+            chosen = random.permutation(positions)[: max(1, round(self.config.fraction * positions.size))]
             targets[row, chosen] = batch.targets[row, chosen]
             fate = random.random(chosen.size)
             masked = fate < self.config.masked
@@ -66,7 +66,7 @@ class Objective:
         return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
 
     def _ignored(self, targets: np.ndarray) -> np.ndarray:
-        """Where the config leaves ``targets`` out of the loss."""
+        """Return where the config leaves ``targets`` out of the loss, bool of their shape."""
         found = np.isin(targets, self.config.ignore_token_ids)
         if self.config.ignore_token_range is not None:
             first, last = self.config.ignore_token_range
@@ -107,10 +107,10 @@ class Objective:
 
 
 class LossModule(nn.Module):
-    """``model`` and what it learns: a forward pass goes from samples to their summed loss in nats, a scalar.
+    """``model`` and ``objective`` as one module, whose forward pass goes from samples to their summed loss in nats.
 
-    So the head's product and the loss, which are one operation, are inside the pass that wrappers surround with their
-    communication.
+    PyTorch's wrappers surround the forward pass with their communication, so the head's product and the loss, which are
+    one operation, have to be inside.
     """
 
     def __init__(self, model: Model, objective: Objective) -> None:
@@ -120,5 +120,5 @@ class LossModule(nn.Module):
     def forward(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, prompts: Tensor | None = None
     ) -> Tensor:
-        """See ``Objective.loss``; all are [samples, length]."""
+        """Return ``Objective.loss``, an fp32 scalar; all arguments are [samples, length]."""
         return self.objective.loss(self.model, inputs, targets, documents, prompts)

@@ -24,7 +24,7 @@ _OURS = {
 }
 # They need a function that computes the loss again, sparse gradients, and nothing but matrices.
 _NOT_FOR_A_RUN = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
-# PyTorch 2.13 cannot step weights in shards with them: they change in place what has other placements after it.
+# PyTorch 2.13 cannot step sharded weights with them: their in-place operations change a tensor's placements.
 _WHOLE_WEIGHTS = ("Adafactor", "Rprop")
 # Their fused kernels read ``found_inf`` and leave out the step themselves; that of SGD would begin with a momentum that
 # nobody set if the first step were left out.

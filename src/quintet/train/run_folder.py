@@ -60,7 +60,7 @@ _BATCH = ("train.batch_size", "train.batch_tokens", "train.batch_size_per_device
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the run of ``config`` lies."""
+    """Return the folder of the run of ``config``."""
     return local_path(config.runs_dir) / config.name
 
 
@@ -106,9 +106,9 @@ def write_run_file(
 ) -> None:
     """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
 
-    Of the dialect's file ``original`` the places stand after the values as comments, and the files lie beside it, also
+    For a dialect's file ``original`` each value has its origin as a comment, and the files themselves are kept, also
     when the run is continued from its folder, unless something changed. ``computes`` says in which precision and on
-    what this part of it does, and ``inputs`` tell what trained weights the run begins with, by key.
+    which device this part of the run is computed, and ``inputs`` has the digests of what it begins with, by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _link_checkpoints(config, folder)
@@ -124,15 +124,15 @@ def write_run_file(
 
 
 def _link_checkpoints(config: RunConfig, folder: Path) -> None:
-    """Where checkpoints are to lie elsewhere, make that place, and a link to it in ``folder``."""
+    """If `checkpoint.dir` names another folder, make the run's folder in it, and a link to that in ``folder``."""
     link = folder / "checkpoints"
     if config.checkpoint.dir is None or link.exists():
         return
-    place = local_path(config.checkpoint.dir).absolute() / config.name
-    if place.exists() and any(place.iterdir()):
-        raise UserError(f"checkpoint.dir: {place} holds checkpoints of another run; choose another name (name=…)")
-    place.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(place, target_is_directory=True)
+    elsewhere = local_path(config.checkpoint.dir).absolute() / config.name
+    if elsewhere.exists() and any(elsewhere.iterdir()):
+        raise UserError(f"checkpoint.dir: {elsewhere} holds checkpoints of another run; choose another name (name=…)")
+    elsewhere.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere, target_is_directory=True)
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -150,8 +150,8 @@ def _continuable(key: str, config: RunConfig) -> bool:
 
 
 def inputs_of(config: RunConfig) -> dict[str, str]:
-    """What tells the files that the run of ``config`` begins with from others, by the key that names them: trained
-    weights and chat templates. Its token stores have fingerprints of their own."""
+    """Return digests of the files that the run of ``config`` begins with, by the key that names them: trained weights
+    and chat templates. Its token stores have fingerprints of their own."""
     return _weights_of(config) | _templates_of(config)
 
 
@@ -166,8 +166,8 @@ def _templates_of(config: RunConfig) -> dict[str, str]:
 
 
 def tokenizer_input(folder: Path) -> dict[str, str]:
-    """What tells the files of the tokenizer in the run's ``folder`` from others, its chat template among them; {} where
-    there is none yet."""
+    """Return the digest of the tokenizer's files in the run's ``folder``, its chat template among them; {} while there
+    is none."""
     kept = folder / "tokenizer"
     files = sorted(file for file in kept.rglob("*") if file.is_file())  # a tokenizer of notes keeps its base below
     return {"tokenizer": f"sha256 {files_digest(files)}"} if kept.is_dir() else {}

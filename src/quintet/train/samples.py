@@ -1,4 +1,4 @@
-"""What the model writes while it learns: texts, or music."""
+"""Samples that the model writes while it learns: texts, or music."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_prompts(run: Run) -> None:
 
 
 def _begins(run: Run, prompt: str) -> bool:
-    """Whether there is something to continue: documents that do not end do not begin either."""
+    """True if there is something to continue: documents that do not end do not begin either."""
     return bool(prompt.strip() or run.bounds.before)
 
 
@@ -103,7 +103,7 @@ def _write_music(run: Run, settings: GenerationSettings) -> None:
 def _answers(
     trained: ModelAndTokenizer, samples: NoteSamples, tasks: Sequence[Task], settings: GenerationSettings
 ) -> list[_Music]:
-    """What the model answers to each of ``tasks``, the first ones of ``samples``, about the first record of each."""
+    """Answer each of ``tasks``, the first ones of ``samples``, about the first record of each."""
     tokenizer = samples.tokenizer
     records = [samples.sample(index).ids.tolist() for index in range(len(tasks))]
     asked = [ids[: ids.index(tokenizer.special(ANSWER)) + 1] for ids in records]
@@ -117,7 +117,7 @@ def _answers(
 
 
 def _continued(trained: ModelAndTokenizer, samples: NoteSamples, settings: GenerationSettings) -> _Music:
-    """The first half of the first sample, and what the model makes of the second."""
+    """Continue the first half of the first sample."""
     tokenizer, ids = samples.tokenizer, samples.sample(0).ids.tolist()
     notes = tokenizer.decode_notes(np.array(ids), close=False)
     prompt = notes[: max(1, len(notes) // 2)]

@@ -91,7 +91,7 @@ def plateau_rate(config: PlateauConfig, highest: float, step: int, steps: int, s
 def after_validation(
     config: PlateauConfig, highest: float, step: int, steps: int, state: Mapping[str, Any], loss: float
 ) -> dict[str, Any]:
-    """The state after the validation ``loss`` behind ``step``; {} before the first one.
+    """Return the state after the validation ``loss`` of ``step``; it is {} before the first one.
 
     Its facts are ``rate``, the ``best`` loss, and the validations that were ``bad`` in a row and that the ``cooldown``
     still lasts. Counted as in torch.optim.lr_scheduler.ReduceLROnPlateau; what is measured in the warm-up is not.
@@ -128,5 +128,5 @@ def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float 
             length = (config.steps or steps) // config.cycles
             if not length or step > length * config.cycles:
                 return config.low
-            place = (step % length) / length
-            return config.low + (config.high - config.low) * (1 - abs(2 * place - 1))
+            position = (step % length) / length
+            return config.low + (config.high - config.low) * (1 - abs(2 * position - 1))

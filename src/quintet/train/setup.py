@@ -52,7 +52,7 @@ from quintet.train.weights import seen_before, starting_weights
 def set_up(config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None) -> Run:
     """Build the run of ``config``, continued from its last checkpoint if there is one; of a ``trial`` its first steps.
 
-    Raises UserError for everything that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
+    Raises UserError for all that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
     check_training(config)
     config = broadcast_from_rank0(lambda: settle_batch(config, world_size()))
@@ -104,15 +104,14 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         intervals=intervals_of(config, steps, prepared.train.epoch_samples),
         trial=trial,
     )
-    notes = _notes_on_data(run, prepared)
-    notes += start.notes if start else getattr(built.model, "notes", [])
+    notes = _notes_on_data(run, prepared) + (start.notes if start else getattr(built.model, "notes", []))
     notes += [f"share of peak: {flops.note}"] if flops.note else []
     _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])
     return run
 
 
 def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
-    """How many steps the run has where no trial ends it early. Raises UserError for a schedule that refuses them."""
+    """Return the steps of the run if no trial ends it early. Raises UserError for a schedule that refuses them."""
     total = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
     for step in (1, total):  # what a library refuses, it refuses now
         learning_rate(config.schedule, config.optimizer.lr, step, total)
@@ -120,7 +119,7 @@ def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
 
 
 def _chosen_compute(config: RunConfig) -> Compute:
-    """What the run is computed on and how, which is eager where each new rate would compile the model anew."""
+    """Choose the compute of the run; it is eager where each new dropout rate would compile the model anew."""
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
         return replace(compute, compile=False)
@@ -128,7 +127,7 @@ def _chosen_compute(config: RunConfig) -> Compute:
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
-    """What is to be known of the data before the first step."""
+    """Return lines on the data that are worth knowing before the first step."""
     notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
@@ -146,7 +145,7 @@ def _begin_folder(
     progress: Progress,
     compute: Compute,
 ) -> Progress:
-    """``progress`` with the digest of the tokenizer that lies in ``folder`` from now on."""
+    """Write tokenizer and run file into ``folder``; returns ``progress`` with the tokenizer's digest."""
     if progress.step == 0:
         _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
         progress = replace(progress, inputs=progress.inputs | tokenizer_input(folder))
@@ -175,8 +174,10 @@ def _tracker(
 
 
 def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str) -> Progress:
-    """How far the run in ``folder`` is, with the ``precision`` that it begins with if it does not say. Raises UserError
-    if it was trained on other tokens than those prepared now, from another base, or with other stages as far as it is.
+    """Read how far the run in ``folder`` is, with ``precision`` if its checkpoint names none.
+
+    Raises UserError if it was trained on other tokens than those prepared now, from another base, or so far with other
+    stages.
     """
     stages = stage_facts(config, prepared.train.order)
     fresh = Progress(
@@ -200,7 +201,7 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """A run folder is enough to use its model, so the tokenizer lies in it."""
+    """Save the tokenizer in the run folder, which by itself is enough to use the model."""
     if folder.exists() and load_tokenizer(folder).fingerprint == tokenizer.fingerprint:
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -223,7 +224,7 @@ def _spread(config: RunConfig) -> str:
 
 
 def _introduce(run: Run, built: Built, notes: list[str]) -> None:
-    """Say what was chosen, before the first step."""
+    """Print what was chosen, before the first step."""
     say, config, compute = run.reporter.say, run.config, run.compute
     say(f"{config.name}: {_parameters(*built.parameters)}, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
     epochs = run.steps * config.batch.samples / run.data.epoch_samples

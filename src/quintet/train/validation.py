@@ -46,14 +46,14 @@ class ValidationResult:
         return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
 
     def __str__(self) -> str:
-        """The figures as a person reads them; bits per byte only where the tokens stand for text."""
+        """Return the figures as text; bits per byte only if the tokens stand for text."""
         if not self.tokens:
             return "no figure, for no target has a loss"
         figures = f"{self.loss:.4f} nats a token, perplexity {self.perplexity:.2f}"
         return f"{self.bits_per_byte:.4f} bits per byte, {figures}" if self.bytes else figures
 
     def of(self, label: str | None) -> ValidationResult:
-        """That of ``label``; all of it for None, and where no labels are told apart."""
+        """Return the result of ``label``, or the whole result for None or if there are no labels."""
         if label is None or not self.labels:
             return self
         return self.labels.get(label, NOTHING)
@@ -75,13 +75,13 @@ class ValidationResult:
         return figures
 
     def lines(self) -> list[str]:
-        """The figures of each label as a person reads them."""
+        """Return the figures of each label as lines of text."""
         width = max(map(len, self.labels), default=0)
         return [f"  {name:{width}} {one} over {one.tokens:,} tokens" for name, one in self.labels.items()]
 
 
 NOTHING = ValidationResult(math.nan, 0, 0)
-"""What is measured over no target."""
+"""The result over no target."""
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
 
 
 def introduction(config: RunConfig, batch: Batch) -> str:
-    """What a run says of its only ``batch`` before the first step. Raises UserError when it has nothing to learn."""
+    """Return a line on the only ``batch`` of a run. Raises UserError if there is nothing to learn from it."""
     if not batch.valid:
         raise UserError("data.fixed_batch: no target of the first batch has a loss; change `seed`, or set it to false")
     return (
@@ -191,7 +191,7 @@ def introduction(config: RunConfig, batch: Batch) -> str:
 
 
 def conclusion(run: Run) -> str:
-    """What a run says of its only batch after the last step."""
+    """Return a line on the loss of a run on its only batch, for the end of the run."""
     batch = run.whole_batch(1)
     loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
     return (

@@ -1,4 +1,4 @@
-"""Where the first weights of a run come from, and how each process gets its part of them."""
+"""The first weights of a run: drawn or read from elsewhere, and dealt out to the processes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """What `make_model` would have given each parameter of ``model``, an outline of our transformer."""
+    """Yield name and first value of each parameter of ``model``, our transformer on the meta device, as `make_model`
+    would have given it."""
     assert isinstance(config.model, TransformerConfig)
     if weights is not None:
         yield from ((name, weights[name]) for name, _ in model.named_parameters())

@@ -1,4 +1,4 @@
-"""The loops of other libraries, for runs that ask for them: same model, same batches, same bookkeeping."""
+"""Other libraries around a run: DeepSpeed's engine, and the training loops of transformers and Lightning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Steps = Callable[["Run", "StopSignal"], "ValidationResult | None"]
 
 
 def trainer_steps(config: RunConfig) -> Steps | None:
-    """What takes the steps of ``config``, None for Quintet's own loop.
+    """Return the library's loop that takes the steps of ``config``, None for Quintet's own.
 
     Raises UserError when the library is not installed or does not know one of the arguments, before anything is built.
     """

@@ -47,7 +47,7 @@ def stage_of(parallel: DeepSpeedConfig) -> int:
 
 
 def stays_eager(parallel: ParallelConfig) -> bool:
-    """Whether blocks cannot be compiled: the hooks of ZeRO 3 gather and drop weights around each module."""
+    """True if blocks cannot be compiled: the hooks of ZeRO 3 gather and drop weights around each module."""
     return isinstance(parallel, DeepSpeedConfig) and stage_of(parallel) == 3
 
 
@@ -80,14 +80,14 @@ def settings_of(config: RunConfig, shape: BatchShape, compute: Compute, paramete
 
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
-    """Whether the optimizer's state is kept outside of the device."""
+    """True if the optimizer's state is kept outside of the device."""
     zero = settings.get("zero_optimization") or {}
     device = (zero.get("offload_optimizer") or {}).get("device", "none")
     return bool(zero.get("cpu_offload")) or device not in (None, "none")
 
 
 def wants_cpu_adam(config: RunConfig, settings: dict[str, Any]) -> bool:
-    """Whether DeepSpeed's Adam for the host takes the steps: the ds_config names Adam and keeps its state there."""
+    """True if DeepSpeed's Adam for the host takes the steps: the ds_config names Adam and keeps its state there."""
     assert isinstance(config.parallel, DeepSpeedConfig)
     block = config.parallel.config.get("optimizer") or {}
     torch_adam = bool((block.get("params") or {}).get("torch_adam"))
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def _without_auto(value: Any) -> Any:
-    """What a later ``auto`` of DeepSpeed's own settings means: its default."""
+    """Leave out each ``auto`` below the top level of DeepSpeed's settings, which means its default."""
     if not isinstance(value, dict):
         return value
     return {name: _without_auto(one) for name, one in value.items() if one != AUTO}
@@ -222,7 +222,7 @@ _LONGEST_BUILD = 1800.0
 
 @contextmanager
 def _bounded_builds(config: RunConfig) -> Iterator[None]:
-    """Within, PyTorch builds extensions behind a ``BuildLock``."""
+    """Let PyTorch take a ``BuildLock`` when it builds extensions within the context."""
     assert isinstance(config.parallel, DeepSpeedConfig)
     seconds = config.parallel.timeout_seconds
 
@@ -271,7 +271,7 @@ class BuildLock(FileBaton):
         return True
 
     def _is_held(self) -> bool | None:
-        """Whether a process of this machine builds; None where that cannot be known."""
+        """True if a process of this machine builds, None if that cannot be known."""
         try:
             host, _, process = self.path.read_text(encoding="utf-8").partition(" ")
             last = max(entry.stat().st_mtime for entry in (self.path.parent, *self.path.parent.iterdir()))
@@ -294,7 +294,7 @@ class BuildLock(FileBaton):
 
 
 def _is_open_in(process: str, file: Path) -> bool:
-    """Whether the ``process`` of this number has ``file`` open; where that cannot be seen, whether there is one."""
+    """True if the ``process`` of this number has ``file`` open or, where that cannot be seen, exists."""
     try:
         if sys.platform == "linux":
             return any(entry.exists() and entry.samefile(file) for entry in Path(f"/proc/{process}/fd").iterdir())

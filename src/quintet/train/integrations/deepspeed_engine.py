@@ -39,7 +39,7 @@ class InPrecision(nn.Module):
 
 
 class DeepSpeedEngine:
-    """DeepSpeed's ``engine`` behind the protocol of ``quintet.train.engine.Engine``.
+    """Gives DeepSpeed's ``engine`` the protocol of ``quintet.train.engine.Engine``.
 
     ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
     part of a batch.
@@ -184,7 +184,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """Within, the weights are whole, and no hook of DeepSpeed's takes them apart behind a module."""
+        """Make the weights whole within the context, and keep DeepSpeed's hooks from sharding them again."""
         import deepspeed
 
         offload = self.engine.optimizer.parameter_offload
@@ -199,7 +199,7 @@ class DeepSpeedEngine:
 
 
 def _is_average(value: Any, holder: Tensor) -> bool:
-    """Whether the optimizer keeps a number for each element under this name."""
+    """True if the optimizer keeps a number for each element under this name."""
     return isinstance(value, Tensor) and value.shape == holder.shape
 
 
@@ -223,11 +223,11 @@ class LossScale(torch.amp.GradScaler):
         self._theirs = scaler
 
     def is_enabled(self) -> bool:
-        """Whether the loss is scaled."""
+        """True if the loss is scaled."""
         return self._theirs is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """What torch's GradScaler keeps, and in "deepspeed" what DeepSpeed counts."""
+        """Return the state of torch's GradScaler, and in "deepspeed" the counts of DeepSpeed."""
         if self._theirs is None:
             return {}
         counts = {name: getattr(self._theirs, name) for name in _COUNTS if hasattr(self._theirs, name)}
@@ -243,7 +243,7 @@ class LossScale(torch.amp.GradScaler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` gave, or torch's GradScaler: that one's scale alone."""
+        """Load what `state_dict` returned, or the scale alone from a state of torch's GradScaler."""
         if self._theirs is None or not state_dict:
             return
         for name, value in state_dict.get("deepspeed", {"cur_scale": state_dict["scale"]}).items():
@@ -252,7 +252,7 @@ class LossScale(torch.amp.GradScaler):
 
 
 def scaler_of(engine: Any) -> Any:
-    """What scales the loss in DeepSpeed's ``engine``; None where nothing does."""
+    """Return the scaler of the loss in DeepSpeed's ``engine``, None where the loss is not scaled."""
     if not engine.fp16_enabled():
         return None
     optimizer = engine.optimizer

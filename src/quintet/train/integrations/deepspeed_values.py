@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 class Values(Protocol):
-    """How a stage of ZeRO keeps what belongs to a parameter."""
+    """The way in which a stage of ZeRO keeps the weight and the optimizer's state of a parameter."""
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trained parameter with the tensor for which the optimizer keeps its state."""
         ...
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Its whole value in fp32."""
+        """Return its whole value in fp32, of the parameter's shape."""
         ...
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -28,7 +28,7 @@ class Values(Protocol):
         ...
 
     def average(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """What the optimizer keeps under ``name`` for each of its elements, whole."""
+        """Return what the optimizer keeps under ``name`` for each of its elements, whole."""
         ...
 
     def set_average(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
@@ -137,7 +137,7 @@ class ShardedValues(_Parts):
 
 
 def values_of(engine: Any) -> Values:
-    """How ``engine``, DeepSpeed's, keeps its values."""
+    """Return the values of DeepSpeed's ``engine``, by its stage."""
     if engine.zero_optimization_stage() == 3:
         return ShardedValues(engine)
     if engine.zero_optimization_stage() in (1, 2):

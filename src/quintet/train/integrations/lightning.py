@@ -70,7 +70,7 @@ class LoggerTracker:
 
 
 def _module(run: Run, stepper: Stepper) -> Any:
-    """The model as Lightning knows it."""
+    """Return the model as a LightningModule."""
     from lightning.pytorch import LightningModule
 
     class Module(LightningModule):
@@ -88,7 +88,7 @@ def _module(run: Run, stepper: Stepper) -> Any:
 
 
 def _trainer(run: Run, stepper: Stepper) -> Any:
-    """A Trainer with what the user asked for, over what the run says. Raises UserError."""
+    """Return a Trainer with the user's arguments and those that the run sets. Raises UserError if it refuses them."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, Trainer

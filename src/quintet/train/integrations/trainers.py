@@ -1,4 +1,4 @@
-"""What both adapters give to the other library: micro-batches, their loss, and an optimizer that does our step."""
+"""The parts that both adapters hand to the other library: micro-batches, their loss, and an optimizer that steps."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class MicroBatches(IterableDataset):
 
 
 class Stepper(torch.optim.Optimizer):
-    """The loss of micro-batches and, as an optimizer that the other library steps, what Quintet's loop does then.
+    """Computes the loss of micro-batches; as the optimizer of the other library it takes the step of Quintet's loop.
 
-    Clipping, learning rate, loss scale and the leaving out of steps that are not finite are in it, so the library's own
-    must be off. ``rate`` is the learning rate of the step at hand, ``state_dict`` that of the run's optimizer.
+    It clips, sets the learning rate, scales the loss and leaves out steps that are not finite, so the library must do
+    none of it. ``rate`` is the learning rate of the current step, ``state_dict`` that of the run's optimizer.
     """
 
     def __init__(self, run: Run, callbacks: Callbacks) -> None:
@@ -72,7 +72,7 @@ class Stepper(torch.optim.Optimizer):
         return result
 
     def end(self) -> bool:
-        """Validate, sample and save when due; whether the run ends with this step."""
+        """Validate, sample and save when due; returns True if the run ends with this step."""
         return self._callbacks.end(self._last)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

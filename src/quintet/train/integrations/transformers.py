@@ -87,7 +87,7 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
 
 
 def _arguments(run: Run) -> Any:
-    """What the user asked for, over what the run says and what would be done twice. Raises UserError."""
+    """Return the user's arguments and those that the run sets. Raises UserError if the library refuses them."""
     from transformers import TrainingArguments
 
     config, asked = run.config, own_arguments(run.config.trainer)

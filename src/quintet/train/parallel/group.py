@@ -20,8 +20,10 @@ from quintet.train.integrations.deepspeed import leave_group, local_rank_set
 
 @contextmanager
 def process_group(config: RunConfig) -> Iterator[None]:
-    """The processes that torchrun started know each other within; a single one needs no group unless its weights are
-    to be sharded. Raises UserError for what a run in several processes cannot do."""
+    """Connect the processes that torchrun started; a single one needs no group unless its weights are to be sharded.
+
+    Raises UserError for what a run in several processes cannot do.
+    """
     kind, device = config.parallel.kind, choose_device(config.train.device)
     _check(config)
     alone = world_size() == 1
@@ -47,7 +49,7 @@ def process_group(config: RunConfig) -> Iterator[None]:
 
 
 def timeout(config: RunConfig) -> timedelta:
-    """How long a process waits for the others."""
+    """Return how long a process waits for the others."""
     return timedelta(seconds=getattr(config.parallel, "timeout_seconds", 600.0))
 
 

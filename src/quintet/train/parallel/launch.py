@@ -30,7 +30,7 @@ _KILLED = -9  # SIGKILL, which Windows does not have
 
 @dataclass(frozen=True)
 class Fault:
-    """What ended a run: ``lines`` to say, an exit ``code``, and whether a new start may go better."""
+    """The cause of a run's end: ``lines`` to print, an exit ``code``, and ``again`` if a new start may go better."""
 
     lines: list[str]
     code: int
@@ -38,8 +38,8 @@ class Fault:
 
 
 def count_processes(wanted: str, device: str) -> int:
-    """How many processes ``wanted`` means: a number, or auto for one a GPU. Raises UserError when that is none, or more
-    than there are GPUs for a ``device`` of `train.device`."""
+    """Return the number of processes that ``wanted`` means: a number, or auto for one per GPU. Raises UserError if that
+    is none, or more than there are GPUs for ``device``, the value of `train.device`."""
     import torch
 
     gpus = torch.cuda.device_count() if device != "cpu" else 0
@@ -121,7 +121,7 @@ def _settings(processes: int, folder: str) -> LaunchConfig:
 
 
 def find_fault(failures: dict[int, ProcessFailure]) -> Fault:
-    """What went wrong first in a run whose processes have ``failures``, by their numbers."""
+    """Return what went wrong first in a run whose processes have ``failures``, by their numbers."""
     told = {number: read_failure(failure.message) for number, failure in failures.items()}
     by_user = {number: failure for number, failure in told.items() if failure and failure.kind == "user"}
     if by_user:
@@ -132,7 +132,7 @@ def find_fault(failures: dict[int, ProcessFailure]) -> Fault:
 
 
 def _user_lines(told: dict[int, Failure]) -> list[str]:
-    """What processes with mistakes of the user say, each thing once, the first process's as its own."""
+    """Return the messages about mistakes of the user, each once, with the number of any process but the first."""
     said: dict[str, int] = {}
     for number in sorted(told):
         for problem in told[number].problems:
@@ -141,7 +141,7 @@ def _user_lines(told: dict[int, Failure]) -> list[str]:
 
 
 def _first_of(told: dict[int, Failure | None], failures: dict[int, ProcessFailure]) -> list[str]:
-    """Of ``failures``, some of which follow from others, the one that the others follow from, in words."""
+    """Return in words the one of ``failures`` from which the others follow."""
     begun = min(failure.timestamp for failure in failures.values())
     unsaid = {number: failure for number, failure in failures.items() if told[number] is None}
     # torchrun asks by SIGTERM whoever is left, and kills half a minute later whoever has not gone.

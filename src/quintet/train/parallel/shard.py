@@ -122,8 +122,8 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def unsharded(loss_module: nn.Module) -> Iterator[None]:
-    """Within, the model in ``loss_module`` can be used by other ways than its forward pass, as writing text does; every
-    process must take the same steps. Nothing is done where weights are not spread."""
+    """Gather the weights within the context, so that the model in ``loss_module`` can be used by other ways than its
+    forward pass, as for writing text; every process must take the same steps. Does nothing for unsharded weights."""
     if not isinstance(loss_module, FSDPModule):
         yield
         return

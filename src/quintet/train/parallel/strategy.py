@@ -1,4 +1,4 @@
-"""Which way a run is spread over its processes, and what part of a batch each of them has."""
+"""The way a run is spread over its processes, and the part of a batch that each of them has."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Strategy:
 
     @property
     def sharded(self) -> bool:
-        """Whether a process holds parts of the weights only."""
+        """True if a process holds only parts of the weights."""
         return self.kind in ("fsdp", "hsdp")
 
 
 def choose_strategy(config: ParallelConfig, environment: Environment, state_bytes: float) -> Strategy:
-    """What ``config`` says, or for ``auto`` the way that sends least of those whose ``state_bytes`` (weights, gradients
-    and optimizer state of the whole model) fit the memory of a device."""
+    """Return what ``config`` says, or for ``auto`` the way that sends least among those with which ``state_bytes``
+    (weights, gradients and optimizer state of the whole model) fit the memory of a device."""
     if not isinstance(config, AutoParallelConfig):
         return Strategy(config, "as the run file says")
     if environment.processes == 1:
@@ -76,7 +76,7 @@ def choose_strategy(config: ParallelConfig, environment: Environment, state_byte
 
 
 def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
-    """What each of ``processes`` does of a batch of ``shape``. Raises UserError when it cannot be the same for all.
+    """Return each process's part of a batch of ``shape``. Raises UserError if it cannot be the same for all.
 
     A micro-batch stays as large as it was where the parts allow it, and becomes smaller where they do not.
     """
