@@ -16,8 +16,8 @@ from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
 from quintet.data.entropy import conditional_entropy, context_ids
 from quintet.data.prepare import prepare
+from quintet.train.evaluation import lowest_loss
 from quintet.train.model import make_objective
-from quintet.train.validation import lowest_loss
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Measurements after a step: validation, samples, text modelling and benchmarks.
+"""Measurements after a step: validation, samples, text modelling and benchmarks, and the loss on a fixed batch.
 
 The checkpoint of a step is written first. It names what is still due, so that a run that is killed meanwhile measures
 it when it continues, and gets the facts that follow from each measurement, as the best loss, as soon as it is made.
@@ -9,23 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+import torch
+
 from quintet.config.documents import IGNORED
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
 from quintet.config.train import steps_of
+from quintet.data.batch import Batch
+from quintet.data.entropy import conditional_entropy, context_ids
 from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
 from quintet.evaluate.model_and_tokenizer import check_likelihood, check_text_model
 from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.texts import text_topics
+from quintet.model.dropout import evaluation_mode
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
 from quintet.train.compute import measure_peak
 from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
 from quintet.train.schedule import after_validation
-from quintet.train.validation import ValidationResult, validate
+from quintet.train.validation import ValidationResult, rows_of, summed_loss, validate
 
 VALIDATION, SAMPLES, TEXT, BENCHMARKS = "validation", "samples", "text modelling", "benchmarks"
 
@@ -261,3 +267,52 @@ def _check_validation(run: Run) -> None:
         raise UserError(f"schedule.kind: plateau follows the validation loss, and {nothing}; {mend}")
     line = f"evaluate: {nothing}: there is no validation loss and no best checkpoint; {mend}"
     run.reporter.failure(VALIDATION, line, line)
+
+
+def lowest_loss(config: RunConfig, batch: Batch) -> float:
+    """The loss below which no model of ``config`` can come on ``batch``, in nats a token.
+
+    A window, or a model without positions, hides more than is reckoned with here: then it may be out of reach.
+    """
+    model = config.model
+    if model.kind == "huggingface":
+        seen = context_ids(batch.inputs, ahead=config.loss.kind == "masked")
+        return conditional_entropy(batch.targets, seen)
+    attention = model.attention
+    prompts = batch.prompts if model.tells_prompts else None
+    places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
+    documents = batch.documents if model.tells_documents else None
+    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
+    return conditional_entropy(batch.targets, seen)
+
+
+def introduction(config: RunConfig, batch: Batch) -> str:
+    """Return a line on the only ``batch`` of a run. Raises UserError if there is nothing to learn from it."""
+    if not batch.valid:
+        raise UserError("data.fixed_batch: no target of the first batch has a loss; change `seed`, or set it to false")
+    return (
+        f"data.fixed_batch: each step has the batch of step 1. Given what each position sees, its {batch.valid:,} "
+        f"targets have an entropy of {lowest_loss(config, batch):.4f} nats a token: no loss on it can be lower"
+    )
+
+
+def conclusion(run: Run) -> str:
+    """Return a line on the loss of a run on its only batch, for the end of the run."""
+    batch = run.whole_batch(1)
+    loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
+    return (
+        f"data.fixed_batch: loss {loss:.4f} nats a token, {loss - lowest:.4f} above the entropy of its targets, "
+        f"{lowest:.4f}"
+    )
+
+
+@torch.no_grad()
+def fixed_loss(run: Run, batch: Batch) -> float:
+    """Mean cross-entropy of the run's model on ``batch``, in nats a token, without dropout and smoothing."""
+    parts = np.arange(len(batch.inputs)) // run.config.batch.micro_batch_size
+    with evaluation_mode(run.model):
+        losses = [
+            summed_loss(run.model, run.objective, rows_of(batch, parts == part), run.compute)
+            for part in range(parts[-1] + 1)
+        ]
+    return sum(losses) / max(batch.valid, 1)

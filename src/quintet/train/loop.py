@@ -13,6 +13,7 @@ from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
 from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
 from quintet.train.evaluation import (
+    conclusion,
     look_at_start,
     measure_benchmarks,
     measure_due,
@@ -25,7 +26,7 @@ from quintet.train.intervals import Trial
 from quintet.train.parallel.group import process_group
 from quintet.train.run import Run
 from quintet.train.setup import set_up
-from quintet.train.validation import ValidationResult, conclusion
+from quintet.train.validation import ValidationResult
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from quintet.train.compute import (
     measure_peak,
 )
 from quintet.train.engine import Built, build_engine, load_training
+from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
 from quintet.train.model import make_objective, training_flops
@@ -45,7 +46,6 @@ from quintet.train.run_folder import (
 )
 from quintet.train.schedule import learning_rate
 from quintet.train.step import dry_step
-from quintet.train.validation import introduction
 from quintet.train.weights import seen_before, starting_weights
 
 

@@ -1,4 +1,4 @@
-"""Loss in evaluation mode, in the precision of the training: on held-out samples, or on one batch alone."""
+"""Validation loss: of the samples that are held out, in evaluation mode, in the precision of the training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from quintet.config.documents import IGNORED
-from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
-from quintet.data.entropy import conditional_entropy, context_ids
-from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import all_gather, rank, world_size
@@ -22,7 +19,7 @@ from quintet.train.compute import Compute
 from quintet.train.objective import Objective
 
 if TYPE_CHECKING:
-    from quintet.train.run import Run
+    pass
 
 
 @dataclass(frozen=True)
@@ -161,52 +158,3 @@ def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compu
     assert targets is not None
     with compute.autocast():
         return objective.loss(model, inputs, targets, documents, prompts, plain=True).item()
-
-
-def lowest_loss(config: RunConfig, batch: Batch) -> float:
-    """The loss below which no model of ``config`` can come on ``batch``, in nats a token.
-
-    A window, or a model without positions, hides more than is reckoned with here: then it may be out of reach.
-    """
-    model = config.model
-    if model.kind == "huggingface":
-        seen = context_ids(batch.inputs, ahead=config.loss.kind == "masked")
-        return conditional_entropy(batch.targets, seen)
-    attention = model.attention
-    prompts = batch.prompts if model.tells_prompts else None
-    places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
-    documents = batch.documents if model.tells_documents else None
-    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
-    return conditional_entropy(batch.targets, seen)
-
-
-def introduction(config: RunConfig, batch: Batch) -> str:
-    """Return a line on the only ``batch`` of a run. Raises UserError if there is nothing to learn from it."""
-    if not batch.valid:
-        raise UserError("data.fixed_batch: no target of the first batch has a loss; change `seed`, or set it to false")
-    return (
-        f"data.fixed_batch: each step has the batch of step 1. Given what each position sees, its {batch.valid:,} "
-        f"targets have an entropy of {lowest_loss(config, batch):.4f} nats a token: no loss on it can be lower"
-    )
-
-
-def conclusion(run: Run) -> str:
-    """Return a line on the loss of a run on its only batch, for the end of the run."""
-    batch = run.whole_batch(1)
-    loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
-    return (
-        f"data.fixed_batch: loss {loss:.4f} nats a token, {loss - lowest:.4f} above the entropy of its targets, "
-        f"{lowest:.4f}"
-    )
-
-
-@torch.no_grad()
-def fixed_loss(run: Run, batch: Batch) -> float:
-    """Mean cross-entropy of the run's model on ``batch``, in nats a token, without dropout and smoothing."""
-    parts = np.arange(len(batch.inputs)) // run.config.batch.micro_batch_size
-    with evaluation_mode(run.model):
-        losses = [
-            summed_loss(run.model, run.objective, rows_of(batch, parts == part), run.compute)
-            for part in range(parts[-1] + 1)
-        ]
-    return sum(losses) / max(batch.valid, 1)
