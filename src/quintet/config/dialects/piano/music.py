@@ -1,28 +1,44 @@
-"""What the keys of the music say together: which data sets, how they become samples, and the tokenizer."""
+"""The music of piano-gpt: which data sets, how they become samples, and the tokenizer; and the way back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quintet.config.data import are_music
-from quintet.config.dialects.given import DialectFile
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.piano.datasets import NoSplit, training_source, validation_sources, without_splits
-from quintet.config.dialects.piano.music_keys import AWESOME, FULL, MUSIC, NEXT_TOKEN, STAGE, TASKS
+from quintet.config.dialects.piano.schema import (
+    AWESOME,
+    EXPONENTIAL,
+    FULL,
+    NEXT_TOKEN,
+    PIANO_TASK,
+    REPORTED,
+    TEST,
+    File,
+)
+from quintet.config.dialects.table import Put
+from quintet.config.documents import NotesField
 from quintet.config.keypath import ABSENT, lookup
+from quintet.config.names import local_path
+from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
+from quintet.config.piano import ExponentialTimeTokenizerConfig, NoteBPETokenizerConfig
+from quintet.config.schema import RunConfig
+from quintet.config.sources import HuggingFaceSource, MidiSource, SourceConfig
 
+SPLITS = ("train", "validation", "test")
+_MIDI = (".mid", ".midi")
+_ROWS = (".parquet", ".jsonl", ".json", ".arrow")
 _BASE, _EXTRA, _SPLITS = "dataset.base_dataset_name", "dataset.extra_datasets", "eval_splits"
 _PAUSES = "dataset.pause_detection_threshold"
 _DATA_SETS = (_BASE, _EXTRA, _PAUSES, _SPLITS)
+_MUSIC = (
+    "stage", "tasks", "data.notes_per_record", _BASE, _EXTRA, _PAUSES, "dataset.augmentation.speed_change_factors",
+    "dataset.augmentation.max_pitch_shift", "training.min_notes_per_record", "training.max_notes_per_record",
+    "training.min_n_task_notes", "tokenizer.class_name", "tokenizer.config", "tokenizer.base_tokenizer",
+    "tokenizer.base_tokenizer_parameters", "tokenizer.parameters", _SPLITS,
+)  # fmt: skip
 _HELD_OUT = ("validation", "validation_sources")
-_RECORDS = {
-    "training.min_notes_per_record": "min_notes_per_record",
-    "training.min_n_task_notes": "min_task_notes",
-}
-_AUGMENTATION = {
-    "dataset.augmentation.speed_change_factors": "speeds",
-    "dataset.augmentation.max_pitch_shift": "max_pitch_shift",
-}
 _SETTINGS = {
     "time_unit": "time_unit",
     "min_time_unit": "time_unit",
@@ -32,64 +48,71 @@ _SETTINGS = {
 }
 _TRAINED = ("note_bpe", "saved")
 _MERGES = {"max_vocab_size": "vocab_size", "max_token_length": "max_token_length"}
+_WRITTEN = {
+    "time_unit": "time_unit",
+    "max_time_step": "max_time_step",
+    "velocity_bins": "n_velocity_bins",
+    "special_tokens": "n_special_ids",
+}
+_SAID_OF_BASE = {"kind", *_WRITTEN}
 
 
-def music(given: DialectFile, native: NativeBuilder, theirs: dict[str, Any] | None) -> None:
-    """Data, packing and tokenizer, as far as the section `quintet:` does not say them. ``theirs`` is the tokenizer of
+def music(theirs: File, native: NativeBuilder, saved: dict[str, Any] | None) -> None:
+    """Data, packing and tokenizer, as far as the section `quintet:` does not say them. ``saved`` is the tokenizer of
     the run that this one starts from."""
-    sources = lookup(given.native, ("data", "sources"))
+    sources = lookup(native.given.native, ("data", "sources"))
     on_text = sources is not ABSENT and not are_music(sources)
-    keys = [key.path for key in (*STAGE, *TASKS, *MUSIC)] + [_SPLITS]
     if on_text:
-        _unused(given, native, keys, "data.sources")
+        _unused(native, _MUSIC, "data.sources")
         return
     if sources is ABSENT:
-        _data_sets(given, native)
+        _data_sets(theirs, native)
     else:
-        _unused(given, native, _DATA_SETS, "data.sources")
-    if lookup(given.native, ("data", "packing")) is ABSENT:
-        _packing(given, native)
+        _unused(native, _DATA_SETS, "data.sources")
+    if lookup(native.given.native, ("data", "packing")) is ABSENT:
+        _packing(theirs, native)
     else:
-        packing = [path for path in keys if path not in _DATA_SETS and not path.startswith("tokenizer.")]
-        _unused(given, native, packing, "data.packing")
-    if lookup(given.native, ("tokenizer",)) is ABSENT:
-        _tokenizer(given, native, theirs)
+        packing = [path for path in _MUSIC if path not in _DATA_SETS and not path.startswith("tokenizer.")]
+        _unused(native, packing, "data.packing")
+    if lookup(native.given.native, ("tokenizer",)) is ABSENT:
+        _tokenizer(theirs, native, saved)
     else:
-        _unused(given, native, given.within("tokenizer"), "tokenizer")
+        _unused(native, native.within("tokenizer"), "tokenizer")
 
 
-def _unused(given: DialectFile, native: NativeBuilder, paths: Any, instead: str) -> None:
-    found = [path for path in paths if given.has(path)]
+def _unused(native: NativeBuilder, paths: Iterable[str], instead: str) -> None:
+    found = [path for path in paths if native.has(path)]
     if found:
         native.say(f"{', '.join(found)}: not used, for quintet.{instead} says it instead")
 
 
-def _data_sets(given: DialectFile, native: NativeBuilder) -> None:
-    base, extra, pauses = given[_BASE], given[_EXTRA], given[_PAUSES]
-    held_out = [name for name in _HELD_OUT if lookup(given.native, ("data", name)) is not ABSENT]
+def _data_sets(theirs: File, native: NativeBuilder) -> None:
+    base, extra = theirs.dataset.base_dataset_name, theirs.dataset.extra_datasets
+    pauses = theirs.dataset.pause_detection_threshold
+    held_out = [name for name in _HELD_OUT if lookup(native.given.native, ("data", name)) is not ABSENT]
     if not extra:
-        given.refuse(_EXTRA, "names nothing to train on; give data sets of notes, or quintet.data.sources")
+        native.refuse(_EXTRA, "names nothing to train on; give data sets of notes, or quintet.data.sources")
         return
     for index, name in enumerate(extra):
         if not held_out and name == base and without_splits(name):
-            given.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
+            native.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
             return
         try:
             _source(native, f"data.sources[{index}]", training_source(name, pauses), _EXTRA)
         except NoSplit as missing:
-            given.refuse(_EXTRA, str(missing))
+            native.refuse(_EXTRA, str(missing))
             return
     if held_out:
-        _unused(given, native, (_BASE, _SPLITS), f"data.{held_out[0]}")
+        _unused(native, (_BASE, _SPLITS), f"data.{held_out[0]}")
         return
     try:
-        found = validation_sources(base, given[_SPLITS], pauses)
+        found = validation_sources(base, theirs.eval_splits, pauses)
     except NoSplit as missing:
-        given.refuse(_BASE, str(missing))
+        native.refuse(_BASE, str(missing))
         return
     for index, source in enumerate(found):
         _source(native, f"data.validation_sources[{index}]", source, _BASE)
-    if FULL in given[_SPLITS]:
+    if FULL in theirs.eval_splits:
         native.set("evaluate.best_by", FULL, _SPLITS)
 
 
@@ -106,58 +129,211 @@ def _source(native: NativeBuilder, where: str, source: dict[str, Any], key: str)
         native.set(f"{where}.split", source["split"], key, _SPLITS)
 
 
-def _packing(given: DialectFile, native: NativeBuilder) -> None:
-    tasks = given["stage"] != NEXT_TOKEN
+def _packing(theirs: File, native: NativeBuilder) -> None:
+    tasks = theirs.stage != NEXT_TOKEN
     native.set("data.packing.kind", "tasks" if tasks else "pieces", "stage")
-    for key, name in _AUGMENTATION.items():
-        native.set(f"data.packing.{name}", given[key], key)
+    copies, section = theirs.dataset.augmentation, "dataset.augmentation"
+    native.set("data.packing.speeds", list(copies.speed_change_factors), f"{section}.speed_change_factors")
+    native.set("data.packing.max_pitch_shift", copies.max_pitch_shift, f"{section}.max_pitch_shift")
     if tasks:
-        _records(given, native)
-    elif given["tasks"]:
+        _records(theirs, native)
+    elif theirs.tasks:
         native.say(f"tasks: not used, as stage is {NEXT_TOKEN}")
 
 
-def _records(given: DialectFile, native: NativeBuilder) -> None:
+def _records(theirs: File, native: NativeBuilder) -> None:
     """Notes of a record and its tasks."""
     whole, most = "data.notes_per_record", "training.max_notes_per_record"
-    if given.has(whole) and given.has(most) and given[whole] != given[most]:
-        given.refuse(most, f"is not the {given[whole]} of {whole}; keep one of the two")
-    key = most if given.has(most) else whole
-    native.set("data.packing.notes_per_record", given[key], key)
-    for key, name in _RECORDS.items():
-        if given.has(key):
-            native.set(f"data.packing.{name}", given[key], key)
-    native.set("data.packing.tasks", given["tasks"], "tasks")
+    notes, training = theirs.data.notes_per_record, theirs.training
+    if training.max_notes_per_record is None:
+        native.set("data.packing.notes_per_record", notes, whole)
+    else:
+        if native.has(whole) and notes != training.max_notes_per_record:
+            native.refuse(most, f"is not the {notes} of {whole}; keep one of the two")
+        native.set("data.packing.notes_per_record", training.max_notes_per_record, most)
+    if training.min_notes_per_record is not None:
+        fewest = "training.min_notes_per_record"
+        native.set("data.packing.min_notes_per_record", training.min_notes_per_record, fewest)
+    if training.min_n_task_notes is not None:
+        native.set("data.packing.min_task_notes", training.min_n_task_notes, "training.min_n_task_notes")
+    native.set("data.packing.tasks", theirs.tasks, "tasks")
 
 
-def _tokenizer(given: DialectFile, native: NativeBuilder, theirs: dict[str, Any] | None) -> None:
-    if theirs is not None:
-        trained = theirs.get("kind") in _TRAINED  # on their data, and ours may be others
-        native.set("tokenizer", {"kind": "saved", "path": given["init_from"]} if trained else theirs, "init_from")
-        said = given.within("tokenizer")
+def _tokenizer(theirs: File, native: NativeBuilder, saved: dict[str, Any] | None) -> None:
+    if saved is not None:
+        trained = saved.get("kind") in _TRAINED  # on their data, and ours may be others
+        native.set("tokenizer", {"kind": "saved", "path": theirs.init_from} if trained else saved, "init_from")
+        said = native.within("tokenizer")
         if said:
-            native.say(f"{', '.join(said)}: not used, for the tokenizer is that of {given['init_from']}")
+            native.say(f"{', '.join(said)}: not used, for the tokenizer is that of {theirs.init_from}")
         return
-    awesome = given["tokenizer.class_name"] == AWESOME
+    awesome = theirs.tokenizer.class_name == AWESOME
     others = ("config",) if awesome else ("base_tokenizer", "base_tokenizer_parameters", "parameters")
     for path in (f"tokenizer.{name}" for name in others):
-        if given.has(path):
+        if native.has(path):
             of = "ExponentialTimeTokenizer" if awesome else AWESOME
-            given.refuse(path, f"belongs to {of}, and tokenizer.class_name is another; leave it out")
+            native.refuse(path, f"belongs to {of}, and tokenizer.class_name is another; leave it out")
     if not awesome:
         native.set("tokenizer.kind", "exponential_time", "tokenizer.class_name")
-        _settings(given, native, "tokenizer.config", _SETTINGS, "tokenizer")
+        _settings(native, "tokenizer.config", theirs.tokenizer.config, _SETTINGS, "tokenizer")
         return
     native.set("tokenizer.kind", "note_bpe", "tokenizer.class_name")
     native.set("tokenizer.base.kind", "exponential_time", "tokenizer.base_tokenizer")
-    _settings(given, native, "tokenizer.base_tokenizer_parameters", _SETTINGS, "tokenizer.base")
-    _settings(given, native, "tokenizer.parameters", _MERGES, "tokenizer")
+    base = theirs.tokenizer.base_tokenizer_parameters
+    _settings(native, "tokenizer.base_tokenizer_parameters", base, _SETTINGS, "tokenizer.base")
+    _settings(native, "tokenizer.parameters", theirs.tokenizer.parameters, _MERGES, "tokenizer")
 
 
-def _settings(given: DialectFile, native: NativeBuilder, key: str, names: dict[str, str], section: str) -> None:
-    """Each setting in the mapping ``key`` to the native key of its name in ``section``."""
-    for name, value in (given[key] or {}).items():
+def _settings(
+    native: NativeBuilder, key: str, values: dict[str, Any] | None, names: dict[str, str], section: str
+) -> None:
+    """Put each setting in ``values`` of the mapping ``key`` at the native key of its name in ``section``."""
+    for name, value in (values or {}).items():
         if name in names:
             native.set(f"{section}.{names[name]}", value, key)
         else:
-            given.refuse(key, f"has no setting {name!r}; there are {', '.join(names)}")
+            native.refuse(key, f"has no setting {name!r}; there are {', '.join(names)}")
+
+
+class NoSplit(Exception):
+    """A folder of MIDI files has folders for splits, and none for the one that is asked for."""
+
+
+def training_source(name: str, pauses: float) -> dict[str, Any]:
+    """What is trained on of the data set ``name``."""
+    return _data_set(name, "train", {"pauses": pauses})
+
+
+def validation_sources(name: str, splits: Sequence[str], pauses: float) -> list[dict[str, Any]]:
+    """What is validated on of the data set ``name``: a source for each of ``splits``, labelled with it."""
+    found = []
+    for label in dict.fromkeys(splits):
+        music = {"pauses": pauses} | ({} if label in (FULL, TEST) else {"only_by": [label]})
+        found.append(_data_set(name, TEST if label == TEST else "validation", music) | {"label": label})
+    return found
+
+
+def without_splits(name: str) -> bool:
+    """Whether ``name`` is a folder of MIDI files that are not divided into splits."""
+    return _holds_midi(name) and not any((local_path(name) / split).is_dir() for split in SPLITS)
+
+
+def _data_set(name: str, split: str, music: dict[str, Any]) -> dict[str, Any]:
+    if not _holds_midi(name):
+        return {"kind": "huggingface", "path": name, "split": split, "document": {"kind": "notes", **music}}
+    folder = local_path(name)
+    if without_splits(name):
+        return {"kind": "midi", "path": str(folder), **music}
+    if not (folder / split).is_dir():
+        raise NoSplit(f"{name} is a folder of MIDI files with folders of splits, and has no folder {split!r}; make it")
+    return {"kind": "midi", "path": str(folder / split), **music}
+
+
+def _holds_midi(name: str) -> bool:
+    """Whether ``name`` is a folder with MIDI files and no rows of a data set."""
+    folder = local_path(name)
+    if not folder.is_dir():
+        return False
+    endings = {path.suffix.lower() for path in folder.rglob("*")}
+    return not endings.isdisjoint(_MIDI) and endings.isdisjoint(_ROWS)
+
+
+def music_back(config: RunConfig, put: Put) -> set[str]:
+    """Put the keys of the music, and return which native keys of `data`, and whether `tokenizer`, they say."""
+    packing = config.data.packing
+    if not isinstance(packing, MusicPackingConfig):
+        return set()
+    put("dataset.augmentation.speed_change_factors", list(packing.speeds))
+    put("dataset.augmentation.max_pitch_shift", packing.max_pitch_shift)
+    put("stage", PIANO_TASK if isinstance(packing, TaskPackingConfig) else NEXT_TOKEN)
+    if isinstance(packing, TaskPackingConfig):
+        _records_back(packing, put)
+    return {"packing", *_data_sets_back(config, put), *_tokenizer_back(config, put)}
+
+
+def _records_back(packing: TaskPackingConfig, put: Put) -> None:
+    put("tasks", list(packing.tasks))
+    put("data.notes_per_record", packing.notes_per_record)
+    if packing.min_notes_per_record is not None:
+        put("training.min_notes_per_record", packing.min_notes_per_record)
+    if packing.min_task_notes is not None:
+        put("training.min_n_task_notes", packing.min_task_notes)
+
+
+def _data_sets_back(config: RunConfig, put: Put) -> set[str]:
+    """The data sets by name, where those of piano-gpt would be read in the same way."""
+    data = config.data
+    names = [_name(source) for source in data.sources]
+    base = _name(data.validation_sources[0]) if data.validation_sources else None
+    pauses = _pauses(data.sources[0])
+    if base is None or pauses is None or not all(names):
+        return set()
+    splits = [source.label or FULL for source in data.validation_sources]
+    try:
+        trained = [training_source(name, pauses) for name in names if name]
+        validated = validation_sources(base, splits, pauses)
+    except NoSplit:
+        return set()
+    if not (_same(data.sources, trained) and _same(data.validation_sources, validated)):
+        return set()
+    put("dataset.base_dataset_name", base)
+    put("dataset.extra_datasets", names)
+    put("dataset.pause_detection_threshold", pauses)
+    if tuple(splits) != REPORTED:
+        put("eval_splits", splits)
+    return {"sources", "validation_sources", "validation"}
+
+
+def _name(source: SourceConfig) -> str | None:
+    """How piano-gpt would name the data set of ``source``: of a folder of MIDI files with splits, the one around it."""
+    if isinstance(source, HuggingFaceSource):
+        return source.path
+    if not isinstance(source, MidiSource) or not isinstance(source.path, str):
+        return None
+    above, _, last = source.path.rpartition("/")
+    return above if above and last in SPLITS else source.path
+
+
+def _pauses(source: SourceConfig) -> float | None:
+    if isinstance(source, MidiSource):
+        return source.pauses
+    document = getattr(source, "document", None)
+    return document.pauses if isinstance(document, NotesField) else None
+
+
+def _same(sources: tuple[SourceConfig, ...], made: list[dict[str, Any]]) -> bool:
+    """Whether ``made`` are ``sources``, nothing left out."""
+    return len(sources) == len(made) and all(
+        type(source).model_validate(one) == source if one["kind"] == source.kind else False
+        for source, one in zip(sources, made, strict=True)
+    )
+
+
+def _tokenizer_back(config: RunConfig, put: Put) -> set[str]:
+    tokenizer = config.tokenizer
+    if isinstance(tokenizer, ExponentialTimeTokenizerConfig):
+        if not _expressible(tokenizer):
+            return set()
+        put("tokenizer.class_name", EXPONENTIAL)
+        put("tokenizer.config", _written(tokenizer))
+        return {"tokenizer"}
+    if isinstance(tokenizer, NoteBPETokenizerConfig) and isinstance(tokenizer.base, ExponentialTimeTokenizerConfig):
+        plain = type(tokenizer)(kind="note_bpe").train_tokens
+        if tokenizer.train_tokens != plain or not _expressible(tokenizer.base):
+            return set()
+        put("tokenizer.class_name", AWESOME)
+        put("tokenizer.base_tokenizer", EXPONENTIAL)
+        put("tokenizer.base_tokenizer_parameters", _written(tokenizer.base))
+        merges = {"max_vocab_size": tokenizer.vocab_size, "max_token_length": tokenizer.max_token_length}
+        put("tokenizer.parameters", merges)
+        return {"tokenizer"}
+    return set()
+
+
+def _expressible(base: ExponentialTimeTokenizerConfig) -> bool:
+    """Whether piano-gpt's settings say all that ``base`` is."""
+    return not set(base.model_dump(exclude_defaults=True)) - _SAID_OF_BASE
+
+
+def _written(base: ExponentialTimeTokenizerConfig) -> dict[str, Any]:
+    return {theirs: getattr(base, name) for name, theirs in _WRITTEN.items()}
