@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.types import (
     AboveZero,
@@ -60,6 +62,7 @@ MixedPrecision = Annotated[
     str,
     Value("true or false", lambda value: "bf16" if _switch(value) else "fp32", _written, {"type": "boolean"}),
 ]
+PartOfEpoch = Annotated[float, Field(gt=0, le=1)]
 NotFrozen = Annotated[bool, Value("false", _only_false, json={"const": False})]
 
 
@@ -187,7 +190,7 @@ class TrainParameters(DialectSection):
         True, "checkpoints on the way; the final one is written in any case", affects="checkpoint.every_epochs"
     )
     logging_steps: Positive = key(..., "micro-batches from one evaluation to the next", affects="evaluate.every")
-    save_frequency: Fraction | None = key(
+    save_frequency: PartOfEpoch | None = key(
         None,
         "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
         affects="checkpoint.every_epochs",

@@ -114,8 +114,6 @@ def _training(theirs: File, native: NativeBuilder) -> None:
         )
     native.set("evaluate.samples", None)
     native.set("sample.prompts", [])
-    if train.save_frequency == 0:
-        native.refuse(saving, "must be above 0; checkpointing_enabled: false keeps only the last")
     if train.checkpointing_enabled and train.save_frequency is None:
         native.refuse(saving, "is missing; give it, or checkpointing_enabled: false")
     native.set("checkpoint.every", None)
