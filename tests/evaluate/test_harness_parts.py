@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from quintet.errors import UserError
 from quintet.evaluate.harness.batches import Limit, deal, plan
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, confidence, count_of
+from quintet.evaluate.harness.items import is_short_and_plain, syllables
 from quintet.evaluate.harness.names import check_tasks
-from quintet.evaluate.harness.short_items import is_short_and_plain, syllables
 from quintet.evaluate.harness.texts import Encoder, Text
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.byte import ByteTokenizer

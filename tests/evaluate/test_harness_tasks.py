@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure
-from quintet.evaluate.harness.local_data import NotReachable
+from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.model import HarnessModel
 from quintet.evaluate.harness.names import harness_folder
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks

@@ -31,7 +31,7 @@ def ask_benchmarks(
     ``shots`` examples stand before each item, as many as its task says for None; ``precision`` None is the model's own.
     Raises UserError, after the table of reasons, where nothing could be measured.
     """
-    from quintet.evaluate.harness.local_data import check_data_dir
+    from quintet.evaluate.harness.items import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
     from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
     from quintet.evaluate.model_and_tokenizer import check_likelihood

@@ -106,7 +106,7 @@ def _check_model_config(config: HuggingFaceConfig) -> None:
 
 
 def _check_benchmarks(config: RunConfig) -> None:
-    from quintet.evaluate.harness.local_data import check_data_dir
+    from quintet.evaluate.harness.items import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
 
     check_tasks(config.evaluate.tasks, "evaluate.tasks")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lm_eval.api.model import LM
 
 from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.harness.local_data import NotReachable
+from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer

@@ -44,10 +44,12 @@ KNOWN = frozenset(
 """Names that need no search."""
 
 _NAME = re.compile(
-    rb"""^["']?(?:task|group|tag)["']?:[ ]*"""
+    rb"""^["']?(task|group|tag)["']?:[ ]*"""
     rb"""(?:\[([^\]]*)\]|["']?([^\s"'#\[]+)["']?|((?:\r?\n[ ]*-[ ]*["']?[\w./-]+["']?)+))""",
     re.MULTILINE,
 )
+_WORD = re.compile(rb"[\w./-]{2,}")
+_GROUP = re.compile(rb"""^["']?group["']?:""", re.MULTILINE)
 
 
 def is_short(name: str) -> bool:
@@ -63,7 +65,7 @@ def check_tasks(names: Sequence[str], key: str) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     problems = [f"{key}: {name} stands there twice; leave one out" for name in doubled]
     if any(name not in KNOWN for name in names):
-        known = {*KNOWN, *task_places()}
+        known = {*KNOWN, *task_files()}
         for name in names:
             if name not in known:
                 meant = nearest(name, [one for one in known if abs(len(one) - len(name)) <= 4])
@@ -82,15 +84,40 @@ def harness_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def task_places() -> dict[str, list[Path]]:
-    """Names of tasks, groups and tags, and the folders in the harness that define something of this name."""
-    root, found = harness_folder(), dict[str, list[Path]]()
-    for file in sorted(root.glob("**/*yaml"), key=lambda path: path.as_posix()):
-        for listed, single, lines in _NAME.findall(file.read_bytes()):
-            names = [single] if single else re.findall(rb"[\w./-]{2,}", listed or lines)
-            for name in names:
-                places = found.setdefault(name.decode(), [])
-                folder = root / file.relative_to(root).parts[0]
-                if folder not in places:
-                    places.append(folder)
+def task_files() -> dict[str, list[Path]]:
+    """Names of tasks, groups and tags, and the files in the harness that define something of this name."""
+    found = dict[str, list[Path]]()
+    for file in sorted(harness_folder().glob("**/*yaml"), key=lambda path: path.as_posix()):
+        for kind, listed, single, lines in _NAME.findall(file.read_bytes()):
+            names = [single] if single else _WORD.findall(listed or lines)
+            for name in names if single or kind == b"tag" else ():  # a list of tasks names those of a group
+                found.setdefault(name.decode(), []).append(file)
     return found
+
+
+def folders_of(name: str) -> list[Path]:
+    """The folders in the harness with all that ``name`` stands for: a group's tasks may lie elsewhere."""
+    root = harness_folder()
+    if _defines(OWN, name):
+        return []
+    if name in KNOWN:  # lies, with all its tasks, in a folder of its name or of the beginning of its name
+        parts = name.split("_")
+        likely = [root / "_".join(parts[:size]) for size in range(len(parts), 0, -1)]
+        if own := [folder for folder in likely if folder.is_dir() and _defines(folder, name)][:1]:
+            return own
+    known, found, pending = task_files(), dict[Path, None](), [name]
+    seen = {name}
+    while pending:
+        for file in known.get(pending.pop(), ()):
+            found[root / file.relative_to(root).parts[0]] = None
+            # Of a group's file every word may be one of its members; a word too many costs the reading of a folder.
+            text = file.read_bytes()
+            words = {word.decode() for word in _WORD.findall(text)} if _GROUP.search(text) else set()
+            pending += [word for word in words & known.keys() if word not in seen]
+            seen |= words
+    return list(found)
+
+
+def _defines(folder: Path, name: str) -> bool:
+    pattern = re.compile(rf"""^(task|group|tag)["']?:.*\b{re.escape(name)}\b""".encode(), re.MULTILINE)
+    return any(pattern.search(file.read_bytes()) for file in folder.glob("**/*yaml"))

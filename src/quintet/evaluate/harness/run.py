@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.config.names import local_path
 from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, count_of
-from quintet.evaluate.harness.local_data import NotReachable
+from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.scoring import Unscored
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _RESAMPLED = 1000  # draws behind the standard error of a figure that is no mean
 _RESAMPLED_SLOWLY = 100  # for those below, as in the harness
+_Values = dict[tuple[str, str], list[Any]]
 _SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
@@ -80,8 +81,7 @@ def _measured(model: HarnessModel, options: EvalOptions) -> Benchmarks:
 
 
 def _measure(name: str, model: HarnessModel, task_options: TaskOptions) -> Benchmark:
-    from lm_eval.evaluator import evaluate
-
+    from quintet.evaluate.harness.library import ask
     from quintet.evaluate.harness.tasks import MissingTask, load
 
     _begin_anew()
@@ -95,13 +95,14 @@ def _measure(name: str, model: HarnessModel, task_options: TaskOptions) -> Bench
     model.cut.clear()
     model.unscored.clear()
     try:
-        found: Any = evaluate(model, {"tasks": tasks}, samples=_spread_over(tasks), bootstrap_iters=0)
-        figures, others = _figures(found, tasks)
+        found = ask(model, tasks, _spread_over(tasks))
+        values = {task: _values(found["samples"][task]) for task in tasks}
+        figures, others = _figures(values, {task: int(found["n-shot"][task] or 0) for task in tasks}, tasks)
     except Exception as error:  # what a task's own code makes of an answer; what the model raises is no task's
         if model.failure is not None:
             raise
         raise NotReachable(f"{type(error).__name__}: {error}") from error
-    items = sum(found["results"][task]["sample_len"] for task in tasks)
+    items = sum(max(map(len, own.values()), default=0) for own in values.values())
     warnings = [*_warnings(tasks, missing, model), *(f"{other} is no number" for other in others)]
     if not items:
         raise NotReachable(f"no item has a figure ({'; '.join(warnings)})")
@@ -123,16 +124,16 @@ def _leave_out_unscored(task: Any) -> None:
     task.process_results = process_results
 
 
-def _figures(found: Any, tasks: Mapping[str, Any]) -> tuple[dict[str, Figure], list[str]]:
-    """The figures of ``tasks``, and the names of those that are no numbers.
+def _figures(
+    values: Mapping[str, _Values], shots: Mapping[str, int], tasks: Mapping[str, Any]
+) -> tuple[dict[str, Figure], list[str]]:
+    """The figures of ``tasks`` from the ``values`` of their items, and the names of those that are no numbers.
 
     A figure that each of the tasks has, aggregated by the same rule and asked after as many examples, is aggregated
     over all of their items; any other is one of each task that has it.
     """
     from lm_eval.api.metrics import mean
 
-    values = {task: _values(found["samples"][task]) for task in tasks}
-    shots = {task: int(found["n-shot"][task] or 0) for task in tasks}
     keys = dict.fromkeys(key for own in values.values() for key in own)
     figures: dict[str, Figure] = {}
     others: list[str] = []
@@ -153,9 +154,9 @@ def _figures(found: Any, tasks: Mapping[str, Any]) -> tuple[dict[str, Figure], l
     return figures, others
 
 
-def _values(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Any]]:
-    """What was found for each item, by figure and filter."""
-    values: dict[tuple[str, str], list[Any]] = defaultdict(list)
+def _values(samples: Sequence[Mapping[str, Any]]) -> _Values:
+    """The value of each item, by figure and filter."""
+    values: _Values = defaultdict(list)
     for sample in samples:
         for metric in sample["metrics"]:
             values[metric, sample["filter"]].append(sample[metric])

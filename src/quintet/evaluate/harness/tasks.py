@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval.api.group import Group
 from lm_eval.api.metrics import mean
 from lm_eval.api.samplers import ContextSampler, FirstNSampler
 from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry, TaskIndex
+from lm_eval.tasks import TaskManager
 
 from quintet.errors import one_line
 from quintet.evaluate.harness.figures import confidence
-from quintet.evaluate.harness.local_data import LocalItems, NotReachable, as_dataset, local_items, some_of
-from quintet.evaluate.harness.names import ALIASES, OWN, harness_folder, is_short, task_places
-from quintet.evaluate.harness.short_items import is_short_and_plain
+from quintet.evaluate.harness.items import (
+    LocalItems,
+    NotReachable,
+    as_dataset,
+    is_short_and_plain,
+    local_items,
+    some_of,
+)
+from quintet.evaluate.harness.library import find_tasks, library_task, written_in_python
+from quintet.evaluate.harness.names import ALIASES, is_short
 
 _SEED = 1234  # the harness's, of the examples
 _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm")
@@ -47,71 +52,34 @@ class MissingTask:
 
 
 def load(name: str, options: TaskOptions) -> list[Task | MissingTask]:
-    """The tasks that ``name`` stands for, one or those of a group, with ``samples`` items together."""
-    index = _Index()
-    target = ALIASES.get(name, name)
-    if target not in index:
-        raise NotReachable(f"the harness has no task {target!r}")
-    builder = _Builder(options, is_short(name), _count(index, target) if options.samples else 1)
-    return list(_leaves(builder.build(index[target], registry=index)))
+    """The tasks that ``name`` stands for, one or those of a group or a tag, with ``samples`` items together.
+
+    Raises NotReachable for a name that the harness does not have.
+    """
+    manager, configs = find_tasks(ALIASES.get(name, name))
+    parts, samples = len(configs), options.samples
+    found: list[Task | MissingTask] = []
+    for part, config in enumerate(configs):
+        share = None if samples is None else (part + 1) * samples // parts - part * samples // parts
+        found.append(MissingTask(config["task"], "") if share == 0 else _built(manager, config, options, share, name))
+    return found
 
 
-class _Index(dict[str, Entry]):
-    """Definitions of tasks by name; the files that have one are read when it is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(TaskIndex.build([OWN]))
-        self._read: set[Path] = set()
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and self._find(name))
-
-    def __missing__(self, name: str) -> Entry:
-        if not self._find(name):
-            raise KeyError(name)
-        return dict.__getitem__(self, name)
-
-    def _find(self, name: str) -> bool:
-        # Most tasks lie in a folder of their own name, or of its beginning.
-        parts = name.split("_")
-        likely = [harness_folder() / "_".join(parts[:size]) for size in range(len(parts), 0, -1)]
-        for folders in ([one for one in likely if one.is_dir()][:1], task_places().get(name, [])):
-            for folder in folders:
-                if folder not in self._read:
-                    self._read.add(folder)
-                    for key, entry in TaskIndex.build([folder]).items():
-                        self.setdefault(key, entry)
-                if super().__contains__(name):
-                    return True
-        return False
-
-
-class _Builder(TaskFactory):
-    """Builds tasks with a care for broken items."""
-
-    def __init__(self, options: TaskOptions, short: bool, parts: int) -> None:
-        super().__init__()
-        self._options, self._short = options, short
-        self._shares = _shares(options.samples, parts)
-
-    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Any:
-        config = self._load_full_config(entry, overrides)
-        samples = next(self._shares)
-        if samples == 0:
-            return MissingTask(config["task"], "")
-        try:
-            if "class" in config:
-                if self._options.data_dir is not None:
-                    raise NotReachable("it is written in Python and loads its data by itself, not from files")
-                task = _as_it_is(super()._build_task(entry, overrides), self._options.shots, samples)
-            else:
-                for key in ("tag", "group", "task_list"):
-                    config.pop(key, None)
-                task = CheckedTask(config, self._options, samples, self._short)
-        except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
-            return MissingTask(entry.name, _reason(error))
-        task.set_fewshot_seed(seed=_SEED)
-        return task
+def _built(
+    manager: TaskManager, config: dict[str, Any], options: TaskOptions, samples: int | None, name: str
+) -> Task | MissingTask:
+    """The task of ``config``, of which ``samples`` items are asked for the benchmark ``name``."""
+    try:
+        if written_in_python(manager, config["task"]):
+            if options.data_dir is not None:
+                raise NotReachable("it is written in Python and loads its data by itself, not from files")
+            task = _as_it_is(library_task(manager, config["task"]), options.shots, samples)
+        else:
+            task = CheckedTask(config, options, samples, is_short(name))
+    except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
+        return MissingTask(config["task"], _reason(error))
+    task.set_fewshot_seed(seed=_SEED)
+    return task
 
 
 def _as_it_is(task: Any, shots: int | None, samples: int | None) -> Any:
@@ -131,40 +99,6 @@ def spread(count: int, wanted: int | None) -> list[int]:
     """``wanted`` of the numbers below ``count``, evenly; all where there are fewer, or for None."""
     asked = min(count, wanted or count)
     return (np.arange(asked) * count // max(asked, 1)).tolist()
-
-
-def _shares(samples: int | None, parts: int) -> Iterator[int | None]:
-    """How many of ``samples`` items each of ``parts`` tasks has, spread evenly."""
-    for part in range(parts):
-        yield None if samples is None else (part + 1) * samples // parts - part * samples // parts
-    while True:
-        yield samples
-
-
-def _count(index: _Index, name: str) -> int:
-    """How many tasks ``name`` stands for."""
-    entry = index[name]
-    if entry.tags and entry.yaml_path is None:
-        return sum(_count(index, one) for one in entry.tags)
-    members = (entry.cfg or {}).get("task")
-    if not isinstance(members, list):
-        return 1
-    total = 0
-    for member in members:
-        inner = member if isinstance(member, str) else member.get("group", member.get("task"))
-        if isinstance(inner, str) and inner in index:
-            total += _count(index, inner)
-        else:
-            total += len(member.get("task", [])) if isinstance(member, dict) and "group" in member else 1
-    return total
-
-
-def _leaves(built: Any) -> Iterator[Task | MissingTask]:
-    if isinstance(built, Group | list):
-        for child in built:
-            yield from _leaves(child)
-    else:
-        yield built
 
 
 class CheckedTask(ConfigurableTask):

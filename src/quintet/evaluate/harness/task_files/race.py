@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval.tasks.race.preprocess_race import doc_to_choice, doc_to_target, doc_to_text
 
-from quintet.evaluate.harness.local_data import by_article
+from quintet.evaluate.harness.items import by_article
 
 __all__ = ["articles", "doc_to_choice", "doc_to_target", "doc_to_text"]
 

@@ -1,10 +1,25 @@
-"""Items of benchmarks from files instead of the hub: JSON lines with the upstream record of each item as `original`."""
+"""The items of benchmarks: from files instead of the hub, and which of them a tiny model can be measured by.
+
+A file has JSON lines with the upstream record of each item as `original`.
+
+STLM's document names `stlm_eval_…` benchmarks for tiny models, and nothing public says what is in them. Here an item
+belongs to one when
+
+- question and longest choice have at most ``WORDS`` words together,
+- no word of question and choices has more than ``LETTERS`` letters, for the shorter a word the more common it is
+  (Zipf, The Psycho-Biology of Language, 1935),
+- at most ``HARD`` of the words are hard, which are those of three syllables or more in Gunning's fog index (The
+  Technique of Clear Writing, 1952).
+
+The rule needs no list of words and gives the same items on every machine.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +29,24 @@ from quintet.errors import UserError, one_line
 
 Record = dict[str, Any]
 
+WORDS = 40
+LETTERS = 9
+HARD = 0.1
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_VOWELS = re.compile(r"[aeiouy]+")
+_SILENT = re.compile(r"[^aeiouy](?:e|es|ed)$")
+_SPOKEN = re.compile(r"(?:[^aeiouy]les?|[td]ed|(?:[csxz]|[cs]h)es|ges)$")
+
 
 class NotReachable(Exception):
     """The data of a benchmark are not there; the text says why."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """In which file the items of a dataset are, and what brings them into the form that the hub has them in; ``field``
-    is the field of a record that names the part of the dataset which a task wants."""
+class _ItemFile:
+    """The file with the items of a dataset, and what brings a record into the form that the hub has it in; ``field`` of
+    a record names the part of the dataset that a task wants."""
 
     file: str
     form: Callable[[Record], Record] = dict
@@ -49,21 +73,21 @@ def local_items(folder: Path, task: str, dataset: str, part: str | None, split: 
     that of examples has ``_<split>`` after its name. Raises NotReachable when there is no such file, or nothing of this
     part in it.
     """
-    place = _place(dataset, part) or _Place(f"{task}.jsonl")
-    file = folder / place.file
+    entry = _item_file(dataset, part) or _ItemFile(f"{task}.jsonl")
+    file = folder / entry.file
     if not file.is_file():
-        raise NotReachable(f"{folder} has no {place.file}")
+        raise NotReachable(f"{folder} has no {entry.file}")
     found = LocalItems([], f"{file.stem}_{split or 'examples'}.jsonl")
-    _read(file, place, part, found.records, found.problems)
+    _read(file, entry, part, found.records, found.problems)
     if split is not None and (folder / found.shots_file).is_file():
-        _read(folder / found.shots_file, place, part, found.shots, found.problems)
-    if place.by_article:
+        _read(folder / found.shots_file, entry, part, found.shots, found.problems)
+    if entry.by_article:
         found.records, found.shots = by_article(found.records), by_article(found.shots)
-    if place.needs and not any(place.needs in record for record in found.records):
-        raise NotReachable(f"the items in {file} have no {place.needs}, which the task asks with")
+    if entry.needs and not any(entry.needs in record for record in found.records):
+        raise NotReachable(f"the items in {file} have no {entry.needs}, which the task asks with")
     if not found.records:
         reason = f" ({some_of(found.problems)})" if found.problems else ""
-        raise NotReachable(f"{file} has no items{f' of {part}' if place.field else ''}{reason}")
+        raise NotReachable(f"{file} has no items{f' of {part}' if entry.field else ''}{reason}")
     return found
 
 
@@ -76,14 +100,14 @@ def check_data_dir(folder: str, key: str) -> None:
         )
 
 
-def _place(dataset: str, part: str | None) -> _Place | None:
+def _item_file(dataset: str, part: str | None) -> _ItemFile | None:
     for known in (f"{dataset}:{part}", dataset):
-        if known.lower() in _PLACES:
-            return _PLACES[known.lower()]
+        if known.lower() in _ITEM_FILES:
+            return _ITEM_FILES[known.lower()]
     return None
 
 
-def _read(file: Path, place: _Place, part: str | None, records: list[Record], problems: list[str]) -> None:
+def _read(file: Path, entry: _ItemFile, part: str | None, records: list[Record], problems: list[str]) -> None:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -91,8 +115,8 @@ def _read(file: Path, place: _Place, part: str | None, records: list[Record], pr
             try:
                 record = json.loads(line)["original"]
                 json.dumps(record, ensure_ascii=False).encode("utf-8")  # half of a character has no UTF-8
-                if place.field is None or record[place.field] == part:
-                    records.append(place.form(record))
+                if entry.field is None or record[entry.field] == part:
+                    records.append(entry.form(record))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problems.append(f"{file.name}, line {number}: {type(error).__name__}: {error}")
 
@@ -168,31 +192,58 @@ def _one_question(record: Record) -> Record:
     return {name: record[name] for name in ("article", "question", "options", "answer")}
 
 
-_BOOLQ = _Place("boolq.jsonl", _answer_as_label)
-_MMLU = _Place("mmlu.jsonl", _answer_as_number, "subject")
-_OPENBOOK = _Place("openbookqa.jsonl")
-_PLACES = {
-    "rowan/hellaswag": _Place("hellaswag.jsonl"),
-    "allenai/winogrande": _Place("winogrande.jsonl"),
-    "allenai/ai2_arc:arc-easy": _Place("arc_easy.jsonl"),
-    "allenai/ai2_arc:arc-challenge": _Place("arc_challenge.jsonl"),
+_BLIMP = _ItemFile("blimp.jsonl", field="UID")
+_BOOLQ = _ItemFile("boolq.jsonl", _answer_as_label)
+_MMLU = _ItemFile("mmlu.jsonl", _answer_as_number, "subject")
+_OPENBOOK = _ItemFile("openbookqa.jsonl")
+_SOCIAL = _ItemFile("social_iqa.jsonl")
+_ITEM_FILES = {
+    "rowan/hellaswag": _ItemFile("hellaswag.jsonl"),
+    "allenai/winogrande": _ItemFile("winogrande.jsonl"),
+    "allenai/ai2_arc:arc-easy": _ItemFile("arc_easy.jsonl"),
+    "allenai/ai2_arc:arc-challenge": _ItemFile("arc_challenge.jsonl"),
     "cais/mmlu": _MMLU,
     "hails/mmlu_no_train": _MMLU,
-    "nyu-mll/blimp": _Place("blimp.jsonl", field="UID"),
-    "truthfulqa/truthful_qa:multiple_choice": _Place("truthful_qa.jsonl", _targets_as_lists),
-    "truthfulqa/truthful_qa:generation": _Place("truthful_qa.jsonl", _answers_of_table),
-    "baber/piqa": _Place("piqa.jsonl"),
-    "eleutherai/race:high": _Place("race_high.jsonl", _one_question, by_article=True),
-    "ehovy/race:high": _Place("race_high.jsonl", _one_question),
-    "ehovy/race:middle": _Place("race_middle.jsonl", _one_question),
+    "nyu-mll/blimp": _BLIMP,
+    "blimp": _BLIMP,
+    "truthfulqa/truthful_qa:multiple_choice": _ItemFile("truthful_qa.jsonl", _targets_as_lists),
+    "truthfulqa/truthful_qa:generation": _ItemFile("truthful_qa.jsonl", _answers_of_table),
+    "baber/piqa": _ItemFile("piqa.jsonl"),
+    "eleutherai/race:high": _ItemFile("race_high.jsonl", _one_question, by_article=True),
+    "ehovy/race:high": _ItemFile("race_high.jsonl", _one_question),
+    "ehovy/race:middle": _ItemFile("race_middle.jsonl", _one_question),
     "aps/super_glue:boolq": _BOOLQ,
-    "google/boolq": _Place("boolq.jsonl"),
-    "aps/super_glue:copa": _Place("copa.jsonl"),
-    "allenai/openbookqa:additional": _Place("openbookqa.jsonl", needs="fact1"),
+    "google/boolq": _ItemFile("boolq.jsonl"),
+    "aps/super_glue:copa": _ItemFile("copa.jsonl"),
+    "allenai/openbookqa:additional": _ItemFile("openbookqa.jsonl", needs="fact1"),
     "allenai/openbookqa": _OPENBOOK,
     "openbookqa": _OPENBOOK,
-    "tau/commonsense_qa": _Place("commonsense_qa.jsonl"),
-    "lighteval/siqa": _Place("social_iqa.jsonl"),
-    "allenai/sciq": _Place("sciq.jsonl"),
+    "tau/commonsense_qa": _ItemFile("commonsense_qa.jsonl"),
+    "lighteval/siqa": _SOCIAL,
+    "allenai/social_i_qa": _SOCIAL,
+    "allenai/sciq": _ItemFile("sciq.jsonl"),
 }
-"""By name of a dataset on the hub, with its configuration where that has a file of its own, in small letters."""
+"""By name of a dataset on the hub, with its configuration where that has a file of its own, in small letters; some have
+another name in other releases of the harness."""
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, with apostrophes inside."""
+    return _WORD.findall(text)
+
+
+def syllables(word: str) -> int:
+    """Groups of vowels in ``word``, y among them, without the silent one of -e, -es and -ed; at least one."""
+    plain = word.lower()
+    silent = bool(_SILENT.search(plain)) and not _SPOKEN.search(plain)
+    return max(1, len(_VOWELS.findall(plain)) - silent)
+
+
+def is_short_and_plain(question: str, choices: Sequence[str]) -> bool:
+    """True for an item within the rule above."""
+    asked, answers = words(question), [words(choice) for choice in choices]
+    if len(asked) + max(map(len, answers), default=0) > WORDS:
+        return False
+    every = [*asked, *(word for answer in answers for word in answer)]
+    hard = sum(syllables(word) >= 3 for word in every)
+    return all(len(word) <= LETTERS for word in every) and hard <= HARD * len(every)
