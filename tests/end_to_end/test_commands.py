@@ -112,9 +112,17 @@ def test_a_prepared_store_trains_like_its_source(folder: Path, quintet) -> None:
 EXAMPLES = [path for path in sorted((REPOSITORY / "examples").glob("*.yaml")) if path.stem != "cluster"]  # 27 GB
 
 
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens that several examples read in the same way."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.xdist_group("examples")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet, path: Path) -> None:
+def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet, path: Path, cache_dir: Path) -> None:
     short = (
+        f"data.cache_dir={cache_dir}",
         "train.steps=2",
         "schedule.warmup_steps=1",
         "evaluate.samples=4",

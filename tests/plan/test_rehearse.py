@@ -56,8 +56,8 @@ def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
     "cases",
     [
         ["none", "none, bf16", "none, each block again", "none, 4 passes"],
-        ["ddp", "fsdp, 3 passes, each block again"],
-        pytest.param(["fsdp", "fsdp, bf16", "fsdp, grad_op"], marks=pytest.mark.slow),
+        ["fsdp, 3 passes, each block again"],
+        pytest.param(["ddp", "fsdp", "fsdp, bf16", "fsdp, grad_op"], marks=pytest.mark.slow),
         pytest.param(["fsdp, 4 ranks", "hsdp, 2 × 2 ranks"], marks=pytest.mark.slow),
     ],
     ids=["one process", "two processes", "more of two", "four processes"],

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import measured
 
 from quintet.config.load import load_run_config
 from quintet.config.schema import BatchShape, RunConfig
@@ -93,13 +94,31 @@ CHANGED = {
 ALONE = {"zero3-one": ("zero3", []), "zero1-zero3-one": ("zero1", [zero(3)])}
 
 
+def test_stage_3_trains_as_one_process_goes_on_and_leaves_a_checkpoint_for_any_engine(
+    run_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    kept = {"checkpoint": {"every": 3, "keep": None}, "schedule": {"kind": "constant"}}
+    file = run_file(**kept, train={"micro_batch_size": 2})
+    train_several(1, file, {"one": []})
+    stage = [zero(3)]
+    train_several(2, file, {"zero3": stage, "begun": [*stage, "name=again", "train.steps=3"], "again": stage})
+    assert difference(tmp_path, "zero3", "one") < 1e-5
+    assert apart(tmp_path, "zero3", "one") < 1e-6
+    assert measured(tmp_path / "runs/again") == measured(tmp_path / "runs/zero3")
+    assert apart(tmp_path, "again", "zero3") == 0
+    cut_at_three(tmp_path / "runs", "zero3", "alone")
+    train_several(1, file, {"alone": []})
+    assert difference(tmp_path, "alone", "one") < 1e-5
+
+
 @pytest.mark.parametrize(
     ("names", "changes", "alone"),
     [
         pytest.param(("zero1", "zero3", "ddp"), ("ddp-zero3", "zero3-fsdp"), ("zero3-one",), id="two stages"),
-        pytest.param(tuple(BEGUN), tuple(CHANGED), tuple(ALONE), marks=pytest.mark.slow, id="all"),
+        pytest.param(tuple(BEGUN), tuple(CHANGED), tuple(ALONE), id="all"),
     ],
 )
+@pytest.mark.slow
 def test_stages_train_as_one_process_and_all_engines_share_checkpoints(
     names: tuple[str, ...],
     changes: tuple[str, ...],
