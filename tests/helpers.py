@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from quintet.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
+MakeConfig = Callable[..., RunConfig]
 Train = Callable[..., str]  # run files and sections -> name of the run (conftest.train)
 Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, standard output, standard error
 
@@ -32,6 +34,16 @@ def write_jsonl(file: Path, rows: Iterable[Any]) -> Path:
     """Write each value as one line of JSON and return the file."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file of a folder by its path in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def source_environment(**more: str) -> dict[str, str]:
+    """The environment in which a process of its own imports this package; ``more`` is added."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **more}
 
 
 def run_values(folder: str | Path = "", **sections: Any) -> dict[str, Any]:

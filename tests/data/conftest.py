@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import run_values
+from tests.helpers import MakeConfig, run_values
 
 from quintet.config.schema import RunConfig
-
-MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture

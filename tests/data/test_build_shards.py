@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import MakeConfig, contents, source_environment
 from typer.testing import CliRunner
 
-import quintet
 from quintet.cli import app
 from quintet.config.schema import RunConfig
 from quintet.data.build import Share
@@ -26,9 +24,6 @@ from quintet.data.prepare import prepare, prepare_share, prepare_to
 from quintet.data.sources import source_index
 from quintet.errors import UserError
 from quintet.locks import locked
-
-MakeConfig = Callable[..., RunConfig]
-SOURCE_FOLDER = str(Path(quintet.__file__).parents[1])
 
 WORKER = """
 import os, signal, sys, time
@@ -74,10 +69,6 @@ def config(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return make_config({"kind": "text", "path": str(folder)}, cleaning=cleaning)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 def stores(config: RunConfig) -> Path:
     return Path(config.data.cache_dir) / "stores"
 
@@ -94,7 +85,7 @@ def start(config: RunConfig, tmp_path: Path, index: int, count: int, way: str = 
         if not (tmp_path / name).exists():  # a worker that was started before may be reading it
             (tmp_path / name).write_text(content)
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "config.json"), str(index), str(count), way]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": SOURCE_FOLDER}, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=source_environment(), stdout=subprocess.PIPE, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> int:

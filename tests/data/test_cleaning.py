@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.helpers import write_jsonl
+from tests.helpers import MakeConfig, write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
-from quintet.config.schema import RunConfig
 from quintet.data import build, shards
 from quintet.data.cleaning import kept, reason_to_drop, rules_of
 from quintet.data.duplicates import find_duplicates, shingles, signer
@@ -27,7 +25,6 @@ from quintet.data.split import hold_out, trained_on, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 
-MakeConfig = Callable[..., RunConfig]
 PROSE = "It was the best of times and it was the worst of times, that we have to be with. " * 4
 GOPHER = {  # Rae et al. 2021, table A1
     "min_words": 50,

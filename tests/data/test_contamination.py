@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import MakeConfig
 
-from quintet.config.schema import RunConfig
 from quintet.data import build, contamination
 from quintet.data import prepare as prepare_module
 from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
@@ -19,8 +19,6 @@ from quintet.data.prepare import find_prepared, prepare
 from quintet.data.split import hold_out, trained_on
 from quintet.errors import UserError
 from quintet.plan import make_plan
-
-MakeConfig = Callable[..., RunConfig]
 
 
 @dataclass(frozen=True)

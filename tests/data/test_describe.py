@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import write_jsonl
+from tests.helpers import MakeConfig, write_jsonl
 from typer.testing import CliRunner
 
 from quintet.cli import app
@@ -21,7 +20,6 @@ from quintet.data.describe import Bin, draw, log_bins, report_run, report_store
 from quintet.data.prepare import prepare
 from quintet.errors import UserError
 
-MakeConfig = Callable[..., RunConfig]
 LENGTHS = [3, 7, 7, 15, 15, 15, 15, 40, 40, 60]  # bytes of the documents; one token more with the end
 
 

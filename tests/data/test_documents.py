@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import run_values, write_jsonl
+from tests.helpers import MakeConfig, run_values, write_jsonl
 
 from quintet.config.model import CausalAttentionConfig
-from quintet.config.schema import RunConfig
 from quintet.data.batch import PADDING, Batch
 from quintet.data.prepare import Prepared, prepare
 from quintet.data.split import TokenRanges, TokenStream
@@ -24,7 +22,6 @@ from quintet.model.mask import lay_out
 from quintet.tokenize.chat import chat_format
 from quintet.tokenize.huggingface import huggingface_tokenizer
 
-MakeConfig = Callable[..., RunConfig]
 END = 0
 IDS = {"kind": "ids", "vocab_size": 5000, "end_id": END}
 # Ends of turns inside the documents, at their beginning and twice in a row.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import write_jsonl
+from tests.helpers import MakeConfig, write_jsonl
 from typer.testing import CliRunner
 
 from quintet.config.schema import RunConfig
@@ -18,7 +17,6 @@ from quintet.data.formats import streams, tatm, write_format
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 
-MakeConfig = Callable[..., RunConfig]
 LINES = [f"question {number} # answer {number * 7 % 13} für" for number in range(60)]
 
 

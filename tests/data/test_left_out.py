@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import Command, write_jsonl
+from tests.helpers import Command, MakeConfig, write_jsonl
 
 from quintet.data.prepare import prepare
 from quintet.data.sources.files import PassedOver, find_files
 from quintet.errors import UserError
-
-MakeConfig = Callable[..., Any]
 
 
 def names_of(folder: Path, kind: str) -> tuple[list[str], dict[str, list[str]]]:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import MakeConfig
 
 from quintet.config.schema import RunConfig
 from quintet.data.mixture import EpochOrder, MixtureStage, WeightedOrder
 from quintet.data.order import build_order, stage_facts, stage_lines
-
-MakeConfig = Callable[..., RunConfig]
 
 
 def sources(*labels: str, **keys: Any) -> list[dict[str, Any]]:

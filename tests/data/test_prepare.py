@@ -6,23 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers import MakeConfig, contents, source_environment
 
-import quintet
-from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.prepare import build_tokenizer_of, prepare, prepare_to
 from quintet.data.samples import Windows
 from quintet.data.sources import source_index
 from quintet.errors import UserError
-
-MakeConfig = Callable[..., RunConfig]
-SOURCE_FOLDER = str(Path(quintet.__file__).parents[1])
 
 
 @pytest.fixture
@@ -44,10 +39,6 @@ def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text(path: Path, **keys: Any) -> dict[str, Any]:
     return {"kind": "text", "path": str(path), **keys}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_the_parts_of_a_run_are_there_and_fit(make_config: MakeConfig, corpus: Path) -> None:
@@ -148,7 +139,7 @@ def test_a_killed_preparation_continues_without_redoing_what_was_finished(
     (tmp_path / "killed.py").write_text(KILLED)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "config.json"), str(tmp_path / "children")],
-        env={**os.environ, "PYTHONPATH": SOURCE_FOLDER},
+        env=source_environment(),
         check=False,
     )
     assert done.returncode == -signal.SIGKILL

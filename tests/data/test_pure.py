@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import write_jsonl
+from tests.helpers import source_environment, write_jsonl
 
 from quintet.data.prepare import prepare
 from quintet.data.sources.conversations import Conversations
@@ -63,7 +63,7 @@ def prepared_files(folder: Path, **environment: str) -> dict[str, bytes]:
         "found = prepare(RunConfig.model_validate(json.loads(pathlib.Path('run.json').read_bytes()))); "
         "pathlib.Path('cache/batch').write_bytes(found.train.batch(0).inputs.tobytes())"
     )
-    whole = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **environment}
+    whole = source_environment(**environment)
     command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
     done = subprocess.run(command, cwd=folder, env=whole, capture_output=True, timeout=200)
     said = done.stderr.decode("utf-8", "replace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.helpers import MakeConfig
 
 from quintet.config.documents import IGNORED, TokenField
-from quintet.config.schema import RunConfig
 from quintet.data.prepare import Prepared, prepare
 from quintet.data.sources.rows import ids_of
 from quintet.errors import UserError
 
-MakeConfig = Callable[..., RunConfig]
 SIZE = 60_000
 IDS = {"kind": "ids", "vocab_size": SIZE}
 

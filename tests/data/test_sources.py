@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers import source_environment
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.schema import RunConfig
@@ -276,7 +277,9 @@ def test_checking_imports_nothing_heavy() -> None:
         "import sys, quintet.data.sources; "
         "print(sorted({'numpy', 'torch', 'datasets', 'tokenizers', 'transformers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=source_environment()
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -288,7 +291,9 @@ def test_a_file_of_this_disk_needs_no_library_for_addresses(corpus: Path) -> Non
         "print([text for unit in units for text in documents(unit, Report())], "
         "sorted({'fsspec', 'pyarrow', 'datasets', 'zstandard'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=source_environment()
+    )
     assert done.stdout.strip() == "['A', 'B', 'C'] []"
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.helpers import records
+from tests.helpers import REPOSITORY, records
 
 from quintet.config.load import load_run_config
 from quintet.model import build_model
 from quintet.piano.tasks import DEFAULT_TASKS
 from quintet.train.trained import load_trained
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def metrics(run: Path, name: str) -> dict[int, float]:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tests.helpers import contents
 
 ARCHIVE = Path(__file__).parent / "files" / "run_0.1.0.tar.xz"
 COMPARED = ("train/loss", "train/lr", "train/grad_norm", "validation/loss")
@@ -26,10 +27,6 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def curve(file: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [{name: row[name] for name in ("step", *COMPARED) if name in row} for row in rows]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_run_of_an_earlier_version_continues_bit_for_bit_on_its_own_store(earlier: Path, command) -> None:

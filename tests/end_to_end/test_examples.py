@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers import REPOSITORY
 
 from quintet.cli import main
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(
     file.relative_to(REPOSITORY)
     for pattern in ("examples/*.yaml", "examples/*/*.yaml")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import run_config
+from tests.helpers import REPOSITORY, run_config
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
@@ -19,7 +18,6 @@ from quintet.plan.estimate import changed, find_change, step_time
 from quintet.plan.machine import Machine, parse_bytes
 from quintet.plan.rehearse import Rehearsal, Traffic, rehearse, sample_depths
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = ("parameters", "gradients", "optimizer")
 VOCABULARY, WIDTH = 500, 64
 BLOCK = 800_000  # weights of a block of the benchmark's model, rounded up

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import REPOSITORY
 from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
@@ -31,7 +32,6 @@ from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 CONTEXT = 48
-REPOSITORY = Path(__file__).resolve().parents[3]
 Build = Callable[..., PretrainedModel]
 
 
