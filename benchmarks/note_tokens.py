@@ -22,8 +22,9 @@ from quintet.config.piano import (
     NoteBPETokenizerConfig,
 )
 from quintet.piano.notes import Notes, notes
-from quintet.piano.tokenizers import ExponentialTimeTokenizer, NoteTokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.piano.tokenizers.bpe import train
+from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer
 from quintet.piano.tokenizers.miditok import MidiTokTokenizer
 
 PIECE = 5000

@@ -15,7 +15,7 @@ from quintet.config.documents import IGNORED
 from quintet.config.load import load_run_config
 from quintet.data.batch import PADDING, Batch
 from quintet.data.prepare import prepare
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from quintet.config.sources import SourceConfig
 from quintet.data.build import StoreSpec, build_store
-from quintet.data.sources.source_index import list_source
+from quintet.data.sources import reader_of
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 pyarrow = pytest.importorskip("pyarrow")
 datasets = pytest.importorskip("datasets")
@@ -71,7 +71,7 @@ class Container:
 
 def store_of(source: Row, folder: Path, tokenizer: Tokenizer | None = None) -> Store:
     """The token store of ``source``, made in ``folder``."""
-    listing = list_source(TypeAdapter(SourceConfig).validate_python(source), "data.sources[0]")
+    listing = reader_of(TypeAdapter(SourceConfig).validate_python(source)).index("data.sources[0]")
     store = build_store(StoreSpec(listing, tokenizer or ByteTokenizer(), {}, folder), 1, None)
     count = store.token_count
     loss_mask = store.loss_mask(0, count)

@@ -12,20 +12,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quintet.config.documents import AnswerFields, ConditionalField
+from quintet.config.sources import TextSource
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig, TiktokenTokenizerConfig
 from quintet.data.shards import _encoded
-from quintet.data.sources.conversations import Conversations
-from quintet.data.sources.document import TextParts
-from quintet.data.sources.rows import document_maker
-from quintet.data.sources.text import TextUnit
+from quintet.data.sources.base import TextParts, WorkUnit
+from quintet.data.sources.rows import Conversations, document_maker
+from quintet.data.sources.text import TextReader
 from quintet.evaluate.continuation import prompt_ids
 from quintet.evaluate.harness.texts import Encoder
 from quintet.tokenize import Tokenizer, build_tokenizer
+from quintet.tokenize.base import PART
 from quintet.tokenize.bounds import text_bounds
-from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.long_texts import PART
+from quintet.tokenize.simple import ByteTokenizer
 
 PUBLISHED: list[Any] = ["llama2", "mistral-v3", "t5-base", "gpt2"]
 PUBLISHED += [
@@ -44,7 +44,7 @@ TEMPLATES = {
     "plain": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}",
 }
-UNIT = TextUnit((), strict=True, separator=None)
+UNIT = WorkUnit(TextReader(TextSource(kind="text", path="a.txt")), None, "a.txt", 0)
 many = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

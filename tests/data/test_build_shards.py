@@ -21,7 +21,7 @@ from quintet.cli import app
 from quintet.config.schema import RunConfig
 from quintet.data.build import Share
 from quintet.data.prepare import prepare, prepare_share, prepare_to
-from quintet.data.sources import source_index
+from quintet.data.sources import base
 from quintet.errors import UserError
 from quintet.locks import locked
 
@@ -32,9 +32,9 @@ from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.build import Share
 from quintet.data.prepare import prepare_share
-from quintet.data.sources import source_index
+from quintet.data.sources import base
 
-source_index.UNIT_BYTES, build._SMALL = 4_000, 1 << 40
+base.UNIT_BYTES, build._SMALL = 4_000, 1 << 40
 run_file, index, count, way = sys.argv[1:]
 write_shard = build.write_shard
 
@@ -58,7 +58,7 @@ print(prepare_share(config, Share(int(index), int(count))))
 @pytest.fixture
 def config(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Forty files of 2 to 4 kB in units of two or one."""
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 4_000)
+    monkeypatch.setattr(base, "UNIT_BYTES", 4_000)
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index in range(40):
@@ -225,7 +225,7 @@ def test_a_new_chat_template_makes_a_new_store(tmp_path: Path) -> None:
 
     from quintet.config.sources import JsonlSource
     from quintet.data.build import store_key
-    from quintet.data.sources.source_index import list_source
+    from quintet.data.sources import reader_of
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
     (tmp_path / "a.jsonl").write_text('{"messages": []}\n')
@@ -236,7 +236,7 @@ def test_a_new_chat_template_makes_a_new_store(tmp_path: Path) -> None:
 
     def key(document: dict[str, str], made_with: HuggingFaceTokenizer) -> str:
         values = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), "document": document}
-        return store_key(list_source(JsonlSource.model_validate(values), "it"), made_with)
+        return store_key(reader_of(JsonlSource.model_validate(values)).index("it"), made_with)
 
     talk = {"kind": "chat", "messages": "messages"}
     assert key(talk, tokenizer) != key(talk, chat)

@@ -16,11 +16,10 @@ from tests.helpers import MakeConfig, write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.data import build, shards
-from quintet.data.cleaning import kept, reason_to_drop, rules_of
-from quintet.data.duplicates import find_duplicates, shingles, signer
+from quintet.data.cleaning import find_duplicates, kept, reason_to_drop, rules_of, shingles, signer
 from quintet.data.prepare import prepare
-from quintet.data.sources import source_index
-from quintet.data.sources.document import TextParts, TextPiece, TokenIds
+from quintet.data.sources import base
+from quintet.data.sources.base import TextParts, TextPiece, TokenIds
 from quintet.data.split import hold_out, trained_on, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -173,7 +172,7 @@ def test_signatures_agree_as_much_as_the_runs_of_words_do(moved: int) -> None:
 
 
 def test_signatures_do_not_depend_on_how_a_long_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from quintet.data import duplicates as module
+    from quintet.data import cleaning as module
 
     sign = signer(CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}}))
     assert sign is not None
@@ -232,7 +231,7 @@ def test_cleaning_makes_another_store(make_config: MakeConfig, tmp_path: Path) -
 def test_similar_documents_are_found_across_shards_for_any_number_of_processes(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 2_000)
+    monkeypatch.setattr(base, "UNIT_BYTES", 2_000)
     monkeypatch.setattr(build, "_SMALL", 0)
     texts = [words(start * 37 % 60, start * 37 % 60 + 40) for start in range(40)]
     source = rows(tmp_path / "rows.jsonl", texts)

@@ -26,8 +26,8 @@ from tests.data.containers import (
 )
 
 from quintet.errors import UserError
-from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.tokenizer_files import ChatRules
 
 KINDS = ["jsonl", "csv", "parquet", "huggingface"]
 few = settings(max_examples=15)

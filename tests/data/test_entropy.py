@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.config.documents import IGNORED
-from quintet.data.entropy import conditional_entropy, context_ids
+from quintet.data.batch import conditional_entropy, context_ids
 
 ROWS, LENGTH, IDS = 5, 6, 3
 
@@ -69,7 +69,9 @@ def test_it_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told:
         ]
         for row in range(ROWS)
     ]
-    seen = context_ids(inputs, documents if told else None, prompts if prompted else None, ahead=ahead, places=places)
+    seen = context_ids(
+        inputs, documents if told else None, prompts if prompted else None, ahead=ahead, positions=places
+    )
     flat = [one for row in views for one in row]
     numbers = seen.ravel().tolist()
     assert len(set(numbers)) == len(set(flat)) == len(set(zip(numbers, flat, strict=True)))

@@ -18,16 +18,15 @@ from pydantic import TypeAdapter
 
 from quintet.config.documents import TokenField
 from quintet.config.sources import SourceConfig
-from quintet.data.sources import megatron, source_index, token_files
-from quintet.data.sources.compressed import records
-from quintet.data.sources.document import Document, Report, TextParts, TokenIds
-from quintet.data.sources.rows import ids_of
-from quintet.data.sources.source_index import documents, list_source, reading_rules, units_of
+from quintet.data.sources import base, megatron, reader_of, token_files
+from quintet.data.sources.base import Document, Report, TextParts, TokenIds
+from quintet.data.sources.reading import records
+from quintet.data.sources.rows import ids_of, reading_rules
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.simple import ByteTokenizer
+from quintet.tokenize.tokenizer_files import ChatRules
 
 WHERE = "data.sources[0]"
 END = 256
@@ -42,11 +41,11 @@ def source_of(kind: str, path: Any, **keys: Any) -> Any:
 
 
 def read(source: Any, tokenizer: Tokenizer | None = None, report: Report | None = None) -> list[Document]:
-    units, left_out = units_of(list_source(source, WHERE))
+    units, left_out = reader_of(source).index(WHERE).units()
     report = report or Report()
     report.left_out += left_out
     tokenizer = tokenizer or ByteTokenizer()
-    return [document for unit in units for document in documents(unit, report, tokenizer)]
+    return [document for unit in units for document in unit.documents(report, tokenizer)]
 
 
 def tokens(found: list[Document]) -> list[list[int]]:
@@ -87,9 +86,6 @@ def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """What is read does not depend on how much is read at once."""
     for module in (token_files, megatron):
         monkeypatch.setattr(module, "SLICE", request.param)
-    from quintet.data.sources import tatm
-
-    monkeypatch.setattr(tatm, "SLICE", request.param)
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (7, 1)])
@@ -167,9 +163,9 @@ def test_labels_beside_an_array_say_what_is_learnt(tmp_path: Path) -> None:
 
 def test_a_change_of_the_labels_is_another_source(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(5))
-    before = list_source(source_of("npy", tmp_path / "a.npy"), WHERE).fingerprint
+    before = reader_of(source_of("npy", tmp_path / "a.npy")).index(WHERE).fingerprint
     np.save(tmp_path / "a_labels.npy", np.arange(5))
-    assert list_source(source_of("npy", tmp_path / "a.npy"), WHERE).fingerprint != before
+    assert reader_of(source_of("npy", tmp_path / "a.npy")).index(WHERE).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -329,8 +325,8 @@ def test_documents_of_megatron_are_those_of_its_index(
     expected = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13]]
     for path in (tmp_path / "a", tmp_path / "a.bin", tmp_path / "a.idx", tmp_path, tmp_path / "*.idx"):
         assert tokens(read(source_of("megatron", path))) == expected
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 4)
-    assert len(units_of(list_source(source_of("megatron", tmp_path), WHERE))[0]) > 1
+    monkeypatch.setattr(base, "UNIT_BYTES", 4)
+    assert len(reader_of(source_of("megatron", tmp_path)).index(WHERE).units()[0]) > 1
     assert tokens(read(source_of("megatron", tmp_path))) == expected
 
 
@@ -391,7 +387,7 @@ def test_every_kind_of_rows_gives_the_same_documents(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_rows(kind, tmp_path, ROWS)
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 64)
+    monkeypatch.setattr(base, "UNIT_BYTES", 64)
     assert read(source_of(kind, path)) == [row["text"] for row in ROWS]
     assert read(source_of(kind, path, document={"field": "answer", "prefix": "A: "})) == [
         f"A: {number}" for number in range(7)
@@ -532,8 +528,8 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
     template.write_text(CHATML)
     named = source_of(kind, path, document={"kind": "chat", "template": str(template)})
     assert read(named, chatty) == [expected]
-    units, _ = units_of(list_source(source, WHERE))
-    [bare] = [document for unit in units for document in documents(unit, Report())]
+    units, _ = reader_of(source).index(WHERE).units()
+    [bare] = [document for unit in units for document in unit.documents(Report())]
     assert bare == TextParts(tuple(message["content"] for message in TALK), (True,) * 5)
 
 
@@ -541,7 +537,7 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
 def test_the_parts_of_a_conversation_are_what_the_template_writes(
     chatty: HuggingFaceTokenizer, roles: list[str]
 ) -> None:
-    from quintet.data.sources.conversations import Conversations
+    from quintet.data.sources.rows import Conversations
     from quintet.tokenize.chat import chat_format
 
     said: Any = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]
@@ -595,9 +591,9 @@ def test_the_template_is_part_of_what_a_source_is(tmp_path: Path, chatty: Huggin
     path, template = write_rows("jsonl", tmp_path, [{"messages": TALK}]), tmp_path / "chat.jinja"
     template.write_text("one")
     source = source_of("jsonl", path, document={"kind": "chat", "template": str(template)})
-    before = list_source(source, WHERE).fingerprint
+    before = reader_of(source).index(WHERE).fingerprint
     template.write_text("two")
-    assert list_source(source, WHERE).fingerprint != before
+    assert reader_of(source).index(WHERE).fingerprint != before
     own, other = source_of("jsonl", path, document={"kind": "chat"}), copy.copy(chatty)
     other.chat = replace(chatty.chat, template=CHATML + " ")
     assert reading_rules(source, chatty) == reading_rules(source, other)
@@ -620,7 +616,7 @@ def compress(data: bytes, ending: str) -> bytes:
 def test_compressed_files_are_read_by_their_names_ending(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 2)  # they are not cut, however large they are
+    monkeypatch.setattr(base, "UNIT_BYTES", 2)  # they are not cut, however large they are
     lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(999)).encode()
     (tmp_path / f"a.jsonl{ending}").write_bytes(compress(lines, ending))
     (tmp_path / f"b.txt{ending}").write_bytes(compress("one|für".encode(), ending))
@@ -654,7 +650,7 @@ def test_records_of_blocks_are_those_of_the_whole(pieces: list[bytes], size: int
     data = b"".join(pieces)
     whole = data.split(separator)
     blocks = (data[start : start + size] for start in range(0, len(data), size))
-    assert list(records(blocks, separator)) == (whole if whole[-1] else whole[:-1])
+    assert [record for _, record in records(blocks, separator)] == (whole if whole[-1] else whole[:-1])
 
 
 @pytest.fixture
@@ -668,7 +664,7 @@ def memory() -> Iterator[Any]:
 def test_files_at_an_address_are_read_as_those_of_a_disk(
     memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 100)
+    monkeypatch.setattr(base, "UNIT_BYTES", 100)
     lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(50)).encode()
     array = tmp_path / "a.npy"
     np.save(array, np.arange(5))
@@ -686,7 +682,7 @@ def test_files_at_an_address_are_read_as_those_of_a_disk(
     )
     rows = [f"row {number}" for number in range(50)]
     assert read(source_of("jsonl", "memory://in")) == rows + rows
-    assert len(units_of(list_source(source_of("jsonl", "memory://in/a.jsonl"), WHERE))[0]) > 5
+    assert len(reader_of(source_of("jsonl", "memory://in/a.jsonl")).index(WHERE).units()[0]) > 5
     assert read(source_of("jsonl", "memory://in/*.jsonl")) == rows
     assert read(source_of("text", "memory://in/t.txt", separator="|")) == ["one", "two"]
     assert read(source_of("csv", "memory://in")) == ["x"]
@@ -703,10 +699,10 @@ def test_an_address_where_nothing_is_and_one_that_changes(memory: Any) -> None:
     refused(source_of("text", "nosuch://a.txt"), "nosuch://a.txt: ")
     memory.pipe_file("/a.txt", b"one")
     source = source_of("text", "memory://a.txt")
-    before = list_source(source, WHERE).fingerprint
-    assert list_source(source, WHERE).fingerprint == before
+    before = reader_of(source).index(WHERE).fingerprint
+    assert reader_of(source).index(WHERE).fingerprint == before
     memory.pipe_file("/a.txt", b"two")
-    assert list_source(source, WHERE).fingerprint != before
+    assert reader_of(source).index(WHERE).fingerprint != before
 
 
 def test_files_of_a_web_server(tmp_path: Path) -> None:
@@ -770,7 +766,7 @@ def test_a_parquet_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source, whole = source_of("parquet", file), file.read_bytes()
     file.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
     refused(source, f"{file}: row group 0, behind row -1: is damaged or no Parquet (")
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 1)
+    monkeypatch.setattr(base, "UNIT_BYTES", 1)
     assert skipped(source) == ([row["text"] for row in rows[2:]], {"damaged_file": 1})
     file.write_bytes(whole[:-9])
     refused(source, f"{file}: is damaged or no Parquet (")

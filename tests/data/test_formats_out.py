@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from quintet.config.schema import RunConfig
 from quintet.config.sources import NpySource, TatmSource
-from quintet.data.formats import streams, tatm, write_format
+from quintet.data import formats
+from quintet.data.formats import write_format
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 
@@ -48,7 +49,7 @@ def again(make_config: MakeConfig, original: Prepared, tmp_path: Path, source: d
 def tokens_of(parts: Any) -> tuple[list[int], list[bool]]:
     """All tokens of samples that are cut from streams, and which are learnt."""
     ids, loss_mask = [], []
-    for one, mask in streams.slices(streams.streams_of(parts, "test")):
+    for one, mask in formats.slices(formats.streams_of(parts, "test")):
         ids += one.tolist()
         loss_mask += [True] * one.size if mask is None else mask.tolist()
     return ids, loss_mask
@@ -63,7 +64,7 @@ def samples_of(parts: Any) -> list[tuple[list[int], list[bool]]]:
 
 @pytest.fixture(params=[5, 1 << 20], ids=["small_slices", "large_slices"])
 def _slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SLICE", request.param)
+    monkeypatch.setattr(formats, "SLICE", request.param)
 
 
 @pytest.mark.usefixtures("_slices")
@@ -93,11 +94,11 @@ def test_arrays_are_read_as_they_were_written(
 def test_tatm_is_read_as_it_was_written(
     make_config: MakeConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tatm, "FILE_TOKENS", 100)
+    monkeypatch.setattr(formats, "FILE_TOKENS", 100)
     original = prepare(config_of(make_config, corpus, masked=False, validation=0))
     write_format(original, "tatm", tmp_path / "out")
     files = sorted((tmp_path / "out" / "train").glob("tokenized_*.bin"))
-    if streams.SLICE < 100:
+    if formats.SLICE < 100:
         assert len(files) > 3
         ids = [np.fromfile(file, "<u2") for file in files]
         longest = max(map(len, LINES)) + 1
@@ -186,7 +187,7 @@ def test_text_that_is_cut_at_a_zero_is_no_padding(tmp_path: Path) -> None:
         def loss_mask(self, position: int, length: int) -> None:
             return None
 
-    tatm._write_files([Cut()], tmp_path, np.dtype("<u2"), end=1)
+    formats._write_files([Cut()], tmp_path, np.dtype("<u2"), end=1)
     assert np.fromfile(tmp_path / "tokenized_0.bin", "<u2").tolist() == [5, 1, 0, 1]
 
 

@@ -20,11 +20,11 @@ def names_of(folder: Path, kind: str) -> tuple[list[str], dict[str, list[str]]]:
     from pydantic import TypeAdapter
 
     from quintet.config.sources import SourceConfig
-    from quintet.data.sources.check import folder_suffixes
+    from quintet.data.sources import reader_of
 
     source: Any = TypeAdapter(SourceConfig).validate_python({"kind": kind, "path": str(folder)})
     passed: PassedOver = {}
-    files = find_files(source.path, folder_suffixes(source), "here", passed)
+    files = find_files(source.path, reader_of(source).suffixes, "here", passed)
     relative = {reason: [str(Path(name).relative_to(folder)) for name in names] for reason, names in passed.items()}
     return [file.name for file in files], {reason: sorted(names) for reason, names in relative.items()}
 
@@ -98,9 +98,9 @@ def test_documents_without_the_separator_are_counted(make_config: MakeConfig, tm
 def test_a_separator_that_stands_nowhere_is_said(
     make_config: MakeConfig, tmp_path: Path, units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quintet.data.sources import source_index
+    from quintet.data.sources import base
 
-    monkeypatch.setattr(source_index, "UNIT_BYTES", units)
+    monkeypatch.setattr(base, "UNIT_BYTES", units)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("one two three\r\n\r\nfour five six\r\n\r\n" * 9)
     source = {"kind": "text", "path": str(tmp_path / "*.txt")}

@@ -198,8 +198,6 @@ def test_the_least_is_not_above_the_most(rows: Path, name: str) -> None:
 
 
 def test_a_labelled_part_to_validate_on_may_be_empty_but_not_all_of_them(rows: Path) -> None:
-    from quintet.data.order import nothing_of_lines
-
     def part(*composers: str, label: str | None = None) -> dict[str, Any]:
         document = {"kind": "notes", "only_by": list(composers)}
         return {"kind": "jsonl", "path": str(rows), "document": document, **({"label": label} if label else {})}
@@ -210,9 +208,7 @@ def test_a_labelled_part_to_validate_on_may_be_empty_but_not_all_of_them(rows: P
     assert made.validation is not None
     assert [stream.count > 0 for stream in made.validation.streams] == [True, False]
     assert set(np.concatenate([batch.sources for batch in made.validation.batches(4, None)]).tolist()) == {0}
-    assert nothing_of_lines(made.validation) == [
-        "not validated on: haydn, which has nothing or too little for a sample"
-    ]
+    assert made.validation.lines() == ["not validated on: haydn, which has nothing or too little for a sample"]
     with pytest.raises(UserError, match="0 tokens to validate on"):
         prepared(rows, validation_sources=parts[1:], **more)
     with pytest.raises(UserError, match=r"data\.validation_sources\[0\].* holds no text"):

@@ -7,8 +7,7 @@ import pytest
 from tests.helpers import MakeConfig
 
 from quintet.config.schema import RunConfig
-from quintet.data.mixture import EpochOrder, MixtureStage, WeightedOrder
-from quintet.data.order import build_order, stage_facts, stage_lines
+from quintet.data.mixture import EpochOrder, MixtureStage, WeightedOrder, build_order, stage_facts, stage_lines
 
 
 def sources(*labels: str, **keys: Any) -> list[dict[str, Any]]:

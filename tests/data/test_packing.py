@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,13 @@ from quintet.data.packing import Packed, document_spans, pack
 from quintet.data.prepare import prepare
 from quintet.data.samples import Sample
 from quintet.data.shards import write_shard
-from quintet.data.sources.document import TextParts, TokenIds
+from quintet.data.sources.base import TextParts, TokenIds
 from quintet.data.split import TokenRanges, split, whole
 from quintet.data.store import TokenStore, token_dtype
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.bounds import text_bounds
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.bounds import clean_starts, text_bounds
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.token_boundaries import clean_starts
+from quintet.tokenize.simple import ByteTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz#"
 BOS, EOS = 1, 2
@@ -47,23 +47,21 @@ def words() -> HuggingFaceTokenizer:
     library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.add_special_tokens(["<s>", "</s>"])
-    from quintet.tokenize.chat_rules import ChatRules
+    from quintet.tokenize.tokenizer_files import ChatRules
 
     return HuggingFaceTokenizer(library.to_str(), "</s>", ChatRules(tokens={"bos_token": "<s>"}))
 
 
 def stored(folder: Path, documents: list[Any], tokenizer: Tokenizer) -> TokenStore:
     folder.mkdir(parents=True, exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quintet.data.shards.documents", lambda unit, report, tokenizer: iter(unit.documents))
 
-        class WorkUnit:
-            place = "there"
+    class WorkUnit:
+        place = "there"
 
-            def __init__(self) -> None:
-                self.documents = documents
+        def documents(self, report: Any, tokenizer: Any) -> Iterator[Any]:
+            return iter(documents)
 
-        shard = write_shard(folder, 0, WorkUnit(), tokenizer).shard  # pyright: ignore[reportArgumentType]
+    shard = write_shard(folder, 0, WorkUnit(), tokenizer).shard  # pyright: ignore[reportArgumentType]
     counts = (shard.tokens, shard.documents, shard.bytes)
     dtype = token_dtype(tokenizer.vocab_size).str
     manifest = Manifest(

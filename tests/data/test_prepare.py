@@ -16,7 +16,7 @@ from tests.helpers import MakeConfig, contents, source_environment
 from quintet.data import build
 from quintet.data.prepare import build_tokenizer_of, prepare, prepare_to
 from quintet.data.samples import Windows
-from quintet.data.sources import source_index
+from quintet.data.sources import base
 from quintet.errors import UserError
 
 
@@ -33,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small corpora are cut into units, and processes are started for them."""
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 16_000)
+    monkeypatch.setattr(base, "UNIT_BYTES", 16_000)
     monkeypatch.setattr(build, "_SMALL", 0)
 
 
@@ -106,10 +106,10 @@ from multiprocessing import active_children
 from quintet.config.schema import RunConfig
 from quintet.data import build
 from quintet.data.prepare import prepare
-from quintet.data.sources import source_index
+from quintet.data.sources import base
 
 if __name__ == "__main__":
-    source_index.UNIT_BYTES, build._SMALL = 16_000, 0
+    base.UNIT_BYTES, build._SMALL = 16_000, 0
     told = 0
 
     def progress(stage, done, total):
@@ -181,7 +181,7 @@ def test_a_second_preparation_reads_nothing(
         raise AssertionError("documents are read again")
 
     monkeypatch.setattr(build, "write_shard", unexpected)
-    monkeypatch.setattr("quintet.data.prepare.documents", unexpected)
+    monkeypatch.setattr(base.WorkUnit, "documents", unexpected)
     second = prepare(config)
     assert second.fingerprint == first.fingerprint
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint

@@ -17,11 +17,11 @@ import pytest
 from tests.helpers import source_environment, write_jsonl
 
 from quintet.data.prepare import prepare
-from quintet.data.sources.conversations import Conversations
+from quintet.data.sources.rows import Conversations
 from quintet.errors import UserError
 from quintet.tokenize.chat import ChatFormat
-from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.tokenizer_files import ChatRules
 
 ASKS = "{{ strftime_now('%d %b %Y %H:%M') }}{% for m in messages %}|{{ m.role }}: {{ m.content }}{% endfor %}"
 RUN = {

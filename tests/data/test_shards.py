@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from quintet.data import shards
 from quintet.data.manifest import Manifest
 from quintet.data.shards import read_written, write_shard
-from quintet.data.sources.document import Document, Report, TextParts, TokenIds
+from quintet.data.sources.base import Document, Report, TextParts, TokenIds
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 END = TOKENIZER.end_id

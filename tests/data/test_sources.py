@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -14,27 +15,26 @@ from tests.helpers import source_environment
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.schema import RunConfig
-from quintet.config.sources import HuggingFaceSource, JsonlSource, PythonStdlibSource, TextSource
+from quintet.config.sources import SOURCES, HuggingFaceSource, JsonlSource, PythonStdlibSource, SourceConfig, TextSource
 from quintet.data.shards import write_shard
-from quintet.data.sources import check_sources, source_index
+from quintet.data.sources import READERS, base, check_sources, reader_of
 from quintet.data.sources import text as text_module
-from quintet.data.sources.document import Report, TextPiece
-from quintet.data.sources.source_index import ReadSource, documents, label_of, list_source, units_of
+from quintet.data.sources.base import Report, TextPiece
 from quintet.errors import UserError
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 WHERE = "data.sources[0]"
 
 
-def texts_of(source: ReadSource) -> list[str]:
+def texts_of(source: SourceConfig) -> list[str]:
     return read_all(source)[0]
 
 
-def read_all(source: ReadSource) -> tuple[list[str], list[str]]:
+def read_all(source: SourceConfig) -> tuple[list[str], list[str]]:
     """All documents, and the files that were left out."""
-    units, left_out = units_of(list_source(source, WHERE))
+    units, left_out = reader_of(source).index(WHERE).units()
     report = Report(left_out)
-    return [text for unit in units for text in documents(unit, report)], left_out
+    return [text for unit in units for text in unit.documents(report)], left_out
 
 
 def text(path: Path | tuple[Path, ...], separator: str | None = None) -> TextSource:
@@ -91,8 +91,8 @@ def test_a_separator_cuts_documents_also_across_units(tmp_path: Path, monkeypatc
     stories = [f"story {number} " + "ö" * (number % 50) for number in range(500)]
     file = tmp_path / "stories.txt"
     file.write_text("<|end|>".join(stories) + "<|end|>")
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 1000)
-    assert len(units_of(list_source(text(file, "<|end|>"), WHERE))[0]) > 20
+    monkeypatch.setattr(base, "UNIT_BYTES", 1000)
+    assert len(reader_of(text(file, "<|end|>")).index(WHERE).units()[0]) > 20
     assert texts_of(text(file, "<|end|>")) == stories
     assert texts_of(text(tmp_path, "<|end|>")) == stories
 
@@ -105,7 +105,7 @@ def test_files_of_a_folder_that_are_no_text_are_left_out_and_named(
     binary.write_bytes(content)
     assert read_all(text(corpus)) == (["A", "B", "C"], [str(binary)])
     # A file that is large enough to be cut is left out as a whole, although its beginning is text.
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 2)
+    monkeypatch.setattr(base, "UNIT_BYTES", 2)
     assert read_all(text(corpus, "\n")) == (["A", "B", "C"], [str(binary)])
 
 
@@ -131,7 +131,7 @@ def test_what_is_not_there_is_an_error(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(problem)):
-        list_source(text(Path(path)), WHERE)
+        reader_of(text(Path(path))).index(WHERE)
 
 
 def write_lines(file: Path, *lines: Any) -> Path:
@@ -142,8 +142,8 @@ def write_lines(file: Path, *lines: Any) -> Path:
 def test_lines_of_json_are_read_in_ranges_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"id": number, "text": f"row {number}\n" + "é" * (number % 70)} for number in range(1000)]
     file = write_lines(tmp_path / "a.jsonl", *rows)
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 4000)
-    units, _ = units_of(list_source(jsonl(file), WHERE))
+    monkeypatch.setattr(base, "UNIT_BYTES", 4000)
+    units, _ = reader_of(jsonl(file)).index(WHERE).units()
     assert len(units) > 10
     assert texts_of(jsonl(file)) == [row["text"] for row in rows]
 
@@ -167,7 +167,7 @@ def test_a_folder_gives_its_jsonl_files_and_blank_lines_are_passed_over(tmp_path
 def test_a_wrong_line_is_named_also_in_a_later_range(
     line: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 64)
+    monkeypatch.setattr(base, "UNIT_BYTES", 64)
     file = write_lines(tmp_path / "a.jsonl", *({"text": f"row {number}"} for number in range(30)), line)
     with pytest.raises(UserError, match=re.escape(f"{file}:31: {problem}")):
         texts_of(jsonl(file))
@@ -190,8 +190,8 @@ def test_rows_of_a_dataset_are_read_in_ranges(
     rows = [f"row {number}" for number in range(2500)]
     path = rows_on_disk({"body": rows, "id": list(range(2500))})
     source = HuggingFaceSource.model_validate({"kind": "huggingface", "path": str(path), "document": {"field": "body"}})
-    monkeypatch.setattr(source_index, "UNIT_BYTES", 2000)
-    assert len(units_of(list_source(source, WHERE))[0]) > 5
+    monkeypatch.setattr(base, "UNIT_BYTES", 2000)
+    assert len(reader_of(source).index(WHERE).units()[0]) > 5
     assert texts_of(source) == rows
 
 
@@ -210,7 +210,7 @@ def test_what_a_dataset_lacks_is_an_error_that_lists_what_it_has(rows_on_disk: C
 
 def test_the_standard_library_is_read_without_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     source = PythonStdlibSource(kind="python_stdlib")
-    found = list_source(source, WHERE)
+    found = reader_of(source).index(WHERE)
     names = {file.name for file in found.files}
     assert {"json/decoder.py", "this.py"} <= names
     assert not [name for name in names if {"test", "tests", "site-packages"} & set(name.split("/"))]
@@ -220,8 +220,8 @@ def test_the_standard_library_is_read_without_its_tests(monkeypatch: pytest.Monk
 
 
 def test_a_fingerprint_follows_the_files_and_how_they_are_read(corpus: Path, tmp_path: Path) -> None:
-    def fingerprint(source: ReadSource) -> str:
-        return list_source(source, WHERE).fingerprint
+    def fingerprint(source: SourceConfig) -> str:
+        return reader_of(source).index(WHERE).fingerprint
 
     first = fingerprint(text(corpus))
     assert fingerprint(text(corpus).model_copy(update={"label": "mine", "weight": 2.0})) == first
@@ -233,10 +233,15 @@ def test_a_fingerprint_follows_the_files_and_how_they_are_read(corpus: Path, tmp
     assert fingerprint(text(moved)) != first
 
 
+def test_every_kind_of_source_has_one_reader() -> None:
+    assert READERS.keys() == SOURCES.keys()
+    assert all(issubclass(resolve_name(name), base.Reader) for name in READERS.values())
+
+
 def test_a_label_is_kind_and_path_when_not_given() -> None:
-    assert label_of(text(Path("a.txt"))) == "text a.txt"
-    assert label_of(PythonStdlibSource(kind="python_stdlib")) == "python_stdlib"
-    assert label_of(PythonStdlibSource(kind="python_stdlib", label="python")) == "python"
+    assert text(Path("a.txt")).display_name == "text a.txt"
+    assert PythonStdlibSource(kind="python_stdlib").display_name == "python_stdlib"
+    assert PythonStdlibSource(kind="python_stdlib", label="python").display_name == "python"
 
 
 def test_checking_finds_every_missing_source_at_once(
@@ -285,10 +290,10 @@ def test_checking_imports_nothing_heavy() -> None:
 
 def test_a_file_of_this_disk_needs_no_library_for_addresses(corpus: Path) -> None:
     code = (
-        "import sys; from quintet.data.sources.document import Report; from quintet.config.sources import TextSource; "
-        "from quintet.data.sources.source_index import *; "
-        f"units, _ = units_of(list_source(TextSource(kind='text', path={str(corpus)!r}), 'x')); "
-        "print([text for unit in units for text in documents(unit, Report())], "
+        "import sys; from quintet.data.sources.base import Report; from quintet.config.sources import TextSource; "
+        "from quintet.data.sources import reader_of; "
+        f"units, _ = reader_of(TextSource(kind='text', path={str(corpus)!r})).index('x').units(); "
+        "print([text for unit in units for text in unit.documents(Report())], "
         "sorted({'fsspec', 'pyarrow', 'datasets', 'zstandard'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -310,8 +315,8 @@ def test_a_large_file_in_pieces_is_the_same_text(tmp_path: Path, monkeypatch: py
     content = "\ufeffsome words, naïve ones 🎹 and more\n words " * 5
     (tmp_path / "a.txt").write_text(content, encoding="utf-8")
     source = TextSource(kind="text", path=str(tmp_path / "a.txt"))
-    unit = units_of(list_source(source, WHERE))[0][0]
-    found = list(documents(unit, Report(), ByteTokenizer()))
+    unit = reader_of(source).index(WHERE).units()[0][0]
+    found = list(unit.documents(Report(), ByteTokenizer()))
     assert len(found) > 3
     assert all(isinstance(piece, TextPiece) for piece in found)
     assert "".join(piece.text for piece in found if isinstance(piece, TextPiece)) == content[1:]
@@ -328,10 +333,10 @@ def test_a_large_file_that_is_no_text_is_told_like_a_small_one(
     path.write_bytes(b"one line\nsome words and more " + b"\xc3" + end.encode())
 
     def told() -> str:
-        unit = units_of(list_source(TextSource(kind="text", path=str(path if named else tmp_path)), WHERE))[0][0]
+        unit = reader_of(TextSource(kind="text", path=str(path if named else tmp_path))).index(WHERE).units()[0][0]
         report = Report()
         try:
-            assert not list(documents(unit, report, ByteTokenizer()))
+            assert not list(unit.documents(report, ByteTokenizer()))
         except UserError as error:
             return str(error)
         return f"left out {report.left_out}"
@@ -345,7 +350,7 @@ def test_a_large_file_that_is_no_text_is_told_like_a_small_one(
 def test_cleaning_judges_a_text_in_pieces_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "PIECE", 9)
     (tmp_path / "a.txt").write_text("some words and more words " * 9)
-    unit = units_of(list_source(TextSource(kind="text", path=str(tmp_path / "a.txt")), WHERE))[0][0]
+    unit = reader_of(TextSource(kind="text", path=str(tmp_path / "a.txt"))).index(WHERE).units()[0][0]
     plain = write_shard(tmp_path, 0, unit, ByteTokenizer())
     kept = write_shard(tmp_path, 1, unit, ByteTokenizer(), cleaning=CleaningConfig(min_characters=200))
     dropped = write_shard(tmp_path, 2, unit, ByteTokenizer(), cleaning=CleaningConfig(max_characters=200))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.sources.spans import ByteRange, cut, line_of, read, records
+from quintet.data.sources.reading import ByteRange, cut, line_of, read, records
 from quintet.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_spans_split_one_by_one_give_what_the_whole_file_gives(data: bytes, sepa
     expected = data.split(separator)
     if not expected[-1]:
         expected.pop()
-    assert [record for part in parts for _, record in records(part, separator)] == expected
+    assert [record for part in parts for _, record in records([part], separator)] == expected
 
 
 def test_a_large_file_is_cut_near_each_nominal_place(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_offsets_of_records_lead_back_to_their_lines(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     lines = [b"one", b"", b"three", b"four"]
     file.write_bytes(b"\n".join(lines))
-    found = [(line_of(str(file), offset), record) for offset, record in records(file.read_bytes(), b"\n")]
+    found = [(line_of(str(file), offset), record) for offset, record in records([file.read_bytes()], b"\n")]
     assert found == list(enumerate(lines, 1))
 
 

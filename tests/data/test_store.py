@@ -21,12 +21,11 @@ from quintet.config.sources import JsonlSource, TextSource
 from quintet.data import build
 from quintet.data import store as store_module
 from quintet.data.build import StoreSpec, build_store
-from quintet.data.sources import source_index
-from quintet.data.sources.source_index import list_source
+from quintet.data.manifest import forget_all
+from quintet.data.sources import base, reader_of
 from quintet.data.store import ArrayWriter, TokenStore, array_file, token_dtype
-from quintet.data.verify import forget_all
 from quintet.errors import UserError
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 DOCUMENTS = ["first document", "ünïcode", "x", "a longer fourth document " * 5, "fifth"]
 TOKENIZER = ByteTokenizer()
@@ -40,9 +39,9 @@ def make_store(folder: Path, documents: list[str], shards: int = 3) -> TokenStor
         (corpus / f"{index:03d}.txt").write_text(document, newline="")
     size = sum(len(document.encode()) for document in documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_index, "UNIT_BYTES", max(1, size // shards))
+        patch.setattr(base, "UNIT_BYTES", max(1, size // shards))
         source = TextSource(kind="text", path=str(corpus))
-        order = StoreSpec(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder / "store")
+        order = StoreSpec(reader_of(source).index("data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder / "store")
         return build_store(order, 1, None)
 
 
@@ -156,7 +155,7 @@ def masked_store(folder: Path) -> TokenStore:
         write_jsonl(folder / f"{name}.jsonl", rows)
     source = JsonlSource.model_validate({"kind": "jsonl", "path": str(folder), "document": {"kind": "answer"}})
     cleaning = CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}})
-    source_index = list_source(source, "here")
+    source_index = reader_of(source).index("here")
     return build_store(StoreSpec(source_index, TOKENIZER, {}, folder / "store", cleaning), 1, None)
 
 
@@ -311,9 +310,9 @@ def test_unfinished_shards_are_cleaned_and_finished_ones_kept(tmp_path: Path) ->
     (folder / ".shard-000001.tokens.npy.123").write_bytes(b"half")
     (folder / "shard-999999.tokens.npy").write_bytes(b"of another cut")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_index, "UNIT_BYTES", max(1, sum(len(document.encode()) for document in DOCUMENTS) // 3))
+        patch.setattr(base, "UNIT_BYTES", max(1, sum(len(document.encode()) for document in DOCUMENTS) // 3))
         source = TextSource(kind="text", path=str(tmp_path / "corpus"))
-        order = StoreSpec(list_source(source, "data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder)
+        order = StoreSpec(reader_of(source).index("data.sources[0]"), TOKENIZER, {"kind": "byte"}, folder)
         again = build_store(order, 1, None)
     assert again.fingerprint == store.fingerprint
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == before

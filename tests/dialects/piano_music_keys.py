@@ -18,8 +18,8 @@ from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
 from quintet.piano.notes import Notes
 from quintet.piano.tasks import DEFAULT_TASKS
-from quintet.piano.tokenizers import ExponentialTimeTokenizer
 from quintet.piano.tokenizers.bpe import NoteBPETokenizer
+from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer
 
 
 def samples(made: Made, source: int = 0, *, held_out: bool = False) -> NoteSamples:

@@ -20,7 +20,7 @@ from tests.dialects.conftest import Made, Make, Said, same
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import Reading, load_run_config
-from quintet.data.formats.write import write_samples
+from quintet.data.formats import write_samples
 from quintet.data.prepare import prepare
 from quintet.errors import UserError
 from quintet.train.schedule import learning_rate

@@ -140,7 +140,7 @@ import like_windows as like
 like.take_unix_away()
 like.guard_files(like.Path())
 from quintet.config.load import load_run_config
-from quintet.data.formats.write import write_samples
+from quintet.data.formats import write_samples
 from quintet.data.prepare import prepare
 write_samples(prepare(load_run_config(["run.yaml"]).config), like.Path("rows"), -100)
 """

@@ -18,7 +18,7 @@ from quintet.evaluate.harness.items import is_short_and_plain, syllables
 from quintet.evaluate.harness.names import check_tasks
 from quintet.evaluate.harness.texts import Encoder, Text
 from quintet.tokenize.bounds import text_bounds
-from quintet.tokenize.byte import ByteTokenizer
+from quintet.tokenize.simple import ByteTokenizer
 
 TEXTS = st.lists(
     st.tuples(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 12), st.integers(0, 3)),

@@ -12,7 +12,7 @@ from quintet.errors import UserError
 from quintet.piano.midi import write_midi
 from quintet.piano.notes import notes
 from quintet.tokenize import load_tokenizer
-from quintet.tokenize.build import build_tokenizer
+from quintet.tokenize.registry import build_tokenizer
 from quintet.train.trained import load_trained
 
 MERGED = {"kind": "note_bpe", "vocab_size": 1300}

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from quintet.config.evaluate import TextModelingConfig
 from quintet.config.model import TransformerConfig
 from quintet.config.sources import TextSource
-from quintet.data.sources.document import Report
-from quintet.data.sources.source_index import documents as documents_of
-from quintet.data.sources.source_index import list_source, units_of
+from quintet.data.sources import reader_of
+from quintet.data.sources.base import Report
 from quintet.errors import UserError
 from quintet.evaluate.likelihood import TokenScores, batched, token_scores, windows
 from quintet.evaluate.model_and_tokenizer import check_text_model
@@ -43,8 +42,7 @@ from quintet.model import build_model
 from quintet.model.cache import Abilities
 from quintet.tokenize.base import NO_END, TokenBytes
 from quintet.tokenize.bounds import text_bounds
-from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.simple import ByteTokenizer, IdTokenizer
 
 ALPHABET = "abé "  # é has two bytes
 
@@ -345,8 +343,8 @@ def test_a_text_is_measured_as_a_source_reads_it(
     content = (b"\xef\xbb\xbf" if mark else b"") + (separator or "").join(documents).encode()
     file.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
     source = TextSource(kind="text", path=str(file), separator=separator)
-    units, _ = units_of(list_source(source, "here"))
-    read = [text for unit in units for text in documents_of(unit, Report())]
+    units, _ = reader_of(source).index("here").units()
+    read = [text for unit in units for text in unit.documents(Report())]
     config = TextModelingConfig(path=str(file), separator=separator)
     try:
         measured = read_topics(config, "here").topics["a"]

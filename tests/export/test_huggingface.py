@@ -10,7 +10,7 @@ import torch
 import yaml
 from tests.helpers import measured, write_jsonl
 
-from quintet.data.held_out import held_out_documents
+from quintet.data.batch import held_out_documents
 from quintet.data.prepare import prepare
 from quintet.train.trained import load_trained, load_writer
 

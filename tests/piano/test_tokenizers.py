@@ -29,8 +29,9 @@ from quintet.errors import UserError
 from quintet.piano.midi import read_midi
 from quintet.piano.notes import Notes, notes
 from quintet.piano.numbers import from_numbers, to_numbers
-from quintet.piano.tokenizers import ExponentialTimeTokenizer, NoteTokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.piano.tokenizers.bpe import NoteBPETokenizer, train
+from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer
 from quintet.piano.tokenizers.miditok import MidiTokTokenizer
 from quintet.tokenize import TextStream, build_tokenizer, load_tokenizer
 
@@ -388,7 +389,7 @@ def test_the_kinds_are_known_once_the_package_is_imported_and_need_no_heavy_libr
     heavy = "{'torch', 'miditok', 'symusic', 'tokenizers', 'mido', 'music21'}"
     code = (
         "import sys, pathlib, quintet.piano.tokenizers\n"
-        "from quintet.tokenize.build import load_tokenizer\n"
+        "from quintet.tokenize.registry import load_tokenizer\n"
         "found = load_tokenizer(pathlib.Path(sys.argv[1])).vocab_size\n"
         f"print(found, sorted({heavy} & set(sys.modules)))"
     )

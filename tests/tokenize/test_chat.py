@@ -19,11 +19,10 @@ from quintet.errors import UserError
 from quintet.tokenize import build_tokenizer, load_tokenizer
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
 from quintet.tokenize.bounds import TextBounds, checkpoint_bounds, encode_with_special, special_tokens, text_bounds
-from quintet.tokenize.byte import ByteTokenizer
 from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.ids import IdTokenizer
-from quintet.tokenize.tokenizer_json import BYTE_OF
+from quintet.tokenize.simple import ByteTokenizer, IdTokenizer
+from quintet.tokenize.tokenizer_files import BYTE_OF
 
 CHATML = """{% for message in messages %}
 {{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}

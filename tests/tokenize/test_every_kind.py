@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from quintet.config.tokenizer import (
     CharTokenizerConfig,
     HuggingFaceTokenizerConfig,
     TiktokenTokenizerConfig,
+    TokenizerConfig,
 )
 from quintet.errors import UserError
-from quintet.tokenize import TextStream, Tokenizer, build_tokenizer, load_tokenizer
+from quintet.tokenize import TextStream, Tokenizer, build_tokenizer, load_tokenizer, registry
 
 CORPUS = [
     "def f(x):\n    return x + 1\n" * 20,
@@ -154,3 +156,9 @@ def test_fingerprints_tell_kinds_and_vocabularies_apart(tmp_path: Path) -> None:
     ]
     assert len(set(found)) == len(found)
     assert of(CharTokenizerConfig(kind="char"), lambda: CORPUS[::-1]) == found[1]
+
+
+def test_every_kind_has_one_class() -> None:
+    configs = get_args(get_args(TokenizerConfig)[0])
+    assert {get_args(one.model_fields["kind"].annotation)[0] for one in configs} == registry.KINDS.keys()
+    assert all(callable(registry.kind_of(name).build) for name in registry.KINDS)

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
-from quintet.tokenize.tokenizer_json import BYTE_OF
+from quintet.tokenize.tokenizer_files import BYTE_OF
 
 PUBLISHED = [
     "gpt2",

@@ -22,7 +22,7 @@ from quintet.data.prepare import prepare
 from quintet.errors import UserError
 from quintet.tokenize import TextStream, build_tokenizer, load_tokenizer
 from quintet.tokenize.base import NO_END
-from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.simple import IdTokenizer
 
 SIZE = 50
 

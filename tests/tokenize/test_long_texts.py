@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quintet.config.tokenizer import BPETokenizerConfig, HuggingFaceTokenizerConfig, TiktokenTokenizerConfig
 from quintet.errors import UserError
-from quintet.tokenize import Tokenizer, build_tokenizer, long_texts
+from quintet.tokenize import Tokenizer, base, build_tokenizer
 
 # Words and what may stand beside them: white space of every kind, contractions, digits, marks, foreign letters.
 PARTS = ["a", "the", "Is", "don't", "'s", " ", "  ", "\n", "\r\n", "\t", "12", "3456", ".", "!?", "/", "é", "e\u0301"]
@@ -32,7 +32,7 @@ def known() -> dict[str, tuple[Tokenizer, Reference]]:
 def pair(request, known, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> tuple[Tokenizer, Reference]:
     """A tokenizer, and its library on the whole text."""
     name = request.param
-    monkeypatch.setattr(long_texts, "PART", 4)
+    monkeypatch.setattr(base, "PART", 4)
     if name not in known:
         folder = tmp_path_factory.mktemp("tokenizers")
         if name == "huggingface":
@@ -68,16 +68,16 @@ def test_cuts_change_no_id(pair: tuple[Tokenizer, Reference], text: str) -> None
 @given(text=TEXTS)
 def test_the_parts_are_the_text_and_start_with_a_space(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_texts, "PART", 4)
-        parts = long_texts.split_long(text)
+        patch.setattr(base, "PART", 4)
+        parts = base.split_long(text)
     assert "".join(parts) == text
     assert all(part.startswith(" ") for part in parts[1:])
 
 
 def test_a_long_text_of_words_is_cut_into_parts_of_even_size() -> None:
-    parts = long_texts.split_long("word " * 200_000)
+    parts = base.split_long("word " * 200_000)
     assert len(parts) > 10
-    assert max(map(len, parts)) <= 2 * long_texts.PART + 5
+    assert max(map(len, parts)) <= 2 * base.PART + 5
 
 
 def test_a_run_of_white_space_that_tiktoken_cannot_read_is_named(

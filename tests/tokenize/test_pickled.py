@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from quintet.errors import UserError
 from quintet.tokenize.huggingface import huggingface_tokenizer
-from quintet.tokenize.tokenizer_json import BYTE_OF
+from quintet.tokenize.tokenizer_files import BYTE_OF
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
-from quintet.tokenize.stop import StopAt
+from quintet.tokenize.stream import StopAt
 
 # Few letters, so that stop strings occur, overlap and almost occur.
 PIECES = st.lists(st.text("ab\n", max_size=4), max_size=12)

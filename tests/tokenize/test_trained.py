@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
 from quintet.errors import UserError
 from quintet.tokenize import build_tokenizer
-from quintet.tokenize.sample import even_sample
+from quintet.tokenize.bpe import even_sample
 
 TEXTS = ["low lower lowest newer newest wider widest " * 30, "été 1234 – naïve\n" * 10]
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from quintet.tokenize.base import Tokenizer
-from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.char import CharTokenizer
 from quintet.tokenize.openai import TiktokenTokenizer
+from quintet.tokenize.simple import ByteTokenizer, CharTokenizer
 from quintet.tokenize.transformers_folder import write_for_transformers
 
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from tests.helpers import Command, measured, run_values
 from quintet.config.documents import IGNORED
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
-from quintet.data.entropy import conditional_entropy, context_ids
+from quintet.data.batch import conditional_entropy, context_ids
 from quintet.data.prepare import prepare
 from quintet.train.evaluation import lowest_loss
 from quintet.train.model import make_objective
@@ -140,7 +140,7 @@ def test_the_model_says_what_a_position_sees(model: dict[str, Any], options: dic
         batch.inputs,
         documents if options.get("documents") else None,
         ahead=options.get("ahead", False),
-        places=bool(options.get("places")),
+        positions=bool(options.get("places")),
     )
     assert lowest_loss(config, batch) == pytest.approx(conditional_entropy(batch.targets, sees))
     assert (batch.targets != IGNORED).all()

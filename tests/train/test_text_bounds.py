@@ -14,7 +14,7 @@ import torch
 from tests.helpers import Train, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from quintet.data.held_out import held_out_documents
+from quintet.data.batch import held_out_documents
 from quintet.data.prepare import prepare
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.language_model import LanguageModel

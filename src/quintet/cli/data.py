@@ -29,7 +29,7 @@ def data(
 ) -> None:
     """Describe what is prepared: documents, tokens, lengths, what was dropped, some texts. Nothing is tokenised."""
     from quintet.data.describe import report_run, report_store
-    from quintet.data.sources.check import MANIFEST
+    from quintet.data.manifest import MANIFEST
 
     if len(inputs) == 1 and (local_path(inputs[0]) / MANIFEST).is_file():
         reports = [report_store(local_path(inputs[0]), seed, samples)]

@@ -45,7 +45,7 @@ def prepare(
 ) -> None:
     """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
     if verify:
-        from quintet.data.verify import forget_all
+        from quintet.data.manifest import forget_all
 
         forget_all()
     loaded = load(inputs, "prepare")
@@ -71,14 +71,12 @@ def prepare(
         prepared = prepare_run(config, progress=reporter.preparing)
     finally:
         reporter.close()
-    from quintet.data.order import left_out_line, nothing_of_lines
-
     train, held_out = prepared.train, prepared.validation
     reporter.say(f"tokenizer: {prepared.tokenizer.vocab_size:,} ids, fingerprint {prepared.tokenizer.fingerprint}")
     reporter.say(f"training: {train.tokens:,} tokens, {train.epoch_samples:,} samples of {config.data.sequence_length}")
     if held_out is not None:
         reporter.say(f"validation: {held_out.tokens:,} tokens")
-    _say(reporter, *prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(held_out))
+    _say(reporter, *prepared.lines())
 
 
 def _say(reporter: Reporter, *lines: str) -> None:
@@ -88,8 +86,7 @@ def _say(reporter: Reporter, *lines: str) -> None:
 
 def _write(config: RunConfig, form: Format, output: Path | None, shard: str | None, reporter: Reporter) -> None:
     """Write what the run trains on and validates on to ``output``."""
-    from quintet.data.formats import write_format
-    from quintet.data.formats.write import check_new
+    from quintet.data.formats import check_new, write_format
     from quintet.data.prepare import prepare
 
     if output is None or shard is not None:
@@ -102,7 +99,7 @@ def _write(config: RunConfig, form: Format, output: Path | None, shard: str | No
 
 def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> None:
     """Write what a dialect's file says is to be written, where it says."""
-    from quintet.data.formats.write import check_new, write_samples
+    from quintet.data.formats import check_new, write_samples
     from quintet.data.prepare import prepare
 
     folder = local_path(target.folder)

@@ -21,7 +21,6 @@ from quintet.config.optimizer import OptimizerConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schedule import DropoutScheduleConfig, ScheduleConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error
-from quintet.config.sources import holds_ids
 from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
 from quintet.config.train import TrainConfig
 from quintet.config.trainer import trainer_errors
@@ -144,7 +143,7 @@ def _ids_are_enough(tokenizer: TokenizerConfig, data: DataConfig) -> ConfigError
         return
     for name, sources in (("sources", data.sources), ("validation_sources", data.validation_sources)):
         for index, source in enumerate(sources):
-            if not holds_ids(source):
+            if source.content != "ids":
                 yield config_error(
                     f"data.{name}[{index}]",
                     "holds text, and tokenizer.kind: ids knows none; name another tokenizer, or ids: npy, bin, "

@@ -82,7 +82,7 @@ class MinhashDeduplication(ConfigSection):
     permutations: int = key(
         128, "numbers in the signature of a document: more estimate more exactly and cost more", unit="numbers", ge=16
     )
-    ngram: int = key(5, "words that stand behind one another and are compared as one", unit="words", ge=1)
+    ngram: int = key(5, "consecutive words that are compared as one", unit="words", ge=1)
 
 
 DeduplicationConfig = Annotated[
@@ -91,7 +91,7 @@ DeduplicationConfig = Annotated[
 
 
 class CleaningConfig(ConfigSection):
-    """Which documents of every source are left out. Each is counted by its reason in the store's manifest."""
+    """The documents of every source that are left out. Each is counted by its reason in the store's manifest."""
 
     min_characters: int | None = key(None, "fewest characters of a document", unit="characters", ge=1)
     max_characters: int | None = key(None, "most characters of a document", unit="characters", ge=1)

@@ -9,16 +9,19 @@ from pydantic import Field, model_validator
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
-from quintet.config.sources import Source, SourceConfig, holds_notes
+from quintet.config.sources import SOURCES, Source, SourceConfig
 
 
 def are_music(sources: Any) -> bool:
-    """Whether ``sources``, as they are written, begin with one of music."""
+    """True if ``sources``, as they are written, begin with one of music."""
     first = sources[0] if isinstance(sources, list | tuple) and sources else None
+    if isinstance(first, Source):
+        return first.content == "notes"
     if not isinstance(first, dict):
-        return first is not None and isinstance(first, Source) and holds_notes(first)
-    document = first.get("document")
-    return first.get("kind") in ("midi", "music21") or (isinstance(document, dict) and document.get("kind") == "notes")
+        return False
+    kind, document = first.get("kind"), first.get("document")
+    of_notes = isinstance(kind, str) and kind in SOURCES and SOURCES[kind].holds == "notes"
+    return of_notes or (isinstance(document, dict) and document.get("kind") == "notes")
 
 
 class StageConfig(ConfigSection):
@@ -47,7 +50,7 @@ class StageConfig(ConfigSection):
 
 
 class DataConfig(ConfigSection):
-    """Which documents a run reads and how they become samples."""
+    """The documents that a run reads, and how they become samples."""
 
     sources: tuple[SourceConfig, ...] = key(..., "what to train on, one entry a source", min_length=1)
     validation: float = key(
@@ -121,7 +124,7 @@ class DataConfig(ConfigSection):
 
     def _packing_errors(self) -> ConfigErrors:
         """Music is packed as music, and chunks add something to the one before."""
-        notes = [holds_notes(source) for source in (*self.sources, *self.validation_sources)]
+        notes = [source.content == "notes" for source in (*self.sources, *self.validation_sources)]
         if any(notes) and not all(notes):
             yield config_error("sources", "some hold music and some text; a run has one of the two")
         elif any(notes) != isinstance(self.packing, MusicPackingConfig):
@@ -144,19 +147,19 @@ class DataConfig(ConfigSection):
         if self.validation_sources and self.validation:
             yield config_error("validation", "leave it out: `validation_sources` already says what to validate on")
         for index, source in enumerate(self.sources):
-            place = f"sources[{index}]"
+            path = f"sources[{index}]"
             if self.stages and (source.weight is not None or source.repeat is not None):
                 name = "weight" if source.weight is not None else "repeat"
-                yield config_error(f"{place}.{name}", "leave it out: `data.stages` says how the sources are mixed")
+                yield config_error(f"{path}.{name}", "leave it out: `data.stages` says how the sources are mixed")
             if source.repeat is not None and any(other.weight is not None for other in self.sources):
                 yield config_error(
-                    f"{place}.repeat", "give weights or repeats, not both: with weights there is no epoch"
+                    f"{path}.repeat", "give weights or repeats, not both: with weights there is no epoch"
                 )
         for index, source in enumerate(self.validation_sources):
             for name in ("weight", "repeat"):
                 if getattr(source, name) is not None:
-                    place = f"validation_sources[{index}].{name}"
-                    yield config_error(place, "leave it out: each source is validated on by its size")
+                    path = f"validation_sources[{index}].{name}"
+                    yield config_error(path, "leave it out: each source is validated on by its size")
         if self.mixing == "sequential" and (self.stages or self.sources[0].weight is not None):
             given = "`data.stages`" if self.stages else "weights"
             yield config_error("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
@@ -165,17 +168,17 @@ class DataConfig(ConfigSection):
         """Stages follow one another, and their labels are those of the sources."""
         last = len(self.stages) - 1
         for index, stage in enumerate(self.stages):
-            place, before = f"stages[{index}].until", self.stages[index - 1].until if index else None
+            path, before = f"stages[{index}].until", self.stages[index - 1].until if index else None
             if index == last and stage.until is not None:
-                yield config_error(place, "leave it out: the last stage ends with the run")
+                yield config_error(path, "leave it out: the last stage ends with the run")
             if index < last and stage.until is None:
-                yield config_error(place, "is missing: only the last stage ends with the run")
+                yield config_error(path, "is missing: only the last stage ends with the run")
             if stage.until is None or before is None:
                 continue
             if isinstance(stage.until, int) != isinstance(before, int):
-                yield config_error(place, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
+                yield config_error(path, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
             elif stage.until <= before:
-                yield config_error(place, f"{stage.until:g} is not after the {before:g} of the stage before")
+                yield config_error(path, f"{stage.until:g} is not after the {before:g} of the stage before")
         if self.stages:
             yield from self._label_errors()
 

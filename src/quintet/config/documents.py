@@ -1,21 +1,25 @@
-"""What of a row, a line or a file is a document, and which of its tokens have a loss."""
+"""Documents: which part of a row, a line or a file is one, and which of its tokens have a loss."""
 
 from __future__ import annotations
 
 import datetime
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
-_SEPARATOR = "the text behind which the loss begins, at its first occurrence; a document without it is left out"
+_SEPARATOR = "the text after which the loss begins, at its first occurrence; a document without it is left out"
 IGNORED = -100
 """The target that has no loss, in batches as in data that comes with labels of its own."""
 IGNORE_INDEX = "the value in the labels that means no loss"
 _UNLEARNT = "text put in front of every document; it has no loss"
+
+
+Content = Literal["text", "ids", "notes"]
+"""The kinds of content of a document."""
 
 
 class WholeText(ConfigSection):
@@ -28,7 +32,7 @@ class WholeText(ConfigSection):
 class ConditionalText(ConfigSection):
     """A prompt and a text, with a separator between them: the prompt, the separator included, has no loss."""
 
-    kind: Literal["conditional"] = key(..., "a loss behind a separator only")
+    kind: Literal["conditional"] = key(..., "a loss after a separator only")
     separator: str = key(..., _SEPARATOR, min_length=1)
     prefix: str = key("", _UNLEARNT)
 
@@ -56,7 +60,7 @@ class AnswerFields(ConfigSection):
 
 class ChatField(ConfigSection):
     """A conversation: a list of messages, each with `role` and `content`, written by a chat template. What the
-    assistant says, and what the template puts behind it, has a loss."""
+    assistant says, and what the template puts after it, has a loss."""
 
     kind: Literal["chat"] = key(..., "a loss on what the assistant says only")
     messages: str = key("messages", "the field or column that holds the list of messages", min_length=1)
@@ -80,6 +84,8 @@ class TokenField(ConfigSection):
     """Tokens that are ready, made with the tokenizer of the run. Where there is an `attention_mask`, tokens of 0 are
     left out."""
 
+    holds: ClassVar[Content] = "ids"
+
     kind: Literal["tokens"] = key(..., "ids that are ready")
     ids: str = key("input_ids", "the field or column that holds the ids", min_length=1)
     labels: str = key(
@@ -93,12 +99,12 @@ class TokenField(ConfigSection):
         min_length=1,
     )
     learn_end: bool = key(
-        True, "the end id that is put behind a row without one has a loss, where the row's last token has"
+        True, "the end id that is put after a row without one has a loss, where the row's last token has"
     )
 
 
 class Music(ConfigSection):
-    """What pieces of piano music have in common, wherever they come from."""
+    """The keys of pieces of piano music, wherever they come from."""
 
     pauses: float | None = key(
         None,
@@ -114,6 +120,8 @@ class Music(ConfigSection):
 class NotesField(Music):
     """A piece of piano music: lists of equal length `pitch`, `velocity`, `start` and `end` in one field, and JSON text
     with `composer` and `dataset` in another, as in the data sets of piano-gpt. For the tokenizers of notes."""
+
+    holds: ClassVar[Content] = "notes"
 
     kind: Literal["notes"] = key(..., "a table of notes")
     notes: str = key("notes", "the field or column that holds the lists", min_length=1)

@@ -10,7 +10,7 @@ from quintet.config.section import ConfigErrors, ConfigSection, config_error, ke
 
 
 class StreamPackingConfig(ConfigSection):
-    """All documents of a source one behind the other, cut every `sequence_length` tokens."""
+    """All documents of a source one after the other, cut every `sequence_length` tokens."""
 
     kind: Literal["stream"] = key("stream", "one stream of tokens, cut where a sample is full")
     predict_next: bool = key(
@@ -25,12 +25,12 @@ class _Packing(ConfigSection):
         "each sample begins with the tokenizer's first id, or its end id if it has none, and ends with its end id",
     )
     keep_ends: bool | None = key(
-        None, "the end id stands behind each document inside a sample; not with add_bos_eos when not given"
+        None, "the end id stands after each document inside a sample; not with add_bos_eos when not given"
     )
 
     @property
     def ends_kept(self) -> bool:
-        """Whether the end id stands behind each document."""
+        """True if the end id stands after each document."""
         return not self.add_bos_eos if self.keep_ends is None else self.keep_ends
 
 
@@ -38,7 +38,7 @@ class ChunkPackingConfig(_Packing):
     """Documents cut into chunks, before a token that begins a word, or a character where no word begins near."""
 
     kind: Literal["chunks"] = key(..., "chunks of at most sequence_length + 1 tokens")
-    join: bool = key(True, "cut the documents one behind the other; false cuts each by itself")
+    join: bool = key(True, "cut the documents one after the other; false cuts each by itself")
     overlap: int = key(0, "tokens that a chunk repeats of the one before", unit="tokens", ge=0)
 
 
@@ -72,7 +72,7 @@ class PiecePackingConfig(_Music):
 
 class TaskPackingConfig(_Music):
     """Piano music: a record of notes split into a prompt and an answer, by each of the tasks. Answers are never cut:
-    where prompt and answer do not fit a sample, the record is shorter. What stands behind `<GENAI>` has a loss, and
+    where prompt and answer do not fit a sample, the record is shorter. Everything after `<GENAI>` has a loss, and
     with `data.learn_prompts` all of it."""
 
     kind: Literal["tasks"] = key(..., "prompts and answers from pieces of music")
@@ -85,7 +85,7 @@ class TaskPackingConfig(_Music):
     )
     min_task_notes: int | None = key(
         None,
-        "a task splits a part of the record, of so many notes or more, drawn for each; what stands before and behind "
+        "a task splits a part of the record, of so many notes or more, drawn for each; what stands before and after "
         "it is in the prompt. The whole record when not given; tasks that alter notes always alter all",
         unit="notes",
         ge=1,

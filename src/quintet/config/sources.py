@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from quintet.config.documents import (
     IGNORE_INDEX,
     IGNORED,
+    Content,
     Music,
-    NotesField,
     RowConfig,
     TextConfig,
     TextField,
-    TokenField,
     WholeText,
 )
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
@@ -26,7 +25,9 @@ _DOCUMENT = (
 
 
 class Source(ConfigSection):
-    """What every source has: its share of the samples and a name for reports."""
+    """The keys that every source has: its share of the samples and a name for reports."""
+
+    holds: ClassVar[Content] = "text"
 
     weight: float | None = key(
         None,
@@ -44,6 +45,22 @@ class Source(ConfigSection):
     )
     label: str | None = key(None, "name of the source in reports; its kind and path when not given")
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that it names, none where it names none."""
+        path = getattr(self, "path", ())
+        return (path,) if isinstance(path, str) else path
+
+    @property
+    def display_name(self) -> str:
+        """Its name in reports."""
+        return self.label if self.label is not None else f"{getattr(self, 'kind', '')} {', '.join(self.paths)}".strip()
+
+    @property
+    def content(self) -> Content:
+        """The kind of its documents: what the kind of document says, else what the kind of source does."""
+        return getattr(getattr(self, "document", None), "holds", self.holds)
+
 
 class PythonStdlibSource(Source):
     """The standard library of the running Python: real text that is on every machine. One module, one document."""
@@ -52,7 +69,7 @@ class PythonStdlibSource(Source):
 
 
 class FileSource(Source):
-    """What sources of files have in common."""
+    """A base for sources of files."""
 
     path: str | tuple[str, ...] = key(
         ...,
@@ -63,7 +80,7 @@ class FileSource(Source):
 
 
 class RowSource(FileSource):
-    """What sources of rows and lines have in common."""
+    """A base for sources of rows and lines."""
 
     document: RowConfig = key(TextField(), "what of a row is a document")
     on_error: Literal["stop", "skip"] = key(
@@ -121,6 +138,7 @@ class HuggingFaceSource(Source):
 
 
 class _ArraySource(FileSource):
+    holds: ClassVar[Content] = "ids"
     document: Literal["file", "end_id"] | None = key(None, _DOCUMENT)
     start: int | float = key(
         0,
@@ -135,9 +153,9 @@ class _ArraySource(FileSource):
 
     def errors(self) -> ConfigErrors:
         """Yield an error for each end that lies outside of the file."""
-        for name, place in (("start", self.start), ("stop", self.stop)):
-            if isinstance(place, float) and place > 1:
-                yield config_error(name, f"{place:g} is no fraction; write a number of tokens without a point")
+        for name, position in (("start", self.start), ("stop", self.stop)):
+            if isinstance(position, float) and position > 1:
+                yield config_error(name, f"{position:g} is no fraction; write a number of tokens without a point")
 
 
 class NpySource(_ArraySource):
@@ -159,6 +177,7 @@ class TatmSource(Source):
     """A tokenized dataset of tatm: `metadata.json` or `.yaml`, `PREFIX_0.bin` and on, and the `tokenizer.json` that
     says which id ends a document. Zeros at the end of a file are padding: left out, counted."""
 
+    holds: ClassVar[Content] = "ids"
     kind: Literal["tatm"] = key(..., "a tokenized dataset of tatm")
     path: str = key(..., "the folder, or its metadata file", min_length=1)
     tokenizer: str | None = key(
@@ -169,6 +188,7 @@ class TatmSource(Source):
 class MegatronSource(Source):
     """Indexed datasets of Megatron-LM, NAME.bin with NAME.idx; documents are those of the index."""
 
+    holds: ClassVar[Content] = "ids"
     kind: Literal["megatron"] = key(..., "indexed datasets of Megatron-LM")
     path: str | tuple[str, ...] = key(
         ..., "names with or without .bin or .idx, globs of .idx, or folders (their *.idx)", min_length=1
@@ -178,6 +198,7 @@ class MegatronSource(Source):
 class StoreSource(Source):
     """A token store that `quintet prepare --output` wrote earlier, with the same tokenizer."""
 
+    holds: ClassVar[Content] = "ids"
     kind: Literal["store"] = key(..., "a token store")
     path: str = key(..., "folder of the store", min_length=1)
 
@@ -185,6 +206,7 @@ class StoreSource(Source):
 class MidiSource(FileSource, Music):
     """MIDI files, one piece a file, for the tokenizers of notes. Of a folder, *.mid and *.midi."""
 
+    holds: ClassVar[Content] = "notes"
     kind: Literal["midi"] = key(..., "MIDI files")
     tracks: Literal["piano", "all"] | tuple[str | int, ...] = key(
         "piano",
@@ -205,6 +227,7 @@ class MidiSource(FileSource, Music):
 class ScoresSource(Source, Music):
     """Keyboard music of the corpus that comes with the music21 library (needs the `piano` extra), one piece a score."""
 
+    holds: ClassVar[Content] = "notes"
     kind: Literal["music21"] = key(..., "scores of the music21 library")
 
 
@@ -225,13 +248,7 @@ SourceConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-
-def holds_ids(source: SourceConfig) -> bool:
-    """Whether ``source`` holds token ids and no text."""
-    ready = isinstance(source, NpySource | BinSource | TatmSource | MegatronSource | StoreSource)
-    return ready or isinstance(getattr(source, "document", None), TokenField)
-
-
-def holds_notes(source: Source) -> bool:
-    """Whether ``source`` holds piano music."""
-    return isinstance(source, MidiSource | ScoresSource) or isinstance(getattr(source, "document", None), NotesField)
+SOURCES: dict[str, type[Source]] = {
+    get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(SourceConfig)[0])
+}
+"""The class of each kind of source."""

@@ -72,7 +72,7 @@ class IdTokenizerConfig(ConfigSection):
     """No text at all: data that is token ids already (npy, bin, tatm, megatron, rows of ids). Prompts and what a model
     writes are ids as numbers, and there are no bits per byte."""
 
-    kind: Literal["ids"] = key(..., "token ids without a text behind them")
+    kind: Literal["ids"] = key(..., "token ids without a text")
     vocab_size: int = key(..., "ids are 0 … vocab_size - 1", unit="ids", ge=1)
     end_id: int | None = key(None, "the id that ends a document; documents do not end when not given", unit="id", ge=0)
 

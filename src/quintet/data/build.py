@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import quintet
-import quintet.piano.tokenizers
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
-from quintet.data.duplicates import find_duplicates
-from quintet.data.manifest import Dropped, Manifest, read_manifest, write_json
+from quintet.data.cleaning import find_duplicates
+from quintet.data.manifest import MANIFEST, Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
-from quintet.data.sources.check import MANIFEST
+from quintet.data.sources.base import SourceIndex, WorkUnit
 from quintet.data.sources.files import shown
-from quintet.data.sources.source_index import SourceIndex, WorkUnit, label_of, reading_rules, source_libraries, units_of
+from quintet.data.sources.rows import reading_rules
 from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
 from quintet.errors import UserError
 from quintet.files import new_folder
@@ -66,18 +65,23 @@ class Share:
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """A store to be made: of which source, with which tokenizer (and what the run file says of it), and where."""
+    """A store to be made of a source with a tokenizer, and what the run file says of that one, in a folder.
 
-    listing: SourceIndex
+    Where the key path ``where`` of the source is given, it is looked at once more at the end, so that one that changed
+    meanwhile is not taken for what it was.
+    """
+
+    index: SourceIndex
     tokenizer: Tokenizer
     tokenizer_config: dict[str, Any]
     folder: Path
     cleaning: CleaningConfig = _ALL
+    where: str = ""
 
     @property
     def key(self) -> str:
         """Name of the store."""
-        return store_key(self.listing, self.tokenizer, self.cleaning)
+        return store_key(self.index, self.tokenizer, self.cleaning)
 
     @property
     def dtype(self) -> str:
@@ -85,13 +89,13 @@ class StoreSpec:
         return token_dtype(self.tokenizer.vocab_size).str
 
 
-def store_key(listing: SourceIndex, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
+def store_key(index: SourceIndex, tokenizer: Tokenizer, cleaning: CleaningConfig = _ALL) -> str:
     """Name of the store that a source and a tokenizer make: it follows from all that its documents depend on, the
     versions of the libraries that read and encode them included."""
-    rules = reading_rules(listing.source, tokenizer)
+    rules = reading_rules(index.source, tokenizer)
     encoded_by = versions_of(libraries_of(tokenizer))
     versions = [f"{name} {version}" for name, version in encoded_by.items()]
-    return digest(_RECIPE, listing.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json(), *versions)
+    return digest(_RECIPE, index.fingerprint, tokenizer.fingerprint, rules, cleaning.model_dump_json(), *versions)
 
 
 def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -99,43 +103,35 @@ def encoding_libraries(config: RunConfig, tokenizer: Tokenizer) -> tuple[str, ..
     return libraries_of(tokenizer) if isinstance(config.data.packing, MusicPackingConfig) else ()
 
 
-def versions_used(listing: SourceIndex, tokenizer: Tokenizer) -> dict[str, str]:
-    """Versions of the libraries that make the ids of the store of ``listing`` and ``tokenizer``, by name."""
-    return versions_of((*source_libraries(listing.source), *libraries_of(tokenizer)))
+def versions_used(index: SourceIndex, tokenizer: Tokenizer) -> dict[str, str]:
+    """Versions of the libraries that make the ids of the store of ``index`` and ``tokenizer``, by name."""
+    return versions_of((*index.reader.libraries, *libraries_of(tokenizer)))
 
 
-def build_store(
-    spec: StoreSpec, processes: int, progress: ProgressCallback | None, relist: Callable[[], SourceIndex] | None = None
-) -> TokenStore:
+def build_store(spec: StoreSpec, processes: int, progress: ProgressCallback | None) -> TokenStore:
     """The store that ``spec`` describes; made if it is not there, continued if it is half there.
 
-    The result is the same to the byte for any number of ``processes``. With little to do, none is started. ``relist``
-    looks at the source once more, so that one that changed meanwhile is not taken for what it was. Raises UserError for
-    what cannot be read; what was finished before it stays. Waits for processes that make a share of the store.
+    The result is the same to the byte for any number of ``processes``. With little to do, none is started. Raises
+    UserError for what cannot be read; what was finished before it stays. Waits for processes that make a share of the
+    store.
     """
     if not (spec.folder / MANIFEST).is_file():
         spec.folder.mkdir(parents=True, exist_ok=True)
         with locked(spec.folder, alone=True):
             if not (spec.folder / MANIFEST).is_file():  # another process may have made it while this one waited
                 _begin(spec)
-                units, left_out = units_of(spec.listing)
+                units, left_out = spec.index.units()
                 _clean(spec, len(units))
                 _make_shards(spec, units, range(len(units)), processes, progress)
-                _check_unchanged(spec, relist)
+                _check_unchanged(spec)
                 _finish(spec, _shards(spec, len(units)), left_out)
     store = TokenStore.open(spec.folder, spec.tokenizer.fingerprint)
     assert store.manifest.key == spec.key, (store.manifest.key, spec.key)
     return store
 
 
-def build_share(
-    spec: StoreSpec,
-    share: Share,
-    processes: int,
-    progress: ProgressCallback | None,
-    relist: Callable[[], SourceIndex] | None = None,
-) -> int:
-    """Make the shards of ``share``, beside other processes that make theirs in the same folder, on any machine.
+def build_share(spec: StoreSpec, share: Share, processes: int, progress: ProgressCallback | None) -> int:
+    """Make the shards of ``share``, while other processes make theirs in the same folder, on any machine.
 
     Whoever finds all shards there at the end makes the store of them, bit for bit the one of ``build_store``. Returns
     how many shards are still missing; 0 when the store is made.
@@ -143,7 +139,7 @@ def build_share(
     if (spec.folder / MANIFEST).is_file():
         return 0
     spec.folder.mkdir(parents=True, exist_ok=True)
-    units, left_out = units_of(spec.listing)
+    units, left_out = spec.index.units()
     with locked(spec.folder, alone=True, wait=False) as alone:
         if alone and not (spec.folder / MANIFEST).is_file():
             _clean(spec, len(units))
@@ -151,8 +147,8 @@ def build_share(
         if not (spec.folder / MANIFEST).is_file():
             _begin(spec)
             _make_shards(spec, units, share.of(len(units)), processes, progress)
-            _check_unchanged(spec, relist)
-    # Each looks behind its last shard, so the one that looks last finds all of them.
+            _check_unchanged(spec)
+    # Each process looks after its last shard, so the one that looks last finds all of them.
     missing = len(units) - len(_shards(spec, len(units)))
     if not missing:
         with locked(spec.folder, alone=True):
@@ -189,8 +185,8 @@ def _begin(spec: StoreSpec) -> None:
     if not (folder / UNFINISHED).is_file():
         write_json(folder / UNFINISHED, {"key": spec.key})
     if not (folder / TOKENIZER).is_dir():
-        with new_folder(folder / TOKENIZER, shared=True) as place:
-            spec.tokenizer.save(place)
+        with new_folder(folder / TOKENIZER, shared=True) as unfinished:
+            spec.tokenizer.save(unfinished)
 
 
 def _finish(spec: StoreSpec, written: list[Written], left_out: list[str]) -> None:
@@ -214,9 +210,11 @@ def _shards(spec: StoreSpec, count: int) -> list[Written]:
     return [written for written in found if written is not None]
 
 
-def _check_unchanged(spec: StoreSpec, relist: Callable[[], SourceIndex] | None) -> None:
-    if relist is not None and relist().fingerprint != spec.listing.fingerprint:
-        raise UserError(f"{label_of(spec.listing.source)}: changed while it was read; run again")
+def _check_unchanged(spec: StoreSpec) -> None:
+    # A dataset is a snapshot; files can be written to while they are read.
+    files = spec.where and spec.index.files
+    if files and spec.index.reader.index(spec.where).fingerprint != spec.index.fingerprint:
+        raise UserError(f"{spec.index.source.display_name}: changed while it was read; run again")
 
 
 def _make_shards(
@@ -225,7 +223,7 @@ def _make_shards(
     """Write the shards of the units ``wanted``, but for those that are there."""
     missing = {index: units[index] for index in wanted if read_written(spec.folder, index, spec.dtype) is None}
     total = sum(units[index].size for index in wanted)
-    meter = _Meter(f"tokenising {label_of(spec.listing.source)}", total, progress)
+    meter = _Meter(f"tokenising {spec.index.source.display_name}", total, progress)
     meter.advance(total - sum(unit.size for unit in missing.values()))
     if min(processes, len(missing)) <= 1 or sum(unit.size for unit in missing.values()) <= _SMALL:
         for index, unit in missing.items():
@@ -304,7 +302,7 @@ def _manifest(spec: StoreSpec, written: list[Written], left_out: list[str]) -> M
     left_out = [*map(shown, left_out), *(name for one in written for name in one.left_out)]
     return Manifest(
         key=spec.key,
-        description=label_of(spec.listing.source),
+        description=spec.index.source.display_name,
         tokenizer=spec.tokenizer.fingerprint,
         tokenizer_config=spec.tokenizer_config,
         vocab_size=spec.tokenizer.vocab_size,

@@ -16,7 +16,7 @@ _SPARSE = 32
 
 
 class Hashed(Protocol):
-    """What the search needs of a store: a hash of each document, equal for equal documents."""
+    """The part of a store that the search needs: a hash of each document, equal for equal documents."""
 
     @property
     def document_count(self) -> int: ...
@@ -39,9 +39,9 @@ class HashSet:
         return cls(values, table)
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """Places in ``hashes``, uint64 [n], of those that are in the set, ascending."""
-        places = np.flatnonzero(self.table[hashes & np.uint64(self.table.size - 1)])
-        return places[np.isin(hashes[places], self.values)]
+        """Indices in ``hashes``, uint64 [n], of those that are in the set, ascending."""
+        found = np.flatnonzero(self.table[hashes & np.uint64(self.table.size - 1)])
+        return found[np.isin(hashes[found], self.values)]
 
 
 def hashes_of(store: Hashed, documents: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a token store holds, in figures and a few of its documents, without tokenising anything."""
+"""A report of a token store in figures and a few of its documents, without tokenising anything."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-import quintet.piano.tokenizers  # noqa: F401  makes its kinds known to quintet.tokenize
 from quintet.config.schema import RunConfig
 from quintet.data.build import TOKENIZER
-from quintet.data.left_out import dropped_lines, left_out_files
+from quintet.data.manifest import dropped_lines, left_out_files
 from quintet.data.packing import Packed
 from quintet.data.permutation import Permutation
 from quintet.data.prepare import Prepared, find_prepared
@@ -22,7 +21,7 @@ from quintet.piano.notes import pitch_name
 from quintet.piano.numbers import HEADER, NUMBERS, PER_NOTE, from_numbers
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import NO_END
-from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.simple import IdTokenizer
 
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 _MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
@@ -131,7 +130,7 @@ def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
 
 
 def log_bins(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """How many of ``lengths``, from 1 on, are between two powers of two: from the shortest to the longest."""
+    """The number of ``lengths``, from 1 on, between each two powers of two: from the shortest to the longest."""
     if not lengths.size:
         return ()
     counts = np.bincount(np.frexp(lengths.astype(np.float64))[1] - 1)
@@ -173,7 +172,7 @@ def _report(
 
 
 def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None, tuple[str, ...]]:
-    """Of store ``index``: the share of its tokens that is held out, and what packing its training samples wastes and
+    """For store ``index``: the share of its tokens that is held out, and what packing its training samples wastes and
     leaves out."""
     if index >= len(config.data.sources):
         return None, None, ()

@@ -1,4 +1,4 @@
-"""Which sample is next: from a position in the run to a source and one of its samples, without state.
+"""The order of samples: from a position in the run to a source and one of its samples, without state.
 
 A position counts samples from the beginning of the run; a sample is a number below its source's count. The same
 position gives the same sample in whichever process, order or batch it is asked for.
@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
+from quintet.config.data import StageConfig
+from quintet.config.schema import RunConfig
+from quintet.config.train import steps_of, total_steps
 from quintet.data.permutation import Permutation
 from quintet.errors import UserError
 from quintet.randomness import key
@@ -56,11 +60,11 @@ class EpochOrder:
         positions = np.asarray(positions, dtype=np.int64)
         lengths = np.array(self.lengths, dtype=np.int64)
         ends = np.cumsum(lengths)
-        places = positions % ends[-1]
+        indices = positions % ends[-1]
         if not self.sequential:
-            places = _draw(positions, int(ends[-1]), (self.seed, "order"), self.shuffle)
-        sources = np.searchsorted(ends, places, side="right")
-        ranks = places - (ends - lengths)[sources]
+            indices = _draw(positions, int(ends[-1]), (self.seed, "order"), self.shuffle)
+        sources = np.searchsorted(ends, indices, side="right")
+        ranks = indices - (ends - lengths)[sources]
         for source in np.unique(sources).tolist():
             inside = sources == source
             found = ranks[inside]
@@ -143,12 +147,12 @@ class WeightedOrder:
 
     @cached_property
     def _patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each stage, the source of each slot of a block, [4096], and the slots of each source, [sources]."""
+        """For each stage, the source of each slot of a block, [4096], and the slots of each source, [sources]."""
         return [_pattern(stage.weights) for stage in self.stages]
 
     @cached_property
     def _drawn_before(self) -> list[np.ndarray]:
-        """How many samples of each source were drawn before each stage, int64 [sources] each."""
+        """The number of samples of each source that were drawn before each stage, int64 [sources] each."""
         drawn = [np.zeros(len(self.counts), dtype=np.int64)]
         for stage, length in enumerate(np.diff(self._starts).tolist()):
             blocks, rest = divmod(length, BLOCK)
@@ -162,7 +166,7 @@ class WeightedOrder:
         return lru_cache(maxsize=4)(self._make_block)
 
     def _make_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source of each place of ``block`` of ``stage``, and how many of that source are before it there."""
+        """The source of each slot of ``block`` of ``stage``, and how many slots of that source come before it there."""
         owners, shares = self._patterns[stage]
         if self.shuffle:
             purpose = ("block", stage, block) if stage else ("block", block)
@@ -211,3 +215,55 @@ def _draw(drawn: np.ndarray, count: int, purpose: tuple[int, str, *tuple[int, ..
         inside = passes == number
         indices[inside] = Permutation(count, key(*purpose, number))(indices[inside])
     return indices
+
+
+def build_order(config: RunConfig, counts: tuple[int, ...]) -> Order:
+    """The order that ``config`` asks for, of sources with ``counts`` samples."""
+    data, seed = config.data, config.seed
+    if data.stages:
+        first, *later = _stages(config, counts)
+        return WeightedOrder(counts, first.weights, seed, data.shuffle, tuple(later))
+    weights = tuple(source.weight for source in data.sources if source.weight is not None)
+    if weights:
+        return WeightedOrder(counts, weights, seed, data.shuffle)
+    repeats = tuple(1.0 if source.repeat is None else source.repeat for source in data.sources)
+    return EpochOrder(counts, seed, data.shuffle, repeats, data.mixing == "sequential")
+
+
+def stage_facts(config: RunConfig, order: Order) -> list[list[Any]]:
+    """The facts that a checkpoint keeps of each stage: the steps that are done when it starts, and the weight of each
+    source."""
+    if not config.data.stages or not isinstance(order, WeightedOrder):
+        return []
+    return [[stage.start // config.batch.samples, list(stage.weights)] for stage in order.stages]
+
+
+def stage_lines(config: RunConfig, order: Order) -> list[str]:
+    """The stages of a run as a person reads them, one a line; none where there are no stages."""
+    if not isinstance(order, WeightedOrder) or not config.data.stages:
+        return []
+    first = [stage.start // config.batch.samples + 1 for stage in order.stages]
+    ends = [*(f"to {start - 1:,}" for start in first[1:]), "on"]
+    return [
+        f"from step {start:,} {end}: "
+        + ", ".join(f"{label} {weight:g}" for label, weight in stage.weights.items() if weight)
+        for start, end, stage in zip(first, ends, config.data.stages, strict=True)
+    ]
+
+
+def _stages(config: RunConfig, counts: tuple[int, ...]) -> list[MixtureStage]:
+    """The stages with their first positions, which follow from the run's steps where they are fractions of them."""
+    samples = config.batch.samples
+    steps = total_steps(config.train, samples, config.data.sequence_length, sum(counts))
+    ends = [steps_of(stage.until, steps) for stage in config.data.stages[:-1] if stage.until is not None]
+    weights = [_source_weights(config, stage, counts) for stage in config.data.stages]
+    return [MixtureStage(end * samples, found) for end, found in zip([0, *ends], weights, strict=True)]
+
+
+def _source_weights(config: RunConfig, stage: StageConfig, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Weight of each source in ``stage``: that of its label, which sources with the same one share by their size."""
+    labels = [source.label or "" for source in config.data.sources]
+    sizes = {label: sum(size for one, size in zip(labels, counts, strict=True) if one == label) for label in labels}
+    return tuple(
+        stage.weights.get(label, 0.0) * size / sizes[label] for label, size in zip(labels, counts, strict=True)
+    )

@@ -15,7 +15,7 @@ from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined
 from quintet.piano.numbers import HEADER, PER_NOTE, from_numbers
 from quintet.piano.tasks import DEFAULT_TASKS, Task, tasks_from
-from quintet.piano.tokenizers import NoteTokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.randomness import key
 
 _TOKENS_A_NOTE = 8  # more than most notes take, so that the last samples of a piece reach its end
@@ -44,7 +44,7 @@ class MusicPieces:
 
     @classmethod
     def of(cls, stream: TokenStream) -> MusicPieces:
-        """Those in ``stream``. A piece that is held out in part gives the notes that are whole."""
+        """The pieces in ``stream``. A piece that is held out in part gives the notes that are whole."""
         assert isinstance(stream.store, TokenStore)
         store, spans = stream.store, stream.ranges
         begins, ends = store.document_bounds(np.arange(store.document_count))
@@ -109,7 +109,7 @@ class NoteSamples:
 
     @property
     def variants(self) -> int:
-        """How many ways of speed and pitch each beginning has."""
+        """The ways of speed and pitch that each beginning has."""
         if not self.augmented:
             return 1
         return (1 + 2 * self.packing.max_pitch_shift) * (1 + len(self.packing.speeds))
@@ -121,7 +121,8 @@ class NoteSamples:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """How many beginnings the pieces up to each have, [pieces]: the last ones would leave a sample half empty."""
+        """The beginnings that the pieces up to each have together, [pieces]: the last notes would leave a sample half
+        empty."""
         packing = self.packing
         room = (
             self.sequence_length // _TOKENS_A_NOTE
@@ -141,7 +142,7 @@ class NoteSamples:
 
     def _stretch(self, piece: int, first: int, variant: int) -> Sample:
         size = self.sequence_length + 1
-        # The on of every note is two tokens at least, so that the notes left out begin behind the sample's end.
+        # The on of every note is two tokens at least, so that the notes left out begin after the sample's end.
         enough = size // 2 + 2
         notes = self._varied(self.pieces.read(piece, first, enough), variant)
         ids = np.concatenate([self._specials(*self.pieces.context(piece)), self.tokenizer.encode_notes(notes)])

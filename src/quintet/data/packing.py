@@ -1,4 +1,5 @@
-"""How documents become samples other than by cutting one stream: tables of the pieces that each sample is made of.
+"""Packing: how documents become samples other than by cutting one stream. There are tables of the pieces that each
+sample is made of.
 
 A sample has room for ``sequence_length`` + 1 tokens, all of which but the first are targets. A table is computed once
 for a store, a split and a way of packing, kept on disk and mapped into memory, so that any sample is found at once.
@@ -20,8 +21,7 @@ from quintet.data.store import TokenStore
 from quintet.files import new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
-from quintet.tokenize.bounds import begin_ids, text_bounds
-from quintet.tokenize.token_boundaries import character_starts, clean_starts
+from quintet.tokenize.bounds import begin_ids, character_starts, clean_starts, text_bounds
 
 _RECIPE = "3"  # to be raised when the same documents are packed otherwise than before
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
@@ -141,15 +141,15 @@ def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, ca
     facts = digest(_RECIPE, store.fingerprint, where, str(sequence_length), str(predict_next))
     folder = cache / "packings" / facts
     if not folder.is_dir():
-        with new_folder(folder, shared=True) as place:
-            np.save(place / f"{_LEFT_OUT}.npy", windows.count_without_target())
+        with new_folder(folder, shared=True) as unfinished:
+            np.save(unfinished / f"{_LEFT_OUT}.npy", windows.count_without_target())
     return replace(windows, without_target=int(np.load(folder / f"{_LEFT_OUT}.npy")))
 
 
 def document_spans(
     store: TokenStore, ranges: TokenRanges, end_id: int, begin: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First token of each document in ``ranges`` and the one behind its last: int64 [documents] each.
+    """First token of each document in ``ranges`` and the one after its last: int64 [documents] each.
 
     ``end_id`` is left out where a document ends with it, and so is a document that has nothing else; ``NO_END`` leaves
     out nothing. The ids ``begin`` are left out where a document begins with them.
@@ -173,7 +173,7 @@ def _documents_in(store: TokenStore, ranges: TokenRanges) -> int:
 
 
 def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin: tuple[int, ...]) -> np.ndarray:
-    """Whether each of the documents with these ``bounds`` begins with the ids ``begin``: bool [documents]."""
+    """For each of the documents with these ``bounds``: True if it begins with the ids ``begin``, bool [documents]."""
     found = bounds[1] - bounds[0] >= len(begin)
     for offset, token in enumerate(begin):
         found[found] = store.tokens_at(bounds[0][found] + offset) == token
@@ -196,7 +196,7 @@ def _table(
 
 
 class _Borders:
-    """Where a text may be cut: before a token that begins a word, else a character."""
+    """The positions where a text may be cut: before a token that begins a word, else a character."""
 
     def __init__(self, store: TokenStore, tokenizer: Tokenizer) -> None:
         self._store = store
@@ -204,8 +204,8 @@ class _Borders:
         self.anywhere = all(clean.all() for clean in self._kinds)
 
     def last(self, stops: np.ndarray, starts: np.ndarray, first: np.ndarray) -> int:
-        """Which of several chunks to take, the last that is fine: a chunk ends before the token ``stops`` of the store,
-        and the next one begins with the token ``starts``, which is the ``first`` of a document or not.
+        """The index of the chunk to take of several, the last that is fine: a chunk ends before the token ``stops`` of
+        the store, and the next one begins with the token ``starts``, which is the ``first`` of a document or not.
 
         Both are to be at a word where they can, else the beginning, which is what is read; where no word begins, at a
         character; and if nowhere there is one, the last.
@@ -218,9 +218,9 @@ class _Borders:
         return len(stops) - 1
 
 
-def _near(earliest: int, place: int) -> np.ndarray:
-    """The places from ``earliest`` to ``place`` among which a clean border is looked for."""
-    return np.arange(max(earliest, place - _LOOK_BACK), place + 1)
+def _near(earliest: int, position: int) -> np.ndarray:
+    """The positions from ``earliest`` to ``position`` among which a clean border is looked for."""
+    return np.arange(max(earliest, position - _LOOK_BACK), position + 1)
 
 
 def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, borders: _Borders) -> PieceTable:
@@ -246,14 +246,14 @@ def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int
     """All documents one after the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
     begins, lengths = spans[0], spans[1] - spans[0]
     ends = np.cumsum(lengths)
-    offsets = ends - lengths  # of each document, the places of the joined text before it
+    offsets = ends - lengths  # for each document, the tokens of the joined text before it
     total = int(ends[-1]) if ends.size else 0
 
-    def cut(earliest: int, place: int) -> int:
-        document = int(np.searchsorted(ends, place, side="right"))
-        if borders.anywhere or place == offsets[document]:
-            return place  # before a document
-        near = _near(max(earliest, int(offsets[document])), place)
+    def cut(earliest: int, position: int) -> int:
+        document = int(np.searchsorted(ends, position, side="right"))
+        if borders.anywhere or position == offsets[document]:
+            return position  # before a document
+        near = _near(max(earliest, int(offsets[document])), position)
         starts = near - overlap
         inside = np.searchsorted(ends, starts, side="right")
         shift = begins - offsets
@@ -274,7 +274,7 @@ def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int
 def _pieces(
     firsts: np.ndarray, lasts: np.ndarray, begins: np.ndarray, lengths: np.ndarray, ends: np.ndarray
 ) -> PieceTable:
-    """The parts of documents between ``firsts`` and ``lasts``, places in the text of all documents joined."""
+    """The parts of documents between ``firsts`` and ``lasts``, positions in the text of all documents joined."""
     first_document = np.searchsorted(ends, firsts, side="right")
     last_document = np.searchsorted(ends, lasts, side="left")
     counts = last_document - first_document + 1
@@ -289,7 +289,7 @@ def _pieces(
 
 def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
     """Documents whole wherever they fit: each goes into the fullest sample that has room for it, the longest first
-    (best-fit decreasing; Ding et al. 2024). Of a document longer than a sample only the rest is fitted in."""
+    (best-fit decreasing; Ding et al. 2024). Only the rest of a document longer than a sample is fitted in."""
     rows: list[list[tuple[int, int]]] = []
     for block in range(0, len(starts), _BLOCK):
         part = slice(block, block + _BLOCK)
@@ -311,12 +311,12 @@ def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[i
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     for start, stop in sorted(rests, key=lambda piece: (piece[0] - piece[1], piece[0])):
         size = stop - start
-        place = bisect_left(free, (size, -1))
-        if place == len(free):
+        index = bisect_left(free, (size, -1))
+        if index == len(free):
             rows.append([(start, stop)])
             left, row = room - size, len(rows) - 1
         else:
-            left, row = free.pop(place)
+            left, row = free.pop(index)
             rows[row].append((start, stop))
             left -= size
         if left:
@@ -340,11 +340,11 @@ def _learning(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
 def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
     pieces = range(int(table.rows[row]), int(table.rows[row + 1]))
     masks = [store.loss_mask(int(table.starts[piece]), int(table.stops[piece])) for piece in pieces]
-    return any(mask is not None and mask[0 if place else first :].any() for place, mask in enumerate(masks))
+    return any(mask is not None and mask[0 if index else first :].any() for index, mask in enumerate(masks))
 
 
 def _write(folder: Path, table: PieceTable, left_out: LeftOut) -> None:
-    with new_folder(folder, shared=True) as place:
+    with new_folder(folder, shared=True) as unfinished:
         for name in _ARRAYS:
-            np.save(place / f"{name}.npy", getattr(table, name))
-        np.save(place / f"{_LEFT_OUT}.npy", np.array(astuple(left_out), dtype=np.int64))
+            np.save(unfinished / f"{name}.npy", getattr(table, name))
+        np.save(unfinished / f"{_LEFT_OUT}.npy", np.array(astuple(left_out), dtype=np.int64))

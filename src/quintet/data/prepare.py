@@ -1,22 +1,18 @@
-"""From a run file to the data of the run: tokenizer, token stores, what is held out, batches."""
+"""From a run file to the data of the run: sources, tokenizer, token stores, and what they are divided into."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from quintet.config.names import local_path
-from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
-from quintet.config.piano import NoteBPETokenizerConfig
+from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
-from quintet.config.sources import SourceConfig, StoreSource, holds_notes
-from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
-from quintet.data.batch import TrainData, ValidationData
+from quintet.config.sources import SourceConfig, StoreSource
+from quintet.data.batch import TrainData, ValidationData, packing_lines
 from quintet.data.build import (
     ProgressCallback,
     Share,
@@ -28,27 +24,21 @@ from quintet.data.build import (
     store_key,
     versions_used,
 )
-from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
-from quintet.data.duplicates import check_library
-from quintet.data.left_out import dropped_lines, left_out_files, packing_lines, preparation_lines
-from quintet.data.manifest import read_manifest
-from quintet.data.order import build_order
-from quintet.data.packing import cut_stream, pack
-from quintet.data.samples import Samples
-from quintet.data.sources.check import MANIFEST, check_sources, sources_of
-from quintet.data.sources.document import Document, Report, TextParts, TextPiece, TokenIds
-from quintet.data.sources.source_index import SourceIndex, documents, label_of, list_source, units_of
-from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
+from quintet.data.cleaning import check_library
+from quintet.data.divide import divide
+from quintet.data.manifest import MANIFEST, Manifest, dropped_lines, left_out_files, read_manifest
+from quintet.data.sources import check_sources, reader_of, sources_of
+from quintet.data.sources.base import Document, Report, SourceIndex, TextParts, TextPiece, TokenIds
+from quintet.data.sources.files import passed_over_lines
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.piano.notes import Notes
 from quintet.piano.numbers import HEADER, NUMBERS, from_numbers
 from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
-from quintet.randomness import key
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
-from quintet.tokenize.base import NO_END, digest, threads, versions_of
-from quintet.tokenize.build import is_kept
-from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.base import digest, threads, versions_of
+from quintet.tokenize.registry import is_kept, trained_on
+from quintet.tokenize.simple import IdTokenizer
 
 # A tokenizer is trained on an even sample; of a corpus much larger than that, not every unit need be read for it.
 _READ_FOR_SAMPLE = 64
@@ -56,10 +46,13 @@ _READ_FOR_SAMPLE = 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs of its data. ``stores`` are those of data.sources, then those of data.validation_sources;
-    ``fingerprint`` follows from all their tokens, wherever the sources lie. ``left_out`` counts the documents that are
-    not trained on because they are equal to one that is validated on, and ``notes`` are lines on what else is left out
-    and on settings that matched nothing. ``libraries`` are the versions of those that made the ids, by name."""
+    """The data of a run.
+
+    ``stores`` are those of data.sources, then those of data.validation_sources; ``fingerprint`` follows from all their
+    tokens, wherever the sources lie. ``left_out`` counts the documents that are not trained on because they are equal
+    to one that is validated on, and ``notes`` are lines on what else is left out and on settings that matched nothing.
+    ``libraries`` are the versions of those that made the ids, by name.
+    """
 
     tokenizer: Tokenizer
     train: TrainData
@@ -70,14 +63,20 @@ class Prepared:
     libraries: dict[str, str]
     notes: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """The ``notes``, and what is neither trained on nor validated on."""
+        copied = [f"left out of the training: {self.left_out:,} documents that are also validated on"]
+        unvalidated = [] if self.validation is None else self.validation.lines()
+        return [*self.notes, *(copied if self.left_out else []), *unvalidated]
+
 
 @dataclass(frozen=True)
-class _Corpus:
-    """The sources of a run with their keys in the run file, and a listing of each that is not a store already."""
+class _Origin:
+    """A source of the run with its key in the run file, and what there is of it; ``index`` is None for a store."""
 
-    sources: tuple[SourceConfig, ...]
-    wheres: tuple[str, ...]
-    listings: tuple[SourceIndex | None, ...]
+    source: SourceConfig
+    where: str
+    index: SourceIndex | None
 
 
 def prepare(config: RunConfig, *, progress: ProgressCallback | None = None) -> Prepared:
@@ -87,48 +86,42 @@ def prepare(config: RunConfig, *, progress: ProgressCallback | None = None) -> P
     data.cache_dir, also after a kill in the middle. Raises UserError for everything that the user can mend: sources
     that are missing, damaged or empty, a store of another tokenizer, too few tokens for one sample.
     """
-    corpus = _look_at(config)
-    return _prepared(config, corpus, _tokenizer(config, corpus, progress), progress)
+    origins = _look_at(config)
+    return _prepared(config, origins, _tokenizer(config, origins, progress), progress)
 
 
 def find_prepared(config: RunConfig) -> Prepared | None:
     """The data of ``config`` if all of it is tokenised already, else None; the sources are looked at and not read."""
     try:
-        corpus = _look_at(config)
+        origins = _look_at(config)
     except UserError:  # sources are missing, which `prepare` will say
         return None
-    made = _made_from_sources(config) and not any(isinstance(source, StoreSource) for source in corpus.sources)
-    if made and not is_kept(config.tokenizer, _corpus_fingerprint(_to_train_on(config, corpus)), _cache(config)):
+    made = trained_on(config.tokenizer) and not any(isinstance(one.source, StoreSource) for one in origins)
+    if made and not is_kept(config.tokenizer, _corpus_fingerprint(_to_train_on(config, origins)), cache_folder(config)):
         return None
-    tokenizer = _tokenizer(config, corpus, None)
-    listings = [listing for listing in corpus.listings if listing is not None]
-    keys = [store_key(one, _stored_by(one.source, tokenizer), config.data.cleaning) for one in listings]
-    if not all((_cache(config) / "stores" / key / MANIFEST).is_file() for key in keys):
+    tokenizer = _tokenizer(config, origins, None)
+    keys = [store_key(index, _stored_by(index.source, tokenizer), config.data.cleaning) for index in _indexes(origins)]
+    if not all((cache_folder(config) / "stores" / key / MANIFEST).is_file() for key in keys):
         return None
-    return _prepared(config, corpus, tokenizer, None)
+    return _prepared(config, origins, tokenizer, None)
 
 
-def _prepared(config: RunConfig, corpus: _Corpus, tokenizer: Tokenizer, progress: ProgressCallback | None) -> Prepared:
-    stores = tuple(
-        _store(config, source, where, listing, tokenizer, progress)
-        for source, where, listing in zip(corpus.sources, corpus.wheres, corpus.listings, strict=True)
-    )
-    notes = tuple(
-        line
-        for store, listing in zip(stores, corpus.listings, strict=True)
-        if listing is not None
-        for line in preparation_lines(listing, store.manifest)
-    )
+def _prepared(
+    config: RunConfig, origins: list[_Origin], tokenizer: Tokenizer, progress: ProgressCallback | None
+) -> Prepared:
+    stores = tuple(_store(config, origin, tokenizer, progress) for origin in origins)
+    notes: list[str] = []
+    libraries = versions_of(encoding_libraries(config, tokenizer))
+    for store, origin in zip(stores, origins, strict=True):
+        if origin.index is not None:
+            notes += _lines(origin.index, store.manifest)
+            libraries |= versions_used(origin.index, _stored_by(origin.source, tokenizer))
     if config.data.learn_prompts and not isinstance(config.data.packing, MusicPackingConfig):
         stores = tuple(store.learnt_everywhere() for store in stores)
-    train, validation, left_out = _divide(config, corpus, stores, tokenizer)
+    train, validation, left_out = divide(config, stores, cache_folder(config), tokenizer)
     fingerprint = digest(*(store.fingerprint for store in stores))
-    notes += tuple(packing_lines(train, "")) + tuple(packing_lines(validation, "validation: "))
-    libraries = versions_of(encoding_libraries(config, tokenizer))
-    for listing in corpus.listings:
-        if listing is not None:
-            libraries |= versions_used(listing, _stored_by(listing.source, tokenizer))
-    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, libraries, notes)
+    notes += [*packing_lines(train, ""), *packing_lines(validation, "validation: ")]
+    return Prepared(tokenizer, train, validation, stores, fingerprint, left_out, libraries, tuple(notes))
 
 
 def prepare_to(
@@ -140,13 +133,13 @@ def prepare_to(
     Raises UserError when there are several sources, when the only one is a store, or ``folder`` holds something else.
     """
     _check_only_source(config)
-    corpus = _look_at(config)
-    listing = corpus.listings[0]
-    assert listing is not None
-    tokenizer = _stored_by(listing.source, _tokenizer(config, corpus, progress))
-    check_output(folder, store_key(listing, tokenizer, config.data.cleaning))
-    store = _built(config, folder, listing, corpus.wheres[0], tokenizer, progress)
-    return store, preparation_lines(listing, store.manifest)
+    origins = _look_at(config)
+    origin = origins[0]
+    assert origin.index is not None
+    tokenizer = _stored_by(origin.source, _tokenizer(config, origins, progress))
+    check_output(folder, store_key(origin.index, tokenizer, config.data.cleaning))
+    store = build_store(_spec(config, origin, tokenizer, folder), config.data.processes or threads(), progress)
+    return store, _lines(origin.index, store.manifest)
 
 
 def prepare_share(
@@ -158,18 +151,15 @@ def prepare_share(
     """
     if folder is not None:
         _check_only_source(config)
-    corpus = _look_at(config)
-    tokenizer = _tokenizer(config, corpus, progress)
+    origins = _look_at(config)
+    tokenizer = _tokenizer(config, origins, progress)
     missing = 0
-    for listing, where in list(zip(corpus.listings, corpus.wheres, strict=True))[: 1 if folder else None]:
-        if listing is None:
-            continue
-        by = _stored_by(listing.source, tokenizer)
-        name = store_key(listing, by, config.data.cleaning)
-        if folder is not None:
-            check_output(folder, name)
-        order, relist = _order(config, folder or _cache(config) / "stores" / name, listing, where, by)
-        missing += build_share(order, share, config.data.processes or threads(), progress, relist)
+    for origin in origins[: 1 if folder else None]:
+        if origin.index is not None:
+            spec = _spec(config, origin, _stored_by(origin.source, tokenizer), folder)
+            if folder is not None:
+                check_output(folder, spec.key)
+            missing += build_share(spec, share, config.data.processes or threads(), progress)
     return missing
 
 
@@ -184,42 +174,43 @@ def build_tokenizer_of(config: RunConfig, *, progress: ProgressCallback | None =
     return _tokenizer(config, _look_at(config), progress)
 
 
-def _look_at(config: RunConfig) -> _Corpus:
+def _look_at(config: RunConfig) -> list[_Origin]:
     check_sources(config)
     check_library(config.data.cleaning)
-    found = sources_of(config)
-    listings = (None if isinstance(source, StoreSource) else list_source(source, where) for source, where in found)
-    return _Corpus(tuple(source for source, _ in found), tuple(where for _, where in found), tuple(listings))
+    return [
+        _Origin(source, where, None if isinstance(source, StoreSource) else reader_of(source).index(where))
+        for source, where in sources_of(config)
+    ]
 
 
-def _tokenizer(config: RunConfig, corpus: _Corpus, progress: ProgressCallback | None) -> Tokenizer:
-    stores = [source for source in corpus.sources if isinstance(source, StoreSource)]
-    if _made_from_sources(config) and stores:
+def _indexes(origins: list[_Origin]) -> list[SourceIndex]:
+    return [origin.index for origin in origins if origin.index is not None]
+
+
+def _tokenizer(config: RunConfig, origins: list[_Origin], progress: ProgressCallback | None) -> Tokenizer:
+    stores = [origin.source for origin in origins if isinstance(origin.source, StoreSource)]
+    if trained_on(config.tokenizer) and stores:
         return _tokenizer_of_store(config, stores[0])
-    listings = _to_train_on(config, corpus)
-    texts = partial(_texts, config, listings, progress)
-    tokenizer = build_tokenizer(config.tokenizer, texts, _corpus_fingerprint(listings), _cache(config))
+    indexes = _to_train_on(config, origins)
+    documents = partial(_to_learn, config, indexes, progress)
+    tokenizer = build_tokenizer(config.tokenizer, documents, _corpus_fingerprint(indexes), cache_folder(config))
     if isinstance(config.data.packing, MusicPackingConfig):
         return note_tokenizer(tokenizer).with_special(SPECIAL_NAMES)
     return tokenizer
 
 
-def _to_train_on(config: RunConfig, corpus: _Corpus) -> list[SourceIndex]:
-    """What a tokenizer is made from: sources of its own, or those of the run."""
-    listings = []
-    for index, source in enumerate(getattr(config.tokenizer, "sources", ())):
+def _to_train_on(config: RunConfig, origins: list[_Origin]) -> list[SourceIndex]:
+    """The sources that a tokenizer is made from: sources of its own, or those of the run."""
+    indexes = []
+    for number, source in enumerate(getattr(config.tokenizer, "sources", ())):
         if isinstance(source, StoreSource):
             raise UserError("tokenizer.sources: a store holds tokens and no text; name what it was made from")
-        listings.append(list_source(source, f"tokenizer.sources[{index}]"))
-    return listings or [listing for listing in corpus.listings if listing is not None]
+        indexes.append(reader_of(source).index(f"tokenizer.sources[{number}]"))
+    return indexes or _indexes(origins)
 
 
-def _made_from_sources(config: RunConfig) -> bool:
-    return isinstance(config.tokenizer, CharTokenizerConfig | BPETokenizerConfig | NoteBPETokenizerConfig)
-
-
-def _corpus_fingerprint(listings: list[SourceIndex]) -> str:
-    return digest(*(listing.fingerprint for listing in listings))
+def _corpus_fingerprint(indexes: list[SourceIndex]) -> str:
+    return digest(*(index.fingerprint for index in indexes))
 
 
 def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
@@ -234,23 +225,26 @@ def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer")
 
 
-def _texts(config: RunConfig, listings: list[SourceIndex], progress: ProgressCallback | None) -> Iterator[str | Notes]:
-    """The documents of ``listings``, or enough of them, evenly, when only a sample of them is needed."""
-    budget = config.tokenizer.train_bytes if isinstance(config.tokenizer, BPETokenizerConfig) else None
-    stride = 1 if budget is None else max(1, sum(one.size for one in listings) // (_READ_FOR_SAMPLE * budget))
-    of_notes = isinstance(config.tokenizer, NoteBPETokenizerConfig)
-    read = [one for one in listings if of_notes or not holds_notes(one.source)]
-    units = [(unit, one.source) for one in read for unit in units_of(one)[0][::stride]]
+def _to_learn(
+    config: RunConfig, indexes: list[SourceIndex], progress: ProgressCallback | None
+) -> Iterator[str | Notes]:
+    """The documents of ``indexes``, or enough of them, evenly, when only a sample of them is needed."""
+    budget = getattr(config.tokenizer, "train_bytes", None)
+    stride = 1 if budget is None else max(1, sum(one.size for one in indexes) // (_READ_FOR_SAMPLE * budget))
+    of_notes = trained_on(config.tokenizer) == "notes"
+    read = [one for one in indexes if of_notes or one.source.content != "notes"]
+    units = [(unit, one.source) for one in read for unit in one.units()[0][::stride]]
     done, total = 0, sum(unit.size for unit, _ in units)
     for unit, source in units:
-        yield from _texts_of(documents(unit, Report()), of_notes and holds_notes(source))
+        yield from _texts_of(unit.documents(Report()), of_notes and source.content == "notes")
         done += unit.size
         if progress is not None and total:
             progress("reading for the tokenizer", done, total)
 
 
 def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
-    """What a tokenizer can be trained on: pieces of music, and texts, which tokens that are ready do not have."""
+    """The documents that a tokenizer can be trained on: pieces of music, and texts, which tokens that are ready do not
+    have."""
     for document in found:
         if isinstance(document, str):
             yield document
@@ -262,178 +256,52 @@ def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
             yield from_numbers(document.ids[HEADER:])
 
 
-def _store(
-    config: RunConfig,
-    source: SourceConfig,
-    where: str,
-    listing: SourceIndex | None,
-    tokenizer: Tokenizer,
-    progress: ProgressCallback | None,
-) -> TokenStore:
-    if listing is None:
-        assert isinstance(source, StoreSource)
+def _store(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, progress: ProgressCallback | None) -> TokenStore:
+    """The store of a source: opened, or made. Raises UserError when it is empty, unless it is a labelled one to
+    validate on."""
+    source = origin.source
+    if isinstance(source, StoreSource):
         store = TokenStore.open(local_path(source.path), tokenizer.fingerprint)
     else:
-        by = _stored_by(source, tokenizer)
-        folder = _cache(config) / "stores" / store_key(listing, by, config.data.cleaning)
-        store = _built(config, folder, listing, where, by, progress)
-    if not store.token_count and not (source.label and where.startswith("data.validation_sources")):
+        spec = _spec(config, origin, _stored_by(source, tokenizer))
+        store = build_store(spec, config.data.processes or threads(), progress)
+    if not store.token_count and not (source.label and origin.where.startswith("data.validation_sources")):
         found = store.manifest
         facts = [*dropped_lines(found.dropped, 0), *left_out_files(found.left_out, found.left_out_files)]
         hint = "".join(f"; {fact}" for fact in facts)
-        raise UserError(f"{where}: {label_of(source)} holds no text{hint}; name another source")
+        raise UserError(f"{origin.where}: {source.display_name} holds no text{hint}; name another source")
     return store
 
 
-def _built(
-    config: RunConfig,
-    folder: Path,
-    listing: SourceIndex,
-    where: str,
-    tokenizer: Tokenizer,
-    progress: ProgressCallback | None,
-) -> TokenStore:
-    order, relist = _order(config, folder, listing, where, tokenizer)
-    return build_store(order, config.data.processes or threads(), progress, relist)
-
-
-def _order(
-    config: RunConfig, folder: Path, listing: SourceIndex, where: str, tokenizer: Tokenizer
-) -> tuple[StoreSpec, Callable[[], SourceIndex] | None]:
-    """The store to be made of ``listing`` in ``folder``, and what looks at the source once more."""
-    # A dataset is a snapshot; files can be written to while they are read.
-    relist: Callable[[], SourceIndex] | None = partial(list_source, listing.source, where) if listing.files else None
-    return StoreSpec(listing, tokenizer, config.tokenizer.model_dump(mode="json"), folder, config.data.cleaning), relist
-
-
-def _divide(
-    config: RunConfig, corpus: _Corpus, stores: tuple[TokenStore, ...], tokenizer: Tokenizer
-) -> tuple[TrainData, ValidationData | None, int]:
-    """Data to train on and to validate on, and how many documents are left out of the training."""
-    data, length = config.data, config.data.sequence_length
-    labels = tuple(map(label_of, corpus.sources))
-    trained = len(data.sources)
-    parts = _held_out(config, stores)
-    copied = _copies(config, stores, parts)
-    left_out = sum(documents.size for documents in copied)
-    unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
-    remaining = map(trained_on, stores[:trained], parts, unused)
-    streams = tuple(_samples(config, stream, tokenizer, training=True) for stream in remaining)
-    order = build_order(config, _training_counts(config, streams, corpus, left_out))
-    train = TrainData(streams, labels[:trained], order, config.batch.samples, length)
-    if not data.validation and not data.validation_sources:
-        return train, None, left_out
-    held_out = [TokenStream(store, part.ranges) for store, part in zip(stores, parts, strict=False)]
-    names = labels[:trained]
-    if data.validation_sources:
-        held_out, names = [whole(store, store.dropped) for store in stores[trained:]], labels[trained:]
-    validation = ValidationData(
-        tuple(_samples(config, stream, tokenizer, training=False) for stream in held_out),
-        names,
-        length,
-        config.evaluate.samples_each,
-    )
-    if not validation.samples and config.evaluate.never:
-        return train, None, left_out
-    if not validation.samples:
-        where, remedy = "data.validation", "raise data.validation (0 holds nothing out)"
-        if data.validation_sources:
-            where, remedy = "data.validation_sources", "name a larger source"
-        raise UserError(
-            f"{where}: {validation.tokens:,} tokens to validate on are fewer than the {length + 1:,} of one "
-            f"sample (data.sequence_length + 1); {remedy}, or lower data.sequence_length"
-        )
-    return train, validation, left_out
-
-
-def _held_out(config: RunConfig, stores: tuple[TokenStore, ...]) -> list[HeldOut]:
-    seed = key(config.seed, "validation")
-    return [
-        hold_out(store, config.data.validation, seed, store.dropped) for store in stores[: len(config.data.sources)]
-    ]
-
-
-def validated_and_seen(
-    config: RunConfig, stores: tuple[TokenStore, ...], other: RunConfig, others: tuple[TokenStore, ...]
-) -> tuple[int, int]:
-    """How many documents the run of ``config`` validates on, and how many of them are equal, token by token, to one
-    that the run of ``other`` could train on; one of which that run holds out a part is none. ``stores`` and ``others``
-    are those of their ``Prepared``; one tokenizer wrote them all."""
-    trained = len(config.data.sources)
-    if config.data.validation_sources:
-        held = [hashes_of(store, np.arange(store.document_count)) for store in stores[trained:]]
-    else:
-        parts = _held_out(config, stores)
-        held = [hashes_of(store, part.documents) for store, part in zip(stores, parts, strict=False)]
-    validated = np.concatenate(held)
-    wanted, seen = HashSet.of(validated), [np.empty(0, dtype=np.uint64)]
-    parts = _held_out(other, others)
-    for store, part, copied in zip(others, parts, _copies(other, others, parts), strict=False):
-        away = np.union1d(np.union1d(part.documents, copied), store.dropped)
-        seen.append(hashes_of(store, shared_documents(store, wanted, away)))
-    return validated.size, int(np.isin(validated, np.concatenate(seen)).sum())
-
-
-def _copies(config: RunConfig, stores: tuple[TokenStore, ...], held: list[HeldOut]) -> list[np.ndarray]:
-    """Documents of each store to train on that are equal to one that is validated on, int64 [documents] each."""
-    none, trained = np.empty(0, dtype=np.int64), len(held)
-    if not config.data.deduplicate_validation:
-        return [none] * trained
-    if not config.data.validation_sources:
-        return copies(stores, held)
-    validated = [hashes_of(store, np.arange(store.document_count)) for store in stores[trained:]]
-    hashes = HashSet.of(np.concatenate(validated))
-    return [shared_documents(store, hashes, none) for store in stores[:trained]]
+def _spec(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, folder: Path | None = None) -> StoreSpec:
+    """The store to be made of a source, in ``folder`` or else in the cache."""
+    assert origin.index is not None
+    cleaning, described = config.data.cleaning, config.tokenizer.model_dump(mode="json")
+    folder = folder or cache_folder(config) / "stores" / store_key(origin.index, tokenizer, cleaning)
+    return StoreSpec(origin.index, tokenizer, described, folder, cleaning, origin.where)
 
 
 def _stored_by(source: SourceConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """What a store of ``source`` is written with: music is kept as notes, whatever tokens are made of it later."""
-    return IdTokenizer(NUMBERS, NO_END) if holds_notes(source) else tokenizer
+    """The tokenizer that a store of ``source`` is written with: music is kept as notes, whatever tokens are made of it
+    later."""
+    return IdTokenizer(NUMBERS) if source.content == "notes" else tokenizer
 
 
-def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, *, training: bool) -> Samples:
-    """The samples of a part of a store, cut as data.packing says; only those to train on are varied."""
-    packing, length = config.data.packing, config.data.sequence_length
-    if isinstance(packing, MusicPackingConfig):
-        from quintet.data.note_samples import MusicPieces, NoteSamples
-
-        seed = key(config.seed, "notes")
-        pieces, learn = MusicPieces.of(stream), config.data.learn_prompts
-        return NoteSamples(pieces, note_tokenizer(tokenizer), packing, length, seed, training, learn)
-    if isinstance(packing, StreamPackingConfig):
-        return cut_stream(stream, length, packing.predict_next, _cache(config))
-    assert isinstance(stream.store, TokenStore)
-    return pack(stream.store, stream.ranges, packing, length, tokenizer, _cache(config))
+def _lines(index: SourceIndex, manifest: Manifest) -> list[str]:
+    """Lines on the documents and files of a source that its store does not have, and on settings that found nothing."""
+    label, documents = index.source.display_name, manifest.documents
+    found = [
+        *dropped_lines(manifest.dropped, documents - manifest.unused.documents),
+        *left_out_files(manifest.left_out, manifest.left_out_files),
+        *index.reader.unmatched(index, manifest.matched, documents),
+    ]
+    if unlearnt := manifest.matched.get("unlearnt"):
+        found.append(f"{unlearnt:,} of {documents:,} documents have no token with a loss")
+    return [f"{label}: {line}" for line in found] + list(passed_over_lines(label, index.passed))
 
 
-def _training_counts(
-    config: RunConfig, streams: tuple[Samples, ...], corpus: _Corpus, left_out: int
-) -> tuple[int, ...]:
-    """Samples of each source. Raises UserError for every source that does not make one."""
-    length = config.data.sequence_length
-    also = f"{left_out:,} documents are left out because they are validated on too (data.deduplicate_validation)"
-    hint = f"; {also}" if left_out else ""
-    counts = tuple(stream.count for stream in streams)
-    problems = []
-    for source, where, stream, count in zip(corpus.sources, corpus.wheres, streams, counts, strict=False):
-        lost = stream.left_out
-        if lost.samples and lost.samples == lost.all_samples:
-            problems.append(
-                f"{where}: none of the {lost.all_samples:,} samples of {label_of(source)} has a target left "
-                f"(data.packing: {config.data.packing.kind}){hint}; raise data.sequence_length"
-            )
-        elif not count:
-            problems.append(
-                f"{where}: {label_of(source)} has {stream.tokens:,} tokens to train on, fewer than the {length + 1:,} "
-                f"of one sample (data.sequence_length + 1){hint}; lower data.sequence_length or data.validation, or "
-                "name more text"
-            )
-    if problems:
-        raise UserError(*problems)
-    return counts
-
-
-def _cache(config: RunConfig) -> Path:
+def cache_folder(config: RunConfig) -> Path:
+    """``data.cache_dir``, which is made where it is not there. Raises UserError when it cannot be written to."""
     folder = local_path(config.data.cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

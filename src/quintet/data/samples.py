@@ -1,4 +1,4 @@
-"""What a sample is: tokens that stand behind one another, and what of them is learnt."""
+"""Samples: consecutive tokens, and which of them are learnt."""
 
 from __future__ import annotations
 
@@ -25,12 +25,21 @@ class Sample:
     prompts: np.ndarray | None = None
 
 
+def document_borders(documents: np.ndarray | None, length: int) -> np.ndarray:
+    """The begin of each document in ``length`` tokens, and their end: int64 [documents + 1].
+
+    ``documents`` [length] numbers the document of each token; all are of one when None.
+    """
+    inside = np.empty(0, dtype=np.int64) if documents is None else np.flatnonzero(np.diff(documents)) + 1
+    return np.concatenate([[0], inside, [length]]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class LeftOut:
-    """What is in no sample of a source, and what has no loss in one: ``samples``, of ``all_samples``, without a target,
-    which are ``used`` all the same or not; ``tokens`` at the ends of ``documents`` that had no room; documents that are
-    ``empty`` but for their end; ``rest``: tokens at the end of all that do not fill a sample; ``short``: pieces of
-    music with too few notes for one."""
+    """Tokens that are in no sample of a source, and samples without a loss: ``samples``, of ``all_samples``, without a
+    target, which are ``used`` all the same or not; ``tokens`` at the ends of ``documents`` that had no room; documents
+    that are ``empty`` but for their end; ``rest``: tokens at the end of all that do not fill a sample; ``short``:
+    pieces of music with too few notes for one."""
 
     samples: int = 0
     all_samples: int = 0
@@ -76,7 +85,7 @@ class Samples(Protocol):
 
     @property
     def left_out(self) -> LeftOut:
-        """What of the tokens is in no sample, and samples that have no target."""
+        """The tokens that are in no sample, and the samples that have no target."""
         ...
 
     def sample(self, index: int) -> Sample:
@@ -97,7 +106,7 @@ class Stream(Protocol):
         ...
 
     def loss_mask(self, position: int, length: int) -> np.ndarray | None:
-        """Which of these have a loss, bool [length]; None where all of the stream have."""
+        """True where one of these has a loss, bool [length]; None if all of the stream have."""
         ...
 
     def documents(self, position: int, length: int) -> np.ndarray:
@@ -105,8 +114,8 @@ class Stream(Protocol):
         ...
 
     def prompts(self, position: int, length: int) -> np.ndarray | None:
-        """Which of these stand in their document before the first that has a loss, bool [length]; None where all of the
-        stream have one."""
+        """True where one of these stands in its document before the first that has a loss, bool [length]; None if all
+        of the stream have one."""
         ...
 
 

@@ -14,20 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from quintet.config.cleaning import CleaningConfig
-from quintet.data.cleaning import kept, text_of
-from quintet.data.duplicates import signer
+from quintet.data.cleaning import kept, signer, text_of
 from quintet.data.manifest import Shard, write_json
-from quintet.data.sources.document import Document, Report, TextParts, TextPiece, TokenIds
+from quintet.data.sources.base import Document, Report, TextParts, TextPiece, TokenIds, WorkUnit
 from quintet.data.sources.files import shown
-from quintet.data.sources.source_index import WorkUnit, documents
 from quintet.data.store import ArrayWriter, array_file, size_problems, token_dtype
 from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import NO_END, Spans
+from quintet.tokenize.base import NO_END, Spans, cut_text
 from quintet.tokenize.bounds import begin_ids
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.long_texts import cut_text
 
 _BATCH = 1 << 20  # characters in one call of the tokenizer: enough to occupy its threads, little enough to hold
 _LAST = 64  # ids at the end of a document among which the one that ends it is looked for
@@ -69,7 +66,7 @@ def write_shard(
     report = Report()
     arrays, sign = _Arrays(folder, shard_name(index), tokenizer), signer(cleaning)
     try:
-        found = documents(unit, report, tokenizer)
+        found = unit.documents(report, tokenizer)
         if cleaning != _ALL:
             found = kept(_whole(found), cleaning, report.dropped)
         for batch in _batches(_cut(found) if tokenizer.can_cut else found):
@@ -121,7 +118,7 @@ class _Arrays:
         self.dropped = Counter[str]()
 
     def add(self, piece: _Encoded) -> bool:
-        """Put ``piece`` behind what is there, and the end of its document if it is the last.
+        """Put ``piece`` after what is there, and the end of its document if it is the last.
 
         Returns whether a document that is not empty is whole now.
         """
@@ -148,7 +145,7 @@ class _Arrays:
         return True
 
     def _has_ended(self, ends: frozenset[int]) -> bool:
-        """Whether the document ends with one of ``ends``, and perhaps with white space after it."""
+        """True if the document ends with one of ``ends``, and perhaps with white space after it."""
         if not ends:
             return False
         inside = np.flatnonzero(~self._white[self._last])
@@ -156,7 +153,7 @@ class _Arrays:
 
     @cached_property
     def _white(self) -> np.ndarray:
-        """Of each id whether it is white space: bool [vocab_size]."""
+        """For each id: True if it is white space, bool [vocab_size]."""
         return np.array([piece.isspace() for piece in self._tokenizer.pieces.table], dtype=bool)
 
     def sign(self, signature: np.ndarray) -> None:
@@ -313,7 +310,7 @@ def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[TextParts]) -> Iter
 
 
 def _loss_mask(document: TextParts, spans: Spans) -> np.ndarray:
-    """Which ids stand for a character of a text that is learnt: bool [tokens]."""
+    """True where an id stands for a character of a text that is learnt: bool [tokens]."""
     borders = np.cumsum([len(text) for text in document.texts])
     # An id without characters is of the text that the next character is of.
     first = np.minimum(np.searchsorted(borders, spans.starts, side="right"), borders.size - 1)
@@ -326,9 +323,9 @@ def _loss_mask(document: TextParts, spans: Spans) -> np.ndarray:
 def _check_ids(document: TokenIds, tokenizer: Tokenizer) -> None:
     wrong = np.flatnonzero((document.ids < 0) | (document.ids >= tokenizer.vocab_size))
     if wrong.size:
-        place = int(wrong[0])
+        index = int(wrong[0])
         raise UserError(
-            f"{document.place}: token {place} is {int(document.ids[place])}, and the tokenizer has "
+            f"{document.place}: token {index} is {int(document.ids[index])}, and the tokenizer has "
             f"{tokenizer.vocab_size} ids; name the tokenizer that the tokens were made with"
         )
 

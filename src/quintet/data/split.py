@@ -1,4 +1,4 @@
-"""What is held out for validation, and the two streams of tokens that come of it.
+"""The split of a store into documents that are held out for validation and the stream that is trained on.
 
 Documents are taken whole, in a keyed random order, until the quota of tokens is met; the document that would exceed it
 gives only its tail. So a corpus of one document gives its last tokens, as nanoGPT's split of Shakespeare does, and a
@@ -21,7 +21,7 @@ _NONE = np.empty(0, np.int64)
 
 
 class Documents(Protocol):
-    """What the split and the streams need of a store."""
+    """The part of a store that the split and the streams need."""
 
     @property
     def token_count(self) -> int: ...
@@ -47,7 +47,7 @@ class TokenRanges:
         return int((self.stops - self.starts).sum())
 
     def complement(self, size: int) -> TokenRanges:
-        """What of 0 … ``size`` - 1 is in none of the intervals."""
+        """The positions of 0 … ``size`` - 1 that are in none of the ranges."""
         starts, stops = np.append(0, self.stops), np.append(self.starts, size)
         kept = starts < stops
         return TokenRanges(starts[kept], stops[kept])
@@ -75,7 +75,7 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
 
     def loss_mask(self, position: int, length: int) -> np.ndarray | None:
-        """Which of these have a loss, bool [length]; None where all of the store have."""
+        """True where one of these has a loss, bool [length]; None if all of the store have."""
         parts = [self.store.loss_mask(start, stop) for start, stop in self._ranges(position, length)]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if known else None
@@ -87,14 +87,14 @@ class TokenStream:
         return np.cumsum(np.diff(found, prepend=found[:1]) != 0)
 
     def prompts(self, position: int, length: int) -> np.ndarray | None:
-        """Which of these stand in their document before the first that has a loss, bool [length]; None where all of the
-        store have one."""
+        """True where one of these stands in its document before the first that has a loss, bool [length]; None if all
+        of the store have one."""
         parts = [self.store.prompts(start, stop) for start, stop in self._ranges(position, length)]
         known = [part for part in parts if part is not None]
         return np.concatenate(known) if known else None
 
     def _ranges(self, position: int, length: int) -> list[tuple[int, int]]:
-        """Where ``length`` tokens from ``position`` on lie in the store."""
+        """The ranges of the store with ``length`` tokens from ``position`` on."""
         assert 0 <= position <= position + length <= self.length, (position, length, self.length)
         index = int(np.searchsorted(self._ends, position, side="right"))
         ranges = []
@@ -118,7 +118,8 @@ class HeldOut:
 
 
 def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray = _NONE) -> HeldOut:
-    """What of ``store`` is validated on: a fraction of its tokens below 1, a number of tokens from 1 on (at most all).
+    """The part of ``store`` that is validated on: a fraction of its tokens below 1, a number of tokens from 1 on (at
+    most all).
 
     ``seed`` keys the order of the documents. Those in ``left_out``, int64 [documents], ascending, are passed over, and
     their tokens do not count. Memory grows with the number of documents held out and left out only.
@@ -129,7 +130,7 @@ def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray 
 
 
 def trained_on(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
-    """What of ``store`` remains without what is held out and without the documents ``left_out``, int64 [documents]."""
+    """The rest of ``store``, without what is held out and the documents ``left_out``, int64 [documents]."""
     starts, stops = store.document_bounds(left_out)  # of the one that is cut, with the tail that is held out already
     apart = _joined(np.append(held_out.ranges.starts, starts), np.append(held_out.ranges.stops, stops))
     return TokenStream(store, apart.complement(store.token_count))

@@ -27,9 +27,16 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.data.manifest import Dropped, Manifest, Shard, read_manifest
-from quintet.data.sources.check import MANIFEST
-from quintet.data.verify import Check, checksum_problem, find_damage
+from quintet.data.manifest import (
+    MANIFEST,
+    Check,
+    Dropped,
+    Manifest,
+    Shard,
+    checksum_problem,
+    find_damage,
+    read_manifest,
+)
 from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize.base import digest
@@ -92,7 +99,7 @@ class TokenStore:
 
     @property
     def masked(self) -> bool:
-        """Whether some tokens have no loss."""
+        """True if some tokens have no loss."""
         return any(shard.masked for shard in self.manifest.shards)
 
     def learnt_everywhere(self) -> TokenStore:
@@ -135,7 +142,8 @@ class TokenStore:
         return joined
 
     def loss_mask(self, start: int, stop: int) -> np.ndarray | None:
-        """Which of the tokens ``start`` to ``stop`` have a loss, bool [stop - start]; None if all of the store have."""
+        """True where one of the tokens ``start`` to ``stop`` has a loss, bool [stop - start]; None if all of the store
+        have."""
         if not self.masked:
             return None
         found = np.ones(stop - start, dtype=bool)
@@ -169,36 +177,36 @@ class TokenStore:
             at, shard = end, shard + 1
         return found
 
-    def tokens_at(self, places: np.ndarray) -> np.ndarray:
-        """The token at each of ``places``, int64 [places]: of the store's type, [places]."""
-        found = np.empty(len(places), dtype=self.manifest.dtype)
-        shards = np.searchsorted(self._token_starts, places, side="right") - 1
+    def tokens_at(self, positions: np.ndarray) -> np.ndarray:
+        """The token at each of ``positions``, int64 [positions]: of the store's type, [positions]."""
+        found = np.empty(len(positions), dtype=self.manifest.dtype)
+        shards = np.searchsorted(self._token_starts, positions, side="right") - 1
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
-            found[chosen] = self._map(shard, "tokens")[places[chosen] - self._token_starts[shard]]
+            found[chosen] = self._map(shard, "tokens")[positions[chosen] - self._token_starts[shard]]
         return found
 
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First token of each of ``documents``, and the one behind its last: int64 [documents] each."""
+        """First token of each of ``documents``, and the one after its last: int64 [documents] each."""
         documents = np.asarray(documents, dtype=np.int64)
         assert not documents.size or (documents.min() >= 0 and documents.max() < self.document_count)
         starts, stops = np.empty_like(documents), np.empty_like(documents)
         shards = np.searchsorted(self._document_starts, documents, side="right") - 1
         order = np.argsort(shards, kind="stable")
         used, begins = np.unique(shards[order], return_index=True)
-        for shard, places in zip(used.tolist(), np.split(order, begins)[1:], strict=True):
+        for shard, indices in zip(used.tolist(), np.split(order, begins)[1:], strict=True):
             ends = self._map(shard, "ends")
-            local = documents[places] - self._document_starts[shard]
-            starts[places] = np.where(local > 0, ends[np.maximum(local - 1, 0)], 0) + self._token_starts[shard]
-            stops[places] = ends[local] + self._token_starts[shard]
+            local = documents[indices] - self._document_starts[shard]
+            starts[indices] = np.where(local > 0, ends[np.maximum(local - 1, 0)], 0) + self._token_starts[shard]
+            stops[indices] = ends[local] + self._token_starts[shard]
         return starts, stops
 
     def document_ends(self, start: int, stop: int) -> np.ndarray:
-        """Where documents ``start`` to ``stop`` end, behind their end id: int64 [stop - start]."""
+        """The end of each of documents ``start`` to ``stop``, after its end id: int64 [stop - start]."""
         return self.document_bounds(np.arange(start, stop))[1]
 
     def end_with(self, documents: np.ndarray, end_id: int) -> np.ndarray:
-        """Whether the last token of each of ``documents`` is ``end_id``, that of the tokenizer: bool [documents].
+        """For each of ``documents``: True if its last token is ``end_id``, that of the tokenizer, bool [documents].
 
         Some conversations end by themselves; only where the store has such ones are tokens read.
         """
@@ -216,8 +224,8 @@ class TokenStore:
         return np.repeat(np.arange(first, last + 1), sizes)
 
     def prompts(self, start: int, stop: int) -> np.ndarray | None:
-        """Which of the tokens ``start`` to ``stop`` stand in their document before the first that has a loss, bool
-        [stop - start]; None if all of the store have one."""
+        """True where one of the tokens ``start`` to ``stop`` stands in its document before the first that has a loss,
+        bool [stop - start]; None if all of the store have one."""
         loss_mask = self.loss_mask(start, stop)
         if loss_mask is None or start == stop:
             return None if loss_mask is None else loss_mask
@@ -230,7 +238,7 @@ class TokenStore:
         return found & ((documents != documents[0]) | ~self._any_learnt(first, start))
 
     def _any_learnt(self, start: int, stop: int) -> bool:
-        """Whether one of the tokens ``start`` to ``stop`` has a loss, looked for from the first on."""
+        """True if one of the tokens ``start`` to ``stop`` has a loss, looked for from the first on."""
         for begin in range(start, stop, _LOOK):
             found = self.loss_mask(begin, min(begin + _LOOK, stop))
             if found is None or found.any():
@@ -283,7 +291,7 @@ class ArrayWriter:
         self._out.write(bytes(HEADER))
 
     def append(self, array: np.ndarray) -> None:
-        """Write the values of ``array`` behind what is there."""
+        """Write the values of ``array`` after what is there."""
         values = np.ascontiguousarray(array, dtype=self._dtype)
         self._out.write(values.data)
         self.checksum = zlib.crc32(values.data, self.checksum)
@@ -305,7 +313,7 @@ class ArrayWriter:
 
 
 def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, int] | None = None) -> list[str]:
-    """What is wrong with the sizes of the files of ``shard``; ``sizes`` has those of the folder if they are known."""
+    """The problems with the sizes of the files of ``shard``; ``sizes`` has those of the folder if they are known."""
     problems = []
     for what, (item, count) in _arrays(shard, dtype).items():
         name, size = f"{shard.name}.{what}.npy", count * item.itemsize
@@ -315,7 +323,7 @@ def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, in
 
 
 def _size_problem(file: Path, size: int) -> list[str]:
-    """What is wrong with ``file``, an array of ``size`` bytes, in at most one line."""
+    """The problem with ``file``, an array of ``size`` bytes, in at most one line."""
     expected = HEADER + size
     found = file.stat().st_size if file.is_file() else None
     if found is None:
@@ -327,7 +335,7 @@ def _size_problem(file: Path, size: int) -> list[str]:
 
 
 def _checks(manifest: Manifest) -> dict[str, Check]:
-    """How the content of each file of a store is checked, by its name."""
+    """The check of the content of each file of a store, by its name."""
     checks: dict[str, Check] = {}
     for shard in manifest.shards:
         if not shard.checksums:
@@ -342,7 +350,7 @@ def _checks(manifest: Manifest) -> dict[str, Check]:
 
 
 def _digest_problem(shard: Shard, dtype: str, file: Path) -> str | None:
-    """What is wrong with ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
+    """The problem with ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
     arrays = _arrays(shard, dtype)
     tokens, ends = (_mapped(array_file(file.parent, shard.name, what), *arrays[what]) for what in ("tokens", "ends"))
     found = hashlib.blake2b(tokens.data, digest_size=16)

@@ -15,7 +15,7 @@ from quintet.model.generate import beam_search, generate
 from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import TextBounds, special_tokens
-from quintet.tokenize.stop import StopAt
+from quintet.tokenize.stream import StopAt
 
 
 @dataclass

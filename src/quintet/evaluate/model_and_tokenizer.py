@@ -12,7 +12,7 @@ from quintet.errors import UserError
 from quintet.model import Model
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
-from quintet.tokenize.ids import IdTokenizer
+from quintet.tokenize.simple import IdTokenizer
 
 
 class Computing(Protocol):

@@ -31,7 +31,7 @@ from quintet.piano.midi import faults_line, read_midi, write_midi
 from quintet.piano.notes import Notes, joined
 from quintet.piano.roll import piano_roll
 from quintet.piano.tasks import Task, task_named
-from quintet.piano.tokenizers import NoteTokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.piano.vocabulary import note_tokenizer
 
 

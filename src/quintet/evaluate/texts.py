@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 
 from quintet.config.evaluate import TextModelingConfig
 from quintet.config.names import local_path
-from quintet.data.batch import ValidationData
-from quintet.data.held_out import held_out_documents
-from quintet.data.sources.document import Report, TextPiece
+from quintet.config.sources import TextSource
+from quintet.data.batch import ValidationData, held_out_documents
+from quintet.data.sources.base import BadRow, Report, SourceIndex, TextPiece
 from quintet.data.sources.files import OTHERS, File, PassedOver, ends_with, find_files, passed_over_lines
-from quintet.data.sources.jsonl import lines_of, row_of
-from quintet.data.sources.problems import BadRow
+from quintet.data.sources.lines import lines_of, row_of
+from quintet.data.sources.reading import ByteRange
 from quintet.data.sources.rows import Place
-from quintet.data.sources.spans import ByteRange
-from quintet.data.sources.text import text_documents, text_units
+from quintet.data.sources.text import TextReader
 from quintet.errors import UserError, named
 from quintet.evaluate.text_modeling import TextDocument, text_document
 from quintet.tokenize import Tokenizer
@@ -121,9 +120,10 @@ def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[t
         for line, place in lines_of(ByteRange(file.path, 0, file.size)):
             yield _document(line, place, config, topic)
         return
-    units, _ = text_units([replace(file, named=True)], config.separator, _UNIT)
+    reader = TextReader(TextSource(kind="text", path=file.path, separator=config.separator))
+    units, _ = reader.units(SourceIndex(reader, "", file.size, (replace(file, named=True),)), _UNIT)
     whole: list[str] = []
-    for document in (document for unit in units for document in text_documents(unit, Report())):
+    for document in (document for unit in units for document in unit.documents(Report())):
         assert isinstance(document, str | TextPiece)
         whole.append(document.text if isinstance(document, TextPiece) else document)
         if isinstance(document, str) or not document.continues:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
 from quintet.piano.tasks import KINDS, parameter_token
-from quintet.piano.tokenizers import NoteTokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.tokenize import Tokenizer
 
 LARGEST_PARAMETER = 128

@@ -8,7 +8,7 @@ from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.config.train import total_steps
-from quintet.data.order import stage_lines
+from quintet.data.mixture import stage_lines
 from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
 from quintet.model.count import ParameterCount
 from quintet.train.check import check_training

@@ -11,7 +11,7 @@ import numpy as np
 
 from quintet.config.documents import IGNORED
 from quintet.config.evaluate import TextModelingConfig
-from quintet.data.held_out import held_out_documents
+from quintet.data.batch import held_out_documents
 from quintet.data.prepare import Prepared
 from quintet.data.sources.files import passed_over_lines
 from quintet.errors import UserError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quintet.tokenize.base import TokenBytes, Tokenizer
-from quintet.tokenize.build import build_tokenizer, load_tokenizer
+from quintet.tokenize.registry import build_tokenizer, load_tokenizer
 from quintet.tokenize.stream import TextStream
 
 __all__ = ["TextStream", "TokenBytes", "Tokenizer", "build_tokenizer", "load_tokenizer"]

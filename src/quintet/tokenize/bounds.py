@@ -1,4 +1,4 @@
-"""Where a text begins and ends, in ids: one value for training, writing, measuring and export."""
+"""Bounds of a text in ids, the same for training, writing, measuring and export, and where tokens may be cut apart."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from quintet.tokenize.base import END_OF_TEXT, NO_END, Tokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer, named_begin
 from quintet.tokenize.openai import TiktokenTokenizer
 
+_CONTINUATION = (0x80, 0xBF)  # bytes of UTF-8 that go on with a character
+
 
 @dataclass(frozen=True)
 class TextBounds:
-    """What a model has learnt to see around a text.
+    """The ids that a model has learnt to see around a text.
 
     ``begin`` ids stand in front of every text. ``before`` are the ids that the first token of a text follows:
     ``begin``, or the end of the document before it; empty where documents neither begin nor end. Any of ``stop_ids``
@@ -32,7 +36,7 @@ class TextBounds:
         return [*self.begin, *ids] or list(self.before)
 
     def starts(self, prompt: Sequence[int]) -> bool:
-        """Whether ``prompt`` holds nothing of a text yet."""
+        """True if ``prompt`` holds nothing of a text yet."""
         return tuple(prompt) in (self.begin, self.before)
 
 
@@ -87,3 +91,30 @@ def _bounds(tokenizer: Tokenizer, begin: tuple[int, ...], before: tuple[int, ...
 
 def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
     return () if tokenizer.end_id == NO_END else (tokenizer.end_id,)
+
+
+def clean_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """For each id: True if it begins a word, as its mark tells, bool [vocab_size].
+
+    WordPiece marks what goes on with a word (`##ing`); SentencePiece (`▁the`) and byte-level BPE (`Ġthe`) mark what
+    begins one, by the space in front of it. A special token stands by itself. A tokenizer that marks neither has
+    characters for words.
+    """
+    library = tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    pieces = tokenizer.pieces.table
+    if library and library.continuing_ids:
+        clean = np.ones(len(pieces), dtype=bool)
+        clean[library.continuing_ids] = False
+        return clean
+    if not any(piece.startswith(b" ") and len(piece) > 1 for piece in pieces):
+        return character_starts(tokenizer)
+    clean = np.array([not piece or piece.startswith(b" ") for piece in pieces], dtype=bool)
+    if library and library.unknown_id is not None:
+        clean[library.unknown_id] = False
+    return clean
+
+
+def character_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """For each id: True if it begins a character, rather than going on with the bytes of one, bool [vocab_size]."""
+    low, high = _CONTINUATION
+    return np.array([not (piece and low <= piece[0] <= high) for piece in tokenizer.pieces.table], dtype=bool)

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.errors import UserError
-from quintet.tokenize.base import END_OF_TEXT
+from quintet.tokenize.base import END_OF_TEXT, check_text
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.sample import even_sample
-from quintet.tokenize.tokenizer_json import CHARACTER_OF
+from quintet.tokenize.tokenizer_files import CHARACTER_OF
 
 SIMPLE_BYTES = (0x09, 0x0A, *range(0x20, 0x7F))
 _NOT_SIMPLE = r"[^\t\n -~]"
 
 # A pair that occurs once saves one token in the whole corpus, and is hardly seen again.
 _MIN_FREQUENCY = 2
+_PART = 65_536  # characters; long documents are cut, so that a corpus of one file is sampled evenly too
 
 
-def train_bpe(config: BPETokenizerConfig, texts: Iterable[str]) -> HuggingFaceTokenizer:
-    """A byte-level BPE with ``config.vocab_size`` ids, or fewer when the corpus has no more pairs to merge.
+class BPETokenizer:
+    """A byte-level BPE that is trained; what comes of it is a tokenizer of the kind `huggingface`."""
 
-    The same texts give the same tokenizer, on any number of cores. Raises UserError when there is no text.
-    """
-    sample = even_sample(texts, config.train_bytes)
-    if not sample:
-        raise UserError("tokenizer: the sources hold no text to train on; check data.sources")
-    library = _untrained(config.simplify)
-    alphabet = SIMPLE_BYTES if config.simplify else range(256)
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=_MIN_FREQUENCY,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=[CHARACTER_OF[value] for value in alphabet],
-        show_progress=False,
-    )
-    library.train_from_iterator(sample, trainer)
-    return HuggingFaceTokenizer(library.to_str(), END_OF_TEXT)
+    trained_on = "text"
+    libraries = ("tokenizers",)
+
+    @staticmethod
+    def build(config: BPETokenizerConfig, documents: Callable[[], Iterable[str]]) -> HuggingFaceTokenizer:
+        """A tokenizer with ``config.vocab_size`` ids, or fewer when the corpus has no more pairs to merge.
+
+        The same texts give the same tokenizer, on any number of cores. Raises UserError when there is no text.
+        """
+        sample = even_sample(documents(), config.train_bytes)
+        if not sample:
+            raise UserError("tokenizer: the sources hold no text to train on; check data.sources")
+        library = _untrained(config.simplify)
+        alphabet = SIMPLE_BYTES if config.simplify else range(256)
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            min_frequency=_MIN_FREQUENCY,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=[CHARACTER_OF[value] for value in alphabet],
+            show_progress=False,
+        )
+        library.train_from_iterator(sample, trainer)
+        return HuggingFaceTokenizer(library.to_str(), END_OF_TEXT)
 
 
 def _untrained(simplify: bool) -> tokenizers.Tokenizer:
@@ -56,3 +63,52 @@ def _untrained(simplify: bool) -> tokenizers.Tokenizer:
         library.pre_tokenizer = level
     library.decoder = decoders.ByteLevel()
     return library
+
+
+def even_sample(texts: Iterable[str], budget: int) -> list[str]:
+    """Parts of ``texts`` of ``budget`` UTF-8 bytes in all, evenly over the whole corpus; all of it when it is smaller.
+
+    Every k-th part is kept. k is 1 at first; when more than twice the budget is kept, every second of the kept parts is
+    dropped and k doubles, so memory stays within two budgets and one part, and what is kept is always the parts 0, k,
+    2k, … of all that was read. At the end the kept parts, about one to two budgets, are thinned evenly to the budget. A
+    reservoir of random draws would do as well in the mean, but its sample is uneven by chance; taking the head would
+    learn the first source alone.
+    """
+    kept: list[tuple[str, int]] = []
+    every, size = 1, 0
+    for index, part in enumerate(_parts(texts, max(1, min(_PART, budget // 64)))):
+        if index % every:
+            continue
+        length = len(part.encode("utf-8"))
+        kept.append((part, length))
+        size += length
+        while size > 2 * budget and len(kept) > 1:
+            kept, every = kept[::2], 2 * every
+            size = sum(length for _, length in kept)
+    return _thinned(kept, size, budget)
+
+
+def _thinned(kept: list[tuple[str, int]], size: int, budget: int) -> list[str]:
+    """Parts at even distances in bytes, so many that they hold about ``budget`` of ``size`` bytes."""
+    if size <= budget:
+        return [part for part, _ in kept]
+    chosen, read, written = [], 0, 0
+    for part, length in kept:
+        read += length
+        if written * size < read * budget:
+            chosen.append(part)
+            written += length
+    return chosen
+
+
+def _parts(texts: Iterable[str], length: int) -> Iterator[str]:
+    """``texts`` in parts of at most ``length`` characters, cut after a line or a word where there is one."""
+    for text in texts:
+        check_text(text)
+        start = 0
+        while len(text) - start > length:
+            end = max(text.rfind(mark, start + length // 2, start + length) for mark in "\n ") + 1 or start + length
+            yield text[start:end]
+            start = end
+        if start < len(text):
+            yield text[start:]

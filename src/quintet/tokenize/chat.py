@@ -22,16 +22,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quintet.errors import UserError
-from quintet.tokenize.base import END_OF_TEXT, Tokenizer
+from quintet.tokenize.base import END_OF_TEXT, Tokenizer, read_bytes
 from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
-from quintet.tokenize.folder import read_bytes
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
 _ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # what no template writes
 
 
 class Message(TypedDict):
-    """What one side said."""
+    """A message of one side."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -39,8 +38,8 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How ``tokenizer`` and ``template`` write a conversation; ``clock`` says what time it is in there. Nothing else
-    that a template can ask for changes from one call to the next."""
+    """A way to write a conversation, by ``tokenizer`` and ``template``; ``clock`` says what time it is in there.
+    Nothing else that a template can ask for changes from one call to the next."""
 
     tokenizer: Tokenizer
     template: str
@@ -76,7 +75,8 @@ class ChatFormat:
 
     @cached_property
     def answer_prefix(self) -> str:
-        """What a model writes before an answer because the template or the tokenizer puts it there, as a space."""
+        """The text that a model writes before an answer because the template or the tokenizer puts it there, as a
+        space."""
         asked = _asked()[:1]
         prompt, whole = self.render(asked), self.render([*asked, _answered()], answer_next=False)
         ids, all_ids = encode_with_special(self.tokenizer, prompt), encode_with_special(self.tokenizer, whole)
@@ -162,7 +162,7 @@ def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[
     kept = list(messages)
     while len(ids := chat.encode(kept)) > most:
         first = int(kept[0]["role"] == "system")
-        turns = [place for place in range(first + 1, len(kept)) if kept[place]["role"] == "user"]
+        turns = [index for index in range(first + 1, len(kept)) if kept[index]["role"] == "user"]
         if not turns:
             raise UserError(f"chat: this question alone has {len(ids)} tokens and at most {most} fit; shorten it")
         del kept[first : turns[0]]

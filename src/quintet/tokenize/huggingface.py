@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
+import pickle
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +18,28 @@ import numpy as np
 import tokenizers
 
 from quintet.config.names import is_hub_name, local_path
+from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError, one_line
 from quintet.files import write_text
 from quintet.libraries import require
-from quintet.tokenize import tokenizer_json
-from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest
-from quintet.tokenize.chat_rules import (
+from quintet.tokenize import tokenizer_files
+from quintet.tokenize.base import (
+    DESCRIPTION,
+    END_OF_TEXT,
+    PART,
+    Decoding,
+    Spans,
+    TokenBytes,
+    check_text,
+    damaged,
+    digest,
+    encode_in_parts,
+    read_bytes,
+    read_json,
+    split_long,
+    write_description,
+)
+from quintet.tokenize.tokenizer_files import (
     ChatRules,
     default_template,
     named_tokens,
@@ -28,25 +47,29 @@ from quintet.tokenize.chat_rules import (
     read_generation,
     write_rules,
 )
-from quintet.tokenize.folder import (
-    DESCRIPTION,
-    damaged,
-    read_bytes,
-    read_description,
-    read_json,
-    write_description,
-)
-from quintet.tokenize.long_texts import PART, encode_in_parts, split_long
-from quintet.tokenize.pickled import load_pickled
 
 _FILE = "tokenizer.json"
 # Files beside it that may define tokens and the order of special ids, as transformers reads them.
 _BESIDE = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]", "<eos>")
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "dict"),
+    ("copyreg", "_reconstructor"),
+    ("builtins", "object"),
+    ("_codecs", "encode"),
+    ("tokenizers", "Tokenizer"),
+    ("tokenizers", "AddedToken"),
+    ("tokenizers.models", "Model"),
+    ("transformers.tokenization_utils_base", "AddedToken"),
+}
 
 
-class HuggingFaceTokenizer:
-    """What a `tokenizer.json` does to the text alone: no special ids, no truncation, no padding, no dropout.
+class HuggingFaceTokenizer(Decoding):
+    """A `tokenizer.json` applied to the text alone: no special ids, no truncation, no padding, no dropout.
 
     ``chat`` is kept beside it and says how the tokenizer's files would have a conversation written. ``begin_ids`` stand
     in front of each document, prompt and measured text.
@@ -63,8 +86,8 @@ class HuggingFaceTokenizer:
         Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
         """
         given = json.loads(rules)
-        self._rules, self._post_processor = tokenizer_json.bare(given), given.get("post_processor")
-        self.begin_ids = tokenizer_json.begin_ids(self._post_processor) if begin_ids is None else begin_ids
+        self._rules, self._post_processor = tokenizer_files.bare(given), given.get("post_processor")
+        self.begin_ids = tokenizer_files.begin_ids(self._post_processor) if begin_ids is None else begin_ids
         self._end = end
         self._library = _library(self._rules)
         vocabulary = _vocabulary(self._rules)
@@ -74,7 +97,27 @@ class HuggingFaceTokenizer:
         self.end_id = vocabulary[end]
         known = (chat or ChatRules()).known_to(vocabulary)
         self.chat = replace(known, tokens={**known.tokens, "eos_token": end})
-        self.can_cut = tokenizer_json.cuts_like_gpt2(self._rules)
+        self.can_cut = tokenizer_files.cuts_like_gpt2(self._rules)
+
+    @classmethod
+    def build(cls, config: HuggingFaceTokenizerConfig, documents: Any) -> HuggingFaceTokenizer:
+        return huggingface_tokenizer(config.path, config.revision, config.begin)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> HuggingFaceTokenizer:
+        # A folder of an earlier version names the ids that end an answer there, and its tokenizer put nothing in front.
+        end, begin_ids, chat_end_ids = (description.get(name) for name in ("end", "begin_ids", "chat_end_ids"))
+        if not isinstance(end, str):
+            raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
+        chat = read_chat_rules(folder)
+        if chat_end_ids:
+            chat = replace(chat, generation={"eos_token_id": chat_end_ids})
+        file = folder / _FILE
+        content = read_bytes(file)
+        try:
+            return cls(content.decode("utf-8"), end, chat, tuple(begin_ids or ()))
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            raise damaged(file, f"{type(error).__name__}: {error}") from None
 
     def __reduce__(self) -> tuple:
         return (HuggingFaceTokenizer, (self._content(self.begin_ids), self._end, self.chat, self.begin_ids))
@@ -87,14 +130,14 @@ class HuggingFaceTokenizer:
         """The content of a `tokenizer.json` that puts ``begin_ids`` in front of a text: as it was given where it does,
         with whatever else it puts around a text."""
         post_processor = self._post_processor
-        if tokenizer_json.begin_ids(post_processor) != begin_ids:
+        if tokenizer_files.begin_ids(post_processor) != begin_ids:
             names = {number: token for token, number in _vocabulary(self._rules).items()}
-            post_processor = tokenizer_json.beginning_with({names[number]: number for number in begin_ids})
-        return tokenizer_json.serialized({**self._rules, "post_processor": post_processor})
+            post_processor = tokenizer_files.beginning_with({names[number]: number for number in begin_ids})
+        return tokenizer_files.serialized({**self._rules, "post_processor": post_processor})
 
     @property
     def lossless(self) -> bool:
-        return tokenizer_json.is_lossless(self._rules)
+        return tokenizer_files.is_lossless(self._rules)
 
     @property
     def fingerprint(self) -> str:
@@ -103,18 +146,14 @@ class HuggingFaceTokenizer:
     @cached_property
     def _fingerprint(self) -> str:
         begin = [f"begin {self.begin_ids}"] if self.begin_ids else []
-        return digest("huggingface", tokenizer_json.serialized(self._rules), str(self.end_id), *begin)
-
-    @property
-    def pieces(self) -> TokenBytes:
-        return self._pieces
+        return digest("huggingface", tokenizer_files.serialized(self._rules), str(self.end_id), *begin)
 
     @cached_property
     def _pieces(self) -> TokenBytes:
         tokens = {index: token for token, index in _vocabulary(self._rules).items()}
         decoder = self._library.decoder
         decode = decoder.decode if decoder is not None else " ".join
-        pieces = tokenizer_json.pieces_of(self._rules, tokens, decode, self.vocab_size)
+        pieces = tokenizer_files.pieces_of(self._rules, tokens, decode, self.vocab_size)
         table = tuple(b"" if index == self.end_id else piece for index, piece in enumerate(pieces.table))
         return TokenBytes(table, pieces.leading_space)
 
@@ -150,7 +189,7 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _template_library(self) -> tokenizers.Tokenizer:
-        library = tokenizers.Tokenizer.from_str(tokenizer_json.serialized(self._rules))
+        library = tokenizers.Tokenizer.from_str(tokenizer_files.serialized(self._rules))
         added = {token["content"] for token in self._rules["added_tokens"]}
         library.add_special_tokens([token for token in self.chat.tokens.values() if token not in added])
         return library
@@ -173,12 +212,6 @@ class HuggingFaceTokenizer:
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.frombuffer(array("I", encoding.ids), dtype=np.uint32) for encoding in encodings]
 
-    def decode(self, ids: Ids) -> str:
-        return self.pieces.decode(ids)
-
-    def bytes_per_token(self) -> np.ndarray:
-        return self.pieces.lengths()
-
     def save(self, folder: Path) -> None:
         """Beside Quintet's description, the folder is one that ``transformers.AutoTokenizer`` loads."""
         self.write_for_transformers(folder, self.begin_ids)
@@ -197,8 +230,8 @@ class HuggingFaceTokenizer:
 
 
 def _spans(encoding: tokenizers.Encoding) -> Spans:
-    places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    return Spans(np.array(encoding.ids, dtype=np.uint32), places[:, 0], places[:, 1])
+    bounds = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    return Spans(np.array(encoding.ids, dtype=np.uint32), bounds[:, 0], bounds[:, 1])
 
 
 def huggingface_tokenizer(
@@ -222,16 +255,16 @@ def named_begin(tokenizer: HuggingFaceTokenizer) -> tuple[int, ...]:
 
 
 def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
-    place = local_path(path)
-    file = place / _FILE if place.is_dir() else place
+    local = local_path(path)
+    file = local / _FILE if local.is_dir() else local
     if file.suffix == ".pkl" and file.is_file():
         rules, chat = _rules_of(load_pickled(file), path)
         where = path
-    elif file.is_file() and not (place.is_dir() and any((place / name).is_file() for name in _BESIDE)):
+    elif file.is_file() and not (local.is_dir() and any((local / name).is_file() for name in _BESIDE)):
         rules, chat = _alone(file)
         where = str(file)
     else:
-        rules, chat = _from_transformers(path, place, revision)
+        rules, chat = _from_transformers(path, local, revision)
         where = str(file) if file.is_file() else path
     end = chat.tokens.get("eos_token")
     try:
@@ -244,27 +277,9 @@ def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
         raise UserError(f"{where}: is no tokenizer.json that `tokenizers` can read ({error}); make it anew") from None
 
 
-def load_huggingface(folder: Path) -> HuggingFaceTokenizer:
-    """The tokenizer that ``HuggingFaceTokenizer.save`` wrote. Raises UserError when a file is missing or damaged."""
-    description = read_description(folder)
-    # A folder of an earlier version names the ids that end an answer there, and its tokenizer put nothing in front.
-    end, begin_ids, chat_end_ids = (description.get(name) for name in ("end", "begin_ids", "chat_end_ids"))
-    if not isinstance(end, str):
-        raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
-    chat = read_chat_rules(folder)
-    if chat_end_ids:
-        chat = replace(chat, generation={"eos_token_id": chat_end_ids})
-    file = folder / _FILE
-    content = read_bytes(file)
-    try:
-        return HuggingFaceTokenizer(content.decode("utf-8"), end, chat, tuple(begin_ids or ()))
-    except (ValueError, KeyError, TypeError, UserError) as error:
-        raise damaged(file, f"{type(error).__name__}: {error}") from None
-
-
-def _library(rules: tokenizer_json.Rules) -> tokenizers.Tokenizer:
+def _library(rules: tokenizer_files.Rules) -> tokenizers.Tokenizer:
     """The library's tokenizer. Raises ValueError when it cannot read ``rules``."""
-    text = tokenizer_json.serialized(tokenizer_json.without_special_pieces(rules))
+    text = tokenizer_files.serialized(tokenizer_files.without_special_pieces(rules))
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
@@ -273,7 +288,7 @@ def _library(rules: tokenizer_json.Rules) -> tokenizers.Tokenizer:
     return library
 
 
-def _vocabulary(rules: tokenizer_json.Rules) -> dict[str, int]:
+def _vocabulary(rules: tokenizer_files.Rules) -> dict[str, int]:
     """Id of every token, added ones included."""
     known = rules["model"]["vocab"]
     vocabulary = dict(known) if isinstance(known, dict) else {piece: index for index, (piece, _) in enumerate(known)}
@@ -294,27 +309,27 @@ def _alone(file: Path) -> tuple[str, ChatRules]:
     return read_bytes(file).decode("utf-8", errors="replace"), read_chat_rules(file.parent)
 
 
-def _from_transformers(path: str, place: Path, revision: str | None) -> tuple[str, ChatRules]:
+def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[str, ChatRules]:
     """Rules of a folder, or of a name on the hub, by `transformers`."""
-    if not place.is_dir() and not is_hub_name(path):
+    if not local.is_dir() and not is_hub_name(path):
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
         )
-    alone = f"name {place / _FILE} to take that file alone" if (place / _FILE).is_file() else ""
+    alone = f"name {local / _FILE} to take that file alone" if (local / _FILE).is_file() else ""
     library = require("transformers", "hf", f"tokenizer.path: reading {path} as transformers does", alone)
-    name = str(place) if place.is_dir() else path
+    name = str(local) if local.is_dir() else path
     try:
         found = library.AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
-        if (place / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
-            return _alone(place / _FILE)
+        if (local / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
+            return _alone(local / _FILE)
         raise UserError(
             f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
             f"({one_line(error, lines=1)}); correct the path, or fetch the tokenizer once with a network"
         ) from None
     rules, chat = _rules_of(found, path)
-    if place.is_dir():
-        return _with_rows(rules, place), replace(chat, generation=read_generation(place))
+    if local.is_dir():
+        return _with_rows(rules, local), replace(chat, generation=read_generation(local))
     try:
         generation = library.GenerationConfig.from_pretrained(path, revision=revision or "main").to_diff_dict()
     except OSError:  # the name has no such file
@@ -336,8 +351,42 @@ def _with_rows(rules: str, folder: Path) -> str:
 
 
 def _rules_of(found: Any, path: str) -> tuple[str, ChatRules]:
-    """What a tokenizer of `transformers` does."""
+    """The rules of a tokenizer of `transformers`."""
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
     return backend.to_str(), ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
+
+
+def load_pickled(file: Path) -> Any:
+    """The transformers tokenizer that was pickled into ``file``.
+
+    Classes of tokenizers are found, and what they are made of; everything else is refused before it runs. Raises
+    UserError for a file that holds something else, or that this version of the library cannot read.
+    """
+    try:
+        found = _Unpickler(io.BytesIO(read_bytes(file))).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: holds no tokenizer that can be read ({error}); load it where it was made, and save it with "
+            "save_pretrained"
+        ) from None
+    if not hasattr(found, "backend_tokenizer"):
+        raise UserError(f"{file}: holds a {type(found).__name__}, which is no fast tokenizer")
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) in _ALLOWED or _is_tokenizer(module_name, global_name):
+            return super().find_class(module_name, global_name)
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is part of no tokenizer")
+
+
+def _is_tokenizer(module_name: str, global_name: str) -> bool:
+    """True if this is a class of a tokenizer of the library, and no function of it."""
+    if not module_name.startswith("transformers.") or "." in global_name or "tokeniz" not in module_name:
+        return False
+    base = require("transformers", "hf", "a pickled tokenizer").PreTrainedTokenizerBase
+    found = getattr(importlib.import_module(module_name), global_name, None)
+    return isinstance(found, type) and issubclass(found, base)

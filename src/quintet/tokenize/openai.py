@@ -12,16 +12,29 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
 from tiktoken_ext import openai_public
 
+from quintet.config.tokenizer import TiktokenTokenizerConfig
 from quintet.errors import UserError
 from quintet.files import write_text
-from quintet.tokenize.base import END_OF_TEXT, Ids, Spans, TokenBytes, check_text, digest, threads
-from quintet.tokenize.folder import DESCRIPTION, damaged, read_bytes, read_description, write_description
-from quintet.tokenize.long_texts import encode_in_parts
+from quintet.tokenize.base import (
+    DESCRIPTION,
+    END_OF_TEXT,
+    Decoding,
+    Spans,
+    TokenBytes,
+    check_text,
+    damaged,
+    digest,
+    encode_in_parts,
+    read_bytes,
+    threads,
+    write_description,
+)
 
 # The files of each encoding as tiktoken's cache names them (SHA-1 of the address), and the SHA-256 that it demands.
 _GPT2_MERGES = (
@@ -56,7 +69,7 @@ FILES = {
 _RANKS = "ranks.tiktoken"
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(Decoding):
     """A byte-level BPE given by its pattern, the rank of each merged byte string, and its special tokens."""
 
     lossless = True
@@ -71,6 +84,27 @@ class TiktokenTokenizer:
         )
         self.vocab_size = self._library.n_vocab
         self.end_id = special[END_OF_TEXT]
+
+    @classmethod
+    def build(cls, config: TiktokenTokenizerConfig, documents: Any) -> TiktokenTokenizer:
+        return tiktoken_encoding(config.name)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> TiktokenTokenizer:
+        file = folder / _RANKS
+        try:
+            lines = (line.split() for line in read_bytes(file).splitlines())
+            ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
+        except ValueError as error:
+            raise damaged(file, str(error)) from None
+        if len(set(ranks.values())) != len(ranks):
+            raise damaged(file, "a rank stands there twice")
+        if not {bytes([value]) for value in range(256)} <= ranks.keys():
+            raise damaged(file, "it lacks single bytes")
+        try:
+            return cls(description["name"], description["pattern"], ranks, description["special_tokens"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(folder / DESCRIPTION, f"{type(error).__name__}: {error}") from None
 
     def __reduce__(self) -> tuple:
         return (TiktokenTokenizer, self._parts)
@@ -98,10 +132,6 @@ class TiktokenTokenizer:
     def special_tokens(self) -> dict[str, int]:
         """Id of each special token."""
         return self._parts[3]
-
-    @property
-    def pieces(self) -> TokenBytes:
-        return self._pieces
 
     @cached_property
     def _pieces(self) -> TokenBytes:
@@ -146,9 +176,6 @@ class TiktokenTokenizer:
                 f"{longest:,} characters, and near a million is too long: shorten it, or take another tokenizer.kind"
             ) from None
 
-    def decode(self, ids: Ids) -> str:
-        return self.pieces.decode(ids)
-
     def bytes_per_token(self) -> np.ndarray:
         return self._lengths
 
@@ -170,25 +197,6 @@ def tiktoken_encoding(name: str) -> TiktokenTokenizer:
             f"{' and '.join(file for file, _ in FILES[name])}, or start once with a network"
         ) from None
     return TiktokenTokenizer(name, parts["pat_str"], parts["mergeable_ranks"], parts["special_tokens"])
-
-
-def load_tiktoken(folder: Path) -> TiktokenTokenizer:
-    """The tokenizer that ``TiktokenTokenizer.save`` wrote. Raises UserError when a file is missing or damaged."""
-    facts = read_description(folder)
-    file = folder / _RANKS
-    try:
-        lines = (line.split() for line in read_bytes(file).splitlines())
-        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
-    except ValueError as error:
-        raise damaged(file, str(error)) from None
-    if len(set(ranks.values())) != len(ranks):
-        raise damaged(file, "a rank stands there twice")
-    if not {bytes([value]) for value in range(256)} <= ranks.keys():
-        raise damaged(file, "it lacks single bytes")
-    try:
-        return TiktokenTokenizer(facts["name"], facts["pattern"], ranks, facts["special_tokens"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(folder / DESCRIPTION, f"{type(error).__name__}: {error}") from None
 
 
 def _refuse_damaged_cache(name: str) -> None:

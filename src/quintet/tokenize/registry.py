@@ -1,49 +1,125 @@
-"""Kinds of tokenizers that packages above this one make: they enter them here, so that nothing here imports those."""
+"""The table of kinds of tokenizers, and the way from a config or a folder to a tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Literal
 
+from quintet.config.names import local_path, run_named
+from quintet.config.tokenizer import SavedTokenizerConfig, TokenizerConfig
 from quintet.errors import UserError
-from quintet.tokenize.base import Tokenizer
+from quintet.files import new_folder
+from quintet.tokenize.base import DESCRIPTION, Tokenizer, damaged, digest, read_description, versions_of
 
 Documents = Callable[[], Iterable[Any]]
-"""The documents of a corpus: texts, or what else the kind is made for."""
+"""Gives the documents of a corpus: texts, or pieces of music for a kind that is trained on notes."""
+
+KINDS = {
+    "byte": "quintet.tokenize.simple:ByteTokenizer",
+    "char": "quintet.tokenize.simple:CharTokenizer",
+    "ids": "quintet.tokenize.simple:IdTokenizer",
+    "bpe": "quintet.tokenize.bpe:BPETokenizer",
+    "tiktoken": "quintet.tokenize.openai:TiktokenTokenizer",
+    "huggingface": "quintet.tokenize.huggingface:HuggingFaceTokenizer",
+    "saved": "quintet.tokenize.registry:SavedTokenizer",
+    "exponential_time": "quintet.piano.tokenizers.exponential:ExponentialTimeTokenizer",
+    "miditok": "quintet.piano.tokenizers.miditok:MidiTokTokenizer",
+    "note_bpe": "quintet.piano.tokenizers.bpe:NoteBPETokenizer",
+}
+"""The class of each kind, by name, so that its library is imported when it is used and not before.
+
+A class has ``build(config, documents)``, and ``load(folder, description)`` if its ``save`` writes this kind. Where it
+has ``trained_on``, "text" or "notes", it is made from documents once and kept in the cache; ``libraries`` names the
+packages on PyPI that decide its ids.
+"""
+
+_RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
 
 
-@dataclass(frozen=True)
-class TokenizerKind:
-    """How a kind of tokenizer comes to be.
+def kind_of(name: str) -> Any:
+    """The class of the kind ``name``."""
+    return resolve_name(KINDS[name])
 
-    ``build`` makes one from its config and the documents of the corpus; ``trained`` says that it needs these, so it is
-    made once and kept. ``load`` reads the folder that ``save`` wrote, given what its `quintet.json` says.
+
+def trained_on(config: TokenizerConfig) -> Literal["text", "notes"] | None:
+    """The kind of documents that the tokenizer of ``config`` is trained on, None for one that needs no documents."""
+    return getattr(kind_of(config.kind), "trained_on", None)
+
+
+def build_tokenizer(config: TokenizerConfig, documents: Documents, corpus: str, cache: Path) -> Tokenizer:
+    """The tokenizer that ``config`` describes.
+
+    ``documents`` gives the documents of the corpus and ``corpus`` is its fingerprint. A tokenizer that is trained is
+    made from them once and kept under ``cache/tokenizers``; the other kinds need neither. Raises UserError for all that
+    the user can mend: no text, no network, no file, no end token.
     """
-
-    build: Callable[[Any, Documents], Tokenizer]
-    load: Callable[[Path, dict[str, Any]], Tokenizer]
-    trained: bool = False
-
-
-_KINDS: dict[str, TokenizerKind] = {}
-
-
-def register(name: str, kind: TokenizerKind) -> None:
-    """Make ``tokenizer.kind: name`` known."""
-    _KINDS[name] = kind
+    kind = kind_of(config.kind)
+    if trained_on(config) is None:
+        return kind.build(config, documents)
+    folder = cache / "tokenizers" / _key(config, corpus)
+    if not folder.exists():
+        tokenizer = kind.build(config, documents)
+        with new_folder(folder, shared=True) as unfinished:
+            tokenizer.save(unfinished)
+    return load_tokenizer(folder)
 
 
-def is_registered(name: object) -> bool:
-    return name in _KINDS
+def is_kept(config: TokenizerConfig, corpus: str, cache: Path) -> bool:
+    """True if the tokenizer that ``config`` makes of the corpus with this fingerprint is in the cache already."""
+    return (cache / "tokenizers" / _key(config, corpus)).exists()
 
 
-def registered(name: str) -> TokenizerKind:
-    """The kind of this name. Raises UserError where no package that was imported makes it."""
-    if name not in _KINDS:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that ``save`` wrote into ``folder``. Raises UserError when a file is missing or damaged."""
+    description = read_description(folder)
+    name, file = description.get("kind"), folder / DESCRIPTION
+    if not isinstance(name, str) or name not in KINDS or not hasattr(kind_of(name), "load"):
+        raise damaged(file, f"its kind is {name!r}")
+    tokenizer: Tokenizer = kind_of(name).load(folder, description)
+    if tokenizer.fingerprint != description["fingerprint"]:
+        raise damaged(file, f"its fingerprint is {description['fingerprint']}, its content's {tokenizer.fingerprint}")
+    return tokenizer
+
+
+class SavedTokenizer:
+    """The tokenizer of another run, whichever kind that is."""
+
+    @staticmethod
+    def build(config: SavedTokenizerConfig, documents: Documents) -> Tokenizer:
+        """Raises UserError when the path names none, or when a begin token is asked of a kind that has none."""
+        tokenizer = load_tokenizer(_folder_of(config.path))
+        if config.begin == "auto":
+            return tokenizer
+        from quintet.tokenize.huggingface import HuggingFaceTokenizer, named_begin
+
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            return tokenizer.beginning_with(named_begin(tokenizer) if config.begin else ())
+        if config.begin:
+            raise UserError("tokenizer.begin: the tokenizer of that run has no begin token; leave it out")
+        return tokenizer
+
+
+def _folder_of(path: str) -> Path:
+    """The folder of the tokenizer that ``path`` names: a run's own, or ``path`` itself. Raises UserError."""
+    run = run_named(path)
+    if run is not None:
+        return run / "tokenizer"
+    folder = local_path(path)
+    if not (folder / DESCRIPTION).is_file():
         raise UserError(
-            f"tokenizer.kind: {name} is made by a package that is not imported; in Python, import "
-            "quintet.piano.tokenizers first"
+            f"tokenizer.path: {path} is no run (neither here nor under runs/) and no folder with a tokenizer that "
+            f"Quintet wrote ({DESCRIPTION}); name the run that the weights come from"
         )
-    return _KINDS[name]
+    return folder
+
+
+def _key(config: TokenizerConfig, corpus: str) -> str:
+    return digest(_RECIPE, config.model_dump_json(), corpus, " ".join(versions_of(_libraries(config)).values()))
+
+
+def _libraries(config: Any) -> tuple[str, ...]:
+    """The libraries of the kind of ``config``, then those of its base."""
+    base = getattr(config, "base", None)
+    return (*getattr(kind_of(config.kind), "libraries", ()), *(() if base is None else _libraries(base)))

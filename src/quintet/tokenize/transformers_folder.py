@@ -13,12 +13,10 @@ from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.libraries import require
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
-from quintet.tokenize.byte import ByteTokenizer
-from quintet.tokenize.char import CharTokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.ids import IdTokenizer
 from quintet.tokenize.openai import TiktokenTokenizer
-from quintet.tokenize.tokenizer_json import CHARACTER_OF
+from quintet.tokenize.simple import ByteTokenizer, CharTokenizer, IdTokenizer
+from quintet.tokenize.tokenizer_files import CHARACTER_OF
 
 # A counted repetition that gives nothing back, which the expressions of `tokenizers` (Oniguruma's) write otherwise:
 # there the + repeats it.

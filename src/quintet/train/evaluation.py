@@ -17,8 +17,7 @@ from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schedule import PlateauConfig
 from quintet.config.schema import RunConfig
 from quintet.config.train import steps_of
-from quintet.data.batch import Batch
-from quintet.data.entropy import conditional_entropy, context_ids
+from quintet.data.batch import Batch, conditional_entropy, context_ids
 from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks

@@ -10,7 +10,7 @@ from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.config.train import total_steps
 from quintet.data.build import encoding_libraries
-from quintet.data.order import left_out_line, nothing_of_lines, stage_facts, stage_lines
+from quintet.data.mixture import stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
@@ -128,7 +128,7 @@ def _chosen_compute(config: RunConfig) -> Compute:
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     """Return lines on the data that are worth knowing before the first step."""
-    notes = [*prepared.notes, *left_out_line(prepared.left_out), *nothing_of_lines(prepared.validation)]
+    notes = prepared.lines()
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
         notes += broadcast_from_rank0(lambda: seen_before(run.config, prepared))

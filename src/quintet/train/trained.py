@@ -24,8 +24,8 @@ from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import pretrained_weights
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import checkpoint_bounds
-from quintet.tokenize.chat_rules import ChatRules
 from quintet.tokenize.huggingface import huggingface_tokenizer
+from quintet.tokenize.tokenizer_files import ChatRules
 from quintet.track.console import Reporter
 from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device

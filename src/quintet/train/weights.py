@@ -11,7 +11,8 @@ from torch import Tensor
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import run_named
 from quintet.config.schema import RunConfig
-from quintet.data.prepare import Prepared, find_prepared, validated_and_seen
+from quintet.data.divide import validated_and_seen
+from quintet.data.prepare import Prepared, find_prepared
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.hf.pretrained import PretrainedModel

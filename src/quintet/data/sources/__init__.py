@@ -1,7 +1,53 @@
-"""Where documents come from: what a source names, how it is cut into work units, and how these are read."""
+"""Where documents come from: each kind of source has one `Reader`, named in one table."""
 
 from __future__ import annotations
 
-from quintet.data.sources.check import check_sources
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-__all__ = ["check_sources"]
+from quintet.config.schema import RunConfig
+from quintet.config.sources import SourceConfig
+from quintet.errors import UserError
+
+if TYPE_CHECKING:
+    from quintet.data.sources.base import Reader
+
+READERS = {
+    "python_stdlib": "quintet.data.sources.text:PythonStdlibReader",
+    "text": "quintet.data.sources.text:TextReader",
+    "jsonl": "quintet.data.sources.lines:JsonlReader",
+    "csv": "quintet.data.sources.lines:CsvReader",
+    "parquet": "quintet.data.sources.tables:ParquetReader",
+    "huggingface": "quintet.data.sources.tables:HuggingFaceReader",
+    "npy": "quintet.data.sources.token_files:NpyReader",
+    "bin": "quintet.data.sources.token_files:BinReader",
+    "tatm": "quintet.data.sources.token_files:TatmReader",
+    "megatron": "quintet.data.sources.megatron:MegatronReader",
+    "store": "quintet.data.sources.token_files:StoreReader",
+    "midi": "quintet.data.sources.music:MidiReader",
+    "music21": "quintet.data.sources.music:ScoresReader",
+}
+"""The class of each kind, by name, so that what it needs is imported when it is used and not before."""
+
+
+def reader_of(source: SourceConfig) -> Reader:
+    """The reader of ``source``."""
+    return resolve_name(READERS[source.kind])(source)
+
+
+def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
+    """All sources of a run, those to validate on last, each with the key path that names it in messages."""
+    data = config.data
+    training = [(source, f"data.sources[{index}]") for index, source in enumerate(data.sources)]
+    held_out = [(source, f"data.validation_sources[{index}]") for index, source in enumerate(data.validation_sources)]
+    return training + held_out
+
+
+def check_sources(config: RunConfig) -> None:
+    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras.
+
+    What is inside the files is read by `prepare` only; a name on the hub is taken on trust.
+    """
+    problems = [problem for source, where in sources_of(config) for problem in reader_of(source).missing(where)]
+    if problems:
+        raise UserError(*problems)

@@ -1,4 +1,4 @@
-"""Which files a path of the run file stands for."""
+"""The files that a path of the run file stands for, on this disk or at an address."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quintet.config.names import local_path
-from quintet.data.sources import remote
-from quintet.data.sources.remote import is_remote
+from quintet.data.sources.reading import errors_at, file_system, is_remote
 from quintet.errors import UserError
 
 _MAGIC = "*?["
@@ -20,6 +20,10 @@ PassedOver = dict[str, list[str]]
 
 HIDDEN, LINKED, FOLDERS = "hidden", "folders behind links", "folders that a pattern matches (`**` enters them)"
 IRREGULAR, OTHERS, EMPTY = "no regular files", "other endings", "empty files"
+
+# What tells two contents of one name apart, under the names that file systems give to it.
+_STAMPS = ("ETag", "etag", "md5Hash", "contentMd5", "Content-MD5", "crc32c", "generation", "updated", "LastModified")
+_TIMES = ("Last-Modified", "last_modified", "mtime", "modified", "created")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class File:
 
     @property
     def facts(self) -> str:
-        """What is known of the file without reading it."""
+        """The facts about the file that are known without reading it."""
         return f"{self.name}\n{self.named}\n{self.size}\n{self.mtime_ns}\n{self.stamp}"
 
 
@@ -53,14 +57,14 @@ def find_files(
     """
     found: dict[str, File] = {}
     passed = {} if passed is None else passed
-    for path in as_paths(paths):
+    for path in (paths,) if isinstance(paths, str) else paths:
         for file in sorted(_matching(path, suffixes, where, passed), key=lambda file: file.name):
             found.setdefault(file.path if is_remote(file.path) else os.path.realpath(file.path), file)
     return list(found.values())
 
 
 def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
-    """What is wrong with ``path``, None when it names at least one file. Stops at the first file, and reads none.
+    """The problem with ``path``, None when it names at least one file. Stops at the first file, and reads none.
 
     An address is taken on trust."""
     if is_remote(path):
@@ -72,13 +76,17 @@ def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
     return None
 
 
-def as_paths(paths: str | tuple[str, ...]) -> tuple[str, ...]:
-    """One path or several, as several."""
-    return (paths,) if isinstance(paths, str) else paths
+def missing_paths(paths: tuple[str, ...], where: str) -> list[str]:
+    """A line for each of ``paths`` that nothing on this disk begins with: names of Megatron's have no ending."""
+    return [
+        f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"
+        for path in paths
+        if not any(sign in path for sign in _MAGIC) and not glob.glob(f"{glob.escape(os.path.expanduser(path))}*")
+    ]
 
 
 def ends_with(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether ``name`` ends with one of ``suffixes``, in small letters or capitals."""
+    """True if ``name`` ends with one of ``suffixes``, in small letters or capitals."""
     return name.lower().endswith(suffixes)
 
 
@@ -90,9 +98,9 @@ def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOv
     def refuse(error: OSError) -> None:
         raise UserError(f"{where}: {error.filename} cannot be listed ({error.strerror}); change its permissions")
 
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         for name in (*folders, *names):
-            path = Path(place, name)
+            path = Path(parent, name)
             if skip(name):
                 pass_over(passed, HIDDEN, path)
             elif path.is_dir():
@@ -129,24 +137,59 @@ def shown(name: str) -> str:
 
 
 def files_at(address: str) -> Iterator[File]:
-    """The files that an address stands for: the one, those of a folder, or those that match a pattern."""
-    for path, name, named, size, stamp in remote.found(address):
-        yield File(path, name, named, size, 0, stamp)
+    """The files that an address stands for: the one, those of a folder, or those that match a pattern.
+
+    Raises UserError when the address cannot be looked at; nothing is found where nothing is.
+    """
+    system, inner = file_system(address)
+    signs = "*" if address.startswith("http") else _MAGIC  # in an address of the web, ? and [ are something else
+    with errors_at(address):
+        named = not system.isdir(inner)
+        if any(sign in inner for sign in signs):
+            facts = system.glob(inner, detail=True)
+            root = inner[: min(inner.find(sign) for sign in signs if sign in inner)].rpartition("/")[0]
+        elif named:
+            facts = {inner: system.info(inner)} if system.exists(inner) else {}
+            root = inner.rpartition("/")[0]
+        else:
+            facts, root = system.find(inner, detail=True), inner
+    for path, info in facts.items():
+        name = path.removeprefix(root).lstrip("/")
+        if info["type"] == "file" and (named or not any(part.startswith(".") for part in name.split("/"))):
+            if info.get("size") is None:
+                raise UserError(f"{address}: the server does not say how large {path} is; copy the file to a disk")
+            yield File(system.unstrip_protocol(path), name, named, int(info["size"]), 0, _stamp(info))
+
+
+def beside(file: File, path: str, name: str) -> list[File]:
+    """The file at ``path``, called ``name``, that lies beside ``file``; none if there is none."""
+    if is_remote(path):
+        system, inner = file_system(path)
+        with errors_at(path):
+            there = system.isfile(inner)
+        return list(files_at(path)) if there else []
+    return [described(Path(path), name, file.named)] if Path(path).is_file() else []
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    """The part of ``info``, as fsspec gives it, that tells two contents of one name apart."""
+    stamps = [f"{name}={info[name]}" for name in _STAMPS if info.get(name)]
+    return " ".join(stamps or [f"{name}={info[name]}" for name in _TIMES if info.get(name)])
 
 
 def _matching(path: str, suffixes: tuple[str, ...], where: str, passed: PassedOver) -> Iterator[File]:
     if is_remote(path):
         yield from _at(path, suffixes, where, passed)
         return
-    place = local_path(path)
-    if place.is_dir():
-        yield from _below(place, path, suffixes, where, passed)
-    elif place.exists():
-        if not stat.S_ISREG(os.stat(place).st_mode):
+    local = local_path(path)
+    if local.is_dir():
+        yield from _below(local, path, suffixes, where, passed)
+    elif local.exists():
+        if not stat.S_ISREG(os.stat(local).st_mode):
             raise UserError(f"{where}: {path} is no regular file; name a file or a folder")
-        yield described(place, place.name, named=True)
+        yield described(local, local.name, named=True)
     elif any(sign in path for sign in _MAGIC):
-        yield from _globbed(place, path, where, passed)
+        yield from _globbed(local, path, where, passed)
     else:
         raise UserError(f"{where}: {path} does not exist in {Path.cwd()}; correct the path or make the file")
 

@@ -18,11 +18,12 @@ import numpy as np
 
 from quintet.config.names import local_path
 from quintet.config.sources import MegatronSource
-from quintet.data.sources.document import Document, TokenIds
-from quintet.data.sources.files import OTHERS, File, PassedOver, as_paths, described, find_files
-from quintet.data.sources.spans import ByteRange, open_file, read
+from quintet.data.sources.base import Document, Reader, Report, SourceIndex, TokenIds, WorkUnit
+from quintet.data.sources.files import OTHERS, File, PassedOver, described, find_files, missing_paths
+from quintet.data.sources.reading import ByteRange, open_file, read
 from quintet.data.sources.token_files import SLICE
 from quintet.errors import UserError
+from quintet.tokenize.base import Tokenizer
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<QBQQ")
@@ -31,7 +32,7 @@ _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 @dataclass(frozen=True)
 class Index:
-    """What the header of an index says: type of the ids, and how many sequences and documents there are."""
+    """The header of an index: type of the ids, and how many sequences and documents there are."""
 
     path: str
     dtype: str
@@ -42,17 +43,17 @@ class Index:
         """Ids of the sequences ``start`` to ``stop``, int32."""
         return self._array("<i4", 0, start, stop)
 
-    def places(self, start: int, stop: int) -> np.ndarray:
+    def offsets(self, start: int, stop: int) -> np.ndarray:
         """Byte of NAME.bin at which each of the sequences begins, int64."""
         return self._array("<i8", 4 * self.sequences, start, stop)
 
     def bounds(self, start: int, stop: int) -> np.ndarray:
-        """The first sequence of the documents ``start`` to ``stop``, and the one behind them: int64."""
+        """The first sequence of the documents ``start`` to ``stop``, and the one after them: int64."""
         return self._array("<i8", 12 * self.sequences, start, stop + 1)
 
     @property
     def bytes(self) -> int:
-        """How large the index must be at least."""
+        """The least size of the index."""
         return len(MAGIC) + _HEADER.size + 12 * self.sequences + 8 * (self.documents + 1)
 
     def _array(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
@@ -62,69 +63,67 @@ class Index:
 
 
 @dataclass(frozen=True)
-class MegatronUnit:
-    """Documents ``first`` to ``last`` - 1 of an index. ``size`` in bytes."""
+class Documents:
+    """Documents ``first`` to ``last`` - 1 of an index, whose ids are in the file ``bin``."""
 
     index: Index
     bin: str
     first: int
     last: int
-    size: int
-
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return f"{self.bin}, documents {self.first} to {self.last - 1}"
 
 
-def megatron_files(source: MegatronSource, where: str, passed: PassedOver) -> list[File]:
-    """The indexes that ``source`` names, each followed by its file of ids; what else is there is added to ``passed``.
-    Raises UserError when one is missing."""
-    paths = tuple(_with_ending(path) for path in as_paths(source.path))
-    found = []
-    for index in find_files(paths, (".idx",), f"{where}.path", passed):
-        ids = Path(index.path).with_suffix(".bin")
-        if not ids.is_file():
-            raise UserError(f"{where}.path: {ids} does not exist beside {index.path}; restore it")
-        found += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
-    others = [name for name in passed.pop(OTHERS, ()) if name not in {file.path for file in found}]
-    passed |= {OTHERS: others} if others else {}
-    return found
+class MegatronReader(Reader[MegatronSource, Documents]):
+    """Indexes, each with its file of ids."""
 
+    def missing(self, where: str) -> list[str]:
+        return missing_paths(self.source.paths, where)
 
-def megatron_units(files: list[File], length: int) -> list[MegatronUnit]:
-    """Work units of about ``length`` bytes. Raises UserError for what is no index, or one that does not fit its ids."""
-    units = []
-    for index_file, ids in zip(files[::2], files[1::2], strict=True):
-        index = _read_index(index_file)
-        ends = _ends(index, ids)
-        cuts = np.searchsorted(ends, np.arange(length, ends[-1], length) if ends.size else []) + 1
-        bounds = np.unique([0, *cuts.tolist(), index.documents]).tolist()
-        for first, last in pairwise(bounds):
-            size = int(ends[last - 1] - (ends[first - 1] if first else 0))
-            units.append(MegatronUnit(index, ids.path, first, last, size))
-    return units
+    def find(self, where: str, passed: PassedOver) -> list[File]:
+        """The indexes, each followed by its file of ids. Raises UserError when one is missing."""
+        paths = tuple(map(_with_ending, self.source.paths))
+        found = []
+        for index in find_files(paths, (".idx",), f"{where}.path", passed):
+            ids = Path(index.path).with_suffix(".bin")
+            if not ids.is_file():
+                raise UserError(f"{where}.path: {ids} does not exist beside {index.path}; restore it")
+            found += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
+        others = [name for name in passed.pop(OTHERS, ()) if name not in {file.path for file in found}]
+        passed |= {OTHERS: others} if others else {}
+        return found
 
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """Raises UserError for what is no index, or one that does not fit its ids."""
+        units: list[WorkUnit] = []
+        for index_file, ids in zip(index.files[::2], index.files[1::2], strict=True):
+            found = _read_index(index_file)
+            ends = _ends(found, ids)
+            cuts = np.searchsorted(ends, np.arange(length, ends[-1], length) if ends.size else []) + 1
+            bounds = np.unique([0, *cuts.tolist(), found.documents]).tolist()
+            for first, last in pairwise(bounds):
+                size = int(ends[last - 1] - (ends[first - 1] if first else 0))
+                place = f"{ids.path}, documents {first} to {last - 1}"
+                units.append(WorkUnit(self, Documents(found, ids.path, first, last), place, size))
+        return units, []
 
-def megatron_documents(unit: MegatronUnit) -> Iterator[Document]:
-    """The documents of ``unit``; those without a token are left out by the store."""
-    bounds = unit.index.bounds(unit.first, unit.last)
-    begin, end = int(bounds[0]), int(bounds[-1])
-    lengths, places = unit.index.lengths(begin, end), unit.index.places(begin, end)
-    ids = _Ids(unit.bin, unit.index.dtype)
-    for document, (start, stop) in enumerate(zip(bounds - begin, bounds[1:] - begin, strict=False), unit.first):
-        pieces = [
-            (int(place) // ids.item + at, min(SLICE, length - at))
-            for place, length in zip(places[start:stop], lengths[start:stop].tolist(), strict=True)
-            for at in range(0, length, SLICE)
-        ]
-        place = f"{unit.bin}, document {document}"
-        for number, (at, count) in enumerate(pieces, 1):
-            yield TokenIds(ids.read(at, count), place, continues=number < len(pieces))
+    def documents(self, part: Documents, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """The documents of ``part``; those without a token are left out by the store."""
+        bounds = part.index.bounds(part.first, part.last)
+        begin, end = int(bounds[0]), int(bounds[-1])
+        lengths, offsets = part.index.lengths(begin, end), part.index.offsets(begin, end)
+        ids = _Ids(part.bin, part.index.dtype)
+        for document, (start, stop) in enumerate(zip(bounds - begin, bounds[1:] - begin, strict=False), part.first):
+            pieces = [
+                (int(offset) // ids.item + at, min(SLICE, length - at))
+                for offset, length in zip(offsets[start:stop], lengths[start:stop].tolist(), strict=True)
+                for at in range(0, length, SLICE)
+            ]
+            place = f"{part.bin}, document {document}"
+            for number, (at, count) in enumerate(pieces, 1):
+                yield TokenIds(ids.read(at, count), place, continues=number < len(pieces))
 
 
 class _Ids:
-    """Ids of a file, read ahead: documents are mostly short and one behind the other."""
+    """Ids of a file, read ahead: documents are mostly short and one after the other."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self._path, self._dtype, self.item = path, dtype, np.dtype(dtype).itemsize
@@ -157,10 +156,10 @@ def _ends(index: Index, ids: File) -> np.ndarray:
     """Bytes up to the end of each document, int64 [documents]. Raises UserError where ``ids`` do not fit."""
     item = np.dtype(index.dtype).itemsize
     lengths = index.lengths(0, index.sequences).astype(np.int64)
-    places = index.places(0, index.sequences)
+    offsets = index.offsets(0, index.sequences)
     bounds = index.bounds(0, index.documents) if index.documents else np.zeros(1, np.int64)
-    fits = (lengths >= 0).all() and (places >= 0).all() and not (places % item).any()
-    fits = fits and ((places + lengths * item) <= ids.size).all()
+    fits = (lengths >= 0).all() and (offsets >= 0).all() and not (offsets % item).any()
+    fits = fits and ((offsets + lengths * item) <= ids.size).all()
     if not fits or (np.diff(bounds) < 0).any() or bounds[0] != 0 or bounds[-1] != index.sequences:
         raise UserError(f"{index.path}: does not fit {ids.path} of {ids.size:,} bytes; restore both from one run")
     total = np.concatenate([[0], np.cumsum(lengths)]) * item

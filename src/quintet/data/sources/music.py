@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from quintet.config.documents import Music, NotesField
 from quintet.config.sources import MidiSource, ScoresSource
-from quintet.data.sources.document import Document, Report, TokenIds
+from quintet.data.sources.base import BadRow, Document, Reader, Report, SourceIndex, TokenIds, Unwanted, WorkUnit
 from quintet.data.sources.files import File
-from quintet.data.sources.problems import BadRow, Unwanted
-from quintet.data.sources.spans import open_file
+from quintet.data.sources.reading import open_file
 from quintet.errors import UserError
 from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.numbers import LONGEST, to_numbers
 from quintet.piano.pauses import split_at_pauses
-from quintet.piano.scores import CorpusScore
+from quintet.piano.scores import CorpusScore, read_score, scores
+from quintet.tokenize.base import Tokenizer
 
 _UNIT_BYTES = 1 << 20  # of MIDI: to read it takes as long as some 30 MB of text
 _UNIT_SCORES = 16
@@ -28,85 +27,74 @@ _FEWEST = 2  # notes of a document
 _COLUMNS = ("pitch", "velocity", "start", "end")
 
 
-@dataclass(frozen=True)
-class MidiUnit:
-    """Some MIDI files of a source. ``size`` in bytes."""
+class MidiReader(Reader[MidiSource, tuple[File, ...]]):
+    """MIDI files, one piece a file."""
 
-    source: MidiSource
-    files: tuple[File, ...]
-    size: int
+    suffixes = (".mid", ".midi")
+    needs = ("symusic", "piano")
+    read_by = ("mido", "symusic")
 
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return self.files[0].path
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """Work units of about a megabyte."""
+        groups: list[list[File]] = [[]]
+        for file in index.files:
+            groups[-1].append(file)
+            if sum(one.size for one in groups[-1]) >= _UNIT_BYTES:
+                groups.append([])
+        found = [tuple(group) for group in groups if group]
+        return [WorkUnit(self, part, part[0].path, sum(file.size for file in part)) for part in found], []
 
+    def documents(self, part: tuple[File, ...], report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """The parts of each file. Raises UserError for a file that cannot be read, or counts and names it in
+        ``report``."""
+        from quintet.piano.midi import MissingTrack, read_midi
 
-@dataclass(frozen=True)
-class ScoresUnit:
-    """Some scores of the music21 library. ``size`` in bytes of their files."""
-
-    source: ScoresSource
-    scores: tuple[CorpusScore, ...]
-    size: int
-
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return f"music21 {self.scores[0].name}"
-
-
-def midi_units(source: MidiSource, files: list[File]) -> list[MidiUnit]:
-    """Work units of about a megabyte."""
-    units: list[MidiUnit] = []
-    held: list[File] = []
-    for file in files:
-        held.append(file)
-        if sum(one.size for one in held) >= _UNIT_BYTES:
-            units.append(MidiUnit(source, tuple(held), sum(one.size for one in held)))
-            held = []
-    return [*units, *([MidiUnit(source, tuple(held), sum(one.size for one in held))] if held else [])]
-
-
-def midi_documents(unit: MidiUnit, report: Report) -> Iterator[Document]:
-    """The parts of each file. Raises UserError for a file that cannot be read, or counts and names it in ``report``."""
-    from quintet.piano.midi import MissingTrack, read_midi
-
-    source = unit.source
-    for file in unit.files:
-        about = {"dataset": source.dataset, "composer": source.composer or words_in(file.name)}
-        try:
-            with open_file(file.path) as opened:
-                data = opened.read()
-            piece = read_midi(data, source.tracks, source.sustain, report.dropped, file.path)
-            yield from parts_of(piece, about, source, file.path, report)
-        except Unwanted as reason:
-            report.dropped[str(reason)] += 1
-        except UserError as error:
-            if source.on_error == "stop":
-                raise
-            report.dropped["missing_track" if isinstance(error, MissingTrack) else "no_midi"] += 1
-            report.left_out.append(file.name)
+        source = self.source
+        for file in part:
+            about = {"dataset": source.dataset, "composer": source.composer or words_in(file.name)}
+            try:
+                with open_file(file.path) as opened:
+                    data = opened.read()
+                piece = read_midi(data, source.tracks, source.sustain, report.dropped, file.path)
+                yield from parts_of(piece, about, source, file.path, report)
+            except Unwanted as reason:
+                report.dropped[str(reason)] += 1
+            except UserError as error:
+                if source.on_error == "stop":
+                    raise
+                report.dropped["missing_track" if isinstance(error, MissingTrack) else "no_midi"] += 1
+                report.left_out.append(file.name)
 
 
-def scores_units(source: ScoresSource) -> list[ScoresUnit]:
-    """A work unit for every sixteen scores."""
-    from quintet.piano.scores import scores
+class ScoresReader(Reader[ScoresSource, tuple[CorpusScore, ...]]):
+    """Keyboard scores of the corpus of music21."""
 
-    found = scores()
-    groups = [found[start : start + _UNIT_SCORES] for start in range(0, len(found), _UNIT_SCORES)]
-    return [ScoresUnit(source, group, sum(score.path.stat().st_size for score in group)) for group in groups]
+    needs = ("music21", "piano")
+    read_by = ("music21",)
+
+    def index(self, where: str) -> SourceIndex:
+        found = scores()
+        return self.indexed(where, [score.name for score in found], _bytes_of(found))
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """A work unit for every sixteen scores."""
+        found = scores()
+        groups = [found[start : start + _UNIT_SCORES] for start in range(0, len(found), _UNIT_SCORES)]
+        return [WorkUnit(self, part, f"music21 {part[0].name}", _bytes_of(part)) for part in groups], []
+
+    def documents(
+        self, part: tuple[CorpusScore, ...], report: Report, tokenizer: Tokenizer | None
+    ) -> Iterator[Document]:
+        """The parts of each score."""
+        for score in part:
+            try:
+                yield from parts_of(read_score(score), {"composer": score.composer}, self.source, score.name, report)
+            except Unwanted as reason:
+                report.dropped[str(reason)] += 1
 
 
-def scores_documents(unit: ScoresUnit, report: Report) -> Iterator[Document]:
-    """The parts of each score."""
-    from quintet.piano.scores import read_score
-
-    for score in unit.scores:
-        try:
-            yield from parts_of(read_score(score), {"composer": score.composer}, unit.source, score.name, report)
-        except Unwanted as reason:
-            report.dropped[str(reason)] += 1
+def _bytes_of(found: Iterable[CorpusScore]) -> int:
+    return sum(score.path.stat().st_size for score in found)
 
 
 def parts_of(
@@ -161,7 +149,7 @@ def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
 
 
 def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str, Any]:
-    """What is known of the piece of a row; nothing where the row does not say. Raises BadRow."""
+    """The metadata of the piece of a row; nothing where the row does not say. Raises BadRow."""
     text = row.get(document.source)
     if isinstance(text, Mapping):
         return text

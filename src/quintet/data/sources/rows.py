@@ -1,13 +1,14 @@
-"""From a row, a mapping of names to values, to a document; and what becomes of rows that cannot be one."""
+"""Rows as documents: from a mapping of names to values to a document, and what becomes of rows that cannot be one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,16 +24,29 @@ from quintet.config.documents import (
     TokenField,
     WholeText,
 )
-from quintet.data.sources.compressed import BadFile
-from quintet.data.sources.conversations import Conversations, turn_ends
-from quintet.data.sources.document import Document, Report, TextParts, TokenIds
+from quintet.config.names import local_path
+from quintet.config.sources import CsvSource, HuggingFaceSource, JsonlSource, ParquetSource
+from quintet.data.sources.base import (
+    BadRow,
+    Document,
+    Part,
+    Reader,
+    Report,
+    SourceIndex,
+    TextParts,
+    TokenIds,
+    Unwanted,
+)
 from quintet.data.sources.music import metadata_of, notes_of, parts_of
-from quintet.data.sources.problems import BadRow, Unwanted
+from quintet.data.sources.reading import BadFile
 from quintet.errors import UserError
-from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import check_text
+from quintet.tokenize.base import Tokenizer, check_text, digest
+
+if TYPE_CHECKING:
+    from quintet.tokenize.chat import ChatFormat, Message
 
 MASK = "attention_mask"
+_ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
 _MOST_NAMES = 10
 _KINDS = {
     type(None): "null",
@@ -50,9 +64,11 @@ Raw = TypeVar("Raw")
 Row = Mapping[str, object]
 Place = Callable[[], str]
 Made = Document | tuple[Document, ...] | None
-"""What becomes of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
+"""The result of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
 
 MakeDocument = Callable[[Row, Place], Made]
+_ADVICE = "; give another with"  # of the command line, where there is no row
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -63,9 +79,24 @@ class Columns:
     others: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
+    def wanted(self, names: list[str]) -> list[str]:
+        """The columns among ``names`` that are to be read."""
+        return [*self.texts, *self.others, *(name for name in self.optional if name in names)]
+
+    def check(self, names: list[str], path: str) -> None:
+        """Raise UserError unless the table at ``path`` with the columns ``names`` has all that are needed, once."""
+        for name in (*self.texts, *self.others):
+            if name not in names:
+                raise UserError(
+                    f"{path}: has no column {name!r}; it has {', '.join(names)}; name another one under `document`"
+                )
+        for name in self.wanted(names):
+            if names.count(name) > 1:
+                raise UserError(f"{path}: has {names.count(name)} columns {name!r}; rename or remove all but one")
+
 
 def columns_of(document: RowConfig) -> Columns:
-    """Which columns ``document`` needs."""
+    """The columns that ``document`` needs."""
     match document:
         case AnswerFields():
             return Columns((document.prompt, document.answer))
@@ -81,7 +112,7 @@ def columns_of(document: RowConfig) -> Columns:
 
 
 def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocument:
-    """How a row becomes a document, None where it has no separator; the function raises BadRow.
+    """A function from a row to a document, None where it has no separator; it raises BadRow.
 
     Without a ``tokenizer`` the documents are the texts alone, for a tokenizer to be made from.
     """
@@ -104,46 +135,77 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
 
 
 def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Document | None]:
-    """How a text becomes a document, None where it lacks the separator."""
+    """A function from a text to a document, None where it lacks the separator."""
     prefix = document.prefix
     if isinstance(document, ConditionalText):
         return lambda text: _conditional(prefix + text, document.separator)
     return lambda text: prefix + text if text else text
 
 
-def documents_of(
-    rows: Iterable[tuple[Raw, Place]],
-    make: Callable[[Raw, Place], Made],
-    skip: bool,
-    report: Report,
-) -> Iterator[Document]:
-    """A document for each of the ``rows`` of one file; raises UserError with the place of one that cannot be used, or
-    with ``skip`` counts it in ``report``."""
-    try:
-        for raw, place in rows:
-            try:
-                document = make(raw, place)
-            except BadRow as bad:
-                if not skip:
-                    raise UserError(f"{place()}: {bad}") from None
-                report.dropped[bad.reason] += 1
-                continue
-            except Unwanted as reason:
-                report.dropped[str(reason)] += 1
-                continue
-            if document is None:
-                report.dropped["without_separator"] += 1
-                continue
-            found = document if isinstance(document, tuple) else (document,)
-            masks = [one.loss_mask for one in found if isinstance(one, TokenIds) and one.loss_mask is not None]
-            if masks:
-                report.matched["labels"] += 1
-                report.matched["ignored"] += not all(mask.all() for mask in masks)
-            yield from found
-    except BadFile:
-        if not skip:
-            raise
-        report.dropped["damaged_file"] += 1
+RowSource = TypeVar("RowSource", JsonlSource, CsvSource, ParquetSource, HuggingFaceSource)
+
+
+class RowReader(Reader[RowSource, Part]):
+    """A base for readers of rows."""
+
+    def made(
+        self, rows: Iterable[tuple[Raw, Place]], make: Callable[[Raw, Place], Made], report: Report
+    ) -> Iterator[Document]:
+        """A document for each of the ``rows`` of one file. Raises UserError with the place of one that cannot be used,
+        or with ``on_error: skip`` counts it in ``report``."""
+        skip = self.source.on_error == "skip"
+        try:
+            for raw, place in rows:
+                try:
+                    document = make(raw, place)
+                except BadRow as bad:
+                    if not skip:
+                        raise UserError(f"{place()}: {bad}") from None
+                    report.dropped[bad.reason] += 1
+                    continue
+                except Unwanted as reason:
+                    report.dropped[str(reason)] += 1
+                    continue
+                if document is None:
+                    report.dropped["without_separator"] += 1
+                    continue
+                found = document if isinstance(document, tuple) else (document,)
+                masks = [one.loss_mask for one in found if isinstance(one, TokenIds) and one.loss_mask is not None]
+                if masks:
+                    report.matched["labels"] += 1
+                    report.matched["ignored"] += not all(mask.all() for mask in masks)
+                yield from found
+        except BadFile:
+            if not skip:
+                raise
+            report.dropped["damaged_file"] += 1
+
+    def unmatched(self, index: SourceIndex, matched: Mapping[str, int], documents: int) -> Iterator[str]:
+        document = self.source.document
+        if not isinstance(document, TokenField) or not {"labels", "ignore_index"} & document.model_fields_set:
+            return
+        labelled = matched.get("labels", 0)
+        if labelled < documents:
+            yield (
+                f"`document.labels`: {documents - labelled:,} of {documents:,} documents have no {document.labels!r}: "
+                "all of their tokens have a loss"
+            )
+        elif documents and not matched.get("ignored"):
+            yield f"`document.ignore_index`: no label is {document.ignore_index}: all tokens have a loss"
+
+
+def reading_rules(source: Any, tokenizer: Tokenizer) -> str:
+    """A text for what the documents of ``source`` depend on besides the source and how ``tokenizer`` encodes a text:
+    how answers are told from prompts, the chat template and the ids that end a turn. It is a part of a store's key."""
+    document, chat = getattr(source, "document", None), getattr(tokenizer, "chat", None)
+    match document:
+        case AnswerFields() | ConditionalText():
+            return _ANSWERS
+        case ChatField() | TokenField() if chat is not None:
+            own = getattr(document, "template", None) is None
+            return digest(_ANSWERS, str(chat.template) if own else "", str(sorted(chat.end_ids)))
+        case _:
+            return ""
 
 
 def text_of(row: Row, field: str) -> str:
@@ -180,7 +242,7 @@ def ids_of(
 
 
 def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
-    """Where each document of a row of ``size`` ids but the first begins: int64, ascending, by their ``lengths`` in the
+    """The begin of each document but the first in a row of ``size`` ids: int64, ascending, by their ``lengths`` in the
     row if it has these. Raises BadRow where they are not the lengths of what the row holds."""
     if lengths is None or row.get(lengths) is None:
         return np.empty(0, dtype=np.int64)
@@ -195,7 +257,8 @@ def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
 
 
 def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = IGNORED) -> np.ndarray:
-    """Where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or ``ignore_index``."""
+    """True where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or
+    ``ignore_index``."""
     if labels.shape != ids.shape:
         raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")
     loss_mask = labels != ignore_index
@@ -221,12 +284,12 @@ def check_texts(document: Made) -> None:
 
 
 def kind_of(value: object) -> str:
-    """What a value of JSON or of a table is, in words."""
+    """The kind of a value of JSON or of a table, in words."""
     return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def _value(row: Row, field: str) -> object:
-    """What ``field`` holds. Null counts as a field that is not there: tables have every column in every row."""
+    """The value of ``field``. Null counts as a field that is not there: tables have every column in every row."""
     value = row.get(field)
     if value is not None:
         return value
@@ -247,8 +310,8 @@ def _integers(row: Row, field: str) -> np.ndarray:
 
 
 def _conditional(text: str, separator: str) -> TextParts | None:
-    before, found, behind = text.partition(separator)
-    return _answered(before + found, behind) if found else None
+    before, found, after = text.partition(separator)
+    return _answered(before + found, after) if found else None
 
 
 def _answered(prompt: str, answer: str) -> TextParts:
@@ -279,3 +342,101 @@ def without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {name: without_nulls(held) for name, held in value.items() if held is not None}
     return [without_nulls(held) for held in value] if isinstance(value, list) else value
+
+
+class Conversations:
+    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own, on the day
+    ``date`` (YYYY-MM-DD)."""
+
+    def __init__(self, template: str | None, tokenizer: Tokenizer | None, date: str | None = None) -> None:
+        """Raises UserError when there is no template, or one that cannot be read."""
+        self._format = None if tokenizer is None else _format(template, tokenizer, date)
+        self._ends = turn_ends(tokenizer, self._format)
+
+    def document(self, messages: object) -> TextParts:
+        """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
+
+        An answer without text has no loss, and neither has what ends it. Raises UserError for what is no list of
+        messages, for a template that fails, and for one that does not write a conversation as the beginning of a longer
+        one: then nobody could say which text is the assistant's.
+        """
+        said = _checked(messages)
+        if self._format is None:
+            texts = tuple(message["content"] for message in said)
+            return TextParts(texts, (True,) * len(texts))
+        texts, loss_mask, written = [], [], ""
+        for number, message in enumerate(said, 1):
+            answer = message["role"] == "assistant"
+            if answer:
+                written = self._add(texts, written, said[: number - 1], number, answer_next=True)
+                loss_mask.append(False)
+            if answer or number == len(said):
+                written = self._add(texts, written, said[:number], number, answer_next=False)
+                loss_mask.append(answer and bool(message["content"].strip()))
+        return TextParts(tuple(texts), tuple(loss_mask), template=True, ends=self._ends)
+
+    def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
+        """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""
+        assert self._format is not None
+        try:
+            whole = self._format.render(said, answer_next=answer_next)
+        except UserError as error:
+            raise UserError(f"{str(error).partition(_ADVICE)[0]}; correct the row or the template") from None
+        if not whole.startswith(written):
+            raise UserError(
+                f"chat template: what it writes for the first {number - 1} messages is not how it begins the first "
+                f"{number}, so that no text is known to be the assistant's; use a template that appends only"
+            )
+        texts.append(whole[len(written) :])
+        return whole
+
+
+def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> frozenset[int]:
+    """The special ids that end a turn of ``tokenizer``, written by ``chat`` or else by its own template: a conversation
+    that ends with one of them needs no end id after it."""
+    from quintet.tokenize.bounds import text_bounds
+    from quintet.tokenize.chat import ChatFormat
+    from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return frozenset()
+    if chat is None and tokenizer.chat.template is not None:
+        chat = ChatFormat(tokenizer, tokenizer.chat.template)
+    bounds = text_bounds(tokenizer)
+    try:
+        ends = (bounds if chat is None else chat.bounds(bounds)).stop_ids
+    except UserError:  # a template may refuse the conversation that it is tried on, and write those of the rows
+        ends = bounds.stop_ids
+    return ends & frozenset(tokenizer.special_tokens.values())
+
+
+def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> ChatFormat:
+    from quintet.tokenize.chat import ChatFormat, read_template
+    from quintet.tokenize.huggingface import HuggingFaceTokenizer
+
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise UserError("chat: the tokenizer must know special tokens; set `tokenizer.kind` to huggingface or bpe")
+    if template is None and tokenizer.chat.template is None:
+        raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
+    text = tokenizer.chat.template if template is None else read_template(local_path(template))
+    assert text is not None
+    return ChatFormat(tokenizer, text, partial(_day, date))
+
+
+def _day(date: str | None) -> datetime:
+    """The time that a template is told: data that follow the clock would not be the same tomorrow."""
+    if date is None:
+        raise UserError("asks for the date (strftime_now); set `document.date`, such as 2024-07-26")
+    return datetime.fromisoformat(date)
+
+
+def _checked(messages: object) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise UserError("chat: there must be a list of messages with `role` and `content`; name the field that has it")
+    for number, message in enumerate(messages, 1):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str):
+            raise UserError(
+                f"chat: message {number} must have a `role`, one of {', '.join(_ROLES)}, and a text as `content`"
+            )
+    return cast("list[Message]", messages)

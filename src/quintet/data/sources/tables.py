@@ -1,123 +1,34 @@
-"""Comma-separated values and Parquet files as documents, one a row."""
+"""Tables that Arrow reads as documents, one a row: Parquet files and Hugging Face datasets."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
-from quintet.config.sources import CsvSource, HuggingFaceSource, ParquetSource
-from quintet.data.sources import compressed
-from quintet.data.sources.compressed import BadFile
-from quintet.data.sources.document import Document, Report
-from quintet.data.sources.files import File
-from quintet.data.sources.rows import (
-    BadRow,
-    Columns,
-    Made,
-    MakeDocument,
-    Place,
-    Row,
-    columns_of,
-    document_maker,
-    documents_of,
-)
-from quintet.data.sources.spans import open_file
+from quintet.config.names import local_path
+from quintet.config.sources import HuggingFaceSource, ParquetSource
+from quintet.data.sources.base import Document, Report, SourceIndex, WorkUnit
+from quintet.data.sources.files import File, described, walk
+from quintet.data.sources.reading import BadFile, open_file
+from quintet.data.sources.rows import Place, Row, RowReader, columns_of, document_maker
 from quintet.errors import UserError, one_line
 from quintet.libraries import require
-from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import Tokenizer, digest
 
 _ROWS_READ = 1000
-_LONGEST_FIELD = (1 << 31) - 1  # the most that the library can count on every system
-
-
-@dataclass(frozen=True)
-class CsvUnit:
-    """A file; it is read from its beginning, as a line break can stand within a value."""
-
-    source: CsvSource
-    path: str
-    size: int
-
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return self.path
-
-
-@dataclass(frozen=True)
-class ParquetUnit:
-    """Row groups ``first`` to ``last`` of a file; ``row`` is the number of the first row, ``size`` in bytes."""
-
-    source: ParquetSource
-    path: str
-    first: int
-    last: int
-    row: int
-    rows: int
-    size: int
-
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return f"{self.path}, rows {self.row} to {self.row + self.rows - 1}"
-
-
-def csv_documents(unit: CsvUnit, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-    """Documents of ``unit``. Raises UserError with file and line for a row that lacks what a document needs, or with
-    ``on_error: skip`` counts it in ``report``."""
-    names, rows = _csv_rows(unit)
-    columns = columns_of(unit.source.document)
-    _check_columns(names, columns, unit.path)
-    make = partial(_csv_document, document_maker(unit.source.document, tokenizer), names, wanted(names, columns))
-    return documents_of(rows, make, unit.source.on_error == "skip", report)
-
-
-def parquet_units(source: ParquetSource, files: list[File], length: int) -> tuple[list[ParquetUnit], list[str]]:
-    """Row groups of ``files``, together about ``length`` bytes, and the files that are no Parquet where these are to be
-    skipped. Raises UserError for such a file otherwise, and for a column that is not there."""
-    units, left_out = [], []
-    for file in files:
-        try:
-            parquet = _open_parquet(file.path)
-        except BadFile:
-            if source.on_error == "stop":
-                raise
-            left_out.append(file.path)
-            continue
-        check_schema(parquet.schema_arrow, source, file.path)
-        units += _groups(source, file, parquet.metadata, length)
-    return units, left_out
-
-
-def parquet_documents(unit: ParquetUnit, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-    """Documents of ``unit``. Raises UserError with file and row, counted from 0, of what cannot be used, or with
-    ``on_error: skip`` counts it in ``report``: the rest of a row group that is damaged as one."""
-    make = document_maker(unit.source.document, tokenizer)
-    parquet = _open_parquet(unit.path)
-    names = wanted(parquet.schema_arrow.names, columns_of(unit.source.document))
-    columns = {name: parquet.schema_arrow.field(name).type for name in names}
-    row = unit.row
-    for group in range(unit.first, unit.last + 1):
-        rows = _parquet_rows(unit.path, parquet, group, columns, row)
-        yield from documents_of(rows, make, unit.source.on_error == "skip", report)
-        row += parquet.metadata.row_group(group).num_rows
-
-
-def wanted(names: list[str], columns: Columns) -> list[str]:
-    """Those of the columns ``names`` that are to be read."""
-    return [*columns.texts, *columns.others, *(name for name in columns.optional if name in names)]
+_DATASET, _DATASETS = "state.json", "dataset_dict.json"  # the files `save_to_disk` writes for one and for several
 
 
 def check_schema(schema: Any, source: ParquetSource | HuggingFaceSource, path: str) -> None:
     """Raise UserError unless the pyarrow ``schema`` of the table at ``path`` has the columns that a document needs, and
     text where it has to be; where bad rows are left out, a column of another type is a column of such rows."""
     columns = columns_of(source.document)
-    _check_columns(schema.names, columns, path)
+    columns.check(schema.names, path)
     for name in columns.texts if source.on_error == "stop" else ():
         kind = schema.field(name).type
         if not _may_hold_text(kind):
@@ -131,64 +42,66 @@ def _may_hold_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view", "null") or isinstance(kind, pyarrow.JsonType)
 
 
-def _check_columns(names: list[str], columns: Columns, path: str) -> None:
-    for name in (*columns.texts, *columns.others):
-        if name not in names:
-            raise UserError(
-                f"{path}: has no column {name!r}; it has {', '.join(names)}; name another one under `document`"
-            )
-    for name in wanted(names, columns):
-        if names.count(name) > 1:
-            raise UserError(f"{path}: has {names.count(name)} columns {name!r}; rename or remove all but one")
+@dataclass(frozen=True)
+class RowGroups:
+    """Row groups ``first`` to ``last`` of a Parquet file; ``row`` is the number of the first row."""
+
+    path: str
+    first: int
+    last: int
+    row: int
 
 
-def _csv_rows(unit: CsvUnit) -> tuple[list[str], Iterator[tuple[list[str], Place]]]:
-    """The names of the columns, and the values of each row."""
-    csv.field_size_limit(_LONGEST_FIELD)
-    bytes_read = io.BufferedReader(_Blocks(compressed.blocks(unit.path)), 1 << 20)
-    lines = io.TextIOWrapper(bytes_read, "utf-8-sig", "surrogateescape", newline="")
-    reader = csv.reader(lines, delimiter=unit.source.delimiter, strict=True)
+class ParquetReader(RowReader[ParquetSource, RowGroups]):
+    """Parquet files, in groups of rows."""
 
-    def rows() -> Iterator[tuple[list[str], Place]]:
-        begin = reader.line_num + 1
-        try:
-            for values in reader:
-                if values:
-                    yield values, partial("{}:{}".format, unit.path, begin)
-                begin = reader.line_num + 1
-        except csv.Error as error:
-            raise BadFile(f"{unit.path}:{begin}: is no CSV ({error}); correct the file") from None
+    suffixes = (".parquet",)
+    needs = ("pyarrow", "hf")
+    read_by = ("pyarrow",)
 
-    return next(reader, []), rows()
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """Files that are no Parquet are left out where these are to be skipped. Raises UserError for such a file
+        otherwise, and for a column that is not there."""
+        units: list[WorkUnit] = []
+        left_out = []
+        for file in index.files:
+            try:
+                parquet = _open_parquet(file.path)
+            except BadFile:
+                if self.source.on_error == "stop":
+                    raise
+                left_out.append(file.path)
+                continue
+            check_schema(parquet.schema_arrow, self.source, file.path)
+            units += self._groups(file, parquet.metadata, length)
+        return units, left_out
 
+    def _groups(self, file: File, metadata: Any, length: int) -> Iterator[WorkUnit]:
+        first = row = rows = size = 0
+        for group in range(metadata.num_row_groups):
+            facts = metadata.row_group(group)
+            if rows and size + facts.total_byte_size > length:
+                yield self._unit(RowGroups(file.path, first, group - 1, row), rows, size)
+                first, row, rows, size = group, row + rows, 0, 0
+            rows, size = rows + facts.num_rows, size + facts.total_byte_size
+        if rows:
+            yield self._unit(RowGroups(file.path, first, metadata.num_row_groups - 1, row), rows, size)
 
-def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], place: Place) -> Made:
-    if len(values) != len(names):
-        raise BadRow("wrong_width", f"has {len(values)} values, and there are {len(names)} columns; correct the row")
-    row = dict(zip(names, values, strict=True))
-    for name in used:
-        try:
-            row[name].encode("utf-8")
-        except UnicodeEncodeError:
-            raise BadRow("not_utf8", f"the value of {name!r} is not UTF-8; convert the file to UTF-8") from None
-    return make(row, place)
+    def _unit(self, part: RowGroups, rows: int, size: int) -> WorkUnit[RowGroups]:
+        return WorkUnit(self, part, f"{part.path}, rows {part.row} to {part.row + rows - 1}", size)
 
-
-class _Blocks(io.RawIOBase):
-    """Blocks of bytes as a file."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest and (block := next(self._blocks, None)) is not None:
-            self._rest = block
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
+    def documents(self, part: RowGroups, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """Raises UserError with file and row, counted from 0, of what cannot be used, or with ``on_error: skip`` counts
+        it in ``report``: the rest of a row group that is damaged as one."""
+        make = document_maker(self.source.document, tokenizer)
+        parquet = _open_parquet(part.path)
+        names = columns_of(self.source.document).wanted(parquet.schema_arrow.names)
+        columns = {name: parquet.schema_arrow.field(name).type for name in names}
+        row = part.row
+        for group in range(part.first, part.last + 1):
+            rows = _parquet_rows(part.path, parquet, group, columns, row)
+            yield from self.made(rows, make, report)
+            row += parquet.metadata.row_group(group).num_rows
 
 
 def _open_parquet(path: str) -> Any:
@@ -201,19 +114,6 @@ def _open_parquet(path: str) -> Any:
         return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from None
-
-
-def _groups(source: ParquetSource, file: File, metadata: Any, length: int) -> Iterator[ParquetUnit]:
-    first = row = rows = 0
-    size = 0
-    for group in range(metadata.num_row_groups):
-        facts = metadata.row_group(group)
-        if rows and size + facts.total_byte_size > length:
-            yield ParquetUnit(source, file.path, first, group - 1, row, rows, size)
-            first, row, rows, size = group, row + rows, 0, 0
-        rows, size = rows + facts.num_rows, size + facts.total_byte_size
-    if rows:
-        yield ParquetUnit(source, file.path, first, metadata.num_row_groups - 1, row, rows, size)
 
 
 def _parquet_rows(path: str, file: Any, group: int, columns: dict[str, Any], row: int) -> Iterator[tuple[Row, Place]]:
@@ -251,3 +151,102 @@ def _as_json(value: Any, kind: Any) -> Any:
 
 def _damaged(place: str, error: Exception) -> BadFile:
     return BadFile(f"{place}: is damaged or no Parquet ({one_line(error)}); fetch the file again")
+
+
+class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
+    """A dataset, in ranges of rows from a first to one after the last."""
+
+    needs = ("datasets", "hf")
+    read_by = ("datasets", "pyarrow")
+
+    def missing(self, where: str) -> list[str]:
+        path = self.source.path
+        if not _looks_local(path) or local_path(path).is_dir():
+            return self.missing_library(where)
+        problem = f"{where}.path: there is no folder {path} in {Path.cwd()}; correct the path"
+        return [*self.missing_library(where), problem]
+
+    def index(self, where: str) -> SourceIndex:
+        """Raises UserError when the dataset is not there, or lacks a column."""
+        _load.cache_clear()  # the folder may hold another dataset than at the last call in this process
+        dataset = self._dataset()
+        check_schema(dataset.features.arrow_schema, self.source, f"{where}.document: {self.source.path}")
+        return self.indexed(where, [_fingerprint(self.source, dataset)], max(1, dataset.data.nbytes))
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        rows = len(self._dataset())
+        step = max(1, rows * length // index.size)
+        bounds = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        return [self._unit(start, stop, index.size * (stop - start) // rows) for start, stop in bounds], []
+
+    def _unit(self, start: int, stop: int, size: int) -> WorkUnit[tuple[int, int]]:
+        return WorkUnit(self, (start, stop), f"{self.source.path}, rows {start} to {stop - 1}", size)
+
+    def documents(self, part: tuple[int, int], report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """Raises UserError for a row that cannot be used, or with ``on_error: skip`` counts it in ``report``."""
+        return self.made(self._rows(*part), document_maker(self.source.document, tokenizer), report)
+
+    def _rows(self, first: int, stop: int) -> Iterator[tuple[Row, Place]]:
+        dataset = self._dataset()
+        dataset = dataset.select_columns(columns_of(self.source.document).wanted(dataset.column_names))
+        for start in range(first, stop, _ROWS_READ):
+            rows = dataset[start : min(start + _ROWS_READ, stop)]
+            names = list(rows)
+            for index, values in enumerate(zip(*rows.values(), strict=True), start):
+                yield dict(zip(names, values, strict=True)), partial("{}: row {}".format, self.source.path, index)
+
+    def _dataset(self) -> Any:
+        source = self.source
+        return _load(source.path, source.name, source.split, source.revision)
+
+
+@lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit
+def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
+    """The dataset with all its columns and values of Python, whatever format it was saved with."""
+    datasets = require("datasets", "hf", f"{path}: a source of kind huggingface")
+    from datasets.exceptions import DatasetsError
+
+    folder = local_path(path)
+    if folder.is_dir() and revision is not None:
+        raise UserError(f"{path}: a folder has no revisions; leave `revision` out")
+    if _looks_local(path) and not folder.is_dir():
+        raise UserError(f"{path}: there is no such folder in {Path.cwd()}; correct the path")
+    if (folder / _DATASET).is_file() or (folder / _DATASETS).is_file():
+        return _from_disk(folder, name, split).with_format(None)
+    try:
+        loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split, revision=revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"{path}: the dataset cannot be loaded: {one_line(error)}") from error
+    return loaded.with_format(None)
+
+
+def _looks_local(path: str) -> bool:
+    """True if ``path`` is one on this disk: names on the hub are NAME or OWNER/NAME."""
+    return local_path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def _from_disk(folder: Path, name: str | None, split: str) -> Any:
+    import datasets
+
+    if name is not None:
+        raise UserError(f"{folder}: a dataset that save_to_disk wrote has no configurations; leave `name` out")
+    loaded = datasets.load_from_disk(str(folder))
+    if isinstance(loaded, datasets.DatasetDict):
+        splits = {str(each): dataset for each, dataset in loaded.items()}
+    else:
+        splits = {str(loaded.split or "train"): loaded}
+    if split not in splits:
+        raise UserError(f"{folder}: has no split {split!r}; `split` can be {', '.join(splits)}")
+    return splits[split]
+
+
+def _fingerprint(source: HuggingFaceSource, dataset: Any) -> str:
+    """Of a folder: names, sizes and times of its files. From the hub: the files of the library's cache, whose names
+    hold the revision; their times say only when they were fetched."""
+    folder = local_path(source.path)
+    if folder.is_dir():
+        files = sorted(walk(folder, lambda name: name.startswith("."), "data.sources"))
+        facts = [described(file, file.relative_to(folder).as_posix(), named=False) for file in files]
+        return digest(*(f"{file.name}\n{file.size}\n{file.mtime_ns}" for file in facts))
+    cached = sorted(entry["filename"] for entry in dataset.cache_files)
+    return digest(source.path, *(f"{name}\n{os.path.getsize(name)}" for name in cached))

@@ -1,113 +1,168 @@
-"""Plain text files as documents."""
+"""Plain text as documents: files, and the standard library of the running Python."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from quintet.config.documents import TextConfig, WholeText
-from quintet.data.sources.compressed import BadFile, blocks, is_compressed
-from quintet.data.sources.document import Document, Report, TextPiece
-from quintet.data.sources.files import File
+from quintet.config.sources import PythonStdlibSource, TextSource
+from quintet.data.sources.base import Document, Reader, Report, SourceIndex, TextPiece, WorkUnit
+from quintet.data.sources.files import File, PassedOver, described, walk
+from quintet.data.sources.reading import BadFile, ByteRange, blocks, cut, is_compressed, line_of, open_file, read
 from quintet.data.sources.rows import text_maker
-from quintet.data.sources.spans import ByteRange, cut, line_of, open_file, read
 from quintet.errors import UserError
-from quintet.tokenize import Tokenizer
-from quintet.tokenize.long_texts import cut_text
+from quintet.tokenize.base import Tokenizer, cut_text
 
 _READ = 1 << 20
 PIECE = 1 << 22  # characters
 _BOM = "\ufeff"
-WHOLE = WholeText()
+
+# Folders that are no part of the library: installed packages, and the tests. Of CPython 3.11, tests are 19 of 31 MB.
+# Many systems package them apart, so that with them the corpus would differ from machine to machine; and much of them
+# is generated tables, deliberately broken encodings and Python 2, nothing to learn from.
+_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
 @dataclass(frozen=True)
-class TextUnit:
+class TextPart:
     """Whole small files, or a part of a large one; compressed files are read as a whole. ``strict`` says that what is
     no UTF-8 is an error, not left out."""
 
     spans: tuple[ByteRange, ...]
     strict: bool
-    separator: str | None
-    document: TextConfig = WHOLE
-
-    @property
-    def size(self) -> int:
-        """Bytes to read."""
-        return sum(span.size for span in self.spans)
-
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        first, last = self.spans[0], self.spans[-1]
-        return first.path if first == last else f"{first.path} to {last.path}"
 
 
-def text_units(
-    files: list[File],
-    separator: str | None,
-    length: int,
-    document: TextConfig = WHOLE,
-    on_error: str = "stop",
-) -> tuple[list[TextUnit], list[str]]:
-    """Work units of about ``length`` bytes in the order of ``files``, and the files left out because they are no text.
+class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
+    """Text files; those of a folder that are no text are left out."""
 
-    Only where a ``separator`` cuts documents can a file be cut into units. A file that was found in a folder is then
-    looked through before, because it is left out as a whole or not at all.
-    """
-    units: list[TextUnit] = []
-    left_out: list[str] = []
-    group: list[ByteRange] = []
-    filled, strict = 0, False
+    def __init__(self, source: TextSource | PythonStdlibSource) -> None:
+        super().__init__(source)
+        self.separator: str | None = getattr(source, "separator", None)
+        self.document: TextConfig = getattr(source, "document", WholeText())
+        self.stops = getattr(source, "on_error", "stop") == "stop"
 
-    def close_group() -> None:
-        if group:
-            units.append(TextUnit(tuple(group), strict, separator, document))
-            group.clear()
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """Only where a separator cuts documents can a file be cut into units. A file that was found in a folder is then
+        looked through before, because it is left out as a whole or not at all."""
+        units: list[WorkUnit] = []
+        left_out: list[str] = []
+        group: list[ByteRange] = []
+        filled, strict = 0, False
 
-    for file in files:
-        large = separator is not None and file.size > length and not is_compressed(file.path)
-        named = file.named and on_error == "stop"
-        if large or named != strict or filled + file.size > length:
-            close_group()
-            filled, strict = 0, named
-        if not large:
-            group.append(ByteRange(file.path, 0, file.size))
-            filled += file.size
-        elif not named and not _is_text_file(file.path):
-            left_out.append(file.path)
-        else:
-            assert separator is not None
-            spans = cut(file.path, file.size, separator.encode("utf-8"), length)
-            units.extend(TextUnit((span,), True, separator, document) for span in spans)
-    close_group()
-    return units, left_out
+        def close_group() -> None:
+            if group:
+                units.append(self._unit(tuple(group), strict))
+                group.clear()
 
-
-def text_documents(unit: TextUnit, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
-    """Documents of ``unit``, empty ones included; the names of files that are no text are added to ``report``.
-
-    A large file that is one document comes in pieces, unless ``tokenizer`` needs it whole. Raises UserError with file,
-    line and byte for a named file that is not UTF-8.
-    """
-    make = text_maker(unit.document)
-    in_pieces = unit.separator is None and unit.document == WHOLE and (tokenizer is None or tokenizer.can_cut)
-    for span in unit.spans:
-        if in_pieces and span.size > PIECE and not is_compressed(span.path):
-            yield from _pieces(unit, span, report)
-            continue
-        for text in _texts(unit, span, report):
-            document = make(text)
-            if document is None:
-                report.dropped["without_separator"] += 1
+        for file in index.files:
+            large = self.separator is not None and file.size > length and not is_compressed(file.path)
+            named = file.named and self.stops
+            if large or named != strict or filled + file.size > length:
+                close_group()
+                filled, strict = 0, named
+            if not large:
+                group.append(ByteRange(file.path, 0, file.size))
+                filled += file.size
+            elif not named and not _is_text_file(file.path):
+                left_out.append(file.path)
             else:
-                yield document
+                assert self.separator is not None
+                spans = cut(file.path, file.size, self.separator.encode("utf-8"), length)
+                units.extend(self._unit((span,), True) for span in spans)
+        close_group()
+        return units, left_out
+
+    def _unit(self, spans: tuple[ByteRange, ...], strict: bool) -> WorkUnit[TextPart]:
+        first, last = spans[0], spans[-1]
+        place = first.path if first == last else f"{first.path} to {last.path}"
+        return WorkUnit(self, TextPart(spans, strict), place, sum(span.size for span in spans))
+
+    def documents(self, part: TextPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """A large file that is one document comes in pieces, unless ``tokenizer`` needs it whole. Raises UserError with
+        file, line and byte for a named file that is not UTF-8."""
+        make = text_maker(self.document)
+        cuttable = tokenizer is None or tokenizer.can_cut
+        in_pieces = self.separator is None and self.document == WholeText() and cuttable
+        for span in part.spans:
+            if in_pieces and span.size > PIECE and not is_compressed(span.path):
+                yield from _pieces(span, part.strict, report)
+                continue
+            for text in self._texts(span, part.strict, report):
+                document = make(text)
+                if document is None:
+                    report.dropped["without_separator"] += 1
+                else:
+                    yield document
+
+    def _texts(self, span: ByteRange, strict: bool, report: Report) -> Iterator[str]:
+        try:
+            data = b"".join(blocks(span.path)) if is_compressed(span.path) else read(span)
+            text = data.decode("utf-8")
+        except (UnicodeDecodeError, BadFile) as error:
+            if strict:
+                raise (_not_utf8(span, error) if isinstance(error, UnicodeDecodeError) else error) from None
+            report.left_out.append(span.path)
+            return
+        if not strict and "\0" in text:
+            report.left_out.append(span.path)
+            return
+        if span.start == 0:
+            text = text.removeprefix(_BOM)
+        if self.separator is None:
+            yield text
+            return
+        documents = text.split(self.separator)
+        report.matched["separator"] += len(documents) - 1
+        if not documents[-1]:
+            documents.pop()
+        yield from documents
+
+    def unmatched(self, index: SourceIndex, matched: Mapping[str, int], documents: int) -> Iterator[str]:
+        if self.separator is not None and not matched.get("separator"):
+            yield f"`separator` {self.separator!r} stands nowhere in {len(index.files):,} files: each is one document"
 
 
-def _pieces(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[TextPiece]:
+class PythonStdlibReader(TextReader):
+    """The modules of the running Python's library, sorted by name, without the build's configuration, which is about
+    this machine."""
+
+    def missing(self, where: str) -> list[str]:
+        return [] if library_folder().is_dir() else [_no_library(where)]
+
+    def find(self, where: str, passed: PassedOver) -> list[File]:
+        folder = library_folder()
+
+        def skip(name: str) -> bool:
+            return name in _NOT_LIBRARY or name.startswith((".", "_sysconfigdata"))
+
+        files = (file for file in walk(folder, skip, "python_stdlib") if file.suffix == ".py")
+        found = [described(file, file.relative_to(folder).as_posix(), named=False) for file in files]
+        if not found:
+            raise UserError(_no_library(where))
+        return sorted(found, key=lambda file: file.name)
+
+    def facts(self, files: list[File]) -> list[str]:
+        # Times are left out: every installation of one version has its own, and the same files.
+        return [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
+
+
+def library_folder() -> Path:
+    """The folder with the modules of the running Python."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _no_library(where: str) -> str:
+    return f"{where}: {library_folder()} does not exist: this Python has no library on disk; use a source of kind text"
+
+
+def _pieces(span: ByteRange, strict: bool, report: Report) -> Iterator[TextPiece]:
     """The text of a file in pieces of about ``PIECE`` characters, so that no more of it is in memory."""
-    if not unit.strict and not _is_text_file(span.path):
+    if not strict and not _is_text_file(span.path):
         report.left_out.append(span.path)
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -117,9 +172,8 @@ def _pieces(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[TextPie
             try:
                 text += decoder.decode(data)
             except UnicodeDecodeError as error:
-                raise _not_utf8(
-                    ByteRange(span.path, offset - len(error.object) + len(data), span.stop), error
-                ) from None
+                begin = offset - len(error.object) + len(data)
+                raise _not_utf8(ByteRange(span.path, begin, span.stop), error) from None
             if text and not begun:
                 text, begun = text.removeprefix(_BOM), True
             offset += len(data)
@@ -133,35 +187,6 @@ def _pieces(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[TextPie
     yield TextPiece(text, False)
 
 
-def _texts(unit: TextUnit, span: ByteRange, report: Report) -> Iterator[str]:
-    try:
-        data = b"".join(blocks(span.path)) if is_compressed(span.path) else read(span)
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if unit.strict:
-            raise _not_utf8(span, error) from None
-        report.left_out.append(span.path)
-        return
-    except BadFile:
-        if unit.strict:
-            raise
-        report.left_out.append(span.path)
-        return
-    if not unit.strict and "\0" in text:
-        report.left_out.append(span.path)
-        return
-    if span.start == 0:
-        text = text.removeprefix(_BOM)
-    if unit.separator is None:
-        yield text
-        return
-    documents = text.split(unit.separator)
-    report.matched["separator"] += len(documents) - 1
-    if not documents[-1]:
-        documents.pop()
-    yield from documents
-
-
 def _not_utf8(span: ByteRange, error: UnicodeDecodeError) -> UserError:
     offset = span.start + error.start
     line = error.object.count(b"\n", 0, error.start) + 1 if is_compressed(span.path) else line_of(span.path, offset)
@@ -172,7 +197,7 @@ def _not_utf8(span: ByteRange, error: UnicodeDecodeError) -> UserError:
 
 
 def _is_text_file(path: str) -> bool:
-    """Whether the file is UTF-8 without a zero byte (which is how git and grep tell binary files)."""
+    """True if the file is UTF-8 without a zero byte (which is how git and grep tell binary files)."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open_file(path) as file:
         try:

@@ -1,25 +1,32 @@
-"""Files of tokens: raw ids behind a header that is passed over, read in slices so that memory stays small."""
+"""Files of token ids as documents: arrays, raw ids, datasets of tatm, and token stores that are there already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Never
 
 import numpy as np
 
-from quintet.config.sources import BinSource, NpySource
-from quintet.data.sources import remote
-from quintet.data.sources.document import Document, Report, TokenIds
-from quintet.data.sources.files import File, described, files_at
-from quintet.data.sources.remote import is_remote
-from quintet.data.sources.rows import BadRow, loss_mask_of
-from quintet.data.sources.spans import ByteRange, open_file, read
+from quintet.config.names import local_path
+from quintet.config.sources import BinSource, NpySource, StoreSource, TatmSource
+from quintet.data.manifest import MANIFEST, no_store
+from quintet.data.sources.base import BadRow, Document, Reader, Report, SourceIndex, TokenIds, WorkUnit
+from quintet.data.sources.files import File, PassedOver, beside, described, missing_paths
+from quintet.data.sources.reading import ByteRange, open_file, read
+from quintet.data.sources.rows import loss_mask_of
 from quintet.errors import UserError, one_line
-from quintet.tokenize.base import NO_END
+from quintet.tokenize.base import NO_END, Tokenizer
 
 SLICE = 1 << 20  # tokens read at once
+METADATA = ("metadata.json", "metadata.yaml", "metadata.yml")
+TOKENIZER = "tokenizer.json"
+T5_END = 1  # the id that tatm itself takes for the end of a document, whatever the tokenizer
+_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,17 @@ class TokenFile:
         )
 
     def part(self, source: NpySource | BinSource) -> TokenFile:
-        """What ``source`` reads of the file."""
-        start, stop = (_place(place, self.count) for place in (source.start, source.stop))
+        """The part that ``source`` reads."""
+        start, stop = (_position(position, self.count) for position in (source.start, source.stop))
         start = min(start, stop)
         return replace(self, offset=self.offset + start * np.dtype(self.dtype).itemsize, count=stop - start)
 
 
-def _place(place: float | None, count: int) -> int:
+def _position(position: float | None, count: int) -> int:
     """A token, or a fraction of ``count`` of them, as a token; None is the end."""
-    if place is None:
+    if position is None:
         return count
-    return min(int(place * count) if isinstance(place, float) else place, count)
+    return min(int(position * count) if isinstance(position, float) else position, count)
 
 
 @dataclass(frozen=True)
@@ -60,79 +67,98 @@ class Labels:
     ignore_index: int
 
     def loss_mask(self, start: int, ids: np.ndarray) -> np.ndarray:
-        """Where ``ids``, from token ``start`` on, have a loss: bool [tokens]. Raises UserError for other labels."""
+        """True where ``ids``, from token ``start`` on, have a loss: bool [tokens]. Raises UserError for other
+        labels."""
         try:
             return loss_mask_of(ids, self.file.read(start, start + ids.size), self.ignore_index)
         except BadRow as bad:
             raise UserError(f"{self.file.path}, from token {start} on: {bad}") from None
 
 
-@dataclass(frozen=True)
-class ArrayUnit:
-    """A file of npy or bin; ``labels`` is the file of its labels. ``size`` in bytes."""
+class _ArrayReader(Reader[NpySource | BinSource, tuple[str, int, str | None]]):
+    """A base for readers of arrays. A part is the path of a file, its bytes and the file of its labels; each
+    file is a unit, as only reading it tells where documents end."""
 
-    source: NpySource | BinSource
-    path: str
-    size: int
-    labels: str | None = None
+    @abstractmethod
+    def _open(self, path: str, size: int) -> TokenFile: ...
 
-    @property
-    def place(self) -> str:
-        """Where this unit is, for messages."""
-        return self.path
+    def documents(
+        self, part: tuple[str, int, str | None], report: Report, tokenizer: Tokenizer | None
+    ) -> Iterator[Document]:
+        """Documents end with every end id, or with the file for `document: file`. Raises UserError for a file that is
+        no such array, or is cut short, and for labels that do not fit."""
+        assert tokenizer is not None
+        source, (path, size, labels_path) = self.source, part
+        end = None if source.document == "file" or tokenizer.end_id == NO_END else tokenizer.end_id
+        tokens = self._open(path, size)
+        if labels_path is None or not isinstance(source, NpySource):
+            return cut_at(tokens.part(source), end, report)
+        labels = npy_file(labels_path)
+        if labels.count != tokens.count:
+            raise UserError(
+                f"{labels.path}: has {labels.count:,} labels, and {tokens.path} has {tokens.count:,} tokens; "
+                "make them anew, or move the labels away"
+            )
+        return cut_at(tokens.part(source), end, report, Labels(labels.part(source), source.ignore_index))
+
+    def unmatched(self, index: SourceIndex, matched: Mapping[str, int], documents: int) -> Iterator[str]:
+        if self.source.document == "end_id" and not matched.get("end_id"):
+            yield "`document: end_id`: the end id stands nowhere: each file is one document"
 
 
-def array_units(source: NpySource | BinSource, files: list[File]) -> list[ArrayUnit]:
-    """A unit for each of ``files`` that is no file of labels: only a reader knows where documents end."""
-    if isinstance(source, BinSource):
-        return [ArrayUnit(source, file.path, file.size) for file in files]
-    paths = {file.path for file in files}
-    labels = {path: labels_file(path) for path in paths if labels_file(path) in paths}
-    return [
-        ArrayUnit(source, file.path, file.size, labels.get(file.path))
-        for file in files
-        if file.path not in labels.values()
-    ]
+class NpyReader(_ArrayReader):
+    """Arrays of NumPy, with the files of labels beside them."""
+
+    suffixes = (".npy",)
+
+    def find(self, where: str, passed: PassedOver) -> list[File]:
+        files = super().find(where, passed)
+        paths = {file.path for file in files}
+        labels = ((file, labels_file(file.path)) for file in files)
+        missing = [(file, path) for file, path in labels if path not in paths]
+        return [*files, *(found for file, path in missing for found in beside(file, path, labels_file(file.name)))]
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        paths = {file.path for file in index.files}
+        labels = {path: labels_file(path) for path in paths if labels_file(path) in paths}
+        arrays = [file for file in index.files if file.path not in labels.values()]
+        parts = [(file.path, file.size, labels.get(file.path)) for file in arrays]
+        return [WorkUnit(self, part, part[0], part[1]) for part in parts], []
+
+    def _open(self, path: str, size: int) -> TokenFile:
+        return npy_file(path)
 
 
-def with_labels(files: list[File]) -> list[File]:
-    """``files`` and the files of labels beside them."""
-    paths = {file.path for file in files}
-    found = []
-    for file in files:
-        beside = labels_file(file.path)
-        if beside in paths:
-            continue
-        if is_remote(file.path):
-            found += list(files_at(beside)) if remote.exists(beside) else []
-        elif Path(beside).is_file():
-            found.append(described(Path(beside), labels_file(file.name), file.named))
-    return [*files, *found]
+class BinReader(_ArrayReader):
+    """Raw ids and nothing else."""
+
+    suffixes = (".bin",)
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        return [WorkUnit(self, (file.path, file.size, None), file.path, file.size) for file in index.files], []
+
+    def _open(self, path: str, size: int) -> TokenFile:
+        assert isinstance(self.source, BinSource)
+        return raw_file(path, size, self.source.dtype)
+
+
+class StoreReader(Reader[StoreSource, Never]):
+    """A token store, which is opened and not read: only what is missing is asked."""
+
+    def missing(self, where: str) -> list[str]:
+        folder = local_path(self.source.path)
+        return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        raise AssertionError(self.source.path)
+
+    def documents(self, part: Never, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        raise AssertionError(self.source.path)
 
 
 def labels_file(path: str) -> str:
-    """Where the labels of the array at ``path`` are, if it has any."""
+    """The file of the labels of the array at ``path``, if it has any."""
     return f"{path[:-4]}_labels{path[-4:]}" if path.lower().endswith(".npy") else f"{path}_labels.npy"
-
-
-def array_documents(unit: ArrayUnit, report: Report, end_id: int) -> Iterator[Document]:
-    """The tokens of ``unit``: documents that end with every ``end_id``, or with `document: file` one.
-
-    Raises UserError for a file that is no such array, or is cut short, and for labels that do not fit.
-    """
-    end = None if unit.source.document == "file" or end_id == NO_END else end_id
-    if isinstance(unit.source, BinSource):
-        return cut_at(raw_file(unit.path, unit.size, unit.source.dtype).part(unit.source), end, report)
-    tokens = npy_file(unit.path)
-    if unit.labels is None:
-        return cut_at(tokens.part(unit.source), end, report)
-    labels = npy_file(unit.labels)
-    if labels.count != tokens.count:
-        raise UserError(
-            f"{labels.path}: has {labels.count:,} labels, and {tokens.path} has {tokens.count:,} tokens; "
-            "make them anew, or move the labels away"
-        )
-    return cut_at(tokens.part(unit.source), end, report, Labels(labels.part(unit.source), unit.source.ignore_index))
 
 
 def cut_at(
@@ -145,10 +171,10 @@ def cut_at(
         ids = tokens.read(start, min(start + SLICE, stop))
         loss_mask = None if labels is None else labels.loss_mask(start, ids)
         at = 0
-        for behind in [] if end is None else (np.flatnonzero(ids == end) + 1).tolist():
+        for stop_at in [] if end is None else (np.flatnonzero(ids == end) + 1).tolist():
             report.matched["end_id"] += 1
-            yield _piece(tokens, start, ids, loss_mask, at, behind, continues=False)
-            at = behind
+            yield _piece(tokens, start, ids, loss_mask, at, stop_at, continues=False)
+            at = stop_at
         if at < ids.size:
             yield _piece(tokens, start, ids, loss_mask, at, ids.size, continues=start + ids.size < stop)
 
@@ -198,3 +224,131 @@ def _piece(
 ) -> TokenIds:
     place = f"{tokens.path}, from token {start + at} on"
     return TokenIds(ids[at:to], place, None if loss_mask is None else loss_mask[at:to], continues)
+
+
+@dataclass(frozen=True)
+class TatmPart:
+    """A file of ``size`` bytes of ids; ``tokenizer`` is what the metadata in ``folder`` call it."""
+
+    path: str
+    size: int
+    dtype: str
+    folder: Path
+    tokenizer: str
+
+
+class TatmReader(Reader[TatmSource, TatmPart]):
+    """A folder with metadata, raw ids in PREFIX_0.bin and on, and a tokenizer."""
+
+    def missing(self, where: str) -> list[str]:
+        return missing_paths(self.source.paths, where)
+
+    def find(self, where: str, passed: PassedOver) -> list[File]:
+        """The metadata, the tokenizer if there is one, and the files of ids in the order of their numbers. Raises
+        UserError when there are none."""
+        metadata = _metadata_file(self.source, where)
+        made_with, named = str(_info(metadata).get("tokenizer", "")), self.source.tokenizer
+        if named is not None and made_with and Path(made_with).name != Path(named).name:
+            raise UserError(f"{where}.tokenizer: the dataset was made with {made_with}, not with {named}")
+        return [*(_file(path) for path in (metadata, metadata.parent / TOKENIZER) if path.is_file()), *_bins(metadata)]
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """A unit for each file of ids: tatm lets no document go on in another file."""
+        metadata = _metadata_file(self.source, "tatm")
+        info = _info(metadata)
+        facts = (info.get("dtype", "uint16"), metadata.parent, str(info.get("tokenizer", "")))
+        parts = [TatmPart(file.path, file.size, *facts) for file in _bins(metadata)]
+        return [WorkUnit(self, part, part.path, part.size) for part in parts], []
+
+    def documents(self, part: TatmPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """Zeros at the end of a file are padding, counted in ``report`` as padding_tokens. Raises UserError when the
+        documents end with another id than those of ``tokenizer``."""
+        assert tokenizer is not None
+        end = end_of(part.folder / TOKENIZER, part.tokenizer)
+        if end != tokenizer.end_id:
+            raise UserError(
+                f"{part.path}: its documents end with id {end}, those of the run's tokenizer "
+                f"{'do not end' if tokenizer.end_id == NO_END else f'with {tokenizer.end_id}'}; "
+                "set `tokenizer` to the one that the dataset was made with, or the `end_id` of kind ids to that"
+            )
+        tokens = raw_file(part.path, part.size, part.dtype)
+        stop = _content(tokens, end)
+        report.dropped["padding_tokens"] += tokens.count - stop
+        return cut_at(tokens, end, report, stop=stop)
+
+
+def _metadata_file(source: TatmSource, where: str) -> Path:
+    """The file that describes the dataset. Raises UserError when there is none."""
+    path = local_path(source.path)
+    if path.is_file():
+        return path
+    found = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{where}.path: {source.path} holds no {METADATA[0]} or .yaml; name a dataset of tatm")
+    return found
+
+
+def end_of(tokenizer: Path, name: str) -> int:
+    """The id that ends a document: by the tokenizer's file, else 1 if the tokenizer is a T5. Raises UserError."""
+    if tokenizer.is_file():
+        from quintet.tokenize.huggingface import huggingface_tokenizer
+
+        return huggingface_tokenizer(str(tokenizer)).end_id
+    if "t5" in name.lower():
+        return T5_END
+    raise UserError(
+        f"{tokenizer}: does not exist, and the id that ends a document is not known without it; put the file "
+        f"of the tokenizer {name!r} there"
+    )
+
+
+def _content(tokens: TokenFile, end: int) -> int:
+    """The number of tokens before the zeros at the end, of which one belongs to the text where 0 ends a document."""
+    for start in reversed(range(0, tokens.count, SLICE)):
+        used = np.flatnonzero(tokens.read(start, min(start + SLICE, tokens.count)))
+        if used.size:
+            stop = start + int(used[-1]) + 1
+            return min(stop + 1, tokens.count) if end == 0 else stop
+    return 0
+
+
+def _bins(metadata: Path) -> list[File]:
+    info = _info(metadata)
+    prefix = Path(str(info.get("file_prefix", "")))
+    folder = prefix.parent if prefix.is_absolute() and _numbered(prefix.parent, prefix.name) else metadata.parent
+    found = _numbered(folder, prefix.name)
+    if not found:
+        raise UserError(f"{metadata}: there is no file {folder / prefix.name}_0.bin; put the files beside the metadata")
+    return [_file(path) for _, path in sorted(found.items())]
+
+
+def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
+    """The files of ids in ``folder``, by their numbers."""
+    pattern = re.compile(re.escape(prefix) + r"_(0|[1-9][0-9]*)\.bin")  # so that no two files have one number
+    if not folder.is_dir():
+        return {}
+    return {int(match[1]): file for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
+
+
+def _info(metadata: Path) -> dict[str, Any]:
+    """The entry of the metadata on the tokens. Raises UserError when it is not that of a tokenized dataset."""
+    try:
+        text = metadata.read_text(encoding="utf-8")
+        if metadata.suffix == ".json":
+            content = json.loads(text)
+        else:
+            import yaml
+
+            content = yaml.safe_load(text)
+    except Exception as error:  # the YAML library has an error of its own, below Exception
+        raise UserError(f"{metadata}: cannot be read ({one_line(error)}); restore it") from None
+    info = content.get("tokenized_info") if isinstance(content, dict) else None
+    if not isinstance(info, dict) or not info.get("file_prefix"):
+        raise UserError(f"{metadata}: says nothing of tokens (tokenized_info.file_prefix); tokenise the dataset first")
+    if info.get("dtype", "uint16") not in _DTYPES:
+        raise UserError(f"{metadata}: dtype {info['dtype']!r} is no type of ids; it can be {', '.join(_DTYPES)}")
+    return info
+
+
+def _file(path: Path) -> File:
+    return described(path, path.name, named=True)

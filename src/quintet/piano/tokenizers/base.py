@@ -1,17 +1,22 @@
-"""What every tokenizer of notes is: one whose texts are names of tokens, and notes to ids and back."""
+"""Tokenizers of notes: notes to ids and back, and texts that are names of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
+from quintet.config.piano import NoteTokenizerConfig
 from quintet.errors import UserError
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
 from quintet.piano.pedal import separated
-from quintet.tokenize.base import Ids, Tokenizer
-from quintet.tokenize.word_level import WordTokenizer
+from quintet.tokenize.base import DESCRIPTION, Ids, Tokenizer, damaged
+from quintet.tokenize.simple import WordTokenizer
+
+Config = TypeVar("Config", bound=NoteTokenizerConfig)
 
 
 class NoteTokenizer(Tokenizer, Protocol):
@@ -81,7 +86,7 @@ class NamedTokens(WordTokenizer):
         return self._id_of[name]
 
     def _with(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The special names that there are, and behind them those of ``names`` that are new."""
+        """The special names that there are, and after them those of ``names`` that are new."""
         return tuple(dict.fromkeys((*self.special_names, *names)))
 
     def _words(self) -> tuple[str, ...]:
@@ -96,6 +101,15 @@ class NamedTokens(WordTokenizer):
                 f'"{example}", and a MIDI file is given as such'
             )
         return token
+
+
+def described(folder: Path, description: dict[str, Any], kind: type[Config]) -> tuple[Config, tuple[str, ...]]:
+    """The config of class ``kind`` and the special names in the ``description`` of a tokenizer that follows from these
+    alone. Raises UserError when they are not there."""
+    try:
+        return kind(**description["config"]), tuple(map(str, description["special"]))
+    except (KeyError, TypeError, ValidationError):
+        raise damaged(folder / DESCRIPTION, "it does not say how notes are written") from None
 
 
 def on_piano(table: Notes, outside: str) -> Notes:

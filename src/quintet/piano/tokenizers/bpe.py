@@ -15,10 +15,9 @@ from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
-from quintet.tokenize import load_tokenizer
-from quintet.tokenize.base import Ids, digest, libraries_of
-from quintet.tokenize.folder import damaged, read_bytes, write_description
-from quintet.tokenize.sample import even_sample
+from quintet.tokenize.base import Ids, damaged, digest, libraries_of, read_bytes, write_description
+from quintet.tokenize.bpe import even_sample
+from quintet.tokenize.registry import Documents, kind_of, load_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -26,24 +25,27 @@ if TYPE_CHECKING:
 KIND = "note_bpe"
 _FILE, _BASE = "tokenizer.json", "base"
 _FIRST = 0x100  # character of id 0: up to id 1791 every character takes two bytes
-_LAST = 0xD7FF  # behind it are the surrogates, which are no characters
+_LAST = 0xD7FF  # after it come the surrogates, which are no characters
 _BYTES = 2
 _PART = 512  # ids in one word for training; a merge looks through all words that hold its pair
 _MIN_FREQUENCY = 2  # as for text
 
 
 class NoteBPETokenizer(NamedTokens):
-    """Ids of ``base``, the same ones, and behind them those that stand for several of its ids.
+    """Ids of ``base``, the same ones, and after them those that stand for several of its ids.
 
     What is encoded decodes to exactly what it does with the base, whose bounds, end and special ids these are. The name
     of a merged id is the names that it stands for with "+" between them.
     """
 
+    trained_on = "notes"
+    libraries = ("tokenizers",)
+
     def __init__(self, base: NoteTokenizer, merges: str) -> None:
         import tokenizers
 
         self.base, self._merges = base, merges
-        self.libraries = ("tokenizers", *libraries_of(base))
+        self.libraries = (*type(self).libraries, *libraries_of(base))
         self._library: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(merges)
         size, below = self._library.get_vocab_size(), base.vocab_size
         written = [self._library.id_to_token(token) or "" for token in range(size)]
@@ -54,6 +56,23 @@ class NoteBPETokenizer(NamedTokens):
         merged = ("+".join(of[part] for part in parts) for parts in self._parts[below:])
         super().__init__([*of, *merged], base.special_names, base.pad_id, base.end_id)
         self.fingerprint = digest(KIND, base.fingerprint, *written[below:], _rules(merges))
+
+    @classmethod
+    def build(cls, config: NoteBPETokenizerConfig, documents: Documents) -> NoteBPETokenizer:
+        """The tokenizer for those of the documents that are pieces of music; see `train`."""
+        base = kind_of(config.base.kind).build(config.base, list)
+        return train(config, base, (one for one in documents() if isinstance(one, Notes)))
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> NoteBPETokenizer:
+        base = load_tokenizer(folder / _BASE)
+        if not isinstance(base, NamedTokens):
+            raise damaged(folder / _BASE, "it holds no tokenizer of notes")
+        merges = read_bytes(folder / _FILE)
+        try:
+            return cls(cast(NoteTokenizer, base), merges.decode("utf-8"))
+        except Exception as error:  # the library raises nothing narrower
+            raise damaged(folder / _FILE, str(error)) from None
 
     def with_special(self, names: Sequence[str]) -> NoteBPETokenizer:
         return NoteBPETokenizer(self.base.with_special(names), self._merges)
@@ -122,17 +141,6 @@ def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[
     )
     library.train_from_iterator(sample, trainer)
     return NoteBPETokenizer(base, library.to_str())
-
-
-def load(folder: Path, description: dict[str, Any]) -> NoteBPETokenizer:
-    base = load_tokenizer(folder / _BASE)
-    if not isinstance(base, NamedTokens):
-        raise damaged(folder / _BASE, "it holds no tokenizer of notes")
-    merges = read_bytes(folder / _FILE)
-    try:
-        return NoteBPETokenizer(cast(NoteTokenizer, base), merges.decode("utf-8"))
-    except Exception as error:  # the library raises nothing narrower
-        raise damaged(folder / _FILE, str(error)) from None
 
 
 def as_word(ids: np.ndarray) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from quintet.config.piano import ExponentialTimeTokenizerConfig
 from quintet.piano.notes import HIGHEST, LOWEST, Notes
-from quintet.piano.tokenizers.base import NamedTokens, in_steps, lasting, no_notes, on_piano, slots
-from quintet.tokenize.base import Ids, digest
-from quintet.tokenize.folder import write_description
+from quintet.piano.tokenizers.base import NamedTokens, described, in_steps, lasting, no_notes, on_piano, slots
+from quintet.tokenize.base import Ids, digest, write_description
 
 KIND = "exponential_time"
 _KEYS = HIGHEST - LOWEST + 1
-_FIRST_KEY = 2  # behind <PAD> and <CLS>
+_FIRST_KEY = 2  # after <PAD> and <CLS>
 _FIRST_VELOCITY = _FIRST_KEY + 2 * _KEYS
 _VELOCITIES = 128
 _MIDDLE = 64  # of a note that no velocity stands before
@@ -26,9 +26,9 @@ class ExponentialTimeTokenizer(NamedTokens):
     """Ids in piano-gpt's order: <PAD>, <CLS>, NOTE_ON_p and NOTE_OFF_p for p = 21 … 108, VELOCITY_0 …, 1T, 2T, 4T …
     (steps of time), special names, and what is free.
 
-    A piece ends with <CLS>. It is in the vocabulary of every such tokenizer, at the same place, and piano-gpt puts it
-    nowhere; a name of its own would move the ids of piano-gpt's special tokens. ``special`` are names for the first
-    free ids, behind ``config.names``.
+    A piece ends with <CLS>. It is in the vocabulary of every such tokenizer, with the same id, and piano-gpt never
+    writes it; a name of its own would move the ids of piano-gpt's special tokens. ``special`` are names for the first
+    free ids, after ``config.names``.
 
     `decode_notes` gives back what `in_steps` made of the notes. Where no pitch is struck while it sounds, nor twice in
     the same step, that is every note: its pitch exactly, its start and end within ``time_unit`` / 2, its velocity
@@ -48,6 +48,14 @@ class ExponentialTimeTokenizer(NamedTokens):
         super().__init__([*music, *slots(special, config.special_tokens)], special, pad_id=0, end_id=1)
         self.fingerprint = digest(KIND, config.model_dump_json(exclude={"names"}), *self._names)
 
+    @classmethod
+    def build(cls, config: ExponentialTimeTokenizerConfig, documents: Any) -> ExponentialTimeTokenizer:
+        return cls(config)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> ExponentialTimeTokenizer:
+        return cls(*described(folder, description, ExponentialTimeTokenizerConfig))
+
     def with_special(self, names: Sequence[str]) -> ExponentialTimeTokenizer:
         return ExponentialTimeTokenizer(self.config, self._with(names))
 
@@ -66,26 +74,26 @@ class ExponentialTimeTokenizer(NamedTokens):
         key = np.tile(_FIRST_KEY + 2 * (pitch - LOWEST), 2)[order] + ~down
         loudness = np.tile(_FIRST_VELOCITY + velocity * self.config.velocity_bins // _VELOCITIES, 2)[order]
         gap = np.diff(time, prepend=0)
-        ids, place = self._waits(gap, 1 + down)
-        ids[place - 1] = key
-        ids[place[down] - 2] = loudness[down]
+        ids, ends = self._waits(gap, 1 + down)
+        ids[ends - 1] = key
+        ids[ends[down] - 2] = loudness[down]
         return ids
 
-    def _waits(self, gap: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with the steps of time of each ``gap``, the largest first, and ``behind`` ids of room after each; and
-        where the room of each ends."""
+    def _waits(self, gap: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids with the steps of time of each ``gap``, the largest first, and ``room`` ids after each; and where
+        the room of each ends."""
         top = len(self.steps) - 1
         bits = [(gap >> power) & 1 for power in range(top)]
         count = gap >> top
-        place = np.cumsum(count + sum(bits, start=np.zeros_like(gap)) + behind)
+        ends = np.cumsum(count + sum(bits, start=np.zeros_like(gap)) + room)
         # What is not written over below is the largest step.
-        ids = np.full(int(place[-1]) if len(place) else 0, self._first_time + top, dtype=np.uint32)
-        free = place - behind - 1
+        ids = np.full(int(ends[-1]) if len(ends) else 0, self._first_time + top, dtype=np.uint32)
+        free = ends - room - 1
         for power, bit in enumerate(bits):
             wanted = bit.astype(bool)
             ids[free[wanted]] = self._first_time + power
             free -= bit
-        return ids, place
+        return ids, ends
 
     def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
         ids = np.asarray(ids, dtype=np.int64)

@@ -16,9 +16,8 @@ from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
 from quintet.piano.notes import HIGHEST, LOWEST, Notes
 from quintet.piano.pedal import separated
-from quintet.piano.tokenizers.base import NamedTokens, in_steps, lasting, no_notes, on_piano, slots
-from quintet.tokenize.base import Ids, digest
-from quintet.tokenize.folder import write_description
+from quintet.piano.tokenizers.base import NamedTokens, described, in_steps, lasting, no_notes, on_piano, slots
+from quintet.tokenize.base import Ids, digest, write_description
 
 KIND = "miditok"
 _BEAT = 0.5  # seconds: 120 beats a minute, the library's tempo where none is written
@@ -41,7 +40,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_microtiming_bins": 30,
     },
 }
-_MORE = {  # what the families take beside the arguments of TokenizerConfig
+_MORE = {  # what the families take besides the arguments of TokenizerConfig
     "REMI": {"max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"},
     "MIDILike": {"max_duration"},
     "PerTok": {
@@ -56,7 +55,7 @@ _RANGES = ("beat_res", "beat_res_rest")  # keys that hold ranges of beats
 
 
 class MidiTokTokenizer(NamedTokens):
-    """The library's ids, and behind them the special ones. EOS_None ends a piece.
+    """The library's ids, and after them the special ones. EOS_None ends a piece.
 
     A beat is half a second, so times are rounded to 0.5 / steps seconds, where steps is the finest of ``beat_res`` (24:
     20.8 ms), for PerTok ``ticks_per_quarter``. Pitches come back exactly, starts within half of that, velocities
@@ -79,6 +78,14 @@ class MidiTokTokenizer(NamedTokens):
         special = tuple(dict.fromkeys((*config.names, *special)))
         super().__init__([*music, *slots(special, config.special_tokens)], special, *self._silent)
         self.fingerprint = digest(KIND, config.model_dump_json(exclude={"names"}), *self._names)
+
+    @classmethod
+    def build(cls, config: MidiTokTokenizerConfig, documents: Any) -> MidiTokTokenizer:
+        return cls(config)
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> MidiTokTokenizer:
+        return cls(*described(folder, description, MidiTokTokenizerConfig))
 
     @property
     def ticks(self) -> int:
@@ -164,7 +171,7 @@ def from_score(score: Any) -> Notes:
 
 
 def _library(config: MidiTokTokenizerConfig) -> Any:
-    """The `miditok.MusicTokenizer`; what a family has beside is not in its type. Raises UserError."""
+    """The `miditok.MusicTokenizer`; what a family has besides is not in its type. Raises UserError."""
     miditok = require("miditok", "miditok", "tokenizer.kind: miditok")
     arguments = _arguments(config, set(inspect.signature(miditok.TokenizerConfig).parameters) - {"kwargs"})
     try:
@@ -182,7 +189,7 @@ def _library(config: MidiTokTokenizerConfig) -> Any:
 
 
 def _arguments(config: MidiTokTokenizerConfig, known: set[str]) -> dict[str, Any]:
-    """What TokenizerConfig is given. Raises UserError for names that neither it nor the family knows."""
+    """The arguments of TokenizerConfig. Raises UserError for names that neither it nor the family knows."""
     known = known | _MORE.get(config.family, set())
     ours = {"special_tokens": "is set by tokenizer.special_tokens and tokenizer.names"}
     check_arguments("tokenizer.arguments", f"MidiTok's {config.family}", sorted(known), config.arguments, ours)

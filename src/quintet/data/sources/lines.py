@@ -1,0 +1,185 @@
+"""Rows in text files as documents: JSON lines (https://jsonlines.org) and comma-separated values."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from quintet.config.sources import CsvSource, JsonlSource
+from quintet.data.sources.base import BadRow, Document, Report, SourceIndex, WorkUnit
+from quintet.data.sources.reading import BadFile, ByteRange, blocks, cut, is_compressed, line_of, read, records
+from quintet.data.sources.rows import (
+    Made,
+    MakeDocument,
+    Place,
+    Row,
+    RowReader,
+    check_texts,
+    columns_of,
+    document_maker,
+    kind_of,
+)
+from quintet.tokenize.base import Tokenizer
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_FIELD = (1 << 31) - 1  # the most that the library can count on every system
+
+Spans = tuple[ByteRange, ...]
+"""Whole lines of one or several files; compressed files are read as a whole."""
+
+
+class JsonlReader(RowReader[JsonlSource, Spans]):
+    """UTF-8, one JSON object a line. Lines of white space are passed over."""
+
+    suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst")
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        """Large files are cut between lines, small ones are read together."""
+        units: list[WorkUnit] = []
+        group: list[ByteRange] = []
+        filled = 0
+        for file in index.files:
+            whole = [ByteRange(file.path, 0, file.size)]
+            for span in whole if is_compressed(file.path) else cut(file.path, file.size, b"\n", length):
+                if group and filled + span.size > length:
+                    units.append(self._unit(tuple(group)))
+                    group, filled = [], 0
+                group.append(span)
+                filled += span.size
+        return [*units, *([self._unit(tuple(group))] if group else [])], []
+
+    def _unit(self, spans: Spans) -> WorkUnit[Spans]:
+        first, last = spans[0].path, spans[-1].path
+        size = sum(span.size for span in spans)
+        return WorkUnit(self, spans, first if first == last else f"{first} to {last}", size)
+
+    def documents(self, part: Spans, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """Raises UserError with file and line for what is no JSON object or lacks what a document needs, or with
+        ``on_error: skip`` counts it in ``report``."""
+        make = partial(_json_document, document_maker(self.source.document, tokenizer))
+        for span in part:
+            yield from self.made(lines_of(span), make, report)
+
+
+def lines_of(span: ByteRange) -> Iterator[tuple[bytes, Place]]:
+    """The lines of ``span`` that are not white space, with their places; of a compressed file, those of all of it."""
+    path, compressed = span.path, is_compressed(span.path)
+    found = records(blocks(path) if compressed else [read(span)], b"\n")
+    for number, (offset, line) in enumerate(found, 1):
+        if span.start + offset == 0:
+            line = line.removeprefix(_BOM)
+        if line and not line.isspace():
+            at = partial("{}:{}".format, path, number) if compressed else partial(_place, path, span.start + offset)
+            yield line, at
+
+
+def _place(path: str, offset: int) -> str:
+    return f"{path}:{line_of(path, offset)}"
+
+
+def row_of(line: bytes) -> Row:
+    """The JSON object that ``line`` is. Raises BadRow for what is none, and for an object with a key twice: which value
+    counts is not defined (RFC 8259, section 4)."""
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise BadRow("not_utf8", f"byte {error.start} of the line is not UTF-8; convert the file to UTF-8") from None
+    except json.JSONDecodeError as error:
+        message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
+        raise BadRow("no_json", message) from None
+    except RecursionError:
+        raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
+    if not isinstance(value, dict):
+        raise BadRow("no_json", f'is {kind_of(value)}, not a JSON object; each line must be one, such as {{"text": …}}')
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("key_twice", f"has the key {twice!r} twice in one object; correct or remove the line")
+    return found
+
+
+def _json_document(make: MakeDocument, line: bytes, place: Place) -> Made:
+    document = make(row_of(line), place)
+    if b"\\u" in line:
+        check_texts(document)
+    return document
+
+
+class CsvReader(RowReader[CsvSource, str]):
+    """Tables as text with a first row of names. A file is one unit and read from its beginning, as a line break can
+    stand within a value.
+
+    The standard library reads them and not pyarrow, which the core install does not have, which gives no line of a row
+    whose values hold line breaks, and which takes a quote that is never closed for the end of a value.
+    """
+
+    suffixes = (".csv", ".csv.gz", ".csv.zst")
+
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+        return [WorkUnit(self, file.path, file.path, file.size) for file in index.files], []
+
+    def documents(self, part: str, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
+        """Raises UserError with file and line for a row that lacks what a document needs, or with ``on_error: skip``
+        counts it in ``report``."""
+        names, rows = self._rows(part)
+        columns = columns_of(self.source.document)
+        columns.check(names, part)
+        make = partial(_csv_document, document_maker(self.source.document, tokenizer), names, columns.wanted(names))
+        return self.made(rows, make, report)
+
+    def _rows(self, path: str) -> tuple[list[str], Iterator[tuple[list[str], Place]]]:
+        """The names of the columns, and the values of each row."""
+        csv.field_size_limit(_LONGEST_FIELD)
+        content = io.BufferedReader(_Blocks(blocks(path)), 1 << 20)
+        lines = io.TextIOWrapper(content, "utf-8-sig", "surrogateescape", newline="")
+        reader = csv.reader(lines, delimiter=self.source.delimiter, strict=True)
+
+        def rows() -> Iterator[tuple[list[str], Place]]:
+            begin = reader.line_num + 1
+            try:
+                for values in reader:
+                    if values:
+                        yield values, partial("{}:{}".format, path, begin)
+                    begin = reader.line_num + 1
+            except csv.Error as error:
+                raise BadFile(f"{path}:{begin}: is no CSV ({error}); correct the file") from None
+
+        return next(reader, []), rows()
+
+
+def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], place: Place) -> Made:
+    if len(values) != len(names):
+        raise BadRow("wrong_width", f"has {len(values)} values, and there are {len(names)} columns; correct the row")
+    row = dict(zip(names, values, strict=True))
+    for name in used:
+        try:
+            row[name].encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRow("not_utf8", f"the value of {name!r} is not UTF-8; convert the file to UTF-8") from None
+    return make(row, place)
+
+
+class _Blocks(io.RawIOBase):
+    """Blocks of bytes as a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest and (block := next(self._blocks, None)) is not None:
+            self._rest = block
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
