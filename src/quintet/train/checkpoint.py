@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,9 +36,6 @@ from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.files import to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
-
-if TYPE_CHECKING:
-    pass
 
 # Without a process group there is one process, which is what is meant here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

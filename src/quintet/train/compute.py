@@ -135,7 +135,7 @@ def keep_freed_memory() -> None:
 
 
 def measure_peak(compute: Compute, seconds: float = 0.3) -> float:
-    """FLOP/s of large square matrix products on this device in this precision: what a perfect run would reach.
+    """Measure the FLOP/s of large square matrix products on this device in this precision, which a perfect run reaches.
 
     The best of several repeats is taken, since a neighbour on the machine can only slow them down.
     """

@@ -1,12 +1,10 @@
-"""The engine that takes the steps of a run over its devices: the protocol, and the choice between engines."""
+"""Model, optimizer and engine of a run, built on one device or spread over several processes."""
 
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,7 +13,6 @@ from torch.distributed.checkpoint import state_dict_loader
 
 from quintet.config.parallel import DDPConfig, DeepSpeedConfig
 from quintet.config.schema import BatchShape, RunConfig
-from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.hf.pretrained import PretrainedModel
@@ -35,34 +32,8 @@ from quintet.train.parallel.strategy import (
     share_of_batch,
     state_bytes_of,
 )
-from quintet.train.step import TorchEngine
+from quintet.train.step import Engine, TorchEngine
 from quintet.train.weights import first_weights
-
-
-class Engine(Protocol):
-    """The steps of a run on its devices, and the state that a checkpoint holds."""
-
-    def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
-        returns the loss of the whole batch, fp32 scalar on the device."""
-        ...
-
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """Clip the gradients and take the optimizer's step with the learning rate ``rate``; returns the gradient's norm
-        before clipping, and 1.0 if the step was left out because it is not finite, both fp32 scalars on the device."""
-        ...
-
-    def unsharded(self) -> AbstractContextManager[None]:
-        """Let every process use the whole model within the context, all of them in the same order."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """The weights that are trained, "model", and the optimizer's state, "optimizer", by the names of parameters."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` returned."""
-        ...
 
 
 @dataclass(frozen=True)

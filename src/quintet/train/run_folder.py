@@ -75,7 +75,9 @@ def settle_batch(config: RunConfig, devices: int) -> RunConfig:
 
 
 def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
-    """The folder of a run, new or not, and a line for each setting that changed since it was made; nothing is written.
+    """Return the folder of a run, new or not, and a line for each setting that changed since it was made.
+
+    Nothing is written.
 
     Raises UserError when the folder holds a run that ``config`` cannot continue, with every difference.
     """
@@ -279,7 +281,7 @@ def check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[s
 
 
 def check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:
-    """Stages that lie ahead may change, those that the run has been through may not."""
+    """Raise UserError if a stage changed that the run has been through; stages that lie ahead may change."""
     begun, now = ([one for one in some if one[0] < found.step] for some in (found.stages, stages))
     if begun == now:
         return

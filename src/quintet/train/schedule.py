@@ -55,8 +55,8 @@ def momentum(schedule: ScheduleConfig, highest: float, step: int, steps: int) ->
 def _own_rate(
     schedule: CosineConfig | LinearConfig | ConstantConfig | WSDConfig, highest: float, step: int, steps: int
 ) -> float:
-    """The rate rises as ``t / warmup_steps``, where the first step is t = ``first``, and ``min_lr`` is reached at the
-    last step of the decay, which is the run's last when t counts from 1. Below ``min_lr`` it is in the warm-up only."""
+    """Return the rate of ``step``: it rises as ``t / warmup_steps``, where the first step is t = ``first``, and reaches
+    ``min_lr`` at the last step of the decay, which is the run's last if t counts from 1."""
     time, warmup = step - 1 + schedule.first, steps_of(schedule.warmup_steps, steps)
     if time < warmup:
         return highest * time / warmup

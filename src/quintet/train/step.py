@@ -1,11 +1,11 @@
-"""One optimizer step: micro-batches, forward and backward, clip, step; and a rehearsal of it."""
+"""One optimizer step: the protocol of an engine, micro-batches, forward and backward, clip, step; and a rehearsal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,37 @@ from quintet.train.optimizer import set_learning_rate
 from quintet.train.parallel.shard import unsharded
 
 
+class Engine(Protocol):
+    """The steps of a run on its devices, and the state that a checkpoint holds."""
+
+    def accumulate(self, batch: Batch, step: int) -> Tensor:
+        """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
+        returns the loss of the whole batch, fp32 scalar on the device."""
+        ...
+
+    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+        """Clip the gradients and take the optimizer's step with the learning rate ``rate``; returns the gradient's norm
+        before clipping, and 1.0 if the step was left out because it is not finite, both fp32 scalars on the device."""
+        ...
+
+    def unsharded(self) -> AbstractContextManager[None]:
+        """Let every process use the whole model within the context, all of them in the same order."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The weights that are trained, "model", and the optimizer's state, "optimizer", by the names of parameters."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned."""
+        ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """Part ``index`` of the batch of ``step``, as tensors of one device; ``valid`` counts the targets of the whole
-    batch that have a loss, in whatever process they are, and ``sample`` is the number of the first sample in it."""
+    """Part ``index`` of the batch of ``step`` on one device: ``inputs``, ``targets`` and, where a mask reads them,
+    ``documents`` are int64 [samples, length], ``prompts`` bool of that shape. ``valid`` counts the targets with a loss
+    in the whole batch, over all processes, and ``sample`` is the number of the first sample in it."""
 
     step: int
     index: int
@@ -44,7 +71,7 @@ class MicroBatch:
 
 
 def micro_batches(batch: Batch, step: int, size: int, device: torch.device, first: int = 0) -> Iterator[MicroBatch]:
-    """The consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
+    """Yield the consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
     inputs, targets, *more = (None if one is None else to_device(torch.as_tensor(one), device) for one in arrays)
     assert inputs is not None
@@ -57,7 +84,7 @@ def micro_batches(batch: Batch, step: int, size: int, device: torch.device, firs
 
 
 def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
-    """The loss that ``part`` has in that of its batch, a scalar.
+    """Run the forward pass of ``part``; returns its share of the loss of the whole batch, an fp32 scalar.
 
     Dropout is keyed by the step and the sample's number in the batch; where it comes from PyTorch's generator, as that
     of attention weights, by the step and the part.
@@ -180,9 +207,8 @@ def dry_step(
     vocab_size: int,
     compute: Compute,
 ) -> None:
-    """Run one micro-batch of ``shape`` and one optimizer step of rate 0, and leave no trace.
+    """Run one micro-batch of ``shape`` and one optimizer step of rate 0, without a trace: memory runs out now or never.
 
-    So memory runs out now or never.
     Raises UserError that names the setting to change.
     """
     rates = [group["lr"] for group in optimizer.param_groups]

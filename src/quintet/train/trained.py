@@ -170,7 +170,7 @@ def _is_checkpoint(name: str) -> bool:
 
 
 def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) -> LanguageModel:
-    """As our transformer where its parts suffice, and else as the model of Hugging Face's library."""
+    """Load a checkpoint as our transformer if its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
     values = read_config(folder, say)

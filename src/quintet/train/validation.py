@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from quintet.model.dropout import evaluation_mode
 from quintet.processes import all_gather, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.objective import Objective
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def _pooled(parts: Sequence[_Sum]) -> _Sum:
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """The samples of ``batch`` where ``rows``, bool [samples], is true."""
+    """Return the samples of ``batch`` where ``rows``, bool [samples], is true."""
     if rows.all():
         return batch
     targets = batch.targets[rows]
@@ -150,7 +146,7 @@ def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
 
 
 def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
-    """Summed cross-entropy of ``batch``, as ``Objective.prepare`` gives it, in nats."""
+    """Return the summed cross-entropy of ``batch``, as ``Objective.prepare`` gives it, in nats."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
     tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
     inputs, targets, documents, prompts = tensors

@@ -39,7 +39,7 @@ class InPrecision(nn.Module):
 
 
 class DeepSpeedEngine:
-    """Gives DeepSpeed's ``engine`` the protocol of ``quintet.train.engine.Engine``.
+    """Gives DeepSpeed's ``engine`` the protocol of ``quintet.train.step.Engine``.
 
     ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
     part of a batch.
