@@ -36,7 +36,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(
     model, ragged_batch, make_config, cpu, micro_batch: int, passes: int
 ) -> None:
     whole = make_config(train={"steps": 1, "batch_size": 32})
-    split = make_config(train={"steps": 1, "micro_batch_size": micro_batch, "accumulation": passes})
+    split = make_config(train={"steps": 1, "batch_size": 32, "micro_batch_size": micro_batch, "accumulation": passes})
     loss, expected = gradients(model, ragged_batch, whole, cpu)
     other_loss, found = gradients(model, ragged_batch, split, cpu)
     assert other_loss == pytest.approx(loss, rel=1e-6)
@@ -91,7 +91,7 @@ def test_dropout_follows_from_the_sample_and_not_from_its_micro_batch(
 
     found = []
     for size in (32, 8, 2, 1):
-        train = {"steps": 10, "micro_batch_size": size, "accumulation": 32 // size}
+        train = {"steps": 10, "batch_size": 32, "micro_batch_size": size, "accumulation": 32 // size}
         config = make_config(model=DROPPING | {"block": block}, train=train)
         found.append(gradients(build_model(config.model, 61, 16, seed=3), ragged_batch, config, cpu))
     for loss, of_weights in found[1:]:
