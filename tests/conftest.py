@@ -124,7 +124,7 @@ def _report_at_the_end() -> None:
 def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page at the end of a training takes a second, and few tests look at it."""
     if "_report_at_the_end" not in request.fixturenames:
-        monkeypatch.setattr(sys.modules["quintet.cli.train"], "_report", lambda folder, reporter: None)
+        monkeypatch.setattr("quintet.api.write_page", lambda folder, reporter: None)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+__version__ = "0.1.0"
+
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGUSR1") if hasattr(signal, name)
 )

@@ -13,7 +13,7 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.phyagi_runs import VOCAB, contains, norms, refused, says
 from torch import nn
 
-from quintet.cli.check import check_beyond_schema
+from quintet import api
 from quintet.errors import UserError
 from quintet.model.transformer import RMSNorm
 
@@ -29,7 +29,7 @@ def model_type(make: Make) -> None:
     for name, hint in (("foo", ""), ("gpt_2", "; did you mean 'gpt2'?")):
         made = make({"model": {"model_type": name, "vocab_size": 48}})
         with pytest.raises(UserError) as caught:
-            check_beyond_schema(made.loaded)
+            api.check(api.remembering(made.loaded))
         line = 1 + made.file.read_text().splitlines().index(f"  model_type: {name}")
         said = f"{made.file}:{line}: model.model_type: {name!r} is no type of models that transformers knows{hint}"
         assert str(caught.value).startswith(said)

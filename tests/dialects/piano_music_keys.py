@@ -12,7 +12,7 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.piano_folders import refused
 from tests.dialects.piano_music import piece, row, write_data_set
 
-from quintet.cli.check import check_beyond_schema
+from quintet import api
 from quintet.data.note_samples import NoteSamples
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
@@ -81,7 +81,7 @@ def tasks(music: Make) -> None:
     for name, message in wrong.items():
         made = music({"tasks": [name]})
         with pytest.raises(UserError, match=r"their\.yaml:\d+: tasks: .*") as error:
-            check_beyond_schema(made.loaded)
+            api.check(api.remembering(made.loaded))
         assert message in str(error.value)
         with pytest.raises(UserError, match=r"data\.packing\.tasks\[0\]"):
             _ = made.run
@@ -120,7 +120,7 @@ def extra(music: Make) -> None:
         assert "names nothing to train on" in refused(music, {"dataset.extra_datasets": nothing})
     missing = music({"dataset.extra_datasets": [f"{folder}/nowhere"]})
     with pytest.raises(UserError, match=r"dataset\.extra_datasets.*there is no folder"):
-        check_beyond_schema(missing.loaded)
+        api.check(api.remembering(missing.loaded))
 
 
 def pauses(music: Make) -> None:

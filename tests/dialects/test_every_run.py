@@ -19,8 +19,8 @@ from tests.dialects.conftest import Make, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 
+from quintet import api
 from quintet.cli import main
-from quintet.cli.check import check_beyond_schema
 from quintet.config.describe import KeyInfo
 from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.dialects.table import Key
@@ -364,7 +364,7 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         try:
             loaded = load_run_config([file], [], Reading(dialect))
-            check_beyond_schema(loaded)
+            api.check(api.remembering(loaded))
         except UserError:
             continue
         tried += 1

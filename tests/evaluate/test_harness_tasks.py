@@ -24,7 +24,7 @@ from quintet.evaluate.harness.names import harness_folder
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
 from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _as_it_is, load
 from quintet.evaluate.language_model import LanguageModel
-from quintet.train.trained import load_measured
+from quintet.train.trained import load_writer
 
 
 def write(folder: Path, **files: list[dict[str, Any]]) -> str:
@@ -49,7 +49,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<end>").save_pretrained(folder)
     sizes = {"n_positions": 256, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(vocab_size=made.get_vocab_size(), **sizes)).save_pretrained(folder)
-    return load_measured(str(folder))
+    return load_writer(str(folder), precision=None)
 
 
 def lines(count: int, begin: str) -> list[dict[str, Any]]:

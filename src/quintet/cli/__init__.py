@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import quintet
 from quintet.cli.chat import chat
 from quintet.cli.check import check
 from quintet.cli.compare import compare
@@ -33,7 +32,7 @@ from quintet.cli.train import train
 from quintet.cli.translate import translate
 from quintet.errors import UserError
 from quintet.failures import end, end_with_launcher, is_launched, leave
-from quintet.system import write_utf8
+from quintet.system import __version__, write_utf8
 
 VERBS = (
     train,
@@ -63,7 +62,7 @@ _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"quintet {quintet.__version__}")
+        typer.echo(f"quintet {__version__}")
         raise typer.Exit
 
 

@@ -7,12 +7,14 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import WRITER, Checkpoint, sampling_of
+from quintet import api
+from quintet.cli.inputs import WRITER, Checkpoint
 from quintet.config.names import local_path
 from quintet.errors import UserError
 
@@ -50,13 +52,18 @@ def chat(
 
     /reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps the conversation as JSON.
     """
-    from quintet.model.sampling import GenerationSettings
     from quintet.tokenize.chat import chat_format
-    from quintet.train.trained import load_writer
 
-    trained = load_writer(run, checkpoint)
-    given = {"temperature": temperature, "top_k": None, "top_p": top_p, "min_p": None, "repetition_penalty": None}
-    settings = GenerationSettings(max_tokens, seed=seed, **sampling_of(given, trained.sampling, _TEMPERATURE))
+    trained = api.load(run, checkpoint, precision="auto")
+    trained.check_writes()
+    settings = trained.settings(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        usual_temperature=_TEMPERATURE,
+        say=partial(typer.echo, err=True),
+    )
     talk = _Talk(trained, chat_format(trained.tokenizer, template, date), settings, system.strip())
     while (line := _read_line()) is not None:
         line = line.rstrip("\r\n")

@@ -34,7 +34,7 @@ def data(
     if len(inputs) == 1 and (local_path(inputs[0]) / MANIFEST).is_file():
         reports = [report_store(local_path(inputs[0]), seed, samples)]
     else:
-        reports = report_run(load(inputs).config, seed, samples)
+        reports = report_run(load(inputs), seed, samples)
     if as_json:
         typer.echo(to_json([asdict(report) for report in reports], indent=2, ascii=False))
         return

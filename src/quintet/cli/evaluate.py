@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from quintet.cli.benchmarks import ask_benchmarks, folder_of
-from quintet.cli.inputs import WRITER, AsJson, Checkpoint, fail
-from quintet.cli.text import model_texts
+from quintet import api
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, fail, load
 from quintet.config.names import local_path
 from quintet.files import to_json
+
+if TYPE_CHECKING:
+    from quintet.evaluate.language_model import LanguageModel
+
+_HELD_OUT = "held-out"
 
 
 class Precision(StrEnum):
@@ -122,11 +126,14 @@ def evaluate(
         "is for what the run holds out, and means nothing here; leave it out",
     )
     if local_path(run).is_file():
-        run = folder_of(run)
+        from quintet.train.run_folder import run_folder
+
+        run = str(run_folder(load([run])))
     if tasks is not None:
-        ask_benchmarks(run, checkpoint, tasks, num_samples, few_shot, data_dir, batch_size or 16, as_json, precision)
+        names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
+        _ask_benchmarks(run, checkpoint, names, num_samples, few_shot, data_dir, batch_size or 16, as_json, precision)
     elif text is not None:
-        model_texts(run, checkpoint, text, topic_field, as_json, precision)
+        _model_texts(run, checkpoint, text, topic_field, as_json, precision)
     else:
         _measure_held_out(run, checkpoint, samples, records, temperature, as_json, precision)
 
@@ -136,6 +143,75 @@ def _refuse(when: bool, options: dict[str, object], why: str) -> None:
     for name, value in options.items():
         if when and value is not None:
             fail(f"--{name}: {why}")
+
+
+def _ask_benchmarks(
+    run: str,
+    checkpoint: str,
+    names: tuple[str, ...],
+    samples: int | None,
+    shots: int | None,
+    data_dir: str | None,
+    batch_size: int,
+    as_json: bool,
+    precision: Precision | None,
+) -> None:
+    """Measure the model on benchmarks and print the table. Raises UserError, after the table of reasons, where nothing
+    could be measured."""
+    from quintet.evaluate.harness.items import check_data_dir
+    from quintet.evaluate.harness.names import check_tasks
+
+    if not names:
+        fail("--tasks: names no benchmark, for instance arc_easy,blimp")
+    check_tasks(names, "--tasks")  # ahead of loading the model
+    if data_dir is not None:
+        check_data_dir(data_dir, "--data-dir")
+    model = api.load(run, checkpoint, precision=_value(precision))
+    found = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
+    step = _step(model)
+    if as_json:
+        typer.echo(to_json({**({} if step is None else {"step": step}), **found.figures()}, indent=2))
+    else:
+        typer.echo(f"{model}: benchmarks")
+        for line in found.lines():
+            typer.echo(line)
+    if not found.metrics():
+        fail(f"--tasks: nothing of {', '.join(names)} could be measured, for the reasons above")
+
+
+def _model_texts(
+    run: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool, precision: Precision | None
+) -> None:
+    """Measure the model on the texts at ``text``, or on those that its run holds out, and print the table."""
+    from rich.console import Console
+
+    from quintet.track.console import Reporter
+
+    model = api.load(run, checkpoint, precision=_value(precision))
+    model.check_writes()
+    held_out = text == _HELD_OUT
+    result = model.text_modeling(
+        None if held_out else text,
+        topic_field=topic_field,
+        where=f"--text {_HELD_OUT}" if held_out and _step(model) is None else "--text",
+        reporter=Reporter(Console(stderr=True, highlight=False, soft_wrap=True)),
+    )
+    if as_json:
+        typer.echo(to_json({"precision": model.compute.precision, **result.as_json()}, indent=2))
+        return
+    typer.echo(f"{model}: text modelling, in {model.compute.precision}")
+    for line in result.lines():
+        typer.echo(line)
+
+
+def _value(precision: Precision | None) -> Literal["fp32", "bf16", "fp16"] | None:
+    return None if precision is None else precision.value
+
+
+def _step(model: LanguageModel) -> int | None:
+    """The step of the model's checkpoint; None where it is of no run."""
+    progress = getattr(model, "progress", None)
+    return None if progress is None else progress.step
 
 
 def _measure_held_out(
@@ -174,9 +250,6 @@ def _measure_held_out(
         typer.echo(to_json(figures, indent=2))
         return
     size = f", {result.bytes:,} bytes" if result.bytes else ""
-    typer.echo(
-        f"{trained.folder} at step {trained.progress.step}: {result} "
-        f"(over {result.tokens:,} tokens{size}, in {trained.compute.precision})"
-    )
+    typer.echo(f"{trained}: {result} (over {result.tokens:,} tokens{size}, in {trained.compute.precision})")
     for line in lines:
         typer.echo(line)

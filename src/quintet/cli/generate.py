@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from quintet.cli.inputs import WRITER, Checkpoint, fail, sampling_of
-from quintet.cli.music import write_music
+from quintet import api
+from quintet.cli.inputs import WRITER, Checkpoint, as_options, fail
 from quintet.errors import named
 from quintet.files import to_json
 
-if TYPE_CHECKING:
-    from quintet.evaluate.continuation import Continuation
-    from quintet.evaluate.language_model import LanguageModel
-    from quintet.model.sampling import GenerationSettings
-
-
 _PIANO = "Piano"
-_TEMPERATURE = 0.8
 
 Prompts = Annotated[
     list[str] | None,
@@ -91,8 +85,6 @@ def generate(
     dataset: Dataset = None,
 ) -> None:
     """Continue prompts with a trained model; the text of a single one appears as it is written."""
-    from quintet.model.sampling import GenerationSettings
-
     if beams > 1 and (top_k or top_p or min_p or repetition_penalty is not None or static_cache):
         fail(
             "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
@@ -106,48 +98,77 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     if midi is not None:
-        settings = GenerationSettings(max_tokens, seed=seed, **sampling_of(given, {}, _TEMPERATURE))
-        about = {"composer": composer, "dataset": dataset}
-        write_music(run, checkpoint, midi, settings, task, output, roll, audio, about)
+        about = {"task": task, "composer": composer, "dataset": dataset, "max_tokens": max_tokens, "seed": seed}
+        _write_music(run, checkpoint, midi, about | given, output, roll, audio)
         return
     if any((task, output, roll, audio, composer, dataset)):
         fail("--task, --output, --roll, --audio, --composer and --dataset are for music: name a piece with --midi")
     if prompt and prompts_file is not None:
         fail("--prompts-file: give prompts in the file or with --prompt, not both")
     prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
-    from quintet.train.trained import load_writer
-
-    trained = load_writer(run, checkpoint)
-    sampling = sampling_of(given, {} if beams > 1 else trained.sampling, _TEMPERATURE)
-    settings = GenerationSettings(max_tokens, seed=seed, **sampling)
-    _write_texts(trained, prompts, settings, stop or [], beams, batch_size, static_cache, as_json)
-
-
-def _write_texts(
-    trained: LanguageModel,
-    prompts: list[str],
-    settings: GenerationSettings,
-    stops: list[str],
-    beams: int,
-    batch_size: int,
-    static: bool,
-    as_json: bool,
-) -> None:
-    """Continue ``prompts``, ``batch_size`` at a time, and print what comes of each."""
-    if static and not _can_compile(trained):
+    model = api.load(run, checkpoint, precision="auto")
+    model.check_writes()
+    if static_cache and not model.can_compile:
         typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
-    streams = len(prompts) == 1 and not as_json
+    say = partial(typer.echo, err=True)
+    settings = model.settings(**given, max_tokens=max_tokens, seed=seed, search=beams > 1, say=say)
+    options = {"stop": stop or (), "static_cache": static_cache}
+    if len(prompts) == 1 and beams == 1 and not as_json:
+        typer.echo(prompts[0], nl=False)
+        for piece in model.stream(prompts[0], settings, **options):
+            typer.echo(piece, nl=False)
+        typer.echo("")
+        return
     for first in range(0, len(prompts), batch_size):
         group = prompts[first : first + batch_size]
-        if streams:
-            typer.echo(group[0], nl=False)
-        texts = _continue(trained, group, settings, stops, beams, first, static, streams)
-        for place, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
+        texts = model.continuations(group, settings, beams=beams, first_row=first, **options)
+        for index, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
             if as_json:
                 found = {"prompt": one, "text": text.text, "tokens": text.tokens, "ended": text.ended}
                 typer.echo(to_json(found, ascii=False))
             else:
-                typer.echo("" if streams else f"--- prompt {place}\n{one}{text.text}")
+                typer.echo(f"{one}{text.text}" if len(prompts) == 1 else f"--- prompt {index}\n{one}{text.text}")
+
+
+def _write_music(
+    run: str,
+    checkpoint: str,
+    midi: Path,
+    options: Mapping[str, Any],
+    output: Path | None,
+    roll: Path | None,
+    audio: Path | None,
+) -> None:
+    """Go on from the piece in ``midi``, or answer a task for it; write what comes of it where it is asked for."""
+    from quintet.piano.audio import available
+    from quintet.piano.midi import write_midi
+
+    if not (output or roll or audio):
+        fail("--midi: say what to write: --output out.mid, --roll out.png or --audio out.wav")
+    for option, file in (("--output", output), ("--roll", roll), ("--audio", audio)):
+        if file is not None and not file.parent.is_dir():
+            fail(f"{option}: {file} cannot be written, for there is no folder {file.parent}; make it first")
+    with as_options("task", "composer", "dataset"):
+        found = api.load(run, checkpoint, precision="auto").midi(midi, **options)
+    if found.passed_over:
+        typer.echo(f"{midi}: passed over {found.passed_over}", err=True)
+    if output is not None:
+        write_midi(found.whole, output)
+    if roll is not None:
+        roll.write_bytes(found.roll())
+    if audio is not None:
+        audio.write_bytes(found.sound())
+        typer.echo(f"sound: {available()}", err=True)
+    written = ", ".join(str(file) for file in (output, roll, audio) if file is not None)
+    where = "after" if options["task"] is None else "for"  # an answer belongs among the notes
+    heard = len(found.heard)
+    typer.echo(f"{len(found.notes)} notes {where} {heard} of the {found.asked} in {midi}: wrote {written}")
+    if heard < found.asked:
+        typer.echo(
+            f"the model's context has room for no more than the last {heard} notes beside --max-tokens "
+            f"{options['max_tokens']}; lower that, or give a shorter piece",
+            err=True,
+        )
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -182,43 +203,3 @@ def _prompt_of(line: str, where: str) -> str:
     with named(where):
         check_text(found["prompt"])
     return found["prompt"]
-
-
-def _continue(
-    trained: LanguageModel,
-    prompts: list[str],
-    settings: GenerationSettings,
-    stops: list[str],
-    beams: int,
-    first: int,
-    static: bool,
-    streams: bool,
-) -> list[Continuation]:
-    from quintet.evaluate.continuation import prompt_ids, search_continuation, write_continuations
-
-    model, tokenizer, compute, bounds = trained.model, trained.tokenizer, trained.compute, trained.bounds
-    ids = [prompt_ids(tokenizer, bounds, prompt) for prompt in prompts]
-    if beams > 1:
-        length = settings.max_tokens
-        found = [search_continuation(model, tokenizer, compute, one, bounds, beams, length, stops) for one in ids]
-        if streams:
-            typer.echo(found[0].text, nl=False)
-        return found
-    return write_continuations(
-        model,
-        tokenizer,
-        compute,
-        ids,
-        settings,
-        bounds,
-        stops=stops,
-        first_row=first,
-        static=static,
-        compile=static and _can_compile(trained),
-        show=(lambda text: typer.echo(text, nl=False)) if streams else None,
-    )
-
-
-def _can_compile(trained: LanguageModel) -> bool:
-    """On a CPU compiling needs a C++ compiler."""
-    return trained.compute.device.type == "cuda" or any(map(shutil.which, ("g++", "clang++", "c++")))

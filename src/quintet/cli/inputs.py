@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from quintet.config.names import RUN_FILE, is_path, is_run, local_path
+from quintet import api
+from quintet.config.names import is_path, local_path
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
+    from quintet.config.schema import RunConfig
 
 Inputs = Annotated[
     list[str],
@@ -87,30 +90,28 @@ def split(inputs: list[str]) -> Line:
 
 
 def _name_files(line: Line) -> None:
-    """The file that Hydra's options name, and the run file of each run folder."""
+    """Add the file that Hydra's options name."""
     folder = local_path(line.options.get("config_path", "."))
     if "config_name" in line.options:
         name = line.options["config_name"].removesuffix(".yaml")
         line.files.append(folder / f"{name}.yaml")
     if not line.files:
         fail("no run file given; name at least one, for instance examples/quickstart.yaml")
-    line.files = [file / RUN_FILE if is_run(file) else file for file in line.files]
 
 
-def load(inputs: list[str], purpose: str = "train") -> Loaded:
-    """The run config that a command line names. Raises UserError for everything that is wrong with it."""
-    from quintet.config.load import Reading, load_run_config
-
+def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train") -> RunConfig:
+    """Return the run config that a command line names. Raises UserError for everything that is wrong with it."""
     line = split(inputs)
-    folder = line.options.get("config_path")
-    reading = Reading(
-        line.options.get("dialect"),
-        local_path(folder) if folder else None,
-        "prepare" if purpose == "prepare" else "train",
+    named = line.options
+    config = api.load_config(
+        line.files,
+        line.overrides,
+        dialect=named.get("dialect"),
+        config_folder=named.get("config_path") or None,
+        purpose=purpose,
     )
-    loaded = load_run_config(line.files, line.overrides, reading)
-    _read.set(loaded)
-    return loaded
+    _read.set(api.loaded_of(config))
+    return config
 
 
 def in_words_of_file(error: UserError) -> UserError:
@@ -132,20 +133,14 @@ def forget_read() -> None:
     _read.set(None)
 
 
-def sampling_of(
-    given: Mapping[str, float | int | None], checkpoint: Mapping[str, Any], temperature: float
-) -> dict[str, Any]:
-    """Sampling settings: those ``given``, else those of the checkpoint's `generation_config.json`, which is said, else
-    ``temperature`` alone. transformers reads that file in the same way: without `do_sample` it samples nothing."""
-    names = given if checkpoint.get("do_sample") else ("repetition_penalty",)
-    found = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None and given[name] is None}
-    if checkpoint.get("do_sample") and given["temperature"] is None:
-        found.setdefault("temperature", 1.0)
-    if found:
-        settings = ", ".join(f"{name} {value}" for name, value in found.items())
-        typer.echo(f"[as generation_config.json of the checkpoint says: {settings}]", err=True)
-    own = {name: value for name, value in given.items() if value is not None}
-    return {"temperature": temperature, **found, **own}
+@contextmanager
+def as_options(*names: str) -> Iterator[None]:
+    """Within, a UserError that begins with one of ``names`` begins with the option of that name."""
+    try:
+        yield
+    except UserError as error:
+        found = (f"--{one.replace('_', '-', 1)}" if one.partition(":")[0] in names else one for one in error.problems)
+        raise UserError(*found) from error
 
 
 def fail(problem: str) -> NoReturn:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import AsJson, Inputs, fail, in_words, load
-from quintet.errors import UserError
+from quintet import api
+from quintet.cli.inputs import AsJson, Inputs, as_options, fail, in_words, load
 from quintet.files import to_json
-
-if TYPE_CHECKING:
-    from quintet.config.schema import RunConfig
-    from quintet.plan import Plan
-    from quintet.plan.device_plan import DevicePlan
 
 Devices = Annotated[int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")]
 Memory = Annotated[str, typer.Option("--device-memory", help="memory of a device, as 80GiB")]
@@ -62,54 +56,23 @@ def plan(
     given = [name for name in _OF_DEVICES if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if devices is None and given:
         fail(f"--{given[0].replace('_', '-')}: describes the devices of --devices; give their number, or leave it out")
-    config = load(inputs).config
-    from quintet.plan import make_plan
-    from quintet.plan.machine import Machine, parse_bytes
-
-    config = config.on_devices(devices or 1)
-    memory = parse_bytes(device_memory, "--device-memory")
-    found = make_plan(config)
-    if devices is None:
-        spread, note = _here(config, found)
-    else:
-        machine = Machine(
-            devices,
-            devices_per_node,
-            memory,
-            peak_flops,
-            utilisation,
-            memory_bandwidth,
-            node_bandwidth,
-            bandwidth,
-            accelerator=config.train.device != "cpu",
+    with as_options("device_memory"):
+        found = api.plan(
+            load(inputs),
+            devices=devices,
+            device_memory=device_memory,
+            devices_per_node=devices_per_node,
+            peak_flops=peak_flops,
+            utilisation=utilisation,
+            memory_bandwidth=memory_bandwidth,
+            node_bandwidth=node_bandwidth,
+            bandwidth=bandwidth,
         )
-        from quintet.plan.device_plan import plan_devices
-
-        precision = config.train.precision if config.train.precision != "auto" else "bf16"
-        spread, note = plan_devices(config, found, machine, precision), None
-    _show(found, spread, note, as_json=as_json)
-
-
-def _here(config: RunConfig, found: Plan) -> tuple[DevicePlan | None, str | None]:
-    """The plan for this device, or why there is none."""
-    from quintet.plan.device_plan import plan_devices
-    from quintet.plan.local_machine import this_machine
-
-    try:
-        machine, compute = this_machine(config)
-        return plan_devices(config, found, machine, compute.precision), None
-    except UserError as error:
-        # What the run costs elsewhere is known all the same.
-        return None, str(error)
-
-
-def _show(found: Plan, spread: DevicePlan | None, note: str | None, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(to_json(found.values(), indent=2))
+        return
     from quintet.track.console import Reporter
 
-    if as_json:
-        values = {**asdict(found), "rehearsal": spread and spread.values()}
-        typer.echo(to_json(values, indent=2))
-        return
     reporter = Reporter(words=in_words)
-    for line in [*found.lines(), *(spread.lines() if spread else [f"not rehearsed: {note}"])]:
+    for line in found.lines():
         reporter.say(line)

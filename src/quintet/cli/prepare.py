@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quintet import api
 from quintet.cli.inputs import Inputs, fail, in_words, load
 from quintet.config.names import local_path
 
@@ -48,9 +49,9 @@ def prepare(
         from quintet.data.manifest import forget_all
 
         forget_all()
-    loaded = load(inputs, "prepare")
-    config = loaded.config
-    from quintet.data.prepare import prepare as prepare_run
+    config = load(inputs, "prepare")
+    loaded = api.loaded_of(config)
+    assert loaded is not None
     from quintet.data.prepare import prepare_to
     from quintet.track.console import Reporter
 
@@ -68,9 +69,9 @@ def prepare(
             _, notes = prepare_to(config, output, progress=reporter.preparing)
             _say(reporter, f"wrote {output}", *notes)
             return
-        prepared = prepare_run(config, progress=reporter.preparing)
     finally:
         reporter.close()
+    prepared = api.prepare(config, reporter=reporter)
     train, held_out = prepared.train, prepared.validation
     reporter.say(f"tokenizer: {prepared.tokenizer.vocab_size:,} ids, fingerprint {prepared.tokenizer.fingerprint}")
     reporter.say(f"training: {train.tokens:,} tokens, {train.epoch_samples:,} samples of {config.data.sequence_length}")
@@ -87,12 +88,11 @@ def _say(reporter: Reporter, *lines: str) -> None:
 def _write(config: RunConfig, form: Format, output: Path | None, shard: str | None, reporter: Reporter) -> None:
     """Write what the run trains on and validates on to ``output``."""
     from quintet.data.formats import check_new, write_format
-    from quintet.data.prepare import prepare
 
     if output is None or shard is not None:
         fail(f"--format {form.value}: name the folder to write to with --output, and leave --shard out")
     check_new(output)
-    prepared = prepare(config, progress=reporter.preparing)
+    prepared = api.prepare(config, reporter=reporter)
     write_format(prepared, form.value, output)
     _say(reporter, f"wrote {output}", *prepared.notes)
 
@@ -100,11 +100,10 @@ def _write(config: RunConfig, form: Format, output: Path | None, shard: str | No
 def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> None:
     """Write what a dialect's file says is to be written, where it says."""
     from quintet.data.formats import check_new, write_samples
-    from quintet.data.prepare import prepare
 
     folder = local_path(target.folder)
     check_new(folder)
-    prepared = prepare(config, progress=reporter.preparing)
+    prepared = api.prepare(config, reporter=reporter)
     write_samples(prepared, folder, target.ignore_index)
     _say(reporter, f"wrote {folder}", *prepared.notes)
 

@@ -33,7 +33,7 @@ def show_batch(
 
     A token is bright if it is predicted, from what stands before it.
     """
-    config = load(inputs).config
+    config = load(inputs)
     from rich.console import Console
 
     from quintet.data.prepare import prepare

@@ -125,7 +125,7 @@ def slurm(
 
     It stops with a checkpoint ahead of the time limit and when it is preempted, goes back into the queue and continues.
     """
-    config = load(inputs).config
+    config = load(inputs)
     for name, value, form in (("time", time, _TIME), ("partition", partition, _NAME), ("account", account, _NAME)):
         if value is not None and not form.fullmatch(value):
             fail(f"--{name}: {value!r} is nothing that sbatch takes")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from quintet import api
 from quintet.cli.inputs import Inputs, load
 
 
@@ -19,18 +20,20 @@ def translate(
 
     With --to it is written in a dialect; what that dialect cannot express is listed on standard error.
     """
-    loaded = load(inputs)
+    config = load(inputs)
     if to is None:
         from quintet.config.dump import dump_with_origins
 
+        loaded = api.loaded_of(config)
+        assert loaded is not None
         for note in loaded.notes:
             typer.echo(f"note: {note}", err=True)
-        typer.echo(dump_with_origins(loaded.config, loaded.places), nl=False)
+        typer.echo(dump_with_origins(config, loaded.places), nl=False)
         return
     from quintet.config.dialects import dialect_named
     from quintet.config.dialects.back import translate_back
 
-    written = translate_back(dialect_named(to), loaded.config)
+    written = translate_back(dialect_named(to), config)
     typer.echo(written.text, nl=False)
     for line in written.lost:
         typer.echo(f"not expressed in {to}: {line}", err=True)

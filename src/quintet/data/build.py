@@ -17,7 +17,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import quintet
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
@@ -31,6 +30,7 @@ from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
 from quintet.errors import UserError
 from quintet.files import new_folder
 from quintet.locks import locked
+from quintet.system import __version__
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, libraries_of, versions_of
 
@@ -275,7 +275,7 @@ _loaded = lru_cache(maxsize=1)(load_tokenizer)
 
 def library_versions() -> dict[str, str]:
     """Versions of Quintet and of the installed libraries that read documents and make ids of them."""
-    return {"quintet": quintet.__version__, **versions_of(_LIBRARIES)}
+    return {"quintet": __version__, **versions_of(_LIBRARIES)}
 
 
 class _Meter:

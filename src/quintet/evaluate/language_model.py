@@ -11,6 +11,8 @@ from typing import Any, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from quintet.config.evaluate import TextModelingConfig
+from quintet.data.batch import ValidationData
 from quintet.errors import UserError
 from quintet.evaluate.continuation import (
     Continuation,
@@ -19,9 +21,14 @@ from quintet.evaluate.continuation import (
     stream_continuation,
     write_continuations,
 )
-from quintet.evaluate.model_and_tokenizer import Computing
+from quintet.evaluate.harness.figures import Benchmarks
+from quintet.evaluate.harness.items import check_data_dir
+from quintet.evaluate.harness.names import check_tasks
+from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
+from quintet.evaluate.model_and_tokenizer import Computing, check_likelihood
 from quintet.evaluate.music import Answer, answer_piece
-from quintet.evaluate.text_modeling import TextResult, model_text, text_document
+from quintet.evaluate.text_modeling import TextModeling, TextResult, model_text, text_document
+from quintet.evaluate.texts import text_topics
 from quintet.export.huggingface import Exported
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
@@ -29,6 +36,7 @@ from quintet.model.sampling import GenerationSettings
 from quintet.piano.notes import Notes
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
+from quintet.track.console import Reporter
 
 TEMPERATURE = 0.8
 """The temperature of texts and music where neither the caller nor the checkpoint names one."""
@@ -73,9 +81,12 @@ class LanguageModel:
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
-            f"LanguageModel({self.name}: {parameters / 1e6:.2f} M parameters, {self.tokenizer.vocab_size:,} ids, "
+            f"LanguageModel({self}: {parameters / 1e6:.2f} M parameters, {self.tokenizer.vocab_size:,} ids, "
             f"{self.compute.precision} on {self.compute.device})"
         )
+
+    def __str__(self) -> str:
+        return self.name
 
     @overload
     def generate(self, prompt: str = "", /, **options: Unpack[Writing]) -> str: ...
@@ -135,6 +146,7 @@ class LanguageModel:
     def stream(
         self,
         prompt: str = "",
+        settings: GenerationSettings | None = None,
         /,
         *,
         stop: str | Sequence[str] = (),
@@ -143,17 +155,20 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Yield the pieces of the text that `generate` returns for ``prompt``, each as soon as it is certain.
 
+        ``settings`` stand for the ``sampling`` options.
+
         >>> model = getfixture("model")
         >>> "".join(model.stream("the cat", max_tokens=4)) == model.generate("the cat", max_tokens=4)
         True
         """
-        settings, ids = self.settings(**sampling), prompt_ids(self.tokenizer, self.bounds, prompt)
+        self.check_writes()
+        ids = prompt_ids(self.tokenizer, self.bounds, prompt)
         return stream_continuation(
             self.model,
             self.tokenizer,
             self.compute,
             ids,
-            settings,
+            settings or self.settings(**sampling),
             self.bounds,
             stops=_texts(stop),
             static=static_cache,
@@ -174,6 +189,7 @@ class LanguageModel:
 
         The first prompt draws from the generator of number ``first_row``.
         """
+        self.check_writes()
         ids = [prompt_ids(self.tokenizer, self.bounds, prompt) for prompt in prompts]
         if beams > 1:
             length = settings.max_tokens
@@ -227,6 +243,9 @@ class LanguageModel:
             say(f"[as generation_config.json of the checkpoint says: {listed}]")
         return GenerationSettings(**{"temperature": usual_temperature, **found, **given})
 
+    def check_writes(self) -> None:
+        """Raise UserError for a model that fills in hidden tokens and does not write on."""
+
     def loss(self, texts: str | Sequence[str] | None = None) -> float:
         """Return the mean loss of ``texts`` in nats per token, as `quintet evaluate --text` measures it.
 
@@ -253,6 +272,62 @@ class LanguageModel:
         if not result.tokens:
             raise UserError("texts: hold no token; give at least one text that is not empty")
         return result
+
+    def text_modeling(
+        self,
+        path: str | Path | None = None,
+        *,
+        topic_field: str | None = None,
+        where: str = "path",
+        reporter: Reporter | None = None,
+    ) -> TextModeling:
+        """Measure how well the model models the texts at ``path``, by topic, or those that its run holds out.
+
+        ``path`` is a file or folder of .txt and .jsonl, each file or value of ``topic_field`` a topic; the rest is
+        as `evaluate.text_modeling` of the run file says. ``where`` is the name of ``path`` in errors, and ``reporter``
+        is told what is passed over. Raises UserError where there is no text.
+        """
+        if path is None:
+            raise UserError(f"{where}: {self.name} is no run and holds nothing out; name a file or folder of text")
+        say = reporter.say if reporter else lambda line: None
+        return self._model_topics(TextModelingConfig(), path, None, topic_field, where, say)
+
+    def _model_topics(
+        self,
+        section: TextModelingConfig,
+        path: str | Path | None,
+        held_out: ValidationData | None,
+        topic_field: str | None,
+        where: str,
+        say: Callable[[str], None],
+    ) -> TextModeling:
+        changes: dict[str, str | None] = {"path": None if path is None else str(path)}
+        section = section.model_copy(update=changes | ({"topic_field": topic_field} if topic_field else {}))
+        return model_text(self, text_topics(section, self.tokenizer, held_out, where, say), section.stride)
+
+    def benchmarks(
+        self,
+        tasks: str | Sequence[str],
+        *,
+        samples: int | None = None,
+        shots: int | None = None,
+        data_dir: str | Path | None = None,
+        batch_size: int = 16,
+    ) -> Benchmarks:
+        """Measure benchmarks of lm-evaluation-harness, by name, over ``samples`` items of each, all without a number.
+
+        ``shots`` examples stand before each item, as many as its task says for None. The items come from the .jsonl
+        files in ``data_dir``, or from the Hugging Face hub. Raises UserError for names that are none, and for a model
+        that gives texts no likelihood; what cannot be measured is in the result, with the reason.
+        """
+        names = tuple(_texts(tasks))
+        check_tasks(names, "tasks")
+        if data_dir is not None:
+            check_data_dir(str(data_dir), "data_dir")
+        self.check_writes()
+        check_likelihood(self)
+        directory = None if data_dir is None else str(data_dir)
+        return run_benchmarks(self, EvalOptions(names, samples, shots, directory, batch_size))
 
     @torch.no_grad()
     def logits(self, text: str | Sequence[int] | Tensor) -> Tensor:
@@ -288,6 +363,7 @@ class LanguageModel:
         The composer is the one in the file's name if none is given. Raises UserError for a file without notes, for a
         composer, data set or task that no model knows, and for a model of text.
         """
+        self.check_writes()
         return answer_piece(self, piece, self.settings(**sampling), task, composer, dataset)
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:

@@ -38,12 +38,13 @@ from quintet.piano.vocabulary import note_tokenizer
 @dataclass(frozen=True)
 class Answer:
     """``heard`` is the part of the prompt that the model was given, ``notes`` what it wrote, in the prompt's time, and
-    ``whole`` the piece that both make. ``name`` is that of the prompt, and ``passed_over`` says what of its file was.
-    A notebook shows the notes of both as a picture."""
+    ``whole`` the piece that both make. The prompt has ``asked`` notes; ``name`` is that of its file, and
+    ``passed_over`` says what of it was passed over. A notebook shows the notes as a picture."""
 
     heard: Notes
     notes: Notes
     whole: Notes
+    asked: int = 0
     name: str = ""
     passed_over: str = ""
 
@@ -62,6 +63,10 @@ class Answer:
 
     _repr_png_ = roll
 
+    def sound(self) -> bytes:
+        """The whole piece as a sound (WAV)."""
+        return render(self.whole)
+
     def save(self, file: str | Path) -> Path:
         """Write the whole piece to ``file``: MIDI, or for a name with .wav the sound, with .png the picture.
 
@@ -74,7 +79,7 @@ class Answer:
             case ".png":
                 path.write_bytes(self.roll())
             case ".wav":
-                path.write_bytes(render(self.whole))
+                path.write_bytes(self.sound())
             case _:
                 write_midi(self.whole, path)
         return path
@@ -106,7 +111,7 @@ def answer_piece(
         raise UserError(f"dataset: no model knows {dataset}; choose one of {names}")
     about = {"composer": composer or words_in(name), "dataset": dataset}
     found = answer(trained, piece, settings, asked, about)
-    return replace(found, name=name, passed_over=faults_line(faults) if faults else "")
+    return replace(found, asked=len(piece), name=name, passed_over=faults_line(faults) if faults else "")
 
 
 def answer(

@@ -14,13 +14,13 @@ import torch
 import yaml
 from torch import Tensor
 
-import quintet
 from quintet.config.load import dump_run_config
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import new_folder
 from quintet.model import Model, Transformer
 from quintet.model.hf.weights import export_weights
+from quintet.system import __version__
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.bounds import TextBounds
@@ -57,7 +57,7 @@ def model_card(run: ExportableRun, architecture: str, parameters: int, notes: li
         "steps": f"{run.progress.step:,}",
         "tokens seen": f"{run.progress.tokens:,}",
         **_results(run),
-        "trained with": f"Quintet {quintet.__version__}",
+        "trained with": f"Quintet {__version__}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     sources = "\n".join(

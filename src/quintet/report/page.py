@@ -12,7 +12,7 @@ from quintet.config.describe import KeyInfo, Section, plain, run_file
 from quintet.files import write_text
 from quintet.report.compare import setting, shown
 from quintet.report.facts import RunFacts, about_asking, read_facts
-from quintet.report.plots import COLOURS, Curve, curve, svg, training_curves
+from quintet.report.plots import COLOURS, LOSS_TITLE, Curve, curve, loss_curves, svg
 from quintet.report.samples import music_samples, text_samples
 from quintet.tokenize import load_tokenizer
 from quintet.train.model import parameter_count, training_flops
@@ -120,11 +120,7 @@ def _short(number: float) -> str:
 
 def _plots(run: RunFacts) -> list[tuple[str, list[Curve]]]:
     """Titles and curves of all that was recorded more than once."""
-    losses = training_curves(run, COLOURS[0])
-    validation = run.series("validation/loss")
-    if validation.values.size:
-        losses.append(curve(run, validation, "validation", COLOURS[1], marked=True))
-    plots = [("loss (nats a token)", losses)]
+    plots = [(LOSS_TITLE, loss_curves(run))]
     for title, name, marked in (
         ("validation, bits per byte", "validation/bits_per_byte", True),
         ("learning rate", "train/lr", False),

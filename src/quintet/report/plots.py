@@ -17,6 +17,7 @@ from quintet.report.facts import RunFacts, Series
 COLOURS = ("#2f7fc1", "#d9731a", "#2e9e6b", "#b4509c", "#8a7a1f", "#6f6fd0", "#c0504d", "#4a9aa5")
 """Told apart on white and on black."""
 _INK = "#010203"  # replaced in a drawing by the colour of the text around it
+LOSS_TITLE = "loss (nats a token)"
 _POINTS = 400  # of a curve: more than a person sees
 
 
@@ -43,6 +44,15 @@ def training_curves(run: RunFacts, colour: str, label: str = "training") -> list
         Curve("", raw.steps * tokens, raw.values, colour, faint=True),
         Curve(label, smooth.steps * tokens, smooth.values, colour),
     ]
+
+
+def loss_curves(run: RunFacts) -> list[Curve]:
+    """Return the training loss and, where it was measured, the validation loss over tokens."""
+    losses = training_curves(run, COLOURS[0])
+    validation = run.series("validation/loss")
+    if validation.values.size:
+        losses.append(curve(run, validation, "validation", COLOURS[1], marked=True))
+    return losses
 
 
 def curve(run: RunFacts, series: Series, label: str, colour: str, marked: bool = False) -> Curve:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-import quintet
 from quintet.config.names import ORIGINAL
 from quintet.config.schema import RunConfig
+from quintet.system import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def system_figures(device: torch.device, precision: str) -> dict[str, str]:
         "cpus": str(os.cpu_count()),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "quintet": quintet.__version__,
+        "quintet": __version__,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

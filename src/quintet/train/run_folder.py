@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-import quintet
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
 from quintet.config.load import load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
@@ -24,6 +23,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.files import files_digest
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
+from quintet.system import __version__
 from quintet.train.checkpoint import (
     Progress,
     last_checkpoint,
@@ -235,7 +235,7 @@ def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:
 
     libraries = {name: version for name, version in library_versions().items() if name != "quintet"}
     rows = {
-        "quintet": f"{quintet.__version__}{_git_state()}",
+        "quintet": f"{__version__}{_git_state()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         "computes": computes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from quintet.config.evaluate import TextModelingConfig
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
@@ -17,6 +19,7 @@ from quintet.config.train import TrainConfig
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
+from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
 from quintet.model import build_model
 from quintet.model.hf.files import find_checkpoint, positions_of, read_config
@@ -37,7 +40,7 @@ from quintet.train.validation import ValidationResult, validate
 _CONTEXT = 2048  # tokens, where a checkpoint has no limit of its own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun(LanguageModel):
     """The model of a run, with the run's folder, run file and objective, and the facts of the checkpoint."""
 
@@ -46,6 +49,9 @@ class TrainedRun(LanguageModel):
     objective: Objective
     progress: Progress
     compute: Compute
+
+    def __str__(self) -> str:
+        return f"{self.folder} at step {self.progress.step}"
 
     def evaluate(self, samples: int | None = None, reporter: Reporter | None = None) -> ValidationResult:
         """Measure the model on ``samples`` samples of what the run holds out, on all of them without a number.
@@ -60,6 +66,26 @@ class TrainedRun(LanguageModel):
 
     def bits_per_byte(self, texts: str | Sequence[str] | None = None) -> float:
         return self.evaluate().bits_per_byte if texts is None else super().bits_per_byte(texts)
+
+    def text_modeling(
+        self,
+        path: str | Path | None = None,
+        *,
+        topic_field: str | None = None,
+        where: str = "path",
+        reporter: Reporter | None = None,
+    ) -> TextModeling:
+        reporter = reporter or Reporter(Console(quiet=True))
+        held_out = own_data(self, reporter).validation if path is None else None
+        section = self.config.evaluate.text_modeling or TextModelingConfig()
+        return self._model_topics(section, path, held_out, topic_field, where, reporter.say)
+
+    def check_writes(self) -> None:
+        if self.config.loss.kind == "masked":
+            raise UserError(
+                f"{self.name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no "
+                "text of it"
+            )
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
         return export_huggingface(self, Path(folder), dtype)
@@ -109,38 +135,44 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load_writer(
+def load_model(
     name: str,
     which: str = "latest",
-    say: Callable[[str], object] = _to_stderr,
-    *,
     precision: str | None = None,
-    foreign_precision: str = "auto",
+    say: Callable[[str], object] = _to_stderr,
 ) -> LanguageModel:
-    """A model that can continue texts: of the run ``name`` as ``load_trained``, or of the Hugging Face checkpoint in
-    the folder ``name``, or of that name on the hub, which is computed in ``foreign_precision`` without another.
+    """Read a run, a folder checkpoints/step-… of one, or a checkpoint of Hugging Face's form in the folder ``name`` or
+    of that name on the hub.
 
-    ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises UserError when there is none,
-    and for a model that fills in hidden tokens instead.
+    A run is read as by `load_trained`. A checkpoint of others is computed in fp32 where no ``precision`` is given, so
+    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``say`` gets a line
+    for each thing in which a checkpoint is not taken as it is. Raises UserError when there is none.
     """
+    folder, above = local_path(name), str(local_path(name).parent.parent)
+    step = re.fullmatch(r"step-(\d+)", folder.name) if folder.parent.name == "checkpoints" else None
+    if step is not None and which == "latest" and run_named(above) is not None:
+        name, which = above, str(int(step[1]))
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
-        return _load_checkpoint(name, _compute(precision, foreign_precision), say)
-    trained = load_trained(name, which, precision)
-    if trained.config.loss.kind == "masked":
-        raise UserError(
-            f"{name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no text of it"
-        )
+        return _load_checkpoint(name, _compute(precision, "fp32"), say)
+    trained = load_trained(name, which, None if precision == "auto" else precision)
     for note in getattr(trained.model, "notes", []):
         say(note)
     return trained
 
 
-def load_measured(name: str, which: str = "latest", precision: str | None = None) -> LanguageModel:
-    """``load_writer`` for what is measured: a Hugging Face checkpoint is computed in fp32 where no ``precision`` is
-    given, so that its figures are the same on every machine."""
-    return load_writer(name, which, precision=precision, foreign_precision="fp32")
+def load_writer(
+    name: str,
+    which: str = "latest",
+    say: Callable[[str], object] = _to_stderr,
+    *,
+    precision: str | None = "auto",
+) -> LanguageModel:
+    """`load_model` for what writes. Raises UserError for a model that fills in hidden tokens instead."""
+    found = load_model(name, which, precision, say)
+    found.check_writes()
+    return found
 
 
 def _compute(asked: str | None, usual: str) -> Compute:

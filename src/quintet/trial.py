@@ -26,6 +26,7 @@ from quintet.track.console import Reporter
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
+    from quintet.config.provenance import Original
 
 STEPS = 2
 _SAMPLE_TOKENS = 32
@@ -113,17 +114,31 @@ class _Listener(Reporter):
         super().preparing(stage, done, total)
 
 
-def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
-    """Go through all that the run of ``loaded`` will do: two steps with what follows them, the second after a resume,
-    the report and the export. ``known`` are the mistakes that were found without running anything; what they are about
-    is left out. With ``keep`` the folder of the trial stays."""
+def known_problems(config: RunConfig) -> list[str]:
+    """Return the problems that are found without running anything: sources that are not there, and arguments that
+    another library does not take."""
+    from quintet.data.sources import check_sources
+    from quintet.train.check import check_training
+
+    problems: list[str] = []
+    for look in (check_sources, check_training):
+        try:
+            look(config)
+        except UserError as error:
+            problems += error.problems
+    return problems
+
+
+def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
+    """Go through all that the run of ``config`` will do: two steps with what follows them, the second after a resume,
+    the report and the export. What `known_problems` are about is left out. ``loaded`` is what ``config`` was read from,
+    None for one that was not. With ``keep`` the folder of the trial stays."""
     from quintet.processes import world_size
     from quintet.train.run_folder import find_run_folder, settle_batch
 
     if world_size() > 1:
         raise UserError("--try: goes through the run in one process; start it without torchrun")
-    tried = Tried()
-    config = loaded.config
+    tried, known = Tried(), known_problems(config)
     with tried.catching("run folder"):  # what the run cannot go on from says nothing of the trial
         config = settle_batch(config, 1)
         find_run_folder(config)
@@ -136,12 +151,12 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
     with _folders(config, tried, keep=keep) as (folder, checkpoints):
         for change in (_alone, _offline):
             config, notes = change(config)
-            tried.notes += map(loaded.in_words, notes)
+            tried.notes += notes if loaded is None else map(loaded.in_words, notes)
         config = _small(config, folder, checkpoints)
         listener = _Listener(tried, Console(stderr=True, highlight=False, soft_wrap=True))
         try:
             with redirect_stdout(sys.stderr):  # what other libraries print is no part of the answer
-                _go_through(_Trial(loaded, config, tried, listener, folder))
+                _go_through(_Trial(None if loaded is None else loaded.original, config, tried, listener, folder))
         finally:
             listener.close()
     return tried
@@ -149,7 +164,7 @@ def try_run(loaded: Loaded, known: list[str], *, keep: bool) -> Tried:
 
 @dataclass
 class _Trial:
-    loaded: Loaded
+    original: Original | None
     config: RunConfig
     tried: Tried
     listener: _Listener
@@ -221,7 +236,7 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     from quintet.train.intervals import Trial
     from quintet.train.loop import train
 
-    outcome = train(trial.config, trial.listener, trial.loaded.original, Trial(steps))
+    outcome = train(trial.config, trial.listener, trial.original, Trial(steps))
     if outcome.signal is not None:
         raise KeyboardInterrupt
     run = outcome.run

@@ -1,0 +1,208 @@
+"""What the functions of `import quintet` return: a run with its metrics and curve, a plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quintet.config.packing import MusicPackingConfig
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError
+from quintet.libraries import is_installed
+from quintet.plan.cost import Plan, make_plan
+from quintet.plan.device_plan import DevicePlan, plan_devices
+from quintet.plan.machine import Machine
+from quintet.report.facts import RunFacts, read_facts
+from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, read_progress
+from quintet.train.trained import find_run
+
+if TYPE_CHECKING:
+    from quintet.evaluate.language_model import LanguageModel
+    from quintet.track.console import Reporter
+    from quintet.train.loop import Outcome
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run costs: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
+    not be planned, ``devices`` is None and ``note`` says why."""
+
+    run: Plan
+    devices: DevicePlan | None
+    note: str | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, machine: Machine) -> RunPlan:
+        """Plan the run of ``config`` for ``machine``, which need not be here."""
+        found = make_plan(config)
+        precision = config.train.precision if config.train.precision != "auto" else "bf16"
+        return cls(found, plan_devices(config, found, machine, precision))
+
+    @classmethod
+    def here(cls, config: RunConfig) -> RunPlan:
+        """Plan the run of ``config`` for this device; what it costs elsewhere is known also where that cannot be."""
+        from quintet.plan.local_machine import this_machine
+
+        found = make_plan(config)
+        try:
+            machine, compute = this_machine(config)
+            return cls(found, plan_devices(config, found, machine, compute.precision))
+        except UserError as error:
+            return cls(found, None, str(error))
+
+    @property
+    def parameters(self) -> int:
+        """The parameters of the model."""
+        return self.run.parameters.total
+
+    def lines(self) -> list[str]:
+        """Return the plan as a person reads it."""
+        return [*self.run.lines(), *(self.devices.lines() if self.devices else [f"not rehearsed: {self.note}"])]
+
+    def values(self) -> dict[str, Any]:
+        """Return every figure, as `quintet plan --json` prints them."""
+        return {**asdict(self.run), "rehearsal": self.devices and self.devices.values()}
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    __repr__ = __str__
+
+
+class Run:
+    """A run in its folder: its run file, metrics, curve and models. A notebook shows it as its curve.
+
+    ``folder`` is a run folder or the name of a run under runs/. What `train` returns also has the ``signal`` that
+    stopped it, None if none did. Raises UserError where there is no run.
+    """
+
+    def __init__(self, folder: str | Path, signal: int | None = None) -> None:
+        self.folder = find_run(str(folder))
+        self.signal = signal
+
+    @classmethod
+    def ended(cls, outcome: Outcome, reporter: Reporter) -> Run:
+        """Say how a training ended, and return its run."""
+        run, progress = outcome.run, outcome.run.progress
+        if run.config.evaluate.only:
+            reporter.say(f"evaluated at step {progress.step}: {outcome.validation or 'nothing is held out'}")
+        elif outcome.signal is not None and progress.step < run.steps:
+            reporter.say(f"stopped after step {progress.step} of {run.steps}; the same command continues from there")
+            return cls(run.folder, outcome.signal)
+        else:
+            for line in _summary(outcome):
+                reporter.say(line)
+        return cls(run.folder)
+
+    def __repr__(self) -> str:
+        figures = {"validation loss": "validation/loss", "training loss": "train/loss"}
+        last = {name: self.facts.series(metric).last for name, metric in figures.items()}
+        shown = "".join(f", {name} {value:.4f}" for name, value in last.items() if value is not None)
+        return f"Run({self.folder}: step {self.step:,}{shown})"
+
+    @property
+    def facts(self) -> RunFacts:
+        """What the folder says now: run file and records of metrics."""
+        return read_facts(self.folder)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run file, resolved."""
+        return self.facts.config
+
+    @property
+    def step(self) -> int:
+        """The last step that was recorded."""
+        return self.facts.step
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps of the checkpoints that are kept."""
+        return checkpoint_steps(self.folder / "checkpoints")
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the last checkpoint is, and what is best so far; None where there is none."""
+        steps = self.checkpoints
+        return read_progress(checkpoint_path(self.folder / "checkpoints", steps[-1])) if steps else None
+
+    @property
+    def metrics(self) -> Any:
+        """Every metric by step: a pandas DataFrame with a row a step if pandas is installed, else a list of dicts.
+
+        Losses are in nats per token. A metric that was not recorded at a step is NaN, or is not in the dict.
+        """
+        steps: dict[int, dict[str, float]] = {}
+        for record in self.facts.records:
+            steps.setdefault(int(record["step"]), {}).update(record)
+        rows = [steps[step] | {"step": step} for step in sorted(steps)]
+        if not is_installed("pandas"):
+            return rows
+        from pandas import DataFrame
+
+        return DataFrame(rows, columns=["step", *self.facts.names]).set_index("step")
+
+    def curve(self) -> str:
+        """Draw the training and validation losses over tokens: SVG, as in the report. Raises UserError without
+        matplotlib."""
+        from quintet.report.plots import LOSS_TITLE, loss_curves, svg
+
+        return svg(LOSS_TITLE, loss_curves(self.facts))
+
+    def _repr_html_(self) -> str:
+        heading = f"<p>{escape(repr(self))}</p>"
+        if not is_installed("matplotlib") or not self.facts.series("train/loss").values.size:
+            return heading
+        return f'<div style="max-width: 40em">{heading}{self.curve()}</div>'
+
+    def load(self, checkpoint: str | int = "latest") -> LanguageModel:
+        """Return the model of the run at ``checkpoint``: latest, best or a step; see `quintet.load`."""
+        from quintet.train.trained import load_model
+
+        return load_model(str(self.folder), str(checkpoint))
+
+    def report(self, file: str | Path | None = None, *, sound: bool = False) -> Path:
+        """Write the page about the run to ``file``, report.html in its folder if None, and return where it is."""
+        from quintet.report.page import write_report
+
+        return write_report(self.folder, None if file is None else Path(file), sound=sound)
+
+
+def _best(progress: Progress, label: str | None) -> str:
+    """Return the best validation, of ``label`` where that decides; one that is not finite is none."""
+    if progress.best_loss is None:
+        return "no best"
+    return f"best{f' of {label}' if label else ''} {progress.best_loss:.4f} nats at step {progress.best_step}"
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    """Return what the run reached, a text it wrote, and what to do next."""
+    run, progress = outcome.run, outcome.run.progress
+    speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s over {progress.seconds:,.0f} s of training"
+    lines = [f"finished: {progress.step} steps, {speed}"]
+    if progress.skipped_steps:
+        lines.append(
+            f"skipped: {progress.skipped_steps} steps without a valid target or with a gradient that was not finite"
+        )
+    if progress.failed:
+        counts = ", ".join(f"{name} {count}" for name, count in progress.failed.items())
+        lines.append(f"failed, and left out: {counts} (evaluate.required: true ends a run that cannot measure them)")
+    if outcome.validation is not None:
+        lines.append(f"validation: {outcome.validation} ({_best(progress, run.config.evaluate.best_by)})")
+    sample = run.folder / "samples" / f"step-{progress.step:06d}.txt"
+    if sample.exists():
+        lines += ["", *sample.read_text(encoding="utf-8").splitlines(), ""]
+    if not checkpoint_steps(run.checkpointer.folder):
+        return lines
+    music = isinstance(run.config.data.packing, MusicPackingConfig)
+    asking = "--midi piece.mid -o longer.mid" if music else "--prompt '…'"
+    lines += [
+        "next:",
+        f"  quintet generate {run.folder} {asking}",
+        f"  quintet evaluate {run.folder}",
+        "  quintet runs",
+    ]
+    return lines
