@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,8 @@ def run(train: Callable[..., str]) -> quintet.Run:
 def test_importing_it_imports_nothing_else() -> None:
     loaded = "import sys; before = set(sys.modules); import quintet; print(*sorted(set(sys.modules) - before))"
     found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
-    assert {name.partition(".")[0] for name in found} & {
-        "torch",
-        "pydantic",
-        "omegaconf",
-        "numpy",
-        "typer",
-        "rich",
-    } == set()
-    assert len(found) < 20, found
+    assert {name.partition(".")[0] for name in found} - sys.stdlib_module_names == {"quintet"}
+    assert len(found) < 50, found
 
 
 def test_what_there_is_is_listed_and_described() -> None:
@@ -62,9 +57,8 @@ def test_what_there_is_is_listed_and_described() -> None:
 @pytest.mark.parametrize("name", ["train", "plan"])
 def test_a_function_with_the_name_of_a_package_stays_a_function(name: str) -> None:
     module = {"train": "quintet.train.loop", "plan": "quintet.plan.cost"}[name]
-    show = (
-        f"import {module} as one, quintet; print(quintet.{name}.__doc__[:5], {module} is one, quintet.{name}.__name__)"
-    )
+    show = f"print(quintet.{name}.__doc__[:5], {module} is one, quintet.{name}.__name__)"
+    show = f"import {module} as one, quintet; {show}"
     found = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout
     assert found == f"{getattr(api, name).__doc__[:5]} True {name}\n"
 
@@ -108,10 +102,11 @@ def contents(folder: Path) -> dict[str, Any]:
             records = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
             found[name] = [{key: one for key, one in record.items() if not SPEED.match(key)} for record in records]
         elif name.endswith((".json", "run.yaml")):
-            text = file.read_text("utf-8").replace(folder.name, "NAME")
-            found[name] = re.sub(r'"(seconds|[a-z_]*time)": [\d.e-]+', "", text)
-        elif name != "report.html":
-            found[name] = file.read_bytes()
+            text = file.read_text("utf-8").replace(folder.name, "name")
+            # torch gives each of its checkpoints an id, which is in one of the files that have a checksum.
+            found[name] = re.sub(r'"(seconds|[a-z_]*time)": [\d.e-]+|"sha256": "\w+"', "", text)
+        elif name != "report.html" and file.name != ".metadata":
+            found[name] = file.read_bytes().replace(folder.name.encode(), b"name")
     return found
 
 
@@ -210,7 +205,7 @@ def test_a_model_is_found_by_all_its_names(run: quintet.Run) -> None:
     assert str(first) == f"{run.folder} at step 2"
     for other in (quintet.load(run.folder / "checkpoints/step-000002"), run.load(2)):
         assert all(torch.equal(one, weights[name]) for name, one in other.model.state_dict().items())
-    assert any(not torch.equal(one, weights[name]) for name, one in latest.model.state_dict().items())
+    assert str(latest) == f"{run.folder} at step 3"
     with pytest.raises(quintet.UserError, match="no run there"):
         quintet.load("nothing")
 
@@ -225,15 +220,11 @@ class Shown(doctest.OutputChecker):
 
 def play(blocks: list[tuple[str, str]]) -> None:
     """Run the Python ``blocks`` one after the other in one namespace, and compare what each shows with its output."""
-    from contextlib import redirect_stdout
-    from io import StringIO
-
     names: dict[str, Any] = {}
     for code, expected in blocks:
-        tree, shown = inspect.cleandoc(code), StringIO()
-        lines = tree.splitlines()
+        shown = StringIO()
         with redirect_stdout(shown):
-            exec(compile("\n".join(lines), "page", "exec"), names)
+            exec(compile(code, "page", "exec"), names)
         if expected:
             assert Shown().check_output(expected, shown.getvalue(), 0), f"{code}\n{shown.getvalue()}\n{expected}"
 
@@ -269,7 +260,7 @@ def test_examples_in_docstrings_are_true(run: quintet.Run, monkeypatch: pytest.M
     tried = 0
     for module in (api, language_model):
         for test in doctest.DocTestFinder().find(module, extraglobs={"getfixture": lambda name: model}):
-            result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+            result = doctest.DocTestRunner(Shown()).run(test)
             assert not result.failed, test.name
             tried += result.attempted
     assert tried >= 8

@@ -49,9 +49,9 @@ def load_config(
     where a file with a Hydra `defaults` list finds the others; a file that is read to ``prepare`` data alone may leave
     out what training needs. Raises UserError with every mistake, each with its file and line.
 
-    >>> config = load_config("examples/quickstart.yaml", {"train.steps": 20})
+    >>> config = load_config("examples/quickstart.yaml", {"train.steps": 200})
     >>> config.name, config.train.steps
-    ('quickstart', 20)
+    ('quickstart', 200)
     """
     from quintet.config.load import Reading, load_run_config
     from quintet.config.names import RUN_FILE, is_run, local_path
@@ -114,7 +114,7 @@ def check(config: RunConfig) -> Checked:
     run itself.
 
     >>> print(check(load_config("examples/quickstart.yaml")))
-    OK quickstart: transformer of 6 layers, width 384; bpe tokenizer; python_stdlib; 500 steps, 32 × 256 tokens a step
+    OK quickstart: transformer of 6 layers, width 256; bpe tokenizer; python_stdlib; 700 steps, 16 × 256 tokens a step
     """
     from quintet.errors import UserError
     from quintet.trial import known_problems
@@ -172,7 +172,7 @@ def plan(
     to others. Raises UserError for a run that cannot be.
 
     >>> plan(load_config("examples/quickstart.yaml")).parameters
-    11798400
+    5868800
     """
     from quintet.plan.machine import Machine, parse_bytes
     from quintet.results import RunPlan

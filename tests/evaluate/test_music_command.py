@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import quintet
 from quintet.evaluate import music
 
 
@@ -68,3 +69,26 @@ def test_a_name_that_no_model_knows_is_refused(
     assert len(err.splitlines()) == 1
     assert expected in err
     assert not output.exists()
+
+
+def test_python_plays_what_the_command_plays(continuing: str, folder: Path, tmp_path: Path, command) -> None:
+    piece = folder / "music/Bach 0.mid"
+    output = [
+        "--max-tokens",
+        "24",
+        "--seed",
+        "3",
+        "-o",
+        str(tmp_path / "theirs.mid"),
+        "--roll",
+        str(tmp_path / "a.png"),
+    ]
+    code, out, err = command("generate", continuing, "--midi", str(piece), *output)
+    assert code == 0, err
+    answer = quintet.load(continuing).midi(piece, max_tokens=24, seed=3)
+    assert answer.save(tmp_path / "ours.mid").read_bytes() == (tmp_path / "theirs.mid").read_bytes()
+    assert answer._repr_png_() == (tmp_path / "a.png").read_bytes()
+    assert f"{len(answer.notes)} notes after {len(answer.heard)} of the {answer.asked} in " in out
+    assert answer.save(tmp_path / "ours.wav").read_bytes()[:4] == b"RIFF"
+    with pytest.raises(quintet.UserError, match="composer: no model knows Bahc"):
+        quintet.load(continuing).midi(piece, composer="Bahc")
