@@ -19,7 +19,7 @@ from tests.dialects.test_stlm import write_texts
 from quintet.config.data import SourceConfig
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.stlm.datasets import REGISTRY, UNREADABLE, name_of, source_of
+from quintet.config.dialects.stlm.names import REGISTRY, UNREADABLE, name_of, source_of
 from quintet.config.load import Loaded, load_run_config
 from quintet.errors import UserError
 from quintet.model.count import count_parameters

@@ -197,7 +197,7 @@ def _key(
         name=name,
         path=path,
         within=within,
-        type=_words(field.annotation, field.metadata).removesuffix(" or null" if owner.translates else "-"),
+        type=_words(_given(field.annotation) if owner.translates else field.annotation, field.metadata),
         unit=str(extra.get("unit", "")),
         required=required,
         default=None if field.is_required() else plain(field.default),
@@ -206,7 +206,7 @@ def _key(
         repeated=repeated and bool(parts),
         kinds=kinds,
         role=role,
-        aliases=_aliases(name, around, role.aliases, owner.nestings),
+        aliases=() if parts else _aliases(name, around, role.aliases, owner.nestings),
         special=_special(field),
         words=_all_words(field),
     )
@@ -251,6 +251,12 @@ def _parts(annotation: Any) -> list[type[ConfigSection]]:
     origin = get_origin(annotation)
     inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
     return [] if origin is Literal else [part for one in inner for part in _parts(one)]
+
+
+def _given(annotation: Any) -> Any:
+    """``annotation`` without null, which in a dialect says that a key is not given."""
+    accepted = tuple(one for one in get_args(annotation) if one is not types.NoneType)
+    return Union[accepted] if get_origin(annotation) in (Union, types.UnionType) else annotation  # noqa: UP007
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:

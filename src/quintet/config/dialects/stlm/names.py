@@ -1,0 +1,168 @@
+"""The names that STLM has for datasets, tokenizers, benchmarks and parts of a model, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from quintet.config.dialects.types import Listed, one_of
+from quintet.config.names import local_path
+from quintet.config.section import Value
+from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
+from quintet.errors import nearest
+
+EXPERIMENT = "belongs to an experiment that STLM's document leaves out, as it changes often; it is not built here"
+
+
+def meanings(words: str) -> dict[str, str]:
+    """What each of ``words`` stands for: "word=meaning", or the word itself."""
+    return {word: meaning or word for word, _, meaning in (one.partition("=") for one in words.split())}
+
+
+def words(spelled: str) -> Value:
+    """One of several words, ``spelled`` as in `meanings`, in any case."""
+    return one_of(by=meanings(spelled), any_case=True, why=dict.fromkeys(_EXPERIMENTS, EXPERIMENT))
+
+
+_EXPERIMENTS = meanings(
+    "ffn_lora_sharing ffn_lora_sharing_moe weight_sharing generic_ffn_sharing conv next_thought_baseline pass_through "
+    "passthrough cascade byte_level hierarchical byte_patch latent_2_seq classification attention byte_shell "
+    "byte_autoencoder_shell byte_enc_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
+    "linformer_attention performer_attention sparse_attention differentiable_attention byte_pooling dual_byte_pooling "
+    "autoencoder conversational prm800k text_classification text_classification_preprocessor prm800k_preprocessor "
+    "masked_cross_entropy mock_trainer cascade_trainer"
+)
+TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
+ON_THE_HUB = {
+    "llama_32k": "chavinlo/alpaca-native",
+    "opt_50k": "facebook/opt-1.3b",
+    "mistral_32k": "mistralai/Mistral-7B-v0.1",
+    "llama_3.2_1B": "meta-llama/Llama-3.2-1B",
+}
+TASKS = meanings(
+    "winogrande hellaswag arc_easy mmlu blimp truthful_qa piqa race_middle race_high boolq openbook_qa_closed "
+    "openbook_qa_open copa commonsense_qa stlm_eval_arc_easy stlm_eval_hellaswag stlm_eval_truthful_qa "
+    "stlm_eval_winogrande winograd=winogrande arc=arc_easy"
+)
+"""Benchmarks by the names of the document, and by two of the files before it."""
+NEWER_TASKS = meanings(
+    "ArcEasy=arc_easy Blimp=blimp Hellaswag=hellaswag MMLU=mmlu Winogrande=winogrande TruthfulQA-M2=truthfulqa_mc2 "
+    "PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high OpenbookQAOpen=openbook_qa_open "
+    "OpenbookQAClosed=openbook_qa_closed Copa=copa CommonsenseQA=commonsense_qa "
+    "ArcEasy-STLMSubset=stlm_eval_arc_easy Hellaswag-STLMSubset=stlm_eval_hellaswag "
+    "Winogrande-STLMSubset=stlm_eval_winogrande TruthfulQA-M2-STLMSubset=stlm_eval_truthful_qa"
+)
+CARDS = {f"cuda:{card}": f"is chosen by CUDA_VISIBLE_DEVICES={card} with device: cuda" for card in range(1, 64)}
+
+Device = Annotated[str, one_of(by=meanings("cuda cuda:0=cuda cpu mps"), why=CARDS)]
+Benchmarks = Annotated[tuple[Annotated[str, one_of(by=TASKS)], ...], Listed]
+NewerBenchmarks = Annotated[tuple[Annotated[str, one_of(by=NEWER_TASKS)], ...], Listed]
+Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
+Gain = Annotated[str, words("gelu relu leaky_relu tanh sigmoid silu linear leakyrelu=leaky_relu none=linear")]
+Norm = Annotated[str, words("rms_norm=rms layer_norm=layer none")]
+Position = Annotated[str, words("learned sincos=sinusoidal rope none")]
+FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
+Attention = Annotated[str, words("causal bidirectional generic generic_attention=generic rope_attention=rope")]
+Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked")]
+Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} GPT-2=gpt2 bpe hf hf_tokenizer=hf")]
+Optimizers = Annotated[
+    str, words("AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD")
+]
+Scheduler = Annotated[
+    str,
+    words(
+        "cosine constant StepLR MultiStepLR ConstantLR LinearLR ExponentialLR PolynomialLR CosineAnnealingLR "
+        "CosineAnnealingWarmRestarts CyclicLR OneCycleLR"
+    ),
+]
+
+# Name: dataset on the hub, its configuration, the column with the text.
+REGISTRY: dict[str, tuple[str, str | None, str]] = {
+    "simple_en_wiki": ("wikimedia/wikipedia", "20231101.simple", "text"),
+    "en_wiki": ("wikimedia/wikipedia", "20231101.en", "text"),
+    "babylm_100m": ("Sree1994/babylm_100M", None, "text"),
+    "tinystories": ("roneneldan/TinyStories", None, "text"),
+    "openwebtext": ("Skylion007/openwebtext", None, "text"),
+    "pints": ("pints-ai/Expository-Prose-V1", None, "text"),
+    "tiny_textbooks": ("nampdn-ai/tiny-textbooks", None, "text"),
+    "tiny_webtext": ("nampdn-ai/tiny-webtext", None, "text"),
+    "tiny_bridgedict": ("nampdn-ai/tiny-bridgedict", None, "text"),
+    "mini_fineweb": ("nampdn-ai/mini-fineweb", None, "text"),
+    "tiny_lessons": ("nampdn-ai/tiny-lessons", None, "textbook"),
+    "github-code": ("codeparrot/github-code", None, "code"),
+    "textbooks_are_all_you_need_lite": ("SciPhi/textbooks-are-all-you-need-lite", None, "completion"),
+    "openphi_textbooks": ("open-phi/textbooks", None, "markdown"),
+    "openphi_programming_books": ("open-phi/programming_books_llama", None, "markdown"),
+    "fineweb_edu_10B": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
+    "fineweb_edu_100B": ("HuggingFaceFW/fineweb-edu", "sample-100BT", "text"),
+}
+
+_JOINED = meanings(
+    "openhermes-2.5 competition_math super_natural_instructions tiny_codes tiny_orca_textbooks mini_cot "
+    "mini_ultrachat natural_instructions MATH"
+)
+UNREADABLE = {
+    **dict.fromkeys(
+        _JOINED, "makes its text of several columns; write the texts to a .jsonl file once and give its path"
+    ),
+    "the_pile": "has a name that the hub does not know; give the path of a copy",
+    "prm800k": "is a set of rated steps and no text; give the path of a file of texts",
+    "stlm": "is a mix that the document does not describe; list its parts: dataset: [simple_en_wiki, tinystories]",
+    "debug": "is a part of another dataset; give the path of a file of texts",
+}
+
+_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", ".text", ".md", ".py"), "text")}
+
+
+def source_of(name: str) -> dict[str, Any]:
+    """The native source of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
+
+    Raises ValueError when it is none of these.
+    """
+    if name in REGISTRY:
+        path, part, field = REGISTRY[name]
+        source: dict[str, Any] = {"kind": "huggingface", "path": path, "label": name}
+        return source | ({"name": part} if part else {}) | ({} if field == "text" else {"document": {"field": field}})
+    if name in UNREADABLE:
+        raise ValueError(f"{name!r} {UNREADABLE[name]}")
+    path = local_path(name)
+    if name.startswith((".", "/", "~")) or "://" in name or _ending(name) or path.exists():
+        return {"kind": _kind(path), "path": name}
+    if name.count("/") == 1:
+        return {"kind": "huggingface", "path": name}
+    like = nearest(name, [*REGISTRY, *UNREADABLE])
+    meant = f"did you mean {like!r}? Else " if like else ""
+    raise ValueError(
+        f"{name!r} is none of STLM's datasets, and there is no such file; {meant}give a path (./{name}) or OWNER/NAME"
+    )
+
+
+def name_of(source: SourceConfig) -> str | None:
+    """The dataset that `source_of` reads as ``source``, None when there is none."""
+    if isinstance(source, HuggingFaceSource):
+        field = getattr(source.document, "field", None)
+        for name, known in REGISTRY.items():
+            if known == (source.path, source.name, field):
+                return name
+        return source.path if source.name is None else None
+    if not isinstance(source, TextSource | JsonlSource | ParquetSource) or not isinstance(source.path, str):
+        return None
+    known = source.path in REGISTRY or source.path in UNREADABLE
+    return f"./{source.path}" if known or (_ending(source.path) is None and "/" not in source.path) else source.path
+
+
+def _kind(path: Path) -> str:
+    """What kind of source a file or a folder is: by its name, or by what a folder holds."""
+    if not path.is_dir():
+        return _ending(path.name) or "text"
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return "huggingface"
+    for kind in ("jsonl", "parquet"):
+        if next(path.glob(f"*.{kind}*"), None) is not None:
+            return kind
+    return "text"
+
+
+def _ending(name: str) -> str | None:
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    return next((kind for ending, kind in _ENDINGS.items() if plain.endswith(ending)), None)
