@@ -22,8 +22,7 @@ from quintet.errors import UserError
 from quintet.piano import midi
 from quintet.piano.midi import MissingTrack, midi_bytes, read_midi, write_midi
 from quintet.piano.midi_repair import FAULTS, WITHOUT_END, repaired
-from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes, pitch_name
-from quintet.piano.pedal import separated
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes, pitch_name, separated
 
 Event = tuple[int, mido.Message | mido.MetaMessage]
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
-from quintet.piano.notes import Notes, notes
-from quintet.piano.numbers import HEADER, from_numbers, to_numbers
+from quintet.piano.notes import HEADER, Notes, from_numbers, notes, to_numbers
 
 TABLES = st.lists(
     st.tuples(st.integers(0, 127), st.integers(0, 127), st.floats(0, 40_000), st.floats(1e-4, 300)),

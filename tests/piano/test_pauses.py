@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintet.piano.notes import Notes, joined, notes
-from quintet.piano.pauses import split_at_pauses
+from quintet.piano.notes import Notes, joined, notes, split_at_pauses
 
 PIECE = st.lists(st.tuples(st.integers(40, 80), st.integers(0, 90), st.integers(1, 30)), max_size=25).map(
     lambda rows: notes(*np.array([(p, 64, s / 2, (s + d) / 2) for p, s, d in rows], dtype=float).reshape(-1, 4).T)

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintet.piano.notes import Notes, notes
-from quintet.piano.pedal import DOWN, pedal, separated, sustained
+from quintet.piano.notes import DOWN, Notes, notes, pedal, separated, sustained
 
 NOTE = st.tuples(st.integers(58, 61), st.integers(1, 127), st.integers(0, 30), st.integers(1, 12))
 PLAYED = st.lists(NOTE, max_size=14).map(

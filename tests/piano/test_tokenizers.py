@@ -27,8 +27,7 @@ from quintet.config.tokenizer import TokenizerConfig
 from quintet.data.prepare import build_tokenizer_of
 from quintet.errors import UserError
 from quintet.piano.midi import read_midi
-from quintet.piano.notes import Notes, notes
-from quintet.piano.numbers import from_numbers, to_numbers
+from quintet.piano.notes import Notes, from_numbers, notes, to_numbers
 from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.piano.tokenizers.bpe import NoteBPETokenizer, train
 from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer

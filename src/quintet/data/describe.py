@@ -17,8 +17,7 @@ from quintet.data.prepare import Prepared, find_prepared
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.piano.context import COMPOSERS, DATASETS
-from quintet.piano.notes import pitch_name
-from quintet.piano.numbers import HEADER, NUMBERS, PER_NOTE, from_numbers
+from quintet.piano.notes import HEADER, NUMBERS, PER_NOTE, from_numbers, pitch_name
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import NO_END
 from quintet.tokenize.simple import IdTokenizer

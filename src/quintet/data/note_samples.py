@@ -12,8 +12,7 @@ from quintet.data.samples import LeftOut, Sample
 from quintet.data.split import TokenStream
 from quintet.data.store import TokenStore
 from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
-from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined
-from quintet.piano.numbers import HEADER, PER_NOTE, from_numbers
+from quintet.piano.notes import HEADER, HIGHEST, LOWEST, PER_NOTE, Notes, from_numbers, joined
 from quintet.piano.tasks import DEFAULT_TASKS, Task, tasks_from
 from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.randomness import key

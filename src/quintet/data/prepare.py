@@ -32,8 +32,7 @@ from quintet.data.sources.base import Document, Report, SourceIndex, TextParts, 
 from quintet.data.sources.files import passed_over_lines
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
-from quintet.piano.notes import Notes
-from quintet.piano.numbers import HEADER, NUMBERS, from_numbers
+from quintet.piano.notes import HEADER, NUMBERS, Notes, from_numbers
 from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, threads, versions_of

@@ -22,9 +22,7 @@ import numpy as np
 from quintet.errors import UserError
 from quintet.libraries import require
 from quintet.piano.midi_repair import ENDS_NOTES, FAULTS, WITHOUT_END, NotMidi, repaired
-from quintet.piano.notes import Notes, joined, notes
-from quintet.piano.pedal import held, pedal, separated
-from quintet.piano.tempo_map import seconds
+from quintet.piano.notes import Notes, held, joined, notes, pedal, seconds_at, separated
 
 Tracks = Literal["piano", "all"] | Sequence[str | int]
 Source = str | os.PathLike[str] | bytes
@@ -324,4 +322,4 @@ def _seconds(file: _File, tick: np.ndarray | int) -> Any:
     """When these ticks are, float64 of their shape."""
     tempos = file.tempos[np.argsort(file.tempos[:, 0], kind="stable")]
     ticks, lengths = (np.concatenate([[first], tempos[:, i]]) for i, first in enumerate((0, _QUARTER)))
-    return seconds(tick, ticks, lengths / 1e6 / file.quarter)
+    return seconds_at(tick, ticks, lengths / 1e6 / file.quarter)

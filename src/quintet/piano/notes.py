@@ -1,13 +1,33 @@
-"""Notes: what a performance is once the pedal is resolved into lengths."""
+"""Notes: what a performance is once the pedal is resolved into lengths; its pauses, its time, and its whole numbers.
+
+A string sounds until its damper falls: when the key is up and the pedal is up, or when the key is struck again.
+
+A token store keeps notes as whole numbers below 65,536, exact to a ten-thousandth of a second. A piece is two numbers
+that say of what it is (data set and composer, see `quintet.piano.context`), then six for each note: pitch, velocity,
+start and end, the last two in units of 0.1 ms as high and low halves.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from quintet.errors import UserError
+
 LOWEST, HIGHEST = 21, 108
 """The keys of a piano as MIDI pitches."""
+DOWN = 64
+"""From this value of controller 64 on, a pedal is down (MIDI 1.0, table of controllers)."""
+HEADER = 2
+PER_NOTE = 6
+NUMBERS = 1 << 16
+UNIT = 1e-4  # seconds
+_MOST = (1 << 32) - 1  # units
+LONGEST = _MOST * UNIT
+"""The latest end in seconds, after 119 hours."""
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -69,3 +89,105 @@ def joined(*tables: Notes) -> Notes:
     """All notes of several tables as one."""
     parts = [[getattr(table, name) for table in tables] for name in ("pitch", "velocity", "start", "end")]
     return notes(*(np.concatenate(part) if part else np.empty(0) for part in parts))
+
+
+def split_at_pauses(piece: Notes, threshold: float) -> list[Notes]:
+    """The parts of a piece between silences of more than ``threshold`` seconds, in their order.
+
+    A silence lasts from the latest end of all notes before it to the next start. Every note is in exactly one part,
+    those behind the last silence too. Times stay as they are; ``part.moved(-part.start[0])`` lets a part begin at 0.
+    """
+    sounding = np.maximum.accumulate(piece.end)
+    cuts = np.flatnonzero(piece.start[1:] - sounding[:-1] > threshold) + 1
+    edges = [0, *cuts.tolist(), len(piece)]
+    return [piece[begin:end] for begin, end in pairwise(edges) if end > begin]
+
+
+def seconds_at(position: np.ndarray | float, change: np.ndarray, length: np.ndarray) -> Any:
+    """Return when ``position`` is by the tempo map, float64 of its shape, in a piece that begins at position 0.
+
+    From ``change[i]`` on, a unit of position lasts ``length[i]`` seconds; ``change`` is ascending and begins with 0. Of
+    several changes at one position the last holds.
+    """
+    begin = np.concatenate([[0.0], np.cumsum(np.diff(change) * length[:-1])])
+    which = np.searchsorted(change, position, side="right") - 1
+    return begin[which] + (position - change[which]) * length[which]
+
+
+@dataclass(frozen=True)
+class Pedal:
+    """When a pedal was down: from ``down[i]`` to ``up[i]``, float64 [presses] in seconds, ascending, disjoint."""
+
+    down: np.ndarray
+    up: np.ndarray
+
+
+def pedal(time: np.ndarray, value: np.ndarray, last: float) -> Pedal:
+    """The presses that values of the controller make, in the order of ``time`` [values] in seconds.
+
+    A pedal that is never released is released at ``last``. Values that repeat what is, change nothing.
+    """
+    down = np.asarray(value) >= DOWN
+    changes = np.flatnonzero(down != np.concatenate([[False], down[:-1]]))
+    ends = np.asarray(time, dtype=np.float64)[changes]
+    if len(ends) % 2:
+        ends = np.append(ends, max(last, ends[-1]))
+    return Pedal(ends[0::2], ends[1::2])
+
+
+def sustained(played: Notes, pedal: Pedal) -> Notes:
+    """The notes as they sound: a key released while the pedal is down sounds until the pedal comes up, or until it is
+    struck again. No pitch overlaps itself, see `separated`.
+    """
+    return separated(held(played, pedal))
+
+
+def held(played: Notes, pedal: Pedal) -> Notes:
+    """The notes until the pedal comes up, also where they are struck again before.
+
+    A pedal pressed in the instant of the release still holds the note.
+    """
+    press = np.searchsorted(pedal.down, played.end, side="right") - 1
+    release = np.append(pedal.up, 0.0)[press]  # before the first press: index -1, released at 0
+    return notes(played.pitch, played.velocity, played.start, np.maximum(played.end, release))
+
+
+def separated(table: Notes) -> Notes:
+    """The notes with each pitch sounding once at a time: a note ends where its pitch is struck again.
+
+    Of several notes of a pitch with the same start, one is kept, with the largest velocity and the last end.
+    """
+    order = np.lexsort((table.start, table.pitch))
+    pitch, start = table.pitch[order], table.start[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (pitch[1:] != pitch[:-1]) | (start[1:] != start[:-1])
+    first = np.flatnonzero(new)
+    if not len(first):
+        return table
+    velocity = np.maximum.reduceat(table.velocity[order], first)
+    end = np.maximum.reduceat(table.end[order], first)
+    pitch, start = pitch[first], start[first]
+    again = np.flatnonzero(pitch[1:] == pitch[:-1])
+    end[again] = np.minimum(end[again], start[again + 1])
+    return notes(pitch, velocity, start, end)
+
+
+def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
+    """``notes`` of a piece as uint16 [2 + 6 · notes]; each is at least one unit long.
+
+    Raises UserError for times that do not fit: before 0, or after 119 hours.
+    """
+    start = np.rint(notes.start / UNIT).astype(np.int64)
+    end = np.maximum(np.rint(notes.end / UNIT).astype(np.int64), start + 1)
+    if len(notes) and (start.min() < 0 or end.max() > _MOST):
+        raise UserError("has notes before its beginning or after 119 hours")
+    table = np.column_stack([notes.pitch, notes.velocity, start >> 16, start & 0xFFFF, end >> 16, end & 0xFFFF])
+    return np.concatenate([[dataset, composer], table.ravel()]).astype(np.uint16)
+
+
+def from_numbers(numbers: np.ndarray) -> Notes:
+    """The notes of ``numbers`` [6 · notes], without the two that begin a piece."""
+    table = np.asarray(numbers, dtype=np.int64).reshape(-1, PER_NOTE)
+    start = ((table[:, 2] << 16) + table[:, 3]) * UNIT
+    end = ((table[:, 4] << 16) + table[:, 5]) * UNIT
+    return Notes(table[:, 0], table[:, 1], start, end)

@@ -17,9 +17,7 @@ import numpy as np
 
 from quintet.errors import UserError
 from quintet.libraries import require
-from quintet.piano.notes import Notes, notes
-from quintet.piano.pedal import separated
-from quintet.piano.tempo_map import seconds
+from quintet.piano.notes import Notes, notes, seconds_at, separated
 
 VELOCITY = 80
 _RECIPE = "2"  # to be raised when the same scores give other notes than before
@@ -107,7 +105,7 @@ def _read(score: CorpusScore) -> Notes:
     rows = [row for parts in staves.values() for row in _joined(parts)]
     pitch, velocity, start, end = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     changes, lengths = _tempos(piece)
-    return separated(notes(pitch, velocity, seconds(start, changes, lengths), seconds(end, changes, lengths)))
+    return separated(notes(pitch, velocity, seconds_at(start, changes, lengths), seconds_at(end, changes, lengths)))
 
 
 def _joined(staves: list[Any]) -> list[list[float]]:

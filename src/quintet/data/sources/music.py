@@ -15,9 +15,7 @@ from quintet.data.sources.files import File
 from quintet.data.sources.reading import open_file
 from quintet.errors import UserError
 from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
-from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
-from quintet.piano.numbers import LONGEST, to_numbers
-from quintet.piano.pauses import split_at_pauses
+from quintet.piano.notes import HIGHEST, LONGEST, LOWEST, Notes, notes, split_at_pauses, to_numbers
 from quintet.piano.scores import CorpusScore, read_score, scores
 from quintet.tokenize.base import Tokenizer
 

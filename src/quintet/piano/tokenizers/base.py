@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from quintet.config.piano import NoteTokenizerConfig
 from quintet.errors import UserError
-from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes
-from quintet.piano.pedal import separated
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes, separated
 from quintet.tokenize.base import DESCRIPTION, Ids, Tokenizer, damaged
 from quintet.tokenize.simple import WordTokenizer
 

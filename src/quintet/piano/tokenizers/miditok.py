@@ -14,8 +14,7 @@ import numpy as np
 from quintet.config.piano import MidiTokTokenizerConfig
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
-from quintet.piano.notes import HIGHEST, LOWEST, Notes
-from quintet.piano.pedal import separated
+from quintet.piano.notes import HIGHEST, LOWEST, Notes, separated
 from quintet.piano.tokenizers.base import NamedTokens, described, in_steps, lasting, no_notes, on_piano, slots
 from quintet.tokenize.base import Ids, digest, write_description
 
