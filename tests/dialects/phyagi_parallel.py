@@ -9,11 +9,12 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.phyagi_runs import DS, lightning, raises
 
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.phyagi import DIALECT
-from quintet.config.dialects.phyagi.training_keys import ZERO
+from quintet.config.dialects.phyagi.arguments import ZeroOptimization
+from quintet.config.dialects.phyagi.translate import DIALECT
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed import settings_of
 
+ZERO = [name for name in ZeroOptimization.model_fields if name not in ("stage", "offload_param", "offload_optimizer")]
 ZERO_VALUES: dict[str, Any] = dict.fromkeys(ZERO, True) | {
     **{name: 1000 for name in ZERO if name.endswith(("size", "parameters", "distance", "threshold"))},
     "offload_param": {"device": "cpu"},

@@ -94,6 +94,8 @@ class Section:
     """Whether it is a section of a dialect's file."""
     shorthand: str = ""
     """The key that a value by itself stands for."""
+    nestings: tuple[str, ...] = ()
+    """Other paths at which files have its keys."""
 
     def key(self, name: str) -> KeyInfo | None:
         """The key ``name`` of this section, None when it has none."""
@@ -173,6 +175,7 @@ def _section(part: type[ConfigSection], path: str, within: tuple[tuple[str, str]
         tuple(keys),
         part.translates,
         part.shorthand,
+        part.nestings,
     )
 
 
@@ -229,6 +232,7 @@ def _all_words(field: FieldInfo) -> tuple[Any, ...]:
 
 def _aliases(name: str, around: str, aliases: tuple[str, ...], nestings: tuple[str, ...]) -> tuple[str, ...]:
     """Every other path of a key ``name`` of the section ``around``, itself at ``nestings``, too."""
+    aliases = tuple(f"{alias}{name}" if alias.endswith(".") else alias for alias in aliases)
     spellings = [alias for alias in aliases if "." not in alias]
     beside = [f"{around}.{one}" for one in spellings] + [
         f"{other}.{one}" for other in nestings for one in (name, *spellings)

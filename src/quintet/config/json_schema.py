@@ -58,9 +58,9 @@ def dialect_schema(dialect: AnyDialect) -> dict[str, Any]:
         for alias in key.aliases:
             *around, name = pattern(alias)
             _properties(schema, tuple(around)).setdefault(name, told)
-    for steps, section in dialect.own_sections.items():
-        if section.shorthand or steps[-1:] == ("[]",):
-            _also_short(schema, steps, section.shorthand)
+    short = dialect.shorthands | {steps: "" for steps in dialect.own_sections if steps[-1:] == ("[]",)}
+    for steps, shorthand in short.items():
+        _also_short(schema, steps, shorthand)
     return schema
 
 

@@ -35,9 +35,10 @@ class Role:
 
     ``to``: the native key that it alone says, as it was read. ``affects``: native keys that the dialect's rules make of
     it. ``aliases``: other spellings in the same section, or, with a point in them, other paths from the top (``.name``
-    for a key at the top). ``documented``: the framework's document has it, and not its own files alone; None: as the
-    section says. ``no_effect``: why it changes nothing here; ``unsupported``: why it cannot be followed, except for the
-    ``noop_values``, which ask for nothing. ``null``: what null means; None: as if the key were not given.
+    for a key at the top; one that ends in a point has the same name there). ``documented``: the framework's document
+    has it, and not its own files alone; None: as the section says. ``no_effect``: why it changes nothing here;
+    ``unsupported``: why it cannot be followed, except for the ``noop_values``, which ask for nothing. ``null``: what
+    null means; None: as if the key were not given.
     """
 
     to: str = ""
@@ -141,7 +142,8 @@ class ConfigSection(BaseModel):
         default_kind = getattr(field.default, "kind", None)
         if default_kind is not None and isinstance(value, dict) and "kind" not in value:
             return {"kind": default_kind, **value}
-        element = get_args(field.annotation)[0] if get_origin(field.annotation) is tuple else None
+        lists = [one for one, _ in alternatives(field.annotation) if get_origin(one) is tuple]
+        element = get_args(lists[0])[0] if lists else None
         if element is not None and isinstance(value, list):
             return [_number(element, inner) for inner in value]
         return _number(field.annotation, value)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.config.describe import KeyInfo, plain
-from quintet.config.dialects.dialect import AnyDialect
+from quintet.config.dialects.dialect import AnyDialect, Dialect
 from quintet.config.dialects.table import Key, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
@@ -49,8 +49,12 @@ def translate_back(dialect: AnyDialect, config: RunConfig) -> Written:
             return  # the comparison below finds what is missing
 
     native = plain(config)
-    for key in dialect.keys:
-        if key.role.to and key.role.documented and not key.role.unsupported:
+    if isinstance(dialect, Dialect):
+        keys: list[KeyInfo | Key] = [key for key in dialect.keys if dialect.writes(config, key)]
+    else:
+        keys = [key for key in dialect.keys if key.role.documented]
+    for key in keys:
+        if key.role.to and not key.role.unsupported:
             _copy(key, native, put)
     dialect.back(config, put)
     values = _reduced(dialect, values)

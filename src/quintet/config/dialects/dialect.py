@@ -42,9 +42,9 @@ class Dialect:
 
     ``schema`` is the typed form of a file. ``rules`` set in the native run file what several keys say together, and
     what the framework always does. ``shape`` brings what aliases cannot say into the nesting of the schema. ``back``
-    puts into a file of the dialect what `to` of its keys cannot. ``hydra``: its command line has Hydra's grammar.
-    ``stand_in`` are values that a file must have, for the check of one that was written from a native config which
-    cannot give them.
+    puts into a file of the dialect what `to` of its keys cannot; ``writes`` tells which keys it can, of those with
+    `to`. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must have, for the check
+    of one that was written from a native config which cannot give them.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Dialect:
     rules: Callable[[Any, NativeBuilder], None]
     shape: Callable[[YamlDocument], YamlDocument] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
+    writes: Callable[[RunConfig, KeyInfo], bool] = lambda config, key: bool(key.role.documented)
     hydra: bool = False
     stand_in: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +87,16 @@ class Dialect:
     def own_sections(self) -> dict[tuple[str, ...], Section]:
         """Those of the schema itself, by the steps of their paths."""
         return {(): self.top} | {pattern(key.path): key.kinds[""] for key in walk(self.top) if key.kinds}
+
+    @cached_property
+    def shorthands(self) -> dict[tuple[str, ...], str]:
+        """The key that a value by itself stands for, by the steps of every path of a section that has one."""
+        return {
+            pattern(path): section.shorthand
+            for section in self.own_sections.values()
+            if section.shorthand
+            for path in (section.path, *filter(None, section.nestings))
+        }
 
     def find(self, path: KeyPath) -> KeyInfo | None:
         """The key at ``path`` in a file, None when there is none of this name."""

@@ -111,9 +111,9 @@ class SchemaFile:
                 self._gather(inner, (*path, index))
         elif (value is None and steps in self.dialect.sections) or (len(path) == 1 and path[0] in self.variables):
             return
-        elif section is not None and section.shorthand and not isinstance(value, dict | list):
-            key = self.dialect.find((*path, section.shorthand))
-            assert key is not None, section.path
+        elif steps in self.dialect.shorthands and not isinstance(value, dict | list):
+            key = self.dialect.find((*path, self.dialect.shorthands[steps]))
+            assert key is not None, path
             self._gather_key(key, value, path)
         elif section is not None or steps[:-1] in self.dialect.own_sections:
             self._put(path, value, path)  # the schema says what is wrong with it

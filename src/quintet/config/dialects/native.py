@@ -56,6 +56,11 @@ class NativeBuilder:
         found = lookup(self.values, path_of(path))
         return default if found is ABSENT else found
 
+    def clear(self, name: str) -> None:
+        """Take back what was set in the section ``name`` at the top."""
+        self.values.pop(name, None)
+        self.places = {path: place for path, place in self.places.items() if path[:1] != (name,)}
+
     def say(self, note: str) -> None:
         """Add a note, once."""
         if note not in self.notes:

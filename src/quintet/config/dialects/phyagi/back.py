@@ -1,47 +1,69 @@
-"""What the table alone cannot say of a native run file in PhyAGI's words."""
+"""What `to` of its keys cannot say of a native run file in PhyAGI's words."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quintet.config.dialects.phyagi.back_others import huggingface_back, lightning_back, put_optimizer, put_waiting
-from quintet.config.dialects.phyagi.model import ARCHITECTURE, MIXER, PLAIN
-from quintet.config.dialects.phyagi.model_keys import MIXFORMER
-from quintet.config.dialects.phyagi.training_keys import ARGS, DEEPSPEED, DS, ZERO_ALONE
-from quintet.config.dialects.phyagi.values import OFF
+from quintet.config.describe import KeyInfo, section_of, walk
+from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL, DeepSpeedConfig, OptimizerParams
+from quintet.config.dialects.phyagi.schema import MIXFORMER
+from quintet.config.dialects.phyagi.shape import owner_of
+from quintet.config.dialects.phyagi.trainers import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES, ZERO_ALONE
 from quintet.config.dialects.table import Put
-from quintet.config.keypath import path_of
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.packing import StreamPackingConfig
-from quintet.config.parallel import DeepSpeedConfig
-from quintet.config.schedule import DeepSpeedScheduleConfig
+from quintet.config.parallel import DeepSpeedConfig as DeepSpeedParallel
+from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
 from quintet.config.sources import NpySource, SourceConfig
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, IdTokenizerConfig
 
-DS_LEAVES = {key.path.removeprefix(f"{DS}.") for key in DEEPSPEED}
+_MIXER = "model.architecture.mixer"
+
+
+def _trainer(config: RunConfig) -> str:
+    """The trainer that a file from ``config`` is for: DeepSpeed's where it is our own."""
+    return {"transformers": "huggingface", "lightning": "lightning"}.get(config.trainer.kind, "deepspeed")
+
+
+def writes(config: RunConfig, key: KeyInfo) -> bool:
+    """Whether ``key`` is of the trainer that a file from ``config`` is for, or of all."""
+    owner = "deepspeed or huggingface" if key.path == f"{ARGS}.logging_steps" else owner_of(key.path)
+    return _trainer(config) in owner or not owner
 
 
 def back(config: RunConfig, put: Put) -> None:
-    """Put in a file of PhyAGI what ``config`` says, for the trainer that it names: DeepSpeed's where it is our own."""
+    """Put in a file of PhyAGI what ``config`` says, for the trainer that it names."""
     put("output_dir", f"{config.runs_dir}/{config.name}")
     _data(config, put)
     if isinstance(config.model, TransformerConfig):
-        _transformer(config, config.model, put)
+        _transformer(config.model, put)
+        if config.train.activation_checkpointing == 1:
+            put("model.gradient_checkpointing", True)
     else:
         name = "pretrained_model_name_or_path" if config.model.pretrained else "model_type"
         put(f"model.{name}", config.model.name_or_path)
         for key in ("gradient_checkpointing", "trust_remote_code"):
             if getattr(config.model, key):
                 put(f"model.{key}", True)
-    if config.train.activation_checkpointing == 1 and isinstance(config.model, TransformerConfig):
-        put("model.gradient_checkpointing", True)
     if config.train.compile is True:
         put("model.use_torch_compile", True)
     for entry in config.track:
         put(f"{ARGS}.{entry.kind}", True)
-    {"transformers": huggingface_back, "lightning": lightning_back}.get(config.trainer.kind, _deepspeed)(config, put)
+    if config.checkpoint.every is None:
+        put(f"{ARGS}.save_steps", None)
+    trainer = _trainer(config)
+    if trainer != "deepspeed":
+        put("trainer", trainer)
+        if arguments := getattr(config.trainer, "arguments", {}):
+            put(ARGUMENTS, dict(arguments))
+        if config.evaluate.at_end:
+            put(f"{ARGS}.do_final_eval", True)
+    seconds = getattr(config.parallel, "timeout_seconds", 600.0)
+    if seconds != 600.0 and seconds == int(seconds):
+        put(f"{ARGS}.timeout", int(seconds))
+    {"huggingface": _huggingface, "lightning": _lightning, "deepspeed": _deepspeed}[trainer](config, put)
 
 
 def _data(config: RunConfig, put: Put) -> None:
@@ -49,8 +71,7 @@ def _data(config: RunConfig, put: Put) -> None:
     used: set[int] = set()
     for index, source in enumerate(data.sources):
         _dataset(index, source, config, put, used)
-    labels = {source.label for source in data.validation_sources}
-    if len(data.validation_sources) > 1 and labels == {"0"}:
+    if len(data.validation_sources) > 1 and {source.label for source in data.validation_sources} == {"0"}:
         put("eval_dataset_concat", "random")
     put("dataset_concat", data.mixing)
     if isinstance(config.tokenizer, HuggingFaceTokenizerConfig):
@@ -62,7 +83,7 @@ def _data(config: RunConfig, put: Put) -> None:
     if config.loss.ignore_token_ids:
         put("dataset_collator.ignore_token_ids", list(config.loss.ignore_token_ids))
     if config.loss.ignore_token_range is not None:
-        put("dataset_collator.ignore_token_range", tuple(config.loss.ignore_token_range))
+        put("dataset_collator.ignore_token_range", list(config.loss.ignore_token_range))
     index = getattr(data.sources[0], "ignore_index", -100)
     if index != -100:
         put("dataset_collator.ignore_index", index)
@@ -92,54 +113,62 @@ def _dataset(index: int, source: SourceConfig, config: RunConfig, put: Put, used
         return
 
 
-def _transformer(config: RunConfig, model: TransformerConfig, put: Put) -> None:
+def _transformer(model: TransformerConfig, put: Put) -> None:
     put("model.model_type", MIXFORMER)
-    for key, path in PLAIN.items():
-        found: Any = config
-        for step in path_of(path):
-            found = getattr(found, str(step), None)
-        if found is not None:
-            put(key, found)
     put("model.n_head", model.heads)
     put("model.n_inner", model.hidden)
-    put(f"{MIXER}.causal", model.attention.kind == "causal")
+    put(f"{_MIXER}.causal", model.attention.kind == "causal")
     if model.output_bias != model.attention.bias:
-        put(f"{MIXER}.out_bias", model.output_bias)
+        put(f"{_MIXER}.out_bias", model.output_bias)
     if model.attention.qk_norm == "head":
-        put(f"{MIXER}.qk_norm", True)
+        put(f"{_MIXER}.qk_norm", True)
     if model.attention.window is not None:
-        put(f"{MIXER}.window_size", model.attention.window - 1)
-    _positions(model, put)
+        put(f"{_MIXER}.window_size", model.attention.window - 1)
     if isinstance(model.init, NormalInitConfig):
         put("model.initializer_range", model.init.std)
     if isinstance(model.init, PretrainedInitConfig):
         put("model.pretrained_model_name_or_path", model.init.path)
-    put(f"{ARCHITECTURE}.mlp.mlp_cls", model.feedforward.kind)
-
-
-def _positions(model: TransformerConfig, put: Put) -> None:
     put("model.embd_layer", "positional" if model.learns_positions else "default")
     if model.position.kind != "rope":
         put("model.rotary_dim", -1)
         return
     put("model.rotary_dim", model.rotary_dim)
-    put(f"{MIXER}.rotary_base", model.position.theta)
+    put(f"{_MIXER}.rotary_base", model.position.theta)
     scaling = model.position.scaling
     if scaling.kind in ("yarn", "linear"):
         values = {name: value for name, value in scaling.model_dump().items() if value is not None}
         values["rope_type"] = values.pop("kind")
         if "original_context" in values:
             values["original_max_position_embeddings"] = values.pop("original_context")
-        put(f"{MIXER}.rope_scaling", values)
+        put(f"{_MIXER}.rope_scaling", values)
+
+
+def _put_all(put: Put, section: str, values: dict[str, Any]) -> None:
+    """Put those of ``values`` that are not None below ``section``."""
+    for leaf, value in values.items():
+        if value is not None:
+            put(f"{section}.{leaf}", value)
+
+
+def _optimizer(config: RunConfig, put: Put, section: str, name: str) -> None:
+    """The optimizer ``name`` and its parameters, below ``section``."""
+    chosen = config.optimizer
+    own = {"betas": list(chosen.betas), "eps": chosen.eps} if isinstance(chosen, AdamWConfig) else chosen.arguments
+    known = {leaf: value for leaf, value in own.items() if leaf in OptimizerParams.model_fields}
+    put(f"{section}.type", name)
+    _put_all(put, f"{section}.params", {"lr": chosen.lr, "weight_decay": chosen.weight_decay, **known})
 
 
 def _deepspeed(config: RunConfig, put: Put) -> None:
-    _optimizer(config, put)
-    _parallel(config, put)
-    train, batch = config.train, config.batch
-    for name in ("fp16", "bf16"):
-        if train.precision == name:
-            put(f"{DS}.{name}.enabled", True)
+    chosen, train, batch = config.optimizer, config.train, config.batch
+    _optimizer(config, put, f"{DS}.optimizer", "AdamW" if isinstance(chosen, AdamWConfig) else chosen.name)
+    if isinstance(config.schedule, DeepSpeedScheduleConfig):
+        put(f"{DS}.scheduler.type", config.schedule.name)
+        put(f"{DS}.scheduler.params", dict(config.schedule.arguments))
+    if isinstance(config.parallel, DeepSpeedParallel):
+        _zero(config.parallel.config, put)
+    if train.precision in ("fp16", "bf16"):
+        put(f"{DS}.{train.precision}.enabled", True)
     if train.precision == "auto":
         put("model.torch_dtype", "auto")
     if train.batch_size_per_device is None:
@@ -153,37 +182,69 @@ def _deepspeed(config: RunConfig, put: Put) -> None:
         put(f"{ARGS}.max_steps", train.steps)
     elif train.epochs is not None:
         put(f"{ARGS}.num_train_epochs", train.epochs)
-    put(f"{ARGS}.logging_steps", train.log_every)
-    put(f"{ARGS}.save_steps", OFF if config.checkpoint.every is None else config.checkpoint.every)
-    put(f"{ARGS}.save_final_checkpoint", config.checkpoint.at_end)
     put(f"{ARGS}.do_eval", not config.evaluate.never)
     put(f"{ARGS}.do_final_eval", config.evaluate.at_end)
-    put(f"{ARGS}.eval_steps", OFF if config.evaluate.every is None else config.evaluate.every)
-    put(f"{ARGS}.dataloader_shuffle", config.data.shuffle)
+    put(f"{ARGS}.eval_steps", config.evaluate.every)
     samples = config.evaluate.samples
     if samples is not None and samples % batch.samples == 0:
         put(f"{ARGS}.eval_max_steps", samples // batch.samples)
 
 
-def _parallel(config: RunConfig, put: Put) -> None:
+def _zero(settings: dict[str, Any], put: Put) -> None:
     """DeepSpeed's own settings, as far as PhyAGI's files have them."""
-    put_waiting(config, put)
-    if not isinstance(config.parallel, DeepSpeedConfig):
-        return
-    settings = config.parallel.config
+    known = {key.path for key in walk(section_of(DeepSpeedConfig)) if not key.kinds}
     for name in ("zero_optimization", *ZERO_ALONE):
         block = settings.get(name)
-        leaves = (
-            {f"{name}.{leaf}": value for leaf, value in block.items()} if isinstance(block, dict) else {name: block}
-        )
-        for leaf, value in leaves.items():
-            if value is not None and leaf in DS_LEAVES:
-                put(f"{DS}.{leaf}", value)
+        found = {f"{name}.{leaf}": value for leaf, value in block.items()} if isinstance(block, dict) else {name: block}
+        _put_all(put, DS, {leaf: value for leaf, value in found.items() if leaf in known})
 
 
-def _optimizer(config: RunConfig, put: Put) -> None:
-    section, chosen = f"{DS}.optimizer", config.optimizer
-    put_optimizer(config, put, section, "AdamW" if isinstance(chosen, AdamWConfig) else chosen.name)
-    if isinstance(config.schedule, DeepSpeedScheduleConfig):
-        put(f"{DS}.scheduler.type", config.schedule.name)
-        put(f"{DS}.scheduler.params", dict(config.schedule.arguments))
+def _huggingface(config: RunConfig, put: Put) -> None:
+    """What the Trainer of the transformers library is told."""
+    train, batch, chosen = config.train, config.batch, config.optimizer
+    if isinstance(chosen, AdamWConfig):
+        betas = dict(zip(("adam_beta1", "adam_beta2"), chosen.betas, strict=True))
+        _put_all(put, ARGS, {"optim": "adamw", **betas, "adam_epsilon": chosen.eps})
+    else:
+        put(f"{ARGS}.optim", chosen.name)
+    if isinstance(config.schedule, TransformersScheduleConfig):
+        warmup = config.schedule.warmup_steps
+        put(f"{ARGS}.{'warmup_steps' if isinstance(warmup, int) else 'warmup_ratio'}", warmup)
+    found = {
+        "per_device_train_batch_size": batch.micro_batch_size,
+        "gradient_accumulation_steps": config.passes_each,
+        "max_grad_norm": train.clip_norm or 0.0,
+        "eval_strategy": "no" if config.evaluate.every is None else "steps",
+        "eval_steps": config.evaluate.every,
+        "max_steps": train.steps,
+        "num_train_epochs": train.epochs if train.steps is None else None,
+    }
+    _put_all(put, ARGS, found)
+    if train.precision in ("bf16", "fp16"):
+        put(f"{ARGS}.{train.precision}", True)
+
+
+def _lightning(config: RunConfig, put: Put) -> None:
+    """What the Trainer of Lightning is told, and PhyAGI's module for it."""
+    train, batch, chosen = config.train, config.batch, config.optimizer
+    names = {ours: theirs for theirs, ours in (TORCH | TORCH_SCHEDULES | OWN_SCHEDULES).items()}
+    adamw = isinstance(chosen, AdamWConfig)
+    _optimizer(config, put, f"{MODULE}.optimizer", "adamw" if adamw else names.get(chosen.name, chosen.name))
+    if isinstance(config.schedule, TorchScheduleConfig | DeepSpeedScheduleConfig):
+        put(f"{MODULE}.scheduler.type", names.get(config.schedule.name, config.schedule.name))
+        put(f"{MODULE}.scheduler.params", dict(config.schedule.arguments))
+    put(f"{ARGS}.train_micro_batch_size_per_gpu", batch.micro_batch_size)
+    every, samples = config.evaluate.every, config.evaluate.samples
+    if isinstance(every, float):
+        every = every * train.epochs if train.epochs and train.steps is None else None
+    elif every is not None:
+        every *= config.passes_each
+    found = {
+        "accumulate_grad_batches": config.passes_each,
+        "gradient_clip_val": train.clip_norm,
+        "max_epochs": train.epochs,
+        "max_steps": train.steps,
+        "val_check_interval": every,
+        "limit_val_batches": None if samples is None else samples // batch.micro_batch_size,
+    }
+    _put_all(put, PL, found)

@@ -1,0 +1,485 @@
+"""PhyAGI's keys of training: those of its own trainer around DeepSpeed, those of the Trainers of the transformers
+library and of Lightning, and those that they have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict
+
+from quintet.config.dialects.dialect import DialectSection
+from quintet.config.dialects.types import (
+    AboveZero,
+    Arguments,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Share,
+    Text,
+    duration,
+    finite,
+    one_of,
+)
+from quintet.config.section import Before, Value, key, number_in
+
+ARGS = "training_args"
+DS = "training_args.ds_config"
+PL = "training_args.trainer"
+MODULE = "training_args.lightning_module"
+ARGUMENTS = "training_args.arguments"
+"""Where `shape` puts the arguments of another library's trainer that the schema does not have."""
+
+
+def _stage(stage: int, *, offload: bool = False) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage, **({"offload_optimizer": {"device": "cpu"}} if offload else {})}
+    return {"kind": "deepspeed", "config": {"zero_optimization": zero}}
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "ddp": {"kind": "ddp"},
+    "dctp": {"kind": "fsdp"},
+    "fsdp": {"kind": "fsdp"},
+    "deepspeed": _stage(2),
+    **{f"deepspeed_stage_{stage}": _stage(stage) for stage in (1, 2, 3)},
+    **{f"deepspeed_stage_{stage}_offload": _stage(stage, offload=True) for stage in (1, 2, 3)},
+}
+"""PhyAGI's and Lightning's names of strategies, and `parallel` for each; dctp shards in torch's way."""
+
+
+def _period() -> Value:
+    """Steps or a fraction of all steps; 0 and -1 are never, which is None."""
+    steps = duration()
+
+    def read(value: Any) -> Any:
+        found = number_in(value)
+        return None if not isinstance(found, bool) and found in (0, -1) else steps.read(value)
+
+    return Value(f"{steps.words}; -1: never", read, lambda value: -1 if value is None else value, steps.json)
+
+
+def _passes() -> Value:
+    """A number of passes, or 1.0 for all that there are."""
+
+    def read(value: Any) -> int | float:
+        found = finite(value, wanted := "a whole number, or 1.0 for all")
+        if found < 0 or (isinstance(found, float) and found not in (0.0, 1.0)):
+            raise ValueError(f"must be {wanted}" + ("" if found < 0 else "; a part of them is not supported"))
+        return int(found) if found == 0 else found
+
+    return Value("whole number; 1.0: all", read, json={"type": "number"})
+
+
+Betas = tuple[Share, Share]
+Passes = Annotated[int | float, _passes()]
+Steps = Annotated[int | float, duration()]
+Period = Annotated[int | float | None, _period()]
+OnlyNorm = Annotated[str, one_of("norm")]
+OnlyStep = Annotated[str, one_of("step")]
+When = Literal["no", "steps", "epoch"]
+SCHEDULES = ("WarmupDecayLR", "WarmupLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR")
+Schedule = Annotated[str, one_of(*SCHEDULES)]
+Accelerator = Annotated[str, one_of(by={"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"})]
+OPTIMIZERS = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
+    **{"sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"},
+}
+Optim = Annotated[str, one_of(by=OPTIMIZERS)]
+PRECISIONS = {
+    **dict.fromkeys(("bf16-mixed", "bf16", "bf16-true"), "bf16"),
+    **dict.fromkeys(("16-mixed", "16", "16-true"), "fp16"),
+    **dict.fromkeys(("32", "32-true"), "fp32"),
+}
+Precision = Annotated[
+    str,
+    one_of(by=PRECISIONS),
+    Before(lambda value: str(value) if type(value) is int else value, lambda usual: {"enum": [*usual["enum"], 16, 32]}),
+]
+_STARTED = "as many processes train as are started: `quintet train FILE --nproc N`, or torchrun"
+_PIPELINE = "no pipeline is built: each process has all layers, or with ZeRO its part of each"
+_AHEAD = "a thread of the run makes batches ahead; which samples they have follows from seed and step alone"
+_TRACKER = "`quintet show-batch` shows which samples a step has: they follow from seed and step"
+
+
+def split_model(help: str, **more: Any) -> Any:
+    """A key of parts that are split over devices."""
+    why = "a layer, the layers or a sequence split over devices is not built yet"
+    return further(None, help, unsupported=why, noop_values=(1, 0), **more)
+
+
+def further(default: Any, help: str, **more: Any) -> Any:
+    """A key that real files have, and the document lacks."""
+    return key(default, help, documented=False, **more)
+
+
+def _shared(default: Any, help: str, *, documented: bool = False, **more: Any) -> Any:
+    """An argument of every trainer, which files also have at the top."""
+    return key(default, help, aliases=".", documented=documented, **more)
+
+
+def _argument(default: Any, help: str, **more: Any) -> Any:
+    """An argument of every trainer that the document has."""
+    return _shared(default, help, documented=True, **more)
+
+
+def _zero(help: str = "of the stages of ZeRO") -> Any:
+    return further(None, help, affects="parallel.config")
+
+
+def _other(help: str = "of other optimizers than AdamW") -> Any:
+    return further(None, help, affects="optimizer.arguments")
+
+
+def _growing(help: str) -> Any:
+    return _shared(None, help, unsupported="a batch that grows over the run is not built yet", noop_values=0)
+
+
+def _report() -> Any:
+    why = "changes what DeepSpeed prints, and no result"
+    return key(None, "of DeepSpeed's reports", no_effect=why)
+
+
+class OptimizerParams(DialectSection):
+    """An optimizer's parameters."""
+
+    documented = False
+
+    lr: AboveZero | None = key(None, "learning rate; most schedules set their own", affects="optimizer.lr")
+    betas: Betas | None = key(None, "decay of the averages of gradient and square", affects="optimizer.betas")
+    eps: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
+    weight_decay: NotNegative | None = key(None, "decay of all weights", affects="optimizer.weight_decay")
+    momentum: float | None = _other()
+    dampening: float | None = _other()
+    alpha: float | None = _other()
+    rho: float | None = _other()
+    lr_decay: float | None = _other()
+    lambd: float | None = _other()
+    t0: float | None = _other()
+    nesterov: bool | None = _other()
+    centered: bool | None = _other()
+    amsgrad: bool | None = _other()
+
+
+class DeepSpeedOptimizerParams(OptimizerParams):
+    """An optimizer's parameters, and what DeepSpeed has beside."""
+
+    documented = True
+    nestings = ("ds_config.optimizer.params",)
+
+    adam_w_mode: bool | None = further(None, "false: decay through the gradient, as Adam", affects="optimizer.kind")
+    torch_adam: bool | None = further(None, "PyTorch's code", no_effect="it is always PyTorch's")
+
+
+class DeepSpeedOptimizer(DialectSection):
+    """The optimizer."""
+
+    nestings = ("ds_config.optimizer",)
+
+    type: Text | None = key(None, "AdamW, or a class of torch.optim", affects=("optimizer.kind", "optimizer.name"))
+    params: DeepSpeedOptimizerParams
+
+
+class DeepSpeedScheduler(DialectSection):
+    """The schedule of the learning rate."""
+
+    nestings = ("ds_config.scheduler",)
+
+    type: Schedule | None = key(
+        None, "schedule of the learning rate; a constant one when not given", affects=("schedule.kind", "schedule.name")
+    )
+    params: Arguments | None = key(None, "parameters of the schedule, by name", affects="schedule.arguments")
+
+
+class Fp16(DialectSection):
+    """Numbers of 16 bits, as fp16."""
+
+    nestings = ("ds_config.fp16",)
+    shorthand = "enabled"
+
+    enabled: bool | None = key(None, "matrix products in fp16; weights stay in fp32", affects="train.precision")
+    initial_scale_power: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    loss_scale_window: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    min_loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    consecutive_hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
+
+
+class Bf16(DialectSection):
+    """Numbers of 16 bits, as bf16."""
+
+    documented = False
+    nestings = ("ds_config.bf16",)
+    shorthand = "enabled"
+
+    enabled: bool | None = key(None, "matrix products in bf16; weights stay in fp32", affects="train.precision")
+
+
+class ZeroOptimization(DialectSection):
+    """What DeepSpeed spreads over devices."""
+
+    nestings = ("ds_config.zero_optimization",)
+
+    stage: Count = key(
+        0,
+        "what is spread over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
+        "engine takes the steps",
+        affects=("parallel.kind", "parallel.config"),
+    )
+    offload_param: Arguments | None = _zero("what is kept in the memory of the CPU")
+    offload_optimizer: Arguments | None = _zero("what is kept in the memory of the CPU")
+    overlap_comm: bool | None = _zero()
+    contiguous_gradients: bool | None = _zero()
+    reduce_scatter: bool | None = _zero()
+    allgather_partitions: bool | None = _zero()
+    round_robin_gradients: bool | None = _zero()
+    stage3_gather_16bit_weights_on_model_save: bool | None = _zero()
+    sub_group_size: Count | None = _zero()
+    reduce_bucket_size: Count | None = _zero()
+    allgather_bucket_size: Count | None = _zero()
+    stage3_max_live_parameters: Count | None = _zero()
+    stage3_max_reuse_distance: Count | None = _zero()
+    stage3_prefetch_bucket_size: Count | None = _zero()
+    stage3_param_persistence_threshold: Count | None = _zero()
+
+
+class DataTypes(DialectSection):
+    """Numbers of sums."""
+
+    nestings = ("ds_config.data_types",)
+
+    grad_accum_dtype: Text | None = _zero("with ZeRO: numbers of the gradients' sum")
+
+
+class DeepSpeedConfig(DialectSection):
+    """DeepSpeed's configuration, or the name of a file with it."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
+    documented = False
+    nestings = ("ds_config",)
+
+    fp16: Fp16
+    bf16: Bf16
+    optimizer: DeepSpeedOptimizer
+    scheduler: DeepSpeedScheduler
+    zero_optimization: ZeroOptimization
+    gradient_clipping: NotNegative = key(
+        0.0,
+        "largest norm of the gradient; 0 does not clip",
+        affects="train.clip_norm",
+        aliases=(".gradient_clipping", "training_args.gradient_clipping"),
+        documented=True,
+    )
+    train_batch_size: Positive | None = key(None, "samples of a step, over all devices", affects="train.batch_size")
+    train_micro_batch_size_per_gpu: Positive | None = key(
+        None, "samples of a pass on a device", affects=("train.micro_batch_size", "train.batch_size_per_device")
+    )
+    gradient_accumulation_steps: Positive | None = key(
+        None, "passes of a step on each device", affects=("train.accumulation", "train.batch_size_per_device")
+    )
+    steps_per_print: int | None = _report()
+    wall_clock_breakdown: bool | None = _report()
+    dump_state: bool | None = _report()
+    zero_allow_untested_optimizer: bool | None = _zero("with ZeRO: allows what DeepSpeed has not tested")
+    data_types: DataTypes
+
+
+class SharedArguments(DialectSection):
+    """DeepSpeed's configuration, and what every trainer has."""
+
+    ds_config: DeepSpeedConfig
+
+    do_eval: bool = _argument(True, "validate at all", affects=("evaluate.every", "evaluate.at_end"))
+    do_final_eval: bool = _shared(False, "also validate after the last step", affects="evaluate.at_end")
+    num_train_epochs: NotNegative = _argument(
+        1.0, "passes over the data; 3 by default for trainer: huggingface", affects="train.epochs"
+    )
+    max_steps: int = _argument(-1, "steps, instead of epochs; -1: epochs", ge=-1, affects="train.steps")
+    logging_steps: Steps = _argument(
+        10,
+        "steps between logs of training metrics: progress lines and trackers; up to 1.0, with a point, a fraction of "
+        "all; 500 by default for trainer: huggingface",
+        to="train.log_every",
+    )
+    save_steps: Period = _argument(500, "steps between checkpoints, counted as logging_steps", to="checkpoint.every")
+    save_final_checkpoint: bool = _argument(
+        False,
+        "also a checkpoint after the last step; true by default for trainer: huggingface, unless save_strategy: no",
+        to="checkpoint.at_end",
+    )
+    eval_steps: Period = _shared(
+        500, "steps between validations; as logging_steps by default for trainer: huggingface", affects="evaluate.every"
+    )
+    eval_max_steps: Positive | None = _shared(
+        None, "batches to validate on of each dataset; else all", affects=("evaluate.samples", "evaluate.samples_each")
+    )
+    timeout: Positive | None = _shared(
+        None, "seconds processes wait for each other", affects="parallel.timeout_seconds"
+    )
+    seed: Count = _argument(42, "everything random follows from it", to="seed")
+    dataloader_shuffle: bool = _shared(True, "samples in random order, a new one each epoch", to="data.shuffle")
+    mlflow: bool = _argument(False, "report to MLflow", affects="track")
+    wandb: bool = _argument(False, "report to Weights & Biases", affects="track")
+    tensorboard: bool = _shared(False, "report to TensorBoard", affects="track")
+    wandb_host: Text | None = _shared(None, "server of Weights & Biases", affects="track")
+    wandb_api_key: Text | None = _shared(
+        None, "key of Weights & Biases", unsupported="belongs in no file: set the environment variable WANDB_API_KEY"
+    )
+    train_batch_size_init_rampup: Count | None = _growing("first batch")
+    train_batch_size_per_rampup: Count | None = _growing("samples that are added")
+    rampup_steps: Count | None = _growing("steps between additions")
+    pipe_parallel_size: int | None = split_model("pipeline parallelism", aliases=".")
+    tensor_parallel_size: int | None = split_model("tensor parallelism", aliases=".")
+    context_parallel_size: int | None = split_model("context parallelism", aliases=".")
+    pipe_parallel_partition_method: Any = _shared(None, "how layers are shared out", no_effect=_PIPELINE)
+    pipe_parallel_activation_checkpoint_steps: Count | None = _shared(None, "of the pipeline", no_effect=_PIPELINE)
+    backend: Text | None = _shared(
+        None, "how processes talk", no_effect="the device decides: NCCL between GPUs, gloo between CPUs"
+    )
+    batch_tracker: bool | None = _shared(None, "lists the samples of each step", no_effect=_TRACKER)
+    batch_tracker_save_steps: float | None = _shared(None, "steps between such lists", no_effect=_TRACKER)
+    eval_dataloader_shuffle: bool | None = _shared(
+        None, "order of the validation", no_effect="validation always has the same samples, whose order changes nothing"
+    )
+    dataloader_pin_memory: bool | None = _shared(None, "page-locked memory", no_effect=_AHEAD)
+    dataloader_num_workers: Count | None = _shared(None, "processes that make batches", no_effect=_AHEAD)
+    dataloader_prefetch_factor: Positive | None = _shared(None, "batches that each makes ahead", no_effect=_AHEAD)
+    load_checkpoint_num_tries: Positive | None = _shared(
+        None,
+        "older checkpoints that are tried",
+        no_effect="a checkpoint is whole or not there, so that the last one can always be read",
+    )
+    log_dir: Text | None = _shared(None, "folder of the logs", no_effect="logs lie in the run's folder")
+
+
+class HuggingFaceArguments(DialectSection):
+    """What the Trainer of the transformers library has beside; other arguments of it are handed on by name."""
+
+    learning_rate: AboveZero | None = key(None, "learning rate", to="optimizer.lr")
+    per_device_train_batch_size: Positive | None = key(None, "samples of a pass; 8", to="train.micro_batch_size")
+    per_device_eval_batch_size: Positive | None = key(None, "the same in validation; 8", to="evaluate.batch_size")
+    gradient_accumulation_steps: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
+    optim: Optim | None = key(None, "optimizer", affects="optimizer.kind")
+    weight_decay: NotNegative | None = key(None, "decay of the matrices", to="optimizer.weight_decay")
+    adam_beta1: Share | None = key(None, "decay of the average of the gradient", affects="optimizer.betas")
+    adam_beta2: Share | None = key(None, "decay of the average of its square", affects="optimizer.betas")
+    adam_epsilon: AboveZero | None = key(None, "added to the root", affects="optimizer.eps")
+    lr_scheduler_type: Text | None = key(None, "schedule; linear", to="schedule.name")
+    lr_scheduler_kwargs: Arguments | None = key(None, "its parameters", to="schedule.arguments")
+    warmup_ratio: Fraction | None = key(None, "part of the run that warms up", affects="schedule.warmup_steps")
+    warmup_steps: Count | None = key(None, "steps that warm up", affects="schedule.warmup_steps")
+    max_grad_norm: NotNegative | None = key(None, "largest norm of the gradient; 1", affects="train.clip_norm")
+    bf16: bool | None = key(None, "matrix products in bf16", affects="train.precision")
+    fp16: bool | None = key(None, "matrix products in fp16", affects="train.precision")
+    eval_strategy: When | None = key(None, "when to validate", affects="evaluate.every", aliases="evaluation_strategy")
+    save_strategy: When | None = key(None, "when to save", affects="checkpoint.every")
+    save_total_limit: Positive | None = key(None, "checkpoints to keep", to="checkpoint.keep")
+    eval_on_start: bool | None = key(None, "also validate before the first step", to="evaluate.at_start")
+    label_smoothing_factor: Share | None = key(None, "label smoothing", to="loss.label_smoothing")
+    torch_compile: bool | None = key(None, "compile the blocks", affects="train.compile")
+    use_cpu: bool | None = key(None, "train on the CPU", affects="train.device")
+
+
+class LightningTrainer(DialectSection):
+    """What Lightning's Trainer is made with; other arguments of it are handed on by name."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+    documented = False
+
+    max_epochs: int | None = key(None, "passes over the data; -1: no end", ge=-1, affects="train.epochs")
+    max_steps: int | None = key(None, "steps; -1: no end", ge=-1, affects="train.steps")
+    precision: Precision | None = key(None, "numbers of the matrix products", to="train.precision")
+    log_every_n_steps: Positive | None = key(
+        None, "steps between logs of training metrics: progress lines and trackers; 50", to="train.log_every"
+    )
+    accumulate_grad_batches: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
+    gradient_clip_val: NotNegative | None = key(None, "largest norm of the gradient", affects="train.clip_norm")
+    gradient_clip_algorithm: OnlyNorm | None = key(None, "what is clipped", affects="train.clip_norm")
+    val_check_interval: Steps | None = key(None, "every so many passes, or part of an epoch", affects="evaluate.every")
+    check_val_every_n_epoch: Positive | None = key(None, "epochs between validations; 1", affects="evaluate.every")
+    limit_val_batches: Passes | None = key(None, "passes of a validation; 1.0: all", affects="evaluate.samples")
+    accelerator: Accelerator | None = key(None, "device", to="train.device")
+    devices: Any = key(None, "devices", no_effect=_STARTED)
+    num_nodes: Positive | None = key(None, "machines", no_effect=_STARTED)
+    num_sanity_val_steps: int | None = key(
+        None, "a validation to try it", ge=-1, no_effect="every run is rehearsed before its first step"
+    )
+
+
+class LightningStrategy(DialectSection):
+    """How devices share the work."""
+
+    documented = False
+
+    type: Annotated[str, one_of(*STRATEGIES)] | None = key(
+        None,
+        "how the model is spread over devices; any but auto leaves Lightning's loop for ours, to the same weights",
+        affects=("parallel.kind", "trainer.kind"),
+    )
+    data_parallel_size: Count | None = key(None, "devices with different samples", no_effect=_STARTED)
+    context_parallel_size: Count | None = split_model("devices with parts of a sequence")
+    tensor_parallel_size: Count | None = split_model("devices with parts of a layer")
+    fsdp_cpu_offload: bool | None = key(
+        None, "with dctp: weights, gradients and optimizer state in the memory of the CPU", affects="parallel.offload"
+    )
+    activation_checkpointing: bool | None = key(
+        None, "keep each block's input only, compute the rest again backward", affects="train.activation_checkpointing"
+    )
+    fsdp_compile: bool | None = key(None, "with dctp: compile each block", affects="train.compile")
+    tp_async: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
+    tp_sequence_parallel: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
+    tp_loss_parallel: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
+
+
+class LightningOptimizer(DialectSection):
+    """The optimizer."""
+
+    documented = False
+
+    type: Text | None = key(None, "optimizer, as adamw", affects="optimizer.kind")
+    params: OptimizerParams
+
+
+class LightningScheduler(DialectSection):
+    """The schedule of the learning rate."""
+
+    documented = False
+
+    type: Text | None = key(None, "schedule, as step", affects="schedule.kind")
+    params: Arguments | None = key(None, "its parameters", affects="schedule.arguments")
+    interval: OnlyStep | None = key(None, "what the schedule counts", affects="schedule.kind")
+    frequency: Positive | None = key(
+        None,
+        "steps that it counts as one",
+        unsupported="a schedule that counts several steps as one is not built yet",
+        noop_values=1,
+    )
+    name: Text | None = key(None, "name in logs", no_effect="the rate is logged as train/lr")
+
+
+class LightningModule(DialectSection):
+    """PhyAGI's module for Lightning."""
+
+    optimizer: LightningOptimizer
+    scheduler: LightningScheduler
+
+
+class LightningArguments(DialectSection):
+    """What Lightning has."""
+
+    train_micro_batch_size_per_gpu: Positive | None = key(None, "samples of a pass; 1", to="train.micro_batch_size")
+    trainer: LightningTrainer
+    strategy: LightningStrategy
+    lightning_module: LightningModule
+
+
+class TrainingArguments(LightningArguments, HuggingFaceArguments, SharedArguments):
+    """Training, in the words of one of three trainers."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+    documented = False
+
+    arguments: Arguments | None = key(
+        None, "arguments of the other library's trainer that are handed on to it by name", affects="trainer.arguments"
+    )
