@@ -208,7 +208,7 @@ def test_the_command_writes_a_format_and_no_folder_that_is_there(corpus: Path, t
 
 
 def test_each_format_has_a_source_that_reads_it() -> None:
-    from quintet.cli.prepare import Format
+    from quintet.cli.data import Format
     from quintet.data.formats import FORMATS
 
     assert {*FORMATS, "store"} == {form.value for form in Format}

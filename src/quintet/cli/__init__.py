@@ -12,24 +12,18 @@ import typer
 
 from quintet.cli.chat import chat
 from quintet.cli.check import check
-from quintet.cli.compare import compare
-from quintet.cli.data import data
+from quintet.cli.data import data, prepare
 from quintet.cli.evaluate import evaluate
-from quintet.cli.explain import explain
-from quintet.cli.export import export
+from quintet.cli.explain import explain, schema, translate
+from quintet.cli.export import export, import_
 from quintet.cli.generate import generate
-from quintet.cli.import_checkpoint import import_
 from quintet.cli.inputs import TAKES_MORE, forget_read, in_words_of_file
 from quintet.cli.plan import plan
 from quintet.cli.play import play
-from quintet.cli.prepare import prepare
-from quintet.cli.report import report
-from quintet.cli.runs import runs
-from quintet.cli.schema import schema
+from quintet.cli.runs import compare, report, runs
 from quintet.cli.show_batch import show_batch
 from quintet.cli.slurm import slurm
 from quintet.cli.train import train
-from quintet.cli.translate import translate
 from quintet.errors import UserError
 from quintet.failures import end, end_with_launcher, is_launched, leave
 from quintet.system import __version__, write_utf8

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, AsJson, Checkpoint, fail, load
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, fail, load
 from quintet.config.names import local_path
 from quintet.files import to_json
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from quintet.evaluate.language_model import LanguageModel
 
 _HELD_OUT = "held-out"
-
-
-class Precision(StrEnum):
-    """Types of the numbers in matrix products."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 Run = Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")]

@@ -1,10 +1,15 @@
-"""`quintet explain`: what a key of the run file means."""
+"""`quintet explain`, `schema` and `translate`: what run files may hold, and what one says."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from quintet import api
+from quintet.cli.inputs import Inputs, load
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -122,3 +127,51 @@ def _tree(top: Section, title: str) -> Tree:
     root = Tree(Text(title))
     grow(root, top)
     return root
+
+
+def schema(
+    dialect: Annotated[
+        str | None, typer.Option(help="of files of this dialect: phyagi, vectorlm, stlm, tmrc or piano")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="write to this file instead of standard output")] = None,
+) -> None:
+    """Print the JSON Schema of the run file, with which an editor completes and checks it."""
+    from quintet.config.dialects import dialect_named
+    from quintet.config.json_schema import dialect_schema, run_file_schema
+
+    found = run_file_schema() if dialect is None else dialect_schema(dialect_named(dialect))
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(text)
+        return
+    output.write_text(text + "\n", encoding="utf-8")
+    typer.echo(f"wrote {output}")
+
+
+def translate(
+    inputs: Inputs,
+    to: Annotated[
+        str | None, typer.Option(metavar="DIALECT", help="write a file of this dialect instead of a native one")
+    ] = None,
+) -> None:
+    """Print a run file as Quintet understands it: native, with the key and line of the file that set each value.
+
+    With --to it is written in a dialect; what that dialect cannot express is listed on standard error.
+    """
+    config = load(inputs)
+    if to is None:
+        from quintet.config.dump import dump_with_origins
+
+        loaded = api.loaded_of(config)
+        assert loaded is not None
+        for note in loaded.notes:
+            typer.echo(f"note: {note}", err=True)
+        typer.echo(dump_with_origins(config, loaded.places), nl=False)
+        return
+    from quintet.config.dialects import dialect_named
+    from quintet.config.dialects.back import translate_back
+
+    written = translate_back(dialect_named(to), config)
+    typer.echo(written.text, nl=False)
+    for line in written.lost:
+        typer.echo(f"not expressed in {to}: {line}", err=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -48,6 +49,14 @@ _NAMES = {
     "--config-name": "config_name",
     "-cn": "config_name",
 }
+
+
+class Precision(StrEnum):
+    """Types of numbers: of matrix products, or of the weights that are written."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
 
 
 @dataclass
