@@ -636,7 +636,7 @@ def test_a_compressed_file_that_is_cut_short_is_never_taken_for_whole(tmp_path: 
         file = tmp_path / f"{name}{ending}"
         for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:-4] + b"abcd" if ending == ".gz" else whole[:9]):
             file.write_bytes(damaged)
-            refused(source_of(kind, file), f"{file}: is damaged or cut short behind ")
+            refused(source_of(kind, file), f"{file}: is damaged or cut short after ")
     found, dropped = skipped(source_of("jsonl", tmp_path / f"a.jsonl{ending}"))
     assert found == [row["text"] for row in rows[: len(found)]]
     assert dropped == {"damaged_file": 1}
@@ -765,7 +765,7 @@ def test_a_parquet_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = write_rows("parquet", tmp_path, rows)
     source, whole = source_of("parquet", file), file.read_bytes()
     file.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
-    refused(source, f"{file}: row group 0, behind row -1: is damaged or no Parquet (")
+    refused(source, f"{file}: row group 0, after row -1: is damaged or no Parquet (")
     monkeypatch.setattr(base, "UNIT_BYTES", 1)
     assert skipped(source) == ([row["text"] for row in rows[2:]], {"damaged_file": 1})
     file.write_bytes(whole[:-9])

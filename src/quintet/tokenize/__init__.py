@@ -1,4 +1,4 @@
-"""How text becomes token ids: bytes, characters, trained byte-pair encodings, tiktoken's and Hugging Face's."""
+"""Tokenizers turn text into ids: bytes, characters, trained byte-pair encodings, tiktoken's and Hugging Face's."""
 
 from __future__ import annotations
 

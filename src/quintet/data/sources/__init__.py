@@ -1,4 +1,4 @@
-"""Where documents come from: each kind of source has one `Reader`, named in one table."""
+"""Sources of documents: each kind has one `Reader`, named in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the bytes of a file are read: on this disk or at an address, whole or in ranges, compressed or not."""
+"""Reading the bytes of files: on this disk or at an address, whole or in ranges, compressed or not."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def blocks(path: str) -> Iterator[bytes]:
                 done += len(block)
         except (EOFError, OSError, zlib.error) as error:
             raise BadFile(
-                f"{path}: is damaged or cut short behind {done:,} bytes of its content ({error}); fetch it again"
+                f"{path}: is damaged or cut short after {done:,} bytes of its content ({error}); fetch it again"
             ) from None
 
 
@@ -143,8 +143,10 @@ def _zstandard(path: str, file: BinaryIO) -> Iterator[bytes]:
 
 
 def records(found: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """What stands between ``separator``s in a content that comes in blocks, each with its offset; nothing after a
-    separator at the end."""
+    """The records between ``separator``s in a content that comes in blocks, each with its offset.
+
+    None comes after a separator at the end.
+    """
     rest, searched, offset = bytearray(), 0, 0
     for block in found:
         rest += block

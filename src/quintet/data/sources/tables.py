@@ -128,7 +128,7 @@ def _parquet_rows(path: str, file: Any, group: int, columns: dict[str, Any], row
                 yield values, partial("{}: row {}".format, path, row)
                 row += 1
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise _damaged(f"{path}: row group {group}, behind row {row - 1}", error) from None
+        raise _damaged(f"{path}: row group {group}, after row {row - 1}", error) from None
 
 
 def _as_json(value: Any, kind: Any) -> Any:

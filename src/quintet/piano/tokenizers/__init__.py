@@ -1,1 +1,1 @@
-"""How notes become token ids: one class a kind, named in the table of `quintet.tokenize.registry`."""
+"""Tokenizers turn notes into ids: one class a kind, named in the table of `quintet.tokenize.registry`."""
