@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,17 +30,12 @@ class WorkUnit:
     size, place = 1, "the unit"
 
     def __init__(self, documents: Sequence[Document], report: Report | None = None) -> None:
-        self.documents, self.report = documents, report or Report()
+        self.made, self.report = documents, report or Report()
 
-
-@pytest.fixture(autouse=True)
-def _read_what_the_test_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def documents(unit: WorkUnit, report: Report, _: object):
-        report.left_out += unit.report.left_out
-        report.dropped += unit.report.dropped
-        return iter(unit.documents)
-
-    monkeypatch.setattr(shards, "documents", documents)
+    def documents(self, report: Report, _: object) -> Iterator[Document]:
+        report.left_out += self.report.left_out
+        report.dropped += self.report.dropped
+        return iter(self.made)
 
 
 def stored(folder: Path, *units: Sequence[Document]) -> TokenStore:

@@ -281,7 +281,7 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
     prompts = batch.prompts if model.tells_prompts else None
     places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
     documents = batch.documents if model.tells_documents else None
-    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", places=places)
+    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", positions=places)
     return conditional_entropy(batch.targets, seen)
 
 

@@ -149,12 +149,18 @@ def records(found: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, byt
     """
     rest, searched, offset = bytearray(), 0, 0
     for block in found:
-        rest += block
+        whole: bytes | bytearray = block  # where nothing is left of the block before, it need not be copied
+        if rest:
+            rest += block
+            whole = rest
         start = 0
-        while (stop := rest.find(separator, max(start, searched))) >= 0:
-            yield offset + start, bytes(rest[start:stop])
+        while (stop := whole.find(separator, max(start, searched))) >= 0:
+            yield offset + start, bytes(whole[start:stop])
             start = stop + len(separator)
-        del rest[:start]
+        if whole is rest:
+            del rest[:start]
+        else:
+            rest = bytearray(whole[start:])
         offset += start
         searched = max(0, len(rest) - len(separator) + 1)
     if rest:
