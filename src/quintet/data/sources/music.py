@@ -1,4 +1,4 @@
-"""Piano music: MIDI files, rows of notes and scores become documents of numbers (see `quintet.piano.numbers`)."""
+"""Piano music: MIDI files, rows of notes and scores become documents of numbers (see `quintet.piano.notes`)."""
 
 from __future__ import annotations
 
