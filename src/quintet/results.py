@@ -1,4 +1,4 @@
-"""What the functions of `import quintet` return: a run with its metrics and curve, a plan."""
+"""The results of the functions of `import quintet`: a run with its metrics and curve, a plan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run costs: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
+    """The cost of a run: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
     not be planned, ``devices`` is None and ``note`` says why."""
 
     run: Plan
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def facts(self) -> RunFacts:
-        """What the folder says now: run file and records of metrics."""
+        """The run file and the records of metrics, as the folder has them now."""
         return read_facts(self.folder)
 
     @cached_property
@@ -125,7 +125,7 @@ class Run:
 
     @property
     def progress(self) -> Progress | None:
-        """How far the last checkpoint is, and what is best so far; None where there is none."""
+        """The state of the last checkpoint: its step, and the best loss so far; None where there is none."""
         steps = self.checkpoints
         return read_progress(checkpoint_path(self.folder / "checkpoints", steps[-1])) if steps else None
 

@@ -60,7 +60,7 @@ class TrialStage:
 
 @dataclass
 class Tried:
-    """What a trial went through, and what failed on the way, each once, with its stage; ``notes`` say where the trial
+    """The stages of a trial, and what failed on the way, each once, with its stage; ``notes`` say where the trial
     is not the run, and ``folder`` is its own, None where it is removed."""
 
     stages: list[TrialStage] = field(default_factory=list)
@@ -402,8 +402,8 @@ def _folders(config: RunConfig, tried: Tried, *, keep: bool) -> Iterator[tuple[P
 def _folder_near(path: Path, key: str) -> Path:
     """A new folder in ``path``, or in the nearest folder above it that is there."""
     try:
-        place = next(one for one in (path, *path.parents) if one.exists())
-        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        there = next(one for one in (path, *path.parents) if one.exists())
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=there))
     except OSError as error:
         raise UserError(
             f"{key}: {path} cannot be written ({error.strerror}: {error.filename}); name another folder"

@@ -69,7 +69,7 @@ def _top(
 
 
 def command_name(verb: Callable[..., None]) -> str:
-    """What a verb is called on the command line."""
+    """Return the name of a verb on the command line."""
     return verb.__name__.rstrip("_").replace("_", "-")
 
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _problems(error: BaseException) -> list[str]:
-    """What the user can mend, a line each; nothing of a bug."""
+    """Return what the user can mend, a line each; nothing of a bug."""
     if isinstance(error, UserError):
         return list(in_words_of_file(error).problems)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

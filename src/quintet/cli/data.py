@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """What `--output` can be written as."""
+    """The forms in which `--output` can be written."""
 
     store = "store"
     huggingface = "huggingface"

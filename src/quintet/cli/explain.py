@@ -59,7 +59,7 @@ def _explain(key: str | None, top: Section, title: str) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    """What there is to say of one key, or of one kind of a section."""
+    """Describe one key, or one kind of a section."""
     from quintet.config.reference import notes_of, shown_default
 
     key, section = found.key, found.section

@@ -13,7 +13,7 @@ from quintet.config.names import local_path
 
 
 class Format(StrEnum):
-    """What can be written."""
+    """The forms that can be written."""
 
     HUGGINGFACE = "huggingface"
 
@@ -58,14 +58,14 @@ def import_(
     values = read_config(folder, lambda line: typer.echo(line, err=True))
     section = model_section(values, checkpoint)
     source = str(folder.resolve()) if local_path(checkpoint).is_dir() else checkpoint
-    place = {"path": source} | ({} if revision is None else {"revision": revision})
-    section["init"] = {"kind": "pretrained", **place}
+    origin = {"path": source} | ({} if revision is None else {"revision": revision})
+    section["init"] = {"kind": "pretrained", **origin}
     huggingface_tokenizer(str(folder))  # so that one that is missing is noticed now
     config = TransformerConfig.model_validate(section)
     assert config.vocab_size is not None
     assert config.context_length is not None
     start = pretrained_weights(str(folder), config, config.vocab_size, config.context_length)
-    parts = {"model": section, "tokenizer": {"kind": "huggingface", **place}}
+    parts = {"model": section, "tokenizer": {"kind": "huggingface", **origin}}
     text = f"# {checkpoint}, a {values['model_type']}, as Quintet's transformer.\n" + yaml.safe_dump(
         parts, sort_keys=False, allow_unicode=True
     )

@@ -1,4 +1,4 @@
-"""What the verbs have in common: run files and overrides on the command line."""
+"""Run files and overrides on the command line, and what else the verbs have in common."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     if predicted[-1]:  # what comes last is a target and no input
         ids, documents = [*ids, int(batch.targets[row, size - 1])], [*documents, documents[-1]]
     text = Text()
-    for (document, loss_mask), group in groupby(range(len(ids)), lambda place: (documents[place], predicted[place])):
+    for (document, loss_mask), group in groupby(range(len(ids)), lambda index: (documents[index], predicted[index])):
         style = _DOCUMENTS[document % len(_DOCUMENTS)] + ("" if loss_mask else f" {_NO_LOSS}")
-        text.append(_written([ids[place] for place in group], tokenizer), style=style)
+        text.append(_written([ids[index] for index in group], tokenizer), style=style)
     if size < len(numbers):
         text.append(f" + {len(numbers) - size} of padding", style="italic dim")
     return text

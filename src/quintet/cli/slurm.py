@@ -59,8 +59,8 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of SLURM: ``nodes`` machines with ``processes`` each, every process with ``cpus`` cores and, where
-    ``gpus`` says so, one GPU; a signal ``notice`` seconds ahead of the end."""
+    """A job of SLURM: ``nodes`` machines of ``processes``, each process with ``cpus`` cores and, where ``gpus`` says
+    so, one GPU; a signal ``notice`` seconds ahead of the end."""
 
     name: str
     nodes: int

@@ -20,7 +20,7 @@ from quintet.tokenize.stream import StopAt
 
 @dataclass
 class Continuation:
-    """What was written after a prompt: ``tokens`` were drawn, and ``ended`` says why no more."""
+    """A text that was written after a prompt: ``tokens`` were drawn, and ``ended`` says why no more."""
 
     text: str = ""
     tokens: int = 0
@@ -144,7 +144,7 @@ class _Text:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended it."""
+        """True if a stop string has ended it."""
         return self._cut.stopped
 
     def push(self, token: int) -> str:

@@ -43,7 +43,7 @@ TEMPERATURE = 0.8
 
 
 class Sampling(TypedDict, total=False):
-    """How a text is drawn; `LanguageModel.generate` says what each option means."""
+    """The options of drawing a text; `LanguageModel.generate` says what each option means."""
 
     max_tokens: int
     temperature: float | None

@@ -121,7 +121,7 @@ def answer(
     task: Task | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Answer:
-    """What the model writes for ``prompt``: its answer to ``task``, or what comes after it where there is none.
+    """Return what the model writes for ``prompt``: its answer to ``task``, or what comes after it where there is none.
 
     ``about`` says data set and composer. Of a prompt that leaves no room for ``settings.max_tokens`` in the model's
     context (but at least for half of it) the end is heard. Raises UserError for a prompt without notes.
@@ -135,14 +135,14 @@ def answer(
     if task is not None:
         found = tokenizer.decode_notes(np.array(written)).moved(begin)
         return Answer(heard, found, task.whole(prompt, found))
-    new = behind(tokenizer, ids, written).moved(begin)
+    new = notes_after(tokenizer, ids, written).moved(begin)
     return Answer(heard, new, joined(prompt, new))
 
 
-def behind(tokenizer: NoteTokenizer, ids: Sequence[int], written: Sequence[int]) -> Notes:
+def notes_after(tokenizer: NoteTokenizer, ids: Sequence[int], written: Sequence[int]) -> Notes:
     """The notes that ``written`` adds to those of ``ids``, in the time of ``ids``."""
     both, before = (tokenizer.decode_notes(np.array(one)) for one in ([*ids, *written], ids))
-    # Every event of the prompt is in its ids, so what begins behind its last one is new.
+    # Every event of the prompt is in its ids, so what begins after its last one is new.
     return both[len(before) :]
 
 
@@ -154,7 +154,7 @@ def _prompt_ids(
     task: Task | None,
     about: Mapping[str, Any],
 ) -> tuple[Notes, list[int]]:
-    """The part of ``prompt`` that fits, and its ids with what stands before and behind it."""
+    """The part of ``prompt`` that fits, and its ids with what stands before and after it."""
     context = trained.model.context_length
     room = max(context // 2, context - max_tokens)
     before = [*context_tokens(about), *(task.tokens if task is not None else ())]
@@ -172,7 +172,7 @@ def _prompt_ids(
 def write(
     trained: ModelAndTokenizer, tokenizer: NoteTokenizer, prompts: Sequence[list[int]], settings: GenerationSettings
 ) -> list[list[int]]:
-    """The ids that the model writes behind each of ``prompts``, up to the end of the piece or of the answer."""
+    """Return the ids that the model writes after each of ``prompts``, up to the end of the piece or of the answer."""
     ends = {tokenizer.end_id, tokenizer.special(END_OF_ANSWER)}
     written: list[list[int]] = [[] for _ in prompts]
     with trained.compute.autocast():

@@ -25,11 +25,8 @@ SOUNDFONT = "QUINTET_SOUNDFONT"
 _FOLDERS = ("/usr/share/soundfonts", "/usr/share/sounds/sf2", "/usr/share/sounds/sf3", "/opt/homebrew/share/soundfonts")
 _INSTALL = "install fluidsynth and a soundfont (Debian: apt install fluidsynth fluid-soundfont-gm)"
 _PARTIALS = 8  # overtones of the plain synthesiser
-_ATTACK, _RELEASE, _FADE = (
-    0.005,
-    0.08,
-    0.02,
-)  # seconds: until loud, of silence behind the end, the damper's time constant
+# Seconds: until a note is loud, of silence after the end, and the damper's time constant.
+_ATTACK, _RELEASE, _FADE = 0.005, 0.08, 0.02
 
 Synthesizer = Literal["auto", "fluidsynth", "additive"]
 

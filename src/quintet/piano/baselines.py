@@ -1,4 +1,4 @@
-"""What needs no model: copies of the prompt, and counts of tokens. A model's number means something beside theirs."""
+"""Baselines without a model: copies of the prompt, and counts of tokens. They give a model's figures a meaning."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _on_piano(copy: Notes) -> Notes:
 
 @dataclass(frozen=True)
 class Unigram:
-    """How often each token comes: p(b) = (count of b + 1) / (count of all + vocabulary).
+    """Estimate how often each token comes: p(b) = (count of b + 1) / (count of all + vocabulary).
 
     ``counts`` is int64 [vocabulary].
     """
@@ -86,7 +86,7 @@ class Unigram:
 
 @dataclass(frozen=True)
 class Bigram:
-    """How often each token follows another: p(b after a) = (count of a b + 1) / (count of a before any + vocabulary).
+    """Estimate how often a token follows another: p(b after a) = (count of a b + 1) / (count of a + vocabulary).
 
     ``pairs`` are the pairs that came, as a · vocabulary + b, int64 [pairs] ascending, ``counts`` how often, int64
     [pairs], ``before`` how often each token came before another, int64 [vocabulary].
@@ -132,7 +132,7 @@ def nats_per_token(
 ) -> float:
     """Mean of -ln p over all tokens but the first of each sequence; NaN where there are none.
 
-    ``counted`` [tokens - 1] of each sequence marks the predicted tokens that count, such as those behind `<GENAI>`.
+    ``counted`` [tokens - 1] of each sequence marks the predicted tokens that count, such as those after `<GENAI>`.
     """
     total, tokens = 0.0, 0
     masks = iter(counted) if counted is not None else None

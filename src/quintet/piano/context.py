@@ -45,7 +45,7 @@ UNKNOWN_COMPOSER = "<UNKNOWN_COMPOSER>"
 ANSWER = "<GENAI>"
 """Stands before the answer."""
 END_OF_ANSWER = "<EOGENAI>"
-"""Stands behind the answer, so that a model learns to stop."""
+"""Stands after the answer, so that a model learns to stop."""
 
 _MISSPELT = {"<MENDELSSON>": "Mendelssohn", "<RACHMANIOFF>": "Rachmaninoff"}
 _SURNAMES = {
@@ -56,7 +56,7 @@ _SURNAMES = {
 
 
 def surname(token: str) -> str:
-    """How the composer of a token is written: what `composer_token` finds in a name."""
+    """Return the name of the composer of a token: what `composer_token` finds in a name."""
     return _MISSPELT.get(token, token[1:-1].replace("_", " ").capitalize())
 
 
@@ -82,5 +82,5 @@ def words_in(path: str) -> str:
 
 
 def context_tokens(source: Mapping[str, Any]) -> tuple[str, str]:
-    """What every sample of a piece with this metadata begins with: its collection, its composer."""
+    """Return the tokens that every sample of a piece begins with: its collection, its composer."""
     return dataset_token(source), composer_token(source)

@@ -1,4 +1,4 @@
-"""How far generated notes are from the true ones: the share of notes that agree, and distances of distributions.
+"""The distance of generated notes from the true ones: the share of notes that agree, and distances of distributions.
 
 The guide to piano has each formula. Where both sides have no notes they agree: every F1 is 1 and every distance 0.
 Where one side has none, every F1 is 0, and a distance between distributions, of which one is missing, is NaN.
@@ -131,16 +131,16 @@ def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
     if len(one) == 0 or len(other) == 0:
         return 0.0 if len(one) == len(other) else float("nan")
     one, other = np.sort(one), np.sort(other)
-    places = np.sort(np.concatenate([one, other]))
-    share = np.searchsorted(one, places[:-1], side="right") / len(one)
-    against = np.searchsorted(other, places[:-1], side="right") / len(other)
-    return float((np.abs(share - against) * np.diff(places)).sum())
+    positions = np.sort(np.concatenate([one, other]))
+    share = np.searchsorted(one, positions[:-1], side="right") / len(one)
+    against = np.searchsorted(other, positions[:-1], side="right") / len(other)
+    return float((np.abs(share - against) * np.diff(positions)).sum())
 
 
 def circular_wasserstein(one: np.ndarray, other: np.ndarray) -> float:
     """The least work that turns one distribution over a circle into another, in steps of the circle.
 
-    Both are shares [places], with the sum 1. Werman, Peleg and Rosenfeld, A distance metric for multidimensional
+    Both are shares [positions], with the sum 1. Werman, Peleg and Rosenfeld, A distance metric for multidimensional
     histograms (1985): as on a line, once the median of F − G is taken from F − G.
     """
     difference = np.cumsum(one - other)

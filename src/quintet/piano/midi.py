@@ -57,7 +57,7 @@ class _Voice:
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds: its clock (ticks of a quarter note; tempos int64 [changes, 2] of tick and microseconds of a
+    """A file: its clock (ticks of a quarter note; tempos int64 [changes, 2] of tick and microseconds of a
     quarter note), its voices, for each channel the values of its pedal, int64 [values, 2] of tick and value, and how
     many notes have no end."""
 
@@ -108,7 +108,7 @@ def read_midi(
 
 
 def faults_line(faults: Counter[str]) -> str:
-    """What was passed over in a file, in words; nothing where nothing was."""
+    """Say what was passed over in a file; nothing where nothing was."""
     return "; ".join(f"{count:,} × {FAULTS[fault]}" for fault, count in sorted(faults.items()))
 
 
@@ -319,7 +319,7 @@ def _plain(name: str) -> str:
 
 
 def _seconds(file: _File, tick: np.ndarray | int) -> Any:
-    """When these ticks are, float64 of their shape."""
+    """Return the seconds of these ticks, float64 of their shape."""
     tempos = file.tempos[np.argsort(file.tempos[:, 0], kind="stable")]
     ticks, lengths = (np.concatenate([[first], tempos[:, i]]) for i, first in enumerate((0, _QUARTER)))
     return seconds_at(tick, ticks, lengths / 1e6 / file.quarter)

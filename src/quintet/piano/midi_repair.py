@@ -40,7 +40,7 @@ FAULTS = {
     "midi_values": "values above 127: a velocity or a controller's value becomes 127, any other loses its message",
     WITHOUT_END: "notes that nothing ends",
 }
-"""What is passed over, by the reason that it is counted under."""
+"""Everything that is passed over, by the reason that it is counted under."""
 
 
 class NotMidi(Exception):
@@ -49,7 +49,7 @@ class NotMidi(Exception):
 
 @dataclass
 class _Findings:
-    """What the pass learns of a file: faults by `FAULTS`, and how its keys are played."""
+    """The findings of the pass over a file: faults by `FAULTS`, and how its keys are played."""
 
     faults: Counter[str] = field(default_factory=Counter)
     channels: set[tuple[int, int]] = field(default_factory=set)  # track and channel
@@ -155,7 +155,7 @@ def _clock(division: int) -> tuple[int, bytes | None]:
 
 
 def _follows(data: bytes, at: int) -> bool:
-    """Whether a chunk begins here that ends inside the file, or is a track."""
+    """Return True if a chunk begins here that ends inside the file, or is a track."""
     if data[at : at + 4] == _TRACK:
         return True
     inside = at + 8 <= len(data) and at + 8 + int.from_bytes(data[at + 4 : at + 8], "big") <= len(data)

@@ -41,7 +41,7 @@ class Notes:
     """A table of notes, sorted by start, then pitch, then end.
 
     ``pitch`` and ``velocity`` are int64 [notes], 0 to 127; ``start`` and ``end`` are float64 [notes] in seconds, each
-    end behind its start. Build one with `notes`, which sorts.
+    end after its start. Build one with `notes`, which sorts.
     """
 
     pitch: np.ndarray
@@ -58,7 +58,7 @@ class Notes:
 
     @property
     def seconds(self) -> float:
-        """When the last note ends; 0 where there is none."""
+        """The time at which the last note ends; 0 where there is none."""
         return float(self.end.max()) if len(self) else 0.0
 
     def moved(self, seconds: float) -> Notes:
@@ -92,10 +92,10 @@ def joined(*tables: Notes) -> Notes:
 
 
 def split_at_pauses(piece: Notes, threshold: float) -> list[Notes]:
-    """The parts of a piece between silences of more than ``threshold`` seconds, in their order.
+    """Return the parts of a piece between silences of more than ``threshold`` seconds, in their order.
 
     A silence lasts from the latest end of all notes before it to the next start. Every note is in exactly one part,
-    those behind the last silence too. Times stay as they are; ``part.moved(-part.start[0])`` lets a part begin at 0.
+    those after the last silence too. Times stay as they are; ``part.moved(-part.start[0])`` lets a part begin at 0.
     """
     sounding = np.maximum.accumulate(piece.end)
     cuts = np.flatnonzero(piece.start[1:] - sounding[:-1] > threshold) + 1
@@ -116,7 +116,7 @@ def seconds_at(position: np.ndarray | float, change: np.ndarray, length: np.ndar
 
 @dataclass(frozen=True)
 class Pedal:
-    """When a pedal was down: from ``down[i]`` to ``up[i]``, float64 [presses] in seconds, ascending, disjoint."""
+    """The presses of a pedal: from ``down[i]`` to ``up[i]``, float64 [presses] in seconds, ascending, disjoint."""
 
     down: np.ndarray
     up: np.ndarray

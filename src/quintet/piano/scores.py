@@ -31,7 +31,7 @@ KEYBOARD = (
     "schoenberg/opus19/*",
     "schumann_clara/polonaise*",
 )
-"""What two hands play: Bach's chorales in four parts, and the few works for a keyboard."""
+"""Works that two hands play: Bach's chorales in four parts, and the few works for a keyboard."""
 _COMPOSERS = {
     "bach": "Johann Sebastian Bach",
     "chopin": "Frédéric Chopin",
@@ -114,7 +114,7 @@ def _joined(staves: list[Any]) -> list[list[float]]:
     music21's own stripTies joins a chord only with a chord of the same notes, and none with one on another staff.
     """
     rows: list[list[float]] = []
-    tied: dict[tuple[int, float], list[list[float]]] = defaultdict(list)  # by pitch and the place where the tie ends
+    tied: dict[tuple[int, float], list[list[float]]] = defaultdict(list)  # by pitch and the position where the tie ends
     elements = [(float(element.offset), element) for staff in staves for element in staff.flatten().notes]
     for offset, element in sorted(elements, key=lambda one: one[0]):
         start, end = round(offset, 6), round(offset + float(element.quarterLength), 6)

@@ -98,7 +98,7 @@ def _part(piece: MusicPiece) -> tuple[float, float]:
 
 
 def _task(model: Player) -> tuple[str, bool]:
-    """What is asked of the model, and whether its notes are to be taken out of the piece first."""
+    """Return what is asked of the model, and True if its notes are to be taken out of the piece first."""
     choice = st.selectbox(
         "What to write",
         model.choices,

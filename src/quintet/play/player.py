@@ -1,4 +1,4 @@
-"""What the page does, without the page: pieces to choose from, a model's answer as picture, sound and MIDI."""
+"""The work of the page, without the page: pieces to choose from, a model's answer as picture, sound and MIDI."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quintet.randomness import key
 from quintet.train.trained import TrainedRun, load_writer
 
 GO_ON = "go on"
-"""What a person picks instead of a task to hear what comes after the piece."""
+"""The choice of a person who asks for no task but for what comes after the piece."""
 _HELD_OUT = 12  # pieces to choose from
 
 COMPOSER_NAMES = tuple(surname(token) for token in COMPOSERS)
@@ -56,7 +56,7 @@ class MusicPiece:
 
 @dataclass(frozen=True)
 class Played:
-    """What came of it: a sentence, a picture (PNG), a sound (WAV), and MIDI files of the whole and of the answer.
+    """The result: a sentence, a picture (PNG), a sound (WAV), and MIDI files of the whole and of the answer.
 
     In the whole, what the model was given begins after ``begin`` seconds. ``scores`` are the metrics between the answer
     and the notes that were hidden, where some were and the model was given all others.
@@ -84,7 +84,7 @@ class Player:
 
     @property
     def choices(self) -> list[str]:
-        """What to pick from: going on, and the model's tasks, or common ones where it has learnt none."""
+        """The choices: going on, and the model's tasks, or common ones where it has learnt none."""
         return [GO_ON, *(task.name for task in self.tasks or DEFAULT_TASKS)]
 
     def play(
@@ -96,7 +96,7 @@ class Player:
         about: Mapping[str, Any],
         hide: bool = False,
     ) -> Played:
-        """What the model writes for ``notes``: after them, or as the answer to the task that ``choice`` names.
+        """Return what the model writes for ``notes``: after them, or as the answer to the task that ``choice`` names.
 
         With ``hide``, ``notes`` are a whole piece: the notes that the task asks for are taken out of it first. What
         that draws at random follows from the seed of ``settings``. Raises UserError for an unknown task, and when
@@ -161,12 +161,12 @@ def _held_out(run: TrainedRun) -> tuple[MusicPiece, ...]:
         if isinstance(stream, NoteSamples):
             found += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
     chosen = []
-    for place in range(min(_HELD_OUT, len(found))):
-        pieces, index = found[place * len(found) // min(_HELD_OUT, len(found))]
+    for number in range(min(_HELD_OUT, len(found))):
+        pieces, index = found[number * len(found) // min(_HELD_OUT, len(found))]
         notes = pieces.read(index, 0, int(pieces.counts[index]))
         dataset, composer = pieces.context(index)
         about = {"dataset": dataset[1:-1], "composer": surname(composer)}
-        name = f"held out {place + 1}: {about['composer']}, {len(notes)} notes, {notes.seconds:.0f} s"
+        name = f"held out {number + 1}: {about['composer']}, {len(notes)} notes, {notes.seconds:.0f} s"
         chosen.append(MusicPiece(name, notes, about))
     return tuple(chosen)
 

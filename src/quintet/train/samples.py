@@ -11,7 +11,7 @@ from quintet.data.note_samples import NoteSamples
 from quintet.errors import UserError, named
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.evaluate.music import behind, write
+from quintet.evaluate.music import notes_after, write
 from quintet.model.sampling import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
@@ -123,5 +123,5 @@ def _continued(trained: ModelAndTokenizer, samples: NoteSamples, settings: Gener
     prompt = notes[: max(1, len(notes) // 2)]
     # In front of the notes, data set and composer.
     asked = [*ids[:2], *tokenizer.encode_notes(prompt).tolist()]
-    found = behind(tokenizer, asked, write(trained, tokenizer, [asked], settings)[0])
+    found = notes_after(tokenizer, asked, write(trained, tokenizer, [asked], settings)[0])
     return _ONLY, prompt, found, joined(prompt, found)

@@ -23,7 +23,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What `task_named` reads: ``top_line_masking-x2``; a percentage has its sign where a count is possible."""
+        """The name for `task_named`: ``top_line_masking-x2``; a percentage has its sign where a count is possible."""
         if not self.unit:
             return self.kind
         sign = "%" if self.unit == "mask_percentage" and len(KINDS[self.kind].units) > 1 else ""
@@ -37,7 +37,7 @@ class Task:
 
     @property
     def replaces(self) -> bool:
-        """Whether the answer stands for the whole piece; else prompt and answer together are the piece."""
+        """True if the answer stands for the whole piece; else prompt and answer together are the piece."""
         return KINDS[self.kind].alter is not None
 
     def split(self, notes: Notes, random: np.random.Generator) -> tuple[Notes, Notes]:

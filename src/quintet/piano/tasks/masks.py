@@ -1,4 +1,4 @@
-"""Which notes a task takes away: functions from notes to a mask [notes] of the target.
+"""The notes that a task takes away: functions from notes to a mask [notes] of the target.
 
 All follow piano_dataset, whose tasks piano-gpt trains on; notes are in the order of their starts.
 """
@@ -53,7 +53,7 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def share(percentage: int, notes: int) -> int:
-    """How many notes a percentage of ``notes`` is, rounded up, so that no percentage of some notes is none."""
+    """Count the notes that a percentage of ``notes`` is, rounded up, so that no percentage of some notes is none."""
     return -(-percentage * notes // 100)
 
 
@@ -108,7 +108,7 @@ def in_band(notes: Notes, random: np.random.Generator) -> np.ndarray:
 
 
 def _ends(notes: Notes, random: np.random.Generator) -> tuple[float, float, int, int]:
-    """When a line begins, how many seconds it lasts, and its two pitches; 0.1 s are added to either end."""
+    """Return when a line begins, its seconds, and its two pitches; 0.1 s are added to either end."""
     low = int(random.choice(notes.pitch[:10]))
     high = int(random.choice(notes.pitch[-10:]))
     begin = notes.start[0] - 0.1
@@ -116,7 +116,7 @@ def _ends(notes: Notes, random: np.random.Generator) -> tuple[float, float, int,
 
 
 def between(values: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
-    """Where ``values`` [notes] are at least their quantile ``low`` and below their quantile ``high``: bool [notes]."""
+    """Mark the ``values`` [notes] from their quantile ``low`` to below their quantile ``high``: bool [notes]."""
     inside = np.ones(len(values), dtype=bool)
     if low is not None:
         inside &= values >= np.quantile(values, low)
