@@ -52,6 +52,9 @@ def problems_of(
         context = detail.get("ctx", {})
         spot = _spot(detail["loc"], top)
         path, value = spot.path, lookup(values, spot.path)
+        if value is ABSENT and path and isinstance(path[-1], int):  # a value by itself, which is read as a list
+            path = path[:-1]
+            value = lookup(values, path)
         if detail["type"] == "cross_field":
             across.append((path + (parse(context["key"]) or ()), detail["msg"]))
         elif spot.key is None and path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
@@ -29,7 +30,8 @@ class DialectSection(ConfigSection):
 
     @classmethod
     def _plain(cls, field: Any, value: Any) -> Any:
-        if field.annotation is bool and not isinstance(value, bool):
+        accepted = {one for one, _ in alternatives(field.annotation)} - {NoneType}
+        if accepted == {bool} and not isinstance(value, bool | None):
             return [value]  # which pydantic refuses; the message shows what the file has
         found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
         special = any(isinstance(one, Value | Before) for one in found)

@@ -26,8 +26,11 @@ Listed = Before(
     lambda usual: {"anyOf": [usual, usual.get("items", {})]},
 )
 """On a list: a value by itself is a list of one."""
-FalseIsZero = Before(lambda value: 0 if value is False else value, lambda usual: {"anyOf": [usual, {"const": False}]})
-"""On a number: false stands for 0."""
+FalseIsZero = Before(
+    lambda value: {False: 0, True: "true"}[value] if isinstance(value, bool) else value,
+    lambda usual: {"anyOf": [usual, {"const": False}]},
+)
+"""On a number: false stands for 0, and true for none."""
 
 
 def one_of(
