@@ -57,7 +57,7 @@ format: install
 docs: install
 	$(BIN)/python -m quintet.config.reference > docs/reference/run-file.md.new
 	mv docs/reference/run-file.md.new docs/reference/run-file.md
-	$(BIN)/python -m quintet.config.dialects.pages docs/dialects
+	$(BIN)/python -m quintet.config.reference docs/dialects
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -23,7 +23,6 @@ from quintet import api
 from quintet.cli import main
 from quintet.config.describe import KeyInfo
 from quintet.config.dialects import NAMES, dialect_named
-from quintet.config.dialects.table import Key
 from quintet.config.keypath import show
 from quintet.config.load import Reading, load_run_config
 from quintet.config.provenance import Problem, RunFileError
@@ -226,7 +225,7 @@ NUMBERS = [
 ]
 
 
-def bounds(key: Key | KeyInfo) -> tuple[list[float], list[float]]:
+def bounds(key: KeyInfo) -> tuple[list[float], list[float]]:
     """Values at the ends that the table names, and values just outside of them."""
     step = 1 if key.accepts.startswith("whole number") else 1e-3
     inside, outside = [], []
@@ -244,7 +243,7 @@ def bounds(key: Key | KeyInfo) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize(("dialect", "key"), NUMBERS)
-def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key | KeyInfo, base: dict[str, Any]) -> None:
+def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: KeyInfo, base: dict[str, Any]) -> None:
     """What is within is not refused for its size; what is outside is, at its own key and line."""
     inside, outside = bounds(key)
     path = key.path.replace("[]", ".0")
@@ -267,7 +266,7 @@ def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: Key | 
             assert f"{key.name}:" in file.read_text().splitlines()[one.place.line - 1]
 
 
-def ways(key: Key | KeyInfo) -> set[str]:
+def ways(key: KeyInfo) -> set[str]:
     return {path.replace("[]", "[0]") for path in (key.path, *key.aliases)}
 
 

@@ -32,14 +32,9 @@ def explain(
     """Explain a key of the run file: type, unit, default, bounds, meaning, and the kinds it may have."""
     if dialect is not None:
         from quintet.config.dialects import dialect_named
-        from quintet.config.dialects.dialect import Dialect
-        from quintet.config.dialects.explain import explain as explain_dialect
 
         found = dialect_named(dialect)
-        if isinstance(found, Dialect):
-            _explain(key, found.top, f"run file of {found.title}")
-        else:
-            typer.echo("\n".join(explain_dialect(found, key)))
+        _explain(key, found.top, f"run file of {found.title}")
         return
     from quintet.config.describe import run_file
 

@@ -49,11 +49,6 @@ class KeyInfo:
         """Type and bounds in words."""
         return ", ".join((self.type, *self.constraints))
 
-    @property
-    def as_written(self) -> Any:
-        """The default as a file has it."""
-        return self.default
-
     def write(self, value: Any) -> Any:
         """``value``, as it was read, as a file has it. Raises ValueError where there is no word for it."""
         if self.words and value not in self.words:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.describe import KeyInfo, run_file
-from quintet.config.dialects.dialect import AnyDialect
-from quintet.config.dialects.table import TableDialect, pattern
+from quintet.config.dialects.dialect import Dialect, pattern
 from quintet.config.dialects.translate import EXTENSION
 from quintet.config.reference import notes_of
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
-from quintet.errors import UserError
 
 _INTERPOLATION = {
     "type": "string",
@@ -34,14 +32,9 @@ def run_file_schema() -> dict[str, Any]:
     return schema
 
 
-def dialect_schema(dialect: AnyDialect) -> dict[str, Any]:
+def dialect_schema(dialect: Dialect) -> dict[str, Any]:
     """JSON Schema of a file of ``dialect`` as it is written: aliases and other nestings are keys, too, `quintet` holds
-    native ones, and what is missing may come from another file, so nothing is required.
-
-    Raises UserError for a dialect that has no schema yet.
-    """
-    if isinstance(dialect, TableDialect):
-        raise UserError(f"--dialect {dialect.name}: has no schema for editors yet")
+    native ones, and what is missing may come from another file, so nothing is required."""
     schema = _schema(dialect.schema, f"{dialect.title} run file")
     schema["properties"] |= {
         EXTENSION: {"type": "object", "description": "native keys, which stand above the translation"},

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
-from quintet.config.dialects.dialect import AnyDialect
+from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.dialects.native import Output
-from quintet.config.dialects.table import pattern, pattern_of
 from quintet.config.dialects.translate import EXTENSION, Purpose, translate, with_dialect_defaults
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
@@ -53,7 +52,7 @@ class Loaded:
     config: RunConfig
     places: Mapping[KeyPath, Origin]
     raw: Mapping[str, Any]
-    dialect: AnyDialect | None = None
+    dialect: Dialect | None = None
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
     files: Mapping[Path, bytes] = field(default_factory=dict)
@@ -104,7 +103,7 @@ class Loaded:
         return RunFileError(in_its_words(found, self.places, self.dialect))
 
 
-def line_in_its_words(line: str, places: Provenance, dialect: AnyDialect | None) -> str:
+def line_in_its_words(line: str, places: Provenance, dialect: Dialect | None) -> str:
     """``line``, which tells something of a run with native keys, with what the file of ``dialect`` that ``places`` are
     of calls them, and with the line where it says them: "training.batch_size (their.yaml:12)"."""
     if dialect is None:
@@ -120,7 +119,7 @@ def line_in_its_words(line: str, places: Provenance, dialect: AnyDialect | None)
     return _renamed(line, places, dialect, with_line)
 
 
-def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: AnyDialect | None) -> list[Problem]:
+def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Dialect | None) -> list[Problem]:
     """``problems``, which speak of native keys, in the words of the file of ``dialect`` that ``places`` are of: each
     with the key and line that say the value, and with the names that the native keys in its message have there.
 
@@ -138,7 +137,7 @@ def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: AnyDi
     return found
 
 
-def _renamed(text: str, places: Provenance, dialect: AnyDialect, shown: Callable[[str, Origin], str]) -> str:
+def _renamed(text: str, places: Provenance, dialect: Dialect, shown: Callable[[str, Origin], str]) -> str:
     """``text`` with ``shown`` of each native key in it: of what the file calls the key, and of where it says it."""
 
     def replaced(match: re.Match[str]) -> str:
@@ -172,7 +171,7 @@ def _native_keys() -> frozenset[tuple[str, ...]]:
     return frozenset(found | {(*steps, "*") for steps in found if steps[-1] in ("config", "arguments")})
 
 
-def _said_at(path: KeyPath, places: Provenance, dialect: AnyDialect) -> Origin:
+def _said_at(path: KeyPath, places: Provenance, dialect: Dialect) -> Origin:
     """The place of the native key ``path`` in a file of ``dialect``, or of the list's element or section around it; for
     one that is not set, the keys of the dialect that set it."""
     name = show(path)
@@ -229,7 +228,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     return Loaded(config, document.places, values, dialect, notes, prepare_to)
 
 
-def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: AnyDialect | None) -> None:
+def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialect | None) -> None:
     """Raise RunFileError for every path that no file can have."""
     problems = []
     for path, text in walk(values):

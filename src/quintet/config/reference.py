@@ -1,8 +1,13 @@
-"""The page docs/reference/run-file.md, written from the schema: ``python -m quintet.config.reference`` prints it."""
+"""Pages of keys, from the schemas: ``python -m quintet.config.reference`` prints docs/reference/run-file.md; with a
+folder as its argument it writes the pages of all dialects there."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from quintet.config.describe import KeyInfo, Section, run_file
+from quintet.config.dialects import NAMES, dialect_named
 
 _HEAD = """# Run file: all keys
 
@@ -29,9 +34,10 @@ def reference_page() -> str:
     return _page(_HEAD, run_file())
 
 
-def dialect_page(name: str, title: str, top: Section) -> str:
-    """The page of a dialect as Markdown."""
-    return _page(_DIALECT_HEAD.format(name=name, title=title), top)
+def dialect_page(name: str) -> str:
+    """The page of the dialect ``name`` as Markdown."""
+    dialect = dialect_named(name)
+    return _page(_DIALECT_HEAD.format(name=name, title=dialect.title), dialect.top)
 
 
 def _page(head: str, top: Section) -> str:
@@ -147,4 +153,7 @@ def _sentence(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(reference_page(), end="")
+    if len(sys.argv) == 1:
+        print(reference_page(), end="")
+    for name in NAMES if len(sys.argv) > 1 else ():
+        (Path(sys.argv[1]) / f"{name}-keys.md").write_text(dialect_page(name), encoding="utf-8")

@@ -11,23 +11,22 @@ from quintet.config.dialects.recognise import NAMES, recognised
 from quintet.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from quintet.config.dialects.dialect import AnyDialect
+    from quintet.config.dialects.dialect import Dialect
 
 __all__ = ["NAMES", "detect", "dialect_named"]
 
 
 @cache
-def dialect_named(name: str) -> AnyDialect:
+def dialect_named(name: str) -> Dialect:
     """The dialect ``name``. Raises UserError with the names that there are."""
     if name not in NAMES:
         like = nearest(name, NAMES)
         meant = f"did you mean {like}? " if like else ""
         raise UserError(f"--dialect {name}: unknown; {meant}the dialects are {', '.join(NAMES)}")
-    module = import_module(f"quintet.config.dialects.{name}")
-    return getattr(module, "DIALECT", None) or import_module(f"{module.__name__}.translate").DIALECT
+    return import_module(f"quintet.config.dialects.{name}.translate").DIALECT
 
 
-def detect(values: Mapping[str, Any]) -> AnyDialect | None:
+def detect(values: Mapping[str, Any]) -> Dialect | None:
     """The dialect that the keys of a file are of, None for a native run file.
 
     Raises UserError when they could be of two.

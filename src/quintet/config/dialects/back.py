@@ -11,8 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.config.describe import KeyInfo, plain
-from quintet.config.dialects.dialect import AnyDialect, Dialect
-from quintet.config.dialects.table import Key, numbered
+from quintet.config.dialects.dialect import Dialect, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
@@ -30,7 +29,7 @@ class Written:
     lost: tuple[str, ...]
 
 
-def translate_back(dialect: AnyDialect, config: RunConfig) -> Written:
+def translate_back(dialect: Dialect, config: RunConfig) -> Written:
     """``config`` as a file of ``dialect``.
 
     The table is followed backwards, then the dialect's own ``back``. The result is translated again: where that gives
@@ -49,12 +48,8 @@ def translate_back(dialect: AnyDialect, config: RunConfig) -> Written:
             return  # the comparison below finds what is missing
 
     native = plain(config)
-    if isinstance(dialect, Dialect):
-        keys: list[KeyInfo | Key] = [key for key in dialect.keys if dialect.writes(config, key)]
-    else:
-        keys = [key for key in dialect.keys if key.role.documented]
-    for key in keys:
-        if key.role.to and not key.role.unsupported:
+    for key in dialect.keys:
+        if key.role.to and dialect.writes(config, key) and not key.role.unsupported:
             _copy(key, native, put)
     dialect.back(config, put)
     values = _reduced(dialect, values)
@@ -62,7 +57,7 @@ def translate_back(dialect: AnyDialect, config: RunConfig) -> Written:
     return Written(text, tuple(_lost(dialect, values, config)))
 
 
-def _copy(key: Key | KeyInfo, native: Any, put: Any) -> None:
+def _copy(key: KeyInfo, native: Any, put: Any) -> None:
     """Put what ``native`` has where ``key`` goes; each element of a list goes to the element of its number."""
     counted = key.role.to.count("[]")
     count = len(lookup(native, path_of(key.role.to.partition("[]")[0]))) if counted else 1
@@ -85,7 +80,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     here[steps[-1]] = value
 
 
-def _reduced(dialect: AnyDialect, values: dict[str, Any]) -> dict[str, Any]:
+def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
     """``values`` in the order of the table, without keys that the dialect itself would refuse."""
     ordered: dict[str, Any] = {}
     for key in dialect.keys:
@@ -103,7 +98,7 @@ def _reduced(dialect: AnyDialect, values: dict[str, Any]) -> dict[str, Any]:
     return ordered | {name: value for name, value in values.items() if name == EXTENSION}
 
 
-def _again(dialect: AnyDialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
+def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
     """The config that a file of ``dialect`` is, or what is wrong with it."""
     document = YamlDocument(values, {path: Origin("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
@@ -128,7 +123,7 @@ def _drop(values: dict[str, Any], key: str) -> bool:
     return True
 
 
-def _lost(dialect: AnyDialect, values: dict[str, Any], config: RunConfig) -> list[str]:
+def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
     """What translating ``values`` again does not give back of ``config``."""
     missing = [show(path) for path, value in walk(values) if value == "???"]
     found = [f"{key} must be given by hand" for key in missing]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict
 
 from quintet.config.describe import KeyInfo, Section, section_of, walk
-from quintet.config.dialects.table import Put, TableDialect, numbered, pattern, pattern_of
 from quintet.config.keypath import KeyPath, path_of
 from quintet.config.read import YamlDocument
 from quintet.config.section import Before, ConfigSection, Value, alternatives
@@ -20,6 +19,27 @@ if TYPE_CHECKING:
     from quintet.config.dialects.file import SchemaFile
     from quintet.config.dialects.native import NativeBuilder
     from quintet.config.schema import RunConfig
+
+
+Put = Callable[[str, Any], None]
+"""Sets a key of a dialect to the value that a native run file gives it; the key `quintet` is the section of native keys
+that a file of every dialect may have."""
+
+
+def pattern(path: str) -> tuple[str, ...]:
+    """``path`` in steps: "dataset[].seq_len" is ("dataset", "[]", "seq_len")."""
+    return tuple(path.replace("[]", ".[]").split("."))
+
+
+def pattern_of(path: KeyPath) -> tuple[str, ...]:
+    """The `pattern` that ``path`` in a file is of: "[]" for each index of a list."""
+    # A section given on the command line may have keys of any type.
+    return tuple("[]" if isinstance(step, int) else str(step) for step in path)
+
+
+def numbered(path: str, index: int) -> str:
+    """``path`` with ``index`` for its "[]"."""
+    return path.replace("[]", f"[{index}]")
 
 
 class DialectSection(ConfigSection):
@@ -121,6 +141,3 @@ class Dialect:
         from quintet.config.dialects.file import SchemaFile
 
         return SchemaFile(self, document, purpose, native, variables)
-
-
-AnyDialect = Dialect | TableDialect

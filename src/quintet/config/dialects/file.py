@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from quintet.config.describe import KeyInfo, Section
-from quintet.config.dialects.dialect import Dialect
-from quintet.config.dialects.table import pattern, pattern_of
+from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.errors import elsewhere, problems_of
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, place_of, shown

@@ -11,7 +11,6 @@ from quintet.config.provenance import Origin
 
 if TYPE_CHECKING:
     from quintet.config.dialects.file import SchemaFile
-    from quintet.config.dialects.given import DialectFile
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class NativeBuilder:
     """The translation so far. ``notes`` are what its user should know; the run says them. ``prepare_to`` is where
     `quintet prepare` writes to, None for the cache."""
 
-    def __init__(self, given: DialectFile | SchemaFile) -> None:
+    def __init__(self, given: SchemaFile) -> None:
         self.given = given
         self.values: dict[str, Any] = {}
         self.places: dict[KeyPath, Origin] = {(): Origin(given.file)}

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quintet.config.describe import plain
-from quintet.config.dialects.dialect import AnyDialect
+from quintet.config.dialects.dialect import Dialect, numbered
 from quintet.config.dialects.native import NativeBuilder, Output
-from quintet.config.dialects.table import numbered
 from quintet.config.merge import merge
 from quintet.config.provenance import Problem, RunFileError
 from quintet.config.read import YamlDocument
@@ -31,7 +30,7 @@ class Translation:
 
 
 def translate(
-    dialect: AnyDialect, document: YamlDocument, purpose: Purpose = "train", variables: Collection[str] = ()
+    dialect: Dialect, document: YamlDocument, purpose: Purpose = "train", variables: Collection[str] = ()
 ) -> Translation:
     """The native run file that ``document``, its interpolations resolved, describes.
 
@@ -74,7 +73,7 @@ def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:
     return own, native
 
 
-def with_dialect_defaults(dialect: AnyDialect, values: Mapping[str, Any]) -> dict[str, Any]:
+def with_dialect_defaults(dialect: Dialect, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` of a file, with the document's defaults for interpolations to find."""
     full: dict[str, Any] = {}
     for key in dialect.keys:
@@ -84,7 +83,7 @@ def with_dialect_defaults(dialect: AnyDialect, values: Mapping[str, Any]) -> dic
         *sections, name = key.path.split(".")
         for section in sections:
             here = here.setdefault(section, {})
-        here[name] = key.as_written
+        here[name] = key.default
     return _over(full, values)
 
 

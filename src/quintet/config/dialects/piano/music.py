@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quintet.config.data import are_music
+from quintet.config.dialects.dialect import Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.piano.schema import (
     AWESOME,
@@ -17,7 +18,6 @@ from quintet.config.dialects.piano.schema import (
     TEST,
     File,
 )
-from quintet.config.dialects.table import Put
 from quintet.config.documents import NotesField
 from quintet.config.keypath import ABSENT, lookup
 from quintet.config.names import local_path

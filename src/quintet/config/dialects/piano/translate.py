@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 
-from quintet.config.dialects.dialect import Dialect
+from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.piano.music import music, music_back
 from quintet.config.dialects.piano.schema import CONSTANT, COSINE, SCRATCH, File
-from quintet.config.dialects.table import Put
 from quintet.config.keypath import ABSENT, KeyPath, lookup, show
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import RUN_FILE, run_named

@@ -6,12 +6,11 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from quintet.config.dialects.dialect import Dialect
+from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.recognise import wrapped_in
 from quintet.config.dialects.stlm.names import ON_THE_HUB, TASKS, TIKTOKEN, name_of, source_of
 from quintet.config.dialects.stlm.schema import File
-from quintet.config.dialects.table import Put
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.merge import merge
 from quintet.config.model import HuggingFaceConfig, ModelConfig, TransformerConfig

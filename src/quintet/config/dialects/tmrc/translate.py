@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quintet.config.dialects.dialect import Dialect
+from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.table import Put
 from quintet.config.dialects.tmrc.schema import File
 from quintet.config.model import TransformerConfig
 from quintet.config.names import is_hub_name, local_path

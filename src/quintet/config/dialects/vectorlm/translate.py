@@ -7,9 +7,8 @@ from pathlib import PurePath
 
 from quintet.config.data import DataConfig
 from quintet.config.describe import section_of
-from quintet.config.dialects.dialect import Dialect
+from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.table import Put
 from quintet.config.dialects.vectorlm.data import DATA, RAW, TRAIN, data_rules, splits_of
 from quintet.config.dialects.vectorlm.schema import PLATEAU, STRATEGIES, File, Optimizer
 from quintet.config.documents import ConditionalField, TextField, TokenField
