@@ -279,9 +279,9 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
         return conditional_entropy(batch.targets, seen)
     attention = model.attention
     prompts = batch.prompts if model.tells_prompts else None
-    places = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
+    positions = not attention.restart_positions and (model.learns_positions or model.position.kind == "sinusoidal")
     documents = batch.documents if model.tells_documents else None
-    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", positions=places)
+    seen = context_ids(batch.inputs, documents, prompts, ahead=attention.kind == "bidirectional", positions=positions)
     return conditional_entropy(batch.targets, seen)
 
 
