@@ -62,7 +62,7 @@ DOCUMENT_MASKS = ("causal_document", "document", "prefix")
 
 
 class _Attention(ConfigSection):
-    """What both kinds have: heads, projections, window, dropout, the code that computes it."""
+    """The keys of both kinds: heads, projections, window, dropout, the code that computes it."""
 
     heads: int | None = key(
         None, "query heads; one for each 64 features of the width when not given", unit="heads", ge=1
@@ -144,7 +144,7 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "leaky_relu", "silu",
 
 
 class _FeedForward(ConfigSection):
-    """What both kinds have besides their activation: width, biases, dropout, norm."""
+    """The keys of both kinds besides their activation: width, biases, dropout, norm."""
 
     width: int | None = key(None, "hidden size; from `factor` when not given", unit="features", ge=1)
     factor: float | None = key(
@@ -210,7 +210,7 @@ class KaimingInitConfig(ConfigSection):
 
 
 class NoInitConfig(ConfigSection):
-    """What PyTorch's modules do by themselves."""
+    """The weights that PyTorch's modules start with by themselves."""
 
     kind: Literal["none"] = key(..., "PyTorch's own")
 
@@ -231,7 +231,7 @@ InitConfig = Annotated[
 
 
 class HeadConfig(ConfigSection):
-    """What turns the last features into logits: norm, dropout, one matrix."""
+    """The head, which turns the last features into logits: norm, dropout, one matrix."""
 
     norm: PlaceNormConfig = key(
         ModelNormConfig(), "norm before the matrix; the model's is left out with block: post_norm, which ends with one"
@@ -327,12 +327,12 @@ class TransformerConfig(ConfigSection):
 
     @property
     def learns_positions(self) -> bool:
-        """Whether a learned vector a position is added to the embedding."""
+        """True where a learned vector a position is added to the embedding."""
         return self.position.kind == "learned" or (isinstance(self.position, RopeConfig) and self.position.learned)
 
     @property
     def output_bias(self) -> bool:
-        """Whether the attention's output projection has a bias."""
+        """True where the attention's output projection has a bias."""
         given = self.attention.output_bias
         return self.attention.bias if given is None else given
 
@@ -364,16 +364,16 @@ class TransformerConfig(ConfigSection):
 
     @property
     def tells_documents(self) -> bool:
-        """Whether the mask depends on where documents end."""
+        """True where the mask depends on where documents end."""
         return self.attention.mask in DOCUMENT_MASKS
 
     @property
     def tells_prompts(self) -> bool:
-        """Whether the mask depends on where the prompts of documents end."""
+        """True where the mask depends on where the prompts of documents end."""
         return self.attention.mask == "prefix"
 
-    def _norm_of(self, place: PlaceNormConfig) -> NormConfig:
-        return self.norm if isinstance(place, ModelNormConfig) else place
+    def _norm_of(self, own: PlaceNormConfig) -> NormConfig:
+        return self.norm if isinstance(own, ModelNormConfig) else own
 
     def rows(self, vocab_size: int) -> int:
         """Rows of the embedding for ``vocab_size`` ids."""
@@ -431,12 +431,12 @@ class HuggingFaceConfig(ConfigSection):
 
     @property
     def tells_documents(self) -> bool:
-        """Whether the mask depends on where documents end."""
+        """True where the mask depends on where documents end."""
         return self.documents
 
     @property
     def tells_prompts(self) -> bool:
-        """Whether the mask depends on where the prompts of documents end: these models see backwards only."""
+        """False, for these models see backwards only, whatever the prompts of documents."""
         return False
 
     def errors(self) -> ConfigErrors:

@@ -1,4 +1,4 @@
-"""How a position is told."""
+"""Positions of tokens: rotary, learned, sinusoidal, or none."""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ _LARGEST_FILE = "5GB"  # as transformers cuts a checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the class that loads it, its parameters, and a line for each thing that a user has to know."""
+    """A folder that was written: the class that loads it, its parameters, and a line for each thing that a user has to
+    know."""
 
     architecture: str
     parameters: int
@@ -138,8 +139,8 @@ def export_huggingface(run: ExportableRun, folder: Path, dtype: str = "fp32") ->
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new or an empty folder")
-    with new_folder(folder) as place:
-        return _write(run, place, dtype)
+    with new_folder(folder) as whole:
+        return _write(run, whole, dtype)
 
 
 def _write(run: ExportableRun, folder: Path, dtype: str) -> Exported:
@@ -203,7 +204,7 @@ def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) 
 
 
 def _generation(run: ExportableRun, special: dict[str, int | None], architecture: str) -> dict[str, Any]:
-    """How the model writes: with the settings of the checkpoint that it comes from, where it comes from one."""
+    """The generation settings of the model: those of the checkpoint that it comes from, where it comes from one."""
     ends = sorted(run.bounds.stop_ids)
     found = dict(run.sampling) or {"do_sample": True}
     found |= special | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}

@@ -42,11 +42,11 @@ class Abilities:
         return self.beyond(length) if self.filled else length
 
     def beyond(self, length: int) -> bool:
-        """Whether a text of ``length`` tokens is read with the second set of positions."""
+        """True where a text of ``length`` tokens is read with the second set of positions."""
         return self.boundary is not None and length > self.boundary
 
     def slower(self) -> list[str]:
-        """What a model does in a slower way than others, so that it is right."""
+        """A line for each thing that the model does in a slower way than others, so that it is right."""
         found: list[str] = []
         if not self.cache:
             found.append("reads all of a text anew for each token that it writes, for its cache gives other logits")
@@ -129,7 +129,7 @@ class KVCache:
 
     @property
     def start(self) -> int | Tensor:
-        """Where the next token goes; on the device when the cache is static."""
+        """The index of the next token; on the device when the cache is static."""
         return self._length if self._position is None else self._position
 
     def keys_after(self, length: int) -> int:
@@ -148,8 +148,8 @@ class KVCache:
             self._position += length
 
     def document_begin(self, documents: Tensor, fresh: Tensor) -> Tensor:
-        """Where the documents of the next tokens begin, [batch]: where the last ones did if they go on, else at
-        ``fresh``."""
+        """The index at which the documents of the next tokens begin, [batch]: where the last ones did if they go on,
+        else at ``fresh``."""
         if self._document is None:
             return fresh
         last, begin = self._document

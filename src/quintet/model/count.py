@@ -1,4 +1,4 @@
-"""How many parameters a model has and how many floating-point operations a token costs, without building it.
+"""The parameters of a model and the floating-point operations of a token, counted without building it.
 
 This module does not import PyTorch, so that a plan appears at once.
 """
@@ -58,7 +58,7 @@ def count_parameters(
 
 
 def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length: int, extra_rows: int = 0) -> Flops:
-    """What a token costs in training on sequences of ``sequence_length``, head and loss gradient included.
+    """The cost of a token in training on sequences of ``sequence_length``, head and loss gradient included.
 
     Only matrix products count. A product with a matrix of n parameters is 2n forward and 4n backward, for the gradients
     of its input and of its weight, each time it is used. The attention of a token is 4 · heads · head_dim ·
@@ -97,10 +97,10 @@ def _feedforward(config: TransformerConfig) -> int:
 
 def _norms(config: TransformerConfig) -> int:
     """All norms of one block."""
-    places = 2 if config.block == "sandwich_norm" else 1
-    count = places * _norm(config.attention_norm, config.width)
+    norms = 2 if config.block == "sandwich_norm" else 1
+    count = norms * _norm(config.attention_norm, config.width)
     if config.block != "parallel":
-        count += places * _norm(config.feedforward_norm, config.width)
+        count += norms * _norm(config.feedforward_norm, config.width)
     if config.attention.qk_norm != "none":
         together = config.attention.qk_norm == "projection"
         for heads in (config.heads, config.kv_heads):

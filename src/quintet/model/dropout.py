@@ -36,7 +36,8 @@ class KeyedDropout(nn.Dropout):
 
 
 def dropped(keys: Tensor, shape: Sequence[int], rate: float) -> Tensor:
-    """Where a tensor of ``shape`` [samples, …, features] is dropped: bool, with ``keys`` int32 [samples].
+    """True where a tensor of ``shape`` [samples, …, features] is dropped: bool of that shape, with ``keys`` int32
+    [samples].
 
     A position of a sample has a hash, and so has a feature; their sum, mixed by two products (Steele, Lea and Flood
     2014, Fast Splittable Pseudorandom Number Generators, on such finalisers), is compared with the rate. On a CPU these
@@ -102,8 +103,8 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 def is_dropout_rate(name: str, value: object) -> bool:
-    """Whether an attribute ``name`` of ``value`` is a rate, as the transformers library names them; layerdrop, which
-    leaves out whole layers, is none."""
+    """True for an attribute ``name`` of ``value`` that is a rate, as the transformers library names them; layerdrop,
+    which leaves out whole layers, is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and ("dropout" in name or name.endswith("pdrop"))
 

@@ -19,7 +19,7 @@ from quintet.randomness import key
 
 
 class Decoder:
-    """What ``model`` expects to follow texts that grow by a token a step, with up to ``room`` positions.
+    """The logits that ``model`` gives after texts that grow by a token a step, with up to ``room`` positions.
 
     A causal model keeps keys and values of what it has read. Where later tokens change what earlier ones mean, in
     bidirectional attention, the whole texts are read anew for each token.
@@ -52,11 +52,11 @@ class Decoder:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one token more."""
+        """True where there is no room for one token more."""
         return self._length >= self._room
 
     def begin(self, texts: list[list[int]], prompts: list[int], preceding: list[int]) -> Tensor:
-        """fp32 logits [batch, allowed ids] of the token behind each of ``texts``; forget what was read before.
+        """fp32 logits [batch, allowed ids] of the token after each of ``texts``; forget what was read before.
 
         ``prompts`` counts the tokens at the beginning of each text that see one another, for the prefix mask, and
         ``preceding`` those that are of the document before, for masks that tell documents apart.
@@ -180,12 +180,12 @@ class _Windows:
 
     @property
     def prompts(self) -> list[int]:
-        """How many tokens of each window are the prompt's."""
+        """The tokens of each window that are the prompt's."""
         return [max(0, prompt - begin) for prompt, begin in zip(self._prompts, self._begins, strict=True)]
 
     @property
     def preceding(self) -> list[int]:
-        """How many tokens of each window are of the document before."""
+        """The tokens of each window that are of the document before."""
         return [max(0, count - begin) for count, begin in zip(self._preceding, self._begins, strict=True)]
 
 
@@ -256,8 +256,8 @@ def _best_candidates(logits: Tensor, beams: list[_Beam], count: int) -> list[tup
     best = scores.topk(min(count, scores.numel()))
     ids = logits.shape[-1]
     return [
-        (place // ids, place % ids, score)
-        for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        (index // ids, index % ids, score)
+        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
 

@@ -76,7 +76,8 @@ GAINS = {
     "silu": math.sqrt(2.0),
     "leaky_relu": math.sqrt(2.0 / (1 + 0.01**2)),
 }
-"""What keeps the variance through a nonlinearity, as in PyTorch's ``calculate_gain``; leaky_relu's slope is 0.01."""
+"""The factor that keeps the variance through a nonlinearity, as in PyTorch's ``calculate_gain``; leaky_relu's slope is
+0.01."""
 
 
 def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:

@@ -151,7 +151,8 @@ BLOCK = 128
 KEPT_BYTES = 64 * 2**20
 
 Span = tuple[int, int, int, int]
-"""A block of queries and the keys that one of them sees: first query, behind the last, first key, behind the last."""
+"""A block of queries and the keys that one of them sees: first query, one past the last, first key, one past the
+last."""
 
 
 def blocked_attention(

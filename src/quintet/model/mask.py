@@ -1,4 +1,4 @@
-"""Which keys a query sees.
+"""Masks: the keys that each query sees.
 
 Every mask here is a range of keys for each query, from ``first`` to ``last``: causal attention ends at the query
 itself, a window begins so many positions before it, a document begins and ends where the document does, a prompt that
@@ -20,8 +20,8 @@ from quintet.model.cache import KVCache
 
 @dataclass(frozen=True)
 class KeyRanges:
-    """What each of ``length`` queries sees of ``keys`` keys; the queries are the last positions of the keys' unless
-    ``first`` and ``last`` say otherwise.
+    """The part of ``keys`` keys that each of ``length`` queries sees; the queries are the last positions of the keys'
+    unless ``first`` and ``last`` say otherwise.
 
     ``first`` and ``last`` are int64 [batch or 1, length], both counted. Without ``first`` a query sees the keys from
     the beginning on; without ``last`` up to itself when ``causal``, and else to the end.
@@ -35,7 +35,7 @@ class KeyRanges:
 
     @property
     def simple(self) -> bool:
-        """Whether the plain causal mask, or none at all, says it all."""
+        """True where the plain causal mask, or none at all, says it all."""
         aligned = self.length == self.keys or self.length == 1 or not self.causal
         return self.first is None and self.last is None and aligned
 
@@ -55,7 +55,7 @@ class KeyRanges:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of one forward pass stand: ``positions`` int64 [length] or [batch, length], as rotary, learned
+    """The tokens of one forward pass: ``positions`` int64 [length] or [batch, length], as rotary, learned
     and sinusoidal positions count them, and what each of them sees."""
 
     positions: Tensor
@@ -126,12 +126,12 @@ def lay_out(
             first = first.expand(-1, length)
     keys = length if cache is None else cache.keys_after(length)
     if cache is not None and cache.static and last is None:
-        last = index[None]  # what lies behind in the buffer is not yet written
+        last = index[None]  # the rest of the buffer is not yet written
     return Layout(positions, KeyRanges(length, keys, causal, first, last))
 
 
 def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
-    """Where the document of each token begins: [batch, length]."""
+    """The index at which the document of each token begins: [batch, length]."""
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
     begins = torch.where(new, index, 0)
@@ -144,7 +144,7 @@ def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
 
 
 def _ends(documents: Tensor, index: Tensor) -> Tensor:
-    """Where the document of each token ends: [batch, length]."""
+    """The index of the last token of each token's document: [batch, length]."""
     closing = torch.ones_like(documents, dtype=torch.bool)
     closing[:, :-1] = documents[:, 1:] != documents[:, :-1]
     ends = torch.where(closing, index, index[-1])

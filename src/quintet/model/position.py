@@ -1,4 +1,4 @@
-"""How a position is told: by a vector added to the embedding, by turning queries and keys, or not at all."""
+"""Positions: by a vector added to the embedding, by turning queries and keys, or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rotation:
 
 
 def build_added_position(config: PositionConfig, context_length: int, width: int) -> nn.Module | None:
-    """What is added to the embedding, or None: a module from positions [...] to [..., width]."""
+    """The vectors that are added to the embedding, or None: a module from positions [...] to [..., width]."""
     match config:
         case LearnedPositionConfig() | RopeConfig(learned=True):
             return LearnedPosition(context_length, width)
@@ -128,8 +128,8 @@ def scaled_frequencies(config: RopeConfig, features: int) -> tuple[Tensor, float
 
 
 def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Tensor:
-    """How much of each frequency stays, 0 to 1: fp64 [features / 2] (Peng et al. 2023, section 3.2, in the form of the
-    authors' code, where the ramp runs over the number of the pair)."""
+    """The share of each frequency that stays, 0 to 1: fp64 [features / 2] (Peng et al. 2023, section 3.2, in the form
+    of the authors' code, where the ramp runs over the number of the pair)."""
 
     def pair_with(turns: float) -> float:
         return features * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits: pure functions on [batch, vocab], in the order in which they apply."""
+"""Sampling of the next token from logits: pure functions on [batch, vocab], in the order in which they apply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quintet.errors import UserError
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How tokens are drawn, and how many.
+    """The number of tokens to write, and how each is drawn.
 
     ``temperature`` divides the logits, and 0 takes the likeliest token; ``top_k`` keeps so many likeliest tokens;
     ``top_p`` (Holtzman et al. 2020) the likeliest tokens that together have this probability; ``min_p`` (Nguyen et al.

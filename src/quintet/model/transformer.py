@@ -246,7 +246,7 @@ def build_output(config: TransformerConfig) -> nn.Linear:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What is the same for all blocks of a forward pass: the mask, the rotation, and the modules that they share."""
+    """The mask, the rotation and the shared modules, which are the same for all blocks of a forward pass."""
 
     mask: AttentionMask
     rotation: Rotation | None
@@ -255,7 +255,7 @@ class BlockContext:
 
 
 def build_block(config: TransformerConfig) -> nn.Module:
-    """A block of ``config``: (x [batch, length, width], surroundings, cache) to the shape of x."""
+    """A block of ``config``: (x [batch, length, width], context, cache) to the shape of x."""
     return ParallelBlock(config) if config.block == "parallel" else SequentialBlock(config)
 
 
@@ -324,7 +324,7 @@ class Transformer(nn.Module):
 
     Under autocast the residual stream stays fp32, so that small updates of late blocks are not rounded away; only what
     enters matrix products is narrow. What all blocks share lies in ``shared``, once: so an optimizer, a checkpoint and
-    a sharding see one tensor. However it is read, its features are those of plain reading.
+    a sharding see one tensor. However a text is read, its features are those of plain reading.
     """
 
     abilities = Abilities()
@@ -416,7 +416,7 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embedding.weight.device
 
 

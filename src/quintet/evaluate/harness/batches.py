@@ -1,4 +1,4 @@
-"""Which texts are read together, what they share, and which process reads them."""
+"""Batches of texts that are read together, what they share, and which process reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORTH = 0.25  # share of the positions that sharing has to save, for it costs a
 
 @dataclass(frozen=True)
 class Limit:
-    """What one forward pass may hold: ``tokens`` positions, ``rows`` texts where that is given, and ``length``
+    """The most that one forward pass may hold: ``tokens`` positions, ``rows`` texts where that is given, and ``length``
     positions a row. A text that is longer than ``tokens`` is read alone."""
 
     tokens: int
@@ -20,7 +20,7 @@ class Limit:
     rows: int | None = None
 
     def holds(self, rows: int, width: int) -> bool:
-        """Whether ``rows`` texts of ``width`` positions may be read together."""
+        """True where ``rows`` texts of ``width`` positions may be read together."""
         return width <= self.length and (rows == 1 or (rows * width <= self.tokens and rows <= (self.rows or rows)))
 
 
@@ -82,10 +82,10 @@ def _groups(texts: Sequence[Text], found: list[int], limit: Limit) -> Iterator[G
 
 
 def _shared(inputs: Sequence[tuple[int, ...]]) -> int:
-    """How many ids all of ``inputs`` begin with."""
+    """The number of ids that all of ``inputs`` begin with."""
     # What the first and the last in alphabetical order share, all between them share.
     first, last = min(inputs), max(inputs)
-    different = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    different = (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(different, min(len(first), len(last)))
 
 

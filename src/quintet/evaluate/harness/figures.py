@@ -1,4 +1,4 @@
-"""What is reported of a benchmark."""
+"""The figures that are reported of a benchmark."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """What was measured in ``precision``, by the name that was asked for, and why the others were not."""
+    """The benchmarks that were measured in ``precision``, by the name that was asked for, and why the others were
+    not."""
 
     precision: str
     measured: Mapping[str, Benchmark] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Benchmarks:
         return [*found, *self.warnings()]
 
     def warnings(self) -> list[str]:
-        """What was left out, a line each."""
+        """A line for each thing that was left out."""
         found = [f"{name}: {line}" for name, one in self.measured.items() for line in one.warnings]
         return [*found, *(f"{name}: not measured: {reason}" for name, reason in self.missing.items())]
 
@@ -103,7 +104,7 @@ class Benchmarks:
 
 
 def confidence(logprobs: Sequence[float], lengths: Sequence[int], right: Sequence[int]) -> dict[str, float]:
-    """How sure a model is of the ``right`` choices of an item, by their numbers.
+    """The certainty of a model about the ``right`` choices of an item, by their numbers.
 
     ``logprobs`` are the summed log-probabilities of the choices in nats, ``lengths`` their characters.
     ``probability`` is that of the right ones under a softmax over ``logprobs``; ``margin`` is the probability of the

@@ -122,7 +122,7 @@ def _read(file: Path, entry: _ItemFile, part: str | None, records: list[Record],
 
 
 def some_of(problems: list[str]) -> str:
-    """How many ``problems`` there are, and the first of them."""
+    """The first of ``problems``, and how many more there are."""
     return f"left out: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
 
 

@@ -42,7 +42,7 @@ def _noted(method: Callable[[HarnessModel, list[Any]], Found]) -> Callable[[Harn
 
 
 class HarnessModel(LM):
-    """``language_model`` behind the three questions that the harness asks of a model.
+    """``language_model`` as the harness asks a model: three questions.
 
     ``limit`` bounds a forward pass. With several processes each must be asked the same: the batches are dealt out among
     them, and each gets all answers. ``cut`` has the numbers of the items, by task, whose beginning found no room in the
@@ -60,13 +60,13 @@ class HarnessModel(LM):
 
     @property
     def precision(self) -> str:
-        """What the model is computed in."""
+        """The precision that the model is computed in."""
         return self._language_model.compute.precision
 
     @_noted
     def loglikelihood(self, requests: list[Any]) -> list[Score]:
         """Summed log-probability, in nats, of each continuation after its context, and whether it is what the
-        likeliest token at each place would give; an `Unscored` for one that has nothing to score."""
+        likeliest token at each position would give; an `Unscored` for one that has nothing to score."""
         texts = self.encoder.pairs([(request.args[0], request.args[1]) for request in requests])
         for request, text in zip(requests, texts, strict=True):
             self._note_cut(request, text.cut)
@@ -206,7 +206,8 @@ class _NoScorer(Scorer):
 
 @dataclass(frozen=True)
 class _GenerationOptions:
-    """How a task wants its text written; without ``do_sample`` or a temperature the likeliest token is taken."""
+    """The way in which a task wants its text written; without ``do_sample`` or a temperature the likeliest token is
+    taken."""
 
     tokens: int
     temperature: float

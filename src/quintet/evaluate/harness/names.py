@@ -53,7 +53,7 @@ _GROUP = re.compile(rb"""^["']?group["']?:""", re.MULTILINE)
 
 
 def is_short(name: str) -> bool:
-    """Whether ``name`` is a benchmark for tiny models, of which only the short and plain items count."""
+    """True for a benchmark for tiny models, of which only the short and plain items count."""
     return name in ALIASES and name.startswith(SHORT)
 
 
@@ -76,7 +76,7 @@ def check_tasks(names: Sequence[str], key: str) -> None:
 
 
 def harness_folder() -> Path:
-    """Where the harness has its task files."""
+    """The folder with the harness's task files."""
     spec = find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None

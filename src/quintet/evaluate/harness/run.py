@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from quintet.evaluate.harness.model import HarnessModel
     from quintet.evaluate.harness.tasks import MissingTask, TaskOptions
 
-_RESAMPLED = 1000  # draws behind the standard error of a figure that is no mean
+_RESAMPLED = 1000  # draws for the standard error of a figure that is no mean
 _RESAMPLED_SLOWLY = 100  # for those below, as in the harness
 _Values = dict[tuple[str, str], list[Any]]
 _SLOW = ("bleu", "chrf", "chrf++", "ter")
@@ -31,9 +31,9 @@ _SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is asked: ``tasks`` by name, ``samples`` items of each (None: all), ``shots`` examples in front of an item
-    (None: as many as the task itself says), ``data_dir`` with files instead of the hub, and ``batch_size`` texts as
-    long as the context in one forward pass."""
+    """The benchmarks to ask: ``tasks`` by name, ``samples`` items of each (None: all), ``shots`` examples in front of
+    an item (None: as many as the task itself says), ``data_dir`` with files instead of the hub, and ``batch_size``
+    texts as long as the context in one forward pass."""
 
     tasks: tuple[str, ...]
     samples: int | None = 1000
@@ -176,7 +176,7 @@ def _figure(metric: str, aggregate: Callable[[Sequence[Any]], Any], values: list
 
 
 def _name_of(aggregate: Any) -> tuple[str, ...]:
-    """What tells a rule of aggregation from others, also where each task has loaded it anew."""
+    """The identity of a rule of aggregation, also where each task has loaded it anew."""
     inner = getattr(aggregate, "func", aggregate)  # of functools.partial
     settings = (getattr(aggregate, "args", ()), getattr(aggregate, "keywords", {}))
     return getattr(inner, "__module__", ""), getattr(inner, "__qualname__", repr(inner)), repr(settings)

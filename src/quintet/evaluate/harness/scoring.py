@@ -1,4 +1,4 @@
-"""How likely a model finds the ends of texts."""
+"""Log-probabilities that a model gives to the ends of texts."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Scorer:
         self._caches = not self._prompts_see_all and can.shared and can.boundary is None
 
     def score(self, texts: Sequence[Text], owners: Sequence[Hashable]) -> list[Score]:
-        """Of each text the summed log-probability, in nats, of the ids that are scored, and whether each of them is the
-        likeliest at its place. Texts of one of ``owners`` may be read together.
+        """The summed log-probability, in nats, of the scored ids of each text, and whether each of them is the
+        likeliest at its position. Texts of one of ``owners`` may be read together.
 
         With several processes each reads its share of the batches, and all get all results.
         """
@@ -65,7 +65,7 @@ class Scorer:
         return [every[index] for index in range(len(texts))]
 
     def _alone(self, text: Text) -> bool:
-        """Whether nothing of ``text`` may be read for another: documents are told apart in what is read at once, and
+        """True where nothing of ``text`` may be read for another: documents are told apart in what is read at once, and
         a prompt that sees itself backwards depends on its end."""
         return not self._caches or (self._tells_documents and text.preceding > 0)
 
@@ -106,7 +106,8 @@ class Scorer:
         return self._collected(texts, [(first, early), (second, late)])
 
     def _tensor(self, rows: Sequence[Sequence[int]], left: bool = False) -> Tensor:
-        """[rows, longest] ids, filled up with 0 on the right, or on the ``left``; no other place sees the filling."""
+        """[rows, longest] ids, filled up with 0 on the right, or on the ``left``; no other position sees the
+        filling."""
         longest = max(1, max(map(len, rows)))
         filled = [
             [*([0] * (longest - len(row))), *row] if left else [*row, *([0] * (longest - len(row)))] for row in rows
@@ -125,7 +126,7 @@ class Scorer:
         }
 
     def _look_up(self, hidden: Tensor, wanted: _Wanted) -> tuple[list[float], list[bool]]:
-        """Log-probability of each wanted id, and whether none is likelier. Only the wanted places go through the
+        """Log-probability of each wanted id, and whether none is likelier. Only the wanted positions go through the
         head."""
         targets = torch.tensor(wanted.targets, dtype=torch.long, device=hidden.device)
         nats, guess, _ = token_fields(self._model, hidden[wanted.rows, wanted.columns], targets)
@@ -133,7 +134,7 @@ class Scorer:
 
 
 class _Wanted:
-    """Places of a pass, by row and column, the id that is asked for at each, and the text it belongs to."""
+    """Positions of a pass, by row and column, the id that is asked for at each, and the text it belongs to."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -143,12 +144,12 @@ class _Wanted:
         self.targets: list[int] = []
 
     def add(self, index: int, text: Text, row: int, moved: int, first: int, stop: int) -> None:
-        """The scored places of ``text`` among its inputs ``first`` to ``stop``, which stand ``moved`` further right in
-        ``row``."""
+        """The scored positions of ``text`` among its inputs ``first`` to ``stop``, which stand ``moved`` further right
+        in ``row``."""
         self.asked.append(index)
         length = len(text.inputs)
-        for place in range(max(first, length - text.scored), stop):
+        for position in range(max(first, length - text.scored), stop):
             self.texts.append(index)
             self.rows.append(row)
-            self.columns.append(place + moved)
-            self.targets.append(text.ids[place + 1])
+            self.columns.append(position + moved)
+            self.targets.append(text.ids[position + 1])

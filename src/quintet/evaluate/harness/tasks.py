@@ -35,8 +35,8 @@ _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm"
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item (None: as
-    many as the task says), and files in ``data_dir`` instead of the hub."""
+    """The way in which benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an
+    item (None: as many as the task says), and files in ``data_dir`` instead of the hub."""
 
     samples: int | None
     shots: int | None
@@ -123,7 +123,7 @@ class CheckedTask(ConfigurableTask):
                 self.notes.append(f"the examples are other items of its file, for there is no {self._local.shots_file}")
 
     def _shots(self, config: Mapping[str, Any]) -> int:
-        """How many examples stand in front of an item. Raises NotReachable where the task has no place for them."""
+        """The number of examples in front of an item. Raises NotReachable where the task has no place for them."""
         own, wanted = config.get("num_fewshot"), self._options.shots
         if wanted and config.get("output_type") == "loglikelihood_rolling":
             raise NotReachable("it measures whole texts and takes no examples; leave their number out")
@@ -208,11 +208,11 @@ class CheckedTask(ConfigurableTask):
         return confidence(logprobs, lengths, self._right(doc, choices)) | found
 
     def aggregation(self) -> dict[str, Any]:
-        """How figures of items become one."""
+        """The function that makes one figure of those of the items, by name."""
         return (dict.fromkeys(_EXTRA, mean) if self._multiple_choice else {}) | super().aggregation()
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Which way is better."""
+        """True for each figure of which more is better."""
         return (dict.fromkeys(_EXTRA, True) if self._multiple_choice else {}) | super().higher_is_better()
 
     @property
@@ -228,7 +228,7 @@ class CheckedTask(ConfigurableTask):
 
     @property
     def _own_samples(self) -> bool:
-        """Whether the task's file holds the examples."""
+        """True where the task's file holds the examples."""
         return self.fewshot_cfg.samples is not None and self.fewshot_cfg.split is None
 
     @property
@@ -240,7 +240,7 @@ class CheckedTask(ConfigurableTask):
 
     @property
     def _other_items(self) -> bool:
-        """Whether examples come from the items themselves, as a file without others has it."""
+        """True where examples come from the items themselves, as a file without others has it."""
         return self._local is not None and not self._local.shots and not self._own_samples
 
     def _choose(self) -> Any:
@@ -248,7 +248,7 @@ class CheckedTask(ConfigurableTask):
         numbers = list(range(len(docs)))
         if self._short:
             numbers = [number for number in numbers if self._is_short(docs[number])]
-        asked = [numbers[place] for place in spread(len(numbers), self._samples)]
+        asked = [numbers[index] for index in spread(len(numbers), self._samples)]
         self.wanted, self.numbers = len(asked), []
         for number in asked:
             trouble = self._trouble(docs[number])
@@ -284,7 +284,7 @@ class CheckedTask(ConfigurableTask):
             return datasets.concatenate_datasets(kept)
 
     def _trouble(self, doc: Any) -> str | None:
-        """What is wrong with an item, None if it can be asked."""
+        """The fault of an item, None if it can be asked."""
         try:
             self.doc_to_text(doc)
             target = self.doc_to_target(doc)

@@ -33,7 +33,7 @@ class Text:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What a model reads: all but the last id, whose successor nobody asks for."""
+        """The ids that a model reads: all but the last id, whose successor nobody asks for."""
         return self.ids[:-1]
 
 
@@ -68,7 +68,7 @@ class Encoder:
         }
 
     def pairs(self, pairs: Sequence[Pair]) -> list[Text]:
-        """What is read for each (context, continuation), and the continuation to be scored.
+        """The text to be read for each (context, continuation), with the continuation to be scored.
 
         White space at the end of a context belongs to the continuation. Both are encoded as one text, and the
         continuation is what follows there on as many ids as the context has alone; it is scored after these. Without
@@ -94,7 +94,7 @@ class Encoder:
 
     def rolling(self, text: str) -> list[Text]:
         """Windows over ``text``, each id of which is scored in exactly one, with as much before it as there is room
-        for; the first id is scored behind ``prefix``."""
+        for; the first id is scored after ``prefix``."""
         ids, room = self.encode([text])[text], self.context_length
         prefix = self.prefix
         done = max(1, room + 1 - len(prefix))

@@ -64,7 +64,7 @@ def _reading_error(config: HuggingFaceConfig) -> UserError | None:
 
 
 def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
-    """What a token costs in training on sequences of ``sequence_length``, as ``torch.utils.flop_counter`` counts the
+    """The cost of a token in training on sequences of ``sequence_length``, as ``torch.utils.flop_counter`` counts the
     operations of the model itself, laid out without numbers.
 
     The attention matrix counts whole, whatever a mask or a window hides of it; of a layer's experts those count that a

@@ -26,7 +26,7 @@ _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model|consolidated).*\.(safetensors|bin|pth?)|.*\.(gguf|ckpt)")
-_POSITIONS = (
+POSITIONS = (  # keys of a configuration that hold the most tokens of a text, the first that is there counts
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length",
     "model_max_length", "max_target_positions",
 )  # fmt: skip
@@ -103,12 +103,12 @@ def positions_of(values: Mapping[str, Any]) -> int | None:
     """The most tokens of a text by the ``values`` of a `config.json`; None where it does not say, as of a state space
     model (Mamba) or of biases by distance (Bloom), which end nowhere."""
     text = values.get("text_config") or values
-    found = (text.get(name) for name in _POSITIONS)
+    found = (text.get(name) for name in POSITIONS)
     return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def head_is_its_own(model_type: str, folder: Path) -> bool:
-    """Whether the weights in ``folder`` of one of the families have a head that differs from the embedding."""
+    """True where the weights in ``folder`` are of one of the families and their head differs from the embedding."""
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None or weight_files(folder) is None:
         return False
@@ -125,11 +125,11 @@ def check_finite(name: str, value: Tensor, where: str) -> None:
 def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
     """Those keys of ``pairs`` whose tensor in ``found`` differs from that of their value, where both are there; names
     may lack ``base``, with which those of a model without a head begin."""
-    places = {name: name if name in found else name.removeprefix(base) for pair in pairs.items() for name in pair}
+    stored = {name: name if name in found else name.removeprefix(base) for pair in pairs.items() for name in pair}
     return [
         one
         for one, other in pairs.items()
-        if places[one] in found and places[other] in found and not torch.equal(found[places[one]], found[places[other]])
+        if stored[one] in found and stored[other] in found and not torch.equal(found[stored[one]], found[stored[other]])
     ]
 
 
@@ -169,7 +169,7 @@ def weight_files(folder: Path) -> WeightFiles | None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """What tells the checkpoint in ``folder`` from another: the commit of a folder in the hub's cache, and else the
+    """The identity of the checkpoint in ``folder``: the commit of a folder in the hub's cache, and else the
     digest of its `config.json` and its weights (see ``files_digest``)."""
     if folder.parent.name == "snapshots":
         return f"commit {folder.name}"

@@ -104,16 +104,16 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
     values as they are stored."""
     transformers = _library()
     name = config.name_or_path
-    place = local_path(name)
-    refuse_adapter(place)
-    if not config.pretrained and not place.is_dir() and name in transformers.CONFIG_MAPPING:
+    folder = local_path(name)
+    refuse_adapter(folder)
+    if not config.pretrained and not folder.is_dir() and name in transformers.CONFIG_MAPPING:
         settings = transformers.AutoConfig.for_model(name)
         return settings, settings.to_dict()
-    if not place.is_dir() and not is_hub_name(name):
+    if not folder.is_dir() and not is_hub_name(name):
         raise UserError(
             f"model.name_or_path: {name} does not exist; give a folder of a checkpoint, or a name on the hub"
         )
-    if place.is_dir() and not (place / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
     # Left out, trust_remote_code makes the library ask on the terminal.
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
@@ -297,7 +297,7 @@ def _check_abilities(config: HuggingFaceConfig, name: str, abilities: Abilities)
 
 @torch.no_grad()
 def _has_linear_head(causal: Any) -> bool:
-    """Whether the head takes what the backbone returns and what it gives are the logits, large ones as well."""
+    """True where the head takes what the backbone returns and gives the logits, large ones as well."""
     head, backbone = causal.get_output_embeddings(), causal.base_model
     if not isinstance(head, nn.Linear) or backbone is causal:
         return False
@@ -347,7 +347,7 @@ def _readable_on_a_cpu(causal: Any) -> Iterator[None]:
 
 @contextmanager
 def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
-    """What the library raises where a checkpoint is not there or is none of this kind, as one line each."""
+    """Within, what the library raises for a checkpoint that is not there or is none of this kind is one line."""
     name = config.name_or_path
     try:
         yield
@@ -401,12 +401,12 @@ def _source(config: HuggingFaceConfig) -> str:
 
 def _folder(config: HuggingFaceConfig) -> Path | None:
     """The checkpoint's folder; None for a name on the hub."""
-    place = local_path(config.name_or_path)
-    return place if place.is_dir() else None
+    folder = local_path(config.name_or_path)
+    return folder if folder.is_dir() else None
 
 
 def base_digest(config: HuggingFaceConfig) -> str | None:
-    """What tells the checkpoint of ``config`` from another (see ``checkpoint_digest``); None where it is not here yet,
+    """The identity of the checkpoint of ``config`` (see ``checkpoint_digest``); None where it is not here yet,
     or is a type of models alone.
 
     Raises UserError when its folder is damaged.

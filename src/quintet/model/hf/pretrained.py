@@ -1,4 +1,4 @@
-"""A model of the transformers library behind the interface of Quintet's own, with the caches that it reads with."""
+"""A model of the transformers library with the interface of Quintet's own, with the caches that it reads with."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PretrainedModel(nn.Module):
         prompts: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """What ``logits`` takes, [batch, length, width or rows], of ``ids`` [batch, length].
+        """Features that ``logits`` takes, [batch, length, width or rows], of ``ids`` [batch, length].
 
         ``documents`` [batch, length] numbers the document of each token: it sees no other document, and its position is
         counted from where its own begins. ``prompts`` is not read, for these models see backwards only. With ``cache``,
@@ -64,7 +64,7 @@ class PretrainedModel(nn.Module):
         if isinstance(cache, TextCache):
             return cache.extend(ids, documents)
         if cache is not None:
-            return self._read(ids, **{self._cache_name: cache.past}, **cache.place(ids, documents))
+            return self._read(ids, **{self._cache_name: cache.past}, **cache.next_arguments(ids, documents))
         if documents is None:
             return self._read(ids)
         positions = self.positions(ids, documents)
@@ -99,12 +99,12 @@ class PretrainedModel(nn.Module):
 
     def positions(self, ids: Tensor, documents: Tensor) -> Tensor:
         """The positions of ``ids`` in ``documents``, both [batch, length], as the model counts them in one text."""
-        places = document_positions(documents)
+        found = document_positions(documents)
         if self._skipped is None:
-            return places
+            return found
         counted = (ids != self._skipped).long()
         numbers = counted.cumsum(1)
-        begins = torch.arange(ids.shape[1], device=ids.device) - places
+        begins = torch.arange(ids.shape[1], device=ids.device) - found
         numbers = numbers - (numbers - counted).gather(1, begins)
         return self._skipped + numbers * counted
 
@@ -138,7 +138,7 @@ class PretrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.causal.device
 
     @property
@@ -221,7 +221,7 @@ class PretrainedCache:
         """Positions that are stored, padding included."""
         return int(self.past.get_seq_length()) if self.static else self._length
 
-    def place(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
+    def next_arguments(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
         """Positions and visible keys of ``ids`` [batch, length], which come next, as the library's arguments.
 
         They are told also where nothing is hidden, as the library's own ``generate`` does: not every model counts right
@@ -255,7 +255,7 @@ class PretrainedCache:
             self._counted = self._counted[rows]
 
     def _last_document(self, documents: Tensor, index: Tensor) -> Tensor:
-        """Where the last of ``documents`` [batch, length] begins, [batch]."""
+        """The index at which the last of ``documents`` [batch, length] begins, [batch]."""
         before = documents[:, :1] - 1 if self._last is None else self._last[:, None]
         new = torch.diff(documents, dim=1, prepend=before) != 0
         stored = torch.zeros_like(documents[:, 0]) if self._begins is None else self._begins
@@ -298,7 +298,7 @@ class TextCache:
         return self._ids.shape[1]
 
     def extend(self, ids: Tensor, documents: Tensor | None) -> Tensor:
-        """Add ``ids`` [batch, length] and return their features [batch, length, width]; of places before a row's last
+        """Add ``ids`` [batch, length] and return their features [batch, length, width]; of tokens before a row's last
         document they are 0."""
         before = self.length
         self._ids = torch.cat([self._ids, ids], 1)
@@ -329,8 +329,8 @@ class TextCache:
     def _begin_documents(self, documents: Tensor, before: int) -> None:
         last = documents[:, :1] - 1 if self._documents is None else self._documents[:, None]
         new = torch.diff(documents, dim=1, prepend=last) != 0
-        places = torch.where(new, torch.arange(documents.shape[1], device=new.device) + before, 0).amax(1)
-        self._begins = [max(pair) for pair in zip(self._begins, places.tolist(), strict=True)]
+        starts = torch.where(new, torch.arange(documents.shape[1], device=new.device) + before, 0).amax(1)
+        self._begins = [max(pair) for pair in zip(self._begins, starts.tolist(), strict=True)]
         self._documents = documents[:, -1]
 
     def _through_caches(self, before: int) -> list[tuple[list[int], Tensor]]:

@@ -32,7 +32,7 @@ ADAPTABLE = (
     "position.scaling",
     "embedding_scale",
 )
-"""What training may change while the weights go on to mean what they did: who sees whom, how far positions reach."""
+"""Keys that training may change while the weights keep their meaning: who sees whom, how far positions reach."""
 
 
 def architecture(config: TransformerConfig) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
         norms["feedforward.norm"] = config.feedforward_norm
     if attention.qk_norm != "none":
         norms["norm"] = config.norm
-    for place, norm in norms.items():
-        facts |= {f"{place}.{name}": value for name, value in norm.model_dump().items()}
+    for part, norm in norms.items():
+        facts |= {f"{part}.{name}": value for name, value in norm.model_dump().items()}
     return facts
 
 
@@ -221,7 +221,8 @@ def huggingface_settings(
 
 
 def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, Any]) -> list[str]:
-    """What keeps ``settings``, as `transformers` completes them, from computing what ``config`` does; a line each.
+    """A line for each thing that keeps ``settings``, as `transformers` completes them, from computing what ``config``
+    does.
 
     They are read back as those of a checkpoint would be, so that nothing is expressible that could not be imported.
     """
@@ -322,8 +323,8 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for name, value in values.items():
         *parents, last = name.split(".")
-        place = whole
+        section = whole
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+            section = section.setdefault(parent, {})
+        section[last] = value
     return whole

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from quintet.model.hf.files import POSITIONS
+
 VOCABULARY = 64  # rows of the copy's embedding
 RESERVED = 8  # ids below are kept for special tokens
 BOUNDARY = 10  # where a copy changes its positions, in tokens, if the model does so within its context
@@ -29,7 +31,6 @@ _THIN = 64  # width of what is as narrow as can be
 _KEPT = re.compile(r"vocab|head_?dim|rope|rotary|kernel|conv|latent_dim")  # widths that others do not follow
 _LAYERS = re.compile(r"(hidden_layers|num_layers|n_layers?|coder_layers)$")
 _LENGTH = re.compile(r"(window\w*|chunk_size|chunk_length|block_size|index_topk)$")
-_POSITIONS = re.compile(r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|context_length)$")
 _FAR = 64  # more tokens than a trial's texts have
 _EXPERTS = re.compile(r"(num_\w*experts|n_routed_experts)$")
 _CHOSEN = re.compile(r"(experts_per_tok\w*|moe_topk|moe_top_?k|moe_k|top_k_experts)$")
@@ -100,7 +101,7 @@ def original_lengths(values: dict[str, Any]) -> Iterator[int]:
 
 
 def _layers(causal: Any) -> tuple[int, int]:
-    """How many layers the model has, and how many from the first on have one of each kind; two at least."""
+    """The number of layers, and of those from the first on that have one of each kind, two at least."""
     kinds = [(_structure(layer), _settings(layer)) for layer in _stack(causal)]
     total = max(1, len(kinds))
     return total, min(total, max(2, 1 + max((kinds.index(kind) for kind in kinds), default=0)))
@@ -155,7 +156,7 @@ def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
                 continue
             elif _LENGTH.search(name) and value > 0:
                 part[name] = moved(value, WINDOW)
-            elif _POSITIONS.search(name):
+            elif name in POSITIONS:
                 part[name] = max(value, _FAR)
             elif "vocab_size" in name:
                 part[name] = min(value, VOCABULARY)
@@ -166,7 +167,7 @@ def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
 
 
 def _ropes(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Where ``part`` of a configuration may say for how many positions a model was built at first."""
+    """The sections of ``part`` of a configuration that may say for how many positions a model was built at first."""
     yield part
     for name in ("rope_parameters", "rope_scaling"):
         found = part.get(name)

@@ -48,7 +48,7 @@ Span = tuple[int, int]
 
 
 def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
-    """What ``causal``, a model of the transformers library, can do with texts of up to ``context_length`` tokens.
+    """The abilities of ``causal``, a model of the transformers library, with texts of up to ``context_length`` tokens.
 
     Looked up where a model of the same configuration and the same library was tried before, on this machine; else
     tried, in a second or two. PyTorch's global generator and settings stay as they are.
@@ -94,7 +94,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
 
 
 def _of_all(found: list[Abilities]) -> Abilities:
-    """What holds for each of several draws of the weights."""
+    """The abilities that each of several draws of the weights shows."""
     same = {name: all(getattr(one, name) for one in found) for name in (*_WAYS, "documents", "causal")}
     boundary = next((one.boundary for one in found if one.boundary is not None), None)
     alike = len({one.positions for one in found}) == 1
@@ -154,7 +154,7 @@ def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abili
 
 
 def _of_span(trial: _Trial, span: Span) -> Abilities:
-    """What holds for texts that are of a length within ``span``."""
+    """The abilities with texts of a length within ``span``."""
     padding = min(5, span[1] - span[0] - 2)
     batch = _holds(_grows, trial, span, padding, False)
     cache = batch or _holds(_grows, trial, span, 0, False)
@@ -224,7 +224,7 @@ def _shares(trial: _Trial, span: Span) -> bool:
 
 
 def _fills(trial: _Trial, span: Span) -> bool:
-    """Whole texts of each length beside a longer one, with filling on their right."""
+    """Read whole texts of each length beside a longer one, with filling on their right."""
     begin, end = span
     for count in range(begin, end):
         rows = trial.texts[[0, 1, 1], :end].clone()
@@ -248,7 +248,7 @@ def _tells_documents(trial: _Trial) -> bool:
 
 
 def _sees_backwards_only(trial: _Trial) -> bool:
-    """What comes next changes nothing before it, in a text whose ids all differ where the vocabulary has as many."""
+    """Later tokens change nothing before them, in a text whose ids all differ where the vocabulary has as many."""
     rows = trial.model.causal.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(RESERVED, RESERVED + _LENGTH + 1) % rows)[None]
     text, other = ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
@@ -256,7 +256,7 @@ def _sees_backwards_only(trial: _Trial) -> bool:
 
 
 def _positions(model: PretrainedModel, texts: Tensor) -> Any:
-    """How the model counts by itself, found by telling it."""
+    """The rule by which the model counts by itself, found by telling it."""
     expected, one = model(texts), torch.zeros_like(texts)
     for rule in ("from zero", "after padding id"):
         model.abilities = Abilities(positions=rule)

@@ -1,4 +1,4 @@
-"""RACE as the harness asks it: the last question of an article, behind the others with their answers."""
+"""RACE as the harness asks it: the last question of an article, after the others with their answers."""
 
 from __future__ import annotations
 
