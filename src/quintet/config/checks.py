@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic_core import PydanticCustomError
 
@@ -52,7 +52,7 @@ def _inner_errors(path: str, value: Any) -> ConfigErrors:
         for name in type(value).model_fields:
             yield from _inner_errors(f"{path}.{name}", getattr(value, name))
     elif isinstance(value, tuple):
-        for index, element in enumerate(value):
+        for index, element in enumerate(cast("tuple[Any, ...]", value)):
             yield from _inner_errors(f"{path}[{index}]", element)
 
 

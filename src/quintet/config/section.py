@@ -137,8 +137,8 @@ class ConfigSection(BaseModel):
             raise_errors(type(self).__name__, self.errors())
         return self
 
-    @staticmethod
-    def _plain(field: FieldInfo, value: Any) -> Any:
+    @classmethod
+    def _plain(cls, field: FieldInfo, value: Any) -> Any:
         default_kind = getattr(field.default, "kind", None)
         if default_kind is not None and isinstance(value, dict) and "kind" not in value:
             return {"kind": default_kind, **value}

@@ -91,7 +91,7 @@ class QuintetForCausalLM(_Quintet, GenerationMixin):
         logits = self._logits(input_ids, attention_mask)
         return CausalLMOutput(loss=_loss(logits, labels), logits=logits)
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
         """The whole text each time, for no cache is kept here; `quintet generate` has one."""

@@ -24,21 +24,21 @@ from quintet.tokenize.bounds import special_tokens
 _GENERATED = 256  # tokens, as the harness's own class, where a task says nothing
 _WRITERS = 8  # texts that are written side by side
 
-Found = TypeVar("Found")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _noted(method: Callable[[HarnessModel, list[Any]], Found]) -> Callable[[HarnessModel, list[Any]], Found]:
+def _noted(method: Method) -> Method:
     """``method``, whose error is kept in ``failure``: it is one of the model and not of a task's own code."""
 
     @wraps(method)
-    def answer(model: HarnessModel, requests: list[Any]) -> Found:
+    def answer(model: HarnessModel, requests: list[Any]) -> Any:
         try:
             return method(model, requests)
         except Exception as error:
             model.failure = error
             raise
 
-    return answer
+    return answer  # pyright: ignore[reportReturnType]
 
 
 class HarnessModel(LM):

@@ -22,7 +22,8 @@ _GAIN = 1.5  # standard deviation of weights times the root of their inputs
 _MOST = 300_000_000  # parameters of a copy that cannot be made narrow
 _WIDTH = re.compile(
     r"(hidden_size|hidden_dim|hidden_sizes|width|n_embd|n_embed|d_model|dim_model|embed_dim|embedding_size|"
-    r"embedding_dim|emb_dim|intermediate_size|dim|ffn\w*|dim_ff|d_ff|n_inner|d_inner|inner_dim|d_ssm|heads|n_heads?|n_kv|"
+    r"embedding_dim|emb_dim|intermediate_size|dim|ffn\w*|dim_ff|d_ff|n_inner|d_inner|inner_dim|d_ssm|"
+    r"heads|n_heads?|n_kv|"
     r"num_head|lora_rank|lora_dim|rank|size_per_layer_input)$"
 )
 _INNER = re.compile(r"^((\w+_)?intermediate_size|ffn_dim|\w+_ffn_dim|n_inner|d_ff)$")

@@ -232,7 +232,9 @@ def _fills(trial: _Trial, span: Span) -> bool:
         found = trial.model(rows)
         if not all(_alike(found[row, :count], trial.alone(row, count)) for row in (0, 1)):
             return False
-    return _alike(found[2], trial.alone(1, end))
+        if count == end - 1 and not _alike(found[2], trial.alone(1, end)):
+            return False
+    return True
 
 
 def _tells_documents(trial: _Trial) -> bool:

@@ -97,12 +97,12 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
     accumulation = run.config.batch.accumulation
 
     class Bookkeeping(Callback):
-        def on_train_start(self, trainer: Any, module: Any) -> None:
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             # Lightning would leave at once, in the middle of a step.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
 
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if (batch_idx + 1) % accumulation == 0:
                 trainer.should_stop |= stepper.end()
 

@@ -89,13 +89,13 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
             except ChildFailedError as failed:
                 fault = find_fault(failed.failures)
         if not (fault.again and left):
-            break
+            if fault.code == 2:
+                raise UserError(*fault.lines)
+            _say(*fault.lines)
+            return fault.code
         _say(*fault.lines)
         print(f"starting again from the last checkpoint, {left} of {restarts} times left", file=sys.stderr, flush=True)
-    if fault.code == 2:
-        raise UserError(*fault.lines)
-    _say(*fault.lines)
-    return fault.code
+    raise AssertionError("the last attempt returns")
 
 
 def _settings(processes: int, folder: str) -> LaunchConfig:

@@ -1,0 +1,79 @@
+"""The limits that keep the house readable: no circle of imports, no long file, function or line."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 60, 120
+# Files, functions ("file:function") and lines ("file:number") that may be longer, each with the reason.
+EXCEPTIONS: dict[str, str] = {}
+_WHOLE = ("https://", "# noqa", "# pyright: ignore")  # what a line cannot be broken at
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name; a package by its own."""
+    found: dict[str, ast.Module] = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = file.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(file.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The modules that ``tree`` imports when it is imported itself: not those in functions, nor for types alone."""
+    queue: list[ast.AST] = list(tree.body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in trees() else node.module
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            queue += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            queue += ast.iter_child_nodes(node)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    edges = {name: {one for one in imported(tree) if one in trees()} - {name} for name, tree in trees().items()}
+    left = dict(edges)
+    while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in free:
+            del left[name]
+    circles = {name: sorted(wanted & left.keys()) for name, wanted in left.items()}
+    assert not circles, f"in a circle of imports, or above one: {circles}"
+
+
+def test_no_file_function_or_line_is_too_long() -> None:
+    long = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        lines, where = file.read_text(encoding="utf-8").splitlines(), file.relative_to(SOURCE).as_posix()
+        if len(lines) > LONGEST_FILE:
+            long.append(where)
+        for number, line in enumerate(lines, 1):
+            if len(line) > LONGEST_LINE and not any(sign in line for sign in _WHOLE):
+                long.append(f"{where}:{number}")
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= LONGEST_FUNCTION:
+                    long.append(f"{where}:{node.name}")
+    assert [one for one in long if one not in EXCEPTIONS] == []
+    assert [one for one in EXCEPTIONS if one not in long] == [], "an exception that is no longer needed"
+
+
+@pytest.mark.parametrize("given", ["import quintet.errors", "if x:\n    from quintet import errors"])
+def test_an_import_is_seen_wherever_it_stands(given: str) -> None:
+    assert list(imported(ast.parse(given))) == ["quintet.errors"]
+    assert not list(imported(ast.parse("def f():\n    import quintet.errors")))
+    assert not list(imported(ast.parse("if TYPE_CHECKING:\n    import quintet.errors")))
