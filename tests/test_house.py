@@ -12,7 +12,11 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 60, 120
 # Files, functions ("file:function") and lines ("file:number") that may be longer, each with the reason.
-EXCEPTIONS = {"quintet/cli/generate.py:generate": "its signature alone, an option a line, has 24 lines"}
+EXCEPTIONS = {
+    "quintet/cli/generate.py:generate": "its signature alone, an option a line, has 24 lines",
+    "quintet/config/dialects/phyagi/arguments.py": "a table: a key a line",
+    "quintet/config/dialects/phyagi/trainers.py": "a table: a key a line",
+}
 _WHOLE = ("https://", "# noqa", "# pyright: ignore")  # what a line cannot be broken at
 
 
