@@ -148,7 +148,9 @@ def as_options(*names: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        found = (f"--{one.replace('_', '-', 1)}" if one.partition(":")[0] in names else one for one in error.problems)
+        found = [f"--{one.replace('_', '-', 1)}" if one.partition(":")[0] in names else one for one in error.problems]
+        if found == list(error.problems):
+            raise  # which knows the file and line of each problem
         raise UserError(*found) from error
 
 
