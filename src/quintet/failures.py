@@ -1,4 +1,4 @@
-"""What a process that torchrun started says when it fails: one message of all processes, and which of them it was.
+"""The message of a process that torchrun started when it fails: one of all processes, and which of them it was.
 
 Each process writes why it ends into the file that torchrun gave it, in the form of torch.distributed.elastic's
 ErrorHandler. `quintet train --nproc` reads these files and speaks for all; under another torchrun the process at fault
@@ -63,7 +63,7 @@ class Failure:
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process."""
+    """True if torchrun started this process."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ
 
 
@@ -78,7 +78,7 @@ def end_with_launcher() -> None:
 
 
 def kind_of(error: BaseException, mendable: bool) -> Kind:
-    """What ``error``, which ends this process, is to the others; ``mendable`` says whether the user can mend it."""
+    """The kind of failure that ``error``, which ends this process, is; ``mendable``: the user can mend it."""
     if isinstance(error, FailedElsewhere):
         return "elsewhere"
     if mendable:
@@ -124,7 +124,7 @@ def end(code: int | str | None) -> NoReturn:
 
 
 def read_failure(message: Any) -> Failure | None:
-    """What `leave` has written, from the message of torchelastic's ProcessFailure; None when it is somebody else's."""
+    """The failure that `leave` has written, from the message of torchelastic's ProcessFailure; None for another's."""
     told = message.get("extraInfo", {}).get("quintet") if isinstance(message, dict) else None
     return None if told is None else Failure(**told)
 

@@ -90,7 +90,7 @@ def _signed(folder: Path, alone: bool, wait: bool) -> _Sign | None:
 
 
 def _until(done: Callable[[], bool], wait: bool) -> bool:
-    """Whether ``done``: at once, or some time where this process waits."""
+    """True if ``done``: at once, or some time where this process waits."""
     while not (found := done()) and wait:
         time.sleep(_PAUSE)
     return found
@@ -136,7 +136,7 @@ class _Others:
         self._seen: dict[Path, tuple[int, float, float]] = {}
 
     def gone(self, files: Iterable[Path]) -> bool:
-        """Whether none of ``files`` is there; those that nobody writes to any more are removed first."""
+        """True if none of ``files`` is there; those that nobody writes to any more are removed first."""
         return not [file for file in files if not self._is_gone(file)]
 
     def _is_gone(self, file: Path) -> bool:

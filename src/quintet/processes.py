@@ -40,7 +40,7 @@ def local_world_size() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """True if this process is the one that writes and speaks."""
     return rank() == 0
 
 
@@ -56,7 +56,7 @@ def all_gather(value: Any, group: Any = None) -> list[Any]:
 
 
 def broadcast_from_rank0(make: Callable[[], Found], group: Any = None) -> Found:
-    """What ``make`` returns in the first process; it is called there alone.
+    """The value that ``make`` returns in the first process; it is called there alone.
 
     Its UserError or OSError is raised in all of them, in the others as FailedElsewhere.
     """
@@ -79,8 +79,11 @@ def broadcast_from_rank0(make: Callable[[], Found], group: Any = None) -> Found:
 
 
 def rank_zero_first(make: Callable[[], Found]) -> Found:
-    """What ``make`` returns, which finds what an earlier call has written: the first process calls it first, then the
-    first of each machine, then the others. It may take hours. Errors as with `broadcast_from_rank0`."""
+    """The value that ``make`` returns, which finds what an earlier call has written.
+
+    The first process calls it first, then the first of each machine, then the others. It may take hours. Errors as with
+    `broadcast_from_rank0`.
+    """
     if world_size() == 1:
         return make()
     import torch.distributed as dist

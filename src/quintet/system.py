@@ -1,4 +1,4 @@
-"""What operating systems do differently: the cores and the memory of a process, and the signals that ask it to stop.
+"""Differences between operating systems: the cores and the memory of a process, and the signals that ask it to stop.
 
 Windows has neither `resource` nor `os.sysconf` nor most signals; what it has instead is called through ctypes.
 """

@@ -1,4 +1,4 @@
-"""What several keys of a run file say together.
+"""Checks of keys of a run file that depend on each other.
 
 A section's own `errors` say which of its keys contradict each other; each check here looks at several sections. All of
 them run, so that a user learns every contradiction of a file at once.

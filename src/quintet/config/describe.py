@@ -86,7 +86,7 @@ class Section:
     summary: str
     keys: tuple[KeyInfo, ...]
     translates: bool = False
-    """Whether it is a section of a dialect's file."""
+    """True if it is a section of a dialect's file."""
     shorthand: str = ""
     """The key that a value by itself stands for."""
     nestings: tuple[str, ...] = ()

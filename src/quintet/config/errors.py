@@ -1,4 +1,4 @@
-"""What pydantic refuses, said as a person would: file, line, key, what is wrong with the value found, what to do."""
+"""Pydantic's refusals in a person's words: file, line, key, what is wrong with the value found, what to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class _Spot:
-    """What the schema has at a path: the section there or around, the key that holds it, and the key itself."""
+    """The part of the schema at a path: the section there or around, the key that holds it, and the key itself."""
 
     path: KeyPath
     section: Section
@@ -95,7 +95,7 @@ def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
 
 
 def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
-    """What to say of a key that its section does not have; ``nearest`` is the section's key that may be meant."""
+    """The message on a key that its section does not have; ``nearest`` is the section's key that may be meant."""
     name, kind = str(spot.path[-1]), spot.section.kind
     others = [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
     if others:
@@ -134,7 +134,7 @@ def _missing(spot: _Spot) -> str:
 
 
 def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
-    """What is wrong with a value that stands at a key that exists."""
+    """The message on a wrong value of a key that exists."""
     key = spot.key
     assert key is not None, spot.path
     if detail["type"] in _SECTION_ERRORS:

@@ -1,4 +1,4 @@
-"""What is measured and written during a run, and when: validation, benchmarks, text modelling, samples."""
+"""Measurements and samples during a run: validation, benchmarks, text modelling, written texts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class EvaluateConfig(ConfigSection):
 
     @property
     def never(self) -> bool:
-        """Whether nothing is validated at all."""
+        """True if nothing is validated at all."""
         return self.every is None and not self.at_start and not self.at_end
 
     def errors(self) -> ConfigErrors:

@@ -22,8 +22,8 @@ class Found:
 
 
 def find(query: str, top: Section | None = None) -> list[Found]:
-    """What ``query`` names: from the ``top`` of a file (a native run file's when None), or, when that finds nothing,
-    from any section.
+    """The keys that ``query`` names: from the ``top`` of a file (a native run file's when None), or, when that
+    finds nothing, from any section.
 
     Kinds and indices may be left out; keys that are the same in several kinds are found once. Raises UserError with the
     nearest names when there is nothing.

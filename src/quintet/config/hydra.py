@@ -34,7 +34,7 @@ class Composed:
 
 
 def is_composed(document: YamlDocument) -> bool:
-    """Whether ``document`` has a defaults list."""
+    """True if ``document`` has a defaults list."""
     return "defaults" in document.values
 
 
@@ -105,7 +105,10 @@ def _parsed(text: str) -> HydraOverride:
 
 
 def _override(text: str) -> Override:
-    """What ``text`` says. Raises HydraException where Hydra cannot read it, ValueError where Quintet cannot follow."""
+    """The override that ``text`` is.
+
+    Raises HydraException where Hydra cannot read it, ValueError where Quintet cannot follow.
+    """
     from hydra.core.override_parser.types import OverrideType
 
     found = _parsed(text)
@@ -128,7 +131,7 @@ def _override(text: str) -> Override:
 
 
 def _chooses(text: str, root: Path) -> bool:
-    """Whether an override names a group, which is a folder of ``root``, and no value for it."""
+    """True if an override names a group, which is a folder of ``root``, and no value for it."""
     from hydra.errors import HydraException
 
     try:

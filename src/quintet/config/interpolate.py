@@ -78,7 +78,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "for": _copies,
     "now": lambda pattern: datetime.now().strftime(pattern),
 }
-"""What ``${name:…}`` may call besides OmegaConf's own: PhyAGI's arithmetic and copies, and Hydra's clock."""
+"""Resolvers of ``${name:…}`` besides OmegaConf's own: PhyAGI's arithmetic and copies, and Hydra's clock."""
 
 for _name, _function in FUNCTIONS.items():
     OmegaConf.register_new_resolver(_name, _function, replace=True)

@@ -107,8 +107,10 @@ def _schema(config: type[ConfigSection], title: str) -> dict[str, Any]:
 
 
 def _required(keys: tuple[KeyInfo, ...]) -> dict[str, Any]:
-    """What a run file that extends no other must have in its sections without kinds; a section with a kind says itself
-    what it requires, for it is given as a whole."""
+    """The keys that a run file that extends no other must have in its sections without kinds.
+
+    A section with a kind says itself what it requires, for it is given as a whole.
+    """
     inner = {key.name: _required(key.kinds[""].keys) for key in keys if "" in key.kinds}
     found: dict[str, Any] = {}
     names = [key.name for key in keys if key.required and key.path != "name"]

@@ -10,7 +10,7 @@ KeyPath = tuple[str | int, ...]
 """Names of keys and indices of list elements, from the top down."""
 
 ABSENT = object()
-"""What `lookup` returns where there is nothing; null is a value."""
+"""The value that `lookup` returns where there is nothing; null is a value."""
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
@@ -40,7 +40,7 @@ def path_of(text: str) -> KeyPath:
 
 
 def lookup(value: Any, path: KeyPath) -> Any:
-    """What stands at ``path`` in nested mappings and lists, `ABSENT` where nothing does."""
+    """The value at ``path`` in nested mappings and lists, `ABSENT` where there is none."""
     for step in path:
         if isinstance(value, dict):
             value = value.get(step, ABSENT)

@@ -157,7 +157,7 @@ _INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_le
 
 
 def _is_native(path: KeyPath) -> bool:
-    """Whether ``path`` is that of a key of native run files, or of an element of one that is a list."""
+    """True if ``path`` is that of a key of native run files, or of an element of one that is a list."""
     steps = pattern_of(path)
     while steps[-1] == "[]":
         steps = steps[:-1]

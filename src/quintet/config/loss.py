@@ -1,4 +1,4 @@
-"""What a model learns to predict."""
+"""The objective: what a model learns to predict."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _merge_message(error: OmegaConfBaseException) -> str:
 
 
 def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """What stays of the section ``old`` at ``path`` when ``new`` is merged into it: nothing of another kind."""
+    """The part of the section ``old`` at ``path`` that stays when ``new`` is merged into it; none of another kind."""
     if new.get("kind") not in (None, old.get("kind", default_kinds().get(path))):
         return {}
     kept = dict(old)
@@ -233,7 +233,7 @@ def _value(text: str) -> Any:
 
 
 def _has_comment(source: str) -> bool:
-    """Whether a ``#`` of the YAML ``source`` is in none of its scalars."""
+    """True if a ``#`` of the YAML ``source`` is in none of its scalars."""
     if "#" not in source:
         return False
     scalars = [token for token in yaml.scan(source, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken)]

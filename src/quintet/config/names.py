@@ -1,4 +1,4 @@
-"""What a name in a run file or on the command line can stand for: a file, a run, or a repository of the Hugging Face
+"""Names in a run file or on the command line: of a file, a run, or a repository of the Hugging Face
 hub."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_FILE_NAME = 255  # bytes, on every common file system
 _LONGEST_NAME = 200  # leaves room for what is written beside a run's folder
 _NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³")}
-"""What Windows takes for a device, whatever follows a point (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
+"""Names that Windows takes for a device, whatever follows a point (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
 
 
 def name_problem(name: str) -> str | None:
@@ -65,7 +65,7 @@ def local_path(text: str | Path) -> Path:
 
 
 def is_path(text: str | Path) -> bool:
-    """Whether there is a file or folder ``text``."""
+    """True if there is a file or folder ``text``."""
     try:
         return local_path(text).exists()
     except UserError:
@@ -73,7 +73,7 @@ def is_path(text: str | Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is the folder of a run."""
+    """True if ``folder`` is the folder of a run."""
     return (folder / RUN_FILE).is_file()
 
 
@@ -88,5 +88,5 @@ def run_named(name: str) -> Path | None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether ``name`` has the form of a name on the hub: ``owner/name``, or ``name`` alone."""
+    """True if ``name`` has the form of a name on the hub: ``owner/name``, or ``name`` alone."""
     return _HUB_NAME.fullmatch(name) is not None

@@ -12,7 +12,7 @@ OUTSIDE = "what to do with notes that no piano has, of pitches below 21 or above
 
 
 class NoteTokenizerConfig(ConfigSection):
-    """What tokenizers of notes have in common."""
+    """Settings that tokenizers of notes have in common."""
 
     special_tokens: int = key(
         1024, "ids that are kept free for names, such as those of tasks and composers", unit="ids", ge=0

@@ -47,7 +47,7 @@ class YamlDocument:
     is_list: bool = False
 
     def apart(self, name: str) -> tuple[YamlDocument, YamlDocument]:
-        """What is in the section ``name``, and all that is not."""
+        """The section ``name``, and the document without it."""
         inner = {path[1:]: place for path, place in self.places.items() if path[:1] == (name,)}
         others = {path: place for path, place in self.places.items() if path[:1] != (name,)}
         rest = {key: value for key, value in self.values.items() if key != name}
@@ -118,7 +118,7 @@ def _one_escape(match: re.Match[str]) -> str:
 
 
 def half_character(text: str) -> str | None:
-    """What is wrong with ``text`` that holds half of a character (a surrogate); None where it holds none."""
+    """The message on a ``text`` that holds half of a character (a surrogate); None where it holds none."""
     found = _HALF.search(text)
     if found is None:
         return None

@@ -115,7 +115,7 @@ def _dialect_table(keys: list[KeyInfo]) -> list[str]:
 
 
 def notes_of(key: KeyInfo) -> list[tuple[str, str]]:
-    """What there is to say of a dialect's key beside its meaning: other names, and what it cannot do."""
+    """Remarks on a dialect's key beside its meaning: other names, and what it cannot do."""
     role = key.role
     noop = f" ({' or '.join(map(as_yaml, role.noop_values))} is accepted)" if role.noop_values else ""
     notes = [

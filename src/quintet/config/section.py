@@ -1,4 +1,4 @@
-"""What every part of a run file has in common: frozen, typed, nothing unknown accepted, every key described."""
+"""The base of every part of a run file: frozen, typed, nothing unknown accepted, every key described."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _deferred = ContextVar("sections leave their errors about several keys to the ru
 
 @dataclass(frozen=True)
 class Role:
-    """What a key of a dialect has to do with the native run file.
+    """The role of a dialect's key in the native run file.
 
     ``to``: the native key that it alone says, as it was read. ``affects``: native keys that the dialect's rules make of
     it. ``aliases``: other spellings in the same section, or, with a point in them, other paths from the top (``.name``
@@ -110,9 +110,9 @@ class ConfigSection(BaseModel):
     shorthand: ClassVar[str] = ""
     """The key that a value by itself stands for where a dialect has this section: ``fp16: true``."""
     documented: ClassVar[bool] = True
-    """Whether the document of a dialect has the keys that do not say so themselves."""
+    """True if the document of a dialect has the keys that do not say so themselves."""
     translates: ClassVar[bool] = False
-    """Whether it is of a dialect, and not of native run files."""
+    """True if it is of a dialect, and not of native run files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 

@@ -170,7 +170,7 @@ def total_steps(train: TrainConfig, batch_samples: int, sequence_length: int, ep
 
 
 class CheckpointConfig(ConfigSection):
-    """What a run keeps so that it can be continued and used."""
+    """Checkpoints: what a run keeps so that it can be continued and used."""
 
     every: int | float | None = key(
         500,

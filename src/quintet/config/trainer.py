@@ -161,7 +161,7 @@ def _tables(trainer: TrainerConfig) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _value(sections: Mapping[str, Any], path: str) -> Any:
-    """What ``sections`` have at the key ``path``; how the batch is cut may follow from other keys."""
+    """The value of ``sections`` at the key ``path``; how the batch is cut may follow from other keys."""
     section, _, name = path.partition(".")
     if name in ("micro_batch_size", "accumulation") and "data" in sections:
         return getattr(sections["train"].batch(sections["data"].sequence_length), name)

@@ -73,7 +73,7 @@ _FIELDS = 3
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of each token of a document, [tokens]: ``nats`` fp64, its negative log-probability; ``guess`` int64, the
+    """Figures of each token of a document, [tokens]: ``nats`` fp64, its negative log-probability; ``guess`` int64, the
     likeliest token in its place, -1 where there was none to choose; ``confidence`` fp64, the probability of that."""
 
     nats: np.ndarray

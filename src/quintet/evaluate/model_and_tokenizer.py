@@ -32,7 +32,7 @@ class Computing(Protocol):
 
 
 class ModelAndTokenizer(Protocol):
-    """What writes and what is measured: a `LanguageModel`, or a run while it trains."""
+    """A model with its tokenizer, which writes and is measured: a `LanguageModel`, or a run while it trains."""
 
     @property
     def model(self) -> Model: ...

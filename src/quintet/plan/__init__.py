@@ -1,4 +1,4 @@
-"""What a run costs, computed from its run file before anything is spent."""
+"""The cost of a run, computed from its run file before anything is spent."""
 
 from quintet.plan.cost import Plan, make_plan
 

@@ -30,7 +30,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run costs. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
+    """The cost of a run. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
 
     ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
     those of the data in words; None where the data is not prepared yet. ``flops_note`` says what the FLOPs do not

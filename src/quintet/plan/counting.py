@@ -1,4 +1,4 @@
-"""What a computation allocates, sends and multiplies, counted operation by operation, on tensors that may be fake."""
+"""Counts of what a computation allocates, sends and multiplies, operation by operation, on tensors that may be fake."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Counter(TorchDispatchMode):
         self.peaks, self.sent, self.calls = {}, {}, []
 
     def enter(self, phase: Any) -> None:
-        """What follows belongs to ``phase``, which has a peak of its own."""
+        """Begin ``phase``, which has a peak of its own."""
         self._phase = phase
         self._look()
 

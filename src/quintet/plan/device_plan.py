@@ -27,7 +27,7 @@ class DevicePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the memory of a device."""
+        """True if the peak is within the memory of a device."""
         return self.rehearsal.memory.peak <= self.machine.memory
 
     @property
@@ -116,8 +116,10 @@ class DevicePlan:
 
 
 def plan_devices(config: RunConfig, plan: Plan, machine: Machine, precision: str) -> DevicePlan:
-    """What ``config``, whose ``plan`` is made, does on ``machine``. Raises UserError for what cannot be spread so, and
-    for a model that computes with numbers which a rehearsal has not."""
+    """The plan of ``config`` for each device of ``machine``, beside its ``plan`` as a whole.
+
+    Raises UserError for what cannot be spread so, and for a model that computes with numbers which a rehearsal has not.
+    """
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     try:

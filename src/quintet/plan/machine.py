@@ -1,4 +1,4 @@
-"""What a plan is made for: so many devices, with so much memory and such speeds."""
+"""The machine that a plan is made for: so many devices, with so much memory and such speeds."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What of a tokenizer a model is built from."""
+    """The facts of a tokenizer that a model is built from."""
 
     vocab_size: int
     end_id: int = 0  # stands for the mask

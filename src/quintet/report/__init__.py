@@ -1,1 +1,1 @@
-"""What a run, or several, came to, for a person to read."""
+"""The outcome of a run, or of several, for a person to read."""

@@ -113,7 +113,7 @@ def _found(value: Any) -> Any:
 
 
 def _is_score(name: str) -> bool | None:
-    """Whether more is better: True, False, or None where neither is said."""
+    """True if more is better: True, False, or None where neither is said."""
     last = name.rsplit("/", 1)[-1]
     higher = ("acc", "accuracy", "acc_norm", "byte_accuracy", "exact_match", "f1", "probability", "margin")
     if last.startswith(higher) or "f1" in last:

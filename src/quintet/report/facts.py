@@ -1,4 +1,4 @@
-"""What a run folder says of a run, read without loading a model."""
+"""Facts on a run from its folder, read without loading a model."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class RunFacts:
 
 
 def about_asking(name: str) -> bool:
-    """Whether the last part of a benchmark's metric says how it was asked and how sure it is, and is no figure."""
+    """True if the last part of a benchmark's metric says how it was asked and how sure it is, and is no figure."""
     return name in ("shots", "items") or name.startswith("precision_") or name.endswith("_stderr")
 
 

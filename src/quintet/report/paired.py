@@ -1,4 +1,4 @@
-"""What several trained models make of the same held-out text or samples, and how sure their differences are."""
+"""Trained models on the same held-out text or samples, and how sure their differences are."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ NATS, BITS = "nats a token", "bits per byte"
 
 @dataclass(frozen=True)
 class Losses:
-    """Of each sample, fp64 [samples]: summed ``losses`` in nats or bits, and the ``weights``, tokens or bytes, that
-    they are divided by. Equal ``digest``: equal samples."""
+    """Figures of each sample, fp64 [samples]: summed ``losses`` in nats or bits, and the ``weights``, tokens or bytes,
+    that they are divided by. Equal ``digest``: equal samples."""
 
     losses: np.ndarray
     weights: np.ndarray
@@ -76,7 +76,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: ``samples`` of the held-out ones, or the texts at ``text``; of a text that is compared at most
+    """The measurement: ``samples`` of the held-out ones, or the texts at ``text``; of a text that is compared at most
     ``max_bytes``, all topics together. ``resamples`` and ``seed`` are the bootstrap's."""
 
     checkpoint: str = "latest"

@@ -1,4 +1,4 @@
-"""What a run wrote or played on its way, from the files in its folder ``samples/``."""
+"""Texts and music that a run wrote on its way, from the files in its folder ``samples/``."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _drop(values: dict[str, Any], key: str) -> bool:
 
 
 def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
-    """What translating ``values`` again does not give back of ``config``."""
+    """The values of ``config`` that translating ``values`` again does not give back."""
     missing = [show(path) for path, value in walk(values) if value == "???"]
     found = [f"{key} must be given by hand" for key in missing]
     checked, stand_in = copy.deepcopy(values), dict(dialect.stand_in)

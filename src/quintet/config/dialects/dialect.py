@@ -1,4 +1,4 @@
-"""What a dialect is: a schema, as native run files have one, and the rules for what several keys say together."""
+"""A dialect: a schema, as native run files have one, and the rules for keys that depend on each other."""
 
 from __future__ import annotations
 

@@ -54,14 +54,14 @@ class SchemaFile:
         return self._value(path_of(path))
 
     def _value(self, path: KeyPath) -> Any:
-        """What ``theirs`` has at ``path``."""
+        """The value of ``theirs`` at ``path``."""
         value: Any = self.theirs
         for step in path:
             value = value[step] if isinstance(step, int) else getattr(value, step)
         return value
 
     def has(self, path: str) -> bool:
-        """Whether the file gives the key ``path``, be it under another name."""
+        """True if the file gives the key ``path``, be it under another name."""
         return path_of(path) in self._given
 
     def within(self, path: str) -> list[str]:
@@ -144,7 +144,7 @@ class SchemaFile:
             self._put(known, value, path)
 
     def _is_replaced(self, key: KeyInfo) -> bool:
-        """Whether the section `quintet:` says all the native keys that ``key`` has a say in."""
+        """True if the section `quintet:` says all the native keys that ``key`` has a say in."""
         affects = key.role.affects
         return bool(affects) and all(lookup(self.native, path_of(path)) is not ABSENT for path in affects)
 
@@ -191,7 +191,7 @@ class SchemaFile:
 
 
 def _meaning(key: KeyInfo, value: Any) -> Any:
-    """What ``value`` of ``key`` is read as, itself where that is not known before all of the file is read."""
+    """The meaning of ``value`` of ``key``; the value itself where its meaning follows from the rest of the file."""
     if key.special is None:
         return number_in(value)
     try:
@@ -201,7 +201,7 @@ def _meaning(key: KeyInfo, value: Any) -> Any:
 
 
 def _inside(around: Any, step: int | str, empty: Any) -> Any:
-    """What ``around`` has at ``step``, ``empty`` where it had nothing."""
+    """The value of ``around`` at ``step``; ``empty`` is put there where it had nothing."""
     if isinstance(around, list):
         assert isinstance(step, int)
         around += [{} for _ in range(len(around), step + 1)]

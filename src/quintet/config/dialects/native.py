@@ -39,7 +39,7 @@ class NativeBuilder:
         self._put(path, value, self.given.place(*keys))
 
     def has(self, path: str) -> bool:
-        """Whether the file gives the dialect's key ``path``, be it under another name."""
+        """True if the file gives the dialect's key ``path``, be it under another name."""
         return self.given.has(path)
 
     def within(self, path: str) -> list[str]:
@@ -51,7 +51,7 @@ class NativeBuilder:
         self.given.refuse(path, message)
 
     def get(self, path: str, default: Any = None) -> Any:
-        """What was set at ``path``."""
+        """The value that was set at ``path``."""
         found = lookup(self.values, path_of(path))
         return default if found is ABSENT else found
 

@@ -28,7 +28,7 @@ def wrapped_in(values: Mapping[str, Any]) -> str | None:
 
 
 def _has(values: Mapping[str, Any], *names: str, section: str = "") -> bool:
-    """Whether one of ``names`` is a key of ``values``, or of the ``section`` in it."""
+    """True if one of ``names`` is a key of ``values``, or of the ``section`` in it."""
     found = values.get(section) if section else values
     return isinstance(found, Mapping) and not found.keys().isdisjoint(names)
 

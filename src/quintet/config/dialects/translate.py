@@ -14,7 +14,7 @@ from quintet.config.provenance import Problem, RunFileError
 from quintet.config.read import YamlDocument
 
 Purpose = Literal["train", "prepare"]
-"""What a file is read for: to train, or to prepare data that lies elsewhere afterwards."""
+"""The purpose a file is read for: to train, or to prepare data that lies elsewhere afterwards."""
 
 EXTENSION = "quintet"
 """A section that every dialect may have: native keys, which stand above the translation."""

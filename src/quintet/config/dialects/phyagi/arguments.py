@@ -217,7 +217,7 @@ class Bf16(DialectSection):
 
 
 class ZeroOptimization(DialectSection):
-    """What DeepSpeed spreads over devices."""
+    """ZeRO: what DeepSpeed spreads over devices."""
 
     nestings = ("ds_config.zero_optimization",)
 
@@ -354,7 +354,7 @@ class SharedArguments(DialectSection):
 
 
 class HuggingFaceArguments(DialectSection):
-    """What the Trainer of the transformers library has beside; other arguments of it are handed on by name."""
+    """Arguments of the transformers library's Trainer; those that are not listed are handed on by name."""
 
     learning_rate: AboveZero | None = key(None, "learning rate", to="optimizer.lr")
     per_device_train_batch_size: Positive | None = key(None, "samples of a pass; 8", to="train.micro_batch_size")
@@ -382,7 +382,7 @@ class HuggingFaceArguments(DialectSection):
 
 
 class LightningTrainer(DialectSection):
-    """What Lightning's Trainer is made with; other arguments of it are handed on by name."""
+    """Arguments of Lightning's Trainer; those that are not listed are handed on by name."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
     documented = False
@@ -466,7 +466,7 @@ class LightningModule(DialectSection):
 
 
 class LightningArguments(DialectSection):
-    """What Lightning has."""
+    """PhyAGI's training arguments for Lightning."""
 
     train_micro_batch_size_per_gpu: Positive | None = key(None, "samples of a pass; 1", to="train.micro_batch_size")
     trainer: LightningTrainer

@@ -1,4 +1,4 @@
-"""What `to` of its keys cannot say of a native run file in PhyAGI's words."""
+"""The way back to a PhyAGI file, as far as `to` of its keys does not give it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _trainer(config: RunConfig) -> str:
 
 
 def writes(config: RunConfig, key: KeyInfo) -> bool:
-    """Whether ``key`` is of the trainer that a file from ``config`` is for, or of all."""
+    """True if ``key`` is of the trainer that a file from ``config`` is for, or of all."""
     owner = "deepspeed or huggingface" if key.path == f"{ARGS}.logging_steps" else owner_of(key.path)
     return _trainer(config) in owner or not owner
 
@@ -200,7 +200,7 @@ def _zero(settings: dict[str, Any], put: Put) -> None:
 
 
 def _huggingface(config: RunConfig, put: Put) -> None:
-    """What the Trainer of the transformers library is told."""
+    """Put the arguments of the transformers library's Trainer."""
     train, batch, chosen = config.train, config.batch, config.optimizer
     if isinstance(chosen, AdamWConfig):
         betas = dict(zip(("adam_beta1", "adam_beta2"), chosen.betas, strict=True))
@@ -225,7 +225,7 @@ def _huggingface(config: RunConfig, put: Put) -> None:
 
 
 def _lightning(config: RunConfig, put: Put) -> None:
-    """What the Trainer of Lightning is told, and PhyAGI's module for it."""
+    """Put the arguments of Lightning's Trainer, and of PhyAGI's module for it."""
     train, batch, chosen = config.train, config.batch, config.optimizer
     names = {ours: theirs for theirs, ours in (TORCH | TORCH_SCHEDULES | OWN_SCHEDULES).items()}
     adamw = isinstance(chosen, AdamWConfig)

@@ -120,7 +120,7 @@ class Dataset(DialectSection):
 
 
 class Collator(DialectSection):
-    """What has a loss."""
+    """The targets that have a loss."""
 
     nestings = ("dataset[].dataset_collator",)
 

@@ -1,4 +1,4 @@
-"""What PhyAGI's training arguments are here, for each of its trainers: its own around DeepSpeed, and the Trainers of
+"""Rules for PhyAGI's training arguments, for each of its trainers: its own around DeepSpeed, and the Trainers of
 the transformers library and of Lightning."""
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 }
 """PhyAGI's own configuration of DeepSpeed, for a file that has none; it has batches of 1024 in passes of 4."""
 ZERO_ALONE = ("fp16", "bf16", "data_types", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
-"""What of a ds_config is handed to DeepSpeed beside zero_optimization and what our own keys say."""
+"""Settings of a ds_config that are handed to DeepSpeed beside zero_optimization and those that native keys say."""
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-"""What DeepSpeed's AdamW has of what a file does not say."""
+"""Defaults of DeepSpeed's AdamW."""
 TORCH = {name.lower(): name for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "RMSprop", "Rprop", "SGD")}
 TORCH_SCHEDULES = {
     "constant": "ConstantLR",

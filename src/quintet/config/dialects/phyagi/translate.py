@@ -1,4 +1,4 @@
-"""What PhyAGI's data and models are here: sources of token arrays, our transformer for mixformer-sequential, and models
+"""Rules for PhyAGI's data and models: sources of token arrays, the transformer for mixformer-sequential, and models
 of the transformers library; `trainers` has the rules of training."""
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _source(theirs: File, native: NativeBuilder, entry: Dataset, index: int) -> 
 
 
 def _marks(theirs: File, native: NativeBuilder, source: str) -> None:
-    """What ends a document, and which labels have no loss."""
+    """Set what ends a document, and which labels have no loss."""
     if theirs.dataset_collator.ignore_index != -100:
         native.set(f"{source}.ignore_index", theirs.dataset_collator.ignore_index, "dataset_collator.ignore_index")
     if theirs.model.cross_sample_token_id is not None:

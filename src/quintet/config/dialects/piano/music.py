@@ -200,12 +200,12 @@ class NoSplit(Exception):
 
 
 def training_source(name: str, pauses: float) -> dict[str, Any]:
-    """What is trained on of the data set ``name``."""
+    """The source to train on from the data set ``name``."""
     return _data_set(name, "train", {"pauses": pauses})
 
 
 def validation_sources(name: str, splits: Sequence[str], pauses: float) -> list[dict[str, Any]]:
-    """What is validated on of the data set ``name``: a source for each of ``splits``, labelled with it."""
+    """The sources to validate on from the data set ``name``: one for each of ``splits``, labelled with it."""
     found = []
     for label in dict.fromkeys(splits):
         music = {"pauses": pauses} | ({} if label in (FULL, TEST) else {"only_by": [label]})
@@ -214,7 +214,7 @@ def validation_sources(name: str, splits: Sequence[str], pauses: float) -> list[
 
 
 def without_splits(name: str) -> bool:
-    """Whether ``name`` is a folder of MIDI files that are not divided into splits."""
+    """True if ``name`` is a folder of MIDI files that are not divided into splits."""
     return _holds_midi(name) and not any((local_path(name) / split).is_dir() for split in SPLITS)
 
 
@@ -230,7 +230,7 @@ def _data_set(name: str, split: str, music: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holds_midi(name: str) -> bool:
-    """Whether ``name`` is a folder with MIDI files and no rows of a data set."""
+    """True if ``name`` is a folder with MIDI files and no rows of a data set."""
     folder = local_path(name)
     if not folder.is_dir():
         return False
@@ -302,7 +302,7 @@ def _pauses(source: SourceConfig) -> float | None:
 
 
 def _same(sources: tuple[SourceConfig, ...], made: list[dict[str, Any]]) -> bool:
-    """Whether ``made`` are ``sources``, nothing left out."""
+    """True if ``made`` are ``sources``, nothing left out."""
     return len(sources) == len(made) and all(
         type(source).model_validate(one) == source if one["kind"] == source.kind else False
         for source, one in zip(sources, made, strict=True)
@@ -331,7 +331,7 @@ def _tokenizer_back(config: RunConfig, put: Put) -> set[str]:
 
 
 def _expressible(base: ExponentialTimeTokenizerConfig) -> bool:
-    """Whether piano-gpt's settings say all that ``base`` is."""
+    """True if piano-gpt's settings say all that ``base`` is."""
     return not set(base.model_dump(exclude_defaults=True)) - _SAID_OF_BASE
 
 

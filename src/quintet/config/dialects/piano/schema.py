@@ -27,7 +27,7 @@ COMPOSERS = (
     "rachmaninoff", "schubert", "schumann", "scriabin",
 )  # fmt: skip
 REPORTED = (FULL, "bach", "chopin", "mozart")
-"""What piano-gpt's validation reports."""
+"""The splits that piano-gpt's validation reports."""
 SCRATCH = ("scratch_next_token", "scratch")
 COSINE, CONSTANT = "CosineDecay", "Constant"
 TODO = "TODO"

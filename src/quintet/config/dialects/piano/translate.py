@@ -1,4 +1,4 @@
-"""What several keys of piano-gpt say together about a run, and the way back."""
+"""Rules for keys of piano-gpt that depend on each other, and the way back."""
 
 from __future__ import annotations
 
@@ -331,8 +331,8 @@ def _logging_back(config: RunConfig, put: Put) -> None:
 
 
 def _native(config: RunConfig, said: set[str]) -> dict[str, Any]:
-    """What piano-gpt has no words for: data and tokenizer, as far as they differ from the defaults and are not ``said``
-    by keys of its own."""
+    """Settings that piano-gpt has no key for: data and tokenizer, as far as they differ from the defaults and are not
+    ``said`` by keys of its own."""
     data = config.data.model_dump(mode="json", exclude_defaults=True)
     tokenizer = config.tokenizer.model_dump(mode="json", exclude_defaults=True)
     rest = {name: value for name, value in data.items() if name not in _SAID_BY_KEYS | said}

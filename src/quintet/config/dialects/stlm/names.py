@@ -15,7 +15,7 @@ EXPERIMENT = "belongs to an experiment that STLM's document leaves out, as it ch
 
 
 def meanings(words: str) -> dict[str, str]:
-    """What each of ``words`` stands for: "word=meaning", or the word itself."""
+    """The meaning of each of ``words``: "word=meaning", or the word itself."""
     return {word: meaning or word for word, _, meaning in (one.partition("=") for one in words.split())}
 
 
@@ -152,7 +152,7 @@ def name_of(source: SourceConfig) -> str | None:
 
 
 def _kind(path: Path) -> str:
-    """What kind of source a file or a folder is: by its name, or by what a folder holds."""
+    """The kind of source of a file or a folder, by its name or by what the folder holds."""
     if not path.is_dir():
         return _ending(path.name) or "text"
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():

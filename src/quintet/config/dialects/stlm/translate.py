@@ -1,4 +1,4 @@
-"""What several keys of STLM say together, what it always does, and the way back."""
+"""Rules for keys of STLM that depend on each other, what it always does, and the way back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several keys of TMRC say together, and what it always does."""
+"""Rules for keys of TMRC that depend on each other, and what it always does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _tokenizer(theirs: File, native: NativeBuilder, folder: Path) -> None:
 
 
 def _is_here(name: str) -> bool:
-    """Whether ``name`` is a folder, or a tokenizer in the hub's cache."""
+    """True if ``name`` is a folder, or a tokenizer in the hub's cache."""
     if local_path(name).is_dir():
         return True
     from huggingface_hub import try_to_load_from_cache

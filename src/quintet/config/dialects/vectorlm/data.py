@@ -1,4 +1,4 @@
-"""What VectorLM's keys say of data: processed datasets as they are, or raw ones that are processed on the way."""
+"""Rules for VectorLM's data: processed datasets as they are, or raw ones that are processed on the way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def data_rules(theirs: File, native: NativeBuilder) -> None:
 
 
 def _on_the_way(data: Dataset, raw: DatasetPreprocess, load_path: str) -> bool:
-    """Whether the training data are made from ``load_path``, which is there, as no processed dataset is."""
+    """True if the training data are made from ``load_path``, which is there, as no processed dataset is."""
     if data.train_ds is None:
         return True
     return not _is_there(data.train_ds) and (_is_there(load_path) or not raw.from_disk)
@@ -140,7 +140,7 @@ def _packing(raw: DatasetPreprocess, native: NativeBuilder) -> None:
 
 
 def _validation_of_raw(data: Dataset, raw: DatasetPreprocess, load_path: str, native: NativeBuilder) -> None:
-    """What to evaluate on where the training data are made on the way."""
+    """Set what to evaluate on where the training data are made on the way."""
     if data.train_ds is not None:
         native.say(f"{TRAIN_DS}: {data.train_ds} is not there, so {load_path} is processed on the way")
     if data.eval_ds is None:

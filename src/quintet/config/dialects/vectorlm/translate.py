@@ -1,4 +1,4 @@
-"""What several keys of VectorLM say together about a run, and the way back."""
+"""Rules for keys of VectorLM that depend on each other, and the way back."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _schedule(theirs: File, native: NativeBuilder) -> None:
 
 
 def _schedule_arguments(theirs: File, native: NativeBuilder, name: str) -> None:
-    """What transformers asks of a schedule beside the warm-up."""
+    """Set the arguments of a schedule of transformers beside the warm-up."""
     lowest, others = f"{TRAIN}.min_lr", f"{TRAIN}.lr_scheduler_kwargs"
     arguments, floored = dict(theirs.train_parameters.lr_scheduler_kwargs or {}), name.endswith("with_min_lr")
     if native.has(lowest) and not floored:
