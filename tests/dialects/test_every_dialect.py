@@ -20,6 +20,7 @@ from quintet.config.describe import walk as walk_schema
 from quintet.config.dialects import NAMES, detect, dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.dialects.dialect import pattern
+from quintet.config.dialects.file import SchemaFile
 from quintet.config.dialects.recognise import recognised
 from quintet.config.dialects.types import duration, one_of
 from quintet.config.dump import differences, dump_run_config
@@ -132,7 +133,7 @@ def test_the_native_keys_that_keys_name_exist(name: str) -> None:
 def test_each_default_is_one_of_the_values_of_its_key(name: str) -> None:
     dialect = dialect_named(name)
     given = {key.path: key.default for key in dialect.keys if not key.required and key.default is not None}
-    problems = {path: dialect.read(document(path, value)).problems for path, value in given.items()}
+    problems = {path: SchemaFile(dialect, document(path, value)).problems for path, value in given.items()}
     wrong = [(path, problem) for path, found in problems.items() for problem in found]
     assert [str(problem) for path, problem in wrong if problem.key == path.replace("[]", "[0]")] == []
 
@@ -145,7 +146,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(name: str) -> None:
         path = f"{section}.{misspelt(last)}".removeprefix(".")
         if dialect.find(tuple(path.replace("[]", ".0").split("."))) is not None:
             continue  # a key, too
-        problems = [str(problem) for problem in dialect.read(document(path)).problems]
+        problems = [str(problem) for problem in SchemaFile(dialect, document(path)).problems]
         found = [problem for problem in problems if "unknown key" in problem]
         if len(found) != 1 or f"did you mean {last!r}?" not in found[0]:
             wrong.append((path, found))
@@ -176,12 +177,14 @@ def test_what_is_pending_is_refused_by_name_and_what_asks_for_nothing_is_not(nam
             continue
         for value in key.role.noop_values:
             try:
-                problems = dialect.read(document(key.path, key.write(value))).problems
+                problems = SchemaFile(dialect, document(key.path, key.write(value))).problems
             except ValueError:
                 continue
             wrong += [str(problem) for problem in problems if "not built yet" in problem.message]
         tried = (1, 2, True, "x", ["x"], {"x": 1}, 0.5, *re.findall(r"`([^`]+)`", key.accepts))
-        refused = [problem.message for value in tried for problem in dialect.read(document(key.path, value)).problems]
+        refused = [
+            problem.message for value in tried for problem in SchemaFile(dialect, document(key.path, value)).problems
+        ]
         if key.role.unsupported not in "\n".join(refused):
             wrong.append(f"{key.path}: {refused}")
     assert wrong == []

@@ -176,8 +176,8 @@ def test_an_unsupported_key_is_taken_where_the_section_of_native_keys_says_what_
         parts: int | None = key(None, "parts", affects=("train.steps",), unsupported="no parts")
 
     other = Dialect("other", "Other", schema=Other, rules=lambda theirs, native: None)
-    assert len(other.read(document({"parts": 3})).problems) == 1
-    assert other.read(document({"parts": 3}), "train", {"train": {"steps": 1}}).problems == []
+    assert len(SchemaFile(other, document({"parts": 3})).problems) == 1
+    assert SchemaFile(other, document({"parts": 3}), "train", {"train": {"steps": 1}}).problems == []
 
 
 def test_a_section_is_explained_by_its_keys() -> None:

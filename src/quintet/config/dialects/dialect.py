@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import NoneType
@@ -16,8 +16,6 @@ from quintet.config.read import YamlDocument
 from quintet.config.section import Before, ConfigSection, Value, alternatives
 
 if TYPE_CHECKING:
-    from quintet.config.dialects.file import SchemaFile
-    from quintet.config.dialects.native import NativeBuilder
     from quintet.config.schema import RunConfig
 
 
@@ -62,17 +60,17 @@ class DialectSection(ConfigSection):
 class Dialect:
     """One framework's run files.
 
-    ``schema`` is the typed form of a file. ``rules`` set in the native run file what several keys say together, and
-    what the framework always does. ``shape`` brings what aliases cannot say into the nesting of the schema. ``back``
-    puts into a file of the dialect what `to` of its keys cannot; ``writes`` tells which keys it can, of those with
-    `to`. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must have, for the check
-    of one that was written from a native config which cannot give them.
+    ``schema`` is the typed form of a file. ``rules(theirs, native)`` set in the `NativeBuilder` what keys say that
+    depend on each other, and what the framework always does. ``shape`` brings what aliases cannot say into the nesting
+    of the schema. ``back`` puts into a file of the dialect what `to` of its keys cannot; ``writes`` tells which keys it
+    can, of those with `to`. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must
+    have, for the check of one that was written from a native config which cannot give them.
     """
 
     name: str
     title: str
     schema: type[ConfigSection]
-    rules: Callable[[Any, NativeBuilder], None]
+    rules: Callable[[Any, Any], None]
     shape: Callable[[YamlDocument], YamlDocument] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
     writes: Callable[[RunConfig, KeyInfo], bool] = lambda config, key: bool(key.role.documented)
@@ -129,15 +127,3 @@ class Dialect:
         found = self.find(path_of(numbered(path, 0)))
         assert found is not None, f"{self.name} has no key {path}"
         return found
-
-    def read(
-        self,
-        document: YamlDocument,
-        purpose: str = "train",
-        native: Mapping[str, Any] | None = None,
-        variables: Collection[str] = (),
-    ) -> SchemaFile:
-        """``document`` read by the schema, as `SchemaFile` says."""
-        from quintet.config.dialects.file import SchemaFile
-
-        return SchemaFile(self, document, purpose, native, variables)

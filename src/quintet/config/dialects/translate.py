@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from quintet.config.describe import plain
 from quintet.config.dialects.dialect import Dialect, numbered
+from quintet.config.dialects.file import SchemaFile
 from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.merge import merge
 from quintet.config.provenance import Problem, RunFileError
@@ -38,7 +39,7 @@ def translate(
     Raises RunFileError with every key that is unknown, wrong, missing or cannot be followed.
     """
     own, native_part = _apart(document)
-    given = dialect.read(dialect.shape(own), purpose, native_part.values if native_part else None, variables)
+    given = SchemaFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
     if given.problems:
         raise RunFileError(given.problems)
     native = NativeBuilder(given)
