@@ -50,7 +50,7 @@ def test_loading_succeeds_or_says_what_is_wrong(
     except RunFileError as error:
         problems = error.details
     assert problems or loaded.config.batch.tokens > 0
-    assert all(problem.place.file in (None, str(file)) for problem in problems)
+    assert all(problem.origin.file in (None, str(file)) for problem in problems)
     assert all(len(str(problem).splitlines()) == 1 for problem in problems)
 
 

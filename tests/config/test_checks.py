@@ -126,7 +126,7 @@ def test_a_contradiction_is_told_at_its_key_and_line(tmp_path: Path, name: str) 
     found = [problem for problem in told(file) if problem.key == key]
     assert found, key
     last = [step for step in key.replace("]", "").replace("[", ".").split(".") if not step.isdecimal()][-1]
-    line = found[0].place.line
+    line = found[0].origin.line
     written = file.read_text().splitlines()
     assert line is not None
     if f"{last}:" in file.read_text():

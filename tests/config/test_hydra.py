@@ -60,7 +60,7 @@ def ours(folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     composed = composed_file(folder / f"{name}.yaml", overrides, folder)
     left = [text for text in overrides if text not in composed.used]
     document = apply_hydra_overrides(composed.document, left)
-    assert document.places.keys() == {path for path, _ in walk(document.values)}
+    assert document.provenance.keys() == {path for path, _ in walk(document.values)}
     return resolve(document, lambda values: values)
 
 
@@ -93,7 +93,7 @@ def test_the_composition_is_hydras(folder: Path, name: str, overrides: list[str]
 
 def test_each_value_knows_its_file_and_line(folder: Path) -> None:
     composed = composed_file(folder / "train.yaml", ["model=large"], folder).document
-    places = {path: str(place) for path, place in composed.places.items()}
+    places = {path: str(place) for path, place in composed.provenance.items()}
     assert places["model", "size"] == f"{folder}/model/large.yaml:2"
     assert places["model", "heads"] == f"{folder}/train.yaml:9"
     assert places["schedule", "first", "steps"] == f"{folder}/lr/warm.yaml:1"
@@ -139,7 +139,7 @@ def test_what_is_merged_into_a_reference_keeps_the_lines_of_both(folder: Path) -
     document = composed_file(folder / "one.yaml", [], folder).document
     assert document.values["model"] == {"size": 1, "heads": 8}
     assert document.values["lr"] == 0.5
-    places = {path: str(place) for path, place in document.places.items()}
+    places = {path: str(place) for path, place in document.provenance.items()}
     assert places["model", "size"] == f"{folder}/library.yaml:1"
     assert places["model", "heads"] == f"{folder}/later.yaml:3"
     assert places["lr",] == f"{folder}/one.yaml:2"
@@ -149,8 +149,8 @@ def test_a_section_given_on_the_command_line_is_merged_and_its_keys_are_the_comm
     composed = composed_file(folder / "train.yaml", [], folder)
     document = apply_hydra_overrides(composed.document, ["optimizer={lr: 0.2}"])
     assert document.values["optimizer"] == {"lr": 0.2, "betas": {"one": 0.9}}
-    assert document.places["optimizer", "lr"].file is None
-    assert str(document.places["optimizer", "betas", "one"]) == f"{folder}/optimizer/adamw.yaml:2"
+    assert document.provenance["optimizer", "lr"].file is None
+    assert str(document.provenance["optimizer", "betas", "one"]) == f"{folder}/optimizer/adamw.yaml:2"
 
 
 def test_a_file_that_is_a_list_is_the_value_of_its_package(folder: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_file_that_is_a_list_is_the_value_of_its_package(folder: Path) -> None
     (folder / "lists.yaml").write_text("defaults: [sizes: few, sizes@deep.inner: many, _self_]\nb: 1\n")
     document = composed_file(folder / "lists.yaml", [], folder).document
     assert document.values == {"sizes": [1, {"a": 2}], "deep": {"inner": [3, 4]}, "b": 1}
-    places = {path: str(place) for path, place in document.places.items()}
+    places = {path: str(place) for path, place in document.provenance.items()}
     assert places["sizes", 1, "a"] == f"{folder}/sizes/few.yaml:2"
     assert places["deep", "inner", 0] == f"{folder}/sizes/many.yaml:1"
     with pytest.raises(UserError, match=r"sizes/top.yaml:2: a run file is a mapping .*, this one is a list"):

@@ -44,9 +44,9 @@ class Made:
         """The native run file."""
         return self.loaded.config
 
-    def place(self, path: str) -> str:
+    def origin(self, path: str) -> str:
         """The dialect's key behind the native key ``path``, and its line: "model.n_layer (line 7)"."""
-        found = {_shown(known): place for known, place in self.loaded.places.items()}[path]
+        found = {_shown(known): place for known, place in self.loaded.provenance.items()}[path]
         return f"{found.key} (line {found.line})"
 
     @cached_property

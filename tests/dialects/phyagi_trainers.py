@@ -83,7 +83,7 @@ def hf_saves(make: Make) -> None:
 def further(make: Make) -> None:
     made = hf(make, "log_level", "error")
     assert made.config.trainer.arguments == {"log_level": "error"}
-    assert made.place("trainer.arguments.log_level").startswith("training_args.log_level (line ")
+    assert made.origin("trainer.arguments.log_level").startswith("training_args.log_level (line ")
     wrong = huggingface(make, {"log_levl": "error"})
     with pytest.raises(UserError, match="log_levl"):
         wrong.trained  # noqa: B018

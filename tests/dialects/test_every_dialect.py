@@ -318,7 +318,7 @@ def test_every_value_that_a_key_changes_names_it(
     found = [path_of(one) for one, _, new in differences(before.config, after.config)]
     assert len(found) == changed, found
     for one in found:
-        assert key in (after.places[one].key or "").split(", "), one
+        assert key in (after.provenance[one].key or "").split(", "), one
 
 
 @pytest.mark.parametrize("name", NAMES)

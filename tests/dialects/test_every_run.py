@@ -262,8 +262,8 @@ def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: KeyInf
         own = [one for one in problems if one.message.startswith("must be ") and one.key.split(", ")[0] in ways(key)]
         assert bool(own) != fits, (value, problems)
         for one in own:
-            assert one.place.line is not None
-            assert f"{key.name}:" in file.read_text().splitlines()[one.place.line - 1]
+            assert one.origin.line is not None
+            assert f"{key.name}:" in file.read_text().splitlines()[one.origin.line - 1]
 
 
 def ways(key: KeyInfo) -> set[str]:
@@ -314,7 +314,7 @@ def test_a_late_mistake_is_said_at_the_key_and_line_of_the_file(
             name = found[3].rpartition(".")[2].partition("[")[0]
             assert f"{name}:" in made.file.read_text().splitlines()[int(found[1]) - 1], line
         said = re.sub(r"\([^()]* of the run file\)", "", line).replace("their.yaml", "")
-        native = {show(path) for path in made.loaded.places if len(path) > 1} - known
+        native = {show(path) for path in made.loaded.provenance if len(path) > 1} - known
         assert not [word for word in re.findall(r"[\w.\[\]]+", said) if word in native], line
 
 
@@ -334,7 +334,7 @@ def test_a_line_is_said_in_the_words_of_the_file(dialect: str, make: Make) -> No
     """Every native key that a key of the file says by itself becomes that key, with its line; the rest stays."""
     loaded = make().loaded
     said = 0
-    for path, place in loaded.places.items():
+    for path, place in loaded.provenance.items():
         if place.line is None or not place.key or ", " in place.key or len(path) < 2:
             continue
         native = show(path)
@@ -395,4 +395,6 @@ def test_a_value_of_another_kind_is_refused_at_its_key_and_line(dialect: str, ba
         lines = file.read_text().splitlines()
         own = [one for one in error.value.details if one.key.startswith(tuple(ways(key)))]
         assert own, key.path
-        assert all(one.place.line is not None and f"{key.name}:" in lines[one.place.line - 1] for one in own), key.path
+        assert all(one.origin.line is not None and f"{key.name}:" in lines[one.origin.line - 1] for one in own), (
+            key.path
+        )

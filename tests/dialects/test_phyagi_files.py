@@ -44,7 +44,7 @@ def test_a_moved_value_keeps_its_line(make: Make, base: dict[str, Any]) -> None:
     made = make({"dataset": base["dataset"][0]})
     lines = made.file.read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if "seq_len" in text)
-    assert made.place("data.sequence_length") == f"dataset[0].seq_len (line {line})"
+    assert made.origin("data.sequence_length") == f"dataset[0].seq_len (line {line})"
 
 
 def test_deepspeeds_configuration_may_be_a_file(make: Make, base: dict[str, Any], tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_tuning_says_things_over_the_run_that_it_starts_from(compose: Callable[.
     assert (config.model.init.path, config.model.width, config.model.residual_dropout) == (str(path), 16, 0.5)
     assert (config.data.sequence_length, config.data.learn_prompts) == (16, False)
     assert (config.optimizer.lr, config.schedule.min_lr, config.schedule.decay_steps) == (6e-6, 6e-6, 80000)
-    place = loaded.places["optimizer", "lr"]
+    place = loaded.provenance["optimizer", "lr"]
     assert (Path(str(place.file)).name, place.line, place.key) == ("model_tuning.yaml", 14, "lr.learning_rate")
     with pytest.raises(UserError, match=r"overrides\.lr\.min_lr: says 1e-05, and lr\.min_lr says otherwise"):
         compose(THIRD, "model_tuning.yaml", f"checkpoint_path={path}", "++lr.min_lr=3")
@@ -238,7 +238,7 @@ def test_tuning_says_things_over_the_run_that_it_starts_from(compose: Callable[.
 def test_other_spellings(key: str, place: str, value: Any, other: Any, found: str, make: Make) -> None:
     others = [place] if place != "model.context_size" else []
     assert make({key: value}, without=others).config == make({place: value}).config
-    assert make({key: value}, without=others).place(found).startswith(f"{key} (line ")
+    assert make({key: value}, without=others).origin(found).startswith(f"{key} (line ")
     assert "says otherwise; keep one" in refused(make, {key: value, place: other})
 
 

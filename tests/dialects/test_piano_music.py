@@ -179,7 +179,7 @@ def test_tuning_takes_the_tokenizer_of_the_run_and_learns_tasks_that_are_new_to_
     first = music(own)
     tuned = music({"init_from": str(first.trained), "tasks": ["loud_prediction"]})
     assert tuned.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint
-    assert tuned.place("tokenizer").startswith("init_from")
+    assert tuned.origin("tokenizer").startswith("init_from")
     loss_mask = load_weights(first)
     assert all(torch.equal(value, loss_mask[name]) for name, value in tuned.model.state_dict().items())
     assert words(tuned, 0)[2:4] == ["<SOFT>", "<LOUD>"]

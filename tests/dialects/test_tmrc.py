@@ -347,12 +347,14 @@ def test_overrides_have_hydras_grammar(make: Make) -> None:
     loaded = load_run_config([file], ["optimizer.lr=0.5", "++training.epochs=3", "~datasets.name"], Reading())
     assert (loaded.config.optimizer.lr, loaded.config.train.epochs) == (0.5, 3)
     assert loaded.config.data.sources[0].label is None
-    assert str(next(place for path, place in loaded.places.items() if path == ("optimizer", "lr"))) == "command line"
+    assert (
+        str(next(place for path, place in loaded.provenance.items() if path == ("optimizer", "lr"))) == "command line"
+    )
 
 
 def test_a_value_knows_its_key_and_line(make: Make) -> None:
     made = make()
-    assert made.place("model.width") == "model.d_model (line 8)"
+    assert made.origin("model.width") == "model.d_model (line 8)"
 
 
 def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(

@@ -1062,8 +1062,8 @@ def test_a_file_is_recognised_by_its_sections() -> None:
 
 def test_a_value_knows_its_key_and_line(make: Make) -> None:
     made = make()
-    assert made.place("train.epochs").startswith("train_parameters.epochs (line ")
-    assert made.place("data.sources[0].path").startswith("dataset.train_ds (line ")
+    assert made.origin("train.epochs").startswith("train_parameters.epochs (line ")
+    assert made.origin("data.sources[0].path").startswith("dataset.train_ds (line ")
 
 
 @pytest.mark.parametrize(

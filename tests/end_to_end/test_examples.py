@@ -52,6 +52,7 @@ def test_an_example_trains(
     checkout: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(checkout)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     native = file.parent.name == "examples"
     overrides = OVERRIDES.get(file.stem, (*SMALL, *FEW)) if native else ()
     if file.stem == "piano_tasks":  # it tunes what another example trained

@@ -159,7 +159,7 @@ def _or_none(made: Callable[[], T]) -> T | None:
 def _check_places(document: YamlDocument, lines: dict[str, list[str]]) -> None:
     """Everything has a place, and where that of a value is a line it is the line of its key."""
     for path, value in walk(document.values):
-        place = document.places[path]
+        place = document.provenance[path]
         if place.line is None or isinstance(value, dict | list) or isinstance(path[-1], int):
             continue
         assert place.file is not None
@@ -223,7 +223,7 @@ def test_merging(first: Tree, second: Tree, third: Tree) -> None:
         expected = None
     found = _or_none(lambda: merge(merge(*documents[:2]), documents[2]))
     assert (found and found.values) == expected
-    assert found is None or found.places.keys() == {path for path, _ in walk(found.values)}
+    assert found is None or found.provenance.keys() == {path for path, _ in walk(found.values)}
 
 
 @given(TREES)

@@ -59,8 +59,8 @@ def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:
         failures = [
             {
                 "stage": stage,
-                "file": one.place.file,
-                "line": one.place.line,
+                "file": one.origin.file,
+                "line": one.origin.line,
                 "key": one.key or None,
                 "message": one.message,
             }
@@ -89,7 +89,7 @@ def _problems(error: UserError) -> list[dict[str, Any]]:
 
     if isinstance(error, RunFileError):
         return [
-            {"file": one.place.file, "line": one.place.line, "key": one.key or None, "message": one.message}
+            {"file": one.origin.file, "line": one.origin.line, "key": one.key or None, "message": one.message}
             for one in error.details
         ]
     return [{"file": None, "line": None, "key": None, "message": problem} for problem in error.problems]

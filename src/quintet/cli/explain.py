@@ -161,7 +161,7 @@ def translate(
         assert loaded is not None
         for note in loaded.notes:
             typer.echo(f"note: {note}", err=True)
-        typer.echo(dump_with_origins(config, loaded.places), nl=False)
+        typer.echo(dump_with_origins(config, loaded.provenance), nl=False)
         return
     from quintet.config.dialects import dialect_named
     from quintet.config.dialects.back import translate_back

@@ -30,7 +30,7 @@ def dump_run_config(config: RunConfig) -> str:
     )
 
 
-def dump_with_origins(config: RunConfig, places: Provenance) -> str:
+def dump_with_origins(config: RunConfig, provenance: Provenance) -> str:
     """``config`` as `dump_run_config` writes it, with a comment behind each value that says where it comes from: the
     key and line of a dialect's file, the line of another file, the command line; a value without one is a default."""
     text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
@@ -38,18 +38,18 @@ def dump_with_origins(config: RunConfig, places: Provenance) -> str:
     lines = line_places(text)
     sections = {path[:-1] for path in lines if path and isinstance(path[-1], str)}
     for path, number in lines.items():
-        if path in places and path not in sections:
-            said.setdefault(number, {})[_origin(places[path])] = None
+        if path in provenance and path not in sections:
+            said.setdefault(number, {})[_origin(provenance[path])] = None
     return "".join(
         f"{line}  # {'; '.join(said[number])}\n" if number in said else f"{line}\n"
         for number, line in enumerate(text.splitlines(), start=1)
     )
 
 
-def _origin(place: Origin) -> str:
-    if not place.key:
-        return str(place)
-    return f"{place.key} ({place})" if place.file is None or place.line is not None else place.key
+def _origin(origin: Origin) -> str:
+    if not origin.key:
+        return str(origin)
+    return f"{origin.key} ({origin})" if origin.file is None or origin.line is not None else origin.key
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:

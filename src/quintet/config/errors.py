@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from quintet.config.describe import KeyInfo, Section, section_of, walk
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
-from quintet.config.provenance import Problem, Provenance, place_of, shown
+from quintet.config.provenance import Problem, Provenance, origin_of, shown
 from quintet.config.read import half_character
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
@@ -39,7 +39,7 @@ class _Spot:
 
 
 def problems_of(
-    error: ValidationError, values: dict[str, Any], places: Provenance, schema: type[ConfigSection] = RunConfig
+    error: ValidationError, values: dict[str, Any], provenance: Provenance, schema: type[ConfigSection] = RunConfig
 ) -> list[Problem]:
     """Every problem that ``error`` reports about ``values`` of a file of ``schema``, at the line of its key or of the
     section around it."""
@@ -72,7 +72,7 @@ def problems_of(
             found.setdefault(path, _message(detail, spot, value))
     found |= {path: message for path, message in missing.items() if path not in meant}
     told = [*found.items(), *across]
-    return [Problem(place_of(path, places), show(path), message) for path, message in told]
+    return [Problem(origin_of(path, provenance), show(path), message) for path, message in told]
 
 
 def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:

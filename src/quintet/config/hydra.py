@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse
 from quintet.config.merge import Override, Verb, apply_override, merge
-from quintet.config.provenance import COMMAND_LINE, Origin, Problem, RunFileError, place_of
+from quintet.config.provenance import COMMAND_LINE, Origin, Problem, RunFileError, origin_of
 from quintet.config.read import YamlDocument, read_document
 from quintet.errors import one_line
 
@@ -61,8 +61,8 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
             loader = GlobalHydra.instance().config_loader()
             found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
     except (HydraException, ValueError) as error:
-        place = place_of(("defaults",), document.places)
-        raise RunFileError([Problem(place, "defaults", _reason(error, root))]) from None
+        origin = origin_of(("defaults",), document.provenance)
+        raise RunFileError([Problem(origin, "defaults", _reason(error, root))]) from None
     composed: YamlDocument | None = None
     for default in found.defaults:
         path = default.config_path
@@ -72,7 +72,7 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
         part = _packaged(document, package) if path == name else _part(_file(root, path, file), package)
         composed = part if composed is None else merge(composed, part)
     assert composed is not None, file
-    composed.places[()] = Origin(str(file))
+    composed.provenance[()] = Origin(str(file))
     return Composed(composed, tuple(choosing))
 
 
@@ -153,15 +153,15 @@ def _part(file: Path, package: str) -> YamlDocument:
 def _packaged(document: YamlDocument, package: str) -> YamlDocument:
     """``document`` below ``package``, "" at the top, without its defaults list and Hydra's own settings there."""
     values = {name: value for name, value in document.values.items() if name != "defaults"}
-    places = {path: place for path, place in document.places.items() if path[:1] != ("defaults",)}
+    provenance = {path: origin for path, origin in document.provenance.items() if path[:1] != ("defaults",)}
     steps = tuple(package.split(".")) if package else ()
     for step in reversed(steps):
         values = {step: values}
-    top = places[()]
+    top = provenance[()]
     moved: dict[KeyPath, Origin] = {steps[:length]: top for length in range(len(steps) + 1)}
-    moved |= {(*steps, *path): place for path, place in places.items()}
+    moved |= {(*steps, *path): origin for path, origin in provenance.items()}
     values.pop(OWN_SETTINGS, None)
-    return YamlDocument(values, {path: place for path, place in moved.items() if path[:1] != (OWN_SETTINGS,)})
+    return YamlDocument(values, {path: origin for path, origin in moved.items() if path[:1] != (OWN_SETTINGS,)})
 
 
 def _file(root: Path, config_path: str, asked_by: Path) -> Path:

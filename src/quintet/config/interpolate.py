@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, Unsu
 
 from quintet.config.describe import with_defaults
 from quintet.config.keypath import KeyPath, show, walk
-from quintet.config.provenance import Problem, RunFileError, place_of
+from quintet.config.provenance import Problem, RunFileError, origin_of
 from quintet.config.read import YamlDocument
 from quintet.errors import one_line
 
@@ -38,11 +38,11 @@ def resolve(
         try:
             _put(values, path, _resolved(background, path))
         except (OmegaConfBaseException, RecursionError) as error:
-            problems.append(Problem(place_of(path, document.places), show(path), _message(text, error)))
+            problems.append(Problem(origin_of(path, document.provenance), show(path), _message(text, error)))
     for path, text in texts:
         if text == "???" and not isinstance(path[-1], int):
-            place = place_of(path, document.places)
-            problems.append(Problem(place, show(path), "is ???, which stands for a value that must be given; give it"))
+            origin = origin_of(path, document.provenance)
+            problems.append(Problem(origin, show(path), "is ???, which stands for a value that must be given; give it"))
     if problems:
         raise RunFileError(problems)
     return values

@@ -24,7 +24,7 @@ from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.names import PATHS, local_path
-from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, place_of
+from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
 from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -50,7 +50,7 @@ class Loaded:
     what was read, by resolved path."""
 
     config: RunConfig
-    places: Mapping[KeyPath, Origin]
+    provenance: Mapping[KeyPath, Origin]
     raw: Mapping[str, Any]
     dialect: Dialect | None = None
     notes: tuple[str, ...] = ()
@@ -64,13 +64,13 @@ class Loaded:
             return None
         around = os.path.commonpath([file.parent for file in self.files])
         return Original(
-            self.places, {file.relative_to(around).as_posix(): content for file, content in self.files.items()}
+            self.provenance, {file.relative_to(around).as_posix(): content for file, content in self.files.items()}
         )
 
     @property
     def origins(self) -> dict[str, str]:
         """'file:line' or 'command line' for each key path that was given, such as ``data.sources[0].path``."""
-        return {show(path): str(place) for path, place in self.places.items() if path}
+        return {show(path): str(origin) for path, origin in self.provenance.items() if path}
 
     def _names(self, file: str) -> KeyPath:
         """The key of a dialect's file that names ``file``, or the folder that it is in; no step where none does."""
@@ -84,7 +84,7 @@ class Loaded:
 
     def in_words(self, line: str) -> str:
         """``line``, which tells something of the run, with the keys and lines of the file."""
-        return line_in_its_words(line, self.places, self.dialect)
+        return line_in_its_words(line, self.provenance, self.dialect)
 
     def located(self, error: UserError) -> RunFileError:
         """``error``, each of whose problems starts with the key that it is about, with the places of these keys, in the
@@ -98,14 +98,14 @@ class Loaded:
             if path is None or path[0] not in RunConfig.model_fields:
                 path, message = self._names(key), problem
                 key = show(path)
-            place = place_of(path, self.places)
-            found.append(Problem(Origin(place.file) if not key else place, key, message))
-        return RunFileError(in_its_words(found, self.places, self.dialect))
+            origin = origin_of(path, self.provenance)
+            found.append(Problem(Origin(origin.file) if not key else origin, key, message))
+        return RunFileError(in_its_words(found, self.provenance, self.dialect))
 
 
-def line_in_its_words(line: str, places: Provenance, dialect: Dialect | None) -> str:
-    """``line``, which tells something of a run with native keys, with what the file of ``dialect`` that ``places`` are
-    of calls them, and with the line where it says them: "training.batch_size (their.yaml:12)"."""
+def line_in_its_words(line: str, provenance: Provenance, dialect: Dialect | None) -> str:
+    """``line``, which names native keys, in the words of the file of ``dialect`` that has this ``provenance``, with the
+    line where it says them: "training.batch_size (their.yaml:12)"."""
     if dialect is None:
         return line
     told: set[str] = set()
@@ -116,11 +116,11 @@ def line_in_its_words(line: str, places: Provenance, dialect: Dialect | None) ->
         told.add(name)
         return f"{name} ({there})"
 
-    return _renamed(line, places, dialect, with_line)
+    return _renamed(line, provenance, dialect, with_line)
 
 
-def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Dialect | None) -> list[Problem]:
-    """``problems``, which speak of native keys, in the words of the file of ``dialect`` that ``places`` are of: each
+def in_its_words(problems: Iterable[Problem], provenance: Provenance, dialect: Dialect | None) -> list[Problem]:
+    """``problems``, which name native keys, in the words of the file of ``dialect`` that has this ``provenance``: each
     with the key and line that say the value, and with the names that the native keys in its message have there.
 
     A native key that no key of the dialect says is named as the section `quintet:` has it.
@@ -130,21 +130,21 @@ def in_its_words(problems: Iterable[Problem], places: Provenance, dialect: Diale
     found = []
     for problem in problems:
         path = parse(problem.key)
-        place = _said_at(path, places, dialect) if path else Origin(problem.place.file, problem.place.line)
-        key = place.key if place.key.startswith(f"{EXTENSION}.") else problem.key
-        message = _renamed(problem.message, places, dialect, lambda name, _: name)
-        found.append(Problem(place, key, message).in_its_words())
+        origin = _said_at(path, provenance, dialect) if path else Origin(problem.origin.file, problem.origin.line)
+        key = origin.key if origin.key.startswith(f"{EXTENSION}.") else problem.key
+        message = _renamed(problem.message, provenance, dialect, lambda name, _: name)
+        found.append(Problem(origin, key, message).in_its_words())
     return found
 
 
-def _renamed(text: str, places: Provenance, dialect: Dialect, shown: Callable[[str, Origin], str]) -> str:
+def _renamed(text: str, provenance: Provenance, dialect: Dialect, shown: Callable[[str, Origin], str]) -> str:
     """``text`` with ``shown`` of each native key in it: of what the file calls the key, and of where it says it."""
 
     def replaced(match: re.Match[str]) -> str:
         path = parse(match[0])
         if path is None or not _is_native(path):
             return match[0]
-        there = _said_at(path, places, dialect)
+        there = _said_at(path, provenance, dialect)
         name = there.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ")
         return shown(name or match[0], there)
 
@@ -171,22 +171,22 @@ def _native_keys() -> frozenset[tuple[str, ...]]:
     return frozenset(found | {(*steps, "*") for steps in found if steps[-1] in ("config", "arguments")})
 
 
-def _said_at(path: KeyPath, places: Provenance, dialect: Dialect) -> Origin:
+def _said_at(path: KeyPath, provenance: Provenance, dialect: Dialect) -> Origin:
     """The place of the native key ``path`` in a file of ``dialect``, or of the list's element or section around it; for
     one that is not set, the keys of the dialect that set it."""
     name = show(path)
     for known in (path, path_of(_INSTEAD.get(name, name)), *(path[:end] for end in range(len(path) - 1, 1, -1))):
-        place = places.get(known)
-        if place is not None and place.key and place.key != dialect.name:
-            return place
-        if place is not None:
-            return Origin(place.file, place.line, f"{EXTENSION}.{name}")
+        origin = provenance.get(known)
+        if origin is not None and origin.key and origin.key != dialect.name:
+            return origin
+        if origin is not None:
+            return Origin(origin.file, origin.line, f"{EXTENSION}.{name}")
     steps = pattern_of(path)
     native = [key for key in dialect.keys if steps in map(pattern, key.role.native) and not key.role.unsupported]
-    given = {place.key: place for place in places.values() if place.line is not None}
+    given = {origin.key: origin for origin in provenance.values() if origin.line is not None}
     here = next((given[key.path] for key in native if key.path in given), None)
     keys = " or ".join(key.path for key in native) or f"{EXTENSION}.{name}"
-    return here or Origin(places[()].file, None, keys)
+    return here or Origin(provenance[()].file, None, keys)
 
 
 def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
@@ -214,7 +214,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
         document = (apply_hydra_overrides if hydra or dialect.hydra else apply_overrides)(document, left)
         resolved = resolve(document, partial(with_dialect_defaults, dialect))
         translation = translate(
-            dialect, YamlDocument(resolved, document.places), reading.purpose, variables_of(document)
+            dialect, YamlDocument(resolved, document.provenance), reading.purpose, variables_of(document)
         )
         document, notes = _named(translation.document, files), translation.notes
         prepare_to = translation.prepare_to
@@ -223,9 +223,9 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = problems_of(error, values, document.places)
-        raise RunFileError(in_its_words(problems, document.places, dialect)) from None
-    return Loaded(config, document.places, values, dialect, notes, prepare_to)
+        problems = problems_of(error, values, document.provenance)
+        raise RunFileError(in_its_words(problems, document.provenance, dialect)) from None
+    return Loaded(config, document.provenance, values, dialect, notes, prepare_to)
 
 
 def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialect | None) -> None:
@@ -237,9 +237,9 @@ def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialec
             try:
                 local_path(text)
             except UserError as error:
-                problems.append(Problem(place_of(path, document.places), show(path), str(error)))
+                problems.append(Problem(origin_of(path, document.provenance), show(path), str(error)))
     if problems:
-        raise RunFileError(in_its_words(problems, document.places, dialect))
+        raise RunFileError(in_its_words(problems, document.provenance, dialect))
 
 
 def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[YamlDocument, list[str], bool]:
@@ -261,5 +261,5 @@ def _named(document: YamlDocument, files: Sequence[Path]) -> YamlDocument:
     if "name" not in document.values:
         last = Path(files[-1])
         document.values["name"] = last.stem
-        document.places[("name",)] = Origin(str(last))
+        document.provenance[("name",)] = Origin(str(last))
     return document

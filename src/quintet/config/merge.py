@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.config.describe import default_kinds
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
 from quintet.config.names import local_path
-from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, place_of, shown
+from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, origin_of, shown
 from quintet.config.read import YamlDocument, half_character, read_document, with_whole_characters
 from quintet.errors import one_line
 
@@ -33,27 +33,27 @@ def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()
     if "extends" not in document.values:
         return document
     around = (*around, file.resolve())
-    place = document.places[("extends",)]
-    bases = [file.parent / local_path(name) for name in _bases(document, place)]
+    origin = document.provenance[("extends",)]
+    bases = [file.parent / local_path(name) for name in _bases(document, origin)]
     del document.values["extends"]
-    forget(document.places, ("extends",))
+    forget(document.provenance, ("extends",))
     merged: YamlDocument | None = None
     for base in bases:
         if base.resolve() in around:
-            raise RunFileError([Problem(place, "extends", f"{base} extends itself, directly or through others")])
-        found = with_bases(read_document(base, place), base, around)
+            raise RunFileError([Problem(origin, "extends", f"{base} extends itself, directly or through others")])
+        found = with_bases(read_document(base, origin), base, around)
         merged = found if merged is None else merge(merged, found)
     return document if merged is None else merge(merged, document)
 
 
-def _bases(document: YamlDocument, place: Origin) -> list[str]:
+def _bases(document: YamlDocument, origin: Origin) -> list[str]:
     try:
         extends = OmegaConf.create(document.values)["extends"]
     except OmegaConfBaseException as error:
-        raise RunFileError([Problem(place, "extends", one_line(error, lines=1))]) from None
+        raise RunFileError([Problem(origin, "extends", one_line(error, lines=1))]) from None
     names = list(extends) if OmegaConf.is_list(extends) else [extends]
     if not all(isinstance(name, str) and name for name in names):
-        raise RunFileError([Problem(place, "extends", "must be the name of a file, or a list of names")])
+        raise RunFileError([Problem(origin, "extends", "must be the name of a file, or a list of names")])
     return names
 
 
@@ -69,9 +69,11 @@ def merge(base: YamlDocument, over: YamlDocument) -> YamlDocument:
         values = OmegaConf.to_container(OmegaConf.merge(below, over.values))
     except OmegaConfBaseException as error:
         path = next((path for path, value in walk(over.values) if _clashes(lookup(base.values, path), value)), ())
-        raise RunFileError([Problem(place_of(path, over.places), show(path), _merge_message(error))]) from None
+        raise RunFileError([Problem(origin_of(path, over.provenance), show(path), _merge_message(error))]) from None
     given = {
-        path: over.places[path] for path, value in walk(over.values) if value != MISSING or path not in base.places
+        path: over.provenance[path]
+        for path, value in walk(over.values)
+        if value != MISSING or path not in base.provenance
     }
     return _placed(values, base, given)
 
@@ -99,8 +101,8 @@ def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, 
 
 def _placed(values: Any, base: YamlDocument, given: Provenance) -> YamlDocument:
     """``values``, which were made from ``base``, with their places: those of ``given`` come first."""
-    places = {path: given.get(path) or base.places.get(path) or _origin(path, base) for path, _ in walk(values)}
-    return YamlDocument(values, places)
+    provenance = {path: given.get(path) or base.provenance.get(path) or _origin(path, base) for path, _ in walk(values)}
+    return YamlDocument(values, provenance)
 
 
 def _origin(path: KeyPath, base: YamlDocument) -> Origin:
@@ -111,14 +113,14 @@ def _origin(path: KeyPath, base: YamlDocument) -> Origin:
         section = OmegaConf.select(config, show(path[:length]))
         if OmegaConf.is_config(section):
             target = parse(section._get_full_key(None)) or ()
-            return place_of((*target, *path[length:]), base.places)
-    return place_of(path, base.places)
+            return origin_of((*target, *path[length:]), base.provenance)
+    return origin_of(path, base.provenance)
 
 
-def forget(places: dict[KeyPath, Origin], path: KeyPath) -> None:
+def forget(provenance: dict[KeyPath, Origin], path: KeyPath) -> None:
     """Remove the place of ``path`` and of all that is inside it."""
-    for known in [known for known in places if known[: len(path)] == path]:
-        del places[known]
+    for known in [known for known in provenance if known[: len(path)] == path]:
+        del provenance[known]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Original:
     """A run file of a dialect as its user wrote it: the place of each value of the run, and the bytes of each of its
     files, by its path below the folder that they have in common."""
 
-    places: Provenance
+    provenance: Provenance
     files: Mapping[str, bytes]
 
 
@@ -49,22 +49,22 @@ class Original:
 class Problem:
     """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do."""
 
-    place: Origin
+    origin: Origin
     key: str
     message: str
 
     def in_its_words(self) -> Problem:
         """The same problem with the key that the file uses, where that is another."""
-        own = self.place.key
+        own = self.origin.key
         if not own or own == self.key:
             return self
-        mend = f"; {own}=false turns it off" if self.place.switch else ""
+        mend = f"; {own}=false turns it off" if self.origin.switch else ""
         native = f" ({self.key} of the run file)" if self.key else ""
-        return Problem(self.place, own, f"{self.message}{mend}{native}")
+        return Problem(self.origin, own, f"{self.message}{mend}{native}")
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message
-        return f"{self.place}: {' '.join(text.splitlines())}"  # what was found may have line breaks in it
+        return f"{self.origin}: {' '.join(text.splitlines())}"  # what was found may have line breaks in it
 
 
 class RunFileError(UserError):
@@ -76,8 +76,8 @@ class RunFileError(UserError):
 
 
 def _position(problem: Problem) -> tuple[bool, str, int, str, str]:
-    place = problem.place
-    return place.file is None, place.file or "", place.line or 0, problem.key, problem.message
+    origin = problem.origin
+    return origin.file is None, origin.file or "", origin.line or 0, problem.key, problem.message
 
 
 def shown(value: Any) -> str:
@@ -92,9 +92,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
-def place_of(path: KeyPath, places: Provenance) -> Origin:
+def origin_of(path: KeyPath, provenance: Provenance) -> Origin:
     """The place of ``path``, or of the nearest section around it that is written somewhere."""
     for length in range(len(path), -1, -1):
-        if path[:length] in places:
-            return places[path[:length]]
+        if path[:length] in provenance:
+            return provenance[path[:length]]
     raise AssertionError("a run file has at least the place of its top")

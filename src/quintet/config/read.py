@@ -43,13 +43,13 @@ class YamlDocument:
     """
 
     values: dict[str, Any]
-    places: dict[KeyPath, Origin]
+    provenance: dict[KeyPath, Origin]
     is_list: bool = False
 
     def apart(self, name: str) -> tuple[YamlDocument, YamlDocument]:
         """The section ``name``, and the document without it."""
-        inner = {path[1:]: place for path, place in self.places.items() if path[:1] == (name,)}
-        others = {path: place for path, place in self.places.items() if path[:1] != (name,)}
+        inner = {path[1:]: origin for path, origin in self.provenance.items() if path[:1] == (name,)}
+        others = {path: origin for path, origin in self.provenance.items() if path[:1] != (name,)}
         rest = {key: value for key, value in self.values.items() if key != name}
         return YamlDocument(self.values[name], inner), YamlDocument(rest, others)
 
@@ -76,11 +76,11 @@ def read_document(
     listed = isinstance(root, yaml.SequenceNode) and bool(list_key)
     if not isinstance(root, yaml.MappingNode) and not listed:
         what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
-        place = Origin(name, root.start_mark.line + 1)
-        raise RunFileError([Problem(place, "", f"a run file is a mapping of keys to values, this one is {what}")])
+        origin = Origin(name, root.start_mark.line + 1)
+        raise RunFileError([Problem(origin, "", f"a run file is a mapping of keys to values, this one is {what}")])
     reading = _Lines(name, {(): Origin(name, root.start_mark.line + 1)}, [], [])
     if listed:
-        reading.places[(list_key,)] = reading.places[()]
+        reading.provenance[(list_key,)] = reading.provenance[()]
     reading.visit(root, (list_key,) if listed else ())
     if reading.problems:
         raise RunFileError(reading.problems)
@@ -89,12 +89,12 @@ def read_document(
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
     except OmegaConfBaseException as error:
-        place = reading.places[()]
-        raise RunFileError([Problem(place, error.full_key or "", one_line(error, lines=1))]) from None
+        origin = reading.provenance[()]
+        raise RunFileError([Problem(origin, error.full_key or "", one_line(error, lines=1))]) from None
     if listed:
         values = {list_key: values}
     assert isinstance(values, dict)
-    return YamlDocument({str(key): value for key, value in values.items()}, reading.places, listed)
+    return YamlDocument({str(key): value for key, value in values.items()}, reading.provenance, listed)
 
 
 def with_whole_characters(text: str) -> str:
@@ -132,25 +132,25 @@ def line_places(text: str) -> dict[KeyPath, int]:
     assert root is not None
     reading = _Lines("", {}, [], [])
     reading.visit(root, ())
-    return {path: place.line for path, place in reading.places.items() if place.line is not None}
+    return {path: origin.line for path, origin in reading.provenance.items() if origin.line is not None}
 
 
 def _text(file: Path, asked_at: Origin | None) -> str:
-    place, prefix = (Origin(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
+    origin, prefix = (Origin(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
     if file.is_dir():
-        raise RunFileError([Problem(place, "", f"{prefix}is a folder; name the run file in it")])
+        raise RunFileError([Problem(origin, "", f"{prefix}is a folder; name the run file in it")])
     try:
         content = file.read_bytes()
         if (read := _read.get()) is not None:
             read[file.resolve()] = content
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise RunFileError([Problem(place, "", f"{prefix}no such file")]) from None
+        raise RunFileError([Problem(origin, "", f"{prefix}no such file")]) from None
     except UnicodeDecodeError as error:
-        problem = Problem(place, "", f"{prefix}is not UTF-8 text (byte {error.start}); save it as UTF-8")
+        problem = Problem(origin, "", f"{prefix}is not UTF-8 text (byte {error.start}); save it as UTF-8")
         raise RunFileError([problem]) from None
     except OSError as error:
-        raise RunFileError([Problem(place, "", f"{prefix}cannot be read: {error.strerror}")]) from None
+        raise RunFileError([Problem(origin, "", f"{prefix}cannot be read: {error.strerror}")]) from None
 
 
 def _syntax_problem(name: str, text: str, error: yaml.YAMLError) -> Problem:
@@ -176,7 +176,7 @@ class _Lines:
     """A walk over YAML nodes that notes lines and finds what a dictionary would hide."""
 
     file: str
-    places: dict[KeyPath, Origin]
+    provenance: dict[KeyPath, Origin]
     problems: list[Problem]
     inside: list[int]  # identities of the nodes around the present one, for anchors that contain themselves
 
@@ -190,7 +190,7 @@ class _Lines:
             self._mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
             for index, inner in enumerate(node.value):
-                self.places[(*path, index)] = self._place(inner)
+                self.provenance[(*path, index)] = self._place(inner)
                 self.visit(inner, (*path, index))
         elif isinstance(node, yaml.ScalarNode) and (problem := half_character(node.value)) is not None:
             self._say(node, path, problem)
@@ -216,7 +216,7 @@ class _Lines:
             if key.value in own:
                 self._say(key, (*path, key.value), f"is given twice, first in line {own[key.value]}; keep one")
             own[key.value] = line
-            self.places[(*path, key.value)] = Origin(self.file, line)
+            self.provenance[(*path, key.value)] = Origin(self.file, line)
             self.visit(value, (*path, key.value))
 
     def _interpolation(self, node: yaml.ScalarNode, path: KeyPath) -> None:

@@ -114,7 +114,7 @@ def write_run_file(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _link_checkpoints(config, folder)
-    body = dump_run_config(config) if original is None else dump_with_origins(config, original.places)
+    body = dump_run_config(config) if original is None else dump_with_origins(config, original.provenance)
     if original is None and (folder / "run.yaml").is_file() and read_run_config(folder) == config:
         before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
         body = "".join(dropwhile(lambda line: line.startswith("#"), before))

@@ -102,15 +102,15 @@ def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Pr
     """The config that a file of ``dialect`` is, or what is wrong with it."""
     document = YamlDocument(values, {path: Origin("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
-    places: Provenance = {(): Origin("written")}
+    provenance: Provenance = {(): Origin("written")}
     try:
         translated = translate(dialect, document).document
-        native, places = {"name": name} | translated.values, translated.places
+        native, provenance = {"name": name} | translated.values, translated.provenance
         return [], RunConfig.model_validate(native)
     except RunFileError as error:
         return error.details, None
     except ValidationError as error:
-        return [problem.in_its_words() for problem in problems_of(error, native, places)], None
+        return [problem.in_its_words() for problem in problems_of(error, native, provenance)], None
 
 
 def _drop(values: dict[str, Any], key: str) -> bool:

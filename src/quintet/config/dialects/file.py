@@ -12,7 +12,7 @@ from quintet.config.describe import KeyInfo, Section
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.errors import elsewhere, problems_of
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, show, walk
-from quintet.config.provenance import Origin, Problem, place_of, shown
+from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
 from quintet.errors import nearest
@@ -38,13 +38,13 @@ class SchemaFile:
     ) -> None:
         self.dialect, self.document, self.purpose = dialect, document, purpose
         self.native, self.variables = native or {}, variables
-        self.file = document.places[()].file
+        self.file = document.provenance[()].file
         self.problems: list[Problem] = []
         self.values: dict[str, Any] = {}  # at the paths of the schema
         self.theirs: Any = None
         self._given: dict[KeyPath, KeyInfo] = {}
         self._refused: set[KeyPath] = set()
-        self._places: dict[KeyPath, Origin] = {(): document.places[()]}
+        self._provenance: dict[KeyPath, Origin] = {(): document.provenance[()]}
         self._gather(document.values, ())
         _fill(self.values, dialect.top)
         self._validate()
@@ -69,14 +69,14 @@ class SchemaFile:
         steps = path_of(path)
         return [show(known) for known in self._given if known[: len(steps)] == steps]
 
-    def place(self, *paths: str) -> Origin:
+    def origin(self, *paths: str) -> Origin:
         """Where the first of ``paths`` that the file gives is written; a place that says so when it gives none."""
         for path in paths:
             assert self.dialect.find(path_of(path)) is not None, f"{self.dialect.name} has no key {path}"
         given = [path for path in paths if self.has(path)]
         names = ", ".join(paths)
         if given:
-            found = self._places[path_of(given[0])]
+            found = self._provenance[path_of(given[0])]
             if len(given) == 1:
                 return found
             return Origin(found.file, found.line, ", ".join([found.key, *given[1:]]))
@@ -85,8 +85,8 @@ class SchemaFile:
     def refuse(self, path: str, message: str) -> None:
         """Note that what the file says at ``path`` cannot be followed."""
         steps = path_of(path)
-        place = self._places.get(steps) or place_of(steps, self.document.places)
-        self.problems.append(Problem(place, place.key or path, message))
+        origin = self._provenance.get(steps) or origin_of(steps, self.document.provenance)
+        self.problems.append(Problem(origin, origin.key or path, message))
 
     def items(self) -> Iterator[tuple[KeyInfo, KeyPath, Any]]:
         """Every key that the file gives, with its path in the schema and its value."""
@@ -131,14 +131,16 @@ class SchemaFile:
         if role.unsupported and not noop and not self._is_replaced(key):
             mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
             mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
-            self.problems.append(Problem(place_of(path, self.document.places), show(path), role.unsupported + mend))
+            self.problems.append(
+                Problem(origin_of(path, self.document.provenance), show(path), role.unsupported + mend)
+            )
             self._refused.add(known)
             return
         before = lookup(self.values, known)
         if known in self._given and _meaning(key, before) != _meaning(key, value):
-            other = self._places[known]
+            other = self._provenance[known]
             message = f"says {shown(value)}, and {other.key} (line {other.line}) says otherwise; keep one"
-            self.problems.append(Problem(place_of(path, self.document.places), show(path), message))
+            self.problems.append(Problem(origin_of(path, self.document.provenance), show(path), message))
         elif known not in self._given:
             self._given[known] = key
             self._put(known, value, path)
@@ -158,8 +160,8 @@ class SchemaFile:
             here[path[-1]] = value
         for inner_path, inner in walk(value):
             there = (*written, *inner_path)
-            place = place_of(there, self.document.places)
-            self._places[(*path, *inner_path)] = Origin(place.file, place.line, show(there), inner is True)
+            origin = origin_of(there, self.document.provenance)
+            self._provenance[(*path, *inner_path)] = Origin(origin.file, origin.line, show(there), inner is True)
 
     def _refuse_stray(self, path: KeyPath) -> None:
         """Note a key that no section has, where the file has keys in another nesting."""
@@ -173,7 +175,9 @@ class SchemaFile:
             if like
             else known_as or f"{show(path[:-1])} has {', '.join(dict.fromkeys(beside))}"
         )
-        self.problems.append(Problem(place_of(path, self.document.places), show(path), f"unknown key {name!r}; {mend}"))
+        self.problems.append(
+            Problem(origin_of(path, self.document.provenance), show(path), f"unknown key {name!r}; {mend}")
+        )
 
     def _validate(self) -> None:
         """Read the values by the schema, and note what it refuses, at the keys as they are written."""
@@ -181,13 +185,13 @@ class SchemaFile:
             self.theirs = self.dialect.schema.model_validate(self.values)
         except ValidationError as error:
             for problem in problems_of(
-                error, self.values, self._places | dict(self.document.places), self.dialect.schema
+                error, self.values, self._provenance | dict(self.document.provenance), self.dialect.schema
             ):
                 path = parse(problem.key) or ()
                 if path in self._refused:
                     continue
-                place = self._places.get(path) or problem.place
-                self.problems.append(Problem(place, place.key or problem.key, problem.message))
+                origin = self._provenance.get(path) or problem.origin
+                self.problems.append(Problem(origin, origin.key or problem.key, problem.message))
 
 
 def _meaning(key: KeyInfo, value: Any) -> Any:

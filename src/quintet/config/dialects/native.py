@@ -29,14 +29,14 @@ class NativeBuilder:
     def __init__(self, given: SchemaFile) -> None:
         self.given = given
         self.values: dict[str, Any] = {}
-        self.places: dict[KeyPath, Origin] = {(): Origin(given.file)}
+        self.provenance: dict[KeyPath, Origin] = {(): Origin(given.file)}
         self.notes: list[str] = []
         self.prepare_to: Output | None = None
 
     def set(self, path: str, value: Any, *keys: str) -> None:
         """Set the native key ``path``, for the reason that the dialect's ``keys`` say so; without keys, because the
         framework always does."""
-        self._put(path, value, self.given.place(*keys))
+        self._put(path, value, self.given.origin(*keys))
 
     def has(self, path: str) -> bool:
         """True if the file gives the dialect's key ``path``, be it under another name."""
@@ -58,14 +58,14 @@ class NativeBuilder:
     def clear(self, name: str) -> None:
         """Take back what was set in the section ``name`` at the top."""
         self.values.pop(name, None)
-        self.places = {path: place for path, place in self.places.items() if path[:1] != (name,)}
+        self.provenance = {path: origin for path, origin in self.provenance.items() if path[:1] != (name,)}
 
     def say(self, note: str) -> None:
         """Add a note, once."""
         if note not in self.notes:
             self.notes.append(note)
 
-    def _put(self, path: str, value: Any, place: Origin) -> None:
+    def _put(self, path: str, value: Any, origin: Origin) -> None:
         steps = path_of(path)
         here: Any = self.values
         for position, (step, following) in enumerate(pairwise(steps)):
@@ -74,11 +74,11 @@ class NativeBuilder:
                 here += [inner] if step == len(here) else []
             else:
                 here.setdefault(step, inner)
-            self.places.setdefault(steps[: position + 1], place)
+            self.provenance.setdefault(steps[: position + 1], origin)
             here = here[step]
         if isinstance(here, list):
             here += [value]
         else:
             here[steps[-1]] = value
         for inner_path, _ in walk(value, steps):
-            self.places[inner_path] = place
+            self.provenance[inner_path] = origin

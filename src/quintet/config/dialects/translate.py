@@ -58,7 +58,7 @@ def translate(
     dialect.rules(given.theirs, native)
     if given.problems:
         raise RunFileError(given.problems)
-    translated = YamlDocument(native.values, native.places)
+    translated = YamlDocument(native.values, native.provenance)
     whole = merge(translated, native_part) if native_part else translated
     return Translation(whole, tuple(native.notes), native.prepare_to)
 
@@ -68,8 +68,8 @@ def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:
     if EXTENSION not in document.values:
         return document, None
     if not isinstance(document.values[EXTENSION], dict):
-        place = document.places[(EXTENSION,)]
-        raise RunFileError([Problem(place, EXTENSION, "must be a section of native keys, such as data.cache_dir")])
+        origin = document.provenance[(EXTENSION,)]
+        raise RunFileError([Problem(origin, EXTENSION, "must be a section of native keys, such as data.cache_dir")])
     native, own = document.apart(EXTENSION)
     return own, native
 

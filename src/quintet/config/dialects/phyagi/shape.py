@@ -18,7 +18,7 @@ from quintet.config.dialects.phyagi.arguments import (
 )
 from quintet.config.keypath import KeyPath, lookup, path_of
 from quintet.config.names import local_path
-from quintet.config.provenance import place_of
+from quintet.config.provenance import origin_of
 from quintet.config.read import YamlDocument, read_document
 
 _HUGGINGFACE_ONLY = HuggingFaceArguments.model_fields.keys() - {"fp16", "bf16"} | {"evaluation_strategy"}
@@ -49,7 +49,7 @@ def owner_of(path: str) -> str:
 
 def shape(document: YamlDocument) -> YamlDocument:
     """``document`` in the nesting of the schema. Raises RunFileError when a file that it names cannot be read."""
-    document = YamlDocument(copy.deepcopy(document.values), dict(document.places))
+    document = YamlDocument(copy.deepcopy(document.values), dict(document.provenance))
     if isinstance(document.values.get("dataset"), dict):
         document.values["dataset"] = [document.values["dataset"]]
         _move_lines(document, ("dataset",), ("dataset", 0))
@@ -66,31 +66,31 @@ def shape(document: YamlDocument) -> YamlDocument:
 
 def _move_lines(document: YamlDocument, old: KeyPath, new: KeyPath) -> None:
     """Let the value that was at ``old`` have its lines at ``new``, to which it was moved."""
-    places, top = document.places, place_of(old, document.places)
-    moved = {(*new, *path[len(old) :]): places.pop(path) for path in list(places) if path[: len(old)] == old}
-    places.update({new[:length]: top for length in range(1, len(new)) if new[:length] not in places} | moved)
+    provenance, top = document.provenance, origin_of(old, document.provenance)
+    moved = {(*new, *path[len(old) :]): provenance.pop(path) for path in list(provenance) if path[: len(old)] == old}
+    provenance.update({new[:length]: top for length in range(1, len(new)) if new[:length] not in provenance} | moved)
 
 
 def _read_file(document: YamlDocument, path: KeyPath) -> None:
     """Put a file in place of its name at ``path``."""
     name = lookup(document.values, path)
     if isinstance(name, str) and name:
-        found = read_document(local_path(name), place_of(path, document.places))
+        found = read_document(local_path(name), origin_of(path, document.provenance))
         lookup(document.values, path[:-1])[path[-1]] = found.values
-        document.places.update({(*path, *inner): place for inner, place in found.places.items() if inner})
+        document.provenance.update({(*path, *inner): origin for inner, origin in found.provenance.items() if inner})
 
 
 def _one_block(document: YamlDocument) -> None:
     """A list of equal blocks becomes one block, so many times; other lists stay, and are refused as lists."""
-    blocks, places = lookup(document.values, _BLOCKS), document.places
+    blocks, provenance = lookup(document.values, _BLOCKS), document.provenance
     if not isinstance(blocks, list) or not blocks or any(block != blocks[0] for block in blocks):
         return
-    top = places[_BLOCKS]
+    top = provenance[_BLOCKS]
     _move_lines(document, (*_BLOCKS, 0), _BLOCKS)
-    for path in [path for path in places if path[:2] == _BLOCKS and isinstance((*path, "")[2], int)]:
-        del places[path]
+    for path in [path for path in provenance if path[:2] == _BLOCKS and isinstance((*path, "")[2], int)]:
+        del provenance[path]
     document.values["model"] |= {"architecture": blocks[0], "n_layer": len(blocks)}
-    places[_BLOCKS] = places[("model", "n_layer")] = top
+    provenance[_BLOCKS] = provenance[("model", "n_layer")] = top
 
 
 def _gather(document: YamlDocument, section: KeyPath, known: Collection[str]) -> None:

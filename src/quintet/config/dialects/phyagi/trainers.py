@@ -12,7 +12,7 @@ from quintet.config.dialects.phyagi.schema import File
 from quintet.config.dialects.phyagi.shape import owner_of, trainer_of
 from quintet.config.keypath import path_of, show
 from quintet.config.names import local_path
-from quintet.config.provenance import Origin, place_of
+from quintet.config.provenance import Origin, origin_of
 from quintet.config.train import fraction_of
 
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -462,6 +462,6 @@ def _hand_on(theirs: File, native: NativeBuilder, kind: str) -> None:
     native.set("trainer.kind", kind, "trainer")
     for name, value in (theirs.training_args.arguments or {}).items():
         native.set(f"trainer.arguments.{name}", value, ARGUMENTS)
-        place = place_of((*path_of(ARGUMENTS), name), native.given.document.places)
+        origin = origin_of((*path_of(ARGUMENTS), name), native.given.document.provenance)
         section = PL if kind == "lightning" else ARGS
-        native.places[("trainer", "arguments", name)] = Origin(place.file, place.line, f"{section}.{name}")
+        native.provenance[("trainer", "arguments", name)] = Origin(origin.file, origin.line, f"{section}.{name}")

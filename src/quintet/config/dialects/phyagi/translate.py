@@ -295,7 +295,7 @@ def _huggingface(theirs: File, native: NativeBuilder) -> None:
         key = show(steps)
         if steps[0] != "model" or key.removeprefix("model.") in _OURS:
             continue
-        spelled = (native.given.place(key).key or "").split(", ")[0]
+        spelled = (native.given.origin(key).key or "").split(", ")[0]
         if not spelled.startswith(ARCHITECTURE):
             raw = lookup(native.given.document.values, path_of(spelled))
             native.set(f"model.config.{spelled.removeprefix('model.')}", raw, key)

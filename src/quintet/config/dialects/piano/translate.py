@@ -16,7 +16,7 @@ from quintet.config.keypath import ABSENT, KeyPath, lookup, show
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import RUN_FILE, run_named
 from quintet.config.optimizer import AdamWConfig
-from quintet.config.provenance import Problem, RunFileError, place_of, shown
+from quintet.config.provenance import Problem, RunFileError, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.schedule import ConstantConfig, CosineConfig
 from quintet.config.schema import RunConfig
@@ -46,7 +46,7 @@ def _shape(document: YamlDocument) -> YamlDocument:
     _bring_up(values, inner.values, (), document, problems)
     if problems:
         raise RunFileError(problems)
-    return YamlDocument(values, rest.places | {path: place for path, place in inner.places.items() if path})
+    return YamlDocument(values, rest.provenance | {path: origin for path, origin in inner.provenance.items() if path})
 
 
 def _bring_up(
@@ -61,8 +61,8 @@ def _bring_up(
             values[name] = value
         else:
             message = f"says {value!r}, and {show(here)} says otherwise; keep one"
-            place = place_of((OVERRIDES, *here), document.places)
-            problems.append(Problem(place, show((OVERRIDES, *here)), message))
+            origin = origin_of((OVERRIDES, *here), document.provenance)
+            problems.append(Problem(origin, show((OVERRIDES, *here)), message))
 
 
 def _rules(theirs: File, native: NativeBuilder) -> None:

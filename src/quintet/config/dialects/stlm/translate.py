@@ -45,13 +45,13 @@ def _shape(document: YamlDocument) -> YamlDocument:
         return document
     single = len(found) == 1 and "evaluator" not in found[0]
     section = found[0] if single else {"evaluators": found}
-    places = {
-        (at if single else (*at, "evaluators")) + path[3 if single else 2 :] if path[:2] == at else path: place
-        for path, place in document.places.items()
+    provenance = {
+        (at if single else (*at, "evaluators")) + path[3 if single else 2 :] if path[:2] == at else path: origin
+        for path, origin in document.provenance.items()
     }
     values = copy.copy(document.values)
     values["trainer"] = values["trainer"] | {"eval": section}
-    return YamlDocument(values, {at: document.places[at]} | places)
+    return YamlDocument(values, {at: document.provenance[at]} | provenance)
 
 
 def _rules(theirs: File, native: NativeBuilder) -> None:
