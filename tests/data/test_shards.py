@@ -27,7 +27,7 @@ END = TOKENIZER.end_id
 class WorkUnit:
     """Documents that the test made, in place of a part of a source."""
 
-    size, place = 1, "the unit"
+    size, location = 1, "the unit"
 
     def __init__(self, documents: Sequence[Document], report: Report | None = None) -> None:
         self.made, self.report = documents, report or Report()

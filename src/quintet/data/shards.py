@@ -287,7 +287,7 @@ def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit) ->
                 continues = isinstance(document, TextPiece) and document.continues
                 yield _Encoded(next(plain), None, _size(document), continues)
     except UserError as error:
-        raise UserError(*(f"{unit.place}: {problem}" for problem in error.problems)) from None
+        raise UserError(*(f"{unit.location}: {problem}" for problem in error.problems)) from None
 
 
 @lru_cache(maxsize=1)
@@ -325,7 +325,7 @@ def _check_ids(document: TokenIds, tokenizer: Tokenizer) -> None:
     if wrong.size:
         index = int(wrong[0])
         raise UserError(
-            f"{document.place}: token {index} is {int(document.ids[index])}, and the tokenizer has "
+            f"{document.location}: token {index} is {int(document.ids[index])}, and the tokenizer has "
             f"{tokenizer.vocab_size} ids; name the tokenizer that the tokens were made with"
         )
 

@@ -13,7 +13,7 @@ from quintet.data.sources.base import BadRow, Report, SourceIndex, TextPiece
 from quintet.data.sources.files import OTHERS, File, PassedOver, ends_with, find_files, passed_over_lines
 from quintet.data.sources.lines import lines_of, row_of
 from quintet.data.sources.reading import ByteRange
-from quintet.data.sources.rows import Place
+from quintet.data.sources.rows import Location
 from quintet.data.sources.text import TextReader
 from quintet.errors import UserError, named
 from quintet.evaluate.text_modeling import TextDocument, text_document
@@ -117,8 +117,8 @@ def _topic_names(files: Sequence[File]) -> list[str]:
 def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[tuple[str, str]]:
     """Topic and text of each document of ``file``, whose own topic is ``topic``."""
     if ends_with(file.name, _ROWS):
-        for line, place in lines_of(ByteRange(file.path, 0, file.size)):
-            yield _document(line, place, config, topic)
+        for line, location in lines_of(ByteRange(file.path, 0, file.size)):
+            yield _document(line, location, config, topic)
         return
     reader = TextReader(TextSource(kind="text", path=file.path, separator=config.separator))
     units, _ = reader.units(SourceIndex(reader, "", file.size, (replace(file, named=True),)), _UNIT)
@@ -131,23 +131,23 @@ def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[t
             whole.clear()
 
 
-def _document(line: bytes, place: Place, config: TextModelingConfig, topic: str) -> tuple[str, str]:
+def _document(line: bytes, location: Location, config: TextModelingConfig, topic: str) -> tuple[str, str]:
     try:
         values = row_of(line)
     except BadRow as bad:
-        raise UserError(f"{place()}: {bad}") from None
+        raise UserError(f"{location()}: {bad}") from None
     text = values.get(config.text_field)
     if not isinstance(text, str):
         there = ", ".join(values) or "none"
         raise UserError(
-            f"{place()}: has no text in {config.text_field!r}; its fields are {there} (text_field names it)"
+            f"{location()}: has no text in {config.text_field!r}; its fields are {there} (text_field names it)"
         )
-    with named(place()):
+    with named(location()):
         check_text(text)
     if config.topic_field is None:
         return topic, text
     if not isinstance(values.get(config.topic_field), str | int):
         raise UserError(
-            f"{place()}: names no topic in {config.topic_field!r}; name another topic_field, or leave it out"
+            f"{location()}: names no topic in {config.topic_field!r}; name another topic_field, or leave it out"
         )
     return str(values[config.topic_field]), text

@@ -66,13 +66,13 @@ class TokenIds:
     """Tokens that are ready: ``ids`` [tokens] of any integer type.
 
     ``loss_mask`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
-    that a long one needs little memory: all but its last have ``continues``. ``place`` says where the ids stand, for
+    that a long one needs little memory: all but its last have ``continues``. ``location`` says where the ids stand, for
     messages. ``ends`` are ids that end the document as well as the end id, with white space after them or not; an end
     id that is added has a loss where the last token has one, and with ``learn_end``.
     """
 
     ids: np.ndarray
-    place: str
+    location: str
     loss_mask: np.ndarray | None = None
     continues: bool = False
     ends: frozenset[int] = frozenset()
@@ -191,12 +191,12 @@ class Reader(ABC, Generic[AnySource, Part]):
 
 @dataclass(frozen=True)
 class WorkUnit(Generic[Part]):
-    """A part of a source that is read by itself and becomes one shard: ``place`` names it in messages, ``size`` is in
+    """A part of a source that is read by itself and becomes one shard: messages name it by ``location``, ``size`` is in
     bytes."""
 
     reader: Reader[Any, Part]
     part: Part
-    place: str
+    location: str
     size: int
 
     def documents(self, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:

@@ -13,9 +13,9 @@ from quintet.config.sources import CsvSource, JsonlSource
 from quintet.data.sources.base import BadRow, Document, Report, SourceIndex, WorkUnit
 from quintet.data.sources.reading import BadFile, ByteRange, blocks, cut, is_compressed, line_of, read, records
 from quintet.data.sources.rows import (
+    Location,
     Made,
     MakeDocument,
-    Place,
     Row,
     RowReader,
     check_texts,
@@ -65,7 +65,7 @@ class JsonlReader(RowReader[JsonlSource, Spans]):
             yield from self.made(lines_of(span), make, report)
 
 
-def lines_of(span: ByteRange) -> Iterator[tuple[bytes, Place]]:
+def lines_of(span: ByteRange) -> Iterator[tuple[bytes, Location]]:
     """The lines of ``span`` that are not white space, with their places; of a compressed file, those of all of it."""
     path, compressed = span.path, is_compressed(span.path)
     found = records(blocks(path) if compressed else [read(span)], b"\n")
@@ -107,8 +107,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _json_document(make: MakeDocument, line: bytes, place: Place) -> Made:
-    document = make(row_of(line), place)
+def _json_document(make: MakeDocument, line: bytes, location: Location) -> Made:
+    document = make(row_of(line), location)
     if b"\\u" in line:
         check_texts(document)
     return document
@@ -136,14 +136,14 @@ class CsvReader(RowReader[CsvSource, str]):
         make = partial(_csv_document, document_maker(self.source.document, tokenizer), names, columns.wanted(names))
         return self.made(rows, make, report)
 
-    def _rows(self, path: str) -> tuple[list[str], Iterator[tuple[list[str], Place]]]:
+    def _rows(self, path: str) -> tuple[list[str], Iterator[tuple[list[str], Location]]]:
         """The names of the columns, and the values of each row."""
         csv.field_size_limit(_LONGEST_FIELD)
         content = io.BufferedReader(_Blocks(blocks(path)), 1 << 20)
         lines = io.TextIOWrapper(content, "utf-8-sig", "surrogateescape", newline="")
         reader = csv.reader(lines, delimiter=self.source.delimiter, strict=True)
 
-        def rows() -> Iterator[tuple[list[str], Place]]:
+        def rows() -> Iterator[tuple[list[str], Location]]:
             begin = reader.line_num + 1
             try:
                 for values in reader:
@@ -156,7 +156,7 @@ class CsvReader(RowReader[CsvSource, str]):
         return next(reader, []), rows()
 
 
-def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], place: Place) -> Made:
+def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], location: Location) -> Made:
     if len(values) != len(names):
         raise BadRow("wrong_width", f"has {len(values)} values, and there are {len(names)} columns; correct the row")
     row = dict(zip(names, values, strict=True))
@@ -165,7 +165,7 @@ def _csv_document(make: MakeDocument, names: list[str], used: list[str], values:
             row[name].encode("utf-8")
         except UnicodeEncodeError:
             raise BadRow("not_utf8", f"the value of {name!r} is not UTF-8; convert the file to UTF-8") from None
-    return make(row, place)
+    return make(row, location)
 
 
 class _Blocks(io.RawIOBase):

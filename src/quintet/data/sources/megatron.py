@@ -101,8 +101,8 @@ class MegatronReader(Reader[MegatronSource, Documents]):
             bounds = np.unique([0, *cuts.tolist(), found.documents]).tolist()
             for first, last in pairwise(bounds):
                 size = int(ends[last - 1] - (ends[first - 1] if first else 0))
-                place = f"{ids.path}, documents {first} to {last - 1}"
-                units.append(WorkUnit(self, Documents(found, ids.path, first, last), place, size))
+                location = f"{ids.path}, documents {first} to {last - 1}"
+                units.append(WorkUnit(self, Documents(found, ids.path, first, last), location, size))
         return units, []
 
     def documents(self, part: Documents, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
@@ -117,9 +117,9 @@ class MegatronReader(Reader[MegatronSource, Documents]):
                 for offset, length in zip(offsets[start:stop], lengths[start:stop].tolist(), strict=True)
                 for at in range(0, length, SLICE)
             ]
-            place = f"{part.bin}, document {document}"
+            location = f"{part.bin}, document {document}"
             for number, (at, count) in enumerate(pieces, 1):
-                yield TokenIds(ids.read(at, count), place, continues=number < len(pieces))
+                yield TokenIds(ids.read(at, count), location, continues=number < len(pieces))
 
 
 class _Ids:

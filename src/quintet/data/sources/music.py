@@ -96,7 +96,7 @@ def _bytes_of(found: Iterable[CorpusScore]) -> int:
 
 
 def parts_of(
-    piece: Notes, about: Mapping[str, Any], music: Music, place: str, report: Report | None = None
+    piece: Notes, about: Mapping[str, Any], music: Music, location: str, report: Report | None = None
 ) -> tuple[Document, ...]:
     """The documents of a piece: whole, or cut at pauses, each from time 0 on.
 
@@ -118,7 +118,7 @@ def parts_of(
     numbers = (DATASETS.index(dataset_token(about)), COMPOSERS.index(composer))
     if max(part.seconds for part in parts) > LONGEST:
         raise Unwanted("too_long")
-    return tuple(TokenIds(to_numbers(part, *numbers), place) for part in parts)
+    return tuple(TokenIds(to_numbers(part, *numbers), location) for part in parts)
 
 
 def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:

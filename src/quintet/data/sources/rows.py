@@ -62,11 +62,11 @@ _KINDS = {
 
 Raw = TypeVar("Raw")
 Row = Mapping[str, object]
-Place = Callable[[], str]
+Location = Callable[[], str]
 Made = Document | tuple[Document, ...] | None
 """The result of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
 
-MakeDocument = Callable[[Row, Place], Made]
+MakeDocument = Callable[[Row, Location], Made]
 _ADVICE = "; give another with"  # of the command line, where there is no row
 _ROLES = ("system", "user", "assistant")
 
@@ -129,9 +129,11 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
             return lambda row, _: _conversation(conversations, row, document.messages)
         case TokenField():
             ends = turn_ends(tokenizer)
-            return lambda row, place: None if tokenizer is None else ids_of(row, document, place, ends)
+            return lambda row, location: None if tokenizer is None else ids_of(row, document, location, ends)
         case NotesField():
-            return lambda row, place: parts_of(notes_of(row, document), metadata_of(row, document), document, place())
+            return lambda row, location: parts_of(
+                notes_of(row, document), metadata_of(row, document), document, location()
+            )
 
 
 def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Document | None]:
@@ -149,18 +151,18 @@ class RowReader(Reader[RowSource, Part]):
     """A base for readers of rows."""
 
     def made(
-        self, rows: Iterable[tuple[Raw, Place]], make: Callable[[Raw, Place], Made], report: Report
+        self, rows: Iterable[tuple[Raw, Location]], make: Callable[[Raw, Location], Made], report: Report
     ) -> Iterator[Document]:
         """A document for each of the ``rows`` of one file. Raises UserError with the place of one that cannot be used,
         or with ``on_error: skip`` counts it in ``report``."""
         skip = self.source.on_error == "skip"
         try:
-            for raw, place in rows:
+            for raw, location in rows:
                 try:
-                    document = make(raw, place)
+                    document = make(raw, location)
                 except BadRow as bad:
                     if not skip:
-                        raise UserError(f"{place()}: {bad}") from None
+                        raise UserError(f"{location()}: {bad}") from None
                     report.dropped[bad.reason] += 1
                     continue
                 except Unwanted as reason:
@@ -220,7 +222,7 @@ def text_of(row: Row, field: str) -> str:
 
 
 def ids_of(
-    row: Row, document: TokenField, place: Place, ends: frozenset[int] = frozenset()
+    row: Row, document: TokenField, location: Location, ends: frozenset[int] = frozenset()
 ) -> TokenIds | tuple[Document, ...]:
     """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``: one document,
     or several where the row says how long they are. Raises BadRow."""
@@ -236,9 +238,9 @@ def ids_of(
         ids, loss_mask = ids[kept], None if loss_mask is None else loss_mask[kept]
     made = partial(TokenIds, ends=ends, learn_end=document.learn_end)
     if not cuts.size:
-        return made(ids, place(), loss_mask)
+        return made(ids, location(), loss_mask)
     masks = [None] * (cuts.size + 1) if loss_mask is None else np.split(loss_mask, cuts)
-    return tuple(made(part, place(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
+    return tuple(made(part, location(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
 
 
 def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:

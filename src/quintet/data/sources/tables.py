@@ -15,7 +15,7 @@ from quintet.config.sources import HuggingFaceSource, ParquetSource
 from quintet.data.sources.base import Document, Report, SourceIndex, WorkUnit
 from quintet.data.sources.files import File, described, walk
 from quintet.data.sources.reading import BadFile, open_file
-from quintet.data.sources.rows import Place, Row, RowReader, columns_of, document_maker
+from quintet.data.sources.rows import Location, Row, RowReader, columns_of, document_maker
 from quintet.errors import UserError, one_line
 from quintet.libraries import require
 from quintet.tokenize.base import Tokenizer, digest
@@ -116,7 +116,9 @@ def _open_parquet(path: str) -> Any:
         raise _damaged(path, error) from None
 
 
-def _parquet_rows(path: str, file: Any, group: int, columns: dict[str, Any], row: int) -> Iterator[tuple[Row, Place]]:
+def _parquet_rows(
+    path: str, file: Any, group: int, columns: dict[str, Any], row: int
+) -> Iterator[tuple[Row, Location]]:
     import pyarrow
 
     special = {name: kind for name, kind in columns.items() if "arrow.json" in str(kind) or "map<" in str(kind)}
@@ -149,8 +151,8 @@ def _as_json(value: Any, kind: Any) -> Any:
     return value
 
 
-def _damaged(place: str, error: Exception) -> BadFile:
-    return BadFile(f"{place}: is damaged or no Parquet ({one_line(error)}); fetch the file again")
+def _damaged(location: str, error: Exception) -> BadFile:
+    return BadFile(f"{location}: is damaged or no Parquet ({one_line(error)}); fetch the file again")
 
 
 class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
@@ -186,7 +188,7 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
         """Raises UserError for a row that cannot be used, or with ``on_error: skip`` counts it in ``report``."""
         return self.made(self._rows(*part), document_maker(self.source.document, tokenizer), report)
 
-    def _rows(self, first: int, stop: int) -> Iterator[tuple[Row, Place]]:
+    def _rows(self, first: int, stop: int) -> Iterator[tuple[Row, Location]]:
         dataset = self._dataset()
         dataset = dataset.select_columns(columns_of(self.source.document).wanted(dataset.column_names))
         for start in range(first, stop, _ROWS_READ):

@@ -79,8 +79,8 @@ class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
 
     def _unit(self, spans: tuple[ByteRange, ...], strict: bool) -> WorkUnit[TextPart]:
         first, last = spans[0], spans[-1]
-        place = first.path if first == last else f"{first.path} to {last.path}"
-        return WorkUnit(self, TextPart(spans, strict), place, sum(span.size for span in spans))
+        location = first.path if first == last else f"{first.path} to {last.path}"
+        return WorkUnit(self, TextPart(spans, strict), location, sum(span.size for span in spans))
 
     def documents(self, part: TextPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
         """A large file that is one document comes in pieces, unless ``tokenizer`` needs it whole. Raises UserError with

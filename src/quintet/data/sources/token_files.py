@@ -222,8 +222,8 @@ def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, 
 def _piece(
     tokens: TokenFile, start: int, ids: np.ndarray, loss_mask: np.ndarray | None, at: int, to: int, *, continues: bool
 ) -> TokenIds:
-    place = f"{tokens.path}, from token {start + at} on"
-    return TokenIds(ids[at:to], place, None if loss_mask is None else loss_mask[at:to], continues)
+    location = f"{tokens.path}, from token {start + at} on"
+    return TokenIds(ids[at:to], location, None if loss_mask is None else loss_mask[at:to], continues)
 
 
 @dataclass(frozen=True)
