@@ -106,7 +106,7 @@ def _padding_is_unseen(model: ModelConfig, data: DataConfig) -> ConfigErrors:
     if _is_bidirectional(model) and not model.tells_documents and data.packing.kind != "stream":
         yield config_error(
             "model.attention.mask",
-            f"full sees the padding behind short samples, which data.packing.kind: {data.packing.kind} makes; "
+            f"full sees the padding after short samples, which data.packing.kind: {data.packing.kind} makes; "
             "set it to document",
         )
 

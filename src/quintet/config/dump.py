@@ -31,7 +31,7 @@ def dump_run_config(config: RunConfig) -> str:
 
 
 def dump_with_origins(config: RunConfig, provenance: Provenance) -> str:
-    """``config`` as `dump_run_config` writes it, with a comment behind each value that says where it comes from: the
+    """``config`` as `dump_run_config` writes it, with a comment after each value that says where it comes from: the
     key and line of a dialect's file, the line of another file, the command line; a value without one is a default."""
     text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
     said: dict[int, dict[str, None]] = {}

@@ -99,7 +99,7 @@ class QuintetForCausalLM(_Quintet, GenerationMixin):
 
 
 class QuintetForMaskedLM(_Quintet):
-    """Logits of what stands behind each token: position i predicts the token at i + 1, hidden there in the input."""
+    """Logits of what comes after each token: position i predicts the token at i + 1, hidden there in the input."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any

@@ -59,7 +59,7 @@ def _tasks(value: Any) -> list[str]:
 
 
 def _names(entry: Any) -> list[str]:
-    """The names of an entry: the class with each of its parameters behind it, as `TopLineMasking-n_repetitions=2`."""
+    """The names of an entry: the class followed by each of its parameters, as `TopLineMasking-n_repetitions=2`."""
     if isinstance(entry, str) and entry:
         return [entry]
     if not isinstance(entry, dict) or not set(entry) <= {"class", "params", "param_range"}:
