@@ -65,6 +65,8 @@ def trust(make: Make) -> None:
     assert code.config.model.trust_remote_code
     plain = make({"model": {"pretrained_model_name_or_path": "some/name"}})
     assert not plain.config.model.trust_remote_code
+    own = make({"model.trust_remote_code": True})
+    assert any(note.startswith("model.trust_remote_code: not used") for note in own.loaded.notes)
 
 
 def checkpointing(make: Make) -> None:

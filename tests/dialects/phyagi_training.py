@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Make, same
-from tests.dialects.phyagi_runs import DS, optimized, rates, refused, tokens, unbuilt
+from tests.dialects.phyagi_runs import DS, lightning, optimized, rates, refused, tokens, unbuilt
 
 from quintet.errors import UserError
 
@@ -177,6 +177,9 @@ def logging_steps(make: Make) -> None:
     ]
     assert found == [1, 4, 1, 2, 2]
     assert make({}, without=["training_args.logging_steps"]).run.intervals.log_every == 10
+    other = lightning(make, {"log_every_n_steps": 3}, logging_steps=2)
+    assert other.config.train.log_every == 3
+    assert any(note.startswith("training_args.logging_steps: not used") for note in other.loaded.notes)
 
 
 def save_steps(make: Make) -> None:

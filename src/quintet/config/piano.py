@@ -17,7 +17,7 @@ class NoteTokenizerConfig(ConfigSection):
     special_tokens: int = key(
         1024, "ids that are kept free for names, such as those of tasks and composers", unit="ids", ge=0
     )
-    names: tuple[str, ...] = key((), "names of the first free ids, in this order; those that the data need come after them")
+    names: tuple[str, ...] = key((), "names of the first free ids, in this order; those of the data come after them")
     outside: Literal["refuse", "drop"] = key("refuse", OUTSIDE)
 
     @field_validator("names")

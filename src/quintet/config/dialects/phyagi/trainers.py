@@ -361,6 +361,8 @@ def _lightning(theirs: File, native: NativeBuilder) -> None:
     if trainer.precision is None:
         _precision(theirs, native, {})
     native.set("train.log_every", trainer.log_every_n_steps or 50, f"{PL}.log_every_n_steps")
+    if native.has(f"{ARGS}.logging_steps"):
+        native.say(f"{ARGS}.logging_steps: not used, for Lightning logs as {PL}.log_every_n_steps says")
     native.set("checkpoint.keep", None)
     _lightning_length(theirs, native)
     _lightning_module(theirs, native)

@@ -215,6 +215,8 @@ def _model(theirs: File, native: NativeBuilder) -> None:
 def _mixformer(theirs: File, native: NativeBuilder) -> None:
     model, parts = theirs.model, theirs.model.architecture
     native.set("model.kind", "transformer", "model.model_type")
+    if model.trust_remote_code:
+        native.say(f"model.trust_remote_code: not used, for {MIXFORMER} is a transformer of Quintet's own")
     native.set("model.feedforward.bias", parts.mlp.mlp_cls != "gated", f"{ARCHITECTURE}.mlp.mlp_cls")
     native.set("model.feedforward.width", model.n_inner or 4 * model.n_embd, "model.n_inner", "model.n_embd")
     own = parts.mixer.out_bias
