@@ -10,10 +10,10 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.phyagi_runs import (
     VOCAB,
     every_window,
-    refused,
     tokens,
     write_tokens,
 )
+from tests.helpers import refused
 
 from quintet.config.documents import IGNORED
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Made, Make
-from tests.dialects.phyagi_runs import VOCAB, contains, norms, refused, says
+from tests.dialects.phyagi_runs import VOCAB, contains, norms, says
+from tests.helpers import refused
 from torch import nn
 
 from quintet import api

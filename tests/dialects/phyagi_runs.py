@@ -95,12 +95,6 @@ def small_file(data: Path, cache: Path) -> dict[str, Any]:
     }
 
 
-def refused(make: Make, changes: dict[str, Any], without: tuple[str, ...] = ()) -> str:
-    with pytest.raises(UserError) as error:
-        make(changes, without=without)
-    return "\n".join(error.value.problems)
-
-
 def unbuilt(made: Made) -> str:
     with pytest.raises(UserError) as error:
         made.run  # noqa: B018

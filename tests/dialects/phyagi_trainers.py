@@ -12,10 +12,10 @@ from tests.dialects.phyagi_runs import (
     lightning,
     optimized,
     rates,
-    refused,
     scheduled,
     unbuilt,
 )
+from tests.helpers import refused
 from torch import nn
 
 from quintet.errors import UserError

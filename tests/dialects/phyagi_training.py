@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Make, same
-from tests.dialects.phyagi_runs import DS, lightning, optimized, rates, refused, tokens, unbuilt
+from tests.dialects.phyagi_runs import DS, lightning, optimized, rates, tokens, unbuilt
+from tests.helpers import refused
 
 from quintet.errors import UserError
 

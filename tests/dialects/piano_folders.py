@@ -6,11 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from tests.dialects.conftest import Make
-
-from quintet.errors import UserError
-
 
 def write_questions(folder: Path) -> Path:
     """Sums as questions and answers."""
@@ -51,12 +46,6 @@ def small_file(questions: Path, cache: Path) -> dict[str, Any]:
         "out_dir": "out",
         "quintet": on_text(questions, cache),
     }
-
-
-def refused(make: Make, changes: dict[str, Any], **more: Any) -> str:
-    with pytest.raises(UserError) as error:
-        make(changes, **more)
-    return "\n".join(error.value.problems)
 
 
 DOCUMENT = """stage: "piano_task"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.dialects.conftest import Made, Make
-from tests.dialects.piano_folders import refused
 from tests.dialects.piano_music import piece, row, write_data_set
+from tests.helpers import refused
 
 from quintet import api
 from quintet.data.note_samples import NoteSamples

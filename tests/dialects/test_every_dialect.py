@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import REPOSITORY
 
 from quintet.config.describe import KeyInfo
 from quintet.config.describe import walk as walk_schema
@@ -32,7 +33,6 @@ from quintet.config.reference import dialect_page
 from quintet.config.section import Value
 from quintet.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = {
     "phyagi": "phyagi.rst",
     "vectorlm": "vectorlm.md",

@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +17,7 @@ from rich.console import Console
 from tests.dialects.conftest import Make, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
+from tests.helpers import Command
 
 from quintet import api
 from quintet.cli import main
@@ -30,8 +30,6 @@ from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train.intervals import Trial
 from quintet.train.loop import train as train_run
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(params=NAMES)

@@ -77,7 +77,6 @@ from tests.dialects.phyagi_runs import (
     lightning,
     raises,
     rates,
-    refused,
 )
 from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
@@ -128,6 +127,7 @@ from tests.dialects.phyagi_training import (
     torch_dtype,
     tracked,
 )
+from tests.helpers import refused
 
 DIALECT = "phyagi"
 

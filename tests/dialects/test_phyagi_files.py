@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import yaml
 from tests.dialects.conftest import Made, Make, Said
-from tests.dialects.phyagi_runs import DS, EXAMPLES, huggingface, lightning, rates, refused
+from tests.dialects.phyagi_runs import DS, EXAMPLES, huggingface, lightning, rates
 from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
+from tests.helpers import refused
 
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back

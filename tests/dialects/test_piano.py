@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from tests.dialects.conftest import Make, Said
-from tests.dialects.piano_folders import refused, small_file, write_questions
+from tests.dialects.piano_folders import small_file, write_questions
 from tests.dialects.piano_music import music_make, write_data_set
 from tests.dialects.piano_music_keys import MUSIC
+from tests.helpers import refused
 
 DIALECT = "piano"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/piano"

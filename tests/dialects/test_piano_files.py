@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Make
-from tests.dialects.piano_folders import DOCUMENT, EXAMPLES, FIRST, THIRD, on_text, refused, small_file, write_questions
+from tests.dialects.piano_folders import DOCUMENT, EXAMPLES, FIRST, THIRD, on_text, small_file, write_questions
+from tests.helpers import measured, refused
 from torch.nn import functional
 
 from quintet.config.dialects import detect, dialect_named
@@ -300,13 +300,13 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     assert "layers: 2  # model.n_layer (" in native
     Path("native.yaml").write_text(native)
     assert command("train", "native.yaml")[0] == 0
-    first, second = (losses(tmp_path / "out" / name) for name in ("text", "again"))
+    first, second = (measured(tmp_path / "out" / name) for name in ("text", "again"))
     assert len(first) == 12
     assert first == second
     code, out, err = command("train", example, "eval_only=true")
     assert code == 0, err
     assert "evaluated at step 12: " in out
-    assert losses(tmp_path / "out/text") == first
+    assert measured(tmp_path / "out/text") == first
 
 
 def test_the_example_learns_in_process(make: Make, monkeypatch: pytest.MonkeyPatch, questions: Path) -> None:
@@ -316,8 +316,3 @@ def test_the_example_learns_in_process(make: Make, monkeypatch: pytest.MonkeyPat
     values["model"] |= {"n_layer": 2, "n_head": 2, "n_embd": 32}
     made = make(values | {"optimizer.max_iters": 30})
     assert made.losses[-1] < 0.6 * made.losses[0]
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]

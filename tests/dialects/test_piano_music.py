@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 import torch
 import yaml
 from tests.dialects.conftest import Made, Make
-from tests.dialects.piano_folders import EXAMPLES, on_text, refused, small_file, write_questions
+from tests.dialects.piano_folders import EXAMPLES, on_text, small_file, write_questions
 from tests.dialects.piano_music import music_file, music_make, piece, row, write_data_set
 from tests.dialects.piano_music_keys import samples, words
+from tests.helpers import measured, refused
 
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
@@ -260,11 +260,6 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(EXAMPLES / "document.yaml")
 
 
-def losses(folder: Path, name: str = "train/loss") -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
-
-
 def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     example: str, command: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -280,7 +275,7 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     Path("native.yaml").write_text(native)
     assert command("train", "native.yaml")[0] == 0
     for name in ("train/loss", "validation/loss", "validation/full_val/loss", "validation/bach/loss"):
-        first, second = (losses(Path("out") / run, name) for run in ("document", "again"))
+        first, second = (measured(Path("out") / run, name) for run in ("document", "again"))
         assert first
         assert first == second
     code, back, err = command("translate", "native.yaml", "--to", "piano")
@@ -296,5 +291,5 @@ def test_the_example_learns_in_process(example: str) -> None:
     steps = ["optimizer.max_iters=30", "eval_iters=1", "eval_interval=30", "lr.learning_rate=1e-2"]
     config = load_run_config([Path(example)], steps).config
     folder = train(config, Reporter()).run.folder
-    found = losses(folder)
+    found = measured(folder)
     assert found[-1] < 0.8 * found[0]

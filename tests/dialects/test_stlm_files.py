@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tests.dialects.test_stlm import write_texts
+from tests.helpers import measured
 
 from quintet.config.data import SourceConfig
 from quintet.config.dialects import dialect_named
@@ -455,11 +455,6 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     Path("native.yaml").write_text(native)
     assert command("train", "native.yaml")[0] == 0
     run = {"base": "tiny_stlm", "silu_mlm": "tiny_mlm"}[name]
-    first, second = (losses(tmp_path / "out" / one) for one in (run, "again"))
+    first, second = (measured(tmp_path / "out" / one) for one in (run, "again"))
     assert len(first) == 20
     assert first == second
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]

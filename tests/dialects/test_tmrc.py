@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.dialects.conftest import Made, Make, Said, same
+from tests.helpers import measured, refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from quintet.config.dialects import dialect_named
@@ -66,12 +67,6 @@ def small_file(dataset: Path, cache: Path) -> dict[str, Any]:
         "training": {"train_steps": 4, "batch_size": 4, "artifacts_path": "artifacts", "log_interval": 2},
         "quintet": {"data": {"cache_dir": str(cache)}},
     }
-
-
-def refused(make: Make, changes: dict[str, Any]) -> str:
-    with pytest.raises(UserError) as error:
-        make(changes)
-    return "\n".join(error.value.problems)
 
 
 def biases(made: Made) -> set[str]:
@@ -374,15 +369,10 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     assert "layers: 2  # model.n_layer (" in native
     Path("native.yaml").write_text(native)
     assert command("train", "native.yaml")[0] == 0
-    first, second = (losses(tmp_path / "out" / name) for name in ("tmrc_log", "again"))
+    first, second = (measured(tmp_path / "out" / name) for name in ("tmrc_log", "again"))
     assert len(first) == 20
     assert first == second
     assert f"# model.n_layer ({EXAMPLE}:" in (tmp_path / "out/tmrc_log/run.yaml").read_text()
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 def test_a_name_that_interpolations_use_need_not_be_a_key(make: Make) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from tests.checkpoints import tiny_llama, word_tokenizer
 from tests.dialects.conftest import Made, Make, Said, same
+from tests.helpers import REPOSITORY, measured
 
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back
@@ -30,7 +31,6 @@ datasets = pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
 DIALECT = "vectorlm"
-REPOSITORY = Path(__file__).resolve().parents[2]
 BOS, EOS, NONE = 1, 2, -100
 # The words of the worked examples, with the ids that they have there.
 WORDS = {"<unk>": 0, "<s>": BOS, "</s>": EOS, "#": 3, "Excerpt:": 4, "Note:": 5}
@@ -979,14 +979,6 @@ def example_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def losses_of(folder: Path) -> list[str]:
-    """The losses of a run as they are written."""
-    import json
-
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [repr(line["train/loss"]) for line in lines if "train/loss" in line]
-
-
 @pytest.mark.parametrize("name", ["config", "lora"])
 def test_an_example_trains_and_its_translation_trains_alike(
     name: str, example_data: Path, command: Callable[..., tuple[int, str, str]]
@@ -1003,13 +995,13 @@ def test_an_example_trains_and_its_translation_trains_alike(
     code, _, error = command("train", file, *more)
     assert code == 0, error
     folder = example_data / "out" / ("vectorlm" if name == "config" else "vectorlm-lora")
-    losses = losses_of(folder)
+    losses = measured(folder)
     assert len(losses) >= 5
     assert all(math.isfinite(float(loss)) for loss in losses)
     translated = command("translate", file, *more)[1]
     (example_data / "native.yaml").write_text(translated)
     assert command("train", "native.yaml", "name=again")[0] == 0
-    assert losses_of(folder.parent / "again") == losses
+    assert measured(folder.parent / "again") == losses
 
 
 @pytest.mark.parametrize("name", ["config", "lora"])
