@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}")
+
 
 def unfinished_name(place: Path) -> Path:
     """Another name for ``place`` until it is whole, which no other writer has, on this machine or another."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left directly in ``folder``, into which nobody else writes now."""
+    for left in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(left.name):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(file: Path, text: str) -> None:
@@ -28,6 +40,32 @@ def write_text(file: Path, text: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(unfinished, file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` as durable as the files: a power loss takes back no rename before this call."""
+    if sys.platform == "win32":  # which opens no folder, and keeps names in its journal
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:  # some network file systems sync files alone
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and every name in ``folder`` durable."""
+    for file in folder.rglob("*"):
+        if file.is_dir():
+            sync_folder(file)
+        elif file.is_file():
+            with file.open("r+b") as content:
+                os.fsync(content.fileno())
+    sync_folder(folder)
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii: bool = True) -> str:
@@ -83,10 +121,12 @@ def new_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        sync_tree(unfinished)
         try:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # which Windows does not replace
             os.replace(unfinished, folder)
+            sync_folder(folder.parent)
         except OSError:
             if not (shared and folder.is_dir()):
                 raise

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial, reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
-from quintet.config.names import PATHS, local_path
+from quintet.config.names import PATHS, is_written_by_run, local_path, working_folder
 from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
 from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
@@ -35,11 +36,13 @@ __all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_conf
 @dataclass(frozen=True)
 class Reading:
     """How files are to be read: as ``dialect`` (found out from their keys when None), composed from ``config_folder``
-    (a file's own when None), and for what ``purpose``."""
+    (a file's own when None), and for what ``purpose``. The run file in a run's folder is ``in_place``: it names this
+    folder, and its relative paths begin where the run began."""
 
     dialect: str | None = None
     config_folder: Path | None = None
     purpose: Purpose = "train"
+    in_place: bool = True
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
 
 
 def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -> Loaded:
-    document, left, hydra = _merged([Path(file) for file in files], overrides, reading.config_folder)
+    document, left, hydra = _merged([Path(file) for file in files], overrides, reading)
     dialect = dialect_named(reading.dialect) if reading.dialect else detect(document.values)
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
@@ -242,11 +245,13 @@ def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialec
         raise RunFileError(in_its_words(problems, document.provenance, dialect))
 
 
-def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) -> tuple[YamlDocument, list[str], bool]:
+def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tuple[YamlDocument, list[str], bool]:
     """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
-    documents, used = [], set()
+    documents, used, folder = [], set(), reading.config_folder
     for file in files:
         document = read_document(file)
+        if reading.in_place and is_written_by_run(file):
+            _put_in_place(document, file.parent)
         if is_composed(document) or folder is not None:
             composed = compose(document, file, overrides, folder)
             used |= set(composed.used)
@@ -254,6 +259,30 @@ def _merged(files: list[Path], overrides: Sequence[str], folder: Path | None) ->
         else:
             documents.append(with_bases(document, file))
     return reduce(merge, documents), [text for text in overrides if text not in used], bool(used)
+
+
+def _put_in_place(document: YamlDocument, folder: Path) -> None:
+    """Let ``document``, the run file in ``folder``, name this folder, whatever the run was called before it was copied
+    or moved; a relative path begins where the run began, if there is such a file."""
+    document.values["name"], document.values["runs_dir"] = folder.resolve().name, str(folder.parent)
+    began = working_folder(folder)
+    if began is None or began == Path.cwd():
+        return
+    for path, text in list(walk(document.values)):
+        names = [step for step in path if isinstance(step, str)]
+        if isinstance(text, str) and names and names[-1] in (*PATHS, "template") and names[-1] != "runs_dir":
+            found = began / _before_pattern(text)
+            if not text.startswith("~") and not os.path.isabs(text) and found != began and found.exists():
+                _set(document.values, path, str(began / text))
+
+
+def _before_pattern(text: str) -> Path:
+    """The folders at the beginning of the path ``text`` that have no character of a pattern in their names."""
+    return Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), Path(text).parts))
+
+
+def _set(values: Any, path: KeyPath, value: str) -> None:
+    reduce(lambda inner, step: inner[step], path[:-1], values)[path[-1]] = value
 
 
 def _named(document: YamlDocument, files: Sequence[Path]) -> YamlDocument:

@@ -77,6 +77,33 @@ def is_run(folder: Path) -> bool:
     return (folder / RUN_FILE).is_file()
 
 
+HEADING = "# The run as it was resolved; every value is written out."
+"""The first line of a run file that a run has written into its folder."""
+
+_STARTED_IN = "# started in: "
+
+
+def started_in(folder: Path | str) -> str:
+    """The line of a run file that says in which working ``folder`` its relative paths begin."""
+    return f"{_STARTED_IN}{folder}\n"
+
+
+def is_written_by_run(file: Path) -> bool:
+    """True if ``file`` is the run file that a run has written into its own folder, and no copy of it elsewhere."""
+    if file.name != RUN_FILE or not any((file.parent / name).exists() for name in ("tokenizer", "checkpoints")):
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return lines.readline().rstrip() == HEADING
+
+
+def working_folder(run: Path) -> Path | None:
+    """The folder in which the run in the folder ``run`` began and relative paths begin; None where that is unknown or
+    no longer there."""
+    with (run / RUN_FILE).open(encoding="utf-8", errors="replace") as lines:
+        found = next((line[len(_STARTED_IN) :].rstrip("\n") for line in lines if line.startswith(_STARTED_IN)), None)
+    return Path(found) if found is not None and Path(found).is_dir() else None
+
+
 def run_folders(name: str) -> tuple[Path, Path]:
     """Where the run ``name`` may lie: ``name`` may be its folder, or its name under ``runs/``."""
     return local_path(name), Path("runs") / name

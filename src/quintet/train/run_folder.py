@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,23 @@ from typing import Any
 import torch
 
 from quintet.config.dump import differences, dump_run_config, dump_with_origins
-from quintet.config.load import load_run_config
+from quintet.config.load import Reading, load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
-from quintet.config.names import ORIGINAL, is_run, local_path, run_named
+from quintet.config.names import (
+    HEADING,
+    ORIGINAL,
+    PATHS,
+    RUN_FILE,
+    is_run,
+    local_path,
+    run_named,
+    started_in,
+    working_folder,
+)
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.files import files_digest
+from quintet.files import files_digest, new_folder, remove_unfinished, write_text
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.system import __version__
 from quintet.train.checkpoint import (
@@ -55,6 +66,7 @@ CONTINUABLE = (
     "checkpoint",
     "track",
 )
+_NAME = re.compile(r"^name: .*?(?=  # |$)", re.MULTILINE)
 # Several ways to say one batch.
 _BATCH = ("train.batch_size", "train.batch_tokens", "train.batch_size_per_device", "train.batch_devices")
 
@@ -83,9 +95,8 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
     """
     folder = run_folder(config)
     changes: list[str] = []
-    if (folder / "run.yaml").exists():
-        found = read_run_config(folder)
-        changed = differences(found, config)
+    if (folder / RUN_FILE).exists():
+        found, changed = _changed(folder, config)
         same_batch = found.batch.samples == config.batch.samples
         fatal = [
             change
@@ -98,9 +109,34 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
                 f"{folder}: cannot be continued with another {fatal[0][0]}; choose another name (name=…) for a new run",
             )
         changes = [f"{key}: {old} → {new}" for key, old, new in changed]
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and holds no run; choose another name (name=…) or runs_dir")
+    elif folder.exists() and (others := [file.name for file in folder.iterdir() if not _is_beginning(file)]):
+        raise UserError(f"{folder}: holds {sorted(others)[0]} and no run; choose another name (name=…) or runs_dir")
     return folder, changes
+
+
+def _is_beginning(file: Path) -> bool:
+    """True if ``file`` is what a run that was killed in its first moments leaves in its folder, before its run file."""
+    if file.name == "checkpoints":
+        return not file.is_dir() or not any(file.iterdir())
+    return file.name in ("tokenizer", ORIGINAL, ".lock") or file.name.startswith(
+        (".tokenizer.", f".{ORIGINAL}.", f".{RUN_FILE}")
+    )
+
+
+def _changed(folder: Path, config: RunConfig) -> tuple[RunConfig, list[tuple[str, Any, Any]]]:
+    """The config of the run in ``folder`` as it was written, and the keys at which ``config`` is another.
+
+    A path is the same that leads to the same file, from where the run began and from here; the name is the folder's.
+    """
+    found = load_run_config([folder / RUN_FILE], reading=Reading(in_place=False)).config
+    began = working_folder(folder) or Path.cwd()
+
+    def same(key: str, old: Any, new: Any) -> bool:
+        name = key.rpartition(".")[2]
+        paths = name in (*PATHS, "template") and isinstance(old, str) and isinstance(new, str)
+        return key == "name" or (paths and os.path.abspath(began / old) == os.path.abspath(new))
+
+    return found, [change for change in differences(found, config) if not same(*change)]
 
 
 def write_run_file(
@@ -113,16 +149,20 @@ def write_run_file(
     which device this part of the run is computed, and ``inputs`` has the digests of what it begins with, by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     _link_checkpoints(config, folder)
-    body = dump_run_config(config) if original is None else dump_with_origins(config, original.provenance)
-    if original is None and (folder / "run.yaml").is_file() and read_run_config(folder) == config:
-        before = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-        body = "".join(dropwhile(lambda line: line.startswith("#"), before))
+    began = Path.cwd()
+    if (there := (folder / RUN_FILE).is_file()) and (before := working_folder(folder)) is not None:
+        began = before
+    if there and original is None and not _changed(folder, config)[1]:
+        lines = (folder / RUN_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+        body = "".join(dropwhile(lambda line: line.startswith("#"), lines))
+        named = dump_run_config(config).partition("\n")[0]
+        body = _NAME.sub(lambda _: named, body, count=1)
     else:
+        body = dump_run_config(config) if original is None else dump_with_origins(config, original.provenance)
         _keep_original(folder / ORIGINAL, {} if original is None else original.files)
-    unfinished = folder / ".run.yaml"
-    unfinished.write_text(_circumstances(computes, inputs or {}) + body, encoding="utf-8")
-    os.replace(unfinished, folder / "run.yaml")
+    write_text(folder / RUN_FILE, _circumstances(computes, began, inputs or {}) + body)
 
 
 def _link_checkpoints(config: RunConfig, folder: Path) -> None:
@@ -139,7 +179,7 @@ def _link_checkpoints(config: RunConfig, folder: Path) -> None:
 
 def read_run_config(folder: Path) -> RunConfig:
     """The run file that a run folder holds. Raises UserError when ``folder`` holds none."""
-    file = folder / "run.yaml"
+    file = folder / RUN_FILE
     if not file.is_file():
         raise UserError(f"{folder}: holds no run (there is no run.yaml in it)")
     return load_run_config([file]).config
@@ -223,13 +263,16 @@ def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path,
 def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
     """``files``, and nothing else, in ``folder``; no folder where there are none."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+    if files:
+        with new_folder(folder) as whole:
+            for name, content in files.items():
+                (whole / name).parent.mkdir(parents=True, exist_ok=True)
+                (whole / name).write_bytes(content)
 
 
-def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:
-    """Versions, the state of the code and what `auto` became, as comments before the run file."""
+def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str:
+    """Versions, the state of the code, the folder in which the run ``began`` and what `auto` became, as comments before
+    the run file."""
 
     from quintet.data.build import library_versions
 
@@ -242,9 +285,7 @@ def _circumstances(computes: str, inputs: Mapping[str, str]) -> str:
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
         **inputs,
     }
-    return "# The run as it was resolved; every value is written out.\n" + "".join(
-        f"# {name}: {value}\n" for name, value in rows.items()
-    )
+    return f"{HEADING}\n{started_in(began)}" + "".join(f"# {name}: {value}\n" for name, value in rows.items())
 
 
 def _git_state() -> str:

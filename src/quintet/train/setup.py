@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from quintet.config.train import total_steps
 from quintet.data.build import encoding_libraries
 from quintet.data.mixture import stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
+from quintet.errors import UserError
+from quintet.files import new_folder
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track.composite import CompositeTracker, build_trackers
@@ -201,11 +204,13 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save the tokenizer in the run folder, which by itself is enough to use the model."""
-    if folder.exists() and load_tokenizer(folder).fingerprint == tokenizer.fingerprint:
-        return
+    """Save the tokenizer in the folder of a run that begins, which by itself is enough to use the model."""
+    with suppress(UserError):  # what a start before this one left may be damaged
+        if folder.exists() and load_tokenizer(folder).fingerprint == tokenizer.fingerprint:
+            return
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer.save(folder)
+    with new_folder(folder) as whole:
+        tokenizer.save(whole)
 
 
 def _parameters(total: int, trained: int) -> str:
