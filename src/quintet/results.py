@@ -16,7 +16,7 @@ from quintet.plan.cost import Plan, make_plan
 from quintet.plan.device_plan import DevicePlan, plan_devices
 from quintet.plan.machine import Machine
 from quintet.report.facts import RunFacts, read_facts
-from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, read_progress
+from quintet.train.checkpoint import Progress, checkpoint_steps, newest_whole
 from quintet.train.trained import find_run
 
 if TYPE_CHECKING:
@@ -125,9 +125,8 @@ class Run:
 
     @property
     def progress(self) -> Progress | None:
-        """The state of the last checkpoint: its step, and the best loss so far; None where there is none."""
-        steps = self.checkpoints
-        return read_progress(checkpoint_path(self.folder / "checkpoints", steps[-1])) if steps else None
+        """The state of the last whole checkpoint: its step, and the best loss so far; None where there is none."""
+        return newest_whole(self.folder / "checkpoints", lambda _: None)
 
     @property
     def metrics(self) -> Any:

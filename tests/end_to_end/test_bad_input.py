@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers import contents
 
 
 def refusal(result: subprocess.CompletedProcess[str]) -> str:
@@ -72,15 +73,57 @@ def test_a_truncated_store(folder: Path, quintet) -> None:
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", "evaluate"])
-def test_a_truncated_checkpoint(folder: Path, quintet, verb: str) -> None:
+def test_the_newest_whole_checkpoint_stands_for_one_that_is_damaged(folder: Path, quintet, verb: str) -> None:
     quintet("train", "run.yaml")
+    whole = contents(folder / "runs/tiny/checkpoints/step-000016")
     file = next((folder / "runs/tiny/checkpoints/step-000016").glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:-10])
-    line = refusal(quintet(verb, "run.yaml" if verb == "train" else "runs/tiny"))
-    assert "step-000016: the checkpoint is damaged" in line
-    assert "move it away to use step 12" in line
-    file.parent.rename(folder / "damaged")  # what the line says
-    assert quintet("train", "run.yaml").returncode == 0
+    done = quintet(verb, "run.yaml" if verb == "train" else "runs/tiny")
+    assert done.returncode == 0, done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert f"step-000016: the checkpoint is damaged: {file.name} has " in said
+    assert "; step 12 is used instead" in said
+    left = {path.name for path in (folder / "runs/tiny/checkpoints").iterdir()}
+    assert ("step-000016.damaged" in left) == (verb == "train")
+    if verb == "train":  # which is written again, as it was
+        assert "continuing from step 12" in done.stdout
+        again = contents(folder / "runs/tiny/checkpoints/step-000016")
+        assert {name: again[name] for name in again if name.endswith(".distcp")} == {
+            name: whole[name] for name in whole if name.endswith(".distcp")
+        }
+
+
+def test_where_every_checkpoint_is_damaged_all_are_named(folder: Path, quintet) -> None:
+    quintet("train", "run.yaml")
+    for file in (folder / "runs/tiny/checkpoints").glob("step-*/*.distcp"):
+        file.unlink()
+    done = quintet("train", "run.yaml")
+    assert done.returncode == 2
+    assert done.stderr.count("the checkpoint is damaged") == len(list((folder / "runs/tiny/checkpoints").iterdir()))
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(folder: Path, quintet) -> None:
+    quintet("train", "run.yaml")
+    checkpoints = folder / "runs/tiny/checkpoints"
+    (checkpoints / "step-000016").rename(checkpoints / "step-000099")
+    (checkpoints / "step-000014").mkdir()  # half-written
+    (checkpoints / "step-000014" / "__0_0.distcp").write_bytes(b"x")
+    (checkpoints / "step-x").mkdir()
+    done = quintet("train", "run.yaml", "checkpoint.every=2")
+    assert done.returncode == 0, done.stderr
+    assert "step-000099: the checkpoint is damaged: state.json is that of step 16" in " ".join(done.stdout.split())
+    assert {"step-000099.damaged", "step-000014.damaged", "step-000014", "step-000016"} <= {
+        path.name for path in checkpoints.iterdir()
+    }
+
+
+def test_a_link_to_checkpoints_that_are_gone_is_one_line(folder: Path, quintet) -> None:
+    quintet("train", "run.yaml")
+    checkpoints = folder / "runs/tiny/checkpoints"
+    checkpoints.rename(folder / "moved")
+    checkpoints.symlink_to(folder / "gone")
+    line = refusal(quintet("train", "run.yaml"))
+    assert f"is a link to {folder / 'gone'}, which is not there" in line
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder: Path, quintet) -> None:
@@ -101,7 +144,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder: Path, quintet) -> None:
 def test_a_run_name_that_holds_something_else(folder: Path, quintet) -> None:
     (folder / "runs/tiny").mkdir(parents=True)
     (folder / "runs/tiny/thesis.txt").write_text("precious")
-    assert "is not empty and holds no run" in refusal(quintet("train", "run.yaml"))
+    assert "holds thesis.txt and no run" in refusal(quintet("train", "run.yaml"))
     assert (folder / "runs/tiny/thesis.txt").read_text() == "precious"
 
 

@@ -11,8 +11,10 @@ import errno
 import hashlib
 import json
 import math
+import os
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -33,8 +35,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from quintet.config.train import CheckpointConfig
-from quintet.errors import UserError
-from quintet.files import to_json, write_text
+from quintet.errors import UserError, one_line
+from quintet.files import sync_folder, to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 # Without a process group there is one process, which is what is meant here.
@@ -82,8 +84,14 @@ class Progress:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the whole checkpoints in ``folder``, ascending."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if (path / "state.json").is_file())
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(step for step, path in _step_folders(folder) if (path / "state.json").is_file())
+
+
+def _step_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The folders of checkpoints in ``folder``, whole or not, each with its step."""
+    found = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    steps = ((int(number), path) for number, path in found if number.isdecimal())
+    return [(step, path) for step, path in steps if path == checkpoint_path(folder, step)]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -97,13 +105,35 @@ def last_checkpoint(folder: Path) -> Path | None:
     return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
 
 
+def newest_whole(folder: Path, say: Callable[[str], object]) -> Progress | None:
+    """The facts of the newest checkpoint in ``folder`` of which no file is damaged; None if there is no checkpoint.
+
+    ``say`` gets a line for each newer one that is. Raises UserError if all are.
+    """
+    damaged: list[str] = []
+    for step in reversed(checkpoint_steps(folder)):
+        try:
+            found = read_progress(checkpoint_path(folder, step))
+        except UserError as error:
+            damaged += [line.rpartition("; ")[0] for line in error.problems]
+            continue
+        for line in damaged:
+            say(f"{line}; step {step} is used instead")
+        return found
+    if damaged:
+        raise UserError(*(f"{line}; no other is whole; move the run's folder away to start anew" for line in damaged))
+    return None
+
+
 def read_progress(path: Path) -> Progress:
     """The facts of the checkpoint at ``path``, every file of it checked. Raises UserError if one is damaged."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         facts, files = Progress(**state["progress"]), state["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"state.json cannot be read ({error})") from error
+        raise _damaged(path, f"state.json cannot be read ({one_line(error, typed=True)})") from error
+    if checkpoint_path(path.parent, facts.step) != path:
+        raise _damaged(path, f"state.json is that of step {facts.step}")
     for name, expected in files.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else -1
@@ -144,11 +174,14 @@ class Checkpointer:
     """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
 
     In several processes each writes its part and the first one the rest; all of them call each method, in one order,
-    and wait ``timeout`` for each other.
+    and wait ``timeout`` for each other. A run that goes on after step ``first`` sets aside what stands under the name
+    of a later one, which is damaged.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, timeout: timedelta | None = None) -> None:
-        self.folder, self.config = folder, config
+    def __init__(
+        self, folder: Path, config: CheckpointConfig, timeout: timedelta | None = None, first: int | None = None
+    ) -> None:
+        self.folder, self.config, self._first = folder, config, first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
@@ -157,9 +190,16 @@ class Checkpointer:
         self._written = set(broadcast_from_rank0(self._begin))
 
     def _begin(self) -> list[int]:
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise UserError(
+                f"{self.folder}: is a link to {os.readlink(self.folder)}, which is not there; bring it back"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover)
+        for step, path in _step_folders(self.folder):
+            if self._first is not None and step > self._first:
+                _set_aside(path)
         return checkpoint_steps(self.folder)
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
@@ -256,7 +296,16 @@ class Checkpointer:
 
 def _finish(unfinished: Path, final: Path, progress: Progress, files: dict[str, Any]) -> None:
     write_text(unfinished / "state.json", _state(progress, files))
+    if final.exists():
+        _set_aside(final)
     unfinished.rename(final)
+    sync_folder(final.parent)
+
+
+def _set_aside(path: Path) -> None:
+    """Give the damaged checkpoint at ``path`` a name under which nobody looks for one."""
+    names = (path.with_name(f"{path.name}.damaged{count}") for count in ("", *(f"-{n}" for n in range(2, 1000))))
+    path.rename(next(name for name in names if not name.exists()))
 
 
 def _state(progress: Progress, files: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from quintet.track.composite import CompositeTracker, build_trackers
 from quintet.track.console import Reporter
 from quintet.track.tracker import Tracked, system_figures
 from quintet.train.check import check_training
-from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, checkpoint_steps, read_progress
+from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, newest_whole
 from quintet.train.compute import (
     Compute,
     choose_compute,
@@ -65,7 +66,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
     objective = make_objective(config, prepared.tokenizer)
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
-    progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision))
+    progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision, reporter.say))
     compute = keep_precision(compute, config.train, progress.precision)
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
 
@@ -82,6 +83,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
         built.scaler.load_state_dict(progress.scaler or {})
     flops = training_flops(config, prepared.tokenizer.vocab_size)
+    first = None if config.evaluate.only else progress.step
     run = Run(
         config=config,
         folder=folder,
@@ -97,7 +99,7 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config)),
+        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), first),
         tracker=_tracker(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
@@ -176,8 +178,11 @@ def _tracker(
     return found
 
 
-def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str) -> Progress:
-    """Read how far the run in ``folder`` is, with ``precision`` if its checkpoint names none.
+def _found_progress(
+    config: RunConfig, folder: Path, prepared: Prepared, precision: str, say: Callable[[str], object]
+) -> Progress:
+    """Read how far the run in ``folder`` is, with ``precision`` if its checkpoint names none; ``say`` gets a line for
+    each checkpoint that is damaged.
 
     Raises UserError if it was trained on other tokens than those prepared now, from another base, or so far with other
     stages.
@@ -191,11 +196,9 @@ def _found_progress(config: RunConfig, folder: Path, prepared: Prepared, precisi
         precision=precision,
         libraries=prepared.libraries,
     )
-    checkpoints = folder / "checkpoints"
-    steps = checkpoint_steps(checkpoints)
-    if not steps:
+    found = newest_whole(folder / "checkpoints", say)
+    if found is None:
         return fresh
-    found = read_progress(checkpoint_path(checkpoints, steps[-1]))
     check_inputs(config, found.inputs, folder, trains=True)
     check_tokens(folder, found, fresh, encoding_libraries(config, prepared.tokenizer))
     check_stages(folder, found, stages)

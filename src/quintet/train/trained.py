@@ -30,7 +30,14 @@ from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.tokenize.tokenizer_files import ChatRules
 from quintet.track.console import Reporter
-from quintet.train.checkpoint import Progress, checkpoint_path, checkpoint_steps, load_weights, read_progress
+from quintet.train.checkpoint import (
+    Progress,
+    checkpoint_path,
+    checkpoint_steps,
+    load_weights,
+    newest_whole,
+    read_progress,
+)
 from quintet.train.compute import Compute, choose_compute, choose_device
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
@@ -91,17 +98,26 @@ class TrainedRun(LanguageModel):
         return export_huggingface(self, Path(folder), dtype)
 
 
-def load_trained(run: str, which: str = "latest", precision: str | None = None) -> TrainedRun:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_trained(
+    run: str,
+    which: str = "latest",
+    precision: str | None = None,
+    say: Callable[[str], object] = _to_stderr,
+) -> TrainedRun:
     """Read the run in the folder ``run``, or of that name under ``runs/``.
 
     ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
-    one in that of its training. Raises UserError when there is no such run or checkpoint, or when the checkpoint is
-    damaged.
+    one in that of its training. Where the latest is damaged, ``say`` gets a line and the newest whole one is read.
+    Raises UserError when there is no such run or checkpoint, or when the checkpoint is damaged.
     """
     folder = find_run(run)
     config = read_run_config(folder)
-    path = checkpoint_path(folder / "checkpoints", _step(folder / "checkpoints", which))
-    progress = read_progress(path)
+    progress = _progress(folder / "checkpoints", which, say)
+    path = checkpoint_path(folder / "checkpoints", progress.step)
     check_inputs(config, progress.inputs, folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     compute = _compute(precision, progress.precision or config.train.precision)
@@ -131,10 +147,6 @@ def _sampling(tokenizer: Tokenizer) -> Mapping[str, Any]:
     return getattr(tokenizer, "chat", ChatRules()).generation
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load_model(
     name: str,
     which: str = "latest",
@@ -156,7 +168,7 @@ def load_model(
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
         return _load_checkpoint(name, _compute(precision, "fp32"), say)
-    trained = load_trained(name, which, None if precision == "auto" else precision)
+    trained = load_trained(name, which, None if precision == "auto" else precision, say)
     for note in getattr(trained.model, "notes", []):
         say(note)
     return trained
@@ -230,19 +242,20 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) 
     return LanguageModel(name, tokenizer, model.to(compute.device).eval(), compute, bounds, sampling=sampling)
 
 
-def _step(checkpoints: Path, which: str) -> int:
+def _progress(checkpoints: Path, which: str, say: Callable[[str], object]) -> Progress:
+    """The facts of the checkpoint that ``which`` names, each of its files checked."""
+    newest = newest_whole(checkpoints, say) if which in ("latest", "best") else None
+    if newest is not None and which == "latest":
+        return newest
     steps = checkpoint_steps(checkpoints)
     if not steps:
         raise UserError(f"{checkpoints}: holds no checkpoint yet")
-    if which == "latest":
-        return steps[-1]
-    if which == "best":
-        best = read_progress(checkpoint_path(checkpoints, steps[-1])).best_step
-        if best is None:
+    if newest is not None:
+        if newest.best_step is None:
             raise UserError(f"{checkpoints}: no validation has given a finite loss, so there is no best; take latest")
-        which = str(best)
-    if which.isdigit() and int(which) in steps:
-        return int(which)
+        which = str(newest.best_step)
+    if which.isdecimal() and int(which) in steps:
+        return read_progress(checkpoint_path(checkpoints, int(which)))
     raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}")
 
 
