@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}")
 def unfinished_name(place: Path) -> Path:
     """Another name for ``place`` until it is whole, which no other writer has, on this machine or another."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+
+
+def set_aside(path: Path) -> Path:
+    """Give the damaged file or folder ``path`` a name under which nobody looks for it, and return that."""
+    names = (f"{path.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))
+    return path.rename(next(other for other in map(path.with_name, names) if not other.exists()))
 
 
 def remove_unfinished(folder: Path) -> None:

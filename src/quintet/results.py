@@ -16,6 +16,7 @@ from quintet.plan.cost import Plan, make_plan
 from quintet.plan.device_plan import DevicePlan, plan_devices
 from quintet.plan.machine import Machine
 from quintet.report.facts import RunFacts, read_facts
+from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint import Progress, checkpoint_steps, newest_whole
 from quintet.train.trained import find_run
 
@@ -135,14 +136,15 @@ class Run:
         Losses are in nats per token. A metric that was not recorded at a step is NaN, or is not in the dict.
         """
         steps: dict[int, dict[str, float]] = {}
-        for record in self.facts.records:
+        for record in read_metrics(self.folder / "metrics.jsonl"):
             steps.setdefault(int(record["step"]), {}).update(record)
         rows = [steps[step] | {"step": step} for step in sorted(steps)]
         if not is_installed("pandas"):
             return rows
         from pandas import DataFrame
 
-        return DataFrame(rows, columns=["step", *self.facts.names]).set_index("step")
+        names = dict.fromkeys(name for row in rows for name in row if name != "step")
+        return DataFrame(rows, columns=["step", *names]).set_index("step")
 
     def curve(self) -> str:
         """Draw the training and validation losses over tokens: SVG, as in the report. Raises UserError without

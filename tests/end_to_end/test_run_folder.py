@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,34 @@ def test_a_folder_with_something_else_is_left_alone(there: Path, quintet: Quinte
     done = quintet("train", "run.yaml")
     assert done.returncode == 2
     assert "and no run; choose another name" in done.stderr
+
+
+def test_a_closed_pipe_ends_no_training(folder: Path) -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quintet", "train", "run.yaml", "train.log_every=1"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    os.read(read, 1)
+    os.close(read)  # as `| head -1` does
+    _, error = process.communicate(timeout=300)
+    assert (process.returncode, steps(folder / "runs/tiny")) == (0, 16), error
+    assert error.count("nothing is printed any more") == 1
+    assert "Traceback" not in error
+    assert "Exception ignored" not in error
+
+
+def test_runs_lists_the_others_where_one_is_damaged(there: Path, quintet: Quintet) -> None:
+    shutil.copytree(there / "runs/tiny", there / "runs/broken")
+    (there / "runs/broken/run.yaml").write_bytes(b"\0" * 100)
+    (there / "runs/broken/metrics.jsonl").write_bytes(b"\0" * 100)
+    done = quintet("runs")
+    assert done.returncode == 0, done.stderr
+    assert "16/16" in done.stdout
+    assert "0/?" in done.stdout
+    assert "broken: its run file cannot be read" in done.stderr

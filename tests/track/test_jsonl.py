@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.files import to_json
-from quintet.track.jsonl import JsonlTracker, read_metrics, read_samples
+from quintet.track.composite import CompositeTracker
+from quintet.track.jsonl import JsonlTracker, last_values, read_metrics, read_samples
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -132,3 +134,96 @@ def test_a_file_of_samples_of_an_earlier_version_is_read(newline: str, tmp_path:
     with (tmp_path / "old.txt").open("w", newline=newline) as out:
         out.write("--- sample 0\none\ntwo\n--- sample 1\n\n")
     assert read_samples(tmp_path / "old.txt") == [("sample 0", "one\ntwo"), ("sample 1", "")]
+
+
+DAMAGE = {
+    "NULs after a power loss": b"\0" * 40 + b"\n",
+    "half a line in the middle": b'{"step": 3, "train/lo\n',
+    "no step": b'{"train/loss": 1.0}\n',
+    "a step that is no number": b'{"step": "3", "train/loss": 1.0}\n',
+    "no UTF-8": b'{"step": 3, "train/\xff": 1.0}\n',
+    "a list": b"[1, 2]\n",
+    "a text for a figure": b'{"step": 3, "train/loss": "low"}\n',
+    "deeply nested": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_lines_that_are_no_records_are_set_aside_and_the_others_stay(tmp_path: Path, damage: str) -> None:
+    file, said = tmp_path / "metrics.jsonl", []
+    whole = [f'{{"step": {step}, "train/loss": {step}.5}}\n'.encode() for step in (1, 2, 4, 5)]
+    content = b"".join([*whole[:2], DAMAGE[damage], *whole[2:], b'{"step": 6, "tra'])
+    file.write_bytes(content)
+    assert [record["step"] for record in read_metrics(file)] == [1, 2, 4, 5]
+    assert last_values(file, ["step", "train/loss", "missing"]) == {"step": 5, "train/loss": 5.5}
+    tracker = JsonlTracker(tmp_path, 4, say=said.append)
+    tracker.log(5, {"train/loss": 7.5})
+    tracker.close()
+    assert file.read_bytes() == b"".join(whole[:3]) + b'{"step": 5, "train/loss": 7.5}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
+    assert said == [f"{file}: 1 lines, line 3 first, are no records and are left out; metrics.jsonl.damaged has them"]
+
+
+def test_a_last_line_that_a_kill_cut_short_is_no_damage(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": 1.5}\n{"step": 2, "tra')
+    JsonlTracker(tmp_path, 1, say=said.append).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1, "train/loss": 1.5}\n'
+    assert (said, len(list(tmp_path.iterdir()))) == ([], 1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["a", "b", "c"]), st.integers(0, 99)), max_size=60))
+def test_the_last_values_are_those_of_the_whole_file(tmp_path_factory: Any, rows: list[tuple[int, str, int]]) -> None:
+    file, last = tmp_path_factory.mktemp("metrics") / "metrics.jsonl", dict[str, float]()
+    file.write_text("".join(f'{{"step": {step}, "{name}": {value}}}\n' for step, name, value in rows))
+    for record in read_metrics(file):
+        last |= record
+    with mock.patch("quintet.track.jsonl._BLOCK", 50):
+        assert last_values(file, ["step", "a", "b", "c"]) == last
+
+
+def test_of_many_records_of_training_some_are_read_and_all_others(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = []
+    for step in range(1, 1001):
+        speed = ', "speed/tokens_per_second": 9.0' if step % 10 == 0 else ""
+        lines.append(f'{{"step": {step}, "train/loss": 1.0{speed}}}\n')
+        if step % 100 == 0:
+            lines.append(f'{{"step": {step}, "validation/loss": 2.0}}\n')
+    file.write_text("".join(lines))
+    found = read_metrics(file, at_most=100)
+    assert len(read_metrics(file)) == 1010
+    assert [one["step"] for one in found if "validation/loss" in one] == list(range(100, 1001, 100))
+    training = [one["step"] for one in found if "train/loss" in one]
+    assert 50 <= len(training) <= 110
+    assert len([one for one in found if "speed/tokens_per_second" in one]) == 50
+    assert training[-1] == 1000
+
+
+def test_a_disk_that_was_full_for_a_moment_costs_a_record_and_no_more(tmp_path: Path) -> None:
+    said: list[str] = []
+    tracker = JsonlTracker(tmp_path, 0)
+    composite = CompositeTracker([tracker], said.append)
+    composite.log(1, {"train/loss": 1.0})
+    stream, tracker._stream = tracker._stream, Short(tracker._stream)
+    composite.log(2, {"train/loss": 2.0})
+    composite.log(3, {"train/loss": 3.0})
+    tracker._stream = stream
+    composite.log(4, {"train/loss": 4.0})
+    composite.close()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 4]
+    assert [line.partition(": ")[0] for line in said] == [
+        "Jsonl fails",
+        "Jsonl failed 2 times; it lacks what it was told then",
+    ]
+    assert "No space left on device" in said[0]
+
+
+class Short:
+    """A file on a disk that takes 3 bytes of each write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, content: bytes) -> int:
+        return self._stream.write(content[:3])

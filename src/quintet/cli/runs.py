@@ -33,14 +33,18 @@ def runs(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("run", "step", "train loss", "validation loss", "bits per byte", "tokens/s", "last change", box=None)
     for run in found:
         figures = (run.train_loss, run.validation_loss, run.bits_per_byte)
         shown = ("" if value is None else f"{value:.4f}" for value in figures)
         speed = "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
-        table.add_row(run.name, f"{run.step}/{run.steps or '?'}", *shown, speed, run.changed)
+        table.add_row(Text(run.name), f"{run.step}/{run.steps or '?'}", *shown, speed, run.changed)
     Console().print(table)
+    for run in found:
+        if run.problem is not None:
+            typer.echo(f"{run.name}: its run file cannot be read: {run.problem}", err=True)
 
 
 def compare(

@@ -264,8 +264,10 @@ def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tu
 def _put_in_place(document: YamlDocument, folder: Path) -> None:
     """Let ``document``, the run file in ``folder``, name this folder, whatever the run was called before it was copied
     or moved; a relative path begins where the run began, if there is such a file."""
-    document.values["name"], document.values["runs_dir"] = folder.resolve().name, str(folder.parent)
-    began = working_folder(folder)
+    began, written = working_folder(folder), document.values.get("runs_dir", "")
+    document.values["name"] = folder.resolve().name
+    if not isinstance(written, str) or Path(written).absolute() != folder.parent.absolute():
+        document.values["runs_dir"] = str(folder.parent)
     if began is None or began == Path.cwd():
         return
     for path, text in list(walk(document.values)):

@@ -14,6 +14,7 @@ from quintet.config.schema import RunConfig
 from quintet.track.jsonl import read_metrics
 from quintet.train.run_folder import read_run_config
 
+_RECORDS = 20_000  # of training, of a longer run evenly spread: many times what a drawing can show
 MEASURED = ("benchmark/", "text/", "music/")
 """Groups of metrics that are measured after the validation loss."""
 
@@ -105,5 +106,6 @@ def about_asking(name: str) -> bool:
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """The facts of the run in ``folder``. Raises UserError when there is none."""
-    return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl"))
+    """The facts of the run in ``folder``; of a long run not every record of training. Raises UserError when there is no
+    run."""
+    return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl", _RECORDS))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from quintet.config.schema import RunConfig
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.track.jsonl import JsonlTracker
 from quintet.track.mlflow import MLflowTracker, check_mlflow
 from quintet.track.tensorboard import TensorBoardTracker, check_tensorboard
@@ -26,38 +27,54 @@ TRACKERS: dict[str, Kind] = {
 
 
 class CompositeTracker:
-    """Hands on to each of ``trackers`` what it is told; with none it takes everything and keeps nothing."""
+    """Hands on to each of ``trackers`` what it is told; with none it takes everything and keeps nothing.
+
+    A tracker that fails ends no training: ``say`` gets a line on its first failure, and at the end their number.
+    """
 
     every_step: ClassVar[bool] = True
 
-    def __init__(self, trackers: Iterable[Tracker] = ()) -> None:
-        self.trackers = list(trackers)
+    def __init__(self, trackers: Iterable[Tracker] = (), say: Callable[[str], object] = lambda _: None) -> None:
+        self.trackers, self._say = list(trackers), say
+        self._failures = Counter[int]()
 
     def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
         """See ``Tracker``. Where ``step`` is not a log point, only trackers with ``every_step`` get ``metrics``."""
-        for tracker in self.trackers:
-            if log_point or tracker.every_step:
-                tracker.log(step, metrics)
+        self._each(lambda tracker: tracker.log(step, metrics) if log_point or tracker.every_step else None)
 
     def text(self, step: int, name: str, text: str) -> None:
         """See ``Tracker``."""
-        for tracker in self.trackers:
-            tracker.text(step, name, text)
+        self._each(lambda tracker: tracker.text(step, name, text))
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """See ``Tracker``."""
-        for tracker in self.trackers:
-            tracker.files(step, name, files)
+        self._each(lambda tracker: tracker.files(step, name, files))
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """See ``Tracker``."""
-        for tracker in self.trackers:
-            tracker.close(status, checkpoint)
+        self._each(lambda tracker: tracker.close(status, checkpoint))
+        for index, count in self._failures.items():
+            if count > 1:
+                name = _name_of(self.trackers[index])
+                self._say(f"{name} failed {count:,} times; it lacks what it was told then")
+
+    def _each(self, act: Callable[[Tracker], object]) -> None:
+        for index, tracker in enumerate(self.trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # a record is worth less than the training
+                self._failures[index] += 1
+                if self._failures[index] == 1:
+                    self._say(f"{_name_of(tracker)} fails: {one_line(error)}; training goes on")
+
+
+def _name_of(tracker: Tracker) -> str:
+    return type(tracker).__name__.removesuffix("Tracker")
 
 
 def build_trackers(run: Tracked) -> CompositeTracker:
     """Build the trackers of ``run``; metrics.jsonl is always among them. Raises UserError if one cannot be reached."""
-    found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due)])
+    found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due, run.say)], run.say)
     try:
         for index, config in enumerate(run.config.track):
             build, _ = TRACKERS[config.kind]

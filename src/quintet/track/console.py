@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from quintet.errors import one_line
+
 _LINE_SECONDS = 30  # between two lines about what is prepared, where no line can move
+
+
+class RunConsole(Console):
+    """A console that falls silent where its pipe is closed or its file cannot be written, and never ends a run."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from here on, also when Python ends and empties what standard output holds."""
+        self.fall_silent(BrokenPipeError())
+
+    def fall_silent(self, error: OSError) -> None:
+        """Print nothing from here on because of ``error``, which standard error is told."""
+        if self.quiet:
+            return
+        self.quiet = True
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        with suppress(OSError, ValueError):
+            print(f"nothing is printed any more ({one_line(error)}); training goes on", file=sys.stderr, flush=True)
 
 
 class Reporter:
@@ -20,7 +43,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None, words: Callable[[str], str] = str) -> None:
         self._words = words
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or RunConsole(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -29,7 +52,12 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(self._words(text), markup=False)
+        try:
+            self.console.print(self._words(text), markup=False)
+        except OSError as error:  # a full disk
+            if not isinstance(self.console, RunConsole):
+                raise
+            self.console.fall_silent(error)
 
     def failure(self, name: str, why: str, line: str = "") -> None:
         """``name`` failed because of ``why`` and the run goes on, which ``line`` says; "" where it is said already."""

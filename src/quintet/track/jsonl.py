@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import ClassVar
 
 from quintet.config.load import load_run_config
 from quintet.errors import UserError
-from quintet.files import to_json, write_text
+from quintet.files import set_aside, sync_folder, to_json, unfinished_name
 from quintet.track.names import UsableNames, file_name
 from quintet.track.tracker import RunStatus
 
 _NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
 _HEADING = re.compile(r"^\\*--- ", re.MULTILINE)  # a line of a text that would be read as a name, or as such a line
 _ESCAPED = re.compile(r"^\\(?=\\*--- )", re.MULTILINE)
+_OTHERS = (b'"validation/', b'"benchmark/', b'"text/', b'"music/')
+_SHOWN = ("step", "train/loss", "validation/loss", "validation/bits_per_byte", "speed/tokens_per_second")
+_BLOCK = 4 << 20  # bytes
 _GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
 
@@ -28,30 +33,39 @@ class JsonlTracker:
 
     In a file of samples a line ``--- name`` stands before each; a line of a text that begins so has a backslash before
     it. A continued run drops the records and samples after the step it continues from, and of this step those that are
-    ``due`` again: the same steps write the same ones again. A figure that is not finite is null in the file and NaN
-    where it is read.
+    ``due`` again: the same steps write the same ones again. Lines that are no records are dropped too, after the file
+    has been set aside, and ``say`` gets a line. A figure that is not finite is null in the file and NaN where it is
+    read.
     """
 
     every_step: ClassVar[bool] = True
 
-    def __init__(self, folder: Path, first_step: int, due: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, due: Sequence[str] = (), say: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._file = folder / "metrics.jsonl"
         self._samples = folder / "samples"
         self._names = UsableNames(file_name)
         if self._file.exists():
-            _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS))
+            _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS), say)
         last_sample = first_step - ("samples" in due)
         for sample in self._samples.glob("step-*.*"):
             step = re.match(r"step-(\d+)", sample.name)
             if step is not None and int(step[1]) > last_sample:
                 sample.unlink()
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
-        self._stream = self._file.open("a", encoding="utf-8", buffering=1)
+        self._stream = self._file.open("ab", buffering=0)
+        self._torn = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one record."""
-        if metrics:
-            self._stream.write(to_json({"step": step, **metrics}) + "\n")
+        """Append one record. Raises OSError where it cannot be written, as on a full disk."""
+        if not metrics:
+            return
+        line = f"{to_json({'step': step, **metrics})}\n".encode()
+        line, self._torn = b"\n" * self._torn + line, True
+        if self._stream.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
+        self._torn = False
 
     def text(self, step: int, name: str, text: str) -> None:
         """Append ``text`` to the file of its step."""
@@ -72,12 +86,90 @@ class JsonlTracker:
         self._stream.close()
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The whole records of ``metrics.jsonl``; a last line that a kill cut short is left out, and null is NaN."""
+def read_metrics(file: Path, at_most: int | None = None) -> list[dict[str, float]]:
+    """The records of ``metrics.jsonl``; lines that are none, as the last one that a kill cut short, are left out, and
+    null is NaN.
+
+    Of a file with more than ``at_most`` lines of training metrics so many of these are read, evenly spread, and all
+    others.
+    """
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+    strides = {} if at_most is None else _strides(file, at_most)
+    found, counts = [], dict.fromkeys(strides, 0)
+    with file.open("rb") as lines:
+        for line in lines:
+            if strides and (kind := _kind(line)) is not None:
+                counts[kind] += 1
+                if counts[kind] % strides[kind]:
+                    continue
+            record = _record(line)
+            if record is not None:
+                found.append(record)
+    return found
+
+
+def _kind(line: bytes) -> bool | None:
+    """None of a line that is not of training metrics alone, else whether it has the speed."""
+    return None if b'"train/loss"' not in line or any(group in line for group in _OTHERS) else b'"speed/' in line
+
+
+def _strides(file: Path, at_most: int) -> dict[bool, int]:
+    """How many lines of each kind of training metrics go on one that is read; empty where all are."""
+    counts = {False: 0, True: 0}
+    with file.open("rb") as lines:
+        for line in lines:
+            if (kind := _kind(line)) is not None:
+                counts[kind] += 1
+    if sum(counts.values()) <= at_most:
+        return {}
+    return {kind: max(1, -(-2 * count // at_most)) for kind, count in counts.items()}
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    """The record that a ``line`` of the file is, None where it is none or was cut short."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    known = {name: math.nan if value is None else value for name, value in found.items()}
+    return known if all(type(value) in (int, float) for value in known.values()) else None
+
+
+def last_values(file: Path, names: Sequence[str]) -> dict[str, float]:
+    """The last recorded value of each of ``names``, as far as there is one; the file is read from its end."""
+    found: dict[str, float] = {}
+    for block in _blocks_from_end(file):
+        for name in names:
+            at = len(block)
+            while name not in found and (at := block.rfind(f'"{name}":'.encode(), 0, at)) >= 0:
+                start = block.rfind(b"\n", 0, at) + 1
+                record = _record(block[start : block.find(b"\n", at) + 1])
+                if record is not None and name in record:
+                    found[name] = record[name]
+                at = start
+        if len(found) == len(names):
+            break
+    return found
+
+
+def _blocks_from_end(file: Path) -> Iterator[bytes]:
+    """The content of ``file`` in blocks of whole lines, the last one first."""
+    if not file.exists():
+        return
+    with file.open("rb") as content:
+        end, rest = content.seek(0, os.SEEK_END), b""
+        while end:
+            start = max(0, end - _BLOCK)
+            content.seek(start)
+            block = content.read(end - start) + rest
+            cut = block.find(b"\n") + 1 if start else 0
+            rest, end = block[:cut], start
+            yield block[cut:]
 
 
 def read_samples(file: Path) -> list[tuple[str, str]]:
@@ -91,19 +183,34 @@ def read_samples(file: Path) -> list[tuple[str, str]]:
     return [(name, _ESCAPED.sub("", text)) for name, text in zip(parts[::2], texts, strict=True)]
 
 
-def _keep_until(file: Path, step: int, again: tuple[str, ...]) -> None:
+def _keep_until(file: Path, step: int, again: tuple[str, ...], say: Callable[[str], object]) -> None:
     """Keep the records up to ``step``, and of ``step`` itself those without a metric of the groups ``again``."""
-    kept = [
-        record
-        for record in read_metrics(file)
-        if record["step"] < step or (record["step"] == step and not any(name.startswith(again) for name in record))
-    ]
-    write_text(file, "".join(to_json(record) + "\n" for record in kept))
+    unfinished, bad, first = unfinished_name(file), 0, 0
+    with file.open("rb") as lines, unfinished.open("wb") as kept:
+        for number, line in enumerate(lines, start=1):
+            record = _record(line)
+            if record is None:
+                # A kill may cut the last line short, which is no damage.
+                bad, first = bad + line.endswith(b"\n"), first or number
+            elif record["step"] < step or (
+                record["step"] == step and not any(name.startswith(again) for name in record if again)
+            ):
+                # Earlier versions wrote NaN and Infinity, which are no JSON.
+                written = b"NaN" not in line and b"Infinity" not in line
+                kept.write(line if written else f"{to_json(record)}\n".encode())
+        kept.flush()
+        os.fsync(kept.fileno())
+    if bad:
+        aside = set_aside(file)
+        say(f"{file}: {bad:,} lines, line {first:,} first, are no records and are left out; {aside.name} has them")
+    os.replace(unfinished, file)
+    sync_folder(file.parent)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row: figures are those last recorded, None where there are none; ``changed`` is local time."""
+    """One row: figures are those last recorded, None where there are none; ``changed`` is local time, and ``problem``
+    says why the run file cannot be read."""
 
     name: str
     step: int
@@ -113,6 +220,7 @@ class RunSummary:
     bits_per_byte: float | None
     tokens_per_second: float | None
     changed: str
+    problem: str | None = None
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
@@ -125,18 +233,21 @@ def find_runs(folder: Path) -> list[RunSummary]:
 
 def summarise(folder: Path) -> RunSummary:
     """The row of one run folder."""
-    file = folder / "metrics.jsonl"
-    last: dict[str, float] = {}
-    for record in read_metrics(file):
-        last |= record
+    file, steps, problem = folder / "metrics.jsonl", None, None
+    last = last_values(file, _SHOWN)
     changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)
+    try:
+        steps = load_run_config([folder / "run.yaml"]).config.train.steps
+    except UserError as error:
+        problem = error.problems[0]
     return RunSummary(
         name=folder.name,
         step=int(last.get("step", 0)),
-        steps=load_run_config([folder / "run.yaml"]).config.train.steps,
+        steps=steps,
         train_loss=last.get("train/loss"),
         validation_loss=last.get("validation/loss"),
         bits_per_byte=last.get("validation/bits_per_byte"),
         tokens_per_second=last.get("speed/tokens_per_second"),
         changed=changed.strftime("%Y-%m-%d %H:%M"),
+        problem=problem,
     )

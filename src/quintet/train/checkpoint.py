@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError, one_line
-from quintet.files import sync_folder, to_json, write_text
+from quintet.files import set_aside, sync_folder, to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 # Without a process group there is one process, which is what is meant here.
@@ -199,7 +199,7 @@ class Checkpointer:
             shutil.rmtree(leftover)
         for step, path in _step_folders(self.folder):
             if self._first is not None and step > self._first:
-                _set_aside(path)
+                set_aside(path)
         return checkpoint_steps(self.folder)
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
@@ -297,15 +297,9 @@ class Checkpointer:
 def _finish(unfinished: Path, final: Path, progress: Progress, files: dict[str, Any]) -> None:
     write_text(unfinished / "state.json", _state(progress, files))
     if final.exists():
-        _set_aside(final)
+        set_aside(final)
     unfinished.rename(final)
     sync_folder(final.parent)
-
-
-def _set_aside(path: Path) -> None:
-    """Give the damaged checkpoint at ``path`` a name under which nobody looks for one."""
-    names = (path.with_name(f"{path.name}.damaged{count}") for count in ("", *(f"-{n}" for n in range(2, 1000))))
-    path.rename(next(name for name in names if not name.exists()))
 
 
 def _state(progress: Progress, files: dict[str, Any]) -> str:

@@ -173,7 +173,7 @@ def _tracker(
         reporter.failure("trackers", line, line)
 
     tracked = Tracked(config, folder, progress.step or -1, system, fails, progress.due)
-    found = CompositeTracker()
+    found = CompositeTracker(say=fails)
     broadcast_from_rank0(lambda: found.trackers.extend(build_trackers(tracked).trackers))
     return found
 
