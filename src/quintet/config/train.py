@@ -100,6 +100,12 @@ class TrainConfig(ConfigSection):
     )
     accumulation: int | None = key(None, "passes whose gradients make one step", unit="passes", ge=1)
     clip_norm: float | None = key(1.0, "largest norm of the gradient; null does not clip", unit="norm", gt=0)
+    max_skipped: int = key(
+        10,
+        "so many steps one after the other without a finite gradient, none of which is taken, end the run",
+        unit="steps",
+        ge=1,
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
         "auto", "numbers of the matrix products; weights and optimizer stay in fp32. auto takes bf16 where it is fast"
     )

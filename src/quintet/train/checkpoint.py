@@ -57,6 +57,7 @@ class Progress:
 
     step: int = 0
     skipped_steps: int = 0
+    last_skipped: int = 0  # of these the last ones, one after the other
     tokens: int = 0
     seconds: float = 0.0
     validation_loss: float | None = None

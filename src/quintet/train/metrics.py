@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +19,15 @@ from quintet.train.run import Run
 
 @dataclass(frozen=True)
 class LogWindow:
-    """The steps since the last log point: a record for each, their mean ``loss``, NaN over none, and the speed."""
+    """The steps since the last log point: a record for each, their mean ``loss``, NaN over none, and the speed.
+    ``last_skipped`` counts the steps at the end of which none had a finite gradient."""
 
     records: list[tuple[int, dict[str, float]]]
     loss: float
     skipped_steps: int
     tokens: int
     seconds: float
+    last_skipped: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -58,33 +62,35 @@ class MetricsBuffer:
         self._since = time.perf_counter()
 
     def read(self) -> LogWindow:
-        """Everything since the last call. Raises UserError when no step of several had a finite gradient."""
+        """Everything since the last call."""
         rows = torch.stack(self._scalars).tolist() if self._scalars else []
         seconds = time.perf_counter() - self._since
         records = [
             (step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})
             for step, rate, (loss, norm, _) in zip(self._steps, self._rates, rows, strict=True)
         ]
-        bad = sum(int(skipped) for _, _, skipped in rows)
-        if bad == len(rows) > 1:
-            raise UserError(
-                f"optimizer.lr: neither loss nor gradient was finite in steps {self._steps[0]} to {self._steps[-1]}, "
-                "so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "
-                "train.precision=fp32"
-            )
+        bad = [bool(skipped) for _, _, skipped in rows]
+        last = sum(1 for _ in takewhile(bool, reversed(bad)))
         loss = sum(row[0] for row in rows) / len(rows) if rows else math.nan
-        window = LogWindow(records, loss, bad + self._masked, self._tokens, seconds)
+        window = LogWindow(records, loss, sum(bad) + self._masked, self._tokens, seconds, last)
         self.__init__()
         return window
 
 
 def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
+    """Track and print what was measured since the last call.
+
+    Raises UserError after so many steps without a finite gradient, one after the other, as `train.max_skipped` says.
+    """
     window = buffer.read()
     progress = run.progress
+    # Steps before this window count on where none of it was taken.
+    before = progress.last_skipped if window.last_skipped == len(window.records) else 0
     run.progress = replace(
         progress,
         seconds=progress.seconds + window.seconds,
         skipped_steps=progress.skipped_steps + window.skipped_steps,
+        last_skipped=before + window.last_skipped,
     )
     speed = {
         "speed/tokens_per_second": window.tokens_per_second,
@@ -97,3 +103,20 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
         whole = metrics | (speed if step == progress.step else {})
         run.tracker.log(step, whole, log_point=run.intervals.logs(step))
     run.reporter.step(progress.step, run.steps, window.loss, speed)
+    if window.last_skipped and run.progress.last_skipped >= min(run.config.train.max_skipped, max(2, run.steps)):
+        raise UserError(_divergence(run))
+
+
+def _divergence(run: Run) -> str:
+    """Say that no step is taken any more, and what the first of those that were not was trained on."""
+    step = run.progress.step - run.progress.last_skipped + 1
+    batch, data = run.config.batch.samples, run.data
+    first = run.config.data.batch_index(step - 1) * batch
+    sources, samples = data.order.at(np.arange(first, first + batch))
+    shown = [f"{data.labels[source]} {sample}" for source, sample in zip(sources[:8], samples[:8], strict=True)]
+    return (
+        f"optimizer.lr: no gradient was finite in the last {run.progress.last_skipped} steps "
+        f"(train.max_skipped), so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "
+        f"train.precision=fp32. Step {step} has the samples {', '.join(shown)}{' …' if batch > 8 else ''}: "
+        f"`quintet show-batch {run.folder} --step {step}` shows them"
+    )

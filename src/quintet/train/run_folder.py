@@ -56,6 +56,7 @@ CONTINUABLE = (
     "train.compile",
     "train.activation_checkpointing",
     "train.device",
+    "train.max_skipped",
     "loss.chunk",
     "model.other_base",
     "train.log_every",
