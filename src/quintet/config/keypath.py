@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 KeyPath = tuple[str | int, ...]
 """Names of keys and indices of list elements, from the top down."""
@@ -16,8 +16,22 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
 
 
+def is_mapping(value: object) -> TypeGuard[dict[Any, Any]]:
+    """True for a mapping as YAML and JSON are read."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """True for a list as YAML and JSON are read."""
+    return isinstance(value, list)
+
+
 def show(path: KeyPath) -> str:
-    """``path`` as people write it: ``data.sources[0].path``."""
+    """``path`` as people write it.
+
+    >>> show(("data", "sources", 0, "path"))
+    'data.sources[0].path'
+    """
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -25,7 +39,11 @@ def show(path: KeyPath) -> str:
 
 
 def parse(text: str) -> KeyPath | None:
-    """The path that ``text`` spells (``data.sources[0].path`` or ``data.sources.0.path``), None when it spells none."""
+    """The path that ``text`` spells, None when it spells none.
+
+    >>> parse("data.sources[0].path") == parse("data.sources.0.path") == ("data", "sources", 0, "path")
+    True
+    """
     text = text.strip()
     if not _PATH.fullmatch(text):
         return None
@@ -42,9 +60,9 @@ def path_of(text: str) -> KeyPath:
 def lookup(value: Any, path: KeyPath) -> Any:
     """The value at ``path`` in nested mappings and lists, `ABSENT` where there is none."""
     for step in path:
-        if isinstance(value, dict):
+        if is_mapping(value):
             value = value.get(step, ABSENT)
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+        elif is_list(value) and isinstance(step, int) and step < len(value):
             value = value[step]
         else:
             return ABSENT
@@ -54,9 +72,9 @@ def lookup(value: Any, path: KeyPath) -> Any:
 def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """``value`` and everything inside it, each with its path, from the top down."""
     yield path, value
-    if isinstance(value, dict):
+    if is_mapping(value):
         for name, inner in value.items():
             yield from walk(inner, (*path, name))
-    elif isinstance(value, list):
+    elif is_list(value):
         for index, inner in enumerate(value):
             yield from walk(inner, (*path, index))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,10 @@ _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k")
 
 
 def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> ParameterCount:
-    """The parameters of ``build_model(config, vocab_size, context_length, ...)``, exactly, adapters among them."""
+    """The exact parameters of ``build_model(config, vocab_size, context_length, ...)``, adapters included.
+
+    Raises UserError as ``outline_pretrained`` does.
+    """
     model = _outline(config, vocab_size, context_length)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(
@@ -35,7 +38,7 @@ def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
 
 def check_numbers(config: HuggingFaceConfig) -> None:
     """Raise UserError where numbers of ``model.config`` do not fit one another, as far as that shows without weights:
-    the model cannot be built, or cannot read a text that the same model without them can."""
+    the model cannot be built, or cannot read a text that the same model reads without them."""
     plain = config.model_copy(update={"lora": None, "gradient_checkpointing": False, "attention_backend": "auto"})
     error = _reading_error(plain)
     # A model that depends on numbers in the text fails in either case.
@@ -70,9 +73,9 @@ def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length:
     The attention matrix counts whole, whatever a mask or a window hides of it; of a layer's experts those count that a
     token is sent to; a frozen matrix has no gradient of its own, and what is computed again for
     ``gradient_checkpointing`` earns nothing. Long sequences are counted from two short ones: what is linear and what is
-    quadratic in their length is separated. Experts that a loop over numbers sends tokens to count by their matrices,
-    those that the configuration says are chosen. A model that depends on numbers elsewhere counts so as a whole,
-    without its attention, which ``note`` of the result says.
+    quadratic in their length is separated. Experts to which a loop over numbers sends tokens count by the matrices of
+    as many as the configuration says are chosen. A model that depends on numbers elsewhere counts by its matrices as a
+    whole, without its attention; ``note`` of the result says so. Raises UserError as ``outline_pretrained`` does.
     """
     plain = config.model_copy(update={"gradient_checkpointing": False, "attention_backend": "auto"})
     return _counted(plain.model_dump_json(), vocab_size, context_length, sequence_length)
@@ -95,12 +98,13 @@ def _by_length(model: PretrainedModel, sequence_length: int) -> Flops:
         return Flops(round(forward / sequence_length), round(backward / sequence_length))
     lengths = (_LONGEST_TRACED // 2, _LONGEST_TRACED)
     short, long = (_traced(model, length) for length in lengths)
-    # A token costs a + b · length.
-    counts = []
-    for one, other in zip(short, long, strict=True):
+
+    def at_full_length(one: int, other: int) -> int:
+        # A token costs a + b · length.
         slope = (other / lengths[1] - one / lengths[0]) / (lengths[1] - lengths[0])
-        counts.append(round(other / lengths[1] + slope * (sequence_length - lengths[1])))
-    return Flops(*counts)
+        return round(other / lengths[1] + slope * (sequence_length - lengths[1]))
+
+    return Flops(at_full_length(short[0], long[0]), at_full_length(short[1], long[1]))
 
 
 def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
@@ -123,12 +127,12 @@ def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _experts_by_matrices(model: PretrainedModel) -> Iterator[None]:
+def _experts_by_matrices(model: PretrainedModel) -> Generator[None]:
     """Within, a module that owns the matrices of all experts returns what it is given, and counts by them."""
     import torch
 
     def passed_on(hidden: torch.Tensor, *routing: object) -> torch.Tensor:
-        # All that is given gets a gradient, as from the experts: the weights of a token's experts too.
+        """``hidden`` [..., width]; every floating-point tensor given gets a gradient, as the experts would give it."""
         weights = [one for one in routing if isinstance(one, torch.Tensor) and one.is_floating_point()]
         return sum((one.sum() for one in weights), hidden * 1)
 
@@ -184,13 +188,16 @@ def _even_splits() -> Any:
     import torch
     from torch.overrides import TorchFunctionMode
 
+    tensor: Any = torch.Tensor  # these methods leave their types open
+
     class EvenSplits(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.Tensor.tolist and args[0].is_meta and args[0].dim() == 1:
+            options: dict[str, Any] = kwargs or {}
+            if func is tensor.tolist and args[0].is_meta and args[0].dim() == 1:
                 return [0] * len(args[0])
-            if func is torch.Tensor.split and isinstance(args[1], list) and not any(args[1]):
-                return torch.tensor_split(args[0], len(args[1]), **(kwargs or {}))
-            return func(*args, **(kwargs or {}))
+            if func is tensor.split and not isinstance(args[1], int) and not any(args[1]):
+                return torch.tensor_split(args[0], len(args[1]), **options)
+            return func(*args, **options)
 
     return EvenSplits()
 
@@ -206,7 +213,7 @@ def _by_matrices(model: PretrainedModel) -> Flops:
 
 
 def _matrix_flops(model: PretrainedModel, parameters: Iterable[nn.Parameter]) -> tuple[float, float]:
-    """2 operations a number forward for a token, and as many for either gradient, of which a frozen matrix has one."""
+    """Operations a token: 2 a number forward, and 2 for each gradient, of which a frozen matrix has one."""
     settings = model.causal.config.get_text_config(decoder=True)
     forward = backward = 0.0
     for parameter in parameters:

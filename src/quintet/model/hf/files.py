@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from quintet.config.keypath import is_mapping
 from quintet.config.names import local_path
 from quintet.errors import UserError, one_line
 from quintet.files import files_digest
@@ -35,9 +36,9 @@ _DAMAGED = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyErr
 
 
 def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
-    """The folder ``name_or_path``, or that of the repository of this name on the hub, downloaded if need be.
+    """The folder ``name_or_path``, or that of the hub's repository of this name, downloaded if need be.
 
-    Raises UserError when it is neither, or when the hub cannot be reached.
+    Raises UserError when it is neither, when it holds an adapter alone, or when the hub cannot be reached.
     """
     folder = local_path(name_or_path)
     refuse_adapter(folder)
@@ -45,16 +46,15 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
         return folder
     if folder.is_dir():
         raise UserError(f"{name_or_path}: has no config.json, so that it is no checkpoint of Hugging Face's form")
-    require("huggingface_hub", "hf", f"{name_or_path}: is no folder, and a name on the hub")
-    from huggingface_hub import snapshot_download
+    hub = require("huggingface_hub", "hf", f"{name_or_path}: is no folder, and a name on the hub")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        found = hub.snapshot_download(
             name_or_path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]
         )
         if not list(Path(found).glob("*.safetensors")):
-            snapshot_download(name_or_path, revision=revision, allow_patterns=["*.bin"])
+            hub.snapshot_download(name_or_path, revision=revision, allow_patterns=["*.bin"])
     except HFValidationError:
         raise UserError(f"{name_or_path}: is no folder and can be no name on the hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -81,8 +81,8 @@ def refuse_adapter(folder: Path) -> None:
 def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """The values of the `config.json` in ``folder``, completed and brought to today's names by `transformers`.
 
-    ``tie_word_embeddings`` is as the tensors beside it have it: a head that differs from the embedding is one of its
-    own, whatever the file says, and ``say`` gets a line on it. Raises UserError when it cannot be read, or without
+    ``tie_word_embeddings`` follows the tensors beside it: a head that differs from the embedding is a matrix of its
+    own, whatever the file says, and ``say`` gets a line about it. Raises UserError when it cannot be read, or without
     `transformers`.
     """
     library = require("transformers", "hf", f"{folder}: reading it")
@@ -101,14 +101,21 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
 
 def positions_of(values: Mapping[str, Any]) -> int | None:
     """The most tokens of a text by the ``values`` of a `config.json`; None where it does not say, as of a state space
-    model (Mamba) or of biases by distance (Bloom), which end nowhere."""
+    model (Mamba) or of biases by distance (Bloom), which have no limit.
+
+    >>> positions_of({"n_positions": 1024})
+    1024
+    """
     text = values.get("text_config") or values
     found = (text.get(name) for name in POSITIONS)
     return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def head_is_its_own(model_type: str, folder: Path) -> bool:
-    """True where the weights in ``folder`` are of one of the families and their head differs from the embedding."""
+    """True where the weights in ``folder`` are of one of the families and their head differs from the embedding.
+
+    Raises UserError when they cannot be read.
+    """
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None or weight_files(folder) is None:
         return False
@@ -117,14 +124,14 @@ def head_is_its_own(model_type: str, folder: Path) -> bool:
 
 
 def check_finite(name: str, value: Tensor, where: str) -> None:
-    """Raise UserError, beginning with ``where``, when ``value`` holds a number that is not finite."""
+    """Raise UserError, beginning with ``where``, when ``value``, of any shape and dtype, is not finite throughout."""
     if not torch.isfinite(value.detach().sum(dtype=torch.float32 if value.dtype.is_floating_point else None)):
         raise UserError(f"{where}: {name} holds numbers that are not finite; the checkpoint is damaged")
 
 
 def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
-    """Those keys of ``pairs`` whose tensor in ``found`` differs from that of their value, where both are there; names
-    may lack ``base``, with which those of a model without a head begin."""
+    """Those keys of ``pairs`` whose tensor in ``found``, of any shape and dtype, differs from that of their value,
+    where both are there; names may lack ``base``, with which the names in a model with a head begin."""
     stored = {name: name if name in found else name.removeprefix(base) for pair in pairs.items() for name in pair}
     return [
         one
@@ -135,14 +142,14 @@ def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """``files`` hold the weights of a checkpoint, as `transformers` chooses them, and ``unread`` are the names of other
-    weights in its folder."""
+    """The ``files`` that hold the weights of a checkpoint, as `transformers` chooses them, and the names of other
+    weights in its folder, which are ``unread``."""
 
     files: list[Path]
     unread: list[str]
 
     def notes(self, where: str) -> list[str]:
-        """A line where weights are left out."""
+        """A line that begins with ``where`` if weights are left out."""
         if not self.unread:
             return []
         more = f" and {len(self.unread) - 1} more" if len(self.unread) > 1 else ""
@@ -169,8 +176,8 @@ def weight_files(folder: Path) -> WeightFiles | None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """The identity of the checkpoint in ``folder``: the commit of a folder in the hub's cache, and else the
-    digest of its `config.json` and its weights (see ``files_digest``)."""
+    """The identity of the checkpoint in ``folder``: the commit of a folder in the hub's cache, otherwise the digest of
+    its `config.json` and its weights (see ``files_digest``). Raises UserError as ``weight_files`` does."""
     if folder.parent.name == "snapshots":
         return f"commit {folder.name}"
     found = weight_files(folder)
@@ -182,10 +189,10 @@ def _weights_in(folder: Path) -> list[str]:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, of which each is read when it is asked for.
+    """The tensors of a checkpoint by name, each in its stored shape and dtype and read when it is asked for.
 
-    In one file or several, as safetensors or as PyTorch's pickles, of which nothing but tensors is unpickled;
-    ``files`` says which. Raises UserError when there are none, or when a file is damaged.
+    ``files`` are one file or several, safetensors or PyTorch's pickles, from which nothing but tensors is unpickled.
+    Raises UserError when there are none, or when a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -195,29 +202,32 @@ class Tensors(Mapping[str, Tensor]):
             hint = f"; {others[0]}, which is there, has no name that transformers looks for" if others else ""
             raise UserError(f"{folder}: holds neither {_WEIGHTS[0]} nor {_WEIGHTS[2]}{hint}")
         self.files = found
-        self._where: dict[str, Any] = {}
+        self._readers: dict[str, Callable[[str], Tensor]] = {}
         for file in found.files:
-            source = _opened(file)
-            self._where |= dict.fromkeys(source.keys(), source)
+            names, read = _opened(file)
+            self._readers |= dict.fromkeys(names, read)
 
     def __getitem__(self, name: str) -> Tensor:
-        source = self._where[name]
-        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+        return self._readers[name](name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._readers)
 
 
-def _opened(file: Path) -> Any:
-    """The tensors of ``file`` by name, none of them read yet where its form allows it."""
+def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor]]:
+    """The names of the tensors of ``file``, and a function that reads one, in its stored shape and dtype."""
     with file.open("rb") as beginning:
         if beginning.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{file}: is git-lfs' pointer to the weights and not the weights; run git lfs pull")
     try:
-        return safe_open(file, "pt") if file.suffix == ".safetensors" else _unpickled(file)
+        if file.suffix == ".safetensors":
+            opened: Any = safe_open(file, "pt")
+            return opened.keys(), opened.get_tensor
+        found = _unpickled(file)
+        return found, found.__getitem__
     except (*_DAMAGED, pickle.UnpicklingError) as error:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
@@ -232,14 +242,15 @@ def _opened(file: Path) -> Any:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of ``file`` in their shapes and dtypes, not read yet where its form allows it."""
     # A file from before PyTorch 1.6 is no zip and cannot be mapped.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a pickle of another protocol is refused anyway
-        found = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file) or None, weights_only=True)
-    if not isinstance(found, dict):
+        found: object = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file) or None, weights_only=True)
+    if not is_mapping(found):
         raise UserError(f"{file}: holds a {type(found).__name__}, not tensors by name; save those alone")
     for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if type(name) is not str or not isinstance(value, Tensor):
             raise UserError(f"{file}: holds a {type(value).__name__} as {name!r}; save tensors alone, by name")
     return found
 
@@ -268,6 +279,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: is damaged ({one_line(error, lines=1)}); copy it again") from None
-    if not isinstance(found, dict):
+    if not is_mapping(found):
         raise UserError(f"{file}: holds a {type(found).__name__} and no keys; copy it again")
     return found

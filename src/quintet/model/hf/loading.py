@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from quintet.model.dropout import is_dropout_rate, set_dropout
 from quintet.model.hf.files import Tensors, check_finite, checkpoint_digest, differing, refuse_adapter, weight_files
 from quintet.model.hf.pretrained import PretrainedModel, arguments
 from quintet.model.hf.trial import find_abilities, reading
+from quintet.model.typed import forked_generator
 from quintet.randomness import key
 
 _ALL_LINEAR = ("all-linear",)
@@ -30,14 +31,13 @@ _MOST_LAYERS = 10_000
 def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int, seed: int) -> PretrainedModel:
     """The model of ``config`` in fp32 on the CPU, in training mode.
 
-    ``vocab_size`` ids of the tokenizer and ``context_length`` positions are what the caller resolved them to. What is
+    ``vocab_size`` counts the tokenizer's ids and ``context_length`` positions, as the caller resolved them. What is
     random, new weights or adapters, follows from ``seed``; PyTorch's global generator is not touched. Raises UserError
-    for all that the user can mend: a checkpoint that is not there, a model that is none of this kind or too small.
+    for all that the user can mend: a checkpoint that is not there, is of another kind or is too small.
     """
     settings = _settings(config, context_length)
     notes: list[str] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "init"))
+    with forked_generator(key(seed, "init")):
         if config.pretrained:
             causal, notes = _load(config, settings)
         else:
@@ -57,8 +57,8 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
 def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> PretrainedModel:
     """The same model without numbers, on the meta device: its parameters have names and shapes.
 
-    Needs the checkpoint's config.json; weights are looked at where they are on this machine, for whether matrices that
-    it calls tied are two. Raises UserError as ``build_pretrained`` does, for what can be known from there.
+    Needs the checkpoint's config.json. Weights that are on this machine are compared where it calls them tied, for they
+    may be two. Raises UserError as ``build_pretrained`` does, as far as a problem shows there.
     """
     settings = _settings(config, context_length)
     with torch.device("meta"):
@@ -82,13 +82,14 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
             raise UserError(f"model.config.{name}: a {settings.model_type} model has no such key; {hint}")
     if config.config:
         with _load_errors(config):
-            settings = type(settings).from_dict({**stored, **config.config})
+            settings = settings.__class__.from_dict({**stored, **config.config})
     if config.dropout is not None:
         _set_rates(settings, config.dropout)
-    layers = getattr(settings.get_text_config(decoder=True), "num_hidden_layers", 0)
+    text = settings.get_text_config(decoder=True)
+    layers = getattr(text, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > _MOST_LAYERS:  # they would be built for hours before a weight is missed
         raise UserError(f"model.config: {config.name_or_path} says {layers} layers; {_MOST_LAYERS} are the most")
-    limit = getattr(settings.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = getattr(text, "max_position_embeddings", None)
     # XLNet says -1: its positions have no end.
     if limit is not None and 0 < limit < context_length:
         raise UserError(
@@ -126,7 +127,7 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
 
 def _set_rates(settings: Any, rate: float) -> None:
     """Give each dropout that the configuration ``settings`` names the ``rate``, those of its parts included."""
-    stored = vars(settings)
+    stored: dict[str, Any] = settings.__dict__
     for name, value in stored.items():
         if hasattr(value, "to_dict"):
             _set_rates(value, rate)
@@ -220,8 +221,7 @@ def _assemble(
                 end.requires_grad_(True)
     inner = causal
     if config.lora is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "lora"))
+        with forked_generator(key(seed, "lora")):
             inner = _with_adapters(causal, config.lora)
         linear_head = linear_head and isinstance(causal.get_output_embeddings(), nn.Linear)
     return PretrainedModel(config, inner, vocab_size, context_length, linear_head=linear_head, abilities=abilities)
@@ -305,6 +305,7 @@ def _has_linear_head(causal: Any) -> bool:
     given: list[Tensor] = []
 
     def exchange(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Return large logits of the shape and dtype of ``output`` [batch, length, rows] instead of it."""
         taken.append(inputs[0])
         # A soft cap leaves small logits nearly as they are.
         given.append(torch.linspace(-1000, 1000, output.numel()).view_as(output))
@@ -323,16 +324,18 @@ def _has_linear_head(causal: Any) -> bool:
 
 
 def _some_ids(causal: Any, length: int) -> Tensor:
+    """int64 ids [1, length] that ``causal`` has."""
     rows = causal.get_input_embeddings().weight.shape[0]
     return (torch.arange(length) * 7 + 5)[None] % rows
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
+    """True for two tensors of one shape whose floats differ little beside the largest of ``other``."""
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
 
 
 @contextmanager
-def _readable_on_a_cpu(causal: Any) -> Iterator[None]:
+def _readable_on_a_cpu(causal: Any) -> Generator[None]:
     """Let a model whose attention needs a GPU be read where it is built."""
     chosen = causal.config._attn_implementation
     if chosen in ("eager", "sdpa"):
@@ -346,7 +349,7 @@ def _readable_on_a_cpu(causal: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
+def _load_errors(config: HuggingFaceConfig) -> Generator[None]:
     """Within, what the library raises for a checkpoint that is not there or is none of this kind is one line."""
     name = config.name_or_path
     try:
@@ -375,7 +378,7 @@ def _load_errors(config: HuggingFaceConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _backend_errors(config: HuggingFaceConfig) -> Iterator[None]:
+def _backend_errors(config: HuggingFaceConfig) -> Generator[None]:
     try:
         yield
     except (ImportError, ValueError) as error:
@@ -417,13 +420,13 @@ def base_digest(config: HuggingFaceConfig) -> str | None:
 
 def _stored(config: HuggingFaceConfig) -> Path | None:
     """The checkpoint's folder, that in the hub's cache included; None where there is none yet."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (folder := _folder(config)) is not None:
         return folder
     try:
-        return Path(snapshot_download(config.name_or_path, revision=config.revision, local_files_only=True))
+        hub = require("huggingface_hub", "hf", "model.kind: huggingface")
+        return Path(hub.snapshot_download(config.name_or_path, revision=config.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
 from quintet.model.cache import Abilities
+from quintet.model.typed import as_list
 
 
 class PretrainedModel(nn.Module):
     """A causal language model of the transformers library, for text alone.
 
-    ``inner`` is the library's model, or peft's model around it where adapters are trained. ``linear_head`` says whether
-    its logits are a product of the backbone's features with a matrix and no more; then a loss need not have them all in
-    memory. Where it is False (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits themselves.
-    ``notes`` are lines for the user: what of the checkpoint was left out, what it says wrongly, and what is done in a
-    slower way. ``abilities`` says which ways of reading give what plain reading does.
+    ``inner`` is the library's model, or peft's model around it where adapters are trained. ``linear_head`` is True
+    where its logits are a product of the backbone's features with a matrix and no more; then a loss need not have them
+    all in memory. Where it is False (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits. Lines
+    for the user are in ``notes``: what of the checkpoint was left out, where it is wrong, and what is done in a slower
+    way. ``abilities`` are the ways of reading that give what plain reading gives.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class PretrainedModel(nn.Module):
         self.inner = inner
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] of the token after each of ``ids`` [batch, length]; see ``hidden``."""
+        """Logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see ``hidden``."""
         return self.logits(self.hidden(ids, documents=documents, prompts=prompts))
 
     def hidden(
@@ -54,12 +55,13 @@ class PretrainedModel(nn.Module):
         prompts: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """Features that ``logits`` takes, [batch, length, width or rows], of ``ids`` [batch, length].
+        """Features that ``logits`` takes, [batch, length, width or rows], of int64 ``ids`` [batch, length].
 
-        ``documents`` [batch, length] numbers the document of each token: it sees no other document, and its position is
-        counted from where its own begins. ``prompts`` is not read, for these models see backwards only. With ``cache``,
-        which ``start_cache`` gave, ``ids`` continues the positions that are stored there; then only the features of
-        each row's last document mean something, for what stands before it is hidden as padding is.
+        Their dtype is that of the weights, or of autocast. ``documents``, int64 [batch, length], numbers the document
+        of each token, which sees no other and counts its position from where its own begins. ``prompts`` is not read,
+        for these models see backwards only. With ``cache``, from ``start_cache``, ``ids`` continues the positions that
+        are stored there; then only the features of each row's last document mean something, for what comes before it is
+        hidden like padding. Raises UserError for FlexAttention's backward pass on a CPU, which does not exist.
         """
         if isinstance(cache, TextCache):
             return cache.extend(ids, documents)
@@ -75,16 +77,17 @@ class PretrainedModel(nn.Module):
         return self._read(ids, position_ids=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., width or rows] to [..., vocab]; rows beyond the tokenizer's ids are cut off."""
+        """Logits [..., vocab] of ``hidden`` [..., width or rows], in its dtype or autocast's; rows beyond the
+        tokenizer's ids are cut off."""
         found = self._head(hidden) if self.linear_head else hidden
         return found[..., : self.vocab_size]
 
     def start_cache(
         self, batch: int, capacity: int, *, padding: list[int] | None = None, static: bool = False
-    ) -> Any:  # a PretrainedCache or TextCache; a Reader gives it back to its model, which pyright cannot know
+    ) -> Any:  # a PretrainedCache or TextCache; a Decoder gives it back to its model, which pyright cannot know
         """An empty cache for ``batch`` texts of up to ``capacity`` positions, of which row i begins with ``padding[i]``
-        that hold no token; ``static`` gives its tensors one shape, where the model can do with that. Whatever is read
-        with it, the features are those of plain reading."""
+        that hold no token; ``static`` gives its tensors one shape, where the model allows it. The features of whatever
+        is read with it are those of plain reading."""
         assert padding is None or len(padding) == batch
         can = self.abilities
         side_by_side = can.batch or not (padding or self.config.tells_documents)
@@ -98,7 +101,7 @@ class PretrainedModel(nn.Module):
         return PretrainedCache(self.causal.config, capacity, begins, static=static, skipped=self._skipped)
 
     def positions(self, ids: Tensor, documents: Tensor) -> Tensor:
-        """The positions of ``ids`` in ``documents``, both [batch, length], as the model counts them in one text."""
+        """The positions of ``ids`` in ``documents``, all int64 [batch, length], as the model counts them in a text."""
         found = document_positions(documents)
         if self._skipped is None:
             return found
@@ -121,19 +124,19 @@ class PretrainedModel(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers, for what is done to one after the other; the backbone where they cannot be told."""
+        """The layers, for what is done to one after the other; the backbone where they cannot be found."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return [m for m in self.causal.modules() if isinstance(m, GradientCheckpointingLayer)] or [self._reader]
 
     @property
     def head_weight(self) -> Tensor | None:
-        """[rows, width]; None where the logits are more than a product with a matrix."""
+        """The head's matrix [rows, width] of floats; None where the logits are more than a product with it."""
         return self._head.weight if self.linear_head else None
 
     @property
     def head_bias(self) -> Tensor | None:
-        """[rows], or None."""
+        """The head's bias [rows] of floats, or None."""
         return self._head.bias if self.linear_head else None
 
     @property
@@ -169,6 +172,7 @@ class PretrainedModel(nn.Module):
         return self.causal.config._attn_implementation
 
     def _read(self, ids: Tensor, **more: Any) -> Tensor:
+        """Features, or logits where there is no ``linear_head``, of int64 ``ids`` [batch, length]."""
         if ids.device.type == "cpu" and torch.is_grad_enabled() and self._attention == "flex_attention":
             raise UserError("model.attention_backend: flex_attention cannot train on a CPU; leave it out")
         more["use_cache"] = self._cache_name in more
@@ -180,8 +184,8 @@ class PretrainedModel(nn.Module):
 
 
 def arguments(reader: nn.Module, causal: nn.Module) -> frozenset[str]:
-    """The names that ``reader`` takes, a part of ``causal`` or ``causal`` itself; of a part that passes on all it is
-    given, those of ``causal``."""
+    """The arguments that ``reader`` takes, which is ``causal`` or a part of it; those of ``causal`` where it passes on
+    all it is given."""
     own, whole = (frozenset(inspect.signature(one.forward).parameters) for one in (reader, causal))
     return own if "input_ids" in own else whole
 
@@ -192,7 +196,11 @@ def padding_id(causal: Any) -> int | None:
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """The position of each token in its document: int64 of the shape of ``documents`` [batch, length]."""
+    """The position of each token in its document: int64 [batch, length] from int64 ``documents`` [batch, length].
+
+    >>> document_positions(torch.tensor([[0, 0, 0, 1, 1]]))
+    tensor([[0, 1, 2, 0, 1]])
+    """
     index = torch.arange(documents.shape[1], device=documents.device)
     new = torch.diff(documents, dim=1, prepend=documents[:, :1]) != 0
     return index - torch.where(new, index, 0).cummax(1).values
@@ -201,9 +209,9 @@ def document_positions(documents: Tensor) -> Tensor:
 class PretrainedCache:
     """The transformers library's cache of keys, values and states, and where the text of each row begins.
 
-    ``begins`` [batch] counts the positions on the left of each row that nothing sees: padding, and documents before the
-    last. Positions are counted as the model does in training, from the number after ``skipped`` where that id is one
-    that it passes over.
+    ``begins``, int64 [batch], counts the positions on the left of each row that nothing sees: padding, and documents
+    before the last. Positions are counted as the model does in training, from the number after ``skipped`` where the
+    model passes over that id.
     """
 
     def __init__(
@@ -222,9 +230,10 @@ class PretrainedCache:
         return int(self.past.get_seq_length()) if self.static else self._length
 
     def next_arguments(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
-        """Positions and visible keys of ``ids`` [batch, length], which come next, as the library's arguments.
+        """Positions [batch, length] and visible keys [batch, stored] of the next ``ids`` [batch, length], all int64, as
+        the library's arguments.
 
-        They are told also where nothing is hidden, as the library's own ``generate`` does: not every model counts right
+        They are given also where nothing is hidden, as by the library's own ``generate``: not every model counts right
         by itself.
         """
         length = ids.shape[1]
@@ -245,7 +254,10 @@ class PretrainedCache:
         return {"position_ids": positions, "attention_mask": (keys >= begins).long()}
 
     def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; the batch may grow or shrink by it if it is not static."""
+        """Make row i of the batch what row ``rows[i]`` was; int64 [new batch].
+
+        The batch may grow or shrink by it if the cache is not static.
+        """
         self.past.reorder_cache(torch.as_tensor(rows))
         if self._begins is not None:
             self._begins = self._begins[rows]
@@ -255,14 +267,17 @@ class PretrainedCache:
             self._counted = self._counted[rows]
 
     def _last_document(self, documents: Tensor, index: Tensor) -> Tensor:
-        """The index at which the last of ``documents`` [batch, length] begins, [batch]."""
+        """The index at which the last of ``documents`` [batch, length] begins, int64 [batch]."""
         before = documents[:, :1] - 1 if self._last is None else self._last[:, None]
         new = torch.diff(documents, dim=1, prepend=before) != 0
         stored = torch.zeros_like(documents[:, 0]) if self._begins is None else self._begins
         return torch.maximum(torch.where(new, index, 0).amax(1), stored)
 
     def _after(self, skipped: int, ids: Tensor, index: Tensor, begins: Tensor) -> Tensor:
-        """Positions of ``ids`` where the id ``skipped`` has its own number as position and the others count on."""
+        """Positions, int64 [batch, length], of ``ids``: ``skipped`` has its own number, the others count on.
+
+        ``index`` [length] are the places of ``ids`` in their rows, ``begins`` [batch, 1] those of the rows' texts.
+        """
         counted = (ids != skipped) & (index >= begins)
         before = (
             torch.zeros_like(ids[:, 0])
@@ -277,16 +292,16 @@ class PretrainedCache:
 class TextCache:
     """The ids of the texts that a model has read, for models whose own cache does not serve all that is asked.
 
-    Rows that its cache can hold side by side are read together, with a cache of theirs; where a text comes to be read
-    with other positions, or its rows were exchanged in a way that the model's cache cannot follow, it is read anew.
-    Without a cache that serves, all is read anew for all that is added. What it gives is what plain reading gives.
+    Rows that the model's cache can hold side by side are read together, with a cache of their own. A text is read anew
+    where its positions change or its rows are exchanged in a way that this cache cannot follow. Without a cache that
+    serves, each extension reads everything anew. The features are those of plain reading.
     """
 
     static = False
 
     def __init__(self, model: PretrainedModel, batch: int, capacity: int, padding: list[int] | None) -> None:
         self._model, self._capacity = model, capacity
-        self._begins = list(padding or [0] * batch)
+        self._begins: list[int] = list(padding or [0] * batch)
         self._ids = torch.zeros(batch, 0, dtype=torch.long, device=model.device)
         self._documents: Tensor | None = None
         self._parts: dict[Hashable, list[int]] = {}
@@ -298,8 +313,8 @@ class TextCache:
         return self._ids.shape[1]
 
     def extend(self, ids: Tensor, documents: Tensor | None) -> Tensor:
-        """Add ``ids`` [batch, length] and return their features [batch, length, width]; of tokens before a row's last
-        document they are 0."""
+        """Add ``ids`` in ``documents``, both int64 [batch, length], and return their features [batch, length, width] in
+        the model's dtype; those of tokens before a row's last document are 0."""
         before = self.length
         self._ids = torch.cat([self._ids, ids], 1)
         if documents is not None:
@@ -313,10 +328,10 @@ class TextCache:
         return found
 
     def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; the batch may grow or shrink by it."""
+        """Make row i of the batch what row ``rows[i]`` was; int64 [new batch], which may be larger or smaller."""
         chosen = torch.as_tensor(rows, device=self._ids.device)
         self._ids = self._ids[chosen]
-        self._begins = [self._begins[row] for row in chosen.tolist()]
+        self._begins = [self._begins[row] for row in as_list(chosen)]
         if self._documents is not None:
             self._documents = self._documents[chosen]
         if self._model.abilities.reorder and len(self._caches) == 1:
@@ -327,14 +342,15 @@ class TextCache:
             self._parts, self._caches = {}, {}
 
     def _begin_documents(self, documents: Tensor, before: int) -> None:
+        """Remember where the last of ``documents``, int64 [batch, length], begins, after ``before`` positions."""
         last = documents[:, :1] - 1 if self._documents is None else self._documents[:, None]
         new = torch.diff(documents, dim=1, prepend=last) != 0
         starts = torch.where(new, torch.arange(documents.shape[1], device=new.device) + before, 0).amax(1)
-        self._begins = [max(pair) for pair in zip(self._begins, starts.tolist(), strict=True)]
+        self._begins = [max(pair) for pair in zip(self._begins, as_list(starts), strict=True)]
         self._documents = documents[:, -1]
 
     def _through_caches(self, before: int) -> list[tuple[list[int], Tensor]]:
-        """Rows, and the features of what was added after the first ``before`` positions, or of more."""
+        """Rows, and their features [rows, length, width] after ``before`` positions, or of more of them, as floats."""
         can = self._model.abilities
         parts: dict[Hashable, list[int]] = {}
         for row, begin in enumerate(self._begins):
@@ -342,7 +358,7 @@ class TextCache:
             parts.setdefault(key, []).append(row)
         if parts != self._parts:
             self._parts, self._caches = parts, {}
-        found = []
+        found: list[tuple[list[int], Tensor]] = []
         for key, rows in parts.items():
             first = min(self._begins[row] for row in rows)
             if key not in self._caches:
@@ -353,16 +369,16 @@ class TextCache:
         return found
 
     def _anew(self) -> list[tuple[list[int], Tensor]]:
-        """Rows, and the features of all their positions, the last ones on the right."""
+        """Rows, and the features [rows, length, width] of all their positions, the last on the right, as floats."""
         together: dict[Hashable, list[int]] = {}
         for row, begin in enumerate(self._begins):
             together.setdefault(self._model.abilities.together(self.length - begin), []).append(row)
-        found = []
+        found: list[tuple[list[int], Tensor]] = []
         for rows in together.values():
             begins = torch.tensor([self._begins[row] for row in rows], device=self._ids.device)
             first = int(begins.min())
             index = torch.arange(self.length - first, device=self._ids.device)
-            # The texts begin at the left, where their positions are those of training, and come back to the right.
+            # Texts move to the left, where their positions are those of training, and their features back.
             shift = (begins - first)[:, None]
             to_left, to_right = (index + shift) % len(index), (index - shift) % len(index)
             features = self._model.hidden(self._ids[rows, first:].gather(1, to_left))
@@ -392,6 +408,7 @@ def _of_one_type(kind: Any) -> Any:
 
     class OneType(kind):
         def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-            return super().update(key_states.to(value_states.dtype), value_states, *more, **named)
+            """Store keys and values [batch, kv_heads, length, head_dim] and return all in the type of the values."""
+            return kind.update(self, key_states.to(value_states.dtype), value_states, *more, **named)
 
     return OneType

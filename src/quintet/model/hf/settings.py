@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from quintet.config.keypath import is_mapping
 from quintet.config.model import CausalAttentionConfig, TransformerConfig
 from quintet.config.position import (
     LinearScalingConfig,
@@ -32,13 +33,13 @@ ADAPTABLE = (
     "position.scaling",
     "embedding_scale",
 )
-"""Keys that training may change while the weights keep their meaning: who sees whom, how far positions reach."""
+"""Keys that may change while the weights keep their meaning: which tokens see which, how far positions reach."""
 
 
 def architecture(config: TransformerConfig) -> dict[str, Any]:
-    """Every such fact by its key under `model`, with the values that are left out in the run file filled in.
+    """Values by key under `model` that decide the function, with those filled in that the run file leaves out.
 
-    Sizes of the vocabulary and of the context, dropout, how weights start and which kernel runs are not among them.
+    Sizes of the vocabulary and of the context, dropout, initialisation and kernels are not among them.
     """
     attention, feedforward, position = config.attention, config.feedforward, config.position
     facts: dict[str, Any] = {
@@ -87,7 +88,7 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
 def portable(config: TransformerConfig) -> TransformerConfig:
     """The architecture that computes the same for a document alone and that other software may know.
 
-    Weights go along with it in ``portable_weights``: what blocks share is written out for each of them, and features
+    ``portable_weights`` does the same for the weights: each block has its own copy of what blocks share, and features
     that turn together stand half a head apart.
     """
     attention, position = config.attention, config.position
@@ -110,14 +111,18 @@ def portable(config: TransformerConfig) -> TransformerConfig:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Values in ``one`` and in ``other`` of each key in which two architectures differ; None where one lacks it."""
+    """Values in ``one`` and in ``other`` of each key in which two architectures differ; None where one lacks it.
+
+    >>> differences({"width": 64, "block": "pre_norm"}, {"width": 32, "block": "pre_norm"})
+    {'width': (64, 32)}
+    """
     return {
         name: (one.get(name), other.get(name)) for name in {**one, **other} if not _same(one.get(name), other.get(name))
     }
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
+    if is_mapping(one) and is_mapping(other):
         return not differences(one, other)
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6)
@@ -142,10 +147,10 @@ _ATTENTION_FACTOR, _FULL, _SLIDING = "attention_factor", "full_attention", "slid
 
 
 def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The `model` section for the `config.json` whose values ``found`` holds, as `transformers` completes them.
+    """The `model` section for ``found``, the values of a `config.json` as `transformers` completes them.
 
-    Only what differs from the default stands in it. Raises UserError, beginning with ``where``, for a family that is
-    not in the table and for each value of which the transformer has no part.
+    It holds only what differs from the defaults. Raises UserError, beginning with ``where``, for a family that is not
+    in the table and for each value for which the transformer has no part.
     """
     family = family_of(found.get("model_type", "none"), where)
     problems: list[str] = []
@@ -191,7 +196,7 @@ def family_of(model_type: str, where: str) -> Family:
 def huggingface_settings(
     family: Family, config: TransformerConfig, vocab_size: int, context_length: int
 ) -> dict[str, Any]:
-    """The values of a `config.json` of ``family`` that come nearest to ``config``."""
+    """The values of a `config.json` of ``family`` that come nearest to ``config``, for ``obstacles`` to compare."""
     config = portable(config)
     values = architecture(config) | {
         "vocab_size": vocab_size,
@@ -221,10 +226,9 @@ def huggingface_settings(
 
 
 def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that keeps ``settings``, as `transformers` completes them, from computing what ``config``
-    does.
+    """A line for each difference between what ``settings``, as `transformers` completes them, and ``config`` compute.
 
-    They are read back as those of a checkpoint would be, so that nothing is expressible that could not be imported.
+    They are read back like those of a checkpoint, so that nothing is exported that could not be imported.
     """
     try:
         back = TransformerConfig.model_validate(model_section(settings, family.model_type))
@@ -300,7 +304,7 @@ def _window(found: Mapping[str, Any], family: Family, problems: list[str]) -> di
 
 
 def _without_defaults(values: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
-    """``values`` without those that follow from the others or are the default anyway."""
+    """``values`` without those that follow from others or are the default."""
     follows = {
         "attention.kv_heads": config.heads,
         "attention.head_dim": config.width / config.heads,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from quintet.config.keypath import is_list, is_mapping
 from quintet.model.hf.files import POSITIONS
+from quintet.model.typed import named_modules
 
 VOCABULARY = 64  # rows of the copy's embedding
 RESERVED = 8  # ids below are kept for special tokens
@@ -41,11 +43,11 @@ _NUMBER = re.compile(r"(idx|index|layer_id|layer_num\w*)$|^_")  # attributes tha
 
 
 def small_copies(causal: Any, context_length: int) -> Iterator[Any]:
-    """Configurations of small copies of ``causal``, the smallest first, of which the first that can be read will do.
+    """Configurations of small copies of ``causal``, the smallest first; the first that can read a text will do.
 
-    A copy has the first layers, as many as it takes to have each kind once; narrow where the library's configuration
-    lets it be. A window, and the length at which positions change, are as short as the trial's texts need if a text of
-    ``context_length`` tokens goes beyond them.
+    A copy has the first layers, as many as it takes to have each kind once, and is narrow where the library's
+    configuration lets it be. A window, and the length at which positions change, are short enough for the trial's texts
+    to exceed them if a text of ``context_length`` tokens exceeds the original ones.
     """
     whole = causal.config.to_dict()
     total, needed = _layers(causal)
@@ -56,7 +58,7 @@ def small_copies(causal: Any, context_length: int) -> Iterator[Any]:
             if heads is not None:
                 _narrow(values, heads, thin)
             try:
-                yield type(causal.config).from_dict(values)
+                yield causal.config.__class__.from_dict(values)
             except Exception:  # a relation between its numbers is lost, which only the library knows
                 continue
     yield causal.config
@@ -65,16 +67,18 @@ def small_copies(causal: Any, context_length: int) -> Iterator[Any]:
 def with_large_weights(causal: Any, settings: Any, generator: torch.Generator) -> Any:
     """A model of ``settings`` and of the class of ``causal``, in fp32 on the CPU, in evaluation mode.
 
-    Its matrices have random weights that keep what passes through them at its size, its vectors are moved by 0.3: so
-    whatever a token sees changes what it says. Raises whatever the library raises where the settings do not fit.
+    Its matrices have random weights that keep the size of what passes through them, and its vectors are moved by 0.3,
+    so that whatever a token sees changes its logits. Raises ValueError where the copy would be too large or lacks a
+    kind of layer, and whatever the library raises where the settings do not fit.
     """
+    make: Callable[..., nn.Module] = causal._from_config
     with torch.device("meta"):
-        size = sum(p.numel() for p in type(causal)._from_config(settings).parameters())
+        size = sum(parameter.numel() for parameter in make(settings).parameters())
     if size > _MOST:
         raise ValueError(f"{size} parameters are too many to try")
     backend = causal.config._attn_implementation
     with torch.device("cpu"):
-        small = type(causal)._from_config(
+        small = make(
             settings,
             attn_implementation=backend if backend in ("eager", "sdpa") else "eager",
             dtype=torch.float32,
@@ -102,48 +106,45 @@ def original_lengths(values: dict[str, Any]) -> Iterator[int]:
 
 
 def _layers(causal: Any) -> tuple[int, int]:
-    """The number of layers, and of those from the first on that have one of each kind, two at least."""
+    """The number of layers, and how many of the first ones have one of each kind, at least two."""
     kinds = [(_structure(layer), _settings(layer)) for layer in _stack(causal)]
     total = max(1, len(kinds))
     return total, min(total, max(2, 1 + max((kinds.index(kind) for kind in kinds), default=0)))
 
 
 def _stack(causal: Any) -> list[nn.Module]:
-    """The layers; none where they cannot be told."""
+    """The layers; none where they cannot be found."""
     lists = [module for module in causal.modules() if isinstance(module, nn.ModuleList) and len(module)]
     count = getattr(causal.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    return list(next((one for one in lists if len(one) == count), max(lists, key=len, default=[])))
+    longest = max(lists, key=len, default=nn.ModuleList())
+    return list(next((one for one in lists if len(one) == count), longest))
 
 
 def _structure(layer: nn.Module) -> tuple[object, ...]:
     """The parts of a layer, without their widths."""
-    return tuple((name, type(part), getattr(part, "kernel_size", None)) for name, part in layer.named_modules())
+    return tuple((name, type(part), getattr(part, "kernel_size", None)) for name, part in named_modules(layer))
 
 
 def _settings(layer: nn.Module) -> tuple[object, ...]:
     """The plain settings of a layer's parts and the shapes of their weights, without what counts the layers."""
-    return tuple(
-        (name, value)
-        for part in layer.modules()
-        for name, value in [
-            *((name, tuple(weight.shape)) for name, weight in part.named_parameters(recurse=False)),
-            *sorted((name, value) for name, value in vars(part).items() if not _NUMBER.search(name)),
-        ]
-        if isinstance(value, bool | int | str | tuple | None)
-    )
+    found: list[tuple[str, object]] = []
+    for part in layer.modules():
+        found += ((name, tuple(weight.shape)) for name, weight in part.named_parameters(recurse=False))
+        found += sorted((name, value) for name, value in vars(part).items() if not _NUMBER.search(name))
+    return tuple(pair for pair in found if isinstance(pair[1], bool | int | str | tuple | None))
 
 
 def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """``values`` of a configuration, and those of each configuration within it."""
     yield values
     for value in values.values():
-        if isinstance(value, dict) and "model_type" in value:
+        if is_mapping(value) and "model_type" in value:
             yield from _parts(value)
 
 
 def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
-    """``whole`` with lengths that a text of ``context_length`` tokens exceeds brought down to what one of a few does,
-    the others out of reach, and with few rows of the embedding."""
+    """``whole`` with few rows of the embedding, with the lengths that a text of ``context_length`` tokens exceeds made
+    short enough for the trial's texts to exceed them, and with the others out of reach."""
     values = copy.deepcopy(whole)
 
     def moved(length: int, short: int) -> int:
@@ -172,14 +173,14 @@ def _ropes(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield part
     for name in ("rope_parameters", "rope_scaling"):
         found = part.get(name)
-        if isinstance(found, dict):
+        if is_mapping(found):
             yield found
-            yield from (one for one in found.values() if isinstance(one, dict))
+            yield from filter(is_mapping, found.values())
 
 
 def _special(value: Any) -> Any:
     """Ids of special tokens, within the copy's vocabulary."""
-    if isinstance(value, list):
+    if is_list(value):
         return [_special(one) for one in value]
     return VOCABULARY - 1 if type(value) is int and value >= VOCABULARY else value
 
@@ -188,7 +189,7 @@ def _cut(values: dict[str, Any], total: int, layers: int) -> None:
     """Leave the first ``layers`` of ``total``, and of each list that has one value a layer."""
     for part in _parts(values):
         for name, value in part.items():
-            if isinstance(value, list) and len(value) == total and total > 1:
+            if is_list(value) and len(value) == total and total > 1:
                 part[name] = value[:layers]
             elif type(value) is int and _LAYERS.search(name) and value > 1:
                 # What has fewer or more layers than the others keeps to that.
@@ -203,7 +204,7 @@ def _narrow(values: dict[str, Any], heads: int, thin: bool) -> None:
         divisor = _divisor(part, heads)
         free = _INNER if part.get("head_dim") is None else _INNER_OR_STREAM
         for name, value in part.items():
-            if isinstance(value, list) and _WIDTH.search(name) and all(type(one) is int for one in value):
+            if is_list(value) and _WIDTH.search(name) and all(type(one) is int for one in value):
                 part[name] = [_part_of(one, divisor) for one in value]
             if type(value) is not int or _KEPT.search(name):
                 continue
@@ -224,8 +225,8 @@ def _part_of(width: int, divisor: int) -> int:
 
 
 def _divisor(part: dict[str, Any], least: int) -> int:
-    """By how much a configuration's widths can be divided so that ``least`` heads are left, and 32 dimensions; where
-    the number of heads has no such divisor, one head."""
+    """The number by which a configuration's widths can be divided so that ``least`` heads and 32 dimensions are left;
+    one head where the number of heads has no such divisor."""
     names = ("hidden_size", "n_embd", "d_model", "dim_model", "embed_dim", "emb_dim")
     width = next((part[name] for name in names if type(part.get(name)) is int), 1)
     names = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads", "attention_heads")

@@ -14,17 +14,17 @@ Names = Mapping[str, str | tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class Family:
-    """``model_type`` and ``architecture`` are what a `config.json` calls it.
+    """A family that a `config.json` calls ``model_type``, with models of the class ``architecture``.
 
-    ``keys`` pairs keys of our `model` section with keys of the `config.json`, and ``fixed`` holds what our section says
-    for every member. ``needs`` are values of the `config.json` without which the parts of the transformer do not
-    suffice. ``window`` says where a window is told: nowhere, by a number, by a number and the type of each layer, or by
-    these and a switch.
+    ``keys`` pairs keys of our `model` section with keys of the `config.json`, and ``fixed`` holds the values of our
+    section that all members share. ``needs`` are the values of the `config.json` that the transformer can express where
+    it has no part for others. ``window`` is how a `config.json` gives a window: not at all, as a number, as a number
+    and the type of each layer, or as these and a switch.
 
     ``names`` pairs the modules that have weights, ours with theirs, where ``*`` is the number of a block; three names
-    are the projections to queries, keys and values, which are one matrix here. ``base`` is what the names begin with in
-    a model with a head and not in one without. ``transposed`` matrices have the inputs as rows, and ``norm_offset`` is
-    what is added to the factors of a norm before they multiply.
+    are the projections to queries, keys and values, which are one matrix here. Names begin with ``base`` in a model
+    with a head and not in one without. ``transposed`` matrices have the inputs as rows, and ``norm_offset`` is added to
+    the factors of a norm before they multiply.
     """
 
     model_type: str
@@ -32,8 +32,8 @@ class Family:
     keys: Mapping[str, str]
     names: Names
     base: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    needs: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    needs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     window: Literal["none", "number", "layer_types", "switch"] = "none"
     partial_rotation: bool = False
     scaled_embedding: bool = False

@@ -1,8 +1,8 @@
 """Trial of a model of the transformers library: which ways of reading give what plain reading gives.
 
-A model is assumed to do nothing: how a cache, padding, packed texts and exchanged rows change its logits is up to the
-library's code for its family and differs from release to release. It is tried on a small copy with large weights
-(``small_copy``), in which whatever leaks shows, and the result is kept for the next time.
+Nothing is assumed: how a cache, padding, packed texts and exchanged rows change a model's logits is up to the library's
+code for its family and differs from release to release. It is tried on a small copy with large weights
+(``small_copy``), in which every leak shows, and the result is kept for the next time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from quintet.model.hf.small_copy import (
     small_copies,
     with_large_weights,
 )
+from quintet.model.typed import as_list, forked_generator
 
 _RECIPE = 3  # another trial asks anew
 _DRAWS = 2  # of weights: a layer that picks what it sees by a few of them may see the same with one draw
@@ -50,8 +51,8 @@ Span = tuple[int, int]
 def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
     """The abilities of ``causal``, a model of the transformers library, with texts of up to ``context_length`` tokens.
 
-    Looked up where a model of the same configuration and the same library was tried before, on this machine; else
-    tried, in a second or two. PyTorch's global generator and settings stay as they are.
+    They are looked up where a model of the same configuration and library was tried before on this machine, otherwise
+    tried in a second or two. PyTorch's global generator and settings stay as they are.
     """
     digest = _digest(causal, context_length, linear_head)
     if digest in _known:
@@ -68,9 +69,9 @@ def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, 
 
 
 def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
-    """The same, tried in any case. Where no copy of the model can be read, nothing is assumed but that later tokens do
-    not change earlier ones."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+    """The same, tried in any case. Where no copy can read a text, nothing is assumed but that later tokens do not
+    change earlier ones."""
+    with forked_generator(), torch.device("cpu"), torch.no_grad():
         plain = config.model_copy(update={"lora": None, "documents": False})
         boundary = _boundary(causal, context_length)
         for settings in small_copies(causal, context_length):
@@ -102,8 +103,11 @@ def _of_all(found: list[Abilities]) -> Abilities:
 
 
 @contextmanager
-def reading(config: HuggingFaceConfig, causal: Any) -> Iterator[None]:
-    """Within, where ``causal`` is read, what it raises is a UserError about its configuration."""
+def reading(config: HuggingFaceConfig, causal: Any) -> Generator[None]:
+    """Within, where ``causal`` reads a text, raise a UserError about its configuration for whatever it raises.
+
+    Memory that runs out is no fault of the configuration and passes.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -119,24 +123,25 @@ def reading(config: HuggingFaceConfig, causal: Any) -> Iterator[None]:
 
 
 class _Trial:
-    """A ``model`` to try, and what it gives for the beginnings of ``texts`` [5, _LENGTH], each read alone and whole."""
+    """A ``model`` to try, and its logits for the beginnings of ``texts``, int64 [5, _LENGTH], each read alone."""
 
     def __init__(self, model: PretrainedModel, texts: Tensor) -> None:
         self.model, self.texts = model, texts
         self._alone: dict[tuple[int, int], Tensor] = {}
 
     def alone(self, row: int, length: int) -> Tensor:
-        """Logits [length, vocab] of the first ``length`` ids of text ``row``."""
+        """fp32 logits [length, vocab] of the first ``length`` ids of text ``row``."""
         if (row, length) not in self._alone:
             self._alone[row, length] = self.model(self.texts[row : row + 1, :length])[0]
         return self._alone[row, length]
 
     def read(self, ids: Tensor, cache: Any) -> Tensor:
-        """Logits [batch, length, vocab] of ``ids`` [batch, length] after what ``cache`` holds."""
+        """fp32 logits [batch, length, vocab] of int64 ``ids`` [batch, length] after what ``cache`` holds."""
         return self.model.logits(self.model.hidden(ids, cache=cache))
 
 
 def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abilities:
+    """The abilities of ``model`` by its logits for ``texts``, int64 [5, _LENGTH]."""
     model.abilities = Abilities(positions=_positions(model, texts[[0, 2, 3]]))
     trial = _Trial(model, texts)
     found = _of_span(trial, _ACROSS)
@@ -169,6 +174,7 @@ def _of_span(trial: _Trial, span: Span) -> Abilities:
 
 
 def _holds(way: Callable[..., bool], *arguments: Any) -> bool:
+    """True where ``way`` gives what plain reading gives."""
     try:
         return way(*arguments)
     except Exception:  # the library raises whatever it likes where a model cannot do this
@@ -176,7 +182,7 @@ def _holds(way: Callable[..., bool], *arguments: Any) -> bool:
 
 
 def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
-    """Two texts, of which the first is shorter by ``padding``, that grow by a token at a time."""
+    """Let two texts grow by a token at a time, of which the first is shorter by ``padding``."""
     begin, end = span
     cache = trial.model.own_cache(_LENGTH, [padding, 0] if padding else None, static=static)
     rows = torch.stack([trial.texts[0].roll(padding), trial.texts[1]])
@@ -191,7 +197,7 @@ def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
 
 
 def _reorders(trial: _Trial, span: Span) -> bool:
-    """Rows that become others and more, and fewer again, as those of a beam search."""
+    """Exchange rows, add some and take some away, as a beam search does."""
     begin, end = span
     cache = trial.model.own_cache(_LENGTH)
     trial.read(trial.texts[:2, :begin], cache)
@@ -200,13 +206,13 @@ def _reorders(trial: _Trial, span: Span) -> bool:
         cache.select(torch.tensor(chosen))
         rows = rows[chosen]
         found = trial.read(trial.texts[rows, length - 1 : length], cache)[:, -1]
-        if not _alike(found, torch.stack([trial.alone(row, length)[-1] for row in rows.tolist()])):
+        if not _alike(found, torch.stack([trial.alone(row, length)[-1] for row in as_list(rows)])):
             return False
     return True
 
 
 def _shares(trial: _Trial, span: Span) -> bool:
-    """Two beginnings, one with padding, that are read once, and three ends of several tokens after them."""
+    """Read two beginnings once, one with padding, and three ends of several tokens after them."""
     begin, end = span
     rest = min(8, end - begin - 1)
     texts, cache = trial.texts, trial.model.own_cache(_LENGTH + 1, [1, 0])
@@ -238,19 +244,20 @@ def _fills(trial: _Trial, span: Span) -> bool:
 
 
 def _tells_documents(trial: _Trial) -> bool:
-    """Texts of several lengths in each row, other ones in the next."""
+    """Read rows packed with texts of several lengths."""
     cuts = [[1, 8, 11], [12, 3, 5]]
     documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(one)) for one in cuts])
     packed = trial.model(trial.texts[:2], documents=documents)
     for row, lengths in enumerate(cuts):
-        for part, found in zip(trial.texts[row].split(lengths), packed[row].split(lengths), strict=True):
+        texts, logits = torch.split(trial.texts[row], lengths), torch.split(packed[row], lengths)
+        for part, found in zip(texts, logits, strict=True):
             if not _alike(found, trial.model(part[None])[0]):
                 return False
     return True
 
 
 def _sees_backwards_only(trial: _Trial) -> bool:
-    """Later tokens change nothing before them, in a text whose ids all differ where the vocabulary has as many."""
+    """Change the last token of a text whose ids all differ, where the vocabulary has as many."""
     rows = trial.model.causal.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(RESERVED, RESERVED + _LENGTH + 1) % rows)[None]
     text, other = ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
@@ -258,7 +265,7 @@ def _sees_backwards_only(trial: _Trial) -> bool:
 
 
 def _positions(model: PretrainedModel, texts: Tensor) -> Any:
-    """The rule by which the model counts by itself, found by telling it."""
+    """The rule by which the model counts positions of ``texts``, int64 [batch, length], where it is not told any."""
     expected, one = model(texts), torch.zeros_like(texts)
     for rule in ("from zero", "after padding id"):
         model.abilities = Abilities(positions=rule)
@@ -270,10 +277,10 @@ def _positions(model: PretrainedModel, texts: Tensor) -> Any:
 
 
 def _texts(copy: Any, generator: torch.Generator) -> Tensor:
-    """Random ids [5, _LENGTH], among which the padding id stands as any other may.
+    """Random int64 ids [5, _LENGTH], the padding id among them.
 
-    The second and the last text repeat a few ids, as what a model writes often does: a layer that picks the few tokens
-    that it sees finds equal ones there, and which it takes may depend on the empty places of a cache.
+    The second and the last text repeat a few ids, as models often do: a layer that picks the few tokens that it sees
+    finds equal ones there, and which it takes may depend on the empty places of a cache.
     """
     count = VOCABULARY - 1 - RESERVED
     found = RESERVED + torch.stack([torch.randperm(count, generator=generator)[:_LENGTH] for _ in range(5)])
@@ -287,11 +294,12 @@ def _texts(copy: Any, generator: torch.Generator) -> Tensor:
 
 
 def _boundary(causal: Any, context_length: int) -> int | None:
-    """The length for which the configuration says that the model was built at first, where texts exceed it."""
+    """The length for which the model was first built by its configuration, where texts exceed it."""
     return next((one for one in original_lengths(causal.config.to_dict()) if one < context_length), None)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
+    """True for two fp32 tensors of one shape that differ little beside the largest number of ``other``."""
     return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
@@ -301,7 +309,7 @@ def _digest(causal: Any, context_length: int, linear_head: bool) -> str:
     settings = causal.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
         settings.pop(name, None)
-    kind = type(causal)
+    kind = causal.__class__
     source = Path(inspect.getfile(kind)).read_bytes()
     told = [_RECIPE, transformers.__version__, torch.__version__, kind.__qualname__, context_length, linear_head]
     told += [settings, causal.config._attn_implementation, hashlib.sha256(source).hexdigest()]

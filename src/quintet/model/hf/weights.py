@@ -33,12 +33,10 @@ _SHARED = {"attention.output": "shared.attention_output", "feedforward": "shared
 def to_ours(
     family: Family, config: TransformerConfig, empty: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint.
+    """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint in any float dtype.
 
-    ``empty`` has their names and shapes.
-
-    Raises UserError, beginning with ``where``, when one is missing or has another shape, and for a tensor left over
-    that the transformer has no place for.
+    ``empty`` has their names and shapes. Raises UserError, beginning with ``where``, when a tensor is missing, is not
+    finite or has another shape, and for a tensor for which the transformer has no place.
     """
     based = any(name.startswith(family.base) for name in found)
     rows = _rows(config)
@@ -47,6 +45,7 @@ def to_ours(
     weights: dict[str, Tensor] = {}
 
     def take(name: str) -> Tensor:
+        """The fp32 tensor of that name, in its stored shape."""
         name = name if based else name.removeprefix(family.base)
         if name not in found and config.tie_embeddings and head in found and name.endswith(embedding):
             name = head  # one matrix, kept by the other of its names
@@ -85,7 +84,8 @@ def to_theirs(
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
 
-    What blocks share is there for each of them, and rows beyond ``vocab_size`` are left out.
+    Dtypes are those of ``state``, and so are shapes but for rows beyond ``vocab_size``, which are left out. Each block
+    gets its own copy of what blocks share.
     """
     state = portable_weights(config, state)
     tensors: dict[str, Tensor] = {}
@@ -97,13 +97,16 @@ def to_theirs(
         if ours in ("embedding", "head"):
             value = value[:vocab_size]
         value = _turned(value, family, ours)
-        parts = value.split(_rows(config)) if len(theirs) > 1 else [value]
+        parts = torch.split(value, _rows(config)) if len(theirs) > 1 else (value,)
         tensors |= {f"{their}.{leaf}": part.contiguous() for their, part in zip(theirs, parts, strict=True)}
     return tensors
 
 
 def portable_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of ``portable(config)`` from those of ``config``: the functions of the two are equal."""
+    """The weights of ``portable(config)`` from those of ``config``, in the same shapes and dtypes.
+
+    The two models compute the same function.
+    """
     weights: dict[str, Tensor] = {}
     for name, value in state.items():
         shared = next((own for own, one in _SHARED.items() if name.startswith(f"{one}.")), None)
@@ -138,12 +141,12 @@ def _is_norm(ours: str, leaf: str) -> bool:
 
 
 def _turned(value: Tensor, family: Family, ours: str) -> Tensor:
-    """A matrix of a block the other way round, where the family keeps it so."""
+    """``value`` of any dtype; a block's matrix [inputs, outputs] as [outputs, inputs], or back, for some families."""
     return value.t().contiguous() if family.transposed and value.dim() == 2 and ours.startswith("blocks.") else value
 
 
 def _halves(config: TransformerConfig, name: str, value: Tensor) -> Tensor:
-    """``value`` with the features that turn together half a head apart, where they are neighbours.
+    """``value`` [rows, ...] of any dtype, with features that turn together moved half a head apart.
 
     Queries and keys meet in sums over the features of a head, which do not depend on their order.
     """
@@ -152,16 +155,17 @@ def _halves(config: TransformerConfig, name: str, value: Tensor) -> Tensor:
     turned = torch.arange(config.rotary_dim).view(-1, 2).t().flatten()
     order = torch.cat([turned, torch.arange(config.rotary_dim, config.head_dim)])
     if ".attention.query_norm." in name or ".attention.key_norm." in name:
-        return value.unflatten(0, (-1, config.head_dim))[:, order].flatten(0, 1)
+        return torch.unflatten(value, 0, (-1, config.head_dim))[:, order].flatten(0, 1)
     if ".attention.qkv." not in name:
         return value
-    queries, keys, values = (part.unflatten(0, (-1, config.head_dim)) for part in value.split(_rows(config)))
+    parts = torch.split(value, _rows(config))
+    queries, keys, values = (torch.unflatten(part, 0, (-1, config.head_dim)) for part in parts)
     return torch.cat([part.flatten(0, 1) for part in (queries[:, order], keys[:, order], values)])
 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights by name, and a line for each thing in which the model that gets them is not what they were."""
+    """Weights by name, and a note for each key in which their model's architecture was another."""
 
     weights: dict[str, Tensor]
     notes: list[str]
@@ -170,11 +174,11 @@ class Start:
 def pretrained_weights(
     path: str, config: TransformerConfig, rows: int, context_length: int, revision: str | None = None
 ) -> Start:
-    """The weights of the Hugging Face checkpoint ``path``, a folder or a name on the hub, for ``config`` with ``rows``
-    rows of the embedding and ``context_length`` positions.
+    """The fp32 weights of the Hugging Face checkpoint ``path``, a folder or a name on the hub, for ``config`` with
+    ``rows`` rows of the embedding and ``context_length`` positions.
 
     Raises UserError when there is no such checkpoint, when it is of no family in the table, and for every key in which
-    its architecture differs from ``config``, unless that can be trained into another.
+    its architecture differs from ``config``, unless that may change (``ADAPTABLE``).
     """
     folder = find_checkpoint(path, revision)
     values = read_config(folder)
@@ -202,10 +206,10 @@ def fitted(
     context_length: int,
     where: str,
 ) -> Start:
-    """``weights`` of the transformer ``theirs`` with ``vocab_size`` ids, for ``ours``.
+    """``weights`` of the transformer ``theirs`` with ``vocab_size`` ids, for ``ours``, in their dtypes.
 
-    Rows of the embedding and of the head that ``theirs`` lacks start as the mean of its rows (Hewitt 2021). Raises
-    UserError as ``pretrained_weights``.
+    Embedding and head become [rows, ...], learned positions [context_length, width]; other shapes stay. Rows that
+    ``theirs`` lacks start as the mean of its rows (Hewitt 2021). Raises UserError as ``pretrained_weights`` does.
     """
     changed = differences(architecture(ours), architecture(theirs))
     fatal = {name: values for name, values in changed.items() if not name.startswith(ADAPTABLE)}
@@ -235,14 +239,14 @@ def fitted(
 
 @dataclass(frozen=True)
 class Exported:
-    """``config`` is a ``transformers.PretrainedConfig``; ``tensors`` are its weights, those that are tied once."""
+    """A ``transformers.PretrainedConfig`` and the weights of its model by name; tied ones are there once."""
 
     config: Any
     tensors: dict[str, Tensor]
 
 
 def export_weights(model: Transformer, special_ids: dict[str, int | None]) -> Exported | list[str]:
-    """``model`` as the first family that computes the same function; if there is none, what keeps the nearest from it.
+    """``model`` as the first family that computes the same function; if there is none, the obstacles of the nearest.
 
     ``special_ids`` go into the configuration (`bos_token_id`, …). Raises UserError without `transformers`.
     """

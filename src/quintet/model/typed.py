@@ -1,0 +1,50 @@
+"""PyTorch's functions whose own annotations leave a type open, with the types that they have.
+
+Pyright checks all of ``quintet.model`` in its strict mode; what it does not know about PyTorch is ignored here.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def as_list(values: Tensor) -> list[Any]:
+    """The numbers of ``values`` [length, ...] of any dtype as Python's; nested lists where there are more dimensions.
+
+    >>> as_list(torch.tensor([[1, 2], [3, 4]]))
+    [[1, 2], [3, 4]]
+    """
+    return values.tolist()
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """The results of the forward pass of ``function``, whose backward pass autograd then runs."""
+    return function.apply(*arguments)
+
+
+def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
+    """``function`` as ``torch.compile`` compiles it when it is first called."""
+    return torch.compile(function, **options)
+
+
+def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``module`` and all modules inside it, each with its name."""
+    return module.named_modules()
+
+
+@contextmanager
+def forked_generator(seed: int | None = None) -> Generator[None]:
+    """Within, the CPU's global generator draws from ``seed``; afterwards it continues as if nothing was drawn."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
