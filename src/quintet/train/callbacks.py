@@ -34,7 +34,7 @@ class Callbacks:
         self.rank_sync = RankSync(lambda: stop_signal.signal, self._overdue)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
-        """Note what ``step`` measured, as ``MetricsBuffer.add`` does."""
+        """Note what ``step`` measured, fp32 scalars on the device, as ``MetricsBuffer.add`` does."""
         self._buffer.add(step, rate, loss, norm, skipped, self.run.config.batch.tokens)
 
     def add_masked(self) -> None:
@@ -42,7 +42,10 @@ class Callbacks:
         self._buffer.add_masked()
 
     def end(self, step: int) -> bool:
-        """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal."""
+        """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal.
+
+        Raises UserError when a checkpoint cannot be written, and what a validation raises.
+        """
         run = self.run
         run.progress = replace(run.progress, step=step, tokens=run.progress.tokens + run.config.batch.tokens)
         stopped = self.rank_sync.signal is not None
@@ -76,8 +79,11 @@ SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
 class RankSync:
-    """Makes all processes decide alike: with each batch, one step ahead so that none waits, every process tells how
-    many targets its part has and which signal it got, and the first one whether a checkpoint is overdue."""
+    """Makes all processes decide alike.
+
+    With each batch, one step ahead so that none waits, every process tells the others how many targets its part has and
+    which signal it got, and the first one whether a checkpoint is overdue.
+    """
 
     def __init__(self, asked: Callable[[], int | None], overdue: Callable[[], bool]) -> None:
         self._asked, self._overdue = asked, overdue
@@ -99,7 +105,7 @@ class RankSync:
         if world_size() == 1:
             yield from batches
             return
-        before: tuple[Batch, torch.Tensor, Any] | None = None
+        before: tuple[Batch, Tensor, Any] | None = None
         for batch in batches:
             told = torch.tensor([batch.valid, *self._wishes()])
             following = (batch, told, dist.all_reduce(told, async_op=True))
@@ -113,7 +119,8 @@ class RankSync:
         asked = self._asked()
         return [*(int(asked == one) for one in SIGNALS), int(is_rank_zero() and self._overdue())]
 
-    def _agreed(self, batch: Batch, told: torch.Tensor, work: Any) -> Batch:
+    def _agreed(self, batch: Batch, told: Tensor, work: Any) -> Batch:
+        """``batch`` with what all processes say in ``told``, int64 [targets, a count a signal, overdue]."""
         work.wait()
         valid, *asked, overdue = told.tolist()
         self._signal = next((one for one, count in zip(SIGNALS, asked, strict=True) if count), None)

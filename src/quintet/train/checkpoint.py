@@ -101,7 +101,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The whole path of the newest checkpoint in ``folder``, None when there is none."""
+    """The absolute path of the newest checkpoint in ``folder``, None when there is none."""
     steps = checkpoint_steps(folder)
     return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
 
@@ -154,9 +154,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Any]:
-    """By name what training changes in ``model``: its trainable parameters, each once, and its buffers.
+    """The trainable parameters of ``model``, each once, and its buffers, by name.
 
-    Frozen weights come from where the run took them, so that a checkpoint of adapters is as small as they are.
+    Frozen weights are read again from where the run took them, so that a checkpoint of adapters is as small as they.
     """
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

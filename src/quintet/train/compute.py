@@ -49,8 +49,8 @@ def choose_compute(config: TrainConfig) -> Compute:
 
 
 def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute:
-    """``compute`` in the precision in which a run that is continued ``began`` ("" where that is not known), unless the
-    run file names one: `auto` may choose another on another machine."""
+    """``compute`` in the precision in which a continued run ``began``, "" if that is not known, unless the run file
+    names one: `auto` may choose another on another machine."""
     if config.precision != "auto" or began in ("", compute.precision):
         return compute
     if began == "fp16" and compute.device.type == "cpu":
@@ -60,7 +60,7 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
 
 
 def check_compute(config: TrainConfig) -> None:
-    """Raise UserError where the numbers are none for the device that the run file names, or that is here for auto."""
+    """Raise UserError for a precision that the device lacks, the one of the run file or that of this machine."""
     if config.precision == "fp16":
         _refuse_slow("fp16", choose_device("auto").type if config.device == "auto" else config.device)
 
@@ -75,8 +75,10 @@ def _refuse_slow(precision: str, device: str) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process; of several processes of a machine each has a GPU of its own. Raises UserError for one
-    that is not there."""
+    """The device of this process; each of several processes of a machine has its own GPU.
+
+    Raises UserError for a device that is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
@@ -108,7 +110,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def make_deterministic() -> None:
-    """Ask PyTorch for kernels that give the same bits every time, which a bitwise resume rests on.
+    """Ask PyTorch for kernels that give the same bits every time, as a bitwise resume needs.
 
     Filling every new tensor, which the deterministic mode would add, only helps to find bugs and costs a pass over
     memory.
@@ -135,7 +137,7 @@ def keep_freed_memory() -> None:
 
 
 def measure_peak(compute: Compute, seconds: float = 0.3) -> float:
-    """Measure the FLOP/s of large square matrix products on this device in this precision, which a perfect run reaches.
+    """Measure the FLOP/s of large square matrix products with ``compute``, which a perfect run would reach.
 
     The best of several repeats is taken, since a neighbour on the machine can only slow them down.
     """
@@ -161,7 +163,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes used so far: of the GPU's memory there, of the process elsewhere; None where that is not known."""
+    """Most bytes used so far, of the GPU's memory or of the process on a CPU; None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":  # which counts no maximum, but keeps most of what it was given
@@ -178,5 +180,5 @@ def device_memory(device: torch.device, local: int) -> int | None:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor`` on ``device``; to a GPU of CUDA it is copied from pinned memory, while the GPU goes on computing."""
+    """``tensor``, of any shape and dtype, on ``device``; a CUDA GPU goes on computing while it copies pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

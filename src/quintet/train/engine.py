@@ -38,8 +38,11 @@ from quintet.train.weights import first_weights
 
 @dataclass(frozen=True)
 class Built:
-    """An engine with its parts. ``parameters`` counts those of the whole model, and those of them that are trained;
-    ``shape`` is this process's part of a batch; ``loss_module`` is the LossModule, wrapped by what spreads it."""
+    """An engine with its parts.
+
+    ``parameters`` counts those of the whole model and those that are trained, ``shape`` is this process's part of a
+    batch, and ``loss_module`` the LossModule in the wrapper that spreads it.
+    """
 
     model: Model
     loss_module: nn.Module
@@ -58,9 +61,10 @@ def build_engine(
     compute: Compute,
     weights: dict[str, Tensor] | None = None,
 ) -> Built:
-    """The engine of ``config`` in this process, its model begun with ``weights`` where there are any.
+    """The engine of ``config`` in this process; its model starts from ``weights`` if they are given.
 
-    Raises UserError for what cannot be spread as the run file says.
+    They are fp32, by the names and in the shapes of the model's parameters. Raises UserError for what cannot be spread
+    or compiled as the run file says.
     """
     environment = Environment(world_size(), local_world_size(), device_memory(compute.device, local_world_size()))
     shape = share_of_batch(config.batch, environment.processes)
@@ -111,8 +115,8 @@ def _compile_blocks(model: Model, compute: Compute) -> None:
 
 
 def load_training(path: Path, engine: Engine) -> None:
-    """Put weights and the optimizer's state of the checkpoint at ``path`` into those of ``engine``, however they are
-    spread over processes, and however they were when it was written."""
+    """Load weights and optimizer state of the checkpoint at ``path`` into ``engine``, however they are spread over
+    processes now and were when it was written."""
     state = engine.state()
     state_dict_loader.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     engine.set_state(state)

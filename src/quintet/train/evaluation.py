@@ -57,10 +57,10 @@ def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
 
 
 def measure_due(run: Run) -> ValidationResult | None:
-    """Measure what is due after the step at hand, and return the validation if it is among it.
+    """Measure what is due after the current step; returns the validation if it is due.
 
-    A validation that fails ends the run, for the best checkpoint and the learning rate may depend on it; anything else
-    that fails is reported and counted, unless `evaluate.required`.
+    A validation that fails ends the run, for the best checkpoint and the learning rate may depend on it; any other
+    failure is reported and counted, or raised with `evaluate.required`.
     """
     validation = None
     if VALIDATION in run.progress.due:
@@ -91,7 +91,7 @@ def _done(run: Run, name: str) -> None:
 
 
 def _attempt(run: Run, name: str) -> None:
-    """Measure ``name``. What fails in one process is told to all, so that they go on or end together."""
+    """Measure ``name``. A failure in one process is told to all, so that they go on or end together."""
     required = run.config.evaluate.required
     try:
         _MEASURES[name](run)
@@ -117,7 +117,7 @@ def _count_failures(run: Run, name: str, count: int) -> None:
 
 
 def _report(run: Run, heading: str, result: ValidationResult | TextModeling | Benchmarks, indent: str = "") -> None:
-    """Track and print ``result``, what was measured after the current step."""
+    """Track and print ``result``, which was measured after the current step."""
     run.tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: {heading}")
     for line in result.lines():
@@ -125,7 +125,7 @@ def _report(run: Run, heading: str, result: ValidationResult | TextModeling | Be
 
 
 def validate_run(run: Run) -> ValidationResult | None:
-    """Validate, say and track the result, and remember what follows from it; None where nothing is held out."""
+    """Validate, print and track the result, and remember what follows from it; None where nothing is held out."""
     if run.validation is None:
         return None
     result = validate(
@@ -145,7 +145,7 @@ def validate_run(run: Run) -> ValidationResult | None:
 
 
 def _note_validation(run: Run, result: ValidationResult) -> None:
-    """Remember what the validation after a step says of the best checkpoint and of the learning rate."""
+    """Remember what follows for the best checkpoint and the learning rate from the validation after a step."""
     if not result.tokens:
         return
     progress = run.progress.validated(result.loss)
@@ -157,7 +157,7 @@ def _note_validation(run: Run, result: ValidationResult) -> None:
 
 
 def measure_text(run: Run) -> TextModeling | None:
-    """Measure what `evaluate.text_modeling` asks for, say and track it; None where it asks for nothing.
+    """Measure, print and track what `evaluate.text_modeling` asks for; None where it asks for nothing.
 
     Raises UserError where there is no text.
     """
@@ -171,10 +171,10 @@ def measure_text(run: Run) -> TextModeling | None:
 
 
 def measure_benchmarks(run: Run) -> Benchmarks | None:
-    """Measure `evaluate.tasks`, say and track the figures; None where there are none to measure.
+    """Measure `evaluate.tasks`, print and track the figures; None where there are none to measure.
 
-    A benchmark that cannot be measured is said, counted and left out. Raises UserError for a model that gives texts no
-    likelihood, and where `evaluate.required` for what cannot be measured.
+    A benchmark that cannot be measured is reported, counted and left out. Raises UserError for a model that gives texts
+    no likelihood, and with `evaluate.required` for a benchmark that cannot be measured.
     """
     config = run.evaluate
     if not config.tasks:
@@ -210,9 +210,11 @@ _MEASURES: dict[str, Callable[[Run], object]] = {
 
 
 def try_measurements(run: Run) -> None:
-    """Try before the first step what is known then. Raises UserError for sample prompts, measured texts and items of
-    benchmarks that the tokenizer cannot write, for a run without a target to learn from, and for a best loss that
-    nothing is measured for."""
+    """Try the measurements before the first step, as far as they can be.
+
+    Raises UserError for sample prompts, measured texts and items of benchmarks that the tokenizer cannot write, for a
+    run without a target to learn from, and for a best loss for which nothing is measured.
+    """
     if run.progress.step == 0:
         _check_targets(run)
     if not run.config.evaluate.never:
@@ -230,7 +232,7 @@ def try_measurements(run: Run) -> None:
 
 
 def _check_targets(run: Run) -> None:
-    """Raise UserError where no target of any step has a loss. The first batch tells, unless there is none."""
+    """Raise UserError where no target of any step has a loss; usually the first batch has one, and no other is read."""
     steps = run.schedule_steps
     tried = 1 if run.config.data.fixed_batch else steps
     if not broadcast_from_rank0(lambda: any(run.whole_batch(step).valid for step in range(1, tried + 1))):
@@ -242,8 +244,8 @@ def _check_targets(run: Run) -> None:
 
 
 def _check_validation(run: Run) -> None:
-    """Say where none of the samples to validate on has a target with a loss; raise UserError where something follows
-    that loss, or the loss of a label of which there is none."""
+    """Report if no sample to validate on has a target with a loss. Raise UserError if the schedule or the best
+    checkpoint depends on that loss."""
     if run.validation is None:
         return
     evaluate, found, rows = run.config.evaluate, set[str](), 0
@@ -269,9 +271,9 @@ def _check_validation(run: Run) -> None:
 
 
 def lowest_loss(config: RunConfig, batch: Batch) -> float:
-    """The loss below which no model of ``config`` can come on ``batch``, in nats a token.
+    """The lowest loss, in nats a token, that any model of ``config`` can reach on ``batch``.
 
-    A window, or a model without positions, hides more than is reckoned with here: then it may be out of reach.
+    It may be out of reach for a model with a window or without positions, which sees less than is counted here.
     """
     model = config.model
     if model.kind == "huggingface":

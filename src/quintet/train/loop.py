@@ -44,7 +44,8 @@ def train(
     """Train the run of ``config``, from its last checkpoint if there is one, to its last step or until interrupted;
     with `evaluate.only` validate it and leave it as it is.
 
-    ``original`` is the dialect's file that the run file is the translation of. A ``trial`` ends after its steps.
+    ``original`` is the dialect's file from which the run file was translated. A ``trial`` ends after its steps. Raises
+    UserError for all that the user can mend.
     """
     take_steps = trainer_steps(config) or _steps
     with process_group(config):

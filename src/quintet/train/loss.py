@@ -25,8 +25,11 @@ def default_chunk(vocab_size: int, device: str) -> int:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The terms added to cross-entropy: ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016),
-    and ``z`` weights the squared log of the softmax's denominator (Chowdhery et al. 2022, section 5)."""
+    """The terms added to cross-entropy.
+
+    The share ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016), and ``z`` weights the
+    squared log of the softmax's denominator (Chowdhery et al. 2022, section 5).
+    """
 
     labels: float = 0.0
     z: float = 0.0
@@ -44,9 +47,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over the valid tokens of −log softmax(hidden · weightᵀ + bias)[target], in nats, as an fp32 scalar.
 
-    ``hidden`` is [..., width], ``weight`` [rows, width], ``bias`` [rows] or None, ``targets`` [...] with ``IGNORED``
-    where there is no loss. Only the first ``ids`` rows (all when None) are in the softmax; the rest pads the matrix.
-    ``chunk`` tokens are worked on at a time.
+    ``hidden`` is [..., width], ``weight`` [rows, width], ``bias`` [rows] or None, all floats; ``targets``, int64 [...],
+    are ``IGNORED`` where there is no loss. Only the first ``ids`` rows (all when None) are in the softmax; the rest
+    pads the matrix. ``chunk`` tokens are computed at a time.
 
     With softmax's gradient known in closed form (p − onehot), each chunk's gradients are computed while its logits are
     still there, as the fused losses of Liger (Hsu et al. 2024) and Cut Your Losses (Wijmans et al. 2024) do: no second
@@ -74,7 +77,13 @@ def linear_cross_entropy(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: Smoothing = Smoothing()) -> Tensor:
-    """The same sum from ``logits`` [..., ids], for models whose logits are more than a product with a matrix."""
+    """The same sum, an fp32 scalar, from ``logits`` [..., ids] of floats and int64 ``targets`` [...], for models whose
+    logits are more than a product with a matrix.
+
+    >>> logits, targets = torch.zeros(3, 2), torch.tensor([0, 1, IGNORED])
+    >>> round(cross_entropy(logits, targets).item(), 4)  # 2 log 2
+    1.3863
+    """
     logits, targets = logits.flatten(0, -2).float(), targets.flatten()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing.labels)
     if smoothing.z:
@@ -95,6 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: _Terms
     ) -> Tensor:
+        """``linear_cross_entropy`` of ``hidden`` [n, width] and int64 ``targets`` [n]: an fp32 scalar."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         wanted = tuple(needed and terms.training for needed in ctx.needs_input_grad)
@@ -105,6 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Any:
+        """The gradients of the forward pass, in the shapes and dtypes of its arguments, times a fp32 scalar."""
         scale = outputs[0]
         return *(None if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors), None, None
 
@@ -118,7 +129,8 @@ def _loss_and_gradients(
     dtype: torch.dtype,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss and the gradients of hidden [n, width], weight and bias, where ``wanted``."""
+    """The summed loss, an fp32 scalar, and the gradients of hidden [n, width], weight [rows, width] and bias [rows], in
+    their dtypes, where ``wanted``. ``dtype`` is that of the matrix products."""
     narrow_weight = weight.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -147,9 +159,9 @@ def _loss_and_gradients(
 
 
 def _softmax(logits: Tensor, target: Tensor, smoothing: Smoothing, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of ``logits`` [n, ids], fp32, and its gradient, which is written over them.
+    """The summed loss of ``logits``, fp32 [n, ids], with int64 ``target`` [n], and its gradient, written over them.
 
-    One exponential serves both, in place: the logits are the largest tensor there is.
+    One exponential serves both, in place: the logits are the largest tensor of all.
     """
     valid, column = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
     target_logits = logits.gather(1, column)

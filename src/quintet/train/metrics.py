@@ -47,7 +47,8 @@ class MetricsBuffer:
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor, tokens: int) -> None:
-        """Note one optimizer step: its learning rate, loss, gradient norm, and 1.0 if it was not taken."""
+        """Note one optimizer step: its learning rate, and as float scalars on the device, its loss, its
+        gradient's norm and 1.0 if it was not taken."""
         self._steps.append(step)
         self._rates.append(rate)
         self._scalars.append(torch.stack([loss.float(), norm.float(), skipped.float()]))

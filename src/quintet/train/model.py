@@ -28,8 +28,9 @@ def make_model(
 ) -> Model:
     """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
 
-    Without them a model that would start from trained weights gets random ones, for a checkpoint to replace. With
-    ``meta`` its parameters are on the meta device, those of our own transformer for ``weights_of`` to fill.
+    They are by the names, and in the shapes, of its parameters. Without them a model that would start from trained
+    weights gets random ones, for a checkpoint to replace. With ``meta`` its parameters are on the meta device, those of
+    our own transformer for ``weights_of`` to fill. Raises UserError as ``build_model`` and ``model_vocabulary`` do.
     """
     if isinstance(config.model, HuggingFaceConfig):
         return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, meta=meta)
@@ -45,6 +46,7 @@ def make_model(
 
 
 def drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> TransformerConfig:
+    """``model``, initialised at random if it names trained weights and no ``weights`` [...] of any dtype are given."""
     if weights is None and isinstance(model.init, PretrainedInitConfig):
         return model.model_copy(update={"init": NormalInitConfig()})
     return model
@@ -66,7 +68,7 @@ def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
 
 
 def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:
-    """Return where the texts that the model of ``config`` learns from begin and end."""
+    """The ids around the texts that the model of ``config`` learns from."""
     return text_bounds(tokenizer, around_samples=getattr(config.data.packing, "add_bos_eos", False))
 
 
@@ -120,10 +122,10 @@ _KEPT = {
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpointing) -> None:
-    """Let ``blocks`` keep less in training: with a number n each n-th of them only its input, with "selective" each of
-    them its matrix products and attention; gradients stay the same bit for bit.
+    """Let ``blocks`` keep less in training: with a number n each n-th block keeps only its input, with "selective" each
+    keeps its matrix products and attention; gradients stay the same bit for bit.
 
-    The forward method is replaced and no module put around the block, so that parameters keep their names.
+    The forward method is replaced instead of the block being wrapped, so that parameters keep their names.
     """
     if how == "none":
         return

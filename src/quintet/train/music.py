@@ -32,9 +32,11 @@ _COUNTED = 4096  # samples that the baselines count their tokens in
 
 @dataclass(frozen=True)
 class MusicResult:
-    """``tasks`` has, by task, every metric of the model's answers and of the copies (see `quintet.piano.baselines`), as
-    "model" and "copy", over ``records``; the model's "loss" is that of the true answer, in nats a token. ``nats`` are
-    those of a token for the unigram and bigram counts, over the tokens of the validation loss."""
+    """The metrics of the model's answers and of copies of the prompt (see `quintet.piano.baselines`).
+
+    ``tasks`` has them by task, then "model" or "copy", over ``records``; the model's "loss" is that of the true answer,
+    in nats a token. ``nats`` are those a token of unigram and bigram counts, over the tokens of the validation loss.
+    """
 
     tasks: dict[str, dict[str, dict[str, float]]]
     records: int
@@ -61,7 +63,7 @@ class MusicResult:
         return found
 
     def figures(self) -> dict[str, Any]:
-        """All of them for JSON, which knows no NaN: null stands for it."""
+        """All figures for JSON, with null for NaN, which JSON lacks."""
         tasks = {
             name: {side: {metric: _known(value) for metric, value in one.items()} for side, one in sides.items()}
             for name, sides in self.tasks.items()
@@ -193,7 +195,7 @@ def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabul
 
 
 def _loss_mask(sample: Sample) -> np.ndarray:
-    """The ids of a sample that have a loss, and the one before them."""
+    """The ids of a sample that have a loss, and the one before them: integers [length] of the sample's dtype."""
     first = 1 if sample.loss_mask is None else int(np.argmax(np.append(sample.loss_mask[1:], True))) + 1
     return sample.ids[first - 1 :]
 

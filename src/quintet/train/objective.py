@@ -32,12 +32,12 @@ class Objective:
         return Smoothing(self.config.label_smoothing, self.config.z_loss)
 
     def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
-        """``batch`` as the model gets it: documents and prompts only where masks tell them, no loss on ids that the
+        """``batch`` as the model gets it: documents and prompts only where masks read them, no loss on ids that the
         config leaves out, and with the masked loss some inputs hidden while the others lose their target.
 
-        A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. Of the positions
-        whose target has a loss, the fraction that the config says, at least one, is drawn without replacement; the
-        token after each, which is the one to predict, is hidden in the input by the mask, by a random id, or not.
+        A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. The config's
+        fraction of the positions whose target has a loss, at least one, is drawn without replacement; the token after
+        each, which is the one to predict, is replaced in the input by the mask or by a random id, or stays.
         """
         # What no mask reads need not be sent to the device.
         if batch.documents is not None and not self.model.tells_documents:
@@ -66,7 +66,7 @@ class Objective:
         return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
 
     def _ignored(self, targets: np.ndarray) -> np.ndarray:
-        """Return where the config leaves ``targets`` out of the loss, bool of their shape."""
+        """True where the config leaves ``targets``, int64 [samples, length], out of the loss; bool of that shape."""
         found = np.isin(targets, self.config.ignore_token_ids)
         if self.config.ignore_token_range is not None:
             first, last = self.config.ignore_token_range
@@ -83,12 +83,12 @@ class Objective:
         *,
         plain: bool = False,
     ) -> Tensor:
-        """Summed loss in nats of ``inputs`` [samples, length] against ``targets`` of the same shape, with ``IGNORED``
-        where there is none; ``plain`` leaves out label smoothing and z-loss.
+        """Summed loss in nats, an fp32 scalar, of int64 ``inputs`` [samples, length] against int64 ``targets`` of the
+        same shape, ``IGNORED`` where there is none; ``plain`` leaves out label smoothing and z-loss.
 
-        ``documents``, of the same shape, numbers the document of each input, for masks that tell them apart; without it
-        each sample is one document. ``prompts`` bool, of that shape too, says which inputs are of their document's
-        prompt, for the prefix mask; none without it.
+        ``documents``, int64 of that shape, numbers the document of each input, for masks that tell them apart; without
+        it each sample is one document. ``prompts``, bool of that shape, is True for inputs that belong to their
+        document's prompt, for the prefix mask; without it none does.
         """
         smoothing = Smoothing() if plain else self.smoothing
         hidden = model.hidden(inputs, documents=documents, prompts=prompts)
@@ -107,10 +107,10 @@ class Objective:
 
 
 class LossModule(nn.Module):
-    """``model`` and ``objective`` as one module, whose forward pass goes from samples to their summed loss in nats.
+    """``model`` and ``objective`` as one module, whose forward pass computes the summed loss of samples in nats.
 
-    PyTorch's wrappers surround the forward pass with their communication, so the head's product and the loss, which are
-    one operation, have to be inside.
+    PyTorch's wrappers communicate before and after a forward pass, so it must contain the head's product and the loss,
+    which are one operation.
     """
 
     def __init__(self, model: Model, objective: Objective) -> None:
@@ -120,5 +120,5 @@ class LossModule(nn.Module):
     def forward(
         self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, prompts: Tensor | None = None
     ) -> Tensor:
-        """Return ``Objective.loss``, an fp32 scalar; all arguments are [samples, length]."""
+        """``Objective.loss``, an fp32 scalar; all arguments are int64 [samples, length], but ``prompts`` is bool."""
         return self.objective.loss(self.model, inputs, targets, documents, prompts)

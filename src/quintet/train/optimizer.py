@@ -30,17 +30,16 @@ _WHOLE_WEIGHTS = ("Adafactor", "Rprop")
 # nobody set if the first step were left out.
 _FUSED = ("Adam", "AdamW")
 DECAYING = ("matrix", "embedding")
-"""Roles of what ``decay: matrices`` lets decay."""
+"""Roles of the parameters that decay with ``decay: matrices``."""
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``config`` over the trainable parameters of ``model``, in two groups.
 
-    What multiplies (matrices, embeddings) decays; what shifts or scales (biases, the gains of norms, by their role and
-    whatever their shape) does not unless ``decay: all``, for pulling a gain to zero is no regulariser. The fused kernel
-    is 5 times faster than the loop on a CPU and saves launches on a GPU. Raises UserError when torch refuses the
-    arguments.
+    Matrices and embeddings decay. Biases and the gains of norms, by their role and whatever their shape, do not unless
+    ``decay: all``, for pulling a gain to zero is no regulariser. The fused kernel is 5 times faster than the loop on a
+    CPU and saves launches on a GPU. Raises UserError when torch refuses the arguments.
     """
     role = roles(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -144,7 +143,7 @@ class LowPrecisionAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step, one parameter after the other, so that only one has its averages in fp32 at a time."""
+        """Take one step, parameter by parameter, so that only one has its averages in fp32 at a time."""
         found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -152,7 +151,7 @@ class LowPrecisionAdamW(torch.optim.AdamW):
                     self._advance(parameter, group, found_inf, getattr(self, "grad_scale", None))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load ``state_dict``; torch takes the averages to the type of the weights, here they get theirs again."""
+        """Load ``state_dict`` and undo torch's cast of the averages to the type of the weights."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             for name in ("exp_avg", "exp_avg_rms"):
@@ -161,6 +160,7 @@ class LowPrecisionAdamW(torch.optim.AdamW):
     def _advance(
         self, parameter: Tensor, group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
     ) -> None:
+        """Step ``parameter``, of any shape and float dtype; ``found_inf`` and ``grad_scale`` are fp32 scalars."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -193,10 +193,10 @@ class LowPrecisionAdamW(torch.optim.AdamW):
 
 
 def stochastically_rounded(value: Tensor, to: torch.dtype) -> Tensor:
-    """``value``, fp32, as one of the two numbers of type ``to`` around it, so that the mean is ``value``.
+    """fp32 ``value`` of any shape as one of the two numbers of type ``to`` around it, so that the mean is ``value``.
 
-    What ``to`` holds exactly stays as it is, and what is beyond its range becomes its largest number. Below 1e-36 the
-    numbers are 1.2e-38 apart.
+    A number that ``to`` holds exactly stays, and one beyond its range becomes its largest. Below 1e-36 the numbers are
+    1.2e-38 apart.
     """
     kind = torch.finfo(to)
     value = value.clamp(kind.min, kind.max)

@@ -27,12 +27,12 @@ _Music = tuple[str, Notes, Notes, Notes]  # name, prompt, what the model wrote, 
 
 
 def write_samples(run: Run) -> None:
-    """Continue each prompt of the run file and hand the texts to the trackers; a model of music goes on from a
-    held-out piece instead, or answers about it.
+    """Continue each prompt of the run file and give the texts to the trackers; a model of music continues a held-out
+    piece instead, or answers about it.
 
-    The same seed is used at every step, so that two samples differ by what was learnt in between. A model that learns
-    to fill in hidden tokens writes no texts, which is said when it is set up. Where documents do not end, an empty
-    prompt begins none and is left out.
+    The seed is the same at every step, so that two samples differ by what was learnt in between. A model that learns to
+    fill in hidden tokens writes no texts; a line says so when it is set up. Where documents do not end, an empty prompt
+    begins none and is left out.
     """
     config = run.config.sample
     if run.config.loss.kind == "masked" or not config.prompts:
@@ -84,8 +84,8 @@ def _write_texts(run: Run, settings: GenerationSettings) -> None:
 
 
 def _write_music(run: Run, settings: GenerationSettings) -> None:
-    """A piece that goes on, as a MIDI file and as a picture, or an answer to a task, and at the last step to every
-    task: about what is held out, or what is trained on where nothing is."""
+    """Write a continued piece as a MIDI file and as a picture, or an answer to a task, after the last step to each
+    task, from held-out data, or from training data where nothing is held out."""
     step, trained = run.progress.step, run
     streams = (run.validation or run.data).streams
     samples = next(one for one in streams if isinstance(one, NoteSamples) and one.count)
@@ -107,7 +107,7 @@ def _answers(
     tokenizer = samples.tokenizer
     records = [samples.sample(index).ids.tolist() for index in range(len(tasks))]
     asked = [ids[: ids.index(tokenizer.special(ANSWER)) + 1] for ids in records]
-    played = []
+    played: list[_Music] = []
     for first in range(0, len(asked), _ROWS):
         part = asked[first : first + _ROWS]
         for task, ids, written in zip(tasks[first:], part, write(trained, tokenizer, part, settings), strict=False):

@@ -54,7 +54,7 @@ from quintet.train.weights import seen_before, starting_weights
 
 
 def set_up(config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None) -> Run:
-    """Build the run of ``config``, continued from its last checkpoint if there is one; of a ``trial`` its first steps.
+    """Build the run of ``config``, from its last checkpoint if there is one; a ``trial`` takes its first steps alone.
 
     Raises UserError for all that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
     """
@@ -132,7 +132,7 @@ def _chosen_compute(config: RunConfig) -> Compute:
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
-    """Return lines on the data that are worth knowing before the first step."""
+    """Lines about the data that are worth knowing before the first step."""
     notes = prepared.lines()
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
@@ -181,11 +181,11 @@ def _tracker(
 def _found_progress(
     config: RunConfig, folder: Path, prepared: Prepared, precision: str, say: Callable[[str], object]
 ) -> Progress:
-    """Read how far the run in ``folder`` is, with ``precision`` if its checkpoint names none; ``say`` gets a line for
+    """The progress of the run in ``folder``, with ``precision`` if its checkpoint names none; ``say`` gets a line for
     each checkpoint that is damaged.
 
-    Raises UserError if it was trained on other tokens than those prepared now, from another base, or so far with other
-    stages.
+    Raises UserError if the run was trained on other tokens than those prepared now, from another base, or with other
+    stages so far.
     """
     stages = stage_facts(config, prepared.train.order)
     fresh = Progress(
@@ -222,7 +222,7 @@ def _parameters(total: int, trained: int) -> str:
 
 
 def _spread(config: RunConfig) -> str:
-    """The devices that a batch was counted for, and who does its samples now."""
+    """The devices for which a batch was counted, and those that compute its samples now."""
     counted = config.train.batch_devices
     there = "device" if counted == 1 else "devices"
     if counted == world_size():

@@ -33,7 +33,7 @@ class Engine(Protocol):
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
         """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
-        returns the loss of the whole batch, fp32 scalar on the device."""
+        returns the loss of the whole batch, an fp32 scalar on the device."""
         ...
 
     def update(self, rate: float) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Part ``index`` of the batch of ``step`` on one device: ``inputs``, ``targets`` and, where a mask reads them,
-    ``documents`` are int64 [samples, length], ``prompts`` bool of that shape. ``valid`` counts the targets with a loss
-    in the whole batch, over all processes, and ``sample`` is the number of the first sample in it."""
+    """Part ``index`` of the batch of ``step`` on one device.
+
+    ``inputs``, ``targets`` and, where a mask reads them, ``documents`` are int64 [samples, length], ``prompts`` bool of
+    that shape. ``valid`` counts the targets with a loss in the whole batch, over all processes, and ``sample`` is the
+    number of the part's first sample in the batch.
+    """
 
     step: int
     index: int
@@ -86,8 +89,8 @@ def micro_batches(batch: Batch, step: int, size: int, device: torch.device, firs
 def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
     """Run the forward pass of ``part``; returns its share of the loss of the whole batch, an fp32 scalar.
 
-    Dropout is keyed by the step and the sample's number in the batch; where it comes from PyTorch's generator, as that
-    of attention weights, by the step and the part.
+    Dropout is keyed by the step and the sample's number in the batch; that from PyTorch's generator, as for attention
+    weights, by the step and the part.
     """
     torch.manual_seed(key(config.seed, "dropout", part.step, part.index))
     base = key(config.seed, "dropout", part.step)
@@ -99,8 +102,8 @@ def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, c
 class TorchEngine:
     """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
 
-    ``shape`` is this process's part of a batch. ``take_step`` takes the optimizer's step, given the gradient's norm, a
-    scalar, and returns 1.0 if it left it out; `step_if_finite` when not given.
+    ``shape`` is this process's part of a batch. ``take_step`` gets the gradient's norm, an fp32 scalar, takes the
+    optimizer's step and returns 1.0 if it left it out; `step_if_finite` when not given.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class TorchEngine:
 
     @contextmanager
     def _passes(self, *, last: bool) -> Iterator[None]:
-        """Gradients are sent to the other processes with the last pass of a batch alone."""
+        """Send gradients to the other processes only with the last pass of a batch."""
         if isinstance(self.loss_module, FSDPModule):
             self.loss_module.set_requires_gradient_sync(last)
         if isinstance(self.loss_module, DistributedDataParallel) and not last:
@@ -146,8 +149,9 @@ class TorchEngine:
         yield
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """Forward and backward (see ``Engine``). The loss is the sum over the valid targets of the whole batch divided
-        by their number, in whatever parts; dropout is keyed by the step and the sample's number in the whole batch."""
+        """Run forward and backward (see ``Engine``); returns an fp32 scalar. The loss is the sum over the valid targets
+        of the whole batch divided by their number; dropout is keyed by the step and the sample's number in the batch,
+        so that neither depends on how the batch is divided."""
         loss = torch.zeros((), device=self.compute.device)
         first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
         for number, part in enumerate(
@@ -163,7 +167,7 @@ class TorchEngine:
         return loss
 
     def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """Clip, step and zero the gradients (see ``Engine``)."""
+        """Clip, step and zero the gradients; returns two fp32 scalars (see ``Engine``)."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -182,9 +186,10 @@ class TorchEngine:
         return norm.to(self.compute.device), skipped.to(self.compute.device)
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> torch.Tensor:
-    """Take one optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 on the device if it was left
-    out.
+def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Take one optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 if it was left out.
+
+    Both are fp32 scalars on the device.
 
     A fused kernel decides by itself from ``found_inf``, so that the host never waits for the norm. For any other
     optimizer the host looks at the norm.
@@ -209,7 +214,7 @@ def dry_step(
 ) -> None:
     """Run one micro-batch of ``shape`` and one optimizer step of rate 0, without a trace: memory runs out now or never.
 
-    Raises UserError that names the setting to change.
+    Raises UserError that names the setting to change if it does.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size

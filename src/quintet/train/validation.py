@@ -1,4 +1,4 @@
-"""Validation loss: of the samples that are held out, in evaluation mode, in the precision of the training."""
+"""Validation: the loss on held-out samples, in evaluation mode and in the precision of training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from quintet.train.objective import Objective
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text, NaN over none; with several
-    labels also that of each ``label`` that has a target, whose losses, tokens and bytes add up to these."""
+    """The ``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text, NaN over none.
+
+    With several labels ``labels`` has the result of each that has a target; together they make up this one.
+    """
 
     loss: float
     tokens: int
@@ -30,12 +32,16 @@ class ValidationResult:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss, infinite where that is beyond a float, NaN where the loss is."""
+        """e to the power of the loss; infinite where that is beyond a float, NaN where the loss is.
+
+        >>> ValidationResult(loss=0.0, tokens=1, bytes=1).perplexity
+        1.0
+        """
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model spends on a byte of text; comparable between tokenizers. Not a number without text."""
+        """Bits that the model spends on a byte of text, comparable between tokenizers; NaN without text."""
         return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
 
     def __str__(self) -> str:
@@ -87,13 +93,13 @@ def validate(
     bytes_per_token: np.ndarray,
     labels: Sequence[str] = (),
 ) -> ValidationResult:
-    """Mean cross-entropy of ``model`` over the valid targets of ``batches``; with the masked loss, always the same
-    tokens are hidden.
+    """Mean cross-entropy of ``model`` over the valid targets of ``batches``; the masked loss always hides the same
+    tokens.
 
-    ``bytes_per_token`` [vocab] says how many bytes of text an id stands for. With ``labels``, the name of each source,
-    there is a result of each label too; sources of one label are pooled. Sums are kept in fp64 on the host, so that
-    they do not depend on how the samples are batched beyond the rounding of the losses themselves. Several processes
-    share the samples of each batch; all of them make the same passes, and get the same result.
+    ``bytes_per_token``, int [vocab], counts the bytes of text that each id stands for. With ``labels``, the name of
+    each source, there is a result for each label too; sources of one label are pooled. Sums are kept in fp64 on the
+    host, so that they do not depend on how the samples are batched beyond the rounding of the losses. Several processes
+    share the samples of each batch; all make the same passes and get the same result.
     """
     names = list(dict.fromkeys(labels)) or [""]
     group = np.array([names.index(label) for label in labels] or [0])
@@ -121,7 +127,7 @@ def validate(
 
 @dataclass
 class _Sum:
-    """Loss in nats, and the targets and bytes that it is the sum of."""
+    """A summed loss in nats, and the numbers of targets and bytes in the sum."""
 
     loss: float = 0.0
     tokens: int = 0
@@ -137,7 +143,7 @@ def _pooled(parts: Sequence[_Sum]) -> _Sum:
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """Return the samples of ``batch`` where ``rows``, bool [samples], is true."""
+    """The samples of ``batch`` where ``rows``, bool [samples], is True."""
     if rows.all():
         return batch
     targets = batch.targets[rows]
@@ -146,7 +152,7 @@ def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
 
 
 def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
-    """Return the summed cross-entropy of ``batch``, as ``Objective.prepare`` gives it, in nats."""
+    """The summed cross-entropy in nats of ``batch``, as ``Objective.prepare`` gives it."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
     tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
     inputs, targets, documents, prompts = tensors

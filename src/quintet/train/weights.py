@@ -1,4 +1,4 @@
-"""The first weights of a run: drawn or read from elsewhere, and dealt out to the processes."""
+"""The first weights of a run: drawn or read from elsewhere, and given to the processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from quintet.train.trained import load_trained
 
 
 def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
-    """The trained weights that the run of ``config`` starts from; None where it starts from random ones.
+    """The trained fp32 weights that the run of ``config`` starts from; None where it starts from random ones.
 
     Raises UserError when they do not exist or are those of another architecture.
     """
@@ -41,8 +41,10 @@ def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
 
 
 def seen_before(config: RunConfig, prepared: Prepared) -> list[str]:
-    """A line for each run that the run of ``config`` begins with, and that this begins with in turn, which was trained
-    on some of what it validates on, or of which that cannot be told."""
+    """A line for each earlier run that was trained on data that the run of ``config`` validates on, or may have been.
+
+    Earlier runs are the one whose weights it starts from, the one that this started from, and so on.
+    """
     lines: list[str] = []
     model, passed = config.model, set[Path]()
     while isinstance(model, TransformerConfig) and isinstance(model.init, PretrainedInitConfig):
@@ -85,10 +87,11 @@ def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tok
 def first_weights(
     config: RunConfig, tokenizer: Tokenizer, meta_model: Model, weights: dict[str, Tensor] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value of each parameter of ``meta_model``, which lies on the meta device, before it is sharded.
+    """Name and first value of each parameter of ``meta_model``, which is on the meta device, before it is sharded.
 
-    The values of our own transformer are computed by every process, or are ``weights`` where there are any. Those of a
-    model of the transformers library are read by the first process, and so are its buffers.
+    Values are fp32, in the shapes of the parameters. Every process computes those of our own transformer, unless
+    ``weights`` are given by name. The first process reads those of a model of the transformers library, and its
+    buffers. Raises UserError as ``build_pretrained`` does.
     """
     if isinstance(meta_model, PretrainedModel):
         return _read_by_first(config, tokenizer, meta_model)
@@ -99,8 +102,8 @@ def first_weights(
 def _read_by_first(
     config: RunConfig, tokenizer: Tokenizer, meta_model: PretrainedModel
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a model of the transformers library, which the first process reads; the others have a
-    tensor of the same shape for each, to receive it in. What is found out with numbers is told to ``meta_model``."""
+    """Parameters and buffers of a model of the transformers library by name, which the first process reads; the others
+    have an empty tensor of the same shape and dtype for each, to receive it. ``meta_model`` gets what reading found."""
     read: list[PretrainedModel] = []
     broadcast_from_rank0(lambda: read.append(_read_as(meta_model, config, tokenizer)))
     found = (read[0].linear_head, read[0].abilities, read[0].notes) if read else None
@@ -111,7 +114,7 @@ def _read_by_first(
 
 
 def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenizer) -> PretrainedModel:
-    """The model itself. Raises UserError when its weights are other ones than those of ``meta_model``."""
+    """The model with its weights. Raises UserError when their names differ from those of ``meta_model``."""
     model = make_model(config, tokenizer)
     assert isinstance(model, PretrainedModel)
     if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(meta_model)}:
@@ -123,13 +126,14 @@ def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenize
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of parameters and buffers of ``model``, of any shape and dtype."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and first value of each parameter of ``model``, our transformer on the meta device, as `make_model`
-    would have given it."""
+    """Name and first fp32 value of each parameter of ``model``, our transformer on the meta device, in its shape, as
+    `make_model` would have given it; from ``weights`` by name if they are given."""
     assert isinstance(config.model, TransformerConfig)
     if weights is not None:
         yield from ((name, weights[name]) for name, _ in model.named_parameters())

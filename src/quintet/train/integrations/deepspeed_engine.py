@@ -30,7 +30,10 @@ class InPrecision(nn.Module):
         self.loss_module, self.compute = loss_module, compute
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
-        """See ``LossModule``. Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay."""
+        """See ``LossModule``: int64 and bool [samples, length] to an fp32 scalar.
+
+        Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay.
+        """
         precision = self.compute.precision
         with torch.autocast(
             self.compute.device.type, self.compute.dtype, enabled=precision != "fp32", cache_enabled=False
@@ -39,7 +42,7 @@ class InPrecision(nn.Module):
 
 
 class DeepSpeedEngine:
-    """Gives DeepSpeed's ``engine`` the protocol of ``quintet.train.step.Engine``.
+    """DeepSpeed's ``engine`` with the protocol of ``quintet.train.step.Engine``.
 
     ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
     part of a batch.
@@ -63,8 +66,8 @@ class DeepSpeedEngine:
         self._values: Values = values_of(engine)
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """See ``Engine``. The loss is the sum over the valid targets of the whole batch divided by their number;
-        DeepSpeed takes the mean of the processes' gradients, and is kept from dividing by the number of passes."""
+        """See ``Engine``; returns an fp32 scalar. The loss is the sum over the valid targets of the whole batch divided
+        by their number; DeepSpeed takes the mean of the processes' gradients, and must not divide by the passes."""
         loss = torch.zeros((), device=self.compute.device)
         first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
         parts = micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
@@ -78,7 +81,7 @@ class DeepSpeedEngine:
         return loss
 
     def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """See ``Engine``. DeepSpeed clips, and leaves out a step whose norm is not finite."""
+        """See ``Engine``; returns two fp32 scalars. DeepSpeed clips, and leaves out a step whose norm is not finite."""
         set_learning_rate(self.engine.optimizer, rate)
         norm: Any = self._norm_of_whole()
         if norm is not None and not math.isfinite(norm):
@@ -127,6 +130,7 @@ class DeepSpeedEngine:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
+        """Names and buffers that a checkpoint holds, in their shapes and dtypes."""
         kept = self.model.state_dict().keys()
         return [(name, buffer) for name, buffer in self.model.named_buffers() if name in kept]
 
@@ -139,9 +143,11 @@ class DeepSpeedEngine:
         return torch.nn.utils.get_total_norm(gradients).item()
 
     def _scalar(self, value: Any) -> Tensor:
+        """``value`` as an fp32 scalar on the device."""
         return torch.as_tensor(value, dtype=torch.float32, device=self.compute.device)
 
     def _state_of(self, parameter: nn.Parameter, holder: Tensor) -> dict[str, Tensor]:
+        """The optimizer's state for ``parameter`` by name: averages of its shape in their dtype, fp32 scalars."""
         found: dict[str, Tensor] = {}
         for name, value in self.optimizer.state[holder].items():
             if _is_average(value, holder):
@@ -151,6 +157,7 @@ class DeepSpeedEngine:
         return found
 
     def _set_state_of(self, parameter: nn.Parameter, holder: Tensor, given: dict[str, Any], shape: torch.Size) -> None:
+        """Take what ``_state_of`` returned; ``shape`` is that of the whole parameter."""
         own = self.optimizer.state[holder]
         for name, value in list(own.items()):
             if _is_average(value, holder):
@@ -160,7 +167,7 @@ class DeepSpeedEngine:
             own[name] = torch.full_like(value, number) if isinstance(value, Tensor) else type(value)(number)
 
     def _sent(self, value: Tensor | None, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The first process's ``value`` in every process, on the device."""
+        """The first process's ``value`` in every process, on the device, of that ``shape`` and ``dtype``."""
         device = self.compute.device
         if value is None:
             assert not is_rank_zero(), "the checkpoint lacks a value that the run has"
@@ -199,12 +206,12 @@ class DeepSpeedEngine:
 
 
 def _is_average(value: Any, holder: Tensor) -> bool:
-    """True if the optimizer keeps a number for each element under this name."""
+    """True if ``value`` has a number for each element of ``holder``: the same shape, any dtype."""
     return isinstance(value, Tensor) and value.shape == holder.shape
 
 
 def _kept(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of ``value`` on the host, in the first process; nothing in the others."""
+    """A copy of ``value`` on the host, in its shape and ``dtype`` or its own; an empty tensor [0] except on rank 0."""
     return value.detach().to("cpu", dtype or value.dtype, copy=True) if is_rank_zero() else torch.empty(0)
 
 

@@ -1,6 +1,6 @@
-"""The whole values that DeepSpeed keeps in parts: weights in fp32 and what the optimizer keeps for each of them.
+"""The whole values that DeepSpeed keeps in parts: fp32 weights and the optimizer's averages of each.
 
-All processes call these functions together, in one order.
+All processes call these functions together, in one order. ``Values`` states shapes and dtypes for its classes.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ class Values(Protocol):
     """The way in which a stage of ZeRO keeps the weight and the optimizer's state of a parameter."""
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each trained parameter with the tensor for which the optimizer keeps its state."""
+        """Each trained parameter with the tensor for which the optimizer keeps its state: the parameter, its fp32 copy
+        of that shape, or a flat fp32 vector [numbers] with a part of it."""
         ...
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Return its whole value in fp32, of the parameter's shape."""
+        """The whole fp32 value of ``parameter``, in its shape."""
         ...
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Give it ``value``, whole, also where numbers are narrower."""
+        """Give ``parameter`` the whole fp32 ``value`` of its shape, and its narrower copy too."""
         ...
 
     def average(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """Return what the optimizer keeps under ``name`` for each of its elements, whole."""
+        """The whole average that the optimizer keeps under ``name``, of the parameter's shape and as a rule fp32."""
         ...
 
     def set_average(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """Give the optimizer ``value``, whole, for ``name``."""
+        """Give the optimizer the whole ``value`` for ``name``, of the parameter's shape and as a rule fp32."""
         ...
 
 
 class WholeValues:
-    """Stage 0 keeps everything whole: the parameter itself, or beside a narrow one its master copy."""
+    """Stage 0 keeps everything whole: the parameter itself, or the fp32 master copy of a narrow one."""
 
     def __init__(self, engine: Any) -> None:
         self._state = engine.basic_optimizer.state
@@ -52,42 +53,42 @@ class WholeValues:
         self._master = {id(parameter): master for parameter, master in self._pairs}
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``."""
+        """See ``Values``; each tensor has a shape and dtype of its own."""
         yield from self._pairs
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """See ``Values``."""
+        """See ``Values``; fp32, in the parameter's shape."""
         return self._master[id(parameter)].detach()
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """See ``Values``."""
+        """See ``Values``; fp32, in the parameter's shape."""
         self._master[id(parameter)].data.copy_(value)
         parameter.data.copy_(value)
 
     def average(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """See ``Values``."""
+        """See ``Values``; in the parameter's shape and the optimizer's dtype."""
         return self._state[self._master[id(parameter)]][name]
 
     def set_average(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """See ``Values``."""
+        """See ``Values``; in the parameter's shape and the optimizer's dtype."""
         self._state[self._master[id(parameter)]][name].copy_(value)
 
 
 class _Parts:
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """See ``Values``."""
+        """See ``Values``; fp32, in the parameter's shape."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         return _there(safe_get_full_fp32_param(parameter))
 
     def average(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """See ``Values``."""
+        """See ``Values``; in the parameter's shape and the optimizer's dtype."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return _there(safe_get_full_optimizer_state(parameter, name))
 
     def set_average(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """See ``Values``."""
+        """See ``Values``; in the parameter's shape and the optimizer's dtype."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(parameter, value, name)
@@ -101,13 +102,13 @@ class FlatValues(_Parts):
         self._zero = engine.optimizer
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``."""
+        """See ``Values``; each tensor has a shape and dtype of its own."""
         for parameters, part in flat_groups(self._zero):
             for parameter in parameters:
                 yield parameter, part
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """See ``Values``."""
+        """See ``Values``; fp32, in the parameter's shape."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         safe_set_full_fp32_param(parameter, value)
@@ -121,13 +122,13 @@ class ShardedValues(_Parts):
         self._zero = engine.optimizer
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``."""
+        """See ``Values``; each tensor has a shape and dtype of its own."""
         for parameters, part in zip(self._zero.fp16_groups, self._zero.fp32_partitioned_groups_flat, strict=True):
             for parameter in parameters:
                 yield parameter, part
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """See ``Values``."""
+        """See ``Values``; fp32, in the parameter's shape."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
 
@@ -180,7 +181,8 @@ def relink(engine: Any) -> None:
 
 
 def flat_groups(zero: Any) -> Iterator[tuple[list[nn.Parameter], Tensor]]:
-    """The groups of an optimizer of stage 1 or 2, or of DeepSpeed's for bf16, with this process's part of each."""
+    """The groups of an optimizer of stage 1 or 2, or of DeepSpeed's for bf16, each with this process's part of it, fp32
+    [numbers]."""
     if hasattr(zero, "fp32_groups_flat_partition"):
         yield from zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True)
     else:
@@ -188,5 +190,6 @@ def flat_groups(zero: Any) -> Iterator[tuple[list[nn.Parameter], Tensor]]:
 
 
 def _there(value: Tensor | None) -> Tensor:
+    """``value``, of any shape and dtype, which is there."""
     assert value is not None, "DeepSpeed knows nothing of a trained parameter"
     return value

@@ -79,6 +79,7 @@ def _module(run: Run, stepper: Stepper) -> Any:
             self.model = run.model
 
         def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+            """The share of a micro-batch in its batch's loss, an fp32 scalar."""
             return stepper.loss(batch)
 
         def configure_optimizers(self) -> Stepper:

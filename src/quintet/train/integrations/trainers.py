@@ -49,7 +49,7 @@ class Stepper(torch.optim.Optimizer):
         self.rate = run.config.optimizer.lr
 
     def loss(self, values: dict[str, Any]) -> Tensor:
-        """The share of one micro-batch in the loss of its batch, a scalar."""
+        """The share of one micro-batch, the fields of a ``MicroBatch``, in the loss of its batch: an fp32 scalar."""
         run, part = self._run, MicroBatch(**values)
         if part.index == 0:
             self.rate = run.begin_step(part.step)

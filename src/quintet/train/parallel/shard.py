@@ -28,8 +28,8 @@ def make_mesh(shape: tuple[int, int], device: str) -> DeviceMesh:
 
 
 def shard(loss_module: LossModule, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
-    """Spread the weights of ``loss_module``, which may lie on the meta device, over ``mesh``: each block by itself, so
-    that one is gathered at a time, and what is left, the embedding and the head, together.
+    """Spread the weights of ``loss_module``, which may be on the meta device, over ``mesh``: each block by itself, so
+    that one is gathered at a time, and the rest, embedding and head, together.
 
     Tied weights are one parameter of one module, so they are spread and gathered once. Embedding and head are gathered
     in fp32: the gradients of all tokens are summed in their type.
@@ -77,12 +77,11 @@ def replicate(
 def load_sharded(
     model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device, *, from_rank0: bool = False
 ) -> None:
-    """Give the parameters of a sharded ``model`` on the meta device their ``values``, and buffers that are among them,
-    one after the other, on ``device``.
+    """Give the parameters of a sharded ``model`` on the meta device, and buffers, their ``values`` on ``device``.
 
-    Every process computes the same values and keeps its part of each; with ``broadcast_from_rank0`` those of the first
-    process are sent to the others, whose own tell the shape. So none holds more than one whole matrix besides its
-    parts.
+    Each value is a whole tensor of the parameter's shape in any float dtype. Every process computes the same values and
+    keeps its part of each; with ``from_rank0`` the first process sends its values to the others, whose own have the
+    right shape and no more. So none holds more than one whole matrix besides its parts.
     """
     materialise(model, device)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -105,9 +104,10 @@ def load_sharded(
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
-    """Give what lies on the meta device in ``model`` memory on ``device``, without values, and move the buffers there.
+    """Allocate the parameters of ``model`` that are on the meta device on ``device``, without values, and move the
+    buffers there.
 
-    ``Module.to_empty`` would part tied weights and lose the values of buffers.
+    ``Module.to_empty`` would untie weights and lose the values of buffers.
     """
     before: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
