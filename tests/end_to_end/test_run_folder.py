@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import contents, records
 
 from quintet.config.load import load_run_config
+from quintet.locks import RunLock
 from quintet.train.checkpoint import checkpoint_steps
 
 Quintet = Callable[..., Any]
@@ -161,3 +162,14 @@ def test_runs_lists_the_others_where_one_is_damaged(there: Path, quintet: Quinte
     assert "16/16" in done.stdout
     assert "0/?" in done.stdout
     assert "broken: its run file cannot be read" in done.stderr
+
+
+def test_a_run_that_is_going_on_is_not_trained_by_a_second(there: Path, quintet: Quintet) -> None:
+    before = contents(there / "runs/tiny")
+    with RunLock() as lock:
+        lock.take(there / "runs/tiny")
+        done = quintet("train", "run.yaml", LONGER)
+        assert done.returncode == 2
+        assert f"error: runs/tiny: is being trained by process {os.getpid()} on " in done.stderr
+    assert contents(there / "runs/tiny") == before
+    assert quintet("train", "run.yaml", LONGER).returncode == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
+from quintet.locks import RunLock
 from quintet.track.console import Reporter
 from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
@@ -48,8 +49,8 @@ def train(
     UserError for all that the user can mend.
     """
     take_steps = trainer_steps(config) or _steps
-    with process_group(config):
-        run = set_up(config, reporter, original, trial)
+    with process_group(config), RunLock() as lock:
+        run = set_up(config, reporter, original, trial, lock)
         status: RunStatus = "failed"
         try:
             with watch_signals() as stop_signal:

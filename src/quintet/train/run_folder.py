@@ -119,8 +119,8 @@ def _is_beginning(file: Path) -> bool:
     """True if ``file`` is what a run that was killed in its first moments leaves in its folder, before its run file."""
     if file.name == "checkpoints":
         return not file.is_dir() or not any(file.iterdir())
-    return file.name in ("tokenizer", ORIGINAL, ".lock") or file.name.startswith(
-        (".tokenizer.", f".{ORIGINAL}.", f".{RUN_FILE}")
+    return file.name in ("tokenizer", ORIGINAL) or file.name.startswith(
+        (".tokenizer.", f".{ORIGINAL}.", f".{RUN_FILE}", ".running")
     )
 
 

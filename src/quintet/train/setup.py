@@ -16,6 +16,7 @@ from quintet.data.mixture import stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.files import new_folder
+from quintet.locks import RunLock
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track.composite import CompositeTracker, build_trackers
@@ -53,14 +54,21 @@ from quintet.train.step import dry_step
 from quintet.train.weights import seen_before, starting_weights
 
 
-def set_up(config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None) -> Run:
+def set_up(
+    config: RunConfig,
+    reporter: Reporter,
+    original: Original | None = None,
+    trial: Trial | None = None,
+    lock: RunLock | None = None,
+) -> Run:
     """Build the run of ``config``, from its last checkpoint if there is one; a ``trial`` takes its first steps alone.
 
-    Raises UserError for all that the user can mend: data, tokenizer, memory, an earlier run in the same folder.
+    Of several processes the first one takes the ``lock`` on the folder. Raises UserError for all that the user can
+    mend: data, tokenizer, memory, an earlier run in the same folder, or one that is going on.
     """
     check_training(config)
     config = broadcast_from_rank0(lambda: settle_batch(config, world_size()))
-    folder, changes = broadcast_from_rank0(lambda: find_run_folder(config))
+    folder, changes = broadcast_from_rank0(lambda: _take_folder(config, lock, reporter))
     compute = _chosen_compute(config)
     prepared = rank_zero_first(lambda: prepare(config, progress=reporter.preparing))
     objective = make_objective(config, prepared.tokenizer)
@@ -75,15 +83,12 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         keep_freed_memory()
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
-    rehearsing = built.strategy.sharded or (progress.step < steps and not config.evaluate.only)
-    if rehearsing and built.strategy.kind != "deepspeed":
-        # Sharded weights also find out in it which module is the outermost.
-        dry_step(built.loss_module, built.optimizer, config, built.shape, objective.vocab_size, compute)
+    _rehearse(config, built, objective.vocab_size, compute, trains=progress.step < steps)
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
         built.scaler.load_state_dict(progress.scaler or {})
+    kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
     flops = training_flops(config, prepared.tokenizer.vocab_size)
-    first = None if config.evaluate.only else progress.step
     run = Run(
         config=config,
         folder=folder,
@@ -99,7 +104,9 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), first),
+        checkpointer=Checkpointer(
+            folder / "checkpoints", config.checkpoint, timeout(config), _first_kept(config, progress)
+        ),
         tracker=_tracker(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
@@ -110,9 +117,26 @@ def set_up(config: RunConfig, reporter: Reporter, original: Original | None = No
         trial=trial,
     )
     notes = _notes_on_data(run, prepared) + (start.notes if start else getattr(built.model, "notes", []))
-    notes += [f"share of peak: {flops.note}"] if flops.note else []
-    _introduce(run, built, [*notes, *(f"changed since the run began: {line}" for line in changes)])
+    if flops.note:
+        notes.append(f"share of peak: {flops.note}")
+    _introduce(run, built, [*notes, *changes])
     return run
+
+
+def _take_folder(config: RunConfig, lock: RunLock | None, reporter: Reporter) -> tuple[Path, list[str]]:
+    """Find the folder of the run and lock it; returns it with a line for each setting that changed."""
+    folder, changes = find_run_folder(config)
+    if lock is not None:
+        lock.take(folder, reporter.say)
+    return folder, [f"changed since the run began: {line}" for line in changes]
+
+
+def _rehearse(config: RunConfig, built: Built, vocab_size: int, compute: Compute, *, trains: bool) -> None:
+    """Take a step without a trace where steps follow, so that memory runs out now or never."""
+    rehearsing = built.strategy.sharded or (trains and not config.evaluate.only)
+    if rehearsing and built.strategy.kind != "deepspeed":
+        # Sharded weights also find out in it which module is the outermost.
+        dry_step(built.loss_module, built.optimizer, config, built.shape, vocab_size, compute)
 
 
 def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
