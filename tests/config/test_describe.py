@@ -97,7 +97,14 @@ def test_every_key_is_found_by_its_kind() -> None:
     ("query", "expected"),
     [
         ("lr", [("optimizer.lr", ("adamw", "torch"))]),
-        ("heads", [("model.attention.heads", ("causal", "bidirectional"))]),
+        (
+            "heads",
+            [
+                ("model.attention.heads", ("causal", "bidirectional")),
+                ("model.embedding.heads", ("bytes",)),
+                ("model.head.heads", ("bytes",)),
+            ],
+        ),
         ("attention.heads", [("model.attention.heads", ("causal", "bidirectional"))]),
         (
             "schedule.min_lr",

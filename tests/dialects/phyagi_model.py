@@ -16,7 +16,7 @@ from torch import nn
 
 from quintet import api
 from quintet.errors import UserError
-from quintet.model.transformer import RMSNorm
+from quintet.model.norm import RMSNorm
 
 # Model.
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from quintet.errors import UserError
-from quintet.model.transformer import LayerNorm
+from quintet.model.norm import LayerNorm
 from quintet.train.schedule import learning_rate
 
 DIALECT = "phyagi"

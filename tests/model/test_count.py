@@ -58,6 +58,12 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         "tie_attention_output": draw(booleans),
         "head": {"bias": draw(booleans)},
     }
+    for end in ("embedding", "head"):
+        if draw(st.integers(0, 3)) == 0:
+            heads = draw(st.integers(1, 3))
+            values[end] = {"kind": "bytes", "bytes": draw(st.integers(4, 6)), "heads": heads}
+            values[end] |= {"width": heads * draw(st.integers(1, 4)), "layers": draw(st.integers(1, 3))}
+            values["tie_embeddings"] = False
     return TransformerConfig.model_validate(values)
 
 
@@ -74,7 +80,7 @@ def test_parameters_are_those_of_the_model(config: TransformerConfig, vocab_size
     assert count.total == sum(p.numel() for p in model.parameters())
     assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count.embedding == sum(
-        p.numel() for n, p in model.named_parameters() if n in ("embedding.weight", "position.weight")
+        p.numel() for n, p in model.named_parameters() if n.startswith("embedding.") or n == "position.weight"
     )
 
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintet.config.model import Activation, LayerNormConfig, NoNormConfig, RMSNormConfig, TransformerConfig
+from quintet.config.embedding_and_head import LayerNormConfig, NoNormConfig, RMSNormConfig
+from quintet.config.model import Activation, TransformerConfig
 from quintet.config.position import RopeConfig, SinusoidalPositionConfig
+from quintet.model.norm import RMSNorm, build_norm
 from quintet.model.position import Rope, build_added_position, rotate, scaled_frequencies, split_and_rotate
-from quintet.model.transformer import ACTIVATIONS, RMSNorm, build_feedforward, build_norm
+from quintet.model.transformer import ACTIVATIONS, build_feedforward
 
 
 def values_and_gradients(function, *tensors: Tensor) -> list[Tensor]:

@@ -40,6 +40,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"tie_feedforward": True, "tie_attention_output": True, "attention": {"heads": 4, "output_bias": True}},
     "padded": {"pad_vocab_size_multiple": 64, "head": {"bias": True}, "tie_embeddings": False},
     "scaled": {"embedding_scale": 5.6, "attention": {"heads": 4, "scale": 0.1}},
+    "byte-level": {
+        "embedding": {"kind": "bytes", "width": 8, "heads": 2, "layers": 2},
+        "head": {"kind": "bytes", "width": 8, "heads": 2, "layers": 1},
+        "tie_embeddings": False,
+    },
     "no norm": {"norm": {"kind": "none"}, "position": {"kind": "none"}, "head": {"bias": True}},
 }
 

@@ -7,56 +7,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from quintet.config.embedding_and_head import (
+    ByteEmbeddingConfig,
+    ByteHeadConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    LinearHeadConfig,
+    ModelNormConfig,
+    NoNormConfig,
+    NormConfig,
+    PlaceNormConfig,
+    RMSNormConfig,
+    TokenEmbeddingConfig,
+)
 from quintet.config.position import (
     PositionConfig,
     RopeConfig,
 )
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
-
-
-class RMSNormConfig(ConfigSection):
-    """Root-mean-square norm (Zhang and Sennrich 2019)."""
-
-    kind: Literal["rms"] = key("rms", "root-mean-square norm")
-    eps: float = key(1e-5, "added to the mean square", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
-
-
-class PlaceRMSNormConfig(RMSNormConfig):
-    """Root-mean-square norm (Zhang and Sennrich 2019), at one place."""
-
-    kind: Literal["rms"] = key(..., "root-mean-square norm")
-
-
-class LayerNormConfig(ConfigSection):
-    """Layer norm (Ba et al. 2016)."""
-
-    kind: Literal["layer"] = key(..., "layer norm")
-    eps: float = key(1e-5, "added to the variance", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
-    bias: bool = key(True, "a trained shift for each feature")
-
-
-class NoNormConfig(ConfigSection):
-    """No norm at all."""
-
-    kind: Literal["none"] = key(..., "no norm")
-
-
-class ModelNormConfig(ConfigSection):
-    """The norm that `model.norm` says."""
-
-    kind: Literal["model"] = key("model", "as model.norm")
-
-
-NormConfig = Annotated[RMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")]
-"""A norm, said in full."""
-
-PlaceNormConfig = Annotated[
-    ModelNormConfig | PlaceRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
-]
-"""The norm of one place, which is the model's unless it is said."""
-
 
 DOCUMENT_MASKS = ("causal_document", "document", "prefix")
 
@@ -230,16 +198,6 @@ InitConfig = Annotated[
 ]
 
 
-class HeadConfig(ConfigSection):
-    """The head, which turns the last features into logits: norm, dropout, one matrix."""
-
-    norm: PlaceNormConfig = key(
-        ModelNormConfig(), "norm before the matrix; the model's is left out with block: post_norm, which ends with one"
-    )
-    bias: bool = key(False, "a bias for each token")
-    dropout: float = key(0.0, "dropout on what enters the matrix", unit="probability", ge=0, lt=1)
-
-
 class TransformerConfig(ConfigSection):
     """Embedding, blocks of attention and feed-forward around a residual stream, and the head."""
 
@@ -267,7 +225,8 @@ class TransformerConfig(ConfigSection):
     feedforward: FeedForwardConfig = key(GatedFeedForwardConfig(), "what each position computes by itself")
     norm: NormConfig = key(RMSNormConfig(), "norm at all the places that name no other")
     position: PositionConfig = key(RopeConfig(), "how a position is told")
-    head: HeadConfig = key(HeadConfig(), "from the last features to logits")
+    embedding: EmbeddingConfig = key(TokenEmbeddingConfig(), "from ids to features")
+    head: HeadConfig = key(LinearHeadConfig(), "from the last features to logits")
     init: InitConfig = key(NormalInitConfig(), "how weights start")
     embedding_scale: float = key(1.0, "factor on the embedding of a token", unit="factor", gt=0)
     embedding_dropout: float = key(0.0, "dropout on the embedding", unit="probability", ge=0, lt=1)
@@ -301,6 +260,9 @@ class TransformerConfig(ConfigSection):
             yield config_error("attention.qk_norm", "takes its kind from model.norm, which is none")
         if self.block == "parallel" and self.feedforward.norm.kind != "model":
             yield config_error("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
+        if self.tie_embeddings and self.byte_parts:
+            part = "embedding" if isinstance(self.embedding, ByteEmbeddingConfig) else "head"
+            yield config_error("tie_embeddings", f"a byte-level {part} has no row an id to share; set it to false")
 
     @property
     def heads(self) -> int:
@@ -361,6 +323,12 @@ class TransformerConfig(ConfigSection):
         if self.block == "post_norm" and isinstance(self.head.norm, ModelNormConfig):
             return NoNormConfig(kind="none")
         return self._norm_of(self.head.norm)
+
+    @property
+    def byte_parts(self) -> tuple[ByteEmbeddingConfig | ByteHeadConfig, ...]:
+        """The embedding and the head where they are byte-level."""
+        ends = (self.embedding, self.head)
+        return tuple(part for part in ends if isinstance(part, ByteEmbeddingConfig | ByteHeadConfig))
 
     @property
     def tells_documents(self) -> bool:

@@ -135,10 +135,15 @@ def export_huggingface(run: ExportableRun, folder: Path, dtype: str = "fp32") ->
 
     ``AutoModelForCausalLM`` and ``AutoTokenizer`` load it with no code of ours wherever one of the library's classes
     computes the same; where none does, Quintet's own class comes with it. The folder appears when it is whole. Raises
-    UserError when it is not empty or `transformers` is not installed.
+    UserError when it is not empty, for byte-level parts, or if `transformers` is not installed.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new or an empty folder")
+    if isinstance(run.model, Transformer) and run.model.config.byte_parts:
+        raise UserError(
+            f"{folder}: cannot be written: a byte-level embedding or head spells ids with their bytes, which a "
+            "checkpoint of Hugging Face's form has no place for; use the run folder itself"
+        )
     with new_folder(folder) as whole:
         return _write(run, whole, dtype)
 
@@ -181,7 +186,7 @@ def _own_class(run: ExportableRun, special: dict[str, int | None], folder: Path)
     name = OWN_CLASSES[auto]
     config = modeling_quintet.QuintetConfig(
         model=run.model.config.model_dump(mode="json"),
-        vocab_size=len(run.model.embedding.weight),
+        vocab_size=run.model.rows,
         predicted_ids=run.model.vocab_size,
         max_position_embeddings=run.model.context_length,
         mask_token_id=run.objective.mask_id if masked else None,

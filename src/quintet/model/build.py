@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ def build_model(
     seed: int,
     *,
     extra_rows: int = 0,
+    pieces: Sequence[bytes] = (),
     weights: dict[str, Tensor] | None = None,
     meta: bool = False,
 ) -> Model:
@@ -27,10 +30,10 @@ def build_model(
 
     ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
     config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
-    are read and never predicted. ``weights``, by name, are taken as they are in place of random ones. Neither is for a
-    model of the transformers library, which has its own rows and weights. With ``meta`` all parameters
-    are on the meta device, of our own transformer for ``first_values`` to fill. PyTorch's global generator is not
-    touched.
+    are read and never predicted. ``pieces`` are the bytes of each id, for byte-level parts. ``weights``, by name, are
+    taken as they are in place of random ones. None of these is for a model of the transformers library, which has its
+    own rows and weights. With ``meta`` all parameters are on the meta device, of our own transformer for
+    ``first_values`` to fill. PyTorch's global generator is not touched.
     """
     if isinstance(config, HuggingFaceConfig):
         from quintet.model.hf.loading import build_pretrained, outline_pretrained
@@ -41,7 +44,7 @@ def build_model(
             return outline_pretrained(config, vocab_size, context_length)
         return build_pretrained(config, vocab_size, context_length, seed)
     with torch.device("meta"):
-        model = Transformer(config, vocab_size, context_length, extra_rows)
+        model = Transformer(config, vocab_size, context_length, extra_rows, pieces)
     if meta:
         return model
     if weights is None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quintet.config.model import NormConfig, TransformerConfig
+from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig, NormConfig
+from quintet.config.model import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ def count_parameters(
     """The parameters of ``build_model(config, vocab_size, context_length, ...)``, exactly."""
     rows = config.rows(vocab_size + extra_rows)
     positions = context_length if config.learns_positions else 0
-    embedding = (rows + positions) * config.width
-    head = 0 if config.tie_embeddings else rows * config.width
-    head_bias = rows if config.head.bias else 0
+    embedding = _embedding(config, rows) + positions * config.width
     feedforwards = 1 if config.tie_feedforward else config.layers
     outputs = 1 if config.tie_attention_output else config.layers
     total = (
@@ -51,8 +50,7 @@ def count_parameters(
         + feedforwards * _feedforward(config)
         + outputs * _output(config)
         + _norm(config.last_norm, config.width)
-        + head
-        + head_bias
+        + _head(config, rows)
     )
     return ParameterCount(total=total, trainable=total, embedding=embedding)
 
@@ -68,16 +66,60 @@ def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length:
     with the unfused attention. With a fused one on CUDA the counter adds the recomputation, 2 · heads · head_dim ·
     sequence_length a block; the fused one on a CPU it does not count at all.
     """
-    matrices = config.layers * _block_matrices(config) + config.rows(vocab_size + extra_rows) * config.width
+    matrices = config.layers * _block_matrices(config)
     attention = config.layers * 4 * config.heads * config.head_dim * sequence_length
-    forward = 2 * matrices + attention
+    forward = 2 * matrices + attention + _flops_of_ends(config, config.rows(vocab_size + extra_rows))
     return Flops(forward=forward, backward=2 * forward)
+
+
+def _flops_of_ends(config: TransformerConfig, rows: int) -> int:
+    """Forward FLOPs of embedding and head for a token; those of a lookup are none."""
+    embedding, head = config.embedding, config.head
+    total = 0
+    if isinstance(embedding, ByteEmbeddingConfig):
+        total += embedding.bytes * sum(
+            2 * _byte_matrices(taken, given) + 4 * embedding.bytes * taken
+            for taken, given in embedding.block_widths(config.width)
+        )
+    if not isinstance(head, ByteHeadConfig):
+        return total + 2 * rows * config.width
+    once = 2 * config.width * head.bytes * head.width
+    for taken, given in head.block_widths():
+        once += head.bytes * (2 * _byte_matrices(taken, given) + 4 * head.bytes * taken)
+    once += 2 * head.bytes * head.width * BYTE_SYMBOLS
+    return total + once * (2 if head.reconstruction else 1)
 
 
 def _block_matrices(config: TransformerConfig) -> int:
     queries, pairs = config.heads * config.head_dim, 2 * config.kv_heads * config.head_dim
     projections = 3 if config.feedforward.kind == "gated" else 2
     return config.width * (queries + pairs) + queries * config.width + projections * config.width * config.hidden
+
+
+def _embedding(config: TransformerConfig, rows: int) -> int:
+    part = config.embedding
+    if not isinstance(part, ByteEmbeddingConfig):
+        return rows * config.width
+    blocks = sum(_byte_block(config, taken, given) for taken, given in part.block_widths(config.width))
+    return (BYTE_SYMBOLS + part.bytes) * part.width + blocks
+
+
+def _head(config: TransformerConfig, rows: int) -> int:
+    part = config.head
+    if not isinstance(part, ByteHeadConfig):
+        return (0 if config.tie_embeddings else rows * config.width) + (rows if part.bias else 0)
+    blocks = sum(_byte_block(config, taken, given) for taken, given in part.block_widths())
+    return (config.width * part.bytes + part.bytes + BYTE_SYMBOLS) * part.width + blocks
+
+
+def _byte_block(config: TransformerConfig, taken: int, given: int) -> int:
+    """All parameters of a block over the bytes of an id."""
+    return _byte_matrices(taken, given) + 2 * _norm(config.norm, taken)
+
+
+def _byte_matrices(taken: int, given: int) -> int:
+    """Queries, keys, values and output, then up and down."""
+    return 4 * taken * taken + 4 * taken * taken + 4 * taken * given
 
 
 def _projection(config: TransformerConfig) -> int:

@@ -67,6 +67,7 @@ def _of_a_product(leaf: str) -> Role:
 EMBEDDING_STD = 0.02
 RESIDUAL_WRITERS = ("attention.output.weight", "attention_output.weight", "feedforward.down.weight")
 EMBEDDINGS = ("embedding.weight", "position.weight")
+"""What is looked up, by the ends of the names: of the ids, and of positions."""
 GAINS = {
     "linear": 1.0,
     "sigmoid": 1.0,
@@ -112,7 +113,7 @@ def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, gener
     elif isinstance(init, NormalInitConfig):
         scaled = init.scale_residual and name.endswith(RESIDUAL_WRITERS)
         value.normal_(0.0, init.std / (math.sqrt(2 * config.layers) if scaled else 1.0), generator=generator)
-    elif name in EMBEDDINGS:
+    elif role == "embedding" or name.endswith(EMBEDDINGS):
         value.normal_(0.0, EMBEDDING_STD, generator=generator)
     else:
         for matrix in _matrices(value, name, config):

@@ -1,119 +1,24 @@
-"""The transformer in one sitting: norms, attention, feed-forward networks, blocks, and the model around them.
-
-Under autocast a norm returns the narrow type that the matrix products after it take, so that what several of them read
-is converted once.
-"""
+"""The transformer in one sitting: attention, feed-forward networks, blocks, and the model around them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.model import (
-    Activation,
-    FeedForwardConfig,
-    GatedFeedForwardConfig,
-    LayerNormConfig,
-    NoNormConfig,
-    NormConfig,
-    RMSNormConfig,
-    TransformerConfig,
-)
+from quintet.config.embedding_and_head import ByteEmbeddingConfig, ByteHeadConfig
+from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForwardConfig, TransformerConfig
+from quintet.model.byte_level import ByteEmbedding, ByteHead
 from quintet.model.cache import Abilities, KVCache, LayerCache
 from quintet.model.dropout import KeyedDropout
 from quintet.model.kernels import AttentionMask, attend, choose_kernel, prepare_mask
 from quintet.model.mask import lay_out
+from quintet.model.norm import build_norm, product_dtype
 from quintet.model.position import Rotation, build_added_position, build_rope, rotate, split_and_rotate
-
-
-def build_norm(config: NormConfig, width: int) -> nn.Module:
-    """The norm of ``config`` over ``width`` features: [..., width] to [..., width]."""
-    match config:
-        case RMSNormConfig():
-            return RMSNorm(width, config.eps, config.gain)
-        case LayerNormConfig():
-            return LayerNorm(width, config.eps, config.gain, config.bias)
-        case NoNormConfig():
-            return nn.Identity()
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight (Zhang and Sennrich 2019); the weight is optional."""
-
-    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
-        super().__init__()
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _RMSNorm.apply(x, self.weight, self.eps, product_dtype(x))  # pyright: ignore[reportReturnType]
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, (self.width,), weight, self.eps).to(product_dtype(x))
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-
-
-class LayerNorm(nn.Module):
-    """(x − mean(x)) / sqrt(variance(x) + eps) · weight + bias (Ba et al. 2016); weight and bias are optional."""
-
-    def __init__(self, width: int, eps: float, gain: bool, bias: bool) -> None:
-        super().__init__()
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (None if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
-        return F.layer_norm(x, (self.width,), weight, bias, self.eps).to(product_dtype(x))
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a matrix product with ``x`` is computed here: autocast's, or that of ``x`` without autocast."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast for tensors without numbers
-        return x.dtype
-    return torch.get_autocast_dtype(device)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMS norm for a CPU, where PyTorch has none of its own and runs a dozen passes over memory instead.
-
-    Forward and backward of 4096 × 384 features take 0.8 ms instead of 3.5. The backward pass is that of layer norm with
-    a mean of zero, for which there is a fused kernel, plus the one term by which the two differ: through its mean a
-    layer norm also passes back −mean(gradient · weight) / rms.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(squares.square_().div_(x.shape[-1]).add_(eps))
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight).to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, scale = ctx.saved_tensors
-        gradient, wide_x, wide_weight = (part.to(scale.dtype) for part in (gradients[0], x, weight))
-        d_x, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            gradient, wide_x, weight.shape, torch.zeros_like(scale), scale, wide_weight, None, [True, True, False]
-        )
-        d_x += ((gradient @ wide_weight) / weight.shape[0])[..., None] * scale
-        return d_x.to(x.dtype), d_weight.to(weight.dtype), None, None
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -329,12 +234,23 @@ class Transformer(nn.Module):
 
     abilities = Abilities()
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, context_length: int, extra_rows: int = 0) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        context_length: int,
+        extra_rows: int = 0,
+        pieces: Sequence[bytes] = (),
+    ) -> None:
+        """``pieces`` are the bytes of each id, which byte-level parts alone read."""
         super().__init__()
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
         self.lay_out = lay_out  # a plan, whose tensors have no numbers, sets one that looks at none
-        rows = config.rows(vocab_size + extra_rows)
-        self.embedding = nn.Embedding(rows, config.width)
+        self.rows = rows = config.rows(vocab_size + extra_rows)
+        if isinstance(config.embedding, ByteEmbeddingConfig):
+            self.embedding = ByteEmbedding(config.embedding, config.width, config.norm, rows, pieces)
+        else:
+            self.embedding = nn.Embedding(rows, config.width)
         self.position = build_added_position(config.position, context_length, config.width)
         self.embedding_dropout = KeyedDropout(config.embedding_dropout)
         self.rope = build_rope(config, context_length)
@@ -345,8 +261,12 @@ class Transformer(nn.Module):
         if config.tie_feedforward:
             self.shared["feedforward"] = build_feedforward(config)
         self.norm = build_norm(config.last_norm, config.width)
-        self.head_dropout = KeyedDropout(config.head.dropout)
-        self.head = Head(rows, config.width, own_weight=not config.tie_embeddings, bias=config.head.bias)
+        if isinstance(config.head, ByteHeadConfig):
+            self.head_dropout = nn.Identity()
+            self.head = ByteHead(config.head, config.width, config.norm, rows, pieces)
+        else:
+            self.head_dropout = KeyedDropout(config.head.dropout)
+            self.head = Head(rows, config.width, own_weight=not config.tie_embeddings, bias=config.head.bias)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
         """Logits [batch, length, vocab] of the token after each of ``ids`` [batch, length]; see ``hidden``."""
@@ -359,20 +279,20 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         prompts: Tensor | None = None,
         cache: KVCache | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Features [batch, length, width] that the head takes, of ``ids`` [batch, length].
 
         ``documents`` [batch, length] numbers the document of each token, for masks that tell them apart, and
         ``prompts`` bool [batch, length] says which are of its prompt, for the prefix mask; others do not read them.
-        With ``cache``, ``ids`` continues the positions that are stored there, and is stored as well.
+        With ``cache``, ``ids`` continues the positions that are stored there, and is stored as well. ``embedded`` is
+        ``embed(ids)`` where that is known.
         """
         attention = self.config.attention
         layout = self.lay_out(attention, ids, documents, prompts, cache)
         length = layout.ranges.keys
         assert length <= self.context_length, f"{length} positions; built for {self.context_length}"
-        x = self.embedding(ids)
-        if self.config.embedding_scale != 1.0:
-            x = x * self.config.embedding_scale
+        x = self.embed(ids) if embedded is None else embedded
         if self.position is not None:
             x = x + self.position(layout.positions)
         x = self.embedding_dropout(x)
@@ -391,8 +311,16 @@ class Transformer(nn.Module):
             cache.advance(ids.shape[1])
         return self.head_dropout(self.norm(x))
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """[batch, length] to [batch, length, width], before positions and dropout."""
+        x = self.embedding(ids)
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., width] to [..., vocab]; the rows that pad the vocabulary are cut off."""
+        if isinstance(self.head, ByteHead):
+            return self.head.id_logits(hidden, self.vocab_size)
+        assert self.head_weight is not None
         return F.linear(hidden, self.head_weight, self.head_bias)[..., : self.vocab_size]
 
     def start_cache(
@@ -405,19 +333,24 @@ class Transformer(nn.Module):
         return KVCache(len(self.blocks), capacity, padding=on_device, static=static, device=self.device)
 
     @property
-    def head_weight(self) -> Tensor:
-        """[rows, width]; the embedding itself when the two are tied."""
-        return self.embedding.weight if self.head.weight is None else self.head.weight
+    def head_weight(self) -> Tensor | None:
+        """[rows, width]; the embedding itself when the two are tied, and None where the head is more than a matrix."""
+        if isinstance(self.head, ByteHead):
+            return None
+        if self.head.weight is not None:
+            return self.head.weight
+        assert isinstance(self.embedding, nn.Embedding)
+        return self.embedding.weight
 
     @property
     def head_bias(self) -> Tensor | None:
         """[rows], or None."""
-        return self.head.bias
+        return None if isinstance(self.head, ByteHead) else self.head.bias
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.embedding.weight.device
+        return next(self.embedding.parameters()).device
 
 
 class Head(nn.Module):

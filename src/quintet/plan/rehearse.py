@@ -29,6 +29,7 @@ from quintet.plan.fake_world import (
 )
 from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import TokenBytes
 from quintet.train.compute import Compute
 from quintet.train.model import checkpoint_activations, make_model, make_objective
 from quintet.train.objective import LossModule
@@ -104,6 +105,7 @@ class _Sizes:
 
     vocab_size: int
     end_id: int = 0  # stands for the mask
+    pieces = TokenBytes(())
 
 
 def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False) -> Rehearsal:

@@ -16,6 +16,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.train import ActivationCheckpointing
 from quintet.errors import UserError
 from quintet.model import Model, build_model
+from quintet.model.byte_level import cut_ids
 from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
 from quintet.model.hf.count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
@@ -40,6 +41,7 @@ def make_model(
         context_length(config),
         config.seed,
         extra_rows=extra_rows(config),
+        pieces=tokenizer.pieces.table if config.model.byte_parts else (),
         weights=weights,
         meta=meta,
     )
@@ -95,6 +97,15 @@ def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
     if isinstance(config.model, HuggingFaceConfig):
         return count_pretrained(config.model, vocab_size, context_length(config))
     return count_parameters(config.model, vocab_size, context_length(config), extra_rows(config))
+
+
+def spelling_notes(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
+    """Return a line for each byte-level part of the model that reads less than all bytes of some ids."""
+    if isinstance(config.model, HuggingFaceConfig):
+        return []
+    lengths = {part.bytes for part in config.model.byte_parts}
+    lines = [cut_ids(tokenizer.pieces.table, length) for length in sorted(lengths)]
+    return [f"model: {line}" for line in lines if line is not None]
 
 
 def training_flops(config: RunConfig, vocab_size: int) -> Flops:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from quintet.config.documents import IGNORED
 from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig
 from quintet.data.batch import Batch
-from quintet.model import Model
+from quintet.model import Model, Transformer
+from quintet.model.byte_level import ByteHead
 from quintet.randomness import key
 from quintet.train.loss import Smoothing, cross_entropy, linear_cross_entropy
 
@@ -91,6 +93,16 @@ class Objective:
         document's prompt, for the prefix mask; without it none does.
         """
         smoothing = Smoothing() if plain else self.smoothing
+        if isinstance(model, Transformer) and isinstance(head := model.head, ByteHead):
+            embedded = model.embed(inputs)
+            hidden = model.hidden(inputs, documents=documents, prompts=prompts, embedded=embedded)
+            total = byte_loss(head, hidden, targets, smoothing)
+            if head.reconstruction and not plain:
+                # As many terms as the first loss has, so that dividing by their number gives both means.
+                read = torch.where(targets == IGNORED, IGNORED, inputs)
+                again = byte_loss(head, model.norm(embedded), read, Smoothing(), call=1)
+                total = total + head.reconstruction * again
+            return total
         hidden = model.hidden(inputs, documents=documents, prompts=prompts)
         weight = model.head_weight
         if weight is None:
@@ -104,6 +116,16 @@ class Objective:
             smoothing=smoothing,
             chunk=self.config.chunk,
         )
+
+
+def byte_loss(head: ByteHead, hidden: Tensor, targets: Tensor, smoothing: Smoothing, call: int = 0) -> Tensor:
+    """Summed −log of the probability of ``targets`` [...] after ``hidden`` [..., width], in nats, which is the sum over
+    their symbols, padding included; where several ids have one spelling, that of the spelling divided by their number.
+    ``smoothing`` is of each symbol, and ``call`` as in `ByteBlock`."""
+    valid = targets != IGNORED
+    ids = targets.clamp(min=0)
+    symbols = torch.where(valid[..., None], head.spelling(ids), IGNORED)
+    return cross_entropy(head(hidden, call), symbols, smoothing) + (head.spelling.log_shares[ids] * valid).sum()
 
 
 class LossModule(nn.Module):

@@ -36,7 +36,7 @@ from quintet.train.engine import Built, build_engine, load_training
 from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
-from quintet.train.model import make_objective, training_flops
+from quintet.train.model import make_objective, spelling_notes, training_flops
 from quintet.train.parallel.group import timeout
 from quintet.train.run import Run
 from quintet.train.run_folder import (
@@ -157,7 +157,7 @@ def _chosen_compute(config: RunConfig) -> Compute:
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     """Lines about the data that are worth knowing before the first step."""
-    notes = prepared.lines()
+    notes = prepared.lines() + spelling_notes(run.config, prepared.tokenizer)
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
         notes += broadcast_from_rank0(lambda: seen_before(run.config, prepared))

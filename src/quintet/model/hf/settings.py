@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from quintet.config.embedding_and_head import EmbeddingConfig, HeadConfig
 from quintet.config.keypath import is_mapping
 from quintet.config.model import CausalAttentionConfig, TransformerConfig
 from quintet.config.position import (
@@ -60,7 +61,8 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
         "feedforward.width": config.hidden,
         "feedforward.activation": feedforward.activation,
         "feedforward.bias": feedforward.bias,
-        "head.bias": config.head.bias,
+        **{f"embedding.{name}": value for name, value in _of_end(config.embedding).items()},
+        **{f"head.{name}": value for name, value in _of_end(config.head).items()},
         "embedding_scale": config.embedding_scale,
         "tie_embeddings": config.tie_embeddings,
         "tie_feedforward": config.tie_feedforward,
@@ -78,11 +80,16 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
     norms = {"attention.norm": config.attention_norm, "head.norm": config.last_norm}
     if config.block != "parallel":
         norms["feedforward.norm"] = config.feedforward_norm
-    if attention.qk_norm != "none":
+    if attention.qk_norm != "none" or config.byte_parts:
         norms["norm"] = config.norm
     for part, norm in norms.items():
         facts |= {f"{part}.{name}": value for name, value in norm.model_dump().items()}
     return facts
+
+
+def _of_end(part: EmbeddingConfig | HeadConfig) -> dict[str, Any]:
+    """The facts of an embedding or a head, but for its norm, which has a default that is said elsewhere."""
+    return part.model_dump(exclude={"norm", "dropout", "reconstruction"})
 
 
 def portable(config: TransformerConfig) -> TransformerConfig:

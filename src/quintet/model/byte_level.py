@@ -1,0 +1,159 @@
+"""Byte-level embedding and head, after SuperTinyLanguageModels (2024, `models/experimental/byte_level`).
+
+Ids stay those of the tokenizer, which pools bytes into them; a fixed table spells each id with symbols, so that data,
+masks and targets are those of any other model. Each symbol has an embedding and a place, a small transformer without a
+mask mixes those of one id, and their mean is the id's embedding. The head goes the other way: it projects the features
+of a position to one vector a place, mixes these, and predicts the symbols of all places at once. The probability of an
+id is the product of those of its symbols, padding among them, so that an id may have any number of bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quintet.config.embedding_and_head import (
+    BYTE_SYMBOLS,
+    MARK,
+    PADDING,
+    ByteEmbeddingConfig,
+    ByteHeadConfig,
+    NormConfig,
+)
+from quintet.model.dropout import KeyedDropout
+from quintet.model.norm import build_norm
+from quintet.model.position import LearnedPosition
+
+
+class Spelling(nn.Module):
+    """The symbols of each id: its bytes, cut or padded to one length.
+
+    An id that writes no text is spelled with a mark and its number among those, in base 256 from the lowest digit on;
+    the first of them, as a rule the end of a document, is the mark alone.
+    """
+
+    symbols: Tensor
+    log_shares: Tensor
+
+    def __init__(self, pieces: Sequence[bytes], rows: int, length: int) -> None:
+        """``pieces`` are the bytes of the ids, of which there may be fewer than ``rows``."""
+        super().__init__()
+        table = np.full((rows, length), PADDING, dtype=np.int16)
+        without_text = 0
+        for row in range(rows):
+            spelled = list(pieces[row][:length]) if row < len(pieces) else []
+            if not spelled:
+                spelled = [MARK, *without_text.to_bytes((without_text.bit_length() + 7) // 8, "little")]
+                without_text += 1
+            table[row, : len(spelled)] = spelled
+        _, same, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
+        self.register_buffer("symbols", torch.from_numpy(table), persistent=False)
+        shares = np.log(counts[same.reshape(-1)]).astype(np.float32)
+        self.register_buffer("log_shares", torch.from_numpy(shares), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Symbols int64 [..., bytes] of ``ids`` [...]."""
+        return self.symbols[ids].long()
+
+
+def cut_ids(pieces: Sequence[bytes], length: int) -> str | None:
+    """A line on the ids whose bytes are more than ``length``; None if there are none."""
+    cut = [piece for piece in pieces if len(piece) > length]
+    if not cut:
+        return None
+    begun = Counter(piece[:length] for piece in pieces if len(piece) >= length)
+    alike = sum(begun[piece[:length]] > 1 for piece in cut)
+    line = f"{len(cut):,} of {len(pieces):,} ids have more than {length} bytes and are spelled by their first {length}"
+    return f"{line}; {alike:,} of them are spelled like another id" if alike else line
+
+
+class ByteBlock(nn.Module):
+    """h = x + attention(norm(x)), and down(gelu(up(norm(h)))) without a residual, so that the width may change.
+
+    All places of an id see one another, the padded ones as well.
+    """
+
+    def __init__(self, taken: int, given: int, heads: int, norm: NormConfig, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = build_norm(norm, taken)
+        self.qkv = nn.Linear(taken, 3 * taken, bias=False)
+        self.output = nn.Linear(taken, taken, bias=False)
+        self.attention_dropout = nn.Dropout(dropout)
+        self.dropout = KeyedDropout(dropout)
+        self.feedforward_norm = build_norm(norm, taken)
+        self.up = nn.Linear(taken, 4 * taken, bias=False)
+        self.down = nn.Linear(4 * taken, given, bias=False)
+
+    def forward(self, x: Tensor, call: int = 0) -> Tensor:
+        """[..., bytes, taken] to [..., bytes, given]; ``call`` tells two uses in one pass apart."""
+        *leading, places, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(-1, places, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        rate = self.attention_dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate)
+        found = self.output(mixed.transpose(1, 2).reshape(*leading, places, width))
+        x = x + self.dropout(found, call)
+        return self.down(F.gelu(self.up(self.feedforward_norm(x))))
+
+
+class ByteEmbedding(nn.Module):
+    """The mean of the mixed symbols of each id: ids [...] to [..., width]."""
+
+    def __init__(
+        self, config: ByteEmbeddingConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
+    ) -> None:
+        super().__init__()
+        self.spelling = Spelling(pieces, rows, config.bytes)
+        self.symbols = nn.Embedding(BYTE_SYMBOLS, config.width)
+        self.position = LearnedPosition(config.bytes, config.width)
+        self.blocks = nn.ModuleList(
+            ByteBlock(taken, given, config.heads, norm, config.dropout) for taken, given in config.block_widths(width)
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.symbols(self.spelling(ids)) + self.position.weight
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(dim=-2)
+
+
+class ByteHead(nn.Module):
+    """Logits of the symbols at all places of the next id: features [..., width] to [..., bytes, symbols]."""
+
+    def __init__(
+        self, config: ByteHeadConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
+    ) -> None:
+        super().__init__()
+        self.spelling = Spelling(pieces, rows, config.bytes)
+        self.reconstruction = config.reconstruction
+        self.places = (config.bytes, config.width)
+        self.projection = nn.Linear(width, config.bytes * config.width, bias=False)
+        self.position = LearnedPosition(config.bytes, config.width)
+        self.blocks = nn.ModuleList(
+            ByteBlock(taken, given, config.heads, norm, config.dropout) for taken, given in config.block_widths()
+        )
+        self.symbols = nn.Linear(config.width, BYTE_SYMBOLS, bias=False)
+
+    def forward(self, hidden: Tensor, call: int = 0) -> Tensor:
+        # The original adds to the projection its sum with the places, so that it counts twice.
+        x = 2 * self.projection(hidden).unflatten(-1, self.places) + self.position.weight
+        for block in self.blocks:
+            x = block(x, call)
+        return self.symbols(x)
+
+    def id_logits(self, hidden: Tensor, ids: int) -> Tensor:
+        """fp32 log-probabilities [..., ids] of the first ``ids`` ids after ``hidden`` [..., width].
+
+        They sum to less than 1 by what goes to spellings of no id. Ids with one spelling share its probability evenly.
+        """
+        found = self(hidden).float().log_softmax(dim=-1)
+        total = -self.spelling.log_shares[:ids].expand(*hidden.shape[:-1], -1)
+        for place in range(self.places[0]):
+            total = total + found[..., place, :][..., self.spelling.symbols[:ids, place].long()]
+        return total
