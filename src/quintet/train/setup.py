@@ -104,9 +104,7 @@ def set_up(
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(
-            folder / "checkpoints", config.checkpoint, timeout(config), _first_kept(config, progress)
-        ),
+        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), kept),
         tracker=_tracker(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
