@@ -1,4 +1,4 @@
-"""Reading beyond one text from its beginning: what a model can do, and the cache of keys and values for it."""
+"""Ways of reading other than one text from its beginning, and the cache of keys and values for them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Abilities:
-    """Ways of reading that give what plain reading gives: one text alone, whole, from its beginning.
+    """Ways of reading that give what plain reading gives, which reads one whole text alone from its beginning.
 
-    ``cache``: token by token, with what is kept of the text before. ``batch``: so in rows, the shorter ones with
-    padding on the left. ``static``: so in a cache of one shape. ``reorder``: after the rows of the cache were exchanged
-    or repeated. ``shared``: several tokens at once after a beginning that was read once for several rows. ``filled``:
-    whole rows of which the shorter ones have something on the right. ``documents``: several texts in one row, told
-    apart by their positions.
+    ``cache``: token by token, with a cache of the text before. ``batch``: the same in rows, the shorter ones with
+    padding on the left. ``static``: the same in a cache of one shape. ``reorder``: after rows of the cache were
+    exchanged or repeated. ``shared``: several tokens at once after a beginning that was read once for several rows.
+    ``filled``: whole rows, the shorter ones filled up on the right. ``documents``: several texts in one row, separated
+    by their positions. ``causal``: with no token seeing a later one.
 
     ``boundary`` is the longest text, in tokens, that is read with the first set of positions, where a model has another
-    set for longer ones: what holds, holds for texts on one side of it. ``positions`` says how the model counts where it
-    is told no positions: from zero; from the number after its padding id, passing over that id; or in a way of its own,
-    so that it must not be told.
+    set for longer ones; abilities then hold for texts on the same side of it. ``positions`` is how the model counts
+    where it is given no positions: from zero; from the number after its padding id, passing over that id; or in a way
+    of its own, so that it must not be given any.
     """
 
     cache: bool = True
@@ -38,7 +38,11 @@ class Abilities:
     positions: Literal["from zero", "after padding id", "own"] = "from zero"
 
     def together(self, length: int) -> Hashable:
-        """Texts for which this is equal may be read in one pass, each whole, with whatever fills up the shorter."""
+        """A key that is equal for texts that may be read whole in one pass, the shorter ones filled up.
+
+        >>> Abilities(filled=False).together(5)
+        5
+        """
         return self.beyond(length) if self.filled else length
 
     def beyond(self, length: int) -> bool:
@@ -46,7 +50,7 @@ class Abilities:
         return self.boundary is not None and length > self.boundary
 
     def slower(self) -> list[str]:
-        """A line for each thing that the model does in a slower way than others, so that it is right."""
+        """A line for each thing that the model does in a slower way than others to be right."""
         found: list[str] = []
         if not self.cache:
             found.append("reads all of a text anew for each token that it writes, for its cache gives other logits")
@@ -67,7 +71,7 @@ class Abilities:
 
 
 class LayerCache:
-    """Keys and values of one block, [batch, kv_heads, capacity, head_dim], filled from the left."""
+    """Keys and values of one block, floats [batch, kv_heads, capacity, head_dim], filled from the left."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -77,7 +81,7 @@ class LayerCache:
         """Store ``keys`` and ``values`` [batch, kv_heads, length, head_dim] and return all that is stored so far, or
         the whole buffers if they are static.
 
-        Memory is taken with the first tokens, in their type, on their device and with their number of heads.
+        Buffers are allocated with the first tokens, in their dtype, on their device and with their number of heads.
         """
         start, length = self._cache.start, keys.shape[2]
         stop = self._cache.keys_after(length)
@@ -94,7 +98,7 @@ class LayerCache:
         return self._pair[0][:, :, :stop], self._pair[1][:, :, :stop]
 
     def select(self, rows: Tensor) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; the batch may grow or shrink by it."""
+        """Make row i of the batch what row ``rows[i]`` was; int64 [new batch], which may be larger or smaller."""
         if self._pair is not None:
             self._pair = self._pair[0].index_select(0, rows), self._pair[1].index_select(0, rows)
 
@@ -102,9 +106,9 @@ class LayerCache:
 class KVCache:
     """One ``LayerCache`` a block, for up to ``capacity`` positions.
 
-    ``padding`` [batch] counts the positions on the left of each row that hold no token. A ``static`` cache has tensors
-    of one shape from the first token to the last, and keeps its length on the device, so that a compiled step serves
-    them all.
+    ``padding``, int64 [batch], counts the positions on the left of each row that hold no token. A ``static`` cache has
+    tensors of one shape from the first token to the last, and keeps its length on the device, so that one compiled step
+    serves all tokens.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class KVCache:
 
     @property
     def start(self) -> int | Tensor:
-        """The index of the next token; on the device when the cache is static."""
+        """The index of the next token; an int64 scalar on the device when the cache is static."""
         return self._length if self._position is None else self._position
 
     def keys_after(self, length: int) -> int:
@@ -148,19 +152,19 @@ class KVCache:
             self._position += length
 
     def document_begin(self, documents: Tensor, fresh: Tensor) -> Tensor:
-        """The index at which the documents of the next tokens begin, [batch]: where the last ones did if they go on,
-        else at ``fresh``."""
+        """The index at which the documents of the next tokens begin: where the last ones did if they go on, otherwise
+        at ``fresh``. All are int64 [batch]."""
         if self._document is None:
             return fresh
         last, begin = self._document
         return torch.where(documents == last, begin, fresh)
 
     def remember_document(self, documents: Tensor, begins: Tensor) -> None:
-        """Keep the number and the beginning of each row's last document, [batch] each."""
+        """Keep the number and the beginning of each row's last document, both int64 [batch]."""
         self._document = documents, begins
 
     def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was, in every block."""
+        """Make row i of the batch what row ``rows[i]`` was, in every block; int64 [new batch]."""
         for layer in self.layers:
             layer.select(torch.as_tensor(rows))
         if self.padding is not None:

@@ -1,9 +1,8 @@
-"""Dropout whose mask follows from the sample and not from the batch that it is in; the rate of all dropouts of a model
-at once, and a model without any."""
+"""Dropout with a mask that follows from the sample and not from its batch, and the rate of all dropouts of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,16 +17,16 @@ _GOLDEN, _FIRST, _SECOND = -1640531527, 2146121005, -2073254261
 class KeyedDropout(nn.Dropout):
     """Dropout of [samples, …, features] with a mask that is a hash of the sample's key, the position and the feature.
 
-    So neither the samples beside it nor the number of processes change what is dropped of a sample, a recomputed pass
-    drops the same, and nothing has to be stored. ``keys`` int32 [calls, samples] are set by `set_dropout_keys` before a
-    pass; without them the mask comes from PyTorch's generator.
+    So what is dropped of a sample depends neither on the samples beside it nor on the number of processes, a recomputed
+    pass drops the same, and nothing has to be stored. ``keys``, int32 [calls, samples], are set by `set_dropout_keys`
+    before a pass; without them the mask comes from PyTorch's generator.
     """
 
     keys: Tensor | None = None
 
     def forward(self, input: Tensor, call: int = 0) -> Tensor:
-        """``input`` with a part ``p`` of its features 0 and the others scaled by 1 / (1 - p); ``call`` tells two uses
-        in one pass apart."""
+        """``input``, floats [samples, …, features], with a share ``p`` set to 0 and the others scaled by 1 / (1 - p);
+        ``call`` distinguishes two uses in one pass."""
         if not self.training or self.p == 0.0:
             return input
         if self.keys is None or self.p == 1.0:
@@ -53,7 +52,11 @@ def dropped(keys: Tensor, shape: Sequence[int], rate: float) -> Tensor:
 
 
 def mixed(values: Tensor) -> Tensor:
-    """A permutation of int32 in which each bit of ``values`` changes half of all bits."""
+    """A permutation of int32 ``values`` [...] in which each bit of them changes half of all bits.
+
+    >>> mixed(torch.tensor([0, 1], dtype=torch.int32)).unique().numel()
+    2
+    """
     values = (values ^ (values >> 16)) * _FIRST
     values = (values ^ (values >> 15)) * _SECOND
     return values ^ (values >> 16)
@@ -91,8 +94,8 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Give every dropout of ``model`` the ``rate``, also those that models of the transformers library keep as a plain
-    number beside their attention."""
+    """Give every dropout of ``model`` the ``rate``, including those that models of the transformers library keep as a
+    plain number beside their attention."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
@@ -103,15 +106,19 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 def is_dropout_rate(name: str, value: object) -> bool:
-    """True for an attribute ``name`` of ``value`` that is a rate, as the transformers library names them; layerdrop,
-    which leaves out whole layers, is none."""
+    """True for an attribute with this name and ``value`` that the transformers library uses as a rate; not for
+    layerdrop, which leaves out whole layers.
+
+    >>> is_dropout_rate("attention_dropout", 0.1), is_dropout_rate("use_dropout", True)
+    (True, False)
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and ("dropout" in name or name.endswith("pdrop"))
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off within, and ``model`` as it was afterwards, also after an error."""
+def evaluation_mode(model: nn.Module) -> Generator[None]:
+    """Switch dropout off within, and leave ``model`` in the mode that it had, also after an error."""
     was_training = model.training
     model.eval()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,16 @@ from quintet.model.build import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.model.mask import documents_after, leading
 from quintet.model.sampling import GenerationSettings, choose
+from quintet.model.typed import as_list, compiled
 from quintet.randomness import key
 
 
 class Decoder:
-    """The logits that ``model`` gives after texts that grow by a token a step, with up to ``room`` positions.
+    """The logits of ``model`` after texts that grow by a token a step, with up to ``room`` positions.
 
-    A causal model keeps keys and values of what it has read. Where later tokens change what earlier ones mean, in
-    bidirectional attention, the whole texts are read anew for each token.
+    A causal model keeps the keys and values of what it has read. With bidirectional attention, where later tokens
+    change the features of earlier ones, the whole texts are read anew for each token. Raises UserError for a ``static``
+    cache in that case.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Decoder:
             )
         self._model, self._room, self._allowed, self._static = model, room, allowed_ids, static
         self._tells_documents = config.tells_documents
-        self._compiled: Any = torch.compile(self._logits, dynamic=False) if compile else None
+        self._compiled = compiled(self._logits, dynamic=False) if compile else None
         self._texts: list[list[int]] = []
         self._prompts: list[int] = []
         self._preceding: list[int] = []
@@ -52,14 +53,14 @@ class Decoder:
 
     @property
     def full(self) -> bool:
-        """True where there is no room for one token more."""
+        """True where there is no room for another token."""
         return self._length >= self._room
 
     def begin(self, texts: list[list[int]], prompts: list[int], preceding: list[int]) -> Tensor:
         """fp32 logits [batch, allowed ids] of the token after each of ``texts``; forget what was read before.
 
         ``prompts`` counts the tokens at the beginning of each text that see one another, for the prefix mask, and
-        ``preceding`` those that are of the document before, for masks that tell documents apart.
+        ``preceding`` those that belong to the document before, for masks that separate documents.
         """
         self._texts, self._prompts, self._preceding = texts, prompts, preceding
         self._length = max(map(len, texts))
@@ -73,12 +74,12 @@ class Decoder:
         before, prompt, left = torch.tensor([preceding, prompts, padding], device=device)
         if self._tells_documents and any(preceding):
             documents = documents_after(before, self._length, left)
-        # A new length would be compiled for again.
+        # Each new length would be compiled anew.
         with torch.compiler.set_stance("force_eager"):
             return self._logits(ids, documents, leading(prompt, self._length, left))
 
     def read(self, tokens: list[int]) -> Tensor:
-        """The same when each text has grown by one of ``tokens``."""
+        """fp32 logits [batch, allowed ids] after each text has grown by one of ``tokens``."""
         assert not self.full
         if self._anew:
             grown = [[*text, token] for text, token in zip(self._texts, tokens, strict=True)]
@@ -99,6 +100,7 @@ class Decoder:
         self._cache.select(torch.tensor(rows, device=self._model.device))
 
     def _logits(self, ids: Tensor, documents: Tensor | None, prompts: Tensor | None) -> Tensor:
+        """fp32 logits [batch, allowed ids] after int64 ``ids`` [batch, length]; ``prompts`` is bool of that shape."""
         hidden = self._model.hidden(ids, documents=documents, prompts=prompts, cache=self._cache)[:, -1]
         return self._model.logits(hidden)[:, : self._allowed].float()
 
@@ -124,14 +126,14 @@ def generate(
     ``settings.seed`` and its number, counted from ``first_row``.
 
     Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Each text is one
-    document, but for the first ``preceding`` ids of each prompt, none by default: these are of the document before, for
-    masks that tell documents apart. With ``static`` the cache has one shape from the first token to the last, and with
-    ``compile`` the step of one token is compiled for it.
+    document, except that the first ``preceding`` ids of each prompt, none by default, belong to the document before,
+    for masks that separate documents. With ``static`` the cache has one shape from the first token to the last, and
+    with ``compile`` the step of one token is compiled for it.
 
-    Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, encoded anew:
-    every position stays one that the model was built for, and the cost of a token stays bounded. Of a longer prompt
-    the end counts. While it runs the model is in evaluation mode; afterwards it is as it was. Raises UserError for an
-    empty prompt.
+    Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, read anew: it
+    was built for every position that occurs, and the cost of a token stays bounded. A longer prompt is cut to its end.
+    The model is in evaluation mode until the last token, and then in the mode that it had. Raises UserError for an
+    empty prompt, and for ``static`` with bidirectional attention.
     """
     texts = [_checked(prompt) for prompt in prompts]
     if not texts:
@@ -152,7 +154,7 @@ def generate(
             chosen = choose(logits, seen, settings, generators)
             if settings.repetition_penalty != 1.0:
                 seen = torch.cat([seen, chosen[:, None]], dim=1)
-            ids = chosen.tolist()
+            ids = as_list(chosen)
             alive = [living and token not in end_ids for living, token in zip(alive, ids, strict=True)]
             if not any(alive):
                 return
@@ -162,7 +164,7 @@ def generate(
 
 
 class _Windows:
-    """The part of each text that the model sees: all of it until it outgrows the context, then its end."""
+    """The part of each text that the model reads: all of it until it outgrows the context, then its end."""
 
     def __init__(self, texts: list[list[int]], preceding: list[int], limit: int) -> None:
         self._texts, self._preceding, self._limit = texts, preceding, limit
@@ -170,7 +172,7 @@ class _Windows:
         self._begins = [max(0, len(text) - limit) for text in texts]
 
     def cut(self, alive: list[bool]) -> list[list[int]]:
-        """The windows, each cut to half the context where it has outgrown it; of a text that has ended one token."""
+        """The windows, each cut to half the context where it has outgrown it; one token of a text that has ended."""
         for row, text in enumerate(self._texts):
             if not alive[row]:
                 self._begins[row] = len(text) - 1
@@ -180,12 +182,12 @@ class _Windows:
 
     @property
     def prompts(self) -> list[int]:
-        """The tokens of each window that are the prompt's."""
+        """Counts of the tokens of each window that belong to the prompt."""
         return [max(0, prompt - begin) for prompt, begin in zip(self._prompts, self._begins, strict=True)]
 
     @property
     def preceding(self) -> list[int]:
-        """The tokens of each window that are of the document before."""
+        """Counts of the tokens of each window that belong to the document before."""
         return [max(0, count - begin) for count, begin in zip(self._preceding, self._begins, strict=True)]
 
 
@@ -209,10 +211,10 @@ def beam_search(
 ) -> list[int]:
     """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end.
 
-    A continuation of n tokens, its end counted, is rated by its log-probability / n ** ``length_penalty``. The search
-    ends when ``beams`` continuations are complete and the best open one is rated below them all. Prompt and output have
-    to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and then
-    the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` as in ``generate``. Raises
+    The score of a continuation of n tokens, its end included, is its log-probability / n ** ``length_penalty``. The
+    search ends when ``beams`` continuations are complete and the best open one scores below them all. Prompt and output
+    have to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and
+    then the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` are as in ``generate``. Raises
     UserError for an empty prompt or fewer than one beam.
     """
     if beams < 1:
@@ -250,19 +252,23 @@ def beam_search(
 
 
 def _best_candidates(logits: Tensor, beams: list[_Beam], count: int) -> list[tuple[int, int, float]]:
-    """(row, id, score) of the ``count`` best continuations of ``beams`` by one token, best first."""
+    """(row, id, score) of the ``count`` best continuations of ``beams`` by one token, best first, from fp32 ``logits``
+    [beams, ids]."""
     before = torch.tensor([[beam.score] for beam in beams], device=logits.device)
     scores = (before + logits.log_softmax(dim=-1)).flatten()
     best = scores.topk(min(count, scores.numel()))
     ids = logits.shape[-1]
-    return [
-        (index // ids, index % ids, score)
-        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    pairs = zip(as_list(best.indices), as_list(best.values), strict=True)
+    return [(index // ids, index % ids, score) for index, score in pairs]
 
 
 def _side_by_side(texts: list[list[int]], filler: int) -> Tensor:
-    """``texts`` as one matrix, with ``filler`` on the left of the shorter ones."""
+    """``texts`` as int64 [texts, longest], with ``filler`` on the left of the shorter ones.
+
+    >>> _side_by_side([[1, 2], [3]], filler=0)
+    tensor([[1, 2],
+            [0, 3]])
+    """
     longest = max(map(len, texts))
     return torch.tensor([[filler] * (longest - len(text)) + text for text in texts])
 

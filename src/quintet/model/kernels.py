@@ -15,13 +15,14 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from quintet.config.model import AttentionConfig
 from quintet.errors import UserError
 from quintet.model.mask import KeyRanges
+from quintet.model.typed import apply, as_list, compiled
 
 Kernel = Literal["sdpa", "flash", "flex", "blocked"]
 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """``ranges`` as ``kernel`` wants them, made once for all blocks of a forward pass."""
+    """``ranges`` in the form that ``kernel`` takes, made once for all blocks of a forward pass."""
 
     ranges: KeyRanges
     kernel: Kernel
@@ -41,8 +42,8 @@ def choose_kernel(
 ) -> Kernel:
     """The kernel for ``ranges`` on ``device`` with matrix products in ``dtype``.
 
-    ``cached`` queries continue a text; ``dropping`` says whether attention weights are dropped now. Raises UserError
-    for a backend that the run file asks for and that cannot be had here.
+    ``cached`` queries continue a text; with ``dropping``, attention weights are dropped in this pass. Raises UserError
+    for a backend that the run file asks for and that does not work here.
     """
     training = torch.is_grad_enabled()
     if config.backend == "flex" and not cached:
@@ -92,8 +93,9 @@ def attend(
     """softmax(queries · keysᵀ · scale + mask) · values.
 
     ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, positions, features],
-    and each key head serves heads / kv_heads consecutive query heads. Returns the shape of ``queries``. ``dropout`` is
-    the probability with which an attention weight is dropped; ``scale`` is 1 / sqrt(features) when None.
+    and each key head serves heads / kv_heads consecutive query heads. All have one float dtype; the result has it too,
+    in the shape of ``queries``. ``dropout`` is the probability with which an attention weight is dropped; ``scale`` is
+    1 / sqrt(features) when None.
     """
     if mask.kernel == "blocked":
         factor = queries.shape[-1] ** -0.5 if scale is None else scale
@@ -101,8 +103,8 @@ def attend(
     grouped = queries.shape[1] != keys.shape[1]
     if mask.kernel == "flex":
         assert not dropout
-        compiled = queries.device.type != "cpu" and not torch.compiler.is_compiling()
-        attention = _compiled_flex() if compiled else flex_attention
+        compiles = queries.device.type != "cpu" and not torch.compiler.is_compiling()
+        attention = _compiled_flex() if compiles else flex_attention
         return attention(queries, keys, values, block_mask=mask.blocks, scale=scale, enable_gqa=grouped)
     if grouped and queries.device.type == "cuda" and queries.dtype == torch.float32:
         # Of the fused kernels on CUDA only those for 16 bits share a key head; fp32 would fall back to the unfused one.
@@ -121,6 +123,7 @@ def _block_mask(ranges: KeyRanges, device: torch.device) -> BlockMask:
     first, last, offset = ranges.first, ranges.last, ranges.keys - ranges.length
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """True where ``query`` sees ``key``: bool of the shape of these integers, scalars or vmap's batches of them."""
         seen = key >= 0
         if first is not None:
             seen = seen & (key >= first[batch if first.shape[0] > 1 else 0, query])
@@ -130,28 +133,28 @@ def _block_mask(ranges: KeyRanges, device: torch.device) -> BlockMask:
 
     batches = {part.shape[0] for part in (first, last) if part is not None}
     batch = max(batches, default=1)
-    # Compiled, it does not write out the whole matrix first.
+    # A compiled one does not write out the whole matrix first.
     make = _compiled_block_mask() if device.type == "cuda" else create_block_mask
     return make(sees, batch if batch > 1 else None, None, ranges.length, ranges.keys, device=device)
 
 
 @cache
 def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    return compiled(flex_attention, dynamic=False)
 
 
 @cache
 def _compiled_block_mask() -> Any:
-    return torch.compile(create_block_mask)
+    return compiled(create_block_mask)
 
 
 BLOCK = 128
-# Above this the weights are computed a second time in the backward pass instead of being kept: memory then grows with
-# the length and not with its square.
+# More weights than this are computed again in the backward pass instead of being kept: memory then grows with the
+# length and not with its square.
 KEPT_BYTES = 64 * 2**20
 
 Span = tuple[int, int, int, int]
-"""A block of queries and the keys that one of them sees: first query, one past the last, first key, one past the
+"""A block of queries and the keys that any of them sees: first query, one past the last, first key, one past the
 last."""
 
 
@@ -162,16 +165,16 @@ def blocked_attention(
 
     ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, length, features],
     where kv_heads divides heads and each serves heads / kv_heads consecutive query heads. Returns the shape of
-    ``queries``. The weights are in the inputs' type, so in bf16 they are rounded as those of any unfused attention are.
+    ``queries``. Weights and result have the inputs' dtype, so in bf16 they are rounded as in any unfused attention.
     """
-    return _BlockedAttention.apply(queries, keys, values, ranges, spans, scale)  # pyright: ignore[reportReturnType]
+    return apply(_BlockedAttention, queries, keys, values, ranges, spans, scale)
 
 
 def cut(ranges: KeyRanges) -> tuple[Span, ...]:
     """The blocks of queries of ``ranges``, each with the keys that matter to it."""
-    first = None if ranges.first is None else ranges.first.amin(0).tolist()
-    last = None if ranges.last is None else ranges.last.amax(0).tolist()
-    spans = []
+    first = None if ranges.first is None else as_list(ranges.first.amin(0))
+    last = None if ranges.last is None else as_list(ranges.last.amax(0))
+    spans: list[Span] = []
     for start in range(0, ranges.length, BLOCK):
         stop = min(start + BLOCK, ranges.length)
         low = 0 if first is None else min(first[start:stop])
@@ -193,6 +196,7 @@ class _BlockedAttention(torch.autograd.Function):
         spans: tuple[Span, ...],
         scale: float,
     ) -> Tensor:
+        """See ``blocked_attention`` for shapes and dtypes."""
         batch, heads, length, features = queries.shape
         groups = batch * keys.shape[1]
         # [groups, query heads of one group, length, features]; the scale is applied once, to the smaller factor.
@@ -214,6 +218,7 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradients of queries, keys and values, in their shapes and dtypes, from that of the result."""
         q, k, v, *kept = ctx.saved_tensors
         query_shape, key_shape = ctx.shapes
         d_out = gradients[0].reshape(q.shape)
@@ -232,7 +237,10 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _weights(q: Tensor, k: Tensor, span: Span, ranges: KeyRanges) -> Tensor:
-    """Attention weights [groups, query heads × (stop − start), high − low] of the queries of ``span``."""
+    """Attention weights [groups, query heads × (stop − start), high − low] of the queries of ``span``.
+
+    ``q`` is [groups, query heads, length, features], ``k`` [groups, length, features]; all have one float dtype.
+    """
     start, stop, low, high = span
     groups, heads, _, features = q.shape
     scores = torch.bmm(q[:, :, start:stop].reshape(groups, -1, features), k[:, low:high].transpose(1, 2))
@@ -241,7 +249,7 @@ def _weights(q: Tensor, k: Tensor, span: Span, ranges: KeyRanges) -> Tensor:
         by_row = scores.view(hidden.shape[0], -1, stop - start, high - low)
         by_row.masked_fill_(hidden[:, None], float("-inf"))
     elif ranges.causal:
-        # Only the last square holds keys that lie in a query's future.
+        # Only the last square holds keys in a query's future.
         square = scores.view(groups, heads, stop - start, high - low)[..., start - low :]
         square += torch.full((stop - start, stop - start), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
     return torch.softmax(scores, dim=-1)

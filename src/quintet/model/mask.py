@@ -1,10 +1,10 @@
 """Masks: the keys that each query sees.
 
-Every mask here is a range of keys for each query, from ``first`` to ``last``: causal attention ends at the query
-itself, a window begins so many positions before it, a document begins and ends where the document does, a prompt that
-sees itself backwards ends with the prompt, and padding on the left moves the beginning. Two numbers a query instead of
-a matrix: what is outside the range of a whole block of queries need not be computed, and a dense mask or a block mask
-for FlexAttention follows from them where a kernel wants one.
+Every mask here is a range of keys for each query, from ``first`` to ``last``: the range of causal attention ends at the
+query itself, a window begins so many positions before it, a document's begins and ends with the document, a prompt's
+ends with the prompt, and padding on the left moves the beginning. Two numbers a query take the place of a matrix: what
+is outside the range of a whole block of queries need not be computed, and a dense mask or a block mask for
+FlexAttention follows from them where a kernel takes one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from quintet.model.cache import KVCache
 
 @dataclass(frozen=True)
 class KeyRanges:
-    """The part of ``keys`` keys that each of ``length`` queries sees; the queries are the last positions of the keys'
+    """The part of ``keys`` keys that each of ``length`` queries sees; the queries are at the last positions of the keys
     unless ``first`` and ``last`` say otherwise.
 
-    ``first`` and ``last`` are int64 [batch or 1, length], both counted. Without ``first`` a query sees the keys from
-    the beginning on; without ``last`` up to itself when ``causal``, and else to the end.
+    ``first`` and ``last`` are int64 [batch or 1, length], both inclusive. Without ``first`` a query sees the keys from
+    the beginning; without ``last`` it sees them up to itself when ``causal``, otherwise to the end.
     """
 
     length: int
@@ -35,12 +35,17 @@ class KeyRanges:
 
     @property
     def simple(self) -> bool:
-        """True where the plain causal mask, or none at all, says it all."""
+        """True where these ranges are the plain causal mask, or hide nothing."""
         aligned = self.length == self.keys or self.length == 1 or not self.causal
         return self.first is None and self.last is None and aligned
 
     def dense(self, device: torch.device) -> Tensor:
-        """True where a query sees a key: bool [batch or 1, 1, length, keys]."""
+        """True where a query sees a key: bool [batch or 1, 1, length, keys].
+
+        >>> KeyRanges(length=2, keys=2, causal=True).dense(torch.device("cpu")).long()
+        tensor([[[[1, 0],
+                  [1, 1]]]])
+        """
         keys = torch.arange(self.keys, device=device)
         last = self.last
         if last is None and self.causal:
@@ -55,15 +60,22 @@ class KeyRanges:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens of one forward pass: ``positions`` int64 [length] or [batch, length], as rotary, learned
-    and sinusoidal positions count them, and what each of them sees."""
+    """The ``positions`` of the tokens of one forward pass, int64 [length] or [batch, length], and the keys that each
+    sees."""
 
     positions: Tensor
     ranges: KeyRanges
 
 
 def leading(counts: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
-    """The first ``counts`` [batch] tokens of each row, after ``padding`` of them: bool [batch, length]."""
+    """True for the first ``counts`` tokens of each row, after ``padding`` of them: bool [batch, length].
+
+    ``counts`` and ``padding`` are int64 [batch].
+
+    >>> leading(torch.tensor([1, 2]), length=3).long()
+    tensor([[1, 0, 0],
+            [1, 1, 0]])
+    """
     index = torch.arange(length, device=counts.device)
     begins = torch.as_tensor(padding, device=counts.device) + torch.zeros_like(counts)
     return (index >= begins[:, None]) & (index < (begins + counts)[:, None])
@@ -72,8 +84,8 @@ def leading(counts: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
 def documents_after(preceding: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
     """Documents of texts that follow the end of another: int64 [batch, length].
 
-    The first ``preceding`` [batch] tokens of each row, after ``padding`` of them, are of the document before (0), the
-    others of the text's own (1); padding is of none (-1).
+    The first ``preceding`` tokens of each row, after ``padding`` of them, belong to the document before (0), the others
+    to the text's own (1), padding to none (-1). ``preceding`` and ``padding`` are int64 [batch].
     """
     index = torch.arange(length, device=preceding.device)
     begins = torch.as_tensor(padding, device=preceding.device) + torch.stack([torch.zeros_like(preceding), preceding])
@@ -87,18 +99,19 @@ def lay_out(
     prompts: Tensor | None = None,
     cache: KVCache | None = None,
 ) -> Layout:
-    """Positions and visible keys of ``ids`` [batch, length], which continue what ``cache`` holds.
+    """Positions and visible keys of int64 ``ids`` [batch, length], which continue what ``cache`` holds.
 
-    ``documents`` [batch, length] numbers the documents and counts for the masks that tell them apart; ``prompts``
-    bool [batch, length] says which tokens are of the prompt of their document, at its beginning, for the prefix mask:
-    those of one document see one another in both directions.
+    ``documents``, int64 [batch, length], numbers the documents, for the masks that separate them. ``prompts``, bool
+    [batch, length], is True for tokens of the prompt at the beginning of their document, for the prefix mask: those of
+    one document see one another in both directions.
     """
     length, device = ids.shape[1], ids.device
     start = 0 if cache is None else cache.start
     padding = None if cache is None else cache.padding
     index = torch.arange(length, device=device) + start
-    causal, last, firsts = config.kind == "causal", None, []
-    positions = index
+    causal, positions = config.kind == "causal", index
+    firsts: list[Tensor] = []
+    last: Tensor | None = None
     if padding is not None:
         firsts.append(padding[:, None])
         positions = (index - padding[:, None]).clamp_(min=0)
@@ -117,7 +130,7 @@ def lay_out(
     if config.mask == "prefix" and prompts is not None:
         runs = torch.where(prompts, documents if documents is not None else 0, -1 - torch.arange(length, device=device))
         last = _ends(runs, index)
-    first = None
+    first: Tensor | None = None
     for one in firsts:
         first = one if first is None else torch.maximum(first, one)
     if first is not None:
@@ -131,7 +144,8 @@ def lay_out(
 
 
 def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
-    """The index at which the document of each token begins: [batch, length]."""
+    """The index at which the document of each token begins: int64 [batch, length], like ``documents``; ``index`` is
+    [length]."""
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
     begins = torch.where(new, index, 0)
@@ -144,7 +158,8 @@ def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
 
 
 def _ends(documents: Tensor, index: Tensor) -> Tensor:
-    """The index of the last token of each token's document: [batch, length]."""
+    """The index of the last token of each token's document: int64 [batch, length], like ``documents``; ``index`` is
+    [length]."""
     closing = torch.ones_like(documents, dtype=torch.bool)
     closing[:, :-1] = documents[:, 1:] != documents[:, :-1]
     ends = torch.where(closing, index, index[-1])

@@ -1,4 +1,4 @@
-"""Positions: by a vector added to the embedding, by turning queries and keys, or not at all."""
+"""Positions: a vector added to the embedding, a rotation of queries and keys, or none."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from quintet.config.position import (
     SinusoidalPositionConfig,
     YarnScalingConfig,
 )
+from quintet.model.typed import apply
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines, each fp32 [length, pairs] or [batch, 1, length, pairs]: of the first 2 · pairs features of a
-    head, i turns with i + pairs, or 2i with 2i + 1 when ``interleaved``."""
+    """Cosines and sines, each fp32 [length, pairs] or [batch, 1, length, pairs].
+
+    They turn the first 2 · pairs features of a head: i with i + pairs, or 2i with 2i + 1 when ``interleaved``.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -34,7 +37,7 @@ class Rotation:
 
 
 def build_added_position(config: PositionConfig, context_length: int, width: int) -> nn.Module | None:
-    """The vectors that are added to the embedding, or None: a module from positions [...] to [..., width]."""
+    """The module of the vectors that are added to the embedding, int64 [...] to floats [..., width], or None."""
     match config:
         case LearnedPositionConfig() | RopeConfig(learned=True):
             return LearnedPosition(context_length, width)
@@ -58,6 +61,7 @@ class LearnedPosition(nn.Module):
         self.weight = nn.Parameter(torch.empty(context_length, width))
 
     def forward(self, positions: Tensor) -> Tensor:
+        """Vectors [..., width], in the weight's dtype, of int64 ``positions`` [...]."""
         return F.embedding(positions, self.weight)
 
     def reset_parameters(self) -> None:
@@ -76,6 +80,7 @@ class SinusoidalPosition(nn.Module):
         self.register_buffer("table", table.float().contiguous(), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
+        """fp32 vectors [..., width] of int64 ``positions`` [...]."""
         return self.table[positions]
 
 
@@ -94,7 +99,7 @@ class Rope(nn.Module):
         self.register_buffer("sin", (angles.sin() * factor).float(), persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:
-        """The rotation of ``positions`` [length] or [batch, length]."""
+        """The rotation, in fp32, of int64 ``positions`` [length] or [batch, length]."""
         cos, sin = self.cos[positions], self.sin[positions]
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]  # one rotation for all heads
@@ -128,8 +133,10 @@ def scaled_frequencies(config: RopeConfig, features: int) -> tuple[Tensor, float
 
 
 def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Tensor:
-    """The share of each frequency that stays, 0 to 1: fp64 [features / 2] (Peng et al. 2023, section 3.2, in the form
-    of the authors' code, where the ramp runs over the number of the pair)."""
+    """The share of each frequency that stays, 0 to 1: fp64 [features / 2].
+
+    Peng et al. 2023, section 3.2, in the form of the authors' code, with a ramp over the numbers of the pairs.
+    """
 
     def pair_with(turns: float) -> float:
         return features * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -144,20 +151,20 @@ def split_and_rotate(
     qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [batch, heads, length, head_dim], and keys and values [batch, kv_heads, length, head_dim], of ``qkv``
-    [batch, length, (heads + 2 · kv_heads) · head_dim]; queries and keys are turned by ``rotation``."""
+    [batch, length, (heads + 2 · kv_heads) · head_dim], in its dtype; queries and keys are turned by ``rotation``."""
     if rotation is not None and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _SplitAndRotate.apply(qkv, heads, kv_heads, rotation)  # pyright: ignore[reportReturnType]
-    per_head = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
-    queries, keys, values = per_head.split([heads, kv_heads, kv_heads], dim=1)
+        return apply(_SplitAndRotate, qkv, heads, kv_heads, rotation)
+    per_head = torch.unflatten(qkv, -1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
+    queries, keys, values = torch.split(per_head, [heads, kv_heads, kv_heads], dim=1)
     if rotation is not None:
         queries, keys = rotate(queries, rotation), rotate(keys, rotation)
     return queries, keys, values
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """``x`` [batch, heads, length, head_dim] turned by ``rotation``.
+    """``x`` [batch, heads, length, head_dim], of any float dtype, turned by ``rotation``.
 
-    Computed in fp32 and rounded once, which costs nothing where the compiler fuses it.
+    It is computed in fp32 and rounded once, which costs nothing where the compiler fuses it.
     """
     cos, sin = rotation.cos, rotation.sin
     first, second = _pairs(x, rotation)
@@ -167,7 +174,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def _pairs(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-    """Views of the features that turn together."""
+    """Views [..., pairs] of the features of ``x`` [..., head_dim] that turn together, in its dtype."""
     pairs = rotation.cos.shape[-1]
     if rotation.interleaved:
         return x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
@@ -177,30 +184,33 @@ def _pairs(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
 class _SplitAndRotate(torch.autograd.Function):
     """``split_and_rotate`` for a CPU, where every pass over memory counts.
 
-    Results are written in the layout that attention reads, and gradients straight into the gradient of the projection,
-    without the zeros, copies and sums of slices. It computes in the type of ``qkv``, as fp32 would triple the traffic:
-    1.8 ms a layer for 16 × 256 positions of 6 heads in bf16, instead of 5.6 by ``rotate``.
+    It writes results in the layout that attention reads, and gradients straight into the gradient of the projection,
+    without the zeros, copies and sums of slices. It computes in the dtype of ``qkv``, since fp32 would triple the
+    traffic: 1.8 ms a layer for 16 × 256 positions of 6 heads in bf16, instead of 5.6 by ``rotate``.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation) -> tuple[Tensor, ...]:
+        """See ``split_and_rotate`` for shapes and dtypes."""
         cos, sin = rotation.cos.to(qkv.dtype), rotation.sin.to(qkv.dtype)
         ctx.save_for_backward(cos, sin)
         ctx.heads, ctx.kv_heads, ctx.interleaved = heads, kv_heads, rotation.interleaved
-        per_head = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
-        turned = []
-        for part in per_head.split([heads, kv_heads, kv_heads], dim=1)[:2]:
+        per_head = torch.unflatten(qkv, -1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
+        turned: list[Tensor] = []
+        for part in torch.split(per_head, [heads, kv_heads, kv_heads], dim=1)[:2]:
             turned.append(torch.empty(part.shape, dtype=part.dtype, device=part.device))
             _rotate_into(turned[-1], part, Rotation(cos, sin, rotation.interleaved))
         return *turned, per_head[:, heads + kv_heads :].contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradient of ``qkv``, in its shape and dtype, from those of queries, keys and values."""
         cos, sin = ctx.saved_tensors
         back = Rotation(cos, -sin, ctx.interleaved)  # the transpose of a rotation is the rotation back
         batch, _, length, head_dim = gradients[0].shape
         whole = gradients[0].new_empty(batch, length, ctx.heads + 2 * ctx.kv_heads, head_dim)
-        queries, keys, values = whole.transpose(1, 2).split([ctx.heads, ctx.kv_heads, ctx.kv_heads], dim=1)
+        sizes: list[int] = [ctx.heads, ctx.kv_heads, ctx.kv_heads]
+        queries, keys, values = torch.split(whole.transpose(1, 2), sizes, dim=1)
         _rotate_into(queries, gradients[0], back)
         _rotate_into(keys, gradients[1], back)
         values.copy_(gradients[2])
@@ -208,6 +218,7 @@ class _SplitAndRotate(torch.autograd.Function):
 
 
 def _rotate_into(out: Tensor, x: Tensor, rotation: Rotation) -> None:
+    """Write ``x`` [batch, heads, length, head_dim] turned by ``rotation`` to ``out``, of its shape and float dtype."""
     cos, sin = rotation.cos, rotation.sin
     (first, second), (out_first, out_second) = _pairs(x, rotation), _pairs(out, rotation)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)

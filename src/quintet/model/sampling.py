@@ -1,4 +1,4 @@
-"""Sampling of the next token from logits: pure functions on [batch, vocab], in the order in which they apply."""
+"""Sampling of the next token from logits: pure functions of fp32 [batch, vocab], in the order in which they apply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GenerationSettings:
     ``temperature`` divides the logits, and 0 takes the likeliest token; ``top_k`` keeps so many likeliest tokens;
     ``top_p`` (Holtzman et al. 2020) the likeliest tokens that together have this probability; ``min_p`` (Nguyen et al.
     2024) the tokens with at least this share of the likeliest one's probability; ``repetition_penalty`` (Keskar et al.
-    2019) above 1 makes what stands in prompt or output less likely. Raises UserError for a value outside its range.
+    2019) above 1 makes tokens of prompt and output less likely. Raises UserError for a value outside its range.
     """
 
     max_tokens: int = 256
@@ -48,7 +48,7 @@ class GenerationSettings:
 
 
 def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next ids [batch] for ``logits`` [batch, vocab], given the ids ``seen`` [batch, length] so far.
+    """The next ids, int64 [batch], for fp32 ``logits`` [batch, vocab] after the ids ``seen``, int64 [batch, length].
 
     Row i is drawn with ``generators[i]``, so that its draw does not depend on the others.
     """
@@ -62,7 +62,7 @@ def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator
         logits = keep_top_p(logits, settings.top_p)
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
-    # Of independent exponential waiting times, with the probabilities as rates, the first to end is each id's with its
+    # Among independent exponential waiting times with the probabilities as rates, an id's is shortest with its
     # probability.
     waits = torch.empty_like(logits)
     for row, generator in enumerate(generators):
@@ -71,27 +71,41 @@ def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide the positive logits of the ids in ``seen`` by ``penalty`` and multiply the negative ones.
+    """``logits`` with the positive ones of the ids in ``seen`` divided by ``penalty`` and the negative ones multiplied.
 
-    An id counts once, however often it occurs. Ids beyond the vocabulary of ``logits`` are passed over.
+    ``logits`` are floats [batch, vocab], ``seen`` is int64 [batch, length]. An id counts once, however often it occurs;
+    ids beyond the vocabulary count for nothing.
+
+    >>> penalise_repetition(torch.tensor([[2.0, -1.0, 1.0]]), torch.tensor([[0, 1]]), penalty=2.0)
+    tensor([[ 1., -2.,  1.]])
     """
     if penalty == 1.0:
         return logits
     batch, vocab = logits.shape
-    # All ids that the logits do not have share one column more.
+    # All ids that the logits lack share one additional column.
     flags = torch.zeros(batch, vocab + 1, dtype=torch.bool, device=logits.device)
     flags = flags.scatter_(1, seen.clamp(max=vocab), True)[:, :vocab]
     return torch.where(flags, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """−inf for all but the ``k`` largest logits of each row, and what equals the smallest of them."""
+    """``logits``, floats [batch, vocab], −inf for all but the ``k`` largest of each row and what equals the smallest of
+    these.
+
+    >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0]]), k=2)
+    tensor([[-inf, 3., 2.]])
+    """
     smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
     return logits.masked_fill(logits < smallest, -math.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """−inf for all but the fewest likeliest ids of each row whose probabilities sum to at least ``p``."""
+    """``logits``, floats [batch, vocab], −inf for all but the fewest likeliest ids of each row with a probability of at
+    least ``p`` together.
+
+    >>> keep_top_p(torch.tensor([[0.0, 9.0, 0.0]]), p=0.5)
+    tensor([[-inf, 9., -inf]])
+    """
     ordered, ids = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     # An id stays while those before it fall short of p, so that the likeliest one always stays.
@@ -101,7 +115,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """−inf for ids whose probability is below ``p`` times that of the row's likeliest."""
+    """``logits``, floats [batch, vocab], −inf for ids with less than ``p`` times the probability of the likeliest one.
+
+    >>> keep_min_p(torch.tensor([[0.0, 9.0, 8.0]]), p=0.1)
+    tensor([[-inf, 9., 8.]])
+    """
     if p == 0:
         return logits
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
