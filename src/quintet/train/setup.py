@@ -75,18 +75,13 @@ def set_up(
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
     progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision, reporter.say))
-    compute = keep_precision(compute, config.train, progress.precision)
+    compute = _settled(compute, config, progress.precision)
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
 
-    make_deterministic()
-    if compute.device.type == "cpu":
-        keep_freed_memory()
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
     _rehearse(config, built, objective.vocab_size, compute, trains=progress.step < steps)
-    if progress.step:
-        load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
-        built.scaler.load_state_dict(progress.scaler or {})
+    _resume(built, folder, progress)
     kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
     flops = training_flops(config, prepared.tokenizer.vocab_size)
     run = Run(
@@ -145,12 +140,27 @@ def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
     return total
 
 
+def _resume(built: Built, folder: Path, progress: Progress) -> None:
+    """Give the engine the state of the checkpoint that ``progress`` is from, if it is from one."""
+    if progress.step:
+        load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
+        built.scaler.load_state_dict(progress.scaler or {})
+
+
 def _chosen_compute(config: RunConfig) -> Compute:
     """Choose the compute of the run; it is eager where each new dropout rate would compile the model anew."""
     compute = choose_compute(config.train)
     if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
         return replace(compute, compile=False)
     return compute
+
+
+def _settled(compute: Compute, config: RunConfig, precision: str) -> Compute:
+    """Return ``compute`` in the ``precision`` of the run so far, and set PyTorch and the C library up for it."""
+    make_deterministic()
+    if compute.device.type == "cpu":
+        keep_freed_memory()
+    return keep_precision(compute, config.train, precision)
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
