@@ -650,6 +650,22 @@ def device(make: Make) -> None:
     assert "CUDA_VISIBLE_DEVICES=1" in refused(make, {"general.device": "cuda:1"})
 
 
+BYTES = {"model.embedding_model_type": "byte_level", "model.lm_head_type": "byte_level"}
+
+
+def byte_shell(make: Make) -> None:
+    assert EXPERIMENT in refused(make, {"model.model_shell_type": "byte_autoencoder_shell"})
+    for shell, weight in (("standard", 0.0), ("byte_shell", 1.0)):
+        assert own(make(BYTES | {"model.model_shell_type": shell})).head.reconstruction == weight
+
+
+def byte_sizes(make: Make) -> None:
+    made = make(BYTES | {"model.byte_context_window": 7, "model.byte_embedding_dim": 24})
+    for end in ("embedding", "head"):
+        assert shapes(made)[f"{end}.position.weight"] == (7, 24)
+    assert own(made).embedding.spelling.symbols.shape == (300, 7)
+
+
 def shape(key: str, value: Any, name: str, expected: tuple[int, ...]) -> Callable[[Make], None]:
     return lambda make: _equal(shapes(make({key: value}))[name], expected)
 
@@ -658,8 +674,9 @@ def biases(key: str, expected: set[str]) -> Callable[[Make], None]:
     return lambda make: _equal({n.split(".", 1)[-1] for n in only_in(make({key: True}), make())}, expected)
 
 
-def only_one(key: str, name: str, refusal: str) -> Callable[[Make], None]:
-    return lambda make: _in(refusal, refused(make, {key: name}))
+def only_one(key: str, value: Any, refusal: str) -> Callable[[Make], None]:
+    bytes_too = BYTES if key.startswith("model.byte_") else {}
+    return lambda make: _in(refusal, refused(make, bytes_too | {key: value}))
 
 
 def _equal(found: Any, expected: Any) -> None:
@@ -701,7 +718,10 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "model.lm_head_normalization": norm_at("lm_head_normalization", lambda m: m.norm, "model.lm_head_bias"),
     "model.lm_head_bias": lambda make: _equal(only_in(make({"model.lm_head_bias": True}), make()), {"head.bias"}),
     "model.lm_head_dropout": one_dropout("model.lm_head_dropout", 1, "dropout"),
-    "model.model_shell_type": only_one("model.model_shell_type", "byte_shell", EXPERIMENT),
+    "model.model_shell_type": byte_shell,
+    "model.byte_vocab_size": only_one("model.byte_vocab_size", 300, "single bytes, and these and two marks are 258"),
+    "model.byte_context_window": byte_sizes,
+    "model.byte_embedding_dim": byte_sizes,
     "model.positional_encoding_type": positions,
     "model.initialization_fn": initialization,
     "model.gain": gain,
@@ -737,7 +757,7 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "trainer.checkpoint_interval": checkpoints,
     "trainer.lr_scheduler.name": scheduler,
     "trainer.lr_scheduler.params": scheduler_params,
-    "trainer.dataloader.name": only_one("trainer.dataloader", "byte_pooling", EXPERIMENT),
+    "trainer.dataloader.name": only_one("trainer.dataloader", "byte_patch", EXPERIMENT),
     "trainer.datasampling.name": only_one("trainer.datasampling", "sorted", "must be one of standard"),
     "trainer.loss_fn.name": loss_fn,
     "trainer.run_eval": no_evaluations,

@@ -364,7 +364,7 @@ MISTAKES = [
     ({"model.num_layer": 3}, "unknown key 'num_layer'; did you mean 'num_layers'?"),
     ({"model.attn.num_kv_head": 3}, "did you mean 'num_kv_heads'?"),
     ({"model.core_model_type": "conv"}, "'conv' belongs to an experiment"),
-    ({"model.embedding_model_type": "byte_level"}, "'byte_level' belongs to an experiment"),
+    ({"model.embedding_model_type": "byte_patch"}, "'byte_patch' belongs to an experiment"),
     ({"model.k_interior_layers": 2}, "model.k_interior_layers: belongs to an experiment"),
     ({"model.checkpoint_path": "x.pt"}, "is a pickle that cannot be read safely"),
     ({"model.gain": 2.0}, "is for initialization_fn: xavier, and it is kaiming"),

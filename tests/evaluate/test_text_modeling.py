@@ -278,6 +278,12 @@ def test_a_byte_of_zero_is_no_match_for_a_token_without_bytes() -> None:
     assert found.matched == 1
 
 
+def test_a_likeliest_row_beyond_the_ids_matches_no_byte() -> None:
+    scores = TokenScores(np.ones(2), np.array([300, 7]), np.ones(2) / 2)
+    found = document_result(TextDocument(np.array([7, 7]), 2), scores, *byte_table(ByteTokenizer()))
+    assert (found.matched, found.hits) == (1, 1)
+
+
 def test_what_has_no_loss_is_context_and_not_measured() -> None:
     letters, tokenizer = chain(), Unit(1)
     language_model = LanguageModel(Chain(tokenizer, letters), tokenizer)

@@ -165,8 +165,9 @@ def document_result(document: TextDocument, scores: TokenScores, table: np.ndarr
     loss_mask = np.ones(len(document.ids), dtype=bool) if document.loss_mask is None else document.loss_mask
     ids, guess = document.ids[loss_mask].astype(np.int64), scores.guess[loss_mask]
     confidence, hit = scores.confidence[loss_mask], ids == guess
-    chosen = np.maximum(guess, 0)
-    both = np.where(guess < 0, 0, np.minimum(lengths[ids], lengths[chosen]))
+    writes = (guess >= 0) & (guess < len(lengths))  # a model may have more rows than there are ids
+    chosen = np.where(writes, guess, 0)
+    both = np.where(writes, np.minimum(lengths[ids], lengths[chosen]), 0)
     same = (table[ids] == table[chosen]) & (np.arange(table.shape[1]) < both[:, None])
     bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     return TextResult(

@@ -11,7 +11,7 @@ from quintet.config.section import Value
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
 from quintet.errors import nearest
 
-EXPERIMENT = "belongs to an experiment that STLM's document leaves out, as it changes often; it is not built here"
+EXPERIMENT = "belongs to an experiment of STLM's code, which its document leaves out and each revision does otherwise"
 
 
 def meanings(words: str) -> dict[str, str]:
@@ -26,11 +26,11 @@ def words(spelled: str) -> Value:
 
 _EXPERIMENTS = meanings(
     "ffn_lora_sharing ffn_lora_sharing_moe weight_sharing generic_ffn_sharing conv next_thought_baseline pass_through "
-    "passthrough cascade byte_level hierarchical byte_patch latent_2_seq classification attention byte_shell "
-    "byte_autoencoder_shell byte_enc_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
-    "linformer_attention performer_attention sparse_attention differentiable_attention byte_pooling dual_byte_pooling "
+    "passthrough cascade hierarchical byte_patch latent_2_seq classification attention "
+    "byte_autoencoder_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
+    "linformer_attention performer_attention sparse_attention differentiable_attention "
     "autoencoder conversational prm800k text_classification text_classification_preprocessor prm800k_preprocessor "
-    "masked_cross_entropy mock_trainer cascade_trainer"
+    "mock_trainer cascade_trainer"
 )
 TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
 ON_THE_HUB = {
@@ -63,7 +63,8 @@ Norm = Annotated[str, words("rms_norm=rms layer_norm=layer none")]
 Position = Annotated[str, words("learned sincos=sinusoidal rope none")]
 FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
 Attention = Annotated[str, words("causal bidirectional generic generic_attention=generic rope_attention=rope")]
-Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked")]
+Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]
+DATALOADERS = "standard random=standard next_token_mlm=mlm byte_pooling dual_byte_pooling=dual"
 Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} GPT-2=gpt2 bpe hf hf_tokenizer=hf")]
 Optimizers = Annotated[
     str, words("AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD")

@@ -14,6 +14,7 @@ from quintet.config.dialects.types import Count, FalseIsZero, Listed, NotNegativ
 from quintet.config.section import key
 
 OLDER = "the older list of evaluators, in whose place mcq_benchmarks names benchmarks, is not built yet"
+OF_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
 
 Dropout = Annotated[Share, FalseIsZero]
 Names = Annotated[tuple[Text, ...], Listed]
@@ -83,7 +84,7 @@ class AttentionLayer(DialectSection):
 
 
 @_refuses(
-    "byte_tokenizer_type byte_context_window context_window num_heads pooling_layers pooling_dims "
+    "context_window num_heads pooling_layers pooling_dims "
     "pooling_pct_per_layer pct_pool_per_layer standard_ffn_block standard_attn_block"
 )
 class Embedder(DialectSection):
@@ -96,8 +97,8 @@ class LmHead(DialectSection):
 
 
 @_refuses(
-    "k_interior_layers lora_rank lora_alpha lm_head_num_classes latent_dim embedding_dim byte_context_window "
-    "byte_embedding_dim byte_hidden byte_vocab_size global_byte_projection chunk_len_loss_weight "
+    "k_interior_layers lora_rank lora_alpha lm_head_num_classes latent_dim embedding_dim "
+    "byte_hidden global_byte_projection chunk_len_loss_weight "
     "chunk_len_penalty max_chunk_length max_num_chunks target_chunk_len num_byte_decoder_layers "
     "num_delimiter_layers"
 )
@@ -133,8 +134,21 @@ class Model(DialectSection):
     )
     use_lora: bool | None = _unlisted(None, "hf_core: train adapters of rank 8", affects="model.lora")
     lora_targets: tuple[Text, ...] | None = _unlisted(None, "modules with an adapter", affects="model.lora.targets")
-    embedding_model_type: Annotated[str, words("generic hf_embedder")] = key(
-        "generic", "learned, or the checkpoint's", affects="model.kind", aliases=_embedder("embedding_model_type")
+    embedding_model_type: Annotated[str, words("generic hf_embedder byte_level=bytes")] = key(
+        "generic",
+        "learned, or the checkpoint's; byte_level mixes the bytes of each token",
+        affects=("model.kind", "model.embedding"),
+        aliases=_embedder("embedding_model_type"),
+    )
+    byte_tokenizer_type: Literal["bpe"] = _unlisted(
+        "bpe", "byte_level", aliases=_embedder("byte_tokenizer_type"), no_effect="a token is spelled with its own bytes"
+    )
+    byte_vocab_size: Positive = _unlisted(258, "byte_level: symbols", affects=("model.embedding", "model.head"))
+    byte_context_window: int = _unlisted(
+        12, "byte_level: bytes of a token", ge=4, affects=OF_BYTES, aliases=_embedder("byte_context_window")
+    )
+    byte_embedding_dim: Positive = _unlisted(
+        128, "byte_level: features of a byte", affects=("model.embedding.width", "model.head.width")
     )
     embedding_weight_tying: bool = key(True, "one matrix for embedding and head", to="model.tie_embeddings")
     embedding_dropout: Dropout = key(
@@ -155,8 +169,11 @@ class Model(DialectSection):
     tokenizer_num_reserved_tokens: Count = _unlisted(
         0, "bpe: ids of vocab_size that no text has", affects="tokenizer.vocab_size"
     )
-    lm_head_type: Annotated[str, words("generic hf_head")] = key(
-        "generic", "norm and matrix, or the checkpoint's", affects="model.kind", aliases=_lm_head("type")
+    lm_head_type: Annotated[str, words("generic hf_head byte_level=bytes")] = key(
+        "generic",
+        "norm and matrix, or the checkpoint's; byte_level predicts the bytes of the next token",
+        affects=("model.kind", "model.head", "train.clip_norm"),
+        aliases=_lm_head("type"),
     )
     lm_head_normalization: names.Norm = key(
         "rms_norm", "norm before the head", affects=("model.norm", "model.head.norm"), aliases=_lm_head("normalization")
@@ -167,8 +184,10 @@ class Model(DialectSection):
     lm_head_dropout: Dropout = key(
         0.0, "dropout on what enters the head's matrix", to="model.head.dropout", aliases=_lm_head("dropout")
     )
-    model_shell_type: Annotated[str, words("standard")] = key(
-        "standard", "how embedding, core and head are put together", affects="model.kind"
+    model_shell_type: Annotated[str, words("standard byte_shell byte_enc_shell")] = key(
+        "standard",
+        "how embedding, core and head are put together; byte_shell also reads the bytes of a token back",
+        affects=("model.kind", "model.head.reconstruction"),
     )
     positional_encoding_type: names.Position | None = key(
         None,
@@ -216,7 +235,7 @@ class Dataloader(DialectSection):
 
     shorthand = "name"
 
-    name: Annotated[str, words("standard random=standard next_token_mlm=mlm")] = key(
+    name: Annotated[str, words(names.DATALOADERS)] = key(
         "standard", "how documents become samples", affects="data.packing", aliases="trainer.dataloader_name"
     )
 

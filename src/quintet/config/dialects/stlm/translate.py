@@ -9,6 +9,7 @@ from typing import Any
 from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.recognise import wrapped_in
+from quintet.config.dialects.stlm.byte_level import byte_level, byte_level_back
 from quintet.config.dialects.stlm.names import ON_THE_HUB, TASKS, TIKTOKEN, name_of, source_of
 from quintet.config.dialects.stlm.schema import File
 from quintet.config.keypath import KeyPath, lookup
@@ -70,6 +71,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
     native.set("data.shuffle", True, "trainer.datasampling.name")
     native.set("trainer.kind", "quintet", "trainer.trainer_type")
     _optimizer(theirs, native)
+    byte_level(theirs, native)
     _schedule(theirs, native)
     _rhythm(theirs, native)
     if native.has("general.device"):
@@ -95,7 +97,7 @@ def _transformer(theirs: File, native: NativeBuilder) -> None:
         if native.has(f"model.{name}"):
             native.refuse(f"model.{name}", "is for core_model_type: hf_core; leave it out")
     for key, part in (("embedding_model_type", model.embedding_model_type), ("lm_head_type", model.lm_head_type)):
-        if part != "generic":
+        if part.startswith("hf_"):
             native.refuse(f"model.{key}", f"{part} goes with core_model_type: hf_core alone; set generic")
     missing = [name for name in NEEDED if not native.has(f"model.{name}")]
     if not any(map(native.has, HEADS)):
@@ -358,7 +360,7 @@ def _back(config: RunConfig, put: Put) -> None:
             values |= {"general.logging.wandb_log": True}
             values |= {"general.logging.wandb_project": track.arguments.get("project", config.name)}
     values |= _model_back(config.model) | _tokenizer_back(config) | _optimizer_back(config) | _schedule_back(config)
-    for path, value in values.items():
+    for path, value in (values | byte_level_back(config)).items():
         if value is not None:
             put(path, value)
 

@@ -1,0 +1,114 @@
+"""STLM's byte-level files: what their model, their loss and their steps are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from tests.dialects.conftest import Made, Make
+from tests.dialects.test_stlm import BYTES, own, refused, small_file, write_corpora
+
+from quintet.config.dialects import dialect_named
+from quintet.config.dialects.back import translate_back
+from quintet.model.count import count_parameters
+
+DIALECT = "stlm"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpora(tmp_path_factory.mktemp("stlm"))
+
+
+@pytest.fixture
+def base(place: Path) -> dict[str, Any]:
+    return small_file(place)
+
+
+# Shapes of the files under configs/full_configs, and what `sum(p.numel() for p in model.parameters())` was there.
+FILES = {
+    "byte_level, 8d498b6": ({"hidden_dim": 768, **BYTES}, 55_924_736),
+    "byte_level of 512 features, 8d498b6": ({"hidden_dim": 512, **BYTES}, 35_275_776),
+    "baseline_byte_encoder, f60c717": (
+        {"hidden_dim": 512, "num_layers": 8, "ffn.ffn_dim": 1320, "embedding_model_type": "byte_level"},
+        50_123_264,
+    ),
+}
+
+
+@pytest.mark.parametrize(("shape", "expected"), FILES.values(), ids=list(FILES))
+def test_a_file_has_the_parameters_of_the_original(make: Make, shape: dict[str, Any], expected: int) -> None:
+    shape = {f"model.{name.removeprefix('model.')}": value for name, value in shape.items()}
+    usual = {"model.num_layers": 10, "model.ffn.ffn_dim": 1536, "model.ffn.ffn_type": "silu_ffn"}
+    heads = {"model.attn.num_q_heads": 16, "model.attn.num_kv_heads": 4}
+    more = {"model.vocab_size": 50257, "model.context_window": 512}
+    model = make(usual | heads | more | shape).config.model
+    assert model.kind == "transformer"
+    assert count_parameters(model, 50257, 512).total == expected
+
+
+def test_the_steps_are_those_of_the_mean_over_bytes(make: Make) -> None:
+    """Of AdamW and clipping written out here, on the mean over all places of all tokens, as the original has it."""
+    made = make(BYTES | {"trainer.optimizer.grad_clip": 0.01, "trainer.lr_scheduler": "constant", "quintet.seed": 3})
+    model, optimizer = own(made), made.config.optimizer
+    assert optimizer.kind == "adamw"
+    assert (made.config.train.clip_norm, optimizer.eps) == pytest.approx((0.12, 1.2e-7))
+    parameters = list(model.parameters())
+    rule = torch.optim.AdamW(parameters, lr=optimizer.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    for step in range(4):
+        batch = made.batch(step)
+        inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+        found = model.head(model.hidden(inputs))
+        loss = F.cross_entropy(found.flatten(0, -2), model.head.spelling(targets).flatten())
+        rule.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.01)
+        rule.step()
+        assert made.losses[step] / 12 == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "shell"),
+    [(BYTES, "standard"), (BYTES, "byte_shell"), ({"model.embedding_model_type": "byte_level"}, "byte_enc_shell")],
+    ids=["both ends", "read back", "embedding"],
+)
+def test_a_byte_level_model_is_written_back_as_one(make: Make, ends: dict[str, str], shell: str) -> None:
+    config = make(ends | {"model.model_shell_type": shell, "trainer.optimizer.grad_clip": 0.5}).config
+    written = translate_back(dialect_named("stlm"), config)
+    values = yaml.safe_load(written.text)
+    model = values["model"]
+    assert {f"model.{name}": model[name] for name in ("embedding_model_type", "lm_head_type") if name in model} == ends
+    assert values["trainer"]["optimizer"]["grad_clip"] == 0.5
+    assert not [line for line in written.lost if line.startswith(("model", "optimizer", "train.clip", "loss"))]
+
+
+REFUSED = [
+    ({"model.model_shell_type": "byte_shell"}, "byte_shell reads the bytes back with lm_head_type: byte_level"),
+    ({"model.model_shell_type": "byte_enc_shell"}, "goes with embedding_model_type: byte_level"),
+    ({"trainer.dataloader": "byte_pooling"}, "byte_pooling has bytes for lm_head_type: byte_level"),
+    ({"trainer.dataloader": "dual_byte_pooling"}, "dual_byte_pooling has bytes for embedding_model_type: byte_level"),
+    ({"trainer.loss_fn": "masked_cross_entropy"}, "masked_cross_entropy is a loss for lm_head_type: byte_level"),
+    ({"model.byte_embedding_dim": 64}, "model.byte_embedding_dim: is for byte-level parts"),
+    (BYTES | {"model.byte_embedding_dim": 20}, "the 8 heads of STLM's byte-level blocks do not divide it"),
+    (BYTES | {"model.embedding_weight_tying": True}, "has no row for each token to share; set it to false"),
+    (BYTES | {"trainer.optimizer.optimizer_name": "SGD"}, "set AdamW or nanoGPTadamW"),
+    (BYTES | {"model.byte_tokenizer_type": "gpt2"}, "model.byte_tokenizer_type: must be bpe"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_does_not_go_with_byte_level_parts_is_refused(make: Make, changes: dict[str, Any], message: str) -> None:
+    assert message in refused(make, changes)
+
+
+def test_byte_level_blocks_have_the_rms_norm_whatever_the_others_have(make: Make) -> None:
+    made: Made = make(BYTES | {"model.attn.normalization": "layer_norm", "model.ffn.normalization": "layer_norm"})
+    model = own(made)
+    names = {"embedding": model.embedding.blocks[0].attention_norm, "core": model.blocks[0].attention_norm}
+    assert {name: type(norm).__name__ for name, norm in names.items()} == {"embedding": "RMSNorm", "core": "LayerNorm"}
+    assert type(model.blocks[0].feedforward_norm).__name__ == "LayerNorm"
+    assert type(model.norm).__name__ == "Identity"
