@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
-from tests.helpers import REPOSITORY, Command, Train, run_values, write_corpus
+from tests.helpers import QUICK, REPOSITORY, Command, Train, run_values, write_corpus
 
 from quintet.cli import main
 
@@ -87,13 +87,6 @@ def _one_process() -> Iterator[None]:
     assert not left, f"left in the environment: {left}"
 
 
-@pytest.fixture(autouse=True)
-def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast the machine multiplies is measured for half a second at each set-up, and few tests ask for it."""
-    for module in ("setup", "evaluation"):
-        monkeypatch.setattr(f"quintet.train.{module}.measure_peak", lambda compute, seconds=0.0: 1e12)
-
-
 @pytest.fixture
 def python_calls() -> Callable[[Callable[[], Any]], int]:
     """Count the calls of functions that an action makes: a measure of work that no other process changes."""
@@ -116,20 +109,11 @@ def python_calls() -> Callable[[Callable[[], Any]], int]:
 
 
 @pytest.fixture
-def _report_at_the_end() -> None:
-    """Ask for this to have what `_no_report` takes away."""
-
-
-@pytest.fixture(autouse=True)
-def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page at the end of a training takes a second, and few tests look at it."""
-    if "_report_at_the_end" not in request.fixturenames:
-        monkeypatch.setattr("quintet.api.write_page", lambda folder, reporter: None)
-
-
-@pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
-    """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name."""
+    """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name.
+
+    Other run files and options, as ``--report``, stand before its own file.
+    """
     write_corpus(tmp_path / "corpus")
     monkeypatch.chdir(tmp_path)
 
@@ -142,7 +126,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             values["model"] = {"layers": 2, "width": 32, "attention": {"heads": 2}} | model
         Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
         with pytest.raises(SystemExit) as left:
-            main(["train", *files, f"{name}.yaml"])
+            main(["train", *QUICK, *files, f"{name}.yaml"])
         assert left.value.code == 0, capfd.readouterr().err
         return name
 
@@ -151,12 +135,15 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process: its exit code, standard output and standard error."""
+    """Run a command in this process: its exit code, standard output and standard error.
+
+    A training has the options QUICK; the test's own, as ``--report``, come after them.
+    """
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            main(arguments)
+            main(["train", *QUICK, *arguments[1:]] if arguments[0] == "train" else arguments)
         assert isinstance(left.value.code, int)
         return left.value.code, *capfd.readouterr()
 

@@ -17,6 +17,9 @@ from quintet.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
 MakeConfig = Callable[..., RunConfig]
+PEAK = 1e12  # FLOP/s of a device: few tests ask for them, and measuring takes half a second at each set-up
+# Options of `quintet train`; the page at the end takes a second, and few tests look at it.
+QUICK = ("--no-report", f"--peak-flops={PEAK}")
 Train = Callable[..., str]  # run files and sections -> name of the run (conftest.train)
 Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, standard output, standard error
 

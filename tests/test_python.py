@@ -111,14 +111,14 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_of_a_script_is_that_of_the_command_line(run: quintet.Run) -> None:
-    made = quintet.train(quintet.load_config("tiny.yaml", {"name": "made"}), quiet=True)
+    made = quintet.train(quintet.load_config("tiny.yaml", {"name": "made"}), quiet=True, report=False)
     ours, theirs = contents(made.folder), contents(run.folder)
     assert list(ours) == list(theirs)
     assert len([name for name in ours if "checkpoints/" in name]) > 2
     for name in ours:
         assert ours[name] == theirs[name], name
     assert (made.step, made.signal, made.checkpoints) == (3, None, [2, 3])
-    again = quintet.train(quintet.load_config(made.folder, {"train.steps": 4}), quiet=True)
+    again = quintet.train(quintet.load_config(made.folder, {"train.steps": 4}), quiet=True, report=False)
     assert (again.step, again.progress and again.progress.step) == (4, 4)
 
 

@@ -203,12 +203,13 @@ def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None
             reporter.close()
 
 
-def train(config: RunConfig, *, quiet: bool = False) -> Run:
+def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_flops: float | None = None) -> Run:
     """Train the run of ``config``, or continue it from its last checkpoint; on a finished run nothing is done.
 
     The run folder is the one that `quintet train` writes, byte for byte. An interrupt stops the run with a checkpoint,
-    and the same call continues it. ``quiet`` says nothing on the way. Raises UserError for everything that you can
-    mend: data, tokenizer, memory, another run in the same folder.
+    and the same call continues it. ``quiet`` says nothing on the way, and without a ``report`` no page is
+    written at the end. The share of peak refers to ``peak_flops`` of a device, in FLOP/s; they are measured if None.
+    Raises UserError for everything that you can mend: data, tokenizer, memory, another run in the same folder.
     """
     from quintet.errors import UserError
     from quintet.processes import is_rank_zero
@@ -226,11 +227,11 @@ def train(config: RunConfig, *, quiet: bool = False) -> Run:
         reporter.console.print(f"note: {note}", markup=False)
     with _in_words_of_file(config):
         try:
-            outcome = train_run(config, reporter, None if loaded is None else loaded.original)
+            outcome = train_run(config, reporter, None if loaded is None else loaded.original, peak_flops=peak_flops)
         finally:
             reporter.close()
         run = Run.ended(outcome, reporter)
-        if run.signal is None and not config.evaluate.only and is_rank_zero():
+        if report and run.signal is None and not config.evaluate.only and is_rank_zero():
             write_page(run.folder, reporter)
         return run
 

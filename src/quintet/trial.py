@@ -169,6 +169,7 @@ class _Trial:
     tried: Tried
     listener: _Listener
     folder: Path
+    peak_flops: float | None = None  # of the first step, so that the second need not measure again
 
     @property
     def run_folder(self) -> Path:
@@ -236,10 +237,11 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     from quintet.train.intervals import Trial
     from quintet.train.loop import train
 
-    outcome = train(trial.config, trial.listener, trial.original, Trial(steps))
+    outcome = train(trial.config, trial.listener, trial.original, Trial(steps), trial.peak_flops)
     if outcome.signal is not None:
         raise KeyboardInterrupt
     run = outcome.run
+    trial.peak_flops = run.peak
     done = [] if outcome.validation is None else [f"validation: {outcome.validation}"]
     if trial.config.evaluate.only:
         return "; ".join(["evaluate.only, so that nothing is trained", *done])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.helpers import Command, measured, run_values, write_corpus
+from tests.helpers import QUICK, Command, measured, run_values, write_corpus
 
 # Two "machines" are two processes of this one; a signal goes to both, as with srun.
 SRUN = """#!/bin/bash
@@ -160,7 +160,8 @@ def test_a_run_that_ends_by_itself_is_not_queued_again(cluster, written, ending:
 def test_a_job_that_is_interrupted_has_the_losses_of_one_that_is_not(cluster, written, command) -> None:
     settings = ("train.steps=40", "evaluate.every=40")
     whole = subprocess.run(
-        [sys.executable, "-m", "quintet", "train", "run.yaml", "name=whole", "--nproc", "2", *settings], env=cluster
+        [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml", "name=whole", "--nproc", "2", *settings],
+        env=cluster,
     )
     assert whole.returncode == 0
     # The run is slow enough to be interrupted, and takes the same steps.

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.helpers import PEAK
 from torch import nn
 
 from quintet.cli import main
@@ -53,7 +54,7 @@ class Made:
     def run(self) -> Run:
         """Everything the run needs, built and not yet trained."""
         with chdir(self.file.parent):
-            return set_up(self.config, Reporter())
+            return set_up(self.config, Reporter(), peak_flops=PEAK)
 
     @property
     def model(self) -> Model:
@@ -87,7 +88,7 @@ class Made:
     def trained(self) -> Path:
         """The run's folder after training to the end."""
         with chdir(self.file.parent):
-            return train(self.config, Reporter()).run.folder.absolute()
+            return train(self.config, Reporter(), peak_flops=PEAK).run.folder.absolute()
 
     def metrics(self, name: str) -> dict[int, float]:
         """A metric of the trained run by step, from metrics.jsonl."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.dialects.conftest import Make, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
-from tests.helpers import Command
+from tests.helpers import QUICK, Command
 
 from quintet import api
 from quintet.cli import main
@@ -210,7 +210,7 @@ def test_they_get_all_files_of_a_composition(
 def train(*arguments: str) -> int:
     """The exit code of the command."""
     with pytest.raises(SystemExit) as left:
-        main(["train", *arguments])
+        main(["train", *QUICK, *arguments])
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -15,7 +15,7 @@ from tests.dialects.conftest import Made, Make
 from tests.dialects.piano_folders import EXAMPLES, on_text, small_file, write_questions
 from tests.dialects.piano_music import music_file, music_make, piece, row, write_data_set
 from tests.dialects.piano_music_keys import samples, words
-from tests.helpers import measured, refused
+from tests.helpers import PEAK, measured, refused
 
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
@@ -150,7 +150,7 @@ def test_a_part_without_pieces_is_said_and_left_out_and_none_at_all_is_an_error(
     reporter = Reporter()
     reporter.say = said.append  # type: ignore[method-assign]
     with chdir(made.file.parent):
-        set_up(made.config, reporter)
+        set_up(made.config, reporter, peak_flops=PEAK)
     assert [line for line in said if line.startswith("not validated on: mozart")]
     with pytest.raises(UserError, match="0 tokens to validate on"):
         _ = music({"eval_splits": ["mozart", "haydn"]}).run
@@ -290,6 +290,6 @@ def test_the_example_learns_in_process(example: str) -> None:
 
     steps = ["optimizer.max_iters=30", "eval_iters=1", "eval_interval=30", "lr.learning_rate=1e-2"]
     config = load_run_config([Path(example)], steps).config
-    folder = train(config, Reporter()).run.folder
+    folder = train(config, Reporter(), peak_flops=PEAK).run.folder
     found = measured(folder)
     assert found[-1] < 0.8 * found[0]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from tests.checkpoints import tiny_llama, word_tokenizer
 from tests.dialects.conftest import Made, Make, Said
+from tests.helpers import PEAK
 from torch import nn
 
 from quintet.data.prepare import build_tokenizer_of
@@ -580,7 +581,7 @@ def clip(make: Make) -> None:
         )
         before = own(made).state_dict()
         with chdir(made.file.parent):
-            after = train(made.config, Reporter()).run.model.state_dict()
+            after = train(made.config, Reporter(), peak_flops=PEAK).run.model.state_dict()
         return math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
 
     assert step_length(0.01) == pytest.approx(0.01, rel=1e-3)

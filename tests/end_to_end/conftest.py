@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.helpers import WORDS, Command, write_corpus
+from tests.helpers import QUICK, WORDS, Command, write_corpus
 
 RUN_FILE = """
 name: tiny
@@ -59,9 +59,10 @@ def quintet(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder`` as a user does: as a process of its own."""
+    """Run the command in ``folder`` as a user does: as a process of its own; a training with the options QUICK."""
+    verb, *rest = arguments
     return subprocess.run(
-        [sys.executable, "-m", "quintet", *arguments],
+        [sys.executable, "-m", "quintet", verb, *(QUICK if verb == "train" else ()), *rest],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -20,11 +20,10 @@ def metrics(run: Path, name: str) -> dict[int, float]:
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 
-@pytest.mark.usefixtures("_report_at_the_end")
 def test_the_main_path_from_check_to_evaluate(folder: Path, quintet, quintet_process) -> None:
     assert quintet_process("check", "run.yaml").returncode == 0
     assert quintet("prepare", "run.yaml").returncode == 0
-    trained = quintet("train", "run.yaml")
+    trained = quintet("train", "run.yaml", "--report")
     assert trained.returncode == 0, trained.stderr
     assert "bits per byte" in trained.stdout
     run = folder / "runs/tiny"

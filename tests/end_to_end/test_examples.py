@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers import REPOSITORY
+from tests.helpers import QUICK, REPOSITORY
 
 from quintet.cli import main
 
@@ -57,9 +57,9 @@ def test_an_example_trains(
     overrides = OVERRIDES.get(file.stem, (*SMALL, *FEW)) if native else ()
     if file.stem == "piano_tasks":  # it tunes what another example trained
         with pytest.raises(SystemExit):
-            main(["train", "examples/piano.yaml", *OVERRIDES["piano"]])
+            main(["train", *QUICK, "examples/piano.yaml", *OVERRIDES["piano"]])
     with pytest.raises(SystemExit) as left:
-        main(["train", str(file), *overrides])
+        main(["train", *QUICK, str(file), *overrides])
     assert left.value.code == 0, capfd.readouterr().err
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.end_to_end.conftest import run_process, write_run
-from tests.helpers import records
+from tests.helpers import QUICK, records
 
 
 def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) -> int:
     """Start training and send a signal as soon as the checkpoint of step 4 is whole; returns the exit code."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "quintet", "train", "run.yaml", *arguments],
+        [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml", *arguments],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

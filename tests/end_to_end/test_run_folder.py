@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import contents, records
+from tests.helpers import QUICK, contents, records
 
 from quintet.config.load import load_run_config
 from quintet.locks import RunLock
@@ -136,7 +136,7 @@ def test_a_folder_with_something_else_is_left_alone(there: Path, quintet: Quinte
 def test_a_closed_pipe_ends_no_training(folder: Path) -> None:
     read, write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "quintet", "train", "run.yaml", "train.log_every=1"],
+        [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml", "train.log_every=1"],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=write,

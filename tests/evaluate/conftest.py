@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import run_values
+from tests.helpers import PEAK, run_values
 
 from quintet.config.schema import RunConfig
 from quintet.piano.midi import write_midi
@@ -63,7 +63,7 @@ def train_music(folder: Path) -> TrainMusic:
             evaluate={"every": None, "at_end": False},
             checkpoint={"keep_best": False},
         )
-        train(RunConfig.model_validate(values | {"data": own | (data or {})} | sections), Reporter())
+        train(RunConfig.model_validate(values | {"data": own | (data or {})} | sections), Reporter(), peak_flops=PEAK)
         return str(folder / "runs" / name)
 
     return call

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from tests.helpers import records, refused, run_config, write_corpus
+from tests.helpers import PEAK, records, refused, run_config, write_corpus
 from torch import Tensor
 
 from quintet.config.documents import IGNORED
@@ -281,9 +281,9 @@ def test_a_run_trains_continues_to_the_bit_and_is_read(tmp_path: Path, masked: b
             evaluate={"every": 3, "samples": 8},
         )
 
-    whole = train(config("whole", 6), Reporter()).run
-    train(config("parts", 3), Reporter())
-    parts = train(config("parts", 6), Reporter()).run
+    whole = train(config("whole", 6), Reporter(), peak_flops=PEAK).run
+    train(config("parts", 3), Reporter(), peak_flops=PEAK)
+    parts = train(config("parts", 6), Reporter(), peak_flops=PEAK).run
     assert records(parts.folder) == records(whole.folder)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name

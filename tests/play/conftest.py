@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.helpers import run_values
+from tests.helpers import QUICK, run_values
 
 from quintet.cli import main
 from quintet.piano.midi import write_midi
@@ -52,7 +52,7 @@ def music_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     os.chdir(folder)
     try:
         with pytest.raises(SystemExit) as left:
-            main(["train", "music.yaml"])
+            main(["train", *QUICK, "music.yaml"])
     finally:
         os.chdir(before)
     assert left.value.code == 0

@@ -152,13 +152,11 @@ def decoded(address: str | None, kind: str) -> bytes:
     return base64.b64decode(body)
 
 
-@pytest.mark.usefixtures("_report_at_the_end")
 def test_training_ends_with_the_page(train: Callable[..., str]) -> None:
-    name = train(model={}, sample={"prompts": []})
+    name = train("--report", model={}, sample={"prompts": []})
     assert Page(Path(f"runs/{name}/report.html").read_text()).open == []
 
 
-@pytest.mark.usefixtures("_report_at_the_end")
 def test_operations_counted_from_matrices_are_called_so_wherever_they_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -181,13 +179,12 @@ def test_operations_counted_from_matrices_are_called_so_wherever_they_are_shown(
     code, out, error = command("plan", "run.yaml")
     assert code == 0, error
     assert note in out
-    code, out, error = command("train", "run.yaml")
+    code, out, error = command("train", "run.yaml", "--report")
     assert code == 0, error
     assert f"share of peak: {note}" in out
     assert f"of the device's peak ({note}" in html.unescape(Path("runs/run/report.html").read_text())
 
 
-@pytest.mark.usefixtures("_report_at_the_end")
 def test_a_page_that_fails_is_a_line_and_not_the_end(
     train: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -197,7 +194,7 @@ def test_a_page_that_fails_is_a_line_and_not_the_end(
         raise ValueError("no font")
 
     monkeypatch.setattr("quintet.report.page.write_report", fail)
-    name = train(model={}, sample={"prompts": []})  # its exit code is 0
+    name = train("--report", model={}, sample={"prompts": []})  # its exit code is 0
     assert f"no report: no font; quintet report runs/{name}" in capfd.readouterr().out
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama
-from tests.helpers import WORDS, Command, records, run_values, write_corpus
+from tests.helpers import PEAK, QUICK, WORDS, Command, records, run_values, write_corpus
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
@@ -92,7 +92,7 @@ def make(values: dict[str, Any]) -> Callable[..., RunConfig]:
 def test_the_tokenizer_is_the_model_s_own(make) -> None:
     config = make()
     assert config.tokenizer.kind == "huggingface"
-    run = set_up(config, Reporter())
+    run = set_up(config, Reporter(), peak_flops=PEAK)
     run.checkpointer.close()
     assert run.tokenizer.vocab_size == run.model.vocab_size < 320
     batch = run.batch(1)
@@ -102,9 +102,9 @@ def test_the_tokenizer_is_the_model_s_own(make) -> None:
 
 @pytest.mark.parametrize("model", WAYS[:2], ids=["whole", "lora"])
 def test_a_run_that_is_continued_is_the_run_that_never_stopped(make, model: dict[str, Any]) -> None:
-    whole = train(make("whole", **model), Reporter())
-    train(make("halves", steps=4, **model), Reporter())
-    again = train(make("halves", **model), Reporter())
+    whole = train(make("whole", **model), Reporter(), peak_flops=PEAK)
+    train(make("halves", steps=4, **model), Reporter(), peak_flops=PEAK)
+    again = train(make("halves", **model), Reporter(), peak_flops=PEAK)
     assert again.run.progress.step == 8
     assert records(again.run.folder) == records(whole.run.folder)
     for name, value in whole.run.model.state_dict().items():
@@ -116,7 +116,7 @@ def test_a_run_that_is_continued_is_the_run_that_never_stopped(make, model: dict
 @pytest.mark.parametrize("model", WAYS, ids=["whole", "lora", "core"])
 def test_a_run_folder_holds_what_was_trained_and_nothing_else(make, model: dict[str, Any]) -> None:
     config = make(**model)
-    run = train(config, Reporter()).run
+    run = train(config, Reporter(), peak_flops=PEAK).run
     plan = make_plan(config)
     base = make_model(config, run.tokenizer)
     trainable = {name for name, p in base.named_parameters() if p.requires_grad}
@@ -142,7 +142,7 @@ def test_a_run_folder_holds_what_was_trained_and_nothing_else(make, model: dict[
 
 def test_the_optimizer_leaves_frozen_weights_alone(make) -> None:
     config = make(**LORA)
-    run = set_up(config, Reporter())
+    run = set_up(config, Reporter(), peak_flops=PEAK)
     run.checkpointer.close()
     held = {id(p) for group in build_optimizer(config.optimizer, run.model).param_groups for p in group["params"]}
     assert held == {id(p) for p in run.model.parameters() if p.requires_grad}
@@ -151,7 +151,7 @@ def test_the_optimizer_leaves_frozen_weights_alone(make) -> None:
 
 def test_what_is_trained_is_said_when_it_is_not_all(make, capsys: pytest.CaptureFixture[str]) -> None:
     for name, model in (("some", LORA), ("all", {})):
-        set_up(make(name, **model), Reporter()).checkpointer.close()
+        set_up(make(name, **model), Reporter(), peak_flops=PEAK).checkpointer.close()
         shown = " ".join(capsys.readouterr().out.split())
         assert ("M of them trained" in shown) == (name == "some")
 
@@ -168,7 +168,7 @@ def test_a_schedule_of_dropout_holds_for_the_library_s_models(make, monkeypatch:
         seen.append(attention | {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)})
 
     monkeypatch.setattr("quintet.train.run.set_dropout", spy)
-    train(config, Reporter())
+    train(config, Reporter(), peak_flops=PEAK)
     assert [len(rates) for rates in seen] == [1] * 8
     assert [max(rates) for rates in seen] == pytest.approx([0.05 * step for step in range(1, 9)])
 
@@ -181,14 +181,14 @@ def test_the_loss_is_the_same_however_it_is_computed(make, precision: str) -> No
         config = make(f"run{index}", steps=2, **model)
         changed = config.train.model_copy(update={"precision": precision})
         chunk = config.loss.model_copy(update={"chunk": 7 if index else None})
-        run = train(config.model_copy(update={"train": changed, "loss": chunk}), Reporter()).run
+        run = train(config.model_copy(update={"train": changed, "loss": chunk}), Reporter(), peak_flops=PEAK).run
         found.append([row["train/loss"] for row in records(run.folder) if "train/loss" in row])
     assert found[0] == pytest.approx(found[1], rel=1e-5 if precision == "fp32" else 2e-3)
 
 
 def test_a_model_may_start_from_random_weights_and_other_tokens(make, values: dict[str, Any]) -> None:
     changed = values | {"tokenizer": {"kind": "byte"}, "model": values["model"] | {"pretrained": False}}
-    run = train(RunConfig.model_validate(changed), Reporter()).run
+    run = train(RunConfig.model_validate(changed), Reporter(), peak_flops=PEAK).run
     assert run.model.vocab_size == 257
     trained = load_trained(str(run.folder))
     assert all(torch.equal(p, dict(run.model.named_parameters())[n]) for n, p in trained.model.named_parameters())
@@ -197,7 +197,7 @@ def test_a_model_may_start_from_random_weights_and_other_tokens(make, values: di
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(make, values: dict[str, Any]) -> None:
     small = values["model"] | {"pretrained": False, "config": {"vocab_size": 256}}
     config = RunConfig.model_validate(values | {"model": small, "tokenizer": {"kind": "byte"}})
-    for refuse in (lambda: set_up(config, Reporter()), lambda: make_plan(config)):
+    for refuse in (lambda: set_up(config, Reporter(), peak_flops=PEAK), lambda: make_plan(config)):
         with pytest.raises(UserError, match="tokenizer: its 257 ids are more than the 256 rows"):
             refuse()
 
@@ -205,7 +205,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(make, values: dict[
 def test_a_mask_needs_an_id_that_the_model_has(make, values: dict[str, Any]) -> None:
     masked = {"kind": "masked", "mask_id": 5}
     config = RunConfig.model_validate(values | {"loss": masked, "sample": {"prompts": []}})
-    run = train(config, Reporter()).run
+    run = train(config, Reporter(), peak_flops=PEAK).run
     assert run.progress.step == 8
     with pytest.raises(UserError, match=r"loss\.mask_id: the model has \d+ ids and none of number 5000"):
         make_objective(RunConfig.model_validate(values | {"loss": masked | {"mask_id": 5000}}), run.tokenizer)
@@ -233,23 +233,23 @@ def other_base(checkpoint: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize("part", ["weights", "settings"])
 def test_a_base_that_changed_under_its_adapters_is_refused(make, other_base, part: str, tmp_path: Path) -> None:
     base = other_base("nothing")
-    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter()).run.folder
+    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter(), peak_flops=PEAK).run.folder
     assert re.search(r"^# model.name_or_path: sha256 [0-9a-f]{64}$", (run / "run.yaml").read_text(), re.MULTILINE)
     load_trained(str(run))
     other_base(part)
     message = rf"model.name_or_path: {base} is not the checkpoint that {run} began with .* model.other_base: true in"
     longer = make(steps=8, **LORA, name_or_path=str(base))
-    for refuse in (lambda: load_trained(str(run)), lambda: set_up(longer, Reporter())):
+    for refuse in (lambda: load_trained(str(run)), lambda: set_up(longer, Reporter(), peak_flops=PEAK)):
         with pytest.raises(UserError, match=message):
             refuse()
     all_the_same = make(steps=8, **LORA, name_or_path=str(base), other_base=True)
-    assert train(all_the_same, Reporter()).run.progress.step == 8
+    assert train(all_the_same, Reporter(), peak_flops=PEAK).run.progress.step == 8
     load_trained(str(run))
 
 
 def test_a_base_that_only_moved_is_the_same(make, other_base, tmp_path: Path) -> None:
     base = other_base("nothing")
-    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter()).run.folder
+    run = train(make(steps=4, **LORA, name_or_path=str(base)), Reporter(), peak_flops=PEAK).run.folder
     base.rename(tmp_path / "elsewhere")
     file = run / "run.yaml"
     file.write_text(file.read_text().replace(str(base), str(tmp_path / "elsewhere")))
@@ -264,7 +264,7 @@ def test_a_killed_run_continues_bit_for_bit_and_writes(
     changed["train"] = values["train"] | {"steps": 40}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed))
     killed = tmp_path / "runs/killed"
-    line = [sys.executable, "-m", "quintet", "train", "run.yaml"]
+    line = [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml"]
     process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoints/step-000004/state.json").exists():
@@ -280,7 +280,7 @@ def test_a_killed_run_continues_bit_for_bit_and_writes(
         code, said, error = command("train", "run.yaml")
         assert code == 0, error
         assert "continuing from step" in said
-        whole = train(RunConfig.model_validate(changed | {"name": "whole"}), Reporter()).run.folder
+        whole = train(RunConfig.model_validate(changed | {"name": "whole"}), Reporter(), peak_flops=PEAK).run.folder
     finally:
         torch.set_num_threads(threads)
     assert len(records(killed)) == 40 + 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from tests.helpers import measured, records, run_config, write_corpus
+from tests.helpers import PEAK, measured, records, run_config, write_corpus
 
 from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
@@ -43,7 +43,7 @@ class WithMaskedBatch:
 
 
 def test_a_batch_without_valid_targets_is_skipped_and_counted(config: RunConfig) -> None:
-    run = set_up(config, Reporter())
+    run = set_up(config, Reporter(), peak_flops=PEAK)
     run.data = WithMaskedBatch(run.data)
     loop._steps(run, StopSignal())
     run.tracker.close()
@@ -69,7 +69,7 @@ def test_metrics_of_a_step_do_not_depend_on_when_they_are_logged(config: RunConf
         changed = config.model_copy(
             update={"name": name, "train": config.train.model_copy(update={"log_every": every})}
         )
-        outcome = loop.train(changed, Reporter())
+        outcome = loop.train(changed, Reporter(), peak_flops=PEAK)
         return measured(outcome.run.folder)
 
     assert losses("often", 1) == losses("seldom", 5)
@@ -84,7 +84,7 @@ def test_checkpoints_are_also_written_when_the_last_is_long_ago(
         monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     values = config.model_dump(mode="json")
     values["checkpoint"] = {"every": None, "every_seconds": 2, "keep": 10, "keep_best": False}
-    run = loop.train(RunConfig.model_validate(values), Reporter()).run
+    run = loop.train(RunConfig.model_validate(values), Reporter(), peak_flops=PEAK).run
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
         "step-000002",
         "step-000004",
@@ -126,7 +126,7 @@ def checkpoints_of(run: Run) -> list[str]:
 
 def test_a_validation_before_the_first_step_is_of_the_untrained_weights(config: RunConfig) -> None:
     asked = varied(config, "start", evaluate={"every": 3, "at_start": True, "offset": 1}, optimizer={"lr": 1e-9})
-    run = loop.train(asked, Reporter()).run
+    run = loop.train(asked, Reporter(), peak_flops=PEAK).run
     found = losses_of(run, "validation/loss")
     assert sorted(found) == [0, 1, 4, 6]
     assert found[0] == pytest.approx(found[6], rel=1e-4)  # nothing is learnt at this rate
@@ -142,7 +142,7 @@ def test_a_run_that_begins_anew_does_not_keep_the_records_of_step_0(config: RunC
         checkpoint={"every": None, "at_end": False, "keep_best": False},
     )
     for _ in range(2):
-        run = loop.train(asked, Reporter()).run
+        run = loop.train(asked, Reporter(), peak_flops=PEAK).run
     assert [row["step"] for row in records(run.folder) if "validation/loss" in row] == [0, 6]
 
 
@@ -150,16 +150,16 @@ def test_without_any_checkpoint_a_run_finishes_and_says_so(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing = {"every": None, "at_end": False, "keep_best": False}
-    run = loop.train(varied(config, "none", checkpoint=nothing), Reporter()).run
+    run = loop.train(varied(config, "none", checkpoint=nothing), Reporter(), peak_flops=PEAK).run
     assert (run.progress.step, checkpoints_of(run)) == (6, [])
     assert "no checkpoint was kept" in " ".join("".join(capsys.readouterr()).split())
-    loop.train(varied(config, "some"), Reporter())
+    loop.train(varied(config, "some"), Reporter(), peak_flops=PEAK)
     assert "no checkpoint was kept" not in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(config: RunConfig) -> None:
     nothing = {"every": None, "at_end": False, "keep_best": False}
-    run = set_up(varied(config, "stopped", checkpoint=nothing), Reporter())
+    run = set_up(varied(config, "stopped", checkpoint=nothing), Reporter(), peak_flops=PEAK)
     stop_signal = StopSignal()
     made = callbacks.Callbacks(run, stop_signal)
     assert not made.end(1)
@@ -171,16 +171,16 @@ def test_a_run_that_is_stopped_keeps_a_checkpoint_whatever_it_keeps_at_its_end(c
 
 
 def test_all_checkpoints_are_kept_when_none_is_to_go(config: RunConfig) -> None:
-    run = loop.train(varied(config, "all", checkpoint={"every": 0.3, "keep": None}), Reporter()).run
+    run = loop.train(varied(config, "all", checkpoint={"every": 0.3, "keep": None}), Reporter(), peak_flops=PEAK).run
     assert checkpoints_of(run) == ["step-000002", "step-000004", "step-000006"]
 
 
 def test_where_nothing_is_validated_too_little_held_out_is_no_mistake(config: RunConfig) -> None:
     little = {"validation": 5}
     with pytest.raises(UserError, match=r"data.validation: 5 tokens"):
-        loop.train(varied(config, "little", data=little), Reporter())
+        loop.train(varied(config, "little", data=little), Reporter(), peak_flops=PEAK)
     never = {"every": None, "at_end": False}
-    run = loop.train(varied(config, "never", data=little, evaluate=never), Reporter()).run
+    run = loop.train(varied(config, "never", data=little, evaluate=never), Reporter(), peak_flops=PEAK).run
     assert losses_of(run, "validation/loss") == {}
     assert run.progress.step == 6
 
@@ -222,9 +222,9 @@ def test_a_continued_run_has_the_losses_of_one_that_was_not_stopped(
     config: RunConfig, sections: dict[str, dict[str, Any]]
 ) -> None:
     schedule = {"schedule": {"kind": "constant"}} | sections
-    whole = loop.train(varied(config, "whole", **schedule), Reporter()).run
-    loop.train(varied(config, "parts", **schedule, train={"steps": 3}), Reporter())
-    continued = loop.train(varied(config, "parts", **schedule), Reporter()).run
+    whole = loop.train(varied(config, "whole", **schedule), Reporter(), peak_flops=PEAK).run
+    loop.train(varied(config, "parts", **schedule, train={"steps": 3}), Reporter(), peak_flops=PEAK)
+    continued = loop.train(varied(config, "parts", **schedule), Reporter(), peak_flops=PEAK).run
     for key in ("train/loss", "train/lr"):
         assert losses_of(continued, key) == losses_of(whole, key)
     assert len(losses_of(whole)) == 6
@@ -235,14 +235,16 @@ def test_a_continued_run_has_the_losses_of_one_that_was_not_stopped(
 
 def test_what_decides_a_plateau_may_not_change_when_a_run_continues(config: RunConfig) -> None:
     plateau = {"schedule": {"kind": "plateau"}, "evaluate": {"every": 2}}
-    loop.train(varied(config, "fixed", **plateau), Reporter())
+    loop.train(varied(config, "fixed", **plateau), Reporter(), peak_flops=PEAK)
     with pytest.raises(UserError, match=r"evaluate.every: 2, not 3"):
-        loop.train(varied(config, "fixed", **plateau | {"evaluate": {"every": 3}}), Reporter())
-    loop.train(varied(config, "fixed", **plateau | {"evaluate": {"every": 2, "at_start": True}}), Reporter())
-    loop.train(varied(config, "free", evaluate={"every": 2}), Reporter())
-    loop.train(varied(config, "free", evaluate={"every": 3}), Reporter())
+        loop.train(varied(config, "fixed", **plateau | {"evaluate": {"every": 3}}), Reporter(), peak_flops=PEAK)
+    loop.train(
+        varied(config, "fixed", **plateau | {"evaluate": {"every": 2, "at_start": True}}), Reporter(), peak_flops=PEAK
+    )
+    loop.train(varied(config, "free", evaluate={"every": 2}), Reporter(), peak_flops=PEAK)
+    loop.train(varied(config, "free", evaluate={"every": 3}), Reporter(), peak_flops=PEAK)
     with pytest.raises(UserError, match=r"schedule.kind"):
-        loop.train(varied(config, "free", schedule={"kind": "constant"}), Reporter())
+        loop.train(varied(config, "free", schedule={"kind": "constant"}), Reporter(), peak_flops=PEAK)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import records, run_values, write_corpus
+from tests.helpers import PEAK, records, run_values, write_corpus
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
@@ -42,7 +42,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 
 def train(values: dict[str, Any], **changes: Any) -> Run:
-    return loop.train(RunConfig.model_validate(values | changes), Reporter()).run
+    return loop.train(RunConfig.model_validate(values | changes), Reporter(), peak_flops=PEAK).run
 
 
 def outcome(run: Run) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import records, run_values
+from tests.helpers import PEAK, records, run_values
 
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import find_prepared
@@ -56,7 +56,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 def train(values: dict[str, Any], **changes: Any) -> tuple[loop.Outcome, list[str]]:
     reporter = Lines()
-    return loop.train(RunConfig.model_validate(values | changes), reporter), reporter.said
+    return loop.train(RunConfig.model_validate(values | changes), reporter, peak_flops=PEAK), reporter.said
 
 
 def test_a_staged_run_draws_as_its_stages_say_and_measures_each_label(values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import WORDS, Command, records, run_values, source_environment
+from tests.helpers import QUICK, WORDS, Command, records, run_values, source_environment
 
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
@@ -84,7 +84,7 @@ def test_clock_folder_home_umask_and_the_order_of_files_change_no_byte_of_a_run(
 def trained(folder: Path, umask: int, **environment: str) -> dict[str, Any]:
     """What a process of its own makes of the run in ``folder``."""
     whole = source_environment(HOME=str(folder), **environment)
-    command = [sys.executable, "-m", "quintet", "train", "run.json"]
+    command = [sys.executable, "-m", "quintet", "train", *QUICK, "run.json"]
     done = subprocess.run(command, cwd=folder, env=whole, umask=umask, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
     return made(folder)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.checkpoints import tiny_llama
-from tests.helpers import records, run_config, run_values, write_corpus
+from tests.helpers import PEAK, records, run_config, run_values, write_corpus
 
 from quintet.config.documents import IGNORED
 from quintet.config.schema import RunConfig
@@ -60,7 +60,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def trained(config: RunConfig) -> loop.Outcome:
-    return loop.train(config, Reporter())
+    return loop.train(config, Reporter(), peak_flops=PEAK)
 
 
 def same_run(one: Path, other: Path) -> None:

@@ -138,8 +138,8 @@ def validate_run(run: Run) -> ValidationResult | None:
     )
     if run.progress.step:
         _note_validation(run, result.of(run.config.evaluate.best_by))
-    # A busy neighbour at the start would make the peak too low for the whole run.
-    run.peak = max(run.peak, measure_peak(run.compute, 0.1))
+    if run.peak_is_measured:  # a busy neighbour at the start would make the peak too low for the whole run
+        run.peak = max(run.peak, measure_peak(run.compute, 0.1))
     _report(run, f"validation: {result}", result)
     return result
 

@@ -40,17 +40,22 @@ class Outcome:
 
 
 def train(
-    config: RunConfig, reporter: Reporter, original: Original | None = None, trial: Trial | None = None
+    config: RunConfig,
+    reporter: Reporter,
+    original: Original | None = None,
+    trial: Trial | None = None,
+    peak_flops: float | None = None,
 ) -> Outcome:
     """Train the run of ``config``, from its last checkpoint if there is one, to its last step or until interrupted;
     with `evaluate.only` validate it and leave it as it is.
 
-    ``original`` is the dialect's file from which the run file was translated. A ``trial`` ends after its steps. Raises
-    UserError for all that the user can mend.
+    ``original`` is the dialect's file from which the run file was translated. A ``trial`` ends after its steps. The
+    share of peak refers to ``peak_flops`` of a device, in FLOP/s; this device is measured if None. Raises UserError for
+    all that the user can mend.
     """
     take_steps = trainer_steps(config) or _steps
     with process_group(config), RunLock() as lock:
-        run = set_up(config, reporter, original, trial, lock)
+        run = set_up(config, reporter, original, trial, lock, peak_flops)
         status: RunStatus = "failed"
         try:
             with watch_signals() as stop_signal:

@@ -60,6 +60,7 @@ class Run:
     bytes_per_token: np.ndarray
     flops_per_token: int
     peak: float
+    peak_is_measured: bool
     progress: Progress
     intervals: Intervals
     trial: Trial | None = None

@@ -60,11 +60,12 @@ def set_up(
     original: Original | None = None,
     trial: Trial | None = None,
     lock: RunLock | None = None,
+    peak_flops: float | None = None,
 ) -> Run:
     """Build the run of ``config``, from its last checkpoint if there is one; a ``trial`` takes its first steps alone.
 
-    Of several processes the first one takes the ``lock`` on the folder. Raises UserError for all that the user can
-    mend: data, tokenizer, memory, an earlier run in the same folder, or one that is going on.
+    Of several processes the first takes the ``lock`` on the folder. Without ``peak_flops`` the device is measured.
+    Raises UserError for all that the user can mend: data, tokenizer, memory, another or a living run in the folder.
     """
     check_training(config)
     config = broadcast_from_rank0(lambda: settle_batch(config, world_size()))
@@ -77,7 +78,6 @@ def set_up(
     progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision, reporter.say))
     compute = _settled(compute, config, progress.precision)
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
-
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
     _rehearse(config, built, objective.vocab_size, compute, trains=progress.step < steps)
@@ -104,14 +104,14 @@ def set_up(
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=flops.total,
-        peak=measure_peak(compute),
+        peak=measure_peak(compute) if peak_flops is None else peak_flops,
+        peak_is_measured=peak_flops is None,
         progress=progress,
         intervals=intervals_of(config, steps, prepared.train.epoch_samples),
         trial=trial,
     )
     notes = _notes_on_data(run, prepared) + (start.notes if start else getattr(built.model, "notes", []))
-    if flops.note:
-        notes.append(f"share of peak: {flops.note}")
+    notes += [f"share of peak: {flops.note}"] if flops.note else []
     _introduce(run, built, [*notes, *changes])
     return run
 

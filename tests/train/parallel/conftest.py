@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.helpers import laid_over, run_values, write_corpus
+from tests.helpers import QUICK, laid_over, run_values, write_corpus
 from tests.train.parallel import several_runs
 from tests.train.parallel.several_runs import train_cases
 
@@ -58,17 +58,20 @@ def surroundings(**more: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
 
 
-def train_several(processes: int, file: Path, cases: dict[str, list[str]], apart: bool = False) -> str:
+def train_several(
+    processes: int, file: Path, cases: dict[str, list[str]], apart: bool = False, gloo: bool = False
+) -> str:
     """Train the run of ``file`` in its folder with each of ``cases``, name and overrides, in so many processes.
 
-    One process is that of the test, unless it is to be ``apart``. Returns what was printed by others.
+    One process is that of the test, unless it is to be ``apart``; ``gloo`` goes to `several_runs`. Returns what was
+    printed by others.
     """
     if processes == 1 and not apart:
         with chdir(file.parent):
             train_cases(file, cases)
         return ""
     python = [sys.executable] if processes == 1 else torchrun_command(processes)
-    line = [*python, several_runs.__file__, str(file), json.dumps(cases)]
+    line = [*python, several_runs.__file__, str(file), json.dumps(cases), *(["gloo"] if gloo else [])]
     # DeepSpeed's first use compiles an operation for a minute.
     done = subprocess.run(line, cwd=file.parent, env=surroundings(), capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -94,7 +97,8 @@ def torchrun(tmp_path: Path) -> Callable[..., Finished]:
     torchrun's own and ``env`` is added to its environment."""
 
     def call(processes: int, *arguments: str | Path, options: tuple[str, ...] = (), **env: str) -> Finished:
-        line = [*torchrun_command(processes, *options), "-m", "quintet", *map(str, arguments)]
+        quick = QUICK if arguments[0] == "train" else ()
+        line = [*torchrun_command(processes, *options), "-m", "quintet", arguments[0], *quick, *map(str, arguments[1:])]
         return subprocess.run(
             line, cwd=tmp_path, env=surroundings(**env), capture_output=True, text=True, timeout=LONGEST
         )
@@ -107,7 +111,7 @@ def launch(tmp_path: Path) -> Callable[..., Finished]:
     """``launch(2, file, "train.steps=3", …)``: `quintet train FILE --nproc 2 …`, to its end."""
 
     def call(processes: int | str, file: Path, *overrides: str, **env: str) -> Finished:
-        line = [sys.executable, "-m", "quintet", "train", str(file), "--nproc", str(processes), *overrides]
+        line = [sys.executable, "-m", "quintet", "train", *QUICK, str(file), "--nproc", str(processes), *overrides]
         return subprocess.run(
             line, cwd=tmp_path, env=surroundings(**env), capture_output=True, text=True, timeout=LONGEST
         )
@@ -167,7 +171,7 @@ def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
         folder.mkdir(exist_ok=True)
         text = FAULT.format(rank=rank, step=step, what=what, mark=folder / f"{rank}-{step}.done")
         (folder / "sitecustomize.py").write_text(text)
-        return {"PYTHONPATH": str(folder)}
+        return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
     return call
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers import measured, records
+from tests.helpers import QUICK, measured, records
 from tests.train.parallel.conftest import train_several
 
 # Checkpoints are written in the background, so that a step may end before that of the step ahead of it is whole.
@@ -143,7 +143,7 @@ def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_other_signals_stop_with_a_checkpoint_too(run_file, start, tmp_path: Path, number: signal.Signals) -> None:
     file = run_file("asked", train={"steps": 4000, "log_every": 10}, evaluate={"every": 4000})
-    process = start([sys.executable, "-m", "quintet", "train", str(file), "--nproc", "2"])
+    process = start([sys.executable, "-m", "quintet", "train", *QUICK, str(file), "--nproc", "2"])
     said = lines_until(process, "step 20/")
     process.send_signal(number)
     rest, _ = process.communicate(timeout=100)
@@ -158,7 +158,7 @@ def test_other_signals_stop_with_a_checkpoint_too(run_file, start, tmp_path: Pat
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
 def test_no_process_outlives_a_launcher_that_is_killed(run_file, start, tmp_path: Path) -> None:
     file = run_file("orphan", train={"steps": 100000, "log_every": 10}, evaluate={"every": 100000})
-    process = start([sys.executable, "-m", "quintet", "train", str(file), "--nproc", "2"])
+    process = start([sys.executable, "-m", "quintet", "train", *QUICK, str(file), "--nproc", "2"])
     lines_until(process, "step 20/")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) == 2

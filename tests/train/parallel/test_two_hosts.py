@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from tests.helpers import records
+from tests.helpers import QUICK, records
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_two_hosts_train_to_the_losses_of_one(run_file, start, launch, hosts, tm
         line += ["--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}"]
         line += [f"--rdzv-conf=is_host={1 - number}", f"--local-addr={address}", "--rdzv-id=apart"]
         # Both have the name of this machine, which stands for 127.0.0.1 in each.
-        begun.append(start([*line, "-m", "quintet", "train", str(file)], GLOO_SOCKET_IFNAME="card"))
+        begun.append(start([*line, "-m", "quintet", "train", *QUICK, str(file)], GLOO_SOCKET_IFNAME="card"))
     said = [process.communicate(timeout=200)[0] for process in begun]
     assert [process.returncode for process in begun] == [0, 0], said
     assert sum("parallel: fsdp over 2 processes" in text for text in said) == 1  # the first process alone speaks
