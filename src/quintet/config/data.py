@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quintet.config.cleaning import CleaningConfig
+from quintet.config.keypath import is_mapping, is_sequence
 from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.sources import SOURCES, Source, SourceConfig
@@ -14,14 +15,14 @@ from quintet.config.sources import SOURCES, Source, SourceConfig
 
 def are_music(sources: Any) -> bool:
     """True if ``sources``, as they are written, begin with one of music."""
-    first = sources[0] if isinstance(sources, list | tuple) and sources else None
+    first = sources[0] if is_sequence(sources) and sources else None
     if isinstance(first, Source):
         return first.content == "notes"
-    if not isinstance(first, dict):
+    if not is_mapping(first):
         return False
     kind, document = first.get("kind"), first.get("document")
     of_notes = isinstance(kind, str) and kind in SOURCES and SOURCES[kind].holds == "notes"
-    return of_notes or (isinstance(document, dict) and document.get("kind") == "notes")
+    return of_notes or (is_mapping(document) and document.get("kind") == "notes")
 
 
 class StageConfig(ConfigSection):
@@ -104,7 +105,7 @@ class DataConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _nothing_held_out_twice(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("validation_sources") and "validation" not in values:
+        if is_mapping(values) and values.get("validation_sources") and "validation" not in values:
             return {**values, "validation": 0}
         return values
 
@@ -112,7 +113,7 @@ class DataConfig(ConfigSection):
     @classmethod
     def _music_in_pieces(cls, values: Any) -> Any:
         """Pieces of music are no stream of tokens, so that their packing need not be named."""
-        if not isinstance(values, dict) or "packing" in values or not are_music(values.get("sources")):
+        if not is_mapping(values) or "packing" in values or not are_music(values.get("sources")):
             return values
         return {**values, "packing": {"kind": "pieces"}}
 

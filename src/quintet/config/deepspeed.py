@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.data import DataConfig
+from quintet.config.keypath import is_mapping, is_sequence
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, ScheduleConfig
@@ -74,16 +75,17 @@ def given_by_deepspeed(values: Any) -> Any:
         return values
     values = dict(values)
     _fill(values, "train", _training(ds))
-    if isinstance(ds.get("optimizer"), dict):
+    if is_mapping(ds.get("optimizer")):
         own, theirs = values.get("optimizer"), _optimizer(ds["optimizer"], fresh="optimizer" not in values)
         # Two kinds are a contradiction, which is told better than keys that one of them lacks.
-        if not isinstance(own, dict) or own.get("kind", "adamw") == theirs.get("kind", "adamw"):
+        if not is_mapping(own) or own.get("kind", "adamw") == theirs.get("kind", "adamw"):
             _fill(values, "optimizer", theirs)
     scheduler = ds.get("scheduler")
-    if isinstance(scheduler, dict) and isinstance(scheduler.get("type"), str) and "schedule" not in values:
+    if is_mapping(scheduler) and isinstance(scheduler.get("type"), str) and "schedule" not in values:
         arguments = _without_auto(scheduler.get("params"))
-        rate = values["optimizer"].get("lr") if isinstance(values.get("optimizer"), dict) else None
-        if (scheduler.get("params") or {}).get("warmup_max_lr") == AUTO and rate is not None:
+        rate = values["optimizer"].get("lr") if is_mapping(values.get("optimizer")) else None
+        params: dict[str, Any] = scheduler.get("params") or {}
+        if params.get("warmup_max_lr") == AUTO and rate is not None:
             arguments["warmup_max_lr"] = number_in(rate)
         values["schedule"] = {"kind": "deepspeed", "name": scheduler["type"], "arguments": arguments}
     return values
@@ -124,7 +126,7 @@ def precision_errors(parallel: ParallelConfig, train: TrainConfig) -> ConfigErro
             said = str(enabled).lower()
             yield config_error(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
     block = ds.get("torch_autocast")
-    if isinstance(block, dict) and block.get("enabled"):
+    if is_mapping(block) and block.get("enabled"):
         yield config_error(
             f"{_HERE}.torch_autocast", "is what train.precision: bf16 does by itself; leave it out and say that"
         )
@@ -134,7 +136,7 @@ def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Co
     """Yield an error for each key of a ds_config's optimizer that differs from the section ``optimizer``."""
     ds = _given(parallel)
     block = ds.get("optimizer")
-    if not isinstance(block, dict):
+    if not is_mapping(block):
         return
     name = block.get("type")
     if name in _OWN_OPTIMIZERS:
@@ -162,7 +164,7 @@ def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Co
 def schedule_errors(parallel: ParallelConfig, schedule: ScheduleConfig) -> ConfigErrors:
     """Yield an error for each key of a ds_config's scheduler that differs from the section ``schedule``."""
     block = _given(parallel).get("scheduler")
-    if not isinstance(block, dict):
+    if not is_mapping(block):
         return
     if not isinstance(schedule, DeepSpeedScheduleConfig) or schedule.name != block.get("type"):
         said = schedule.name if isinstance(schedule, DeepSpeedScheduleConfig) else schedule.kind
@@ -188,16 +190,16 @@ def _unequal(ds: dict[str, Any], name: str, ours: Any, key: str) -> ConfigErrors
 
 
 def _ds_config(values: Any) -> dict[str, Any]:
-    parallel = values.get("parallel") if isinstance(values, dict) else None
-    if not isinstance(parallel, dict) or parallel.get("kind") != "deepspeed":
+    parallel = values.get("parallel") if is_mapping(values) else None
+    if not is_mapping(parallel) or parallel.get("kind") != "deepspeed":
         return {}
     found = parallel.get("config")
-    return found if isinstance(found, dict) else {}
+    return found if is_mapping(found) else {}
 
 
 def _fill(values: dict[str, Any], section: str, found: dict[str, Any]) -> None:
     own = values.get(section, {})
-    if found and isinstance(own, dict):
+    if found and is_mapping(own):
         if any(own.get(name) is not None for name in ("batch_size", "batch_tokens", "accumulation")):
             found.pop("batch_size_per_device", None)
         values[section] = found | own
@@ -226,7 +228,7 @@ def _training(ds: dict[str, Any]) -> dict[str, Any]:
 
 def _enabled(ds: dict[str, Any], kind: str) -> Any:
     block = ds.get(kind)
-    return block.get("enabled", AUTO) if isinstance(block, dict) else AUTO
+    return block.get("enabled", AUTO) if is_mapping(block) else AUTO
 
 
 def _optimizer(block: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
@@ -245,15 +247,16 @@ def _optimizer(block: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
 
 def _is_adamw(block: dict[str, Any]) -> bool:
     """DeepSpeed's Adam decays as AdamW does unless ``adam_w_mode`` is false."""
-    kind, params = str(block.get("type", "")).lower(), block.get("params") or {}
+    kind = str(block.get("type", "")).lower()
+    params: dict[str, Any] = block.get("params") or {}
     return kind == "adamw" or (kind == "adam" and params.get("adam_w_mode", True) is not False)
 
 
 def _without_auto(params: Any) -> dict[str, Any]:
-    if not isinstance(params, dict):
+    if not is_mapping(params):
         return {}
     return {name: _plain(value) for name, value in params.items() if value != AUTO}
 
 
 def _plain(value: Any) -> Any:
-    return [number_in(one) for one in value] if isinstance(value, list | tuple) else number_in(value)
+    return [number_in(one) for one in value] if is_sequence(value) else number_in(value)

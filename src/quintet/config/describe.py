@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from quintet.config.keypath import KeyPath
+from quintet.config.keypath import KeyPath, is_list, is_mapping, is_sequence
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection, Role, Value, alternatives
 
@@ -60,7 +60,7 @@ class KeyInfo:
         """The kind of a section that does not say its own; None where it must."""
         if self.repeated or not self.kinds:
             return None
-        return "" if "" in self.kinds else (self.default or {}).get("kind")
+        return "" if "" in self.kinds else self.default and self.default.get("kind")
 
     @property
     def element_type(self) -> str:
@@ -69,7 +69,7 @@ class KeyInfo:
 
     def section(self, value: Any) -> Section | None:
         """The section that ``value`` of this key is, by its ``kind`` or by the default's; None when it is none."""
-        if not isinstance(value, dict):
+        if not is_mapping(value):
             return None
         kind = "" if "" in self.kinds else value.get("kind", self.default_kind)
         return self.kinds.get(kind) if isinstance(kind, str) else None
@@ -141,7 +141,7 @@ def with_defaults(values: dict[str, Any], section: Section | None = None) -> dic
         key = section.key(name)
         if key is None:
             full[name] = value
-        elif isinstance(value, list):
+        elif is_list(value):
             full[name] = [_filled(element, key) for element in value]
         else:
             full[name] = _filled(value, key)
@@ -181,7 +181,7 @@ def _key(
     repeated = get_origin(field.annotation) is tuple
     parts = _parts(field.annotation)
     path += "[]" if repeated and parts else ""
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    extra = field.json_schema_extra if is_mapping(field.json_schema_extra) else {}
     kinds = {
         kind_of(part): _section(part, path, (*within, (path, kind_of(part))) if len(parts) > 1 else within)
         for part in parts
@@ -240,7 +240,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, ConfigSection):
         names = sorted(type(value).model_fields, key=lambda name: name != "kind")
         return {name: plain(getattr(value, name)) for name in names}
-    return [plain(inner) for inner in value] if isinstance(value, tuple) else value
+    return [plain(inner) for inner in value] if is_sequence(value) else value
 
 
 def _parts(annotation: Any) -> list[type[ConfigSection]]:

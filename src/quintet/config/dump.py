@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from quintet.config.describe import plain
-from quintet.config.keypath import ABSENT, show
+from quintet.config.keypath import ABSENT, is_list, is_mapping, show
 from quintet.config.provenance import Origin, Provenance
 from quintet.config.read import line_places
 from quintet.config.schema import RunConfig
@@ -63,10 +63,10 @@ def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
 
 
 def _compare(a: Any, b: Any, path: tuple[str | int, ...], found: list[tuple[str, Any, Any]]) -> None:
-    if isinstance(a, dict) and isinstance(b, dict):
+    if is_mapping(a) and is_mapping(b):
         for name in {**a, **b}:
             _compare(a.get(name, ABSENT), b.get(name, ABSENT), (*path, name), found)
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    elif is_list(a) and is_list(b) and len(a) == len(b):
         for index, (one, other) in enumerate(zip(a, b, strict=True)):
             _compare(one, other, (*path, index), found)
     elif a != b:
@@ -75,9 +75,9 @@ def _compare(a: Any, b: Any, path: tuple[str | int, ...], found: list[tuple[str,
 
 def _escaped(value: Any) -> Any:
     """Texts that hold ``${`` with the backslash that keeps OmegaConf from reading it."""
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {name: _escaped(inner) for name, inner in value.items()}
-    if isinstance(value, list):
+    if is_list(value):
         return [_escaped(inner) for inner in value]
     if isinstance(value, str):
         return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", value)
@@ -115,7 +115,8 @@ class _LineDumper(_Dumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     style = None if _PLAIN.fullmatch(text) else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    tag = "tag:yaml.org,2002:str"
+    return dumper.represent_scalar(tag, text, style=style)  # pyright: ignore[reportUnknownMemberType]  (open in the stubs)
 
 
 _Dumper.add_representer(str, _text)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from quintet.config.describe import KeyInfo, Section, section_of, walk
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show
+from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, show
 from quintet.config.provenance import Problem, Provenance, origin_of, shown
 from quintet.config.read import half_character
 from quintet.config.schema import RunConfig
@@ -64,9 +64,9 @@ def problems_of(
         elif detail["type"] == "missing":
             missing[path] = _missing(spot)
         elif detail["type"] in _KIND_ERRORS:
-            kind = value.get("kind", ABSENT) if isinstance(value, dict) else ABSENT
+            kind = value.get("kind", ABSENT) if is_mapping(value) else ABSENT
             found[(*path, "kind")] = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])
-        elif detail["type"] == "too_short" and isinstance(value, list) and len(value) >= context["min_length"]:
+        elif detail["type"] == "too_short" and is_list(value) and len(value) >= context["min_length"]:
             continue  # pydantic counts the elements that are right; those that are not are reported by themselves
         else:
             found.setdefault(path, _message(detail, spot, value))
@@ -177,7 +177,7 @@ def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) 
     article = "" if words.startswith(("true", "auto", "text")) else "a "
     if words.startswith("text") and isinstance(value, bool | int | float):
         found += "; put it in quotes"
-    if words.startswith("list of") and not isinstance(value, list):
+    if words.startswith("list of") and not is_list(value):
         found += "; put it in [ ]"
     if unit:
         words = words.replace("whole number", f"whole number of{unit}")

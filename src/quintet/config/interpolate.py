@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -24,8 +25,8 @@ _REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]
 def resolve(
     document: YamlDocument, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults
 ) -> dict[str, Any]:
-    """The values of ``document`` with every interpolation resolved; it finds what ``defaults`` fills in, too, which is
-    the schema's unless a dialect has its own.
+    """The values of ``document`` with every interpolation resolved; they may also refer to values that ``defaults``
+    fills in, which are the schema's unless a dialect has its own.
 
     Raises RunFileError with every interpolation that names nothing, and every value that is OmegaConf's ``???``.
     """
@@ -33,7 +34,7 @@ def resolve(
     texts = [(path, text) for path, text in walk(document.values) if isinstance(text, str)]
     asked = [(path, text) for path, text in texts if "${" in text]
     background = OmegaConf.create(defaults(document.values)) if asked else None
-    problems = []
+    problems: list[Problem] = []
     for path, text in asked:
         try:
             _put(values, path, _resolved(background, path))
@@ -50,7 +51,7 @@ def resolve(
 
 def variables_of(document: YamlDocument) -> frozenset[str]:
     """The names at the top of ``document`` that interpolations in it refer to."""
-    found = set()
+    found: set[str] = set()
     for path, text in walk(document.values):
         for points, name in _REFERENCE.findall(text) if isinstance(text, str) else ():
             if len(points) in (0, len(path)):  # a point for each section out of which the reference leads
@@ -58,8 +59,12 @@ def variables_of(document: YamlDocument) -> frozenset[str]:
     return frozenset(found)
 
 
-def _copies(pattern: Any, count: int, mark: str) -> list[Any]:
-    """``count`` copies of a text, or of a section, with ``mark`` in its texts replaced by 0, 1, 2 …"""
+def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any]:
+    """``count`` copies of a text, or of a section, with ``mark`` in its texts replaced by 0, 1, 2 …
+
+    >>> _copies("part-#", 2, "#")
+    ['part-0', 'part-1']
+    """
 
     def numbered(value: Any, index: int) -> Any:
         return value.replace(mark, str(index)) if isinstance(value, str) else value
@@ -69,14 +74,26 @@ def _copies(pattern: Any, count: int, mark: str) -> list[Any]:
     return [numbered(pattern, index) for index in range(count)]
 
 
+def _divided(a: float, b: float) -> float:
+    return a / b
+
+
+def _floor_divided(a: float, b: float) -> float:
+    return a // b
+
+
+def _now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "fdiv": lambda a, b: a // b,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": _divided,
+    "fdiv": _floor_divided,
     "for": _copies,
-    "now": lambda pattern: datetime.now().strftime(pattern),
+    "now": _now,
 }
 """Resolvers of ``${name:…}`` besides OmegaConf's own: PhyAGI's arithmetic and copies, and Hydra's clock."""
 

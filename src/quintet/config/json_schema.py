@@ -7,6 +7,7 @@ from typing import Any
 from quintet.config.describe import KeyInfo, run_file
 from quintet.config.dialects.dialect import Dialect, pattern
 from quintet.config.dialects.translate import EXTENSION
+from quintet.config.keypath import is_mapping
 from quintet.config.reference import notes_of
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
@@ -85,7 +86,7 @@ def _properties(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any
     here = schema
     for step in steps:
         here = _resolved(schema, here)
-        section = {"type": "object", "properties": {}, "additionalProperties": False}
+        section: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
         here = here.setdefault("items", section) if step == "[]" else here["properties"].setdefault(step, section)
     return _resolved(schema, here)["properties"]
 
@@ -129,9 +130,9 @@ def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
     if "unit" in about:
         about["description"] += f" (unit: {about.pop('unit')})"
-    if isinstance(about.get("default"), dict):
+    if is_mapping(about.get("default")):
         del about["default"]  # an editor would write all of it into the file
-    if isinstance(rest.get("items"), dict):
+    if is_mapping(rest.get("items")):
         rest["items"].pop("discriminator", None)
     if name != "kind" and not _holds_parts(rest):
         rest = {"anyOf": [*rest.get("anyOf", [rest]), _INTERPOLATION]}
@@ -140,5 +141,5 @@ def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def _holds_parts(found: dict[str, Any]) -> bool:
     return bool({"$ref", "oneOf"} & set(found)) or any(
-        isinstance(inner, dict) and _holds_parts(inner) for inner in [found.get("items"), *found.get("anyOf", [])]
+        is_mapping(inner) and _holds_parts(inner) for inner in [found.get("items"), *found.get("anyOf", [])]
     )

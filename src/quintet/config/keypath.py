@@ -26,6 +26,11 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
+def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """True for a list as YAML and JSON are read, or as a section keeps it."""
+    return isinstance(value, list | tuple)
+
+
 def show(path: KeyPath) -> str:
     """``path`` as people write it.
 

@@ -58,7 +58,7 @@ class Loaded:
     dialect: Dialect | None = None
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
-    files: Mapping[Path, bytes] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict[Path, bytes])
 
     @property
     def original(self) -> Original | None:
@@ -94,7 +94,7 @@ class Loaded:
         words of the file; one that has its places already stays as it is."""
         if isinstance(error, RunFileError):
             return error
-        found = []
+        found: list[Problem] = []
         for problem in error.problems:
             key, _, message = problem.partition(": ")
             path = parse(key)
@@ -130,7 +130,7 @@ def in_its_words(problems: Iterable[Problem], provenance: Provenance, dialect: D
     """
     if dialect is None:
         return list(problems)
-    found = []
+    found: list[Problem] = []
     for problem in problems:
         path = parse(problem.key)
         origin = _said_at(path, provenance, dialect) if path else Origin(problem.origin.file, problem.origin.line)
@@ -233,7 +233,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
 
 def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialect | None) -> None:
     """Raise RunFileError for every path that no file can have."""
-    problems = []
+    problems: list[Problem] = []
     for path, text in walk(values):
         names = [step for step in path if isinstance(step, str)]
         if isinstance(text, str) and names and names[-1] in PATHS:
@@ -247,7 +247,9 @@ def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialec
 
 def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tuple[YamlDocument, list[str], bool]:
     """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
-    documents, used, folder = [], set(), reading.config_folder
+    documents: list[YamlDocument] = []
+    used: set[str] = set()
+    folder = reading.config_folder
     for file in files:
         document = read_document(file)
         if reading.in_place and is_written_by_run(file):

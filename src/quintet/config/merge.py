@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quintet.config.describe import default_kinds
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, show, walk
+from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, show, walk
 from quintet.config.names import local_path
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, origin_of, shown
-from quintet.config.read import YamlDocument, half_character, read_document, with_whole_characters
+from quintet.config.read import YamlDocument, half_character, read_document, scalar_tokens, with_whole_characters
 from quintet.errors import one_line
 
 MISSING = "???"
@@ -79,7 +79,7 @@ def merge(base: YamlDocument, over: YamlDocument) -> YamlDocument:
 
 
 def _clashes(old: Any, new: Any) -> bool:
-    return isinstance(old, dict) != isinstance(new, dict) and isinstance(old, list) != isinstance(new, list)
+    return is_mapping(old) != is_mapping(new) and is_list(old) != is_list(new)
 
 
 def _merge_message(error: OmegaConfBaseException) -> str:
@@ -94,7 +94,7 @@ def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, 
         return {}
     kept = dict(old)
     for name, inner in new.items():
-        if isinstance(inner, dict) and isinstance(old.get(name), dict):
+        if is_mapping(inner) and is_mapping(old.get(name)):
             kept[name] = _kept(old[name], inner, (*path, name))
     return kept
 
@@ -194,11 +194,11 @@ def _deleted(document: YamlDocument, path: KeyPath, value: Any) -> YamlDocument:
 def _set(document: YamlDocument, override: Override) -> YamlDocument:
     path, value, old = override.path, override.value, document.values
     config: Any = OmegaConf.create(old)
-    adds = override.verb == "+" and not isinstance(value, dict | list)
+    adds = override.verb == "+" and not (is_mapping(value) or is_list(value))
     if adds and OmegaConf.select(config, show(path), throw_on_missing=False) is not None:
         raise ValueError(f"is there already, and + adds; write {show(path)}=… to change it")
     here = lookup(old, path)
-    if isinstance(here, dict) and isinstance(value, dict):
+    if is_mapping(here) and is_mapping(value):
         OmegaConf.update(config, show(path), _kept(here, value, path), merge=False)
     OmegaConf.update(config, show(path), value, merge=True, force_add=bool(override.verb))
     values = OmegaConf.to_container(config)
@@ -224,7 +224,7 @@ def _value(text: str) -> Any:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{text!r} is no YAML value ({one_line(error, lines=1)})") from None
-    assert isinstance(found, list)
+    assert is_list(found)
     if len(found) != 1:
         raise ValueError(f"{text!r} is no single YAML value")
     for path, value in walk(found[0]):
@@ -238,8 +238,7 @@ def _has_comment(source: str) -> bool:
     """True if a ``#`` of the YAML ``source`` is in none of its scalars."""
     if "#" not in source:
         return False
-    scalars = [token for token in yaml.scan(source, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken)]
-    spans = [(token.start_mark.index, token.end_mark.index) for token in scalars]
+    spans = [(token.start_mark.index, token.end_mark.index) for token in scalar_tokens(source)]
     return any(
         not any(start <= index < end for start, end in spans) for index, mark in enumerate(source) if mark == "#"
     )
@@ -254,11 +253,11 @@ def _steps(values: Any, override: Override) -> KeyPath:
     here, steps = values, list(override.path)
     for position, step in enumerate(steps):
         before = show(tuple(steps[:position]))
-        if isinstance(here, list) and isinstance(step, str):
+        if is_list(here) and isinstance(step, str):
             raise ValueError(f"{before} is a list; say which element: {before}[0].{show(tuple(steps[position:]))}")
-        if isinstance(here, list) and step not in range(len(here)):
+        if is_list(here) and step not in range(len(here)):
             raise ValueError(f"{before} has {len(here)} elements, counted from 0")
-        if not isinstance(here, list) and isinstance(step, int):
+        if not is_list(here) and isinstance(step, int):
             if not override.verb:
                 raise ValueError(f"{before or 'the top'} is no list here; set the list as a whole: {before}=[…]")
             steps[position] = step = str(step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quintet.config.keypath import KeyPath, show
+from quintet.config.keypath import KeyPath, is_mapping, show
 from quintet.config.provenance import Origin, Problem, RunFileError
 from quintet.errors import one_line
 
+_YAML: Any = yaml  # whose stubs leave open what composing and scanning give
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -25,8 +26,8 @@ _read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were re
 
 
 @contextmanager
-def files_read() -> Iterator[dict[Path, bytes]]:
-    """Within, the content of every run file that is read is noted, by its resolved path."""
+def files_read() -> Generator[dict[Path, bytes]]:
+    """Within, note the content of every run file that is read, by its resolved path."""
     found: dict[Path, bytes] = {}
     token = _read.set(found)
     try:
@@ -66,7 +67,7 @@ def read_document(
     name = str(file)
     try:
         text = with_whole_characters(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _composed(text)
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
     if root is None and may_be_empty:
@@ -93,18 +94,29 @@ def read_document(
         raise RunFileError([Problem(origin, error.full_key or "", one_line(error, lines=1))]) from None
     if listed:
         values = {list_key: values}
-    assert isinstance(values, dict)
+    assert is_mapping(values)
     return YamlDocument({str(key): value for key, value in values.items()}, reading.provenance, listed)
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """The root of the YAML ``text``; None where it is empty. Raises YAMLError."""
+    return _YAML.compose(text, Loader=yaml.SafeLoader)
+
+
+def scalar_tokens(text: str) -> Iterator[yaml.ScalarToken]:
+    """The scalars of the YAML ``text`` with their places. Raises YAMLError."""
+    return (token for token in _YAML.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken))
 
 
 def with_whole_characters(text: str) -> str:
     """The YAML ``text`` with one escape for each character that JSON writes as two (RFC 8259, section 7): YAML takes
-    each of these for a character of its own."""
+    each of these for a character of its own. Raises YAMLError."""
     if "\\u" not in text:
         return text
-    found, at = [], 0
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.ScalarToken) and token.style == '"':
+    found: list[str] = []
+    at = 0
+    for token in scalar_tokens(text):
+        if token.style == '"':
             start, end = token.start_mark.index, token.end_mark.index
             found += [text[at:start], _ESCAPES.sub(_one_escape, text[start:end])]
             at = end
@@ -127,8 +139,12 @@ def half_character(text: str) -> str | None:
 
 
 def line_places(text: str) -> dict[KeyPath, int]:
-    """The line, from 1 on, of every key and list element of the YAML ``text``, which is right."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    """The line, from 1 on, of every key and list element of the YAML ``text``, which has no faults.
+
+    >>> line_places("a: 1\nb:\n  c: 2\n")
+    {('a',): 1, ('b',): 2, ('b', 'c'): 3}
+    """
+    root = _composed(text)
     assert root is not None
     reading = _Lines("", {}, [], [])
     reading.visit(root, ())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quintet.config.describe import KeyInfo, Section, run_file
 from quintet.config.dialects import NAMES, dialect_named
+from quintet.config.keypath import is_list
 
 _HEAD = """# Run file: all keys
 
@@ -141,7 +142,7 @@ def shown_default(key: KeyInfo) -> str:
 
 def as_yaml(value: object) -> str:
     """A value of the schema on one line, as one would write it in a run file."""
-    if isinstance(value, list):
+    if is_list(value):
         return f"[{', '.join(as_yaml(inner) for inner in value)}]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Self
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, create_model, model_validator
@@ -11,6 +11,7 @@ from quintet.config.checks import errors_of
 from quintet.config.data import DataConfig
 from quintet.config.deepspeed import given_by_deepspeed
 from quintet.config.evaluate import EvaluateConfig, SampleConfig
+from quintet.config.keypath import is_mapping
 from quintet.config.loss import LossConfig, NextTokenLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
@@ -81,7 +82,7 @@ class RunConfig(ConfigSection):
     @classmethod
     def _sound_sections(cls, values: Any, unsound: Collection[str]) -> dict[str, Any]:
         """The sections of ``values`` that are not ``unsound``, by name, without those that a misspelt key may mean."""
-        if not isinstance(values, Mapping) or not unsound:
+        if not is_mapping(values) or not unsound:
             return {}
         left_out = {*unsound, *(nearest(name, cls.model_fields) for name in unsound)}
         fields: dict[str, Any] = {
@@ -117,8 +118,8 @@ class RunConfig(ConfigSection):
 def _completed(values: Any) -> Any:
     """``values`` of a run file with what follows from others: a model of the transformers library has a tokenizer, and
     what a ds_config says need not be said again."""
-    model = values.get("model") if isinstance(values, dict) else None
-    if isinstance(model, dict) and model.get("kind") == "huggingface" and "tokenizer" not in values:
+    model = values.get("model") if is_mapping(values) else None
+    if is_mapping(model) and model.get("kind") == "huggingface" and "tokenizer" not in values:
         own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}
         values = {**values, "tokenizer": own}
     return given_by_deepspeed(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function, no_info_plain_validator_function
+
+from quintet.config.keypath import is_list, is_mapping
 
 ConfigErrors = Iterator[PydanticCustomError]
 """Errors about several keys, as `config_error` makes them."""
@@ -79,7 +81,7 @@ def config_error(key_path: str, message: str) -> PydanticCustomError:
 
 
 @contextmanager
-def deferred_errors() -> Iterator[None]:
+def deferred_errors() -> Generator[None]:
     """Within, sections do not raise their `errors`: whoever validates them collects these, so that all are told."""
     token = _deferred.set(True)
     try:
@@ -120,7 +122,7 @@ class ConfigSection(BaseModel):
     @classmethod
     def _read_plainly(cls, values: Any) -> Any:
         """A section without ``kind`` has the kind of its default; true and false are never taken for numbers."""
-        if not isinstance(values, dict):
+        if not is_mapping(values):
             return values
         return {
             name: cls._plain(cls.model_fields[name], value) if name in cls.model_fields else value
@@ -140,11 +142,11 @@ class ConfigSection(BaseModel):
     @classmethod
     def _plain(cls, field: FieldInfo, value: Any) -> Any:
         default_kind = getattr(field.default, "kind", None)
-        if default_kind is not None and isinstance(value, dict) and "kind" not in value:
+        if default_kind is not None and is_mapping(value) and "kind" not in value:
             return {"kind": default_kind, **value}
         lists = [one for one, _ in alternatives(field.annotation) if get_origin(one) is tuple]
         element = get_args(lists[0])[0] if lists else None
-        if element is not None and isinstance(value, list):
+        if element is not None and is_list(value):
             return [_number(element, inner) for inner in value]
         return _number(field.annotation, value)
 
@@ -170,7 +172,11 @@ def _number(annotation: Any, value: Any) -> Any:
 
 
 def number_in(value: Any) -> Any:
-    """The number that ``value`` spells if it is a text that spells one ("2e-5", "1_000", "1e3"), else ``value``."""
+    """The number that ``value`` spells if it is a text that spells one, otherwise ``value``.
+
+    >>> number_in("2e-5"), number_in("1_000"), number_in("fast")
+    (2e-05, 1000, 'fast')
+    """
     if not isinstance(value, str):
         return value
     for read in (int, float):
@@ -208,7 +214,7 @@ class Value:
     words: str
     read: Callable[[Any], Any]
     write: Callable[[Any], Any] = lambda value: value
-    json: Mapping[str, Any] = field(default_factory=dict)
+    json: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_plain_validator_function(self.read)
