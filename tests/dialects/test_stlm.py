@@ -535,9 +535,11 @@ def dropout_schedule(make: Make) -> None:
 
     assert kept(dropout_type="constant", dropout=0.1) == [0.1] * 4
     line = kept(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=0.2, start_iter=1, end_iter=3)
-    assert line == pytest.approx([0.0, 0.1, 0.2, 0.2])
+    assert line == pytest.approx([0.0, 0.0, 0.1, 0.2])
+    whole = kept(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=1.0, start_iter=1, end_iter=3)
+    assert whole == [0.0, 0.0, 0.5, 1.0]  # its steps count from 0, and the rate is set before the step
     up = kept(dropout_type="triangle", dropout_trough=0.1, dropout_peak=0.3, num_iterations=4, num_cycles=2)
-    assert up == pytest.approx([0.3, 0.1, 0.3, 0.1])
+    assert up == pytest.approx([0.1, 0.3, 0.1, 0.3])
 
 
 def optimizer_name(make: Make) -> None:

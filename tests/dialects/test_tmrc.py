@@ -251,7 +251,7 @@ BEHAVIOUR: dict[str, Callable[[Make], None]] = {
     "tokenizer.vocab_size": lambda make: _equal(
         make({"tokenizer.vocab_size": 30}).shapes["embedding.weight"], (30, 16)
     ),
-    "model.name": lambda make: _in("must be gpt", refused(make, {"model.name": "llama"})),
+    "model.name": lambda make: _in("must be one of gpt, Cfg", refused(make, {"model.name": "llama"})),
     "model.n_head": heads,
     "model.d_model": lambda make: _equal(make({"model.d_model": 32}).shapes["embedding.weight"], (24, 32)),
     "model.n_layer": lambda make: _equal(len(make({"model.n_layer": 3}).model.blocks), 3),
@@ -276,7 +276,7 @@ BEHAVIOUR: dict[str, Callable[[Make], None]] = {
         ["relu", "gelu"],
     ),
     "model.mask": mask,
-    "optimizer.name": lambda make: _in("must be AdamW", refused(make, {"optimizer.name": "SGD"})),
+    "optimizer.name": lambda make: _in("must be one of AdamW", refused(make, {"optimizer.name": "SGD"})),
     "optimizer.lr": learning_rate,
     "optimizer.weight_decay": decays,
     "optimizer.betas": averages,

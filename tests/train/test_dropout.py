@@ -35,6 +35,16 @@ def test_a_line_runs_between_its_steps_and_is_flat_outside() -> None:
     assert rates(whole, 8, [0, 2, 8]) == pytest.approx([0.4, 0.3, 0.0])
 
 
+def test_a_first_step_that_counts_as_0_has_each_rate_a_step_later() -> None:
+    line = LinearDropoutConfig(kind="linear", start=0.0, end=1.0, first_step=1, last_step=3, first=0)
+    assert rates(line, 4, [1, 2, 3, 4]) == [0.0, 0.0, 0.5, 1.0]
+    whole = LinearDropoutConfig(kind="linear", start=0.0, end=0.9, first=0)
+    assert rates(whole, 10, [1, 2, 10]) == pytest.approx([0.0, 0.1, 0.9])
+    triangle = {"kind": "triangle", "low": 0.1, "high": 0.5, "cycles": 2, "steps": 8}
+    later, plain = (TriangleDropoutConfig.model_validate(triangle | {"first": first}) for first in (0, 1))
+    assert rates(later, 8, [2, 3, 4, 8]) == rates(plain, 8, [1, 2, 3, 7])
+
+
 def test_a_triangle_goes_up_and_down_in_each_cycle_and_stays_low_after_them() -> None:
     triangle = TriangleDropoutConfig(kind="triangle", low=0.1, high=0.5, cycles=2, steps=17)
     # Two cycles of 8 steps, the half step that is left over being flat.

@@ -72,7 +72,7 @@ class _ByteLevel(ConfigSection):
     width: int = key(128, "features of a byte", unit="features", ge=1)
     heads: int = key(8, "heads of the attention among the bytes of an id", unit="heads", ge=1)
     dropout: float = key(
-        0.0, "dropout on the attention weights and on what attention adds", unit="probability", ge=0, lt=1
+        0.0, "dropout on the attention weights and on what attention adds", unit="probability", ge=0, le=1
     )
 
     def errors(self) -> ConfigErrors:
@@ -103,7 +103,7 @@ class LinearHeadConfig(ConfigSection):
         ModelNormConfig(), "norm before the head; the model's is left out with block: post_norm, which ends with one"
     )
     bias: bool = key(False, "a bias for each token")
-    dropout: float = key(0.0, "dropout on what enters the matrix", unit="probability", ge=0, lt=1)
+    dropout: float = key(0.0, "dropout on what enters the matrix", unit="probability", ge=0, le=1)
 
 
 class ByteHeadConfig(_ByteLevel):

@@ -55,8 +55,8 @@ class _Attention(ConfigSection):
     )
     restart_positions: bool = key(False, "positions start anew with every document, for the masks that tell documents")
     norm: PlaceNormConfig = key(ModelNormConfig(), "norm around the attention")
-    dropout: float = key(0.0, "dropout on the attention weights", unit="probability", ge=0, lt=1)
-    input_dropout: float = key(0.0, "dropout on what enters the attention", unit="probability", ge=0, lt=1)
+    dropout: float = key(0.0, "dropout on the attention weights", unit="probability", ge=0, le=1)
+    input_dropout: float = key(0.0, "dropout on what enters the attention", unit="probability", ge=0, le=1)
     backend: Literal["auto", "sdpa", "flash", "flex"] = key(
         "auto",
         "what computes it: PyTorch's scaled_dot_product_attention with the kernel it chooses (sdpa) or with "
@@ -124,8 +124,8 @@ class _FeedForward(ConfigSection):
     )
     bias: bool = key(False, "biases in the projections")
     norm: PlaceNormConfig = key(ModelNormConfig(), "norm around the network")
-    dropout: float = key(0.0, "dropout on the hidden features", unit="probability", ge=0, lt=1)
-    input_dropout: float = key(0.0, "dropout on what enters the network", unit="probability", ge=0, lt=1)
+    dropout: float = key(0.0, "dropout on the hidden features", unit="probability", ge=0, le=1)
+    input_dropout: float = key(0.0, "dropout on what enters the network", unit="probability", ge=0, le=1)
 
     def errors(self) -> ConfigErrors:
         """Yield an error for a width that is said twice."""
@@ -229,9 +229,9 @@ class TransformerConfig(ConfigSection):
     head: HeadConfig = key(LinearHeadConfig(), "from the last features to logits")
     init: InitConfig = key(NormalInitConfig(), "how weights start")
     embedding_scale: float = key(1.0, "factor on the embedding of a token", unit="factor", gt=0)
-    embedding_dropout: float = key(0.0, "dropout on the embedding", unit="probability", ge=0, lt=1)
+    embedding_dropout: float = key(0.0, "dropout on the embedding", unit="probability", ge=0, le=1)
     residual_dropout: float = key(
-        0.0, "dropout on what attention and feed-forward add to the residual", unit="probability", ge=0, lt=1
+        0.0, "dropout on what attention and feed-forward add to the residual", unit="probability", ge=0, le=1
     )
     tie_embeddings: bool = key(True, "one matrix for embedding and head (Press and Wolf 2017)")
     tie_feedforward: bool = key(False, "one feed-forward network for all blocks, each with its own norm")
@@ -353,7 +353,7 @@ class LoraConfig(ConfigSection):
 
     rank: int = key(16, "rank of the update of a matrix", unit="dimensions", ge=1)
     alpha: float = key(32.0, "the update is scaled by alpha / rank", unit="factor", gt=0)
-    dropout: float = key(0.0, "dropout on what enters the adapters", unit="probability", ge=0, lt=1)
+    dropout: float = key(0.0, "dropout on what enters the adapters", unit="probability", ge=0, le=1)
     targets: tuple[str, ...] | None = key(
         ("all-linear",),
         "names of the modules that get one; all-linear stands for all but the head, null for those that peft takes for "
@@ -388,7 +388,7 @@ class HuggingFaceConfig(ConfigSection):
         False, "keep only what enters each layer and compute the rest again in the backward pass"
     )
     dropout: float | None = key(
-        None, "rate of all its dropouts; as its configuration says when not given", unit="probability", ge=0, lt=1
+        None, "rate of all its dropouts; as its configuration says when not given", unit="probability", ge=0, le=1
     )
     trust_remote_code: bool = key(False, "run the Python code that lies beside the checkpoint")
 

@@ -16,7 +16,7 @@ class AdamWConfig(ConfigSection):
     """AdamW (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = key("adamw", "AdamW, fused where PyTorch has it")
-    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", gt=0)
+    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = key(
         (0.9, 0.95), "decay of the averages of the gradient and of its square", unit="per step"
     )
@@ -33,7 +33,7 @@ class TorchOptimizerConfig(ConfigSection):
 
     kind: Literal["torch"] = key(..., "an optimizer of torch.optim")
     name: str = key(..., "class of torch.optim, such as SGD, Adam, RMSprop, Adagrad, NAdam", min_length=1)
-    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", gt=0)
+    lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", ge=0)
     weight_decay: float = key(0.0, "decay of the weights, as the class does it", unit="per step", ge=0)
     decay: Decay = key("matrices", _DECAY)
     arguments: dict[str, Any] = key({}, "what else the class takes, by the names that it gives them")

@@ -130,25 +130,29 @@ class ConstantDropoutConfig(ConfigSection):
     """One rate for every dropout of the model, whatever the model says."""
 
     kind: Literal["constant"] = key(..., "one rate everywhere")
-    rate: float = key(..., "rate of every dropout", unit="probability", ge=0, lt=1)
+    rate: float = key(..., "rate of every dropout", unit="probability", ge=0, le=1)
 
 
-class LinearDropoutConfig(ConfigSection):
+class _CountedDropout(ConfigSection):
+    first: Literal[0, 1] = key(1, "what the first step counts as")
+
+
+class LinearDropoutConfig(_CountedDropout):
     """A straight line from one rate to another, flat before and after; it holds for every dropout of the model."""
 
     kind: Literal["linear"] = key(..., "a straight line from one rate to another")
-    start: float = key(..., "rate up to `first_step`", unit="probability", ge=0, lt=1)
-    end: float = key(..., "rate from `last_step` on", unit="probability", ge=0, lt=1)
+    start: float = key(..., "rate up to `first_step`", unit="probability", ge=0, le=1)
+    end: float = key(..., "rate from `last_step` on", unit="probability", ge=0, le=1)
     first_step: int = key(0, "step at which the line begins", unit="steps", ge=0)
     last_step: int | None = key(None, "step at which the line ends; the run's last when not given", unit="steps", ge=1)
 
 
-class TriangleDropoutConfig(ConfigSection):
+class TriangleDropoutConfig(_CountedDropout):
     """Up and down again between two rates, in equal cycles; it holds for every dropout of the model."""
 
     kind: Literal["triangle"] = key(..., "up and down in equal cycles")
-    low: float = key(0.0, "rate at the ends of a cycle", unit="probability", ge=0, lt=1)
-    high: float = key(..., "rate in the middle of a cycle", unit="probability", ge=0, lt=1)
+    low: float = key(0.0, "rate at the ends of a cycle", unit="probability", ge=0, le=1)
+    high: float = key(..., "rate in the middle of a cycle", unit="probability", ge=0, le=1)
     cycles: int = key(1, "cycles in `steps`", unit="cycles", ge=1)
     steps: int | None = key(
         None, "steps of all cycles, after which the rate stays low; the run's when not given", unit="steps", ge=1

@@ -121,12 +121,13 @@ def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float 
         case ConstantDropoutConfig():
             return config.rate
         case LinearDropoutConfig():
-            last = config.last_step or steps
-            done = (step - config.first_step) / max(last - config.first_step, 1)
+            last, count = config.last_step or steps - 1 + config.first, step - 1 + config.first
+            done = (count - config.first_step) / max(last - config.first_step, 1)
             return config.start + (config.end - config.start) * min(max(done, 0.0), 1.0)
         case TriangleDropoutConfig():
             length = (config.steps or steps) // config.cycles
-            if not length or step > length * config.cycles:
+            count = step - 1 + config.first
+            if not length or count > length * config.cycles:
                 return config.low
-            position = (step % length) / length
+            position = (count % length) / length
             return config.low + (config.high - config.low) * (1 - abs(2 * position - 1))

@@ -43,7 +43,8 @@ def _phyagi(values: Mapping[str, Any]) -> bool:
 
 def _vectorlm(values: Mapping[str, Any]) -> bool:
     top = ("train_parameters", "dataset_preprocess", "enable_wandb_logging", "wandb_config", "sharding_strategy")
-    return _has(values, *top) or _has(values, "train_ds", "eval_ds", section="dataset")
+    sections = {"dataset": ("train_ds", "eval_ds"), "train": ("hf_training_arguments",)}
+    return _has(values, *top) or any(_has(values, *names, section=name) for name, names in sections.items())
 
 
 def _stlm(values: Mapping[str, Any]) -> bool:
@@ -59,7 +60,7 @@ def _tmrc(values: Mapping[str, Any]) -> bool:
 def _piano(values: Mapping[str, Any]) -> bool:
     if _has(values, "stage", "loss_masking", "model_task", "out_dir_relative", "eval_splits"):
         return True
-    if values.get("command") in ("init", "tune", "resume"):
+    if values.get("command") in ("init", "tune", "resume") or _has(values, "base_dataset_name", section="dataset"):
         return True
     return _has(values, "init_from") and _has(values, "n_embd", "n_layer", "context_size", section="model")
 

@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-"""A part that is never all, such as a rate of dropout."""
+"""A part that is never all, such as the decay of an average."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Arguments = dict[str, Any]

@@ -145,7 +145,7 @@ class OptimizerParams(DialectSection):
 
     documented = False
 
-    lr: AboveZero | None = key(None, "learning rate; most schedules set their own", affects="optimizer.lr")
+    lr: NotNegative | None = key(None, "learning rate; most schedules set their own", affects="optimizer.lr")
     betas: Betas | None = key(None, "decay of the averages of gradient and square", affects="optimizer.betas")
     eps: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
     weight_decay: NotNegative | None = key(None, "decay of all weights", affects="optimizer.weight_decay")
@@ -356,7 +356,7 @@ class SharedArguments(DialectSection):
 class HuggingFaceArguments(DialectSection):
     """Arguments of the transformers library's Trainer; those that are not listed are handed on by name."""
 
-    learning_rate: AboveZero | None = key(None, "learning rate", to="optimizer.lr")
+    learning_rate: NotNegative | None = key(None, "learning rate", to="optimizer.lr")
     per_device_train_batch_size: Positive | None = key(None, "samples of a pass; 8", to="train.micro_batch_size")
     per_device_eval_batch_size: Positive | None = key(None, "the same in validation; 8", to="evaluate.batch_size")
     gradient_accumulation_steps: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")

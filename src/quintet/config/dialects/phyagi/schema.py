@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.phyagi.arguments import TrainingArguments, further, split_model
-from quintet.config.dialects.types import AboveZero, Arguments, Count, Fraction, Positive, Share, Text, finite, one_of
+from quintet.config.dialects.types import AboveZero, Arguments, Count, Fraction, Positive, Text, finite, one_of
 from quintet.config.section import Before, Value, key
 
 MIXFORMER = "mixformer-sequential"
@@ -150,7 +150,9 @@ class Mixer(DialectSection):
     )
     softmax_scale: AboveZero | None = key(None, "factor on the products", to="model.attention.scale")
     window_size: Window | None = key(None, "earlier positions that are seen", affects="model.attention.window")
-    dropout: Share = key(0.0, "dropout on attention weights", to="model.attention.dropout", aliases="model.attn_pdrop")
+    dropout: Fraction = key(
+        0.0, "dropout on attention weights", to="model.attention.dropout", aliases="model.attn_pdrop"
+    )
     bias: bool = key(
         True, "biases of queries, keys and values", to="model.attention.bias", affects="model.attention.output_bias"
     )
@@ -243,8 +245,8 @@ class Model(DialectSection):
         affects=("model.position.fraction", "model.position.kind"),
         aliases="model.architecture.mixer.",
     )
-    embd_pdrop: Share = key(0.0, "dropout on the embedding", to="model.embedding_dropout")
-    resid_pdrop: Share = key(0.0, "dropout on what attention and feed-forward add", to="model.residual_dropout")
+    embd_pdrop: Fraction = key(0.0, "dropout on the embedding", to="model.embedding_dropout")
+    resid_pdrop: Fraction = key(0.0, "dropout on what attention and feed-forward add", to="model.residual_dropout")
     activation_function: Activation = key(
         "gelu_new", "activation function", to="model.feedforward.activation", aliases="model.architecture.mlp.act_fn"
     )

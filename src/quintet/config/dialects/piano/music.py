@@ -93,6 +93,10 @@ def _data_sets(theirs: File, native: NativeBuilder) -> None:
     if not extra:
         native.refuse(_EXTRA, "names nothing to train on; give data sets of notes, or quintet.data.sources")
         return
+    if "task" in native.given.document.values and base not in extra:
+        native.say(
+            f"{_BASE}: is validated on; files of before October 2024 meant its split train, too: {_EXTRA} says it"
+        )
     for index, name in enumerate(extra):
         if not held_out and name == base and without_splits(name):
             native.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
@@ -168,14 +172,17 @@ def _tokenizer(theirs: File, native: NativeBuilder, saved: dict[str, Any] | None
             native.say(f"{', '.join(said)}: not used, for the tokenizer is that of {theirs.init_from}")
         return
     awesome = theirs.tokenizer.class_name == AWESOME
-    others = ("config",) if awesome else ("base_tokenizer", "base_tokenizer_parameters", "parameters")
+    others = ("config",) if awesome else ("base_tokenizer", "base_tokenizer_parameters")
     for path in (f"tokenizer.{name}" for name in others):
         if native.has(path):
             of = "ExponentialTimeTokenizer" if awesome else AWESOME
             native.refuse(path, f"belongs to {of}, and tokenizer.class_name is another; leave it out")
     if not awesome:
         native.set("tokenizer.kind", "exponential_time", "tokenizer.class_name")
-        _settings(native, "tokenizer.config", theirs.tokenizer.config, _SETTINGS, "tokenizer")
+        if native.has("tokenizer.config") and native.has("tokenizer.parameters"):
+            native.refuse("tokenizer.parameters", "are those of tokenizer.config, in older files; keep one of the two")
+        for key in ("config", "parameters"):
+            _settings(native, f"tokenizer.{key}", getattr(theirs.tokenizer, key), _SETTINGS, "tokenizer")
         return
     native.set("tokenizer.kind", "note_bpe", "tokenizer.class_name")
     native.set("tokenizer.base.kind", "exponential_time", "tokenizer.base_tokenizer")

@@ -10,6 +10,7 @@ from quintet.config.dialects.types import (
     AboveZero,
     Arguments,
     Count,
+    Fraction,
     Listed,
     NotNegative,
     Positive,
@@ -43,6 +44,15 @@ def _device(value: Any) -> str:
         return "cuda"
     if value not in ("cuda", "cpu", "mps"):
         raise ValueError("must be cuda, cuda:0, cpu or mps")
+    return value
+
+
+def _start(value: Any) -> str:
+    """What to start from. Files that are to be tuned leave it empty."""
+    if not isinstance(value, str):
+        raise ValueError("must be a word or a path")
+    if not value:
+        raise ValueError("must name a run or checkpoint, as piano-gpt is told on the command line: init_from=FOLDER")
     return value
 
 
@@ -83,7 +93,11 @@ def _with(name: str, params: Any) -> str:
 Device = Annotated[str, Value("`cuda`, `cuda:0`, `cpu`, `mps`", _device)]
 Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
 Stage = Annotated[
-    str, one_of(by={name: name for name in (PIANO_TASK, NEXT_TOKEN)} | {"next_token_prediction": NEXT_TOKEN})
+    str,
+    one_of(
+        by={name: name for name in (PIANO_TASK, NEXT_TOKEN)}
+        | {"next_token_prediction": NEXT_TOKEN, "multi": PIANO_TASK, "multi_with_composer": PIANO_TASK}
+    ),
 ]
 Masking = Annotated[
     str, one_of(by={"pretraining": "pretraining", "finetuning": "finetuning", "pretrianing": "pretraining"})
@@ -112,7 +126,7 @@ class Model(DialectSection):
     n_layer: Positive = key(12, "transformer layers", to="model.layers")
     n_head: Positive = key(12, "attention heads", to="model.attention.heads")
     n_embd: Positive = key(768, "hidden size", to="model.width")
-    dropout: Share = key(
+    dropout: Fraction = key(
         0.0,
         "dropout on the embedding, on attention weights, and on what attention and feed-forward add; also of "
         "a model from a checkpoint",
@@ -129,6 +143,13 @@ class Model(DialectSection):
         ge=2,
         affects="model.context_length",
         aliases="block_size",
+    )
+    max_time_steps: Positive | None = key(
+        None,
+        "times that the model has an embedding for",
+        documented=False,
+        unsupported="belongs to a model with an embedding of each note's time, of which piano-gpt kept no trained one; "
+        "leave it out for GPT-2",
     )
 
 
@@ -197,6 +218,20 @@ class Dataset(DialectSection):
         affects=("data.sources", "data.validation_sources"),
     )
     augmentation: Augmentation
+    dataset_class: Literal["AugmentedDataset", "MidiTokenizedDataset"] | None = key(
+        None,
+        "script that builds the data set",
+        aliases="name",
+        documented=False,
+        no_effect="`stage` says what the notes become, and they are tokenised once",
+    )
+    tokenizer_cfg: Arguments | None = key(
+        None,
+        "a copy of the section `tokenizer`",
+        aliases="tokenizer_parameters",
+        documented=False,
+        no_effect="the original puts the section `tokenizer` in its place",
+    )
 
 
 class Training(DialectSection):
@@ -229,7 +264,7 @@ class Tokenizer(DialectSection):
         None,
         "class of the tokenizer, ExponentialTimeTokenizer when not given; from a run comes its tokenizer",
         affects="tokenizer",
-        aliases="name",
+        aliases=("name", "tokenizer.tokenizer"),
     )
     config: Arguments | None = key(
         None,
@@ -243,7 +278,11 @@ class Tokenizer(DialectSection):
         None, "settings of that tokenizer, as in `config`; `min_time_unit` is `time_unit`", affects="tokenizer"
     )
     parameters: Arguments | None = key(
-        None, "settings of AwesomeMidiTokenizer: `max_vocab_size`, `max_token_length`", affects="tokenizer"
+        None,
+        "settings of AwesomeMidiTokenizer: `max_vocab_size`, `max_token_length`; of ExponentialTimeTokenizer in older "
+        "files: those of `config`",
+        affects="tokenizer",
+        aliases="tokenizer_parameters",
     )
 
 
@@ -266,7 +305,9 @@ class Optimizer(DialectSection):
 class Lr(DialectSection):
     """The learning rate."""
 
-    learning_rate: AboveZero = key(8e-05, "highest learning rate", to="optimizer.lr", aliases="optimizer.learning_rate")
+    learning_rate: NotNegative = key(
+        8e-05, "highest learning rate", to="optimizer.lr", aliases="optimizer.learning_rate"
+    )
     min_lr: NotNegative = key(8e-06, "learning rate at the end of the decay", affects="schedule.min_lr")
     warmup_iters: Count = key(1000, "steps in which the learning rate rises", affects="schedule.warmup_steps")
     decay_lr: bool = key(
@@ -304,9 +345,9 @@ class File(DialectSection):
         "piano_task",
         "what is learnt: tasks on records of notes, or the next token of pieces",
         affects="data.packing",
-        aliases="model_task",
+        aliases=("model_task", "task"),
     )
-    init_from: Text = key(
+    init_from: Annotated[str, Value("`scratch_next_token`, `scratch` or a path", _start)] = key(
         "scratch_next_token",
         "`scratch_next_token` or `scratch` for new weights, or what to start from: the folder of a run, whose "
         "model it then is, or a checkpoint of Hugging Face's",

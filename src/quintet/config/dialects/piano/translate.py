@@ -24,6 +24,8 @@ from quintet.config.schema import RunConfig
 OVERRIDES = "overrides"
 _SAID_BY_KEYS = {"sequence_length", "learn_prompts", "processes"}
 RUN_NAME = "midi-gpt2"
+_TOKENIZER_ALONE = {"tokenizer", "dataset"}
+"""The sections of a file that trains a tokenizer and no model."""
 _SIZES = {
     "n_layer": ("layers",),
     "n_head": ("attention", "heads"),
@@ -71,6 +73,10 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
         where = "FOLDER" if theirs.init_from in SCRATCH else theirs.init_from
         native.refuse("command", f"resume needs no file here: `quintet train {where}` continues the run in that folder")
         return
+    if native.given.purpose == "train" and native.given.document.values.keys() <= _TOKENIZER_ALONE:
+        native.refuse(
+            "tokenizer.class_name", "is all that the file trains: `quintet prepare` does it; a run needs stage or model"
+        )
     _masking(theirs, native)
     run = _start(theirs, native)
     model = run.get("model", {}) if run else {}
@@ -101,7 +107,9 @@ def _start(theirs: File, native: NativeBuilder) -> dict[str, Any] | None:
     command, path = theirs.command, theirs.init_from
     scratch = path in SCRATCH
     if command == "tune" and scratch:
-        native.refuse("command", "tune starts from a run, and there is none; give checkpoint_path, or command: init")
+        native.refuse(
+            "command", "tune starts from a run, and there is none; add checkpoint_path=FOLDER, or command=init"
+        )
     elif command == "init" and not scratch:
         native.refuse("init_from", "is not used by command: init; set command: tune, or leave it out")
     native.set("model.kind", "transformer")
@@ -201,7 +209,7 @@ def _batch(theirs: File, native: NativeBuilder) -> None:
         native.refuse(key, f"{whole} samples are no whole number of passes of {size} (training.microbatch_size)")
         return
     if native.has(accumulation) and theirs.optimizer.gradient_accumulation_steps != whole // size:
-        native.refuse(accumulation, f"{key} makes it {whole // size}; keep one of the two")
+        native.say(f"{accumulation}: not used, as in the original: {key} makes it {whole // size}")
     native.set("train.accumulation", whole // size, key, "data.batch_size")
 
 

@@ -10,13 +10,13 @@ from pydantic import create_model
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.stlm import names
 from quintet.config.dialects.stlm.names import EXPERIMENT, words
-from quintet.config.dialects.types import Count, FalseIsZero, Listed, NotNegative, Positive, Share, Text
+from quintet.config.dialects.types import Count, FalseIsZero, Fraction, Listed, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
 OLDER = "the older list of evaluators, in whose place mcq_benchmarks names benchmarks, is not built yet"
 OF_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
 
-Dropout = Annotated[Share, FalseIsZero]
+Dropout = Annotated[Fraction, FalseIsZero]
 Names = Annotated[tuple[Text, ...], Listed]
 S = TypeVar("S", bound=DialectSection)
 
@@ -266,15 +266,18 @@ class DropoutScheduler(DialectSection):
     documented = False
 
     dropout_type: Literal["constant", "linear", "triangle"] | None = key(
-        None, "how the rate of every dropout changes", to="dropout_schedule.kind"
+        None,
+        "how the rate of every dropout changes; the first step counts as 0",
+        to="dropout_schedule.kind",
+        affects="dropout_schedule.first",
     )
-    dropout: Share | None = key(None, "constant: the rate", to="dropout_schedule.rate")
-    start_dropout_p: Share | None = key(None, "linear: the rate up to start_iter", to="dropout_schedule.start")
-    end_dropout_p: Share | None = key(None, "linear: the rate from end_iter on", to="dropout_schedule.end")
+    dropout: Fraction | None = key(None, "constant: the rate", to="dropout_schedule.rate")
+    start_dropout_p: Fraction | None = key(None, "linear: the rate up to start_iter", to="dropout_schedule.start")
+    end_dropout_p: Fraction | None = key(None, "linear: the rate from end_iter on", to="dropout_schedule.end")
     start_iter: Count | None = key(None, "linear: where the line begins", to="dropout_schedule.first_step")
     end_iter: Positive | None = key(None, "linear: where the line ends", to="dropout_schedule.last_step")
-    dropout_trough: Share | None = key(None, "triangle: the lowest rate", to="dropout_schedule.low")
-    dropout_peak: Share | None = key(None, "triangle: the highest rate", to="dropout_schedule.high")
+    dropout_trough: Fraction | None = key(None, "triangle: the lowest rate", to="dropout_schedule.low")
+    dropout_peak: Fraction | None = key(None, "triangle: the highest rate", to="dropout_schedule.high")
     num_iterations: Positive | None = key(None, "triangle: steps of all cycles", to="dropout_schedule.steps")
     num_cycles: Positive | None = key(None, "triangle: cycles", to="dropout_schedule.cycles")
     cycle_factor: float | None = key(
@@ -294,7 +297,7 @@ class Optimizer(DialectSection):
         affects=("optimizer.kind", "optimizer.name", "optimizer.decay"),
         aliases=("name", "trainer.optimizer_name"),
     )
-    lr: float = key(6e-4, "learning rate", gt=0, affects="optimizer.lr")
+    lr: float = key(6e-4, "learning rate", ge=0, affects="optimizer.lr")
     min_lr: NotNegative = key(6e-6, "rate at the end of the decay", affects="schedule.min_lr")
     weight_decay: NotNegative = key(0.01, "weight decay", affects="optimizer.weight_decay")
     beta1: Share = key(0.9, "decay of the average of the gradient", affects="optimizer.betas")

@@ -21,9 +21,8 @@ from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
 from quintet.config.tokenizer import BPETokenizerConfig, HuggingFaceTokenizerConfig, TiktokenTokenizerConfig
 
-HELD_OUT = 0.01
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
-NEVER = 10**9
+HELD_OUT, NEVER = 0.01, 10**9
 HEADS = ("model.attn.num_q_heads", "model.attn.num_kv_heads")
 NEEDED = ("num_layers", "hidden_dim", "ffn.ffn_dim", "tokenizer_type")
 OF_BPE = ("tokenizer_dataset_name", "tokenizer_simplify", "tokenizer_num_reserved_tokens")
@@ -73,6 +72,8 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
     _optimizer(theirs, native)
     byte_level(theirs, native)
     _schedule(theirs, native)
+    if trainer.dropout_scheduler.dropout_type in ("linear", "triangle"):
+        native.set("dropout_schedule.first", 0, "trainer.dropout_scheduler.dropout_type")
     _rhythm(theirs, native)
     if native.has("general.device"):
         native.set("train.device", theirs.general.device, "general.device")
@@ -324,9 +325,8 @@ def _rhythm(theirs: File, native: NativeBuilder) -> None:
         if not native.has(path):
             native.say(f"{path}: not given, and taken as true, as the document says; STLM's code takes false")
     native.set("sample.prompts", [], "trainer.eval.text_generation_eval")
-    native.set("checkpoint.at_end", True, "trainer.checkpoint_interval")
-    native.set("checkpoint.keep", None, "trainer.checkpoint_interval")
-    native.set("checkpoint.keep_best", False, "trainer.checkpoint_interval")
+    for name, value in {"at_end": True, "keep": None, "keep_best": False}.items():
+        native.set(f"checkpoint.{name}", value, "trainer.checkpoint_interval")
 
 
 def _logging(theirs: File, native: NativeBuilder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.types import AboveZero, NotNegative, Positive, Share, Text, one_of
+from quintet.config.dialects.types import AboveZero, Arguments, Fraction, NotNegative, Positive, Share, Text, one_of
 from quintet.config.section import key
 
 Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
@@ -16,7 +16,9 @@ class Datasets(DialectSection):
 
     name: Text | None = key(None, "name of the dataset, for reports", to="data.sources[0].label")
     path: Text = key(
-        ..., "folder of the tokenized dataset, or its metadata file", affects=("data.sources", "tokenizer")
+        ...,
+        "folder of the tokenized dataset, or its metadata file; datasets.path=FOLDER gives it, too",
+        affects=("data.sources", "tokenizer"),
     )
     tokenizer_used: Text | None = key(
         None, "tokenizer that made the dataset; its metadata must say the same", to="data.sources[0].tokenizer"
@@ -26,11 +28,13 @@ class Datasets(DialectSection):
 class Model(DialectSection):
     """The transformer."""
 
-    name: Literal["gpt"] = key("gpt", "architecture", affects=("model.kind",))
+    name: Annotated[str, one_of(by={"gpt": "gpt", "Cfg": "gpt"})] = key(
+        "gpt", "architecture", affects=("model.kind",), aliases="_target_"
+    )
     n_head: Positive = key(4, "attention heads", to="model.attention.heads")
     d_model: Positive = key(512, "hidden size", to="model.width")
     n_layer: Positive = key(8, "transformer layers", to="model.layers")
-    dropout_p: Share = key(
+    dropout_p: Fraction = key(
         0.0,
         "dropout on embeddings, on attention weights (not under flex, which cannot), and on what attention and "
         "feed-forward add",
@@ -67,13 +71,21 @@ class Model(DialectSection):
     mask: Literal["causal", "causal_document"] = key(
         "causal_document", "causal, or causal within each document, which needs flex", to="model.attention.mask"
     )
+    bias: bool | None = key(
+        None,
+        "biases of the first models",
+        documented=False,
+        unsupported="is mlp_bias, attn_bias, proj_bias, ln_bias and cls_head_bias now; set these",
+    )
 
 
 class Optimizer(DialectSection):
     """AdamW, with a constant learning rate."""
 
-    name: Literal["AdamW"] = key("AdamW", "optimizer", affects=("optimizer.kind",))
-    lr: AboveZero = key(1e-4, "learning rate, the same at every step", to="optimizer.lr")
+    name: Annotated[str, one_of(by={"AdamW": "adamw", "torch.optim.AdamW": "adamw"})] = key(
+        "AdamW", "optimizer", to="optimizer.kind", aliases="_target_"
+    )
+    lr: NotNegative = key(1e-4, "learning rate, the same at every step", to="optimizer.lr")
     weight_decay: NotNegative = key(0.01, "decay of all weights", to="optimizer.weight_decay")
     betas: tuple[Share, Share] = key(
         (0.9, 0.999), "decay of the averages of the gradient and of its square", to="optimizer.betas"
@@ -139,6 +151,12 @@ class File(DialectSection):
     """A run file of TMRC."""
 
     datasets: Datasets
+    test_data: Arguments | None = key(
+        None,
+        "what tests of TMRC read",
+        documented=False,
+        unsupported="is read by tests of TMRC alone; datasets.path names what a run reads",
+    )
     model: Model
     optimizer: Optimizer
     tokenizer: Tokenizer

@@ -26,7 +26,6 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
                 "tokenizer.name", f"{name!r} is not the {used!r} of datasets.tokenizer_used; they must be one"
             )
         native.set("data.sources[0].tokenizer", name, "tokenizer.name")
-    native.set("optimizer.kind", "adamw", "optimizer.name")
     native.set("optimizer.decay", "all")
     native.set("schedule", {"kind": "constant"})
     _training(theirs, native)

@@ -71,13 +71,21 @@ def _no_setting() -> Any:
     return key(None, "a setting of peft.LoraConfig", unsupported=why)
 
 
+_TYPE = "dataset_preprocess.seperator, which fine-tuning has and pretraining leaves out,"
+
+
+def _older(instead: str) -> Any:
+    why = f"is older than the document; {instead} says it"
+    return key(None, "a key of the first versions", documented=False, unsupported=why)
+
+
 class Optimizer(DialectSection):
     """Arguments of torch.optim.AdamW."""
 
     documented = False
     nestings = ("optimizer",)
 
-    lr: AboveZero = key(0.001, "highest learning rate", to="optimizer.lr")
+    lr: NotNegative = key(0.001, "highest learning rate", to="optimizer.lr")
     weight_decay: NotNegative = key(0.01, "decay of all weights", to="optimizer.weight_decay")
     betas: tuple[Share, Share] | None = key(
         None, "decay of the averages of the gradient and of its square", to="optimizer.arguments.betas"
@@ -103,7 +111,7 @@ class LoraPeftConfig(DialectSection):
     lora_alpha: AboveZero | None = key(
         None, "the update is scaled by lora_alpha / r; 8 when not given", to="model.lora.alpha"
     )
-    lora_dropout: Share | None = key(None, "dropout on what enters the adapters", to="model.lora.dropout")
+    lora_dropout: Fraction | None = key(None, "dropout on what enters the adapters", to="model.lora.dropout")
     target_modules: Text | tuple[Text, ...] | None = key(
         None,
         "names of the modules that get one; those that peft takes for the family when not given",
@@ -135,7 +143,7 @@ class TrainParameters(DialectSection):
         null=0,
     )
     epochs: Positive = key(..., "passes over the training dataset", to="train.epochs")
-    seed: int | None = key(None, "everything random follows from it", to="seed")
+    seed: Count | None = key(None, "everything random follows from it", to="seed")
     sharding_strategy: Strategy | None = key(
         None, "how FSDP spreads the model over devices", affects=("parallel.kind", "parallel.shard")
     )
@@ -195,6 +203,18 @@ class TrainParameters(DialectSection):
         "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
         affects="checkpoint.every_epochs",
     )
+    batch_size: Any = key(
+        None,
+        "samples of a micro-batch",
+        documented=False,
+        unsupported="is not read by VectorLM: dataset.train_bs says the samples of a micro-batch; leave it out",
+    )
+    num_processes: Any = key(
+        None,
+        "GPUs",
+        documented=False,
+        unsupported="is older than the document: `quintet train --nproc N` or torchrun starts processes; leave it out",
+    )
     sampler: Any = key(
         None,
         "texts written during training",
@@ -223,6 +243,11 @@ class Dataset(DialectSection):
     )
     train_ds: Text | None = key(None, "preprocessed dataset to train on", affects="data.sources[0].path")
     eval_ds: Text | None = key(None, "preprocessed dataset to evaluate on", affects="data.validation_sources[0].path")
+    save_proc_ds: Any = _older("dataset_preprocess.save_path")
+    dataset_format: Any = _older("dataset_preprocess.dataset_format")
+    dataset_type: Any = _older(_TYPE)
+    data_fields: Any = _older("dataset_preprocess.data_field")
+    test_ds: Any = _older("dataset.eval_ds")
 
 
 class DatasetPreprocess(DialectSection):
@@ -232,6 +257,7 @@ class DatasetPreprocess(DialectSection):
     dataset_format: Literal["hf"] = key(
         "hf", "format of the datasets", no_effect="all datasets of VectorLM are of Hugging Face's format"
     )
+    dataset_type: Any = _older(_TYPE)
     data_field: Text = key("text", "column with the text", affects="data.sources[0].document.field")
     packing_type: Literal["full", "partial"] | None = key(
         None,
@@ -263,7 +289,17 @@ class DatasetPreprocess(DialectSection):
 class File(DialectSection):
     """A file of VectorLM."""
 
-    model: Text = key(..., "folder of model and tokenizer", to="model.name_or_path")
+    train: Any = key(
+        None,
+        "the section of the first versions",
+        documented=False,
+        unsupported="is older than the document; train_parameters, dataset and dataset_preprocess say it",
+    )
+    model: Text = key(
+        ...,
+        "folder of model and tokenizer; files of VectorLM's profiling leave it to the command line: model=FOLDER",
+        to="model.name_or_path",
+    )
     enable_wandb_logging: bool = key(False, "log the run to Weights & Biases, as wandb_config says", affects="track")
     wandb_config: Arguments | None = key(None, "arguments of wandb.init, by name", affects="track[0].arguments")
     train_parameters: TrainParameters
