@@ -17,12 +17,18 @@ from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.dialects.native import Output
-from quintet.config.dialects.translate import EXTENSION, Purpose, translate, with_dialect_defaults
+from quintet.config.dialects.translate import (
+    EXTENSION,
+    Purpose,
+    translate,
+    with_dialect_defaults,
+    with_those_that_follow,
+)
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
 from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
-from quintet.config.keypath import KeyPath, parse, path_of, show, walk
+from quintet.config.keypath import KeyPath, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
 from quintet.config.names import PATHS, is_written_by_run, local_path, working_folder
 from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
@@ -155,6 +161,7 @@ def _renamed(text: str, provenance: Provenance, dialect: Dialect, shown: Callabl
 
 
 _KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\]|(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+)(?![\w/(\[])")
+_DEFAULT = "'s default: "
 _INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_length": "data.sequence_length"}
 """Keys that say the same another way, or that follow another where they are not set."""
 
@@ -210,6 +217,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     dialect = dialect_named(reading.dialect) if reading.dialect else detect(document.values)
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
+    problems: tuple[Problem, ...] = ()
     if dialect is None:
         document = apply_overrides(_named(document, files), left)
         values = resolve(document)
@@ -220,19 +228,40 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
             dialect, YamlDocument(resolved, document.provenance), reading.purpose, variables_of(document)
         )
         document, notes = _named(translation.document, files), translation.notes
-        prepare_to = translation.prepare_to
+        prepare_to, problems = translation.prepare_to, translation.problems
         values = document.values
-    _check_paths(values, document, dialect)
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        problems = problems_of(error, values, document.provenance)
-        raise RunFileError(in_its_words(problems, document.provenance, dialect)) from None
-    return Loaded(config, document.provenance, values, dialect, notes, prepare_to)
+    config, later, unfit = _validated(values, document.provenance)
+    later += _path_problems(values, document)
+    if found := with_those_that_follow(problems, in_its_words(later, document.provenance, dialect)):
+        raise RunFileError(found)
+    assert config is not None
+    return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to)
 
 
-def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialect | None) -> None:
-    """Raise RunFileError for every path that no file can have."""
+def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem], list[str]]:
+    """The config that ``values`` are, or its problems. A default of a dialect that does not fit what the file says is
+    taken out of ``values``, with a note."""
+    first: list[Problem] | None = None
+    notes: list[str] = []
+    while True:
+        try:
+            return RunConfig.model_validate(values), [], notes
+        except ValidationError as error:
+            problems = problems_of(error, values, provenance)
+        first = first or problems
+        unfit = {one.key: one for one in problems if one.origin.line is None and _DEFAULT in one.origin.key}
+        for name, problem in unfit.items():
+            path = path_of(name)
+            around = lookup(values, path[:-1])
+            if not is_mapping(around) or around.pop(path[-1], None) is None:
+                return None, first, []
+            notes.append(f"{problem.origin.key.partition(_DEFAULT)[2]}: the default is left out: {problem.message}")
+        if not unfit:
+            return None, first, []
+
+
+def _path_problems(values: dict[str, Any], document: YamlDocument) -> list[Problem]:
+    """A problem for every path that no file can have."""
     problems: list[Problem] = []
     for path, text in walk(values):
         names = [step for step in path if isinstance(step, str)]
@@ -241,8 +270,7 @@ def _check_paths(values: dict[str, Any], document: YamlDocument, dialect: Dialec
                 local_path(text)
             except UserError as error:
                 problems.append(Problem(origin_of(path, document.provenance), show(path), str(error)))
-    if problems:
-        raise RunFileError(in_its_words(problems, document.provenance, dialect))
+    return problems
 
 
 def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tuple[YamlDocument, list[str], bool]:

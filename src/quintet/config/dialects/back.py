@@ -104,7 +104,10 @@ def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Pr
     native: dict[str, Any] = {}
     provenance: Provenance = {(): Origin("written")}
     try:
-        translated = translate(dialect, document).document
+        translation = translate(dialect, document)
+        if translation.problems:
+            return list(translation.problems), None
+        translated = translation.document
         native, provenance = {"name": name} | translated.values, translated.provenance
         return [], RunConfig.model_validate(native)
     except RunFileError as error:

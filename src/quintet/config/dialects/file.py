@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,8 @@ from quintet.errors import nearest
 class SchemaFile:
     """The keys of one file, or of several merged, as the schema of ``dialect`` reads them.
 
-    ``theirs`` is the file as an object of the schema, None where it has mistakes, which are collected in ``problems``.
+    ``theirs`` is the file as an object of the schema; its mistakes are collected in ``problems``, and where they leave
+    keys that are right, it is these alone, else None.
     Keys are named by their path in the schema, ``model.n_layer``, inside lists with the index, ``dataset[0].seq_len``.
     ``purpose`` is what the file is read for, "train" or "prepare". ``native`` are the native values of the file's
     section `quintet:`; a key that is unsupported is not refused where they say all the native keys of its ``affects``.
@@ -180,7 +182,8 @@ class SchemaFile:
         )
 
     def _validate(self) -> None:
-        """Read the values by the schema, and note what it refuses, at the keys as they are written."""
+        """Read the values by the schema, and note what it refuses, at the keys as they are written; what is right is
+        then read without that."""
         try:
             self.theirs = self.dialect.schema.model_validate(self.values)
         except ValidationError as error:
@@ -192,6 +195,16 @@ class SchemaFile:
                     continue
                 origin = self._provenance.get(path) or problem.origin
                 self.problems.append(Problem(origin, origin.key or problem.key, problem.message))
+                self._leave_out(path)
+            with suppress(ValidationError):
+                self.theirs = self.dialect.schema.model_validate(self.values)
+
+    def _leave_out(self, path: KeyPath) -> None:
+        """Forget the value at ``path``, which is wrong."""
+        around = lookup(self.values, path[:-1]) if path else None
+        if isinstance(around, dict):
+            around.pop(path[-1], None)
+        self._given = {known: key for known, key in self._given.items() if known[: len(path)] != path}
 
 
 def _meaning(key: KeyInfo, value: Any) -> Any:

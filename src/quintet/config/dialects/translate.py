@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +23,13 @@ EXTENSION = "quintet"
 
 @dataclass(frozen=True)
 class Translation:
-    """A native run file, what its user should know of how it came about, and where `quintet prepare` writes to."""
+    """A native run file, what its user should know of how it came about, and where `quintet prepare` writes to; and the
+    ``problems`` of the dialect's file, without which it would hold more."""
 
     document: YamlDocument
     notes: tuple[str, ...]
     prepare_to: Output | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 def translate(
@@ -36,13 +38,15 @@ def translate(
     """The native run file that ``document``, its interpolations resolved, describes.
 
     ``variables`` are names at its top that interpolations used: they need not be keys of the dialect.
-    Raises RunFileError with every key that is unknown, wrong, missing or cannot be followed.
+    Every key that is unknown, wrong or cannot be followed is among its problems. Raises RunFileError where what is left
+    is no file of the dialect, as a required key is missing.
     """
     own, native_part = _apart(document)
     given = SchemaFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
-    if given.problems:
+    if given.theirs is None:
         raise RunFileError(given.problems)
-    native = NativeBuilder(given)
+    problems, native = given.problems, NativeBuilder(given)
+    given.problems = []
     for key in dialect.keys:
         if key.role.to and "[]" not in key.path and not given.has(key.path):
             default = given.default(key.path)
@@ -56,11 +60,29 @@ def translate(
         if key.role.no_effect:
             native.say(f"{name}: {key.role.no_effect}")
     dialect.rules(given.theirs, native)
-    if given.problems:
-        raise RunFileError(given.problems)
+    problems = with_those_that_follow(problems, given.problems)
     translated = YamlDocument(native.values, native.provenance)
     whole = merge(translated, native_part) if native_part else translated
-    return Translation(whole, tuple(native.notes), native.prepare_to)
+    return Translation(whole, tuple(native.notes), native.prepare_to, tuple(problems))
+
+
+def with_those_that_follow(problems: Sequence[Problem], later: Sequence[Problem]) -> list[Problem]:
+    """``problems`` of a file and those that were found ``later`` in what they left of it: of these only what stands at
+    a line of its own, for a default may stand in the place of what is wrong."""
+    if not problems:
+        return list(later)
+    told = {(problem.origin.file, problem.origin.line, problem.key) for problem in problems}
+    places = {(file, line) for file, line, _ in told}
+    return [
+        *problems,
+        *(
+            one
+            for one in later
+            if (one.origin.line is not None or one.origin.file is None)
+            and (one.origin.file, one.origin.line, one.key) not in told
+            and ((one.origin.file, one.origin.line) not in places or one.origin.line is None)
+        ),
+    ]
 
 
 def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:

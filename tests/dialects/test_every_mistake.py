@@ -1,0 +1,84 @@
+"""Mistakes that different stages find come in one answer, each at the user's own key and line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.dialects.conftest import set_in
+from tests.dialects.small_files import SmallFile
+from tests.dialects.small_files import small_file as small_file  # a fixture
+from tests.helpers import refused
+
+from quintet.config.dialects import NAMES
+from quintet.config.load import Reading, load_run_config
+
+# By dialect: what the dialect's schema refuses, what its rules refuse, what the native schema refuses.
+MISTAKES: dict[str, dict[str, Any]] = {
+    "phyagi": {
+        "model.n_layr": 3,
+        "train_micro_batch_size_per_gpu": "many",
+        "model.n_embd": -1,
+    },
+    "vectorlm": {
+        "train_parameters.epocs": 3,
+        "train_parameters.gradient_accumulation_steps": 0,
+        "train_parameters.sharding_strategy": "?",
+    },
+    "stlm": {"trainer.foo": 1, "trainer.dataset": "no such set", "model.num_layers": -2, "model.ffn.ffn_dim": "wide"},
+    "tmrc": {"model.n_heads": 2, "model.d_model": -1, "optimizer.lr": "fast"},
+    "piano": {"model.n_layr": 3, "optimizer.learning_rate": "fast", "data.batch_size": -1},
+}
+PAIRS = [(name, *pair) for name in MISTAKES for pair in combinations(MISTAKES[name], 2)]
+
+
+def problems(name: str, small_file: SmallFile, tmp_path: Path, changes: dict[str, Any]) -> str:
+    values = copy.deepcopy(small_file(name, tmp_path / "cache"))
+    for path, value in changes.items():
+        set_in(values, path, value)
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(values, indent=1))
+    return refused(load_run_config, [file], (), Reading(name))
+
+
+@pytest.mark.parametrize(("name", "one", "other"), PAIRS)
+def test_two_mistakes_are_told_at_once(name: str, one: str, other: str, small_file: SmallFile, tmp_path: Path) -> None:
+    both = problems(name, small_file, tmp_path, {key: MISTAKES[name][key] for key in (one, other)})
+    for key in (one, other):
+        alone = problems(name, small_file, tmp_path, {key: MISTAKES[name][key]})
+        assert key in alone
+        assert f" {key}: " in both, both
+        assert "default" not in both
+
+
+def test_every_dialect_has_its_mistakes() -> None:
+    assert set(MISTAKES) == set(NAMES)
+
+
+def test_a_rule_and_an_unknown_key_of_the_command_line_are_told_together(small_file: SmallFile, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(small_file("stlm", tmp_path / "cache")))
+    told = refused(load_run_config, [file], ["trainer.dataset=nowhere", "+trainer.foo=1"], Reading("stlm"))
+    assert "trainer.foo: unknown key" in told
+    assert "trainer.dataset: 'nowhere' is none of STLM's datasets" in told
+
+
+def test_a_default_that_does_not_fit_is_left_out_with_a_note(small_file: SmallFile, tmp_path: Path) -> None:
+    values = copy.deepcopy(small_file("stlm", tmp_path / "cache"))
+    values["trainer"].pop("eval", None)
+    set_in(values, "trainer.loss_fn", "next_token_mlm")
+    set_in(values, "model.attn.attn_type", "bidirectional")
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(values))
+    loaded = load_run_config([file], (), Reading("stlm"))
+    assert loaded.config.evaluate.text_modeling is None
+    left_out = "trainer.eval.text_modeling_eval: the default is left out: "
+    assert len([note for note in loaded.notes if note.startswith(left_out)]) == 1
+    # Who asks for it is refused.
+    set_in(values, "trainer.eval.text_modeling_eval", True)
+    file.write_text(json.dumps(values))
+    assert "text_modeling_eval" in refused(load_run_config, [file], (), Reading("stlm"))
