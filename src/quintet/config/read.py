@@ -141,8 +141,8 @@ def half_character(text: str) -> str | None:
 def line_places(text: str) -> dict[KeyPath, int]:
     """The line, from 1 on, of every key and list element of the YAML ``text``, which has no faults.
 
-    >>> line_places("a: 1\nb:\n  c: 2\n")
-    {('a',): 1, ('b',): 2, ('b', 'c'): 3}
+    >>> line_places("{sources: [x], seed: 1}")
+    {('sources',): 1, ('sources', 0): 1, ('seed',): 1}
     """
     root = _composed(text)
     assert root is not None

@@ -28,12 +28,13 @@ def build_model(
 ) -> Model:
     """The model of ``config`` in fp32 on the CPU, with weights that follow from ``seed`` and their own names.
 
-    ``vocab_size`` ids that can be predicted and ``context_length`` positions are what the caller resolved them to; the
-    config's own values, which may be left out there, are not read. ``extra_rows`` of the embedding stand for ids that
-    are read and never predicted. ``pieces`` are the bytes of each id, for byte-level parts. ``weights``, by name, are
-    taken as they are in place of random ones. None of these is for a model of the transformers library, which has its
-    own rows and weights. With ``meta`` all parameters are on the meta device, of our own transformer for
-    ``first_values`` to fill. PyTorch's global generator is not touched.
+    ``vocab_size`` counts the ids that can be predicted and ``context_length`` the positions, as the caller resolved
+    them; the config's own values, which may be left out, are not read. ``extra_rows`` of the embedding are for ids that
+    are read and never predicted. ``pieces`` are the bytes of each id, for byte-level parts. ``weights``, by name and in
+    the shapes of the parameters, are taken as they are in place of random ones. None of these is for a model of the
+    transformers library, which has its own rows and weights, and raises UserError as ``build_pretrained`` does. With
+    ``meta`` all parameters are on the meta device, those of our own transformer for ``first_values`` to fill. PyTorch's
+    global generator is not touched.
     """
     if isinstance(config, HuggingFaceConfig):
         from quintet.model.hf.loading import build_pretrained, outline_pretrained

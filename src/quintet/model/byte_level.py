@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from quintet.config.embedding_and_head import (
 from quintet.model.dropout import KeyedDropout
 from quintet.model.norm import build_norm
 from quintet.model.position import LearnedPosition
+from quintet.model.typed import from_array
 
 
 class Spelling(nn.Module):
@@ -52,12 +52,12 @@ class Spelling(nn.Module):
                 without_text += 1
             table[row, : len(spelled)] = spelled
         _, same, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
-        self.register_buffer("symbols", torch.from_numpy(table), persistent=False)
+        self.register_buffer("symbols", from_array(table), persistent=False)
         shares = np.log(counts[same.reshape(-1)]).astype(np.float32)
-        self.register_buffer("log_shares", torch.from_numpy(shares), persistent=False)
+        self.register_buffer("log_shares", from_array(shares), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Symbols int64 [..., bytes] of ``ids`` [...]."""
+        """Symbols, int64 [..., bytes], of int64 ``ids`` [...]."""
         return self.symbols[ids].long()
 
 
@@ -91,7 +91,7 @@ class ByteBlock(nn.Module):
         self.down = nn.Linear(4 * taken, given, bias=False)
 
     def forward(self, x: Tensor, call: int = 0) -> Tensor:
-        """[..., bytes, taken] to [..., bytes, given]; ``call`` tells two uses in one pass apart."""
+        """Floats [..., bytes, taken] to [..., bytes, given]; ``call`` distinguishes two uses in one pass."""
         *leading, places, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(-1, places, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
@@ -103,7 +103,7 @@ class ByteBlock(nn.Module):
 
 
 class ByteEmbedding(nn.Module):
-    """The mean of the mixed symbols of each id: ids [...] to [..., width]."""
+    """The mean of the mixed symbols of each id."""
 
     def __init__(
         self, config: ByteEmbeddingConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
@@ -117,6 +117,7 @@ class ByteEmbedding(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
+        """int64 ``ids`` [...] to floats [..., width]."""
         x = self.symbols(self.spelling(ids)) + self.position.weight
         for block in self.blocks:
             x = block(x)
@@ -124,7 +125,7 @@ class ByteEmbedding(nn.Module):
 
 
 class ByteHead(nn.Module):
-    """Logits of the symbols at all places of the next id: features [..., width] to [..., bytes, symbols]."""
+    """Logits of the symbols at all places of the next id."""
 
     def __init__(
         self, config: ByteHeadConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
@@ -141,6 +142,7 @@ class ByteHead(nn.Module):
         self.symbols = nn.Linear(config.width, BYTE_SYMBOLS, bias=False)
 
     def forward(self, hidden: Tensor, call: int = 0) -> Tensor:
+        """Float features [..., width] to logits [..., bytes, symbols]; ``call`` distinguishes two uses in one pass."""
         # The original adds to the projection its sum with the places, so that it counts twice.
         x = 2 * self.projection(hidden).unflatten(-1, self.places) + self.position.weight
         for block in self.blocks:

@@ -23,6 +23,7 @@ from quintet.config.model import (
     TransformerConfig,
     XavierInitConfig,
 )
+from quintet.model.typed import forked_generator, named_modules
 from quintet.randomness import key
 
 Role = Literal["matrix", "embedding", "gain", "bias", "vector"]
@@ -33,18 +34,23 @@ _SCALE = re.compile(r"(^|_)(scale|scales|gain|gamma|a_log)$")
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter of ``model`` by its name, those that are tied once, as ``named_parameters`` has it."""
-    modules = dict(model.named_modules())
+    """The role of each parameter of ``model`` by its name in ``named_parameters``, which has tied ones once."""
+    modules = dict(named_modules(model))
     return {
         name: role_of(modules[name.rpartition(".")[0]], name, parameter) for name, parameter in model.named_parameters()
     }
 
 
 def role_of(module: nn.Module, name: str, parameter: Tensor) -> Role:
-    """The role of ``parameter``, called ``name`` in the model and a parameter of ``module`` itself."""
+    """The role of ``parameter``, of any shape and dtype, of ``module`` itself, called ``name`` in the model.
+
+    >>> role_of(layer := nn.Linear(2, 2), "head.bias", layer.bias)
+    'bias'
+    """
     path, leaf = name.lower(), name.lower().rpartition(".")[2]
     kind = type(module).__name__
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind == "Conv1D":
+    convolution = nn.modules.conv._ConvNd  # pyright: ignore[reportPrivateUsage]  (the base of all convolutions)
+    if isinstance(module, nn.Linear | convolution) or kind == "Conv1D":
         return _of_a_product(leaf)
     if "bias" in path:  # tables of biases by distance are embeddings by their class
         return "bias"
@@ -82,15 +88,15 @@ GAINS = {
 
 
 def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
-    """Give every parameter of ``model``, which may lie on the meta device, its first value, in fp32 on the CPU."""
+    """Give every parameter of ``model``, which may be on the meta device, its first value, in fp32 on the CPU."""
     for name, value in first_values(model, config, seed):
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
 def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value, in fp32 on the CPU, of each parameter of ``model``, one after the other: what is taken need
-    not stay. Only the shapes of ``model`` are read."""
+    """Name and first value, in fp32 on the CPU, of each parameter of ``model``, one after the other, so that not all
+    have to be in memory. Only the shapes of ``model`` are read."""
     if isinstance(config.init, NoInitConfig):
         yield from _as_pytorch_does(model, seed)
         return
@@ -103,7 +109,7 @@ def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iter
 
 
 def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, generator: torch.Generator) -> None:
-    """Draw ``value`` in place: gains are one, biases zero, and matrices as ``config.init`` says."""
+    """Draw fp32 ``value``, of any shape, in place: gains are one, biases zero, and matrices as ``config.init`` says."""
     init = config.init
     assert not isinstance(init, PretrainedInitConfig), "trained weights are given, not drawn"
     if role == "bias":
@@ -125,10 +131,11 @@ def _matrices(value: Tensor, name: str, config: TransformerConfig) -> tuple[Tens
     if not name.endswith("attention.qkv.weight"):
         return (value,)
     rows = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
-    return value.split(rows)
+    return torch.split(value, rows)
 
 
 def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> None:
+    """Draw fp32 ``matrix`` [outputs, inputs] in place with a variance that follows from its shape."""
     fan_out, fan_in = matrix.shape
     if isinstance(init, XavierInitConfig):
         bound = init.gain * math.sqrt(6.0 / (fan_in + fan_out))
@@ -140,14 +147,14 @@ def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> 
 
 
 def _as_pytorch_does(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
-    for name, module in list(model.named_modules()):
+    """Names and fp32 values of all shapes that the modules' own ``reset_parameters`` draw."""
+    for name, module in list(named_modules(model)):
         if next(module.parameters(recurse=False), None) is None:
             continue
         drawn = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
         reset = getattr(drawn, "reset_parameters")  # noqa: B009  (nn.Module does not declare it)
-        # PyTorch's own initialisations draw from the global generator, so it is put back afterwards.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "init", name))
+        # PyTorch's own initialisations draw from the global generator.
+        with forked_generator(key(seed, "init", name)):
             reset()
         for leaf, parameter in drawn.named_parameters(recurse=False):
             yield f"{name}.{leaf}" if name else leaf, parameter.detach()

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintet.config.embedding_and_head import LayerNormConfig, NoNormConfig, NormConfig, RMSNormConfig
+from quintet.model.typed import apply, vector_norm
 
 
 def build_norm(config: NormConfig, width: int) -> nn.Module:
-    """The norm of ``config`` over ``width`` features: [..., width] to [..., width]."""
+    """The norm of ``config`` over ``width`` features: a module from floats [..., width] to [..., width]."""
     match config:
         case RMSNormConfig():
             return RMSNorm(width, config.eps, config.gain)
@@ -35,8 +36,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Floats [..., width] to the same in ``product_dtype(x)``."""
         if self.weight is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _RMSNorm.apply(x, self.weight, self.eps, product_dtype(x))  # pyright: ignore[reportReturnType]
+            return apply(_RMSNorm, x, self.weight, self.eps, product_dtype(x))
         weight = None if self.weight is None else self.weight.to(x.dtype)
         return F.rms_norm(x, (self.width,), weight, self.eps).to(product_dtype(x))
 
@@ -55,6 +57,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Floats [..., width] to the same in ``product_dtype(x)``."""
         weight, bias = (None if part is None else part.to(x.dtype) for part in (self.weight, self.bias))
         return F.layer_norm(x, (self.width,), weight, bias, self.eps).to(product_dtype(x))
 
@@ -66,7 +69,7 @@ class LayerNorm(nn.Module):
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a matrix product with ``x`` is computed here: autocast's, or that of ``x`` without autocast."""
+    """The dtype of a matrix product with ``x``, of any shape: autocast's, or that of ``x`` without autocast."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast for tensors without numbers
         return x.dtype
@@ -83,13 +86,15 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(squares.square_().div_(x.shape[-1]).add_(eps))
+        """The norm of floats ``x`` [..., width] with ``weight`` [width], in ``dtype``."""
+        norm = vector_norm(x, torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradients of ``x`` and ``weight``, in their shapes and dtypes, from that of the result."""
         x, weight, scale = ctx.saved_tensors
         gradient, wide_x, wide_weight = (part.to(scale.dtype) for part in (gradients[0], x, weight))
         d_x, d_weight, _ = torch.ops.aten.native_layer_norm_backward(

@@ -22,14 +22,17 @@ from quintet.model.position import Rotation, build_added_position, build_rope, r
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
+    """Floats [...] to the same shape and dtype."""
     return F.gelu(x, approximate="tanh")
 
 
 def _squared_relu(x: Tensor) -> Tensor:
+    """Floats [...] to the same shape and dtype."""
     return F.relu(x).square()
 
 
 def _identity(x: Tensor) -> Tensor:
+    """``x`` of any shape and dtype."""
     return x
 
 
@@ -209,6 +212,7 @@ class SequentialBlock(nn.Module):
         return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm, 1)
 
     def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:
+        """``x`` and ``found``, both floats [batch, length, width], summed and normed by the order of the block."""
         match self.order:
             case "post_norm":
                 return norm(x + self.dropout(found, call))
@@ -269,7 +273,7 @@ class Transformer(nn.Module):
             self.head = Head(rows, config.width, own_weight=not config.tie_embeddings, bias=config.head.bias)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] of the token after each of ``ids`` [batch, length]; see ``hidden``."""
+        """Logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see ``hidden``."""
         return self.logits(self.hidden(ids, documents=documents, prompts=prompts))
 
     def hidden(
@@ -281,12 +285,12 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         embedded: Tensor | None = None,
     ) -> Tensor:
-        """Features [batch, length, width] that the head takes, of ``ids`` [batch, length].
+        """Features [batch, length, width] that the head takes, of int64 ``ids`` [batch, length].
 
-        ``documents`` [batch, length] numbers the document of each token, for masks that tell them apart, and
-        ``prompts`` bool [batch, length] says which are of its prompt, for the prefix mask; others do not read them.
-        With ``cache``, ``ids`` continues the positions that are stored there, and is stored as well. ``embedded`` is
-        ``embed(ids)`` where that is known.
+        Their dtype is that of the weights, or of autocast. ``documents``, int64 [batch, length], numbers the document
+        of each token, for masks that separate documents, and ``prompts``, bool [batch, length], is True for tokens of
+        its prompt, for the prefix mask; other masks do not read them. With ``cache``, ``ids`` continues the positions
+        that are stored there, and is stored as well. ``embedded`` is ``embed(ids)`` where that is known.
         """
         attention = self.config.attention
         layout = self.lay_out(attention, ids, documents, prompts, cache)
@@ -312,12 +316,12 @@ class Transformer(nn.Module):
         return self.head_dropout(self.norm(x))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[batch, length] to [batch, length, width], before positions and dropout."""
+        """int64 ``ids`` [batch, length] to floats [batch, length, width], before positions and dropout."""
         x = self.embedding(ids)
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., width] to [..., vocab]; the rows that pad the vocabulary are cut off."""
+        """Floats [..., width] to [..., vocab]; the rows that pad the vocabulary are cut off."""
         if isinstance(self.head, ByteHead):
             return self.head.id_logits(hidden, self.vocab_size)
         assert self.head_weight is not None
@@ -334,7 +338,7 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor | None:
-        """[rows, width]; the embedding itself when the two are tied, and None where the head is more than a matrix."""
+        """Floats [rows, width]; the embedding's if the two are tied, None where the head is more than a matrix."""
         if isinstance(self.head, ByteHead):
             return None
         if self.head.weight is not None:
@@ -344,7 +348,7 @@ class Transformer(nn.Module):
 
     @property
     def head_bias(self) -> Tensor | None:
-        """[rows], or None."""
+        """Floats [rows], or None."""
         return None if isinstance(self.head, ByteHead) else self.head.bias
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,20 @@ def as_list(values: Tensor) -> list[Any]:
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """The results of the forward pass of ``function``, whose backward pass autograd then runs."""
     return function.apply(*arguments)
+
+
+def from_array(values: np.ndarray) -> Tensor:
+    """The tensor that shares the memory of ``values``, in their shape and dtype."""
+    return torch.from_numpy(values)
+
+
+def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The Euclidean norm over the last dimension of floats ``values`` [..., width], computed in ``dtype``: [..., 1].
+
+    >>> vector_norm(torch.tensor([[3.0, 4.0]]), torch.float64)
+    tensor([[5.]], dtype=torch.float64)
+    """
+    return torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=dtype)
 
 
 def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
