@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -80,3 +81,59 @@ def test_an_import_is_seen_wherever_it_stands(given: str) -> None:
     assert list(imported(ast.parse(given))) == ["quintet.errors"]
     assert not list(imported(ast.parse("def f():\n    import quintet.errors")))
     assert not list(imported(ast.parse("if TYPE_CHECKING:\n    import quintet.errors")))
+
+
+# Folders whose public functions all say the shape and the dtype of each array or tensor that they take or give.
+SHAPES_SAID = ("data", "tokenize", "piano", "evaluate")
+_ARRAY = re.compile(r"\b(ndarray|Tensor|Ids)\b")
+_SHAPE = re.compile(r"(?<!\w)\[[^\]]+\]")
+_DTYPE = re.compile(r"\b(u?int\d*|fp\d+|float\d*|bool|integers|dtype)\b")
+
+
+def public_functions(tree: ast.AST, in_class: bool = False) -> Iterator[tuple[ast.FunctionDef, bool]]:
+    """Public functions and methods of public classes, each with True for a method."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node, in_class=True)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node, in_class
+
+
+def has_arrays(function: ast.FunctionDef) -> bool:
+    """True if an annotation of ``function`` names an array or a tensor."""
+    return bool(_ARRAY.search(" ".join(ast.unparse(one) for one in (function.args, function.returns) if one)))
+
+
+def says_shapes(function: ast.FunctionDef) -> bool:
+    said = ast.get_docstring(function) or ""
+    return bool(_SHAPE.search(said) and _DTYPE.search(said))
+
+
+@pytest.mark.parametrize("folder", SHAPES_SAID)
+def test_public_functions_say_the_shapes_and_dtypes_of_arrays(folder: str) -> None:
+    found = [
+        (name, function, method)
+        for name, tree in trees().items()
+        for function, method in public_functions(tree)
+        if has_arrays(function)
+    ]
+    # A method without a docstring implements one of a protocol or base class, which says it once for all.
+    described = {function.name for _, function, method in found if method and says_shapes(function)}
+    silent = [
+        f"{name}.{function.name}"
+        for name, function, method in found
+        if name.startswith(f"quintet.{folder}.")
+        and not says_shapes(function)
+        and not (method and ast.get_docstring(function) is None and function.name in described)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("said", "enough"), [("int64 [rows]", True), ("[rows] of any dtype", True), ("the rows", False), ("[rows]", False)]
+)
+def test_a_docstring_names_a_shape_and_a_dtype(said: str, enough: bool) -> None:
+    (function,) = ast.parse(f'def f(x: np.ndarray) -> None:\n    """Read {said}."""').body
+    assert isinstance(function, ast.FunctionDef)
+    assert has_arrays(function)
+    assert says_shapes(function) == enough

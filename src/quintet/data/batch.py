@@ -160,7 +160,7 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
 
 
 def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
-    """Samples side by side; shorter ones are filled with zeros, which no target needs."""
+    """``samples`` of ``sources``, int64 [rows] each, side by side; zeros, without a target, fill shorter ones."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
     numbers, prompts = np.full_like(inputs, PADDING), np.zeros(inputs.shape, dtype=bool)
@@ -210,8 +210,8 @@ def context_ids(
 def conditional_entropy(targets: np.ndarray, seen: np.ndarray) -> float:
     """Entropy of ``targets`` among those that see the same, in nats, mean over the targets with a loss.
 
-    ``seen`` is of the same shape. The cross-entropy of no function of what is seen is lower: within a group it predicts
-    the same for all, and Gibbs' inequality holds. 0.0 without any target.
+    ``targets`` and ``seen`` are int64 [...] of one shape. The cross-entropy of no function of what is seen is lower:
+    within a group it predicts the same for all, and Gibbs' inequality holds. 0.0 without any target.
     """
     valid = targets != IGNORED
     pairs, counts = np.unique(np.stack([seen[valid], targets[valid]]), axis=1, return_counts=True)

@@ -183,7 +183,7 @@ def shingles(text: str, ngram: int) -> Iterator[bytes]:
 
 
 def find_duplicates(store: Stored, cleaning: CleaningConfig) -> tuple[np.ndarray, Counter[str]]:
-    """Documents of ``store`` that ``cleaning`` leaves out, int64, ascending, and how many by the reason.
+    """Documents of ``store`` that ``cleaning`` leaves out, int64 [documents], ascending, and how many by the reason.
 
     Exact: about 40 bytes of memory a document. MinHash: about two kilobytes.
     """
@@ -198,7 +198,7 @@ def find_duplicates(store: Stored, cleaning: CleaningConfig) -> tuple[np.ndarray
 
 
 def _repeated(store: Stored) -> np.ndarray:
-    """Documents whose hash an earlier one has."""
+    """Documents whose hash an earlier one has: int64 [documents], ascending."""
     hashes = store.hashes(0, store.document_count)
     first = np.unique(hashes, return_index=True)[1]
     later = np.ones(hashes.size, dtype=bool)
@@ -207,7 +207,7 @@ def _repeated(store: Stored) -> np.ndarray:
 
 
 def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
-    """Documents that are similar to an earlier one that stays."""
+    """Documents that are similar to an earlier one that stays: int64 [documents], ascending."""
     from datasketch import MinHash, MinHashLSH
 
     # The index proposes and the signatures decide, so it is to miss little rather than to propose little: with weights
@@ -229,7 +229,10 @@ def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
 
 
 def _agrees(store: Stored, values: np.ndarray, candidates: Iterable[Any], threshold: float) -> bool:
-    """True if one of ``candidates`` is as similar as ``threshold``: the index also finds some that are less so."""
+    """True if one of ``candidates`` is as similar to ``values``, uint32 [permutations], as ``threshold``.
+
+    The index also finds some that are less so.
+    """
     return any((store.signatures(one, one + 1)[0] == values).mean() >= threshold for one in candidates)
 
 

@@ -32,7 +32,7 @@ class HashSet:
 
     @classmethod
     def of(cls, hashes: np.ndarray) -> HashSet:
-        """The set of ``hashes``, in about 40 to 72 bytes each."""
+        """The set of ``hashes``, uint64 [hashes], in about 40 to 72 bytes each."""
         values = np.unique(np.asarray(hashes, dtype=np.uint64))
         table = np.zeros(1 << max(1, _SPARSE * values.size - 1).bit_length(), dtype=bool)
         table[values & np.uint64(table.size - 1)] = True
@@ -56,9 +56,10 @@ def hashes_of(store: Hashed, documents: np.ndarray) -> np.ndarray:
 
 
 def shared_documents(training: Hashed, validated: HashSet, except_for: np.ndarray) -> np.ndarray:
-    """Documents of ``training`` whose hash is among ``validated``, without those in ``except_for``: int64, ascending.
+    """Documents of ``training`` whose hash is among ``validated``, without those in ``except_for``.
 
-    The hashes are read a million at a time, so that memory grows with the sets and not with the store.
+    Both are int64 [documents], the result ascending. The hashes are read a million at a time, so that memory grows with
+    the sets and not with the store.
     """
     if not validated.values.size:
         return np.empty(0, dtype=np.int64)
@@ -70,10 +71,10 @@ def shared_documents(training: Hashed, validated: HashSet, except_for: np.ndarra
 
 
 def copies(stores: Sequence[Hashed], held: Sequence[HeldOut]) -> list[np.ndarray]:
-    """Documents of each of ``stores`` that are copies of one that is held out of any of them: int64, ascending.
+    """Documents of each store that are copies of one that is held out of any of ``stores``.
 
-    A copy of a document of which only the tail is held out is among them; the document itself is not, unless it is a
-    copy of one that is held out whole.
+    One int64 [documents] a store, ascending. A copy of a document of which only the tail is held out is among them; the
+    document itself is not, unless it is a copy of one that is held out whole.
     """
     cut = [np.array([] if one.cut is None else [one.cut], dtype=np.int64) for one in held]
     whole = [np.setdiff1d(one.documents, part) for one, part in zip(held, cut, strict=True)]

@@ -129,7 +129,11 @@ def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
 
 
 def log_bins(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """The number of ``lengths``, from 1 on, between each two powers of two: from the shortest to the longest."""
+    """Count ``lengths``, int64 [documents] from 1 on, between each two powers of two, from shortest to longest.
+
+    >>> log_bins(np.array([1, 5, 6, 8]))[-1]
+    Bin(first=8, last=15, documents=1)
+    """
     if not lengths.size:
         return ()
     counts = np.bincount(np.frexp(lengths.astype(np.float64))[1] - 1)
@@ -185,7 +189,7 @@ def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | Non
 
 
 def _lengths(store: TokenStore) -> np.ndarray:
-    """Tokens of the documents that are to be used, or of evenly chosen ones where there are very many."""
+    """Tokens of each document to be used, int64 [documents], or of evenly chosen ones where there are very many."""
     chosen = np.arange(min(store.document_count, _MEASURED)) * store.document_count // max(1, _MEASURED)
     if store.document_count <= _MEASURED:
         chosen = np.arange(store.document_count)

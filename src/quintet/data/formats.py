@@ -38,7 +38,11 @@ def streams_of(parts: Sequence[Samples], what: str) -> list[Stream]:
 
 
 def slices(streams: Sequence[Stream]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """All tokens, stream after stream, and which have a loss: [at most SLICE] each, None where all have."""
+    """Yield all tokens, stream after stream, with their loss mask.
+
+    The tokens are [at most SLICE] in the dtype of the stream; the mask is bool of that shape, or None where all have a
+    loss.
+    """
     for stream in streams:
         for start in range(0, stream.length, SLICE):
             size = min(SLICE, stream.length - start)
@@ -99,7 +103,7 @@ def _write_files(streams: Sequence[Stream], folder: Path, dtype: np.dtype, end: 
 
 
 def _pieces(streams: Sequence[Stream], end: int) -> Iterator[np.ndarray]:
-    """All tokens in pieces that end with a document where they can."""
+    """All tokens, in pieces [tokens] of the stream's dtype that end with a document where they can."""
     for ids, loss_mask in slices(streams):
         if loss_mask is not None and not loss_mask.all():
             raise UserError("--format tatm cannot say which tokens have no loss; write --format huggingface or npy")

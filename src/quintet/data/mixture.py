@@ -75,7 +75,7 @@ class EpochOrder:
         return sources, ranks
 
     def _samples(self, source: int, ranks: np.ndarray) -> np.ndarray:
-        """Samples of ``source`` at ``ranks`` of its part of an epoch: whole passes, then a part of one."""
+        """Samples of ``source`` at ``ranks`` of its part of an epoch, int64 [ranks]: whole passes, then part of one."""
         count = self.counts[source]
         samples = ranks % count
         part = ranks >= self.lengths[source] // count * count
@@ -147,7 +147,7 @@ class WeightedOrder:
 
     @cached_property
     def _patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each stage, the source of each slot of a block, [4096], and the slots of each source, [sources]."""
+        """`_pattern` of each stage: int64 [4096] and int64 [sources]."""
         return [_pattern(stage.weights) for stage in self.stages]
 
     @cached_property
@@ -166,7 +166,7 @@ class WeightedOrder:
         return lru_cache(maxsize=4)(self._make_block)
 
     def _make_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each slot of ``block`` of ``stage``, and how many slots of that source come before it there."""
+        """The source of each slot of ``block`` of ``stage``, and how many of its slots precede: int64 [4096] each."""
         owners, shares = self._patterns[stage]
         if self.shuffle:
             purpose = ("block", stage, block) if stage else ("block", block)
@@ -181,7 +181,7 @@ Order = EpochOrder | WeightedOrder
 
 
 def _pattern(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Source of each slot of a block, spread evenly, [4096], and the slots of each source, [sources]."""
+    """Source of each slot of a block, spread evenly, int64 [4096], and the slots of each source, int64 [sources]."""
     drawn = [source for source, weight in enumerate(weights) if weight]
     shares = np.zeros(len(weights), dtype=np.int64)
     shares[drawn] = apportion([weights[source] for source in drawn], BLOCK)

@@ -102,7 +102,7 @@ class Stream(Protocol):
         ...
 
     def read(self, position: int, length: int) -> np.ndarray:
-        """``length`` tokens from ``position`` on."""
+        """``length`` tokens from ``position`` on, [length] in the dtype of the store."""
         ...
 
     def loss_mask(self, position: int, length: int) -> np.ndarray | None:

@@ -180,7 +180,7 @@ def _held_out(store: Documents, quota: int, seed: int, left_out: np.ndarray) -> 
 
 
 def _joined(starts: np.ndarray, stops: np.ndarray) -> TokenRanges:
-    """Disjoint intervals, sorted, with neighbours that touch, or end together, made one."""
+    """Disjoint intervals, int64 [intervals] each, sorted, with neighbours that touch, or end together, made one."""
     order = np.argsort(starts)
     starts, stops = starts[order], stops[order]
     apart = starts[1:] > stops[:-1]

@@ -120,7 +120,7 @@ class TokenStore:
 
     @cached_property
     def dropped(self) -> np.ndarray:
-        """Documents that are not to be used because an earlier one has the same: int64, ascending."""
+        """Documents that are not to be used because an earlier one has the same: int64 [documents], ascending."""
         count = self.manifest.unused.documents
         if not count:
             return np.empty(0, dtype=np.int64)
@@ -268,7 +268,7 @@ def array_file(folder: Path, shard: str, what: str) -> Path:
 
 
 def write_dropped(folder: Path, dropped: np.ndarray) -> None:
-    """Write the numbers of the documents that are not to be used, int64, ascending."""
+    """Write the numbers of the documents that are not to be used, int64 [documents], ascending."""
     unfinished = unfinished_name(folder / DROPPED)
     writer = ArrayWriter(unfinished, _PER_DOCUMENT["ends"])
     writer.append(dropped)
@@ -291,7 +291,7 @@ class ArrayWriter:
         self._out.write(bytes(HEADER))
 
     def append(self, array: np.ndarray) -> None:
-        """Write the values of ``array`` after what is there."""
+        """Write the values of ``array``, [...] of any dtype that the file's holds, after what is there."""
         values = np.ascontiguousarray(array, dtype=self._dtype)
         self._out.write(values.data)
         self.checksum = zlib.crc32(values.data, self.checksum)

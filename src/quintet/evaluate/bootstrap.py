@@ -32,9 +32,9 @@ def paired_bootstrap(
 ) -> ConfidenceInterval:
     """The interval of Σa / Σw - Σb / Σw, where sample i has the losses a_i and b_i over w_i tokens or bytes.
 
-    ``a``, ``b`` and ``weights`` are [samples], the weights positive. The samples are drawn with replacement
-    ``resamples`` times, the same ones for both models (Koehn 2004, Statistical Significance Tests for Machine
-    Translation Evaluation), and the interval goes from the (1 - level) / 2 quantile of the differences to the
+    ``a``, ``b`` and ``weights`` are [samples] of any dtype, the weights positive. The samples are drawn with
+    replacement ``resamples`` times, the same ones for both models (Koehn 2004, Statistical Significance Tests for
+    Machine Translation Evaluation), and the interval goes from the (1 - level) / 2 quantile of the differences to the
     (1 + level) / 2 one: the percentile interval (Efron and Tibshirani 1993, chapter 13). A pure function of its
     arguments.
     """

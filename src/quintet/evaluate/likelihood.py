@@ -114,7 +114,7 @@ def token_scores(
 def _read(
     language_model: ModelAndTokenizer, documents: Sequence[np.ndarray], batches: list[list[Window]], preceding: int
 ) -> Iterator[tuple[Window, np.ndarray]]:
-    """Each window with what was found for its predicted tokens, [fields, tokens]; processes share the batches."""
+    """Each window with the fields of its predicted tokens, fp64 [fields, tokens]; processes share the batches."""
     computed: dict[int, list[np.ndarray]] = {}
     with evaluation_mode(language_model.model):
         for number, counts in deal(len(batches), processes.rank(), processes.world_size()):
@@ -159,7 +159,10 @@ def _scores(
 
 
 def token_fields(model: Model, hidden: Tensor, targets: Tensor) -> np.ndarray:
-    """Nats, guess and confidence of ``targets`` [tokens] after ``hidden`` [tokens, width]: fp64 [fields, tokens]."""
+    """Nats, guess and confidence of ``targets``, int64 [tokens], after ``hidden``, [tokens, width].
+
+    Returns fp64 [fields, tokens], whatever the dtype of ``hidden``.
+    """
     size = max(1, _LOGITS // model.vocab_size)
     found = [np.zeros((_FIELDS, 0))]
     for start in range(0, len(targets), size):

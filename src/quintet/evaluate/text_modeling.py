@@ -160,8 +160,12 @@ def byte_table(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def document_result(document: TextDocument, scores: TokenScores, table: np.ndarray, lengths: np.ndarray) -> TextResult:
-    """The sums of one document. A byte of the text is matched where the likeliest token has the same at its offset in
-    the token; what that token is too short for is not."""
+    """The sums of one document.
+
+    ``table`` holds the bytes of each id, uint8 [vocabulary, longest], ``lengths`` their number, int64 [vocabulary]. A
+    byte of the text is matched where the likeliest token has the same at its offset in the token; what that token is
+    too short for is not.
+    """
     loss_mask = np.ones(len(document.ids), dtype=bool) if document.loss_mask is None else document.loss_mask
     ids, guess = document.ids[loss_mask].astype(np.int64), scores.guess[loss_mask]
     confidence, hit = scores.confidence[loss_mask], ids == guess

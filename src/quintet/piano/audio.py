@@ -102,7 +102,7 @@ def _tone(pitch: int, seconds: float, rate: int) -> np.ndarray:
 
 
 def _loud(sound: np.ndarray) -> np.ndarray:
-    """The same sound with its loudest sample at 0.9, as float32; silence stays silence."""
+    """The same sound, float32 [samples], with its loudest sample at 0.9; silence stays silence."""
     loudest = float(np.abs(sound).max(initial=0))
     return (sound * (_LOUDEST / loudest if loudest else 1.0)).astype(np.float32)
 

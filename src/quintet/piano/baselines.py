@@ -108,7 +108,7 @@ class Bigram:
 
 
 def unigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Unigram:
-    """Counts of every token in ``sequences`` of ids [tokens], the first of each too."""
+    """Count every token in ``sequences`` of ids, integers [tokens], the first of each too."""
     counts = np.zeros(vocabulary, dtype=np.int64)
     for ids in sequences:
         counts += np.bincount(np.asarray(ids, dtype=np.int64), minlength=vocabulary)
@@ -116,7 +116,7 @@ def unigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Unigram:
 
 
 def bigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Bigram:
-    """Counts of every two neighbours inside a sequence of ``sequences``, ids [tokens] each."""
+    """Count every two neighbours inside each of ``sequences`` of ids, integers [tokens]."""
     before = np.zeros(vocabulary, dtype=np.int64)
     found = [np.empty(0, dtype=np.int64)]
     for ids in sequences:
@@ -130,9 +130,10 @@ def bigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Bigram:
 def nats_per_token(
     model: Unigram | Bigram, sequences: Iterable[np.ndarray], counted: Iterable[np.ndarray] | None = None
 ) -> float:
-    """Mean of -ln p over all tokens but the first of each sequence; NaN where there are none.
+    """Mean of -ln p over all tokens but the first of each sequence, integers [tokens]; NaN where there are none.
 
-    ``counted`` [tokens - 1] of each sequence marks the predicted tokens that count, such as those after `<GENAI>`.
+    ``counted``, bool [tokens - 1] of each sequence marks the predicted tokens that count, such as those after
+    `<GENAI>`.
     """
     total, tokens = 0.0, 0
     masks = iter(counted) if counted is not None else None

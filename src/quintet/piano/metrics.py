@@ -119,7 +119,7 @@ def sounding_f1(generated: Notes, target: Notes) -> float:
 
 
 def _covered(start: np.ndarray, end: np.ndarray) -> float:
-    """Seconds that lie inside at least one of these intervals."""
+    """Seconds that lie inside at least one of these intervals, float64 [intervals] each."""
     order = np.argsort(start)
     start, end = start[order], end[order]
     before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
@@ -127,7 +127,13 @@ def _covered(start: np.ndarray, end: np.ndarray) -> float:
 
 
 def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
-    """∫ |F − G| of the two distribution functions, in the unit of the values: scipy.stats.wasserstein_distance."""
+    """∫ |F − G| of the two distribution functions, in the unit of the values: scipy.stats.wasserstein_distance.
+
+    ``one`` and ``other`` are [values] of any dtype, each of its own number. 0 if both are empty, NaN if one is.
+
+    >>> wasserstein(np.array([0, 1]), np.array([2, 3, 3, 2]))
+    2.0
+    """
     if len(one) == 0 or len(other) == 0:
         return 0.0 if len(one) == len(other) else float("nan")
     one, other = np.sort(one), np.sort(other)
@@ -140,8 +146,8 @@ def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
 def circular_wasserstein(one: np.ndarray, other: np.ndarray) -> float:
     """The least work that turns one distribution over a circle into another, in steps of the circle.
 
-    Both are shares [positions], with the sum 1. Werman, Peleg and Rosenfeld, A distance metric for multidimensional
-    histograms (1985): as on a line, once the median of F − G is taken from F − G.
+    Both are shares, float64 [positions], with the sum 1. Werman, Peleg and Rosenfeld, A distance metric for
+    multidimensional histograms (1985): as on a line, once the median of F − G is taken from F − G.
     """
     difference = np.cumsum(one - other)
     return float(np.abs(difference - np.median(difference)).sum())

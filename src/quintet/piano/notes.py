@@ -53,7 +53,7 @@ class Notes:
         return len(self.pitch)
 
     def __getitem__(self, which: slice | np.ndarray) -> Notes:
-        """Some of the notes: a slice, a mask [notes] or indices in ascending order."""
+        """Some of the notes: a slice, a mask, bool [notes], or indices in ascending order, int64 [chosen]."""
         return Notes(self.pitch[which], self.velocity[which], self.start[which], self.end[which])
 
     @property
@@ -75,7 +75,7 @@ class Notes:
 
 
 def notes(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.ndarray) -> Notes:
-    """A table of these notes in their order."""
+    """A table of these notes in their order; each argument is [notes] of any dtype."""
     order = np.lexsort((end, pitch, start))
     return Notes(
         np.asarray(pitch, dtype=np.int64)[order],
@@ -104,10 +104,13 @@ def split_at_pauses(piece: Notes, threshold: float) -> list[Notes]:
 
 
 def seconds_at(position: np.ndarray | float, change: np.ndarray, length: np.ndarray) -> Any:
-    """Return when ``position`` is by the tempo map, float64 of its shape, in a piece that begins at position 0.
+    """Return when ``position``, [...], is by the tempo map, float64 [...], in a piece that begins at position 0.
 
-    From ``change[i]`` on, a unit of position lasts ``length[i]`` seconds; ``change`` is ascending and begins with 0. Of
-    several changes at one position the last holds.
+    From ``change[i]`` on, a unit of position lasts ``length[i]`` seconds, both [changes]; ``change`` is ascending and
+    begins with 0. Of several changes at one position the last holds.
+
+    >>> seconds_at(3.0, np.array([0, 2]), np.array([0.5, 1.0])).item()
+    2.0
     """
     begin = np.concatenate([[0.0], np.cumsum(np.diff(change) * length[:-1])])
     which = np.searchsorted(change, position, side="right") - 1
@@ -123,9 +126,10 @@ class Pedal:
 
 
 def pedal(time: np.ndarray, value: np.ndarray, last: float) -> Pedal:
-    """The presses that values of the controller make, in the order of ``time`` [values] in seconds.
+    """The presses that values of the controller make, in the order of ``time``, in seconds.
 
-    A pedal that is never released is released at ``last``. Values that repeat what is, change nothing.
+    ``time`` and ``value`` are [values] of any dtype. A pedal that is never released is released at ``last``. Values
+    that repeat what is, change nothing.
     """
     down = np.asarray(value) >= DOWN
     changes = np.flatnonzero(down != np.concatenate([[False], down[:-1]]))
@@ -186,7 +190,7 @@ def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
 
 
 def from_numbers(numbers: np.ndarray) -> Notes:
-    """The notes of ``numbers`` [6 · notes], without the two that begin a piece."""
+    """The notes of ``numbers``, uint16 [6 · notes], without the two that begin a piece."""
     table = np.asarray(numbers, dtype=np.int64).reshape(-1, PER_NOTE)
     start = ((table[:, 2] << 16) + table[:, 3]) * UNIT
     end = ((table[:, 4] << 16) + table[:, 5]) * UNIT

@@ -134,7 +134,7 @@ def _joined(staves: list[Any]) -> list[list[float]]:
 
 
 def _tempos(piece: Any) -> tuple[np.ndarray, np.ndarray]:
-    """From which quarter note on a quarter note lasts how many seconds."""
+    """The quarter notes at which the tempo changes, and the seconds of a quarter from there on: float64 [changes]."""
     marks = [(float(begin), 60 / (mark.getQuarterBPM() or _BPM)) for begin, _, mark in piece.metronomeMarkBoundaries()]
     changes, lengths = np.array([(0.0, 60 / _BPM), *marks]).T
     return changes, lengths

@@ -48,7 +48,10 @@ class TokenBytes:
         return self.table[token] if token < len(self.table) else b""
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become U+FFFD, as the Unicode Standard (section 3.9) advises."""
+        """The text of ``ids``, integers [tokens].
+
+        Bytes that are no UTF-8 become U+FFFD, as the Unicode Standard (section 3.9) advises.
+        """
         written = b"".join(map(self.of, np.asarray(ids).tolist()))
         if self.leading_space:
             written = written.removeprefix(b" ")
@@ -133,7 +136,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` of many texts on all cores; one uint32 array a text."""
+        """``encode`` of many texts on all cores: one uint32 [tokens] a text."""
         ...
 
     def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
@@ -141,7 +144,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ``ids``, integers [tokens]. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
         ...
 
     def bytes_per_token(self) -> np.ndarray:
@@ -166,7 +169,7 @@ class Decoding(ABC):
         return self._pieces
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ``ids``, integers [tokens]. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
         return self.pieces.decode(ids)
 
     def bytes_per_token(self) -> np.ndarray:
@@ -293,7 +296,7 @@ def cut_text(text: str, size: int) -> Iterator[str]:
 
 
 def encode_in_parts(texts: Sequence[str], encode: Callable[[Sequence[str]], list[np.ndarray]]) -> list[np.ndarray]:
-    """``encode(texts)``, with long texts cut before and their ids put together after."""
+    """``encode(texts)``, one uint32 [tokens] a text, with long texts cut before and their ids joined after."""
     if all(len(text) <= 2 * PART for text in texts):
         return encode(texts)
     parts = [split_long(text) for text in texts]

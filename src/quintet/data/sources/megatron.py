@@ -40,15 +40,15 @@ class Index:
     documents: int
 
     def lengths(self, start: int, stop: int) -> np.ndarray:
-        """Ids of the sequences ``start`` to ``stop``, int32."""
+        """Number of ids of each of the sequences ``start`` to ``stop``, int32 [stop - start]."""
         return self._array("<i4", 0, start, stop)
 
     def offsets(self, start: int, stop: int) -> np.ndarray:
-        """Byte of NAME.bin at which each of the sequences begins, int64."""
+        """Byte of NAME.bin at which each of the sequences begins, int64 [stop - start]."""
         return self._array("<i8", 4 * self.sequences, start, stop)
 
     def bounds(self, start: int, stop: int) -> np.ndarray:
-        """The first sequence of the documents ``start`` to ``stop``, and the one after them: int64."""
+        """The first sequence of each of documents ``start`` to ``stop`` and of the next: int64 [stop - start + 1]."""
         return self._array("<i8", 12 * self.sequences, start, stop + 1)
 
     @property

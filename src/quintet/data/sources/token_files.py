@@ -39,7 +39,7 @@ class TokenFile:
     count: int
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids ``start`` to ``stop``, [stop - start]."""
+        """Ids ``start`` to ``stop``, [stop - start] in the dtype of the file."""
         item = np.dtype(self.dtype).itemsize
         return np.frombuffer(
             read(ByteRange(self.path, self.offset + start * item, self.offset + stop * item)), dtype=self.dtype

@@ -106,7 +106,7 @@ class Scorer:
         return self._collected(texts, [(first, early), (second, late)])
 
     def _tensor(self, rows: Sequence[Sequence[int]], left: bool = False) -> Tensor:
-        """[rows, longest] ids, filled up with 0 on the right, or on the ``left``; no other position sees the
+        """Ids, int64 [rows, longest], filled with 0 on the right, or on the ``left``; no other position sees the
         filling."""
         longest = max(1, max(map(len, rows)))
         filled = [

@@ -47,14 +47,14 @@ class NoteTokenizer(Tokenizer, Protocol):
         ...
 
     def encode_notes(self, notes: Notes) -> np.ndarray:
-        """Ids of a piece, uint32; time runs from 0, so a piece that begins later begins with silence.
+        """Ids of a piece, uint32 [tokens]; time runs from 0, so a piece that begins later begins with silence.
 
         Raises UserError for times before 0, and for pitches outside a piano where these are to be refused.
         """
         ...
 
     def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
-        """The notes of ``ids``, whatever these are: nothing that a model may write is an error.
+        """The notes of ``ids``, integers [tokens] of any value: nothing that a model may write is an error.
 
         What makes no sense is passed over, and so are special ids and ids beyond the vocabulary. Notes that are never
         ended end with the last id if ``close``, and are left out otherwise. A note that lasts no time is left out.
@@ -148,7 +148,7 @@ def in_steps(table: Notes, unit: float) -> Notes:
 
 
 def lasting(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.ndarray) -> Notes:
-    """A table of those notes that last some time."""
+    """A table of those notes that last some time; each argument is [notes] of any dtype."""
     left = end > start
     return notes(pitch[left], velocity[left], start[left], end[left])
 

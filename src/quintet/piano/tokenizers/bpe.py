@@ -91,7 +91,10 @@ class NoteBPETokenizer(NamedTokens):
         return self.base.decode_notes(self.unmerged(ids), close=close)
 
     def unmerged(self, ids: Ids) -> np.ndarray:
-        """The ids of the base that ``ids`` stand for, int64; those beyond the vocabulary are left out."""
+        """The ids of the base that ``ids``, integers [tokens], stand for, int64 [tokens of the base].
+
+        Ids beyond the vocabulary are left out.
+        """
         ids = np.asarray(ids, dtype=np.int64)
         ids = ids[(ids >= 0) & (ids < self.vocab_size)]
         lengths = self._lengths[ids]
@@ -144,7 +147,7 @@ def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[
 
 
 def as_word(ids: np.ndarray) -> str:
-    """A character for each id."""
+    """A character for each of ``ids``, uint32 [tokens]."""
     return (ids + np.uint32(_FIRST)).astype("<u4").tobytes().decode("utf-32-le")
 
 
