@@ -159,6 +159,7 @@ def test_every_value_is_written_in_the_order_of_the_schema_and_small_numbers_are
         "few_shot": None,
         "data_dir": None,
         "text_modeling": None,
+        "text_generation": None,
     }
 
 

@@ -474,6 +474,46 @@ def newer_benchmarks(make: Make) -> None:
     assert made.config.evaluate.tasks_every == 3
 
 
+def evaluators(make: Make) -> None:
+    several = [
+        {"evaluator": "mcq", "num_samples": 10, "benchmarks": ["winograd", "ArcEasy-Subset"]},
+        {"evaluator": "ft_qa", "benchmarks": ["arc"], "max_train_samples": 9, "max_eval_samples": 5},
+        {"evaluator": "prog"},
+        {"evaluator": "glue", "max_eval_samples": 7},
+    ]
+    for changes in ({"trainer.eval.evaluators": several}, {"trainer.eval": several}):
+        made = make(changes)
+        tasks = ("winogrande:10", "arc_easy:100", "arc_easy", "tinystories_progress", "glue:7")
+        assert made.config.evaluate.tasks == tasks
+        assert any("ft_qa fits a classifier" in note for note in made.loaded.notes)
+    alone = make({"trainer.eval.evaluator": "glue", "trainer.eval.benchmarks": ["glue"]})
+    assert alone.config.evaluate.tasks == ("glue",)
+
+
+def val_loss_iters(make: Make) -> None:
+    alone = make({"trainer.eval.val_loss_iters": 3}, without=["trainer.eval.dataset_loss_eval_iters"])
+    assert alone.config.evaluate.samples == 3 * alone.config.batch.micro_batch_size
+    both = make(
+        {"trainer.eval.val_loss_iters": 3, "trainer.eval_iters": 2}, without=["trainer.eval.dataset_loss_eval_iters"]
+    )
+    assert both.config.evaluate.samples == 2 * both.config.batch.micro_batch_size
+    assert any("reads 2 micro-batches, as eval_iters says" in note for note in both.loaded.notes)
+
+
+def text_generation(make: Make) -> None:
+    assert make({"trainer.eval.text_generation_eval": False}).config.evaluate.text_generation is None
+    made = make({"trainer.eval.text_generation_eval": True, "trainer.eval_interval": 2})
+    assert any("errors_per_100_words" in note for note in made.loaded.notes)
+    assert list(made.metrics("generation/distinct_1")) == [2, 4]
+    newer = make({"trainer.eval.benchmarks": ["Text-Generation (full)"], "trainer.eval_interval": 2})
+    assert newer.config.evaluate == made.config.evaluate
+
+
+def trainer_type(make: Make) -> None:
+    assert make({"trainer.trainer_type": "mock_trainer"}).config.evaluate.only
+    only_one("trainer.trainer_type", "cascade_trainer", EXPERIMENT)(make)
+
+
 def num_samples(make: Make, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for samples, said in ((3, " of 3"), (1000, " of 5")):
         capfd.readouterr()
@@ -744,7 +784,7 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "model.attn.bias": biases("model.attn.bias", {"attention.qkv.bias", "attention.output.bias"}),
     "model.attn.attn_dropout": one_dropout("model.attn.attn_dropout", 2, "attention.input_dropout"),
     "model.attn.normalization": norm_at("attn.normalization", lambda m: m.blocks[0].attention_norm, "model.attn.bias"),
-    "trainer.trainer_type": only_one("trainer.trainer_type", "mock_trainer", EXPERIMENT),
+    "trainer.trainer_type": trainer_type,
     "trainer.dataset": dataset,
     "trainer.batch_size": lambda make: _equal(make({"trainer.batch_size": 6}).batch().inputs.shape, (6, 16)),
     "trainer.gradient_accumulation_steps": lambda make: _equal(
@@ -785,6 +825,13 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "trainer.eval.mcq_benchmarks": benchmarks,
     "trainer.eval.benchmarks": newer_benchmarks,
     "trainer.eval.num_samples": num_samples,
+    "trainer.eval.val_loss_iters": val_loss_iters,
+    "trainer.eval.text_generation_eval": text_generation,
+    "trainer.eval.evaluator": evaluators,
+    **{
+        f"trainer.eval.evaluators[].{name}": evaluators
+        for name in ("evaluator", "benchmarks", "num_samples", "max_eval_samples")
+    },
     "trainer.eval.text_modeling_eval": text_modeling,
     "general.logging.wandb_log": wandb_log,
     "general.logging.wandb_project": wandb_argument("wandb_project", "project"),

@@ -201,4 +201,4 @@ def test_every_name_of_the_stlm_document_is_known() -> None:
 
     assert set(TASKS.values()) <= KNOWN
     files = {file.stem for file in Path(__file__).parents[2].glob("src/quintet/evaluate/harness/task_files/*.yaml")}
-    assert files == {"race_middle", "openbook_qa_open"}
+    assert files == {"race_middle", "openbook_qa_open", "ewok", "tinystories_progress"}

@@ -158,9 +158,8 @@ def _ids_are_enough(tokenizer: TokenizerConfig, data: DataConfig) -> ConfigError
 def _text_is_modeled(
     evaluate: EvaluateConfig, model: ModelConfig, loss: LossConfig, tokenizer: TokenizerConfig, data: DataConfig
 ) -> ConfigErrors:
-    """The model and its data have what `evaluate.text_modeling` measures."""
-    if evaluate.text_modeling is None:
-        return
+    """The model and its data have what `evaluate.text_modeling` and `text_generation` measure."""
+    asked = {"text_modeling": evaluate.text_modeling, "text_generation": evaluate.text_generation}
     reasons = {
         "learns to fill in hidden tokens, with loss.kind: masked": loss.kind == "masked",
         "sees what it is to predict, with model.attention.kind: bidirectional": _is_bidirectional(model),
@@ -168,8 +167,10 @@ def _text_is_modeled(
         "learns from music": isinstance(data.packing, MusicPackingConfig),
     }
     for reason, holds in reasons.items():
-        if holds:
-            yield config_error("evaluate.text_modeling", f"must be null: the model {reason}")
+        for name in (name for name, section in asked.items() if holds and section is not None):
+            yield config_error(f"evaluate.{name}", f"must be null: the model {reason}")
+    if evaluate.text_modeling is None:
+        return
     if evaluate.text_modeling.path is None and not data.holds_out and not any(reasons.values()):
         yield config_error("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.train import fraction_errors
 
@@ -29,6 +33,37 @@ class TextModelingConfig(ConfigSection):
         "not given",
         unit="tokens",
         ge=1,
+    )
+
+
+class TextGenerationConfig(ConfigSection):
+    """Figures of texts that the model writes after prompts: variety, repetition and readability; see
+    docs/guide/generation.md."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = key(
+        (
+            "Once upon a time there was a",
+            "The weather today is",
+            "My favourite food is",
+            "In the morning the children",
+            "A dog is an animal that",
+            "The capital of France is",
+            "Water boils when",
+            "The most important invention of the last century was",
+            "Scientists have found that",
+            "The difference between a river and a lake is",
+            "To bake bread one needs",
+            "The government decided to",
+        ),
+        "beginnings to continue, two or more, each once; the figures are those of what the model writes after them",
+        min_length=2,
+    )
+    max_tokens: int = key(250, "tokens to write after a prompt", unit="tokens", ge=1)
+    temperature: float = key(0.7, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
+    top_k: int | None = key(200, "choose among so many likeliest tokens", unit="tokens", ge=1)
+    top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
+    repetition_penalty: float = key(
+        1.0, "above 1 makes what stands in prompt or text less likely (Keskar et al. 2019)", unit="factor", gt=0
     )
 
 
@@ -65,12 +100,14 @@ class EvaluateConfig(ConfigSection):
         min_length=1,
     )
     tasks: tuple[str, ...] = key(
-        (), "benchmarks of lm-evaluation-harness to measure, by name (arc_easy, blimp …); see docs/guide/evaluation.md"
+        (),
+        "benchmarks of lm-evaluation-harness to measure, by name (arc_easy, blimp …), each with a number "
+        "of items of its own where one stands after it (blimp:100); see docs/guide/evaluation.md",
     )
     tasks_every: int | float | None = key(
         None,
-        "steps from one measurement of `tasks` and `text_modeling` to the next, or with a point a fraction of the "
-        "run's steps; null: only after the last step",
+        "steps from one measurement of `tasks`, `text_modeling` and `text_generation` to the next, or with a point a "
+        "fraction of the run's steps; null: only after the last step",
         unit="steps or fraction",
         gt=0,
     )
@@ -92,10 +129,13 @@ class EvaluateConfig(ConfigSection):
         None,
         "also how well the model models text by topic, when `tasks` are due; {} takes what the run holds out",
     )
+    text_generation: TextGenerationConfig | None = key(
+        None, "also how varied and readable the texts are that the model writes, when `tasks` are due"
+    )
     required: bool = key(
         False,
-        "end the run when a sample, text modelling or a benchmark fails, after the checkpoint of its step; otherwise "
-        "the failure is reported and counted, and training goes on",
+        "end the run when a sample, text modelling, text generation or a benchmark fails, after the checkpoint of its "
+        "step; otherwise the failure is reported and counted, and training goes on",
     )
 
     @property
@@ -103,12 +143,18 @@ class EvaluateConfig(ConfigSection):
         """True if nothing is validated at all."""
         return self.every is None and not self.at_start and not self.at_end
 
+    @property
+    def measures(self) -> bool:
+        """True if there is something to measure by `tasks_every`."""
+        return bool(self.tasks) or self.text_modeling is not None or self.text_generation is not None
+
     def errors(self) -> ConfigErrors:
         """Yield errors for intervals of what is not measured, and for more than the whole run."""
         yield from fraction_errors(self, "every", "tasks_every")
-        if self.tasks_every is not None and not self.tasks and self.text_modeling is None:
+        if self.tasks_every is not None and not self.measures:
             yield config_error(
-                "tasks_every", "says when `tasks` and `text_modeling` are measured, and there are neither"
+                "tasks_every",
+                "says when `tasks`, `text_modeling` and `text_generation` are measured, and there is none of them",
             )
         if self.offset and self.every is None:
             yield config_error("offset", "says from which step `every` is counted, and there is no `every`")

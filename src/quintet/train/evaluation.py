@@ -22,17 +22,20 @@ from quintet.errors import UserError, named, one_line
 from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
 from quintet.evaluate.model_and_tokenizer import check_likelihood, check_text_model
+from quintet.evaluate.text_generation import WrittenTexts, check_writing, write_and_measure
 from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.texts import text_topics
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
+from quintet.randomness import key
 from quintet.train.compute import measure_peak
 from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
 from quintet.train.schedule import after_validation
 from quintet.train.validation import ValidationResult, rows_of, summed_loss, validate
 
-VALIDATION, SAMPLES, TEXT, BENCHMARKS = "validation", "samples", "text modelling", "benchmarks"
+VALIDATION, SAMPLES, TEXT, WRITING = "validation", "samples", "text modelling", "text generation"
+BENCHMARKS = "benchmarks"
 
 
 def due_after(run: Run, step: int) -> list[str]:
@@ -43,15 +46,16 @@ def due_after(run: Run, step: int) -> list[str]:
         VALIDATION: run.intervals.validates(step) and run.validation is not None,
         SAMPLES: run.intervals.samples(step),
         TEXT: asked and evaluate.text_modeling is not None,
+        WRITING: asked and evaluate.text_generation is not None,
         BENCHMARKS: asked and bool(evaluate.tasks),
     }
     return [name for name, wanted in due.items() if wanted]
 
 
 def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
-    """True if the benchmarks and the text modelling of ``config`` are due after ``step`` of ``steps``."""
+    """True if the benchmarks, text modelling and text generation of ``config`` are due after ``step`` of ``steps``."""
     every = config.evaluate.tasks_every
-    if not config.evaluate.tasks and config.evaluate.text_modeling is None:
+    if not config.evaluate.measures:
         return False
     return step == steps or (every is not None and step % steps_of(every, steps) == 0)
 
@@ -116,7 +120,9 @@ def _count_failures(run: Run, name: str, count: int) -> None:
     run.progress = replace(run.progress, failed={**failed, name: failed.get(name, 0) + count})
 
 
-def _report(run: Run, heading: str, result: ValidationResult | TextModeling | Benchmarks, indent: str = "") -> None:
+def _report(
+    run: Run, heading: str, result: ValidationResult | TextModeling | WrittenTexts | Benchmarks, indent: str = ""
+) -> None:
     """Track and print ``result``, which was measured after the current step."""
     run.tracker.log(run.progress.step, result.metrics())
     run.reporter.say(f"step {run.progress.step}: {heading}")
@@ -170,6 +176,19 @@ def measure_text(run: Run) -> TextModeling | None:
     return result
 
 
+def measure_writing(run: Run) -> WrittenTexts | None:
+    """Measure the texts that the model writes after the prompts of `evaluate.text_generation`, say and track the
+    figures and the texts; None where it asks for nothing."""
+    section = run.evaluate.text_generation
+    if section is None:
+        return None
+    result = write_and_measure(run, section, key(run.config.seed, "text generation"))
+    for index, (prompt, text) in enumerate(zip(section.prompts, result.texts, strict=True)):
+        run.tracker.text(run.progress.step, f"generation {index}", prompt + text)
+    _report(run, "text generation", result, indent="  ")
+    return result
+
+
 def measure_benchmarks(run: Run) -> Benchmarks | None:
     """Measure `evaluate.tasks`, print and track the figures; None where there are none to measure.
 
@@ -205,6 +224,7 @@ def eval_options(config: RunConfig, part: EvaluateConfig) -> EvalOptions:
 _MEASURES: dict[str, Callable[[Run], object]] = {
     SAMPLES: write_samples,
     TEXT: measure_text,
+    WRITING: measure_writing,
     BENCHMARKS: measure_benchmarks,
 }
 
@@ -225,6 +245,8 @@ def try_measurements(run: Run) -> None:
         check_text_model(run, "evaluate.text_modeling")
         with named("evaluate.text_modeling"):
             text_topics(section, run.tokenizer, run.validation, "evaluate.text_modeling", lambda _: None)
+    if run.config.evaluate.text_generation is not None:
+        check_writing(run, run.config.evaluate.text_generation)
     if run.config.evaluate.tasks:
         check_likelihood(run, masked=run.config.loss.kind == "masked")
         with named("evaluate.tasks"):

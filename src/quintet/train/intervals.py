@@ -8,6 +8,7 @@ from fractions import Fraction
 from quintet.config.evaluate import EvaluateConfig
 from quintet.config.schema import RunConfig
 from quintet.config.train import steps_of
+from quintet.evaluate.harness.names import items_of
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,13 @@ class Trial:
 
     def shortened(self, evaluate: EvaluateConfig) -> EvaluateConfig:
         """``evaluate`` with at most these counts."""
-        text = evaluate.text_modeling
+        text, writing = evaluate.text_modeling, evaluate.text_generation
         counts = {
             "samples": min(evaluate.samples or self.samples, self.samples),
+            "tasks": tuple(dict.fromkeys(items_of(name)[0] for name in evaluate.tasks)),
             "task_samples": min(evaluate.task_samples or self.items, self.items),
+            "text_generation": writing
+            and writing.model_copy(update={"max_tokens": min(writing.max_tokens, self.items)}),
             "text_modeling": text and text.model_copy(update={"max_bytes": min(text.max_bytes, self.bytes)}),
         }
         return evaluate.model_copy(update=counts)

@@ -39,6 +39,9 @@ KNOWN = frozenset(
         "social_iqa",
         "race_middle",
         "openbook_qa_open",
+        "ewok",
+        "glue",
+        "tinystories_progress",
     )
 )
 """Names that need no search."""
@@ -57,6 +60,12 @@ def is_short(name: str) -> bool:
     return name in ALIASES and name.startswith(SHORT)
 
 
+def items_of(name: str) -> tuple[str, int | None]:
+    """The benchmark ``name`` without the number of its items, and that number: ("blimp", 100) for "blimp:100"."""
+    task, colon, count = name.rpartition(":")
+    return (task, int(count)) if colon and count.isdecimal() and int(count) else (name, None)
+
+
 def check_tasks(names: Sequence[str], key: str) -> None:
     """Raise UserError, beginning with ``key``, when the harness is missing or knows no task of one of ``names``."""
     if not names:
@@ -64,9 +73,10 @@ def check_tasks(names: Sequence[str], key: str) -> None:
     check_installed("lm_eval", extra="eval", what=f"{key}: a benchmark", otherwise="leave it out")
     doubled = sorted({name for name in names if names.count(name) > 1})
     problems = [f"{key}: {name} stands there twice; leave one out" for name in doubled]
-    if any(name not in KNOWN for name in names):
+    asked = [items_of(name)[0] for name in names]
+    if any(name not in KNOWN for name in asked):
         known = {*KNOWN, *task_files()}
-        for name in names:
+        for name in asked:
             if name not in known:
                 meant = nearest(name, [one for one in known if abs(len(one) - len(name)) <= 4])
                 hint = f"; did you mean {meant}?" if meant else "; `lm_eval ls tasks` lists them"

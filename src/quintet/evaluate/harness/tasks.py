@@ -27,7 +27,7 @@ from quintet.evaluate.harness.items import (
     some_of,
 )
 from quintet.evaluate.harness.library import find_tasks, library_task, written_in_python
-from quintet.evaluate.harness.names import ALIASES, is_short
+from quintet.evaluate.harness.names import ALIASES, is_short, items_of
 
 _SEED = 1234  # the harness's, of the examples
 _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm")
@@ -54,10 +54,12 @@ class MissingTask:
 def load(name: str, options: TaskOptions) -> list[Task | MissingTask]:
     """The tasks that ``name`` stands for, one or those of a group or a tag, with ``samples`` items together.
 
-    Raises NotReachable for a name that the harness does not have.
+    A number after the name, as in "blimp:100", stands for ``samples``. Raises NotReachable for a name that the harness
+    does not have.
     """
+    name, own = items_of(name)
     manager, configs = find_tasks(ALIASES.get(name, name))
-    parts, samples = len(configs), options.samples
+    parts, samples = len(configs), own or options.samples
     found: list[Task | MissingTask] = []
     for part, config in enumerate(configs):
         share = None if samples is None else (part + 1) * samples // parts - part * samples // parts

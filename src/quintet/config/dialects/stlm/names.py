@@ -30,7 +30,7 @@ _EXPERIMENTS = meanings(
     "byte_autoencoder_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
     "linformer_attention performer_attention sparse_attention differentiable_attention "
     "autoencoder conversational prm800k text_classification text_classification_preprocessor prm800k_preprocessor "
-    "mock_trainer cascade_trainer"
+    "cascade_trainer"
 )
 TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
 ON_THE_HUB = {
@@ -42,21 +42,37 @@ ON_THE_HUB = {
 TASKS = meanings(
     "winogrande hellaswag arc_easy mmlu blimp truthful_qa piqa race_middle race_high boolq openbook_qa_closed "
     "openbook_qa_open copa commonsense_qa stlm_eval_arc_easy stlm_eval_hellaswag stlm_eval_truthful_qa "
-    "stlm_eval_winogrande winograd=winogrande arc=arc_easy"
+    "stlm_eval_winogrande ewok glue winograd=winogrande arc=arc_easy"
 )
-"""Benchmarks by the names of the document, and by two of the files before it."""
-NEWER_TASKS = meanings(
+"""Benchmarks by the names of the document, and by those of the files before it."""
+_REGISTERED = meanings(
     "ArcEasy=arc_easy Blimp=blimp Hellaswag=hellaswag MMLU=mmlu Winogrande=winogrande TruthfulQA-M2=truthfulqa_mc2 "
-    "PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high OpenbookQAOpen=openbook_qa_open "
-    "OpenbookQAClosed=openbook_qa_closed Copa=copa CommonsenseQA=commonsense_qa "
-    "ArcEasy-STLMSubset=stlm_eval_arc_easy Hellaswag-STLMSubset=stlm_eval_hellaswag "
-    "Winogrande-STLMSubset=stlm_eval_winogrande TruthfulQA-M2-STLMSubset=stlm_eval_truthful_qa"
+    "Truthful-M2=truthfulqa_mc2 PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high Ewok=ewok "
+    "OpenbookQAOpen=openbook_qa_open OpenbookQAClosed=openbook_qa_closed Copa=copa CommonsenseQA=commonsense_qa "
+    "MATH=hendrycks_math GSM8K=gsm8k"
 )
+TEXT_MODELING, TEXT_GENERATION, TEACHERS = "text modelling", "text generation", "teachers"
+_TOPICS = (
+    "full Code Conversational Ethics Literature Science Science-Easy Science-Medium Science-Hard"  # of text modelling
+)
+BENCHMARKS = {
+    **TASKS,
+    **_REGISTERED,
+    # A subset has 100 items.
+    **{f"{name}-Subset": f"{task}:100" for name, task in _REGISTERED.items()},
+    **meanings("ArcEasySubset=arc_easy:100 MATH-small=hendrycks_math:100 ArcEasyLinearSubset=stlm_eval_arc_easy"),
+    **meanings("ArcEasy-STLMSubset=stlm_eval_arc_easy Hellaswag-STLMSubset=stlm_eval_hellaswag"),
+    **meanings("Winogrande-STLMSubset=stlm_eval_winogrande TruthfulQA-M2-STLMSubset=stlm_eval_truthful_qa"),
+    **{f"STLM-Text-Modeling ({topic})": TEXT_MODELING for topic in _TOPICS.split()},
+    "Text-Generation (full)": TEXT_GENERATION,
+    "Teacher-Text-Modeling (full)": TEACHERS,
+}
+"""Benchmarks by all names that files have; a number is that of the items. The last three kinds are no tasks."""
 CARDS = {f"cuda:{card}": f"is chosen by CUDA_VISIBLE_DEVICES={card} with device: cuda" for card in range(1, 64)}
 
 Device = Annotated[str, one_of(by=meanings("cuda cuda:0=cuda cpu mps"), why=CARDS)]
-Benchmarks = Annotated[tuple[Annotated[str, one_of(by=TASKS)], ...], Listed]
-NewerBenchmarks = Annotated[tuple[Annotated[str, one_of(by=NEWER_TASKS)], ...], Listed]
+Benchmarks = Annotated[tuple[Annotated[str, one_of(by=BENCHMARKS, any_case=True)], ...], Listed]
+Evaluator = Annotated[str, one_of("mcq", "prog", "glue", "ft_qa")]
 Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
 Gain = Annotated[str, words("gelu relu leaky_relu tanh sigmoid silu linear leakyrelu=leaky_relu none=linear")]
 Norm = Annotated[str, words("rms_norm=rms layer_norm=layer none")]

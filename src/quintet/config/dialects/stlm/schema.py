@@ -9,11 +9,11 @@ from pydantic import create_model
 
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.stlm import names
+from quintet.config.dialects.stlm.evaluation import Evaluation
 from quintet.config.dialects.stlm.names import EXPERIMENT, words
 from quintet.config.dialects.types import Count, FalseIsZero, Fraction, Listed, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
-OLDER = "the older list of evaluators, in whose place mcq_benchmarks names benchmarks, is not built yet"
 OF_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
 
 Dropout = Annotated[Fraction, FalseIsZero]
@@ -316,48 +316,17 @@ class Optimizer(DialectSection):
     )
 
 
-@_refuses("evaluator benchmarks num_samples max_train_samples max_eval_samples", "older list of benchmarks", OLDER)
-class Evaluator(DialectSection):
-    """An element of the older list of benchmarks."""
-
-
-class Evaluation(DialectSection):
-    """Validations, and the benchmarks with them."""
-
-    mcq_benchmarks: names.Benchmarks = key(
-        (), "benchmarks with several answers to choose from", affects=("evaluate.tasks", "evaluate.tasks_every")
-    )
-    num_samples: Positive = key(1000, "samples of a benchmark", to="evaluate.task_samples", aliases="mcq_num_samples")
-    dataset_loss_eval_iters: Positive = key(
-        1000,
-        "micro-batches of held-out data that a validation reads",
-        affects="evaluate.samples",
-        aliases=("val_loss_iters", "eval_iters", "trainer.eval_iters", "trainer.training.eval_iters"),
-    )
-    text_modeling_eval: bool = key(True, "text modelling of what is held out", affects="evaluate.text_modeling")
-    text_generation_eval: bool | None = _unlisted(
-        None, "judgements of texts", unsupported="the judgement of written texts is not built yet", noop_values=False
-    )
-    benchmarks: names.NewerBenchmarks = _unlisted(
-        (), "benchmarks, newer names", affects=("evaluate.tasks", "evaluate.tasks_every"), aliases="trainer.benchmarks"
-    )
-    evaluator: Any = _unlisted(None, "older name of a set of benchmarks", unsupported=OLDER)
-    evaluators: tuple[Evaluator, ...] = _unlisted((), "older list of benchmarks")
-    eval_byte_metrics: bool | None = _unlisted(
-        None, "validation loss a byte", no_effect="every validation reports bits per byte"
-    )
-    text_modeling_topics: tuple[Text, ...] | None = _unlisted(
-        None, "topics of text_modeling_eval", no_effect="STLM reads it nowhere"
-    )
-
-
 @_refuses("use_collate_fn")
 class Trainer(DialectSection):
     """Data, length, batches and rhythm of the run."""
 
     nestings = ("trainer.training",)
 
-    trainer_type: Annotated[str, words("base_trainer")] = key("base_trainer", "what trains", affects="trainer.kind")
+    trainer_type: Annotated[str, words("base_trainer mock_trainer")] = key(
+        "base_trainer",
+        "what trains; mock_trainer validates the weights that there are and does not train",
+        affects=("trainer.kind", "evaluate.only"),
+    )
     dataset: Names = key(
         ..., "datasets: STLM's names, paths or OWNER/NAME on the hub", affects="data.sources", aliases="dataset_names"
     )

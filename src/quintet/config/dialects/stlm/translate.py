@@ -10,12 +10,19 @@ from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.recognise import wrapped_in
 from quintet.config.dialects.stlm.byte_level import byte_level, byte_level_back
-from quintet.config.dialects.stlm.names import ON_THE_HUB, TASKS, TIKTOKEN, name_of, source_of
+from quintet.config.dialects.stlm.evaluation import MODELLING
+from quintet.config.dialects.stlm.names import (
+    ON_THE_HUB,
+    TASKS,
+    TIKTOKEN,
+    name_of,
+    source_of,
+)
 from quintet.config.dialects.stlm.schema import File
+from quintet.config.dialects.stlm.training import optimizer, optimizer_back, rhythm, schedule, schedule_back
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.merge import merge
 from quintet.config.model import HuggingFaceConfig, ModelConfig, TransformerConfig
-from quintet.config.optimizer import AdamWConfig
 from quintet.config.read import YamlDocument
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
@@ -69,12 +76,12 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
         native.refuse("trainer.dataloader.name", "next_token_mlm needs loss_fn: next_token_mlm, which hides the tokens")
     native.set("data.shuffle", True, "trainer.datasampling.name")
     native.set("trainer.kind", "quintet", "trainer.trainer_type")
-    _optimizer(theirs, native)
+    optimizer(theirs, native)
     byte_level(theirs, native)
-    _schedule(theirs, native)
+    schedule(theirs, native)
     if trainer.dropout_scheduler.dropout_type in ("linear", "triangle"):
         native.set("dropout_schedule.first", 0, "trainer.dropout_scheduler.dropout_type")
-    _rhythm(theirs, native)
+    rhythm(theirs, native)
     if native.has("general.device"):
         native.set("train.device", theirs.general.device, "general.device")
     _logging(theirs, native)
@@ -235,100 +242,6 @@ def _tokenizer(theirs: File, native: NativeBuilder) -> None:
         native.say(f"{', '.join(unread)}: read with tokenizer_type: bpe alone")
 
 
-def _optimizer(theirs: File, native: NativeBuilder) -> None:
-    optimizer, key, path = theirs.trainer.optimizer, "trainer.optimizer.optimizer_name", "trainer.optimizer.params"
-    own = optimizer.optimizer_name == "nanoGPTadamW"
-    name = "AdamW" if own else optimizer.optimizer_name
-    lr, decay, *betas = (f"trainer.optimizer.{name}" for name in ("lr", "weight_decay", "beta1", "beta2"))
-    native.set("train.clip_norm", optimizer.grad_clip or None, "trainer.optimizer.grad_clip")
-    native.set("optimizer.decay", "matrices" if own else "all", key)
-    native.set("optimizer.lr", optimizer.lr, lr)
-    native.set("optimizer.weight_decay", optimizer.weight_decay, decay)
-    if optimizer.params is None and name == "AdamW":
-        native.set("optimizer.kind", "adamw", key)
-        native.set("optimizer.betas", [optimizer.beta1, optimizer.beta2], *betas)
-        return
-    native.set("optimizer.kind", "torch", key)
-    native.set("optimizer.name", name, key)
-    if optimizer.params is None:
-        if any(map(native.has, betas)):
-            native.set("optimizer.arguments.betas", [optimizer.beta1, optimizer.beta2], *betas)
-        return
-    for flat in filter(native.has, (lr, decay, *betas)):
-        native.refuse(flat, "stands beside params; put it into them")
-    arguments = dict(optimizer.params)  # what they do not say is as the class has it
-    native.set("optimizer.lr", arguments.pop("lr", 1e-3), path)
-    native.set("optimizer.weight_decay", arguments.pop("weight_decay", 0.01 if name == "AdamW" else 0.0), path)
-    if arguments:
-        native.set("optimizer.arguments", arguments, path)
-
-
-def _schedule(theirs: File, native: NativeBuilder) -> None:
-    trainer, key, path = theirs.trainer, "trainer.lr_scheduler.name", "trainer.lr_scheduler.params"
-    kind, params = trainer.lr_scheduler.name, trainer.lr_scheduler.params
-    warmup, warming = _warmup(theirs, native)
-    if kind not in ("cosine", "constant"):
-        arguments = dict(params or {})
-        if "warmup_steps" in arguments:
-            warmup, warming = arguments.pop("warmup_steps"), path
-        arguments.pop("verbose", None)
-        native.set("schedule.kind", "torch", key)
-        native.set("schedule.name", kind, key)
-        native.set("schedule.warmup_steps", warmup, warming)
-        native.set("schedule.arguments", arguments, path)
-        return
-    if params:
-        native.refuse(path, f"are for PyTorch's schedulers, and the scheduler is {kind}")
-    if kind == "constant":
-        native.set("schedule", {"kind": "constant"}, key)
-        if warmup:
-            native.say("trainer.warmup_iters: lr_scheduler: constant has no warm-up; decay_lr: false has one")
-        return
-    native.set("schedule.kind", "cosine" if trainer.decay_lr else "constant", "trainer.decay_lr", key)
-    native.set("schedule.warmup_steps", warmup, warming)
-    native.set("schedule.first", 0, key)
-    if trainer.decay_lr:
-        native.set("schedule.min_lr", trainer.optimizer.min_lr, "trainer.optimizer.min_lr")
-        decay = "max_iters" if trainer.lr_decay_iters is None else "lr_decay_iters"
-        native.set("schedule.decay_steps", warmup + getattr(trainer, decay), f"trainer.{decay}", warming)
-
-
-def _warmup(theirs: File, native: NativeBuilder) -> tuple[int, str]:
-    """Its steps, and the key that says them. The oldest files have them a second time beside the optimizer, where STLM
-    never read them."""
-    read, unread = theirs.trainer.warmup_iters, theirs.trainer.optimizer.warmup_iters
-    if read is None:
-        return (0, "trainer.warmup_iters") if unread is None else (unread, "trainer.optimizer.warmup_iters")
-    if unread not in (None, read):
-        native.say(f"trainer.optimizer.warmup_iters: STLM reads the {read} of trainer.warmup_iters")
-    return read, "trainer.warmup_iters"
-
-
-def _rhythm(theirs: File, native: NativeBuilder) -> None:
-    """Validations, what is measured with each beside the loss, and checkpoints."""
-    trainer, path = theirs.trainer, "trainer.eval.dataset_loss_eval_iters"
-    samples = trainer.eval.dataset_loss_eval_iters * trainer.batch_size
-    native.set("evaluate.samples", samples, path, "trainer.batch_size")
-    validates = trainer.run_eval is not False
-    native.set("evaluate.at_start", validates, "trainer.run_eval", "trainer.eval_interval")
-    native.set("evaluate.at_end", False, "trainer.eval_interval")
-    tasks = list(dict.fromkeys((*trainer.eval.mcq_benchmarks, *trainer.eval.benchmarks)))
-    if not validates:
-        native.set("evaluate.every", None, "trainer.run_eval")
-    elif tasks:
-        paths = ("trainer.eval.mcq_benchmarks", "trainer.eval.benchmarks")
-        native.set("evaluate.tasks", tasks, *paths)
-        native.set("evaluate.tasks_every", trainer.eval_interval, "trainer.eval_interval", *paths)
-    path = "trainer.eval.text_modeling_eval"
-    if validates and trainer.eval.text_modeling_eval:
-        native.set("evaluate.text_modeling", {}, path)
-        if not native.has(path):
-            native.say(f"{path}: not given, and taken as true, as the document says; STLM's code takes false")
-    native.set("sample.prompts", [], "trainer.eval.text_generation_eval")
-    for name, value in {"at_end": True, "keep": None, "keep_best": False}.items():
-        native.set(f"checkpoint.{name}", value, "trainer.checkpoint_interval")
-
-
 def _logging(theirs: File, native: NativeBuilder) -> None:
     logging, name = theirs.general.logging, theirs.general.logging.wandb_run_name
     if name is not None:
@@ -350,7 +263,7 @@ def _back(config: RunConfig, put: Put) -> None:
         "trainer.eval_interval": NEVER if evaluate.every is None else evaluate.every,
         "trainer.eval.dataset_loss_eval_iters": evaluate.samples and max(1, evaluate.samples // micro),
         "trainer.eval.mcq_benchmarks": [task for task in evaluate.tasks if task in TASKS] or None,
-        "trainer.eval.text_modeling_eval": evaluate.text_modeling is not None,
+        MODELLING: evaluate.text_modeling is not None,
         "trainer.checkpoint_interval": NEVER if config.checkpoint.every is None else config.checkpoint.every,
         "general.device": None if config.train.device == "auto" else config.train.device,
         "general.logging.wandb_run_name": config.name,
@@ -359,7 +272,7 @@ def _back(config: RunConfig, put: Put) -> None:
         if track.kind == "wandb":
             values |= {"general.logging.wandb_log": True}
             values |= {"general.logging.wandb_project": track.arguments.get("project", config.name)}
-    values |= _model_back(config.model) | _tokenizer_back(config) | _optimizer_back(config) | _schedule_back(config)
+    values |= _model_back(config.model) | _tokenizer_back(config) | optimizer_back(config) | schedule_back(config)
     for path, value in (values | byte_level_back(config)).items():
         if value is not None:
             put(path, value)
@@ -417,33 +330,6 @@ def _model_back(model: ModelConfig) -> dict[str, Any]:
             **{name: getattr(model.init, name, None) for name in OF_INIT},
         }
     return {f"model.{name}": value for name, value in values.items()}
-
-
-def _optimizer_back(config: RunConfig) -> dict[str, Any]:
-    optimizer = config.optimizer
-    own = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
-    if not isinstance(optimizer, AdamWConfig):
-        params = own | optimizer.arguments
-        return {"trainer.optimizer.optimizer_name": optimizer.name, "trainer.optimizer.params": params}
-    own |= {"beta1": optimizer.betas[0], "beta2": optimizer.betas[1]}
-    name = "AdamW" if optimizer.decay == "all" else "nanoGPTadamW"
-    return {f"trainer.optimizer.{key}": value for key, value in (own | {"optimizer_name": name}).items()}
-
-
-def _schedule_back(config: RunConfig) -> dict[str, Any]:
-    schedule, warmup = config.schedule, getattr(config.schedule, "warmup_steps", 0)
-    if schedule.kind == "torch":
-        params = {"warmup_steps": warmup} | schedule.arguments
-        return {"trainer.lr_scheduler.name": schedule.name, "trainer.lr_scheduler.params": params}
-    values: dict[str, Any] = {}
-    if schedule.kind in ("cosine", "constant"):
-        values = {"trainer.lr_scheduler.name": "cosine", "trainer.decay_lr": schedule.kind == "cosine"}
-        values |= {"trainer.warmup_iters": warmup} if isinstance(warmup, int) else {}
-    if schedule.kind == "cosine" and isinstance(warmup, int):
-        values["trainer.optimizer.min_lr"] = schedule.min_lr
-        last = schedule.decay_steps or config.train.steps
-        values["trainer.lr_decay_iters"] = last - warmup if last is not None and last > warmup else None
-    return values
 
 
 _STAND_IN = {"trainer.dataset": "tinystories"}
