@@ -184,7 +184,11 @@ def _missing(config: RunConfig) -> tuple[str, ...]:
     try:
         check(config)
     except UserError as error:
-        absent = [problem for problem in error.problems if re.search(r"there is no |cannot be found|not here", problem)]
+        absent = [
+            problem
+            for problem in error.problems
+            if re.search(r"there is no |does not exist|cannot be found|not here", problem)
+        ]
         if len(absent) < len(error.problems):
             raise UserError(*(one for one in error.problems if one not in absent)) from None
         return tuple(dict.fromkeys(_cause(problem).partition(":")[0] + ": is not here" for problem in absent))
@@ -218,6 +222,7 @@ def shrunken(values: dict[str, Any], tiny: Path, folder: Path) -> dict[str, Any]
     data = values["data"] | {
         "sources": [stand_in(one, tiny / "train") for one in values["data"]["sources"]],
         "validation_sources": [stand_in(one, tiny / "other") for one in values["data"]["validation_sources"]],
+        "validation": 0.1 if values["data"]["validation"] else 0,
         "sequence_length": min(values["data"]["sequence_length"], context),
         "packing": _bounded(values["data"]["packing"], overlap=4, notes_per_record=8, min_notes_per_record=4),
         "cache_dir": str(folder / "cache"),
@@ -257,7 +262,8 @@ def stand_in(source: dict[str, Any], tiny: Path) -> dict[str, Any]:
     if "path" not in source or all(Path(one).exists() for one in ([paths] if isinstance(paths, str) else paths)):
         return source
     document = source.get("document") or {}
-    holds = {"notes": "notes", "tokens": "ids"}.get(document["kind"]) if isinstance(document, dict) else None
+    kind_of_rows = document.get("kind", "") if isinstance(document, dict) else ""
+    holds = {"notes": "notes", "tokens": "ids"}.get(kind_of_rows)
     content = holds or SOURCES[source["kind"]].holds
     kind = {"text": "text", "ids": "npy", "notes": "midi"}[content]
     shared = {name: source.get(name) for name in ("weight", "repeat", "label")}
@@ -266,7 +272,8 @@ def stand_in(source: dict[str, Any], tiny: Path) -> dict[str, Any]:
 
 def small_tokenizer(tokenizer: dict[str, Any], tiny: Path) -> dict[str, Any]:
     """``tokenizer`` with few ids, of bytes where its files are not here."""
-    if tokenizer["kind"] in ("tiktoken", "huggingface", "saved") and not Path(tokenizer.get("path", "")).exists():
+    files = tokenizer.get("path")
+    if tokenizer["kind"] in ("tiktoken", "huggingface", "saved") and not (files and Path(files).exists()):
         return {"kind": "byte"}
     small = _bounded(tokenizer, vocab_size=VOCABULARY, train_tokens=100_000, train_bytes=100_000)
     if small.get("sources"):

@@ -104,7 +104,7 @@ _TRACKER = "`quintet show-batch` shows which samples a step has: they follow fro
 
 def split_model(help: str, **more: Any) -> Any:
     """A key of parts that are split over devices."""
-    why = "a layer, the layers or a sequence split over devices is not built yet"
+    why = "a layer, the layers or a sequence is never split over devices here; FSDP spreads the weights of a model"
     return further(None, help, unsupported=why, noop_values=(1, 0), **more)
 
 
@@ -132,7 +132,7 @@ def _other(help: str = "of other optimizers than AdamW") -> Any:
 
 
 def _growing(help: str) -> Any:
-    return _shared(None, help, unsupported="a batch that grows over the run is not built yet", noop_values=0)
+    return _shared(None, help, unsupported="a batch has one size for the whole run here", noop_values=0)
 
 
 def _report() -> Any:
@@ -452,7 +452,7 @@ class LightningScheduler(DialectSection):
     frequency: Positive | None = key(
         None,
         "steps that it counts as one",
-        unsupported="a schedule that counts several steps as one is not built yet",
+        unsupported="a schedule counts each step here",
         noop_values=1,
     )
     name: Text | None = key(None, "name in logs", no_effect="the rate is logged as train/lr")

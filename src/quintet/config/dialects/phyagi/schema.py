@@ -146,7 +146,7 @@ class Mixer(DialectSection):
     head_dim: Positive | None = key(None, "size of a head; n_embd / n_head", to="model.attention.head_dim")
     causal: bool = key(True, "only earlier positions are seen; false: all", affects="model.attention.kind")
     use_alibi: bool | None = key(
-        None, "linear biases", unsupported="attention with linear biases is not built yet", noop_values=False
+        None, "linear biases", unsupported="no attention here has linear biases", noop_values=False
     )
     softmax_scale: AboveZero | None = key(None, "factor on the products", to="model.attention.scale")
     window_size: Window | None = key(None, "earlier positions that are seen", affects="model.attention.window")
