@@ -165,7 +165,11 @@ def loss_of_leak(made: Made) -> bool:
 def core_model_type(make: Make) -> None:
     assert type(own(make())).__name__ == "Transformer"
     assert "core_model_type: hf_core needs the name of a checkpoint" in refused(make, HF)
-    assert "ffn_lora_sharing' belongs to an experiment" in refused(make, {"model.core_model_type": "ffn_lora_sharing"})
+    assert "'cascade' belongs to an experiment" in refused(make, {"model.core_model_type": "cascade"})
+    inner = {"model.core_model_type": "ffn_lora_sharing", "model.k_interior_layers": 0, "model.num_layers": 4}
+    sharing: Any = make({**inner, "model.lora_rank": 2, "model.lora_alpha": 3}).config.model.sharing  # pyright: ignore
+    assert (sharing.first_blocks, sharing.last_blocks, sharing.rank, sharing.scale) == (1, 0, 2, 1.5)
+    assert make(inner).config.model.sharing.same == ("attention_output", "feedforward")  # pyright: ignore
 
 
 def vocab_size(make: Make) -> None:

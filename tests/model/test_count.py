@@ -58,6 +58,12 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         "tie_attention_output": draw(booleans),
         "head": {"bias": draw(booleans)},
     }
+    if draw(booleans):
+        values |= {"layers": draw(st.integers(2, 5)), "sharing": draw(sharing()), "tie_feedforward": False}
+        values["tie_attention_output"] = False
+        free = values["layers"] - 2
+        values["sharing"]["first_blocks"] = first = draw(st.integers(0, free))
+        values["sharing"]["last_blocks"] = draw(st.integers(0, free - first))
     for end in ("embedding", "head"):
         if draw(st.integers(0, 3)) == 0:
             heads = draw(st.integers(1, 3))
@@ -65,6 +71,19 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             values[end] |= {"width": heads * draw(st.integers(1, 4)), "layers": draw(st.integers(1, 3))}
             values["tie_embeddings"] = False
     return TransformerConfig.model_validate(values)
+
+
+@st.composite
+def sharing(draw: st.DrawFn) -> dict[str, Any]:
+    parts = draw(st.permutations(["feedforward", "attention_qkv", "attention_output"]))
+    cut, end = draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    return {
+        "same": parts[: min(cut, end)] if cut or end else parts[:1],
+        "low_rank": parts[min(cut, end) : max(end, cut + 1)],
+        "rank": draw(st.integers(1, 3)),
+        "alpha": draw(st.sampled_from([None, 2.0])),
+        "bias": draw(st.booleans()),
+    }
 
 
 def on_meta(config: TransformerConfig, vocab_size: int, context_length: int) -> Transformer:

@@ -38,6 +38,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "documents": {"attention": {"heads": 4, "mask": "causal_document", "restart_positions": True}},
     "prefix": {"attention": {"heads": 4, "mask": "prefix"}},
     "tied": {"tie_feedforward": True, "tie_attention_output": True, "attention": {"heads": 4, "output_bias": True}},
+    "low rank": {
+        "layers": 5,
+        "feedforward": {"kind": "plain", "bias": True},
+        "sharing": {
+            "first_blocks": 1,
+            "last_blocks": 1,
+            "same": ["attention_output"],
+            "low_rank": ["feedforward", "attention_qkv"],
+            "rank": 3,
+            "alpha": 2.0,
+        },
+    },
     "padded": {"pad_vocab_size_multiple": 64, "head": {"bias": True}, "tie_embeddings": False},
     "scaled": {"embedding_scale": 5.6, "attention": {"heads": 4, "scale": 0.1}},
     "byte-level": {

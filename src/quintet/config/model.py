@@ -25,6 +25,7 @@ from quintet.config.position import (
     RopeConfig,
 )
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
+from quintet.config.sharing import How, SharedPart, SharingConfig
 
 DOCUMENT_MASKS = ("causal_document", "document", "prefix")
 
@@ -236,6 +237,7 @@ class TransformerConfig(ConfigSection):
     tie_embeddings: bool = key(True, "one matrix for embedding and head (Press and Wolf 2017)")
     tie_feedforward: bool = key(False, "one feed-forward network for all blocks, each with its own norm")
     tie_attention_output: bool = key(False, "one output projection of the attention for all blocks")
+    sharing: SharingConfig | None = key(None, "matrices that some blocks share; each block has its own when not given")
 
     def errors(self) -> ConfigErrors:
         """Yield an error for each part that does not fit the others."""
@@ -260,9 +262,26 @@ class TransformerConfig(ConfigSection):
             yield config_error("attention.qk_norm", "takes its kind from model.norm, which is none")
         if self.block == "parallel" and self.feedforward.norm.kind != "model":
             yield config_error("feedforward.norm", "a parallel block has one norm; set attention.norm or norm")
+        if self.sharing is not None:
+            yield from self.sharing.misfits(self.layers, self._tied)
         if self.tie_embeddings and self.byte_parts:
             part = "embedding" if isinstance(self.embedding, ByteEmbeddingConfig) else "head"
             yield config_error("tie_embeddings", f"a byte-level {part} has no row an id to share; set it to false")
+
+    def how(self, part: SharedPart, block: int) -> How:
+        """The way in which ``block``, counted from 0, has its ``part``."""
+        if self._tied.get(part, False):
+            return "same"
+        return "own" if self.sharing is None else self.sharing.how(part, block, self.layers)
+
+    def shared_how(self, part: SharedPart) -> How:
+        """The way in which those blocks that share ``part`` have it; own where none does."""
+        ways = [self.how(part, block) for block in range(self.layers)]
+        return "low_rank" if "low_rank" in ways else "same" if "same" in ways else "own"
+
+    @property
+    def _tied(self) -> dict[SharedPart, bool]:
+        return {"feedforward": self.tie_feedforward, "attention_output": self.tie_attention_output}
 
     @property
     def heads(self) -> int:
@@ -278,6 +297,11 @@ class TransformerConfig(ConfigSection):
     def head_dim(self) -> int:
         """Features of one head."""
         return self.attention.head_dim or self.width // self.heads
+
+    @property
+    def qkv_width(self) -> int:
+        """Features of queries, keys and values of all heads."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def rotary_dim(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig, NormConfig
 from quintet.config.model import TransformerConfig
+from quintet.config.sharing import SharedPart
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,10 @@ def count_parameters(
     rows = config.rows(vocab_size + extra_rows)
     positions = context_length if config.learns_positions else 0
     embedding = _embedding(config, rows) + positions * config.width
-    feedforwards = 1 if config.tie_feedforward else config.layers
-    outputs = 1 if config.tie_attention_output else config.layers
     total = (
         embedding
-        + config.layers * (_projection(config) + _norms(config))
-        + feedforwards * _feedforward(config)
-        + outputs * _output(config)
+        + config.layers * _norms(config)
+        + sum(_part(config, part, *products) for part, products in _products(config).items())
         + _norm(config.last_norm, config.width)
         + _head(config, rows)
     )
@@ -66,7 +64,10 @@ def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length:
     with the unfused attention. With a fused one on CUDA the counter adds the recomputation, 2 · heads · head_dim ·
     sequence_length a block; the fused one on a CPU it does not count at all.
     """
-    matrices = config.layers * _block_matrices(config)
+    matrices = 0
+    for part, (shapes, _) in _products(config).items():
+        differences = sum(config.how(part, block) == "low_rank" for block in range(config.layers))
+        matrices += sum(config.layers * a * b + differences * _rank(config) * (a + b) for a, b in shapes)
     attention = config.layers * 4 * config.heads * config.head_dim * sequence_length
     forward = 2 * matrices + attention + _flops_of_ends(config, config.rows(vocab_size + extra_rows))
     return Flops(forward=forward, backward=2 * forward)
@@ -90,10 +91,33 @@ def _flops_of_ends(config: TransformerConfig, rows: int) -> int:
     return total + once * (2 if head.reconstruction else 1)
 
 
-def _block_matrices(config: TransformerConfig) -> int:
-    queries, pairs = config.heads * config.head_dim, 2 * config.kv_heads * config.head_dim
-    projections = 3 if config.feedforward.kind == "gated" else 2
-    return config.width * (queries + pairs) + queries * config.width + projections * config.width * config.hidden
+def _products(config: TransformerConfig) -> dict[SharedPart, tuple[list[tuple[int, int]], bool]]:
+    """Inputs and outputs of the matrices of each part of a block, and whether they have biases."""
+    width, hidden, heads = config.width, config.hidden, config.heads * config.head_dim
+    up = 2 if config.feedforward.kind == "gated" else 1
+    return {
+        "attention_qkv": ([(width, config.qkv_width)], config.attention.bias),
+        "attention_output": ([(heads, width)], config.output_bias),
+        "feedforward": ([(width, hidden)] * up + [(hidden, width)], config.feedforward.bias),
+    }
+
+
+def _part(config: TransformerConfig, part: SharedPart, shapes: list[tuple[int, int]], bias: bool) -> int:
+    """The parameters of ``part`` in all blocks: of those that have their own, what is shared, and the differences."""
+    ways = [config.how(part, block) for block in range(config.layers)]
+    shared, low = config.shared_how(part), ways.count("low_rank")
+    with_bias = ways.count("own") + (shared == "same")
+    count = 0
+    for inputs, outputs in shapes:
+        count += (ways.count("own") + (shared != "own")) * inputs * outputs + with_bias * bias * outputs
+        if low and config.sharing is not None:
+            rank, narrow = config.sharing.rank, config.sharing.bias
+            count += low * (rank * (inputs + outputs + narrow) + (narrow or bias) * outputs)
+    return count
+
+
+def _rank(config: TransformerConfig) -> int:
+    return 0 if config.sharing is None else config.sharing.rank
 
 
 def _embedding(config: TransformerConfig, rows: int) -> int:
@@ -120,21 +144,6 @@ def _byte_block(config: TransformerConfig, taken: int, given: int) -> int:
 def _byte_matrices(taken: int, given: int) -> int:
     """Queries, keys, values and output, then up and down."""
     return 4 * taken * taken + 4 * taken * taken + 4 * taken * given
-
-
-def _projection(config: TransformerConfig) -> int:
-    """Queries, keys and values of one block."""
-    return (config.width + config.attention.bias) * (config.heads + 2 * config.kv_heads) * config.head_dim
-
-
-def _output(config: TransformerConfig) -> int:
-    return (config.heads * config.head_dim + config.output_bias) * config.width
-
-
-def _feedforward(config: TransformerConfig) -> int:
-    wide = 2 if config.feedforward.kind == "gated" else 1
-    bias = config.feedforward.bias
-    return wide * (config.width + bias) * config.hidden + (config.hidden + bias) * config.width
 
 
 def _norms(config: TransformerConfig) -> int:

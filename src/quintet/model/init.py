@@ -30,6 +30,7 @@ Role = Literal["matrix", "embedding", "gain", "bias", "vector"]
 """``vector`` is what is no matrix and no gain or bias of a known kind: decays of a state, scales of a branch, sinks."""
 
 _NORM = re.compile(r"layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
+_DIFFERENCE = re.compile(r"_differences?\.(\w+\.)?(down|up)$")
 _SCALE = re.compile(r"(^|_)(scale|scales|gain|gamma|a_log)$")
 
 
@@ -116,6 +117,8 @@ def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, gener
         value.zero_()
     elif role == "gain":
         value.fill_(1.0)
+    elif _DIFFERENCE.search(name):  # whatever the other matrices start with, a difference starts as zero
+        value.zero_() if name.endswith("up") else value.uniform_(*_within(value), generator=generator)
     elif isinstance(init, NormalInitConfig):
         scaled = init.scale_residual and name.endswith(RESIDUAL_WRITERS)
         value.normal_(0.0, init.std / (math.sqrt(2 * config.layers) if scaled else 1.0), generator=generator)
@@ -126,9 +129,15 @@ def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, gener
             _scale_by_fans(matrix, init, generator)
 
 
+def _within(down: Tensor) -> tuple[float, float]:
+    """Bounds of the first factor [rank, inputs] of a low-rank difference (Hu et al. 2022)."""
+    bound = 1 / math.sqrt(down.shape[1])
+    return -bound, bound
+
+
 def _matrices(value: Tensor, name: str, config: TransformerConfig) -> tuple[Tensor, ...]:
     """``value``, or its parts where it is several projections in one: their fans are those of each by itself."""
-    if not name.endswith("attention.qkv.weight"):
+    if not name.endswith(("attention.qkv.weight", "attention_qkv.weight")):
         return (value,)
     rows = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
     return torch.split(value, rows)

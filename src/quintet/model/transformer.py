@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quintet.config.embedding_and_head import ByteEmbeddingConfig, ByteHeadConfig
 from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForwardConfig, TransformerConfig
+from quintet.config.sharing import SharedPart, SharingConfig
 from quintet.model.byte_level import ByteEmbedding, ByteHead
 from quintet.model.cache import Abilities, KVCache, LayerCache
 from quintet.model.dropout import KeyedDropout
@@ -51,10 +52,61 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 ``leaky_relu`` has a slope of 0.01."""
 
 
+class LowRankDifference(nn.Module):
+    """scale · up(down(x)), what a block adds to the product with a matrix that it shares, and the bias of its own.
+
+    It starts as zero: ``down`` [rank, inputs] is drawn within ±1 / sqrt(inputs), ``up`` [outputs, rank] is zero (Hu et
+    al. 2022).
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: SharingConfig, bias: bool) -> None:
+        super().__init__()
+        self.scale = config.scale
+        self.down = nn.Parameter(torch.empty(config.rank, inputs))
+        self.up = nn.Parameter(torch.empty(outputs, config.rank))
+        self.down_bias = nn.Parameter(torch.empty(config.rank)) if config.bias else None
+        self.up_bias = nn.Parameter(torch.empty(outputs)) if config.bias or bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        found = F.linear(F.linear(x, self.down, self.down_bias), self.up) * self.scale
+        return found if self.up_bias is None else found + self.up_bias.to(found.dtype)
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.down.shape[1])
+        nn.init.uniform_(self.down, -bound, bound)
+        for parameter in (self.up, self.down_bias, self.up_bias):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+
+
+Differences = nn.ModuleDict | None
+"""The low-rank differences of a block for the matrices of a shared feed-forward network, by their names there."""
+
+
+def _product(layer: nn.Module, x: Tensor, difference: nn.Module | None) -> Tensor:
+    return layer(x) if difference is None else layer(x) + difference(x)
+
+
 def build_feedforward(config: TransformerConfig) -> nn.Module:
     """The feed-forward network of ``config``: [..., width] to [..., width]."""
     gated = isinstance(config.feedforward, GatedFeedForwardConfig)
     return (GatedFeedForward if gated else PlainFeedForward)(config.width, config.hidden, config.feedforward)
+
+
+def build_qkv(config: TransformerConfig) -> nn.Linear:
+    """The projection of the width of the model to queries, keys and values of all heads."""
+    return nn.Linear(config.width, config.qkv_width, bias=config.attention.bias)
+
+
+def build_shared(config: TransformerConfig, part: SharedPart) -> nn.Module:
+    """The module of ``part`` that blocks share; where they add differences to it, these have the biases."""
+    if config.shared_how(part) == "low_rank":
+        bare = {"bias": False, "output_bias": False}
+        attention = config.attention.model_copy(update=bare)
+        feedforward = config.feedforward.model_copy(update={"bias": False})
+        config = config.model_copy(update={"attention": attention, "feedforward": feedforward})
+    return _BUILDERS[part](config)
 
 
 class GatedFeedForward(nn.Module):
@@ -69,9 +121,10 @@ class GatedFeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = KeyedDropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.input_dropout(x)
-        return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))
+    def forward(self, x: Tensor, differences: Differences = None) -> Tensor:
+        x, more = self.input_dropout(x), dict(differences or {})
+        gate, up = (_product(layer, x, more.get(name)) for name, layer in (("gate", self.gate), ("up", self.up)))
+        return _product(self.down, self.dropout(self.activation(gate) * up), more.get("down"))
 
 
 class PlainFeedForward(nn.Module):
@@ -85,52 +138,53 @@ class PlainFeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = KeyedDropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(self.input_dropout(x)))))
+    def forward(self, x: Tensor, differences: Differences = None) -> Tensor:
+        more = dict(differences or {})
+        found = self.activation(_product(self.up, self.input_dropout(x), more.get("up")))
+        return _product(self.down, self.dropout(found), more.get("down"))
 
 
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention, to what the mask lets each position see.
 
     Queries, keys and values come from one projection: the rows of ``qkv.weight`` are all query heads, then all key
-    heads, then all value heads. ``output`` is None where all blocks share one.
+    heads, then all value heads. ``qkv`` and ``output`` are None where the block shares one.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, block: int = 0) -> None:
         super().__init__()
         part = config.attention
         self.heads, self.kv_heads, self.scale = config.heads, config.kv_heads, part.scale
         self.input_dropout = KeyedDropout(part.input_dropout)
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * config.head_dim, bias=part.bias)
+        self.qkv = build_qkv(config) if config.how("attention_qkv", block) == "own" else None
         self.norm_heads_together = part.qk_norm == "projection"
         self.query_norm = self.key_norm = None
         if part.qk_norm != "none":
             together = (self.heads, self.kv_heads) if self.norm_heads_together else (1, 1)
             self.query_norm, self.key_norm = (build_norm(config.norm, heads * config.head_dim) for heads in together)
         self.dropout = nn.Dropout(part.dropout)
-        self.output = None if config.tie_attention_output else build_output(config)
+        self.output = build_output(config) if config.how("attention_output", block) == "own" else None
+        self.qkv_difference = self.output_difference = None
+        if config.sharing is not None:
+            found, width, shape = config.heads * config.head_dim, config.width, config.sharing
+            if config.how("attention_qkv", block) == "low_rank":
+                self.qkv_difference = LowRankDifference(width, config.qkv_width, shape, part.bias)
+            if config.how("attention_output", block) == "low_rank":
+                self.output_difference = LowRankDifference(found, width, shape, config.output_bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: AttentionMask,
-        rotation: Rotation | None,
-        cache: LayerCache | None = None,
-        shared_output: nn.Module | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         """[batch, length, width] to the same; with ``cache``, ``x`` continues what is stored there."""
-        queries, keys, values = self._project(self.input_dropout(x), rotation)
+        qkv = _product(_own(self.qkv, context.attention_qkv), self.input_dropout(x), self.qkv_difference)
+        queries, keys, values = self._split(qkv, context.rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(queries, keys, values, mask, dropout=dropout, scale=self.scale)
-        output = self.output if self.output is not None else shared_output
-        assert output is not None
-        return output(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(queries, keys, values, context.mask, dropout=dropout, scale=self.scale)
+        output = _own(self.output, context.attention_output)
+        return _product(output, mixed.transpose(1, 2).flatten(2), self.output_difference)
 
-    def _project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, heads, length, head_dim], keys and values [batch, kv_heads, length, head_dim]."""
-        qkv = self.qkv(x)
         if self.query_norm is None or self.key_norm is None:
             return split_and_rotate(qkv, self.heads, self.kv_heads, rotation)
         features = qkv.shape[-1] // (self.heads + 2 * self.kv_heads)
@@ -152,63 +206,85 @@ def build_output(config: TransformerConfig) -> nn.Linear:
     return nn.Linear(config.heads * config.head_dim, config.width, bias=config.output_bias)
 
 
+_BUILDERS: dict[SharedPart, Callable[[TransformerConfig], nn.Module]] = {
+    "attention_qkv": build_qkv,
+    "attention_output": build_output,
+    "feedforward": build_feedforward,
+}
+
+
 @dataclass(frozen=True)
 class BlockContext:
     """The mask, the rotation and the shared modules, which are the same for all blocks of a forward pass."""
 
     mask: AttentionMask
     rotation: Rotation | None
+    attention_qkv: nn.Module | None = None
     attention_output: nn.Module | None = None
     feedforward: nn.Module | None = None
 
 
-def build_block(config: TransformerConfig) -> nn.Module:
-    """A block of ``config``: (x [batch, length, width], context, cache) to the shape of x."""
-    return ParallelBlock(config) if config.block == "parallel" else SequentialBlock(config)
+def build_block(config: TransformerConfig, index: int = 0) -> nn.Module:
+    """The block number ``index`` of ``config``: (x [batch, length, width], context, cache) to the shape of x."""
+    return (ParallelBlock if config.block == "parallel" else SequentialBlock)(config, index)
 
 
-class ParallelBlock(nn.Module):
-    """x + attention(norm(x)) + feedforward(norm(x)), with one norm for both (Wang and Komatsuzaki 2021)."""
+class _Block(nn.Module):
+    """The attention and the feed-forward network of a block, its own or with its differences from the shared ones."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__()
         self.attention_norm = build_norm(config.attention_norm, config.width)
-        self.attention = Attention(config)
-        self.feedforward = None if config.tie_feedforward else build_feedforward(config)
+        self.attention = Attention(config, index)
+        if config.block != "parallel":
+            self.feedforward_norm = build_norm(config.feedforward_norm, config.width)
+        how = config.how("feedforward", index)
+        self.feedforward = build_feedforward(config) if how == "own" else None
+        self.feedforward_differences: Differences = None
+        if how == "low_rank" and config.sharing is not None:
+            names = ("gate", "up", "down") if config.feedforward.kind == "gated" else ("up", "down")
+            wide, narrow = (config.width, config.hidden), (config.hidden, config.width)
+            shapes = {name: narrow if name == "down" else wide for name in names}
+            of_each = {n: LowRankDifference(*s, config.sharing, config.feedforward.bias) for n, s in shapes.items()}
+            self.feedforward_differences = nn.ModuleDict(of_each)
         self.dropout = KeyedDropout(config.residual_dropout)
+
+    def feed_forward(self, x: Tensor, context: BlockContext) -> Tensor:
+        """[batch, length, width] to the same."""
+        if self.feedforward is not None:
+            return self.feedforward(x)
+        assert context.feedforward is not None
+        return context.feedforward(x, self.feedforward_differences)
+
+
+class ParallelBlock(_Block):
+    """x + attention(norm(x)) + feedforward(norm(x)), with one norm for both (Wang and Komatsuzaki 2021)."""
 
     def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         normed = self.attention_norm(x)
-        attended = self.attention(normed, context.mask, context.rotation, cache, context.attention_output)
-        return x + self.dropout(attended) + self.dropout(_own(self.feedforward, context.feedforward)(normed), 1)
+        attended = self.attention(normed, context, cache)
+        return x + self.dropout(attended) + self.dropout(self.feed_forward(normed, context), 1)
 
 
-class SequentialBlock(nn.Module):
+class SequentialBlock(_Block):
     """Attention, then feed-forward, each f added to the residual stream x, with norms where ``config.block`` says:
 
     pre_norm: x + f(norm(x)) (Radford et al. 2019); post_norm: norm(x + f(x)) (Vaswani et al. 2017); output_norm:
     x + norm(f(x)) (OLMo et al. 2024); sandwich_norm: x + norm(f(norm(x))) (Ding et al. 2021).
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+    def __init__(self, config: TransformerConfig, index: int = 0) -> None:
+        super().__init__(config, index)
         self.order = config.block
-        self.attention_norm = build_norm(config.attention_norm, config.width)
-        self.attention = Attention(config)
-        self.feedforward_norm = build_norm(config.feedforward_norm, config.width)
-        self.feedforward = None if config.tie_feedforward else build_feedforward(config)
         sandwich = config.block == "sandwich_norm"
         self.attention_output_norm = build_norm(config.attention_norm, config.width) if sandwich else None
         self.feedforward_output_norm = build_norm(config.feedforward_norm, config.width) if sandwich else None
-        self.dropout = KeyedDropout(config.residual_dropout)
 
     def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         first = self.order in ("pre_norm", "sandwich_norm")
-        found = self.attention(
-            self.attention_norm(x) if first else x, context.mask, context.rotation, cache, context.attention_output
-        )
+        found = self.attention(self.attention_norm(x) if first else x, context, cache)
         x = self._add(x, found, self.attention_norm, self.attention_output_norm, 0)
-        found = _own(self.feedforward, context.feedforward)(self.feedforward_norm(x) if first else x)
+        found = self.feed_forward(self.feedforward_norm(x) if first else x, context)
         return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm, 1)
 
     def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:
@@ -232,7 +308,7 @@ class Transformer(nn.Module):
     """Blocks around a residual stream.
 
     Under autocast the residual stream stays fp32, so that small updates of late blocks are not rounded away; only what
-    enters matrix products is narrow. What all blocks share lies in ``shared``, once: so an optimizer, a checkpoint and
+    enters matrix products is narrow. What blocks share lies in ``shared``, once: so an optimizer, a checkpoint and
     a sharding see one tensor. However a text is read, its features are those of plain reading.
     """
 
@@ -258,12 +334,11 @@ class Transformer(nn.Module):
         self.position = build_added_position(config.position, context_length, config.width)
         self.embedding_dropout = KeyedDropout(config.embedding_dropout)
         self.rope = build_rope(config, context_length)
-        self.blocks = nn.ModuleList(build_block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(build_block(config, index) for index in range(config.layers))
         self.shared = nn.ModuleDict()
-        if config.tie_attention_output:
-            self.shared["attention_output"] = build_output(config)
-        if config.tie_feedforward:
-            self.shared["feedforward"] = build_feedforward(config)
+        for part in _BUILDERS:
+            if config.shared_how(part) != "own":
+                self.shared[part] = build_shared(config, part)
         self.norm = build_norm(config.last_norm, config.width)
         if isinstance(config.head, ByteHeadConfig):
             self.head_dropout = nn.Identity()

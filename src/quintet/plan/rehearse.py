@@ -147,7 +147,9 @@ def sample_depths(config: RunConfig) -> tuple[int, int] | None:
     every = config.train.activation_checkpointing
     period = every if isinstance(every, int) else 1
     step = period if period > 1 else 2
-    low = 4 + (config.model.layers - 4) % period
+    own = config.model.sharing
+    least = 4 if own is None else 4 + own.first_blocks + own.last_blocks  # the blocks in which both differ share
+    low = least + (config.model.layers - least) % period
     low += 2 * period if period > 2 else 0
     return (low, low + step) if 2 * low + step < config.model.layers else None
 

@@ -67,6 +67,7 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
         "tie_embeddings": config.tie_embeddings,
         "tie_feedforward": config.tie_feedforward,
         "tie_attention_output": config.tie_attention_output,
+        "sharing": config.sharing and config.sharing.model_dump(),
         "position.kind": position.kind,
     }
     if isinstance(position, RopeConfig):

@@ -25,7 +25,7 @@ def words(spelled: str) -> Value:
 
 
 _EXPERIMENTS = meanings(
-    "ffn_lora_sharing ffn_lora_sharing_moe weight_sharing generic_ffn_sharing conv next_thought_baseline pass_through "
+    "ffn_lora_sharing_moe conv next_thought_baseline pass_through "
     "passthrough cascade hierarchical byte_patch latent_2_seq classification attention "
     "byte_autoencoder_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
     "linformer_attention performer_attention sparse_attention differentiable_attention "
@@ -75,10 +75,19 @@ Benchmarks = Annotated[tuple[Annotated[str, one_of(by=BENCHMARKS, any_case=True)
 Evaluator = Annotated[str, one_of("mcq", "prog", "glue", "ft_qa")]
 Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
 Gain = Annotated[str, words("gelu relu leaky_relu tanh sigmoid silu linear leakyrelu=leaky_relu none=linear")]
-Norm = Annotated[str, words("rms_norm=rms layer_norm=layer none")]
+Norm = Annotated[str, words("rms_norm=rms rmsnorm=rms layer_norm=layer layernorm=layer none")]
 Position = Annotated[str, words("learned sincos=sinusoidal rope none")]
 FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
-Attention = Annotated[str, words("causal bidirectional generic generic_attention=generic rope_attention=rope")]
+Attention = Annotated[
+    str, words("causal bidirectional generic standard=generic generic_attention=generic rope_attention=rope")
+]
+Core = Annotated[
+    str,
+    words(
+        "generic hf_core generic_ffn_sharing generic_cproj_shared generic_ffn_qproj_sharing ffn_lora_sharing "
+        "weight_sharing"
+    ),
+]
 Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]
 DATALOADERS = "standard random=standard next_token_mlm=mlm byte_pooling dual_byte_pooling=dual"
 Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} GPT-2=gpt2 bpe hf hf_tokenizer=hf")]

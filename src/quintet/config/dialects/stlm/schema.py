@@ -16,6 +16,8 @@ from quintet.config.section import key
 
 OF_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
 
+CORE = ("model.kind", "model.sharing", "model.tie_feedforward", "model.tie_attention_output")
+INNER = ("model.sharing",)
 Dropout = Annotated[Fraction, FalseIsZero]
 Names = Annotated[tuple[Text, ...], Listed]
 S = TypeVar("S", bound=DialectSection)
@@ -97,7 +99,7 @@ class LmHead(DialectSection):
 
 
 @_refuses(
-    "k_interior_layers lora_rank lora_alpha lm_head_num_classes latent_dim embedding_dim "
+    "lm_head_num_classes latent_dim embedding_dim "
     "byte_hidden global_byte_projection chunk_len_loss_weight "
     "chunk_len_penalty max_chunk_length max_num_chunks target_chunk_len num_byte_decoder_layers "
     "num_delimiter_layers"
@@ -107,9 +109,12 @@ class Model(DialectSection):
 
     nestings = ("model.core_model",)
 
-    core_model_type: Annotated[str, words("generic hf_core")] = key(
-        ..., "generic: a transformer; hf_core: a model of Hugging Face's with all its parts", affects="model.kind"
+    core_model_type: names.Core = key(
+        ..., "generic: a transformer; hf_core: a model of Hugging Face's; others: blocks share parts", affects=CORE
     )
+    k_interior_layers: Count | None = _unlisted(None, "blocks at each end that share nothing, and one", affects=INNER)
+    lora_rank: Positive | None = _unlisted(None, "rank of what a block adds to a shared matrix", affects=INNER)
+    lora_alpha: float | None = _unlisted(None, "it times lora_alpha / lora_rank; else 1", gt=0, affects=INNER)
     num_layers: Positive | None = key(None, "blocks", to="model.layers")
     hidden_dim: Positive | None = key(None, "size of the hidden layers", to="model.width")
     context_window: int = key(
