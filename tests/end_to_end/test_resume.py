@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.conftest import run_process, write_run
+import torch
+from tests.end_to_end.conftest import write_run
 from tests.helpers import QUICK, records
+
+from quintet.cli import main
 
 
 def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) -> int:
@@ -32,7 +36,16 @@ def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) 
 
 
 # Enough steps that a signal after the checkpoint of step 4 always comes before the last one.
-LONG = ("train.steps=120", "evaluate.every=40", "checkpoint.every=4")
+LONG = ("train.steps=60", "evaluate.every=20", "checkpoint.every=4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The runs of this process compute with one thread, as those in processes of their own do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +55,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict
     @cache
     def call(precision: str) -> list[dict[str, float]]:
         folder = write_run(tmp_path_factory.mktemp("whole"))
-        done = run_process(folder, "train", "run.yaml", "name=whole", *LONG, f"train.precision={precision}")
-        assert done.returncode == 0, done.stderr
+        with chdir(folder), pytest.raises(SystemExit) as left:
+            main(["train", *QUICK, "run.yaml", "name=whole", *LONG, f"train.precision={precision}"])
+        assert left.value.code == 0
         return records(folder / "runs/whole")
 
     return call
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet_process, whole, precision: str) -> None:
+def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet, whole, precision: str) -> None:
     settings = (*LONG, f"train.precision={precision}")
     assert interrupt(folder, folder / "runs/killed", signal.SIGKILL, "name=killed", *settings) == -signal.SIGKILL
-    continued = quintet_process("train", "run.yaml", "name=killed", *settings)
+    continued = quintet("train", "run.yaml", "name=killed", *settings)
     assert continued.returncode == 0, continued.stderr
     assert "continuing from step" in continued.stdout
-    assert len(whole(precision)) == 120 + 3
+    assert len(whole(precision)) == 60 + 3
     # Losses, norms, rates and validation, to the last bit; dropout is on.
     assert records(folder / "runs/killed") == whole(precision)
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet_process, whole) -> None:
+def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet, whole) -> None:
     asked = (*LONG, "name=asked", "checkpoint.every=4")
     assert interrupt(folder, folder / "runs/asked", signal.SIGTERM, *asked) == 128 + signal.SIGTERM
     stopped = max(int(path.name[5:]) for path in (folder / "runs/asked/checkpoints").glob("step-*"))
-    assert 4 <= stopped < 120
-    assert quintet_process("train", "run.yaml", *asked).returncode == 0
+    assert 4 <= stopped < 60
+    assert quintet("train", "run.yaml", *asked).returncode == 0
     assert records(folder / "runs/asked") == whole("fp32")
 
 

@@ -53,12 +53,13 @@ def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
 @pytest.mark.parametrize(
     "cases",
     [
-        ["none", "none, bf16", "none, each block again", "none, 4 passes"],
+        ["none", "none, each block again"],
         ["fsdp, 3 passes, each block again"],
+        pytest.param(["none, bf16", "none, 4 passes"], marks=pytest.mark.slow),
         pytest.param(["ddp", "fsdp", "fsdp, bf16", "fsdp, grad_op"], marks=pytest.mark.slow),
         pytest.param(["fsdp, 4 ranks", "hsdp, 2 × 2 ranks"], marks=pytest.mark.slow),
     ],
-    ids=["one process", "two processes", "more of two", "four processes"],
+    ids=["one process", "two processes", "more of one", "more of two", "four processes"],
 )
 def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list[str]) -> None:
     for case, real in bench.measured(cases).items():
