@@ -313,4 +313,4 @@ def spelled(tokenizer: Tokenizer, plus: bool) -> Tensor:
         text = tokenizer.pieces.of(number)[:4]
         mark = [257] if number == tokenizer.end_id else [257, 1]
         rows.append((list(text) or mark) + [256] * 4)
-    return torch.tensor([row[:4] for row in rows], dtype=torch.int16)
+    return torch.tensor([row[:4] for row in rows], dtype=torch.int32)

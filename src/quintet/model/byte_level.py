@@ -43,7 +43,7 @@ class Spelling(nn.Module):
     def __init__(self, pieces: Sequence[bytes], rows: int, length: int) -> None:
         """``pieces`` are the bytes of the ids, of which there may be fewer than ``rows``."""
         super().__init__()
-        table = np.full((rows, length), PADDING, dtype=np.int16)
+        table = np.full((rows, length), PADDING, dtype=np.int32)  # what processes send one another has no int16
         without_text = 0
         for row in range(rows):
             spelled = list(pieces[row][:length]) if row < len(pieces) else []

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
 DROPOUT = ["model.residual_dropout=0.2", "model.embedding_dropout=0.1", "model.feedforward={kind: gated, dropout: 0.1}"]
 TIED = ["model.tie_embeddings=true", "model.tie_feedforward=true", "model.tie_attention_output=true"]
+BYTES = ["model.embedding={kind: bytes, bytes: 4, width: 16}", "model.tie_embeddings=false"]
+BYTES += ["model.head={kind: bytes, bytes: 4, width: 16, layers: 2, reconstruction: 0.5}"]
 MASKED = ["loss.kind=masked", "model.attention.kind=bidirectional", "sample.prompts=[]"]
 LLAMA = ["model={kind: huggingface, name_or_path: llama}"]
 BENCHMARKS = ["evaluate={every: 6, tasks: [arc_easy], data_dir: items, text_modeling: {}, batch_size: 3}"]
@@ -44,6 +46,7 @@ RUNS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     ),
     "dropout": (DROPOUT, {"ddp": [DDP], "fsdp": [FSDP]}),
     "tied": (TIED, {"ddp": [DDP], "fsdp": [FSDP]}),
+    "bytes": (BYTES, {"ddp": [DDP], "fsdp": [FSDP]}),
     "masked": (MASKED, {"fsdp": [FSDP]}),
     "documents": (DOCUMENTS, {"fsdp": [FSDP]}),
     "kaiming": (["model.init.kind=kaiming"], {"fsdp": [FSDP]}),
