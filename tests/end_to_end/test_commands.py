@@ -21,7 +21,7 @@ def metrics(run: Path, name: str) -> dict[int, float]:
 
 
 def test_the_main_path_from_check_to_evaluate(folder: Path, quintet, quintet_process) -> None:
-    assert quintet_process("check", "run.yaml").returncode == 0
+    assert quintet("check", "run.yaml").returncode == 0
     assert quintet("prepare", "run.yaml").returncode == 0
     trained = quintet("train", "run.yaml", "--report")
     assert trained.returncode == 0, trained.stderr

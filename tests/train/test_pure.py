@@ -41,7 +41,7 @@ def write_run(folder: Path, *, backwards: bool) -> None:
 
 
 def made(folder: Path) -> dict[str, Any]:
-    """All that the run in ``folder`` made but for its page, without what says how long it took: content by name."""
+    """All that the run in ``folder`` made but for its page, without what says where and how long: content by name."""
     run, found = folder / "runs/pure", {}
     for file in run.rglob("*"):
         name = file.relative_to(run).as_posix()
@@ -50,6 +50,9 @@ def made(folder: Path) -> dict[str, Any]:
         elif file.name == "state.json":
             facts = json.loads(file.read_text("utf-8"))["progress"]
             found[name] = {key: value for key, value in facts.items() if key != "seconds"}
+        elif name == "run.yaml":  # which says where the run began
+            lines = file.read_bytes().splitlines(keepends=True)
+            found[name] = b"".join(line for line in lines if not line.startswith(b"# started in: "))
         # torch gives the index of each checkpoint a number of its own.
         elif file.is_file() and file.name not in (".metadata", "report.html"):
             found[name] = file.read_bytes()
