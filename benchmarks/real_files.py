@@ -180,19 +180,8 @@ def outcome(version: Version, overrides: Sequence[str], tiny: Path | None) -> Re
 
 
 def _missing(config: RunConfig) -> tuple[str, ...]:
-    """The keys of what a file names and is not here; raises UserError with what `check` refuses of it."""
-    try:
-        check(config)
-    except UserError as error:
-        absent = [
-            problem
-            for problem in error.problems
-            if re.search(r"there is no |does not exist|cannot be found|not here", problem)
-        ]
-        if len(absent) < len(error.problems):
-            raise UserError(*(one for one in error.problems if one not in absent)) from None
-        return tuple(dict.fromkeys(_cause(problem).partition(":")[0] + ": is not here" for problem in absent))
-    return ()
+    """The keys of what a file names and is not here. Raises UserError with what `check` refuses of it."""
+    return tuple(dict.fromkeys(_cause(line).partition(":")[0] + ": is not here" for line in check(config).not_here))
 
 
 def _cause(problem: str) -> str:

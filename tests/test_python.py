@@ -77,9 +77,10 @@ def test_check_finds_what_the_command_finds(run: quintet.Run, command: Command) 
     _, out, _ = command("check", "tiny.yaml")
     assert f"{quintet.check(quintet.load_config('tiny.yaml'))}\n" == out
     wrong = quintet.load_config("tiny.yaml", {"data.sources": [{"kind": "text", "path": "nowhere"}]})
-    _, _, err = command("check", "tiny.yaml", "data.sources=[{kind: text, path: nowhere}]")
+    assert "not on this machine: " in str(quintet.check(wrong))
+    _, _, err = command("check", "tiny.yaml", "data.sources=[{kind: text, path: nowhere}]", "--strict")
     with pytest.raises(quintet.UserError) as refused:
-        quintet.check(wrong)
+        quintet.check(wrong, strict=True)
     assert [f"error: {one}" for one in refused.value.problems] == err.splitlines()  # pyright: ignore
 
 

@@ -22,14 +22,20 @@ if TYPE_CHECKING:
 _LOADED = "_loaded"  # where a config that was read keeps the files that it is from
 
 
+NOT_HERE = "not on this machine"
+
+
 class Checked(NamedTuple):
-    """A run in which no mistake was found: the run in a line, and notes on what its user should know."""
+    """A run in which no mistake was found: the run in a line, notes on what its user should know, and what it needs
+    that is not on this machine."""
 
     summary: str
     notes: tuple[str, ...] = ()
+    not_here: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([f"OK {self.summary}", *(f"note: {note}" for note in self.notes)])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([f"OK {self.summary}", *notes, *(f"{NOT_HERE}: {line}" for line in self.not_here)])
 
     __repr__ = __str__
 
@@ -107,23 +113,38 @@ def _reporter(config: RunConfig, quiet: bool = False) -> Reporter:
     return Reporter(words=str if loaded is None else loaded.in_words)
 
 
-def check(config: RunConfig) -> Checked:
+def check(config: RunConfig, *, strict: bool = False) -> Checked:
     """Check what costs little to find and the schema cannot know: missing sources, arguments of other libraries.
 
-    The result says the run in a line, with notes on it. Raises UserError with every mistake. `try_run` goes through the
-    run itself.
+    The result says the run in a line, with notes on it and with what is not on this machine, for a run file may be
+    written for another. Raises UserError with every mistake, which is also what is not here if ``strict``. `try_run`
+    goes through the run itself.
 
     >>> print(check(load_config("examples/quickstart.yaml")))
     OK quickstart: transformer of 6 layers, width 256; bpe tokenizer; python_stdlib; 700 steps, 16 × 256 tokens a step
     """
     from quintet.errors import UserError
+
+    loaded = loaded_of(config)
+    mistakes, missing = _known_problems(config)
+    if mistakes or (strict and missing):
+        error = UserError(*mistakes, *(f"{line} ({NOT_HERE})" for line in missing))
+        raise error if loaded is None else loaded.located(error)
+    if loaded is not None and missing:
+        missing = list(loaded.located(UserError(*missing)).problems)
+    return Checked(summary(config), () if loaded is None else loaded.notes, tuple(missing))
+
+
+def _known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
+    """The mistakes of a run that are found without running it, and what it needs that is not on this machine."""
+    from quintet.errors import gathered
+    from quintet.train.check import check_inputs_here
     from quintet.trial import known_problems
 
-    problems, loaded = known_problems(config), loaded_of(config)
-    if problems:
-        error = UserError(*problems)
-        raise error if loaded is None else loaded.located(error)
-    return Checked(summary(config), () if loaded is None else loaded.notes)
+    mistakes, missing = known_problems(config)
+    _, more = gathered([lambda: check_inputs_here(config)])
+    keys = {line.partition(": ")[0] for line in missing}
+    return mistakes, [*missing, *(line for line in more if line.partition(": ")[0] not in keys)]
 
 
 def summary(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -22,6 +22,24 @@ class UserError(Exception):
         self.problems = problems
 
 
+class NotHere(UserError):
+    """What a run needs and this machine lacks: files, folders, checkpoints, libraries. Its run file may be right."""
+
+
+def gathered(checks: Iterable[Callable[[], object]]) -> tuple[list[str], list[str]]:
+    """Make all ``checks``: the mistakes that they raise, and what they say is not on this machine."""
+    mistakes: list[str] = []
+    missing: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except NotHere as error:
+            missing += error.problems
+        except UserError as error:
+            mistakes += error.problems
+    return mistakes, missing
+
+
 @contextmanager
 def named(where: str) -> Iterator[None]:
     """Within, the problems of a UserError get the key or option ``where`` in front, if they do not begin with it."""
@@ -29,7 +47,8 @@ def named(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         found = (problem.removeprefix("text: ") for problem in error.problems)
-        raise UserError(*(one if one.startswith(where) else f"{where}: {one}" for one in found)) from error
+        kind = NotHere if isinstance(error, NotHere) else UserError
+        raise kind(*(one if one.startswith(where) else f"{where}: {one}" for one in found)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

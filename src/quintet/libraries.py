@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from quintet.errors import UserError, nearest, one_line
+from quintet.errors import NotHere, UserError, nearest, one_line
 
 _MOST_LISTED = 20  # arguments that are listed beside the one that is meant
 
@@ -18,21 +18,21 @@ _MOST_LISTED = 20  # arguments that are listed beside the one that is meant
 def require(module: str, extra: str, what: str, otherwise: str = "") -> ModuleType:
     """Import ``module``, which the optional dependencies ``extra`` install.
 
-    Raises UserError when it is not installed: ``what`` needs it, install the extra, or do ``otherwise``.
+    Raises NotHere when it is not installed: ``what`` needs it, install the extra, or do ``otherwise``.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(not_installed(what, extra, (error.name or module).partition(".")[0], otherwise)) from error
+        raise NotHere(not_installed(what, extra, (error.name or module).partition(".")[0], otherwise)) from error
     except ImportError as error:
         state = f"cannot be imported ({one_line(error, lines=1)})"
-        raise UserError(not_installed(what, extra, module, otherwise, state)) from error
+        raise NotHere(not_installed(what, extra, module, otherwise, state)) from error
 
 
 def check_installed(*modules: str, extra: str, what: str, otherwise: str = "") -> None:
-    """Raise the UserError of `require` if one of ``modules`` is not installed, importing none of them."""
+    """Raise the NotHere of `require` if one of ``modules`` is not installed, importing none of them."""
     if missing := [name for name in modules if not is_installed(name)]:
-        raise UserError(not_installed(what, extra, " and ".join(missing), otherwise))
+        raise NotHere(not_installed(what, extra, " and ".join(missing), otherwise))
 
 
 def not_installed(what: str, extra: str, library: str, otherwise: str = "", state: str = "is not installed") -> str:

@@ -20,7 +20,7 @@ from quintet.config.names import local_path
 from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.track import MLflowConfig, WandbConfig
-from quintet.errors import UserError, one_line
+from quintet.errors import UserError, gathered, one_line
 from quintet.libraries import is_installed
 from quintet.track.console import Reporter
 
@@ -114,19 +114,13 @@ class _Listener(Reporter):
         super().preparing(stage, done, total)
 
 
-def known_problems(config: RunConfig) -> list[str]:
-    """Return the problems that are found without running anything: sources that are not there, and arguments that
-    another library does not take."""
+def known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Return the problems that are found without running anything: mistakes, as arguments that another library does not
+    take, and what is not on this machine, as sources and libraries."""
     from quintet.data.sources import check_sources
-    from quintet.train.check import check_training
+    from quintet.train.check import training_checks
 
-    problems: list[str] = []
-    for look in (check_sources, check_training):
-        try:
-            look(config)
-        except UserError as error:
-            problems += error.problems
-    return problems
+    return gathered([lambda: check_sources(config), *training_checks(config)])
 
 
 def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
@@ -138,7 +132,8 @@ def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
 
     if world_size() > 1:
         raise UserError("--try: goes through the run in one process; start it without torchrun")
-    tried, known = Tried(), known_problems(config)
+    mistakes, missing = known_problems(config)
+    tried, known = Tried(), [*mistakes, *missing]
     with tried.catching("run folder"):  # what the run cannot go on from says nothing of the trial
         config = settle_batch(config, 1)
         find_run_folder(config)

@@ -95,7 +95,8 @@ def test_check_says_in_a_line_what_would_run(file: Path, capsys: pytest.CaptureF
 
 
 def test_check_gives_machines_file_line_key_and_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert json.loads(run(capsys, "check", str(file), "--json")[1]) == {"ok": True, "problems": [], "notes": []}
+    expected = {"ok": True, "problems": [], "notes": [], "not_here": []}
+    assert json.loads(run(capsys, "check", str(file), "--json")[1]) == expected
     file.write_text(MINIMAL + "sed: 1\nmodel: {width: 0}\n", encoding="utf-8")
     code, out, err = run(capsys, "check", "--json", str(file), "lr=1")
     assert (code, err) == (2, "")
@@ -113,12 +114,12 @@ def test_check_gives_machines_file_line_key_and_message(file: Path, capsys: pyte
 
 def test_check_says_which_sources_are_missing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("train: {steps: 1}\ndata:\n  sources:\n  - kind: text\n    path: /nowhere/at/all\n")
-    code, out, _ = run(capsys, "check", "--json", str(file))
+    code, out, _ = run(capsys, "check", "--json", "--strict", str(file))
     assert code == 2
     [problem] = json.loads(out)["problems"]
     assert "/nowhere/at/all" in problem.pop("message")
     assert problem == {"file": str(file), "line": 5, "key": "data.sources[0].path"}
-    code, out, err = run(capsys, "check", str(file), "data.sources[0].path=/not/here/either")
+    code, out, err = run(capsys, "check", str(file), "--strict", "data.sources[0].path=/not/here/either")
     assert (code, out) == (2, "")
     assert err.startswith("error: command line: data.sources[0].path: ")
 
@@ -138,7 +139,7 @@ def test_explain_says_type_unit_bounds_default_and_meaning(capsys: pytest.Captur
     assert out.splitlines() == [
         "optimizer.lr  (kind adamw, torch)",
         "  highest learning rate; the schedule scales it",
-        "  type:    number, above 0",
+        "  type:    number, at least 0",
         "  unit:    per step",
         "  default: 0.001",
     ]

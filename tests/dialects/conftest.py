@@ -189,10 +189,12 @@ def _steps(path: str) -> list[str | int]:
 
 
 def set_in(values: Any, path: str, value: Any) -> None:
-    *sections, last = _steps(path)
-    for step in sections:
+    *sections, last = steps = _steps(path)
+    for step, following in zip(sections, steps[1:], strict=True):
         if isinstance(values, dict):
-            values.setdefault(step, {})
+            values.setdefault(step, [] if isinstance(following, int) else {})
+        elif step == len(values):
+            values.append({})
         values = values[step]
     if isinstance(values, list) and last == len(values):
         values.append(value)

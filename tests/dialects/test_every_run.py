@@ -295,7 +295,8 @@ def test_a_late_mistake_is_said_at_the_key_and_line_of_the_file(
     """In every verb that looks so far, and with no other names than those of the file."""
     made = make(MISTAKES[mistake][dialect])
     with chdir(made.file.parent):
-        code, out, err = command(verb, "their.yaml", "--dialect", dialect)
+        strict = ["--strict"] if verb == "check" else []
+        code, out, err = command(verb, "their.yaml", "--dialect", dialect, *strict)
     if (verb == "check" and mistake != "no data") or (verb == "plan" and code == 0):
         assert code == 0, err
         return

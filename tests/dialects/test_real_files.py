@@ -13,7 +13,6 @@ import pytest
 
 import quintet
 from quintet.api import loaded_of
-from quintet.train.check import check_training
 
 FOLDER = Path(__file__).parent / "real_files"
 _EXPECT = "# expect: "
@@ -39,7 +38,7 @@ def refusals(file: Path) -> list[str]:
         loaded = loaded_of(config)
         recognised = loaded and loaded.dialect and loaded.dialect.name
         assert recognised == file.relative_to(FOLDER).parts[0]
-        check_training(config)
+        quintet.check(config)
     except quintet.UserError as error:
         return list(error.problems)
     return []

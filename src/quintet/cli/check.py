@@ -27,9 +27,13 @@ def check(
         ),
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="with --try: keep the folder of the trial")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="what is not on this machine, as data, checkpoints and libraries, is a mistake"),
+    ] = False,
 ) -> None:
-    """Say what is wrong with a run file: every mistake at once, with its line. Without --try nothing is read but the
-    file itself."""
+    """Say what is wrong with a run file: every mistake at once, with its line; and what it needs that is not on this
+    machine. Without --try nothing is read but the file itself."""
     if keep and not tries:
         raise UserError("--keep: goes with --try; leave it out, or try the run")
     try:
@@ -37,14 +41,15 @@ def check(
         if tries:
             _try(config, as_json=as_json, keep=keep)
             return
-        found = api.check(config)
+        found = api.check(config, strict=strict)
     except UserError as error:
         if not as_json:
             raise
         typer.echo(to_json({"ok": False, "problems": _problems(error)}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
-        typer.echo(to_json({"ok": True, "problems": [], "notes": found.notes}, indent=2))
+        values = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
+        typer.echo(to_json(values, indent=2))
         return
     typer.echo(found)
 

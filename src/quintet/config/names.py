@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from quintet.errors import UserError
 
@@ -22,6 +23,7 @@ PATHS = ("path", "dir", "data_dir", "cache_dir", "runs_dir", "name_or_path")
 """Keys of a run file that hold a path, or a name that may be one."""
 
 _LONGEST_FILE_NAME = 255  # bytes, on every common file system
+_LONGEST_PATH = 4095  # bytes, of Linux, without the end (PATH_MAX in limits.h)
 _LONGEST_NAME = 200  # leaves room for what is written beside a run's folder
 _NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³")}
@@ -47,7 +49,7 @@ def local_path(text: str | Path) -> Path:
     """The path that ``text`` spells, with ``~`` and ``~user`` as their folders.
 
     Raises UserError where no file can have it: an unknown user, a part longer than a file's name may be, a NUL, a
-    character that the file system cannot write.
+    character that the file system cannot write, more in all than a path may have.
     """
     path, shown = Path(text), repr(str(text) if len(str(text)) < 60 else f"{str(text)[:60]}…")
     if "\0" in str(text):
@@ -58,6 +60,8 @@ def local_path(text: str | Path) -> Path:
         raise UserError(f"{shown} has the character {error.object[error.start]!r}, and no path does") from None
     if longest > _LONGEST_FILE_NAME:
         raise UserError(f"{shown} has a part of more than {_LONGEST_FILE_NAME} bytes, and no file has so long a name")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise UserError(f"{shown} is longer than {_LONGEST_PATH} bytes, and no path is")
     try:
         return path.expanduser()
     except RuntimeError:
@@ -65,10 +69,10 @@ def local_path(text: str | Path) -> Path:
 
 
 def is_path(text: str | Path) -> bool:
-    """True if there is a file or folder ``text``."""
+    """True if there is a file or folder ``text``; one in a folder that may not be entered counts as none."""
     try:
         return local_path(text).exists()
-    except UserError:
+    except (UserError, OSError):
         return False
 
 
@@ -117,3 +121,24 @@ def run_named(name: str) -> Path | None:
 def is_hub_name(name: str) -> bool:
     """True if ``name`` has the form of a name on the hub: ``owner/name``, or ``name`` alone."""
     return _HUB_NAME.fullmatch(name) is not None
+
+
+def in_hub_cache(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """True if the cache of the Hugging Face hub on this machine has something of the repository ``name``.
+
+    Its place is that of https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables.
+    """
+    home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
+    hub = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
+    places = [hub / f"{kind}s--{name.replace('/', '--')}" / "snapshots"]
+    if kind == "dataset":
+        places.append(Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / name.replace("/", "___"))
+    return any(is_path(place) and any(place.iterdir()) for place in places)
+
+
+_PLACEHOLDER = re.compile(r"<[^<>]*>|(^|/)path/to/|^your/", re.IGNORECASE)
+
+
+def is_placeholder(text: str) -> bool:
+    """True if ``text`` stands for a path or name that is still to be given: ``<name>``, ``/path/to/data``."""
+    return _PLACEHOLDER.search(text) is not None

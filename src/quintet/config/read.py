@@ -153,9 +153,9 @@ def line_places(text: str) -> dict[KeyPath, int]:
 
 def _text(file: Path, asked_at: Origin | None) -> str:
     origin, prefix = (Origin(str(file)), "") if asked_at is None else (asked_at, f"extends {file}: ")
-    if file.is_dir():
-        raise RunFileError([Problem(origin, "", f"{prefix}is a folder; name the run file in it")])
     try:
+        if file.is_dir():
+            raise RunFileError([Problem(origin, "", f"{prefix}is a folder; name the run file in it")])
         content = file.read_bytes()
         if (read := _read.get()) is not None:
             read[file.resolve()] = content

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.config.train import total_steps
 from quintet.data.mixture import stage_lines
-from quintet.data.prepare import build_tokenizer_of, find_prepared, prepare
+from quintet.data.prepare import Prepared, build_tokenizer_of, find_prepared, prepare
+from quintet.data.sources import check_sources
+from quintet.errors import NotHere, UserError, gathered
 from quintet.model.count import ParameterCount
-from quintet.train.check import check_training
+from quintet.train.check import check_inputs_here, training_checks
 from quintet.train.intervals import intervals_of
 from quintet.train.model import model_vocabulary, parameter_count, training_flops
 from quintet.train.optimizer import state_bytes
@@ -34,43 +36,53 @@ class Plan:
 
     ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
     those of the data in words; None where the data is not prepared yet. ``flops_note`` says what the FLOPs do not
-    count, None where that is nothing.
+    count, None where that is nothing. Where `train.epochs` says how long the run is and its data is not on this
+    machine, ``steps`` and what follows from them are None, and ``missing`` says what is not here.
     """
 
     name: str
     parameters: ParameterCount
     vocab_size: int
     flops_per_token: int
-    steps: int
+    steps: int | None
     tokens_per_step: int
     micro_batch_size: int
     accumulation: int
-    tokens_total: int
-    flops_total: int
+    tokens_total: int | None
+    flops_total: int | None
     memory: Memory
     checkpoint_bytes: int
-    checkpoints_kept: int
+    checkpoints_kept: int | None
     left_out_documents: int | None = None
     stages: list[str] | None = None
     flops_note: str | None = None
+    missing: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
         p, m = self.parameters, self.memory
+        steps, tokens, flops, kept = "not known", "not known", "", "as many as the run's length allows are"
+        if self.steps is not None and self.tokens_total is not None and self.flops_total is not None:
+            steps = f"{self.steps:,}"
+            tokens = f"{self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter"
+            flops = f", {self.flops_total:.3g} in all"
+        if self.checkpoints_kept is not None:
+            kept = f"{self.checkpoints_kept}"
         return [
             f"{self.name}",
             f"parameters   {p.total:,} ({p.trainable:,} trainable, {p.embedding:,} of them embedding), "
             f"vocabulary {self.vocab_size:,}",
-            f"steps        {self.steps:,} of {self.tokens_per_step:,} tokens "
+            f"steps        {steps} of {self.tokens_per_step:,} tokens "
             f"({self.accumulation} × {self.micro_batch_size} samples)",
-            f"tokens       {self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter",
-            f"FLOPs        {self.flops_per_token:,} a token, {self.flops_total:.3g} in all",
+            f"tokens       {tokens}",
+            f"FLOPs        {self.flops_per_token:,} a token{flops}",
             *([f"             {self.flops_note}"] if self.flops_note else []),
             f"memory       {size(m.weights)} weights + {size(m.gradients)} gradients + {size(m.optimizer)} optimizer"
             ", and the activations of a micro-batch",
-            f"disk         {size(self.checkpoint_bytes)} a checkpoint, {self.checkpoints_kept} kept at most",
+            f"disk         {size(self.checkpoint_bytes)} a checkpoint, {kept} kept at most",
             *(f"stage        {line}" for line in self.stages or []),
             f"left out     {self._left_out}",
+            *(f"missing      {line}" for line in self.missing),
         ]
 
     @property
@@ -84,25 +96,29 @@ def make_plan(config: RunConfig) -> Plan:
     """Compute the plan of ``config``.
 
     The vocabulary of a BPE that is not trained yet is taken from the run file; characters have to be counted, and
-    ``train.epochs`` needs the number of samples, so these two read the sources.
+    ``train.epochs`` needs the number of samples, so these two read the sources; where they are not on this machine, the
+    plan says so and leaves open how long the run is. Raises UserError for mistakes, and where the vocabulary or the
+    model cannot be told from what is here.
     """
-    check_training(config)
-    keep = config.checkpoint.keep
-    vocab_size = _vocabulary(config)
-    counted = config.train.epochs is not None or (keep is None and config.checkpoint.every_epochs is not None)
-    prepared = prepare(config) if counted else find_prepared(config)
+    mistakes, _ = gathered(training_checks(config))
+    if mistakes:
+        raise UserError(*mistakes)
+    keep, vocab_size = config.checkpoint.keep, _vocabulary(config)
+    prepared, missing = _prepared(config)
     samples = prepared.train.epoch_samples if prepared is not None else 0
     batch = config.batch
-    steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
+    steps = None
+    if not missing:
+        steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
     parameters = parameter_count(config, vocab_size)
     flops = training_flops(config, vocab_size)
-    tokens = steps * batch.tokens
+    tokens = None if steps is None else steps * batch.tokens
     memory = Memory(
         weights=FP32_BYTES * parameters.total,
         gradients=FP32_BYTES * parameters.trainable,
         optimizer=round(state_bytes(config.optimizer) * parameters.trainable),
     )
-    due = intervals_of(config, steps, samples).saved()
+    due = None if steps is None else intervals_of(config, steps, samples).saved()
     return Plan(
         name=config.name,
         parameters=parameters,
@@ -113,14 +129,27 @@ def make_plan(config: RunConfig) -> Plan:
         micro_batch_size=batch.micro_batch_size,
         accumulation=batch.accumulation,
         tokens_total=tokens,
-        flops_total=tokens * flops.total,
+        flops_total=None if tokens is None else tokens * flops.total,
         memory=memory,
         checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
         checkpoints_kept=due if keep is None else keep + config.checkpoint.keep_best,
         left_out_documents=None if prepared is None else prepared.left_out,
         stages=None if prepared is None else stage_lines(config, prepared.train.order),
         flops_note=flops.note,
+        missing=missing,
     )
+
+
+def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
+    """The data of the run if it is prepared, or if the length of the run cannot be told without it, and what is missing
+    to prepare it."""
+    every_epochs = config.checkpoint.keep is None and config.checkpoint.every_epochs is not None
+    if config.train.epochs is None and not every_epochs:
+        return find_prepared(config), []
+    try:
+        return prepare(config), []
+    except NotHere as error:
+        return None, list(error.problems)
 
 
 def _vocabulary(config: RunConfig) -> int:
@@ -128,7 +157,14 @@ def _vocabulary(config: RunConfig) -> int:
         return config.model.vocab_size
     if isinstance(config.tokenizer, BPETokenizerConfig):
         return config.tokenizer.vocab_size
-    return model_vocabulary(config, build_tokenizer_of(config))
+    try:
+        return model_vocabulary(config, build_tokenizer_of(config))
+    except UserError as error:
+        _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
+        if not missing:
+            raise
+        hint = "its tokenizer is not on this machine, so that the vocabulary is not known; model.vocab_size=… tells it"
+        raise UserError(*error.problems, f"tokenizer: {hint}") from error
 
 
 def size(count: float) -> str:

@@ -76,11 +76,12 @@ class DevicePlan:
         high, low = self.utilisation
         sent = time.within + time.across
         between = f"{_duration(time.least)} to {_duration(time.most)}" if sent else _duration(time.compute)
-        total = (
-            f"{_duration(steps * time.least)} to {_duration(steps * time.most)}"
-            if sent
-            else _duration(steps * time.compute)
-        )
+        if steps is None:
+            total = "not known"
+        elif sent:
+            total = f"{_duration(steps * time.least)} to {_duration(steps * time.most)}"
+        else:
+            total = _duration(steps * time.compute)
         shares = f"{high:.0%} to {low:.0%}" if sent else f"{high:.0%}"
         return [
             f"step         {between}: {_duration(time.compute)} computing, {_duration(sent)} sending "
@@ -97,7 +98,8 @@ class DevicePlan:
 
     def values(self) -> dict[str, Any]:
         """The plan for JSON: bytes, seconds and FLOPs."""
-        found = self.rehearsal
+        found, steps, time = self.rehearsal, self.plan.steps, self.time
+        whole = None if steps is None else {"least": steps * time.least, "most": steps * time.most}
         advice = {} if self.fits else {"change": self.change and asdict(self.change)}
         return {
             "machine": asdict(self.machine),
@@ -111,7 +113,7 @@ class DevicePlan:
             "traffic": [asdict(entry) | {"wire": entry.wire} for entry in found.traffic],
             "flops": found.flops,
             "step_seconds": asdict(self.time) | {"least": self.time.least, "most": self.time.most},
-            "run_seconds": {"least": self.plan.steps * self.time.least, "most": self.plan.steps * self.time.most},
+            "run_seconds": whole,
         }
 
 

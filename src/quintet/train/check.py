@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
-from quintet.config.model import HuggingFaceConfig
-from quintet.config.names import is_run, local_path, name_problem
+from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
+from quintet.config.names import (
+    in_hub_cache,
+    is_hub_name,
+    is_path,
+    is_placeholder,
+    is_run,
+    local_path,
+    name_problem,
+    run_named,
+)
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
-from quintet.errors import UserError, nearest
+from quintet.config.tokenizer import HuggingFaceTokenizerConfig, SavedTokenizerConfig
+from quintet.data.sources import sources_of
+from quintet.data.sources.reading import is_remote
+from quintet.errors import NotHere, UserError, gathered, nearest
 from quintet.libraries import check_installed, is_installed
 from quintet.train.run_folder import run_folder
 
@@ -20,26 +34,23 @@ def check_training(config: RunConfig) -> None:
 
     Only the libraries that the run file names are imported.
     """
-    problems: list[str] = _check_name(config)
-    for check in _checks(config):
-        try:
-            check()
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
+    mistakes, missing = gathered(training_checks(config))
+    if mistakes:
+        raise UserError(*mistakes, *missing)
+    if missing:
+        raise NotHere(*missing)
 
 
-def _check_name(config: RunConfig) -> list[str]:
-    """Return what is wrong with the run's name; a run that exists already may keep its name."""
+def _check_name(config: RunConfig) -> None:
+    """Raise UserError for a name that no folder can have; a run that exists already may keep its name."""
     problem = name_problem(config.name)
-    if problem is None or (config.name not in (".", "..") and is_run(run_folder(config))):
-        return []
-    return [f"name: {config.name!r} {problem}"]
+    if problem is not None and (config.name in (".", "..") or not is_run(run_folder(config))):
+        raise UserError(f"name: {config.name!r} {problem}")
 
 
-def _checks(config: RunConfig) -> list[Callable[[], object]]:
-    found: list[Callable[[], object]] = []
+def training_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """Return the checks that other libraries answer, each of which raises UserError, or NotHere without the library."""
+    found: list[Callable[[], object]] = [lambda: _check_name(config)]
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
         from quintet.train.optimizer import check_optimizer, check_sharded
@@ -124,3 +135,42 @@ def _check_benchmarks(config: RunConfig) -> None:
 def _check_pictures() -> None:
     what, otherwise = "sample.prompts: a sample of music", "set sample.prompts: []"
     check_installed("symusic", "matplotlib", extra="piano", what=what, otherwise=otherwise)
+
+
+def check_inputs_here(config: RunConfig) -> None:
+    """Raise NotHere for tokenizers, checkpoints, datasets, templates and texts that the run names and this machine
+    lacks; what is on the hub is here once it is in the cache."""
+    found: list[str] = []
+    for source, where in sources_of(config):
+        if source.kind == "huggingface" and is_hub_name(source.path):
+            found += _absent(f"{where}.path", source.path, "dataset")
+        template = getattr(getattr(source, "document", None), "template", None)
+        if template is not None:
+            found += _absent(f"{where}.document.template", template)
+    tokenizer, model, text = config.tokenizer, config.model, config.evaluate.text_modeling
+    if isinstance(tokenizer, HuggingFaceTokenizerConfig):
+        found += _absent("tokenizer.path", tokenizer.path, "model")
+    if isinstance(tokenizer, SavedTokenizerConfig) and run_named(tokenizer.path) is None:
+        found += _absent("tokenizer.path", tokenizer.path)
+    if isinstance(model, HuggingFaceConfig):
+        if model.pretrained or "/" in model.name_or_path:
+            found += _absent("model.name_or_path", model.name_or_path, "model")
+    elif isinstance(model.init, PretrainedInitConfig) and run_named(model.init.path) is None:
+        found += _absent("model.init.path", model.init.path, "model")
+    if text is not None and text.path is not None and not is_remote(text.path):
+        found += _absent("evaluate.text_modeling.path", text.path)
+    if found:
+        raise NotHere(*found)
+
+
+def _absent(key: str, name: str, on_hub: Literal["model", "dataset"] | None = None) -> list[str]:
+    """A line where ``name`` is no file or folder, and no repository in the cache of the hub if it may be ``on_hub``."""
+    if is_placeholder(name):
+        return [f"{key}: {name} is a placeholder; give the path or name: {key}=…"]
+    if is_path(name):
+        return []
+    if on_hub is None or not is_hub_name(name):
+        return [f"{key}: there is no {name} in {Path.cwd()}"]
+    if in_hub_cache(name, on_hub):
+        return []
+    return [f"{key}: {name} is no folder here, and not in the cache of the hub"]

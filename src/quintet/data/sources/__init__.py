@@ -5,9 +5,10 @@ from __future__ import annotations
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+from quintet.config.names import is_path, is_placeholder
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
-from quintet.errors import UserError
+from quintet.errors import NotHere, UserError
 
 if TYPE_CHECKING:
     from quintet.data.sources.base import Reader
@@ -44,10 +45,32 @@ def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
 
 
 def check_sources(config: RunConfig) -> None:
-    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras.
+    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras;
+    NotHere where that is all that is wrong, and no file or folder is another than its kind says.
 
     What is inside the files is read by `prepare` only; a name on the hub is taken on trust.
     """
-    problems = [problem for source, where in sources_of(config) for problem in reader_of(source).missing(where)]
-    if problems:
-        raise UserError(*problems)
+    missing: list[str] = []
+    mistakes: list[str] = []
+    for source, where in sources_of(config):
+        reader = reader_of(source)
+        libraries = reader.missing_library(where)
+        missing += libraries
+        for path in source.paths:
+            found = [one for one in _of_path(source, path).missing(where) if one not in libraries]
+            if is_placeholder(path):
+                missing.append(f"{where}.path: {path} is a placeholder; give the path: {where}.path=…")
+            elif is_path(path):
+                mistakes += found
+            else:
+                missing += found
+        if not source.paths:
+            missing += [one for one in reader.missing(where) if one not in libraries]
+    if mistakes:
+        raise UserError(*mistakes, *missing)
+    if missing:
+        raise NotHere(*missing)
+
+
+def _of_path(source: SourceConfig, path: str) -> Reader:
+    return reader_of(source if source.paths == (path,) else source.model_copy(update={"path": path}))

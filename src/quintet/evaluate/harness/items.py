@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quintet.config.names import local_path
-from quintet.errors import UserError, one_line
+from quintet.config.names import is_path, local_path
+from quintet.errors import NotHere, UserError, one_line
 
 Record = dict[str, Any]
 
@@ -92,7 +92,10 @@ def local_items(folder: Path, task: str, dataset: str, part: str | None, split: 
 
 
 def check_data_dir(folder: str, key: str) -> None:
-    """Raise UserError, beginning with ``key``, when ``folder`` is none with files of items."""
+    """Raise UserError, beginning with ``key``, when ``folder`` is none with files of items; NotHere where there is no
+    such folder."""
+    if not is_path(folder):
+        raise NotHere(f"{key}: there is no {folder}")
     if not any(local_path(folder).glob("*.jsonl")):
         raise UserError(
             f"{key}: {folder} has no .jsonl file; name a folder with a file for each benchmark, or leave it "

@@ -1,0 +1,116 @@
+"""A run file is judged also where its data, tokenizer and model are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import quintet
+from quintet.cli import main
+from quintet.config.names import in_hub_cache, is_path, is_placeholder
+
+RUN = """\
+data:
+  sources:
+  - {kind: text, path: nowhere/texts}
+  - {kind: huggingface, path: some/dataset}
+  sequence_length: 16
+tokenizer: {kind: huggingface, path: <tokenizer>}
+model: {kind: huggingface, name_or_path: some/model}
+optimizer: {kind: adamw, lr: 1e-3}
+train: {steps: 2, batch_size: 2}
+"""
+KEYS = ("data.sources[0].path", "data.sources[1].path", "tokenizer.path", "model.name_or_path")
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    Path("run.yaml").write_text(RUN, encoding="utf-8")
+    return Path("run.yaml")
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    out, err = capsys.readouterr()
+    return leaving.value.code, out, err
+
+
+def test_what_is_not_here_is_listed_and_strictly_a_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "check", str(file))
+    absent = [line for line in out.splitlines() if line.startswith("not on this machine: ")]
+    assert code == 0
+    assert len(absent) == len(KEYS)
+    assert all(any(f" {key}: " in line for line in absent) for key in KEYS)
+    assert any("run.yaml:6: tokenizer.path: <tokenizer> is a placeholder" in line for line in absent)
+    assert "is a placeholder" not in run(capsys, "check", str(file), "tokenizer.path=a/b")[1]
+    code, out, err = run(capsys, "check", str(file), "--strict")
+    assert (code, out, err.count("error: ")) == (2, "", len(KEYS))
+    found = json.loads(run(capsys, "check", str(file), "--json")[1])
+    assert (found["ok"], len(found["not_here"])) == (True, len(KEYS))
+
+
+def test_a_mistake_is_told_beside_what_is_not_here(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    code, _, err = run(capsys, "check", str(file), "data.sources.0.path=empty", "model.config.model_type=nosuch")
+    assert code == 2
+    for told in ("data.sources[0].path: ", "model.config.model_type", "tokenizer.path: <tokenizer>"):
+        assert told in err
+
+
+def test_python_has_the_list_or_raises(file: Path) -> None:
+    config = quintet.load_config(file)
+    assert len(quintet.check(config).not_here) == len(KEYS)
+    with pytest.raises(quintet.UserError) as refused:
+        quintet.check(config, strict=True)
+    assert len(refused.value.problems) == len(KEYS)
+
+
+def test_translate_needs_nothing_of_it_and_prepare_refuses(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "translate", str(file))[0] == 0
+    code, _, err = run(capsys, "prepare", str(file))
+    assert code == 2
+    assert "nowhere/texts" in err
+
+
+def test_the_cache_of_the_hub_counts(file: Path) -> None:
+    assert not in_hub_cache("some/model", "model")
+    Path("hf/hub/models--some--model/snapshots/1").mkdir(parents=True)
+    Path("hf/datasets/some___dataset/default").mkdir(parents=True)
+    assert in_hub_cache("some/model", "model")
+    assert in_hub_cache("some/dataset", "dataset")
+    absent = quintet.check(quintet.load_config(file)).not_here
+    assert len(absent) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("<name>", True),
+        ("data/<corpus>/x", True),
+        ("/path/to/model", True),
+        ("your/train/ds", True),
+        ("a/paths/b", False),
+    ],
+)
+def test_placeholders_are_known(text: str, *, holds: bool) -> None:
+    assert is_placeholder(text) is holds
+
+
+@pytest.mark.parametrize("text", ["a" * 300, "a/" * 3000, "a\0b", "~nouser/x", f"x=[{'a' * 300}]"])
+def test_a_text_that_no_file_can_have_as_its_name_is_no_file(text: str) -> None:
+    assert not is_path(text)
+
+
+@pytest.mark.parametrize("text", ["a" * 300, "a/" * 3000, "~nouser/x", "/", f"{'a/' * 3000}=1"])
+def test_every_verb_refuses_a_text_that_is_no_file(file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    for verb in ("check", "plan", "translate", "prepare", "train"):
+        code, _, err = run(capsys, verb, str(file), text)
+        assert code == 2
+        assert err.startswith("error: ")
