@@ -101,7 +101,7 @@ parallel: {kind: [auto]}
         (MINIMAL + "track: [{}]", "3: track[0].kind: is missing; the kinds are tensorboard, wandb, mlflow"),
         (MINIMAL + "optimizer: {betas: [0.3, 1]}", "3: optimizer.betas[1]: must be below 1, found 1"),
         (MINIMAL + "optimizer: {betas: [0.3, a]}", "3: optimizer.betas[1]: must be a number, found 'a'"),
-        (MINIMAL + "optimizer: {lr: 0}", "3: optimizer.lr: must be above 0, found 0"),
+        (MINIMAL + "optimizer: {lr: -1}", "3: optimizer.lr: must be at least 0, found -1"),
         (
             MINIMAL + "sample: {top_p: 2, prompts: x}",
             "3: sample.prompts: must be a list of texts, found 'x'; put it in [ ]",

@@ -372,7 +372,7 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     first, second = (measured(tmp_path / "out" / name) for name in ("tmrc_log", "again"))
     assert len(first) == 20
     assert first == second
-    assert f"# model.n_layer ({EXAMPLE}:" in (tmp_path / "out/tmrc_log/run.yaml").read_text()
+    assert f"# lines are those of {EXAMPLE}\n" in (tmp_path / "out/tmrc_log/run.yaml").read_text()
 
 
 def test_a_name_that_interpolations_use_need_not_be_a_key(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -16,6 +17,8 @@ from quintet.config.schema import RunConfig
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 # Texts that YAML reads as texts whatever its version: everything else is quoted.
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null|nan|inf)$)[a-z][a-z0-9_]*", re.IGNORECASE)
+LINES_OF = "# lines are those of "
+"""The beginning of the comment that names the file whose lines comments have."""
 _NO_LIMIT = 1_000_000  # columns: a comment has no place inside a value that goes on in the next line
 
 
@@ -32,24 +35,31 @@ def dump_run_config(config: RunConfig) -> str:
 
 def dump_with_origins(config: RunConfig, provenance: Provenance) -> str:
     """``config`` as `dump_run_config` writes it, with a comment after each value that says where it comes from: the
-    key and line of a dialect's file, the line of another file, the command line; a value without one is a default."""
+    key and line of a dialect's file, the line of another file, the command line; a value without one is a default. A
+    comment at the top names the file of the lines that stand without one."""
+    files = Counter(origin.file for origin in provenance.values() if origin.file is not None)
+    main = files.most_common(1)[0][0] if files else None
     text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
     said: dict[int, dict[str, None]] = {}
     lines = line_places(text)
     sections = {path[:-1] for path in lines if path and isinstance(path[-1], str)}
     for path, number in lines.items():
         if path in provenance and path not in sections:
-            said.setdefault(number, {})[_origin(provenance[path])] = None
-    return "".join(
+            said.setdefault(number, {})[_origin(provenance[path], main)] = None
+    named = main is not None and any("line " in one for some in said.values() for one in some)
+    heading = f"{LINES_OF}{Origin(main).short_file}\n" if named else ""
+    return heading + "".join(
         f"{line}  # {'; '.join(said[number])}\n" if number in said else f"{line}\n"
         for number, line in enumerate(text.splitlines(), start=1)
     )
 
 
-def _origin(origin: Origin) -> str:
+def _origin(origin: Origin, main: str | None) -> str:
+    """``origin`` in a comment: the line alone where it is one of the file ``main``."""
+    place = f"line {origin.line}" if origin.file == main and origin.line is not None else str(origin)
     if not origin.key:
-        return str(origin)
-    return f"{origin.key} ({origin})" if origin.file is None or origin.line is not None else origin.key
+        return place
+    return f"{origin.key} ({place})" if origin.file is None or origin.line is not None else origin.key
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:

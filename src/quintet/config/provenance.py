@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quintet.config.keypath import KeyPath
@@ -28,7 +30,14 @@ class Origin:
     def __str__(self) -> str:
         if self.file is None:
             return "command line"
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        return self.short_file if self.line is None else f"{self.short_file}:{self.line}"
+
+    @property
+    def short_file(self) -> str:
+        """The file, relative to the working directory where it lies in it; "" for the command line."""
+        with suppress(ValueError):
+            return str(Path(self.file or "").relative_to(Path.cwd())) if self.file else ""
+        return self.file or ""
 
 
 COMMAND_LINE = Origin(None)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from quintet.config.dump import differences, dump_run_config, dump_with_origins
+from quintet.config.dump import LINES_OF, differences, dump_run_config, dump_with_origins
 from quintet.config.load import Reading, load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
 from quintet.config.names import (
@@ -157,7 +157,7 @@ def write_run_file(
         began = before
     if there and original is None and not _changed(folder, config)[1]:
         lines = (folder / RUN_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
-        body = "".join(dropwhile(lambda line: line.startswith("#"), lines))
+        body = "".join(dropwhile(lambda line: line.startswith("#") and not line.startswith(LINES_OF), lines))
         named = dump_run_config(config).partition("\n")[0]
         body = _NAME.sub(lambda _: named, body, count=1)
     else:
