@@ -16,10 +16,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 )
 """The signals that ask a run to stop, the weightiest first. SIGBREAK is Ctrl-Break on Windows; SLURM sends SIGUSR1
-ahead of a time limit where it is told to."""
+ahead of a time limit where it is told to, and a terminal that closes SIGHUP."""
 
 
 def cores() -> int:

@@ -101,6 +101,7 @@ parallel: {kind: [auto]}
         (MINIMAL + "track: [{}]", "3: track[0].kind: is missing; the kinds are tensorboard, wandb, mlflow"),
         (MINIMAL + "optimizer: {betas: [0.3, 1]}", "3: optimizer.betas[1]: must be below 1, found 1"),
         (MINIMAL + "optimizer: {betas: [0.3, a]}", "3: optimizer.betas[1]: must be a number, found 'a'"),
+        (MINIMAL + f"seed: {'1' * 5001}", "3: seed: has 5,001 digits; no number here has so many"),
         (MINIMAL + "optimizer: {lr: -1}", "3: optimizer.lr: must be at least 0, found -1"),
         (
             MINIMAL + "sample: {top_p: 2, prompts: x}",
@@ -210,3 +211,20 @@ def test_a_typo_in_any_key_is_refused_with_the_key_that_was_meant(
     here.update(dict.fromkeys(meant, 1))
     said = "\n".join(problems(tmp_path, values))
     assert [typo for typo, name in meant.items() if f"unknown key {typo!r}; did you mean {name!r}?" not in said] == []
+
+
+def test_aliases_that_stand_for_too_much_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
+    """Each line stands for ten times as many values as the one before it: the last for ten to the fifteenth."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 15)]
+    (line,) = problems(tmp_path, "\n".join(lines))
+    assert line == "5: its aliases (*name) stand for more than 20,000 values"
+
+
+@pytest.mark.parametrize("brackets", [("[", "]"), ("{a: ", "}")])
+@pytest.mark.parametrize("depth", [61, 3000])
+def test_what_nests_too_deep_is_refused(tmp_path: Path, brackets: tuple[str, str], depth: int) -> None:
+    (line,) = problems(tmp_path, f"a: {brackets[0] * depth}1{brackets[1] * depth}")
+    assert line.endswith("nests more than 60 levels")
+    told = problems(tmp_path, MINIMAL, f"model={brackets[0] * depth}1{brackets[1] * depth}")
+    assert len(told) == 1

@@ -75,6 +75,17 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet, whole, precis
     assert records(folder / "runs/killed") == whole(precision)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal of this system sends SIGHUP")
+def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_unless_nohup_started_it(folder: Path) -> None:
+    assert interrupt(folder, folder / "runs/hung", signal.SIGHUP, *LONG, "name=hung") == 128 + signal.SIGHUP
+    assert (folder / "runs/hung/report.html").exists() is False
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which processes started here inherit, as under nohup
+    try:
+        assert interrupt(folder, folder / "runs/kept", signal.SIGHUP, *LONG, "name=kept") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet, whole) -> None:
     asked = (*LONG, "name=asked", "checkpoint.every=4")
     assert interrupt(folder, folder / "runs/asked", signal.SIGTERM, *asked) == 128 + signal.SIGTERM

@@ -222,6 +222,8 @@ def _value(text: str) -> Any:
         found = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
+    except RecursionError:
+        raise ValueError(f"'{text[:40]}…' nests too deep to be a value") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{text!r} is no YAML value ({one_line(error, lines=1)})") from None
     assert is_list(found)

@@ -19,6 +19,7 @@ from quintet.config.provenance import Origin, Problem, RunFileError
 from quintet.errors import one_line
 
 _YAML: Any = yaml  # whose stubs leave open what composing and scanning give
+_DEEPEST, _MOST_VALUES, _MOST_DIGITS = 60, 20_000, 4000
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -70,6 +71,10 @@ def read_document(
         root = _composed(text)
     except yaml.YAMLError as error:
         raise RunFileError([_syntax_problem(name, text, error)]) from None
+    except RecursionError:
+        raise RunFileError([Problem(Origin(name), "", f"nests more than {_DEEPEST} levels")]) from None
+    if root is not None:
+        _check_extent(name, root)
     if root is None and may_be_empty:
         return YamlDocument({}, {(): Origin(name)})
     if root is None:
@@ -106,6 +111,36 @@ def _composed(text: str) -> yaml.Node | None:
 def scalar_tokens(text: str) -> Iterator[yaml.ScalarToken]:
     """The scalars of the YAML ``text`` with their places. Raises YAMLError."""
     return (token for token in _YAML.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken))
+
+
+def _check_extent(file: str, root: yaml.Node) -> None:
+    """Raise RunFileError where aliases make far more values of ``file`` than it has, or it nests too deep: a few lines
+    may stand for more than any memory holds."""
+    counts: dict[int, int] = {}  # values that a node stands for; 1 while it is being counted, for it may hold itself
+
+    def count(node: yaml.Node, depth: int) -> int:
+        if depth > _DEEPEST:
+            raise RunFileError([Problem(_line_of(file, node), "", f"nests more than {_DEEPEST} levels")])
+        if id(node) not in counts:
+            counts[id(node)] = 1
+            counts[id(node)] += sum(count(part, depth + 1) for part in _parts(node))
+            if counts[id(node)] > max(_MOST_VALUES, 10 * len(counts)):
+                message = f"its aliases (*name) stand for more than {_MOST_VALUES:,} values"
+                raise RunFileError([Problem(_line_of(file, node), "", message)])
+        return counts[id(node)]
+
+    count(root, 0)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """The nodes directly in ``node``: elements, keys and values."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _line_of(file: str, node: yaml.Node) -> Origin:
+    return Origin(file, node.start_mark.line + 1)
 
 
 def with_whole_characters(text: str) -> str:
@@ -210,6 +245,8 @@ class _Lines:
                 self.visit(inner, (*path, index))
         elif isinstance(node, yaml.ScalarNode) and (problem := half_character(node.value)) is not None:
             self._say(node, path, problem)
+        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+            self._say(node, path, f"has {len(node.value):,} digits; no number here has so many")
         elif isinstance(node, yaml.ScalarNode) and "${" in node.value:
             self._interpolation(node, path)
         self.inside.pop()

@@ -139,6 +139,11 @@ class StopSignal:
     signal: int | None = None
 
 
+def _left_alone(number: signal.Signals) -> bool:
+    """True for the signal of a closed terminal where `nohup` has it ignored."""
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextmanager
 def watch_signals() -> Iterator[StopSignal]:
     """Note the first of `STOP_SIGNALS`. A later one has its usual effect, unless it comes so soon that it is the same
@@ -147,7 +152,7 @@ def watch_signals() -> Iterator[StopSignal]:
     if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
         yield asked
         return
-    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS if not _left_alone(number)}
     asked_at: float | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
