@@ -155,7 +155,7 @@ def said(dialect: str, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
         made = make(changes, without=without)
         capsys.readouterr()
         with chdir(made.file.parent), pytest.raises(SystemExit) as left:
-            main([verb, "their.yaml", "--dialect", dialect])
+            main([*verb.split(), "their.yaml", "--dialect", dialect])
         written = capsys.readouterr().err
         assert left.value.code == 2, written
         return [_at_its_line(line, made.file) for line in written.splitlines() if line.startswith("error: ")]

@@ -369,7 +369,11 @@ def logged(folder: Path) -> list[float]:
         ("prepare", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
         ("show-batch", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
         ("train", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
-        ("check", {"dataset.0.train_file": "/nowhere.npy"}, "dataset[0].train_file: /nowhere.npy does not exist"),
+        (
+            "check --strict",
+            {"dataset.0.train_file": "/nowhere.npy"},
+            "dataset[0].train_file: /nowhere.npy does not exist",
+        ),
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
         (
             "plan",

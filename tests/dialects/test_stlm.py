@@ -172,6 +172,19 @@ def core_model_type(make: Make) -> None:
     assert make(inner).config.model.sharing.same == ("attention_output", "feedforward")  # pyright: ignore
 
 
+def shared_inside(make: Make) -> None:
+    """Of 6 blocks the first two and the last one are their own, and those between share with differences of rank 2."""
+    inner = {"model.core_model_type": "ffn_lora_sharing", "model.num_layers": 6, "model.lora_rank": 2}
+    found = shapes(make({**inner, "model.k_interior_layers": 1}))
+    blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks.") and "up.weight" in name}
+    assert blocks == {0, 1, 5}
+    ranks = {min(shape) for name, shape in found.items() if "difference" in name}
+    assert ranks == {2}
+    other: Any = make({**inner, "model.k_interior_layers": 0, "model.lora_alpha": 3}).config.model.sharing  # pyright: ignore
+    assert (other.first_blocks, other.last_blocks, other.scale) == (1, 0, 1.5)
+    assert make({**inner, "model.k_interior_layers": 0}).config.model.sharing.scale == 0.5  # pyright: ignore
+
+
 def vocab_size(make: Make) -> None:
     larger = make({"model.vocab_size": 310})
     assert shapes(larger)["embedding.weight"] == (310, 16)
@@ -736,6 +749,9 @@ def _in(part: str, whole: str) -> None:
 
 EXPERIMENT = "belongs to an experiment"
 BEHAVIOUR: dict[str, Callable[..., None]] = {
+    "model.k_interior_layers": shared_inside,
+    "model.lora_rank": shared_inside,
+    "model.lora_alpha": shared_inside,
     "model.core_model_type": core_model_type,
     "model.num_layers": lambda make: _equal(len(own(make({"model.num_layers": 3})).blocks), 3),
     "model.hidden_dim": shape("model.hidden_dim", 32, "embedding.weight", (300, 32)),

@@ -363,7 +363,7 @@ MISTAKES = [
     ({"model.attn.num_kv_head": 3}, "did you mean 'num_kv_heads'?"),
     ({"model.core_model_type": "conv"}, "'conv' belongs to an experiment"),
     ({"model.embedding_model_type": "byte_patch"}, "'byte_patch' belongs to an experiment"),
-    ({"model.k_interior_layers": 2}, "model.k_interior_layers: belongs to an experiment"),
+    ({"model.num_byte_decoder_layers": 2}, "model.num_byte_decoder_layers: belongs to an experiment"),
     ({"model.checkpoint_path": "x.pt"}, "is a pickle that cannot be read safely"),
     ({"model.gain": 2.0}, "is for initialization_fn: xavier, and it is kaiming"),
     ({"model.freeze_core": True}, "is for core_model_type: hf_core"),

@@ -340,7 +340,7 @@ def test_blocks_follow_their_formula(block: str) -> None:
     around = seen[0][1]
 
     def attention(x: torch.Tensor) -> torch.Tensor:
-        return layer.attention(x, around.mask, None)
+        return layer.attention(x, around, None)
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
         gain, bias = layer.state_dict()[f"{name}.weight"], layer.state_dict()[f"{name}.bias"]
@@ -369,8 +369,8 @@ def test_blocks_follow_their_formula(block: str) -> None:
 def test_queries_and_keys_are_normed_before_they_meet(over: str) -> None:
     model = model_of({"layers": 1, "attention": {"heads": 4, "kv_heads": 2, "qk_norm": over}})
     attention, x = model.blocks[0].attention, torch.randn(2, 6, 32)
-    queries, keys, values = attention._project(x, None)
     qkv = attention.qkv(x)
+    queries, keys, values = attention._split(qkv, None)
     widths = [32, 16]
     for found, raw in zip((queries, keys), qkv[..., :48].split(widths, dim=-1), strict=True):
         grouped = raw.unflatten(-1, (-1, 8)) if over == "head" else raw

@@ -50,26 +50,23 @@ def check_sources(config: RunConfig) -> None:
 
     What is inside the files is read by `prepare` only; a name on the hub is taken on trust.
     """
-    missing: list[str] = []
-    mistakes: list[str] = []
+    problems: list[str] = []
+    mistaken = False
     for source, where in sources_of(config):
         reader = reader_of(source)
         libraries = reader.missing_library(where)
-        missing += libraries
+        problems += libraries
         for path in source.paths:
             found = [one for one in _of_path(source, path).missing(where) if one not in libraries]
             if is_placeholder(path):
-                missing.append(f"{where}.path: {path} is a placeholder; give the path: {where}.path=…")
-            elif is_path(path):
-                mistakes += found
+                problems.append(f"{where}.path: {path} is a placeholder; give the path: {where}.path=…")
             else:
-                missing += found
+                problems += found
+                mistaken |= bool(found) and is_path(path)
         if not source.paths:
-            missing += [one for one in reader.missing(where) if one not in libraries]
-    if mistakes:
-        raise UserError(*mistakes, *missing)
-    if missing:
-        raise NotHere(*missing)
+            problems += [one for one in reader.missing(where) if one not in libraries]
+    if problems:
+        raise (UserError if mistaken else NotHere)(*problems)
 
 
 def _of_path(source: SourceConfig, path: str) -> Reader:

@@ -73,7 +73,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
         where = "FOLDER" if theirs.init_from in SCRATCH else theirs.init_from
         native.refuse("command", f"resume needs no file here: `quintet train {where}` continues the run in that folder")
         return
-    if native.given.purpose == "train" and native.given.document.values.keys() <= _TOKENIZER_ALONE:
+    if native.given.purpose == "train" and {"tokenizer"} <= native.given.document.values.keys() <= _TOKENIZER_ALONE:
         native.refuse(
             "tokenizer.class_name", "is all that the file trains: `quintet prepare` does it; a run needs stage or model"
         )

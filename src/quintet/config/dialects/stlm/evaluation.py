@@ -77,8 +77,7 @@ class Evaluation(DialectSection):
 
 def measurements(section: Evaluation, every: int, masked: bool, native: NativeBuilder) -> None:
     """Benchmarks, and the modelling and the writing of texts. A model that sees what it is to predict has none of them:
-    what is not asked for by its own key is left out. They
-    come ``every`` so many steps; a ``masked`` model learns to fill in hidden tokens."""
+    what is not asked for by its own key is left out. They come ``every`` so many steps; a ``masked`` model learns to fill in hidden tokens."""
     keys = native.within("trainer.eval")
     tasks = list(dict.fromkeys(_tasks(section, native)))
     models = native.has(MODELLING) and section.text_modeling_eval
@@ -90,7 +89,7 @@ def measurements(section: Evaluation, every: int, masked: bool, native: NativeBu
                 "trainer.eval: benchmarks and written texts need a model that reads from left to right, and "
                 "this one does not: they are not measured"
             )
-        if models:
+        if section.text_modeling_eval:  # by default, it is left out with a note
             native.set("evaluate.text_modeling", {}, MODELLING)
         return
     if TEACHERS in tasks:
