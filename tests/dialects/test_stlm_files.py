@@ -392,6 +392,14 @@ def test_a_mistake_is_said_in_the_words_of_the_file(
     assert message in problems(read, G2, changes)
 
 
+def test_keys_of_kaiming_beside_another_start_change_nothing_and_are_said(read: Callable[..., Loaded]) -> None:
+    start = {"model.initialization_fn": "none"}
+    plain, kept = read(G2, start), read(G2, start | {"model.mode": "fan_out", "model.nonlinearity": "relu"})
+    assert kept.config.model == plain.config.model
+    for key in ("mode", "nonlinearity"):
+        assert any(f"model.{key}: is for initialization_fn: kaiming, and it is none" in note for note in kept.notes)
+
+
 def test_what_must_be_given_is_named(read: Callable[..., Loaded]) -> None:
     bare = {"model": {"core_model_type": "generic", "context_window": 16}, "trainer": {"dataset": "openwebtext"}}
     found = problems(read, bare, {})

@@ -249,9 +249,10 @@ class TransformerConfig(ConfigSection):
             )
         elif isinstance(self.position, RopeConfig):
             if self.position.fraction == 1 and self.head_dim % 2:
-                yield config_error(
-                    "attention.head_dim", f"rotary positions need an even head size, not {self.head_dim}"
-                )
+                message = f"rotary positions need an even head size, not {self.head_dim}"
+                if attention.head_dim is None:
+                    message += f", which is width {self.width} over {self.heads} heads"
+                yield config_error("attention.heads" if attention.head_dim is None else "attention.head_dim", message)
             elif not self.rotary_dim:
                 yield config_error(
                     "position.fraction", f"turns not even one pair of the {self.head_dim} features of a head"
