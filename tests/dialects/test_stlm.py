@@ -166,16 +166,10 @@ def core_model_type(make: Make) -> None:
     assert type(own(make())).__name__ == "Transformer"
     assert "core_model_type: hf_core needs the name of a checkpoint" in refused(make, HF)
     assert "'cascade' belongs to an experiment" in refused(make, {"model.core_model_type": "cascade"})
-    shared_matrices(make)
-
-
-def shared_matrices(make: Make) -> None:
     inner = {"model.core_model_type": "ffn_lora_sharing", "model.k_interior_layers": 0, "model.num_layers": 4}
     sharing: Any = make({**inner, "model.lora_rank": 2, "model.lora_alpha": 3}).config.model.sharing  # pyright: ignore
     assert (sharing.first_blocks, sharing.last_blocks, sharing.rank, sharing.scale) == (1, 0, 2, 1.5)
     assert make(inner).config.model.sharing.same == ("attention_output", "feedforward")  # pyright: ignore
-    kept: Any = make({**inner, "model.k_interior_layers": 1, "model.num_layers": 6}).config.model.sharing  # pyright: ignore
-    assert (kept.first_blocks, kept.last_blocks) == (2, 1)
 
 
 def shared_inside(make: Make) -> None:
@@ -759,7 +753,6 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "model.lora_rank": shared_inside,
     "model.lora_alpha": shared_inside,
     "model.core_model_type": core_model_type,
-    **dict.fromkeys(("model.k_interior_layers", "model.lora_rank", "model.lora_alpha"), shared_matrices),
     "model.num_layers": lambda make: _equal(len(own(make({"model.num_layers": 3})).blocks), 3),
     "model.hidden_dim": shape("model.hidden_dim", 32, "embedding.weight", (300, 32)),
     "model.context_window": lambda make: _equal(make({"model.context_window": 32}).batch().inputs.shape, (4, 32)),
