@@ -76,8 +76,10 @@ class Evaluation(DialectSection):
 
 
 def measurements(section: Evaluation, every: int, masked: bool, native: NativeBuilder) -> None:
-    """Benchmarks, and the modelling and the writing of texts. A model that sees what it is to predict has none of them:
-    what is not asked for by its own key is left out. They come ``every`` so many steps; a ``masked`` model learns to fill in hidden tokens."""
+    """Set benchmarks, and the modelling and the writing of texts, which come ``every`` so many steps.
+
+    A model that sees what it is to predict has none of them, as a ``masked`` one that fills in hidden tokens.
+    """
     keys = native.within("trainer.eval")
     tasks = list(dict.fromkeys(_tasks(section, native)))
     models = native.has(MODELLING) and section.text_modeling_eval
