@@ -20,6 +20,7 @@ from quintet.model.kernels import AttentionMask, attend, choose_kernel, prepare_
 from quintet.model.mask import lay_out
 from quintet.model.norm import build_norm, product_dtype
 from quintet.model.position import Rotation, build_added_position, build_rope, rotate, split_and_rotate
+from quintet.model.typed import in_heads
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -189,10 +190,10 @@ class Attention(nn.Module):
             return split_and_rotate(qkv, self.heads, self.kv_heads, rotation)
         features = qkv.shape[-1] // (self.heads + 2 * self.kv_heads)
         widths = [heads * features for heads in (self.heads, self.kv_heads, self.kv_heads)]
-        queries, keys, values = qkv.split(widths, dim=-1)
+        queries, keys, values = torch.split(qkv, widths, dim=-1)
         if self.norm_heads_together:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
-        queries, keys, values = (part.unflatten(-1, (-1, features)) for part in (queries, keys, values))
+        queries, keys, values = (in_heads(part, features) for part in (queries, keys, values))
         if not self.norm_heads_together:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))

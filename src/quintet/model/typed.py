@@ -37,6 +37,11 @@ def from_array(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values)
 
 
+def in_heads(values: Tensor, features: int) -> Tensor:
+    """``values`` [..., heads * features] of any dtype as [..., heads, features]."""
+    return values.unflatten(-1, (-1, features))
+
+
 def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The Euclidean norm over the last dimension of floats ``values`` [..., width], computed in ``dtype``: [..., 1].
 
