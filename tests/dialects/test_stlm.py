@@ -185,6 +185,12 @@ def shared_inside(make: Make) -> None:
     assert make({**inner, "model.k_interior_layers": 0}).config.model.sharing.scale == 0.5  # pyright: ignore
 
 
+def embedding_width(make: Make) -> None:
+    """It is a second word for the width, and in experiments another one."""
+    assert shapes(make({"model.embedding_dim": 16}))["embedding.weight"][1] == 16
+    assert EXPERIMENT in refused(make, {"model.embedding_dim": 8})
+
+
 def vocab_size(make: Make) -> None:
     larger = make({"model.vocab_size": 310})
     assert shapes(larger)["embedding.weight"] == (310, 16)
@@ -750,6 +756,8 @@ def _in(part: str, whole: str) -> None:
 EXPERIMENT = "belongs to an experiment"
 BEHAVIOUR: dict[str, Callable[..., None]] = {
     "model.k_interior_layers": shared_inside,
+    "model.embedding_dim": embedding_width,
+    "model.attn.head_dim": lambda make: _equal(make({"model.attn.head_dim": 6}).config.model.attention.head_dim, 6),  # pyright: ignore
     "model.lora_rank": shared_inside,
     "model.lora_alpha": shared_inside,
     "model.core_model_type": core_model_type,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.stlm.names import ON_THE_HUB, TIKTOKEN, source_of
+from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, source_of
 from quintet.config.dialects.stlm.schema import File
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
@@ -52,6 +52,8 @@ def transformer(theirs: File, native: NativeBuilder) -> None:
         native.refuse(f"model.{name}", "is missing: core_model_type: generic needs it")
     if missing:
         return
+    if model.embedding_dim not in (None, model.hidden_dim):
+        native.refuse("model.embedding_dim", EXPERIMENT)
     _sharing(theirs, native)
     _attention(theirs, native)
     if model.ffn.ffn_type == "gated":

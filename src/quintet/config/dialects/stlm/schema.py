@@ -80,6 +80,7 @@ class AttentionLayer(DialectSection):
     )
     group_size: Positive | None = _unlisted(None, "query heads a key head", affects="model.attention.kv_heads")
     is_causal: bool | None = _unlisted(None, "causal or bidirectional", affects="model.attention.kind")
+    head_dim: Positive | None = _unlisted(None, "size of a head; hidden_dim / heads", to="model.attention.head_dim")
     bias: bool = key(False, "biases of its projections, and of its layer_norm", to="model.attention.bias")
     attn_dropout: Dropout = key(0.0, "dropout on its input", to="model.attention.input_dropout", aliases="dropout")
     normalization: names.Norm = key("rms_norm", "norm in front of it", affects=("model.norm", "model.attention.norm"))
@@ -99,7 +100,7 @@ class LmHead(DialectSection):
 
 
 @_refuses(
-    "lm_head_num_classes latent_dim embedding_dim "
+    "lm_head_num_classes latent_dim "
     "byte_hidden global_byte_projection chunk_len_loss_weight "
     "chunk_len_penalty max_chunk_length max_num_chunks target_chunk_len num_byte_decoder_layers "
     "num_delimiter_layers"
@@ -115,8 +116,9 @@ class Model(DialectSection):
     k_interior_layers: Count | None = _unlisted(None, "blocks at each end that share nothing, and one", affects=INNER)
     lora_rank: Positive | None = _unlisted(None, "rank of what a block adds to a shared matrix", affects=INNER)
     lora_alpha: float | None = _unlisted(None, "it times lora_alpha / lora_rank; else 1", gt=0, affects=INNER)
-    num_layers: Positive | None = key(None, "blocks", to="model.layers")
+    num_layers: Positive | None = key(None, "blocks", to="model.layers", aliases="depth")
     hidden_dim: Positive | None = key(None, "size of the hidden layers", to="model.width")
+    embedding_dim: Positive | None = _unlisted(None, "width of the embedding: hidden_dim", affects="model.width")
     context_window: int = key(
         ..., "length of a sample, and most positions", ge=2, to="data.sequence_length", affects="model.context_length"
     )
@@ -160,13 +162,13 @@ class Model(DialectSection):
         0.0, "dropout on the embedding", to="model.embedding_dropout", aliases=_embedder("dropout", "embedding_dropout")
     )
     tokenizer_type: names.Tokenizer | None = key(
-        None, "tokenizer", affects="tokenizer.kind", aliases=_embedder("tokenizer_type")
+        None, "tokenizer", affects="tokenizer.kind", aliases=("tokenizer", *_embedder("tokenizer_type"))
     )
     tokenizer_dataset_name: Names | None = key(
         None,
         "bpe: dataset to train it on, one of those of trainer.dataset or a path; trainer.dataset when not given",
         affects="tokenizer.sources",
-        aliases=("tokenizer_dataset_names", *_embedder("dataset_name")),
+        aliases=("tokenizer_dataset_names", "tokenizer_dataset", *_embedder("dataset_name")),
     )
     tokenizer_simplify: bool = key(
         True, "bpe: plain letters, each digit a token", affects="tokenizer.simplify", aliases="tokenizer_simplify_data"
@@ -174,14 +176,17 @@ class Model(DialectSection):
     tokenizer_num_reserved_tokens: Count = _unlisted(
         0, "bpe: ids of vocab_size that no text has", affects="tokenizer.vocab_size"
     )
-    lm_head_type: Annotated[str, words("generic hf_head byte_level=bytes")] = key(
+    lm_head_type: Annotated[str, words("generic hf_head byte_level=bytes lm_head=generic")] = key(
         "generic",
         "norm and matrix, or the checkpoint's; byte_level predicts the bytes of the next token",
         affects=("model.kind", "model.head", "train.clip_norm"),
-        aliases=_lm_head("type"),
+        aliases=("model_head_type", *_lm_head("type")),
     )
     lm_head_normalization: names.Norm = key(
-        "rms_norm", "norm before the head", affects=("model.norm", "model.head.norm"), aliases=_lm_head("normalization")
+        "rms_norm",
+        "norm before the head",
+        affects=("model.norm", "model.head.norm"),
+        aliases=("model_head_norm", *_lm_head("normalization")),
     )
     lm_head_bias: bool = key(
         False, "bias of the head, and of its layer_norm", to="model.head.bias", aliases=_lm_head("bias")
@@ -227,6 +232,7 @@ class Model(DialectSection):
 class LrScheduler(DialectSection):
     """How the learning rate changes; `lr_scheduler: NAME` says the same."""
 
+    nestings = ("training.lr_scheduler",)
     shorthand = "name"
 
     name: names.Scheduler = key(
@@ -238,6 +244,7 @@ class LrScheduler(DialectSection):
 class Dataloader(DialectSection):
     """One stream of documents, cut where a sample is full; `dataloader: NAME` says the same."""
 
+    nestings = ("training.dataloader",)
     shorthand = "name"
 
     name: Annotated[str, words(names.DATALOADERS)] = key(
@@ -258,6 +265,7 @@ class Datasampling(DialectSection):
 class LossFn(DialectSection):
     """The loss; `loss_fn: NAME` says the same."""
 
+    nestings = ("training.loss_fn",)
     shorthand = "name"
 
     name: names.Loss = key(
@@ -268,6 +276,7 @@ class LossFn(DialectSection):
 class DropoutScheduler(DialectSection):
     """How the rate of every dropout changes."""
 
+    nestings = ("training.dropout_scheduler",)
     documented = False
 
     dropout_type: Literal["constant", "linear", "triangle"] | None = key(
@@ -296,6 +305,7 @@ class DropoutScheduler(DialectSection):
 class Optimizer(DialectSection):
     """The optimizer and its learning rate."""
 
+    nestings = ("training.optimizer",)
     optimizer_name: names.Optimizers = key(
         "AdamW",
         "AdamW; nanoGPTadamW leaves biases and norms without decay; others are PyTorch's",
@@ -325,21 +335,25 @@ class Optimizer(DialectSection):
 class Trainer(DialectSection):
     """Data, length, batches and rhythm of the run."""
 
-    nestings = ("trainer.training",)
+    nestings = ("trainer.training", "training")
 
     trainer_type: Annotated[str, words("base_trainer mock_trainer")] = key(
         "base_trainer",
         "what trains; mock_trainer validates the weights that there are and does not train",
         affects=("trainer.kind", "evaluate.only"),
+        aliases="trainer",
     )
     dataset: Names = key(
         ..., "datasets: STLM's names, paths or OWNER/NAME on the hub", affects="data.sources", aliases="dataset_names"
     )
     batch_size: Positive = key(..., "samples in one forward and backward pass", to="train.micro_batch_size")
     gradient_accumulation_steps: Positive = key(..., "passes whose gradients make one step", to="train.accumulation")
-    max_iters: Positive = key(..., "steps", to="train.steps")
+    max_iters: Positive = key(..., "steps", to="train.steps", aliases="max_iter")
     decay_lr: bool = key(
-        True, "false keeps the rate after the warm-up", affects="schedule.kind", aliases="trainer.optimizer.decay_lr"
+        True,
+        "false keeps the rate after the warm-up",
+        affects="schedule.kind",
+        aliases=("trainer.optimizer.decay_lr", "training.optimizer.decay_lr"),
     )
     lr_decay_iters: Positive | None = key(
         None,
