@@ -603,6 +603,22 @@ def dropout_schedule(make: Make) -> None:
     assert whole == [0.0, 0.0, 0.5, 1.0]  # its steps count from 0, and the rate is set before the step
     up = kept(dropout_type="triangle", dropout_trough=0.1, dropout_peak=0.3, num_iterations=4, num_cycles=2)
     assert up == pytest.approx([0.1, 0.3, 0.1, 0.3])
+    beside = make({f"trainer.dropout_scheduler.{name}": value for name, value in BESIDE.items()})
+    schedule: Any = beside.config.dropout_schedule
+    assert (schedule.kind, schedule.rate) == ("constant", 0.1)
+    others = [note for note in beside.loaded.notes if "STLM does not read it with constant" in note]
+    assert len(others) == len(BESIDE) - 2
+
+
+BESIDE = {
+    "dropout_type": "constant",
+    "dropout": 0.1,
+    "start_dropout_p": 0.2,
+    "end_dropout_p": 0.4,
+    "start_iter": 1,
+    "end_iter": 3,
+    "dropout_peak": 0.3,
+}
 
 
 def optimizer_name(make: Make) -> None:

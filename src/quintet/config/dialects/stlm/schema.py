@@ -301,11 +301,12 @@ class DropoutScheduler(DialectSection):
     )
 
 
-@_refuses("gradient_filter decoupled_weight_decay")
+@_refuses("decoupled_weight_decay")
 class Optimizer(DialectSection):
     """The optimizer and its learning rate."""
 
     nestings = ("training.optimizer",)
+    gradient_filter: Any = _unlisted(None, "experiment", unsupported=EXPERIMENT, noop_values=("None", "none", False))
     optimizer_name: names.Optimizers = key(
         "AdamW",
         "AdamW; nanoGPTadamW leaves biases and norms without decay; others are PyTorch's",

@@ -69,6 +69,46 @@ def schedule(theirs: File, native: NativeBuilder) -> None:
         native.set("schedule.decay_steps", warmup + getattr(trainer, decay), f"trainer.{decay}", warming)
 
 
+# By kind: the native keys, and those of STLM that say them.
+_DROPOUT_KEYS = {
+    "constant": {"rate": "dropout"},
+    "linear": {
+        "start": "start_dropout_p",
+        "end": "end_dropout_p",
+        "first_step": "start_iter",
+        "last_step": "end_iter",
+    },
+    "triangle": {
+        "low": "dropout_trough",
+        "high": "dropout_peak",
+        "steps": "num_iterations",
+        "cycles": "num_cycles",
+    },
+}
+
+
+def dropout_schedule(theirs: File, native: NativeBuilder) -> None:
+    """Set the dropout schedule from the keys of its kind; those of other kinds beside them, which STLM does not read,
+    are named in notes."""
+    section = "trainer.dropout_scheduler"
+    kind = theirs.trainer.dropout_scheduler.dropout_type
+    if kind is None:
+        return
+    native.clear("dropout_schedule")
+    native.set("dropout_schedule.kind", kind, f"{section}.dropout_type")
+    if kind != "constant":
+        native.set("dropout_schedule.first", 0, f"{section}.dropout_type")
+    for owner, names in _DROPOUT_KEYS.items():
+        for path, name in names.items():
+            if not native.has(f"{section}.{name}"):
+                continue
+            value = getattr(theirs.trainer.dropout_scheduler, name)
+            if owner == kind:
+                native.set(f"dropout_schedule.{path}", value, f"{section}.{name}")
+            elif value is not None:
+                native.say(f"{section}.{name}: is of dropout_type {owner}; STLM does not read it with {kind}")
+
+
 def _warmup(theirs: File, native: NativeBuilder) -> tuple[int, str]:
     """Its steps, and the key that says them. The oldest files have them a second time beside the optimizer, where STLM
     never read them."""

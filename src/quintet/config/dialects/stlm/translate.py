@@ -18,7 +18,14 @@ from quintet.config.dialects.stlm.names import (
     name_of,
 )
 from quintet.config.dialects.stlm.schema import File
-from quintet.config.dialects.stlm.training import optimizer, optimizer_back, rhythm, schedule, schedule_back
+from quintet.config.dialects.stlm.training import (
+    dropout_schedule,
+    optimizer,
+    optimizer_back,
+    rhythm,
+    schedule,
+    schedule_back,
+)
 from quintet.config.keypath import KeyPath, lookup
 from quintet.config.merge import merge
 from quintet.config.model import HuggingFaceConfig, ModelConfig, TransformerConfig
@@ -70,8 +77,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
     optimizer(theirs, native)
     byte_level(theirs, native)
     schedule(theirs, native)
-    if trainer.dropout_scheduler.dropout_type in ("linear", "triangle"):
-        native.set("dropout_schedule.first", 0, "trainer.dropout_scheduler.dropout_type")
+    dropout_schedule(theirs, native)
     rhythm(theirs, native)
     if native.has("general.device"):
         native.set("train.device", theirs.general.device, "general.device")
