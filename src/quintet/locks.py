@@ -188,8 +188,11 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """True if the process is, or was, one of this machine, whose number says whether it is still there."""
-        return (self.host, self.boot) == (platform.node(), _boot())
+        """True if the process is, or was, one of this machine, whose number says whether it is still there.
+
+        Where nothing tells one start of the machine from another, as on Windows, the signs of life say it.
+        """
+        return bool(self.boot) and (self.host, self.boot) == (platform.node(), _boot())
 
     @property
     def lives(self) -> bool:

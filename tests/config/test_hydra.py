@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from tests.helpers import refused
 
 from quintet.config.hydra import Composed, apply_hydra_overrides, compose
 from quintet.config.interpolate import resolve
@@ -166,3 +168,9 @@ def test_a_file_that_is_a_list_is_the_value_of_its_package(folder: Path) -> None
     assert places["deep", "inner", 0] == f"{folder}/sizes/many.yaml:1"
     with pytest.raises(UserError, match=r"sizes/top.yaml:2: a run file is a mapping .*, this one is a list"):
         composed_file(folder / "lists.yaml", ["sizes=top"], folder)
+
+
+def test_a_broken_file_of_the_defaults_list_is_named_with_its_line(folder: Path) -> None:
+    (folder / "model/broken.yaml").write_text("heads: 4\nwidth 8\nlayers: 2\n")
+    told = refused(composed_file, folder / "train.yaml", ["model=broken"], folder)
+    assert re.match(rf"{re.escape(str(folder / 'model/broken.yaml'))}:\d: ", told), told

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from quintet.config.keypath import ABSENT, KeyPath, lookup, parse
 from quintet.config.merge import Override, Verb, apply_override, merge
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, RunFileError, origin_of
@@ -60,7 +62,10 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
         with quiet, initialize_config_dir(str(root), version_base=_version_base(document)):
             loader = GlobalHydra.instance().config_loader()
             found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, yaml.YAMLError) as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        if mark is not None and (broken := Path(mark.name)).is_file():
+            read_document(broken)  # which says what is wrong, and where
         origin = origin_of(("defaults",), document.provenance)
         raise RunFileError([Problem(origin, "defaults", _reason(error, root))]) from None
     composed: YamlDocument | None = None
