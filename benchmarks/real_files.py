@@ -283,7 +283,10 @@ def small_model(model: dict[str, Any]) -> dict[str, Any]:
     feedforward = dict(model["feedforward"])
     if feedforward["width"]:
         feedforward["width"] = max(2, round(feedforward["width"] * width / model["width"]))
-    small = model | {"layers": min(model["layers"], LAYERS), "width": width}
+    layers, sharing = LAYERS, model.get("sharing")
+    if sharing is not None:  # two blocks that share, between those that do not
+        layers += sharing["first_blocks"] + sharing["last_blocks"]
+    small = model | {"layers": min(model["layers"], layers), "width": width}
     if model["init"]["kind"] == "pretrained":
         small["init"] = {"kind": "normal"}
     return small | {"attention": attention, "feedforward": feedforward}
