@@ -30,7 +30,7 @@ from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
-from quintet.config.names import PATHS, is_written_by_run, local_path, working_folder
+from quintet.config.names import INPUTS, PATHS, is_written_by_run, local_path, working_folder
 from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
 from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
@@ -302,7 +302,7 @@ def _put_in_place(document: YamlDocument, folder: Path) -> None:
         return
     for path, text in list(walk(document.values)):
         names = [step for step in path if isinstance(step, str)]
-        if isinstance(text, str) and names and names[-1] in (*PATHS, "template") and names[-1] != "runs_dir":
+        if isinstance(text, str) and names and names[-1] in INPUTS:
             found = began / _before_pattern(text)
             if not text.startswith("~") and not os.path.isabs(text) and found != began and found.exists():
                 _set(document.values, path, str(began / text))

@@ -22,6 +22,9 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PATHS = ("path", "dir", "data_dir", "cache_dir", "runs_dir", "name_or_path")
 """Keys of a run file that hold a path, or a name that may be one."""
 
+INPUTS = (*(key for key in PATHS if key != "runs_dir"), "template")
+"""Those that begin where the run began, wherever it is continued from."""
+
 _LONGEST_FILE_NAME = 255  # bytes, on every common file system
 _LONGEST_PATH = 4095  # bytes, of Linux, without the end (PATH_MAX in limits.h)
 _LONGEST_NAME = 200  # leaves room for what is written beside a run's folder

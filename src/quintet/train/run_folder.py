@@ -20,8 +20,8 @@ from quintet.config.load import Reading, load_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
 from quintet.config.names import (
     HEADING,
+    INPUTS,
     ORIGINAL,
-    PATHS,
     RUN_FILE,
     is_run,
     local_path,
@@ -134,7 +134,7 @@ def _changed(folder: Path, config: RunConfig) -> tuple[RunConfig, list[tuple[str
 
     def same(key: str, old: Any, new: Any) -> bool:
         name = key.rpartition(".")[2]
-        paths = name in (*PATHS, "template") and isinstance(old, str) and isinstance(new, str)
+        paths = name in (*INPUTS, "runs_dir") and isinstance(old, str) and isinstance(new, str)
         return key == "name" or (paths and os.path.abspath(began / old) == os.path.abspath(new))
 
     return found, [change for change in differences(found, config) if not same(*change)]
