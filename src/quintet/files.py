@@ -31,10 +31,15 @@ def set_aside(path: Path) -> Path:
     return path.rename(next(other for other in map(path.with_name, names) if not other.exists()))
 
 
+def is_unfinished(path: Path) -> bool:
+    """True if ``path`` has a name that `unfinished_name` gave it."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what writers that were killed left directly in ``folder``, into which nobody else writes now."""
     for left in folder.glob(".*"):
-        if _UNFINISHED.fullmatch(left.name):
+        if is_unfinished(left):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

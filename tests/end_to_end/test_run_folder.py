@@ -104,6 +104,7 @@ def _unfinished_names(run: Path) -> None:
     _cut_before_the_run_file(run)
     (run / "tokenizer").rename(run / ".tokenizer.0123456789abcdef")
     (run / ".run.yaml.0123456789abcdef").write_text("# The run as")
+    (run / "..running.0123456789abcdef").write_text("{")  # of a lock that was being taken over
 
 
 def _before_the_first_checkpoint(run: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_run_that_was_killed_in_its_first_moments_begins_by_the_same_command(
     done = quintet("train", "run.yaml")
     assert done.returncode == 0, done.stderr
     assert records(there / "runs/tiny") == whole
-    assert not [name for name in os.listdir(there / "runs/tiny") if name.startswith((".tokenizer", ".run"))]
+    assert not [name for name in os.listdir(there / "runs/tiny") if name.startswith((".tokenizer", ".run", "..run"))]
 
 
 def test_a_folder_with_something_else_is_left_alone(there: Path, quintet: Quintet) -> None:

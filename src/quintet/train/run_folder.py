@@ -32,7 +32,7 @@ from quintet.config.names import (
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.files import files_digest, new_folder, remove_unfinished, write_text
+from quintet.files import files_digest, is_unfinished, new_folder, remove_unfinished, write_text
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.system import __version__
 from quintet.train.checkpoint import (
@@ -119,9 +119,8 @@ def _is_beginning(file: Path) -> bool:
     """True if ``file`` is what a run that was killed in its first moments leaves in its folder, before its run file."""
     if file.name == "checkpoints":
         return not file.is_dir() or not any(file.iterdir())
-    return file.name in ("tokenizer", ORIGINAL) or file.name.startswith(
-        (".tokenizer.", f".{ORIGINAL}.", f".{RUN_FILE}", ".running")
-    )
+    # The earliest versions had the unfinished run file under a name of its own.
+    return file.name in ("tokenizer", ORIGINAL, ".running", f".{RUN_FILE}") or is_unfinished(file)
 
 
 def _changed(folder: Path, config: RunConfig) -> tuple[RunConfig, list[tuple[str, Any, Any]]]:
