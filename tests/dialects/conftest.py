@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import chdir
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -141,6 +142,35 @@ def make(dialect: str, base: Mapping[str, Any], tmp_path: Path) -> Make:
         return Made(file, load_run_config([file], [], Reading(dialect, purpose=purpose)))
 
     return build
+
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def changes(*keys: str) -> Callable[[Test], Test]:
+    """Name the keys of the dialect that a test is about: it shows that each of them changes what it says.
+
+    ``pytest -k model.n_layer`` finds the tests of a key, and ``test_every_dialect.py`` the keys without a test.
+
+    Raises:
+        ValueError: A key is named twice.
+    """
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"a key is named twice: {', '.join(keys)}")
+
+    def named(test: Test) -> Test:
+        vars(test).update({"changes": keys} | dict.fromkeys(keys))  # pytest -k looks among a function's attributes
+        return test
+
+    return named
+
+
+def keys_with_tests(dialect: str) -> set[str]:
+    """The keys that the tests of ``dialect`` name: those of each test module whose ``DIALECT`` it is."""
+    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    modules = [vars(import_module(f"tests.dialects.{file.stem}")) for file in files]
+    tests = [test for module in modules if module.get("DIALECT") == dialect for test in module.values()]
+    return {key for test in tests for key in getattr(test, "changes", ())}
 
 
 Said = Callable[..., list[str]]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.dialects.conftest import changes, keys_with_tests
 from tests.helpers import REPOSITORY
 
 from quintet.config.describe import KeyInfo
@@ -198,8 +199,15 @@ def test_the_page_of_keys_is_current(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_that_works_has_a_behaviour_test(name: str) -> None:
-    tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
-    assert tested == {key.path for key in dialect_named(name).keys if works(key)}
+    table = getattr(import_module(f"tests.dialects.test_{name}"), "BEHAVIOUR", {})
+    assert keys_with_tests(name) | set(table) == {key.path for key in dialect_named(name).keys if works(key)}
+
+
+@changes("model.n_layer", "dataset[].weight")
+def test_the_test_of_a_key_is_found_by_it(request: pytest.FixtureRequest) -> None:
+    assert {"model.n_layer", "dataset[].weight"} <= set(request.node.keywords)  # what `pytest -k` looks among
+    with pytest.raises(ValueError, match=r"twice: model\.n_layer, model\.n_layer"):
+        changes("model.n_layer", "model.n_layer")
 
 
 def works(key: KeyInfo) -> bool:

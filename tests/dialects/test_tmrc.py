@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.dialects.conftest import Made, Make, Said, same
+from tests.dialects.conftest import Made, Make, Said, changes, same
 from tests.helpers import measured, refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -78,24 +78,28 @@ def only_in(more: Made, fewer: Made) -> set[str]:
     return {".".join(name.split(".")[-2:]) for name in more.shapes.keys() - fewer.shapes.keys()}
 
 
-def dataset_name(make: Make) -> None:
+@changes("datasets.name")
+def test_dataset_name(make: Make) -> None:
     changed = make({"datasets.name": "mine"})
     assert changed.config.data.sources[0].label == "mine"
 
 
-def dataset_path(make: Make) -> None:
+@changes("datasets.path")
+def test_dataset_path(make: Make) -> None:
     here = make()
     other = make({"datasets.path": str(write_dataset(here.file.parent / "other", documents=25))})
     assert other.run.data.epoch_samples < here.run.data.epoch_samples
 
 
-def tokenizer_used(make: Make) -> None:
+@changes("datasets.tokenizer_used")
+def test_tokenizer_used(make: Make) -> None:
     assert "was made with t5-base, not with gpt2" in _unbuilt(
         make({"datasets.tokenizer_used": "gpt2"}, without=["tokenizer.name"])
     )
 
 
-def tokenizer_name(make: Make) -> None:
+@changes("tokenizer.name")
+def test_tokenizer_name(make: Make) -> None:
     assert "they must be one" in refused(make, {"tokenizer.name": "gpt2"})
     assert "was made with t5-base, not with gpt2" in _unbuilt(
         make({"tokenizer.name": "gpt2"}, without=["datasets.tokenizer_used"])
@@ -108,12 +112,14 @@ def _unbuilt(made: Made) -> str:
     return "\n".join(error.value.problems)
 
 
-def heads(make: Make) -> None:
+@changes("model.n_head")
+def test_heads(make: Make) -> None:
     assert make().model.blocks[0].attention.heads == 2
     assert make({"model.n_head": 4}).model.blocks[0].attention.heads == 4
 
 
-def shuffles(make: Make) -> None:
+@changes("training.shuffle")
+def test_shuffles(make: Make) -> None:
     as_it_stands, shuffled = make({"training.shuffle": False}), make()
     epoch = as_it_stands.run.data.epoch_samples // 4
     assert same(as_it_stands.batch(0), as_it_stands.batch(epoch)) == (as_it_stands.run.data.epoch_samples % 4 == 0)
@@ -123,7 +129,8 @@ def shuffles(make: Make) -> None:
     assert not np.array_equal(*first)
 
 
-def dropout(make: Make) -> None:
+@changes("model.dropout_p")
+def test_dropout(make: Make) -> None:
     assert not make().dropouts()
     assert set(make({"model.dropout_p": 0.25}).dropouts().values()) == {0.25}
     assert len(make({"model.dropout_p": 0.25}).dropouts()) == 2  # on the embedding and in the block
@@ -134,18 +141,21 @@ def dropout(make: Make) -> None:
     )
 
 
-def context(make: Make) -> None:
+@changes("model.context_length")
+def test_context(make: Make) -> None:
     longer = make({"model.context_length": 32})
     assert longer.batch().inputs.shape == (4, 32)
     assert (32, 16) in longer.shapes.values()
 
 
-def precision(make: Make) -> None:
+@changes("model.autocast_precision")
+def test_precision(make: Make) -> None:
     assert make().run.compute.precision == "fp32"
     assert make({"model.autocast_precision": "bfloat16"}).run.compute.precision == "bf16"
 
 
-def flash(make: Make) -> None:
+@changes("model.flash")
+def test_flash(make: Make) -> None:
     assert "cannot be used with flash" in refused(make, {"model.flash": True, "model.flex": True})
     assert (
         make({"model.flash": True, "model.flex": False, "model.mask": "causal"}).config.model.attention.backend
@@ -153,12 +163,14 @@ def flash(make: Make) -> None:
     )
 
 
-def flex(make: Make) -> None:
+@changes("model.flex")
+def test_flex(make: Make) -> None:
     assert "needs flex: true" in refused(make, {"model.flex": False})
     assert make({"model.flex": False, "model.mask": "causal"}).config.model.attention.backend == "sdpa"
 
 
-def mask(make: Make) -> None:
+@changes("model.mask")
+def test_mask(make: Make) -> None:
     """Under causal_document what a token sees of earlier documents is nothing."""
     apart, together = make(), make({"model.mask": "causal"})
     assert apart.batch().documents is not None
@@ -171,22 +183,26 @@ def mask(make: Make) -> None:
         assert not torch.allclose(together.model(ids)[:, 3:], together.model(other)[:, 3:])
 
 
-def learning_rate(make: Make) -> None:
+@changes("optimizer.lr")
+def test_learning_rate(make: Make) -> None:
     assert make({"optimizer.lr": 3e-3}).rates == pytest.approx([3e-3] * 4)
 
 
-def decays(make: Make) -> None:
+@changes("optimizer.weight_decay")
+def test_decays(make: Make) -> None:
     groups = make({"optimizer.weight_decay": 0.3}).optimizer.param_groups
     assert {group["weight_decay"] for group in groups} == {0.3}
     assert sum(len(group["params"]) for group in groups) == len(make().shapes)
 
 
-def averages(make: Make) -> None:
+@changes("optimizer.betas")
+def test_averages(make: Make) -> None:
     assert make().optimizer.defaults["betas"] == (0.9, 0.999)
     assert tuple(make({"optimizer.betas": [0.8, 0.9]}).optimizer.param_groups[0]["betas"]) == (0.8, 0.9)
 
 
-def epochs(make: Make) -> None:
+@changes("training.epochs")
+def test_epochs(make: Make) -> None:
     many = make({"training.train_steps": 100_000})
     steps = -(-many.run.data.epoch_samples // 4)
     assert many.run.steps == steps
@@ -195,25 +211,30 @@ def epochs(make: Make) -> None:
     )
 
 
-def saves(make: Make) -> None:
+@changes("training.save_model")
+def test_saves(make: Make) -> None:
     assert make().checkpoints == [4]
     assert make({"training.save_model": False}).checkpoints == []
 
 
-def saves_by_the_clock(make: Make) -> None:
+@changes("training.save_every")
+def test_saves_by_the_clock(make: Make) -> None:
     assert make({"training.save_every": 1e-6}).checkpoints == [1, 2, 3, 4]
 
 
-def logs(make: Make) -> None:
+@changes("training.log_interval")
+def test_logs(make: Make) -> None:
     assert make().config.train.log_every == 2
     assert make({"training.log_interval": 3}).config.train.log_every == 3
 
 
-def validates(make: Make) -> None:
+@changes("training.val_interval")
+def test_validates(make: Make) -> None:
     assert list(make({"training.val_interval": 2}).metrics("validation/loss")) == [2, 4]
 
 
-def batch_size(make: Make) -> None:
+@changes("training.batch_size")
+def test_batch_size(make: Make) -> None:
     for size in (1, 2, 5):
         one = make({"training.batch_size": size})
         assert one.run.validation.samples == size
@@ -224,91 +245,113 @@ def batch_size(make: Make) -> None:
     assert larger.config.evaluate.samples == 6
 
 
-def oracle(make: Make) -> None:
+@changes("training.use_oracle")
+def test_oracle(make: Make) -> None:
     fixed = make({"training.use_oracle": True})
     assert same(fixed.batch(0), fixed.batch(3))
     assert not same(make().batch(0), make().batch(3))
 
 
-def run_name(make: Make) -> None:
+@changes("wandb_log.name")
+def test_run_name(make: Make) -> None:
     made = make({"wandb_log.name": "tmrc_log"})
     assert made.config.name == "tmrc_log"
     assert [track.kind for track in made.config.track] == ["wandb"]
     assert make().config.track == ()
 
 
-def artifacts(make: Make) -> None:
+@changes("training.artifacts_path")
+def test_artifacts(make: Make) -> None:
     made = make({"training.artifacts_path": "elsewhere"})
     assert made.trained.parent == made.file.parent / "elsewhere"
     assert (made.trained / "checkpoints").is_dir()
 
 
-BEHAVIOUR: dict[str, Callable[[Make], None]] = {
-    "datasets.name": dataset_name,
-    "datasets.path": dataset_path,
-    "datasets.tokenizer_used": tokenizer_used,
-    "tokenizer.name": tokenizer_name,
-    "tokenizer.vocab_size": lambda make: _equal(
-        make({"tokenizer.vocab_size": 30}).shapes["embedding.weight"], (30, 16)
-    ),
-    "model.name": lambda make: _in("must be one of gpt, Cfg", refused(make, {"model.name": "llama"})),
-    "model.n_head": heads,
-    "model.d_model": lambda make: _equal(make({"model.d_model": 32}).shapes["embedding.weight"], (24, 32)),
-    "model.n_layer": lambda make: _equal(len(make({"model.n_layer": 3}).model.blocks), 3),
-    "model.dropout_p": dropout,
-    "model.context_length": context,
-    "model.autocast_precision": precision,
-    "model.flash": flash,
-    "model.flex": flex,
-    "model.compile_flex": lambda make: _equal(make({"model.compile_flex": False}).config.train.compile, False),
-    "model.mlp_scale_factor": lambda make: _equal(
-        (48, 16) in make({"model.mlp_scale_factor": 3}).shapes.values(), True
-    ),
-    "model.mlp_bias": lambda make: _equal(only_in(make(), make({"model.mlp_bias": False})), {"up.bias", "down.bias"}),
-    "model.attn_bias": lambda make: _equal(len(biases(make({"model.attn_bias": True})) - biases(make())), 1),
-    "model.proj_bias": lambda make: _equal(only_in(make(), make({"model.proj_bias": False})), {"output.bias"}),
-    "model.ln_bias": lambda make: _equal(
-        only_in(make(), make({"model.ln_bias": False})), {"attention_norm.bias", "feedforward_norm.bias", "norm.bias"}
-    ),
-    "model.cls_head_bias": lambda make: _equal(only_in(make(), make({"model.cls_head_bias": False})), {"head.bias"}),
-    "model.activation": lambda make: _equal(
-        [make(change).config.model.feedforward.activation for change in ({}, {"model.activation": "gelu"})],
-        ["relu", "gelu"],
-    ),
-    "model.mask": mask,
-    "optimizer.name": lambda make: _in("must be one of AdamW", refused(make, {"optimizer.name": "SGD"})),
-    "optimizer.lr": learning_rate,
-    "optimizer.weight_decay": decays,
-    "optimizer.betas": averages,
-    "optimizer.eps": lambda make: _equal(make({"optimizer.eps": 1e-5}).optimizer.param_groups[0]["eps"], 1e-5),
-    "optimizer.precision": lambda make: _equal(
-        make({"optimizer.precision": "bfloat16"}).config.optimizer.state_precision, "bf16"
-    ),
-    "training.epochs": epochs,
-    "training.train_steps": lambda make: _equal(make({"training.train_steps": 2}).run.steps, 2),
-    "training.batch_size": batch_size,
-    "training.log_interval": logs,
-    "training.val_interval": validates,
-    "training.shuffle": shuffles,
-    "training.save_model": saves,
-    "training.save_every": saves_by_the_clock,
-    "training.artifacts_path": artifacts,
-    "training.use_oracle": oracle,
-    "wandb_log.name": run_name,
-}
+@changes("tokenizer.vocab_size")
+def test_vocab_size(make: Make) -> None:
+    assert make({"tokenizer.vocab_size": 30}).shapes["embedding.weight"] == (30, 16)
 
 
-def _equal(found: Any, expected: Any) -> None:
-    assert found == expected
+@changes("model.name")
+def test_name(make: Make) -> None:
+    assert "must be one of gpt, Cfg" in refused(make, {"model.name": "llama"})
 
 
-def _in(part: str, whole: str) -> None:
-    assert part in whole
+@changes("model.d_model")
+def test_d_model(make: Make) -> None:
+    assert make({"model.d_model": 32}).shapes["embedding.weight"] == (24, 32)
 
 
-@pytest.mark.parametrize("key", BEHAVIOUR)
-def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
-    BEHAVIOUR[key](make)
+@changes("model.n_layer")
+def test_n_layer(make: Make) -> None:
+    assert len(make({"model.n_layer": 3}).model.blocks) == 3
+
+
+@changes("model.compile_flex")
+def test_compile_flex(make: Make) -> None:
+    assert make({"model.compile_flex": False}).config.train.compile is False
+
+
+@changes("model.mlp_scale_factor")
+def test_mlp_scale_factor(make: Make) -> None:
+    assert (48, 16) in make({"model.mlp_scale_factor": 3}).shapes.values()
+
+
+@changes("model.mlp_bias")
+def test_mlp_bias(make: Make) -> None:
+    assert only_in(make(), make({"model.mlp_bias": False})) == {"up.bias", "down.bias"}
+
+
+@changes("model.attn_bias")
+def test_attn_bias(make: Make) -> None:
+    assert len(biases(make({"model.attn_bias": True})) - biases(make())) == 1
+
+
+@changes("model.proj_bias")
+def test_proj_bias(make: Make) -> None:
+    assert only_in(make(), make({"model.proj_bias": False})) == {"output.bias"}
+
+
+@changes("model.ln_bias")
+def test_ln_bias(make: Make) -> None:
+    assert only_in(make(), make({"model.ln_bias": False})) == {
+        "attention_norm.bias",
+        "feedforward_norm.bias",
+        "norm.bias",
+    }
+
+
+@changes("model.cls_head_bias")
+def test_cls_head_bias(make: Make) -> None:
+    assert only_in(make(), make({"model.cls_head_bias": False})) == {"head.bias"}
+
+
+@changes("model.activation")
+def test_activation(make: Make) -> None:
+    assert [make(change).config.model.feedforward.activation for change in ({}, {"model.activation": "gelu"})] == [
+        "relu",
+        "gelu",
+    ]
+
+
+@changes("optimizer.name")
+def test_optimizer_name(make: Make) -> None:
+    assert "must be one of AdamW" in refused(make, {"optimizer.name": "SGD"})
+
+
+@changes("optimizer.eps")
+def test_eps(make: Make) -> None:
+    assert make({"optimizer.eps": 1e-5}).optimizer.param_groups[0]["eps"] == 1e-5
+
+
+@changes("optimizer.precision")
+def test_optimizer_precision(make: Make) -> None:
+    assert make({"optimizer.precision": "bfloat16"}).config.optimizer.state_precision == "bf16"
+
+
+@changes("training.train_steps")
+def test_train_steps(make: Make) -> None:
+    assert make({"training.train_steps": 2}).run.steps == 2
 
 
 def test_hydra_version_base_rules_the_composition(tmp_path: Path, base: dict[str, Any]) -> None:
@@ -327,13 +370,8 @@ def test_the_default_model_has_as_many_parameters_as_the_original(make: Make, ba
     """58,401,152 with the document's 8 layers, 52,099,456 with the 6 of its newest file (counted from its own code)."""
     from quintet.model.count import count_parameters
 
-    for changes, count in (({}, 58_401_152), ({"model.n_layer": 6}, 52_099_456)):
-        model = (
-            make(changes, without=["model", "tokenizer.vocab_size"])
-            if not changes
-            else make({"model": changes and {"n_layer": 6}}, without=["tokenizer.vocab_size"])
-        )
-        config = model.config
+    for model, count in ({}, 58_401_152), ({"model": {"n_layer": 6}}, 52_099_456):
+        config = make(model, without=["model", "tokenizer.vocab_size"]).config
         assert count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total == count
 
 
@@ -419,24 +457,13 @@ def test_check_says_that_a_cpu_does_not_train_in_fp16(make: Make) -> None:
     check_training(elsewhere.config)
 
 
+TOO_SHORT = "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample"
+
+
 @pytest.mark.parametrize(
     ("verb", "changes", "message"),
     [
-        (
-            "prepare",
-            {"model.context_length": 100000},
-            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
-        ),
-        (
-            "show-batch",
-            {"model.context_length": 100000},
-            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
-        ),
-        (
-            "train",
-            {"model.context_length": 100000},
-            "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample",
-        ),
+        *((verb, {"model.context_length": 100_000}, TOO_SHORT) for verb in ("prepare", "show-batch", "train")),
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
     ],
 )
