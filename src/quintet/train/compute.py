@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from quintet.config.train import TrainConfig
 from quintet.errors import UserError
-from quintet.processes import local_rank, world_size
+from quintet.processes import local_rank
 from quintet.system import machine_memory, process_peak_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,18 +77,17 @@ def _refuse_slow(precision: str, device: str) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process; each of several processes of a machine has its own GPU.
+    """The device of this process; a GPU always has an index, the number of the process on its machine.
 
-    Raises UserError for a device that is not there.
+    Without one PyTorch refuses to set the device, and takes two names of one GPU for two devices. Raises UserError for
+    a device that is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there[wanted]:
         raise UserError(f"train.device: this machine has no {wanted} device; use auto or cpu")
-    if wanted == "cuda" and world_size() > 1:
-        return torch.device("cuda", local_rank())
-    return torch.device(wanted)
+    return torch.device("cuda", local_rank()) if wanted == "cuda" else torch.device(wanted)
 
 
 def _choose_precision(device: torch.device) -> tuple[str, str]:
@@ -107,6 +108,23 @@ def _cpu_multiplies_bf16() -> bool:
         return any(torch.cpu.get_capabilities().get(name) for name in features)
     listing = Path("/proc/cpuinfo")
     return listing.exists() and bool(features & set(listing.read_text(encoding="utf-8").split()))
+
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name, and still read
+
+
+def use_gpu(device: torch.device, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Make ``device``, a GPU with an index, the one that this process uses, and let its memory be cut anew.
+
+    PyTorch's allocator keeps blocks in the sizes in which they were asked for, and what lies between them is lost;
+    segments that expand give it back. ``environment`` has the user's own settings, which stay; it is read when the
+    first tensor is made on the GPU. Does nothing for other devices.
+    """
+    if device.type != "cuda":
+        return
+    if sys.platform == "linux" and not any(name in environment for name in _ALLOCATOR):
+        environment[_ALLOCATOR[0]] = "expandable_segments:True"
+    torch.cuda.set_device(device)
 
 
 def make_deterministic() -> None:

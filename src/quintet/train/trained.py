@@ -38,7 +38,7 @@ from quintet.train.checkpoint import (
     newest_whole,
     read_progress,
 )
-from quintet.train.compute import Compute, choose_compute, choose_device
+from quintet.train.compute import Compute, choose_compute, choose_device, use_gpu
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
@@ -190,7 +190,9 @@ def load_writer(
 def _compute(asked: str | None, usual: str) -> Compute:
     """On what is there, in the precision ``asked`` for or else ``usual``. Raises UserError for one that is asked for
     and not to be had."""
-    if choose_device("auto").type == "cpu" and "fp16" in (asked, usual):
+    device = choose_device("auto")
+    use_gpu(device)
+    if device.type == "cpu" and "fp16" in (asked, usual):
         if asked == "fp16":
             raise UserError("--precision: fp16 is hundreds of times slower than fp32 on a CPU; use fp32 or bf16")
         usual = "fp32"  # what was trained in fp16 on a GPU is computed in the next wider type

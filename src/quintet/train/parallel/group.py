@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch._C._distributed_c10d import HashStore
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.processes import local_rank, local_world_size, rank, world_size
-from quintet.train.compute import choose_device
+from quintet.train.compute import choose_device, use_gpu
 from quintet.train.integrations.deepspeed import leave_group, local_rank_set
 
 
@@ -26,18 +27,16 @@ def process_group(config: RunConfig) -> Iterator[None]:
     """
     kind, device = config.parallel.kind, choose_device(config.train.device)
     _check(config)
+    use_gpu(device)
     alone = world_size() == 1
     if dist.is_initialized() or (alone and kind not in ("ddp", "fsdp", "hsdp", "deepspeed")):
         yield
         return
     waiting = timeout(config)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if alone and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=waiting)
+        dist.init_process_group(**backend_of(device), store=HashStore(), rank=0, world_size=1, timeout=waiting)
     else:
-        dist.init_process_group(backend, rank=rank(), world_size=world_size(), timeout=waiting)
+        dist.init_process_group(**backend_of(device), rank=rank(), world_size=world_size(), timeout=waiting)
     try:
         with local_rank_set() if kind == "deepspeed" else nullcontext():
             yield
@@ -46,6 +45,14 @@ def process_group(config: RunConfig) -> Iterator[None]:
             leave_group()
         raise  # this process ends without a farewell, for which it would wait for others that may be gone
     leave_group()
+
+
+def backend_of(device: torch.device) -> dict[str, Any]:
+    """What `init_process_group` needs to know of ``device``. A GPU is named, so that NCCL connects at once and knows
+    on which one, instead of guessing it at the first barrier."""
+    if device.type == "cuda":
+        return {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+    return {"backend": "gloo"}
 
 
 def timeout(config: RunConfig) -> timedelta:
