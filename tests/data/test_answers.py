@@ -16,7 +16,8 @@ from quintet.config.sources import TextSource
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig, TiktokenTokenizerConfig
 from quintet.data.shards import _encoded
 from quintet.data.sources.base import TextParts, WorkUnit
-from quintet.data.sources.rows import Conversations, document_maker
+from quintet.data.sources.rows import document_maker
+from quintet.data.sources.templates import Conversations
 from quintet.data.sources.text import TextReader
 from quintet.evaluate.continuation import prompt_ids
 from quintet.evaluate.harness.texts import Encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.data.containers import (
     FORMATS,
     INTEGERS,
@@ -25,6 +27,7 @@ from tests.data.containers import (
     store_of,
 )
 
+from quintet.config.documents import TemplateFields
 from quintet.errors import UserError
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.tokenizer_files import ChatRules
@@ -78,6 +81,76 @@ def test_prompts_and_answers(kind: str, folder: Any, data: st.DataObject) -> Non
     assert store_of(source, at / "out") == expected_store(
         [(list(asked + told), [False] * len(asked) + [True] * len(told)) for asked, told in pairs]
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@few
+def test_texts_of_several_columns(kind: str, folder: Any, data: st.DataObject) -> None:
+    """Null is a column that is not there; CSV has none, and neither lists nor objects."""
+    texts, flat = st.text("ab<&{}é\n\"'", max_size=5), kind == "csv"
+    columns = {"asked": texts, "told": texts if flat else texts | st.none()}
+    columns |= {} if flat else {"turns": st.lists(st.fixed_dictionaries({"by": texts}), min_size=1, max_size=3)}
+    rows = data.draw(st.lists(st.fixed_dictionaries(columns), min_size=1, max_size=4))
+    types = st.fixed_dictionaries({name: st.sampled_from(known(kind, TEXTS)) for name in ("asked", "told")})
+    container = data.draw(containers(types, kind))
+    template = "Q: {{ asked }}\nA: {{ told | default('-') }}"
+    template += "" if flat else "{% for turn in turns %}\n{{ loop.index0 | string }}{{ turn.by }}{% endfor %}"
+    at = folder()
+    source = {**container.write(rows, at / "in"), "document": {"kind": "template", "template": template}}
+    expected = []
+    for row in rows:
+        told = "-" if row["told"] is None else row["told"]
+        said = "".join(f"\n{number}{turn['by']}" for number, turn in enumerate(row.get("turns", ())))
+        text = f"Q: {row['asked']}\nA: {told}{said}".encode()
+        expected.append((list(text), [True] * len(text)))
+    assert store_of(source, at / "out") == expected_store(expected)
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "told", "reason"),
+    [
+        ("{{ b }}", {}, "'b' is undefined; correct the row", "no_field"),
+        ("{{ b }}", {"b": None}, "'b' is undefined", "no_field"),
+        ("{{ b[1].c }}", {"b": [{"c": "p"}]}, "list object has no element 1", "no_field"),
+        ("{{ b }}", {"b": 1}, "writes a value of type int, which is no text", "no_text"),
+        ("{{ b }}", {"b": ["x"]}, "writes a value of type list", "no_text"),
+        ("{{ 'x' * (2 // b) }}", {"b": 0}, "integer division or modulo by zero", "no_text"),
+        ("{{ b.__class__.__mro__ }}", {"b": "x"}, "access to attribute '__class__'", "no_text"),
+    ],
+)
+def test_a_row_that_a_template_cannot_write_is_refused_or_left_out(
+    template: str, row: Row, told: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"\n{json.dumps(row)}\n")
+    document = {"kind": "template", "template": template}
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": document}
+    with pytest.raises(UserError, match=re.escape(f"rows.jsonl:2: template: {told}")):
+        store_of(source, tmp_path / "out")
+    assert store_of({**source, "on_error": "skip"}, tmp_path / "skipped") == expected_store([], **{reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ a", "line 1 is no Jinja: unexpected end of template"),
+        ("a\n{% for b in c %}", "line 2 is no Jinja"),
+        ("{{ a | nope }}", "line 1 is no Jinja: No filter named 'nope'"),
+        ("{{ a | random }}", "No filter named 'random'"),
+        ("{{ range(3) | join }}", "names no field"),
+        ("all alike", "names no field"),
+    ],
+)
+def test_a_template_that_is_none_is_a_mistake_of_the_run_file(template: str, told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        TemplateFields(kind="template", template=template)
+
+
+def test_a_column_that_a_table_lacks_is_refused_before_rows_are_read(tmp_path: Path) -> None:
+    source = save_parquet(tmp_path / "rows.parquet", pyarrow.table({"a": ["x"]}))
+    document = {"kind": "template", "template": "{{ a }}{{ b | default('') }}"}
+    with pytest.raises(UserError, match="has no column 'b'; it has a"):
+        store_of({**source, "document": document}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "huggingface"])

@@ -537,7 +537,7 @@ def test_the_assistant_and_what_the_template_puts_behind_it_is_learnt(
 def test_the_parts_of_a_conversation_are_what_the_template_writes(
     chatty: HuggingFaceTokenizer, roles: list[str]
 ) -> None:
-    from quintet.data.sources.rows import Conversations
+    from quintet.data.sources.templates import Conversations
     from quintet.tokenize.chat import chat_format
 
     said: Any = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]

@@ -17,7 +17,7 @@ import pytest
 from tests.helpers import source_environment, write_jsonl
 
 from quintet.data.prepare import prepare
-from quintet.data.sources.rows import Conversations
+from quintet.data.sources.templates import Conversations
 from quintet.errors import UserError
 from quintet.tokenize.chat import ChatFormat
 from quintet.tokenize.huggingface import HuggingFaceTokenizer

@@ -12,14 +12,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from tests.dialects.test_stlm import write_texts
 from tests.helpers import measured
 
-from quintet.config.data import SourceConfig
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.stlm.names import REGISTRY, UNREADABLE, name_of, source_of
 from quintet.config.load import Loaded, load_run_config
 from quintet.errors import UserError
 from quintet.model.count import count_parameters
@@ -250,14 +247,6 @@ def test_the_two_numbers_of_heads_may_be_exchanged(read: Callable[..., Loaded], 
     )
     assert one == other
     assert (one.heads, one.kv_heads) == (2 ** max(first, second), 2 ** min(first, second))
-
-
-def test_a_dataset_keeps_its_name_both_ways() -> None:
-    for name in [*REGISTRY, "./a/texts.jsonl", "some/folder/of/texts.txt", "owner/name"]:
-        assert name_of(TypeAdapter(SourceConfig).validate_python(source_of(name))) == name
-    for name in UNREADABLE:
-        with pytest.raises(ValueError, match=f"'{name}' "):
-            source_of(name)
 
 
 def test_the_rate_of_a_flat_file_is_that_of_the_original(read: Callable[..., Loaded]) -> None:

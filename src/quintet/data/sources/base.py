@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from quintet.config.documents import ChatField
+from quintet.config.documents import ChatField, TemplateFields
 from quintet.config.names import local_path
 from quintet.config.sources import Source, SourceConfig
 from quintet.data.sources.files import EMPTY, File, PassedOver, check_path, find_files
@@ -134,9 +134,9 @@ class Reader(ABC, Generic[AnySource, Part]):
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """``read_by``, and what writes the documents of conversations."""
-        chat = isinstance(getattr(self.source, "document", None), ChatField)
-        return (*self.read_by, "jinja2") if chat else self.read_by
+        """``read_by``, and what writes documents by a template."""
+        written = isinstance(getattr(self.source, "document", None), ChatField | TemplateFields)
+        return (*self.read_by, "jinja2") if written else self.read_by
 
     def index(self, where: str) -> SourceIndex:
         """The source as it is now, without reading it. Raises UserError when something is missing."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,11 +19,11 @@ from quintet.config.documents import (
     ConditionalText,
     NotesField,
     RowConfig,
+    TemplateFields,
     TextField,
     TokenField,
     WholeText,
 )
-from quintet.config.names import local_path
 from quintet.config.sources import CsvSource, HuggingFaceSource, JsonlSource, ParquetSource
 from quintet.data.sources.base import (
     BadRow,
@@ -39,11 +38,9 @@ from quintet.data.sources.base import (
 )
 from quintet.data.sources.music import metadata_of, notes_of, parts_of
 from quintet.data.sources.reading import BadFile
+from quintet.data.sources.templates import Conversations, messages_of, text_from, turn_ends
 from quintet.errors import UserError
 from quintet.tokenize.base import Tokenizer, check_text, digest
-
-if TYPE_CHECKING:
-    from quintet.tokenize.chat import ChatFormat, Message
 
 MASK = "attention_mask"
 _ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
@@ -67,8 +64,6 @@ Made = Document | tuple[Document, ...] | None
 """The result of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
 
 MakeDocument = Callable[[Row, Location], Made]
-_ADVICE = "; give another with"  # of the command line, where there is no row
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -100,6 +95,8 @@ def columns_of(document: RowConfig) -> Columns:
     match document:
         case AnswerFields():
             return Columns((document.prompt, document.answer))
+        case TemplateFields():
+            return Columns(others=document.fields)
         case ChatField():
             return Columns(others=(document.messages,))
         case TokenField():
@@ -124,6 +121,8 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
             return lambda row, _: _answered(
                 text_of(row, document.prompt) + document.between, text_of(row, document.answer)
             )
+        case TemplateFields():
+            return lambda row, _: text_from(row, document)
         case ChatField():
             conversations = Conversations(document.template, tokenizer, document.date)
             return lambda row, _: _conversation(conversations, row, document.messages)
@@ -323,122 +322,6 @@ def _answered(prompt: str, answer: str) -> TextParts:
 
 def _conversation(conversations: Conversations, row: Row, field: str) -> TextParts:
     try:
-        return conversations.document(_messages(_value(row, field)))
+        return conversations.document(messages_of(_value(row, field)))
     except UserError as error:
         raise BadRow("bad_chat", str(error)) from None
-
-
-def _messages(value: object) -> object:
-    """Messages as JSON has them. Tables give all objects of a column the same keys, with null where there was none; and
-    `datasets` keeps a `Sequence` of objects as one object of lists (https://huggingface.co/docs/datasets, Features)."""
-    value = without_nulls(value)
-    if not isinstance(value, dict) or not all(isinstance(held, list) for held in value.values()):
-        return value
-    if len({len(held) for held in value.values()}) != 1:
-        return value
-    return without_nulls([dict(zip(value, held, strict=True)) for held in zip(*value.values(), strict=True)])
-
-
-def without_nulls(value: object) -> object:
-    """``value`` without the keys that hold null, in objects at any depth; null as an item of a list stays."""
-    if isinstance(value, dict):
-        return {name: without_nulls(held) for name, held in value.items() if held is not None}
-    return [without_nulls(held) for held in value] if isinstance(value, list) else value
-
-
-class Conversations:
-    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own, on the day
-    ``date`` (YYYY-MM-DD)."""
-
-    def __init__(self, template: str | None, tokenizer: Tokenizer | None, date: str | None = None) -> None:
-        """Raises UserError when there is no template, or one that cannot be read."""
-        self._format = None if tokenizer is None else _format(template, tokenizer, date)
-        self._ends = turn_ends(tokenizer, self._format)
-
-    def document(self, messages: object) -> TextParts:
-        """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
-
-        An answer without text has no loss, and neither has what ends it. Raises UserError for what is no list of
-        messages, for a template that fails, and for one that does not write a conversation as the beginning of a longer
-        one: then nobody could say which text is the assistant's.
-        """
-        said = _checked(messages)
-        if self._format is None:
-            texts = tuple(message["content"] for message in said)
-            return TextParts(texts, (True,) * len(texts))
-        texts, loss_mask, written = [], [], ""
-        for number, message in enumerate(said, 1):
-            answer = message["role"] == "assistant"
-            if answer:
-                written = self._add(texts, written, said[: number - 1], number, answer_next=True)
-                loss_mask.append(False)
-            if answer or number == len(said):
-                written = self._add(texts, written, said[:number], number, answer_next=False)
-                loss_mask.append(answer and bool(message["content"].strip()))
-        return TextParts(tuple(texts), tuple(loss_mask), template=True, ends=self._ends)
-
-    def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
-        """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""
-        assert self._format is not None
-        try:
-            whole = self._format.render(said, answer_next=answer_next)
-        except UserError as error:
-            raise UserError(f"{str(error).partition(_ADVICE)[0]}; correct the row or the template") from None
-        if not whole.startswith(written):
-            raise UserError(
-                f"chat template: what it writes for the first {number - 1} messages is not how it begins the first "
-                f"{number}, so that no text is known to be the assistant's; use a template that appends only"
-            )
-        texts.append(whole[len(written) :])
-        return whole
-
-
-def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> frozenset[int]:
-    """The special ids that end a turn of ``tokenizer``, written by ``chat`` or else by its own template: a conversation
-    that ends with one of them needs no end id after it."""
-    from quintet.tokenize.bounds import text_bounds
-    from quintet.tokenize.chat import ChatFormat
-    from quintet.tokenize.huggingface import HuggingFaceTokenizer
-
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return frozenset()
-    if chat is None and tokenizer.chat.template is not None:
-        chat = ChatFormat(tokenizer, tokenizer.chat.template)
-    bounds = text_bounds(tokenizer)
-    try:
-        ends = (bounds if chat is None else chat.bounds(bounds)).stop_ids
-    except UserError:  # a template may refuse the conversation that it is tried on, and write those of the rows
-        ends = bounds.stop_ids
-    return ends & frozenset(tokenizer.special_tokens.values())
-
-
-def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> ChatFormat:
-    from quintet.tokenize.chat import ChatFormat, read_template
-    from quintet.tokenize.huggingface import HuggingFaceTokenizer
-
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        raise UserError("chat: the tokenizer must know special tokens; set `tokenizer.kind` to huggingface or bpe")
-    if template is None and tokenizer.chat.template is None:
-        raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
-    text = tokenizer.chat.template if template is None else read_template(local_path(template))
-    assert text is not None
-    return ChatFormat(tokenizer, text, partial(_day, date))
-
-
-def _day(date: str | None) -> datetime:
-    """The time that a template is told: data that follow the clock would not be the same tomorrow."""
-    if date is None:
-        raise UserError("asks for the date (strftime_now); set `document.date`, such as 2024-07-26")
-    return datetime.fromisoformat(date)
-
-
-def _checked(messages: object) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        raise UserError("chat: there must be a list of messages with `role` and `content`; name the field that has it")
-    for number, message in enumerate(messages, 1):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str):
-            raise UserError(
-                f"chat: message {number} must have a `role`, one of {', '.join(_ROLES)}, and a text as `content`"
-            )
-    return cast("list[Message]", messages)

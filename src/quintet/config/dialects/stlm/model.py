@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, source_of
+from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, sources_of
 from quintet.config.dialects.stlm.schema import File
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
@@ -29,7 +29,7 @@ def sources(native: NativeBuilder, names: Iterable[str], key: str) -> list[dict[
     found = []
     for name in names:
         try:
-            found.append(source_of(name))
+            found += sources_of(name)
         except ValueError as error:
             native.refuse(key, str(error))
     return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from quintet.config.dialects.types import Listed, one_of
+from quintet.config.documents import TemplateFields
 from quintet.config.names import local_path
 from quintet.config.section import Value
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
@@ -102,7 +104,15 @@ Scheduler = Annotated[
     ),
 ]
 
-# Name: dataset on the hub, its configuration, the column with the text.
+_ASKED = "Question: {{ prompt }}\nAnswer: {{ response }}"
+_HERMES = "Question: {{ conversations[0].value }}\nAnswers: {{ conversations[1].value }}"
+_CODE = "Instruction: {{ instruction }}\nOutput: {{ output }}"
+_ULTRACHAT = "{% for turn in data %}{{ loop.cycle('Question', 'Answer') }}: {{ turn }}{% endfor %}"
+_ORCA = "{{ textbook }}\n Question: {{ question }}\nAnswer: {{ response }}"
+_NATURAL = "Task: Definition: {{ definition }}\nQuestion: {{ inputs }}\nAnswer: {{ targets }}"
+_RATIONALE = "Question: {{ source }}\nAnswer: {{ rationale }} - {{ target }}"
+
+# Name: dataset on the hub, its configuration, the column with the text or the template that makes one of several.
 REGISTRY: dict[str, tuple[str, str | None, str]] = {
     "simple_en_wiki": ("wikimedia/wikipedia", "20231101.simple", "text"),
     "en_wiki": ("wikimedia/wikipedia", "20231101.en", "text"),
@@ -121,59 +131,85 @@ REGISTRY: dict[str, tuple[str, str | None, str]] = {
     "openphi_programming_books": ("open-phi/programming_books_llama", None, "markdown"),
     "fineweb_edu_10B": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
     "fineweb_edu_100B": ("HuggingFaceFW/fineweb-edu", "sample-100BT", "text"),
+    "openhermes-2.5": ("teknium/OpenHermes-2.5", None, _HERMES),
+    "competition_math": ("hendrycks/competition_math", None, "Problem: {{ problem }}\nSolution: {{ solution }}"),
+    "super_natural_instructions": ("andersonbcdefg/supernatural-instructions-2m", None, _ASKED),
+    "tiny_codes": ("nampdn-ai/tiny-codes", None, _ASKED),
+    "tiny_orca_textbooks": ("nampdn-ai/tiny-orca-textbooks", None, _ORCA),
+    "mini_cot": ("nampdn-ai/mini-CoT-Collection", None, _RATIONALE),
+    "mini_ultrachat": ("nampdn-ai/mini-ultrachat", None, _ULTRACHAT),
+    "natural_instructions": ("Muennighoff/natural-instructions", None, _NATURAL),
+    "MATH": ("lighteval/MATH", None, "{{ problem }}\n{{ solution }}"),
+    "python-code-500k": ("jtatman/python-code-dataset-500k", None, _CODE),
 }
-
-_JOINED = meanings(
-    "openhermes-2.5 competition_math super_natural_instructions tiny_codes tiny_orca_textbooks mini_cot "
-    "mini_ultrachat natural_instructions MATH"
-)
+_TINY = "tiny_textbooks tiny_codes tiny_orca_textbooks tiny_lessons mini_cot mini_ultrachat openphi_textbooks"
+MIXES = {
+    "stlm": ("simple_en_wiki", "python-code-500k", "openhermes-2.5", "tinystories"),
+    "tiny_pile": tuple(f"{_TINY} textbooks_are_all_you_need_lite openphi_programming_books simple_en_wiki".split()),
+}
+"""Several of them under one name: all documents of all, as many of each as there are."""
+DEBUG_DOCUMENTS = 2048
 UNREADABLE = {
-    **dict.fromkeys(
-        _JOINED, "makes its text of several columns; write the texts to a .jsonl file once and give its path"
-    ),
     "the_pile": "has a name that the hub does not know; give the path of a copy",
     "prm800k": "is a set of rated steps and no text; give the path of a file of texts",
-    "stlm": "is a mix that the document does not describe; list its parts: dataset: [simple_en_wiki, tinystories]",
-    "debug": "is a part of another dataset; give the path of a file of texts",
 }
 
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", ".text", ".md", ".py"), "text")}
 
 
-def source_of(name: str) -> dict[str, Any]:
-    """The native source of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
+def sources_of(name: str) -> list[dict[str, Any]]:
+    """The native sources of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
 
     Raises ValueError when it is none of these.
     """
+    if name in MIXES:
+        return [_registered(part) for part in MIXES[name]]
+    if name == "debug":
+        first = {"label": name, "split": f"train[:{DEBUG_DOCUMENTS}]"}
+        return [_registered("simple_en_wiki") | first]
     if name in REGISTRY:
-        path, part, field = REGISTRY[name]
-        source: dict[str, Any] = {"kind": "huggingface", "path": path, "label": name}
-        return source | ({"name": part} if part else {}) | ({} if field == "text" else {"document": {"field": field}})
+        return [_registered(name)]
     if name in UNREADABLE:
         raise ValueError(f"{name!r} {UNREADABLE[name]}")
     path = local_path(name)
     if name.startswith((".", "/", "~")) or "://" in name or _ending(name) or path.exists():
-        return {"kind": _kind(path), "path": name}
+        return [{"kind": _kind(path), "path": name}]
     if name.count("/") == 1:
-        return {"kind": "huggingface", "path": name}
-    like = nearest(name, [*REGISTRY, *UNREADABLE])
+        return [{"kind": "huggingface", "path": name}]
+    like = nearest(name, [*REGISTRY, *MIXES, *UNREADABLE])
     meant = f"did you mean {like!r}? Else " if like else ""
     raise ValueError(
         f"{name!r} is none of STLM's datasets, and there is no such file; {meant}give a path (./{name}) or OWNER/NAME"
     )
 
 
-def name_of(source: SourceConfig) -> str | None:
-    """The dataset that `source_of` reads as ``source``, None when there is none."""
+def _registered(name: str) -> dict[str, Any]:
+    path, part, text = REGISTRY[name]
+    document = {"kind": "template", "template": text} if "{" in text else {"field": text}
+    source: dict[str, Any] = {"kind": "huggingface", "path": path, "label": name}
+    return source | ({"name": part} if part else {}) | ({} if text == "text" else {"document": document})
+
+
+def names_of(sources: Sequence[SourceConfig]) -> list[str]:
+    """The datasets that `sources_of` reads as ``sources``, without those that none is read as."""
+    names = [name for name in map(_name_of, sources) if name is not None]
+    mix = next((mix for mix, parts in MIXES.items() if names == list(parts)), None)
+    return names if mix is None else [mix]
+
+
+def _name_of(source: SourceConfig) -> str | None:
     if isinstance(source, HuggingFaceSource):
-        field = getattr(source.document, "field", None)
+        if source.split != "train":
+            return source.label if source.label == "debug" else None
+        document = source.document
+        text = document.template if isinstance(document, TemplateFields) else getattr(document, "field", None)
         for name, known in REGISTRY.items():
-            if known == (source.path, source.name, field):
+            if known == (source.path, source.name, text):
                 return name
         return source.path if source.name is None else None
     if not isinstance(source, TextSource | JsonlSource | ParquetSource) or not isinstance(source.path, str):
         return None
-    known = source.path in REGISTRY or source.path in UNREADABLE
+    known = source.path in REGISTRY or source.path in UNREADABLE or source.path in MIXES
     return f"./{source.path}" if known or (_ending(source.path) is None and "/" not in source.path) else source.path
 
 

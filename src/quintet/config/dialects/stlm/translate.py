@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from quintet.config.dialects.dialect import Dialect, Put
@@ -15,7 +15,7 @@ from quintet.config.dialects.stlm.model import OF_INIT, pretrained, sources, tok
 from quintet.config.dialects.stlm.names import (
     ON_THE_HUB,
     TASKS,
-    name_of,
+    names_of,
 )
 from quintet.config.dialects.stlm.schema import File
 from quintet.config.dialects.stlm.training import (
@@ -120,9 +120,9 @@ def _back(config: RunConfig, put: Put) -> None:
             put(path, value)
 
 
-def _names(sources: Iterable[SourceConfig]) -> str | list[str]:
+def _names(sources: Sequence[SourceConfig]) -> str | list[str]:
     """The names of ``sources``, one of them by itself."""
-    names = [name for name in map(name_of, sources) if name is not None]
+    names = names_of(sources)
     return names if len(names) > 1 else names[0] if names else "???"
 
 
