@@ -13,6 +13,7 @@ from tests.helpers import refused
 from quintet.config.hydra import Composed, apply_hydra_overrides, compose
 from quintet.config.interpolate import resolve
 from quintet.config.keypath import walk
+from quintet.config.load import load_run_config
 from quintet.config.read import read_document
 from quintet.errors import UserError
 
@@ -174,3 +175,12 @@ def test_a_broken_file_of_the_defaults_list_is_named_with_its_line(folder: Path)
     (folder / "model/broken.yaml").write_text("heads: 4\nwidth 8\nlayers: 2\n")
     told = refused(composed_file, folder / "train.yaml", ["model=broken"], folder)
     assert re.match(rf"{re.escape(str(folder / 'model/broken.yaml'))}:\d: ", told), told
+
+
+@pytest.mark.parametrize("entry", ['{"": x}', '{"optional ": a}', "[]", '"\\0"', "x" * 300])
+def test_a_defaults_list_that_hydra_stumbles_over_is_refused_in_one_line(tmp_path: Path, entry: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"defaults: [{entry}]\ntrain: {{steps: 1}}\n")
+    with pytest.raises(UserError, match=r"run.yaml:1: defaults: .*\(config folder: ") as raised:
+        load_run_config([file])
+    assert len(str(raised.value).splitlines()) == 1

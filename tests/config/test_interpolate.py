@@ -83,3 +83,33 @@ def test_a_text_in_a_list_may_be_three_question_marks_and_a_value_may_not() -> N
     assert resolved('a: ["???"]') == {"a": ["???"]}
     with pytest.raises(UserError, match=r"their.yaml:1: b.c: is \?\?\?, which stands for a value that must be given"):
         resolved('b: {c: "???"}')
+
+
+def _written_over(times: int, links: int) -> str:
+    """Values of which each names the one before ``times`` times, ``links`` long."""
+    return "v0: 0123456789\n" + "".join(f'v{n}: "{f"${{v{n - 1}}}" * times}"\n' for n in range(1, links + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: '${mul:x,1000000000}'", "it takes numbers, found 'x'"),
+        ("a: '${mul:2,true}'", "it takes numbers, found true"),
+        ("a: '${for:a_X,100000000,X}'", "100,000,000 copies are more than 10,000"),
+        (_written_over(10, 12), "what it stands for is too large"),
+        (_written_over(1, 51), "leads through more than 50 other values"),
+        ("v: [1]\n" + "".join(f"v{'v' * n}: ['${{{'v' * n}}}', '${{..{'v' * n}}}']\n" for n in range(1, 20)), "large"),
+        ("a: '${for:pXp,10000,X}'\nb: [" + "'${a}', " * 200 + "]", "too large"),
+        ("a: '${b}'\nb: ['${a}', '${a}']", "Interpolation to parent node detected"),
+    ],
+)
+def test_what_stands_for_more_than_memory_holds_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        resolved(text)
+    assert len(str(raised.value).splitlines()) <= 3
+
+
+def test_a_value_may_be_named_often_and_lead_through_some_others() -> None:
+    text = _written_over(1, 48) + _written_over(2, 6).replace("v", "w") + "l: [" + "'${v9}', " * 300 + "]"
+    found = resolved(text)
+    assert (found["v48"], found["w6"], found["l"]) == ("0123456789", "0123456789" * 64, ["0123456789"] * 300)

@@ -411,3 +411,21 @@ def test_what_is_at_a_path_and_what_is_not() -> None:
     assert all(lookup(values, path) is value for path, value in found.items())
     for path in (("a", 2), ("a", "b"), ("a", 0, "c"), ("a", 1, "b"), ("c",), ("a", 0, "b", "c"), (0,)):
         assert lookup(values, path) is ABSENT
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("['${nope}.yaml']", "extends: ['${nope}.yaml']: 'nope' is no key here"),
+        ("${extends}", "extends: ${extends}: refers to itself"),
+        ("~nobody-at-all/x.yaml", "extends: '~nobody-at-all/x.yaml': ~nobody-at-all stands for the folder of a user"),
+        (f"'{'x' * 300}'", "extends: 'xxx"),
+    ],
+)
+def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"name: a\nextends: {names}\n")
+    with pytest.raises(UserError) as raised:
+        load_run_config([file])
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{file}:2: {message}")

@@ -49,7 +49,6 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from hydra.types import RunMode
 
     root = (folder or file.parent).resolve()
@@ -62,7 +61,7 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
         with quiet, initialize_config_dir(str(root), version_base=_version_base(document)):
             loader = GlobalHydra.instance().config_loader()
             found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
-    except (HydraException, ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # Hydra lets errors of several libraries through, asserts of its own too
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         if mark is not None and (broken := Path(mark.name)).is_file():
             read_document(broken)  # which says what is wrong, and where
@@ -186,5 +185,5 @@ def _version_base(document: YamlDocument) -> str | None:
 
 def _reason(error: Exception, root: Path) -> str:
     """Hydra's message on one line, without the list of its search path."""
-    text = str(error).partition("Config search path:")[0]
+    text = str(error).partition("Config search path:")[0] or "is no list of defaults that Hydra can read"
     return " ".join(text.split()) + f" (config folder: {root})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -13,13 +13,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, UnsupportedInterpolationType
 
 from quintet.config.describe import with_defaults
-from quintet.config.keypath import KeyPath, show, walk
-from quintet.config.provenance import Problem, RunFileError, origin_of
+from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, show, walk
+from quintet.config.provenance import Problem, RunFileError, origin_of, shown
 from quintet.config.read import YamlDocument
-from quintet.errors import one_line
+from quintet.errors import UserError, one_line
 
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]?\s*(?=[.},\[])")
 """The points and the first name of a reference to a key: ``${name}``, ``${..name.inner}``, ``${oc.select:name,0}``."""
+_REFERENCE_TO = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)([^\s:,{}$]+)\s*(?=[},])")
+"""The points and all names of one."""
+_RAISED = re.compile(r"^(?:Value|Overflow)Error raised while resolving interpolation: ")
+_COPIES_OF = re.compile(r"\$\{\s*for:.*?,\s*(\d{1,9}|\$\{[^{}]*\})\s*,", re.DOTALL)
+_MOST_COPIES, _MOST_GROWTH = 10_000, 10_000_000
+_OF_A_VALUE, _OF_A_NAME = 100, 1000  # in characters: about what OmegaConf takes for a value, and to look up a name
+_LONGEST_CHAIN = 50  # of values of which each names the next; OmegaConf, which calls itself, is through after some 80
 
 
 def resolve(
@@ -35,11 +42,17 @@ def resolve(
     asked = [(path, text) for path, text in texts if "${" in text]
     background = OmegaConf.create(defaults(document.values)) if asked else None
     problems: list[Problem] = []
+    growth = Growth(document.values)
+    for path, _ in asked:
+        try:
+            growth.check(path)
+        except UserError as error:  # the first is enough: what names it is too large as well
+            raise RunFileError([Problem(origin_of(path, document.provenance), show(path), str(error))]) from None
     for path, text in asked:
         try:
             _put(values, path, _resolved(background, path))
         except (OmegaConfBaseException, RecursionError) as error:
-            problems.append(Problem(origin_of(path, document.provenance), show(path), _message(text, error)))
+            problems.append(Problem(origin_of(path, document.provenance), show(path), unresolved(text, error)))
     for path, text in texts:
         if text == "???" and not isinstance(path[-1], int):
             origin = origin_of(path, document.provenance)
@@ -59,12 +72,61 @@ def variables_of(document: YamlDocument) -> frozenset[str]:
     return frozenset(found)
 
 
+class Growth:
+    """How much the interpolations of ``values`` stand for: a few lines, each of which names the one before several
+    times, may stand for more than any memory holds."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self._sizes: dict[KeyPath, int] = {}
+        self._chains: dict[KeyPath, int] = {}
+        self._total = 0
+
+    def check(self, path: KeyPath) -> None:
+        """Raise UserError if the value at ``path``, with those that were checked before, stands for too much, or
+        leads through too many others."""
+        self._total += self._size(path)
+        if self._total > _MOST_GROWTH:
+            raise UserError("what it stands for is too large; name fewer values, or name them fewer times")
+
+    def _size(self, path: KeyPath) -> int:
+        """The characters that the value at ``path`` stands for, with what values and names cost besides."""
+        if path in self._sizes:
+            return self._sizes[path]
+        self._sizes[path], self._chains[path] = 0, 0  # it may name itself, which resolving it finds
+        value, size = lookup(self._values, path), _OF_A_VALUE
+        if is_mapping(value) or is_list(value):
+            steps: Iterable[Any] = value if is_mapping(value) else range(len(value))
+            inside = [(*path, step) for step in steps]
+            size += sum(map(self._size, inside))
+        else:
+            inside = list(self._named(value, path)) if isinstance(value, str) else []
+            size += len(str(value)) + sum(_OF_A_NAME + self._size(one) for one in inside)
+            for count in _COPIES_OF.findall(value) if isinstance(value, str) else ():
+                size *= min(int(count) if count.isdigit() else _MOST_COPIES, _MOST_COPIES)
+        self._sizes[path], self._chains[path] = size, 1 + max((self._chains[one] for one in inside), default=0)
+        if self._chains[path] > _LONGEST_CHAIN:
+            raise UserError(f"leads through more than {_LONGEST_CHAIN} other values; name what is meant itself")
+        return size
+
+    def _named(self, text: str, path: KeyPath) -> Iterator[KeyPath]:
+        """The paths of the values that ``text``, which stands at ``path``, names."""
+        for points, name in _REFERENCE_TO.findall(text):
+            around = path[: len(path) - len(points)] if points else ()
+            target = (*around, *(parse(name) or ()))
+            if lookup(self._values, target) is not ABSENT:
+                yield target
+
+
 def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any]:
     """``count`` copies of a text, or of a section, with ``mark`` in its texts replaced by 0, 1, 2 …
 
     >>> _copies("part-#", 2, "#")
     ['part-0', 'part-1']
     """
+
+    if count > _MOST_COPIES:
+        raise ValueError(f"{count:,} copies are more than {_MOST_COPIES:,}")
 
     def numbered(value: Any, index: int) -> Any:
         return value.replace(mark, str(index)) if isinstance(value, str) else value
@@ -74,12 +136,16 @@ def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any
     return [numbered(pattern, index) for index in range(count)]
 
 
-def _divided(a: float, b: float) -> float:
-    return a / b
+def _of_numbers(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``function`` of two numbers, which refuses everything else: Python repeats a text that it multiplies."""
 
+    def of_numbers(a: Any, b: Any) -> Any:
+        for value in (a, b):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"it takes numbers, found {shown(value)}")
+        return function(a, b)
 
-def _floor_divided(a: float, b: float) -> float:
-    return a // b
+    return of_numbers
 
 
 def _now(pattern: str) -> str:
@@ -88,10 +154,10 @@ def _now(pattern: str) -> str:
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": _divided,
-    "fdiv": _floor_divided,
+    "sub": _of_numbers(operator.sub),
+    "mul": _of_numbers(operator.mul),
+    "div": _of_numbers(lambda a, b: a / b),
+    "fdiv": _of_numbers(lambda a, b: a // b),
     "for": _copies,
     "now": _now,
 }
@@ -114,7 +180,8 @@ def _put(values: Any, path: KeyPath, value: Any) -> None:
     values[path[-1]] = value
 
 
-def _message(text: str, error: Exception) -> str:
+def unresolved(text: str, error: Exception) -> str:
+    """The message on ``error`` that resolving the interpolations of ``text`` raised."""
     if isinstance(error, InterpolationKeyError):
         reason = one_line(error, lines=1).removeprefix("Interpolation key ")
         return f"{text}: {reason.replace(' not found', ' is no key here')}"
@@ -128,4 +195,4 @@ def _message(text: str, error: Exception) -> str:
         return f"{text}: the environment variable {variable} is not set; {mend}"
     if isinstance(error, RecursionError) or "Recursive" in reason:
         return f"{text}: refers to itself"
-    return f"{text}: {reason}"
+    return f"{text}: {_RAISED.sub('', reason)}"

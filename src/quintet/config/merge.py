@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quintet.config.describe import default_kinds
+from quintet.config.interpolate import Growth, unresolved
 from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, show, walk
 from quintet.config.names import local_path
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, origin_of, shown
 from quintet.config.read import YamlDocument, half_character, read_document, scalar_tokens, with_whole_characters
-from quintet.errors import one_line
+from quintet.errors import UserError, one_line
 
 MISSING = "???"
 """OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
@@ -34,7 +35,10 @@ def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()
         return document
     around = (*around, file.resolve())
     origin = document.provenance[("extends",)]
-    bases = [file.parent / local_path(name) for name in _bases(document, origin)]
+    try:
+        bases = [file.parent / local_path(name) for name in _bases(document)]
+    except UserError as error:
+        raise RunFileError([Problem(origin, "extends", str(error))]) from None
     del document.values["extends"]
     forget(document.provenance, ("extends",))
     merged: YamlDocument | None = None
@@ -46,14 +50,16 @@ def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()
     return document if merged is None else merge(merged, document)
 
 
-def _bases(document: YamlDocument, origin: Origin) -> list[str]:
+def _bases(document: YamlDocument) -> list[str]:
+    written = document.values["extends"]
     try:
+        Growth(document.values).check(("extends",))
         extends = OmegaConf.create(document.values)["extends"]
-    except OmegaConfBaseException as error:
-        raise RunFileError([Problem(origin, "extends", one_line(error, lines=1))]) from None
-    names = list(extends) if OmegaConf.is_list(extends) else [extends]
+        names = list(extends) if OmegaConf.is_list(extends) else [extends]
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(unresolved(str(written), error)) from None
     if not all(isinstance(name, str) and name for name in names):
-        raise RunFileError([Problem(origin, "extends", "must be the name of a file, or a list of names")])
+        raise UserError("must be the name of a file, or a list of names")
     return names
 
 
