@@ -12,12 +12,13 @@ import torch
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
+from quintet.model import generate as generation
 from quintet.model.generate import beam_search, generate
 from quintet.model.mask import documents_after, leading
 from quintet.model.sampling import GenerationSettings
 
 VOCAB, CONTEXT = 30, 16
-OPTIONS = ("allowed_ids", "preceding", "static", "compile")
+OPTIONS = ("allowed_ids", "preceding", "static", "compile", "ahead")
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {},
     "multi-head": {"attention": {"heads": 4}},
@@ -107,6 +108,34 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, settings: dict[str, A
     for row, prompt in enumerate(prompts):
         others = [[9]] * row + [prompt]
         assert rows_of(model, others, preceding=[0] * row + [preceding[row]], **options)[row] == together[row]
+
+
+@pytest.mark.parametrize("name", ["grouped", "window", "bidirectional", "documents restart"])
+@pytest.mark.parametrize("ahead", [2, 5, 16])
+def test_tokens_that_are_looked_at_later_are_the_same(monkeypatch: pytest.MonkeyPatch, name: str, ahead: int) -> None:
+    """Rows end at different steps, and the text outgrows the context in the middle of what was not looked at."""
+    model, prompts = model_of(**SHAPES[name]), [[3, 1], [7, 2, 9], [4], [8, 8], [1]]
+    settings: dict[str, Any] = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "repetition_penalty": 1.2}
+    expected = rows_of(model, prompts, {5, 6}, **settings)
+    assert len({row.index(None) for row in expected if None in row}) > 1, expected
+    looks: list[int] = []
+    monkeypatch.setattr(generation, "as_list", lambda ids: looks.append(len(ids)) or ids.tolist())
+    assert rows_of(model, prompts, {5, 6}, **settings, ahead=ahead) == expected
+    if "bidirectional" not in name:  # which reads whole texts on the host
+        assert len(looks) <= len(expected[0]) // ahead + len(expected[0]) // (CONTEXT // 2) + 2
+
+
+def test_prompts_of_like_lengths_have_a_cache_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that was compiled for one prompt then serves the next."""
+    model, shapes = model_of(context=1000), []
+    start = model.start_cache
+    monkeypatch.setattr(
+        model, "start_cache", lambda batch, room, **others: shapes.append(room) or start(batch, room, **others)
+    )
+    with patched_compile("eager"):
+        for length in (3, 90, 200, 300, 900):
+            write(model, [1] * length, max_tokens=50, static=True, compile=True)
+    assert shapes == [256, 256, 256, 512, 1000]
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if "bidirectional" not in name])

@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from quintet.config.model import BidirectionalAttentionConfig, CausalAttentionConfig
 from quintet.errors import UserError
-from quintet.model.kernels import attend, choose_kernel, prepare_mask
+from quintet.model import kernels
+from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
 from quintet.model.mask import KeyRanges, lay_out
 
 CPU = torch.device("cpu")
@@ -92,6 +95,52 @@ def test_every_kernel_follows_the_formula_in_value_and_gradient(name: str, kerne
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("before", [0, 90])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_queries_by_parts_follow_the_formula(monkeypatch: pytest.MonkeyPatch, name: str, before: int, kv_heads) -> None:
+    monkeypatch.setattr(kernels, "CHUNK", 32)
+    tensors, ranges, visible = [part.detach() for part in inputs(kv_heads)], ranges_of(MASKS[name]), seen(MASKS[name])
+    if before:  # the first keys come from a cache, and their queries were read before
+        first, last = (None if part is None else part[:, before:] for part in (ranges.first, ranges.last))
+        ranges = KeyRanges(LENGTH - before, LENGTH, ranges.causal, first, last)
+        tensors[0], visible = tensors[0][:, :, before:], visible[:, before:]
+    found = attend(*tensors, prepare_mask(ranges, "chunked", CPU), scale=0.3)
+    torch.testing.assert_close(found, formula(*tensors, visible, 0.3), rtol=1e-9, atol=1e-11)
+
+
+def test_a_long_text_needs_no_mask_of_the_square_of_its_length() -> None:
+    """The largest tensor of a pass, counted: it grows with the length, and not with its square."""
+    sizes: list[int] = []
+    for length in (2048, 4096):
+        ranges = lay_out(CausalAttentionConfig(mask="prefix"), *_prefix(length)).ranges
+        kernel = choose_kernel(CausalAttentionConfig(mask="prefix"), ranges, CPU, torch.float32, **LATER)
+        with torch.no_grad(), LargestTensor() as largest:
+            assert kernel == "sdpa"  # with gradients
+            kernel = choose_kernel(CausalAttentionConfig(mask="prefix"), ranges, CPU, torch.float32, **LATER)
+            attend(*(torch.zeros(1, 1, length, 8) for _ in range(3)), prepare_mask(ranges, kernel, CPU))
+        sizes.append(largest.size)
+    assert sizes[1] <= 2 * sizes[0]
+
+
+LATER = {"cached": False, "dropping": False}
+
+
+def _prefix(length: int) -> tuple[Tensor, None, Tensor]:
+    return torch.zeros(1, length, dtype=torch.long), None, torch.arange(length)[None] < length // 2
+
+
+class LargestTensor(TorchDispatchMode):
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for part in tree_leaves(found):
+            if isinstance(part, Tensor):
+                self.size = max(self.size, part.numel())
+        return found
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("name", list(MASKS))
@@ -139,7 +188,7 @@ def chosen(config, dtype=torch.float32, device="cpu", cached=False, dropping=Fal
     return choose_kernel(config, ranges_of(config), torch.device(device), dtype, cached=cached, dropping=dropping)
 
 
-def test_the_fastest_kernel_is_chosen_for_mask_and_device() -> None:
+def test_the_fastest_kernel_is_chosen_for_mask_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     causal, document = MASKS["causal"], MASKS["document"]
     assert chosen(causal) == "sdpa"
     assert chosen(causal, torch.bfloat16) == "blocked"
@@ -150,6 +199,14 @@ def test_the_fastest_kernel_is_chosen_for_mask_and_device() -> None:
         assert chosen(causal, torch.bfloat16) == "sdpa"
     assert chosen(causal, torch.bfloat16, "cuda") == "sdpa"
     assert chosen(document, torch.bfloat16, "cuda") == "flex"
+    monkeypatch.setattr(kernels, "CHUNK", 64)
+    flex = document.model_copy(update={"backend": "flex"})
+    with torch.no_grad():  # nothing compiles FlexAttention there, and without that it is slow and large
+        assert chosen(document, torch.bfloat16, "cuda") == chosen(flex, torch.bfloat16, "cuda") == "chunked"
+        assert chosen(document, torch.bfloat16, "cuda", cached=True) == "chunked"
+        assert chosen(causal, torch.bfloat16, "cuda") == chosen(document, device="cuda", dropping=True) == "sdpa"
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert chosen(document, torch.bfloat16, "cuda") == "flex"
     assert chosen(causal.model_copy(update={"backend": "sdpa"}), torch.bfloat16) == "sdpa"
     assert chosen(causal.model_copy(update={"backend": "flash"}), torch.bfloat16) == "flash"
 
@@ -162,3 +219,11 @@ def test_what_a_backend_cannot_do_is_refused_with_advice() -> None:
         assert chosen(flex) == "flex"
     with pytest.raises(UserError, match=r"set train\.precision to bf16"):
         chosen(CausalAttentionConfig(backend="flash"), torch.float32, "cuda")
+
+
+def test_nothing_is_planned_or_compiled_for_a_length_that_each_text_has_anew() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with varying_lengths():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -11,7 +11,7 @@ import torch
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import Computing
 from quintet.model import Model
-from quintet.model.generate import beam_search, generate
+from quintet.model.generate import beam_search, generate, tokens_ahead
 from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import TextBounds, special_tokens
@@ -62,7 +62,17 @@ def write_continuations(
     """
     texts = [_Text(tokenizer, bounds, stops, prompt, prefix) for prompt in prompts]
     for row, piece in _pieces(
-        model, tokenizer, compute, prompts, texts, settings, bounds, first_row=first_row, static=static, compile=compile
+        model,
+        tokenizer,
+        compute,
+        prompts,
+        texts,
+        settings,
+        bounds,
+        first_row=first_row,
+        static=static,
+        compile=compile,
+        ahead=1 if show is not None else tokens_ahead(compute.device),
     ):
         if row == 0 and show is not None:
             show(piece)
@@ -103,6 +113,7 @@ def _pieces(
     first_row: int = 0,
     static: bool = False,
     compile: bool = False,
+    ahead: int = 1,
 ) -> Iterator[tuple[int, str]]:
     """Write ``texts`` after ``prompts``, and yield each piece that becomes certain, with the row of its text."""
     steps = generate(
@@ -115,6 +126,7 @@ def _pieces(
         first_row=first_row,
         static=static,
         compile=compile,
+        ahead=ahead,
     )
 
     with compute.autocast():

@@ -16,6 +16,7 @@ from quintet.evaluate.harness.batches import deal
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
+from quintet.model.kernels import varying_lengths
 from quintet.model.mask import documents_after, leading
 
 
@@ -150,8 +151,7 @@ def _scores(
     # For a mask that lets a prompt see itself backwards, what stands before the first predicted token is the prompt.
     known = torch.tensor([one.first - one.start for one in batch], device=device)
     prompts = leading(known, inputs.shape[1])
-    # A window of another length would be compiled for.
-    with torch.compiler.set_stance("force_eager"), language_model.compute.autocast():
+    with varying_lengths(), language_model.compute.autocast():
         hidden = model.hidden(inputs, documents=numbers, prompts=prompts)
         picked = hidden[_index(rows, device), _index(columns, device)]
         fields = token_fields(model, picked, _index(targets, device))

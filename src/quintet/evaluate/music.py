@@ -12,7 +12,7 @@ import numpy as np
 
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.model.generate import generate
+from quintet.model.generate import generate, tokens_ahead
 from quintet.model.sampling import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import (
@@ -175,8 +175,9 @@ def write(
     """Return the ids that the model writes after each of ``prompts``, up to the end of the piece or of the answer."""
     ends = {tokenizer.end_id, tokenizer.special(END_OF_ANSWER)}
     written: list[list[int]] = [[] for _ in prompts]
+    ahead = tokens_ahead(trained.compute.device)
     with trained.compute.autocast():
-        for step in generate(trained.model, prompts, settings, ends, allowed_ids=tokenizer.vocab_size):
+        for step in generate(trained.model, prompts, settings, ends, allowed_ids=tokenizer.vocab_size, ahead=ahead):
             for row, token in enumerate(step):
                 if token is not None:
                     written[row].append(token)

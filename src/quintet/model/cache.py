@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from quintet.model.typed import keep_address
+
 
 @dataclass(frozen=True)
 class Abilities:
@@ -90,6 +92,8 @@ class LayerCache:
             shape = (batch, kv_heads, self._cache.capacity, head_dim)
             # Zeros, for whatever a static buffer holds beyond its end is multiplied with a weight of zero.
             self._pair = keys.new_zeros(shape), values.new_zeros(shape)
+            if self._cache.static:
+                keep_address(*self._pair)
         for stored, new in zip(self._pair, (keys, values), strict=True):
             if isinstance(start, Tensor):
                 stored.index_copy_(2, start + torch.arange(length, device=keys.device), new)
@@ -123,6 +127,8 @@ class KVCache:
         self.capacity, self.static, self.padding = capacity, static, padding
         self._length = 0
         self._position = torch.zeros((), dtype=torch.long, device=device) if static else None
+        if self._position is not None:
+            keep_address(self._position)
         self._document: tuple[Tensor, Tensor] | None = None
         self.layers = [LayerCache(self) for _ in range(layers)]
 

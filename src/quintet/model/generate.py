@@ -12,10 +12,22 @@ from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model.build import Model
 from quintet.model.dropout import evaluation_mode
+from quintet.model.kernels import varying_lengths
 from quintet.model.mask import documents_after, leading
 from quintet.model.sampling import GenerationSettings, choose
 from quintet.model.typed import as_list, compiled
 from quintet.randomness import key
+
+_CAPACITY = 256
+"""The capacity of a cache for which a step is compiled is a multiple of this number of positions, or the context."""
+
+
+def tokens_ahead(device: torch.device) -> int:
+    """Tokens that ``device`` writes before the host looks at them, where nobody waits for each.
+
+    A GPU would stand still at each look; a CPU would only write what is not wanted.
+    """
+    return 16 if device.type == "cuda" else 1
 
 
 class Decoder:
@@ -45,7 +57,9 @@ class Decoder:
             )
         self._model, self._room, self._allowed, self._static = model, room, allowed_ids, static
         self._tells_documents = config.tells_documents
-        self._compiled = compiled(self._logits, dynamic=False) if compile else None
+        # The step of one token is so short that to start its kernels one by one takes longer than they do.
+        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        self._compiled = compiled(self._logits, dynamic=False, mode=mode) if compile else None
         self._texts: list[list[int]] = []
         self._prompts: list[int] = []
         self._preceding: list[int] = []
@@ -75,21 +89,20 @@ class Decoder:
         if self._tells_documents and any(preceding):
             documents = documents_after(before, self._length, left)
         # Each new length would be compiled anew.
-        with torch.compiler.set_stance("force_eager"):
+        with varying_lengths():
             return self._logits(ids, documents, leading(prompt, self._length, left))
 
-    def read(self, tokens: list[int]) -> Tensor:
-        """fp32 logits [batch, allowed ids] after each text has grown by one of ``tokens``."""
+    def read(self, ids: Tensor) -> Tensor:
+        """fp32 logits [batch, allowed ids] after each text has grown by one of ``ids``, int64 [batch] on the device."""
         assert not self.full
         if self._anew:
-            grown = [[*text, token] for text, token in zip(self._texts, tokens, strict=True)]
+            grown = [[*text, token] for text, token in zip(self._texts, as_list(ids), strict=True)]
             return self.begin(grown, self._prompts, self._preceding)
         self._length += 1
-        ids = torch.tensor(tokens, device=self._model.device)
         documents = torch.ones_like(ids)[:, None] if self._tells_documents and any(self._preceding) else None
         if self._compiled is not None:
             return self._compiled(ids[:, None], documents, None)
-        with torch.compiler.set_stance("force_eager"):
+        with varying_lengths():
             return self._logits(ids[:, None], documents, None)
 
     def select(self, rows: list[int]) -> None:
@@ -117,6 +130,7 @@ def generate(
     first_row: int = 0,
     static: bool = False,
     compile: bool = False,
+    ahead: int = 1,
 ) -> Iterator[list[int | None]]:
     """Continue each of ``prompts`` and yield the ids of all rows as they are chosen, one list a step.
 
@@ -128,7 +142,8 @@ def generate(
     Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Each text is one
     document, except that the first ``preceding`` ids of each prompt, none by default, belong to the document before,
     for masks that separate documents. With ``static`` the cache has one shape from the first token to the last, and
-    with ``compile`` the step of one token is compiled for it.
+    with ``compile`` the step of one token is compiled for it. ``ahead`` tokens are chosen before any of them is looked
+    at: the device then never waits for the host, and writes at most ``ahead`` - 1 tokens more than are wanted.
 
     Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, read anew: it
     was built for every position that occurs, and the cost of a token stays bounded. A longer prompt is cut to its end.
@@ -141,26 +156,34 @@ def generate(
     seeds = (key(settings.seed, "row", first_row + row) for row in range(len(texts)))
     generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
     windows = _Windows(texts, list(preceding) or [0] * len(texts), model.context_length)
-    room = min(model.context_length, max(map(len, texts)) + settings.max_tokens)
+    room = max(map(len, texts)) + settings.max_tokens
+    # Each other shape would be compiled anew.
+    room = min(model.context_length, -(-room // _CAPACITY) * _CAPACITY if compile else room)
     reader = Decoder(model, room, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
+    unseen: list[Tensor] = []
+    chosen: Tensor | None = None
     with evaluation_mode(model):
-        for count in range(settings.max_tokens):
-            if count == 0 or reader.full:
+        for count in range(1, settings.max_tokens + 1):
+            if chosen is None or reader.full:
                 logits = reader.begin(windows.cut(alive), windows.prompts, windows.preceding)
             else:
-                logits = reader.read([text[-1] for text in texts])
+                logits = reader.read(chosen)
             chosen = choose(logits, seen, settings, generators)
             if settings.repetition_penalty != 1.0:
                 seen = torch.cat([seen, chosen[:, None]], dim=1)
-            ids = as_list(chosen)
-            alive = [living and token not in end_ids for living, token in zip(alive, ids, strict=True)]
-            if not any(alive):
-                return
-            yield [token if living else None for living, token in zip(alive, ids, strict=True)]
-            for text, token in zip(texts, ids, strict=True):
-                text.append(token)
+            unseen.append(chosen)
+            if len(unseen) < ahead and count < settings.max_tokens and not reader.full:
+                continue
+            for ids in as_list(torch.stack(unseen)):
+                alive = [living and token not in end_ids for living, token in zip(alive, ids, strict=True)]
+                if not any(alive):
+                    return
+                yield [token if living else None for living, token in zip(alive, ids, strict=True)]
+                for text, token in zip(texts, ids, strict=True):
+                    text.append(token)
+            unseen.clear()
 
 
 class _Windows:
@@ -230,7 +253,7 @@ def beam_search(
             if count == 1:
                 logits = reader.begin([prompt], [len(prompt)], [before])
             else:
-                logits = reader.read([beam.written[-1] for beam in open_beams])
+                logits = reader.read(torch.tensor([beam.written[-1] for beam in open_beams], device=model.device))
             candidates = _best_candidates(logits, open_beams, 2 * beams)
             survivors: list[tuple[int, _Beam]] = []
             for rank, (row, chosen, score) in enumerate(candidates):

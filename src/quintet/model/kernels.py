@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from quintet.errors import UserError
 from quintet.model.mask import KeyRanges
 from quintet.model.typed import apply, as_list, compiled
 
-Kernel = Literal["sdpa", "flash", "flex", "blocked"]
+Kernel = Literal["sdpa", "flash", "flex", "blocked", "chunked"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ def choose_kernel(
     for a backend that the run file asks for and that does not work here.
     """
     training = torch.is_grad_enabled()
-    if config.backend == "flex" and not cached:
+    # Compiled code has fixed lengths, and a mask in one piece; what is not compiled and keeps nothing for a backward
+    # pass needs a mask for a part of its queries only.
+    whole = training or dropping or ranges.simple or ranges.length <= CHUNK or torch.compiler.is_compiling()
+    plain: Kernel = "sdpa" if whole else "chunked"
+    if config.backend == "flex" and not cached and (whole or device.type != "cuda"):
         if device.type == "cpu" and training:
             raise UserError(
                 "model.attention.backend: FlexAttention cannot train on a CPU in this PyTorch; leave it out to take "
@@ -62,20 +68,22 @@ def choose_kernel(
             )
         return "flash"
     if config.backend != "auto" or cached:
-        return "sdpa"
+        return plain
     if device.type == "cpu":
         # In training in bf16 the blocks beat PyTorch's fused kernel 2 to 5 times, in fp32 they do not; but where a mask
         # hides whole blocks they leave those out, which that kernel cannot.
         faster = ranges.first is not None or (dtype == torch.bfloat16 and training)
-        return "blocked" if faster and not dropping and not torch.compiler.is_compiling() else "sdpa"
-    # On CUDA a dense mask would leave the fused kernels that skip what it hides.
-    return "flex" if device.type == "cuda" and not ranges.simple and not dropping else "sdpa"
+        return "blocked" if faster and not dropping and not torch.compiler.is_compiling() else plain
+    # On CUDA a dense mask would leave the fused kernels that skip what it hides. FlexAttention is such a kernel only
+    # when it is compiled, which it is not for texts that all have other lengths.
+    flexible = device.type == "cuda" and not ranges.simple and not dropping and whole
+    return "flex" if flexible else plain
 
 
 def prepare_mask(ranges: KeyRanges, kernel: Kernel, device: torch.device) -> AttentionMask:
     """``ranges`` in the form that ``kernel`` takes."""
-    if kernel == "blocked":
-        return AttentionMask(ranges, kernel, spans=cut(ranges))
+    if kernel in ("blocked", "chunked"):
+        return AttentionMask(ranges, kernel, spans=cut(ranges, BLOCK if kernel == "blocked" else CHUNK))
     if kernel == "flex":
         return AttentionMask(ranges, kernel, blocks=_block_mask(ranges, device))
     return AttentionMask(ranges, kernel, dense=None if ranges.simple else ranges.dense(device))
@@ -111,12 +119,46 @@ def attend(
         repeats = queries.shape[1] // keys.shape[1]
         keys, values = (part.repeat_interleave(repeats, dim=1) for part in (keys, values))
         grouped = False
+    if mask.kernel == "chunked":
+        return _chunked_attention(queries, keys, values, mask, scale, grouped)
     causal = mask.dense is None and mask.ranges.causal and mask.ranges.length > 1
     arguments: dict[str, Any] = {"attn_mask": mask.dense, "dropout_p": dropout, "is_causal": causal}
     if mask.kernel == "flash":
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(queries, keys, values, **arguments, scale=scale, enable_gqa=grouped)
     return F.scaled_dot_product_attention(queries, keys, values, **arguments, scale=scale, enable_gqa=grouped)
+
+
+def _chunked_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None, grouped: bool
+) -> Tensor:
+    """``attend`` with a mask for ``CHUNK`` queries and the keys that they see at a time, in the same shapes and dtypes.
+
+    A mask for all queries, and what an unfused kernel makes of it, would grow with the square of the length.
+    """
+    out = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    for span in mask.spans:
+        start, stop, low, high = span
+        out[:, :, start:stop] = F.scaled_dot_product_attention(
+            queries[:, :, start:stop],
+            keys[:, :, low:high],
+            values[:, :, low:high],
+            attn_mask=~_hidden(span, mask.ranges, queries.device)[:, None],
+            scale=scale,
+            enable_gqa=grouped,
+        )
+    return out
+
+
+@contextmanager
+def varying_lengths() -> Generator[None]:
+    """Within, nothing is compiled or planned for the length of a text: each text, and each token more, has another.
+
+    cuDNN's attention makes a plan for each new length, which takes longer than the attention itself.
+    """
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(fused):
+        yield
 
 
 def _block_mask(ranges: KeyRanges, device: torch.device) -> BlockMask:
@@ -149,6 +191,9 @@ def _compiled_block_mask() -> Any:
 
 
 BLOCK = 128
+"""Queries of a block in our own kernel."""
+CHUNK = 512
+"""Queries that PyTorch's kernel gets together where it gets them by parts."""
 # More weights than this are computed again in the backward pass instead of being kept: memory then grows with the
 # length and not with its square.
 KEPT_BYTES = 64 * 2**20
@@ -170,15 +215,15 @@ def blocked_attention(
     return apply(_BlockedAttention, queries, keys, values, ranges, spans, scale)
 
 
-def cut(ranges: KeyRanges) -> tuple[Span, ...]:
-    """The blocks of queries of ``ranges``, each with the keys that matter to it."""
+def cut(ranges: KeyRanges, block: int = BLOCK) -> tuple[Span, ...]:
+    """The blocks of ``block`` queries of ``ranges``, each with the keys that matter to it."""
     first = None if ranges.first is None else as_list(ranges.first.amin(0))
     last = None if ranges.last is None else as_list(ranges.last.amax(0))
     spans: list[Span] = []
-    for start in range(0, ranges.length, BLOCK):
-        stop = min(start + BLOCK, ranges.length)
+    for start in range(0, ranges.length, block):
+        stop = min(start + block, ranges.length)
         low = 0 if first is None else min(first[start:stop])
-        high = stop if ranges.causal else ranges.keys
+        high = stop + ranges.keys - ranges.length if ranges.causal else ranges.keys
         if last is not None:
             high = min(max(last[start:stop]) + 1, ranges.keys)
         spans.append((start, stop, low, high))
@@ -265,5 +310,6 @@ def _hidden(span: Span, ranges: KeyRanges, device: torch.device) -> Tensor:
     if ranges.last is not None:
         hidden = hidden | (keys > ranges.last[:, start:stop, None])
     elif ranges.causal:
-        hidden = hidden | (keys > torch.arange(start, stop, device=device)[:, None])
+        offset = ranges.keys - ranges.length
+        hidden = hidden | (keys > torch.arange(start + offset, stop + offset, device=device)[:, None])
     return hidden

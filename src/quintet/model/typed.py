@@ -56,6 +56,13 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     return torch.compile(function, **options)
 
 
+def keep_address(*tensors: Tensor) -> None:
+    """Tell compiled code that ``tensors``, of any shape and dtype, stay where they are while it writes to them; else it
+    could not be recorded as a CUDA graph."""
+    for tensor in filter(lambda tensor: tensor.is_cuda, tensors):
+        torch._dynamo.mark_static_address(tensor, guard=False)  # pyright: ignore[reportPrivateUsage]
+
+
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """``module`` and all modules inside it, each with its name."""
     return module.named_modules()

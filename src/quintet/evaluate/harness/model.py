@@ -15,7 +15,7 @@ from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.scoring import Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.model.generate import generate
+from quintet.model.generate import generate, tokens_ahead
 from quintet.model.sampling import GenerationSettings
 from quintet.randomness import key
 from quintet.tokenize import TextStream, Tokenizer
@@ -140,6 +140,7 @@ class HarnessModel(LM):
             bounds.stop_ids,
             allowed_ids=tokenizer.vocab_size,
             preceding=[bounds.preceding * bounds.starts(ids) for ids in prompts],
+            ahead=tokens_ahead(self._language_model.compute.device),
         )
         texts = [Written(tokenizer, options.stops) for _ in prompts]
         with self._language_model.compute.autocast():

@@ -16,6 +16,7 @@ from quintet.evaluate.harness.texts import Text
 from quintet.evaluate.likelihood import token_fields
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.dropout import evaluation_mode
+from quintet.model.kernels import varying_lengths
 from quintet.model.mask import documents_after, leading
 
 Score = tuple[float, bool]
@@ -54,9 +55,7 @@ class Scorer:
         """
         found: dict[int, Score] = {}
         batches = plan(texts, owners, self._limit, self._alone, self._model.abilities.together)
-        # Compiled blocks would be compiled anew for each length.
-        eager = torch.compiler.set_stance("force_eager")
-        with evaluation_mode(self._model), torch.no_grad(), eager, self._compute.autocast():
+        with evaluation_mode(self._model), torch.no_grad(), varying_lengths(), self._compute.autocast():
             for some, read in ((batches.whole, self._whole), (batches.split, self._split)):
                 for index, counts in deal(len(some), processes.rank(), processes.world_size()):
                     scores = read(texts, some[index])
