@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from datetime import date, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from quintet.tokenize.bounds import TextBounds, checkpoint_bounds, encode_with_s
 from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.simple import ByteTokenizer, IdTokenizer
+from quintet.tokenize.template import _process
 from quintet.tokenize.tokenizer_files import BYTE_OF
 
 CHATML = """{% for message in messages %}
@@ -367,3 +369,48 @@ def test_real_tokenizers_give_their_ids(shared: Path, tmp_path: Path, name: str)
     settings = {"chat_template": file.read_text(), "add_generation_prompt": True, "return_dict": False}
     expected = theirs.apply_chat_template(messages, **settings)
     assert ours.encode(messages) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.5 s"),
+        ("{{ 9 ** (9 ** 9) }}", "takes more than 0.5 s"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}", "writes more than 10,000 ch"),
+        ("{{ 'x' * 10 ** 11 }}", "takes more than 2 GB of memory"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}", "recursion"),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "recursion"),
+    ],
+)
+def test_a_template_that_does_not_end_is_one_line_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, template: str, message: str
+) -> None:
+    monkeypatch.setattr("quintet.tokenize.template._MOST_SECONDS", 0.5)
+    monkeypatch.setattr("quintet.tokenize.template._MOST_CHARACTERS", 10_000)
+    with pytest.raises(UserError, match=f"^chat template: .*{message}") as raised:
+        ChatFormat(ByteTokenizer(), template).render(conversation("x"))
+    assert len(str(raised.value).splitlines()) == 1
+    assert ChatFormat(ByteTokenizer(), "{{ messages[0].content }}").render(conversation("x")) == "x"
+
+
+def test_one_process_renders_all_and_a_forked_process_has_its_own() -> None:
+    sound = ChatFormat(ByteTokenizer(), "{{ messages[0].content }}")
+    sound.render(conversation("x"))
+    ours = _process(os.getpid())._child
+    assert ours is not None
+    for text in ("y", "\ud83d", "é𝄞\u2028\n", '"\\'):
+        assert sound.render(conversation(text)) == text
+    assert _process(os.getpid())._child is ours
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        with os.fdopen(writer, "w") as pipe:
+            text = sound.render(conversation("z"))
+            pipe.write(f"{text} {_process(os.getpid())._child is not ours}")
+        _process(os.getpid())._end()
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read() == "z True"
+    os.waitpid(child, 0)
+    assert sound.render(conversation("x")) == "x"

@@ -7,24 +7,18 @@ A template is a Jinja program that writes a list of messages as one text, in the
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Literal, TypedDict
 
 from quintet.errors import UserError
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer, read_bytes
 from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.template import render
 
 _ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # what no template writes
 
@@ -50,16 +44,17 @@ class ChatFormat:
 
         Raises UserError when the template is wrong, or refuses these messages.
         """
+        values = {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": answer_next,
+            **_named(self.tokenizer),
+        }
         try:
-            return self._compiled.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=answer_next,
-                **_named(self.tokenizer),
-            )
-        except Exception as error:  # a template is a program of its own, and fails in all the ways of one
-            raise UserError(f"chat template: {_reason(error)}; give another with --template FILE") from None
+            return render(self.template, values, self.clock)
+        except UserError as error:
+            raise UserError(f"chat template: {error}; give another with --template FILE") from None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Ids of ``messages`` and of what stands before an answer; special tokens become their ids."""
@@ -88,16 +83,6 @@ class ChatFormat:
             text = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
         found = text.partition(_ANSWER)
         return found[0] if found[1] else ""
-
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: self.clock().strftime(form))
-        del environment.filters["random"], environment.globals["lipsum"]
-        return environment.from_string(self.template)
 
     @cached_property
     def _after_answer(self) -> list[str]:
@@ -172,31 +157,3 @@ def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[
 def _named(tokenizer: Tokenizer) -> Mapping[str, str]:
     """Special tokens by the names that templates use for them."""
     return tokenizer.chat.tokens if isinstance(tokenizer, HuggingFaceTokenizer) else {"eos_token": END_OF_TEXT}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"line {error.lineno}: {error.message}"
-    text = str(error).replace("\n", " ")
-    return text if isinstance(error, jinja2.TemplateError | UserError) else f"{type(error).__name__}: {text}"
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON for a model to read, while Jinja's own filter writes it for a web page."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-class _Generation(Extension):
-    """The tag with which templates mark what the model writes; here its content is just written."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
