@@ -27,12 +27,19 @@ COLLECTIVES = {
     "c10d::allreduce_": "all-reduce",
 }
 MODEL = {"layers": 3, "width": 256, "attention": {"heads": 4}}
+SHARING = {"same": ["attention_output"], "low_rank": ["feedforward", "attention_qkv"], "first_blocks": 1}
+BYTES = {"embedding": {"kind": "bytes"}, "head": {"kind": "bytes", "layers": 2}, "tie_embeddings": False}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "none": (1, {"parallel": {"kind": "none"}}),
     "none, bf16": (1, {"parallel": {"kind": "none"}, "train": {"precision": "bf16"}}),
     "none, each block again": (1, {"parallel": {"kind": "none"}, "train": {"activation_checkpointing": 1}}),
     "none, selective": (1, {"parallel": {"kind": "none"}, "train": {"activation_checkpointing": "selective"}}),
     "none, 4 passes": (1, {"parallel": {"kind": "none"}, "train": {"batch_size": 32, "micro_batch_size": 8}}),
+    "none, shared": (1, {"parallel": {"kind": "none"}, "model": MODEL | {"sharing": SHARING}}),
+    "none, bytes, each block again": (
+        1,
+        {"parallel": {"kind": "none"}, "model": MODEL | BYTES, "train": {"activation_checkpointing": 1}},
+    ),
     "ddp": (2, {"parallel": {"kind": "ddp"}}),
     "fsdp": (2, {"parallel": {"kind": "fsdp"}}),
     "fsdp, bf16": (2, {"parallel": {"kind": "fsdp"}, "train": {"precision": "bf16"}}),
@@ -44,6 +51,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "train": {"batch_size": 48, "micro_batch_size": 8, "activation_checkpointing": 1},
         },
     ),
+    "fsdp, shared": (2, {"parallel": {"kind": "fsdp"}, "model": MODEL | {"sharing": SHARING}}),
     "fsdp, 4 ranks": (4, {"parallel": {"kind": "fsdp"}}),
     "hsdp, 2 × 2 ranks": (4, {"parallel": {"kind": "hsdp", "shard_size": 2}}),
 }
@@ -85,12 +93,13 @@ def measure(case: str) -> dict[str, Any]:
 
     from quintet.data.batch import Batch
     from quintet.processes import world_size
+    from quintet.tokenize.base import TokenBytes
     from quintet.train.compute import Compute
     from quintet.train.engine import build_engine
     from quintet.train.model import make_objective
 
     config = run_config(case)
-    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0)
+    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0, pieces=TokenBytes(()))
     compute = Compute(torch.device("cpu"), config.train.precision, compile=False, reason="")
     samples = config.batch.samples // world_size()
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))

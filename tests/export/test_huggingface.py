@@ -34,6 +34,29 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"tokenizer": {"kind": "char"}},
         "LlamaForCausalLM",
     ),
+    "low rank": (
+        {
+            "layers": 4,
+            "attention": {"heads": 2, "kv_heads": 1},
+            "position": {"pairs": "interleaved"},
+            "sharing": {"same": ["attention_output"], "low_rank": ["feedforward", "attention_qkv"], "first_blocks": 1},
+        },
+        {},
+        "LlamaForCausalLM",
+    ),
+    "low rank with biases": (
+        {
+            "layers": 4,
+            "sharing": {"low_rank": ["feedforward"], "rank": 3, "alpha": 6.0, "bias": True, "last_blocks": 1},
+        },
+        {},
+        "LlamaForCausalLM",
+    ),
+    "own class, low rank": (
+        {"layers": 3, "block": "post_norm", "sharing": {"low_rank": ["feedforward"], "rank": 3}},
+        {},
+        "QuintetForCausalLM",
+    ),
     "own class": ({"block": "post_norm"}, {}, "QuintetForCausalLM"),
     "own class, masked": (
         {"attention": {"heads": 2, "kind": "bidirectional"}},

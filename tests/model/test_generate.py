@@ -35,6 +35,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "position": {"kind": "learned"},
     },
     "parallel, norm of heads": {"block": "parallel", "attention": {"heads": 4, "qk_norm": "head"}},
+    "shared": {"layers": 4, "sharing": {"same": ["attention_output"], "low_rank": ["feedforward", "attention_qkv"]}},
+    "bytes": {
+        "init": {"kind": "normal", "std": 2.0},
+        "embedding": {"kind": "bytes", "bytes": 4, "width": 16, "heads": 2, "layers": 1},
+        "head": {"kind": "bytes", "bytes": 4, "width": 16, "heads": 2, "layers": 1},
+    },
     "bidirectional": {"attention": {"kind": "bidirectional", "heads": 4}},
     "bidirectional window": {"attention": {"kind": "bidirectional", "heads": 4, "window": 4}},
     "bidirectional documents": {

@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import PEAK, measured, records, run_config, write_corpus
 from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
 
 import quintet
 from quintet.config.model import TransformerConfig
+from quintet.config.optimizer import AdamWConfig
+from quintet.config.schema import RunConfig
 from quintet.model import Transformer, build_model
 from quintet.model.count import count_parameters
+from quintet.model.dropout import set_dropout_keys
+from quintet.plan import make_plan
+from quintet.track.console import Reporter
+from quintet.train.loop import train
+from quintet.train.optimizer import build_optimizer
 
 VOCAB, CONTEXT = 50, 12
 INTERIOR: dict[str, Any] = {"first_blocks": 2, "last_blocks": 1, "rank": 3, "alpha": 6.0}
@@ -66,6 +75,76 @@ def test_logits_are_those_of_the_matrices_written_out(kind: str) -> None:
     free.load_state_dict(written_out(shared.state_dict(), range(2, 4)))
     ids = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(shared(ids), free(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_each_parameter_is_optimised_once_and_the_biases_of_differences_do_not_decay() -> None:
+    model = built(sharing=INTERIOR | {"low_rank": ["feedforward", "attention_qkv"], "bias": True})
+    decaying, free = build_optimizer(AdamWConfig(weight_decay=0.1), model).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    placed = [names[id(parameter)] for group in (decaying, free) for parameter in group["params"]]
+    assert sorted(placed) == sorted(names.values())
+    assert all(name.endswith(("_bias", "norm.weight")) for name in placed[len(decaying["params"]) :])
+    assert not any("norm" in name or "bias" in name for name in placed[: len(decaying["params"])])
+
+
+def gradients(model: Transformer, compile: str | None) -> tuple[dict[str, Tensor], int]:
+    """The gradients of one pass, with dropout, and the graphs that the backend got."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph if compile == "count" else compile_fx(graph, inputs)
+
+    torch._dynamo.reset()
+    set_dropout_keys(model, 1, 0, 2, torch.device("cpu"))
+    if compile is not None:
+        for block in model.blocks:
+            block.compile(backend=backend)
+    ids = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
+    model.train()(ids).square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, len(graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["count", "inductor"])
+def test_a_compiled_model_has_the_gradients_of_an_eager_one_with_a_graph_for_each_of_two_kinds_of_blocks(
+    compile: str,
+) -> None:
+    sharing = INTERIOR | {"same": ["attention_output"], "low_rank": ["feedforward", "attention_qkv"], "bias": True}
+    shape = {"layers": 7, "sharing": sharing, "feedforward": {"width": 24, "dropout": 0.3}}
+    wanted, _ = gradients(trained(built(**shape)), None)
+    found, graphs = gradients(trained(built(**shape)), compile)
+    assert graphs == 2
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_continues_to_the_bit_and_a_run_starts_from_it(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    sharing = {"low_rank": ["feedforward", "attention_qkv"], "rank": 2, "first_blocks": 1, "bias": True}
+    shape = {"layers": 4, "feedforward": {"dropout": 0.1}, "sharing": sharing}
+
+    def config(name: str, steps: int, **more: Any) -> RunConfig:
+        return run_config(
+            tmp_path,
+            name=name,
+            model={"kind": "transformer", "width": 16, "attention": {"heads": 2}, **shape, **more},
+            schedule={"kind": "constant"},
+            train={"steps": steps, "log_every": 1},
+            evaluate={"every": 3, "at_start": bool(more)},
+        )
+
+    whole = train(config("whole", 6), Reporter(), peak_flops=PEAK).run
+    train(config("parts", 3), Reporter(), peak_flops=PEAK)
+    parts = train(config("parts", 6), Reporter(), peak_flops=PEAK).run
+    assert records(parts.folder) == records(whole.folder)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name]), name
+    assert make_plan(config("whole", 6)).parameters.total == sum(p.numel() for p in whole.model.parameters())
+    origin = {"kind": "pretrained", "path": str(whole.folder)}
+    more = train(config("more", 1, init=origin), Reporter(), peak_flops=PEAK).run
+    assert measured(more.folder, "validation/loss")[0] == measured(whole.folder, "validation/loss")[-1]
 
 
 @torch.no_grad()

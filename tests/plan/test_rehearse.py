@@ -20,6 +20,7 @@ from quintet.plan.rehearse import Rehearsal, Traffic, rehearse, sample_depths
 
 SIZES = ("parameters", "gradients", "optimizer")
 VOCABULARY, WIDTH = 500, 64
+SHARED = {"sharing": {"low_rank": ["feedforward"], "same": ["attention_output"], "first_blocks": 1, "last_blocks": 1}}
 BLOCK = 800_000  # weights of a block of the benchmark's model, rounded up
 
 
@@ -33,10 +34,12 @@ def bench() -> Any:
     return module
 
 
-def config(layers: int = 2, devices: int = 1, parallel: str = "none", **train: Any) -> RunConfig:
+def config(
+    layers: int = 2, devices: int = 1, parallel: str = "none", model: dict[str, Any] | None = None, **train: Any
+) -> RunConfig:
     return run_config(
         data={"sequence_length": 64},
-        model={"layers": layers, "width": WIDTH},
+        model={"layers": layers, "width": WIDTH, **(model or {})},
         train={"steps": 10, "batch_size": 4 * devices, **train},
         parallel={"kind": parallel},
     )
@@ -55,11 +58,13 @@ def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
     [
         ["none", "none, each block again"],
         ["fsdp, 3 passes, each block again"],
+        pytest.param(["none, shared", "none, bytes, each block again"], marks=pytest.mark.slow),
+        pytest.param(["fsdp, shared"], marks=pytest.mark.slow),
         pytest.param(["none, bf16", "none, 4 passes"], marks=pytest.mark.slow),
         pytest.param(["ddp", "fsdp", "fsdp, bf16", "fsdp, grad_op"], marks=pytest.mark.slow),
         pytest.param(["fsdp, 4 ranks", "hsdp, 2 × 2 ranks"], marks=pytest.mark.slow),
     ],
-    ids=["one process", "two processes", "more of one", "more of two", "four processes"],
+    ids=["one process", "two processes", "parts", "shared by two", "more of one", "more of two", "four processes"],
 )
 def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list[str]) -> None:
     for case, real in bench.measured(cases).items():
@@ -108,6 +113,8 @@ def test_hsdp_sends_within_a_machine_and_a_part_across() -> None:
     ("layers", "parallel", "devices", "train"),
     [
         (11, "fsdp", 4, {}),
+        (15, "none", 1, {"model": SHARED}),
+        pytest.param(18, "fsdp", 2, {"model": SHARED, "activation_checkpointing": 2}, marks=pytest.mark.slow),
         pytest.param(25, "none", 1, {}, marks=pytest.mark.slow),
         pytest.param(25, "ddp", 2, {}, marks=pytest.mark.slow),
         pytest.param(25, "fsdp", 4, {"micro_batch_size": 1}, marks=pytest.mark.slow),

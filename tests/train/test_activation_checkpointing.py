@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -9,20 +11,40 @@ from quintet.config.model import TransformerConfig
 from quintet.model import Transformer, build_model
 from quintet.train.model import checkpoint_activations
 
-CONFIG = TransformerConfig.model_validate(
-    {"layers": 4, "width": 32, "attention": {"heads": 2, "backend": "sdpa"}, "residual_dropout": 0.2}
-)
+SHAPE: dict[str, Any] = {
+    "layers": 4,
+    "width": 32,
+    "attention": {"heads": 2, "backend": "sdpa"},
+    "residual_dropout": 0.2,
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shared": {
+        "feedforward": {"dropout": 0.2},
+        "sharing": {
+            "same": ["attention_output"],
+            "low_rank": ["feedforward", "attention_qkv"],
+            "rank": 3,
+            "bias": True,
+        },
+    },
+    "bytes": {
+        "tie_embeddings": False,
+        "embedding": {"kind": "bytes", "bytes": 4, "width": 16, "heads": 2, "dropout": 0.2},
+        "head": {"kind": "bytes", "bytes": 4, "width": 16, "heads": 2, "layers": 2, "dropout": 0.2},
+    },
+}
 
 
-def model_of(how: int | str) -> Transformer:
-    model = build_model(CONFIG, 50, 16, seed=3)
+def model_of(how: int | str, parts: str = "plain") -> Transformer:
+    model = build_model(TransformerConfig.model_validate(SHAPE | PARTS[parts]), 50, 16, seed=3)
     checkpoint_activations(model.blocks, how)  # pyright: ignore[reportArgumentType]
     return model
 
 
-def step(how: int | str) -> tuple[dict[str, torch.Tensor], int]:
+def step(how: int | str, parts: str = "plain") -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of a pass with dropout, and the bytes that its forward pass keeps."""
-    model, kept = model_of(how), {}
+    model, kept = model_of(how, parts), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -36,10 +58,11 @@ def step(how: int | str) -> tuple[dict[str, torch.Tensor], int]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
 
 
+@pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("how", [1, 2, 3, "selective"])
-def test_gradients_are_the_same_bit_for_bit(how: int | str) -> None:
-    wanted, _ = step("none")
-    found, _ = step(how)
+def test_gradients_are_the_same_bit_for_bit(how: int | str, parts: str) -> None:
+    wanted, _ = step("none", parts)
+    found, _ = step(how, parts)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert torch.equal(found[name], gradient), name

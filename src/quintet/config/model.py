@@ -280,6 +280,10 @@ class TransformerConfig(ConfigSection):
         ways = [self.how(part, block) for block in range(self.layers)]
         return "low_rank" if "low_rank" in ways else "same" if "same" in ways else "own"
 
+    def difference_bias(self, part: SharedPart) -> bool:
+        """True where the low-rank differences of ``part`` have biases that the part itself has not."""
+        return self.sharing is not None and self.sharing.bias and self.shared_how(part) == "low_rank"
+
     @property
     def _tied(self) -> dict[SharedPart, bool]:
         return {"feedforward": self.tie_feedforward, "attention_output": self.tie_attention_output}

@@ -65,25 +65,17 @@ def mixed(values: Tensor) -> Tensor:
 def set_dropout_keys(model: nn.Module, base: int, first: int, samples: int, device: torch.device) -> None:
     """Key every KeyedDropout of ``model`` for a pass over ``samples`` samples, numbered from ``first`` in their batch;
     ``base`` is the key of the step.
-
-    A dropout in a module that several layers share would drop the same in all of them, and stays with the generator.
     """
     every = [module for module in model.modules() if isinstance(module, KeyedDropout) and module.p]
     if not every:
         return
-    shared = {
-        id(inner)
-        for module in model.modules()
-        if isinstance(table := getattr(module, "shared", None), nn.ModuleDict)
-        for inner in table.modules()
-    }
     numbers = torch.arange(first, first + samples, dtype=torch.int32) * _GOLDEN
     low, high = (base & 0xFFFFFFFF) - 2**31, (base >> 32) - 2**31
     of_samples = mixed(mixed(numbers + low) + high)
     salts = torch.arange(1, 1 + _CALLS * len(every), dtype=torch.int32) * _GOLDEN
     keys = mixed(of_samples[None] ^ mixed(salts)[:, None]).view(len(every), _CALLS, samples).to(device)
     for module, own in zip(every, keys, strict=True):
-        module.keys = None if id(module) in shared else own
+        module.keys = own
 
 
 def _product(sizes: Sequence[int]) -> int:

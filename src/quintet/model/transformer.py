@@ -38,7 +38,8 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+Pointwise = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[Activation, Pointwise] = {
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
@@ -85,6 +86,10 @@ Differences = nn.ModuleDict | None
 """The low-rank differences of a block for the matrices of a shared feed-forward network, by their names there."""
 
 
+def _named(differences: Differences, name: str) -> nn.Module | None:
+    return None if differences is None else differences[name]
+
+
 def _product(layer: nn.Module, x: Tensor, difference: nn.Module | None) -> Tensor:
     return layer(x) if difference is None else layer(x) + difference(x)
 
@@ -111,38 +116,34 @@ def build_shared(config: TransformerConfig, part: SharedPart) -> nn.Module:
 
 
 class GatedFeedForward(nn.Module):
-    """down(activation(gate(x)) · up(x)) (Shazeer 2020)."""
+    """down(dropout(activation(gate(x)) · up(x))) (Shazeer 2020); the dropout is the block's, whose masks are its own
+    where blocks share the network."""
 
     def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.input_dropout = KeyedDropout(config.input_dropout)
         self.gate = nn.Linear(width, hidden, bias=config.bias)
         self.up = nn.Linear(width, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = KeyedDropout(config.dropout)
 
-    def forward(self, x: Tensor, differences: Differences = None) -> Tensor:
-        x, more = self.input_dropout(x), dict(differences or {})
-        gate, up = (_product(layer, x, more.get(name)) for name, layer in (("gate", self.gate), ("up", self.up)))
-        return _product(self.down, self.dropout(self.activation(gate) * up), more.get("down"))
+    def forward(self, x: Tensor, dropout: Pointwise = _identity, differences: Differences = None) -> Tensor:
+        gate = _product(self.gate, x, _named(differences, "gate"))
+        up = _product(self.up, x, _named(differences, "up"))
+        return _product(self.down, dropout(self.activation(gate) * up), _named(differences, "down"))
 
 
 class PlainFeedForward(nn.Module):
-    """down(activation(up(x))) (Vaswani et al. 2017)."""
+    """down(dropout(activation(up(x)))) (Vaswani et al. 2017), with the dropout of the block."""
 
     def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
-        self.input_dropout = KeyedDropout(config.input_dropout)
         self.up = nn.Linear(width, hidden, bias=config.bias)
         self.down = nn.Linear(hidden, width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = KeyedDropout(config.dropout)
 
-    def forward(self, x: Tensor, differences: Differences = None) -> Tensor:
-        more = dict(differences or {})
-        found = self.activation(_product(self.up, self.input_dropout(x), more.get("up")))
-        return _product(self.down, self.dropout(found), more.get("down"))
+    def forward(self, x: Tensor, dropout: Pointwise = _identity, differences: Differences = None) -> Tensor:
+        found = self.activation(_product(self.up, x, _named(differences, "up")))
+        return _product(self.down, dropout(found), _named(differences, "down"))
 
 
 class Attention(nn.Module):
@@ -248,14 +249,14 @@ class _Block(nn.Module):
             shapes = {name: narrow if name == "down" else wide for name in names}
             of_each = {n: LowRankDifference(*s, config.sharing, config.feedforward.bias) for n, s in shapes.items()}
             self.feedforward_differences = nn.ModuleDict(of_each)
+        self.feedforward_dropout = KeyedDropout(config.feedforward.input_dropout)
+        self.hidden_dropout = KeyedDropout(config.feedforward.dropout)
         self.dropout = KeyedDropout(config.residual_dropout)
 
     def feed_forward(self, x: Tensor, context: BlockContext) -> Tensor:
         """[batch, length, width] to the same."""
-        if self.feedforward is not None:
-            return self.feedforward(x)
-        assert context.feedforward is not None
-        return context.feedforward(x, self.feedforward_differences)
+        network = _own(self.feedforward, context.feedforward)
+        return network(self.feedforward_dropout(x), self.hidden_dropout, self.feedforward_differences)
 
 
 class ParallelBlock(_Block):

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
 DROPOUT = ["model.residual_dropout=0.2", "model.embedding_dropout=0.1", "model.feedforward={kind: gated, dropout: 0.1}"]
 TIED = ["model.tie_embeddings=true", "model.tie_feedforward=true", "model.tie_attention_output=true"]
+SHARED = ["model.layers=4", "model.feedforward={kind: gated, dropout: 0.1}"]
+SHARED += ["model.sharing={same: [attention_output], low_rank: [feedforward, attention_qkv], rank: 3, first_blocks: 1}"]
 BYTES = ["model.embedding={kind: bytes, bytes: 4, width: 16}", "model.tie_embeddings=false"]
 BYTES += ["model.head={kind: bytes, bytes: 4, width: 16, layers: 2, reconstruction: 0.5}"]
 MASKED = ["loss.kind=masked", "model.attention.kind=bidirectional", "sample.prompts=[]"]
@@ -46,7 +48,8 @@ RUNS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     ),
     "dropout": (DROPOUT, {"ddp": [DDP], "fsdp": [FSDP]}),
     "tied": (TIED, {"ddp": [DDP], "fsdp": [FSDP]}),
-    "bytes": (BYTES, {"ddp": [DDP], "fsdp": [FSDP]}),
+    "shared": (SHARED, {"ddp": [DDP], "fsdp": [FSDP, "train.activation_checkpointing=1"]}),
+    "bytes": (BYTES, {"ddp": [DDP], "fsdp": [FSDP, "train.activation_checkpointing=1"]}),
     "masked": (MASKED, {"fsdp": [FSDP]}),
     "documents": (DOCUMENTS, {"fsdp": [FSDP]}),
     "kaiming": (["model.init.kind=kaiming"], {"fsdp": [FSDP]}),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from quintet.config.embedding_and_head import EmbeddingConfig, HeadConfig
 from quintet.config.keypath import is_mapping
-from quintet.config.model import CausalAttentionConfig, TransformerConfig
+from quintet.config.model import AttentionConfig, CausalAttentionConfig, TransformerConfig
 from quintet.config.position import (
     LinearScalingConfig,
     Llama3ScalingConfig,
@@ -23,6 +23,7 @@ from quintet.config.position import (
     RopeConfig,
     YarnScalingConfig,
 )
+from quintet.config.sharing import SharedPart
 from quintet.errors import UserError
 from quintet.model.hf.table import FAMILIES, Family
 
@@ -96,8 +97,8 @@ def _of_end(part: EmbeddingConfig | HeadConfig) -> dict[str, Any]:
 def portable(config: TransformerConfig) -> TransformerConfig:
     """The architecture that computes the same for a document alone and that other software may know.
 
-    ``portable_weights`` does the same for the weights: each block has its own copy of what blocks share, and features
-    that turn together stand half a head apart.
+    ``portable_weights`` does the same for the weights: each block has its own copy of what blocks share, its low-rank
+    difference added, and features that turn together stand half a head apart.
     """
     attention, position = config.attention, config.position
     if isinstance(attention, CausalAttentionConfig) and attention.mask == "causal_document":
@@ -110,12 +111,27 @@ def portable(config: TransformerConfig) -> TransformerConfig:
             update |= {"theta": position.theta * larger, "scaling": NoScalingConfig()}
         position = position.model_copy(update=update)
     update = {
-        "attention": attention,
         "position": position,
         "tie_feedforward": False,
         "tie_attention_output": False,
+        "sharing": None,
     }
+    update |= _biases(config, attention)
     return config.model_copy(update=update)
+
+
+def _biases(config: TransformerConfig, attention: AttentionConfig) -> dict[str, Any]:
+    """The parts of ``config``, with ``attention`` for its own, in which all blocks have a bias where the low-rank
+    differences of some do."""
+    biased = {part: config.difference_bias(part) for part in get_args(SharedPart)}
+    if not any(biased.values()):
+        return {"attention": attention}
+    bias = {
+        "bias": attention.bias or biased["attention_qkv"],
+        "output_bias": config.output_bias or biased["attention_output"],
+    }
+    network = config.feedforward.model_copy(update={"bias": config.feedforward.bias or biased["feedforward"]})
+    return {"attention": attention.model_copy(update=bias), "feedforward": network}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

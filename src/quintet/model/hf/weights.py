@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quintet.config.model import TransformerConfig
+from quintet.config.sharing import SharedPart
 from quintet.errors import UserError
 from quintet.libraries import require
 from quintet.model.hf.files import Tensors, check_finite, find_checkpoint, read_config
@@ -27,7 +28,13 @@ from quintet.model.transformer import Transformer
 
 # What old checkpoints keep beside the weights: constants that follow from the configuration.
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-_SHARED = {"attention.output": "shared.attention_output", "feedforward": "shared.feedforward"}
+_PARTS: dict[SharedPart, tuple[str, str]] = {
+    "attention_qkv": ("attention.qkv", "attention.qkv_difference"),
+    "attention_output": ("attention.output", "attention.output_difference"),
+    "feedforward": ("feedforward.", "feedforward_differences."),
+}
+"""The names of parts, and of a block's differences from those that it shares, within a block; where a dot ends them,
+the name of a matrix follows."""
 
 
 def to_ours(
@@ -85,7 +92,7 @@ def to_theirs(
     """The tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
 
     Dtypes are those of ``state``, and so are shapes but for rows beyond ``vocab_size``, which are left out. Each block
-    gets its own copy of what blocks share.
+    gets its own copy of what blocks share, its difference added.
     """
     state = portable_weights(config, state)
     tensors: dict[str, Tensor] = {}
@@ -103,19 +110,50 @@ def to_theirs(
 
 
 def portable_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of ``portable(config)`` from those of ``config``, in the same shapes and dtypes.
+    """The weights of ``portable(config)`` from those of ``config``, in the same dtypes and in the shapes of a model
+    whose blocks share nothing.
 
     The two models compute the same function.
     """
-    weights: dict[str, Tensor] = {}
-    for name, value in state.items():
-        shared = next((own for own, one in _SHARED.items() if name.startswith(f"{one}.")), None)
-        if shared is None:
-            weights[name] = _halves(config, name, value)
-            continue
-        leaf = name.removeprefix(_SHARED[shared])
-        weights |= {f"blocks.{block}.{shared}{leaf}": value for block in range(config.layers)}
-    return weights
+    return {name: _halves(config, name, value) for name, value in _unshared(config, state).items()}
+
+
+def _unshared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of blocks that each have their own of what they share in ``state``, in its dtypes: the sum of the
+    shared matrix and the block's difference, and zeros for a bias that the differences of other blocks have."""
+    weights = {name: value for name, value in state.items() if not name.startswith("shared.")}
+    for part, (own, differing) in _PARTS.items():
+        shared = {name: value for name, value in state.items() if name.startswith(f"shared.{part}.")}
+        biased = config.difference_bias(part)
+        for name, value in shared.items():
+            # Of "shared.feedforward.up.weight" or "shared.attention_qkv.bias": the matrix, and weight or bias.
+            matrix, _, leaf = name.removeprefix(f"shared.{part}.").rpartition(".")
+            for block in range(config.layers):
+                ours, theirs = f"blocks.{block}.{own}{matrix}", f"blocks.{block}.{differing}{matrix}"
+                if f"{theirs}.down" in weights:
+                    assert leaf == "weight", "a shared matrix with differences has no bias of its own"
+                    weights |= _summed(config, ours, theirs, value, weights)
+                elif f"{ours}.{leaf}" not in weights:
+                    weights[f"{ours}.{leaf}"] = value
+                if biased and f"{ours}.bias" not in weights:
+                    weights[f"{ours}.bias"] = value.new_zeros(len(value))
+    return {name: value for name, value in weights.items() if "_difference" not in name}
+
+
+def _summed(
+    config: TransformerConfig, ours: str, theirs: str, shared: Tensor, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weight [outputs, inputs] and bias of the matrix ``ours``, from the ``shared`` one and the difference ``theirs``
+    among ``weights``, in its dtype."""
+    assert config.sharing is not None
+    scale = config.sharing.scale
+    up, down = weights[f"{theirs}.up"], weights[f"{theirs}.down"]
+    found = {f"{ours}.weight": shared + scale * (up @ down)}
+    if f"{theirs}.up_bias" in weights:
+        bias = weights[f"{theirs}.up_bias"]
+        inner = weights.get(f"{theirs}.down_bias")
+        found[f"{ours}.bias"] = bias if inner is None else bias + scale * (up @ inner)
+    return found
 
 
 def _pairs(family: Family, config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
