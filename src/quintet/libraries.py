@@ -61,11 +61,11 @@ def check_arguments(
     """
     parameters = inspect.signature(function).parameters if callable(function) else dict.fromkeys(function)
     ours = ours or {}
-    known = [one for one in parameters if one not in ours and one != "self"]
-    problems = [f"{where}.{one}: {ours.get(one) or _unknown(one, name, known)}" for one in given if one not in known]
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    single = {name: one for name, one in parameters.items() if one is not None and one.kind not in several}
-    required = [name for name, one in single.items() if one.default is inspect.Parameter.empty]
+    single = {name: one for name, one in parameters.items() if one is None or one.kind not in several}
+    known = [one for one in single if one not in ours and one != "self"]
+    problems = [f"{where}.{one}: {ours.get(one) or _unknown(one, name, known)}" for one in given if one not in known]
+    required = [name for name, one in single.items() if one is not None and one.default is inspect.Parameter.empty]
     if missing := [one for one in required if one in known and one not in given]:
         problems.append(f"{where}: {name} needs {', '.join(missing)}")
     if problems:
@@ -78,8 +78,9 @@ def check_name(where: str, name: str, known: Collection[str], of: str) -> None:
         return
     lowered = {one.lower(): one for one in known}
     close = nearest(name.lower(), lowered)
-    hint = f"did you mean {lowered[close]}? " if close else ""
-    raise UserError(f"{where}: {of} has no {name!r} for a run; {hint}there are {', '.join(known)}")
+    hint = f"did you mean {lowered[close]}?" if close else ""
+    listed = "" if close and len(known) > _MOST_LISTED else f"there are {', '.join(known)}"
+    raise UserError(f"{where}: {of} has no {name!r} for a run; {' '.join(filter(None, (hint, listed)))}")
 
 
 @contextmanager
@@ -87,7 +88,9 @@ def refusals_of(where: str, name: str) -> Iterator[None]:
     """Raise what ``name`` of another library refuses within as a UserError about ``where``."""
     try:
         yield
-    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, AttributeError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # libraries have classes of their own for what they refuse
         raise UserError(f"{where}: {name} refuses them: {one_line(error)}") from error
 
 

@@ -14,10 +14,9 @@ from torch.distributed.fsdp import fully_shard
 
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
+from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.optimizer import (
     build_optimizer,
-    check_optimizer,
-    check_sharded,
     set_learning_rate,
     set_momentum,
     state_bytes,

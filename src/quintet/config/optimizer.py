@@ -29,10 +29,16 @@ class AdamWConfig(ConfigSection):
 
 
 class TorchOptimizerConfig(ConfigSection):
-    """An optimizer of torch.optim, by the name of its class."""
+    """An optimizer of torch.optim, or of pytorch_optimizer (needs `pip install 'quintet[optimizers]'`), by the name of
+    its class."""
 
-    kind: Literal["torch"] = key(..., "an optimizer of torch.optim")
-    name: str = key(..., "class of torch.optim, such as SGD, Adam, RMSprop, Adagrad, NAdam", min_length=1)
+    kind: Literal["torch"] = key(..., "an optimizer of torch.optim or pytorch_optimizer")
+    name: str = key(
+        ...,
+        "class of torch.optim, such as SGD, Adam, RMSprop, Adagrad, NAdam, or, where it has none of this name, of "
+        "pytorch_optimizer, such as Lion, SOAP, AdaBelief, Adan, Prodigy, Shampoo",
+        min_length=1,
+    )
     lr: float = key(1e-3, "highest learning rate; the schedule scales it", unit="per step", ge=0)
     weight_decay: float = key(0.0, "decay of the weights, as the class does it", unit="per step", ge=0)
     decay: Decay = key("matrices", _DECAY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quintet.config.model import TransformerConfig
+from quintet.config.optimizer import AdamWConfig
 from quintet.config.schema import RunConfig
 from quintet.config.tokenizer import BPETokenizerConfig
 from quintet.config.train import total_steps
@@ -13,10 +14,11 @@ from quintet.data.prepare import Prepared, build_tokenizer_of, find_prepared, pr
 from quintet.data.sources import check_sources
 from quintet.errors import NotHere, UserError, gathered
 from quintet.model.count import ParameterCount
+from quintet.plan.fake_world import fake_tokenizer
 from quintet.train.check import check_inputs_here, training_checks
 from quintet.train.intervals import intervals_of
-from quintet.train.model import model_vocabulary, parameter_count, training_flops
-from quintet.train.optimizer import state_bytes
+from quintet.train.model import make_model, model_vocabulary, parameter_count, training_flops
+from quintet.train.optimizer import optimizer_bytes, state_bytes
 
 FP32_BYTES = 4
 
@@ -116,7 +118,7 @@ def make_plan(config: RunConfig) -> Plan:
     memory = Memory(
         weights=FP32_BYTES * parameters.total,
         gradients=FP32_BYTES * parameters.trainable,
-        optimizer=round(state_bytes(config.optimizer) * parameters.trainable),
+        optimizer=round(_optimizer_bytes(config, vocab_size, parameters)),
     )
     due = None if steps is None else intervals_of(config, steps, samples).saved()
     return Plan(
@@ -150,6 +152,13 @@ def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
         return prepare(config), []
     except NotHere as error:
         return None, list(error.problems)
+
+
+def _optimizer_bytes(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> float:
+    """Bytes of the optimizer's state; that of AdamW follows from the number of ``parameters`` alone."""
+    if isinstance(config.optimizer, AdamWConfig):
+        return state_bytes(config.optimizer) * parameters.trainable
+    return optimizer_bytes(config.optimizer, make_model(config, fake_tokenizer(vocab_size), meta=True))
 
 
 def _vocabulary(config: RunConfig) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.model.mask import lay_out
+from quintet.tokenize import Tokenizer
+from quintet.tokenize.base import TokenBytes
 from quintet.train.loss import default_chunk
 
 
@@ -70,6 +72,20 @@ def _send_bucket(_, bucket):  # DDP compares annotations with classes, and here 
     sent: torch.futures.Future[Tensor] = torch.futures.Future()
     sent.set_result(bucket.buffer())
     return sent
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The facts of a tokenizer that a model is built from."""
+
+    vocab_size: int
+    end_id: int = 0  # stands for the mask
+    pieces = TokenBytes(())
+
+
+def fake_tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer of which nothing but the ``vocab_size`` is known: enough to build a model and its loss."""
+    return cast(Tokenizer, _Sizes(vocab_size))
 
 
 def take_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from quintet.model.transformer import Transformer
 from quintet.plan.counting import Counter, Sent, bytes_of
 from quintet.plan.fake_world import (
     as_on_accelerator,
+    fake_tokenizer,
     fake_world,
     lay_out_one_document,
     take_step,
@@ -29,17 +30,15 @@ from quintet.plan.fake_world import (
 )
 from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
-from quintet.tokenize.base import TokenBytes
 from quintet.train.compute import Compute
 from quintet.train.model import checkpoint_activations, make_model, make_objective
 from quintet.train.objective import LossModule
-from quintet.train.optimizer import build_optimizer
+from quintet.train.optimizer import UNREADABLE, build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
     Strategy,
     choose_strategy,
-    counts_of,
     mesh_shape,
     share_of_batch,
     state_bytes_of,
@@ -99,15 +98,6 @@ class Rehearsal:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The facts of a tokenizer that a model is built from."""
-
-    vocab_size: int
-    end_id: int = 0  # stands for the mask
-    pieces = TokenBytes(())
-
-
 def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False) -> Rehearsal:
     """Take two steps of ``config`` as the first of the ranks of ``machine``; the second, when the optimizer has its
     state, is what counts.
@@ -115,13 +105,13 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
     A deep transformer is rehearsed with two smaller numbers of blocks unless ``whole``: all that is counted is linear
     in them. Raises UserError for what cannot be spread over so many devices, as training would.
     """
-    tokenizer = cast(Tokenizer, _Sizes(vocab_size))
+    tokenizer = fake_tokenizer(vocab_size)
     environment = Environment(machine.devices, machine.local, machine.memory)
     shape = share_of_batch(config.on_devices(machine.devices).batch, machine.devices)
     if machine.accelerator:
         config = as_on_accelerator(config, vocab_size)
     meta_model = make_model(config, tokenizer, meta=True)
-    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, *counts_of(meta_model)))
+    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, meta_model))
     _check(strategy, precision, machine)
 
     def figures(config: RunConfig, meta_model: Model) -> Figures:
@@ -180,7 +170,12 @@ def _figures(
         counter = Counter()
         with FakeTensorMode(allow_non_fake_inputs=True), counter.resizing(), counter:
             engine = _engine(config, loss_module, meta_model, strategy, shape, compute)
-            return _Steps(engine, counter, shape, tokenizer.vocab_size, machine).take()
+            try:
+                return _Steps(engine, counter, shape, tokenizer.vocab_size, machine).take()
+            except UNREADABLE as error:
+                raise UserError(
+                    "optimizer.name: its step depends on values, which a rehearsal does not have; plan with one like it"
+                ) from error
 
 
 def _rehearsal(found: Figures, strategy: Strategy, shape: BatchShape, precision: str, machine: Machine) -> Rehearsal:
@@ -308,7 +303,7 @@ class _Steps:
 
     def _figures(self, gradients: int) -> Figures:
         counter, model, others = self.counter, self.engine.model, self.shape.accumulation - self.passes
-        state = (value for kept in self.engine.optimizer.state.values() for value in kept.values())
+        state = tree_iter(dict(self.engine.optimizer.state))  # some keep lists of tensors
         found: Figures = {
             "parameters": bytes_of([*model.parameters(), *model.buffers()]),
             "gradients": gradients,

@@ -53,7 +53,7 @@ def training_checks(config: RunConfig) -> list[Callable[[], object]]:
     found: list[Callable[[], object]] = [lambda: _check_name(config)]
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
-        from quintet.train.optimizer import check_optimizer, check_sharded
+        from quintet.train.library_optimizers import check_optimizer, check_sharded
 
         found.append(lambda: check_optimizer(optimizer))
         if config.parallel.kind in ("fsdp", "hsdp"):

@@ -318,8 +318,8 @@ def copied(state: Any) -> Any:
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {name: copied(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [copied(value) for value in state]
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
     return state
 
 

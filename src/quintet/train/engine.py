@@ -19,9 +19,10 @@ from quintet.model.hf.pretrained import PretrainedModel
 from quintet.processes import local_world_size, world_size
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute, device_memory
+from quintet.train.library_optimizers import check_sharded
 from quintet.train.model import checkpoint_activations, make_model
 from quintet.train.objective import LossModule, Objective
-from quintet.train.optimizer import build_optimizer, check_sharded
+from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
@@ -71,7 +72,7 @@ def build_engine(
     # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
     model = make_model(config, tokenizer, meta=True)
     counts = counts_of(model)
-    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, *counts))
+    strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, model))
     if strategy.sharded and compute.precision == "fp16":
         raise UserError(
             "train.precision: fp16 scales its loss, which is not done for sharded weights; take bf16 or fp32"

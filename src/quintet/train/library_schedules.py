@@ -19,6 +19,7 @@ from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig
 from quintet.config.train import steps_of
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, check_name, refusals_of, require
+from quintet.train.library_optimizers import has_momentum
 
 _OURS_IN_TORCH = {"optimizer": "", "last_epoch": ""}
 _ANY_MOMENTUM = 0.9  # of an optimizer beside which the schedule is stepped; it never stays
@@ -58,13 +59,11 @@ def check_torch_schedule(config: TorchScheduleConfig, optimizer: OptimizerConfig
     known = _torch_classes()
     check_name("schedule.name", config.name, list(known), "torch.optim.lr_scheduler")
     check_arguments("schedule.arguments", config.name, known[config.name], config.arguments, _OURS_IN_TORCH)
-    if isinstance(optimizer, TorchOptimizerConfig) and cycles_momentum(config):
-        takes = inspect.signature(getattr(torch.optim, optimizer.name, object)).parameters
-        if not {"momentum", "betas"} & set(takes):
-            raise UserError(
-                f"schedule.arguments.cycle_momentum: {config.name} cycles the momentum unless this is false, and "
-                f"{optimizer.name} has none; set it to false"
-            )
+    if isinstance(optimizer, TorchOptimizerConfig) and cycles_momentum(config) and not has_momentum(optimizer):
+        raise UserError(
+            f"schedule.arguments.cycle_momentum: {config.name} cycles the momentum unless this is false, and "
+            f"{optimizer.name} has none; set it to false"
+        )
 
 
 def _torch_classes() -> dict[str, type]:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.optim.adamw import adamw
 
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
-from quintet.errors import UserError
-from quintet.libraries import check_arguments, check_name, refusals_of
 from quintet.model.init import roles
+from quintet.train.library_optimizers import library_optimizer, state_after_step
 
-_OURS = {
-    "params": "",
-    "lr": "is optimizer.lr",
-    "weight_decay": "is optimizer.weight_decay",
-    "fused": "is chosen by Quintet",
-    "capturable": "is for CUDA graphs, which are not used",
-    "differentiable": "is for training through the optimizer, which is not done",
-}
-# They need a function that computes the loss again, sparse gradients, and nothing but matrices.
-_NOT_FOR_A_RUN = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
-# PyTorch 2.13 cannot step sharded weights with them: their in-place operations change a tensor's placements.
-_WHOLE_WEIGHTS = ("Adafactor", "Rprop")
-# Their fused kernels read ``found_inf`` and leave out the step themselves; that of SGD would begin with a momentum that
-# nobody set if the first step were left out.
-_FUSED = ("Adam", "AdamW")
 DECAYING = ("matrix", "embedding")
 """Roles of the parameters that decay with ``decay: matrices``."""
+UNREADABLE = (DataDependentOutputException, DynamicOutputShapeException)
+"""Errors of a step that would read a value, on tensors that have none."""
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +26,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
     Matrices and embeddings decay. Biases and the gains of norms, by their role and whatever their shape, do not unless
     ``decay: all``, for pulling a gain to zero is no regulariser. The fused kernel is 5 times faster than the loop on a
-    CPU and saves launches on a GPU. Raises UserError when torch refuses the arguments.
+    CPU and saves launches on a GPU. Raises UserError as `library_optimizer` does.
     """
     role = roles(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -47,7 +34,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     decaying = [parameter for name, parameter in trained.items() if name in decays]
     free = [parameter for name, parameter in trained.items() if name not in decays]
     if isinstance(config, TorchOptimizerConfig):
-        return _torch_optimizer(config, decaying, free)
+        return library_optimizer(config, decaying, free)
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -59,58 +46,38 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return LowPrecisionAdamW(groups, state_type, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
-def _torch_optimizer(
-    config: TorchOptimizerConfig, decaying: list[nn.Parameter], free: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    check_optimizer(config)
-    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": free}]
-    if _decays(config):
-        groups[0]["weight_decay"], groups[1]["weight_decay"] = config.weight_decay, 0.0
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in config.arguments.items()}
-    if config.name in _FUSED and "foreach" not in arguments:
-        arguments["fused"] = True
-    with refusals_of("optimizer.arguments", config.name):
-        return _classes()[config.name]([group for group in groups if group["params"]], lr=config.lr, **arguments)
+def optimizer_bytes(config: OptimizerConfig, model: nn.Module) -> float:
+    """Bytes that the optimizer keeps for the trainable parameters of ``model``, which may be on the meta device.
 
-
-def check_optimizer(config: TorchOptimizerConfig) -> None:
-    """Raise UserError when torch.optim has no such class for a run, or the class does not take the arguments."""
-    known = _classes()
-    check_name("optimizer.name", config.name, list(known), "torch.optim")
-    if config.weight_decay and not _decays(config):
-        raise UserError(f"optimizer.weight_decay: {config.name} has none; leave it out")
-    check_arguments("optimizer.arguments", config.name, known[config.name], config.arguments, _OURS)
-
-
-def check_sharded(config: OptimizerConfig) -> None:
-    """Raise UserError when the optimizer cannot step weights that FSDP or HSDP spreads."""
-    if isinstance(config, TorchOptimizerConfig) and config.name in _WHOLE_WEIGHTS:
-        raise UserError(
-            f"optimizer.name: PyTorch's {config.name} cannot step weights that are spread over devices; take another "
-            "optimizer, or parallel.kind: ddp"
-        )
-
-
-def _decays(config: TorchOptimizerConfig) -> bool:
-    return "weight_decay" in inspect.signature(_classes()[config.name]).parameters
-
-
-def _classes() -> dict[str, Any]:
-    return {
-        name: found
-        for name, found in vars(torch.optim).items()
-        if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and name not in _NOT_FOR_A_RUN
-    }
+    They are those of one step on tensors without values, for each shape that there is. Where the step reads a value,
+    those of a step of a small matrix stand for all shapes.
+    """
+    shapes = Counter(parameter.shape for parameter in model.parameters() if parameter.requires_grad)
+    if isinstance(config, TorchOptimizerConfig):
+        try:
+            with FakeTensorMode():
+                return sum(count * _bytes_of(state_after_step(config, shape)) for shape, count in shapes.items())
+        except UNREADABLE:
+            pass
+    return state_bytes(config) * sum(count * shape.numel() for shape, count in shapes.items())
 
 
 def state_bytes(config: OptimizerConfig) -> float:
-    """Bytes that the optimizer keeps for each weight of a matrix, found by one step of a small one."""
+    """Bytes that the optimizer keeps for each weight of a small matrix, found by one step."""
     model = nn.Linear(64, 64, bias=False)
     optimizer = build_optimizer(config, model)
     model.weight.grad = torch.zeros_like(model.weight)
     optimizer.step()
-    kept = [value for value in optimizer.state[model.weight].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() * value.element_size() for value in kept if value.dim()) / model.weight.numel()
+    return _bytes_of(optimizer.state[model.weight]) / model.weight.numel()
+
+
+def _bytes_of(state: Any) -> int:
+    """Bytes of the tensors in ``state``; numbers do not count."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size() if state.dim() else 0
+    if isinstance(state, dict):
+        return sum(map(_bytes_of, state.values()))
+    return sum(map(_bytes_of, state)) if isinstance(state, list | tuple) else 0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

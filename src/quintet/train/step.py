@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def dry_step(
 
     Raises UserError that names the setting to change if it does.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    settings = [_settings(group) for group in optimizer.param_groups]
     ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
     ids = ids.view(shape.micro_batch_size, shape.sequence_length)
     set_dropout_keys(loss_module, 0, 0, len(ids), ids.device)
@@ -230,8 +231,9 @@ def dry_step(
         for parameter in loss_module.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
+        # A decay need not be times the rate either.
         for group in optimizer.param_groups:
-            group["lr"] = 0.0
+            group.update({name: 0.0 for name in ("lr", "weight_decay") if name in group})
         optimizer.step()
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
@@ -240,8 +242,16 @@ def dry_step(
     finally:
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, before in zip(optimizer.param_groups, settings, strict=True):
+            # Some count their steps in the group.
+            for name in _settings(group):
+                del group[name]
+            group.update(before)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """All of a ``group`` of an optimizer but its parameters."""
+    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
 
 
 def _memory_advice(config: RunConfig, shape: BatchShape) -> str:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.file_baton import FileBaton
 
 from quintet.config.deepspeed import AUTO
+from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.config.section import number_in
@@ -31,6 +32,7 @@ from quintet.model import Model
 from quintet.processes import local_rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed_engine import DeepSpeedEngine, InPrecision
+from quintet.train.library_optimizers import in_torch
 from quintet.train.optimizer import build_optimizer
 
 # Under ZeRO an optimizer sees one long vector of parts, so each weight's step may only need what belongs to it.
@@ -159,6 +161,11 @@ def check_deepspeed(config: RunConfig) -> None:
         raise UserError(
             f"trainer.kind: {config.trainer.kind} takes its steps by itself, and so does parallel.kind: deepspeed; "
             "leave one of them out"
+        )
+    if isinstance(config.optimizer, TorchOptimizerConfig) and not in_torch(config.optimizer):
+        raise UserError(
+            f"optimizer.name: {config.optimizer.name} is of pytorch_optimizer, and parallel.kind: deepspeed keeps the "
+            "state of those of torch.optim alone; take one of them, or parallel.kind: ddp"
         )
     if config.train.compile is True and stays_eager(config.parallel):
         raise UserError(

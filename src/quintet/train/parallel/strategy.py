@@ -16,7 +16,7 @@ from quintet.config.parallel import (
 )
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
-from quintet.train.optimizer import state_bytes
+from quintet.train.optimizer import optimizer_bytes
 
 # Of a device's memory, what weights, gradients and optimizer state may take, so that activations have the rest.
 STATE_SHARE = 0.6
@@ -112,6 +112,8 @@ def counts_of(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def state_bytes_of(config: RunConfig, parameters: int, trained: int) -> float:
-    """Bytes of weights, gradients and optimizer state, all kept in fp32 but for what ``optimizer`` says."""
-    return 4.0 * parameters + (4.0 + state_bytes(config.optimizer)) * trained
+def state_bytes_of(config: RunConfig, model: nn.Module) -> float:
+    """Bytes of the weights of ``model``, which may be on the meta device, of gradients and of optimizer state, all kept
+    in fp32 but for what ``optimizer`` says."""
+    parameters, trained = counts_of(model)
+    return 4.0 * (parameters + trained) + optimizer_bytes(config.optimizer, model)
