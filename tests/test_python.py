@@ -201,6 +201,27 @@ def test_logits_are_those_of_the_exported_model(run: quintet.Run) -> None:
         exported.export("again")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("heads", [{"heads": 2}, {"heads": 4, "kv_heads": 2, "qk_norm": "head", "bias": True}])
+def test_narrow_weights_give_the_same_bits_and_take_half_of_the_memory(
+    train: Callable[..., str], tmp_path: Path, heads: dict[str, Any], tied: bool
+) -> None:
+    shape = {"layers": 3, "width": 32, "attention": heads, "tie_embeddings": tied}
+    folder = train(model=shape, **SECTIONS)
+    wide, narrow = (quintet.load(folder, precision="bf16", narrow=narrow) for narrow in (False, True))
+    assert torch.equal(wide.logits("import os"), narrow.logits("import os"))
+    assert wide.generate("import", max_tokens=20, seed=3) == narrow.generate("import", max_tokens=20, seed=3)
+    assert wide.loss() == narrow.loss()
+    assert wide.loss(["def main(): pass"]) == narrow.loss(["def main(): pass"])
+    kept = sum(one.nbytes for name, one in wide.model.named_parameters() if "norm" in name or "embedding" in name)
+    halved = sum(one.nbytes for one in wide.model.parameters()) - kept
+    assert sum(one.nbytes for one in narrow.model.parameters()) == kept + halved // 2
+    for model, name in ((wide, "wide"), (narrow, "narrow")):
+        model.export(tmp_path / name)
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("wide", "narrow")]
+    assert written[0] == written[1]
+
+
 def test_a_model_is_found_by_all_its_names(run: quintet.Run) -> None:
     latest, first = quintet.load("tiny"), quintet.load(run, 2)
     weights = first.model.state_dict()

@@ -54,7 +54,7 @@ def chat(
     """
     from quintet.tokenize.chat import chat_format
 
-    trained = api.load(run, checkpoint, precision="auto")
+    trained = api.load(run, checkpoint, precision="auto", narrow=True)
     trained.check_writes()
     settings = trained.settings(
         max_tokens=max_tokens,

@@ -157,7 +157,7 @@ def _ask_benchmarks(
     check_tasks(names, "--tasks")  # ahead of loading the model
     if data_dir is not None:
         check_data_dir(data_dir, "--data-dir")
-    model = api.load(run, checkpoint, precision=_value(precision))
+    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
     found = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
     step = _step(model)
     if as_json:
@@ -178,7 +178,7 @@ def _model_texts(
 
     from quintet.track.console import Reporter
 
-    model = api.load(run, checkpoint, precision=_value(precision))
+    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
     model.check_writes()
     held_out = text == _HELD_OUT
     result = model.text_modeling(

@@ -106,7 +106,7 @@ def generate(
     if prompt and prompts_file is not None:
         fail("--prompts-file: give prompts in the file or with --prompt, not both")
     prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
-    model = api.load(run, checkpoint, precision="auto")
+    model = api.load(run, checkpoint, precision="auto", narrow=True)
     model.check_writes()
     if static_cache and not model.can_compile:
         typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
@@ -149,7 +149,7 @@ def _write_music(
         if file is not None and not file.parent.is_dir():
             fail(f"{option}: {file} cannot be written, for there is no folder {file.parent}; make it first")
     with as_options("task", "composer", "dataset"):
-        found = api.load(run, checkpoint, precision="auto").midi(midi, **options)
+        found = api.load(run, checkpoint, precision="auto", narrow=True).midi(midi, **options)
     if found.passed_over:
         typer.echo(f"{midi}: passed over {found.passed_over}", err=True)
     if output is not None:

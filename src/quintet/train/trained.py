@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from quintet.config.evaluate import TextModelingConfig
@@ -21,7 +22,7 @@ from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
-from quintet.model import build_model
+from quintet.model import build_model, narrow_products
 from quintet.model.hf.files import find_checkpoint, positions_of, read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import pretrained_weights
@@ -95,7 +96,9 @@ class TrainedRun(LanguageModel):
             )
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
-        return export_huggingface(self, Path(folder), dtype)
+        narrow = any(parameter.dtype != torch.float32 for parameter in self.model.parameters())
+        exact = load_trained(str(self.folder), str(self.progress.step), "fp32") if narrow else self
+        return export_huggingface(exact, Path(folder), dtype)
 
 
 def _to_stderr(line: str) -> None:
@@ -107,11 +110,14 @@ def load_trained(
     which: str = "latest",
     precision: str | None = None,
     say: Callable[[str], object] = _to_stderr,
+    *,
+    narrow: bool = False,
 ) -> TrainedRun:
     """Read the run in the folder ``run``, or of that name under ``runs/``.
 
     ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
-    one in that of its training. Where the latest is damaged, ``say`` gets a line and the newest whole one is read.
+    one in that of its training; with ``narrow`` the weights of matrix products are held in it only. Where the latest is
+    damaged, ``say`` gets a line and the newest whole one is read.
     Raises UserError when there is no such run or checkpoint, or when the checkpoint is damaged.
     """
     folder = find_run(run)
@@ -123,6 +129,8 @@ def load_trained(
     compute = _compute(precision, progress.precision or config.train.precision)
     model = make_model(config, tokenizer)
     load_weights(path, model)
+    if narrow:
+        narrow_products(model, compute.dtype)
     objective = make_objective(config, tokenizer)
     return TrainedRun(
         run,
@@ -152,13 +160,16 @@ def load_model(
     which: str = "latest",
     precision: str | None = None,
     say: Callable[[str], object] = _to_stderr,
+    *,
+    narrow: bool = False,
 ) -> LanguageModel:
     """Read a run, a folder checkpoints/step-… of one, or a checkpoint of Hugging Face's form in the folder ``name`` or
     of that name on the hub.
 
     A run is read as by `load_trained`. A checkpoint of others is computed in fp32 where no ``precision`` is given, so
-    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``say`` gets a line
-    for each thing in which a checkpoint is not taken as it is. Raises UserError when there is none.
+    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``narrow`` is as in
+    `load_trained`. ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises
+    UserError when there is none.
     """
     folder, above = local_path(name), str(local_path(name).parent.parent)
     step = re.fullmatch(r"step-(\d+)", folder.name) if folder.parent.name == "checkpoints" else None
@@ -167,8 +178,8 @@ def load_model(
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
-        return _load_checkpoint(name, _compute(precision, "fp32"), say)
-    trained = load_trained(name, which, None if precision == "auto" else precision, say)
+        return _load_checkpoint(name, _compute(precision, "fp32"), say, narrow)
+    trained = load_trained(name, which, None if precision == "auto" else precision, say, narrow=narrow)
     for note in getattr(trained.model, "notes", []):
         say(note)
     return trained
@@ -182,7 +193,7 @@ def load_writer(
     precision: str | None = "auto",
 ) -> LanguageModel:
     """`load_model` for what writes. Raises UserError for a model that fills in hidden tokens instead."""
-    found = load_model(name, which, precision, say)
+    found = load_model(name, which, precision, say, narrow=True)
     found.check_writes()
     return found
 
@@ -215,7 +226,7 @@ def _is_checkpoint(name: str) -> bool:
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
-def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) -> LanguageModel:
+def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], narrow: bool) -> LanguageModel:
     """Load a checkpoint as our transformer if its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
@@ -240,6 +251,8 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object]) 
         notes = start.notes
     for note in notes:
         say(note)
+    if narrow:
+        narrow_products(model, compute.dtype)
     bounds, sampling = checkpoint_bounds(tokenizer), _sampling(tokenizer)
     return LanguageModel(name, tokenizer, model.to(compute.device).eval(), compute, bounds, sampling=sampling)
 
