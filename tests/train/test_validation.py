@@ -17,6 +17,7 @@ from quintet.config.loss import NextTokenLossConfig
 from quintet.config.model import TransformerConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
+from quintet.train import validation
 from quintet.train.objective import Objective
 from quintet.train.validation import ValidationResult, evaluation_mode, validate
 
@@ -98,6 +99,40 @@ def test_the_labels_share_out_the_whole_however_they_are_mixed(model, ragged_bat
         assert sum(part.bytes for part in parts) == result.bytes == whole.bytes
         assert sum(part.loss * part.tokens for part in parts) == pytest.approx(result.loss * result.tokens, rel=1e-12)
         assert result.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("labels", [(), ("one", "other", "one")])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_take_whole_batches_in_the_same_number_of_passes(
+    monkeypatch: pytest.MonkeyPatch, model, ragged_batch, cpu, labels: tuple[str, ...], ranks: int
+) -> None:
+    """One process after the other, each stopped where it hands over its sums, and then all of them together."""
+    batches = cut(of_two_sources(ragged_batch), [8, 8, 8, 8])
+    arguments: Any = {"bytes_per_token": BYTES, "labels": labels}
+    expected = validate(model, OBJECTIVE, batches, cpu, **arguments)
+    sizes: list[list[int]] = []
+    handed: list[Any] = []
+    measure = validation.summed_loss
+
+    def counted(model, objective, batch, compute) -> float:
+        sizes[-1].append(len(batch.inputs))
+        return measure(model, objective, batch, compute)
+
+    monkeypatch.setattr(validation, "summed_loss", counted)
+    monkeypatch.setattr(validation, "world_size", lambda: ranks)
+    for rank in range(ranks):
+        sizes.append([])
+        monkeypatch.setattr(validation, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(validation, "all_gather", lambda sums: handed.append(sums) or [*handed])
+        result = validate(model, OBJECTIVE, batches, cpu, **arguments)
+    assert len(set(map(len, sizes))) == 1
+    if not labels:
+        assert {size for of_rank in sizes for size in of_rank} == {8}
+    assert (result.tokens, result.bytes) == (expected.tokens, expected.bytes)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert {name: one.tokens for name, one in result.labels.items()} == {
+        name: one.tokens for name, one in expected.labels.items()
+    }
 
 
 def test_the_loss_of_a_label_is_that_of_its_samples(model, ragged_batch, cpu) -> None:

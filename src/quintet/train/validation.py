@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -99,30 +100,49 @@ def validate(
     ``bytes_per_token``, int [vocab], counts the bytes of text that each id stands for. With ``labels``, the name of
     each source, there is a result for each label too; sources of one label are pooled. Sums are kept in fp64 on the
     host, so that they do not depend on how the samples are batched beyond the rounding of the losses. Several processes
-    share the samples of each batch; all make the same passes and get the same result.
+    take whole batches in turn; all make the same number of passes and get the same result.
     """
     names = list(dict.fromkeys(labels)) or [""]
     group = np.array([names.index(label) for label in labels] or [0])
     sums = [_Sum() for _ in names]
-    rows = 0
+    parts = _parts(batches, group if len(names) > 1 else None)
     with evaluation_mode(model):
-        for unmasked in batches:
-            whole = objective.prepare(unmasked, "validation", first_row=rows)
-            rows += len(whole.inputs)
-            owners = group[whole.sources] if len(names) > 1 else np.zeros(len(whole.inputs), dtype=np.int64)
-            for owner in np.unique(owners).tolist():
-                part = rows_of(whole, owners == owner)
-                mine = np.arange(len(part.inputs)) % world_size() == rank()
-                # Sharded weights need every process in each pass, also one that has no sample in it.
-                batch = rows_of(part, mine if mine.any() else ~mine)
-                loss = summed_loss(model, objective, batch, compute)
-                if mine.any():
-                    sums[owner].loss += loss
-                    sums[owner].tokens += batch.valid
-                    sums[owner].bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
-    sums = [_pooled(parts) for parts in zip(*all_gather(sums), strict=True)]
+        while turn := list(islice(parts, world_size())):
+            mine = rank() < len(turn)
+            # Sharded weights need every process in each pass, also one that is left without a batch in the last.
+            part = turn[rank() if mine else 0]
+            batch = rows_of(objective.prepare(part.batch, "validation", first_row=part.first_row), part.rows)
+            loss = summed_loss(model, objective, batch, compute)
+            if mine:
+                of_owner = sums[part.owner]
+                of_owner.loss += loss
+                of_owner.tokens += batch.valid
+                of_owner.bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
+    sums = [_pooled(found) for found in zip(*all_gather(sums), strict=True)]
     found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
     return _pooled(sums).result(found if len(names) > 1 else {})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The samples ``rows``, bool [samples], of ``batch``, which are of one label, the ``owner``; the first sample of
+    ``batch`` is number ``first_row`` of the validation."""
+
+    batch: Batch
+    first_row: int
+    owner: int
+    rows: np.ndarray
+
+
+def _parts(batches: Iterable[Batch], group: np.ndarray | None) -> Iterator[_Part]:
+    """Yield the samples of each batch that belong to one label; ``group``, int64 [sources], numbers the labels."""
+    first_row = 0
+    for batch in batches:
+        size = len(batch.inputs)
+        owners = np.zeros(size, dtype=np.int64) if group is None else group[batch.sources]
+        for owner in np.unique(owners).tolist():
+            yield _Part(batch, first_row, owner, owners == owner)
+        first_row += size
 
 
 @dataclass
