@@ -1,4 +1,4 @@
-"""STLM's byte-level files: what their model, their loss and their steps are."""
+"""STLM's models have the original's parameters, and its byte-level files the original's loss and steps."""
 
 from __future__ import annotations
 
@@ -29,13 +29,52 @@ def base(place: Path) -> dict[str, Any]:
     return small_file(place)
 
 
-# Shapes of the files under configs/full_configs, and what `sum(p.numel() for p in model.parameters())` was there.
-FILES = {
+# Shapes of the files under configs, and what `sum(p.numel() for p in model.parameters())` was where the original's code
+# at the revision named built them.
+GELU: dict[str, Any] = {"ffn.ffn_type": "generic", "ffn.activation": "gelu", "ffn.bias": True}
+SHARED: dict[str, Any] = {"core_model_type": "ffn_lora_sharing", "lora_rank": 96, "k_interior_layers": 2}
+FILES: dict[str, tuple[dict[str, Any], int]] = {
     "byte_level, 8d498b6": ({"hidden_dim": 768, **BYTES}, 55_924_736),
     "byte_level of 512 features, 8d498b6": ({"hidden_dim": 512, **BYTES}, 35_275_776),
+    "byte_level with biases in attention, 8d498b6": ({"hidden_dim": 512, "attn.bias": True, **BYTES}, 35_288_576),
+    "byte_level_ffn_sharing, 8d498b6": (
+        {"hidden_dim": 512, "num_layers": 16, "core_model_type": "generic_ffn_sharing", **BYTES},
+        17_980_416,
+    ),
     "baseline_byte_encoder, f60c717": (
         {"hidden_dim": 512, "num_layers": 8, "ffn.ffn_dim": 1320, "embedding_model_type": "byte_level"},
         50_123_264,
+    ),
+    "baseline, 0f999a5": ({"hidden_dim": 512}, 55_888_896),
+    "baseline with sines, 6914e64": (
+        {"hidden_dim": 512, "num_layers": 8, "positional_encoding_type": "sincos"},
+        49_857_536,
+    ),
+    "baseline with learned positions, 134c988": (
+        {"hidden_dim": 512, "ffn.ffn_dim": 1320, "positional_encoding_type": "learned"},
+        52_833_280,
+    ),
+    "baseline-50m with one feed-forward network, 3d18b74": (
+        {"hidden_dim": 512, "num_layers": 12, "ffn.ffn_dim": 2048, "attn.bias": True, "ffn_weight_tying": True}
+        | GELU
+        | {"vocab_size": 10000, "context_window": 1024},
+        15_112_192,
+    ),
+    "baseline-50m, 7b0f77f": (
+        {"hidden_dim": 512, "num_layers": 12, "ffn.ffn_dim": 2048, "attn.num_q_heads": 8}
+        | GELU
+        | {"vocab_size": 10000, "context_window": 1024},
+        39_766_528,
+    ),
+    "baseline-100m, 8a29326": (
+        {"hidden_dim": 1024, "num_layers": 27, "ffn.ffn_dim": 4096, "attn.bias": True, "ffn_weight_tying": True}
+        | GELU
+        | {"vocab_size": 20000, "context_window": 4096},
+        99_778_048,
+    ),
+    "baseline-shared, c53cb25": (
+        {"hidden_dim": 640, "num_layers": 18, "ffn.ffn_dim": 1650, "vocab_size": 10000, **SHARED},
+        47_522_240,
     ),
 }
 
@@ -46,9 +85,10 @@ def test_a_file_has_the_parameters_of_the_original(make: Make, shape: dict[str, 
     usual = {"model.num_layers": 10, "model.ffn.ffn_dim": 1536, "model.ffn.ffn_type": "silu_ffn"}
     heads = {"model.attn.num_q_heads": 16, "model.attn.num_kv_heads": 4}
     more = {"model.vocab_size": 50257, "model.context_window": 512}
-    model = make(usual | heads | more | shape).config.model
-    assert model.kind == "transformer"
-    assert count_parameters(model, 50257, 512).total == expected
+    config = make(usual | heads | more | shape).config
+    assert config.model.kind == "transformer"
+    assert config.model.vocab_size is not None
+    assert count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total == expected
 
 
 def test_the_steps_are_those_of_the_mean_over_bytes(make: Make) -> None:
