@@ -232,7 +232,7 @@ def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_f
     written at the end. The share of peak refers to ``peak_flops`` of a device, in FLOP/s; they are measured if None.
     Raises UserError for everything that you can mend: data, tokenizer, memory, another run in the same folder.
     """
-    from quintet.errors import UserError
+    from quintet.errors import UserError, printable
     from quintet.processes import is_rank_zero
     from quintet.results import Run
     from quintet.train.check import check_training
@@ -245,7 +245,7 @@ def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_f
         raise error if loaded is None else loaded.located(error) from None
     reporter = _reporter(config, quiet)
     for note in () if loaded is None else loaded.notes:  # in the words of the file
-        reporter.console.print(f"note: {note}", markup=False)
+        reporter.console.print(printable(f"note: {note}", lines=True), markup=False)
     with _in_words_of_file(config):
         try:
             outcome = train_run(config, reporter, None if loaded is None else loaded.original, peak_flops=peak_flops)

@@ -79,6 +79,20 @@ def one_line(error: BaseException, lines: int | None = None, *, typed: bool = Fa
     return f"{kind}: {said}" if said and typed else said or kind
 
 
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal, turns the direction of a text (Unicode Standard Annex 9), ends a line, or is no character."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """``text`` with each character that steers a terminal as an escape; line ends and tabs too, unless ``lines``.
+
+    >>> printable("a\\x1b[2Jb\\n")
+    'a\\\\x1b[2Jb\\\\n'
+    """
+    shown = _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
+
+
 def without_password(text: str) -> str:
     """``text`` with the user and password taken out of its addresses."""
     return re.sub(r"//[^/@\s]*@", "//", text)

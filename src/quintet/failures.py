@@ -16,7 +16,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from quintet.errors import one_line
+from quintet.errors import one_line, printable
 from quintet.processes import FailedElsewhere, rank
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -144,7 +144,7 @@ def _record(error: BaseException, failure: Failure) -> None:
 
 def _say(failure: Failure) -> None:
     for problem in failure.problems:
-        print(f"error: {f'process {rank()}: ' if rank() else ''}{problem}", file=sys.stderr)
+        print(f"error: {f'process {rank()}: ' if rank() else ''}{printable(problem)}", file=sys.stderr)
 
 
 def _is_lost(error: BaseException) -> bool:

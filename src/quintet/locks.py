@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 from quintet.files import to_json, unfinished_name
 
 try:
@@ -295,7 +295,7 @@ class RunLock:
             beats += 1
             if (now := _read_holder(self._file)) is not None and now.token != self._holder.token:
                 line = f"error: {self._file.parent}: {now} has taken over the run, for this process gave no sign of"
-                print(f"{line} life; it ends here", file=sys.stderr, flush=True)
+                print(f"{printable(line)} life; it ends here", file=sys.stderr, flush=True)
                 os._exit(2)  # nothing may be written any more
             with suppress(OSError):  # a disk that is full or gone for a moment
                 self._sign(beats)

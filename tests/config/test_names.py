@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from quintet.cli import VERBS, app, command_name
-from quintet.config.load import load_run_config
-from quintet.config.names import is_path, local_path, name_problem
+from quintet.config.load import Reading, load_run_config
+from quintet.config.names import is_path, local_path, name_problem, usable_name
 from quintet.errors import UserError
 from quintet.train.check import check_training
 
@@ -19,7 +20,7 @@ RUN_FILE = "data: {sources: [{kind: text, path: texts}]}\ntrain: {steps: 1}\n"
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "exp #2", "a.b_c-d", "über 3", ".hidden", "c+", "console", "nul1", "x" * 200, "=1"]
+    "name", ["a", "exp-2", "a.b_c-d", "über_3", ".hidden", "console", "nul1", "x" * 200, "-1", "实验"]
 )
 def test_names_that_a_run_can_have(name: str) -> None:
     assert name_problem(name) is None
@@ -39,6 +40,14 @@ def test_names_that_a_run_can_have(name: str) -> None:
             'a"b',
             "a<b",
             "a|b",
+            "exp #2",
+            "c+",
+            "[red]x[/]",
+            r"$\frac$",
+            "\x1b[2J",
+            "a\u202eb",
+            "a\u2028b",
+            "",
             "a\nb",
             "a\x7f",
             "a ",
@@ -65,6 +74,38 @@ def test_a_name_is_judged_at_check_and_an_old_run_keeps_its_own(tmp_path: Path) 
         folder.mkdir(parents=True)
         (folder / "run.yaml").write_text(RUN_FILE)
         check_training(config)
+
+
+@given(st.text(max_size=300))
+def test_every_text_is_near_a_name_that_a_run_can_have(text: str) -> None:
+    name = usable_name(text)
+    assert name_problem(name) is None
+    assert usable_name(name) == name
+    assert name_problem(text) is not None or name == text
+
+
+def test_a_run_is_named_after_its_file_and_one_that_is_there_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "my run (2).yaml"
+    file.write_text(RUN_FILE)
+    assert load_run_config([file]).config.name == "my-run-2"
+    folder = tmp_path / "runs" / "my run (2)"
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(RUN_FILE)
+    assert load_run_config([file]).config.name == "my run (2)"
+
+
+def test_a_name_of_a_frameworks_run_becomes_one_of_a_folder_with_a_note(tmp_path: Path) -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "examples/stlm/base.yaml").read_text())
+    values["general"]["logging"]["wandb_run_name"] = "a/b: [red]$\\frac$ \u202e\n2"
+    (file := tmp_path / "theirs.yaml").write_text(yaml.safe_dump(values))
+    loaded = load_run_config([file], [], Reading(dialect="stlm"))
+    assert loaded.config.name == "a-b-red-frac-2"
+    assert any(
+        note.startswith("general.logging.wandb_run_name: the folder of the run is 'a-b-red") for note in loaded.notes
+    )
 
 
 @given(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=90))

@@ -17,14 +17,14 @@ from quintet.cli.evaluate import evaluate
 from quintet.cli.explain import explain, schema, translate
 from quintet.cli.export import export, import_
 from quintet.cli.generate import generate
-from quintet.cli.inputs import TAKES_MORE, forget_read, in_words_of_file
+from quintet.cli.inputs import TAKES_MORE, echo, forget_read, in_words_of_file
 from quintet.cli.plan import plan
 from quintet.cli.play import play
 from quintet.cli.runs import compare, report, runs
 from quintet.cli.show_batch import show_batch
 from quintet.cli.slurm import slurm
 from quintet.cli.train import train
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 from quintet.failures import end, end_with_launcher, is_launched, leave
 from quintet.system import __version__, write_utf8
 
@@ -56,7 +56,7 @@ _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"quintet {__version__}")
+        echo(f"quintet {__version__}")
         raise typer.Exit
 
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not problems:
             raise
         for problem in problems:
-            typer.echo(f"error: {problem}", err=True)
+            echo(f"error: {printable(problem)}", err=True)
         sys.exit(USER_ERROR)
     sys.exit(0)
 

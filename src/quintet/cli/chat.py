@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, Checkpoint
+from quintet.cli.inputs import WRITER, Checkpoint, echo
 from quintet.config.names import local_path
 from quintet.errors import UserError
 
@@ -62,7 +62,7 @@ def chat(
         top_p=top_p,
         seed=seed,
         usual_temperature=_TEMPERATURE,
-        say=partial(typer.echo, err=True),
+        say=partial(echo, err=True),
     )
     talk = _Talk(trained, chat_format(trained.tokenizer, template, date), settings, system.strip())
     while (line := _read_line()) is not None:
@@ -130,7 +130,7 @@ class _Talk:
         shown: list[str] = []
 
         def show(text: str) -> None:
-            typer.echo(text, nl=False)
+            echo(text, nl=False, exact=True)
             shown.append(text)
 
         room = min(self.settings.max_tokens, self.trained.model.context_length - len(ids))
@@ -150,7 +150,7 @@ class _Talk:
         except KeyboardInterrupt:  # ends this answer, not the conversation
             ended = "interrupted"
         self.asked += 1
-        typer.echo("")
+        echo("")
         if ended == "length":
             _note(f"the answer was ended after {room} tokens")
         return "".join(shown)  # as it was written, for what is kept may be trained on
@@ -166,7 +166,7 @@ def _read_line() -> str | None:
     try:
         return input("> ")
     except EOFError:
-        typer.echo("")
+        echo("")
         return None
 
 
@@ -182,4 +182,4 @@ def _save(messages: list[Message], name: str) -> None:
 
 
 def _note(text: str) -> None:
-    typer.echo(f"[{text}]", err=True)
+    echo(f"[{text}]", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quintet import api
-from quintet.cli.inputs import AsJson, Inputs, forget_read, load
+from quintet.cli.inputs import AsJson, Inputs, echo, forget_read, load
 from quintet.errors import UserError
 from quintet.files import to_json
 
@@ -45,13 +45,13 @@ def check(
     except UserError as error:
         if not as_json:
             raise
-        typer.echo(to_json({"ok": False, "problems": _problems(error)}, indent=2))
+        echo(to_json({"ok": False, "problems": _problems(error)}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
         values = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
-        typer.echo(to_json(values, indent=2))
+        echo(to_json(values, indent=2))
         return
-    typer.echo(found)
+    echo(str(found))
 
 
 def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:
@@ -77,16 +77,16 @@ def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:
             "notes": notes,
             "stages": [vars(one) for one in tried.stages],
         }
-        typer.echo(to_json({**values, "folder": None if tried.folder is None else str(tried.folder)}, indent=2))
+        echo(to_json({**values, "folder": None if tried.folder is None else str(tried.folder)}, indent=2))
         raise typer.Exit(2 if failures else 0)
     for line in (*map(str, tried.stages), *(f"note: {note}" for note in notes)):
-        typer.echo(line)
+        echo(line)
     if tried.folder is not None:
-        typer.echo(f"kept: {tried.folder}")
+        echo(f"kept: {tried.folder}")
     if located:
         forget_read()  # these have their places, after the stage that found them
         raise UserError(*(f"{stage}: {one if one.key else problem}" for stage, one, problem in located))
-    typer.echo(f"OK, tried: {api.summary(config)}")
+    echo(f"OK, tried: {api.summary(config)}")
 
 
 def _problems(error: UserError) -> list[dict[str, Any]]:

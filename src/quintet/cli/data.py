@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet import api
-from quintet.cli.inputs import AsJson, Inputs, fail, in_words, load
+from quintet.cli.inputs import AsJson, Inputs, echo, fail, in_words, load
 from quintet.config.names import local_path
 from quintet.files import to_json
 
@@ -150,8 +150,8 @@ def data(
     else:
         reports = report_run(load(inputs), seed, samples)
     if as_json:
-        typer.echo(to_json([asdict(report) for report in reports], indent=2, ascii=False))
+        echo(to_json([asdict(report) for report in reports], indent=2, ascii=False), exact=True)
         return
     for report in reports:
         for line in report.lines():
-            typer.echo(in_words(line))
+            echo(in_words(line))

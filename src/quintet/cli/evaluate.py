@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, fail, load
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, echo, fail, load
 from quintet.config.names import local_path
 from quintet.files import to_json
 
@@ -161,11 +161,11 @@ def _ask_benchmarks(
     found = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
     step = _step(model)
     if as_json:
-        typer.echo(to_json({**({} if step is None else {"step": step}), **found.figures()}, indent=2))
+        echo(to_json({**({} if step is None else {"step": step}), **found.figures()}, indent=2))
     else:
-        typer.echo(f"{model}: benchmarks")
+        echo(f"{model}: benchmarks")
         for line in found.lines():
-            typer.echo(line)
+            echo(line)
     if not found.metrics():
         fail(f"--tasks: nothing of {', '.join(names)} could be measured, for the reasons above")
 
@@ -188,11 +188,11 @@ def _model_texts(
         reporter=Reporter(Console(stderr=True, highlight=False, soft_wrap=True)),
     )
     if as_json:
-        typer.echo(to_json({"precision": model.compute.precision, **result.as_json()}, indent=2))
+        echo(to_json({"precision": model.compute.precision, **result.as_json()}, indent=2))
         return
-    typer.echo(f"{model}: text modelling, in {model.compute.precision}")
+    echo(f"{model}: text modelling, in {model.compute.precision}")
     for line in result.lines():
-        typer.echo(line)
+        echo(line)
 
 
 def _value(precision: Precision | None) -> Literal["fp32", "bf16", "fp16"] | None:
@@ -238,9 +238,9 @@ def _measure_held_out(
         answers = evaluate_music(trained, prepared, samples, records or 48, settings)
         figures["music"], lines = answers.figures(), [*lines, *answers.lines()]
     if as_json:
-        typer.echo(to_json(figures, indent=2))
+        echo(to_json(figures, indent=2))
         return
     size = f", {result.bytes:,} bytes" if result.bytes else ""
-    typer.echo(f"{trained}: {result} (over {result.tokens:,} tokens{size}, in {trained.compute.precision})")
+    echo(f"{trained}: {result} (over {result.tokens:,} tokens{size}, in {trained.compute.precision})")
     for line in lines:
-        typer.echo(line)
+        echo(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet import api
-from quintet.cli.inputs import Inputs, load
+from quintet.cli.inputs import Inputs, echo, load
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -50,7 +50,7 @@ def _explain(key: str | None, top: Section, title: str) -> None:
     if key is None:
         Console(highlight=False).print(_tree(top, title))
         return
-    typer.echo("\n\n".join("\n".join(_lines(found)) for found in find(key, top)))
+    echo("\n\n".join("\n".join(_lines(found)) for found in find(key, top)))
 
 
 def _lines(found: Found) -> list[str]:
@@ -137,10 +137,10 @@ def schema(
     found = run_file_schema() if dialect is None else dialect_schema(dialect_named(dialect))
     text = json.dumps(found, indent=2, ensure_ascii=False)
     if output is None:
-        typer.echo(text)
+        echo(text)
         return
     output.write_text(text + "\n", encoding="utf-8")
-    typer.echo(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 def translate(
@@ -160,13 +160,13 @@ def translate(
         loaded = api.loaded_of(config)
         assert loaded is not None
         for note in loaded.notes:
-            typer.echo(f"note: {note}", err=True)
-        typer.echo(dump_with_origins(config, loaded.provenance), nl=False)
+            echo(f"note: {note}", err=True)
+        echo(dump_with_origins(config, loaded.provenance), nl=False, exact=True)
         return
     from quintet.config.dialects import dialect_named
     from quintet.config.dialects.back import translate_back
 
     written = translate_back(dialect_named(to), config)
-    typer.echo(written.text, nl=False)
+    echo(written.text, nl=False, exact=True)
     for line in written.lost:
-        typer.echo(f"not expressed in {to}: {line}", err=True)
+        echo(f"not expressed in {to}: {line}", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import Checkpoint, Precision, fail
+from quintet.cli.inputs import Checkpoint, Precision, echo, fail
 from quintet.config.names import local_path
 
 
@@ -31,8 +31,8 @@ def export(
     assert to is Format.HUGGINGFACE
     exported = load_trained(run, checkpoint).export(folder, dtype.value)
     for note in exported.notes:
-        typer.echo(note, err=True)
-    typer.echo(f"{folder}: {exported.architecture} with {exported.parameters:,} parameters in {dtype.value}")
+        echo(note, err=True)
+    echo(f"{folder}: {exported.architecture} with {exported.parameters:,} parameters in {dtype.value}")
 
 
 def import_(
@@ -55,7 +55,7 @@ def import_(
     from quintet.tokenize.huggingface import huggingface_tokenizer
 
     folder = find_checkpoint(checkpoint, revision)
-    values = read_config(folder, lambda line: typer.echo(line, err=True))
+    values = read_config(folder, lambda line: echo(line, err=True))
     section = model_section(values, checkpoint)
     source = str(folder.resolve()) if local_path(checkpoint).is_dir() else checkpoint
     origin = {"path": source} | ({} if revision is None else {"revision": revision})
@@ -73,7 +73,5 @@ def import_(
     to.write_text(text, encoding="utf-8")
     count = sum(weight.numel() for weight in start.weights.values())
     for note in start.notes:
-        typer.echo(note, err=True)
-    typer.echo(
-        f"{to}: {values['model_type']} with {count:,} parameters; quintet train {to} YOUR_RUN.yaml starts from it"
-    )
+        echo(note, err=True)
+    echo(f"{to}: {values['model_type']} with {count:,} parameters; quintet train {to} YOUR_RUN.yaml starts from it")

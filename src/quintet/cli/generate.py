@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, Checkpoint, as_options, fail
+from quintet.cli.inputs import WRITER, Checkpoint, as_options, echo, fail
 from quintet.errors import named
 from quintet.files import to_json
 
@@ -109,15 +109,15 @@ def generate(
     model = api.load(run, checkpoint, precision="auto", narrow=True)
     model.check_writes()
     if static_cache and not model.can_compile:
-        typer.echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
-    say = partial(typer.echo, err=True)
+        echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
+    say = partial(echo, err=True)
     settings = model.settings(**given, max_tokens=max_tokens, seed=seed, search=beams > 1, say=say)
     options = {"stop": stop or (), "static_cache": static_cache}
     if len(prompts) == 1 and beams == 1 and not as_json:
-        typer.echo(prompts[0], nl=False)
+        echo(prompts[0], nl=False, exact=True)
         for piece in model.stream(prompts[0], settings, **options):
-            typer.echo(piece, nl=False)
-        typer.echo("")
+            echo(piece, nl=False, exact=True)
+        echo("")
         return
     for first in range(0, len(prompts), batch_size):
         group = prompts[first : first + batch_size]
@@ -125,9 +125,10 @@ def generate(
         for index, (one, text) in enumerate(zip(group, texts, strict=True), start=first):
             if as_json:
                 found = {"prompt": one, "text": text.text, "tokens": text.tokens, "ended": text.ended}
-                typer.echo(to_json(found, ascii=False))
+                echo(to_json(found, ascii=False), exact=True)
             else:
-                typer.echo(f"{one}{text.text}" if len(prompts) == 1 else f"--- prompt {index}\n{one}{text.text}")
+                whole = f"{one}{text.text}"
+                echo(whole if len(prompts) == 1 else f"--- prompt {index}\n{whole}", exact=True)
 
 
 def _write_music(
@@ -151,20 +152,20 @@ def _write_music(
     with as_options("task", "composer", "dataset"):
         found = api.load(run, checkpoint, precision="auto", narrow=True).midi(midi, **options)
     if found.passed_over:
-        typer.echo(f"{midi}: passed over {found.passed_over}", err=True)
+        echo(f"{midi}: passed over {found.passed_over}", err=True)
     if output is not None:
         write_midi(found.whole, output)
     if roll is not None:
         roll.write_bytes(found.roll())
     if audio is not None:
         audio.write_bytes(found.sound())
-        typer.echo(f"sound: {available()}", err=True)
+        echo(f"sound: {available()}", err=True)
     written = ", ".join(str(file) for file in (output, roll, audio) if file is not None)
     where = "after" if options["task"] is None else "for"  # an answer belongs among the notes
     heard = len(found.heard)
-    typer.echo(f"{len(found.notes)} notes {where} {heard} of the {found.asked} in {midi}: wrote {written}")
+    echo(f"{len(found.notes)} notes {where} {heard} of the {found.asked} in {midi}: wrote {written}")
     if heard < found.asked:
-        typer.echo(
+        echo(
             f"the model's context has room for no more than the last {heard} notes beside --max-tokens "
             f"{options['max_tokens']}; lower that, or give a shorter piece",
             err=True,

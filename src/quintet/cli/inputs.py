@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ import typer
 
 from quintet import api
 from quintet.config.names import is_path, local_path
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 
 if TYPE_CHECKING:
     from quintet.config.load import Loaded
@@ -152,6 +153,12 @@ def as_options(*names: str) -> Iterator[None]:
         if found == list(error.problems):
             raise  # which knows the file and line of each problem
         raise UserError(*found) from error
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True, exact: bool = False) -> None:
+    """Print ``text`` without what steers a terminal; ``exact`` leaves it as it is for a file or another program."""
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(text if exact and not stream.isatty() else printable(text, lines=True), err=err, nl=nl, color=True)
 
 
 def fail(problem: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quintet import api
-from quintet.cli.inputs import AsJson, Inputs, as_options, fail, in_words, load
+from quintet.cli.inputs import AsJson, Inputs, as_options, echo, fail, in_words, load
 from quintet.files import to_json
 
 Devices = Annotated[int | None, typer.Option("--devices", min=1, help="plan for so many devices that need not be here")]
@@ -69,7 +69,7 @@ def plan(
             bandwidth=bandwidth,
         )
     if as_json:
-        typer.echo(to_json(found.values(), indent=2))
+        echo(to_json(found.values(), indent=2))
         return
     from quintet.track.console import Reporter
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quintet.cli.inputs import AsJson, Checkpoint, fail
+from quintet.cli.inputs import AsJson, Checkpoint, echo, fail
 from quintet.config.names import is_path
+from quintet.errors import printable
 from quintet.files import to_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def runs(
         fail(f"{folder}: no such folder; `quintet train` makes runs/ where it is called")
     found = find_runs(folder)
     if as_json:
-        typer.echo(to_json([asdict(run) for run in found], indent=2))
+        echo(to_json([asdict(run) for run in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -40,11 +41,11 @@ def runs(
         figures = (run.train_loss, run.validation_loss, run.bits_per_byte)
         shown = ("" if value is None else f"{value:.4f}" for value in figures)
         speed = "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
-        table.add_row(Text(run.name), f"{run.step}/{run.steps or '?'}", *shown, speed, run.changed)
+        table.add_row(Text(printable(run.name)), f"{run.step}/{run.steps or '?'}", *shown, speed, run.changed)
     Console().print(table)
     for run in found:
         if run.problem is not None:
-            typer.echo(f"{run.name}: its run file cannot be read: {run.problem}", err=True)
+            echo(f"{run.name}: its run file cannot be read: {run.problem}", err=True)
 
 
 def compare(
@@ -92,13 +93,13 @@ def compare(
         reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
         paired = compare_models(runs, Asked(checkpoint, samples, text, max_bytes, reporter=reporter))
     if as_json:
-        typer.echo(to_json(_as_json(runs, settings, figures, paired), indent=2))
+        echo(to_json(_as_json(runs, settings, figures, paired), indent=2))
         return
     _print(facts, settings, figures)
     for line in paired.lines([run.name for run in facts]) if paired else ():
-        typer.echo(line)
+        echo(line)
     if output is not None:
-        typer.echo(f"curves: {output}")
+        echo(f"curves: {output}")
 
 
 def _draw(output: Path, facts: list[RunFacts]) -> None:
@@ -113,20 +114,21 @@ def _draw(output: Path, facts: list[RunFacts]) -> None:
 
 def _print(facts: list[RunFacts], settings: list[Row], figures: list[Row]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     from quintet.report.compare import setting
 
-    table = Table("", *(escape(run.name) for run in facts), box=None)
+    table = Table("", box=None)
+    for run in facts:
+        table.add_column(Text(printable(run.name)))
     for row in settings:
-        table.add_row(Text(row.name), *(Text(setting(value)) for value in row.values))
+        table.add_row(Text(printable(row.name)), *(Text(printable(setting(value))) for value in row.values))
     table.add_section()
     for row in figures:
         styles = ["bold" if index == row.better else "" for index in range(len(row.values))]
         values = (Text(cell, style) for cell, style in zip(row.cells(), styles, strict=True))
-        table.add_row(Text(row.name), *values)
+        table.add_row(Text(printable(row.name)), *values)
     Console().print(table)
 
 
@@ -158,4 +160,4 @@ def report(
     if not file.absolute().parent.is_dir():
         fail(f"-o {file}: its folder does not exist; make it first")
     write_report(folder, file, sound=sound)
-    typer.echo(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+    echo(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, in_words, load
+from quintet.cli.inputs import Inputs, echo, fail, in_words, load
+from quintet.errors import printable
 from quintet.files import to_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def show_batch(
     """
     config = load(inputs)
     from rich.console import Console
+    from rich.text import Text
 
     from quintet.data.prepare import prepare
     from quintet.track.console import Reporter
@@ -57,13 +59,14 @@ def show_batch(
     # Documents are shown also where the model is not told them.
     batch = replace(objective.prepare(whole, *purpose), documents=whole.documents)
     if as_json:
-        typer.echo(to_json(_arrays(batch, labels, rows), ascii=False))
+        echo(to_json(_arrays(batch, labels, rows), ascii=False), exact=True)
         return
     console = Console(highlight=False)
     what = "validation" if validation else f"step {step}"
     console.print(f"{what}: {len(batch.inputs)} samples, {batch.valid:,} of {batch.targets.size:,} tokens predicted")
     for row in range(min(rows, len(batch.inputs))):
-        console.print(f"\n[bold]sample {row}[/bold] of {labels[int(batch.sources[row])]}")
+        heading = Text.assemble("\n", (f"sample {row}", "bold"), f" of {printable(labels[int(batch.sources[row])])}")
+        console.print(heading)
         console.print(painted(batch, row, prepared.tokenizer))
     console.print(f"\n{_LEGEND}", style="italic")
 
@@ -100,7 +103,7 @@ def _written(ids: list[int], tokenizer: Tokenizer) -> str:
         else:
             # Not `decode`, which may drop the first space: a group can begin in the middle of a text.
             written = b"".join(map(tokenizer.pieces.of, group)).decode("utf-8", errors="replace")
-            parts.append(written.replace("\n", "⏎\n"))
+            parts.append(printable(written.replace("\n", "⏎\n"), lines=True))
     return "".join(parts)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from quintet.cli.inputs import Inputs, fail, load
+from quintet.cli.inputs import Inputs, echo, fail, load
 
 # The forms of sbatch: minutes, minutes:seconds and so on, up to days-hours:minutes:seconds.
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -149,7 +149,7 @@ def slurm(
     if path.exists() and path.read_text(encoding="utf-8") != script:
         fail(f"{path}: exists and says something else; move it away, or name another file (-o)")
     path.write_text(script, encoding="utf-8")
-    typer.echo(f"wrote {path}; sbatch {path}")
+    echo(f"wrote {path}; sbatch {path}")
 
 
 def _quoted(value: str) -> str:

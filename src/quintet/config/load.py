@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial, reduce
 from itertools import takewhile
@@ -20,6 +20,7 @@ from quintet.config.dialects.native import Output
 from quintet.config.dialects.translate import (
     EXTENSION,
     Purpose,
+    Translation,
     translate,
     with_dialect_defaults,
     with_those_that_follow,
@@ -30,7 +31,17 @@ from quintet.config.hydra import apply_hydra_overrides, compose, is_composed
 from quintet.config.interpolate import resolve, variables_of
 from quintet.config.keypath import KeyPath, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.merge import apply_overrides, merge, with_bases
-from quintet.config.names import INPUTS, PATHS, is_written_by_run, local_path, working_folder
+from quintet.config.names import (
+    INPUTS,
+    PATHS,
+    RUN_FILE,
+    is_path,
+    is_written_by_run,
+    local_path,
+    name_problem,
+    usable_name,
+    working_folder,
+)
 from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
 from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
@@ -227,7 +238,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
         translation = translate(
             dialect, YamlDocument(resolved, document.provenance), reading.purpose, variables_of(document)
         )
-        document, notes = _named(translation.document, files), translation.notes
+        document, notes = _named(translation.document, files), (*translation.notes, *_with_usable_name(translation))
         prepare_to, problems = translation.prepare_to, translation.problems
         values = document.values
     config, later, unfit = _validated(values, document.provenance)
@@ -317,10 +328,29 @@ def _set(values: Any, path: KeyPath, value: str) -> None:
     reduce(lambda inner, step: inner[step], path[:-1], values)[path[-1]] = value
 
 
+def _with_usable_name(translation: Translation) -> Iterator[str]:
+    """A note on the name of the run that ``translation`` has, where it gets another one: names of a framework's runs
+    have characters that no folder's has."""
+    document = translation.document
+    name = document.values.get("name")
+    if isinstance(name, str) and (usable := _usable(name, document)) != name:
+        document.values["name"] = usable
+        key = origin_of(("name",), document.provenance).key or "name"
+        yield f"{key}: the folder of the run is {usable!r}, for a folder cannot have the name {name!r} everywhere"
+
+
+def _usable(name: str, document: YamlDocument) -> str:
+    """``name``, or the nearest that a new run of ``document`` can have; a run that is there keeps its own."""
+    runs = str(document.values.get("runs_dir", "runs"))
+    if name_problem(name) is None or (name not in (".", "..") and is_path(f"{runs}/{name}/{RUN_FILE}")):
+        return name
+    return usable_name(name)
+
+
 def _named(document: YamlDocument, files: Sequence[Path]) -> YamlDocument:
     """``document`` with a name: that of the last file, where it has none."""
     if "name" not in document.values:
         last = Path(files[-1])
-        document.values["name"] = last.stem
+        document.values["name"] = _usable(last.stem, document)
         document.provenance[("name",)] = Origin(str(last))
     return document

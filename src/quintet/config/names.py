@@ -28,7 +28,7 @@ INPUTS = (*(key for key in PATHS if key != "runs_dir"), "template")
 _LONGEST_FILE_NAME = 255  # bytes, on every common file system
 _LONGEST_PATH = 4095  # bytes, of Linux, without the end (PATH_MAX in limits.h)
 _LONGEST_NAME = 200  # leaves room for what is written beside a run's folder
-_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³")}
 """Names that Windows takes for a device, whatever follows a point (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
 
@@ -37,15 +37,28 @@ def name_problem(name: str) -> str | None:
     """Why the run ``name`` cannot have a folder of this name on Linux, macOS and Windows alike, None when it can."""
     if name in (".", ".."):
         return "is the name of a folder that is there; choose another name"
-    if _NOT_IN_NAMES.search(name):
-        return 'has a character that no folder can have everywhere (/ \\ < > : " | ? * or a control character)'
-    if name != name.strip() or name.endswith("."):
-        return "begins or ends with a space, or ends with a point, which some systems cut off"
-    if name.partition(".")[0].rstrip().upper() in _DEVICES:
+    if not name or _NOT_IN_NAMES.search(name):
+        return f"is no name: one has letters, digits, '.', '_' and '-' alone; {usable_name(name)!r} is one"
+    if name.endswith("."):
+        return "ends with a point, which some systems cut off"
+    if name.partition(".")[0].upper() in _DEVICES:
         return f"is a device on Windows, as are {', '.join(sorted(_DEVICES)[:4])} …; choose another name"
     if len(name.encode()) > _LONGEST_NAME:
         return f"is {len(name.encode())} bytes long, and the name of a folder at most {_LONGEST_NAME}"
     return None
+
+
+def usable_name(text: str) -> str:
+    """The name for a run that is nearest to ``text``.
+
+    >>> usable_name("my run (2)/lr: 1e-3")
+    'my-run-2-lr-1e-3'
+    """
+    found = _NOT_IN_NAMES.sub("-", text)
+    name = (found if found == text else found.strip("-")).rstrip(".")
+    while len(name.encode()) > _LONGEST_NAME:
+        name = name[:-1].rstrip(".")
+    return f"run-{name}".rstrip("-") if not name or name_problem(name) else name
 
 
 def local_path(text: str | Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quintet.errors import printable
 from quintet.libraries import require
 from quintet.piano.notes import Notes
 
@@ -53,7 +54,7 @@ def roll_figure(prompt: Notes, answer: Notes | None = None, title: str = "") -> 
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds")
-    axes.set_title(title)
+    axes.set_title(printable(title), parse_math=False)
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 from quintet.libraries import require
 from quintet.report.facts import RunFacts, Series
 
@@ -121,10 +121,11 @@ def _plot(axes: Any, title: str, curves: Sequence[Curve]) -> None:
         width, alpha = (0.8, 0.35) if one.faint else (1.6, 1.0)
         points = {"marker": "o", "markersize": 3} if one.marked else {}
         # Matplotlib hides a label that begins with an underscore.
-        label = f" {one.label}" if one.label.startswith("_") else one.label or None
+        shown = printable(one.label)
+        label = f" {shown}" if shown.startswith("_") else shown or None
         axes.plot(one.x, one.y, color=one.colour, label=label, linewidth=width, alpha=alpha, **points)
     _zoom(axes, curves)
-    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.set_title(printable(title), fontsize=9.5, loc="left", parse_math=False)
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y", linewidth=0.4, alpha=0.35)

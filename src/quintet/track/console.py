@@ -12,7 +12,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from quintet.errors import one_line
+from quintet.errors import one_line, printable
 
 _LINE_SECONDS = 30  # between two lines about what is prepared, where no line can move
 
@@ -53,7 +53,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line that stays."""
         try:
-            self.console.print(self._words(text), markup=False)
+            self.console.print(printable(self._words(text), lines=True), markup=False)
         except OSError as error:  # a full disk
             if not isinstance(self.console, RunConsole):
                 raise
@@ -114,13 +114,12 @@ class Reporter:
             self._progress.stop()
         if not self.console.is_terminal:
             return
-        shape = (
-            [TextColumn(label), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-            if label == "step"
-            else [TextColumn(label)]
-        )
-        self._progress = Progress(*shape, BarColumn(20), TextColumn("{task.description}"), console=self.console)
-        self._task = self._progress.add_task("")
+        shape = [TextColumn("{task.fields[label]}", markup=False)]  # which may be the label of a source
+        if label == "step":
+            shape.append(TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+        figures = TextColumn("{task.description}", markup=False)
+        self._progress = Progress(*shape, BarColumn(20), figures, console=self.console)
+        self._task = self._progress.add_task("", label=printable(label))
         self._progress.start()
 
     def _update(self, done: int, total: int, text: str) -> None:

@@ -18,7 +18,7 @@ from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.train import TrainConfig
 from quintet.data.prepare import Prepared, prepare
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
@@ -102,7 +102,7 @@ class TrainedRun(LanguageModel):
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line, lines=True), file=sys.stderr)
 
 
 def load_trained(

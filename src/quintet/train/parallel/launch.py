@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from quintet.errors import UserError
+from quintet.errors import UserError, printable
 from quintet.failures import ROLE, Failure, is_launched, read_failure
 from quintet.system import STOP_SIGNALS, cores
 
@@ -175,4 +175,4 @@ def _ending(failure: ProcessFailure) -> str:
 
 def _say(*lines: str) -> None:
     for index, line in enumerate(lines):
-        print(f"error: {line}" if index == 0 else line, file=sys.stderr, flush=True)
+        print(printable(f"error: {line}" if index == 0 else line, lines=True), file=sys.stderr, flush=True)

@@ -87,7 +87,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
 def _logging(theirs: File, native: NativeBuilder) -> None:
     logging, name = theirs.general.logging, theirs.general.logging.wandb_run_name
     if name is not None:
-        native.set("name", name.replace("/", "-").replace("\\", "-"), "general.logging.wandb_run_name")
+        native.set("name", name, "general.logging.wandb_run_name")
     if logging.wandb_log:
         named = {"project": logging.wandb_project, "name": name, "group": logging.group_name}
         arguments = {argument: value for argument, value in named.items() if value is not None}
