@@ -97,7 +97,7 @@ def test_texts_of_several_columns(kind: str, folder: Any, data: st.DataObject) -
     template = "Q: {{ asked }}\nA: {{ told | default('-') }}"
     template += "" if flat else "{% for turn in turns %}\n{{ loop.index0 | string }}{{ turn.by }}{% endfor %}"
     at = folder()
-    source = {**container.write(rows, at / "in"), "document": {"kind": "template", "template": template}}
+    source = {**container.write(rows, at / "in"), "document": {"kind": "template", "text": template}}
     expected = []
     for row in rows:
         told = "-" if row["told"] is None else row["told"]
@@ -123,7 +123,7 @@ def test_a_row_that_a_template_cannot_write_is_refused_or_left_out(
     template: str, row: Row, told: str, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(f"\n{json.dumps(row)}\n")
-    document = {"kind": "template", "template": template}
+    document = {"kind": "template", "text": template}
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": document}
     with pytest.raises(UserError, match=re.escape(f"rows.jsonl:2: template: {told}")):
         store_of(source, tmp_path / "out")
@@ -143,12 +143,12 @@ def test_a_row_that_a_template_cannot_write_is_refused_or_left_out(
 )
 def test_a_template_that_is_none_is_a_mistake_of_the_run_file(template: str, told: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(told)):
-        TemplateFields(kind="template", template=template)
+        TemplateFields(kind="template", text=template)
 
 
 def test_a_column_that_a_table_lacks_is_refused_before_rows_are_read(tmp_path: Path) -> None:
     source = save_parquet(tmp_path / "rows.parquet", pyarrow.table({"a": ["x"]}))
-    document = {"kind": "template", "template": "{{ a }}{{ b | default('') }}"}
+    document = {"kind": "template", "text": "{{ a }}{{ b | default('') }}"}
     with pytest.raises(UserError, match="has no column 'b'; it has a"):
         store_of({**source, "document": document}, tmp_path / "out")
 

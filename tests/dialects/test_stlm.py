@@ -275,6 +275,10 @@ def _tokenizers_of_openai(make: Make) -> None:
     for name, (size, hello) in (ids | {"o200k_base": (200019, 13225)}).items():
         made = make({"model.tokenizer_type": name, "model.vocab_size": size})
         assert build_tokenizer_of(made.config).encode("Hello")[0] == hello
+    same = make({"model.tokenizer_type": "p50k", "model.vocab_size": 50281})
+    assert (
+        same.config.tokenizer == make({"model.tokenizer_type": "p50k_base", "model.vocab_size": 50281}).config.tokenizer
+    )
     assert "fewer than" in refused(make, {"model.tokenizer_type": "gpt2", "model.vocab_size": 300})
 
 
@@ -293,6 +297,8 @@ def simplify(make: Make) -> None:
     assert simple.decode(simple.encode("naïve ñandú 漢字")) == "naive nandu "
     assert whole.decode(whole.encode("naïve ñandú")) == "naïve ñandú"
     assert len(simple.encode("1986")) == 4
+    again = build_tokenizer_of(make({"model.tokenizer_type": "bpe-retrain"}).config)  # GPT-2's own, on other texts
+    assert again.fingerprint == whole.fingerprint
 
 
 def norm_at(part: str, find: Callable[[Any], Any], bias: str) -> Callable[[Make], None]:
@@ -309,6 +315,19 @@ def norm_at(part: str, find: Callable[[Any], Any], bias: str) -> Callable[[Make]
         assert sum(isinstance(one, nn.LayerNorm) for one in own(layer).modules()) < 5
 
     return check
+
+
+def norm_bias(make: Make) -> None:
+    """Of both norms of each block, whatever the other biases are; the head has its own."""
+    layer = {f"model.{part}": "layer_norm" for part in ("attn.normalization", "ffn.normalization")}
+    layer["model.lm_head_normalization"] = "layer_norm"
+    norms = {"blocks.0.attention_norm.bias", "blocks.0.feedforward_norm.bias"}
+    with_biases = shapes(make(layer | {"model.norm_bias": True})).keys()
+    assert norms <= with_biases
+    assert "norm.bias" not in with_biases
+    without = shapes(make(layer | {"model.norm_bias": False, "model.attn.bias": True, "model.ffn.bias": True})).keys()
+    assert not norms & without
+    assert "blocks.0.attention.output.bias" in without
 
 
 def one_dropout(key: str, count: int, name: str) -> Callable[[Make], None]:
@@ -587,6 +606,22 @@ def loss_fn(make: Make) -> None:
     assert batch.valid < plain.valid / 3
 
 
+def dataloader(make: Make) -> None:
+    """mlm: the cross-entropy of hidden tokens, each at its own position."""
+    only_one("trainer.dataloader", "byte_patch", EXPERIMENT)(make)
+    masked, mask = make({"trainer.dataloader": "mlm"}), 300
+    assert shapes(masked)["embedding.weight"] == (301, 16)
+    batch, plain = masked.batch(), make().batch()
+    hidden, lossy = batch.inputs == mask, batch.targets >= 0
+    assert hidden.any()
+    assert (lossy | ~hidden).all()
+    assert (batch.targets[lossy] == plain.inputs[lossy]).all()
+    assert batch.valid < plain.valid / 3
+    assert "mlm goes with loss_fn: cross_entropy" in refused(
+        make, {"trainer.dataloader": "mlm", "trainer.loss_fn": "next_token_mlm"}
+    )
+
+
 def dropout_schedule(make: Make) -> None:
     def kept(**keys: Any) -> list[float]:
         from quintet.train.schedule import dropout_rate
@@ -693,8 +728,8 @@ def wandb_argument(key: str, name: str) -> Callable[[Make], None]:
 
 
 def run_name(make: Make) -> None:
-    made = make({"general.logging.wandb_run_name": "1M / tied"})
-    assert made.trained.name == "1M - tied"
+    made = make({"general.logging.wandb_run_name": 'NonVocab: 1M / "tied"'})
+    assert made.trained.name == "NonVocab-1M-tied"
     wandb_argument("wandb_run_name", "name")(make)
 
 
@@ -820,6 +855,7 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "model.ffn.ffn_dropout": one_dropout("model.ffn.ffn_dropout", 2, "feedforward.input_dropout"),
     "model.ffn.activation": activation,
     "model.ffn.normalization": norm_at("ffn.normalization", lambda m: m.blocks[0].feedforward_norm, "model.ffn.bias"),
+    "model.norm_bias": norm_bias,
     "model.attn.attn_type": attn_type,
     "model.attn.num_kv_heads": kv_heads,
     "model.attn.num_q_heads": kv_heads,
@@ -844,7 +880,7 @@ BEHAVIOUR: dict[str, Callable[..., None]] = {
     "trainer.checkpoint_interval": checkpoints,
     "trainer.lr_scheduler.name": scheduler,
     "trainer.lr_scheduler.params": scheduler_params,
-    "trainer.dataloader.name": only_one("trainer.dataloader", "byte_patch", EXPERIMENT),
+    "trainer.dataloader.name": dataloader,
     "trainer.datasampling.name": only_one("trainer.datasampling", "sorted", "must be one of standard"),
     "trainer.loss_fn.name": loss_fn,
     "trainer.run_eval": no_evaluations,

@@ -91,6 +91,30 @@ def test_a_file_has_the_parameters_of_the_original(make: Make, shape: dict[str, 
     assert count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total == expected
 
 
+def test_the_oldest_files_have_other_names_for_the_same(make: Make) -> None:
+    """Of May 2024: configs/train/full_dict_byte_level.yaml."""
+    older = {
+        "model.embedding_model_type": "byte_level_embedder",
+        "model.model_head_type": "byte_level_decoder",
+        "model.byte_tokenizer": "bpe",
+        "model.embedding_dim": 64,
+        "model.embedding_weight_tying": False,
+        "training.trainer": "byte_trainer",
+        "training.dataloader": "byte_pooling_dataloader",
+    }
+    newer = {
+        "model.embedding_model_type": "byte_level",
+        "model.lm_head_type": "byte_level",
+        "model.byte_embedding_dim": 64,
+        "model.embedding_weight_tying": False,
+        "trainer.dataloader": "byte_pooling",
+    }
+    older_config, newer_config = make(older).config, make(newer).config
+    assert older_config.model == newer_config.model
+    assert older_config.model.embedding.width == 64  # pyright: ignore
+    assert "64 is not the 128 of byte_embedding_dim" in refused(make, older | {"model.byte_embedding_dim": 128})
+
+
 def test_the_steps_are_those_of_the_mean_over_bytes(make: Make) -> None:
     """Of AdamW and clipping written out here, on the mean over all places of all tokens, as the original has it."""
     made = make(BYTES | {"trainer.optimizer.grad_clip": 0.01, "trainer.lr_scheduler": "constant", "quintet.seed": 3})

@@ -357,7 +357,7 @@ MISTAKES = [
     ({"model.gain": 2.0}, "is for initialization_fn: xavier, and it is kaiming"),
     ({"model.freeze_core": True}, "is for core_model_type: hf_core"),
     ({"trainer.dataset": "openwebtxt"}, "did you mean 'openwebtext'?"),
-    ({"trainer.dataset": "tiny_codes"}, "makes its text of several columns"),
+    ({"trainer.dataset": "the_pile"}, "has a name that the hub does not know"),
     ({"trainer.eval.mcq_benchmarks": ["helaswag"]}, "did you mean 'hellaswag'?"),
     ({"trainer.eval.benchmarks": ["Ewoks"]}, "did you mean 'Ewok'?"),
     ({"trainer.eval.benchmarks": "Ewoks"}, "trainer.eval.benchmarks: must be one of winogrande"),

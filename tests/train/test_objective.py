@@ -59,6 +59,22 @@ def test_of_the_hidden_tokens_the_shares_that_are_asked_for_become_mask_and_rand
     assert inputs[inputs != VOCAB].max() < VOCAB
 
 
+def test_a_hidden_token_is_predicted_at_its_own_position_where_that_is_asked_for() -> None:
+    """BERT's loss: the target of a position is the token that stood there. What is hidden stays the same."""
+    batch = batch_of()
+    before, own = (
+        objective_of(MaskedLossConfig(kind="masked", fraction=0.3, predict_at=at)).prepare(batch, "train", 7)
+        for at in ("before", "own")
+    )
+    assert np.array_equal(own.inputs, before.inputs)
+    lossy = own.targets != IGNORED
+    assert np.array_equal(own.targets[lossy], batch.inputs[lossy])
+    assert not ((own.inputs != batch.inputs) & ~lossy).any()
+    assert np.array_equal(lossy[:, 1:], (before.targets != IGNORED)[:, :-1])
+    assert own.valid == before.valid == lossy.sum()
+    assert not lossy[:, 0].any()  # no target says what the first position holds
+
+
 def test_what_is_hidden_follows_from_seed_step_and_row_alone() -> None:
     objective, batch = objective_of(MaskedLossConfig(kind="masked")), batch_of()
     whole = objective.prepare(batch, "train", 3)

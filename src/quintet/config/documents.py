@@ -66,7 +66,7 @@ class TemplateFields(ConfigSection):
     """A text of several fields, written by a Jinja template: all of it has a loss."""
 
     kind: Literal["template"] = key(..., "the text of several fields")
-    template: str = key(
+    text: str = key(
         ...,
         "the text, with `{{ name }}` for that of a field or column, `{{ name[0].key }}` for one within it, and "
         "`{% for … %}`, `{% if … is defined %}` and `| default('')` of Jinja; whitespace stays as it is. Only texts "
@@ -77,12 +77,12 @@ class TemplateFields(ConfigSection):
     @property
     def compiled(self) -> jinja2.Template:
         """The template as a program, in a sandbox. Raises jinja2.TemplateSyntaxError where it is none."""
-        return _compiled(self.template)[0]
+        return _compiled(self.text)[0]
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields or columns that it names, in the order of their names."""
-        return _compiled(self.template)[1]
+        return _compiled(self.text)[1]
 
     def errors(self) -> ConfigErrors:
         """Yield an error for a template that is none, and for one that would write all rows alike."""
@@ -90,9 +90,9 @@ class TemplateFields(ConfigSection):
 
         try:
             if not self.fields:
-                yield config_error("template", "names no field; write it as {{ name }} where its text is to stand")
+                yield config_error("text", "names no field; write it as {{ name }} where its text is to stand")
         except TemplateSyntaxError as error:
-            yield config_error("template", f"line {error.lineno} is no Jinja: {error.message}")
+            yield config_error("text", f"line {error.lineno} is no Jinja: {error.message}")
 
 
 class ChatField(ConfigSection):

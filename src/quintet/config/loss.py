@@ -45,10 +45,14 @@ class NextTokenLossConfig(_Loss):
 
 
 class MaskedLossConfig(_Loss):
-    """Masked next-token prediction (BehnamGhader et al. 2024): some tokens of the input are hidden, as in BERT, and
-    predicted at the position before them; the others have no loss."""
+    """Some tokens of the input are hidden, as in BERT, and predicted; the others have no loss."""
 
-    kind: Literal["masked"] = key(..., "predict hidden tokens, each at the position before it")
+    kind: Literal["masked"] = key(..., "predict hidden tokens")
+    predict_at: Literal["before", "own"] = key(
+        "before",
+        "position that predicts a hidden token: the one before it, as a next token (BehnamGhader et al. 2024), or its "
+        "own (Devlin et al. 2019)",
+    )
     fraction: float = key(0.15, "part of the tokens that is to be predicted", unit="fraction", gt=0, le=1)
     masked: float = key(0.8, "part of these that the mask stands for", unit="fraction", ge=0, le=1)
     random: float = key(

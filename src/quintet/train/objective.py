@@ -39,7 +39,8 @@ class Objective:
 
         A pure function of the seed, ``purpose``, ``index`` and the row, counted from ``first_row``. The config's
         fraction of the positions whose target has a loss, at least one, is drawn without replacement; the token after
-        each, which is the one to predict, is replaced in the input by the mask or by a random id, or stays.
+        each, which is the one to predict, is replaced in the input by the mask or by a random id, or stays. Its target
+        is at the position before it, or at its own.
         """
         # What no mask reads need not be sent to the device.
         if batch.documents is not None and not self.model.tells_documents:
@@ -52,6 +53,7 @@ class Objective:
         if not isinstance(self.config, MaskedLossConfig):
             return batch
         inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
+        shift = int(self.config.predict_at == "own")
         for row in range(len(inputs)):
             random = np.random.default_rng(key(self.seed, "mask", purpose, index, first_row + row))
             # The last target is not in the input, so it cannot be hidden there.
@@ -59,7 +61,7 @@ class Objective:
             if not positions.size:
                 continue
             chosen = random.permutation(positions)[: max(1, round(self.config.fraction * positions.size))]
-            targets[row, chosen] = batch.targets[row, chosen]
+            targets[row, chosen + shift] = batch.targets[row, chosen]
             fate = random.random(chosen.size)
             masked = fate < self.config.masked
             drawn = ~masked & (fate < self.config.masked + self.config.random)

@@ -50,8 +50,9 @@ def byte_level(theirs: File, native: NativeBuilder) -> None:
         return
     _spelling(theirs, native)
     _norms(native)
-    shape = {"kind": "bytes", "bytes": model.byte_context_window, "width": model.byte_embedding_dim, "heads": HEADS}
-    sizes = [f"model.{name}" for name in SIZES]
+    width = _width(theirs, native)
+    shape = {"kind": "bytes", "bytes": model.byte_context_window, "width": width, "heads": HEADS}
+    sizes = [f"model.{name}" for name in (*SIZES, "embedding_dim")]
     if embeds:
         native.set("model.embedding", shape | {"layers": EMBEDDING_LAYERS}, _EMBEDDING, *sizes)
     if decodes:
@@ -85,8 +86,19 @@ def _spelling(theirs: File, native: NativeBuilder) -> None:
             "model.byte_vocab_size",
             f"a token is spelled with single bytes, and these and two marks are {BYTE_SYMBOLS}; leave it out",
         )
-    if model.byte_embedding_dim % HEADS:
-        native.refuse("model.byte_embedding_dim", f"the {HEADS} heads of STLM's byte-level blocks do not divide it")
+
+
+def _width(theirs: File, native: NativeBuilder) -> int:
+    """Features of a byte, which the oldest files call embedding_dim."""
+    model, key, older = theirs.model, "model.byte_embedding_dim", "model.embedding_dim"
+    width = model.byte_embedding_dim
+    if model.embedding_dim not in (None, model.hidden_dim):
+        if native.has(key) and model.embedding_dim != width:
+            native.refuse(older, f"{model.embedding_dim} is not the {width} of byte_embedding_dim; keep one of them")
+        width, key = model.embedding_dim, older
+    if width % HEADS:
+        native.refuse(key, f"the {HEADS} heads of STLM's byte-level blocks do not divide it")
+    return width
 
 
 def _norms(native: NativeBuilder) -> None:

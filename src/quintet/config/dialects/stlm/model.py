@@ -20,6 +20,7 @@ TIED = {
     "model.tie_feedforward": ("generic_ffn_sharing", "generic_ffn_qproj_sharing"),
     "model.tie_attention_output": ("generic_cproj_shared", "generic_ffn_qproj_sharing"),
 }
+TRAINED = ("bpe", "bpe-retrain")
 LOW_RANK = ("ffn_lora_sharing", "weight_sharing")
 OF_INIT = {"gain": "xavier", "mode": "kaiming", "nonlinearity": "kaiming"}
 
@@ -52,7 +53,7 @@ def transformer(theirs: File, native: NativeBuilder) -> None:
         native.refuse(f"model.{name}", "is missing: core_model_type: generic needs it")
     if missing:
         return
-    if model.embedding_dim not in (None, model.hidden_dim):
+    if model.embedding_dim not in (None, model.hidden_dim) and model.embedding_model_type != "bytes":
         native.refuse("model.embedding_dim", EXPERIMENT)
     _sharing(theirs, native)
     _attention(theirs, native)
@@ -115,7 +116,7 @@ def _attention(theirs: File, native: NativeBuilder) -> None:
     both = kind == "bidirectional" or (causal is False and kind != "causal")
     keys = ("model.attn.attn_type", "model.attn.is_causal")
     native.set("model.attention.kind", "bidirectional" if both else "causal", *keys)
-    if both and theirs.trainer.loss_fn.name == "next_token":
+    if both and theirs.trainer.loss_fn.name == "next_token" and theirs.trainer.dataloader.name != "mlm":
         native.say(
             "model.attn: attends to later positions too, and with loss_fn: cross_entropy the next token is among "
             "them; next_token_mlm hides what is to be predicted"
@@ -140,11 +141,13 @@ def _attention(theirs: File, native: NativeBuilder) -> None:
 def _norms(theirs: File, native: NativeBuilder) -> None:
     """One norm for the model where its three parts have the same, else one for each."""
     model, ffn, attn = theirs.model, theirs.model.ffn, theirs.model.attn
-    usual = _norm(attn.normalization, attn.bias)
-    native.set("model.norm", usual, "model.attn.normalization", "model.attn.bias")
-    feedforward, head = _norm(ffn.normalization, ffn.bias), _norm(model.lm_head_normalization, model.lm_head_bias)
+    own = "model.norm_bias"  # of the oldest files, for both norms of a block
+    biases = [part.bias if model.norm_bias is None else model.norm_bias for part in (attn, ffn)]
+    usual, feedforward = _norm(attn.normalization, biases[0]), _norm(ffn.normalization, biases[1])
+    head = _norm(model.lm_head_normalization, model.lm_head_bias)
+    native.set("model.norm", usual, "model.attn.normalization", "model.attn.bias", own)
     if feedforward != usual:
-        native.set("model.feedforward.norm", feedforward, "model.ffn.normalization", "model.ffn.bias")
+        native.set("model.feedforward.norm", feedforward, "model.ffn.normalization", "model.ffn.bias", own)
     if head != usual:
         native.set("model.head.norm", head, "model.lm_head_normalization", "model.lm_head_bias")
 
@@ -203,13 +206,16 @@ def tokenizer(theirs: File, native: NativeBuilder) -> None:
         native.set("model.vocab_size", rows, "model.vocab_size")
     if kind == "hf":
         native.refuse(key, "is the tokenizer of the checkpoint of core_model_type: hf_core; name another one")
-    elif kind == "bpe" and rows is None:
-        native.refuse("model.vocab_size", "is missing: tokenizer_type: bpe needs it")
-    elif kind == "bpe" and rows is not None:
+    elif kind in TRAINED and rows is None:
+        native.refuse("model.vocab_size", f"is missing: tokenizer_type: {kind} needs it")
+    elif kind in TRAINED and rows is not None:
         native.set("tokenizer.kind", "bpe", key)
         size = rows - model.tokenizer_num_reserved_tokens
         native.set("tokenizer.vocab_size", size, "model.vocab_size", "model.tokenizer_num_reserved_tokens")
-        native.set("tokenizer.simplify", model.tokenizer_simplify, "model.tokenizer_simplify")
+        if kind == "bpe":
+            native.set("tokenizer.simplify", model.tokenizer_simplify, "model.tokenizer_simplify")
+        elif native.has("model.tokenizer_simplify"):
+            native.say("model.tokenizer_simplify: bpe-retrain keeps all characters, whatever it says")
         names, path = model.tokenizer_dataset_name, "model.tokenizer_dataset_name"
         if names is not None and names != theirs.trainer.dataset:
             native.set("tokenizer.sources", sources(native, names, path), path)
@@ -217,6 +223,6 @@ def tokenizer(theirs: File, native: NativeBuilder) -> None:
         native.set("tokenizer", {"kind": "tiktoken", "name": kind}, key)
     elif kind in ON_THE_HUB:
         native.set("tokenizer", {"kind": "huggingface", "path": ON_THE_HUB[kind]}, key)
-    unread = [f"model.{name}" for name in OF_BPE if kind not in (None, "bpe") and native.has(f"model.{name}")]
+    unread = [f"model.{name}" for name in OF_BPE if kind not in (None, *TRAINED) and native.has(f"model.{name}")]
     if unread:
-        native.say(f"{', '.join(unread)}: read with tokenizer_type: bpe alone")
+        native.say(f"{', '.join(unread)}: read with tokenizer_type: bpe or bpe-retrain alone")

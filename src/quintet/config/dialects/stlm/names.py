@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from quintet.config.dialects.types import Listed, one_of
@@ -21,9 +22,10 @@ def meanings(words: str) -> dict[str, str]:
     return {word: meaning or word for word, _, meaning in (one.partition("=") for one in words.split())}
 
 
-def words(spelled: str) -> Value:
-    """One of several words, ``spelled`` as in `meanings`, in any case."""
-    return one_of(by=meanings(spelled), any_case=True, why=dict.fromkeys(_EXPERIMENTS, EXPERIMENT))
+def words(spelled: str, refused: Mapping[str, str] = MappingProxyType({})) -> Value:
+    """One of several words, ``spelled`` as in `meanings`, in any case; ``refused`` says why another one is not."""
+    why = dict.fromkeys(_EXPERIMENTS, EXPERIMENT) | dict(refused)
+    return one_of(by=meanings(spelled), any_case=True, why=why)
 
 
 _EXPERIMENTS = meanings(
@@ -91,8 +93,16 @@ Core = Annotated[
     ),
 ]
 Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]
-DATALOADERS = "standard random=standard next_token_mlm=mlm byte_pooling dual_byte_pooling=dual"
-Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} GPT-2=gpt2 bpe hf hf_tokenizer=hf")]
+DATALOADERS = (
+    "standard random=standard next_token_mlm mlm byte_pooling byte_pooling_dataloader=byte_pooling "
+    "dual_byte_pooling=dual"
+)
+_TOKENIZERS = (
+    "GPT-2=gpt2 p50k=p50k_base cl100k=cl100k_base llama_30k=llama_32k opt=opt_50k bpe bpe-retrain hf hf_tokenizer=hf"
+)
+_PRUNED = {"bpe-subsampled": "keeps the first ids of another model's tokenizer, which the document leaves out; set bpe"}
+Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} {_TOKENIZERS}", _PRUNED)]
+BYTE_EMBEDDING, BYTE_HEAD = "byte_level=bytes byte_level_embedder=bytes", "byte_level=bytes byte_level_decoder=bytes"
 Optimizers = Annotated[
     str, words("AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD")
 ]
@@ -140,6 +150,7 @@ REGISTRY: dict[str, tuple[str, str | None, str]] = {
     "mini_ultrachat": ("nampdn-ai/mini-ultrachat", None, _ULTRACHAT),
     "natural_instructions": ("Muennighoff/natural-instructions", None, _NATURAL),
     "MATH": ("lighteval/MATH", None, "{{ problem }}\n{{ solution }}"),
+    "prm800k": ("LeonGuertler/PRM800K_train2_updated", None, "text"),
     "python-code-500k": ("jtatman/python-code-dataset-500k", None, _CODE),
 }
 _TINY = "tiny_textbooks tiny_codes tiny_orca_textbooks tiny_lessons mini_cot mini_ultrachat openphi_textbooks"
@@ -151,7 +162,6 @@ MIXES = {
 DEBUG_DOCUMENTS = 2048
 UNREADABLE = {
     "the_pile": "has a name that the hub does not know; give the path of a copy",
-    "prm800k": "is a set of rated steps and no text; give the path of a file of texts",
 }
 
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", ".text", ".md", ".py"), "text")}
@@ -185,7 +195,7 @@ def sources_of(name: str) -> list[dict[str, Any]]:
 
 def _registered(name: str) -> dict[str, Any]:
     path, part, text = REGISTRY[name]
-    document = {"kind": "template", "template": text} if "{" in text else {"field": text}
+    document = {"kind": "template", "text": text} if "{" in text else {"field": text}
     source: dict[str, Any] = {"kind": "huggingface", "path": path, "label": name}
     return source | ({"name": part} if part else {}) | ({} if text == "text" else {"document": document})
 
@@ -202,7 +212,7 @@ def _name_of(source: SourceConfig) -> str | None:
         if source.split != "train":
             return source.label if source.label == "debug" else None
         document = source.document
-        text = document.template if isinstance(document, TemplateFields) else getattr(document, "field", None)
+        text = document.text if isinstance(document, TemplateFields) else getattr(document, "field", None)
         for name, known in REGISTRY.items():
             if known == (source.path, source.name, text):
                 return name

@@ -136,7 +136,7 @@ def rhythm(theirs: File, native: NativeBuilder) -> None:
     if trainer.trainer_type == "mock_trainer":
         native.set("evaluate.only", True, "trainer.trainer_type")
     if validates:
-        measurements(section, trainer.eval_interval, trainer.loss_fn.name == "masked", native)
+        measurements(section, trainer.eval_interval, native.get("loss.kind") == "masked", native)
     else:
         native.set("evaluate.every", None, "trainer.run_eval")
     native.set("sample.prompts", [])

@@ -27,6 +27,7 @@ from quintet.config.dialects.stlm.training import (
     schedule_back,
 )
 from quintet.config.keypath import KeyPath, lookup
+from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.merge import merge
 from quintet.config.model import HuggingFaceConfig, ModelConfig, TransformerConfig
 from quintet.config.read import YamlDocument
@@ -70,8 +71,12 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
     native.set("data.sources", sources(native, trainer.dataset, "trainer.dataset"), "trainer.dataset")
     native.set("data.validation", HELD_OUT)
     native.set("data.packing.kind", "stream", "trainer.dataloader.name")
-    if trainer.dataloader.name == "mlm" and trainer.loss_fn.name != "masked":
+    if trainer.dataloader.name == "next_token_mlm" and trainer.loss_fn.name != "masked":
         native.refuse("trainer.dataloader.name", "next_token_mlm needs loss_fn: next_token_mlm, which hides the tokens")
+    if trainer.dataloader.name == "mlm":  # it hides tokens and makes the hidden ones the targets of a cross-entropy
+        if trainer.loss_fn.name == "masked":
+            native.refuse("trainer.dataloader.name", "mlm goes with loss_fn: cross_entropy; set one of the two")
+        native.set("loss", {"kind": "masked", "predict_at": "own"}, "trainer.dataloader.name")
     native.set("data.shuffle", True, "trainer.datasampling.name")
     native.set("trainer.kind", "quintet", "trainer.trainer_type")
     optimizer(theirs, native)
@@ -99,6 +104,8 @@ def _back(config: RunConfig, put: Put) -> None:
     micro, evaluate = config.batch.micro_batch_size, config.evaluate
     values = {
         "trainer.dataset": _names(config.data.sources),
+        "trainer.dataloader.name": "mlm" if _hides(config.loss) else None,
+        "trainer.loss_fn.name": "next_token" if _hides(config.loss) else None,
         "trainer.batch_size": micro,
         "trainer.gradient_accumulation_steps": config.batch.accumulation,
         "trainer.optimizer.grad_clip": config.train.clip_norm or 0.0,
@@ -118,6 +125,11 @@ def _back(config: RunConfig, put: Put) -> None:
     for path, value in (values | byte_level_back(config)).items():
         if value is not None:
             put(path, value)
+
+
+def _hides(loss: LossConfig) -> bool:
+    """True if tokens are hidden and predicted at their own positions, which STLM's data loader does."""
+    return isinstance(loss, MaskedLossConfig) and loss.predict_at == "own"
 
 
 def _names(sources: Sequence[SourceConfig]) -> str | list[str]:
