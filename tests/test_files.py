@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet import locks
-from quintet.files import files_digest, new_folder, to_json, unfinished_name, write_text
+from quintet.files import files_digest, from_json, new_folder, to_json, unfinished_name, write_text
 from quintet.locks import locked
 
 DIES = """
@@ -35,6 +35,12 @@ def test_a_text_is_written_as_it_is(tmp_path_factory: pytest.TempPathFactory, te
     write_text(file, text)
     assert file.read_bytes() == text.encode()
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b"1" * 5000, b'{"a": ' * 100_000, b""])
+def test_json_that_cannot_be_read_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json(text)
 
 
 def test_a_kill_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:

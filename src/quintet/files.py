@@ -25,6 +25,15 @@ def unfinished_name(place: Path) -> Path:
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}")
 
 
+def remembered(name: str) -> Path:
+    """The folder ``name`` of what is remembered for this user on this machine. Raises OSError for one without a
+    home."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder", home)
+    return Path(home, ".cache", "quintet", name)
+
+
 def set_aside(path: Path) -> Path:
     """Give the damaged file or folder ``path`` a name under which nobody looks for it, and return that."""
     names = (f"{path.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))
@@ -86,6 +95,19 @@ def to_json(value: Any, *, indent: int | None = None, ascii: bool = True) -> str
     All figures that leave the program as JSON are written here. ``ascii`` escapes the characters beyond it.
     """
     return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that ``text``, JSON in UTF-8, holds. Raises ValueError for all that cannot be read: what is no JSON or
+    no UTF-8, what is nested too deeply, and numbers that are too long."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        raise ValueError("it holds a whole number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _finite(value: Any) -> Any:

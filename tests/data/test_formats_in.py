@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from tests.helpers import Command
 
 from quintet.config.documents import TokenField
 from quintet.config.sources import SourceConfig
@@ -198,6 +199,36 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
     refused(source_of("npy", file), f"{file}: has 920 bytes, and its header says 928; restore the file")
     file.write_bytes(b"not numpy")
     refused(source_of("npy", file), f"{file}: is no array of NumPy")
+    for header in (
+        b"{'descr': (",
+        b"(" * 9000,
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (3,), 'x': 1}",
+        b"\xff",
+    ):
+        file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        refused(source_of("npy", file), f"{file}: is no array of NumPy")
+    header = b"{'descr': '<u2', 'fortran_order': False, 'shape': (" + b"9" * 40 + b",)}"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    refused(source_of("npy", file), "restore the file")
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000])
+def test_json_beyond_what_can_be_read_is_named_with_its_line(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "a"}}\n{{"text": "b", "n": {value}}}\n')
+    refused(source_of("jsonl", file), f"{file}:2: ")
+
+
+def test_names_of_columns_show_no_control_characters(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "a.csv").write_text("\x1b[2Jred\x85,n\nx,1\n", encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(
+        f"data: {{sources: [{{kind: csv, path: {tmp_path / 'a.csv'}}}], cache_dir: {tmp_path / 'c'}}}\n"
+        "tokenizer: {kind: byte}\ntrain: {steps: 1}\n"
+    )
+    code, _, error = command("prepare", str(tmp_path / "run.yaml"))
+    assert code == 2
+    assert "it has \\x1b[2Jred\\x85, n;" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

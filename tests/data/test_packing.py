@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from quintet.data.shards import write_shard
 from quintet.data.sources.base import TextParts, TokenIds
 from quintet.data.split import TokenRanges, split, whole
 from quintet.data.store import TokenStore, token_dtype
+from quintet.errors import UserError
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import clean_starts, text_bounds
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
@@ -355,6 +357,21 @@ def test_a_table_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shown(again) == shown(first)
     with pytest.raises(pytest.fail.Exception):
         pack(store, whole(store).ranges, config(kind="best_fit"), 6, words(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "starts.npy", "stops.npy", "left_out.npy", "checksums.json"])
+def test_a_table_whose_bytes_changed_is_refused(tmp_path: Path, name: str) -> None:
+    packed(tmp_path, [LONG, SHORT], 5, kind="best_fit")
+    [file] = (tmp_path / "cache").rglob(name)
+    store, whole_file = TokenStore.open(tmp_path / "store"), file.read_bytes()
+    damages = [whole_file[:-1], b"", whole_file[:-1] + bytes([whole_file[-1] ^ 4]), whole_file + whole_file]
+    for number, content in enumerate([*damages, None]):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(UserError, match="delete its folder and run again"):
+            pack(store, whole(store).ranges, config(kind="best_fit"), 5, words(), tmp_path / "cache")
+        file.write_bytes(whole_file)
+        os.utime(file, (number, number))
+    pack(store, whole(store).ranges, config(kind="best_fit"), 5, words(), tmp_path / "cache")
 
 
 def test_what_texts_begin_with() -> None:

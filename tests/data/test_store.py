@@ -6,6 +6,7 @@ import re
 import resource
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from tests.helpers import Command, write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.sources import JsonlSource, TextSource
-from quintet.data import build
-from quintet.data import store as store_module
+from quintet.data import build, verify
 from quintet.data.build import StoreSpec, build_store
-from quintet.data.manifest import forget_all
 from quintet.data.sources import base, reader_of
 from quintet.data.store import ArrayWriter, TokenStore, array_file, token_dtype
+from quintet.data.verify import ArrayCheck, forget_all
 from quintet.errors import UserError
 from quintet.tokenize.simple import ByteTokenizer
 
@@ -127,14 +127,42 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, what: str, change: in
     [
         ({"format": 99}, r"has format 99, this version of Quintet reads 2"),
         ({"tokens": 5}, r"is damaged \(its shards do not hold 5 tokens\)"),
-        ({"surprise": 1}, r"is damaged"),
+        ({"surprise": 1}, r"is damaged \(surprise: "),
+        ({"dtype": "banana"}, r"is damaged \(dtype: "),
+        ({"dtype": "<u8"}, r"is damaged \(dtype: "),
+        ({"vocab_size": None}, r"is damaged \(vocab_size: "),
+        ({"shards": None}, r"is damaged \(shards: "),
+        ({"shards": [{"name": "shard-000000", "tokens": "many"}]}, r"is damaged \(shards\.0\.tokens: "),
+        ({"shards": [{"name": "../shard-000000"}]}, r"is damaged \(shards\.0\.name: "),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, int], fault: str) -> None:
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     file = make_store(tmp_path, DOCUMENTS).folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    edit_manifest(file.parent, lambda content: content.update(changes))
     with pytest.raises(UserError, match=fault):
         TokenStore.open(file.parent)
+
+
+def test_a_manifest_that_says_something_else_than_was_written_is_refused(tmp_path: Path) -> None:
+    file = make_store(tmp_path, DOCUMENTS).folder / "manifest.json"
+    written = json.loads(file.read_text())
+    for name in written.keys() - {"checksum", "format"}:
+        changed = {**written, name: [written[name]]}
+        file.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"is damaged \(it does not say what was written: another checksum\)"):
+            TokenStore.open(file.parent)
+    file.write_text(json.dumps(written, indent=7))  # the same, otherwise laid out
+    TokenStore.open(file.parent)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 10_000, "\xff\xfe", "", "[1]", '{"format": 2, "shards": 0}'])
+def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    file = make_store(tmp_path, DOCUMENTS).folder / "manifest.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"manifest\.json: is (damaged|no manifest)") as error:
+        TokenStore.open(file.parent)
+    assert len(error.value.problems) == 1
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_without_a_manifest_is_no_store(tmp_path: Path) -> None:
@@ -159,6 +187,14 @@ def masked_store(folder: Path) -> TokenStore:
     return build_store(StoreSpec(source_index, TOKENIZER, {}, folder / "store", cleaning), 1, None)
 
 
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Have the store's manifest say something else, without a checksum of itself, as earlier versions wrote it."""
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["checksum"]
+    change(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
 def flip(file: Path, place: int, bit: int = 0) -> None:
     """Change one bit of ``file``, and neither its size nor its inode."""
     with file.open("r+b") as out:
@@ -174,10 +210,7 @@ def test_a_file_whose_bytes_changed_is_refused(tmp_path: Path, old: bool) -> Non
     files = sorted(store.folder.glob("*.npy"))
     assert {file.name.split(".")[1] for file in files} == {*ARRAYS, "npy"}  # the last is dropped.npy
     if old:  # a store of an earlier version has one digest of a shard, which the hashes are no part of
-        manifest = json.loads((store.folder / "manifest.json").read_text())
-        for shard in manifest["shards"]:
-            del shard["checksums"]
-        (store.folder / "manifest.json").write_text(json.dumps(manifest))
+        edit_manifest(store.folder, lambda content: [shard.pop("checksums") for shard in content["shards"]])
         files = [file for file in files if file.name.split(".")[1] not in ("hashes", "minhash")]
     for file in files:
         whole = file.read_bytes()
@@ -187,6 +220,11 @@ def test_a_file_whose_bytes_changed_is_refused(tmp_path: Path, old: bool) -> Non
             with pytest.raises(UserError, match=re.escape(f"{file}: its bytes are not those that were written")):
                 TokenStore.open(store.folder)
             flip(file, place)
+        if not old and file.name != "dropped.npy":
+            flip(file, 60)
+            with pytest.raises(UserError, match=re.escape(f"{file}: its header is not that of ")):
+                TokenStore.open(store.folder)
+            flip(file, 60)
     TokenStore.open(store.folder)
 
 
@@ -195,8 +233,8 @@ def test_a_file_is_read_once_until_it_changes_or_all_is_forgotten(
 ) -> None:
     store = make_store(tmp_path, DOCUMENTS)
     read: list[str] = []
-    check = store_module.checksum_problem
-    monkeypatch.setattr(store_module, "checksum_problem", lambda *facts: read.append(facts[-1].name) or check(*facts))
+    check = ArrayCheck.problem
+    monkeypatch.setattr(ArrayCheck, "problem", lambda self, file: read.append(file.name) or check(self, file))
     forget_all()
     TokenStore.open(store.folder)
     every, read[:] = sorted(read), []
@@ -240,14 +278,41 @@ def test_damage_that_leaves_the_time_is_found_by_verifying(
 def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
     """Also in a store whose writer took it for right."""
     store = make_store(tmp_path, DOCUMENTS)
-    [shard, *_] = store.manifest.shards
-    file = array_file(store.folder, shard.name, "tokens")
-    content = file.read_bytes()
-    file.write_bytes(content[:-2] + b"\x01\x02")
-    manifest = json.loads((store.folder / "manifest.json").read_text())
-    manifest["shards"][0]["checksums"]["tokens"] = zlib.crc32(file.read_bytes()[128:])
-    (store.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=rf"holds the id 513, and its tokenizer has {TOKENIZER.vocab_size} ids"):
+    file, place = spoil(store, 1, 7)
+    checksum = zlib.crc32(file.read_bytes()[128:])
+    edit_manifest(store.folder, lambda content: content["shards"][1]["checksums"].update(tokens=checksum))
+    with pytest.raises(UserError, match=re.escape(f"{file}: token 7 of it is the id 513, and its tokenizer has 257")):
+        TokenStore.open(store.folder)
+    assert store.tokens(0, place).max() < TOKENIZER.vocab_size
+
+
+def test_an_id_that_spoils_after_the_store_was_opened_is_named_where_it_is_read(tmp_path: Path) -> None:
+    store = TokenStore.open(make_store(tmp_path, DOCUMENTS).folder)
+    file, place = spoil(store, 1, 7)
+    message = re.escape(f"{file}: token 7 of it is the id 513, and its tokenizer has 257 ids: delete the folder")
+    for start, stop in [(place, place + 1), (place - 3, place + 2), (0, store.token_count)]:
+        with pytest.raises(UserError, match=message):
+            store.tokens(start, stop)
+    with pytest.raises(UserError, match=message):
+        store.tokens_at(np.array([place + 1, place, 0]))
+    assert store.tokens(0, place).size == place
+
+
+def spoil(store: TokenStore, shard: int, index: int) -> tuple[Path, int]:
+    """Make token ``index`` of a shard the id 513; its file, and its place in the store."""
+    file = array_file(store.folder, store.manifest.shards[shard].name, "tokens")
+    with file.open("r+b") as out:
+        out.seek(128 + 2 * index)
+        out.write((513).to_bytes(2, "little"))
+    return file, sum(one.tokens for one in store.manifest.shards[:shard]) + index
+
+
+def test_what_a_manifest_newly_says_is_compared_with_files_that_were_found_whole(tmp_path: Path) -> None:
+    """Though neither size nor time nor inode of theirs changed."""
+    store = make_store(tmp_path, DOCUMENTS)
+    TokenStore.open(store.folder)
+    edit_manifest(store.folder, lambda content: content["shards"][0]["checksums"].update(tokens=1))
+    with pytest.raises(UserError, match="its bytes are not those that were written"):
         TokenStore.open(store.folder)
 
 
@@ -259,8 +324,33 @@ def test_a_note_that_was_cut_short_or_cannot_be_written_costs_only_time(tmp_path
         note.write_text(content)
         TokenStore.open(store.folder)
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    for home in (str(tmp_path / "file"), "~"):  # the last as for a user whom the system does not know
+        monkeypatch.setenv("HOME", home)
+        TokenStore.open(store.folder)
+        forget_all()
+
+
+def test_a_store_that_nobody_may_write_to_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, DOCUMENTS)
+    for path in (*store.folder.iterdir(), store.folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path.name for path in store.folder.iterdir()}
     TokenStore.open(store.folder)
+    monkeypatch.setattr(ArrayCheck, "problem", lambda self, file: "is read again")
+    TokenStore.open(store.folder)
+    assert {path.name for path in store.folder.iterdir()} == before
+    store.folder.chmod(0o755)
+
+
+def test_gigabytes_that_are_compared_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = make_store(tmp_path, DOCUMENTS), []
+    forget_all()
+    monkeypatch.setattr(verify, "_LONG", 1)
+    TokenStore.open(store.folder, progress=lambda *facts: told.append(facts))
+    total = sum(file.stat().st_size for file in store.folder.glob("shard-*.npy"))
+    assert told[-1] == ("comparing store with its checksums", total, total)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    TokenStore.open(store.folder, progress=lambda *facts: pytest.fail("nothing is left to read"))
 
 
 def test_the_fingerprint_follows_the_tokens_and_not_the_place(tmp_path: Path) -> None:

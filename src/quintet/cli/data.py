@@ -48,7 +48,7 @@ def prepare(
 ) -> None:
     """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
     if verify:
-        from quintet.data.manifest import forget_all
+        from quintet.data.verify import forget_all
 
         forget_all()
     config = load(inputs, "prepare")

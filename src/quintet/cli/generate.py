@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from quintet import api
 from quintet.cli.inputs import WRITER, Checkpoint, as_options, echo, fail
 from quintet.errors import named
-from quintet.files import to_json
+from quintet.files import from_json, to_json
 
 _PIANO = "Piano"
 
@@ -196,7 +195,7 @@ def _prompt_of(line: str, where: str) -> str:
     from quintet.tokenize.base import check_text
 
     try:
-        found = json.loads(line)
+        found = from_json(line)
     except ValueError as error:
         fail(f"{where}: is no JSON ({error}); write one object a line")
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):

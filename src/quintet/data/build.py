@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -27,8 +26,8 @@ from quintet.data.sources.base import SourceIndex, WorkUnit
 from quintet.data.sources.files import shown
 from quintet.data.sources.rows import reading_rules
 from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
-from quintet.errors import UserError
-from quintet.files import new_folder
+from quintet.errors import UserError, one_line
+from quintet.files import from_json, new_folder
 from quintet.locks import locked
 from quintet.system import __version__
 from quintet.tokenize import Tokenizer, load_tokenizer
@@ -125,7 +124,7 @@ def build_store(spec: StoreSpec, processes: int, progress: ProgressCallback | No
                 _make_shards(spec, units, range(len(units)), processes, progress)
                 _check_unchanged(spec)
                 _finish(spec, _shards(spec, len(units)), left_out)
-    store = TokenStore.open(spec.folder, spec.tokenizer.fingerprint)
+    store = TokenStore.open(spec.folder, spec.tokenizer.fingerprint, progress)
     assert store.manifest.key == spec.key, (store.manifest.key, spec.key)
     return store
 
@@ -169,7 +168,7 @@ def check_output(folder: Path, key: str) -> None:
     if (folder / MANIFEST).is_file():
         found = read_manifest(folder).key
     elif (folder / UNFINISHED).is_file():
-        found = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))["key"]
+        found = _key_in(folder / UNFINISHED)
     else:
         raise UserError(f"{folder}: is not empty and holds no token store; name a new folder")
     if found != key:
@@ -177,6 +176,13 @@ def check_output(folder: Path, key: str) -> None:
             f"{folder}: holds another token store, of other files, settings or versions of libraries; name another "
             "folder or delete this one"
         )
+
+
+def _key_in(unfinished: Path) -> Any:
+    try:
+        return from_json(unfinished.read_bytes())["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{unfinished}: is damaged ({one_line(error)}); delete the folder and run again") from None
 
 
 def _begin(spec: StoreSpec) -> None:

@@ -1,28 +1,29 @@
-"""The manifest of a token store, `manifest.json`, and which of a store's files were found whole."""
+"""The manifest of a token store, `manifest.json`, which says what each of its files must hold."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
-import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from quintet.errors import UserError
-from quintet.files import write_text
+from quintet.errors import UserError, one_line
+from quintet.files import from_json, write_text
 from quintet.tokenize.base import digest
 
 MANIFEST = "manifest.json"
 FORMAT = 2
 _PARTS = ("midi_", "notes_", "padding_")  # reasons that count parts of documents and of files
-_READ = 1 << 23  # bytes, a multiple of what a value takes
-Check = Callable[[Path], str | None]
+_CHECKSUM = "checksum"
+_STRICT = ConfigDict(extra="forbid")
+
+Count = Annotated[int, Field(ge=0)]
+Known = TypeVar("Known")
+_ArrayName = Annotated[str, Field(pattern="^(tokens|ends|hashes|learnt|minhash)$")]
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,25 @@ class Shard:
     ``without_end`` counts documents that end by themselves and not with the end id. ``checksums`` has the CRC-32 of the
     values of each array by its name; in stores of earlier versions there is none."""
 
-    name: str
-    tokens: int
-    documents: int
-    bytes: int
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: Annotated[str, Field(pattern=r"^shard-[0-9]+$")]
+    tokens: Count
+    documents: Count
+    bytes: Count
     digest: str
     masked: bool = False
-    permutations: int = 0
-    without_end: int = 0
-    checksums: dict[str, int] = field(default_factory=dict)
+    permutations: Count = 0
+    without_end: Count = 0
+    checksums: dict[_ArrayName, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Dropped:
     """The documents of a store that are not to be used: how many, with how many tokens, and a digest of which."""
 
-    documents: int = 0
-    tokens: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    documents: Count = 0
+    tokens: Count = 0
     digest: str = ""
 
 
@@ -63,17 +66,18 @@ class Manifest:
     source found, and documents in which nothing is learnt. ``made_with`` are versions of Quintet and of libraries.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     key: str
     description: str
     tokenizer: str
     tokenizer_config: dict[str, Any]
-    vocab_size: int
-    dtype: str
-    tokens: int
-    documents: int
-    bytes: int
+    vocab_size: Annotated[int, Field(ge=1)]
+    dtype: Annotated[str, Field(pattern="^<u[24]$")]
+    tokens: Count
+    documents: Count
+    bytes: Count
     dropped: dict[str, int]
-    left_out: int
+    left_out: Count
     left_out_files: tuple[str, ...]
     shards: tuple[Shard, ...]
     unused: Dropped = Dropped()
@@ -82,8 +86,9 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json`, at once and whole."""
-        write_json(folder / MANIFEST, asdict(self))
+        """Write `manifest.json`, at once and whole, with a checksum of what it says."""
+        content = asdict(self)
+        write_json(folder / MANIFEST, {**content, _CHECKSUM: _checksum(content)})
 
 
 def no_store(folder: Path) -> str:
@@ -97,25 +102,45 @@ def read_manifest(folder: Path) -> Manifest:
     if not file.is_file():
         raise UserError(no_store(folder))
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(file, str(error)) from None
+        content = from_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(file, one_line(error)) from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{file}: is no manifest of a token store; name the folder that quintet prepare wrote")
     if content["format"] != FORMAT:
         raise UserError(
             f"{file}: has format {content['format']}, this version of Quintet reads {FORMAT}; prepare the store again"
         )
+    checksum = content.pop(_CHECKSUM, None)  # earlier versions wrote none
+    if checksum is not None and checksum != _checksum(content):
+        raise _damaged(file, "it does not say what was written: another checksum")
     try:
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        unused, names = Dropped(**content.pop("unused", {})), tuple(content.pop("left_out_files"))
-        manifest = Manifest(shards=shards, left_out_files=names, unused=unused, **content)
-    except (TypeError, KeyError) as error:
+        manifest = validated(Manifest, content)
+    except ValueError as error:
         raise _damaged(file, str(error)) from None
     for name in ("tokens", "documents", "bytes"):
-        if sum(getattr(shard, name) for shard in shards) != getattr(manifest, name):
+        if sum(getattr(shard, name) for shard in manifest.shards) != getattr(manifest, name):
             raise _damaged(file, f"its shards do not hold {getattr(manifest, name)} {name}")
     return manifest
+
+
+def validated(kind: type[Known], content: Any) -> Known:
+    """The value of the dataclass ``kind`` that ``content``, JSON that was read, describes. Raises ValueError, with the
+    first place that is wrong, for all that describes none."""
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@lru_cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True, ensure_ascii=True))
 
 
 def _damaged(file: Path, why: str) -> UserError:
@@ -141,55 +166,3 @@ def left_out_files(count: int, first: tuple[str, ...]) -> Iterator[str]:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write ``content`` into ``file``, which is never half there."""
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False))
-
-
-def find_damage(folder: Path, checks: Mapping[str, Check]) -> list[str]:
-    """A line for each problem that the ``checks`` of the files of ``folder``, by name, find.
-
-    A file that passed is not read again while its size, time and inode stay. What passed is noted in the home, by the
-    path of the folder, so that the folder may be read-only; where it cannot be noted, it is checked every time.
-    """
-    note = _notes() / f"{digest(str(folder.resolve()))}.json"
-    known = _read(note)
-    with os.scandir(folder) as entries:
-        facts = {one.name: _facts(one.stat()) for one in entries if one.name in checks}
-    found = {name: check(folder / name) for name, check in checks.items() if known.get(name) != facts[name]}
-    passed = {name: facts[name] for name in checks if found.get(name) is None}
-    if passed != known:
-        with suppress(OSError):
-            write_text(note, json.dumps(passed))
-    return [f"{folder / name}: {problem}" for name, problem in found.items() if problem is not None]
-
-
-def checksum_problem(start: int, checksum: int, dtype: str, vocab_size: int | None, file: Path) -> str | None:
-    """The problem with the values in ``file`` from byte ``start`` on, whose CRC-32 is ``checksum``; None for nothing.
-    With ``vocab_size`` they are ids of ``dtype`` below it."""
-    found = 0
-    with file.open("rb") as values:
-        values.seek(start)
-        while data := values.read(_READ):
-            found = zlib.crc32(data, found)
-            if vocab_size is not None and (last := int(np.frombuffer(data, dtype).max())) >= vocab_size:
-                return f"holds the id {last}, and its tokenizer has {vocab_size} ids"
-    return None if found == checksum else "its bytes are not those that were written (another checksum)"
-
-
-def forget_all() -> None:
-    """Have every file read again when it is used next."""
-    shutil.rmtree(_notes(), ignore_errors=True)
-
-
-def _notes() -> Path:
-    return Path("~/.cache/quintet/verified").expanduser()
-
-
-def _facts(stat: os.stat_result) -> list[int]:
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-
-
-def _read(note: Path) -> dict[str, list[int]]:
-    try:
-        found = json.loads(note.read_bytes())
-    except (OSError, ValueError):  # nothing was noted, or it was cut short: everything is read again
-        return {}
-    return found if isinstance(found, dict) else {}

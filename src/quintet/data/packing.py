@@ -8,26 +8,31 @@ for a store, a split and a way of packing, kept on disk and mapped into memory, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, PackingConfig
+from quintet.data.manifest import write_json
 from quintet.data.samples import LeftOut, Sample, Windows
 from quintet.data.split import TokenRanges, TokenStream
-from quintet.data.store import TokenStore
-from quintet.files import new_folder
+from quintet.data.store import ArrayWriter, TokenStore
+from quintet.data.verify import ArrayCheck, find_damage
+from quintet.errors import UserError, one_line
+from quintet.files import from_json, new_folder
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.bounds import begin_ids, character_starts, clean_starts, text_bounds
 
-_RECIPE = "3"  # to be raised when the same documents are packed otherwise than before
+_RECIPE = "4"  # to be raised when the same documents are packed otherwise than before, or kept in another form
 _LOOK_BACK = 64  # tokens among which a clean border is looked for
 _BLOCK = 1 << 16  # documents that are packed together: they stay near one another, and memory is bounded
 _ARRAYS = ("rows", "starts", "stops")
-_LEFT_OUT = "left_out"
+_LEFT_OUT, _CHECKSUMS = "left_out", "checksums.json"
+_ITEM = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,9 @@ def pack(
         used = _learning(store, table, first=int(begin_and_end is None))
         short = np.maximum(stops - starts - room, 0) if isinstance(config, DocumentPackingConfig) else starts * 0
         counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()), empty)
-        _write(folder, used, LeftOut(*counts))
-    table = PieceTable(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-    left_out = LeftOut(*np.load(folder / f"{_LEFT_OUT}.npy").tolist())
+        _write(folder, {name: getattr(used, name) for name in _ARRAYS} | {_LEFT_OUT: np.array(counts)})
+    kept = _read(folder)
+    table, left_out = PieceTable(*(kept[name] for name in _ARRAYS)), LeftOut(*kept[_LEFT_OUT].tolist())
     return Packed(store, ranges, table, sequence_length, begin_and_end, left_out)
 
 
@@ -141,9 +146,8 @@ def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, ca
     facts = digest(_RECIPE, store.fingerprint, where, str(sequence_length), str(predict_next))
     folder = cache / "packings" / facts
     if not folder.is_dir():
-        with new_folder(folder, shared=True) as unfinished:
-            np.save(unfinished / f"{_LEFT_OUT}.npy", windows.count_without_target())
-    return replace(windows, without_target=int(np.load(folder / f"{_LEFT_OUT}.npy")))
+        _write(folder, {_LEFT_OUT: np.array([windows.count_without_target()])})
+    return replace(windows, without_target=int(_read(folder)[_LEFT_OUT][0]))
 
 
 def document_spans(
@@ -343,8 +347,27 @@ def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
     return any(mask is not None and mask[0 if index else first :].any() for index, mask in enumerate(masks))
 
 
-def _write(folder: Path, table: PieceTable, left_out: LeftOut) -> None:
+def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep ``arrays``, int64 [...] each, with their lengths and checksums."""
     with new_folder(folder, shared=True) as unfinished:
-        for name in _ARRAYS:
-            np.save(unfinished / f"{name}.npy", getattr(table, name))
-        np.save(unfinished / f"{_LEFT_OUT}.npy", np.array(astuple(left_out), dtype=np.int64))
+        facts: dict[str, list[int]] = {}
+        for name, values in arrays.items():
+            writer = ArrayWriter(unfinished / f"{name}.npy", _ITEM)
+            writer.append(values)
+            writer.close()
+            facts[name] = [values.size, writer.checksum]
+        write_json(unfinished / _CHECKSUMS, facts)
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays that were kept in ``folder``, int64 [...] each, mapped. Raises UserError if they are damaged."""
+    facts: dict[str, list[int]] = {}
+    try:
+        facts = from_json((folder / _CHECKSUMS).read_bytes())
+        checks = {f"{name}.npy": ArrayCheck(_ITEM.str, *fact) for name, fact in facts.items()}
+        problems = find_damage(folder, checks)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        problems = [f"{folder / _CHECKSUMS}: cannot be read ({one_line(error)})"]
+    if problems:
+        raise UserError(*(f"{problem}: delete its folder and run again" for problem in problems))
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in facts}

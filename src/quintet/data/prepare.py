@@ -260,7 +260,7 @@ def _store(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, progress: P
     validate on."""
     source = origin.source
     if isinstance(source, StoreSource):
-        store = TokenStore.open(local_path(source.path), tokenizer.fingerprint)
+        store = TokenStore.open(local_path(source.path), tokenizer.fingerprint, progress)
     else:
         spec = _spec(config, origin, _stored_by(source, tokenizer))
         store = build_store(spec, config.data.processes or threads(), progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,12 +14,12 @@ import numpy as np
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.data.cleaning import kept, signer, text_of
-from quintet.data.manifest import Shard, write_json
+from quintet.data.manifest import Shard, validated, write_json
 from quintet.data.sources.base import Document, Report, TextParts, TextPiece, TokenIds, WorkUnit
 from quintet.data.sources.files import shown
 from quintet.data.store import ArrayWriter, array_file, size_problems, token_dtype
 from quintet.errors import UserError
-from quintet.files import unfinished_name
+from quintet.files import from_json, unfinished_name
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, Spans, cut_text
 from quintet.tokenize.bounds import begin_ids
@@ -88,11 +87,11 @@ def read_written(folder: Path, index: int, dtype: str) -> Written | None:
     file = folder / f"{shard_name(index)}.json"
     if not file.is_file():
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
-    shard = Shard(**content["shard"])
-    if size_problems(folder, shard, dtype):
+    try:
+        written = validated(Written, from_json(file.read_bytes()))
+    except ValueError:  # it is damaged, and the shard is made anew
         return None
-    return Written(shard, content["dropped"], tuple(content["left_out"]), content.get("matched", {}))
+    return None if size_problems(folder, written.shard, dtype) else written
 
 
 class _Arrays:

@@ -21,32 +21,32 @@ import hashlib
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from quintet.data.manifest import (
-    MANIFEST,
+from quintet.data.manifest import MANIFEST, Dropped, Manifest, Shard, read_manifest
+from quintet.data.verify import (
+    HEADER,
+    ArrayCheck,
     Check,
-    Dropped,
-    Manifest,
-    Shard,
-    checksum_problem,
+    ProgressCallback,
+    beyond_vocabulary,
     find_damage,
-    read_manifest,
+    npy_header,
 )
 from quintet.errors import UserError
 from quintet.files import unfinished_name
 from quintet.tokenize.base import digest
 
-HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
 _PER_DOCUMENT = {"ends": np.dtype("<i8"), "hashes": np.dtype("<u8")}
 _LEARNT = np.dtype("bool")
 _SIGNATURE = np.dtype("<u4")
 DROPPED = "dropped.npy"
 _LOOK = 1 << 16  # tokens that are looked through at once
+_AGAIN = "delete the folder and run prepare again"
 _OPEN_MAPS = 128  # a map keeps its file open, and 256 open files are the least limit of the systems in use
 
 
@@ -59,11 +59,15 @@ class TokenStore:
         self._token_starts = _starts([shard.tokens for shard in manifest.shards])
         self._document_starts = _starts([shard.documents for shard in manifest.shards])
         self._map = lru_cache(maxsize=_OPEN_MAPS)(self._open_map)
+        # Ids of 16 bits need no look where all of them are known.
+        self._all_known = manifest.vocab_size > np.iinfo(manifest.dtype).max
 
     @classmethod
-    def open(cls, folder: Path, tokenizer_fingerprint: str | None = None) -> TokenStore:
+    def open(
+        cls, folder: Path, tokenizer_fingerprint: str | None = None, progress: ProgressCallback | None = None
+    ) -> TokenStore:
         """Open the store in ``folder``, in time that grows with the number of shards only, but for files that are new
-        or changed: these are read and compared with their checksums.
+        or changed: these are read and compared with their checksums, which ``progress`` is told of if it takes long.
 
         Raises UserError when there is none, when it was written with another tokenizer than that of the fingerprint, by
         another version of Quintet, when a file is missing or has not the size that the manifest says, and when bytes
@@ -82,9 +86,9 @@ class TokenStore:
         ]
         if manifest.unused.documents:
             problems += _size_problem(folder / DROPPED, manifest.unused.documents * _PER_DOCUMENT["ends"].itemsize)
-        problems = problems or find_damage(folder, _checks(manifest))
+        problems = problems or find_damage(folder, _checks(folder, manifest), progress)
         if problems:
-            raise UserError(*(f"{problem}: delete the folder and run prepare again" for problem in problems))
+            raise UserError(*(f"{problem}: {_AGAIN}" for problem in problems))
         return cls(folder, manifest)
 
     @property
@@ -127,7 +131,10 @@ class TokenStore:
         return _mapped(self.folder / DROPPED, _PER_DOCUMENT["ends"], count)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``start`` to ``stop``, [stop - start] of the store's dtype; not to be written to."""
+        """Tokens ``start`` to ``stop``, [stop - start] of the store's dtype; not to be written to.
+
+        Raises UserError for an id that the tokenizer does not have, in a file that changed after it was opened.
+        """
         assert 0 <= start <= stop <= self.token_count, (start, stop, self.token_count)
         shard = int(np.searchsorted(self._token_starts, start, side="right")) - 1
         if start < stop <= self._token_starts[shard + 1]:
@@ -184,6 +191,9 @@ class TokenStore:
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
             found[chosen] = self._map(shard, "tokens")[positions[chosen] - self._token_starts[shard]]
+        if not self._all_known and beyond_vocabulary(found, 0, self.manifest.vocab_size):
+            for position in positions.tolist():  # of which one raises the error, with its place
+                self.tokens(position, position + 1)
         return found
 
     def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,7 +264,15 @@ class TokenStore:
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         offset = int(self._token_starts[shard])
-        return self._map(shard, "tokens")[start - offset : stop - offset]
+        return self._known(shard, start - offset, self._map(shard, "tokens")[start - offset : stop - offset])
+
+    def _known(self, shard: int, start: int, ids: np.ndarray) -> np.ndarray:
+        """``ids`` as they are, those of the shard from ``start`` on. Raises UserError if one is beyond the
+        vocabulary."""
+        if not self._all_known and (problem := beyond_vocabulary(ids, start, self.manifest.vocab_size)):
+            file = array_file(self.folder, self.manifest.shards[shard].name, "tokens")
+            raise UserError(f"{file}: {problem}: {_AGAIN}")
+        return ids
 
     def _open_map(self, shard: int, what: str) -> np.ndarray:
         facts = self.manifest.shards[shard]
@@ -300,9 +318,7 @@ class ArrayWriter:
     def close(self) -> None:
         """Write the header and wait until all is on the disk."""
         self._out.seek(0)
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
-        np.lib.format.write_array_header_1_0(self._out, header)
-        assert self._out.tell() == HEADER, self._out.tell()
+        self._out.write(npy_header(self._dtype, self._count))
         self._out.flush()
         os.fsync(self._out.fileno())
         self._out.close()
@@ -334,36 +350,57 @@ def _size_problem(file: Path, size: int) -> list[str]:
     return [f"{file}: {fault}: {found} bytes, the manifest says {expected}"]
 
 
-def _checks(manifest: Manifest) -> dict[str, Check]:
+def _checks(folder: Path, manifest: Manifest) -> dict[str, Check]:
     """The check of the content of each file of a store, by its name."""
     checks: dict[str, Check] = {}
     for shard in manifest.shards:
+        arrays = _arrays(shard, manifest.dtype)
         if not shard.checksums:
-            for what in ("tokens", "ends", "learnt") if shard.masked else ("tokens", "ends"):
-                checks[f"{shard.name}.{what}.npy"] = partial(_digest_problem, shard, manifest.dtype)
+            check = _DigestCheck(shard, manifest.dtype, manifest.vocab_size, folder)
+            checks |= {f"{shard.name}.{what}.npy": check for what in arrays if what in ("tokens", "ends", "learnt")}
         for what, checksum in shard.checksums.items():
+            item, count = arrays[what]
             size = manifest.vocab_size if what == "tokens" else None
-            checks[f"{shard.name}.{what}.npy"] = partial(checksum_problem, HEADER, checksum, manifest.dtype, size)
+            checks[f"{shard.name}.{what}.npy"] = ArrayCheck(item.str, count, checksum, size)
     if manifest.unused.documents:
-        checks[DROPPED] = partial(_dropped_problem, manifest.unused)
+        checks[DROPPED] = _DroppedCheck(manifest.unused)
     return checks
 
 
-def _digest_problem(shard: Shard, dtype: str, file: Path) -> str | None:
-    """The problem with ``file`` of a shard without checksums, of which all arrays but the hashes have one digest."""
-    arrays = _arrays(shard, dtype)
-    tokens, ends = (_mapped(array_file(file.parent, shard.name, what), *arrays[what]) for what in ("tokens", "ends"))
-    found = hashlib.blake2b(tokens.data, digest_size=16)
-    found.update(ends.data)
-    if shard.masked:
-        mask = _mapped(array_file(file.parent, shard.name, "learnt"), *arrays["learnt"])
-        found.update(hashlib.blake2b(mask.data, digest_size=16).digest())
-    return None if found.hexdigest() == shard.digest else "its bytes are not those that were written (another digest)"
+@dataclass(frozen=True)
+class _DigestCheck:
+    """The arrays of a ``shard`` of an earlier version, which has one digest of all of them but the hashes."""
+
+    shard: Shard
+    dtype: str
+    vocab_size: int
+    folder: Path = field(repr=False)
+
+    def problem(self, file: Path) -> str | None:
+        return self._problem
+
+    @cached_property
+    def _problem(self) -> str | None:
+        """The problem with the shard, found once for all of its files."""
+        arrays = _arrays(self.shard, self.dtype)
+        names = ("tokens", "ends", "learnt") if self.shard.masked else ("tokens", "ends")
+        values = {what: _mapped(array_file(self.folder, self.shard.name, what), *arrays[what]) for what in names}
+        found = hashlib.blake2b(values["tokens"].data, digest_size=16)
+        found.update(values["ends"].data)
+        if self.shard.masked:
+            found.update(hashlib.blake2b(values["learnt"].data, digest_size=16).digest())
+        if found.hexdigest() != self.shard.digest:
+            return "its bytes are not those that were written (another digest)"
+        return beyond_vocabulary(values["tokens"], 0, self.vocab_size)
 
 
-def _dropped_problem(unused: Dropped, file: Path) -> str | None:
-    values = _mapped(file, _PER_DOCUMENT["ends"], unused.documents)
-    return None if digest(values.tobytes()) == unused.digest else "its bytes are not those that were written"
+@dataclass(frozen=True)
+class _DroppedCheck:
+    unused: Dropped
+
+    def problem(self, file: Path) -> str | None:
+        values = _mapped(file, _PER_DOCUMENT["ends"], self.unused.documents)
+        return None if digest(values.tobytes()) == self.unused.digest else "its bytes are not those that were written"
 
 
 def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quintet.errors import UserError
-from quintet.files import write_text
+from quintet.files import from_json, write_text
 from quintet.system import cores
 
 END_OF_TEXT = "<|endoftext|>"
@@ -264,7 +264,7 @@ def read_bytes(file: Path) -> bytes:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in ``file``. Raises UserError when it cannot be read or is no JSON object."""
     try:
-        content = json.loads(read_bytes(file))
+        content = from_json(read_bytes(file))
     except ValueError as error:
         raise damaged(file, f"it is no JSON: {error}") from None
     if not isinstance(content, dict):

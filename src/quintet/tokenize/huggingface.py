@@ -20,7 +20,7 @@ import tokenizers
 from quintet.config.names import is_hub_name, local_path
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError, one_line
-from quintet.files import write_text
+from quintet.files import from_json, write_text
 from quintet.libraries import require
 from quintet.tokenize import tokenizer_files
 from quintet.tokenize.base import (
@@ -85,7 +85,7 @@ class HuggingFaceTokenizer(Decoding):
 
         Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
         """
-        given = json.loads(rules)
+        given = from_json(rules)
         self._rules, self._post_processor = tokenizer_files.bare(given), given.get("post_processor")
         self.begin_ids = tokenizer_files.begin_ids(self._post_processor) if begin_ids is None else begin_ids
         self._end = end
@@ -268,7 +268,7 @@ def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
         where = str(file) if file.is_file() else path
     end = chat.tokens.get("eos_token")
     try:
-        vocabulary = _vocabulary(json.loads(rules))
+        vocabulary = _vocabulary(from_json(rules))
         end = end or next((token for token in _USUAL_ENDS if token in vocabulary), None)
         if end is None or end not in vocabulary:
             raise UserError(_no_end(where, end))
@@ -345,7 +345,7 @@ def _with_rows(rules: str, folder: Path) -> str:
     rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     if not isinstance(rows, int):
         return rules
-    content = json.loads(rules)
+    content = from_json(rules)
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
     return json.dumps(content)
 

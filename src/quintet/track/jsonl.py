@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from typing import ClassVar
 
 from quintet.config.load import load_run_config
 from quintet.errors import UserError
-from quintet.files import set_aside, sync_folder, to_json, unfinished_name
+from quintet.files import from_json, set_aside, sync_folder, to_json, unfinished_name
 from quintet.track.names import UsableNames, file_name
 from quintet.track.tracker import RunStatus
 
@@ -131,8 +130,8 @@ def _record(line: bytes) -> dict[str, float] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = from_json(line)
+    except ValueError:
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int:
         return None

@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError, one_line
-from quintet.files import set_aside, sync_folder, to_json, write_text
+from quintet.files import from_json, set_aside, sync_folder, to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 # Without a process group there is one process, which is what is meant here.
@@ -129,7 +129,7 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Progress | None:
 def read_progress(path: Path) -> Progress:
     """The facts of the checkpoint at ``path``, every file of it checked. Raises UserError if one is damaged."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = from_json((path / "state.json").read_bytes())
         facts, files = Progress(**state["progress"]), state["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"state.json cannot be read ({one_line(error, typed=True)})") from error

@@ -91,6 +91,8 @@ def row_of(line: bytes) -> Row:
     except json.JSONDecodeError as error:
         message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
         raise BadRow("no_json", message) from None
+    except ValueError:  # of JSON's grammar, and beyond what Python reads
+        raise BadRow("no_json", "holds a whole number of thousands of digits; correct the line") from None
     except RecursionError:
         raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
     if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from quintet.data.sources.base import BadRow, Document, Reader, Report, SourceIn
 from quintet.data.sources.files import File
 from quintet.data.sources.reading import open_file
 from quintet.errors import UserError
+from quintet.files import from_json
 from quintet.piano.context import COMPOSERS, DATASETS, composer_token, dataset_token, words_in
 from quintet.piano.notes import HIGHEST, LONGEST, LOWEST, Notes, notes, split_at_pauses, to_numbers
 from quintet.piano.scores import CorpusScore, read_score, scores
@@ -154,7 +154,7 @@ def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str,
     if not text:
         return {}
     try:
-        found = json.loads(str(text))
+        found = from_json(str(text))
     except ValueError:
         raise BadRow("bad_source", f"field {document.source!r} holds no JSON") from None
     return found if isinstance(found, Mapping) else {}

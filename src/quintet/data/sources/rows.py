@@ -45,6 +45,7 @@ from quintet.tokenize.base import Tokenizer, check_text, digest
 MASK = "attention_mask"
 _ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
 _MOST_NAMES = 10
+_LONGEST_NAME = 40
 _KINDS = {
     type(None): "null",
     bool: "true or false",
@@ -82,9 +83,8 @@ class Columns:
         """Raise UserError unless the table at ``path`` with the columns ``names`` has all that are needed, once."""
         for name in (*self.texts, *self.others):
             if name not in names:
-                raise UserError(
-                    f"{path}: has no column {name!r}; it has {', '.join(names)}; name another one under `document`"
-                )
+                there = ", ".join(one if len(one) <= _LONGEST_NAME else f"{one[:_LONGEST_NAME]}…" for one in names)
+                raise UserError(f"{path}: has no column {name!r}; it has {there}; name another one under `document`")
         for name in self.wanted(names):
             if names.count(name) > 1:
                 raise UserError(f"{path}: has {names.count(name)} columns {name!r}; rename or remove all but one")

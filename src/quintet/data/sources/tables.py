@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from quintet.data.sources.files import File, described, walk
 from quintet.data.sources.reading import BadFile, open_file
 from quintet.data.sources.rows import Location, Row, RowReader, columns_of, document_maker
 from quintet.errors import UserError, one_line
+from quintet.files import from_json
 from quintet.libraries import require
 from quintet.tokenize.base import Tokenizer, digest
 
@@ -141,7 +141,7 @@ def _as_json(value: Any, kind: Any) -> Any:
     if value is None:
         return None
     if isinstance(kind, pyarrow.JsonType):
-        return json.loads(value)
+        return from_json(value)
     if pyarrow.types.is_map(kind):
         return {name: _as_json(held, kind.item_type) for name, held in value}
     if pyarrow.types.is_struct(kind):

@@ -7,7 +7,9 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, Never
 
 import numpy as np
@@ -197,7 +199,7 @@ def npy_file(path: str) -> TokenFile:
         raise UserError(f"{path}: holds {dtype}, not token ids; name an array of integers")
     if sum(length != 1 for length in shape) > 1:
         raise UserError(f"{path}: has the shape {list(shape)}; name an array of one axis, or ravel it")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = prod(shape)
     if size != offset + count * dtype.itemsize:
         raise UserError(
             f"{path}: has {size:,} bytes, and its header says {offset + count * dtype.itemsize:,}; restore the file"
@@ -213,7 +215,7 @@ def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, 
     }
     try:
         shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, RecursionError, TokenError) as error:  # the header is Python's own text
         raise UserError(f"{path}: is no array of NumPy ({one_line(error)}); make it with numpy.save") from None
     offset = file.tell()
     return shape, dtype, offset, file.seek(0, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor
 from quintet.config.keypath import is_mapping
 from quintet.config.names import local_path
 from quintet.errors import UserError, one_line
-from quintet.files import files_digest
+from quintet.files import files_digest, from_json
 from quintet.libraries import require
 from quintet.model.hf.table import FAMILIES
 
@@ -274,10 +273,10 @@ def _indexed(index: Path) -> list[Path]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = from_json(file.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: is damaged ({one_line(error, lines=1)}); copy it again") from None
     if not is_mapping(found):
         raise UserError(f"{file}: holds a {type(found).__name__} and no keys; copy it again")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError, one_line
-from quintet.files import write_text
+from quintet.files import from_json, remembered, write_text
 from quintet.model.cache import Abilities
 from quintet.model.hf.pretrained import PretrainedModel, padding_id
 from quintet.model.hf.small_copy import (
@@ -42,7 +42,6 @@ _ACROSS, _BELOW, _ABOVE = (4, _LENGTH), (4, BOUNDARY), (BOUNDARY + 2, _LENGTH)
 _SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # those that are often at odds
 _WAYS = ("cache", "batch", "static", "reorder", "shared", "filled")
 NOTHING = Abilities(**dict.fromkeys(_WAYS, False), documents=False, positions="own")
-_FOLDER = "~/.cache/quintet/abilities"
 _known: dict[str, Abilities] = {}  # of models that this process has tried or looked up
 
 Span = tuple[int, int]
@@ -57,13 +56,13 @@ def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, 
     digest = _digest(causal, context_length, linear_head)
     if digest in _known:
         return _known[digest]
-    file = Path(_FOLDER).expanduser() / f"{digest}.json"
+    name = f"{digest}.json"
     try:
-        found = Abilities(**json.loads(file.read_text("utf-8")))
+        found = Abilities(**from_json((remembered("abilities") / name).read_bytes()))
     except (OSError, ValueError, TypeError):
         found = try_abilities(config, causal, context_length, linear_head=linear_head)
         with suppress(OSError):  # what cannot be kept is tried again the next time
-            write_text(file, json.dumps(asdict(found), indent=2) + "\n")
+            write_text(remembered("abilities") / name, json.dumps(asdict(found), indent=2) + "\n")
     _known[digest] = found
     return found
 

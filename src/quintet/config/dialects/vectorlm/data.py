@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.dialects.vectorlm.schema import Dataset, DatasetPreprocess, File
 from quintet.config.names import local_path
+from quintet.files import from_json
 
 TRAIN, DATA, RAW = "train_parameters", "dataset", "dataset_preprocess"
 TRAIN_DS, EVAL_DS, LOAD = f"{DATA}.train_ds", f"{DATA}.eval_ds", f"{RAW}.load_path"
@@ -187,7 +187,7 @@ def positions_of(path: str) -> int | None:
 
 def _json(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = from_json(file.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
