@@ -355,15 +355,96 @@ def test_a_chat_template_that_was_edited_is_named_when_the_run_continues(
     assert code == 0, error  # which reads no data
 
 
-def test_a_copy_of_what_is_spread_over_processes_does_not_change_with_it(tmp_path: Path) -> None:
+def test_a_copy_of_what_is_spread_over_processes_stays_on_the_host_and_as_it_was(tmp_path: Path) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig())
     try:
-        spread = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
-        plain = torch.ones(2)
-        found = checkpoint.copied({"several": [spread, plain, 3]})["several"]
-        spread.to_local().zero_()
-        plain.zero_()
-        assert (found[0].full_tensor().tolist(), found[1].tolist(), found[2]) == ([1.0] * 4, [1.0] * 2, 3)
-        assert found[0].placements == spread.placements
+        mesh = init_device_mesh("cpu", (1,))
+        spread, plain = distribute_tensor(torch.ones(4), mesh, [Shard(0)]), torch.ones(2)
+        # A tensor that is spread over GPUs has their kind of device; here it is one on which no number is kept.
+        spread.device_mesh._device_type = "meta"
+        copies = []
+        for value in (1.0, 5.0):  # the second time into the memory of the first
+            spread.to_local().fill_(value)
+            plain.fill_(value)
+            found = checkpointer._stager.stage({"several": [spread, plain, 3]})["several"]
+            spread.to_local().zero_()
+            plain.zero_()
+            assert (found[0].to_local().tolist(), found[1].tolist(), found[2]) == ([value] * 4, [value] * 2, 3)
+            assert found[0].to_local().device.type == "cpu"
+            assert found[0].placements == spread.placements
+            copies.append(found[0].to_local().data_ptr())
+        assert copies[0] == copies[1]
     finally:
+        checkpointer.close()
         dist.destroy_process_group()
+
+
+def saved_in_files(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 3) -> Path:
+    """A checkpoint of weights and averages in ``count`` files."""
+    monkeypatch.setattr(checkpoint, "_files_of", lambda state: count)
+    save(folder, [3]).close()
+    return checkpoint_path(folder, 3)
+
+
+def place_of(path: Path, beginning: str) -> tuple[Path, int]:
+    """The file of the checkpoint ``path`` that holds what is named like ``beginning``, and its middle byte there."""
+    places = FileSystemReader(path).read_metadata().storage_data
+    place = next(one for index, one in places.items() if index.fqn.startswith(beginning))
+    return path / place.relative_path, place.offset + place.length // 2
+
+
+@pytest.mark.parametrize(("part", "stops"), [("model.0.weight", True), ("optimizer.state.0.weight.exp_avg", False)])
+def test_what_only_reads_the_weights_checks_only_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, stops: bool
+) -> None:
+    path = saved_in_files(tmp_path, monkeypatch)
+    assert len(list(path.glob("*.distcp"))) == 3
+    assert read_progress(path) == read_progress(path, weights_only=True) == Progress(step=3)
+    file, byte = place_of(path, part)
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="is not what was written"):
+        read_progress(path)
+    if stops:
+        with pytest.raises(UserError, match="is not what was written"):
+            read_progress(path, weights_only=True)
+    else:
+        assert read_progress(path, weights_only=True) == Progress(step=3)
+        state = json.loads((path / "state.json").read_bytes())
+        for facts in state["files"].values():
+            facts.pop("weights", None)  # as in a checkpoint of an earlier version, which is checked whole
+        (path / "state.json").write_text(json.dumps(state))
+        with pytest.raises(UserError, match="is not what was written"):
+            read_progress(path, weights_only=True)
+
+
+def test_several_processes_share_the_files_to_check_and_all_learn_of_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved_in_files(tmp_path, monkeypatch)
+    hashed: list[str] = []
+    faults: list[str | None] = []
+    patience: list[float] = []
+    original = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda file, part=None: hashed.append(file.name) or original(file, part))
+    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint, "broadcast_from_rank0", lambda make: make())
+    monkeypatch.setattr(checkpoint, "all_gather", lambda fault, group: faults.append(fault) or [*faults])
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: patience.append(timeout.total_seconds()))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: None)
+
+    def of_rank(number: int) -> Progress:
+        monkeypatch.setattr(checkpoint, "rank", lambda: number)
+        return read_progress(path, together=True)
+
+    assert of_rank(0) == of_rank(1) == Progress(step=3)
+    assert sorted(hashed) == sorted(json.loads((path / "state.json").read_bytes())["files"])
+    assert all(seconds >= 600 for seconds in patience)
+    faults.clear()
+    last = sorted(path.glob("*.distcp"))[0]  # of the files by name the second: rank 1 has it
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    of_rank(0)
+    with pytest.raises(UserError, match=f"{last.name} is not what was written"):
+        of_rank(1)

@@ -1,8 +1,9 @@
 """Checkpoints: written off the critical path, never half-written, checked before they are believed.
 
 A checkpoint is a folder ``checkpoints/step-000500`` with torch.distributed.checkpoint's files and ``state.json``, which
-holds the small facts of the run and the size and SHA-256 of every other file. It is written under a temporary name and
-renamed when it is whole and on the disk, so that a kill at any moment leaves either a whole checkpoint or none.
+holds the small facts of the run, and the size and SHA-256 of every other file and of the weights in it. It is written
+under a temporary name and renamed when it is whole and on the disk, so that a kill at any moment leaves either a whole
+checkpoint or none.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     set_model_state_dict,
 )
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError, one_line
 from quintet.files import from_json, set_aside, sync_folder, to_json, write_text
-from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
+from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 # Without a process group there is one process, which is what is meant here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -106,44 +110,111 @@ def last_checkpoint(folder: Path) -> Path | None:
     return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
 
 
-def newest_whole(folder: Path, say: Callable[[str], object]) -> Progress | None:
+def newest_whole(
+    folder: Path, say: Callable[[str], object], *, weights_only: bool = False, together: bool = False
+) -> Progress | None:
     """The facts of the newest checkpoint in ``folder`` of which no file is damaged; None if there is no checkpoint.
 
-    ``say`` gets a line for each newer one that is. Raises UserError if all are.
+    ``say`` gets a line for each newer one that is; the other arguments are those of `read_progress`. Raises UserError
+    if all are.
     """
     damaged: list[str] = []
-    for step in reversed(checkpoint_steps(folder)):
+    speaks = is_rank_zero() or not together
+    steps = broadcast_from_rank0(lambda: checkpoint_steps(folder)) if together else checkpoint_steps(folder)
+    for step in reversed(steps):
         try:
-            found = read_progress(checkpoint_path(folder, step))
+            found = read_progress(checkpoint_path(folder, step), weights_only=weights_only, together=together)
         except UserError as error:
             damaged += [line.rpartition("; ")[0] for line in error.problems]
             continue
-        for line in damaged:
+        for line in damaged if speaks else []:
             say(f"{line}; step {step} is used instead")
         return found
     if damaged:
-        raise UserError(*(f"{line}; no other is whole; move the run's folder away to start anew" for line in damaged))
+        kind = UserError if speaks else FailedElsewhere
+        raise kind(*(f"{line}; no other is whole; move the run's folder away to start anew" for line in damaged))
     return None
 
 
-def read_progress(path: Path) -> Progress:
-    """The facts of the checkpoint at ``path``, every file of it checked. Raises UserError if one is damaged."""
+def read_progress(path: Path, *, weights_only: bool = False, together: bool = False) -> Progress:
+    """The facts of the checkpoint at ``path``, every file of it checked, or with ``weights_only`` the bytes of the
+    weights.
+
+    With ``together`` all processes call this, check a part of the files each, and get the same answer. Raises UserError
+    if a file is damaged.
+    """
+    if not together or world_size() == 1:
+        facts, files = _read_state(path)
+        fault = _first_fault(path, files, weights_only)
+    else:
+        facts, files = broadcast_from_rank0(lambda: _read_state(path))
+        # The processes wait for the slowest file system that is still of use.
+        patience = timedelta(seconds=600 + sum(facts["bytes"] for facts in files.values()) / _SLOWEST)
+        group: Any = dist.new_group(backend="gloo", timeout=patience)
+        mine = dict(sorted(files.items())[rank() :: world_size()])
+        fault = next(filter(None, all_gather(_first_fault(path, mine, weights_only), group)), None)
+        dist.destroy_process_group(group)
+    if fault is not None:
+        raise _damaged(path, fault)
+    return facts
+
+
+_SLOWEST = 50e6
+"""Bytes a second of the slowest file system that a checkpoint is read from."""
+_THREADS = 4
+"""Threads that write and check the files of one process; Python lets go of its lock while it computes a hash."""
+
+
+def _read_state(path: Path) -> tuple[Progress, dict[str, dict[str, Any]]]:
+    """The facts in state.json of the checkpoint at ``path``, and those of each other file by its name."""
     try:
         state = from_json((path / "state.json").read_bytes())
-        facts, files = Progress(**state["progress"]), state["files"]
+        facts = Progress(**state["progress"])
+        files = {
+            name: {"bytes": int(one["bytes"]), "sha256": one["sha256"], **one} for name, one in state["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"state.json cannot be read ({one_line(error, typed=True)})") from error
     if checkpoint_path(path.parent, facts.step) != path:
         raise _damaged(path, f"state.json is that of step {facts.step}")
-    for name, expected in files.items():
-        file = path / name
+    return facts, files
+
+
+def _first_fault(path: Path, files: dict[str, dict[str, Any]], weights_only: bool) -> str | None:
+    """What is wrong with the first of ``files`` that is not as it was written, None if all are."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
+
+    def fault(name: str) -> str | None:
+        file, expected = path / name, files[name]
         size = file.stat().st_size if file.is_file() else -1
         if size != expected["bytes"]:
             found = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
-            raise _damaged(path, f"{name} {found}")
-        if _sha256(file) != expected["sha256"]:
-            raise _damaged(path, f"{name} is not what was written: its SHA-256 differs")
-    return facts
+            return f"{name} {found}"
+        kind, part = ("weights", ranges.get(name, [])) if weights_only and "weights" in expected else ("sha256", None)
+        if _sha256(file, part) != expected[kind]:
+            return f"{name} is not what was written: its SHA-256 differs"
+        return None
+
+    # The table that says where the weights are comes first.
+    if _TABLE in files and (found := fault(_TABLE)) is not None:
+        return found
+    if weights_only and (path / _TABLE).is_file():
+        ranges = _weight_ranges(path)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return next(filter(None, threads.map(fault, sorted(set(files) - {_TABLE}))), None)
+
+
+_TABLE = ".metadata"
+"""The file in which torch.distributed.checkpoint says what lies where."""
+
+
+def _weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """Where the weights lie in each file of the checkpoint in ``folder``: first byte and length of each, ascending."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index, place in (FileSystemReader(folder).read_metadata().storage_data or {}).items():
+        if index.fqn.startswith("model."):
+            found.setdefault(place.relative_path, []).append((place.offset, place.length))
+    return {name: sorted(ranges) for name, ranges in found.items()}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -175,14 +246,26 @@ class Checkpointer:
     """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
 
     In several processes each writes its part and the first one the rest; all of them call each method, in one order,
-    and wait ``timeout`` for each other. A run that goes on after step ``first`` sets aside what stands under the name
-    of a later one, which is damaged.
+    and wait ``timeout`` for each other. Training stands still only while the state is copied from ``device`` to the
+    host. A run that goes on after step ``first`` sets aside what stands under the name of a later one, which is
+    damaged.
     """
 
     def __init__(
-        self, folder: Path, config: CheckpointConfig, timeout: timedelta | None = None, first: int | None = None
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        timeout: timedelta | None = None,
+        first: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.folder, self.config, self._first = folder, config, first
+        gpu = device is not None and device.type == "cuda"
+        options = StagingOptions(
+            use_pinned_memory=gpu, use_non_blocking_copy=gpu, use_shared_memory=False, use_async_staging=False
+        )
+        # It copies each tensor once, into memory that it takes at the first save and keeps.
+        self._stager = DefaultStager(options)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
@@ -212,7 +295,9 @@ class Checkpointer:
         if progress.step in self._written:
             return
         self._written.add(progress.step)
-        self._pending.append(self._thread.submit(self._write, copied(state), progress))
+        copied = self._stager.stage(state)
+        assert isinstance(copied, dict)  # and no promise of one, which asynchronous staging gives
+        self._pending.append(self._thread.submit(self._write, copied, progress))
         self.saved_at = monotonic()
 
     def amend(self, progress: Progress) -> None:
@@ -246,15 +331,15 @@ class Checkpointer:
             self.wait()
         finally:
             self._thread.shutdown()
+            self._stager.close()
 
     def _write(self, state: dict[str, Any], progress: Progress) -> None:
         final = checkpoint_path(self.folder, progress.step)
         unfinished = self.folder / f".{final.name}"
         broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
-            state_dict_saver.save(
-                state, checkpoint_id=unfinished, process_group=self._group, no_dist=self._group is None
-            )
+            writer = FileSystemWriter(unfinished, thread_count=_files_of(state))
+            state_dict_saver.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             files = {
                 name: facts for part in all_gather(self._own_files(unfinished), self._group) for name, facts in part
             }
@@ -274,13 +359,19 @@ class Checkpointer:
         broadcast_from_rank0(rewrite, self._group)
 
     def _own_files(self, folder: Path) -> list[tuple[str, dict[str, Any]]]:
-        """Size and hash of what this process has written; the first one's are also those that are nobody's."""
-        mine = f"__{rank()}_"
-        return [
-            (file.name, {"bytes": file.stat().st_size, "sha256": _sha256(file)})
-            for file in sorted(folder.iterdir())
-            if file.name.startswith(mine) or (is_rank_zero() and not file.name.startswith("__"))
-        ]
+        """Size and hashes of what this process has written; the first one's are also those that are nobody's."""
+        mine, ranges = f"__{rank()}_", _weight_ranges(folder)
+
+        def facts(file: Path) -> tuple[str, dict[str, Any]]:
+            found: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            if file.name != _TABLE:
+                found["weights"] = _sha256(file, ranges.get(file.name, []))
+            return file.name, found
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            files = sorted(folder.iterdir())
+            own = [one for one in files if one.name.startswith(mine) or (is_rank_zero() and one.name[:2] != "__")]
+            return list(threads.map(facts, own))
 
     def _prune(self, progress: Progress) -> None:
         if self.config.keep is None:
@@ -307,25 +398,25 @@ def _state(progress: Progress, files: dict[str, Any]) -> str:
     return to_json({"progress": asdict(progress), "files": files}, indent=1)
 
 
-def copied(state: Any) -> Any:
-    """``state`` with every tensor copied to the host, so that training may go on changing the original."""
-    if isinstance(state, DTensor):
-        part = state.to_local().detach().to("cpu", copy=True)
-        return DTensor.from_local(
-            part, state.device_mesh, state.placements, run_check=False, shape=state.shape, stride=state.stride()
-        )
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {name: copied(value) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(copied(value) for value in state)
-    return state
+def _files_of(state: Any) -> int:
+    """Files into which a process writes its part of ``state``: one a GiB, up to one a thread."""
+    parts = (one.to_local() if isinstance(one, DTensor) else one for one in tree_leaves(state))
+    size = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+    return min(_THREADS, 1 + size // 2**30)
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
+    """The SHA-256 of ``file``, or of its ``ranges``, each a first byte and a length, one after the other."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if ranges is None:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for start, length in ranges:
+            stream.seek(start)
+            while length > 0 and (part := stream.read(min(length, 2**22))):
+                digest.update(part)
+                length -= len(part)
+        return digest.hexdigest()
 
 
 def _damaged(path: Path, fault: str) -> UserError:

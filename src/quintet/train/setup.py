@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +74,8 @@ def set_up(
     objective = make_objective(config, prepared.tokenizer)
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
-    progress = broadcast_from_rank0(lambda: _found_progress(config, folder, prepared, compute.precision, reporter.say))
+    found = newest_whole(folder / "checkpoints", reporter.say, together=True)
+    progress = broadcast_from_rank0(lambda: _progress(config, folder, prepared, compute.precision, found))
     compute = _settled(compute, config, progress.precision)
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
@@ -99,7 +99,7 @@ def set_up(
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), kept),
+        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), kept, compute.device),
         tracker=_tracker(config, folder, progress, compute, reporter),
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
@@ -210,11 +210,9 @@ def _tracker(
     return found
 
 
-def _found_progress(
-    config: RunConfig, folder: Path, prepared: Prepared, precision: str, say: Callable[[str], object]
-) -> Progress:
-    """The progress of the run in ``folder``, with ``precision`` if its checkpoint names none; ``say`` gets a line for
-    each checkpoint that is damaged.
+def _progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str, found: Progress | None) -> Progress:
+    """The progress of the run in ``folder``, which is that of the checkpoint ``found``, with ``precision`` if that
+    names none.
 
     Raises UserError if the run was trained on other tokens than those prepared now, from another base, or with other
     stages so far.
@@ -228,7 +226,6 @@ def _found_progress(
         precision=precision,
         libraries=prepared.libraries,
     )
-    found = newest_whole(folder / "checkpoints", say)
     if found is None:
         return fresh
     check_inputs(config, found.inputs, folder, trains=True)

@@ -258,8 +258,8 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], 
 
 
 def _progress(checkpoints: Path, which: str, say: Callable[[str], object]) -> Progress:
-    """The facts of the checkpoint that ``which`` names, each of its files checked."""
-    newest = newest_whole(checkpoints, say) if which in ("latest", "best") else None
+    """The facts of the checkpoint that ``which`` names, of which the weights are checked."""
+    newest = newest_whole(checkpoints, say, weights_only=True) if which in ("latest", "best") else None
     if newest is not None and which == "latest":
         return newest
     steps = checkpoint_steps(checkpoints)
@@ -270,7 +270,7 @@ def _progress(checkpoints: Path, which: str, say: Callable[[str], object]) -> Pr
             raise UserError(f"{checkpoints}: no validation has given a finite loss, so there is no best; take latest")
         which = str(newest.best_step)
     if which.isdecimal() and int(which) in steps:
-        return read_progress(checkpoint_path(checkpoints, int(which)))
+        return read_progress(checkpoint_path(checkpoints, int(which)), weights_only=True)
     raise UserError(f"{checkpoints}: holds no step {which}; there are {', '.join(map(str, steps))}")
 
 
