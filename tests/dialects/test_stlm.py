@@ -666,7 +666,7 @@ def optimizer_name(make: Make) -> None:
     assert decays("nanoGPTadamW") == [everything - 5]  # the gains of five norms
     sgd = make({"trainer.optimizer.optimizer_name": "sgd"}).optimizer
     assert isinstance(sgd, torch.optim.SGD)
-    assert "found 'Soap'" in refused(make, {"trainer.optimizer.optimizer_name": "Soap"})
+    assert "found 'Sopa'" in refused(make, {"trainer.optimizer.optimizer_name": "Sopa"})
 
 
 def optimizer_params(make: Make) -> None:

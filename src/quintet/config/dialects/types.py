@@ -46,8 +46,9 @@ def one_of(
         if isinstance(found, str) and found in known:
             return known[found]
         message = f"must be one of {', '.join(known)}"
-        if why and isinstance(value, str) and value in why:
-            raise ValueError(f"{message}; {value!r} {why[value]}")
+        reason = why.get(value.lower() if any_case else value) if why and isinstance(value, str) else None
+        if reason:
+            raise ValueError(f"{message}; {value!r} {reason}")
         like = nearest(str(value), known)
         raise ValueError(message + (f"; did you mean {like!r}?" if like else ""))
 

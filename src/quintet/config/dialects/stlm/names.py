@@ -103,9 +103,28 @@ _TOKENIZERS = (
 _PRUNED = {"bpe-subsampled": "keeps the first ids of another model's tokenizer, which the document leaves out; set bpe"}
 Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} {_TOKENIZERS}", _PRUNED)]
 BYTE_EMBEDDING, BYTE_HEAD = "byte_level=bytes byte_level_embedder=bytes", "byte_level=bytes byte_level_decoder=bytes"
-Optimizers = Annotated[
-    str, words("AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD")
-]
+_OPTIMIZERS = (
+    "AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD AdaBelief "
+    "ada_belief=AdaBelief DiffGrad Lion NovoGrad Ranger SGDP Shampoo SOAP Yogi"
+)
+_NO_OPTIMIZERS = {
+    "adam_mini": "shares averages by the names of matrices, of which STLM's code knows none but those of embeddings",
+    "lbfgs": "computes the loss again within a step",
+    "sparseadam": "is for gradients that are mostly 0, which no model here has",
+    "lookahead": "wraps another optimizer, which no key names",
+    "ranger21": "has a schedule of the learning rate of its own, beside the one that the file names",
+}
+Optimizers = Annotated[str, words(_OPTIMIZERS, _NO_OPTIMIZERS)]
+OF_CLASSES = {
+    "AdamW": (1e-3, 0.01),
+    "Adadelta": (1.0, 0.0),
+    "Adamax": (2e-3, 0.0),
+    "NAdam": (2e-3, 0.0),
+    "Lion": (1e-4, 0.0),
+    "SOAP": (3e-3, 0.01),
+    **dict.fromkeys(("Adafactor", "Adagrad", "ASGD", "RMSprop", "Rprop", "Yogi"), (0.01, 0.0)),
+}
+"""Learning rate and weight decay that a class has by itself where they are not 1e-3 and 0."""
 Scheduler = Annotated[
     str,
     words(

@@ -12,6 +12,8 @@ from quintet.config.dialects.stlm.names import EXPERIMENT, words
 from quintet.config.dialects.types import Count, FalseIsZero, Fraction, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
+_OF_ADAM_MINI = "adam_mini alone asks for it"
+
 
 class LrScheduler(DialectSection):
     """How the learning rate changes; `lr_scheduler: NAME` says the same."""
@@ -20,7 +22,10 @@ class LrScheduler(DialectSection):
     shorthand = "name"
 
     name: names.Scheduler = key(
-        "cosine", "cosine; constant has no warm-up; others are PyTorch's", affects=("schedule.kind", "schedule.name")
+        "cosine",
+        "cosine; constant has no warm-up; others are PyTorch's",
+        affects=("schedule.kind", "schedule.name"),
+        aliases="lr_scheduler",
     )
     params: dict[str, Any] | None = unlisted(None, "arguments of its class", affects="schedule.arguments")
 
@@ -89,15 +94,18 @@ class DropoutScheduler(DialectSection):
     )
 
 
-@refuses("decoupled_weight_decay")
 class Optimizer(DialectSection):
     """The optimizer and its learning rate."""
 
     nestings = ("training.optimizer",)
-    gradient_filter: Any = unlisted(None, "experiment", unsupported=EXPERIMENT, noop_values=("None", "none", False))
+    gradient_filter: Literal["None", "none", "grokfast_ema", False] | None = unlisted(
+        None,
+        "grokfast_ema: AdamW sees the clipped gradient and twice its average over some 50 steps",
+        affects=("optimizer.name", "optimizer.arguments"),
+    )
     optimizer_name: names.Optimizers = key(
         "AdamW",
-        "AdamW; nanoGPTadamW leaves biases and norms without decay; others are PyTorch's",
+        "AdamW; nanoGPTadamW leaves biases and norms without decay; others are PyTorch's or pytorch_optimizer's",
         affects=("optimizer.kind", "optimizer.name", "optimizer.decay"),
         aliases=("name", "trainer.optimizer_name"),
     )
@@ -112,6 +120,14 @@ class Optimizer(DialectSection):
         affects="train.clip_norm",
         aliases=("gradient_clipping", "trainer.gradient_clipping"),
     )
+    betas: tuple[Share, Share] | None = unlisted(None, "beta1 and beta2", affects="optimizer.betas")
+    momentum: Share | None = unlisted(None, "SGD, SGDP, RMSprop, Shampoo", affects="optimizer.arguments")
+    decoupled_weight_decay: bool = unlisted(
+        False, "Lion: weight_decay is the decay at the highest rate", affects="optimizer.weight_decay"
+    )
+    hidden_dim: Positive | None = unlisted(None, "size of the model", no_effect=_OF_ADAM_MINI)
+    n_heads: Positive | None = unlisted(None, "size of the model", no_effect=_OF_ADAM_MINI)
+    n_kv_heads: Positive | None = unlisted(None, "size of the model", no_effect=_OF_ADAM_MINI)
     params: dict[str, Any] | None = unlisted(
         None, "arguments of the optimizer's class", affects="optimizer.arguments", aliases="trainer.optimizer_params"
     )

@@ -6,35 +6,88 @@ from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.stlm.evaluation import measurements
+from quintet.config.dialects.stlm.names import OF_CLASSES
 from quintet.config.dialects.stlm.schema import File
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.schema import RunConfig
 
+_OPTIMIZER = "trainer.optimizer"
+_NAME, _FILTER = f"{_OPTIMIZER}.optimizer_name", f"{_OPTIMIZER}.gradient_filter"
+_MOMENTUM = ("SGD", "SGDP", "RMSprop", "Shampoo")
+_GROKFAST = {"grokfast_alpha": 0.98, "grokfast_lamb": 2.0, "normalize_lr": False}
+
 
 def optimizer(theirs: File, native: NativeBuilder) -> None:
-    optimizer, key, path = theirs.trainer.optimizer, "trainer.optimizer.optimizer_name", "trainer.optimizer.params"
+    optimizer = theirs.trainer.optimizer
     own = optimizer.optimizer_name == "nanoGPTadamW"
     name = "AdamW" if own else optimizer.optimizer_name
-    lr, decay, *betas = (f"trainer.optimizer.{name}" for name in ("lr", "weight_decay", "beta1", "beta2"))
-    native.set("train.clip_norm", optimizer.grad_clip or None, "trainer.optimizer.grad_clip")
-    native.set("optimizer.decay", "matrices" if own else "all", key)
-    native.set("optimizer.lr", optimizer.lr, lr)
-    native.set("optimizer.weight_decay", optimizer.weight_decay, decay)
-    if optimizer.params is None and name == "AdamW":
-        native.set("optimizer.kind", "adamw", key)
-        native.set("optimizer.betas", [optimizer.beta1, optimizer.beta2], *betas)
+    filtered = optimizer.gradient_filter == "grokfast_ema"
+    native.set("train.clip_norm", optimizer.grad_clip or None, f"{_OPTIMIZER}.grad_clip")
+    native.set("optimizer.decay", "matrices" if own else "all", _NAME)
+    plain = name == "AdamW" and optimizer.params is None and not filtered
+    native.set("optimizer.kind", "adamw" if plain else "torch", _NAME)
+    if not plain:
+        native.set("optimizer.name", "GrokFastAdamW" if filtered else name, _NAME, *[_FILTER] * filtered)
+    if filtered and (name != "AdamW" or optimizer.params is not None):
+        native.refuse(_FILTER, "is done with AdamW and nanoGPTadamW, without params")
+    if optimizer.params is not None:
+        _params(optimizer.params, name, native)
         return
-    native.set("optimizer.kind", "torch", key)
-    native.set("optimizer.name", name, key)
-    if optimizer.params is None:
-        if any(map(native.has, betas)):
-            native.set("optimizer.arguments.betas", [optimizer.beta1, optimizer.beta2], *betas)
-        return
-    for flat in filter(native.has, (lr, decay, *betas)):
-        native.refuse(flat, "stands beside params; put it into them")
-    arguments = dict(optimizer.params)  # what they do not say is as the class has it
-    native.set("optimizer.lr", arguments.pop("lr", 1e-3), path)
-    native.set("optimizer.weight_decay", arguments.pop("weight_decay", 0.01 if name == "AdamW" else 0.0), path)
+    native.set("optimizer.lr", optimizer.lr, f"{_OPTIMIZER}.lr")
+    _decay(theirs, name, native)
+    betas, keys = _betas(theirs, native)
+    if plain:
+        native.set("optimizer.betas", betas, *keys)
+    elif name == "Shampoo":
+        _say_unread(native, "Shampoo has no betas; STLM does not read it with shampoo", *keys)
+        native.say(f"{_NAME}: shampoo of STLM's own code cannot take a step; it is the Shampoo of pytorch_optimizer")
+    elif filtered or any(map(native.has, keys)):
+        native.set("optimizer.arguments.betas", betas, *keys)
+    if name == "AdaBelief":
+        native.set("optimizer.arguments.rectify", True, _NAME)
+    for argument, value in _GROKFAST.items() if filtered else ():
+        native.set(f"optimizer.arguments.{argument}", value, _FILTER)
+    if optimizer.momentum is not None and name in _MOMENTUM:
+        native.set("optimizer.arguments.momentum", optimizer.momentum, f"{_OPTIMIZER}.momentum")
+    else:
+        _say_unread(native, f"STLM reads it with {', '.join(_MOMENTUM)} alone", f"{_OPTIMIZER}.momentum")
+
+
+def _decay(theirs: File, name: str, native: NativeBuilder) -> None:
+    """Set the weight decay; a decoupled one of Lion is not times the rate, but is all of it at the highest rate."""
+    optimizer, key, decoupled = theirs.trainer.optimizer, f"{_OPTIMIZER}.weight_decay", "decoupled_weight_decay"
+    decay, keys = optimizer.weight_decay, [key]
+    if name == "Lion" and optimizer.decoupled_weight_decay and optimizer.lr:
+        decay, keys = decay / optimizer.lr, [key, f"{_OPTIMIZER}.{decoupled}", f"{_OPTIMIZER}.lr"]
+    elif name != "Lion":
+        _say_unread(native, "STLM reads it with lion alone", f"{_OPTIMIZER}.{decoupled}")
+    native.set("optimizer.weight_decay", decay, *keys)
+
+
+def _betas(theirs: File, native: NativeBuilder) -> tuple[list[float], list[str]]:
+    """Both betas, and the keys that say them."""
+    optimizer, both, each = theirs.trainer.optimizer, f"{_OPTIMIZER}.betas", [f"{_OPTIMIZER}.beta{n}" for n in (1, 2)]
+    if optimizer.betas is None:
+        return [optimizer.beta1, optimizer.beta2], each
+    if any(map(native.has, each)):
+        native.refuse(both, "stands beside beta1 and beta2; keep one of them")
+    return list(optimizer.betas), [both]
+
+
+def _say_unread(native: NativeBuilder, why: str, *keys: str) -> None:
+    for key in filter(native.has, keys):
+        native.say(f"{key}: {why}")
+
+
+def _params(params: dict[str, Any], name: str, native: NativeBuilder) -> None:
+    """Set what ``params`` say to the class ``name``; what they do not say is as the class has it."""
+    path, flat = f"{_OPTIMIZER}.params", ("lr", "weight_decay", "beta1", "beta2", "betas", "momentum")
+    for key in filter(native.has, (f"{_OPTIMIZER}.{one}" for one in (*flat, "decoupled_weight_decay"))):
+        native.refuse(key, "stands beside params; put it into them")
+    arguments = dict(params)
+    rate, decay = OF_CLASSES.get(name, (1e-3, 0.0))
+    native.set("optimizer.lr", arguments.pop("lr", rate), path)
+    native.set("optimizer.weight_decay", arguments.pop("weight_decay", decay), path)
     if arguments:
         native.set("optimizer.arguments", arguments, path)
 
@@ -60,13 +113,28 @@ def schedule(theirs: File, native: NativeBuilder) -> None:
         if warmup:
             native.say("trainer.warmup_iters: lr_scheduler: constant has no warm-up; decay_lr: false has one")
         return
+    native.set("schedule.first", 0, key)
+    if warmup > trainer.max_iters:
+        _unfinished_warmup(warmup, warming, trainer.max_iters, native)
+        return
     native.set("schedule.kind", "cosine" if trainer.decay_lr else "constant", "trainer.decay_lr", key)
     native.set("schedule.warmup_steps", warmup, warming)
-    native.set("schedule.first", 0, key)
     if trainer.decay_lr:
         native.set("schedule.min_lr", trainer.optimizer.min_lr, "trainer.optimizer.min_lr")
         decay = "max_iters" if trainer.lr_decay_iters is None else "lr_decay_iters"
         native.set("schedule.decay_steps", warmup + getattr(trainer, decay), f"trainer.{decay}", warming)
+
+
+def _unfinished_warmup(warmup: int, warming: str, steps: int, native: NativeBuilder) -> None:
+    """Set a warm-up of the whole run, to the rate that one of ``warmup`` steps has after ``steps``."""
+    rate = native.get("optimizer.lr") * steps / warmup
+    native.set("optimizer.lr", rate, f"{_OPTIMIZER}.lr", warming, "trainer.max_iters")
+    native.set("schedule.kind", "constant", warming, "trainer.max_iters")
+    native.set("schedule.warmup_steps", steps, warming, "trainer.max_iters")
+    native.say(
+        f"{warming}: its {warmup} steps are more than the {steps} of the run, in which the learning rate rises to "
+        f"{rate:g} and never falls, as in STLM"
+    )
 
 
 # By kind: the native keys, and those of STLM that say them.

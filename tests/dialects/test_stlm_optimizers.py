@@ -1,0 +1,206 @@
+"""STLM's optimizers of pytorch_optimizer, and the keys of the optimizer and of the schedule that files alone have."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.test_stlm import rates, refused, small_file, write_corpora
+from torch import Tensor, nn
+
+from quintet.config.dialects.stlm.names import OF_CLASSES
+from quintet.config.optimizer import TorchOptimizerConfig
+from quintet.train.optimizer import build_optimizer, set_learning_rate
+
+DIALECT = "stlm"
+KEYS = "trainer.optimizer"
+OLD = {
+    f"{KEYS}.{name}": value for name, value in {"lr": 6e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}.items()
+}
+RATES = [6e-4 * share for share in (0.0, 0.5, 1.0, 0.7, 0.1)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpora(tmp_path_factory.mktemp("stlm"))
+
+
+@pytest.fixture
+def base(place: Path) -> dict[str, Any]:
+    return small_file(place)
+
+
+def of(made: Made) -> TorchOptimizerConfig:
+    return cast(TorchOptimizerConfig, made.config.optimizer)
+
+
+def noted(made: Made, words: str) -> bool:
+    return any(words in note for note in made.loaded.notes)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(5, 4), nn.LayerNorm(4)
+        draw = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=draw)
+
+
+def gradients(model: nn.Module, step: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    return [torch.randn(parameter.shape, generator=draw) for parameter in model.parameters()]
+
+
+def stepped(made: Made) -> list[Tensor]:
+    """The weights of a small model after steps with the optimizer of the file."""
+    model = Small()
+    optimizer = build_optimizer(made.config.optimizer, model)
+    for step, rate in enumerate(RATES):
+        set_learning_rate(optimizer, rate)
+        for parameter, gradient in zip(model.parameters(), gradients(model, step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@changes("trainer.optimizer.decoupled_weight_decay")
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_lion_is_that_of_the_paper_and_its_decoupled_decay_is_all_of_it_at_the_highest_rate(
+    decoupled: bool, make: Make
+) -> None:
+    """Algorithm 2 of Chen et al. 2023; lion-pytorch, on which STLM's class rests, divides a decoupled decay by `lr`."""
+    made = make(OLD | {f"{KEYS}.optimizer_name": "lion", f"{KEYS}.decoupled_weight_decay": decoupled})
+    assert (of(made).name, of(made).decay, of(made).arguments) == ("Lion", "all", {"betas": [0.9, 0.95]})
+    assert of(made).weight_decay == pytest.approx(0.1 / 6e-4 if decoupled else 0.1)
+    pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    weights = [parameter.detach() for parameter in Small().parameters()]
+    averages = [torch.zeros_like(weight) for weight in weights]
+    for step, rate in enumerate(RATES):
+        for weight, average, gradient in zip(weights, averages, gradients(Small(), step), strict=True):
+            weight *= 1 - (rate / 6e-4 if decoupled else rate) * 0.1
+            weight -= rate * (0.9 * average + 0.1 * gradient).sign()
+            average.mul_(0.95).add_(0.05 * gradient)
+    for one, other in zip(stepped(made), weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@changes("trainer.optimizer.gradient_filter")
+def test_the_grokfast_filter_adds_twice_the_average_of_gradients(make: Make) -> None:
+    """Lee et al. 2024, algorithm 1 with the average of their code, in front of PyTorch's AdamW."""
+    name = {f"{KEYS}.optimizer_name": "nanoGPTadamW"}
+    made = make(OLD | name | {f"{KEYS}.gradient_filter": "grokfast_ema"})
+    assert (of(made).kind, of(made).decay, made.config.train.clip_norm) == ("torch", "matrices", 1.0)
+    for none in ("None", "none", False, None):
+        assert make(OLD | name | {f"{KEYS}.gradient_filter": none}).config == make(OLD | name).config
+    assert "must be" in refused(make, {f"{KEYS}.gradient_filter": "grokfast_ma"})
+    sgd = {f"{KEYS}.optimizer_name": "SGD", f"{KEYS}.gradient_filter": "grokfast_ema"}
+    assert "is done with AdamW and nanoGPTadamW" in refused(make, sgd)
+    pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    model = Small()
+    matrices, others = [model.layer.weight], [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    rule, averages = torch.optim.AdamW(groups, betas=(0.9, 0.95)), gradients(model, 0)
+    for step, rate in enumerate(RATES):
+        set_learning_rate(rule, rate)
+        for index, (parameter, gradient) in enumerate(zip(model.parameters(), gradients(model, step), strict=True)):
+            averages[index] = 0.98 * averages[index] + 0.02 * gradient
+            parameter.grad = gradient + 2 * averages[index]
+        rule.step()
+    for one, other in zip(stepped(made), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adabelief_is_rectified_as_in_its_first_code(make: Make) -> None:
+    library = pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    for name in ("ada_belief", "AdaBelief"):
+        made, model = make(OLD | {f"{KEYS}.optimizer_name": name}), Small()
+        rule = library.AdaBelief(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, rectify=True)
+        for step, rate in enumerate(RATES):
+            set_learning_rate(rule, rate)
+            for parameter, gradient in zip(model.parameters(), gradients(model, step), strict=True):
+                parameter.grad = gradient
+            rule.step()
+        for one, other in zip(stepped(made), model.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+@changes("trainer.optimizer.momentum")
+def test_a_momentum_is_that_of_the_classes_that_have_one(make: Make) -> None:
+    shampoo = make(OLD | {f"{KEYS}.optimizer_name": "shampoo", f"{KEYS}.momentum": 0.5})
+    assert (of(shampoo).name, of(shampoo).arguments, of(shampoo).weight_decay) == ("Shampoo", {"momentum": 0.5}, 0.1)
+    assert noted(shampoo, "beta1: Shampoo has no betas")
+    assert noted(shampoo, "shampoo of STLM's own code cannot take a step")
+    sgd = make({f"{KEYS}.optimizer_name": "SGD", f"{KEYS}.momentum": 0.5})
+    assert sgd.optimizer.param_groups[0]["momentum"] == 0.5
+    other = make({f"{KEYS}.momentum": 0.5, f"{KEYS}.decoupled_weight_decay": True})
+    assert other.config == make().config
+    assert noted(other, "momentum: STLM reads it with SGD, SGDP, RMSprop, Shampoo alone")
+    assert noted(other, "decoupled_weight_decay: STLM reads it with lion alone")
+
+
+@changes("trainer.optimizer.betas")
+def test_betas_are_both_of_them(make: Make) -> None:
+    flat = make({f"{KEYS}.betas": [0.8, 0.98]})
+    assert flat.config == make({f"{KEYS}.beta1": 0.8, f"{KEYS}.beta2": 0.98}).config
+    assert "betas: stands beside beta1 and beta2" in refused(make, {f"{KEYS}.betas": [0.8, 0.98], f"{KEYS}.beta1": 0.8})
+    beside = {f"{KEYS}.params": {"lr": 1e-3}, f"{KEYS}.betas": [0.8, 0.98]}
+    assert "betas: stands beside params; put it into them" in refused(make, beside)
+
+
+def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: Make) -> None:
+    soap = make({"trainer.optimizer_name": "Soap", "trainer.optimizer_params": {"betas": [0.9, 0.98]}})
+    assert (of(soap).name, of(soap).decay) == ("SOAP", "all")
+    assert (of(soap).lr, of(soap).weight_decay, of(soap).arguments) == (3e-3, 0.01, {"betas": [0.9, 0.98]})
+    libraries: list[Any] = [torch.optim]
+    if importlib.util.find_spec("pytorch_optimizer"):
+        libraries.append(importlib.import_module("pytorch_optimizer"))
+    classes = "AdamW Adadelta Adafactor Adagrad Adam Adamax ASGD NAdam RAdam RMSprop Rprop SGD AdaBelief DiffGrad Lion "
+    for name in f"{classes} NovoGrad Ranger SGDP Shampoo SOAP Yogi".split():
+        found = next((vars(library)[name] for library in libraries if name in vars(library)), None)
+        if found is None:
+            continue
+        takes = inspect.signature(found).parameters
+        decay = takes["weight_decay"].default if "weight_decay" in takes else 0.0
+        assert OF_CLASSES.get(name, (1e-3, 0.0)) == (takes["lr"].default, decay), name
+        assert of(make({KEYS: {"name": name.lower(), "params": {}}})).lr == takes["lr"].default
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adam_mini", "shares averages by the names of matrices"),
+        ("Lookahead", "wraps another optimizer"),
+        ("Ranger21", "has a schedule of the learning rate of its own"),
+        ("LBFGS", "computes the loss again"),
+        ("SparseAdam", "is for gradients that are mostly 0"),
+    ],
+)
+def test_an_optimizer_that_no_run_can_have_is_refused_for_its_reason(name: str, reason: str, make: Make) -> None:
+    sizes = {f"{KEYS}.{size}": 4 for size in ("hidden_dim", "n_heads", "n_kv_heads")}
+    found = refused(make, sizes | {f"{KEYS}.optimizer_name": name})
+    assert f"'{name}' {reason}" in found
+    assert found.count("\n") == 0
+    assert noted(make(sizes), "n_heads: adam_mini alone asks for it")
+
+
+def test_a_warm_up_that_the_run_does_not_finish_rises_as_far_as_it_comes(make: Make) -> None:
+    """`lr * step / warmup_iters`, and steps count from 0, whatever stands in front of the rest of the schedule."""
+    for more in ({}, {"trainer.decay_lr": False}, {"trainer.lr_decay_iters": 2}):
+        made = make({"trainer.warmup_iters": 50, f"{KEYS}.lr": 0.5} | more)
+        assert rates(made) == pytest.approx([0.5 * step / 50 for step in range(4)])
+        assert noted(made, "trainer.warmup_iters: its 50 steps are more than the 4 of the run")
+    assert made.origin("schedule.warmup_steps").startswith("trainer.warmup_iters")
+    whole = make({"trainer.warmup_iters": 4})
+    assert rates(whole) == pytest.approx([6e-4 * step / 4 for step in range(4)])
+    assert whole.config.schedule.kind == "cosine"
+
+
+def test_a_scheduler_may_be_named_in_a_section_of_its_own_name(make: Make) -> None:
+    constant = make({"trainer.lr_scheduler": {"lr_scheduler": "constant"}})
+    assert constant.config == make({"trainer.lr_scheduler": "constant"}).config
