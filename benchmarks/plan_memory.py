@@ -52,6 +52,15 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "fsdp, shared": (2, {"parallel": {"kind": "fsdp"}, "model": MODEL | {"sharing": SHARING}}),
+    "fsdp, 3 passes": (2, {"parallel": {"kind": "fsdp"}, "train": {"batch_size": 48, "micro_batch_size": 8}}),
+    "fsdp, 3 passes, reduced once": (
+        2,
+        {"parallel": {"kind": "fsdp", "reduce_passes": "last"}, "train": {"batch_size": 48, "micro_batch_size": 8}},
+    ),
+    "hsdp, 2 × 1 ranks, 3 passes": (
+        2,
+        {"parallel": {"kind": "hsdp", "shard_size": 1}, "train": {"batch_size": 48, "micro_batch_size": 8}},
+    ),
     "fsdp, 4 ranks": (4, {"parallel": {"kind": "fsdp"}}),
     "hsdp, 2 × 2 ranks": (4, {"parallel": {"kind": "hsdp", "shard_size": 2}}),
 }
@@ -65,6 +74,13 @@ def run_config(case: str) -> Any:
     train = {"steps": 1, "batch_size": 8 * world_size, "precision": "fp32", "device": "cpu"} | sections.get("train", {})
     data = {"sources": [{"kind": "python_stdlib"}], "sequence_length": 128}
     return RunConfig.model_validate({"name": "plan", "data": data, "model": MODEL, **sections, "train": train})
+
+
+def weights(case: str) -> int:
+    """Parameters of the whole model."""
+    from quintet.train.model import parameter_count
+
+    return parameter_count(run_config(case), VOCABULARY).total
 
 
 def predict(case: str) -> dict[str, Any]:
@@ -109,19 +125,29 @@ def measure(case: str) -> dict[str, Any]:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
         built.loss_module.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
+        built.loss_module.register_forward_pre_hook(lambda *_: found.update(between=_held_gradients(built)))
         built.loss_module.register_forward_hook(lambda *_: _mark("forward ends"))
         engine.accumulate(batch, 1)
-        engine.update(0.0)
+        engine.update(0.0, 1)
         _mark("second step")
         engine.accumulate(batch, 2)
         found["gradients"] = _own_bytes(p.grad for p in built.model.parameters())
-        engine.update(0.0)
+        engine.update(0.0, 2)
         found["parameters"] = _own_bytes([*built.model.parameters(), *built.model.buffers()])
         state = [value for kept in built.optimizer.state.values() for value in kept.values()]
         found["optimizer"] = _own_bytes(state)
     step = _second_step(profile)
     step["activations"] -= _still_gathered(built)
     return found | step
+
+
+def _held_gradients(built: Any) -> int:
+    """Bytes of gradients that wait for the next pass: this process's parts, and what fully_shard has not summed yet."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    waiting = (one.unsharded_accumulated_grad for one in gc.get_objects() if isinstance(one, FSDPParam))
+    own = (parameter.grad for parameter in built.model.parameters())
+    return _own_bytes(gradient for gradient in (*waiting, *own) if gradient is not None)
 
 
 def _still_gathered(built: Any) -> int:

@@ -45,7 +45,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "best": ({"evaluate.best_by": "zzz"}, "evaluate.best_by"),
     "offset": ({"evaluate.offset": 3, "evaluate.every": None}, "evaluate.offset"),
     "nothing": ({"evaluate.tasks_every": 5}, "evaluate.tasks_every"),
-    "compiled": ({"train.compile": True, "dropout_schedule": {"kind": "triangle", "high": 0.5}}, "train.compile"),
     "batch": ({"train.batch_size": 4, "train.batch_size_per_device": 4}, "train.batch_size_per_device"),
     "passes": ({"train.accumulation": 3}, "train.accumulation"),
     "tokens": ({"train.batch_tokens": 65}, "train.batch_tokens"),
@@ -118,6 +117,16 @@ def test_the_file_without_mistakes_is_right(tmp_path: Path) -> None:
     load_run_config([file])
 
 
+def test_a_rate_of_dropout_that_changes_is_compiled_by_our_own_models_alone(tmp_path: Path) -> None:
+    scheduled = ["train.compile=true", "dropout_schedule={kind: triangle, high: 0.5}"]
+    file = file_with(tmp_path)
+    assert file is not None
+    load_run_config([file], scheduled)
+    values = yaml.safe_load(file.read_text()) | {"model": {"kind": "huggingface", "name_or_path": "some"}}
+    file.write_text(yaml.safe_dump(values))
+    assert "train.compile" in {problem.key for problem in told(file, *scheduled)}
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_contradiction_is_told_at_its_key_and_line(tmp_path: Path, name: str) -> None:
     file = file_with(tmp_path, name)
@@ -154,7 +163,7 @@ def test_every_pair_of_contradictions_is_told_at_once(tmp_path: Path, name: str)
 
 
 def test_three_and_more_contradictions_are_told_at_once(tmp_path: Path) -> None:
-    names = ("context", "warmup", "best", "compiled", "often", "nothing", "cleaning", "wandb", "sample", "trainer")
+    names = ("context", "warmup", "best", "devices", "often", "nothing", "cleaning", "wandb", "sample", "trainer")
     for three in itertools.combinations(names, 3):
         file = file_with(tmp_path, *three)
         assert file is not None

@@ -6,8 +6,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tests.helpers import run_config
+
+from quintet.config.optimizer import AdamWConfig
+from quintet.data.batch import Batch
+from quintet.model import build_model
+from quintet.train.compute import Compute
+from quintet.train.objective import LossModule, Objective
+from quintet.train.optimizer import build_optimizer, set_rounding
+from quintet.train.rehearsal import rehearse_steps
+from quintet.train.step import TorchEngine
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(600)]
 ON_GPU = {"steps": 4, "batch_size": 8, "device": "cuda", "precision": "fp32", "log_every": 1}
@@ -25,3 +36,43 @@ def test_one_process_with_one_gpu_trains_by_every_way(train: Callable[..., str],
     found = {way: losses(train(name=way, train=ON_GPU, parallel=parallel)) for way, parallel in ways.items()}
     assert found[kind] == pytest.approx(found["none"], abs=1e-4)
     assert torch.cuda.current_device() == 0
+
+
+def test_what_is_rounded_at_random_is_drawn_alike_on_a_gpu() -> None:
+    found = []
+    for noise in (0, 1000):
+        torch.manual_seed(3)
+        model = torch.nn.Linear(64, 64, device="cuda")
+        optimizer = build_optimizer(AdamWConfig(state_precision="bf16"), model)
+        for step in range(1, 6):
+            for parameter in model.parameters():
+                parameter.grad = torch.linspace(1, 2, parameter.numel(), device="cuda").view_as(parameter)
+            torch.rand(noise, device="cuda")
+            set_rounding(optimizer, 7, step)
+            optimizer.step()
+        found.append([state["exp_avg_rms"].clone() for state in optimizer.state.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_the_peak_of_the_rehearsal_is_that_of_the_run(passes: int) -> None:
+    device, length = torch.device("cuda", 0), 256
+    config = run_config(
+        data={"sequence_length": length},
+        model={"layers": 8, "width": 512, "attention": {"heads": 8}},
+        train={"steps": 4, "batch_size": 8 * passes, "micro_batch_size": 8},
+    )
+    model = build_model(config.model, 4096, length, seed=1).to(device)
+    objective = Objective(config.loss, config.model, vocab_size=4096, mask_id=0, seed=1)
+    optimizer, scaler = build_optimizer(config.optimizer, model), torch.amp.GradScaler("cuda", enabled=False)
+    compute = Compute(device, "bf16", False, "for the test")
+    engine = TorchEngine(LossModule(model, objective), model, optimizer, scaler, config, config.batch, compute)
+    torch.cuda.reset_peak_memory_stats(device)
+    rehearse_steps(engine, objective, held_out=8)
+    rehearsed = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    ids = np.random.default_rng(0).integers(0, 4096, (8 * passes, length))
+    for step in (1, 2, 3):
+        engine.accumulate(Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size), step)
+        engine.update(1e-3, step)
+    assert torch.cuda.max_memory_allocated(device) == pytest.approx(rehearsed, rel=0.03)

@@ -62,9 +62,19 @@ def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
         pytest.param(["fsdp, shared"], marks=pytest.mark.slow),
         pytest.param(["none, bf16", "none, 4 passes"], marks=pytest.mark.slow),
         pytest.param(["ddp", "fsdp", "fsdp, bf16", "fsdp, grad_op"], marks=pytest.mark.slow),
+        pytest.param(["fsdp, 3 passes, reduced once", "hsdp, 2 × 1 ranks, 3 passes"], marks=pytest.mark.slow),
         pytest.param(["fsdp, 4 ranks", "hsdp, 2 × 2 ranks"], marks=pytest.mark.slow),
     ],
-    ids=["one process", "two processes", "parts", "shared by two", "more of one", "more of two", "four processes"],
+    ids=[
+        "one process",
+        "two processes",
+        "parts",
+        "shared by two",
+        "more of one",
+        "more of two",
+        "passes of two",
+        "four processes",
+    ],
 )
 def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list[str]) -> None:
     for case, real in bench.measured(cases).items():
@@ -80,6 +90,17 @@ def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list
         while min(peaks) > highest and len(peaks) < 4:  # later still on a busy machine
             peaks.append(bench.measured([case])[case]["peak"])
         assert 0.98 * told["peak"] <= min(peaks) <= highest, case
+
+
+@pytest.mark.slow
+def test_with_several_passes_a_rank_keeps_its_part_of_the_gradient_alone(bench: Any) -> None:
+    """Two real processes: between two passes each holds half of the gradient in fp32, or all of it."""
+    each, last = "fsdp, 3 passes", "fsdp, 3 passes, reduced once"
+    real, whole = bench.measured([each, last]), 4 * bench.weights(each)
+    assert real[each]["between"] == pytest.approx(whole / 2, rel=0.01)
+    assert real[last]["between"] == pytest.approx(whole, rel=0.01)
+    assert real[each]["calls"]["reduce-scatter"] == 3 * real[last]["calls"]["reduce-scatter"]
+    assert 0.4 * whole < bench.predict(last)["peak"] - bench.predict(each)["peak"] < 0.6 * whole
 
 
 @pytest.mark.parametrize("devices", [8, 512])
@@ -160,6 +181,15 @@ def test_the_change_that_is_proposed_fits_and_the_run_without_it_does_not() -> N
     assert rehearsed(changed(run, change.settings), tight).memory.peak == change.peak
     none = machine(1, memory=1000)
     assert find_change(run, VOCABULARY, none, rehearsed(run, none)) == (None, None)
+
+
+def test_gradients_that_are_kept_whole_are_the_first_thing_to_change() -> None:
+    run = config(layers=4, devices=4, parallel="fsdp", micro_batch_size=1)
+    run = changed(run, {"parallel.reduce_passes": "last"})
+    tight = machine(4, memory=rehearsed(run, machine(4)).memory.peak - 1)
+    change, _ = find_change(run, VOCABULARY, tight, rehearsed(run, tight))
+    assert change
+    assert change.settings == {"parallel.reduce_passes": "each"}
 
 
 def test_less_memory_than_the_weights_take_asks_for_spreading_them() -> None:

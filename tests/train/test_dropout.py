@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from quintet.config.schedule import (
     TriangleDropoutConfig,
 )
 from quintet.model import build_model
-from quintet.model.dropout import KeyedDropout, dropped, set_dropout, set_dropout_keys
+from quintet.model.dropout import KeyedDropout, dropped, follow_schedule, set_dropout, set_dropout_keys
 from quintet.randomness import key
 from quintet.train.model import checkpoint_activations
 from quintet.train.schedule import dropout_rate
@@ -139,3 +141,61 @@ def test_a_compiled_pass_drops_what_an_eager_one_does() -> None:
         set_dropout_keys(dropout, step, 0, 4, torch.device("cpu"))
         assert torch.equal(compiled(x, 1), dropout(x, 1))
         assert not torch.equal(compiled(x, 0), compiled(x, 1))
+
+
+EVERYWHERE = {
+    "layers": 2,
+    "width": 32,
+    "attention": {"heads": 2, "dropout": 0.2, "input_dropout": 0.2},
+    "feedforward": {"kind": "gated", "dropout": 0.2},
+    "residual_dropout": 0.2,
+    "embedding_dropout": 0.2,
+}
+
+
+def losses_of(rates: list[float], *, scheduled: bool, compiled: bool, changes: dict[str, Any]) -> list[float]:
+    """A loss and its gradient for each of ``rates``, all as one number."""
+    model = build_model(TransformerConfig.model_validate(EVERYWHERE | changes), 20, 8, seed=0)
+    ids = torch.arange(32).reshape(4, 8) % 20
+    if scheduled:
+        follow_schedule(model, torch.device("cpu"))
+    if compiled:
+        for block in model.blocks:
+            block.compile(backend="aot_eager")
+    found = []
+    for step, rate in enumerate(rates):
+        set_dropout(model, rate)
+        torch.manual_seed(step)
+        set_dropout_keys(model, step, 0, 4, torch.device("cpu"))
+        model.zero_grad()
+        loss = model(ids).square().mean()
+        loss.backward()
+        found += [loss.item(), *(p.grad.double().sum().item() for p in model.parameters() if p.grad is not None)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_feedforward": True}, {"attention": {"heads": 2}}], ids=["all", "shared", "at first none"]
+)
+def test_a_schedule_compiles_a_block_once_and_drops_what_eager_steps_do(changes: dict[str, Any]) -> None:
+    """From no dropout to all of it: how often dynamo compiles does not depend on how many rates there are."""
+    rates, graphs = [0.0, 0.1, 0.2, 0.5, 0.1, 1.0], []
+    for some in (rates[:1], rates):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        found = losses_of(some, scheduled=True, compiled=True, changes=changes)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
+    eager = losses_of(rates, scheduled=True, compiled=False, changes=changes)
+    assert found == pytest.approx(eager, rel=1e-4, abs=1e-6)
+    # Without a schedule the rate is a number, of which each new one is compiled; what is dropped is the same.
+    plain = losses_of(rates, scheduled=False, compiled=False, changes=changes)
+    assert eager == pytest.approx(plain, rel=1e-5, abs=1e-7)
+
+
+def test_without_a_schedule_each_new_rate_is_compiled() -> None:
+    """The test above counts what it means to count."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses_of([0.1, 0.2, 0.3], scheduled=False, compiled=True, changes={"layers": 1})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +35,8 @@ from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.library_schedules import check_torch_schedule
 from quintet.train.model import make_model
 from quintet.train.optimizer import build_optimizer, optimizer_bytes, set_learning_rate, state_bytes
-from quintet.train.step import TorchEngine, dry_step
+from quintet.train.rehearsal import rehearse_steps
+from quintet.train.step import TorchEngine
 
 REASONS = library_optimizers._NOT_FOR_A_RUN["pytorch_optimizer"]
 RATES = (0.0, 0.02, 0.01, 0.03)
@@ -111,7 +112,7 @@ def advance(engine: TorchEngine, first: int, last: int) -> None:
     for step in range(first, last):
         draw_gradients(engine.model, step)
         torch.manual_seed(step)  # some draw numbers; the loop seeds them by the step, too
-        engine.update(RATES[step % len(RATES)])
+        engine.update(RATES[step % len(RATES)], step)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -181,13 +182,18 @@ def test_a_rehearsed_step_leaves_no_trace_in_weights_state_or_count(library: Mod
     for name in fit:
         config = named(name, library, decay="all")
         fresh, rehearsed = engine_of(config), engine_of(config)
-        loss = Loss(rehearsed.model)
-        shape = rehearsed.config.batch
-        dry_step(loss, rehearsed.optimizer, rehearsed.config, shape, 12, rehearsed.compute)
+        rehearse_run(rehearsed)
         assert equal(fresh.model, rehearsed.model), name
         advance(fresh, 0, 6)
         advance(rehearsed, 0, 6)
         assert equal(fresh.model, rehearsed.model), name
+
+
+def rehearse_run(engine: TorchEngine) -> None:
+    """Rehearse the steps of ``engine``, whose model has no objective of its own and nothing to validate on."""
+    engine.loss_module, engine.shape = Loss(engine.model), engine.config.batch
+    objective: Any = SimpleNamespace(vocab_size=12)
+    rehearse_steps(engine, objective, held_out=0)
 
 
 class Loss(nn.Module):
@@ -205,7 +211,7 @@ def test_a_decay_that_is_not_times_the_rate_leaves_no_trace_of_a_rehearsal_eithe
 ) -> None:
     config = named(name, library, arguments={"fixed_decay": True} if name != "StableAdamW" else {})
     engine = engine_of(config)
-    dry_step(Loss(engine.model), engine.optimizer, engine.config, engine.config.batch, 12, engine.compute)
+    rehearse_run(engine)
     assert equal(engine.model, Small())
     assert {group["weight_decay"] for group in engine.optimizer.param_groups} == {0.1, 0.0}
 

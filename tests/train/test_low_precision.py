@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import run_config
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
 from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
 from quintet.train.compute import Compute
 from quintet.train.engine import load_training
-from quintet.train.optimizer import build_optimizer, set_learning_rate, stochastically_rounded
+from quintet.train.optimizer import (
+    LowPrecisionAdamW,
+    build_optimizer,
+    set_learning_rate,
+    set_rounding,
+    stochastically_rounded,
+)
 from quintet.train.step import TorchEngine
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,6 +54,7 @@ def losses(
         optimizer.zero_grad()
         (scale * loss).backward()
         set_learning_rate(optimizer, 1e-2)
+        set_rounding(optimizer, 3, step)
         optimizer.step()
         found.append(loss.item())
     return found
@@ -53,8 +65,7 @@ def losses(
 def test_rounding_takes_one_of_the_two_numbers_around_and_is_right_on_average(to: torch.dtype, value: float) -> None:
     exact = torch.tensor(value, dtype=torch.float32)
     held = exact.to(to)
-    torch.manual_seed(0)
-    found = stochastically_rounded(exact.expand(4000), to).double()
+    found = stochastically_rounded(exact.expand(4000), to, torch.Generator().manual_seed(0)).double()
     if held.float() == exact:
         assert set(found.tolist()) == {value}
         return
@@ -113,7 +124,7 @@ def test_a_checkpoint_holds_the_averages_bit_for_bit(tmp_path: Path, precision: 
 def advance(
     model: nn.Module, optimizer: torch.optim.Optimizer, gradient: float, scaler: torch.amp.GradScaler, seed: int
 ) -> None:
-    torch.manual_seed(seed)
+    set_rounding(optimizer, 3, seed)
     scaler.scale(torch.zeros(()))  # what a backward pass begins with
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, gradient * scaler.get_scale())
@@ -141,3 +152,52 @@ def test_with_a_scaled_loss_it_steps_alike_and_leaves_out_what_is_not_finite() -
         found.append([parameter.detach().clone() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not torch.equal(found[0][0], next(model_of().parameters()))
+
+
+def averages(seed: int, step: int, noise: int, shard: int = 0, part: int | None = None) -> list[torch.Tensor]:
+    """AdamW's averages in bf16 after one step of two alike parameters, whoever drew ``noise`` numbers before; with
+    ``part`` the parameters are parts of that number of DTensors over two processes, -1 for replicated ones."""
+    gradient = torch.linspace(1, 2, 4000)
+    values = [torch.zeros(4000) for _ in range(2)]
+    if part is not None:
+        dist.init_process_group("fake", store=FakeStore(), rank=abs(part), world_size=2)
+        # DTensor remembers a mesh by what it consists of, which here is the same for both processes.
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=(f"of {part}",))
+        placed = [Replicate()] if part < 0 else [Shard(0)]
+        values = [DTensor.from_local(value, mesh, placed, run_check=False) for value in values]
+        gradient = DTensor.from_local(gradient, mesh, placed, run_check=False)
+    model = nn.ParameterList(values)
+    optimizer = LowPrecisionAdamW([{"params": list(model)}], torch.bfloat16, lr=1e-3)
+    optimizer.shard = shard
+    for parameter in model:
+        parameter.grad = gradient
+    torch.rand(noise)
+    set_rounding(optimizer, seed, step)
+    optimizer.step()
+    found = [optimizer.state[p]["exp_avg"] for p in model]
+    if part is not None:
+        found = [value.to_local() for value in found]
+        dist.destroy_process_group()
+    return found
+
+
+def test_what_is_drawn_follows_from_seed_step_parameter_and_part_alone() -> None:
+    base = averages(1, 5, noise=0)
+    assert torch.equal(averages(1, 5, noise=7)[0], base[0])
+    assert torch.equal(averages(1, 5, 0, part=-1)[0], base[0])  # replicated: as in one process
+    others = [averages(2, 5, 0), averages(1, 6, 0), base[::-1], averages(1, 5, 0, shard=1), averages(1, 5, 0, part=0)]
+    others.append(averages(1, 5, 0, part=1))
+    drawn = [base[0], *(one[0] for one in others)]
+    for (i, one), (j, another) in product(enumerate(drawn), repeat=2):
+        # Independent draws of a number between two others agree for about half of them.
+        assert i == j or 0.3 < (one == another).double().mean() < 0.8, (i, j)
+
+
+def test_over_the_steps_the_mean_of_what_is_kept_is_right() -> None:
+    """0.1 · g lies between two numbers of bf16; over 300 steps each element is rounded up as often as it should."""
+    exact = 0.1 * torch.linspace(1, 2, 4000).double()
+    found = torch.stack([averages(1, step, 0)[0].double() for step in range(300)])
+    gap = found.amax(0) - found.amin(0)
+    error = ((found.mean(0) - exact) / gap.clamp_min(1e-9)).where(gap > 0, torch.zeros(()))
+    assert error.abs().max() < 0.15  # 5 standard deviations of the mean of 300 draws
+    assert abs(error.mean()) < 2e-3

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from quintet.config.documents import IGNORED
-from quintet.errors import UserError
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import TorchEngine, dry_step
+from quintet.train.step import TorchEngine
 
 
 def objective_of(config) -> Objective:
@@ -100,45 +97,3 @@ def test_dropout_follows_from_the_sample_and_not_from_its_micro_batch(
             torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-7, msg=name)
     plain = make_config(model={"layers": 2, "width": 32, "attention": {"heads": 2}, "block": block})
     assert abs(found[0][0] - gradients(build_model(plain.model, 61, 16, seed=3), ragged_batch, plain, cpu)[0]) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["", "SGD", "Rprop", "ASGD", "NAdam", "Adafactor"])
-def test_the_rehearsal_leaves_no_trace(model, ragged_batch, make_config, cpu, name: str) -> None:
-    config = make_config(**({"optimizer": {"kind": "torch", "name": name}} if name else {}))
-    optimizer = build_optimizer(config.optimizer, model)
-    weights = copy.deepcopy(model.state_dict())
-    rates = [group["lr"] for group in optimizer.param_groups]
-    dry_step(LossModule(model, objective_of(config)), optimizer, config, config.batch, 61, cpu)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
-    assert optimizer.state_dict()["state"] == {}
-    assert [group["lr"] for group in optimizer.param_groups] == rates
-
-
-@pytest.mark.parametrize(
-    ("train", "advice"),
-    [
-        ({"steps": 1, "batch_size": 32}, r"set train\.micro_batch_size=16"),
-        ({"steps": 1, "batch_size": 9}, r"set train\.micro_batch_size=3"),
-        ({"steps": 1, "batch_size": 8, "micro_batch_size": 1}, r"data\.sequence_length: even one sample"),
-    ],
-)
-def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
-    model, make_config, cpu, monkeypatch: pytest.MonkeyPatch, train: dict[str, int], advice: str
-) -> None:
-    # A real request for more memory than there is: PyTorch's own error is what has to be understood.
-    monkeypatch.setattr(Objective, "loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
-    config = make_config(train=train)
-    engine = engine_of(model, config, cpu)
-    with pytest.raises(UserError, match=advice):
-        dry_step(engine.loss_module, engine.optimizer, config, config.batch, 61, cpu)
-
-
-def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
-    model, make_config, cpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
-    config = make_config()
-    engine = engine_of(model, config, cpu)
-    with pytest.raises(RuntimeError, match="shapes"):
-        dry_step(engine.loss_module, engine.optimizer, config, config.batch, 61, cpu)

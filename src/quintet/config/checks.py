@@ -19,7 +19,7 @@ from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import OptimizerConfig
 from quintet.config.packing import MusicPackingConfig
-from quintet.config.schedule import DropoutScheduleConfig, ScheduleConfig
+from quintet.config.schedule import DropoutScheduleConfig, ScheduleConfig, dropout_changes
 from quintet.config.section import ConfigErrors, ConfigSection, config_error
 from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
 from quintet.config.train import TrainConfig
@@ -123,10 +123,12 @@ def _validation_has_data(evaluate: EvaluateConfig, data: DataConfig) -> ConfigEr
         yield config_error("evaluate.best_by", f"nothing held out has this label; there are {there}")
 
 
-def _compiled_once(train: TrainConfig, dropout_schedule: DropoutScheduleConfig) -> ConfigErrors:
-    if train.compile is True and dropout_schedule.kind in ("linear", "triangle"):
+def _compiled_once(train: TrainConfig, dropout_schedule: DropoutScheduleConfig, model: ModelConfig) -> ConfigErrors:
+    if train.compile is True and dropout_changes(dropout_schedule) and model.kind == "huggingface":
         yield config_error(
-            "train.compile", "a dropout rate that changes would compile the model at every step; set compile: false"
+            "train.compile",
+            "a dropout rate that changes would compile a model of the transformers library at every step; set "
+            "compile: false",
         )
 
 

@@ -48,6 +48,12 @@ class _Sharded(_Processes):
         "(train.precision)",
     )
     reduce: Literal["fp32", "bf16"] = key("fp32", "numbers in which gradients are summed over the devices")
+    reduce_passes: Literal["each", "last"] = key(
+        "each",
+        "passes of a step after which gradients are summed over the devices. each: a device keeps its part of the "
+        "gradient alone; last: after the last pass, which sends less and keeps the whole gradient in fp32 on every "
+        "device until then. The copies of hsdp's groups are summed after the last pass in any case",
+    )
     offload: bool = key(False, "keep weights, gradients and optimizer state in the memory of the host")
 
 

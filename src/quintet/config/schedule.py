@@ -163,3 +163,8 @@ DropoutScheduleConfig = Annotated[
     NoDropoutScheduleConfig | ConstantDropoutConfig | LinearDropoutConfig | TriangleDropoutConfig,
     Field(discriminator="kind"),
 ]
+
+
+def dropout_changes(config: DropoutScheduleConfig) -> bool:
+    """True if the rate is not the same at each step."""
+    return isinstance(config, _CountedDropout)

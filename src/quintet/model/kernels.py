@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from quintet.config.model import AttentionConfig
 from quintet.errors import UserError
+from quintet.model.dropout import WeightDropout
 from quintet.model.mask import KeyRanges
 from quintet.model.typed import apply, as_list, compiled
 
@@ -159,6 +160,25 @@ def varying_lengths() -> Generator[None]:
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(fused):
         yield
+
+
+def attend_dropping(
+    dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
+) -> Tensor:
+    """`attend`, which see for the shapes, with the rate of ``dropout`` in training."""
+    if dropout.scheduled and dropout.training:
+        return _attend_at_rate(dropout, queries, keys, values, mask, scale)
+    rate = dropout.p if dropout.training else 0.0
+    return attend(queries, keys, values, mask, dropout=rate, scale=scale)
+
+
+@torch.compiler.disable
+def _attend_at_rate(
+    dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
+) -> Tensor:
+    """`attend` outside of a compiled pass: the kernel takes the rate as a number, of which each new one would compile
+    the pass anew."""
+    return attend(queries, keys, values, mask, dropout=dropout.p, scale=scale)
 
 
 def _block_mask(ranges: KeyRanges, device: torch.device) -> BlockMask:

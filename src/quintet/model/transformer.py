@@ -15,8 +15,8 @@ from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForward
 from quintet.config.sharing import SharedPart, SharingConfig
 from quintet.model.byte_level import ByteEmbedding, ByteHead
 from quintet.model.cache import Abilities, KVCache, LayerCache
-from quintet.model.dropout import KeyedDropout
-from quintet.model.kernels import AttentionMask, attend, choose_kernel, prepare_mask
+from quintet.model.dropout import KeyedDropout, WeightDropout
+from quintet.model.kernels import AttentionMask, attend_dropping, choose_kernel, prepare_mask
 from quintet.model.mask import lay_out
 from quintet.model.norm import build_norm, product_dtype
 from quintet.model.position import Rotation, build_added_position, build_rope, rotate, split_and_rotate
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         if part.qk_norm != "none":
             together = (self.heads, self.kv_heads) if self.norm_heads_together else (1, 1)
             self.query_norm, self.key_norm = (build_norm(config.norm, heads * config.head_dim) for heads in together)
-        self.dropout = nn.Dropout(part.dropout)
+        self.dropout = WeightDropout(part.dropout)
         self.output = build_output(config) if config.how("attention_output", block) == "own" else None
         self.qkv_difference = self.output_difference = None
         if config.sharing is not None:
@@ -180,8 +180,7 @@ class Attention(nn.Module):
         queries, keys, values = self._split(qkv, context.rotation)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        dropout = self.dropout.p if self.training else 0.0
-        mixed = attend(queries, keys, values, context.mask, dropout=dropout, scale=self.scale)
+        mixed = attend_dropping(self.dropout, queries, keys, values, context.mask, self.scale)
         output = _own(self.output, context.attention_output)
         return _product(output, mixed.transpose(1, 2).flatten(2), self.output_difference)
 
@@ -377,7 +376,7 @@ class Transformer(nn.Module):
         if self.position is not None:
             x = x + self.position(layout.positions)
         x = self.embedding_dropout(x)
-        dropping = self.training and any(part.dropout.p for part in self.modules() if isinstance(part, Attention))
+        dropping = self.training and any(part.dropout.drops for part in self.modules() if isinstance(part, Attention))
         kernel = choose_kernel(
             attention, layout.ranges, x.device, product_dtype(x), cached=cache is not None, dropping=dropping
         )

@@ -92,6 +92,8 @@ def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterat
     if config.train.accumulation is not None:
         passes = config.train.batch_size_per_device or config.batch.samples
         single = [one | {"train.accumulation": passes // one["train.micro_batch_size"]} for one in single]
+    if getattr(found.strategy.config, "reduce_passes", "each") == "last" and found.shape.accumulation > 1:
+        yield {"parallel.reduce_passes": "each"}
     state = memory.parameters + memory.optimizer + memory.gradients - memory.host
     both = (fewer[-1] if fewer else {}) | (single[-1] if single else {})
     if state < machine.memory:

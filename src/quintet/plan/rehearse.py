@@ -262,13 +262,13 @@ class _Steps:
         """Two steps, the second of which is watched."""
         counter, engine = self.counter, self.engine
         engine.accumulate(self.batch, 1)
-        engine.update(0.0)
+        engine.update(0.0, 1)
         counter.reset()
         hooks = self._watch()
         engine.accumulate(self.batch, 2)
         gradients = bytes_of(p.grad for p in engine.model.parameters() if p.grad is not None)
         counter.enter("update")
-        engine.update(0.0)
+        engine.update(0.0, 2)
         for hook in hooks:
             hook.remove()
         return self._figures(gradients)

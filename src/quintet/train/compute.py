@@ -197,6 +197,20 @@ def device_memory(device: torch.device, local: int) -> int | None:
     return None if memory is None else memory // local
 
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "MPS backend out of memory", "CUDA error: out of memory")
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """True if ``error``, or what it was raised from, is a lack of memory, by the type or the words of PyTorch's
+    allocators; a compiler's error that speaks of allocations is none."""
+    while error is not None:
+        words = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if words or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``tensor``, of any shape and dtype, on ``device``; a CUDA GPU goes on computing while it copies pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

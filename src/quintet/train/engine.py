@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader
 
 from quintet.config.parallel import DDPConfig, DeepSpeedConfig
+from quintet.config.schedule import dropout_changes
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.model import Model
+from quintet.model.dropout import follow_schedule
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.processes import local_world_size, world_size
 from quintet.tokenize import Tokenizer
@@ -81,6 +83,8 @@ def build_engine(
         check_sharded(config.optimizer)
     else:
         model = make_model(config, tokenizer, weights).to(compute.device)
+    if dropout_changes(config.dropout_schedule):
+        follow_schedule(model, compute.device)
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)
     if compute.compile:
         _compile_blocks(model, compute)
@@ -111,6 +115,9 @@ def _compile_blocks(model: Model, compute: Compute) -> None:
         raise UserError(
             "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
         )
+    # DDP would have each block cut where a bucket of gradients ends, so that sending begins within the backward pass of
+    # a compiled graph; blocks are smaller than that.
+    torch._dynamo.config.optimize_ddp = False
     for block in model.blocks:
         block.compile()
 

@@ -100,7 +100,7 @@ def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
             if batch.valid:
                 rate = run.begin_step(step)
                 loss = run.engine.accumulate(batch, step)
-                callbacks.add(step, rate, loss, *run.engine.update(rate))
+                callbacks.add(step, rate, loss, *run.engine.update(rate, step))
             else:
                 callbacks.add_masked()
             if callbacks.end(step):

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.model.init import roles
+from quintet.randomness import key
 from quintet.train.library_optimizers import library_optimizer, state_after_step
 
 DECAYING = ("matrix", "embedding")
@@ -86,6 +88,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def set_rounding(optimizer: torch.optim.Optimizer, seed: int, step: int) -> None:
+    """Let the random numbers of ``optimizer``, if it draws any, follow from ``seed`` and the number of its ``step``."""
+    if isinstance(optimizer, LowPrecisionAdamW):
+        optimizer.drawn_from = (seed, step)
+
+
 def set_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
     """Give every group of ``optimizer`` the ``momentum``, or the first beta of Adam and its kin."""
     for group in optimizer.param_groups:
@@ -100,22 +108,34 @@ class LowPrecisionAdamW(torch.optim.AdamW):
 
     The second average is kept as its root ``exp_avg_rms``, for squares of small gradients are below what fp16 holds.
     Both are rounded at random, up or down with the probability that makes the mean right: an average that changes by
-    less than half the distance of two numbers would otherwise never change. The loop seeds the generator before each
-    micro-batch with the number of the step, so that a continued run rounds as one that was never stopped.
+    less than half the distance of two numbers would otherwise never change. What is drawn for a parameter follows from
+    the seed and the step (`set_rounding`), its number and, where processes hold parts of it, from the part: so replicas
+    round alike, and so does a continued run.
+
+    ``shard`` is the number of the part that this process holds of every parameter, where these are no DTensors.
     """
 
     def __init__(self, groups: Any, state_type: torch.dtype, **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
         self.state_type = state_type
+        self.drawn_from, self.shard = (0, 0), 0
+        self._generators: dict[torch.device, torch.Generator] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step, parameter by parameter, so that only one has its averages in fp32 at a time."""
         found_inf = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            for parameter in group["params"]:
+        for number, group in enumerate(self.param_groups):
+            for index, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
-                    self._advance(parameter, group, found_inf, getattr(self, "grad_scale", None))
+                    generator = self._generator_of(parameter, number, index)
+                    self._advance(parameter, group, found_inf, getattr(self, "grad_scale", None), generator)
+
+    def _generator_of(self, parameter: Tensor, group: int, index: int) -> torch.Generator:
+        """The generator of what is drawn for ``parameter``, number ``index`` of ``group``, in this step."""
+        generator = self._generators.setdefault(parameter.device, torch.Generator(parameter.device))
+        seed, step = self.drawn_from
+        return generator.manual_seed(key(seed, "rounding", step, group, index, self.shard, *_part_held(parameter)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load ``state_dict`` and undo torch's cast of the averages to the type of the weights."""
@@ -125,7 +145,12 @@ class LowPrecisionAdamW(torch.optim.AdamW):
                 state[name] = state[name].to(self.state_type)
 
     def _advance(
-        self, parameter: Tensor, group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
+        self,
+        parameter: Tensor,
+        group: dict[str, Any],
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+        generator: torch.Generator,
     ) -> None:
         """Step ``parameter``, of any shape and float dtype; ``found_inf`` and ``grad_scale`` are fp32 scalars."""
         state = self.state[parameter]
@@ -154,13 +179,29 @@ class LowPrecisionAdamW(torch.optim.AdamW):
             maximize=False,
         )
         for name, value in (("exp_avg", average), ("exp_avg_rms", square.sqrt_())):
-            rounded = stochastically_rounded(value, self.state_type)
+            rounded, kept = stochastically_rounded(_local(value), self.state_type, generator), _local(state[name])
             # A step that was left out changes nothing, so its averages are not rounded anew either.
-            state[name] = rounded if found_inf is None else torch.where(found_inf.bool(), state[name], rounded)
+            kept.copy_(rounded if found_inf is None else torch.where(found_inf.bool(), kept, rounded))
 
 
-def stochastically_rounded(value: Tensor, to: torch.dtype) -> Tensor:
-    """fp32 ``value`` of any shape as one of the two numbers of type ``to`` around it, so that the mean is ``value``.
+def _local(value: Tensor) -> Tensor:
+    """The part of ``value``, a tensor or DTensor of any shape and dtype, that this process holds; not a copy."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _part_held(value: Tensor) -> list[int]:
+    """The number of this process's part of ``value`` in each dimension of the mesh that spreads it; no others, in which
+    every process holds the same."""
+    if not isinstance(value, DTensor):
+        return []
+    numbers = value.device_mesh.get_coordinate()
+    assert numbers is not None
+    return [number for number, placed in zip(numbers, value.placements, strict=True) if placed.is_shard()]
+
+
+def stochastically_rounded(value: Tensor, to: torch.dtype, generator: torch.Generator) -> Tensor:
+    """fp32 ``value`` of any shape as one of the two numbers of type ``to`` around it, drawn from ``generator`` so that
+    the mean is ``value``.
 
     A number that ``to`` holds exactly stays, and one beyond its range becomes its largest. Below 1e-36 the numbers are
     1.2e-38 apart.
@@ -173,5 +214,6 @@ def stochastically_rounded(value: Tensor, to: torch.dtype) -> Tensor:
     distance = power * kind.eps
     distance.clamp_(min=max(kind.smallest_normal * kind.eps, torch.finfo(torch.float32).tiny))
     below = torch.floor(value / distance)
-    rounded = (below + (torch.rand_like(value) < value / distance - below)) * distance
+    drawn = torch.rand(value.shape, generator=generator, device=value.device)
+    rounded = (below + (drawn < value / distance - below)) * distance
     return rounded.clamp_(kind.min, kind.max).to(to)

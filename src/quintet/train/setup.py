@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quintet.config.provenance import Original
+from quintet.config.schedule import dropout_changes
 from quintet.config.schema import RunConfig
 from quintet.config.train import total_steps
 from quintet.data.build import encoding_libraries
@@ -36,7 +37,9 @@ from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
 from quintet.train.model import make_objective, spelling_notes, training_flops
+from quintet.train.objective import Objective
 from quintet.train.parallel.group import timeout
+from quintet.train.rehearsal import rehearse_steps
 from quintet.train.run import Run
 from quintet.train.run_folder import (
     check_inputs,
@@ -49,7 +52,7 @@ from quintet.train.run_folder import (
     write_run_file,
 )
 from quintet.train.schedule import learning_rate
-from quintet.train.step import dry_step
+from quintet.train.step import TorchEngine
 from quintet.train.weights import seen_before, starting_weights
 
 
@@ -80,7 +83,7 @@ def set_up(
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
-    _rehearse(config, built, objective.vocab_size, compute, trains=progress.step < steps)
+    _rehearse(config, built, objective, prepared, trains=progress.step < steps)
     _resume(built, folder, progress)
     kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
     flops = training_flops(config, prepared.tokenizer.vocab_size)
@@ -124,12 +127,13 @@ def _take_folder(config: RunConfig, lock: RunLock | None, reporter: Reporter) ->
     return folder, [f"changed since the run began: {line}" for line in changes]
 
 
-def _rehearse(config: RunConfig, built: Built, vocab_size: int, compute: Compute, *, trains: bool) -> None:
-    """Take a step without a trace where steps follow, so that memory runs out now or never."""
+def _rehearse(config: RunConfig, built: Built, objective: Objective, prepared: Prepared, *, trains: bool) -> None:
+    """Take steps without a trace where steps follow, so that memory runs out now or never."""
     rehearsing = built.strategy.sharded or (trains and not config.evaluate.only)
-    if rehearsing and built.strategy.kind != "deepspeed":
+    if rehearsing and isinstance(built.engine, TorchEngine):
+        held_out = 0 if prepared.validation is None or config.evaluate.never else prepared.validation.samples
         # Sharded weights also find out in it which module is the outermost.
-        dry_step(built.loss_module, built.optimizer, config, built.shape, vocab_size, compute)
+        rehearse_steps(built.engine, objective, held_out)
 
 
 def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
@@ -148,9 +152,11 @@ def _resume(built: Built, folder: Path, progress: Progress) -> None:
 
 
 def _chosen_compute(config: RunConfig) -> Compute:
-    """Choose the compute of the run; it is eager where each new dropout rate would compile the model anew."""
+    """Choose the compute of the run; a model of the transformers library is eager where the dropout rate changes, which
+    it has as a number, so that each new one would compile it anew."""
     compute = choose_compute(config.train)
-    if config.dropout_schedule.kind in ("linear", "triangle") or stays_eager(config.parallel):
+    anew = dropout_changes(config.dropout_schedule) and config.model.kind == "huggingface"
+    if anew or stays_eager(config.parallel):
         return replace(compute, compile=False)
     return compute
 

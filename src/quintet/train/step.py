@@ -1,8 +1,7 @@
-"""One optimizer step: the protocol of an engine, micro-batches, forward and backward, clip, step; and a rehearsal."""
+"""One optimizer step: the protocol of an engine, micro-batches, forward and backward, clip, step."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
-from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.dropout import set_dropout_keys
 from quintet.processes import rank, world_size
 from quintet.randomness import key
 from quintet.train.checkpoint import set_weights, trained_weights
 from quintet.train.compute import Compute, to_device
-from quintet.train.optimizer import set_learning_rate
+from quintet.train.optimizer import set_learning_rate, set_rounding
 from quintet.train.parallel.shard import unsharded
 
 
@@ -37,9 +35,9 @@ class Engine(Protocol):
         returns the loss of the whole batch, an fp32 scalar on the device."""
         ...
 
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
-        """Clip the gradients and take the optimizer's step with the learning rate ``rate``; returns the gradient's norm
-        before clipping, and 1.0 if the step was left out because it is not finite, both fp32 scalars on the device."""
+    def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
+        """Clip the gradients and take the optimizer's ``step`` with the learning rate ``rate``; returns the gradient's
+        norm before clipping, and 1.0 if the step was left out because it is not finite, fp32 scalars on the device."""
         ...
 
     def unsharded(self) -> AbstractContextManager[None]:
@@ -140,9 +138,12 @@ class TorchEngine:
 
     @contextmanager
     def _passes(self, *, last: bool) -> Iterator[None]:
-        """Send gradients to the other processes only with the last pass of a batch."""
+        """Send gradients to the other processes with the last pass of a batch; within a group of processes that share
+        a gradient with each pass, lest every one of them keep the whole of it, unless the run file says otherwise."""
         if isinstance(self.loss_module, FSDPModule):
-            self.loss_module.set_requires_gradient_sync(last)
+            each = getattr(self.config.parallel, "reduce_passes", "each") == "each"
+            self.loss_module.set_requires_gradient_sync(last or each)
+            self.loss_module.set_requires_all_reduce(last)
         if isinstance(self.loss_module, DistributedDataParallel) and not last:
             with self.loss_module.no_sync():
                 yield
@@ -167,7 +168,7 @@ class TorchEngine:
             dist.all_reduce(loss)
         return loss
 
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+    def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
         """Clip, step and zero the gradients; returns two fp32 scalars (see ``Engine``)."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
@@ -177,6 +178,7 @@ class TorchEngine:
         if self.config.train.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip_norm, norm)
         set_learning_rate(self.optimizer, rate)
+        set_rounding(self.optimizer, self.config.seed, step)
         if self.scaler.is_enabled():
             skipped = (~torch.isfinite(norm)).float()
             self.scaler.step(self.optimizer)
@@ -203,67 +205,3 @@ def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
     elif not found_inf.item():
         optimizer.step()
     return found_inf
-
-
-def dry_step(
-    loss_module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: RunConfig,
-    shape: BatchShape,
-    vocab_size: int,
-    compute: Compute,
-) -> None:
-    """Run one micro-batch of ``shape`` and one optimizer step of rate 0, without a trace: memory runs out now or never.
-
-    Raises UserError that names the setting to change if it does.
-    """
-    settings = [_settings(group) for group in optimizer.param_groups]
-    ids = torch.arange(shape.micro_batch_size * shape.sequence_length, device=compute.device) % vocab_size
-    ids = ids.view(shape.micro_batch_size, shape.sequence_length)
-    set_dropout_keys(loss_module, 0, 0, len(ids), ids.device)
-    try:
-        with compute.autocast():
-            documents = torch.zeros_like(ids) if config.model.tells_documents else None
-            prompts = torch.ones_like(ids, dtype=torch.bool) if config.model.tells_prompts else None
-            loss = loss_module(ids, ids, documents, prompts)
-        loss.backward()
-        # Rprop moves a weight by the gradient's sign whatever the rate.
-        for parameter in loss_module.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
-        # A decay need not be times the rate either.
-        for group in optimizer.param_groups:
-            group.update({name: 0.0 for name in ("lr", "weight_decay") if name in group})
-        optimizer.step()
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
-            raise
-        raise UserError(_memory_advice(config, shape)) from error
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.state.clear()
-        for group, before in zip(optimizer.param_groups, settings, strict=True):
-            # Some count their steps in the group.
-            for name in _settings(group):
-                del group[name]
-            group.update(before)
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """All of a ``group`` of an optimizer but its parameters."""
-    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-
-
-def _memory_advice(config: RunConfig, shape: BatchShape) -> str:
-    tokens = f"{shape.micro_batch_size} samples of {shape.sequence_length} tokens"
-    if shape.micro_batch_size > 1:
-        smaller = max(size for size in range(1, shape.micro_batch_size) if shape.samples % size == 0)
-        return (
-            f"train.micro_batch_size: a forward and backward pass over {tokens} does not fit the memory of the device; "
-            f"set train.micro_batch_size={smaller} (the batch stays {config.batch.samples}, the result the same to "
-            "rounding)"
-        )
-    return (
-        f"data.sequence_length: even one sample of {shape.sequence_length} tokens does not fit the memory of the "
-        "device; shorten it, or make the model smaller"
-    )

@@ -6,18 +6,22 @@ DeepSpeed sends through that alone, and does not compile its own way through sha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from quintet.config.load import load_run_config
-from quintet.processes import world_size
+from quintet.processes import all_gather, world_size
 from quintet.track.console import Reporter
 from quintet.train.loop import train
 from quintet.train.parallel.group import process_group
+from quintet.train.run import Run
 
 
 def train_cases(file: Path, cases: dict[str, list[str]]) -> None:
@@ -26,7 +30,21 @@ def train_cases(file: Path, cases: dict[str, list[str]]) -> None:
     reporter = Reporter(Console(quiet=True))
     with nullcontext() if world_size() == 1 else process_group(configs[0]):
         for config in configs:
-            train(config, reporter, peak_flops=1e12)  # nobody asks how fast the machine multiplies
+            run = train(config, reporter, peak_flops=1e12).run  # nobody asks how fast the machine multiplies
+            digests = all_gather(digest_of(run))
+            (run.folder / "digests.json").write_text(json.dumps(digests), "utf-8")
+
+
+def digest_of(run: Run) -> str:
+    """SHA-256 of this process's part of the weights and of the optimizer's state, in their order."""
+    values = [*run.model.parameters()]
+    for state in run.optimizer.state.values():
+        values += [state[name] for name in sorted(state) if isinstance(state[name], torch.Tensor)]
+    found = hashlib.sha256()
+    for value in values:
+        local = value.to_local() if isinstance(value, DTensor) else value
+        found.update(local.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ LLAMA = ["model={kind: huggingface, name_or_path: llama}"]
 BENCHMARKS = ["evaluate={every: 6, tasks: [arc_easy], data_dir: items, text_modeling: {}, batch_size: 3}"]
 BENCHMARKS += ["model.context_length=128"]
 BF16 = ["train.precision=bf16"]
+PASSES = ["train.micro_batch_size=1"]
 KEPT = ["checkpoint={every: 3, keep: null}"]
 DOCUMENTS = ["model.attention.mask=causal_document", "loss.z_loss=0.01"]
 
@@ -44,6 +45,16 @@ RUNS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
             "checkpointing": [FSDP, "train.activation_checkpointing=1"],
             "selective": [FSDP, "train.activation_checkpointing=selective"],
             "kept": [FSDP, *KEPT],
+        },
+    ),
+    "passes": (
+        PASSES,
+        {
+            "ddp": [DDP],
+            "each": [FSDP],
+            "last": [FSDP, "parallel.reduce_passes=last"],
+            "hsdp": [HSDP, "parallel.shard_size=1"],
+            "grad_op": [FSDP, "parallel.shard=grad_op"],
         },
     ),
     "dropout": (DROPOUT, {"ddp": [DDP], "fsdp": [FSDP]}),

@@ -29,11 +29,11 @@ from quintet.config.section import number_in
 from quintet.errors import UserError, one_line
 from quintet.libraries import check_installed
 from quintet.model import Model
-from quintet.processes import local_rank, world_size
+from quintet.processes import local_rank, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed_engine import DeepSpeedEngine, InPrecision
 from quintet.train.library_optimizers import in_torch
-from quintet.train.optimizer import build_optimizer
+from quintet.train.optimizer import LowPrecisionAdamW, build_optimizer
 
 # Under ZeRO an optimizer sees one long vector of parts, so each weight's step may only need what belongs to it.
 ELEMENTWISE = ("AdamW", "Adam", "Adamax", "Adadelta", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
@@ -184,10 +184,13 @@ def start_deepspeed(
     Raises UserError for settings that contradict the run or that DeepSpeed refuses.
     """
     check_deepspeed(config)
+    assert isinstance(config.parallel, DeepSpeedConfig)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = settings_of(config, shape, compute, sum(p.numel() for p in trained))
     deepspeed = _imported(compute, settings)
     optimizer = build_optimizer(config.optimizer, model)
+    if isinstance(optimizer, LowPrecisionAdamW) and stage_of(config.parallel):  # each process holds parts
+        optimizer.shard = rank()
     groups = [dict(group, params=list(group["params"])) for group in optimizer.param_groups]
     if wants_cpu_adam(config, settings):
         with _bounded_builds(config):

@@ -18,7 +18,7 @@ from quintet.model import Model
 from quintet.processes import broadcast_from_rank0, is_rank_zero, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed_values import Values, materialise, relink, values_of
-from quintet.train.optimizer import set_learning_rate
+from quintet.train.optimizer import set_learning_rate, set_rounding
 from quintet.train.step import micro_batches, share_of_loss
 
 
@@ -80,9 +80,10 @@ class DeepSpeedEngine:
             dist.all_reduce(loss)
         return loss
 
-    def update(self, rate: float) -> tuple[Tensor, Tensor]:
+    def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
         """See ``Engine``; returns two fp32 scalars. DeepSpeed clips, and leaves out a step whose norm is not finite."""
         set_learning_rate(self.engine.optimizer, rate)
+        set_rounding(self.optimizer, self.config.seed, step)
         norm: Any = self._norm_of_whole()
         if norm is not None and not math.isfinite(norm):
             self.engine.zero_grad()

@@ -67,7 +67,7 @@ class Stepper(torch.optim.Optimizer):
             self._run.optimizer.zero_grad(set_to_none=True)
             self._callbacks.add_masked()
         else:
-            measured = self._run.engine.update(self.rate)
+            measured = self._run.engine.update(self.rate, self._last)
             self._callbacks.add(self._last, self.rate, self._loss, *measured)
         return result
 
