@@ -18,7 +18,7 @@ from quintet.config.model import AttentionConfig
 from quintet.errors import UserError
 from quintet.model.dropout import WeightDropout
 from quintet.model.mask import KeyRanges
-from quintet.model.typed import apply, as_list, compiled
+from quintet.model.typed import apply, as_list, compiled, never_compiled
 
 Kernel = Literal["sdpa", "flash", "flex", "blocked", "chunked"]
 
@@ -172,7 +172,7 @@ def attend_dropping(
     return attend(queries, keys, values, mask, dropout=rate, scale=scale)
 
 
-@torch.compiler.disable
+@never_compiled
 def _attend_at_rate(
     dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
 ) -> Tensor:

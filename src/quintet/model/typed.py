@@ -56,6 +56,11 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     return torch.compile(function, **options)
 
 
+def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` as it is, also where compiled code calls it."""
+    return torch.compiler.disable(function)
+
+
 def keep_address(*tensors: Tensor) -> None:
     """Tell compiled code that ``tensors``, of any shape and dtype, stay where they are while it writes to them; else it
     could not be recorded as a CUDA graph."""
