@@ -29,7 +29,7 @@ def main() -> None:
 def counts(name: str) -> tuple[int, ...]:
     """The columns of one dialect."""
     keys = dialect_named(name).keys
-    tested = set(import_module(f"tests.dialects.test_{name}").BEHAVIOUR)
+    tested = import_module("tests.dialects.conftest").keys_with_tests(name)
     roles = [key.role for key in keys]
     documented, no_effect = sum(role.documented for role in roles), sum(bool(role.no_effect) for role in roles)
     pending = sum("is not built yet" in role.unsupported for role in roles)

@@ -155,14 +155,34 @@ def changes(*keys: str) -> Callable[[Test], Test]:
     Raises:
         ValueError: A key is named twice.
     """
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"a key is named twice: {', '.join(keys)}")
+    _refuse_twice(keys)
 
     def named(test: Test) -> Test:
         vars(test).update({"changes": keys} | dict.fromkeys(keys))  # pytest -k looks among a function's attributes
         return test
 
     return named
+
+
+def each_changes(names: str, *cases: tuple[Any, ...]) -> Callable[[Test], Test]:
+    """Name keys that are tested alike, a case for each: ``key``, and what the test takes by ``names``.
+
+    Raises:
+        ValueError: A key is named twice.
+    """
+    keys = tuple(case[0] for case in cases)
+    _refuse_twice(keys)
+
+    def named(test: Test) -> Test:
+        vars(test)["changes"] = keys
+        return pytest.mark.parametrize(("key", *names.split()), cases, ids=keys)(test)
+
+    return named
+
+
+def _refuse_twice(keys: tuple[str, ...]) -> None:
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"a key is named twice: {', '.join(keys)}")
 
 
 def keys_with_tests(dialect: str) -> set[str]:

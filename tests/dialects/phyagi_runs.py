@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +99,6 @@ def unbuilt(made: Made) -> str:
     with pytest.raises(UserError) as error:
         made.run  # noqa: B018
     return "\n".join(error.value.problems)
-
-
-def equal(found: Any, expected: Any) -> None:
-    assert found == expected
-
-
-def contains(part: str, whole: str) -> None:
-    assert part in whole
-
-
-def raises(part: str, call: Callable[[], Any]) -> None:
-    with pytest.raises(UserError, match=part):
-        call()
 
 
 def rates(made: Made, steps: int = 4) -> list[float]:

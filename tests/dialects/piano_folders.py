@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def write_questions(folder: Path) -> Path:
     """Sums as questions and answers."""
@@ -46,6 +48,16 @@ def small_file(questions: Path, cache: Path) -> dict[str, Any]:
         "out_dir": "out",
         "quintet": on_text(questions, cache),
     }
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture
+def base(questions: Path, tmp_path: Path) -> dict[str, Any]:
+    return small_file(questions, tmp_path / "cache")
 
 
 DOCUMENT = """stage: "piano_task"

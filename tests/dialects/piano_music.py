@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tests.dialects.conftest import Made, Make, remove, set_in
 
+from quintet.data.note_samples import NoteSamples
 from quintet.piano.notes import Notes, notes
 
 COMPOSERS = ("Johann Sebastian Bach", "Frédéric Chopin", "Franz Liszt")
@@ -76,3 +78,28 @@ def music_make(make: Make, folder: Path, cache: Path) -> Make:
         return make(values)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("music") / "notes")
+
+
+@pytest.fixture
+def music(make: Make, data_set: Path, tmp_path: Path) -> Make:
+    return music_make(make, data_set, tmp_path / "cache")
+
+
+def samples(made: Made, source: int = 0, *, held_out: bool = False) -> NoteSamples:
+    """The samples of a source to train on, or to validate on."""
+    data = made.run.validation if held_out else made.run.data
+    assert data is not None
+    found = data.streams[source]
+    assert isinstance(found, NoteSamples)
+    return found
+
+
+def words(made: Made, index: int, source: int = 0) -> list[str]:
+    """The names of the tokens of a sample."""
+    one = samples(made, source)
+    return [one.tokenizer.names()[token] for token in one.sample(index).ids.tolist()]

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.dialects.conftest import changes, keys_with_tests
+from tests.dialects.conftest import changes, each_changes, keys_with_tests
 from tests.helpers import REPOSITORY
 
 from quintet.config.describe import KeyInfo
@@ -199,8 +198,7 @@ def test_the_page_of_keys_is_current(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_that_works_has_a_behaviour_test(name: str) -> None:
-    table = getattr(import_module(f"tests.dialects.test_{name}"), "BEHAVIOUR", {})
-    assert keys_with_tests(name) | set(table) == {key.path for key in dialect_named(name).keys if works(key)}
+    assert keys_with_tests(name) == {key.path for key in dialect_named(name).keys if works(key)}
 
 
 @changes("model.n_layer", "dataset[].weight")
@@ -208,6 +206,14 @@ def test_the_test_of_a_key_is_found_by_it(request: pytest.FixtureRequest) -> Non
     assert {"model.n_layer", "dataset[].weight"} <= set(request.node.keywords)  # what `pytest -k` looks among
     with pytest.raises(ValueError, match=r"twice: model\.n_layer, model\.n_layer"):
         changes("model.n_layer", "model.n_layer")
+    with pytest.raises(ValueError, match=r"twice: model\.n_head, model\.n_head"):
+        each_changes("value", ("model.n_head", 1), ("model.n_head", 2))
+
+
+@each_changes("value", ("model.n_head", 1), ("dataset[].label", 2))
+def test_the_case_of_a_key_is_found_by_it(key: str, value: int, request: pytest.FixtureRequest) -> None:
+    assert key in request.node.name
+    assert value == {"model.n_head": 1, "dataset[].label": 2}[key]
 
 
 def works(key: KeyInfo) -> bool:

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.dialects.conftest import Make, Said
-from tests.dialects.piano_folders import small_file, write_questions
-from tests.dialects.piano_music import music_make, write_data_set
-from tests.dialects.piano_music_keys import MUSIC
+from tests.dialects.conftest import Make, Said, changes
+from tests.dialects.piano_folders import base as base  # a fixture
+from tests.dialects.piano_folders import questions as questions  # a fixture
 from tests.helpers import refused
 
 DIALECT = "piano"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/piano"
 IGNORED = -100
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_questions(tmp_path_factory.mktemp("questions"))
-
-
-@pytest.fixture
-def base(questions: Path, tmp_path: Path) -> dict[str, Any]:
-    return small_file(questions, tmp_path / "cache")
 
 
 def original_rate(step: int, steps: int, highest: float, lowest: float, warmup: int) -> float:
@@ -43,7 +31,8 @@ def original_rate(step: int, steps: int, highest: float, lowest: float, warmup: 
 # What each key does.
 
 
-def init_from(make: Make) -> None:
+@changes("init_from")
+def test_init_from(make: Make) -> None:
     """The weights, and the sizes, are those of the run that it names."""
     first = make({"model.n_layer": 2, "model.n_embd": 32})
     path = str(first.trained)
@@ -60,7 +49,8 @@ def init_from(make: Make) -> None:
     assert all(torch.equal(fresh[name], same[name]) for name in fresh)
 
 
-def loss_masking(make: Make) -> None:
+@changes("loss_masking")
+def test_loss_masking(make: Make) -> None:
     """finetuning: targets are the answer and its end; pretraining: every token but the first."""
     nothing_held_out = {"quintet.data.validation": 0}  # of a piece that is cut only the prompt may be left to train on
     whole = make(nothing_held_out).batch()
@@ -78,21 +68,25 @@ def loss_masking(make: Make) -> None:
     assert make({"loss_masking": "pretrianing"}).config.data.learn_prompts  # as a file of the project writes it
 
 
-def layers(make: Make) -> None:
+@changes("model.n_layer")
+def test_layers(make: Make) -> None:
     assert len(make().model.blocks) == 1
     assert len(make({"model.n_layer": 3}).model.blocks) == 3
 
 
-def heads(make: Make) -> None:
+@changes("model.n_head")
+def test_heads(make: Make) -> None:
     assert [make(change).model.blocks[0].attention.heads for change in ({}, {"model.n_head": 4})] == [2, 4]
     assert "5 heads do not divide" in refused(make, {"model.n_head": 5})
 
 
-def width(make: Make) -> None:
+@changes("model.n_embd")
+def test_width(make: Make) -> None:
     assert make({"model.n_embd": 32}).shapes["embedding.weight"][1] == 32
 
 
-def dropout(make: Make) -> None:
+@changes("model.dropout")
+def test_dropout(make: Make) -> None:
     assert not make().dropouts()
     made = make({"model.dropout": 0.25})
     assert set(made.dropouts().values()) == {0.25}
@@ -102,7 +96,8 @@ def dropout(make: Make) -> None:
     assert set(start.dropouts().values()) == {0.5}
 
 
-def bias(make: Make) -> None:
+@changes("model.bias")
+def test_bias(make: Make) -> None:
     with_bias = {name for name in make({"model.bias": True}).shapes if name.endswith("bias")}
     assert not [name for name in make().shapes if name.endswith("bias")]
     # Two norms and the last one, queries, keys and values as one, the output, two of the network; none of the head.
@@ -110,7 +105,8 @@ def bias(make: Make) -> None:
     assert not [name for name in with_bias if "head" in name]
 
 
-def positions(make: Make) -> None:
+@changes("model.context_size")
+def test_positions(make: Make) -> None:
     made = make({"model.context_size": 24})
     assert (24, 16) in made.shapes.values()
     assert made.batch().inputs.shape == (6, 16)
@@ -119,7 +115,8 @@ def positions(make: Make) -> None:
     assert alone.batch().inputs.shape == (6, 24)
 
 
-def length(make: Make) -> None:
+@changes("data.context_size")
+def test_length(make: Make) -> None:
     made = make({"data.context_size": 20})
     assert made.batch().inputs.shape == (6, 20)
     assert (20, 16) in made.shapes.values()
@@ -130,7 +127,8 @@ def length(make: Make) -> None:
     assert torch.equal(found[0], make({"init_from": str(longer)}, without=["data"]).model.position.weight[:8])
 
 
-def device(make: Make) -> None:
+@changes("system.device")
+def test_device(make: Make) -> None:
     assert make().run.compute.device.type == "cpu"
     assert make({"system.device": "cuda:0"}).config.train.device == "cuda"
     assert make({"system.device": "mps"}).config.train.device == "mps"
@@ -138,7 +136,8 @@ def device(make: Make) -> None:
     assert "must be cuda, cuda:0, cpu or mps" in refused(make, {"system.device": "tpu"})
 
 
-def precision(make: Make) -> None:
+@changes("system.dtype")
+def test_precision(make: Make) -> None:
     assert make().run.compute.precision == "fp32"
     assert make({"system.dtype": "bfloat16"}).run.compute.precision == "bf16"
     assert make({"system.dtype": "float16", "system.device": "cuda"}).config.train.precision == "fp16"
@@ -147,22 +146,26 @@ def precision(make: Make) -> None:
     assert "float16 is for GPUs" in "\n".join(on_cpu.loaded.notes)
 
 
-def compile_blocks(make: Make) -> None:
+@changes("system.compile")
+def test_compile_blocks(make: Make) -> None:
     assert [make({"system.compile": value}).config.train.compile for value in (True, False)] == ["auto", False]
 
 
-def workers(make: Make) -> None:
+@changes("system.data_workers")
+def test_workers(make: Make) -> None:
     assert [make({"system.data_workers": value}).config.data.processes for value in (0, 3)] == [1, 3]
 
 
-def micro_batch(make: Make) -> None:
+@changes("data.batch_size")
+def test_micro_batch(make: Make) -> None:
     made = make({"data.batch_size": 5})
     assert made.batch().inputs.shape == (10, 16)
     assert made.config.batch.micro_batch_size == 5
     assert made.config.evaluate.samples == 10
 
 
-def accumulation(make: Make) -> None:
+@changes("optimizer.gradient_accumulation_steps")
+def test_accumulation(make: Make) -> None:
     """The same samples in more passes make the same step."""
     many = make({"optimizer.gradient_accumulation_steps": 3, "data.batch_size": 2, "loss_masking": "finetuning"})
     few = make({"loss_masking": "finetuning"})
@@ -171,37 +174,44 @@ def accumulation(make: Make) -> None:
     assert make({"optimizer.gradient_accumulation_steps": 4}).batch().inputs.shape == (12, 16)
 
 
-def iterations(make: Make) -> None:
+@changes("optimizer.max_iters")
+def test_iterations(make: Make) -> None:
     assert make({"optimizer.max_iters": 3}).run.steps == 3
     assert len(make({"optimizer.max_iters": 3}).losses) == 3
 
 
-def decay(make: Make) -> None:
+@changes("optimizer.weight_decay")
+def test_decay(make: Make) -> None:
     groups = make({"optimizer.weight_decay": 0.3, "model.bias": True}).optimizer.param_groups
     decayed = {group["weight_decay"]: {p.dim() >= 2 for p in group["params"]} for group in groups}
     assert decayed == {0.3: {True}, 0.0: {False}}
 
 
-def clipping(make: Make) -> None:
+@changes("optimizer.grad_clip")
+def test_clipping(make: Make) -> None:
     """A tiny limit makes tiny steps of SGD-like size: here seen in the limit itself and in the losses."""
     assert make({"optimizer.grad_clip": 0.0}).config.train.clip_norm is None
     assert make({"optimizer.grad_clip": 1e-9}).losses != make({"optimizer.grad_clip": 0.0}).losses
 
 
-def beta1(make: Make) -> None:
+@changes("optimizer.beta1")
+def test_beta1(make: Make) -> None:
     assert {group["betas"] for group in make({"optimizer.beta1": 0.8}).optimizer.param_groups} == {(0.8, 0.95)}
 
 
-def beta2(make: Make) -> None:
+@changes("optimizer.beta2")
+def test_beta2(make: Make) -> None:
     assert {group["betas"] for group in make({"optimizer.beta2": 0.99}).optimizer.param_groups} == {(0.9, 0.99)}
 
 
-def learning_rate(make: Make) -> None:
+@changes("lr.learning_rate")
+def test_learning_rate(make: Make) -> None:
     expected = [original_rate(step, 6, 2e-2, 1e-3, 2) for step in range(1, 7)]
     assert make({"lr.learning_rate": 2e-2}).rates == pytest.approx(expected)
 
 
-def lowest_rate(make: Make) -> None:
+@changes("lr.min_lr")
+def test_lowest_rate(make: Make) -> None:
     expected = [original_rate(step, 6, 1e-2, 5e-3, 2) for step in range(1, 7)]
     assert make({"lr.min_lr": 5e-3}).rates == pytest.approx(expected)
     above = make({"lr.min_lr": 5e-2, "lr.warmup_iters": 0})
@@ -209,35 +219,41 @@ def lowest_rate(make: Make) -> None:
     assert "lr.min_lr: 0.05 is above learning_rate" in "\n".join(above.loaded.notes)
 
 
-def warmup(make: Make) -> None:
+@changes("lr.warmup_iters")
+def test_warmup(make: Make) -> None:
     expected = [original_rate(step, 6, 1e-2, 1e-3, 4) for step in range(1, 7)]
     assert make({"lr.warmup_iters": 4}).rates == pytest.approx(expected)
     assert "lr.warmup_iters" in refused(make, {"lr.warmup_iters": 7})
 
 
-def decays(make: Make) -> None:
+@changes("lr.decay_lr")
+def test_decays(make: Make) -> None:
     assert make({"lr.decay_lr": False}).rates == pytest.approx([1e-2] * 6)  # without a warm-up
 
 
-def decay_steps(make: Make) -> None:
+@changes("lr.lr_decay_iters")
+def test_decay_steps(make: Make) -> None:
     expected = [original_rate(step, 4, 1e-2, 1e-3, 2) for step in range(1, 7)]
     assert make({"lr.lr_decay_iters": 4}).rates == pytest.approx(expected)
 
 
-def schedule_type(make: Make) -> None:
+@changes("lr.type")
+def test_schedule_type(make: Make) -> None:
     assert make({"lr.type": "Constant"}).rates == pytest.approx([1e-2] * 6)
     assert make({"lr.type": "CosineDecay"}).rates == make().rates
     assert "exclude one another" in refused(make, {"lr.type": "Constant", "lr.decay_lr": True})
 
 
-def eval_interval(make: Make) -> None:
+@changes("eval_interval")
+def test_eval_interval(make: Make) -> None:
     """After steps 1, n + 1, 2n + 1 as in the original, and at the end; every step for n = 1."""
     assert list(make({"eval_interval": 2}).metrics("validation/loss")) == [1, 3, 5, 6]
     assert list(make({"eval_interval": 1}).metrics("validation/loss")) == [1, 2, 3, 4, 5, 6]
     assert make({"eval_interval": 2}).checkpoints[-1] == 6
 
 
-def eval_iters(make: Make) -> None:
+@changes("eval_iters")
+def test_eval_iters(make: Make) -> None:
     made = make({"eval_iters": 3})
     assert made.run.validation is not None
     count = made.config.evaluate.samples
@@ -246,7 +262,8 @@ def eval_iters(make: Make) -> None:
     assert sizes == [3, 3, 3]
 
 
-def eval_only(make: Make) -> None:
+@changes("eval_only")
+def test_eval_only(make: Make) -> None:
     """The loss of the weights that there are, and nothing trained."""
     made = make({"eval_only": True})
     assert list(made.metrics("validation/loss")) == [0]
@@ -257,7 +274,8 @@ def eval_only(make: Make) -> None:
     assert again.metrics("validation/loss")[0] == pytest.approx(first.metrics("validation/loss")[6], rel=1e-6)
 
 
-def wandb(make: Make) -> None:
+@changes("logging.wandb_log")
+def test_wandb(make: Make) -> None:
     assert make().config.track == ()
     [track] = make({"logging.wandb_log": True}).config.track
     assert (track.kind, track.arguments) == ("wandb", {"project": "piano-gpt"})
@@ -268,24 +286,28 @@ def _arguments(make: Make, **keys: str) -> dict[str, Any]:
     return track.arguments
 
 
-def time_suffix(make: Make) -> None:
+@changes("logging.wandb_time_suffix")
+def test_time_suffix(make: Make) -> None:
     """The resolver of Hydra's clock works in a file used alone."""
     name = _arguments(make, wandb_run_name_suffix="pretraining", wandb_time_suffix="${now:%Y}")["name"]
     assert name.startswith("midi-gpt2-pretraining-20")
     assert len(name) == len("midi-gpt2-pretraining-2025")
 
 
-def progress_lines(make: Make) -> None:
+@changes("logging.log_interval")
+def test_progress_lines(make: Make) -> None:
     assert [make({"logging.log_interval": value}).run.intervals.log_every for value in (2, 5)] == [2, 5]
 
 
-def folder(make: Make) -> None:
+@changes("out_dir")
+def test_folder(make: Make) -> None:
     made = make({"out_dir": "tmp/checkpoints"})
     assert made.trained == made.file.parent / "tmp/checkpoints/their"
     assert (made.trained / "checkpoints").is_dir()
 
 
-def command_key(make: Make) -> None:
+@changes("command")
+def test_command_key(make: Make) -> None:
     path = str(make().trained)
     tuned = make({"command": "tune", "checkpoint_path": path}, without=["init_from"])
     assert tuned.config.model.init.path == path
@@ -297,7 +319,8 @@ def command_key(make: Make) -> None:
     assert len(resumed.splitlines()) == 1
 
 
-def prompt_masking(make: Make) -> None:
+@changes("training.prompt_masking")
+def test_prompt_masking(make: Make) -> None:
     by_name = make({"loss_masking": "finetuning"}).batch()
     masked = make({"training.prompt_masking": True}, without=["loss_masking"])
     assert np.array_equal(masked.batch().targets, by_name.targets)
@@ -305,7 +328,8 @@ def prompt_masking(make: Make) -> None:
     assert "is not what loss_masking says" in refused(make, {"training.prompt_masking": True})
 
 
-def whole_batch(make: Make) -> None:
+@changes("training.batch_size")
+def test_whole_batch(make: Make) -> None:
     made = make({"training.batch_size": 9}, without=["optimizer.gradient_accumulation_steps"])
     assert made.batch().inputs.shape == (9, 16)
     assert made.config.batch.accumulation == 3
@@ -315,71 +339,19 @@ def whole_batch(make: Make) -> None:
     assert any("not used, as in the original: training.batch_size makes it 3" in note for note in both.loaded.notes)
 
 
-ON_TEXT: dict[str, Callable[[Make], None]] = {
-    "init_from": init_from,
-    "loss_masking": loss_masking,
-    "model.n_layer": layers,
-    "model.n_head": heads,
-    "model.n_embd": width,
-    "model.dropout": dropout,
-    "model.bias": bias,
-    "model.context_size": positions,
-    "system.device": device,
-    "system.dtype": precision,
-    "system.compile": compile_blocks,
-    "system.data_workers": workers,
-    "data.batch_size": micro_batch,
-    "data.context_size": length,
-    "optimizer.gradient_accumulation_steps": accumulation,
-    "optimizer.max_iters": iterations,
-    "optimizer.weight_decay": decay,
-    "optimizer.grad_clip": clipping,
-    "optimizer.beta1": beta1,
-    "optimizer.beta2": beta2,
-    "lr.learning_rate": learning_rate,
-    "lr.min_lr": lowest_rate,
-    "lr.warmup_iters": warmup,
-    "lr.decay_lr": decays,
-    "lr.lr_decay_iters": decay_steps,
-    "lr.type": schedule_type,
-    "eval_interval": eval_interval,
-    "eval_iters": eval_iters,
-    "eval_only": eval_only,
-    "logging.wandb_log": wandb,
-    "logging.wandb_project": lambda make: _same(_arguments(make, wandb_project="mine")["project"], "mine"),
-    "logging.wandb_entity": lambda make: _same(_arguments(make, wandb_entity="epr-labs")["entity"], "epr-labs"),
-    "logging.wandb_run_name_suffix": lambda make: _same(
-        _arguments(make, wandb_run_name_suffix="subsequence")["name"], "midi-gpt2-subsequence"
-    ),
-    "logging.wandb_time_suffix": time_suffix,
-    "logging.log_interval": progress_lines,
-    "out_dir": folder,
-    "command": command_key,
-    "training.prompt_masking": prompt_masking,
-    "training.batch_size": whole_batch,
-}
+@changes("logging.wandb_project")
+def test_wandb_project(make: Make) -> None:
+    assert _arguments(make, wandb_project="mine")["project"] == "mine"
 
 
-def _same(found: Any, expected: Any) -> None:
-    assert found == expected
+@changes("logging.wandb_entity")
+def test_wandb_entity(make: Make) -> None:
+    assert _arguments(make, wandb_entity="epr-labs")["entity"] == "epr-labs"
 
 
-BEHAVIOUR = ON_TEXT | MUSIC
-
-
-@pytest.mark.parametrize("key", ON_TEXT)
-def test_the_key_changes_what_it_says(key: str, make: Make) -> None:
-    ON_TEXT[key](make)
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("music") / "notes")
-
-
-@pytest.mark.parametrize("key", MUSIC)
-def test_the_key_of_the_music_changes_what_it_says(key: str, make: Make, data_set: Path, tmp_path: Path) -> None:
-    MUSIC[key](music_make(make, data_set, tmp_path / "cache"))
+@changes("logging.wandb_run_name_suffix")
+def test_wandb_run_name_suffix(make: Make) -> None:
+    assert _arguments(make, wandb_run_name_suffix="subsequence")["name"] == "midi-gpt2-subsequence"
 
 
 @pytest.mark.parametrize(

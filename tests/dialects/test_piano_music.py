@@ -13,8 +13,9 @@ import torch
 import yaml
 from tests.dialects.conftest import Made, Make
 from tests.dialects.piano_folders import EXAMPLES, on_text, small_file, write_questions
-from tests.dialects.piano_music import music_file, music_make, piece, row, write_data_set
-from tests.dialects.piano_music_keys import samples, words
+from tests.dialects.piano_music import data_set as data_set  # a fixture
+from tests.dialects.piano_music import music as music  # a fixture
+from tests.dialects.piano_music import music_file, piece, row, samples, words, write_data_set
 from tests.helpers import PEAK, measured, refused
 
 from quintet.config.dialects import dialect_named
@@ -30,19 +31,9 @@ DIALECT = "piano"
 IGNORED = -100
 
 
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data_set(tmp_path_factory.mktemp("music") / "notes")
-
-
 @pytest.fixture
 def base(data_set: Path, tmp_path: Path) -> dict[str, Any]:
     return music_file(data_set, tmp_path / "cache")
-
-
-@pytest.fixture
-def music(make: Make, data_set: Path, tmp_path: Path) -> Make:
-    return music_make(make, data_set, tmp_path / "cache")
 
 
 def names_of(folder: Path | str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama, word_tokenizer
-from tests.dialects.conftest import Made, Make, Said, same
+from tests.dialects.conftest import Made, Make, Said, changes, each_changes, same
 from tests.helpers import REPOSITORY, measured
 
 from quintet.config.dialects import detect, dialect_named
@@ -194,7 +194,8 @@ def texts_of(made: Made) -> list[list[int]]:
 # What each key does.
 
 
-def the_model(make: Make, world: Path) -> None:
+@changes("model")
+def test_the_model(make: Make) -> None:
     other = write_model(make().file.parent / "other", seed=5)
     first, second = make().model.state_dict(), make({"model": str(other)}).model.state_dict()
     name = next(name for name in first if "q_proj" in name)
@@ -203,14 +204,16 @@ def the_model(make: Make, world: Path) -> None:
     torch.testing.assert_close(second[name], loaded[name.removeprefix("inner.")])
 
 
-def the_folder(make: Make, world: Path) -> None:
+@changes(f"{T}.output_dir")
+def test_the_folder(make: Make) -> None:
     made = make({f"{T}.output_dir": "some/where"})
     assert made.trained == made.file.parent / "some/where"
     assert made.checkpoints
     assert "must end with a name" in refused(make, {f"{T}.output_dir": ".."})
 
 
-def the_length(make: Make, world: Path) -> None:
+@changes(f"{T}.max_seq_len")
+def test_the_length(make: Make) -> None:
     """A row has S tokens, of which all but the last are inputs and all but the first targets."""
     assert make().batch().inputs.shape == (4, 11)
     shorter = make({f"{T}.max_seq_len": 7})
@@ -223,7 +226,8 @@ def the_length(make: Make, world: Path) -> None:
     assert "64 positions" in refused(make, {f"{T}.max_seq_len": 66})
 
 
-def the_epochs(make: Make, world: Path) -> None:
+@changes(f"{T}.epochs")
+def test_the_epochs(make: Make) -> None:
     """32 rows in batches of 4; each epoch has all of them, in an order of its own."""
     assert make().run.steps == 8
     made = make({f"{T}.epochs": 3})
@@ -233,12 +237,14 @@ def the_epochs(make: Make, world: Path) -> None:
     assert sorted(map(tuple, first.tolist())) == sorted(map(tuple, second.tolist()))
 
 
-def the_seed(make: Make, world: Path) -> None:
+@changes(f"{T}.seed")
+def test_the_seed(make: Make) -> None:
     assert same(make().batch(), make().batch())
     assert not same(make().batch(), make({f"{T}.seed": 12}).batch())
 
 
-def mixed_precision(make: Make, world: Path) -> None:
+@changes(f"{T}.use_mp")
+def test_mixed_precision(make: Make) -> None:
     """Matrix products in bf16, while weights and averages stay in fp32."""
     assert make().run.compute.precision == "fp32"
     mixed = make({f"{T}.use_mp": True})
@@ -246,7 +252,8 @@ def mixed_precision(make: Make, world: Path) -> None:
     assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}
 
 
-def checkpointing(make: Make, world: Path) -> None:
+@changes(f"{T}.use_activation_checkpointing")
+def test_checkpointing(make: Make) -> None:
     def does(made: Made) -> bool:
         return any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
 
@@ -254,7 +261,8 @@ def checkpointing(make: Make, world: Path) -> None:
     assert does(make({f"{T}.use_activation_checkpointing": True}))
 
 
-def flash(make: Make, world: Path) -> None:
+@changes(f"{T}.use_flash_attention")
+def test_flash(make: Make) -> None:
     key = f"{T}.use_flash_attention"
     assert "set use_mp: true" in refused(make, {key: True})
     fast = make({key: True, f"{T}.use_mp": True})
@@ -270,7 +278,8 @@ def flash(make: Make, world: Path) -> None:
     assert make().config.model.attention_backend == "auto"
 
 
-def clipping(make: Make, world: Path) -> None:
+@changes(f"{T}.max_grad_norm")
+def test_clipping(make: Make) -> None:
     """AdamW does not feel the size of a gradient but through eps, so that a large one shows it."""
     rough = {"eps": 1.0, "lr": 0.1, "weight_decay": 0}
 
@@ -283,7 +292,8 @@ def clipping(make: Make, world: Path) -> None:
     assert validation(1e6) == free
 
 
-def accumulation(make: Make, world: Path) -> None:
+@changes(f"{T}.gradient_accumulation_steps")
+def test_accumulation(make: Make) -> None:
     """Steps of 4 micro-batches of 4 rows: 2 of them in 32 rows, each with the gradient of 16 rows at once."""
     many = make({f"{T}.gradient_accumulation_steps": 4, f"{T}.warmup_ratio": 0})
     assert (many.run.steps, many.batch().inputs.shape) == (2, (16, 11))
@@ -296,7 +306,8 @@ def learning_rates(make: Make, name: str, warmup: float, steps: int = 8, **more:
     return [learning_rate(config.schedule, config.optimizer.lr, step, steps) for step in range(1, steps + 1)]
 
 
-def schedules(make: Make, world: Path) -> None:
+@changes(f"{T}.lr_scheduler_type", f"{T}.min_lr", f"{T}.lr_scheduler_kwargs")
+def test_schedules(make: Make) -> None:
     """Every name of the library gives the library's own rates, which begin at 0 where there is a warm-up."""
     assert make().rates == pytest.approx(learning_rates(make, "cosine", 0.25))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
@@ -325,7 +336,8 @@ def schedules(make: Make, world: Path) -> None:
     assert min(learning_rates(make, "cosine_with_min_lr", 0, **arguments)) > 1e-4
 
 
-def warmup(make: Make, world: Path) -> None:
+@changes(f"{T}.warmup_ratio")
+def test_warmup(make: Make) -> None:
     """A quarter of all steps, not of an epoch's: of 3 epochs of 8 steps these are 6."""
     made = make({f"{T}.lr_scheduler_type": "constant_with_warmup", f"{T}.epochs": 3})
     assert made.run.steps == 24
@@ -334,7 +346,8 @@ def warmup(make: Make, world: Path) -> None:
     assert "must be at most 1" in refused(make, {f"{T}.warmup_ratio": 1.5})
 
 
-def state_checkpoints(make: Make, world: Path) -> None:
+@changes(f"{T}.checkpointing_enabled")
+def test_state_checkpoints(make: Make) -> None:
     assert make().checkpoints == [2, 4, 6, 8]
     assert make({f"{T}.checkpointing_enabled": False}).checkpoints == [8]
     assert saves(make({f"{T}.checkpointing_enabled": False}, without=[f"{T}.save_frequency"])) == [8]
@@ -344,7 +357,8 @@ def saves(made: Made) -> list[int]:
     return [step for step in range(1, made.run.steps + 1) if made.run.intervals.saves(step)]
 
 
-def save_frequency(make: Make, world: Path) -> None:
+@changes(f"{T}.save_frequency")
+def test_save_frequency(make: Make) -> None:
     """A part of an epoch, of 8 steps here, whatever the number of epochs."""
     assert saves(make({f"{T}.save_frequency": 0.5, f"{T}.epochs": 2})) == [4, 8, 12, 16]
     assert "must be above 0" in refused(make, {f"{T}.save_frequency": 0})
@@ -352,7 +366,8 @@ def save_frequency(make: Make, world: Path) -> None:
     assert "is missing" in refused(make, {}, without=[f"{T}.save_frequency"])
 
 
-def evaluations(make: Make, world: Path) -> None:
+@changes(f"{T}.logging_steps")
+def test_evaluations(make: Make) -> None:
     """Every 4 micro-batches are every 4 steps of one, and every 2 steps of two."""
     assert list(make({f"{T}.logging_steps": 4}).metrics("validation/loss")) == [4, 8]
     two = {f"{T}.logging_steps": 4, f"{T}.gradient_accumulation_steps": 2}
@@ -369,17 +384,24 @@ def group(made: Made) -> dict[str, Any]:
     return only
 
 
-def optimizer_key(name: str, value: Any, default: Any) -> Callable[[Make, Path], None]:
-    def test(make: Make, world: Path) -> None:
-        changed = make({f"{T}.optimizer.{name}": value})
-        found = group(changed)
-        assert len(found["params"]) == len(changed.shapes)  # norms and embeddings are in the one group, too
-        found = {**found, "lr": changed.config.optimizer.lr}
-        assert found[name] == (tuple(value) if isinstance(value, list) else value)
-        left_out = make({f"{T}.optimizer": {}})
-        assert {**group(left_out), "lr": left_out.config.optimizer.lr}[name] == default
-
-    return test
+@each_changes(
+    "value default",
+    (f"{T}.optimizer.lr", 0.5, 1e-3),
+    (f"{T}.optimizer.weight_decay", 0.3, 0.01),
+    (f"{T}.optimizer.betas", [0.7, 0.8], (0.9, 0.999)),
+    (f"{T}.optimizer.eps", 1e-3, 1e-8),
+    (f"{T}.optimizer.amsgrad", True, False),
+    (f"{T}.optimizer.maximize", True, False),
+    (f"{T}.optimizer.foreach", True, None),
+)
+def test_an_argument_of_the_optimizer(make: Make, key: str, value: Any, default: Any) -> None:
+    changed, name = make({key: value}), key.rpartition(".")[2]
+    found = group(changed)
+    assert len(found["params"]) == len(changed.shapes)  # norms and embeddings are in the one group, too
+    found = {**found, "lr": changed.config.optimizer.lr}
+    assert found[name] == (tuple(value) if isinstance(value, list) else value)
+    left_out = make({f"{T}.optimizer": {}})
+    assert {**group(left_out), "lr": left_out.config.optimizer.lr}[name] == default
 
 
 LORA = {"task_type": "CAUSAL_LM", "inference_mode": False, "r": 2, "lora_alpha": 6, "lora_dropout": 0.25}
@@ -394,7 +416,8 @@ def adapters(made: Made) -> set[str]:
     return {name.split(".")[-4] for name in made.shapes if ".lora_A." in name}
 
 
-def task_type(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.task_type")
+def test_task_type(make: Make) -> None:
     made = adapted(make)
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name in made.shapes if "lora_" in name} != set()
@@ -402,13 +425,15 @@ def task_type(make: Make, world: Path) -> None:
     assert not adapters(make({f"{T}.lora_peft_config": None}))
 
 
-def rank(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.r")
+def test_rank(make: Make) -> None:
     for keys, expected in (({"r": 3}, 3), ({"r": None}, 8)):
         sizes = {shape[0] for name, shape in adapted(make, **keys).shapes.items() if ".lora_A." in name}
         assert sizes == {expected}
 
 
-def alpha(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.lora_alpha")
+def test_alpha(make: Make) -> None:
     def scale(made: Made) -> float:
         return next(module.scaling["default"] for module in made.model.modules() if hasattr(module, "lora_A"))
 
@@ -417,26 +442,30 @@ def alpha(make: Make, world: Path) -> None:
     assert scale(adapted(make, lora_alpha=None)) == 8 / 2
 
 
-def lora_dropout(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.lora_dropout")
+def test_lora_dropout(make: Make) -> None:
     assert set(adapted(make).dropouts().values()) == {0.25}
     assert not adapted(make, lora_dropout=0).dropouts()
 
 
-def lora_targets(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.target_modules")
+def test_lora_targets(make: Make) -> None:
     """Those that peft takes for a llama, or those that are named."""
     assert adapters(adapted(make)) == {"q_proj", "v_proj"}
     assert adapters(adapted(make, target_modules=["k_proj"])) == {"k_proj"}
     assert "down_proj" in adapters(adapted(make, target_modules="all-linear"))
 
 
-def train_dataset(make: Make, world: Path) -> None:
+@changes("dataset.train_ds")
+def test_train_dataset(make: Make) -> None:
     other = write_rows(make().file.parent / "other", some_rows(12, seed=9), split="anything")
     assert sorted(rows_of(make({"dataset.train_ds": str(other)}))) == sorted(some_rows(12, seed=9))
     assert "there is no folder" in refused(make, {"dataset.train_ds": "./nowhere"})
     assert "dataset.train_ds: is missing" in refused(make, {}, without=["dataset.train_ds"])
 
 
-def eval_dataset(make: Make, world: Path) -> None:
+@changes("dataset.eval_ds")
+def test_eval_dataset(make: Make, world: Path) -> None:
     """All of it is evaluated on: the loss of the library's own model over every label."""
     made = make({f"{T}.optimizer.lr": 1e-12})
     model = transformers.AutoModelForCausalLM.from_pretrained(world / "model").eval()
@@ -453,7 +482,8 @@ def eval_dataset(make: Make, world: Path) -> None:
     )
 
 
-def ignored(make: Make, world: Path) -> None:
+@changes("dataset.ignore_index")
+def test_ignored(make: Make) -> None:
     """Other values mean no loss, in both datasets."""
     place = make().file.parent
     seven = [(ids, [-7 if label == NONE else label for label in labels]) for ids, labels in some_rows(8, seed=1)]
@@ -464,13 +494,15 @@ def ignored(make: Make, world: Path) -> None:
     assert "ignore_index" in refused(make, both)
 
 
-def eval_batch(make: Make, world: Path) -> None:
+@changes("dataset.eval_bs")
+def test_eval_batch(make: Make) -> None:
     assert make({"dataset.eval_bs": 3}).config.evaluate.batch_size == 3
     one, eight = (make({"dataset.eval_bs": size}).metrics("validation/loss") for size in (1, 8))
     assert one == pytest.approx(eight, rel=1e-5)
 
 
-def logging(make: Make, world: Path) -> None:
+@changes("enable_wandb_logging")
+def test_logging(make: Make) -> None:
     assert make().config.track == ()
     pytest.importorskip("wandb")
     on = {"enable_wandb_logging": True, "wandb_config": {"project": "MedGPT", "name": "tiny", "mode": "offline"}}
@@ -480,7 +512,8 @@ def logging(make: Make, world: Path) -> None:
     assert off.config.track == ()
 
 
-def wandb_arguments(make: Make, world: Path) -> None:
+@changes("wandb_config")
+def test_wandb_arguments(make: Make) -> None:
     pytest.importorskip("wandb")
     made = make({"enable_wandb_logging": True, "wandb_config": {"project": "MedGPT", "tags": ["a"]}})
     assert made.config.track[0].arguments == {"project": "MedGPT", "tags": ["a"]}
@@ -488,7 +521,8 @@ def wandb_arguments(make: Make, world: Path) -> None:
     assert "did you mean project" in refused(make, misspelt)
 
 
-def written_labels(make: Make, world: Path) -> None:
+@changes(f"{P}.ignore_index")
+def test_written_labels(make: Make, world: Path) -> None:
     keys = raw(world, save_path="new", ignore_index=-7, seperator="c")
     made = make({P: keys}, purpose="prepare")
     target = made.loaded.prepare_to
@@ -501,13 +535,15 @@ def written_labels(make: Make, world: Path) -> None:
     assert "make them one" in refused(make, both)
 
 
-def field(make: Make, world: Path) -> None:
+@changes(f"{P}.data_field")
+def test_field(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world, add_bos_eos_tokens=False)) == [list(range(10, 18)), [33, 34]]
     other = without_processed(make, world, add_bos_eos_tokens=False, data_field="other")
     assert texts_of(other) == [[33, 34], list(range(10, 18))]
 
 
-def packing(make: Make, world: Path) -> None:
+@changes(f"{P}.packing_type")
+def test_packing(make: Make, world: Path) -> None:
     six = {f"{T}.max_seq_len": 6}
     expected = {
         "partial": [[1, 10, 11, 12, 13, 2], [1, 14, 15, 16, 17, 2], [1, 33, 34, 2]],
@@ -521,7 +557,8 @@ def packing(make: Make, world: Path) -> None:
     assert joined == [[1, 10, 11, 12, 13, 14, 2], [1, 15, 16, 17, 33, 34, 2]]
 
 
-def overlap(make: Make, world: Path) -> None:
+@changes(f"{P}.overlap")
+def test_overlap(make: Make, world: Path) -> None:
     six = {f"{T}.max_seq_len": 6}
     rows = texts_of(without_processed(make, world, six, packing_type="partial", overlap=1))
     assert rows == [[1, 10, 11, 12, 13, 2], [1, 13, 14, 15, 16, 2], [1, 16, 17, 2], [1, 33, 34, 2]]
@@ -531,12 +568,14 @@ def overlap(make: Make, world: Path) -> None:
     assert "packing_type" in refused(make, {P: raw(world, overlap=1)}, without=without)
 
 
-def bos_eos(make: Make, world: Path) -> None:
+@changes(f"{P}.add_bos_eos_tokens")
+def test_bos_eos(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world))[1] == [1, 33, 34, 2]
     assert texts_of(without_processed(make, world, add_bos_eos_tokens=False))[1] == [33, 34]
 
 
-def from_disk(make: Make, world: Path) -> None:
+@changes(f"{P}.from_disk")
+def test_from_disk(make: Make, world: Path) -> None:
     without = ["dataset.train_ds", "dataset.eval_ds"]
     assert "set it to true" in refused(make, {P: raw(world, from_disk=False)}, without=without)
     folder = make().file.parent / "files"
@@ -549,7 +588,8 @@ def from_disk(make: Make, world: Path) -> None:
     assert "there is no folder" in refused(make, {P: {"load_path": "squad"}}, without=without)
 
 
-def separator(make: Make, world: Path) -> None:
+@changes(f"{P}.seperator")
+def test_separator(make: Make, world: Path) -> None:
     texts = write_texts(make().file.parent / "texts", train=["a b # c d", "no sep", "p q # r # s"])
     made = without_processed(make, world, load_path=str(texts), seperator="#")
     first, second = rows_of(made)
@@ -557,18 +597,21 @@ def separator(make: Make, world: Path) -> None:
     assert second == ([1, 25, 26, 3, 27, 3, 28, 2], [NONE, NONE, NONE, NONE, 27, 3, 28, 2])
 
 
-def load_path(make: Make, world: Path) -> None:
+@changes(f"{P}.load_path")
+def test_load_path(make: Make, world: Path) -> None:
     other = write_texts(make().file.parent / "texts", train=["q q q"])
     assert texts_of(without_processed(make, world, load_path=str(other))) == [[1, 26, 26, 26, 2]]
 
 
-def split(make: Make, world: Path) -> None:
+@changes(f"{P}.split")
+def test_split(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world, split="test")) == [[1, 25, 26, 27, 28, 2]]
     without = ["dataset.train_ds", "dataset.eval_ds"]
     assert "has train, test" in refused(make, {P: raw(world, split=None)}, without=without)
 
 
-def save_path(make: Make, world: Path) -> None:
+@changes(f"{P}.save_path")
+def test_save_path(make: Make, world: Path) -> None:
     made = make({P: raw(world, save_path="new")}, purpose="prepare")
     assert made.loaded.prepare_to is not None
     assert made.loaded.prepare_to.folder == "new"
@@ -576,7 +619,8 @@ def save_path(make: Make, world: Path) -> None:
     assert make({P: raw(world, save_path="new")}).loaded.prepare_to is None
 
 
-def truncate(make: Make, world: Path) -> None:
+@changes(f"{P}.truncate")
+def test_truncate(make: Make, world: Path) -> None:
     six = {f"{T}.max_seq_len": 6}
     made = without_processed(make, world, six, truncate=True)
     assert texts_of(made) == [[1, 10, 11, 12, 13, 2], [1, 33, 34, 2]]
@@ -587,21 +631,25 @@ def truncate(make: Make, world: Path) -> None:
     assert "keep one of the two" in refused(make, both, without=without)
 
 
-def pre_pend(make: Make, world: Path) -> None:
+@changes(f"{P}.pre_pend")
+def test_pre_pend(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world, pre_pend="z "))[1] == [1, 35, 33, 34, 2]
 
 
-def train_batch(make: Make, world: Path) -> None:
+@changes("dataset.train_bs")
+def test_train_batch(make: Make) -> None:
     assert make({"dataset.train_bs": 8}).batch().inputs.shape == (8, 11)
     assert make({"dataset.train_bs": 8}).run.steps == 4
 
 
-def inference_mode(make: Make, world: Path) -> None:
+@changes(f"{T}.lora_peft_config.inference_mode")
+def test_inference_mode(make: Make) -> None:
     assert "cannot be trained" in refused(make, {f"{T}.lora_peft_config": {**LORA, "inference_mode": True}})
     assert adapters(adapted(make, inference_mode=False))
 
 
-def sharding(make: Make, world: Path) -> None:
+@changes(f"{T}.sharding_strategy")
+def test_sharding(make: Make) -> None:
     """Each strategy of torch's FSDP is one of `parallel`, and the run's model is spread by it."""
     names = {
         "NO_SHARD": ("ddp", None),
@@ -614,65 +662,6 @@ def sharding(make: Make, world: Path) -> None:
         parallel = make({f"{T}.sharding_strategy": name}).config.parallel
         assert (parallel.kind, getattr(parallel, "shard", None)) == spread
     assert make(without=[f"{T}.sharding_strategy"]).config.parallel.kind == "auto"
-
-
-BEHAVIOUR: dict[str, Callable[[Make, Path], None]] = {
-    "model": the_model,
-    "enable_wandb_logging": logging,
-    "wandb_config": wandb_arguments,
-    f"{T}.output_dir": the_folder,
-    f"{T}.max_seq_len": the_length,
-    f"{T}.epochs": the_epochs,
-    f"{T}.seed": the_seed,
-    f"{T}.sharding_strategy": sharding,
-    f"{T}.use_mp": mixed_precision,
-    f"{T}.use_activation_checkpointing": checkpointing,
-    f"{T}.use_flash_attention": flash,
-    f"{T}.max_grad_norm": clipping,
-    f"{T}.gradient_accumulation_steps": accumulation,
-    f"{T}.lr_scheduler_type": schedules,
-    f"{T}.warmup_ratio": warmup,
-    f"{T}.checkpointing_enabled": state_checkpoints,
-    f"{T}.logging_steps": evaluations,
-    f"{T}.save_frequency": save_frequency,
-    f"{T}.optimizer.lr": optimizer_key("lr", 0.5, 1e-3),
-    f"{T}.optimizer.weight_decay": optimizer_key("weight_decay", 0.3, 0.01),
-    f"{T}.optimizer.betas": optimizer_key("betas", [0.7, 0.8], (0.9, 0.999)),
-    f"{T}.optimizer.eps": optimizer_key("eps", 1e-3, 1e-8),
-    f"{T}.optimizer.amsgrad": optimizer_key("amsgrad", True, False),
-    f"{T}.min_lr": schedules,
-    f"{T}.lr_scheduler_kwargs": schedules,
-    f"{T}.optimizer.maximize": optimizer_key("maximize", True, False),
-    f"{T}.optimizer.foreach": optimizer_key("foreach", True, None),
-    f"{T}.lora_peft_config.task_type": task_type,
-    f"{T}.lora_peft_config.inference_mode": inference_mode,
-    f"{T}.lora_peft_config.r": rank,
-    f"{T}.lora_peft_config.lora_alpha": alpha,
-    f"{T}.lora_peft_config.lora_dropout": lora_dropout,
-    f"{T}.lora_peft_config.target_modules": lora_targets,
-    "dataset.ignore_index": ignored,
-    "dataset.eval_bs": eval_batch,
-    "dataset.train_bs": train_batch,
-    "dataset.train_ds": train_dataset,
-    "dataset.eval_ds": eval_dataset,
-    f"{P}.ignore_index": written_labels,
-    f"{P}.data_field": field,
-    f"{P}.packing_type": packing,
-    f"{P}.overlap": overlap,
-    f"{P}.add_bos_eos_tokens": bos_eos,
-    f"{P}.from_disk": from_disk,
-    f"{P}.seperator": separator,
-    f"{P}.load_path": load_path,
-    f"{P}.split": split,
-    f"{P}.save_path": save_path,
-    f"{P}.truncate": truncate,
-    f"{P}.pre_pend": pre_pend,
-}
-
-
-@pytest.mark.parametrize("key", BEHAVIOUR)
-def test_the_key_changes_what_it_says(key: str, make: Make, world: Path) -> None:
-    BEHAVIOUR[key](make, world)
 
 
 # Worked examples of the preprocessing, with what VectorLM's own code makes of them where it is not cured.
@@ -1058,19 +1047,13 @@ def test_a_value_knows_its_key_and_line(make: Make) -> None:
     assert made.origin("data.sources[0].path").startswith("dataset.train_ds (line ")
 
 
+TOO_LONG = f"{T}.max_seq_len: 99999 tokens are more than the 64 positions"
+
+
 @pytest.mark.parametrize(
     ("verb", "changes", "message"),
     [
-        (
-            "train",
-            {"train_parameters.max_seq_len": 100000},
-            "train_parameters.max_seq_len: 99999 tokens are more than the 64 positions",
-        ),
-        (
-            "plan",
-            {"train_parameters.max_seq_len": 100000},
-            "train_parameters.max_seq_len: 99999 tokens are more than the 64 positions",
-        ),
+        *((verb, {f"{T}.max_seq_len": 100000}, TOO_LONG) for verb in ("train", "plan")),
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
     ],
 )

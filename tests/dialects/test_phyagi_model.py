@@ -1,4 +1,4 @@
-"""What the keys of the model change."""
+"""PhyAGI: what the keys of the model change."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.dialects.conftest import Made, Make
-from tests.dialects.phyagi_runs import VOCAB, contains, norms, says
+from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.phyagi_runs import MIXER, VOCAB, norms, says
+from tests.dialects.phyagi_runs import base as base  # a fixture
+from tests.dialects.phyagi_runs import data as data  # a fixture
 from tests.helpers import refused
 from torch import nn
 
@@ -18,10 +20,13 @@ from quintet import api
 from quintet.errors import UserError
 from quintet.model.norm import RMSNorm
 
+DIALECT = "phyagi"
+
 # Model.
 
 
-def model_type(make: Make) -> None:
+@changes("model.model_type")
+def test_model_type(make: Make) -> None:
     own = make({"model": {"model_type": "gpt2", "vocab_size": 48, "n_positions": 16, "n_embd": 16, "n_layer": 1}})
     own = make({"model": {**yaml.safe_load(own.file.read_text())["model"], "n_head": 2}})
     assert any(type(module).__name__ == "GPT2Block" for module in own.model.modules())
@@ -37,7 +42,8 @@ def model_type(make: Make) -> None:
     assert make().config.model.block == "parallel"
 
 
-def pretrained(make: Make, tmp_path: Path) -> None:
+@changes("model.pretrained_model_name_or_path")
+def test_pretrained(make: Make, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path / "gpt2"
@@ -61,7 +67,8 @@ def pretrained(make: Make, tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], value) for name, value in again.model.state_dict().items())
 
 
-def trust(make: Make) -> None:
+@changes("model.trust_remote_code")
+def test_trust(make: Make) -> None:
     code = make({"model": {"pretrained_model_name_or_path": "some/name", "trust_remote_code": True}})
     assert code.config.model.trust_remote_code
     plain = make({"model": {"pretrained_model_name_or_path": "some/name"}})
@@ -70,7 +77,8 @@ def trust(make: Make) -> None:
     assert any(note.startswith("model.trust_remote_code: not used") for note in own.loaded.notes)
 
 
-def checkpointing(make: Make) -> None:
+@changes("model.gradient_checkpointing")
+def test_checkpointing(make: Make) -> None:
     gpt2 = {"model_type": "gpt2", "vocab_size": 48, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
     made = make({"model": {**gpt2, "gradient_checkpointing": True}})
     assert any(getattr(module, "gradient_checkpointing", False) for module in made.model.modules())
@@ -78,13 +86,15 @@ def checkpointing(make: Make) -> None:
     assert make().config.train.activation_checkpointing == "none"
 
 
-def vocabulary(make: Make) -> None:
+@changes("model.vocab_size")
+def test_vocabulary(make: Make) -> None:
     made = make({"model.vocab_size": 45})
     assert made.shapes["embedding.weight"] == (45, 16)
     assert made.run.tokenizer.vocab_size == 45
 
 
-def rounded(make: Make) -> None:
+@changes("model.pad_vocab_size_multiple")
+def test_rounded(make: Make) -> None:
     made = make({"model.vocab_size": 100, "model.pad_vocab_size_multiple": 64})
     assert made.shapes["embedding.weight"] == (128, 16)
     assert make({"model.vocab_size": 100}).shapes["embedding.weight"] == (100, 16)
@@ -95,7 +105,8 @@ def turned(made: Made) -> int:
     return made.config.model.rotary_dim
 
 
-def rotary_dim(make: Make) -> None:
+@changes("model.rotary_dim")
+def test_rotary_dim(make: Make) -> None:
     assert turned(make()) == turned(make({"model.rotary_dim": 0})) == 8
     assert turned(make({"model.rotary_dim": 4})) == 4
     assert make({"model.rotary_dim": -1}).config.model.position.kind == "none"
@@ -109,14 +120,16 @@ def knows_order(made: Made) -> bool:
     return not torch.allclose(says(made, 7, 8, 9)[-1], says(made, 8, 7, 9)[-1], atol=1e-6)
 
 
-def embd_layer(make: Make) -> None:
+@changes("model.embd_layer")
+def test_embd_layer(make: Make) -> None:
     assert (16, 16) not in [shape for name, shape in make().shapes.items() if name.startswith("position")]
     made = make({"model.embd_layer": "positional"})
     assert made.shapes["position.weight"] == (16, 16)
     assert made.config.model.position.kind == "rope"
 
 
-def activation(make: Make) -> None:
+@changes("model.activation_function")
+def test_activation(make: Make) -> None:
     """What the feed-forward network makes of its input, against torch's own functions."""
     found = {
         "gelu_new": nn.GELU(approximate="tanh"),
@@ -132,35 +145,41 @@ def activation(make: Make) -> None:
             assert torch.allclose(network(x), network.down(function(network.up(x))), atol=1e-6)
 
 
-def epsilon(make: Make) -> None:
+@changes("model.layer_norm_epsilon")
+def test_epsilon(make: Make) -> None:
     found = norms(make({"model.layer_norm_epsilon": 1e-3}))
     assert [norm.eps for norm in found] == [1e-3, 1e-3]
     both = {"model.layer_norm_epsilon": 1e-3, "model.architecture": {"norm": {"eps": 1e-4}}}
     assert "keep one" in refused(make, both)
 
 
-def spread(make: Make) -> None:
+@changes("model.initializer_range")
+def test_spread(make: Make) -> None:
     weights = make({"model.initializer_range": 0.5, "model.n_embd": 64}).model.state_dict()
     for name in ("embedding.weight", "blocks.0.attention.output.weight", "blocks.0.feedforward.down.weight"):
         assert weights[name].std().item() == pytest.approx(0.5, rel=0.1)
     assert not weights["head.bias"].any()
 
 
-def heads(make: Make) -> None:
+@changes("model.n_head")
+def test_heads(make: Make) -> None:
     assert make({"model.n_head": 4}).model.blocks[0].attention.heads == 4
 
 
-def kv_heads(make: Make) -> None:
+@changes("model.n_head_kv")
+def test_kv_heads(make: Make) -> None:
     assert make().shapes["blocks.0.attention.qkv.weight"] == (48, 16)
     assert make({"model.n_head_kv": 1}).shapes["blocks.0.attention.qkv.weight"] == (32, 16)
 
 
-def tied(make: Make) -> None:
+@changes("model.tie_word_embeddings")
+def test_tied(make: Make) -> None:
     assert "head.weight" in make().shapes
     assert "head.weight" not in make({"model.tie_word_embeddings": True}).shapes
 
 
-def cross_sample(make: Make) -> None:
+@changes("model.cross_sample_token_id")
+def test_cross_sample(make: Make) -> None:
     """With an id that ends documents, what a token sees of earlier ones is nothing; positions go on."""
     made = make({"model.cross_sample_token_id": 9})
     documents = made.batch().documents
@@ -180,16 +199,19 @@ def block(path: str, value: Any) -> dict[str, Any]:
     return {"model.architecture": {section: {leaf: value}} if section else {leaf: value}}
 
 
-def block_class(make: Make) -> None:
+@changes("model.architecture.block_cls")
+def test_block_class(make: Make) -> None:
     found = [norms(make(block("block_cls", name))) for name in ("parallel", "sequential")]
     assert [len(some) for some in found] == [2, 3]  # one for both, or one each; and that of the head
 
 
-def softmax_scale(make: Make) -> None:
+@changes(f"{MIXER}.softmax_scale")
+def test_softmax_scale(make: Make) -> None:
     assert make(block("mixer.softmax_scale", 0.5)).model.blocks[0].attention.scale == 0.5
 
 
-def window(make: Make) -> None:
+@changes(f"{MIXER}.window_size")
+def test_window(make: Make) -> None:
     """With 2 earlier positions seen, the fourth token no longer depends on the first."""
     for value in (2, "(2, 0)"):
         made = make(block("mixer.window_size", value))
@@ -197,20 +219,23 @@ def window(make: Make) -> None:
     assert "later positions" in refused(make, block("mixer.window_size", "(2, 2)"))
 
 
-def attention_biases(make: Make) -> None:
+@changes(f"{MIXER}.bias", f"{MIXER}.out_bias")
+def test_attention_biases(make: Make) -> None:
     names = {"qkv.bias": make(block("mixer.bias", False)), "output.bias": make(block("mixer.out_bias", False))}
     assert not any(name.endswith(("qkv.bias", "output.bias")) for name in names["qkv.bias"].shapes)
     assert any(name.endswith("qkv.bias") for name in names["output.bias"].shapes)
     assert not any(name.endswith("output.bias") for name in names["output.bias"].shapes)
 
 
-def normed_heads(make: Make) -> None:
+@changes(f"{MIXER}.qk_norm")
+def test_normed_heads(make: Make) -> None:
     extra = make(block("mixer.qk_norm", True)).shapes.keys() - make().shapes.keys()
     assert len(extra) == 4  # gain and bias of queries and of keys
     assert {make(block("mixer.qk_norm", True)).shapes[name] for name in extra} == {(8,)}
 
 
-def rope_scaling(make: Make) -> None:
+@changes(f"{MIXER}.rope_scaling")
+def test_rope_scaling(make: Make) -> None:
     yarn = {"rope_type": "yarn", "beta_fast": 16.0, "factor": 4.0}
     found = make(block("mixer.rope_scaling", yarn)).config.model.position.scaling
     assert (found.kind, found.factor, found.beta_fast, found.original_context) == ("yarn", 4.0, 16.0, 16)
@@ -219,46 +244,123 @@ def rope_scaling(make: Make) -> None:
     assert not torch.allclose(plain, scaled)
 
 
-def rotary_scale_base(make: Make) -> None:
+@changes(f"{MIXER}.rotary_scale_base")
+def test_rotary_scale_base(make: Make) -> None:
     mixer = {"rotary_scale_base": 8.0, "rope_scaling": {"rope_type": "yarn"}}
     assert make({"model.architecture": {"mixer": mixer}}).config.model.position.scaling.factor == 8.0
     assert "needs rope_scaling" in refused(make, block("mixer.rotary_scale_base", 8.0))
 
 
-def rotary_base(make: Make) -> None:
+@changes(f"{MIXER}.rotary_base")
+def test_rotary_base(make: Make) -> None:
     found = [says(make(block("mixer.rotary_base", base)), 7, 8, 9, 10) for base in (10_000.0, 100.0)]
     assert not torch.allclose(*found)
 
 
-def gated(make: Make) -> None:
+@changes("model.architecture.mlp.mlp_cls")
+def test_gated(make: Make) -> None:
     """glu has two matrices of 4 × the width in, and no biases, as PyTorch's own sum of the same shapes."""
     made = make(block("mlp.mlp_cls", "glu"))
     shapes = {name: shape for name, shape in made.shapes.items() if "feedforward" in name and "norm" not in name}
     assert sorted(shapes.values()) == [(16, 64), (64, 16), (64, 16)]
 
 
-def norm_class(make: Make) -> None:
+@changes("model.architecture.norm.norm_cls")
+def test_norm_class(make: Make) -> None:
     assert len(norms(make(block("norm.norm_cls", "rms")), RMSNorm)) == 2
     assert len(norms(make(block("norm.norm_cls", "low_precision")))) == 2
 
 
-def loss_shift(make: Make) -> None:
+@changes("model.architecture.loss.shift_labels")
+def test_loss_shift(make: Make) -> None:
     off = {"loss": {"shift_labels": False}}
     made = make({"model.architecture": off, "dataset.0.shift_labels": True})
     assert made.config.data.packing.predict_next
     assert "predict itself" in refused(make, {"model.architecture": off})
 
 
-def causal(make: Make) -> None:
+@changes(f"{MIXER}.causal")
+def test_causal(make: Make) -> None:
     for flag in (True, False):
         made = make(block("mixer.causal", flag))
         assert torch.allclose(says(made, 7, 8, 9)[0], says(made, 7, 8, 30)[0], atol=1e-6) is flag
 
 
 def task(make: Make, change: dict[str, Any]) -> None:
-    contains("use causal_lm", refused(make, change))
+    assert "use causal_lm" in refused(make, change)
 
 
-def compiled(make: Make) -> None:
+@changes("model.use_torch_compile")
+def test_compiled(make: Make) -> None:
     assert make({"model.use_torch_compile": True}).config.train.compile is True
     assert make().config.train.compile == "auto"
+
+
+@changes("model.n_positions")
+def test_n_positions(make: Make) -> None:
+    assert "more than" in refused(make, {"model.n_positions": 8})
+
+
+@changes("model.n_embd")
+def test_n_embd(make: Make) -> None:
+    assert make({"model.n_embd": 32}).shapes["embedding.weight"] == (VOCAB, 32)
+
+
+@changes("model.n_layer")
+def test_n_layer(make: Make) -> None:
+    assert len(make({"model.n_layer": 3}).model.blocks) == 3
+
+
+@changes("model.embd_pdrop")
+def test_embd_pdrop(make: Make) -> None:
+    assert list(make({"model.embd_pdrop": 0.25}).dropouts().values()) == [0.25]
+
+
+@changes("model.resid_pdrop")
+def test_resid_pdrop(make: Make) -> None:
+    assert make({"model.resid_pdrop": 0.25}).model.blocks[0].dropout.p == 0.25
+
+
+@changes("model.model_task")
+def test_model_task(make: Make) -> None:
+    task(make, {"model.model_task": "seq_cls"})
+
+
+@changes("model.n_inner")
+def test_n_inner(make: Make) -> None:
+    assert make({"model.n_inner": 24}).shapes["blocks.0.feedforward.up.weight"] == (24, 16)
+
+
+@changes(f"{MIXER}.mixer_cls")
+def test_mixer_cls(make: Make) -> None:
+    assert "must be one of mha" in refused(make, block("mixer.mixer_cls", "ssm"))
+
+
+@changes(f"{MIXER}.head_dim")
+def test_head_dim(make: Make) -> None:
+    assert make(block("mixer.head_dim", 4)).shapes["blocks.0.attention.qkv.weight"] == (24, 16)
+
+
+@changes(f"{MIXER}.dropout")
+def test_dropout(make: Make) -> None:
+    assert make(block("mixer.dropout", 0.25)).model.blocks[0].attention.dropout.p == 0.25
+
+
+@changes("model.architecture.head.head_cls")
+def test_head_cls(make: Make) -> None:
+    task(make, block("head.head_cls", "seq_cls"))
+
+
+@changes("model.architecture.head.use_bias")
+def test_use_bias(make: Make) -> None:
+    assert "head.bias" not in make(block("head.use_bias", False)).shapes
+
+
+@changes("model.architecture.loss.loss_cls")
+def test_loss_cls(make: Make) -> None:
+    assert "must be one of causal_lm" in refused(make, block("loss.loss_cls", "x"))
+
+
+@changes("model.architecture.loss.reduction")
+def test_reduction(make: Make) -> None:
+    assert "must be one of mean" in refused(make, block("loss.reduction", "sum"))

@@ -1,4 +1,4 @@
-"""What the keys of training change: DeepSpeed's, and those that trainers have in common."""
+"""PhyAGI: what the keys of training change, DeepSpeed's and those that trainers have in common."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.dialects.conftest import Make, same
-from tests.dialects.phyagi_runs import DS, lightning, optimized, rates, tokens, unbuilt
+from tests.dialects.conftest import Make, changes, each_changes, same
+from tests.dialects.phyagi_runs import DS, MODULE, lightning, optimized, rates, tokens, unbuilt
+from tests.dialects.phyagi_runs import base as base  # a fixture
+from tests.dialects.phyagi_runs import data as data  # a fixture
 from tests.helpers import refused
 
 from quintet.errors import UserError
+
+DIALECT = "phyagi"
 
 # DeepSpeed.
 
@@ -28,7 +32,8 @@ def precision(make: Make, name: str) -> None:
         assert make({f"{DS}.bf16": True}).run.compute.precision == "bf16"
 
 
-def torch_dtype(make: Make) -> None:
+@changes("model.torch_dtype")
+def test_torch_dtype(make: Make) -> None:
     assert make({"model.torch_dtype": "torch.bfloat16"}).run.compute.precision == "bf16"
     assert make({"model.torch_dtype": "bf16", f"{DS}.fp16": True}).config.train.precision == "fp16"
 
@@ -41,7 +46,8 @@ def group(make: Make, name: str, value: Any) -> Any:
     return groups[0][name]
 
 
-def optimizer_type(make: Make) -> None:
+@changes(f"{DS}.optimizer.type")
+def test_optimizer_type(make: Make) -> None:
     assert type(make().optimizer) is torch.optim.AdamW
     sgd = make({f"{DS}.optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.5}}})
     assert type(sgd.optimizer) is torch.optim.SGD
@@ -49,29 +55,36 @@ def optimizer_type(make: Make) -> None:
     assert "Lamb" in unbuilt(wrong)
 
 
-def other_parameter(make: Make, section: str, name: str) -> None:
-    """Parameters of other optimizers reach them, and AdamW refuses them."""
-    owner, value = {
-        "momentum": ("SGD", 0.5),
-        "dampening": ("SGD", 0.25),
-        "nesterov": ("SGD", True),
-        "alpha": ("RMSprop", 0.5),
-        "centered": ("RMSprop", True),
-        "rho": ("Adadelta", 0.5),
-        "lr_decay": ("Adagrad", 0.5),
-        "lambd": ("ASGD", 0.5),
-        "t0": ("ASGD", 5.0),
-        "amsgrad": ("Adam", True),
-    }[name]
+OTHER_PARAMETERS = {
+    "momentum": ("SGD", 0.5),
+    "dampening": ("SGD", 0.25),
+    "nesterov": ("SGD", True),
+    "alpha": ("RMSprop", 0.5),
+    "centered": ("RMSprop", True),
+    "rho": ("Adadelta", 0.5),
+    "lr_decay": ("Adagrad", 0.5),
+    "lambd": ("ASGD", 0.5),
+    "t0": ("ASGD", 5.0),
+    "amsgrad": ("Adam", True),
+}
+
+
+@each_changes(
+    "owner value",
+    *((f"{place}.optimizer.params.{name}", *case) for place in (DS, MODULE) for name, case in OTHER_PARAMETERS.items()),
+)
+def test_a_parameter_of_another_optimizer(make: Make, key: str, owner: str, value: Any) -> None:
+    """It reaches that optimizer, and AdamW refuses it."""
+    name = key.rpartition(".")[2]
     more = {"momentum": 0.5} if name == "nesterov" else {}
-    if section == DS:
+    if key.startswith(DS):
         asked = {"type": owner, "params": {"lr": 0.1, name: value, **more}}
         if owner == "Adam":
             asked["params"]["adam_w_mode"] = False
         made = make({f"{DS}.optimizer": asked})
         assert type(made.optimizer).__name__ == owner
         assert made.optimizer.param_groups[0][name] == value
-        assert "no parameter of AdamW" in refused(make, {f"{DS}.optimizer.params.{name}": value})
+        assert "no parameter of AdamW" in refused(make, {key: value})
         return
     if owner == "Adam":
         message = "no parameter of AdamW"
@@ -83,12 +96,14 @@ def other_parameter(make: Make, section: str, name: str) -> None:
     assert found.param_groups[0][name] == value
 
 
-def adam_mode(make: Make) -> None:
+@changes(f"{DS}.optimizer.params.adam_w_mode")
+def test_adam_mode(make: Make) -> None:
     assert type(make({f"{DS}.optimizer.params.adam_w_mode": False}).optimizer) is torch.optim.Adam
     assert type(make({f"{DS}.optimizer.params.adam_w_mode": True}).optimizer) is torch.optim.AdamW
 
 
-def schedule_type(make: Make) -> None:
+@changes(f"{DS}.scheduler.type")
+def test_schedule_type(make: Make) -> None:
     assert rates(make()) == [0.01] * 4
     parameters = {"warmup_min_lr": 0.1, "warmup_max_lr": 1.1, "warmup_type": "linear", "warmup_num_steps": 2}
     up = make({f"{DS}.scheduler": {"type": "WarmupLR", "params": parameters}})
@@ -96,13 +111,15 @@ def schedule_type(make: Make) -> None:
     assert "must be one of" in refused(make, {f"{DS}.scheduler": {"type": "Cosine"}})
 
 
-def schedule_parameters(make: Make) -> None:
+@changes(f"{DS}.scheduler.params")
+def test_schedule_parameters(make: Make) -> None:
     wrong = make({f"{DS}.scheduler": {"type": "WarmupLR", "params": {"warmup_step": 3}}})
     assert "warmup_step" in unbuilt(wrong)
     assert "no schedule" in refused(make, {f"{DS}.scheduler": {"params": {"warmup_num_steps": 3}}})
 
 
-def clipping(make: Make) -> None:
+@changes(f"{DS}.gradient_clipping")
+def test_clipping(make: Make) -> None:
     """At the top, beside ds_config and inside it; without any, nothing is clipped."""
     assert make().config.train.clip_norm is None
     for path in (f"{DS}.gradient_clipping", "training_args.gradient_clipping", "gradient_clipping"):
@@ -118,18 +135,21 @@ def clipping(make: Make) -> None:
     assert first > second + 1e-3
 
 
-def batches(make: Make) -> None:
+@changes(f"{DS}.train_batch_size")
+def test_batches(make: Make) -> None:
     made = make({f"{DS}.train_batch_size": 8})
     assert made.batch().inputs.shape == (8, 16)
     assert made.config.batch.accumulation == 2
     assert "do not make a batch" in refused(make, {f"{DS}.train_batch_size": 6})
 
 
-def micro_batches(make: Make) -> None:
+@changes(f"{DS}.train_micro_batch_size_per_gpu")
+def test_micro_batches(make: Make) -> None:
     assert make({f"{DS}.train_micro_batch_size_per_gpu": 2}).config.batch.accumulation == 2
 
 
-def accumulation(make: Make) -> None:
+@changes(f"{DS}.gradient_accumulation_steps")
+def test_accumulation(make: Make) -> None:
     each = make({f"{DS}.gradient_accumulation_steps": 3}, without=[f"{DS}.train_batch_size"]).config
     micro = each.batch.micro_batch_size
     for devices in (1, 2, 8):  # DeepSpeed's definition
@@ -143,19 +163,22 @@ def accumulation(make: Make) -> None:
 # What trainers have in common.
 
 
-def do_eval(make: Make) -> None:
+@changes("training_args.do_eval")
+def test_do_eval(make: Make) -> None:
     changes = {"training_args.do_final_eval": True, "training_args.eval_steps": 2, "training_args.max_steps": 2}
     assert list(make(changes).metrics("validation/loss")) == [2]
     assert list(make({**changes, "training_args.do_eval": False}).metrics("validation/loss")) == []
 
 
-def final_evaluation(make: Make) -> None:
+@changes("training_args.do_final_eval")
+def test_final_evaluation(make: Make) -> None:
     short = {"training_args.max_steps": 1}
     assert list(make(short).metrics("validation/loss")) == []
     assert list(make({**short, "training_args.do_final_eval": True}).metrics("validation/loss")) == [1]
 
 
-def epochs(make: Make) -> None:
+@changes("training_args.num_train_epochs")
+def test_epochs(make: Make) -> None:
     counts = []
     for number in (1, 2, 0.5):
         made = make({"training_args.num_train_epochs": number}, without=["training_args.max_steps"])
@@ -163,7 +186,8 @@ def epochs(make: Make) -> None:
     assert counts == [16, 31, 8]  # 62 samples in batches of 4, rounded up
 
 
-def max_steps(make: Make) -> None:
+@changes("training_args.max_steps")
+def test_max_steps(make: Make) -> None:
     both = {"training_args.num_train_epochs": 1}
     assert make({**both, "training_args.max_steps": 3}).run.steps == 3
     assert make({**both, "training_args.max_steps": 100}).run.steps == 100
@@ -171,7 +195,8 @@ def max_steps(make: Make) -> None:
     assert "trains nothing" in refused(make, {"training_args.max_steps": 0})
 
 
-def logging_steps(make: Make) -> None:
+@changes("training_args.logging_steps")
+def test_logging_steps(make: Make) -> None:
     """1 is every step, 1.0 all steps, 0.0001 the first fraction above nothing, 0.5 every second of 4."""
     found = [
         make({"training_args.logging_steps": value}).run.intervals.log_every for value in (1, 1.0, 0.0001, 0.5, 2.0)
@@ -183,30 +208,35 @@ def logging_steps(make: Make) -> None:
     assert any(note.startswith("training_args.logging_steps: not used") for note in other.loaded.notes)
 
 
-def save_steps(make: Make) -> None:
+@changes("training_args.save_steps")
+def test_save_steps(make: Make) -> None:
     assert make({"training_args.save_steps": 2}).checkpoints == [2, 4]
     assert make({"training_args.save_steps": 0.25}).checkpoints == [1, 2, 3, 4]
     assert make({"training_args.save_steps": -1}).checkpoints == []
 
 
-def save_final(make: Make) -> None:
+@changes("training_args.save_final_checkpoint")
+def test_save_final(make: Make) -> None:
     assert make({"training_args.max_steps": 1, "training_args.save_final_checkpoint": True}).checkpoints == [1]
     assert make({"training_args.max_steps": 1}).checkpoints == []
 
 
-def eval_steps(make: Make) -> None:
+@changes("training_args.eval_steps")
+def test_eval_steps(make: Make) -> None:
     assert list(make({"training_args.eval_steps": 0.5}).metrics("validation/loss")) == [2, 4]
     assert make().config.evaluate.every == 500
 
 
-def eval_max_steps(make: Make) -> None:
+@changes("training_args.eval_max_steps")
+def test_eval_max_steps(make: Make) -> None:
     made = make({"training_args.eval_max_steps": 2, f"{DS}.train_batch_size": 4})
     assert made.config.evaluate.samples == 8
     assert make().config.evaluate.samples is None
     assert made.config.evaluate.samples_each
 
 
-def seed(make: Make) -> None:
+@changes("training_args.seed")
+def test_seed(make: Make) -> None:
     a, b, again = make(), make({"training_args.seed": 7}), make({"training_args.seed": 42})
     assert not same(a.batch(), b.batch())
     assert same(a.batch(), again.batch())
@@ -215,7 +245,8 @@ def seed(make: Make) -> None:
     assert torch.equal(weights[0], weights[2])
 
 
-def shuffle(make: Make, data: Path) -> None:
+@changes("training_args.dataloader_shuffle")
+def test_shuffle(make: Make, data: Path) -> None:
     ordered = make({"training_args.dataloader_shuffle": False})
     assert np.array_equal(ordered.batch(0).inputs.ravel(), tokens(data / "stories/train.npy")[:64])
     assert not same(make().batch(0), ordered.batch(0))
@@ -226,6 +257,61 @@ def tracked(make: Make, name: str) -> None:
     assert make({f"training_args.{name}": False}).config.track == ()
 
 
-def host(make: Make) -> None:
+@changes("training_args.wandb_host")
+def test_host(make: Make) -> None:
     made = make({"training_args.wandb": True, "training_args.wandb_host": "https://wandb.example"})
     assert made.config.track[0].arguments == {"settings": {"base_url": "https://wandb.example"}}
+
+
+@changes(f"{DS}.fp16.enabled")
+def test_enabled(make: Make) -> None:
+    precision(make, "fp16")
+
+
+@changes(f"{DS}.bf16.enabled")
+def test_bf16_enabled(make: Make) -> None:
+    precision(make, "bf16")
+
+
+@changes(f"{DS}.optimizer.params.lr")
+def test_lr(make: Make) -> None:
+    assert rates(make({f"{DS}.optimizer.params.lr": 0.5})) == [0.5] * 4
+
+
+@changes(f"{DS}.optimizer.params.betas")
+def test_betas(make: Make) -> None:
+    assert tuple(group(make, "betas", [0.8, 0.9])) == (0.8, 0.9)
+
+
+@changes(f"{DS}.optimizer.params.eps")
+def test_eps(make: Make) -> None:
+    assert group(make, "eps", 1e-4) == 1e-4
+
+
+@changes(f"{DS}.optimizer.params.weight_decay")
+def test_weight_decay(make: Make) -> None:
+    assert group(make, "weight_decay", 0.3) == 0.3
+
+
+@changes("training_args.mlflow")
+def test_mlflow(make: Make) -> None:
+    tracked(make, "mlflow")
+
+
+@changes("training_args.wandb")
+def test_wandb(make: Make) -> None:
+    tracked(make, "wandb")
+
+
+@changes("training_args.tensorboard")
+def test_tensorboard(make: Make) -> None:
+    tracked(make, "tensorboard")
+
+
+def test_the_learning_rate_is_that_of_the_worked_example(make: Make) -> None:
+    """Warm-up of 4 of 10 steps from .1 to 1.1, simulated with DeepSpeed itself."""
+    parameters = {"warmup_min_lr": 0.1, "warmup_max_lr": 1.1, "warmup_type": "linear", "warmup_num_steps": 4}
+    made = make({f"{DS}.scheduler": {"type": "WarmupDecayLR", "params": parameters}, "training_args.max_steps": 10})
+    expected = [0.1, 0.1, 0.35, 0.6, 0.85, 1.1, 0.9333, 0.7667, 0.6, 0.4333]
+    assert rates(made, 10) == pytest.approx(expected, abs=1e-4)
+    assert made.rates == pytest.approx(expected, abs=1e-4)

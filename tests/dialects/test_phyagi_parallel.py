@@ -1,18 +1,24 @@
-"""What PhyAGI's keys of several devices do to a run."""
+"""PhyAGI: what the keys of several devices change."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-from tests.dialects.conftest import Made, Make
-from tests.dialects.phyagi_runs import DS, lightning, raises
+from tests.dialects.conftest import Made, Make, changes, each_changes
+from tests.dialects.phyagi_runs import DS, lightning
+from tests.dialects.phyagi_runs import base as base  # a fixture
+from tests.dialects.phyagi_runs import data as data  # a fixture
 
 from quintet.config.dialects.back import translate_back
 from quintet.config.dialects.phyagi.arguments import ZeroOptimization
-from quintet.config.dialects.phyagi.translate import DIALECT
+from quintet.config.dialects.phyagi.translate import DIALECT as PHYAGI
+from quintet.errors import UserError
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed import settings_of
+
+DIALECT = "phyagi"
 
 ZERO = [name for name in ZeroOptimization.model_fields if name not in ("stage", "offload_param", "offload_optimizer")]
 ZERO_VALUES: dict[str, Any] = dict.fromkeys(ZERO, True) | {
@@ -28,17 +34,24 @@ SCALES = {
     "min_loss_scale": 1,
     "consecutive_hysteresis": 1,
 }
-OTHERS = {"zero_allow_untested_optimizer": True, "data_types.grad_accum_dtype": "fp32"}
+HANDED_ON = {
+    **{f"zero_optimization.{name}": value for name, value in ZERO_VALUES.items()},
+    **{f"fp16.{name}": value for name, value in SCALES.items()},
+    "zero_allow_untested_optimizer": True,
+    "data_types.grad_accum_dtype": "fp32",
+}
 FP16 = Compute(torch.device("cpu"), "fp16", False, "")
 
 
 def unsaid(made: Made) -> list[str]:
     """What of `parallel` a file of PhyAGI that is written from the native run loses."""
-    return [line for line in translate_back(DIALECT, made.config).lost if "parallel" in line]
+    return [line for line in translate_back(PHYAGI, made.config).lost if "parallel" in line]
 
 
-def handed_on(make: Make, key: str, value: Any) -> None:
+@each_changes("value", *((f"{DS}.{name}", value) for name, value in HANDED_ON.items()))
+def test_a_setting_is_handed_on(make: Make, key: str, value: Any) -> None:
     """DeepSpeed is given the setting at a stage of ZeRO above 0, and at stage 0 the run says that it is not used."""
+    key = key.removeprefix(f"{DS}.")
     section, _, leaf = key.rpartition(".")
     nested = {section: {leaf: value}} if section else {leaf: value}
     precision = {"fp16": {"enabled": True, **nested.pop("fp16", {})}}
@@ -55,7 +68,8 @@ def handed_on(make: Make, key: str, value: Any) -> None:
     assert any(key in note and "not used" in note for note in plain.loaded.notes)
 
 
-def stage(make: Make) -> None:
+@changes(f"{DS}.zero_optimization.stage")
+def test_stage(make: Make) -> None:
     assert make().config.parallel.kind == "auto"
     for number in (1, 2, 3):
         made = make({f"{DS}.zero_optimization.stage": number})
@@ -66,12 +80,14 @@ def stage(make: Make) -> None:
         assert unsaid(made) == []
 
 
-def waiting(make: Make) -> None:
+@changes("training_args.timeout")
+def test_waiting(make: Make) -> None:
     assert make({"training_args.timeout": 1800}).config.parallel.timeout_seconds == 1800
     assert make().config.parallel.timeout_seconds == 600
 
 
-def strategy(make: Make) -> None:
+@changes("training_args.strategy.type")
+def test_strategy(make: Make) -> None:
     assert lightning(make, strategy={"type": "auto"}).config.trainer.kind == "lightning"
     kinds = {"ddp": "ddp", "dctp": "fsdp", "deepspeed_stage_3": "deepspeed"}
     for name, kind in kinds.items():
@@ -79,42 +95,29 @@ def strategy(make: Make) -> None:
         assert (config.parallel.kind, config.trainer.kind) == (kind, "quintet")
     three = lightning(make, strategy={"type": "deepspeed_stage_3_offload"}).config.parallel.config
     assert three["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
-    raises("must be one of auto, ddp", lambda: lightning(make, strategy={"type": "xla"}))
-    raises("is for Lightning's loop", lambda: lightning(make, {"benchmark": True}, strategy={"type": "ddp"}))
+    with pytest.raises(UserError, match="must be one of auto, ddp"):
+        lightning(make, strategy={"type": "xla"})
+    with pytest.raises(UserError, match="is for Lightning's loop"):
+        lightning(make, {"benchmark": True}, strategy={"type": "ddp"})
 
 
-def offload(make: Make) -> None:
+@changes("training_args.strategy.fsdp_cpu_offload")
+def test_offload(make: Make) -> None:
     for value in (True, False):
         made = lightning(make, strategy={"type": "dctp", "fsdp_cpu_offload": value})
         assert made.config.parallel.offload is value
     assert any("not used" in note for note in lightning(make, strategy={"fsdp_cpu_offload": True}).loaded.notes)
 
 
-def compiling(make: Make) -> None:
+@changes("training_args.strategy.fsdp_compile")
+def test_compiling(make: Make) -> None:
     made = lightning(make, strategy={"type": "dctp", "fsdp_compile": True})
     assert made.config.train.compile is True
     assert lightning(make, strategy={"type": "dctp"}).config.train.compile == "auto"
 
 
-def blocks_again(make: Make) -> None:
+@changes("training_args.strategy.activation_checkpointing")
+def test_blocks_again(make: Make) -> None:
     for value, expected in ((True, 1), (False, "none")):
         made = lightning(make, strategy={"activation_checkpointing": value})
         assert made.config.train.activation_checkpointing == expected
-
-
-PARALLEL = {
-    f"{DS}.zero_optimization.stage": stage,
-    "training_args.timeout": waiting,
-    "training_args.strategy.type": strategy,
-    "training_args.strategy.fsdp_cpu_offload": offload,
-    "training_args.strategy.fsdp_compile": compiling,
-    "training_args.strategy.activation_checkpointing": blocks_again,
-    **{
-        f"{DS}.{key}": lambda make, key=key, value=value: handed_on(make, key, value)
-        for key, value in {
-            **{f"zero_optimization.{name}": value for name, value in ZERO_VALUES.items()},
-            **{f"fp16.{name}": value for name, value in SCALES.items()},
-            **OTHERS,
-        }.items()
-    },
-}

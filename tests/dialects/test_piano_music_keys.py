@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.dialects.conftest import Made, Make
-from tests.dialects.piano_music import piece, row, write_data_set
+from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.piano_folders import base as base  # a fixture
+from tests.dialects.piano_folders import questions as questions  # a fixture
+from tests.dialects.piano_music import data_set as data_set  # a fixture
+from tests.dialects.piano_music import music as music  # a fixture
+from tests.dialects.piano_music import piece, row, samples, words, write_data_set
 from tests.helpers import refused
 
 from quintet import api
-from quintet.data.note_samples import NoteSamples
 from quintet.errors import UserError
 from quintet.piano.context import ANSWER, END_OF_ANSWER
 from quintet.piano.notes import Notes
@@ -21,20 +23,7 @@ from quintet.piano.tasks import DEFAULT_TASKS
 from quintet.piano.tokenizers.bpe import NoteBPETokenizer
 from quintet.piano.tokenizers.exponential import ExponentialTimeTokenizer
 
-
-def samples(made: Made, source: int = 0, *, held_out: bool = False) -> NoteSamples:
-    """The samples of a source to train on, or to validate on."""
-    data = made.run.validation if held_out else made.run.data
-    assert data is not None
-    found = data.streams[source]
-    assert isinstance(found, NoteSamples)
-    return found
-
-
-def words(made: Made, index: int, source: int = 0) -> list[str]:
-    """The names of the tokens of a sample."""
-    one = samples(made, source)
-    return [one.tokenizer.names()[token] for token in one.sample(index).ids.tolist()]
+DIALECT = "piano"
 
 
 def halves(made: Made, index: int) -> tuple[Notes, Notes]:
@@ -44,7 +33,8 @@ def halves(made: Made, index: int) -> tuple[Notes, Notes]:
     return one.tokenizer.decode_notes(ids[:at]), one.tokenizer.decode_notes(ids[at:])
 
 
-def stage(music: Make) -> None:
+@changes("stage")
+def test_stage(music: Make) -> None:
     """Records with an answer, or stretches of pieces that have none."""
     record, stretch = words(music(), 0), words(music({"stage": "next_token_pretraining"}), 0)
     assert record[:3] == ["<MAESTRO>", "<BACH>", "<PARAMETRIC_TOP_LINE>"]
@@ -57,7 +47,8 @@ def stage(music: Make) -> None:
     assert words(third, 0) == stretch
 
 
-def tasks(music: Make) -> None:
+@changes("tasks")
+def test_tasks(music: Make) -> None:
     assert samples(music()).tasks == DEFAULT_TASKS
     assert samples(music({"tasks": "TODO"})).tasks == DEFAULT_TASKS
     named = music({"tasks": ["top_line_masking-x2", "velocity_denoising"]})
@@ -89,13 +80,15 @@ def tasks(music: Make) -> None:
         assert "tasks: must have" in refused(music, {"tasks": [wrong_entry]})
 
 
-def notes_per_record(music: Make) -> None:
+@changes("data.notes_per_record")
+def test_notes_per_record(music: Make) -> None:
     for count in (16, 10):
         made = music({"data.notes_per_record": count, "tasks": ["top_line_masking", "high_notes_masking"]})
         assert {sum(map(len, halves(made, index))) for index in range(8)} == {count}
 
 
-def base(music: Make) -> None:
+@changes("dataset.base_dataset_name")
+def test_base(music: Make) -> None:
     """Validated on is its split `validation`, as a whole and by composer, and nothing of it is trained on."""
     made = music()
     other = write_data_set(made.file.parent / "other", seed=50)
@@ -107,7 +100,8 @@ def base(music: Make) -> None:
         assert held.pieces.read(0, 0, 40).pitch.tolist() == piece(seed).pitch.tolist()
 
 
-def extra(music: Make) -> None:
+@changes("dataset.extra_datasets")
+def test_extra(music: Make) -> None:
     """The split `train` of each data set."""
     made = music()
     folder = str(made.file.parent)
@@ -123,7 +117,8 @@ def extra(music: Make) -> None:
         api.check(api.remembering(missing.loaded), strict=True)
 
 
-def pauses(music: Make) -> None:
+@changes("dataset.pause_detection_threshold")
+def test_pauses(music: Make) -> None:
     """A piece with 5 seconds of silence is two, and the part behind the silence is there, too."""
     first, second = piece(1), piece(2)
     later = second.moved(first.seconds + 5.0)
@@ -138,7 +133,8 @@ def pauses(music: Make) -> None:
     assert "must be above 0, found 0" in refused(music, {"dataset.pause_detection_threshold": 0})
 
 
-def speeds(music: Make) -> None:
+@changes("dataset.augmentation.speed_change_factors")
+def test_speeds(music: Make) -> None:
     """Each beginning of a record once more at each tempo; what is validated on stays as it is."""
     made = music({"dataset.augmentation.speed_change_factors": [2.0, 0.5], "tasks": ["high_notes_masking-x1"]})
     one = samples(made)
@@ -150,27 +146,31 @@ def speeds(music: Make) -> None:
     assert "must be above 0" in refused(music, {"dataset.augmentation.speed_change_factors": [0.9, 0]})
 
 
-def shift(music: Make) -> None:
+@changes("dataset.augmentation.max_pitch_shift")
+def test_shift(music: Make) -> None:
     made = music({"dataset.augmentation.max_pitch_shift": 2, "tasks": ["high_notes_masking-x1"]})
     assert samples(made).variants == 5
     lowest = [int(halves(made, index)[0].pitch.min()) for index in range(5)]
     assert sorted(found - lowest[0] for found in lowest) == [-2, -1, 0, 1, 2]  # piano-gpt's builder keeps ±1 alone
 
 
-def fewest(music: Make) -> None:
+@changes("training.min_notes_per_record")
+def test_fewest(music: Make) -> None:
     made = music({"training.min_notes_per_record": 6, "tasks": ["high_notes_masking-x1"]})
     sizes = [sum(map(len, halves(made, index))) for index in range(60)]
     assert set(sizes) == set(range(6, 17))
     assert "17 are more than notes_per_record = 16" in refused(music, {"training.min_notes_per_record": 17})
 
 
-def most(music: Make) -> None:
+@changes("training.max_notes_per_record")
+def test_most(music: Make) -> None:
     made = music({"training.max_notes_per_record": 12}, without=["data.notes_per_record"])
     assert sum(map(len, halves(made, 0))) == 12
     assert "keep one of the two" in refused(music, {"training.max_notes_per_record": 12})
 
 
-def fewest_of_a_task(music: Make) -> None:
+@changes("training.min_n_task_notes")
+def test_fewest_of_a_task(music: Make) -> None:
     """The answer is a run of the record's notes, of so many or more; the prompt has those before and behind it."""
     made = music({"training.min_n_task_notes": 5, "tasks": ["random_masking-x100"]})
     sizes, begins = set(), set()
@@ -189,7 +189,8 @@ def fewest_of_a_task(music: Make) -> None:
     assert {len(halves(music({"tasks": ["random_masking-x100"]}), index)[1]) for index in range(4)} == {16}
 
 
-def tokenizer_class(music: Make) -> None:
+@changes("tokenizer.class_name")
+def test_tokenizer_class(music: Make) -> None:
     assert isinstance(music().run.tokenizer, ExponentialTimeTokenizer)
     merged = music({"tokenizer.class_name": "AwesomeMidiTokenizer", "tokenizer.parameters": {"max_vocab_size": 1300}})
     assert isinstance(merged.run.tokenizer, NoteBPETokenizer)
@@ -209,7 +210,8 @@ def _settings(music: Make, key: str, more: dict[str, Any], unit: str) -> None:
     assert "has no setting 'colour'; there are time_unit" in refused(music, {key: {"colour": 1}, **more})
 
 
-def tokenizer_settings(music: Make) -> None:
+@changes("tokenizer.config")
+def test_tokenizer_settings(music: Make) -> None:
     _settings(music, "tokenizer.config", {}, "time_unit")
     made = music({"tokenizer.config": {"n_special_ids": 700}})
     assert made.shapes["embedding.weight"][0] == 217 + 700  # as piano-gpt counts
@@ -220,12 +222,14 @@ def tokenizer_settings(music: Make) -> None:
 _AWESOME = {"tokenizer.name": "AwesomeMidiTokenizer"}
 
 
-def base_settings(music: Make) -> None:
+@changes("tokenizer.base_tokenizer_parameters")
+def test_base_settings(music: Make) -> None:
     more = _AWESOME | {"tokenizer.parameters": {"max_vocab_size": 900}}
     _settings(music, "tokenizer.base_tokenizer_parameters", more, "min_time_unit")
 
 
-def base_tokenizer(music: Make) -> None:
+@changes("tokenizer.base_tokenizer")
+def test_base_tokenizer(music: Make) -> None:
     """There is one; what it makes is what the merged ids stand for."""
     made = music(_AWESOME | {"tokenizer.base_tokenizer": "ExponentialTimeTokenizer"}).run.tokenizer
     plain = music().run.tokenizer
@@ -235,7 +239,8 @@ def base_tokenizer(music: Make) -> None:
     assert "must be ExponentialTimeTokenizer" in refused(music, _AWESOME | {"tokenizer.base_tokenizer": "REMI"})
 
 
-def merges(music: Make) -> None:
+@changes("tokenizer.parameters")
+def test_merges(music: Make) -> None:
     for size in (1245, 1260):
         parameters = {"max_vocab_size": size, "max_token_length": 3}
         tokenizer = music(_AWESOME | {"tokenizer.parameters": parameters}).run.tokenizer
@@ -243,7 +248,8 @@ def merges(music: Make) -> None:
         assert max(name.count("+") for name in tokenizer.names()) <= 2
 
 
-def splits(music: Make) -> None:
+@changes("eval_splits")
+def test_splits(music: Make) -> None:
     """What is reported is the whole split and the composers asked for; those without pieces are said and left out."""
     made = music()
     found = {name for name in _names_of(made) if name.endswith("/loss")}
@@ -260,24 +266,3 @@ def splits(music: Make) -> None:
 def _names_of(made: Made) -> set[str]:
     lines = (made.trained / "metrics.jsonl").read_text().splitlines()
     return {name for line in lines for name in json.loads(line) if name.startswith("validation")}
-
-
-MUSIC: dict[str, Callable[[Make], None]] = {
-    "stage": stage,
-    "tasks": tasks,
-    "data.notes_per_record": notes_per_record,
-    "dataset.base_dataset_name": base,
-    "dataset.extra_datasets": extra,
-    "dataset.pause_detection_threshold": pauses,
-    "dataset.augmentation.speed_change_factors": speeds,
-    "dataset.augmentation.max_pitch_shift": shift,
-    "training.min_notes_per_record": fewest,
-    "training.max_notes_per_record": most,
-    "training.min_n_task_notes": fewest_of_a_task,
-    "tokenizer.class_name": tokenizer_class,
-    "tokenizer.config": tokenizer_settings,
-    "tokenizer.base_tokenizer": base_tokenizer,
-    "tokenizer.base_tokenizer_parameters": base_settings,
-    "tokenizer.parameters": merges,
-    "eval_splits": splits,
-}
