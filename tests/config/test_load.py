@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -429,3 +430,22 @@ def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: s
         load_run_config([file])
     (problem,) = raised.value.problems
     assert problem.startswith(f"{file}:2: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr:\n    3e-3: 1", "optimizer.lr: keys are names, and '3e-3' is not one in YAML"),
+        (f"lr: {'9' * 101}", "optimizer.lr: has more than 100 digits"),
+        ("lr: '${mul:1" + "0" * 60 + ",1" + "0" * 60 + "}'", "optimizer.lr: has more than 100 digits"),
+        (f"lr: '{'9' * 400}'", "optimizer.lr: must be "),
+    ],
+)
+def test_a_number_that_no_run_has_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"data: {{sources: [{{kind: python_stdlib}}]}}\ntrain: {{steps: 1}}\noptimizer:\n  {text}\n")
+    with pytest.raises(UserError) as raised:
+        load_run_config([file])
+    (problem,) = raised.value.problems
+    assert message in problem
+    assert re.match(rf"{file}:[45]: ", problem)

@@ -77,7 +77,8 @@ def _settings(item: pytest.Item) -> settings:
 def _budget(item: pytest.Item) -> float:
     """Seconds for one fuzzer."""
     total = item.config.getoption("--fuzz-total")
+    mark = item.get_closest_marker("fuzz")
     if total is None:
-        return item.config.getoption("--fuzz-seconds")
+        return item.config.getoption("--fuzz-seconds") * (1 if mark is None else mark.kwargs.get("share", 1))
     fuzzers = sum("fuzz" in other.keywords for other in item.session.items)
     return total * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) / fuzzers

@@ -26,6 +26,8 @@ _RAISED = re.compile(r"^(?:Value|Overflow)Error raised while resolving interpola
 _COPIES_OF = re.compile(r"\$\{\s*for:.*?,\s*(\d{1,9}|\$\{[^{}]*\})\s*,", re.DOTALL)
 _MOST_COPIES, _MOST_GROWTH = 10_000, 10_000_000
 _OF_A_VALUE, _OF_A_NAME = 100, 1000  # in characters: about what OmegaConf takes for a value, and to look up a name
+_MOST_DIGITS = 100  # so that what is made of some numbers is still a float
+_TOO_LARGE = 10**_MOST_DIGITS
 _LONGEST_CHAIN = 50  # of values of which each names the next; OmegaConf, which calls itself, is through after some 80
 
 
@@ -35,7 +37,8 @@ def resolve(
     """The values of ``document`` with every interpolation resolved; they may also refer to values that ``defaults``
     fills in, which are the schema's unless a dialect has its own.
 
-    Raises RunFileError with every interpolation that names nothing, and every value that is OmegaConf's ``???``.
+    Raises RunFileError with every interpolation that names nothing, every value that is OmegaConf's ``???``, and every
+    number of more digits than any has.
     """
     values = copy.deepcopy(document.values)
     texts = [(path, text) for path, text in walk(document.values) if isinstance(text, str)]
@@ -53,6 +56,10 @@ def resolve(
             _put(values, path, _resolved(background, path))
         except (OmegaConfBaseException, RecursionError) as error:
             problems.append(Problem(origin_of(path, document.provenance), show(path), unresolved(text, error)))
+    for path, value in walk(values):
+        if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+            origin = origin_of(path, document.provenance)
+            problems.append(Problem(origin, show(path), f"has more than {_MOST_DIGITS} digits; no number here has"))
     for path, text in texts:
         if text == "???" and not isinstance(path[-1], int):
             origin = origin_of(path, document.provenance)

@@ -22,6 +22,8 @@ _YAML: Any = yaml  # whose stubs leave open what composing and scanning give
 _DEEPEST, _MOST_VALUES, _MOST_DIGITS = 60, 20_000, 4000
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
+_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9_]+[eE][-+]?[0-9]+")
+"""A number to OmegaConf, and a text to YAML 1.1."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 _read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were read", default=None)
 
@@ -258,7 +260,7 @@ class _Lines:
                 for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
                     self.visit(source, path)
                 continue
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag != "tag:yaml.org,2002:str" or (key.style is None and _EXPONENT.fullmatch(key.value)):
                 shown = f"{key.value!r} is" if isinstance(key, yaml.ScalarNode) else "a mapping or list is"
                 self._say(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
                 continue

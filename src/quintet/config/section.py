@@ -171,13 +171,16 @@ def _number(annotation: Any, value: Any) -> Any:
     return number_in(value)
 
 
+_LONGEST_NUMBER = 100  # characters
+
+
 def number_in(value: Any) -> Any:
     """The number that ``value`` spells if it is a text that spells one, otherwise ``value``.
 
     >>> number_in("2e-5"), number_in("1_000"), number_in("fast")
     (2e-05, 1000, 'fast')
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
         return value
     for read in (int, float):
         try:

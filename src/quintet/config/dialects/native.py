@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from quintet.config.keypath import ABSENT, KeyPath, lookup, path_of, walk
+from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, walk
 from quintet.config.provenance import Origin
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ class NativeBuilder:
 
     def set(self, path: str, value: Any, *keys: str) -> None:
         """Set the native key ``path``, for the reason that the dialect's ``keys`` say so; without keys, because the
-        framework always does."""
+        framework always does. A key of the file's own choice that no path can name is refused."""
+        if parse(path) is None and keys:
+            self.refuse(keys[0], "has a key without a name, or with '.', '[' or ']' in it; none of the trainer's has")
+            return
         self._put(path, value, self.given.origin(*keys))
 
     def has(self, path: str) -> bool:
@@ -71,7 +74,8 @@ class NativeBuilder:
         for position, (step, following) in enumerate(pairwise(steps)):
             inner = [] if isinstance(following, int) else {}
             if isinstance(here, list):
-                here += [inner] if step == len(here) else []
+                here += [inner] if step >= len(here) else []
+                step = min(step, len(here) - 1)  # an element before it was refused
             else:
                 here.setdefault(step, inner)
             self.provenance.setdefault(steps[: position + 1], origin)
