@@ -105,11 +105,15 @@ def test_a_holder_on_another_machine_that_gives_signs_is_named(tmp_path: Path, m
 def test_a_file_that_names_nobody_is_followed_when_nobody_writes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/.running").write_bytes(b"\0" * 9)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    with RunLock() as lock:
-        lock.take(tmp_path / "run")
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run/.running").write_bytes(b"\0" * 9)
+    (tmp_path / "other/.running").mkdir()
+    for name in ("run", "other"):
+        with RunLock() as lock:
+            lock.take(tmp_path / name)
+        assert not any((tmp_path / name).iterdir())
 
 
 def _take_in_turn(folder: Path, inside: Path, count: int) -> None:

@@ -7,13 +7,17 @@ speaks itself.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from quintet.errors import one_line, printable
@@ -75,6 +79,31 @@ def end_with_launcher() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def stacks_told() -> Iterator[None]:
+    """Within the context, have this process, if torchrun started it, write where each of its threads stands as soon as
+    it gets SIGTERM, by which torchrun asks those to end who are left when another has failed.
+
+    That works also where the main thread hangs. Whoever handles the signal is called too; nobody else may begin to
+    handle it within the context.
+    """
+    if not is_launched() or not hasattr(faulthandler, "register"):  # on Windows
+        yield
+        return
+    with open(f"{os.environ['TORCHELASTIC_ERROR_FILE']}.stacks", "w", encoding="utf-8") as file:
+        faulthandler.register(signal.SIGTERM, file=file, all_threads=True, chain=True)
+        try:
+            yield
+        finally:
+            faulthandler.unregister(signal.SIGTERM)
+
+
+def read_stacks(folder: Path) -> dict[int, list[str]]:
+    """The lines that `stacks_told` has written, by the number of the process; torchrun had ``folder`` for its logs."""
+    found = {file: file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.stacks")}
+    return {int(file.parent.name): text.splitlines() for file, text in found.items()}
 
 
 def kind_of(error: BaseException, mendable: bool) -> Kind:

@@ -40,6 +40,14 @@ def set_aside(path: Path) -> Path:
     return path.rename(next(other for other in map(path.with_name, names) if not other.exists()))
 
 
+def remove(path: Path) -> None:
+    """Remove the file, the link or the folder ``path``, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_unfinished(path: Path) -> bool:
     """True if ``path`` has a name that `unfinished_name` gave it."""
     return _UNFINISHED.fullmatch(path.name) is not None
@@ -49,7 +57,7 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what writers that were killed left directly in ``folder``, into which nobody else writes now."""
     for left in folder.glob(".*"):
         if is_unfinished(left):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            remove(left)
 
 
 def write_text(file: Path, text: str) -> None:

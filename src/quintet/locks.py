@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from quintet.errors import UserError, printable
-from quintet.files import to_json, unfinished_name
+from quintet.files import remove, to_json, unfinished_name
 
 try:
     import fcntl
@@ -323,7 +323,7 @@ def _changes(file: Path) -> bool:
 def _content(file: Path) -> bytes | None:
     try:
         return file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
 
 
@@ -338,4 +338,4 @@ def _remove(file: Path, holder: Holder | None) -> None:
     if found is not None and (holder is None or found.token != holder.token):
         with suppress(FileExistsError):  # somebody came between: it is theirs
             os.link(aside, file)
-    aside.unlink()
+    remove(aside)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -162,6 +163,49 @@ def test_lines_that_are_no_records_are_set_aside_and_the_others_stay(tmp_path: P
     assert file.read_bytes() == b"".join(whole[:3]) + b'{"step": 5, "train/loss": 7.5}\n'
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
     assert said == [f"{file}: 1 lines, line 3 first, are no records and are left out; metrics.jsonl.damaged has them"]
+
+
+def test_what_was_written_is_synced_once_with_the_names_of_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+
+    def newly_synced() -> set[str]:
+        synced.clear()
+        tracker.sync()
+        inodes = {path.stat().st_ino: path.name for path in [tmp_path, *tmp_path.rglob("*")]}
+        assert len(synced) == len(set(synced))
+        return {inodes[one] for one in synced}
+
+    tracker = JsonlTracker(tmp_path, 0)
+    assert newly_synced() == {tmp_path.name, "metrics.jsonl"}
+    assert newly_synced() == set()
+    tracker.log(1, {"train/loss": 1.5})
+    assert newly_synced() == {"metrics.jsonl"}
+    tracker.text(1, "sample 0", "the cat")
+    tracker.text(1, "sample 1", "the dog")
+    assert newly_synced() == {tmp_path.name, "samples", "step-000001.txt"}
+    tracker.files(2, "sample 0", {".mid": b"x"})
+    assert newly_synced() == {"samples", "step-000002.mid"}
+    tracker.close()
+
+
+def test_what_stands_in_the_place_of_records_and_samples_is_set_aside(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "metrics.jsonl").mkdir()
+    (tmp_path / "samples").touch()
+    assert (read_metrics(tmp_path / "metrics.jsonl"), last_values(tmp_path / "metrics.jsonl", ["step"])) == ([], {})
+    tracker = JsonlTracker(tmp_path, 0, say=said.append)
+    tracker.log(1, {"train/loss": 1.5})
+    tracker.text(1, "sample 0", "the cat")
+    tracker.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.5}]
+    assert read_samples(tmp_path / "samples/step-000001.txt") == [("sample 0", "the cat")]
+    assert said == [
+        f"{tmp_path / 'metrics.jsonl'}: is no file; it is called metrics.jsonl.damaged now",
+        f"{tmp_path / 'samples'}: is no folder; it is called samples.damaged now",
+    ]
 
 
 def test_a_last_line_that_a_kill_cut_short_is_no_damage(tmp_path: Path) -> None:

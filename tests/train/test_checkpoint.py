@@ -181,9 +181,37 @@ def test_a_half_written_checkpoint_is_never_taken_for_whole(tmp_path: Path) -> N
     half = tmp_path / ".step-000009"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"x")
+    (tmp_path / ".step-000010").write_bytes(b"x")
+    amended = tmp_path / "step-000004/.state.json.0123456789abcdef"  # killed when it got its facts
+    amended.write_bytes(b"{")
     assert checkpoint_steps(tmp_path) == [4]
     Checkpointer(tmp_path, CheckpointConfig()).close()
-    assert not half.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000004"]
+    assert not amended.exists()
+
+
+def test_what_a_checkpoint_follows_from_is_made_durable_before_it_is_there(tmp_path: Path) -> None:
+    there: list[list[int]] = []
+    checkpointer = Checkpointer(
+        tmp_path, CheckpointConfig(), sync=lambda: there.append([*checkpoint_steps(tmp_path), *_best_steps(tmp_path)])
+    )
+    checkpointer.save(Progress(step=4), engine_of(*trained()).state())
+    checkpointer.wait()
+    checkpointer.amend(Progress(step=4, best_step=3))
+    checkpointer.close()
+    assert there == [[], [4]]
+    assert _best_steps(tmp_path) == [3]
+
+
+def _best_steps(folder: Path) -> list[int]:
+    found = (read_progress(checkpoint_path(folder, step)).best_step for step in checkpoint_steps(folder))
+    return [step for step in found if step is not None]
+
+
+def test_a_file_where_the_checkpoints_belong_is_said(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="is a file where the checkpoints belong"):
+        Checkpointer(tmp_path / "checkpoints", CheckpointConfig())
 
 
 def test_a_full_disk_is_one_clear_line_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:

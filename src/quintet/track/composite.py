@@ -34,8 +34,8 @@ class CompositeTracker:
 
     every_step: ClassVar[bool] = True
 
-    def __init__(self, trackers: Iterable[Tracker] = (), say: Callable[[str], object] = lambda _: None) -> None:
-        self.trackers, self._say = list(trackers), say
+    def __init__(self, trackers: Iterable[Tracker] = (), say: Callable[[str], None] = lambda _: None) -> None:
+        self.trackers, self.say = list(trackers), say
         self._failures = Counter[int]()
 
     def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
@@ -50,13 +50,17 @@ class CompositeTracker:
         """See ``Tracker``."""
         self._each(lambda tracker: tracker.files(step, name, files))
 
+    def sync(self) -> None:
+        """Make durable what the run's own records and samples have, before a checkpoint follows from it."""
+        self._each(lambda tracker: tracker.sync() if isinstance(tracker, JsonlTracker) else None)
+
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """See ``Tracker``."""
         self._each(lambda tracker: tracker.close(status, checkpoint))
         for index, count in self._failures.items():
             if count > 1:
                 name = _name_of(self.trackers[index])
-                self._say(f"{name} failed {count:,} times; it lacks what it was told then")
+                self.say(f"{name} failed {count:,} times; it lacks what it was told then")
 
     def _each(self, act: Callable[[Tracker], object]) -> None:
         for index, tracker in enumerate(self.trackers):
@@ -65,7 +69,7 @@ class CompositeTracker:
             except Exception as error:  # a record is worth less than the training
                 self._failures[index] += 1
                 if self._failures[index] == 1:
-                    self._say(f"{_name_of(tracker)} fails: {one_line(error)}; training goes on")
+                    self.say(f"{_name_of(tracker)} fails: {one_line(error)}; training goes on")
 
 
 def _name_of(tracker: Tracker) -> str:

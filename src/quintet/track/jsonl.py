@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar
 
 from quintet.config.load import load_run_config
@@ -45,6 +46,10 @@ class JsonlTracker:
         self._file = folder / "metrics.jsonl"
         self._samples = folder / "samples"
         self._names = UsableNames(file_name)
+        for path, right in ((self._file, self._file.is_file()), (self._samples, self._samples.is_dir())):
+            if path.exists() and not right:
+                kind, aside = "file" if path == self._file else "folder", set_aside(path)
+                say(f"{path}: is no {kind}; it is called {aside.name} now")
         if self._file.exists():
             _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS), say)
         last_sample = first_step - ("samples" in due)
@@ -55,6 +60,7 @@ class JsonlTracker:
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
         self._stream = self._file.open("ab", buffering=0)
         self._torn = False
+        self._unsynced, self._lock = {folder, self._file}, Lock()  # checkpoints are written in another thread
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one record. Raises OSError where it cannot be written, as on a full disk."""
@@ -65,20 +71,42 @@ class JsonlTracker:
         if self._stream.write(line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
         self._torn = False
+        self._note(self._file)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Append ``text`` to the file of its step."""
-        self._samples.mkdir(exist_ok=True)
         escaped = _HEADING.sub(r"\\\g<0>", text)
-        with (self._samples / f"step-{step:06d}.txt").open("a", encoding="utf-8", newline="") as out:
+        with self._sample(f"step-{step:06d}.txt").open("a", encoding="utf-8", newline="") as out:
             out.write(f"--- {name}\n{escaped}\n")
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
         """Write each of ``files`` under the number of its step, and its name if it is not the only sample."""
-        self._samples.mkdir(exist_ok=True)
         which = "" if name == "sample 0" else f"-{self._names.of(name)}"
         for status, content in files.items():
-            (self._samples / f"step-{step:06d}{which}{status}").write_bytes(content)
+            self._sample(f"step-{step:06d}{which}{status}").write_bytes(content)
+
+    def sync(self) -> None:
+        """Make durable what was written, so that a loss of power cannot take it back."""
+        with self._lock:
+            unsynced, self._unsynced = self._unsynced, set()
+        for path in sorted(unsynced, reverse=True):  # files before the folders that name them
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                with path.open("rb+") as content:
+                    os.fsync(content.fileno())
+
+    def _sample(self, name: str) -> Path:
+        """The path of a file of samples, in whose folder it will be."""
+        if not self._samples.is_dir():
+            self._samples.mkdir()
+            self._note(self._samples.parent)
+        self._note(self._samples, self._samples / name)
+        return self._samples / name
+
+    def _note(self, *paths: Path) -> None:
+        with self._lock:
+            self._unsynced.update(paths)
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Close the file."""
@@ -92,7 +120,7 @@ def read_metrics(file: Path, at_most: int | None = None) -> list[dict[str, float
     Of a file with more than ``at_most`` lines of training metrics so many of these are read, evenly spread, and all
     others.
     """
-    if not file.exists():
+    if not file.is_file():
         return []
     strides = {} if at_most is None else _strides(file, at_most)
     found, counts = [], dict.fromkeys(strides, 0)
@@ -158,7 +186,7 @@ def last_values(file: Path, names: Sequence[str]) -> dict[str, float]:
 
 def _blocks_from_end(file: Path) -> Iterator[bytes]:
     """The content of ``file`` in blocks of whole lines, the last one first."""
-    if not file.exists():
+    if not file.is_file():
         return
     with file.open("rb") as content:
         end, rest = content.seek(0, os.SEEK_END), b""

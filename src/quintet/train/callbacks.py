@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from quintet.data.batch import Batch
+from quintet.failures import stacks_told
 from quintet.processes import is_rank_zero, world_size
 from quintet.system import STOP_SIGNALS
 from quintet.train.evaluation import due_after, measure_due
@@ -166,7 +167,8 @@ def watch_signals() -> Iterator[StopSignal]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield asked
+        with stacks_told():
+            yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError, one_line
-from quintet.files import from_json, set_aside, sync_folder, to_json, write_text
+from quintet.files import from_json, remove, remove_unfinished, set_aside, sync_folder, to_json, write_text
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
 
 # Without a process group there is one process, which is what is meant here.
@@ -248,7 +248,7 @@ class Checkpointer:
     In several processes each writes its part and the first one the rest; all of them call each method, in one order,
     and wait ``timeout`` for each other. Training stands still only while the state is copied from ``device`` to the
     host. A run that goes on after step ``first`` sets aside what stands under the name of a later one, which is
-    damaged.
+    damaged. ``sync`` is called before each: what the run has recorded up to a checkpoint is to be as durable as that.
     """
 
     def __init__(
@@ -258,8 +258,9 @@ class Checkpointer:
         timeout: timedelta | None = None,
         first: int | None = None,
         device: torch.device | None = None,
+        sync: Callable[[], object] = lambda: None,
     ) -> None:
-        self.folder, self.config, self._first = folder, config, first
+        self.folder, self.config, self._first, self._sync = folder, config, first, sync
         gpu = device is not None and device.type == "cuda"
         options = StagingOptions(
             use_pinned_memory=gpu, use_non_blocking_copy=gpu, use_shared_memory=False, use_async_staging=False
@@ -278,10 +279,14 @@ class Checkpointer:
             raise UserError(
                 f"{self.folder}: is a link to {os.readlink(self.folder)}, which is not there; bring it back"
             )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: is a file where the checkpoints belong; move it away")
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover)
+            remove(leftover)
         for step, path in _step_folders(self.folder):
+            if path.is_dir():
+                remove_unfinished(path)
             if self._first is not None and step > self._first:
                 set_aside(path)
         return checkpoint_steps(self.folder)
@@ -336,6 +341,7 @@ class Checkpointer:
     def _write(self, state: dict[str, Any], progress: Progress) -> None:
         final = checkpoint_path(self.folder, progress.step)
         unfinished = self.folder / f".{final.name}"
+        self._sync()
         broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
             writer = FileSystemWriter(unfinished, thread_count=_files_of(state))
@@ -353,6 +359,7 @@ class Checkpointer:
         def rewrite() -> None:
             file = checkpoint_path(self.folder, progress.step) / "state.json"
             if file.is_file():  # else writing it has failed, which `wait` says
+                self._sync()
                 write_text(file, _state(progress, json.loads(file.read_bytes())["files"]))
                 self._prune(progress)
 

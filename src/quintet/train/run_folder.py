@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from quintet.config.names import (
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.files import files_digest, is_unfinished, new_folder, remove_unfinished, write_text
+from quintet.files import files_digest, is_unfinished, new_folder, remove, remove_unfinished, write_text
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.system import __version__
 from quintet.train.checkpoint import (
@@ -262,7 +261,7 @@ def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path,
 
 def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
     """``files``, and nothing else, in ``folder``; no folder where there are none."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     if files:
         with new_folder(folder) as whole:
             for name, content in files.items():

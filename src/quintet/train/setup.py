@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from quintet.data.build import encoding_libraries
 from quintet.data.mixture import stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
-from quintet.files import new_folder
+from quintet.files import new_folder, remove
 from quintet.locks import RunLock
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
@@ -85,7 +84,7 @@ def set_up(
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
     _rehearse(config, built, objective, prepared, trains=progress.step < steps)
     _resume(built, folder, progress)
-    kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
+    checkpointer, tracker = _writers(config, folder, progress, compute, reporter)
     flops = training_flops(config, prepared.tokenizer.vocab_size)
     run = Run(
         config=config,
@@ -102,8 +101,8 @@ def set_up(
         engine=built.engine,
         optimizer=built.optimizer,
         scaler=built.scaler,
-        checkpointer=Checkpointer(folder / "checkpoints", config.checkpoint, timeout(config), kept, compute.device),
-        tracker=_tracker(config, folder, progress, compute, reporter),
+        checkpointer=checkpointer,
+        tracker=tracker,
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=flops.total,
@@ -200,20 +199,26 @@ def _begin_folder(
     return progress
 
 
-def _tracker(
+def _writers(
     config: RunConfig, folder: Path, progress: Progress, compute: Compute, reporter: Reporter
-) -> CompositeTracker:
-    """All trackers of the run; the first process alone has any."""
+) -> tuple[Checkpointer, CompositeTracker]:
+    """Return what writes the checkpoints of the run, and its trackers, which begin once the former is known to work."""
+    kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
+    tracker = CompositeTracker(say=lambda line: reporter.failure("trackers", line, line))
+    place, wait = folder / "checkpoints", timeout(config)
+    checkpointer = Checkpointer(place, config.checkpoint, wait, kept, compute.device, tracker.sync)
+    start_trackers(tracker, config, folder, progress, compute)
+    return checkpointer, tracker
+
+
+def start_trackers(
+    tracker: CompositeTracker, config: RunConfig, folder: Path, progress: Progress, compute: Compute
+) -> None:
+    """Give ``tracker`` all trackers of the run; in the first process alone there are any."""
     system = system_figures(compute.device, compute.precision)
-
     # A run that begins anew drops also the records of step 0.
-    def fails(line: str) -> None:
-        reporter.failure("trackers", line, line)
-
-    tracked = Tracked(config, folder, progress.step or -1, system, fails, progress.due)
-    found = CompositeTracker(say=fails)
-    broadcast_from_rank0(lambda: found.trackers.extend(build_trackers(tracked).trackers))
-    return found
+    tracked = Tracked(config, folder, progress.step or -1, system, tracker.say, progress.due)
+    broadcast_from_rank0(lambda: tracker.trackers.extend(build_trackers(tracked).trackers))
 
 
 def _progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str, found: Progress | None) -> Progress:
@@ -246,7 +251,7 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     with suppress(UserError):  # what a start before this one left may be damaged
         if folder.exists() and load_tokenizer(folder).fingerprint == tokenizer.fingerprint:
             return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     with new_folder(folder) as whole:
         tokenizer.save(whole)
 

@@ -45,18 +45,18 @@ def test_what_the_user_can_mend_comes_before_all_that_follows_from_it(tmp_path: 
         2: failure(tmp_path, 2, 2, "user", "disk: full"),
         3: failure(tmp_path, 3, 2, "user", "disk: full"),
     }
-    fault = find_fault(failures)
+    fault = find_fault(failures, {})
     assert (fault.lines, fault.code, fault.again) == (["process 2: disk: full"], 2, False)
 
 
 def test_the_first_process_speaks_for_those_that_say_the_same(tmp_path: Path) -> None:
     failures = {n: failure(tmp_path, n, 2, "user", "parallel.kind: none is for one process") for n in (1, 0)}
-    assert find_fault(failures).lines == ["parallel.kind: none is for one process"]
+    assert find_fault(failures, {}).lines == ["parallel.kind: none is for one process"]
 
 
 def test_a_killed_process_comes_before_those_that_lost_it(tmp_path: Path) -> None:
     failures = {0: failure(tmp_path, 0, 1, "lost", "gone", at=-2), 1: failure(tmp_path, 1, -signal.SIGKILL)}
-    fault = find_fault(failures)
+    fault = find_fault(failures, {})
     assert fault.lines[0].startswith("process 1 was killed (SIGKILL)")
     assert fault.again
 
@@ -67,8 +67,25 @@ def test_a_process_that_torchrun_had_to_kill_is_the_one_that_hung(tmp_path: Path
         1: failure(tmp_path, 1, -signal.SIGTERM),
         2: failure(tmp_path, 2, -signal.SIGKILL, at=31),
     }
-    assert find_fault(failures).lines == [
-        "process 2 did not answer the others for parallel.timeout_seconds, and was killed"
+    stacks = {2: ["Thread 1 (most recent call first):", '  File "a.py", line 3 in wait']}
+    assert find_fault(failures, stacks).lines == [
+        "process 2 did not answer the others for parallel.timeout_seconds, and was killed",
+        "process 2 stood here:",
+        "  Thread 1 (most recent call first):",
+        '    File "a.py", line 3 in wait',
+        "process 0 stood here:",
+        "  Traceback",
+        "  timed out",
+        "process 1 left no sign of where it stood",
+    ]
+
+
+def test_where_all_have_waited_for_one_another_it_is_told_where_each_stood(tmp_path: Path) -> None:
+    failures = {n: failure(tmp_path, n, 1, "lost", f"timed out {n}") for n in (0, 1)}
+    assert find_fault(failures, {}).lines == [
+        "process 0: timed out 0",
+        *("process 0 stood here:", "  Traceback", "  timed out 0"),
+        *("process 1 stood here:", "  Traceback", "  timed out 1"),
     ]
 
 
@@ -77,17 +94,17 @@ def test_the_earliest_of_several_bugs_is_told(tmp_path: Path) -> None:
         0: failure(tmp_path, 0, 1, "bug", "KeyError: 1", at=0.4),
         1: failure(tmp_path, 1, 1, "bug", "KeyError: 0", at=0.1),
     }
-    assert find_fault(failures).lines == ["process 1 failed:", "Traceback", "KeyError: 0"]
+    assert find_fault(failures, {}).lines == ["process 1 failed:", "Traceback", "KeyError: 0"]
 
 
 def test_processes_that_were_asked_to_stop_have_not_failed(tmp_path: Path) -> None:
-    fault = find_fault({n: failure(tmp_path, n, 143) for n in (0, 1)})
+    fault = find_fault({n: failure(tmp_path, n, 143) for n in (0, 1)}, {})
     assert (fault.lines, fault.code, fault.again) == ([], 143, False)
 
 
 def test_a_process_that_crashes_is_told_with_its_signal(tmp_path: Path) -> None:
     failures = {0: failure(tmp_path, 0, -signal.SIGTERM), 1: failure(tmp_path, 1, -signal.SIGSEGV)}
-    assert find_fault(failures).lines == ["process 1 was ended by SIGSEGV"]
+    assert find_fault(failures, {}).lines == ["process 1 was ended by SIGSEGV"]
 
 
 @pytest.mark.parametrize(

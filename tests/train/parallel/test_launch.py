@@ -128,14 +128,20 @@ def test_plain_torchrun_shows_the_line_and_restarts_from_the_last_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty) -> None:
+@pytest.mark.parametrize(
+    ("how", "stands"), [("os.kill(os.getpid(), signal.SIGSTOP)", False), ("time.sleep(600)", True)]
+)
+def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty, how: str, stands: bool) -> None:
     file = run_file(parallel={"kind": "ddp", "timeout_seconds": 5})
     began = time.monotonic()
-    failed = launch(2, file, **faulty(1, 3, "os.kill(os.getpid(), signal.SIGSTOP)"))
+    failed = launch(2, file, **faulty(1, 3, how))
     assert failed.returncode == 1
     assert errors(failed.stderr) == [
         "error: process 1 did not answer the others for parallel.timeout_seconds, and was killed"
     ]
+    hanging, _, waiting = failed.stderr.partition("process 0 stood here:")
+    assert ("process 1 stood here:" in hanging, "sitecustomize.py" in hanging) == (stands, stands)
+    assert "Timed out waiting" in waiting
     assert time.monotonic() - began < 100  # 5 of waiting, 30 that torchrun gives a process to end, the rest starting
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quintet.errors import UserError, printable
-from quintet.failures import ROLE, Failure, is_launched, read_failure
+from quintet.failures import ROLE, Failure, is_launched, read_failure, read_stacks
 from quintet.system import STOP_SIGNALS, cores
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
             except SignalException as stopped:
                 return 128 + int(stopped.sigval)
             except ChildFailedError as failed:
-                fault = find_fault(failed.failures)
+                fault = find_fault(failed.failures, read_stacks(Path(folder)))
         if not (fault.again and left):
             if fault.code == 2:
                 raise UserError(*fault.lines)
@@ -120,15 +121,16 @@ def _settings(processes: int, folder: str) -> LaunchConfig:
     return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
 
 
-def find_fault(failures: dict[int, ProcessFailure]) -> Fault:
-    """Return what went wrong first in a run whose processes have ``failures``, by their numbers."""
+def find_fault(failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]) -> Fault:
+    """Return what went wrong first in a run whose processes have ``failures``, by their numbers, and ``stacks`` where
+    they stood when they were asked to end."""
     told = {number: read_failure(failure.message) for number, failure in failures.items()}
     by_user = {number: failure for number, failure in told.items() if failure and failure.kind == "user"}
     if by_user:
         return Fault(_user_lines(by_user), 2, again=False)
     if all(failure.exitcode in _ASKED for failure in failures.values()):
         return Fault([], next(iter(failures.values())).exitcode, again=False)
-    return Fault(_first_of(told, failures), 1, again=True)
+    return Fault(_first_of(told, failures, stacks), 1, again=True)
 
 
 def _user_lines(told: dict[int, Failure]) -> list[str]:
@@ -140,7 +142,9 @@ def _user_lines(told: dict[int, Failure]) -> list[str]:
     return [f"process {number}: {problem}" if number else problem for problem, number in said.items()]
 
 
-def _first_of(told: dict[int, Failure | None], failures: dict[int, ProcessFailure]) -> list[str]:
+def _first_of(
+    told: dict[int, Failure | None], failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]
+) -> list[str]:
     """Return in words the one of ``failures`` from which the others follow."""
     begun = min(failure.timestamp for failure in failures.values())
     unsaid = {number: failure for number, failure in failures.items() if told[number] is None}
@@ -161,10 +165,23 @@ def _first_of(told: dict[int, Failure | None], failures: dict[int, ProcessFailur
         return [f"process {ended[0]} {_ending(failures[ended[0]])}"]
     if silent:
         numbers = ", ".join(str(number) for number in silent)
-        return [f"process {numbers} did not answer the others for parallel.timeout_seconds, and was killed"]
+        line = f"process {numbers} did not answer the others for parallel.timeout_seconds, and was killed"
+        return [line, *_where_each_stood(told, stacks, silent)]
     for number in [*by_kind["lost"], *by_kind["elsewhere"]]:
-        return [f"process {number}: {problem}" for problem in getattr(told[number], "problems", [])]
+        lines = [f"process {number}: {problem}" for problem in getattr(told[number], "problems", [])]
+        return [*lines, *(_where_each_stood(told, stacks) if len(by_kind["lost"]) == len(failures) else [])]
     return [f"process {min(unsaid)} {_ending(unsaid[min(unsaid)])}"]
+
+
+def _where_each_stood(
+    told: dict[int, Failure | None], stacks: Mapping[int, list[str]], first: Sequence[int] = ()
+) -> Iterator[str]:
+    """Yield lines with the stack of every process, that of the ``first`` ones before the others."""
+    for number in [*first, *(number for number in told if number not in first)]:
+        one = told[number]
+        lines = one.trace.rstrip().splitlines() if one else stacks.get(number, [])
+        yield f"process {number} stood here:" if lines else f"process {number} left no sign of where it stood"
+        yield from (f"  {line}" for line in lines)
 
 
 def _ending(failure: ProcessFailure) -> str:

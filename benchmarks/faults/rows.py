@@ -1,0 +1,245 @@
+"""The rows of the campaign that need one process of the command at a time, or two that know of each other."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from command import STEPS, Ended, Workplace, at_event, kill_after, kill_at
+from compare import damaged_checkpoints, differences
+
+Outcomes = Iterator[str]  # one for each try; those that begin with FAULT are what should not be
+EQUAL, REFUSED = "continued, equal bit for bit", "refused in one line"
+
+
+def uninterrupted(work: Workplace, name: str = "whole") -> Path:
+    """The run that nothing strikes, trained once."""
+    if not work.run(name).is_dir():
+        ended = work.train(name)
+        assert ended.code == 0, ended.said
+    return work.run(name)
+
+
+def continued(work: Workplace, name: str, *overrides: str) -> str:
+    """Give the same command and compare what comes of it."""
+    ended = work.train(name, *overrides)
+    if ended.code != 0 or ended.problem:
+        return f"FAULT: does not continue ({ended.code}): {ended.problem or ended.said.strip()[-300:]}"
+    problems = differences(work.run(name), uninterrupted(work))
+    for folder in (work.run(name), work.folder / f"cache-{name}"):
+        shutil.rmtree(folder, ignore_errors=bool(problems))
+    return f"FAULT: {'; '.join(problems)}" if problems else EQUAL
+
+
+def count_events(work: Workplace) -> list[str]:
+    """The file events of a whole run, in their order."""
+    file = work.folder / "events"
+
+    def note(_: int, event: str) -> None:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(event.replace("\n", " ") + "\n")
+
+    file.unlink(missing_ok=True)
+    ended = work.train("counted", fault=lambda: at_event(note))
+    assert ended.code == 0, ended.said
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def _killed(work: Workplace, name: str, ended: Ended) -> list[str]:
+    """What a kill has done that it must not."""
+    if ended.code in (0, -signal.SIGKILL, -signal.SIGPROF) and not ended.problem:
+        return damaged_checkpoints(work.run(name))
+    return [f"({ended.code}) {ended.problem or ended.said.strip()[-300:]}"]
+
+
+def kills(work: Workplace, tries: int) -> Outcomes:
+    """Up to five kills of a run, each at a random file event or moment of computing, then the same command."""
+    events = len(count_events(work))
+    for number in range(tries):
+        name, problems = f"kills-{number}", list[str]()
+        for _ in range(work.draw.randint(1, 5)):
+            fault = _random_kill(work.draw, events)
+            problems += _killed(work, name, work.train(name, fault=fault))
+        found = continued(work, name)
+        yield f"FAULT: {'; '.join(problems)}" if problems else found
+
+
+def _random_kill(draw: random.Random, events: int) -> Callable[[], None]:
+    number, seconds = draw.randint(1, events), draw.uniform(0.02, 1.2)
+    return (lambda: kill_at(number)) if draw.random() < 0.5 else (lambda: kill_after(seconds))
+
+
+def kills_two(work: Workplace, tries: int) -> Outcomes:
+    """Up to four kills of one of two processes, or of both, then the same command in two processes."""
+    whole = work.run("whole-two")
+    assert all(ended.code == 0 for ended in work.train_two("whole-two"))
+    events = len(count_events(work))
+    for number in range(tries):
+        name, problems = f"two-{number}", list[str]()
+        for _ in range(work.draw.randint(1, 4)):
+            victims = work.draw.choice([(0,), (1,), (0, 1)])
+            ended = work.train_two(name, victims, _random_kill(work.draw, events))
+            problems += [f"{one.problem}" for one in ended if one.code in (0, 2) and one.problem]
+            problems += damaged_checkpoints(work.run(name))
+        last = work.train_two(name)
+        if any(one.code for one in last):
+            problems.append(f"does not continue: {[one.said.strip()[-300:] for one in last]}")
+        else:
+            problems += differences(work.run(name), whole)
+        yield f"FAULT: {'; '.join(problems)}" if problems else EQUAL
+
+
+def events(work: Workplace, tries: int) -> Outcomes:
+    """A kill ahead of each file event of a run, or of so many of them, evenly spread; then the same command."""
+    there = count_events(work)
+    for number in evenly(len(there), tries):
+        name = f"event-{number}"
+        problems = _killed(work, name, work.train(name, fault=lambda number=number: kill_at(number + 1)))
+        found = f"FAULT: {'; '.join(problems)}" if problems else continued(work, name)
+        yield f"{found} (event {number + 1}: {there[number]})" if found.startswith("FAULT") else found
+
+
+def evenly(count: int, tries: int) -> list[int]:
+    """At most ``tries`` numbers below ``count``."""
+    return sorted({at * count // tries for at in range(tries)})
+
+
+def first_moments(work: Workplace, tries: int) -> Outcomes:
+    """Three kills before the first step, at random file events that come before the first record."""
+    before = next(number for number, event in enumerate(count_events(work), start=1) if "metrics.jsonl" in event)
+    for number in range(tries):
+        name, problems = f"first-{number}", list[str]()
+        for _ in range(3):
+            at = work.draw.randint(1, before)
+            problems += _killed(work, name, work.train(name, fault=lambda at=at: kill_at(at)))
+        found = continued(work, name)
+        yield f"FAULT: {'; '.join(problems)}" if problems else found
+
+
+def stop_signals(work: Workplace, tries: int) -> Outcomes:
+    """SIGTERM, SIGHUP, SIGINT or SIGUSR1 after a random step: exit code 128 + signal, a checkpoint; then the same
+    command."""
+    asked = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1]
+    for number in range(tries):
+        name, one = f"signal-{number}", asked[number % len(asked)]
+        started = work.start(name)
+        ended = started.after_records(work.run(name), work.draw.randint(1, STEPS - 4))
+        if ended is None:
+            started.signal(one)
+            ended = started.wait()
+        if ended.code not in (0, 128 + one) or ended.problem or (ended.code and "stopped after step" not in ended.said):
+            yield f"FAULT: {one.name}: exit code {ended.code}: {ended.problem or ended.said.strip()[-300:]}"
+        else:
+            found = continued(work, name)
+            yield f"FAULT: {one.name}: {found}" if found.startswith("FAULT") else found
+
+
+def two_at_once(work: Workplace, tries: int) -> Outcomes:
+    """The same command a second time, while the first trains or at the same moment: one is refused, the other is not
+    disturbed. Each second time the first is then killed, and the second follows it."""
+    for number in range(tries):
+        name = f"both-{number}"
+        first = work.start(name)
+        if number % 2:
+            first.after_records(work.run(name), 1)
+            first.signal(signal.SIGSTOP)  # it lives on and is not done
+            second = work.train(name)
+            first.signal(signal.SIGKILL if number % 4 == 1 else signal.SIGCONT)
+            ended = [first.wait(), second]
+            refused = [second.code]
+        else:
+            second_started = work.start(name)
+            ended = [first.wait(), second_started.wait()]
+            refused = [one.code for one in ended if one.code]
+        told = any("is being trained by process" in one.said for one in ended)
+        odd = [one.problem for one in ended if one.problem]
+        if odd or any(code != 2 for code in refused) or (refused and not told):
+            yield f"FAULT: {odd} {[(one.code, one.said[-200:]) for one in ended]}"
+        else:
+            yield continued(work, name)
+
+
+def full_disk(work: Workplace, tries: int) -> Outcomes:
+    """A file system of random size that is full on the way; then it grows, and the same command is given."""
+    whole = uninterrupted(work)
+    for number in range(tries):
+        size = work.draw.randint(60, 700)
+        with tempfile.TemporaryDirectory() as mounted:
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", mounted]
+            if subprocess.run(mount, check=False, capture_output=True).returncode:
+                yield "not tried: needs the right to mount a tmpfs; the row `quota` needs none"
+                return
+            try:
+                there = (f"runs_dir={mounted}/runs", f"data.cache_dir={mounted}/cache")
+                ended = work.train(f"disk-{number}", *there)
+                subprocess.run(["mount", "-o", "remount,size=64m", mounted], check=True)
+                yield _room_again(work, f"disk-{number}", ended, whole, *there)
+            finally:
+                subprocess.run(["umount", "-l", mounted], check=False)
+
+
+def quota(work: Workplace, tries: int) -> Outcomes:
+    """No file may grow beyond a random size (RLIMIT_FSIZE); then the same command without a limit."""
+
+    def limit(size: int) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        # The output of the command is a file too, and keeps its room.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    whole = uninterrupted(work)
+    for number in range(tries):
+        size = work.draw.randint(2, 60) << 10
+        ended = work.train(f"quota-{number}", fault=lambda size=size: limit(size))
+        yield _room_again(work, f"quota-{number}", ended, whole)
+
+
+def _room_again(work: Workplace, name: str, ended: Ended, whole: Path, *overrides: str) -> str:
+    if ended.problem or ended.code not in (0, 2):
+        return f"FAULT: exit code {ended.code}: {ended.problem or ended.said.strip()[-300:]}"
+    again = work.train(name, *overrides)
+    if again.code:
+        return f"FAULT: does not continue: {again.problem or again.said.strip()[-300:]}"
+    runs = dict(one.split("=", 1) for one in overrides).get("runs_dir", str(work.folder / "runs"))
+    problems = differences(Path(runs) / name, whole)
+    return f"FAULT: {'; '.join(problems)}" if problems else EQUAL
+
+
+def trackers(work: Workplace, tries: int) -> Outcomes:
+    """TensorBoard that fails from a random call on, or the reader of the console that goes: training goes on."""
+
+    def fail_from(call: int) -> None:
+        from quintet.track.tensorboard import TensorBoardTracker
+
+        left = call
+
+        def log(*_: object, **__: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(5, "the tracker is gone")
+
+        for name in ("log", "text", "close"):
+            setattr(TensorBoardTracker, name, log)
+
+    def close_console() -> None:
+        read, write = os.pipe()
+        os.dup2(write, 1)
+        os.close(read)
+
+    whole = uninterrupted(work)
+    for number in range(tries):
+        name, call = f"tracker-{number}", work.draw.randint(0, 20)
+        fault = close_console if number % 3 == 2 else (lambda call=call: fail_from(call))
+        ended = work.train(name, "track=[{kind: tensorboard}]", "train.log_every=1", fault=fault)
+        told = "nothing is printed any more" if number % 3 == 2 else "fails: "
+        problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
+        problems += [] if told in ended.said else ["its failure is not told"]
+        problems += differences(work.run(name), whole)
+        yield f"FAULT: {'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, told"
