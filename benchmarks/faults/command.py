@@ -223,6 +223,8 @@ def preload() -> None:
     import quintet.api
     import quintet.cli
     import quintet.model.generate
+    import quintet.report.page
+    import quintet.results
     import quintet.train.loop
     import quintet.train.trained  # noqa: F401
 
