@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tests.helpers import Command, measured, records, run_values, write_jsonl
 
+from quintet import trial
 from quintet.config.schedule import CosineConfig
 from quintet.errors import UserError
 from quintet.evaluate.harness.figures import Benchmarks
@@ -54,6 +55,11 @@ def tried(command: Command, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def in_one_process(found: dict[str, Any]) -> list[str]:
+    """What is said of a run of several processes that is tried in one."""
+    return [note for note in found["notes"] if "in one process" in note]
+
+
 def failed(found: dict[str, Any]) -> list[str]:
     return [f"{one['stage']}: {one['key']}: {one['message']}" for one in found["problems"]]
 
@@ -63,6 +69,7 @@ def test_a_run_is_gone_through_with_the_rates_of_the_whole_run(write: Callable[.
     found = tried(command, write(evaluate={"text_modeling": {}}), "optimizer.lr=0.02", "--keep")
     assert found["ok"]
     assert [one["name"] for one in found["stages"]] == ["data", "training", "resume", "report", "export"]
+    assert in_one_process(found) == []
     folder = Path(found["folder"])
     rows = records(folder / "tried")
     rates = {one["step"]: one["train/lr"] for one in rows if "train/lr" in one}
@@ -77,9 +84,11 @@ def test_a_run_is_gone_through_with_the_rates_of_the_whole_run(write: Callable[.
 
 def test_the_steps_are_those_that_the_run_takes(write: Callable[..., str], command: Command) -> None:
     """The losses of the trial, whose second step follows a resume, are those of a run that is trained."""
-    file = write(dropout_schedule={"kind": "linear", "start": 0.5, "end": 0.0})
+    file = write(dropout_schedule={"kind": "linear", "start": 0.5, "end": 0.0}, parallel={"kind": "none"})
     shorter = ("train.steps=12", "schedule.warmup_steps=3")
-    folder = Path(tried(command, file, *shorter, "--keep")["folder"])
+    found = tried(command, file, *shorter, "--keep")
+    assert in_one_process(found) == []
+    folder = Path(found["folder"])
     assert command("train", file, *shorter)[0] == 0
 
     def losses(place: Path) -> list[float]:
@@ -198,22 +207,30 @@ def test_nothing_is_sent_to_a_server(write: Callable[..., str], command: Command
         ({"kind": "fsdp"}, 1, "parallel.kind: fsdp tried in one process"),
         ({"kind": "hsdp", "shard_size": 2}, 4, "parallel.kind: hsdp tried in one process"),
         ({"kind": "auto"}, 4, "train.batch_devices: 4 devices tried in one process"),
-        ({"kind": "auto"}, 1, None),
-        ({"kind": "none"}, 1, None),
     ],
 )
 def test_a_run_of_several_processes_is_tried_in_one_and_that_is_said(
-    write: Callable[..., str], command: Command, parallel: dict[str, Any], devices: int, told: str | None
+    write: Callable[..., str],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    parallel: dict[str, Any],
+    devices: int,
+    told: str,
 ) -> None:
+    """Without the libraries of the report and the export, which are said to be left out and take half of a trial."""
+    monkeypatch.setattr(trial, "is_installed", lambda library: False)
     batch = {"batch_size_per_device": 2, "batch_devices": devices}
     found = tried(
         command, write(parallel=parallel, train={"steps": 1000, "precision": "fp32", "device": "cpu", **batch})
     )
     assert found["ok"], failed(found)
-    assert [one["name"] for one in found["stages"]] == ["data", "training", "resume", "report", "export"]
-    said = [note for note in found["notes"] if "in one process" in note]
-    assert len(said) == (told is not None)
-    assert told is None or said[0].startswith(told)
+    assert [one["name"] for one in found["stages"]] == ["data", "training", "resume"]
+    assert found["notes"][-2:] == [
+        "report is not tried: matplotlib is not installed",
+        "export is not tried: transformers is not installed",
+    ]
+    (said,) = in_one_process(found)
+    assert said.startswith(told)
 
 
 def test_a_run_that_cannot_go_on_in_its_folder_is_told(write: Callable[..., str], command: Command) -> None:

@@ -6,6 +6,7 @@ import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, NoReturn
 
 import typer
@@ -85,6 +86,12 @@ def _make_app() -> typer.Typer:
 app = _make_app()
 
 
+@cache
+def _command() -> Callable[..., None]:
+    """The parser of the command line, which takes 25 ms to make."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with ``arguments`` (the process's own when None) and leave with its exit code.
 
@@ -94,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     write_utf8()
     forget_read()
     try:
-        app(list(arguments) if arguments is not None else None, prog_name="quintet")
+        _command()(list(arguments) if arguments is not None else None, prog_name="quintet")
     except KeyboardInterrupt:
         end(130)
     except SystemExit as leaving:
