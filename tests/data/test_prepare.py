@@ -65,11 +65,11 @@ def test_validation_sources_are_used_whole_and_not_trained_on(
     make_config: MakeConfig, corpus: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "held.txt").write_text("z" * 100)
-    prepared = prepare(make_config(text(corpus), validation_sources=[text(tmp_path / "held.txt")]))
+    prepared = prepare(make_config(text(corpus), validation_sources=[text(tmp_path / "held.txt")], batch=64))
     assert prepared.validation is not None
     assert prepared.validation.tokens == 101
     assert prepared.validation.samples == 12
-    steps = range(-(-prepared.train.epoch_samples // 4))
+    steps = range(-(-prepared.train.epoch_samples // 64))
     assert not any((prepared.train.batch(step).inputs == ord("z")).any() for step in steps)
 
 
