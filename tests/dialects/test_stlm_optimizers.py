@@ -144,6 +144,20 @@ def test_a_momentum_is_that_of_the_classes_that_have_one(make: Make) -> None:
     assert noted(other, "decoupled_weight_decay: STLM reads it with lion alone")
 
 
+def test_what_a_class_does_not_have_is_noted_as_stlm_does_not_read_it_either(make: Make) -> None:
+    rprop = make(OLD | {f"{KEYS}.optimizer_name": "rprop"})
+    assert (of(rprop).name, of(rprop).weight_decay, of(rprop).arguments) == ("Rprop", 0.0, {})
+    assert noted(rprop, "weight_decay: Rprop has none")
+    assert noted(rprop, "beta2: Rprop has no betas")
+    assert type(rprop.optimizer) is torch.optim.Rprop
+    assert type(make({f"{KEYS}.optimizer_name": "rprop"}).optimizer) is torch.optim.Rprop
+    for name in ("SGD", "Adadelta", "Adafactor", "Adagrad", "ASGD", "RMSprop"):
+        assert noted(made := make(OLD | {f"{KEYS}.optimizer_name": name}), f"beta1: {name} has no betas")
+        assert made.optimizer.param_groups[0]["weight_decay"] == 0.1
+    for name in ("Adam", "Adamax", "NAdam", "RAdam"):
+        assert make(OLD | {f"{KEYS}.optimizer_name": name}).optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
 @changes("trainer.optimizer.betas")
 def test_betas_are_both_of_them(make: Make) -> None:
     flat = make({f"{KEYS}.betas": [0.8, 0.98]})

@@ -139,6 +139,16 @@ def test_what_the_class_does_not_know_is_refused_by_name(name: str, settings: di
         build_optimizer(named(name, **settings), tiny())
 
 
+def test_all_that_a_class_does_not_have_is_said_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        check_optimizer(named("Rprop", weight_decay=0.1, arguments={"betas": [0, 0], "step_size": 1}))
+    assert [line.partition(":")[0] for line in error.value.problems] == [
+        "optimizer.weight_decay",
+        "optimizer.arguments.betas",
+        "optimizer.arguments.step_size",
+    ]
+
+
 def test_bytes_of_the_state_are_those_of_the_averages() -> None:
     assert state_bytes(AdamWConfig()) == 8
     assert state_bytes(AdamWConfig(state_precision="bf16")) == 4

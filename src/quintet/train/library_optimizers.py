@@ -94,9 +94,15 @@ def check_optimizer(config: TorchOptimizerConfig) -> None:
     """Raise UserError when neither library has such a class for a run, or the class does not take the arguments, and
     NotHere when it may be one of pytorch_optimizer, which is not installed."""
     chosen = _class_of(config.name)
+    problems = []
     if config.weight_decay and not _decays(chosen):
-        raise UserError(f"optimizer.weight_decay: {config.name} has none; leave it out")
-    check_arguments("optimizer.arguments", config.name, chosen, config.arguments, _OURS)
+        problems.append(f"optimizer.weight_decay: {config.name} has none; leave it out")
+    try:
+        check_arguments("optimizer.arguments", config.name, chosen, config.arguments, _OURS)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
 
 
 def check_sharded(config: OptimizerConfig) -> None:

@@ -14,6 +14,7 @@ from quintet.config.schema import RunConfig
 _OPTIMIZER = "trainer.optimizer"
 _NAME, _FILTER = f"{_OPTIMIZER}.optimizer_name", f"{_OPTIMIZER}.gradient_filter"
 _MOMENTUM = ("SGD", "SGDP", "RMSprop", "Shampoo")
+_WITHOUT_BETAS = (*_MOMENTUM, "Adadelta", "Adafactor", "Adagrad", "ASGD", "Rprop")
 _GROKFAST = {"grokfast_alpha": 0.98, "grokfast_lamb": 2.0, "normalize_lr": False}
 
 
@@ -38,11 +39,12 @@ def optimizer(theirs: File, native: NativeBuilder) -> None:
     betas, keys = _betas(theirs, native)
     if plain:
         native.set("optimizer.betas", betas, *keys)
-    elif name == "Shampoo":
-        _say_unread(native, "Shampoo has no betas; STLM does not read it with shampoo", *keys)
-        native.say(f"{_NAME}: shampoo of STLM's own code cannot take a step; it is the Shampoo of pytorch_optimizer")
+    elif name in _WITHOUT_BETAS:
+        _say_unread(native, f"{name} has no betas; STLM does not read it with {name}", *keys)
     elif filtered or any(map(native.has, keys)):
         native.set("optimizer.arguments.betas", betas, *keys)
+    if name == "Shampoo":
+        native.say(f"{_NAME}: shampoo of STLM's own code cannot take a step; it is the Shampoo of pytorch_optimizer")
     if name == "AdaBelief":
         native.set("optimizer.arguments.rectify", True, _NAME)
     for argument, value in _GROKFAST.items() if filtered else ():
@@ -61,6 +63,9 @@ def _decay(theirs: File, name: str, native: NativeBuilder) -> None:
         decay, keys = decay / optimizer.lr, [key, f"{_OPTIMIZER}.{decoupled}", f"{_OPTIMIZER}.lr"]
     elif name != "Lion":
         _say_unread(native, "STLM reads it with lion alone", f"{_OPTIMIZER}.{decoupled}")
+    if name == "Rprop":
+        _say_unread(native, "Rprop has none; STLM does not read it with rprop", key)
+        return
     native.set("optimizer.weight_decay", decay, *keys)
 
 
