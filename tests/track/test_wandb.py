@@ -3,9 +3,11 @@ from __future__ import annotations
 import html
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +33,7 @@ OFFLINE = {"kind": "wandb", "arguments": {"project": "tests", "mode": "offline"}
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tracker sets in the environment is gone after the test."""
-    for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_API_KEY", "WANDB_MODE"):
+    for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_INIT_TIMEOUT", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -317,3 +319,50 @@ def test_the_files_of_a_dialect_are_files_of_the_run(tmp_path: Path) -> None:
     [file] = offline_files(tmp_path)
     assert whole_records(file)
     assert (file.parent / "files/original/model/gpt.yaml").read_bytes() == b"n_layer: 4\r\n"
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_server_that_is_not_there_or_does_not_answer_is_known_soon_and_may_be_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr("quintet.track.background._CONNECTING_SECONDS", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers:  # a connection, and nothing more
+            server.listen(8)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        arguments = {"project": "tests", "settings": {"base_url": address}}
+        optional = {"kind": "wandb", "required": False, "arguments": arguments}
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("NO_PROXY", "*")
+        said: list[str] = []
+        for name in "abc":
+            (tmp_path / name).mkdir()
+        found = build_trackers(tracked(tmp_path / "a", optional, say=said.append))
+        assert [type(one).__name__ for one in found.trackers] == ["JsonlTracker"]
+        assert len(said) == 1
+        assert said[0].startswith("track[0]: wandb cannot start: ")
+        assert said[0].endswith("; it is not required, and the run goes on without it")
+        with pytest.raises(UserError, match=r"^track\[0\]: wandb cannot start: "):
+            build_trackers(tracked(tmp_path / "b", optional | {"required": True}))
+        mlflow = {"kind": "mlflow", "tracking_uri": address, "required": False}
+        build_trackers(tracked(tmp_path / "c", mlflow, say=said.append))
+        assert said[1].startswith("track[0]: mlflow cannot use http://127.0.0.1:")
+
+
+def test_a_library_that_hangs_does_not_hold_training_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    tracker = wandb_tracker(tracked(tmp_path, OFFLINE, say=said.append))
+    freed = threading.Event()
+    sent = tracker._run.log
+    monkeypatch.setattr(tracker._run, "log", lambda *given, **more: freed.wait(60) and sent(*given, **more))
+    before = time.monotonic()
+    for step in range(200):
+        tracker.log(step, {"train/loss": float(step)})
+    assert time.monotonic() - before < 30  # and not the minute that the first record waits
+    freed.set()
+    tracker.close()
+    assert said == []
+    logged = [one for one in whole_records(offline_files(tmp_path)[-1]) if one.HasField("history")]
+    assert len(logged) == 200

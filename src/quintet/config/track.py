@@ -8,6 +8,8 @@ from pydantic import Field
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
+_REQUIRED = "false: where its server does not answer at the start, the run says so and goes on without it"
+
 
 class TensorBoardConfig(ConfigSection):
     """TensorBoard event files in the run folder."""
@@ -19,6 +21,7 @@ class WandbConfig(ConfigSection):
     """A run of Weights & Biases, with its files in the run folder."""
 
     kind: Literal["wandb"] = key(..., "Weights & Biases (needs `pip install 'quintet[wandb]'`)")
+    required: bool = key(True, _REQUIRED)
     arguments: dict[str, Any] = key(
         {}, "arguments of wandb.init, by name; `name` is the run's name and `dir` its folder when not given"
     )
@@ -33,6 +36,7 @@ class MLflowConfig(ConfigSection):
     """A run of MLflow."""
 
     kind: Literal["mlflow"] = key(..., "MLflow (needs `pip install 'quintet[mlflow]'`)")
+    required: bool = key(True, _REQUIRED)
     tracking_uri: str | None = key(
         None, "server or database; the file mlflow.db in the run folder when not given", min_length=1
     )

@@ -1,14 +1,36 @@
-"""Sending in the background, and what is said of a tracker that fails while a run goes on."""
+"""Servers: whether one is there, sending in the background, and what is said of a failure while a run goes on."""
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from quintet.errors import one_line
 
 _CLOSING_SECONDS = 60.0  # a server that answers no more must not hold a finished run
+_CONNECTING_SECONDS = 5.0
+
+
+def check_reachable(address: str) -> None:
+    """Raise OSError where nobody answers at ``address``, if it is one of http: libraries try for minutes, and hold the
+    start of a run up. A proxy, which only they know, is left to them."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in getproxies():
+        return
+    if parts.scheme == "https":
+        unverified = ssl._create_unverified_context()  # the library verifies whom it tells something
+        server = HTTPSConnection(parts.hostname, parts.port, timeout=_CONNECTING_SECONDS, context=unverified)
+    else:
+        server = HTTPConnection(parts.hostname, parts.port, timeout=_CONNECTING_SECONDS)
+    with closing(server), suppress(HTTPException):  # any answer is one
+        server.request("HEAD", "/")
+        server.getresponse()
 
 
 class BackgroundQueue:
@@ -17,8 +39,15 @@ class BackgroundQueue:
     What could not be sent waits and is tried again when more comes or the outbox is closed.
     """
 
-    def __init__(self, send: Callable[[list[Any]], None], failures: FailureReporter, at_once: int) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[Any]], None],
+        failures: FailureReporter,
+        at_once: int,
+        seconds: float = _CLOSING_SECONDS,
+    ) -> None:
         self._send, self._failures, self._at_once = send, failures, at_once
+        self._closing = seconds
         self._waiting: list[Any] = []
         self._last: Callable[[], None] | None = None
         self._fresh = self._closed = False
@@ -34,13 +63,13 @@ class BackgroundQueue:
             self._news.notify()
 
     def close(self, last: Callable[[], None] | None = None) -> None:
-        """Send what waits, then do ``last``; gives up, and says so, after a minute."""
+        """Send what waits, then do ``last``; gives up, and says so, after ``seconds``."""
         with self._news:
             self._closed, self._last = True, last
             self._news.notify()
-        self._thread.join(_CLOSING_SECONDS)
+        self._thread.join(self._closing)
         if self._thread.is_alive():
-            self._failures.tell(TimeoutError(f"no answer within {_CLOSING_SECONDS:.0f} s at the end"))
+            self._failures.tell(TimeoutError(f"no answer within {self._closing:.0f} s at the end"))
         elif self._waiting:
             self._failures.lost(len(self._waiting))
 

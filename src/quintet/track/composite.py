@@ -82,7 +82,12 @@ def build_trackers(run: Tracked) -> CompositeTracker:
     try:
         for index, config in enumerate(run.config.track):
             build, _ = TRACKERS[config.kind]
-            found.trackers.append(build(run, config, f"track[{index}]"))
+            try:
+                found.trackers.append(build(run, config, f"track[{index}]"))
+            except UserError as error:
+                if getattr(config, "required", True):
+                    raise
+                run.say(f"{error}; it is not required, and the run goes on without it")
     except UserError:
         found.close("failed")
         raise

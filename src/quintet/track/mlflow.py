@@ -18,7 +18,7 @@ from quintet.config.track import MLflowConfig
 from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
 from quintet.libraries import require
-from quintet.track.background import BackgroundQueue, FailureReporter
+from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable
 from quintet.track.names import RunIds, UsableNames, file_name, picture, usable_name
 from quintet.track.tracker import RunStatus, Tracked
 
@@ -57,6 +57,7 @@ class MLflowTracker:
         uri = config.tracking_uri or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
         failures = FailureReporter(f"{key}: mlflow", run.say)
         try:
+            check_reachable(uri)
             self._client = self._mlflow.MlflowClient(uri)
             self._id = self._start(run, config)
             self._describe(run)

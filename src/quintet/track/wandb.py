@@ -12,11 +12,12 @@ from quintet.config.describe import plain
 from quintet.config.track import WandbConfig
 from quintet.errors import UserError, one_line
 from quintet.libraries import check_arguments, require
-from quintet.track.background import FailureReporter
+from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable
 from quintet.track.names import RunIds, picture
 from quintet.track.tracker import RunStatus, Tracked
 
-_FINISH_SECONDS = "300"  # for what is not sent at the end; without a limit a dead server would hold the run for ever
+_FINISH_SECONDS = 300  # for what is not sent at the end; without a limit a dead server would hold the run for ever
+_START_SECONDS = 8  # for the server to answer at the start, besides a few that wandb takes itself
 _BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
 
 
@@ -47,8 +48,12 @@ class WandbTracker:
             given |= {"id": run_id, "resume": "allow"}
         own = {"name": run.config.name, "dir": str(run.folder.resolve()), "reinit": "create_new"}
         os.environ.setdefault("WANDB_CACHE_DIR", str((run.folder / "wandb/cache").resolve()))
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(_FINISH_SECONDS))
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", str(_START_SECONDS))
         try:
+            settings = self._wandb.setup().settings
+            if (given.get("mode") or settings.mode) in ("online", "shared"):
+                check_reachable(settings.base_url)
             self._run = self._wandb.init(**(own | given))
             self._run.config.update({**plain(run.config), "system": run.system}, allow_val_change=True)
             for file in run.original:
@@ -57,14 +62,12 @@ class WandbTracker:
             raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
         if self._run.id != run_id:
             ids.set(project, self._run.id)
+        self._queue = BackgroundQueue(self._do, self._failures, 1, _FINISH_SECONDS + 60)
         self._late = run.first_step if run.due and self._run.starting_step == run.first_step + 1 else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Hand over ``metrics``; wandb sends them in a process of its own."""
-        known = self._run.summary
-        if step == self._late and all(known.get(name) == value for name, value in metrics.items()):
-            return  # the run was killed between sending it and noting that it was measured
-        self._send(step, lambda: metrics)
+        self._send(step, lambda: {} if step == self._late and self._knows(metrics) else metrics)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Hand over a text as a page that shows it as it is."""
@@ -78,19 +81,31 @@ class WandbTracker:
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """Send what is left; the path of the checkpoint is in the summary."""
         if checkpoint is not None:
-            self._do(lambda: self._run.summary.update({"checkpoint": str(checkpoint)}))
-        self._do(lambda: self._run.finish(exit_code=1 if status == "failed" else 0))
+            self._queue.put([lambda: self._run.summary.update({"checkpoint": str(checkpoint)})])
+        self._queue.close(lambda: self._run.finish(exit_code=1 if status == "failed" else 0))
 
     def _send(self, step: int, content: Callable[[], Mapping[str, Any]]) -> None:
-        """Log ``content`` of ``step``, unless the server has it."""
-        if step >= self._run.starting_step or step == self._late:
-            self._do(lambda: self._run.log(dict(content()), step=max(step, self._run.starting_step)))
+        """Log ``content`` of ``step``, unless the server has it: by a thread, since a process of wandb's that does not
+        answer would hold training up."""
 
-    def _do(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:  # whatever a tracker does, training goes on
-            self._failures.tell(error)
+        def log() -> None:
+            if found := dict(content()):
+                self._run.log(found, step=max(step, self._run.starting_step))
+
+        if step >= self._run.starting_step or step == self._late:
+            self._queue.put([log])
+
+    def _knows(self, metrics: Mapping[str, float]) -> bool:
+        """True if the run was killed between sending ``metrics`` and noting that they were measured."""
+        known = self._run.summary
+        return all(known.get(name) == value for name, value in metrics.items())
+
+    def _do(self, actions: list[Callable[[], object]]) -> None:
+        for action in actions:
+            try:
+                action()
+            except Exception as error:  # not tried again, for wandb takes no step that is past
+                self._failures.tell(error)
 
 
 def _library(key: str) -> Any:
