@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tests.helpers import Command, write_jsonl
 
@@ -39,7 +41,6 @@ def write(folder: Path, **files: list[dict[str, Any]]) -> str:
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """A small GPT-2 with random weights and a tokenizer of bytes, in fp32 as a foreign checkpoint is measured."""
     import tokenizers
-    import torch
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("model")
@@ -54,6 +55,76 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 def lines(count: int, begin: str) -> list[dict[str, Any]]:
     return [{"text": f"{begin} the cat {number} sat on mat{number}"} for number in range(count)]
+
+
+def _sentence(draw: random.Random, count: int) -> str:
+    return " ".join(draw.choices(["the", "cat", "sat", "on", "mats", "dogs", "ran"], k=count))
+
+
+GARBLED = (
+    "byte_shuffle",
+    "word_shuffle",
+    "ngram_shuffle_3",
+    "ngram_shuffle_5",
+    "ngram_shuffle_7",
+    "ngram_shuffle_12",
+    "random_byte_deletion",
+    "random_word_deletion",
+    "random_byte_insertion",
+    "random_word_insertion",
+    "random_byte_substitution",
+    "random_word_substitution",
+    "parse_tree_shuffle",
+)
+
+
+def _sum_of_choice(model: Any, tokenizer: Any, context: str, choice: str) -> float:
+    """The log-likelihood of ``choice`` after ``context``, a token at a time, by transformers alone."""
+    ids = tokenizer(f"{context} {choice}")["input_ids"]
+    known = len(tokenizer(context)["input_ids"])
+    total = 0.0
+    for at in range(known, len(ids)):
+        logits = model(torch.tensor([ids[:at]])).logits[0, -1]
+        total += (logits[ids[at]] - torch.logsumexp(logits, 0)).item()
+    return total
+
+
+def test_the_own_benchmarks_ask_what_stlm_asks(language_model: LanguageModel, tmp_path: Path) -> None:
+    """STLM's prog: the true continuation of a story among thirteen garbled ones; its ewok: the sentence that fits."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    draw = random.Random(8)
+    stories = [
+        {"first_n_words": _sentence(draw, 6), "actual_continuation": _sentence(draw, 5)}
+        | {name: _sentence(draw, draw.randint(3, 6)) for name in GARBLED}
+        for _ in range(12)
+    ]
+    sizes = {"Context1": 5, "Context2": 5, "Target1": 4, "Target2": 3}
+    facts = [{name: _sentence(draw, size) for name, size in sizes.items()} for _ in range(20)]
+    folder = write(tmp_path / "items", tinystories_progress=stories, ewok=facts)
+    asked = {
+        "tinystories_progress": [
+            (one["first_n_words"], [one[name] for name in ("actual_continuation", *GARBLED)]) for one in stories
+        ],
+        "ewok": [(one["Context1"], [one["Target1"], one["Target2"]]) for one in facts],
+    }
+    found = run_benchmarks(language_model, EvalOptions(tuple(asked), None, 0, folder))
+    model = AutoModelForCausalLM.from_pretrained(language_model.name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(language_model.name)
+    for name, items in asked.items():
+        right, normed, sure = 0, 0, 0.0
+        with torch.no_grad():
+            for context, choices in items:
+                sums = [_sum_of_choice(model, tokenizer, context, choice) for choice in choices]
+                each = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]
+                right += sums.index(max(sums)) == 0
+                normed += each.index(max(each)) == 0
+                sure += torch.softmax(torch.tensor(sums, dtype=torch.float64), 0)[0].item()
+        figures = found.measured[name].figures
+        assert found.measured[name].items == len(items)
+        assert figures["acc"].value == right / len(items)
+        assert figures["acc_norm"].value == normed / len(items)
+        assert figures["probability"].value == pytest.approx(sure / len(items), rel=1e-3)
 
 
 def test_a_group_has_the_perplexity_of_all_its_items(language_model: LanguageModel, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import typer
 from quintet import api
 from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, echo, fail, load
 from quintet.config.names import local_path
+from quintet.errors import one_line
 from quintet.files import to_json
 
 if TYPE_CHECKING:
     from quintet.evaluate.language_model import LanguageModel
 
-_HELD_OUT = "held-out"
+_HELD_OUT, _OWN = "held-out", "own"
 
 
 Run = Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")]
@@ -48,6 +49,14 @@ Text = Annotated[
 ]
 TopicField = Annotated[
     str | None, typer.Option(help="field of a line of .jsonl that names its topic", rich_help_panel="Text modelling")
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="file with a beginning of a text a line, to be continued and measured; own: those of the run's file, or "
+        "the usual ones",
+        rich_help_panel="Text generation",
+    ),
 ]
 Tasks = Annotated[
     str | None,
@@ -96,6 +105,7 @@ def evaluate(
     temperature: Temperature = None,
     text: Text = None,
     topic_field: TopicField = None,
+    prompts: Prompts = None,
     tasks: Tasks = None,
     num_samples: NumSamples = None,
     few_shot: FewShot = None,
@@ -104,18 +114,16 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte of a trained model on its held-out data; of a model of piano music
     also how near its answers come to the true ones, beside copies of the prompt and counts of tokens. With --tasks
-    measure benchmarks instead, with --text texts of your own."""
-    if tasks is not None and text is not None:
-        fail("--text: is measured by itself, without --tasks; give the command twice")
+    measure benchmarks instead, with --text texts of your own, with --prompts the texts that the model writes."""
+    others = {"tasks": tasks, "text": text, "prompts": prompts}
+    asked = [name for name, value in others.items() if value is not None]
+    if len(asked) > 1:
+        fail(f"--{asked[1]}: is measured by itself, without --{asked[0]}; give the command twice")
     benchmarks = {"num-samples": num_samples, "few-shot": few_shot, "data-dir": data_dir, "batch-size": batch_size}
     own = {"samples": samples, "records": records, "temperature": temperature}
     _refuse(tasks is None, benchmarks, "goes with --tasks; leave it out, or name the benchmarks")
     _refuse(text is None, {"topic-field": topic_field}, "goes with --text; leave it out, or name the text")
-    _refuse(
-        tasks is not None or text is not None,
-        own,
-        "is for what the run holds out, and means nothing here; leave it out",
-    )
+    _refuse(bool(asked), own, "is for what the run holds out, and means nothing here; leave it out")
     if local_path(run).is_file():
         from quintet.train.run_folder import run_folder
 
@@ -125,6 +133,8 @@ def evaluate(
         _ask_benchmarks(run, checkpoint, names, num_samples, few_shot, data_dir, batch_size or 16, as_json, precision)
     elif text is not None:
         _model_texts(run, checkpoint, text, topic_field, as_json, precision)
+    elif prompts is not None:
+        _measure_writing(run, checkpoint, prompts, as_json, precision)
     else:
         _measure_held_out(run, checkpoint, samples, records, temperature, as_json, precision)
 
@@ -191,6 +201,27 @@ def _model_texts(
         echo(to_json({"precision": model.compute.precision, **result.as_json()}, indent=2))
         return
     echo(f"{model}: text modelling, in {model.compute.precision}")
+    for line in result.lines():
+        echo(line)
+
+
+def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, precision: Precision | None) -> None:
+    """Let the model write after ``prompts``, and print the figures of what it writes, as JSON with the texts."""
+    if prompts == _OWN:
+        begun = None
+    else:
+        try:
+            begun = [line for line in local_path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"--prompts: {prompts} cannot be read ({one_line(error)}); name a text file, or {_OWN}")
+    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
+    result = model.text_generation(begun, where="--prompts")
+    if as_json:
+        step = _step(model)
+        figures = {"precision": model.compute.precision, **result.figures(), "texts": list(result.texts)}
+        echo(to_json(({} if step is None else {"step": step}) | figures, indent=2))
+        return
+    echo(f"{model}: text generation, in {model.compute.precision}")
     for line in result.lines():
         echo(line)
 

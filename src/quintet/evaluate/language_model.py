@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from quintet.config.evaluate import TextModelingConfig
+from quintet.config.evaluate import TextGenerationConfig, TextModelingConfig
 from quintet.data.batch import ValidationData
 from quintet.errors import UserError
 from quintet.evaluate.continuation import (
@@ -25,8 +25,9 @@ from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.items import check_data_dir
 from quintet.evaluate.harness.names import check_tasks
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
-from quintet.evaluate.model_and_tokenizer import Computing, check_likelihood
+from quintet.evaluate.model_and_tokenizer import Computing, check_likelihood, check_text_model
 from quintet.evaluate.music import Answer, answer_piece
+from quintet.evaluate.text_generation import WrittenTexts, write_and_measure
 from quintet.evaluate.text_modeling import TextModeling, TextResult, model_text, text_document
 from quintet.evaluate.texts import text_topics
 from quintet.export.huggingface import Exported
@@ -304,6 +305,27 @@ class LanguageModel:
         changes: dict[str, str | None] = {"path": None if path is None else str(path)}
         section = section.model_copy(update=changes | ({"topic_field": topic_field} if topic_field else {}))
         return model_text(self, text_topics(section, self.tokenizer, held_out, where, say), section.stride)
+
+    def text_generation(self, prompts: Sequence[str] | None = None, *, where: str = "prompts") -> WrittenTexts:
+        """Measure the texts that the model writes after ``prompts``, two or more, or after those of its run.
+
+        How it writes is as `evaluate.text_generation` of the run file says, or as its defaults do. ``where`` is the
+        name of the prompts in errors. Raises UserError for fewer, for an empty one, and for a model that writes no
+        text.
+        """
+        self.check_writes()
+        check_text_model(self, where)
+        section, seed = self._writing
+        if prompts is not None:
+            if len(prompts) < 2 or not all(prompts):
+                raise UserError(f"{where}: must be two or more beginnings of texts, none of them empty")
+            section = section.model_copy(update={"prompts": tuple(prompts)})
+        return write_and_measure(self, section, seed, where)
+
+    @property
+    def _writing(self) -> tuple[TextGenerationConfig, int]:
+        """How texts are written to be measured, and the seed of the run."""
+        return TextGenerationConfig(), 0
 
     def benchmarks(
         self,

@@ -18,7 +18,9 @@ from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.harness.items import syllables, words
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.sampling import GenerationSettings
+from quintet.randomness import key
 
+PROMPTS = "evaluate.text_generation.prompts"
 ORDER = 4
 """Longest n-grams that BLEU counts (Papineni et al. 2002)."""
 UNSEEN = 0.1
@@ -56,35 +58,40 @@ class WrittenTexts:
         return [f"{name:12} {value:10.4f}" for name, value in self.figures().items()]
 
 
-def write_and_measure(language_model: ModelAndTokenizer, section: TextGenerationConfig, seed: int) -> WrittenTexts:
-    """Continue each prompt of ``section``; equal seeds give equal texts. Raises UserError as
-    `check_writing`."""
+def write_and_measure(
+    language_model: ModelAndTokenizer, section: TextGenerationConfig, seed: int, where: str = PROMPTS
+) -> WrittenTexts:
+    """Continue each prompt of ``section`` with what a run with the ``seed`` draws for it; equal seeds give equal texts.
+    Raises UserError as `check_writing`."""
     settings = GenerationSettings(
         max_tokens=section.max_tokens,
         temperature=section.temperature,
         top_k=section.top_k,
         top_p=section.top_p,
         repetition_penalty=section.repetition_penalty,
-        seed=seed,
+        seed=key(seed, "text generation"),
     )
     found = write_continuations(
         language_model.model,
         language_model.tokenizer,
         language_model.compute,
-        check_writing(language_model, section),
+        check_writing(language_model, section, where),
         settings,
         language_model.bounds,
     )
     return WrittenTexts(tuple(one.text for one in found))
 
 
-def check_writing(language_model: ModelAndTokenizer, section: TextGenerationConfig) -> list[list[int]]:
-    """The ids of each prompt. Raises UserError for those that the tokenizer cannot write."""
+def check_writing(
+    language_model: ModelAndTokenizer, section: TextGenerationConfig, where: str = PROMPTS
+) -> list[list[int]]:
+    """The ids of each prompt. Raises UserError, which names ``where`` and its number, for those that the tokenizer
+    cannot write."""
     ids: list[list[int]] = []
     problems: list[str] = []
     for index, prompt in enumerate(section.prompts):
         try:
-            with named(f"evaluate.text_generation.prompts[{index}]"):
+            with named(f"{where}[{index}]"):
                 ids.append(prompt_ids(language_model.tokenizer, language_model.bounds, prompt))
         except UserError as error:
             problems += error.problems

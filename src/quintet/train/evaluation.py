@@ -27,7 +27,6 @@ from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.texts import text_topics
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
-from quintet.randomness import key
 from quintet.train.compute import measure_peak
 from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
@@ -182,7 +181,7 @@ def measure_writing(run: Run) -> WrittenTexts | None:
     section = run.evaluate.text_generation
     if section is None:
         return None
-    result = write_and_measure(run, section, key(run.config.seed, "text generation"))
+    result = write_and_measure(run, section, run.config.seed)
     for index, (prompt, text) in enumerate(zip(section.prompts, result.texts, strict=True)):
         run.tracker.text(run.progress.step, f"generation {index}", prompt + text)
     _report(run, "text generation", result, indent="  ")

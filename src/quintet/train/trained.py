@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from quintet.config.evaluate import TextModelingConfig
+from quintet.config.evaluate import TextGenerationConfig, TextModelingConfig
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import is_hub_name, local_path, run_folders, run_named
 from quintet.config.schema import RunConfig
@@ -87,6 +87,10 @@ class TrainedRun(LanguageModel):
         held_out = own_data(self, reporter).validation if path is None else None
         section = self.config.evaluate.text_modeling or TextModelingConfig()
         return self._model_topics(section, path, held_out, topic_field, where, reporter.say)
+
+    @property
+    def _writing(self) -> tuple[TextGenerationConfig, int]:
+        return self.config.evaluate.text_generation or TextGenerationConfig(), self.config.seed
 
     def check_writes(self) -> None:
         if self.config.loss.kind == "masked":
