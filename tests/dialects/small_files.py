@@ -27,9 +27,9 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> SmallFile:
 
             return phyagi_runs.small_file(data(name, phyagi_runs.write_data), cache)
         if name == "vectorlm":
-            from tests.dialects import test_vectorlm
+            from tests.dialects import vectorlm_runs
 
-            return test_vectorlm.small_file(data(name, test_vectorlm.write_world), cache)
+            return vectorlm_runs.small_file(data(name, vectorlm_runs.write_world), cache)
         if name == "stlm":
             from tests.dialects import test_stlm
 
