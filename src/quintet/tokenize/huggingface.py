@@ -342,7 +342,8 @@ def _with_rows(rules: str, folder: Path) -> str:
     token that a file names, also where the model was never resized for it."""
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
-    rows = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    text = config.get("text_config")
+    rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
     if not isinstance(rows, int):
         return rules
     content = from_json(rules)

@@ -23,7 +23,7 @@ from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
 from quintet.model import build_model, narrow_products
-from quintet.model.hf.files import find_checkpoint, positions_of, read_config
+from quintet.model.hf.files import building, find_checkpoint, positions_of, read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import pretrained_weights
 from quintet.tokenize import Tokenizer, load_tokenizer
@@ -251,7 +251,8 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], 
         assert config.context_length is not None
         rows, context = config.vocab_size, config.context_length
         start = pretrained_weights(str(folder), config, rows, context)
-        model = build_model(config, rows, context, seed=0, weights=start.weights)
+        with building(name):
+            model = build_model(config, rows, context, seed=0, weights=start.weights)
         notes = start.notes
     for note in notes:
         say(note)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,12 @@ class Command:
         return os.mkdir, (os.environ["HOME"] + "/ran",)
 
 
+def _quantized() -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch gives these types up
+        return {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}
+
+
 def pickled(make: Callable[[], Any], **how: Any) -> Break:
     def change(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
@@ -279,11 +286,11 @@ def without(name: str) -> Break:
 
 
 BROKEN: dict[str, tuple[Break, str]] = {
-    "config: empty": (content("config.json", b""), "is not a valid JSON file"),
-    "config: no text": (content("config.json", b"\xff\xfe\0"), "is not a valid JSON file"),
+    "config: empty": (content("config.json", b""), "config.json: is damaged"),
+    "config: no text": (content("config.json", b"\xff\xfe\0"), "config.json: is damaged"),
     "config: null": (content("config.json", b"null"), "config"),
-    "config: a list": (content("config.json", b"[]"), "Unrecognized model"),
-    "config: deep": (content("config.json", b"[" * 100_000), "recursion"),
+    "config: a list": (content("config.json", b"[]"), "holds a list and no keys"),
+    "config: deep": (content("config.json", b"[" * 100_000), "nested too deeply"),
     "config: no width": (settings(hidden_size=None), "hidden_size"),
     "config: another width": (settings(hidden_size=32), r"has the shape \[\d+, 16\], not \[\d+, 32\]|lacks"),
     "config: negative width": (settings(hidden_size=-16), "-16|model.width"),
@@ -293,6 +300,8 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "config: layers": (settings(num_hidden_layers=10**9), "says 1000000000 layers"),
     "config: rotary": (settings(rope_parameters={"rope_type": "linear"}), "factor"),
     "config: quantised": (settings(quantization_config=5), "quant|int"),
+    "config: endless labels": (settings(num_labels=10**12), "num_labels: 1000000000000 are more than 1000000"),
+    "config: endless width": (settings(hidden_size=10**19), "no model of its sizes|cannot be built"),
     "config: weights elsewhere": (settings(transformers_weights="../x.safetensors"), "is no file beside it"),
     "code": (code, "custom code|needs the Python code that lies beside it"),
     "weights: none": (without("model.safetensors"), "holds neither model.safetensors nor pytorch_model.bin$"),
@@ -313,6 +322,14 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "weights: no head": (tensors({"lm_head.weight": None}), r"lacks .*lm_head.weight"),
     "weights: a shape": (tensors({"model.norm.weight": torch.ones(5)}), r"norm.weight has the shape \[5\], not \[16\]"),
     "weights: not finite": (tensors({"model.norm.weight": torch.full((16,), torch.nan)}), "are not finite"),
+    "weights: integers": (
+        tensors({"model.norm.weight": torch.ones(16, dtype=torch.int64)}),
+        "model.norm.weight holds numbers of type int64 and no floats",
+    ),
+    "weights: one of no axis": (
+        tensors({"model.norm.weight": torch.tensor(True)}),
+        "type bool and no floats|has the shape",
+    ),
     "index: no JSON": (index("{"), "index.json: is damaged"),
     "index: no map": (index("{}"), "is damaged .*weight_map"),
     "index: of nothing": (index('{"weight_map": {}}'), "names no file"),
@@ -328,6 +345,23 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "pickle: a list": (pickled(lambda: [torch.ones(2)]), "holds a list, not tensors by name"),
     "pickle: nested": (pickled(lambda: {"state_dict": {"a": torch.ones(2)}}), "holds a dict as 'state_dict'"),
     "pickle: no names": (pickled(lambda: {3: torch.ones(2)}), "holds a Tensor as 3"),
+    "pickle: sparse": (pickled(lambda: {"a": torch.eye(3).to_sparse()}), "a is a sparse_coo tensor"),
+    "pickle: no numbers": (pickled(lambda: {"a": torch.ones(3, device="meta")}), "a is a meta tensor"),
+    "pickle: quantized": (pickled(_quantized), "a is a quantized tensor"),
+    "pickle: cut, of old": (
+        lambda folder: [
+            pickled(lambda: {"a": torch.ones(300)}, _use_new_zipfile_serialization=False)(folder),
+            os.truncate(folder / "pytorch_model.bin", 900),
+        ],
+        "pytorch_model.bin: is damaged",
+    ),
+    "pickle: a file that is none": (
+        lambda folder: [
+            (folder / "model.safetensors").unlink(),
+            content("pytorch_model.bin", b"\x80\x02X\x01")(folder),
+        ],
+        "pytorch_model.bin: is (damaged|no file that torch.save wrote)",
+    ),
     "adapters": (adapter, "holds a LORA adapter .* made for .*; give that model, or .*merge_and_unload"),
     "adapters, damaged": (content("adapter_config.json", b"{"), "adapter_config.json: is damaged"),
     "nothing": (lambda folder: [file.unlink() for file in folder.iterdir()], "no config.json"),

@@ -6,13 +6,14 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from quintet.config.keypath import is_mapping
@@ -31,7 +32,7 @@ POSITIONS = (  # keys of a configuration that hold the most tokens of a text, th
     "model_max_length", "max_target_positions",
 )  # fmt: skip
 _POINTER = b"version https://git-lfs"
-_DAMAGED = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError)
+_MOST_LABELS = 1_000_000
 
 
 def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
@@ -85,6 +86,7 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
     `transformers`.
     """
     library = require("transformers", "hf", f"{folder}: reading it")
+    check_config(folder)
     try:
         values = library.AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:  # whatever the library's many readers stumble over, it is the file that is to be mended
@@ -96,6 +98,26 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
             "kept, as two matrices"
         )
     return values
+
+
+def check_config(folder: Path) -> None:
+    """Raise UserError where the `config.json` in ``folder`` cannot be read, or would have `transformers` make a list of
+    endless labels."""
+    file = folder / "config.json"
+    labels = _read_json(file).get("num_labels")
+    if isinstance(labels, int) and labels > _MOST_LABELS:
+        raise UserError(f"{file}: num_labels: {labels} are more than {_MOST_LABELS}; correct it")
+
+
+@contextmanager
+def building(where: str) -> Generator[None]:
+    """Within, raise a UserError, beginning with ``where``, if no model of the sizes in its `config.json` can be."""
+    try:
+        yield
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # the last of numbers beyond 64 bits
+        raise UserError(
+            f"{where}/config.json: no model of its sizes can be made here ({one_line(error, lines=1)})"
+        ) from None
 
 
 def positions_of(values: Mapping[str, Any]) -> int | None:
@@ -126,6 +148,16 @@ def check_finite(name: str, value: Tensor, where: str) -> None:
     """Raise UserError, beginning with ``where``, when ``value``, of any shape and dtype, is not finite throughout."""
     if not torch.isfinite(value.detach().sum(dtype=torch.float32 if value.dtype.is_floating_point else None)):
         raise UserError(f"{where}: {name} holds numbers that are not finite; the checkpoint is damaged")
+
+
+def check_floats(names: Iterable[str], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError, beginning with ``where``, when a tensor of ``found``, of any shape and dtype, that is one of
+    ``names`` holds no floating-point numbers."""
+    for name in names:
+        kind = found.dtype(name) if isinstance(found, Tensors) else found[name].dtype
+        if not kind.is_floating_point:
+            dtype = str(kind).removeprefix("torch.")
+            raise UserError(f"{where}: {name} holds numbers of type {dtype} and no floats; take another checkpoint")
 
 
 def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
@@ -202,12 +234,20 @@ class Tensors(Mapping[str, Tensor]):
             raise UserError(f"{folder}: holds neither {_WEIGHTS[0]} nor {_WEIGHTS[2]}{hint}")
         self.files = found
         self._readers: dict[str, Callable[[str], Tensor]] = {}
+        self._slices: dict[str, Callable[[str], Any]] = {}
         for file in found.files:
-            names, read = _opened(file)
+            names, read, part = _opened(file)
             self._readers |= dict.fromkeys(names, read)
+            self._slices |= dict.fromkeys(names, part)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._readers[name](name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor, of which no more than one row is read."""
+        one = self._slices[name](name)
+        shape = one.get_shape() if hasattr(one, "get_shape") else one.shape
+        return (one[:1] if shape else one[...]).dtype
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -216,18 +256,21 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._readers)
 
 
-def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor]]:
-    """The names of the tensors of ``file``, and a function that reads one, in its stored shape and dtype."""
+def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor], Callable[[str], Any]]:
+    """The names of the tensors of ``file``, a function that reads one, in its stored shape and dtype, and one that
+    gives what reads a part of it."""
     with file.open("rb") as beginning:
         if beginning.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{file}: is git-lfs' pointer to the weights and not the weights; run git lfs pull")
     try:
         if file.suffix == ".safetensors":
             opened: Any = safe_open(file, "pt")
-            return opened.keys(), opened.get_tensor
+            return opened.keys(), opened.get_tensor, opened.get_slice
         found = _unpickled(file)
-        return found, found.__getitem__
-    except (*_DAMAGED, pickle.UnpicklingError) as error:
+        return found, found.__getitem__, found.__getitem__
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the libraries stumble over
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{file}: asks for {foreign[1]} when it is unpickled, which is not run; take a checkpoint in "
@@ -251,6 +294,11 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if type(name) is not str or not isinstance(value, Tensor):
             raise UserError(f"{file}: holds a {type(value).__name__} as {name!r}; save tensors alone, by name")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = (
+                "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)[len("torch.") :]
+            )
+            raise UserError(f"{file}: {name} is a {kind} tensor; save tensors of plain numbers")
     return found
 
 

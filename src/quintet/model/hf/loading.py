@@ -18,7 +18,16 @@ from quintet.errors import UserError, one_line
 from quintet.libraries import require
 from quintet.model.cache import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
-from quintet.model.hf.files import Tensors, check_finite, checkpoint_digest, differing, refuse_adapter, weight_files
+from quintet.model.hf.files import (
+    Tensors,
+    check_config,
+    check_finite,
+    check_floats,
+    checkpoint_digest,
+    differing,
+    refuse_adapter,
+    weight_files,
+)
 from quintet.model.hf.pretrained import PretrainedModel, arguments
 from quintet.model.hf.trial import find_abilities, reading
 from quintet.model.typed import forked_generator
@@ -119,6 +128,8 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
     # Left out, trust_remote_code makes the library ask on the terminal.
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     options["trust_remote_code"] = config.trust_remote_code
+    if folder.is_dir():
+        check_config(folder)
     with _load_errors(config):
         settings = transformers.AutoConfig.from_pretrained(_source(config), **options)
         stored, _ = transformers.PretrainedConfig.get_config_dict(_source(config), **options)
@@ -139,7 +150,8 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
     """The checkpoint's model, with its weights and no others, and a line for each thing that it leaves out or in which
     its config.json is wrong."""
     folder = _folder(config)
-    notes = Tensors(folder).files.notes(config.name_or_path) if folder else []  # also says what is damaged
+    stored = Tensors(folder) if folder else None  # also says what is damaged
+    notes = stored.files.notes(config.name_or_path) if stored else []
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     with _load_errors(config), _backend_errors(config):
         causal, found = _library().AutoModelForCausalLM.from_pretrained(
@@ -165,6 +177,8 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
         )
     for name, value in causal.named_parameters():
         check_finite(name, value, config.name_or_path)
+        if stored and name in stored and value.is_floating_point():  # the library casts whatever is there
+            check_floats([name], stored, config.name_or_path)
     if unused := sorted(found["unexpected_keys"]):
         notes.append(
             f"{config.name_or_path}: {len(unused)} of its tensors have no place in {type(causal).__name__} and are not "

@@ -13,7 +13,7 @@ from quintet.config.model import TransformerConfig
 from quintet.config.sharing import SharedPart
 from quintet.errors import UserError
 from quintet.libraries import require
-from quintet.model.hf.files import Tensors, check_finite, find_checkpoint, read_config
+from quintet.model.hf.files import Tensors, building, check_finite, check_floats, find_checkpoint, read_config
 from quintet.model.hf.settings import (
     ADAPTABLE,
     architecture,
@@ -59,6 +59,7 @@ def to_ours(
         if name not in found:
             raise UserError(f"{where}: lacks the tensor {name}; the checkpoint is not whole")
         used.add(name)
+        check_floats([name], found, where)
         value = found[name].float()
         check_finite(name, value, where)
         return value
@@ -228,7 +229,7 @@ def pretrained_weights(
         raise UserError(
             f"{path}: config.json says {theirs.layers} layers, for which {len(tensors)} tensors are too few"
         )
-    with torch.device("meta"):
+    with building(path), torch.device("meta"):
         empty = Transformer(theirs, theirs.vocab_size, theirs.context_length).state_dict()
     weights = to_ours(family_of(values["model_type"], path), theirs, empty, tensors, path)
     start = fitted(weights, theirs, config, theirs.vocab_size, rows, context_length, path)
