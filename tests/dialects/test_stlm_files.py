@@ -56,6 +56,16 @@ def test_the_two_numbers_of_heads_may_be_exchanged(read: Callable[..., Loaded], 
     assert (one.heads, one.kv_heads) == (2 ** max(first, second), 2 ** min(first, second))
 
 
+def test_the_keys_of_an_experiment_are_refused_in_one_line(read: Callable[..., Loaded]) -> None:
+    """Each by its name, as they are of one experiment."""
+    keys = ("model.latent_dim", "model.embedder.pooling_layers", "model.ffn.n_experts", "teachermodel")
+    with pytest.raises(UserError) as refused:
+        read(G2, dict.fromkeys(keys, 4))
+    [line] = refused.value.problems
+    assert all(key in line for key in keys)
+    assert line.count("belongs to an experiment") == 1
+
+
 def test_the_rate_of_a_flat_file_is_that_of_the_original(read: Callable[..., Loaded]) -> None:
     """nanoGPT's cosine with a decay that is not shortened by the warm-up; the last of 50,000 steps has 1.61e-5."""
     run = read(G2).config

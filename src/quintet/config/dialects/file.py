@@ -46,6 +46,7 @@ class SchemaFile:
         self.theirs: Any = None
         self._given: dict[KeyPath, KeyInfo] = {}
         self._refused: set[KeyPath] = set()
+        self._alike: dict[tuple[str | None, str], tuple[int, list[str]]] = {}  # by reason: the problem, and other keys
         self._provenance: dict[KeyPath, Origin] = {(): document.provenance[()]}
         self._gather(document.values, ())
         _fill(self.values, dialect.top)
@@ -133,9 +134,7 @@ class SchemaFile:
         if role.unsupported and not noop and not self._is_replaced(key):
             mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
             mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
-            self.problems.append(
-                Problem(origin_of(path, self.document.provenance), show(path), role.unsupported + mend)
-            )
+            self._refuse_unsupported(path, role.unsupported + mend)
             self._refused.add(known)
             return
         before = lookup(self.values, known)
@@ -146,6 +145,17 @@ class SchemaFile:
         elif known not in self._given:
             self._given[known] = key
             self._put(known, value, path)
+
+    def _refuse_unsupported(self, path: KeyPath, reason: str) -> None:
+        """Note that the key at ``path`` cannot be followed: in one line with others of the file for the same reason."""
+        origin = origin_of(path, self.document.provenance)
+        index, others = self._alike.setdefault((origin.file, reason), (len(self.problems), []))
+        if index == len(self.problems):
+            self.problems.append(Problem(origin, show(path), reason))
+            return
+        others.append(show(path) if origin.line is None else f"{show(path)} (line {origin.line})")
+        first = self.problems[index]
+        self.problems[index] = Problem(first.origin, first.key, f"{reason}; the same of {', '.join(others)}")
 
     def _is_replaced(self, key: KeyInfo) -> bool:
         """True if the section `quintet:` says all the native keys that ``key`` has a say in."""

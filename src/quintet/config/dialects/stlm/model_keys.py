@@ -47,7 +47,7 @@ def _embedder(*names: str) -> tuple[str, ...]:
     return tuple(f"model.embedder.{name}" for name in names)
 
 
-@refuses("num_experts top_k")
+@refuses("num_experts top_k n_experts lora_rank lora_alpha nblocks leaf_width depth config init_config")
 class FeedForwardNetwork(DialectSection):
     """The feed-forward network of a block."""
 

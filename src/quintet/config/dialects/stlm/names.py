@@ -30,7 +30,7 @@ def words(spelled: str, refused: Mapping[str, str] = MappingProxyType({})) -> Va
 
 _EXPERIMENTS = meanings(
     "ffn_lora_sharing_moe conv next_thought_baseline pass_through "
-    "passthrough cascade hierarchical byte_patch latent_2_seq classification attention "
+    "passthrough cascade hierarchical hierarchical_encoder byte_patch latent_2_seq classification attention "
     "byte_autoencoder_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
     "linformer_attention performer_attention sparse_attention differentiable_attention "
     "autoencoder conversational prm800k text_classification text_classification_preprocessor prm800k_preprocessor "

@@ -241,3 +241,4 @@ class File(DialectSection):
     trainer: Trainer
     general: General
     teachermodel: Any = unlisted(None, "distillation", unsupported=EXPERIMENT)
+    model_ckpt: Any = unlisted(None, "distillation: its weights", unsupported=EXPERIMENT)
