@@ -19,6 +19,7 @@ from tests.helpers import measured
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import Loaded
+from quintet.errors import UserError
 from quintet.train.schedule import learning_rate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/stlm"
