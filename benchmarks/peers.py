@@ -60,7 +60,7 @@ def quintet(precision: str) -> Step:
         file = Path(folder) / "run.yaml"
         file.write_text(RUN_FILE, encoding="utf-8")
         config = load_run_config([file], [f"train.precision={precision}"]).config
-    compute.make_deterministic()
+    compute.make_deterministic("auto", torch.device("cpu"))
     compute.keep_freed_memory()
     chosen = compute.choose_compute(config.train)
     model = build_model(config.model, VOCABULARY, LENGTH, seed=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -31,7 +33,7 @@ if [ "$1" = show ]; then printf 'localhost\\nlocalhost\\n'; else echo "$@" >> sc
 SBATCH = """#!/bin/bash
 SLURM_JOB_ID=4711 SLURM_JOB_NODELIST='host[1-2]' SLURM_CPUS_PER_TASK=1 exec bash "$1"
 """
-# Stands for python -m torch.distributed.run: it notes how it was called and stops when it is asked, or by itself.
+# Stands for our torchrun: it notes how it was called and stops when it is asked, or by itself.
 STEP = """#!/bin/bash
 echo "$@" >> step.log
 echo "$OMP_NUM_THREADS $TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >> env.log
@@ -113,6 +115,26 @@ def test_a_script_that_was_changed_by_hand_is_kept(written, command) -> None:
     assert code == 2
     assert "job.sbatch: exists" in err
     assert Path("job.sbatch").read_text().endswith("# mine\n")
+
+
+def test_the_notice_follows_from_the_bytes_of_a_checkpoint(written, command, monkeypatch) -> None:
+    def notice(*options: str) -> tuple[int, int]:
+        Path("job.sbatch").unlink(missing_ok=True)
+        lines = written("--nodes", "1", *options).splitlines()
+        asked = next(line for line in lines if "signal=B:USR1@" in line)
+        waits = next(line for line in lines if line.startswith("export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="))
+        return int(asked.partition("@")[2]), int(waits.partition("=")[2].partition(" ")[0])
+
+    assert notice() == (120, 120)
+    assert notice("--notice", "33") == (33, 33)
+    large = ["model.layers=32", "model.width=4096", "model.attention.heads=32"]
+    code, planned, _ = command("plan", "run.yaml", *large, "--json")
+    assert code == 0
+    size = json.loads(planned)["checkpoint_bytes"]
+    assert size > 60e9
+    found = notice(*large)
+    assert found[0] == found[1] == 60 + math.ceil(size / 5e8)
+    assert f"last checkpoint of {size / 1e9:.3g} GB" in Path("job.sbatch").read_text()
 
 
 def stand_in(script: str) -> None:

@@ -14,7 +14,7 @@ from tests.helpers import run_config
 from quintet.config.optimizer import AdamWConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
-from quintet.train.compute import Compute
+from quintet.train.compute import Compute, pinned, to_device
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_rounding
 from quintet.train.rehearsal import rehearse_steps
@@ -76,3 +76,30 @@ def test_the_peak_of_the_rehearsal_is_that_of_the_run(passes: int) -> None:
         engine.accumulate(Batch(ids, ids, np.zeros(len(ids), np.int64), ids.size), step)
         engine.update(1e-3, step)
     assert torch.cuda.max_memory_allocated(device) == pytest.approx(rehearsed, rel=0.03)
+
+
+def test_a_run_with_the_promise_continues_bit_for_bit(train: Callable[..., str]) -> None:
+    strict = ON_GPU | {"deterministic": True, "precision": "bf16", "compile": False}
+    kept = {"every": 2, "keep": None}
+    whole = losses(train(name="whole", train=strict, checkpoint=kept))
+    again = losses(train(name="again", train=strict, checkpoint=kept))
+    assert whole == again
+    train(name="cut", train=strict | {"steps": 2}, checkpoint=kept, schedule={"kind": "constant"})
+    longer = losses(train(name="cut", train=strict, checkpoint=kept, schedule={"kind": "constant"}))
+    at_once = losses(train(name="at_once", train=strict, checkpoint=kept, schedule={"kind": "constant"}))
+    assert longer == at_once
+
+
+def test_tf32_products_are_near_those_of_fp32_and_not_the_same(train: Callable[..., str]) -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no tf32")
+    wide = {"width": 128, "attention": {"heads": 2}}
+    found = [losses(train(name=name, model=wide, train=ON_GPU | {"precision": name})) for name in ("fp32", "tf32")]
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+    assert found[0] != found[1]
+
+
+def test_a_batch_is_copied_from_pinned_memory_and_a_step_does_not_wait() -> None:
+    array = pinned(np.arange(1000), torch.device("cuda", 0))
+    assert torch.from_numpy(array).is_pinned()
+    assert torch.equal(to_device(torch.from_numpy(array), torch.device("cuda", 0)).cpu(), torch.arange(1000))

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from tests.helpers import run_config
+from torch._inductor import config as inductor
 
 from quintet.config.train import TrainConfig
-from quintet.train.compute import choose_compute, choose_device, use_gpu
+from quintet.data.batch import Batch, prefetch
+from quintet.errors import UserError
+from quintet.train.compute import (
+    Compute,
+    choose_compute,
+    choose_device,
+    is_deterministic,
+    keep_precision,
+    make_deterministic,
+    set_products,
+    use_gpu,
+)
 from quintet.train.parallel.group import process_group
+from quintet.train.run import Run
+from quintet.train.step import micro_batches
 
 GPUS = 4
 
@@ -81,3 +100,101 @@ def test_memory_is_cut_anew_unless_the_user_says_how(calls: dict[str, Any]) -> N
     on_cpu: dict[str, str] = {}
     use_gpu(torch.device("cpu"), on_cpu)
     assert on_cpu == {}
+
+
+def test_a_batch_is_pinned_by_the_thread_that_prepares_it(
+    calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinning: list[str] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinning.append(threading.current_thread().name)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(calls.update(thread_on=device)))
+    config = run_config(train={"steps": 3, "batch_size": 2})
+    whole = Batch(np.arange(8).reshape(2, 4), np.arange(8).reshape(2, 4), np.zeros(2, np.int64), 8)
+    run: Any = object.__new__(Run)
+    run.config, run.compute = config, SimpleNamespace(device=torch.device("cuda", 3))
+    run.data = SimpleNamespace(batch=lambda *_: whole)
+    run.objective = SimpleNamespace(prepare=lambda batch, *_: batch)
+    with closing(prefetch(run.batch, 1, 4)) as batches:
+        found = list(batches)
+    assert len(found) == 3
+    assert len(pinning) == 3 * 2  # inputs and targets of each
+    assert all(name.startswith("batches") for name in pinning)
+    assert calls["thread_on"] == torch.device("cuda", 3)
+    np.testing.assert_array_equal(found[0].inputs, whole.inputs)
+    # What is copied to a device is not pinned there and then.
+    pinning.clear()
+    next(micro_batches(whole, 1, 2, torch.device("cpu")))
+    assert pinning == []
+
+
+@pytest.mark.parametrize(("capability", "has"), [((9, 0), True), ((8, 0), True), ((7, 5), False)])
+def test_tf32_is_taken_where_a_gpu_multiplies_it(
+    calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    config = TrainConfig(steps=1, device="cuda", precision="tf32")
+    if not has:
+        with pytest.raises(UserError, match=r"train\.precision: tf32 is multiplied by NVIDIA GPUs from Ampere on"):
+            choose_compute(config)
+        return
+    compute = choose_compute(config)
+    assert (compute.precision, compute.dtype) == ("tf32", torch.float32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        set_products(compute)
+        assert torch.get_float32_matmul_precision() == "high"
+        set_products(replace(compute, precision="fp32"))
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_refused_on_a_cpu_and_computes_without_autocast() -> None:
+    with pytest.raises(UserError, match=r"train\.precision: tf32"):
+        choose_compute(TrainConfig(steps=1, device="cpu", precision="tf32"))
+    compute = Compute(torch.device("cpu"), "tf32", compile=False, reason="")
+    with compute.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    began = keep_precision(replace(compute, precision="fp32"), TrainConfig(steps=1, device="cpu"), "tf32")
+    assert began.precision == "fp32"
+    assert "tf32" in began.reason
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "strict"),
+    [
+        ("auto", CPU, True),
+        (True, CPU, True),
+        (False, CPU, False),
+        ("auto", GPU, False),
+        (True, GPU, True),
+        (False, GPU, False),
+    ],
+)
+def test_what_is_promised_is_asked_of_pytorch(wanted: Any, device: torch.device, strict: bool) -> None:
+    environment: dict[str, str] = {}
+    try:
+        make_deterministic(wanted, device, environment)
+        assert is_deterministic(wanted, device) == strict == torch.are_deterministic_algorithms_enabled()
+        # auto asks for such kernels as there are, true takes no other.
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == (strict and wanted == "auto")
+        on_gpu = strict and device.type == "cuda"
+        assert environment == ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if on_gpu else {})
+        assert inductor.deterministic == strict
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_environment_that_contradicts_the_promise_is_refused() -> None:
+    make_deterministic("auto", GPU, {"CUBLAS_WORKSPACE_CONFIG": ":0:0"})  # which promises nothing
+    with pytest.raises(UserError, match=r"train\.deterministic: needs CUBLAS_WORKSPACE_CONFIG"):
+        make_deterministic(True, GPU, {"CUBLAS_WORKSPACE_CONFIG": ":0:0"})

@@ -15,7 +15,7 @@ from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model import build_model
 from quintet.plan.counting import Counter
-from quintet.train.compute import ran_out_of_memory
+from quintet.train.compute import make_deterministic, ran_out_of_memory
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.rehearsal import rehearse_steps
@@ -142,6 +142,20 @@ def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="shapes"):
         rehearse_steps(*engine_of(make_config(), cpu, model), held_out=0)
+
+
+def test_a_kernel_that_cannot_keep_the_promise_is_told_before_the_first_step(
+    model, make_config, cpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch's own refusal, of an operation that has no deterministic kernel on a CPU either.
+    monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(4).put_(torch.tensor([1]), torch.ones(1)))
+    config = make_config(train={"steps": 1, "deterministic": True})
+    try:
+        make_deterministic(config.train.deterministic, torch.device("cpu"))
+        with pytest.raises(UserError, match=r"train\.deterministic: is true, and PyTorch says: put_"):
+            rehearse_steps(*engine_of(config, cpu, model), held_out=0)
+    finally:
+        make_deterministic("auto", torch.device("cpu"))
 
 
 def test_what_a_compiler_says_of_allocations_is_no_lack_of_memory() -> None:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.documents import IGNORED
+from quintet.train.engine import _compile_blocks
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.step import TorchEngine
@@ -97,3 +103,65 @@ def test_dropout_follows_from_the_sample_and_not_from_its_micro_batch(
             torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-4, atol=1e-7, msg=name)
     plain = make_config(model={"layers": 2, "width": 32, "attention": {"heads": 2}, "block": block})
     assert abs(found[0][0] - gradients(build_model(plain.model, 61, 16, seed=3), ragged_batch, plain, cpu)[0]) > 1e-3
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that the host reads from tensors, for each of which a GPU would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("optimizer", [{}, {"state_precision": "bf16"}])
+def test_a_step_reads_nothing_from_the_device(
+    model, ragged_batch, make_config, cpu, scaled: bool, optimizer: dict[str, str]
+) -> None:
+    """Also where the loss is scaled, as in fp16: the kernel of the step decides by itself whether to take it."""
+    config = make_config(train={"steps": 4, "batch_size": 32, "micro_batch_size": 8}, optimizer=optimizer)
+    engine = engine_of(model, config, cpu)
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    for step in (1, 2, 3):
+        with Reads() as passes:
+            engine.accumulate(ragged_batch, step)
+        # On a CPU alone the loss looks how many targets of a micro-batch have one, which also shows that reads count.
+        assert passes.count == 4
+        with Reads() as update:
+            engine.update(1e-3, step)
+        assert update.count == 0
+
+
+class Layers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(512, 512) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Floats [samples, 512] to the same."""
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def test_blocks_within_ddp_are_compiled_as_they_are(cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP's optimizer would cut the graph of a block at each bucket of gradients, here of a layer's size."""
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    graphs: list[int] = []
+    for ours in (False, True):
+        block = Layers()
+        if ours:
+            _compile_blocks(SimpleNamespace(blocks=[block]), cpu)
+        seen: list[Any] = []
+        torch._dynamo.reset()
+        block.compile(backend=lambda graph, _, seen=seen: seen.append(graph) or graph.forward)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            within = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(block), bucket_cap_mb=1)
+            within(torch.ones(2, 512)).sum().backward()
+        finally:
+            dist.destroy_process_group()
+        graphs.append(len(seen))
+    assert graphs[0] > 1 == graphs[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from typing import Annotated
 import typer
 
 from quintet.cli.inputs import Inputs, echo, fail, load
+from quintet.config.schema import RunConfig
+from quintet.errors import UserError, one_line
 
 # The forms of sbatch: minutes, minutes:seconds and so on, up to days-hours:minutes:seconds.
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -22,7 +25,7 @@ _BODY = r"""
 # What Quintet needs; the rest of the environment is that in which sbatch was called.
 python={python}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new start must not find the addresses of the last one
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={notice}  # seconds for the last checkpoint
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={notice}  # seconds for the last checkpoint{why}
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus}}}"
 export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{all_cpus}}}"
 
@@ -30,14 +33,15 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 
 # One torchrun a machine; they meet at the first one. None is ended because another one was first to stop.
-srun --kill-on-bad-exit=0 --wait=0 "$python" -m torch.distributed.run \
+srun --kill-on-bad-exit=0 --wait=0 "$python" -m quintet.train.parallel.launch \
   --nnodes={nodes} --nproc-per-node={processes} \
   --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}" \
   --max-restarts={restarts} --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
   -m quintet train {inputs} &
 step=$!
 
-# Ahead of the time limit the run is asked to stop with a checkpoint, and the job waits in the queue again.
+# Ahead of the time limit the run is asked to stop with a checkpoint, and the job waits in the queue again: srun has
+# SLURM signal every process of the step, those that train too.
 again=no
 trap 'again=yes; kill -USR1 "$step"' USR1
 # A job that is preempted or cancelled: SLURM asks the processes of the run itself, and the script waits for them.
@@ -60,7 +64,7 @@ exit "$code"
 @dataclass(frozen=True)
 class Job:
     """A job of SLURM: ``nodes`` machines of ``processes``, each process with ``cpus`` cores and, where ``gpus`` says
-    so, one GPU; a signal ``notice`` seconds ahead of the end."""
+    so, one GPU; a signal ``notice`` seconds ahead of the end, for the reason ``why``, "" if there is none to give."""
 
     name: str
     nodes: int
@@ -68,6 +72,7 @@ class Job:
     cpus: int
     gpus: bool
     notice: int
+    why: str
     restarts: int
     time: str | None
     partition: str | None
@@ -97,6 +102,7 @@ class Job:
         body = _BODY.format(
             python=shlex.quote(python),
             notice=self.notice,
+            why=self.why,
             cpus=self.cpus,
             all_cpus=self.cpus * self.processes,
             nodes=self.nodes,
@@ -117,7 +123,10 @@ def slurm(
     time: Annotated[str | None, typer.Option(help="limit, as sbatch takes it: 24:00:00, 2-12:00:00")] = None,
     partition: Annotated[str | None, typer.Option(help="of the cluster")] = None,
     account: Annotated[str | None, typer.Option(help="on which the time is booked")] = None,
-    notice: Annotated[int, typer.Option(min=1, help="seconds ahead of the limit at which the run stops")] = 120,
+    notice: Annotated[
+        int | None,
+        typer.Option(min=1, help="seconds ahead of the limit at which the run stops [what its checkpoint takes]"),
+    ] = None,
     restarts: Annotated[int, typer.Option(min=0, help="new starts within the job after a failure")] = 3,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where the script goes [NAME.sbatch]")] = None,
 ) -> None:
@@ -138,7 +147,7 @@ def slurm(
         gpus_per_node,
         cpus_per_gpu,
         config.train.device != "cpu",
-        notice,
+        *((notice, "") if notice is not None else _notice(config)),
         restarts,
         time,
         partition,
@@ -150,6 +159,22 @@ def slurm(
         fail(f"{path}: exists and says something else; move it away, or name another file (-o)")
     path.write_text(script, encoding="utf-8")
     echo(f"wrote {path}; sbatch {path}")
+
+
+# A step or a validation at hand takes a while; a shared disk takes so many bytes a second of a checkpoint, or more.
+_LEAST, _AT_HAND, _WRITTEN = 120, 60, 5e8
+
+
+def _notice(config: RunConfig) -> tuple[int, str]:
+    """Seconds that the run needs to stop with a checkpoint, and a comment on where they come from."""
+    from quintet.plan.cost import checkpoint_bytes
+
+    try:
+        size = checkpoint_bytes(config)
+    except UserError as error:  # its data or tokenizer may be on the cluster alone
+        return _LEAST, f"; its size is not known here ({one_line(error, lines=1)}), --notice says more"
+    seconds = max(_LEAST, _AT_HAND + math.ceil(size / _WRITTEN))
+    return seconds, f" of {size / 1e9:.3g} GB"
 
 
 def _quoted(value: str) -> str:

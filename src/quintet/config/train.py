@@ -106,8 +106,16 @@ class TrainConfig(ConfigSection):
         unit="steps",
         ge=1,
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
-        "auto", "numbers of the matrix products; weights and optimizer stay in fp32. auto takes bf16 where it is fast"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = key(
+        "auto",
+        "numbers of the matrix products; weights and optimizer stay in fp32. auto takes bf16 where it is fast; tf32 "
+        "are fp32 numbers of which an NVIDIA GPU from Ampere on multiplies 11 bits",
+    )
+    deterministic: Literal["auto"] | bool = key(
+        "auto",
+        "true: the same run gives the same bits on the same hardware, and so does one that was stopped and continued; "
+        "what has no such kernel is refused. false: the fastest kernels, whose sums may differ in the last bits. auto: "
+        "true on a CPU as far as there are such kernels, false on a GPU",
     )
     compile: Literal["auto"] | bool = key(
         "auto",

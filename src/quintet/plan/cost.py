@@ -142,6 +142,14 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Bytes of a checkpoint of ``config``: trained weights and the optimizer's state. Raises UserError where the
+    vocabulary or the model cannot be told from what is here."""
+    vocab_size = _vocabulary(config)
+    parameters = parameter_count(config, vocab_size)
+    return FP32_BYTES * parameters.trainable + round(_optimizer_bytes(config, vocab_size, parameters))
+
+
 def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
     """The data of the run if it is prepared, or if the length of the run cannot be told without it, and what is missing
     to prepare it."""

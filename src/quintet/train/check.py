@@ -77,7 +77,7 @@ def training_checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.integrations.deepspeed import check_deepspeed
 
         found.append(lambda: check_deepspeed(config))
-    if config.train.precision == "fp16":
+    if config.train.precision in ("fp16", "tf32"):
         from quintet.train.compute import check_compute
 
         found.append(lambda: check_compute(config.train))

@@ -9,7 +9,9 @@ import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
 from quintet.config.train import TrainConfig
@@ -17,7 +19,7 @@ from quintet.errors import UserError
 from quintet.processes import local_rank
 from quintet.system import machine_memory, process_peak_memory
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """Compute matrix products in ``dtype`` within the context; weights stay as they are."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
 def choose_compute(config: TrainConfig) -> Compute:
@@ -45,7 +47,7 @@ def choose_compute(config: TrainConfig) -> Compute:
     precision, reason = (config.precision, "as the run file says")
     if precision == "auto":
         precision, reason = _choose_precision(device)
-    _refuse_slow(precision, device.type)
+    _refuse(precision, device.type)
     compile_blocks = device.type == "cuda" if config.compile == "auto" else config.compile
     return Compute(device, precision, compile_blocks, reason)
 
@@ -58,16 +60,26 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
     if began == "fp16" and compute.device.type == "cpu":
         reason = "the run began in fp16, which is hundreds of times slower than fp32 on a CPU"
         return replace(compute, reason=reason)
+    if began == "tf32" and not _multiplies_tf32(compute.device.type):
+        return replace(compute, reason="the run began in tf32, which this device does not multiply")
     return replace(compute, precision=began, reason="as the run began")
 
 
 def check_compute(config: TrainConfig) -> None:
     """Raise UserError for a precision that the device lacks, the one of the run file or that of this machine."""
-    if config.precision == "fp16":
-        _refuse_slow("fp16", choose_device("auto").type if config.device == "auto" else config.device)
+    if config.precision in ("fp16", "tf32"):
+        _refuse(config.precision, choose_device("auto").type if config.device == "auto" else config.device)
 
 
-def _refuse_slow(precision: str, device: str) -> None:
+def _multiplies_tf32(device: str) -> bool:
+    return device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def _refuse(precision: str, device: str) -> None:
+    if precision == "tf32" and not _multiplies_tf32(device):
+        raise UserError(
+            "train.precision: tf32 is multiplied by NVIDIA GPUs from Ampere on, and the device here is none; take fp32"
+        )
     if precision == "fp16" and device == "cpu":
         # Measured on a CPU with AVX512: 1 to 2 GFLOP/s in fp16 against 200 in fp32 and 900 in bf16.
         raise UserError(
@@ -127,13 +139,38 @@ def use_gpu(device: torch.device, environment: MutableMapping[str, str] = os.env
     torch.cuda.set_device(device)
 
 
-def make_deterministic() -> None:
-    """Ask PyTorch for kernels that give the same bits every time, as a bitwise resume needs.
+def set_products(compute: Compute) -> None:
+    """Have fp32 matrix products on a GPU multiply all bits, or with tf32 the first 11 of them."""
+    if compute.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if compute.precision == "tf32" else "highest")
 
-    Filling every new tensor, which the deterministic mode would add, only helps to find bugs and costs a pass over
-    memory.
+
+def is_deterministic(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
+    """True if `train.deterministic`, which is ``wanted``, promises the same bits on ``device``."""
+    return device.type != "cuda" if wanted == "auto" else wanted
+
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def make_deterministic(
+    wanted: Literal["auto"] | bool, device: torch.device, environment: MutableMapping[str, str] = os.environ
+) -> None:
+    """Ask PyTorch for kernels that give the same bits every time where `train.deterministic` promises them.
+
+    Backward passes of attention and sums of cuBLAS differ between two runs on a GPU else. ``environment`` is read when
+    cuBLAS is first used. The compiler does not measure which of several kernels is fastest either. Filling every new
+    tensor, which the deterministic mode would add, only helps to find bugs and costs a pass over memory. Raises
+    UserError for a setting of the environment that contradicts the promise.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    strict = is_deterministic(wanted, device)
+    on_gpu = strict and device.type == "cuda"
+    if on_gpu and environment.setdefault(_WORKSPACE, ":4096:8") not in (":4096:8", ":16:8"):
+        raise UserError(
+            f"train.deterministic: needs {_WORKSPACE} in the environment to be :4096:8 or :16:8, and it is "
+            f"{environment[_WORKSPACE]}; unset it"
+        )
+    torch.use_deterministic_algorithms(strict, warn_only=strict and wanted == "auto")
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -212,5 +249,12 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor``, of any shape and dtype, on ``device``; a CUDA GPU goes on computing while it copies pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """``tensor``, of any shape and dtype, on ``device``; a CUDA GPU goes on computing while it copies pinned memory,
+    which is pinned by who prepares a batch ahead (`pinned`)."""
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned())
+
+
+def pinned(array: np.ndarray, device: torch.device) -> np.ndarray:
+    """``array``, of any shape and dtype, in memory from which ``device``, a CUDA GPU, copies by itself."""
+    with torch.cuda.device(device):  # a thread begins on the first GPU
+        return torch.from_numpy(array).pin_memory().numpy()

@@ -13,12 +13,14 @@ import torch
 
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
-from quintet.errors import UserError
+from quintet.errors import UserError, one_line
 from quintet.model.dropout import evaluation_mode
 from quintet.train.compute import ran_out_of_memory
 from quintet.train.objective import Objective
 from quintet.train.step import TorchEngine
 from quintet.train.validation import summed_loss
+
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
 def rehearse_steps(engine: TorchEngine, objective: Objective, held_out: int) -> None:
@@ -27,7 +29,7 @@ def rehearse_steps(engine: TorchEngine, objective: Objective, held_out: int) -> 
     The second step has what every later one has: the optimizer's state, and with accumulation a pass that finds the
     gradients of the pass before. ``held_out`` counts the samples to validate on; the largest batch of them is passed
     forward while the optimizer's state is there, as between two steps. Raises UserError that names the setting to
-    change where memory runs out.
+    change where memory runs out, or where `train.deterministic` asks for what a kernel cannot give.
     """
     config, shape = engine.config, engine.shape
     passes = min(shape.accumulation, 2)
@@ -46,6 +48,10 @@ def rehearse_steps(engine: TorchEngine, objective: Objective, held_out: int) -> 
                         parameter.grad.zero_()
                 engine.update(0.0, step)
         except RuntimeError as error:
+            if _NOT_DETERMINISTIC in str(error):
+                raise UserError(
+                    f"train.deterministic: is true, and PyTorch says: {one_line(error)}; set it to auto or false"
+                ) from error
             if not ran_out_of_memory(error):
                 raise
             raise UserError(_advice_on_steps(config, shape)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,7 @@ from quintet.tokenize.bounds import TextBounds
 from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
 from quintet.train.checkpoint import Checkpointer, Progress
-from quintet.train.compute import (
-    Compute,
-)
+from quintet.train.compute import Compute, pinned
 from quintet.train.intervals import Intervals, Trial
 from quintet.train.model import run_bounds
 from quintet.train.objective import Objective
@@ -76,14 +74,20 @@ class Run:
         return run_bounds(self.config, self.tokenizer)
 
     def batch(self, step: int) -> Batch:
-        """This process's part of the batch of ``step``.
+        """This process's part of the batch of ``step``, for a GPU in pinned memory.
 
         The objective hides and masks here, on the host and ahead of the step, since all processes have to know how many
         targets the whole batch has before any of them divides by it; on the device it computes the loss alone.
         """
         index = self.config.data.batch_index(step - 1)
         first_row = rank() * self.config.batch.samples // world_size()
-        return self.objective.prepare(self.data.batch(index, rank(), world_size()), "train", index, first_row)
+        found = self.objective.prepare(self.data.batch(index, rank(), world_size()), "train", index, first_row)
+        if self.compute.device.type != "cuda":
+            return found
+        # Whoever prefetches batches pins them, so that the thread that starts kernels need not wait for it.
+        arrays = {name: getattr(found, name) for name in ("inputs", "targets", "documents", "prompts")}
+        fixed = {name: pinned(array, self.compute.device) for name, array in arrays.items() if array is not None}
+        return replace(found, **fixed)
 
     def whole_batch(self, step: int) -> Batch:
         """The batch of ``step`` with the parts of all processes."""

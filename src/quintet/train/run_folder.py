@@ -53,6 +53,7 @@ CONTINUABLE = (
     "train.micro_batch_size",
     "train.accumulation",
     "train.compile",
+    "train.deterministic",
     "train.activation_checkpointing",
     "train.device",
     "train.max_skipped",

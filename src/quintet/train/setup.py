@@ -26,10 +26,12 @@ from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, ne
 from quintet.train.compute import (
     Compute,
     choose_compute,
+    is_deterministic,
     keep_freed_memory,
     keep_precision,
     make_deterministic,
     measure_peak,
+    set_products,
 )
 from quintet.train.engine import Built, build_engine, load_training
 from quintet.train.evaluation import introduction
@@ -162,10 +164,12 @@ def _chosen_compute(config: RunConfig) -> Compute:
 
 def _settled(compute: Compute, config: RunConfig, precision: str) -> Compute:
     """Return ``compute`` in the ``precision`` of the run so far, and set PyTorch and the C library up for it."""
-    make_deterministic()
+    make_deterministic(config.train.deterministic, compute.device)
     if compute.device.type == "cpu":
         keep_freed_memory()
-    return keep_precision(compute, config.train, precision)
+    compute = keep_precision(compute, config.train, precision)
+    set_products(compute)
+    return compute
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
@@ -287,6 +291,11 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
         f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
     )
+    if not is_deterministic(config.train.deterministic, compute.device):
+        say(
+            "deterministic: no; a run that is stopped and continued is the same to rounding, and with "
+            "train.deterministic=true, which is slower, bit for bit"
+        )
     if world_size() > 1 or built.strategy.kind != "none":
         each = f"{built.shape.accumulation} × {built.shape.micro_batch_size} samples each"
         over = f"over {world_size()} processes" if world_size() > 1 else "in one process"

@@ -39,7 +39,7 @@ from quintet.train.checkpoint import (
     newest_whole,
     read_progress,
 )
-from quintet.train.compute import Compute, choose_compute, choose_device, use_gpu
+from quintet.train.compute import Compute, choose_compute, choose_device, set_products, use_gpu
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
@@ -207,11 +207,15 @@ def _compute(asked: str | None, usual: str) -> Compute:
     and not to be had."""
     device = choose_device("auto")
     use_gpu(device)
+    if usual == "tf32" and device.type != "cuda":
+        usual = "fp32"
     if device.type == "cpu" and "fp16" in (asked, usual):
         if asked == "fp16":
             raise UserError("--precision: fp16 is hundreds of times slower than fp32 on a CPU; use fp32 or bf16")
         usual = "fp32"  # what was trained in fp16 on a GPU is computed in the next wider type
-    return choose_compute(TrainConfig.model_validate({"steps": 1, "device": "auto", "precision": asked or usual}))
+    compute = choose_compute(TrainConfig.model_validate({"steps": 1, "device": "auto", "precision": asked or usual}))
+    set_products(compute)
+    return compute
 
 
 def find_run(run: str) -> Path:

@@ -13,6 +13,8 @@ import pytest
 from tests.helpers import QUICK, measured, records
 from tests.train.parallel.conftest import train_several
 
+from quintet.train.parallel.launch import outwait
+
 # Checkpoints are written in the background, so that a step may end before that of the step ahead of it is whole.
 KILL = """
             while not os.path.exists("runs/{run}/checkpoints/step-{saved:06d}/state.json"):
@@ -196,3 +198,85 @@ def lines_until(process: subprocess.Popen[str], begin: str) -> str:
         if line.startswith(begin):
             return said
     raise AssertionError(f"no line begins with {begin!r}:\n{said}")
+
+
+SLOW = """\
+import os, signal, time
+
+def mark(name):
+    open(f'{name}-{os.environ["RANK"]}', "w").close()
+
+asked = []
+signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+mark("begun")
+while not asked:
+    time.sleep(0.01)
+mark("asked")
+while not os.path.exists("leave"):
+    time.sleep(0.01)
+mark("whole")
+"""
+
+
+class Context:
+    """The processes of an agent, which end ``needed`` seconds after they were asked, or are killed."""
+
+    def __init__(self, needed: int) -> None:
+        self.needed, self.end = needed, ""
+
+    def close(self, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+        """As PContext: ask, wait, kill whoever is left."""
+        if not self.end:
+            self.end = f"{death_sig} ended" if timeout >= self.needed else "killed"
+
+
+class Agent:
+    """As the agent up to torch 2.12 is, which cannot be told how long to wait."""
+
+    def __init__(self, needed: int) -> None:
+        self._pcontext = Context(needed)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
+        self._pcontext.close(death_sig)
+
+
+def test_an_agent_that_knows_half_a_minute_alone_waits_for_a_checkpoint() -> None:
+    def end(agent: type[Agent], *asked: signal.Signals) -> str:
+        one = agent(needed=200)
+        one._shutdown(*asked)
+        return one._pcontext.end
+
+    class Patient(Agent):
+        pass
+
+    outwait(Patient, 300)
+    assert end(Agent, signal.SIGUSR1) == end(Agent) == "killed"
+    assert end(Patient, signal.SIGUSR1) == f"{signal.SIGUSR1} ended"
+    assert end(Patient) == "killed"  # the others of a process that failed wait for what never comes
+
+
+@pytest.mark.slow
+def test_torchrun_by_our_name_waits_as_long_as_the_environment_says(start, tmp_path) -> None:
+    """It starts processes that, when they are asked to end, do so after the test has let them."""
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW)
+    options = ("--nproc-per-node=2", "--standalone", "--signals-to-handle=SIGUSR1,SIGTERM")
+
+    def there(name: str) -> list[bool]:
+        return [(tmp_path / f"{name}-{rank}").exists() for rank in (0, 1)]
+
+    for seconds, whole in (("1", False), ("60", True)):
+        for file in tmp_path.glob("*-[01]"):
+            file.unlink()
+        line = [sys.executable, "-m", "quintet.train.parallel.launch", *options, str(program)]
+        process = start(line, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=seconds)
+        while not all(there("begun")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        while not all(there("asked")):
+            time.sleep(0.01)
+        if whole:
+            (tmp_path / "leave").touch()
+        process.communicate(timeout=120)
+        assert there("whole") == [whole, whole], seconds

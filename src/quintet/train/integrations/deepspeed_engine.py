@@ -34,10 +34,8 @@ class InPrecision(nn.Module):
 
         Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay.
         """
-        precision = self.compute.precision
-        with torch.autocast(
-            self.compute.device.type, self.compute.dtype, enabled=precision != "fp32", cache_enabled=False
-        ):
+        dtype = self.compute.dtype
+        with torch.autocast(self.compute.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             return self.loss_module(*inputs)
 
 

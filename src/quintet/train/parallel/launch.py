@@ -1,4 +1,8 @@
-"""`quintet train --nproc`: torchrun's own agent, started in this process, and what it says when a run fails."""
+"""`quintet train --nproc`: torchrun's own agent, started in this process, and what it says when a run fails.
+
+``python -m quintet.train.parallel.launch`` is torchrun itself, which after a signal waits for its processes as long as
+TORCH_ELASTIC_SHUTDOWN_TIMEOUT says, also in versions of PyTorch that do not know it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,8 +121,34 @@ def _settings(processes: int, folder: str) -> LaunchConfig:
         "signals_to_handle": ",".join(_HANDLED),
         "shutdown_timeout": _GRACE,
     }
-    known = {one.name for one in fields(LaunchConfig)}  # shutdown_timeout came with torch 2.13
+    known = {one.name for one in fields(LaunchConfig)}
+    _let_wait(_GRACE)
     return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
+
+
+def _let_wait(seconds: int) -> None:
+    """Have the agent wait ``seconds`` for its processes after a signal, where it cannot be told: shutdown_timeout came
+    with torch 2.13, and an agent before that kills them after 30."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if all(one.name != "shutdown_timeout" for one in fields(LaunchConfig)):
+        outwait(LocalElasticAgent, seconds)
+
+
+def outwait(agent: type[Any], seconds: int) -> None:
+    """Change the class ``agent`` so that after a signal it waits ``seconds`` for its processes before it kills them.
+
+    It names the signal then; where it ends them because one has failed it does not, and kills them as before.
+    """
+    whole: Callable[..., None] = agent._shutdown
+
+    def shut_down(self: Any, *asked: Any, **named: Any) -> None:
+        if asked and self._pcontext:
+            self._pcontext.close(asked[0], seconds)
+        whole(self, *asked, **named)
+
+    agent._shutdown = shut_down
 
 
 def find_fault(failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]) -> Fault:
@@ -193,3 +223,10 @@ def _ending(failure: ProcessFailure) -> str:
 def _say(*lines: str) -> None:
     for index, line in enumerate(lines):
         print(printable(f"error: {line}" if index == 0 else line, lines=True), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from torch.distributed.run import main
+
+    _let_wait(int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")))
+    main()
