@@ -115,8 +115,7 @@ def set_up(
         trial=trial,
     )
     notes = _notes_on_data(run, prepared) + (start.notes if start else getattr(built.model, "notes", []))
-    notes += [f"share of peak: {flops.note}"] if flops.note else []
-    _introduce(run, built, [*notes, *changes])
+    _introduce(run, built, [*notes, *([f"share of peak: {flops.note}"] if flops.note else []), *changes])
     return run
 
 
