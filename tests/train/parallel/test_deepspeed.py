@@ -291,6 +291,8 @@ def test_what_zero_3_or_another_loop_cannot_do_is_said_at_once(run_file: Callabl
         check_deepspeed(read(run_file, three, "train.compile=true"))
     with pytest.raises(UserError, match=r"trainer.kind: lightning"):
         check_deepspeed(read(run_file, three, "trainer.kind=lightning"))
+    with pytest.raises(UserError, match=r"optimizer.name: Lion is of pytorch_optimizer, and parallel.kind: deepspeed"):
+        check_deepspeed(read(run_file, three, "optimizer={kind: torch, name: Lion}"))
 
 
 def test_deepspeeds_own_objection_is_one_line(
