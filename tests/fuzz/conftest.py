@@ -1,4 +1,5 @@
-"""Differential fuzzers: each test here generates inputs and compares Quintet with the library that sets the standard.
+"""Differential fuzzers: each test here generates inputs and compares Quintet with the library that sets the standard,
+or damages files, which are read as they are or refused in one line.
 
 A fuzzer is a plain Hypothesis test. It runs in rounds until its budget of seconds is spent, each round with a seed of
 its own, so that `--fuzz-seed` repeats a round that failed. The summary says how many inputs each one tried.
