@@ -8,7 +8,8 @@ EXTRAS ?= [dev]
 ARGS ?=
 # Two processes of one thread each: more threads would only wait for each other on a small machine.
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+# What is compiled once is kept, also where the environment asks for no __pycache__: dozens of processes start here.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .PHONY: install quickstart examples test test-all fuzz mutants lint format docs clean
 
