@@ -125,7 +125,10 @@ def measure(case: str) -> dict[str, Any]:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
         built.loss_module.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
-        built.loss_module.register_forward_pre_hook(lambda *_: found.update(between=_held_gradients(built)))
+        # Ahead of fully_shard's own hook, which puts whole parameters in the place of the parts.
+        built.loss_module.register_forward_pre_hook(
+            lambda *_: found.update(between=_held_gradients(built)), prepend=True
+        )
         built.loss_module.register_forward_hook(lambda *_: _mark("forward ends"))
         engine.accumulate(batch, 1)
         engine.update(0.0, 1)
@@ -145,9 +148,11 @@ def _held_gradients(built: Any) -> int:
     """Bytes of gradients that wait for the next pass: this process's parts, and what fully_shard has not summed yet."""
     from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
-    waiting = (one.unsharded_accumulated_grad for one in gc.get_objects() if isinstance(one, FSDPParam))
-    own = (parameter.grad for parameter in built.model.parameters())
-    return _own_bytes(gradient for gradient in (*waiting, *own) if gradient is not None)
+    spread = [one for one in gc.get_objects() if isinstance(one, FSDPParam)]
+    whole = [getattr(getattr(one, "_unsharded_param", None), "grad", None) for one in spread]
+    wider = [one.unsharded_accumulated_grad for one in spread]  # of parameters that are gathered in 16 bits
+    own = [parameter.grad for parameter in built.model.parameters()]
+    return _own_bytes(gradient for gradient in (*whole, *wider, *own) if gradient is not None)
 
 
 def _still_gathered(built: Any) -> int:
