@@ -208,7 +208,7 @@ def test_narrow_weights_give_the_same_bits_and_take_half_of_the_memory(
 ) -> None:
     shape = {"layers": 3, "width": 32, "attention": heads, "tie_embeddings": tied}
     folder = train(model=shape, **SECTIONS)
-    wide, narrow = (quintet.load(folder, precision="bf16", narrow=narrow) for narrow in (False, True))
+    wide, narrow = (quintet.load(folder, precision="bf16", weights=weights) for weights in ("wide", "narrow"))
     assert torch.equal(wide.logits("import os"), narrow.logits("import os"))
     assert wide.generate("import", max_tokens=20, seed=3) == narrow.generate("import", max_tokens=20, seed=3)
     assert wide.loss() == narrow.loss()
@@ -220,6 +220,32 @@ def test_narrow_weights_give_the_same_bits_and_take_half_of_the_memory(
         model.export(tmp_path / name)
     written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("wide", "narrow")]
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("weights", ["int8", "float8"])
+def test_weights_of_a_byte_are_rounded_within_their_step(
+    train: Callable[..., str], command: Command, tmp_path: Path, weights: Any
+) -> None:
+    folder = train(model={"layers": 2, "width": 32, "attention": {"heads": 2, "bias": True}}, **SECTIONS)
+    wide, rounded = quintet.load(folder, precision="fp32"), quintet.load(folder, precision="fp32", weights=weights)
+    layers = {name: one for name, one in wide.model.named_modules() if isinstance(one, torch.nn.Linear)}
+    assert len(layers) >= 2 * 4
+    for name, layer in layers.items():
+        held = rounded.model.get_submodule(name)
+        found, exact = held.weight.float() * held.scale[:, None], layer.weight.detach()
+        assert held.weight.element_size() == 1
+        step = held.scale[:, None] / 2 if weights == "int8" else exact.abs() / 16 + held.scale[:, None] * 2**-10
+        assert ((found - exact).abs() <= step * 1.0001).all()
+        x = torch.randn(3, exact.shape[1])
+        expected = torch.nn.functional.linear(x, found, layer.bias)
+        torch.testing.assert_close(held(x), expected, rtol=1e-5, atol=1e-5)
+    assert 0 < abs(wide.loss() - rounded.loss()) < 0.05
+    for model, name in ((wide, "wide"), (rounded, "rounded")):
+        model.export(tmp_path / name)
+    assert (tmp_path / "wide/model.safetensors").read_bytes() == (tmp_path / "rounded/model.safetensors").read_bytes()
+    code, out, error = command("evaluate", folder, "--weights", weights, "--precision", "fp32", "--json")
+    assert code == 0, error
+    assert json.loads(out)["validation/loss"] == rounded.loss()
 
 
 def test_a_model_is_found_by_all_its_names(run: quintet.Run) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quintet.config.schema import RunConfig
     from quintet.data.prepare import Prepared
     from quintet.evaluate.language_model import LanguageModel
+    from quintet.model.narrow import Weights
     from quintet.results import Run, RunPlan
     from quintet.track.console import Reporter
     from quintet.trial import Tried
@@ -277,18 +278,19 @@ def load(
     checkpoint: str | int = "latest",
     *,
     precision: Literal["fp32", "bf16", "fp16", "auto"] | None = None,
-    narrow: bool = False,
+    weights: Weights = "wide",
 ) -> LanguageModel:
     """Return the model of a run, of a checkpoint of it, of an exported folder or of a Hugging Face checkpoint.
 
     ``run`` is a `Run`, a run folder or the name of a run under runs/, a folder `checkpoints/step-…` in one, or a folder
     of Hugging Face's form or its name on the hub. ``checkpoint`` is latest, best (lowest validation loss) or a step.
     Without a ``precision`` it is computed in that of its training, and a checkpoint of others in fp32; auto takes for
-    these the fastest that is safe here, as `quintet generate` does. With ``narrow`` the weights of matrix products are
-    held in that precision only, as `quintet generate` holds them: this changes no result, and ``model`` called by
-    itself then needs ``compute.autocast()``. Raises UserError where there is no such run or checkpoint.
+    these the fastest that is safe here, as `quintet generate` does. ``weights`` of
+    matrix products are wide (fp32), narrow (in the precision of the products, as `quintet generate` holds them: no
+    result changes, and ``model`` called by itself then needs ``compute.autocast()``), or rounded to a byte each, int8
+    or float8. Raises UserError where there is no such run or checkpoint.
     """
     from quintet.results import Run
     from quintet.train.trained import load_model
 
-    return load_model(str(run.folder if isinstance(run, Run) else run), str(checkpoint), precision, narrow=narrow)
+    return load_model(str(run.folder if isinstance(run, Run) else run), str(checkpoint), precision, weights=weights)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, Checkpoint, echo
+from quintet.cli.inputs import WRITER, Checkpoint, Weights, WeightsOption, echo
 from quintet.config.names import local_path
 from quintet.errors import UserError
 
@@ -47,6 +47,7 @@ def chat(
         typer.Option(formats=["%Y-%m-%d"], help="the day that a template is told when it asks; today when not given"),
     ] = None,
     checkpoint: Checkpoint = "latest",
+    weights: WeightsOption = Weights.NARROW,
 ) -> None:
     """Talk with a trained model: a line is a question, /exit or the end of the input ends.
 
@@ -54,7 +55,7 @@ def chat(
     """
     from quintet.tokenize.chat import chat_format
 
-    trained = api.load(run, checkpoint, precision="auto", narrow=True)
+    trained = api.load(run, checkpoint, precision="auto", weights=weights.value)
     trained.check_writes()
     settings = trained.settings(
         max_tokens=max_tokens,

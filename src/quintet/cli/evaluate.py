@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, echo, fail, load
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, Weights, WeightsOption, echo, fail, load
 from quintet.config.names import local_path
 from quintet.errors import one_line
 from quintet.files import to_json
@@ -100,6 +100,7 @@ def evaluate(
     samples: Samples = None,
     checkpoint: Checkpoint = "latest",
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.NARROW,
     as_json: AsJson = False,
     records: Records = None,
     temperature: Temperature = None,
@@ -128,15 +129,23 @@ def evaluate(
         from quintet.train.run_folder import run_folder
 
         run = str(run_folder(load([run])))
+    how: _How = {"precision": None if precision is None else precision.value, "weights": weights.value}
     if tasks is not None:
         names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
-        _ask_benchmarks(run, checkpoint, names, num_samples, few_shot, data_dir, batch_size or 16, as_json, precision)
+        _ask_benchmarks(run, checkpoint, names, num_samples, few_shot, data_dir, batch_size or 16, as_json, how)
     elif text is not None:
-        _model_texts(run, checkpoint, text, topic_field, as_json, precision)
+        _model_texts(run, checkpoint, text, topic_field, as_json, how)
     elif prompts is not None:
-        _measure_writing(run, checkpoint, prompts, as_json, precision)
+        _measure_writing(run, checkpoint, prompts, as_json, how)
     else:
-        _measure_held_out(run, checkpoint, samples, records, temperature, as_json, precision)
+        _measure_held_out(run, checkpoint, samples, records, temperature, as_json, how)
+
+
+class _How(TypedDict):
+    """How the model is computed and held."""
+
+    precision: Literal["fp32", "bf16", "fp16"] | None
+    weights: Literal["narrow", "int8", "float8"]
 
 
 def _refuse(when: bool, options: dict[str, object], why: str) -> None:
@@ -155,7 +164,7 @@ def _ask_benchmarks(
     data_dir: str | None,
     batch_size: int,
     as_json: bool,
-    precision: Precision | None,
+    how: _How,
 ) -> None:
     """Measure the model on benchmarks and print the table. Raises UserError, after the table of reasons, where nothing
     could be measured."""
@@ -167,7 +176,7 @@ def _ask_benchmarks(
     check_tasks(names, "--tasks")  # ahead of loading the model
     if data_dir is not None:
         check_data_dir(data_dir, "--data-dir")
-    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
+    model = api.load(run, checkpoint, **how)
     found = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
     step = _step(model)
     if as_json:
@@ -180,15 +189,13 @@ def _ask_benchmarks(
         fail(f"--tasks: nothing of {', '.join(names)} could be measured, for the reasons above")
 
 
-def _model_texts(
-    run: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool, precision: Precision | None
-) -> None:
+def _model_texts(run: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool, how: _How) -> None:
     """Measure the model on the texts at ``text``, or on those that its run holds out, and print the table."""
     from rich.console import Console
 
     from quintet.track.console import Reporter
 
-    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
+    model = api.load(run, checkpoint, **how)
     model.check_writes()
     held_out = text == _HELD_OUT
     result = model.text_modeling(
@@ -205,7 +212,7 @@ def _model_texts(
         echo(line)
 
 
-def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, precision: Precision | None) -> None:
+def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, how: _How) -> None:
     """Let the model write after ``prompts``, and print the figures of what it writes, as JSON with the texts."""
     if prompts == _OWN:
         begun = None
@@ -214,7 +221,7 @@ def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, pre
             begun = [line for line in local_path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--prompts: {prompts} cannot be read ({one_line(error)}); name a text file, or {_OWN}")
-    model = api.load(run, checkpoint, precision=_value(precision), narrow=True)
+    model = api.load(run, checkpoint, **how)
     result = model.text_generation(begun, where="--prompts")
     if as_json:
         step = _step(model)
@@ -224,10 +231,6 @@ def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, pre
     echo(f"{model}: text generation, in {model.compute.precision}")
     for line in result.lines():
         echo(line)
-
-
-def _value(precision: Precision | None) -> Literal["fp32", "bf16", "fp16"] | None:
-    return None if precision is None else precision.value
 
 
 def _step(model: LanguageModel) -> int | None:
@@ -243,7 +246,7 @@ def _measure_held_out(
     records: int | None,
     temperature: float | None,
     as_json: bool,
-    precision: str | None,
+    how: _How,
 ) -> None:
     """Measure the run ``run`` on what it holds out, and print the figures."""
     from rich.console import Console
@@ -253,7 +256,7 @@ def _measure_held_out(
     from quintet.train.music import evaluate_music, is_music
     from quintet.train.trained import load_trained, loss_on, own_data
 
-    trained = load_trained(run, checkpoint, precision)
+    trained = load_trained(run, checkpoint, **how)
     music = is_music(trained)
     if not music and (records, temperature) != (None, None):
         fail("--records and --temperature are for music, and this run learnt from text")

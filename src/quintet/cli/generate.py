@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, Checkpoint, as_options, echo, fail
+from quintet.cli.inputs import WRITER, Checkpoint, Weights, WeightsOption, as_options, echo, fail
 from quintet.errors import named
 from quintet.files import from_json, to_json
 
@@ -74,6 +74,7 @@ def generate(
     batch_size: BatchSize = 16,
     static_cache: StaticCache = False,
     checkpoint: Checkpoint = "latest",
+    weights: WeightsOption = Weights.NARROW,
     as_json: AsJson = False,
     midi: Midi = None,
     task: TaskName = None,
@@ -98,14 +99,14 @@ def generate(
     }
     if midi is not None:
         about = {"task": task, "composer": composer, "dataset": dataset, "max_tokens": max_tokens, "seed": seed}
-        _write_music(run, checkpoint, midi, about | given, output, roll, audio)
+        _write_music(run, checkpoint, weights, midi, about | given, output, roll, audio)
         return
     if any((task, output, roll, audio, composer, dataset)):
         fail("--task, --output, --roll, --audio, --composer and --dataset are for music: name a piece with --midi")
     if prompt and prompts_file is not None:
         fail("--prompts-file: give prompts in the file or with --prompt, not both")
     prompts = read_prompts(prompts_file) if prompts_file is not None else prompt or [""]
-    model = api.load(run, checkpoint, precision="auto", narrow=True)
+    model = api.load(run, checkpoint, precision="auto", weights=weights.value)
     model.check_writes()
     if static_cache and not model.can_compile:
         echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
@@ -133,6 +134,7 @@ def generate(
 def _write_music(
     run: str,
     checkpoint: str,
+    weights: Weights,
     midi: Path,
     options: Mapping[str, Any],
     output: Path | None,
@@ -149,7 +151,7 @@ def _write_music(
         if file is not None and not file.parent.is_dir():
             fail(f"{option}: {file} cannot be written, for there is no folder {file.parent}; make it first")
     with as_options("task", "composer", "dataset"):
-        found = api.load(run, checkpoint, precision="auto", narrow=True).midi(midi, **options)
+        found = api.load(run, checkpoint, precision="auto", weights=weights.value).midi(midi, **options)
     if found.passed_over:
         echo(f"{midi}: passed over {found.passed_over}", err=True)
     if output is not None:

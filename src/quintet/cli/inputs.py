@@ -52,12 +52,26 @@ _NAMES = {
 }
 
 
+class Weights(StrEnum):
+    """How a model that is no longer trained holds the weights of its matrix products."""
+
+    NARROW = "narrow"
+    INT8 = "int8"
+    FLOAT8 = "float8"
+
+
 class Precision(StrEnum):
     """Types of numbers: of matrix products, or of the weights that are written."""
 
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option("--weights", help="held in the precision of the products (narrow), or rounded to a byte each"),
+]
 
 
 @dataclass

@@ -9,16 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quintet.model.build import Model, build_model, narrow_products
+    from quintet.model.build import Model, build_model
     from quintet.model.transformer import Transformer
 
 _HOMES = {
     "Model": "quintet.model.build",
     "build_model": "quintet.model.build",
-    "narrow_products": "quintet.model.build",
     "Transformer": "quintet.model.transformer",
 }
-__all__ = ["Model", "Transformer", "build_model", "narrow_products"]
+__all__ = ["Model", "Transformer", "build_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.model.init import initialise
-from quintet.model.transformer import Head, Transformer
+from quintet.model.transformer import Transformer
 
 Model = Transformer | PretrainedModel
 
@@ -54,16 +54,3 @@ def build_model(
         model.load_state_dict(weights, assign=True)
         model.requires_grad_(True)  # what is assigned was no parameter of this model
     return model
-
-
-def narrow_products(model: Model, dtype: torch.dtype) -> None:
-    """Hold the weights of matrix products as ``dtype``, for a model that is no longer trained.
-
-    Under autocast to ``dtype`` this changes no bit of a result, and spares the wide weights beside the copy that
-    autocast makes; without autocast the model then computes nothing. Embedding and norms, which are read in fp32, stay
-    as they are, and so does a model of the transformers library, whose own code may ask for wide weights.
-    """
-    if isinstance(model, Transformer):
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Head):
-                module.to(dtype)

@@ -129,7 +129,7 @@ def player(run: str, checkpoint: str) -> Player:
 
     Raises UserError as `load_writer` does, and for a model of text.
     """
-    trained = load_writer(run, checkpoint)
+    trained = load_writer(run, checkpoint, weights="narrow")
     try:
         note_tokenizer(trained.tokenizer)
     except UserError:

@@ -22,10 +22,11 @@ from quintet.errors import UserError, printable
 from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
-from quintet.model import build_model, narrow_products
+from quintet.model import build_model
 from quintet.model.hf.files import building, find_checkpoint, positions_of, read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import pretrained_weights
+from quintet.model.narrow import Weights, narrow_weights
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer
@@ -45,6 +46,7 @@ from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
 from quintet.train.validation import ValidationResult, validate
 
+_NARROW = {torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn}
 _CONTEXT = 2048  # tokens, where a checkpoint has no limit of its own
 
 
@@ -100,7 +102,7 @@ class TrainedRun(LanguageModel):
             )
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
-        narrow = any(parameter.dtype != torch.float32 for parameter in self.model.parameters())
+        narrow = any(weight.dtype in _NARROW for weight in self.model.state_dict().values())
         exact = load_trained(str(self.folder), str(self.progress.step), "fp32") if narrow else self
         return export_huggingface(exact, Path(folder), dtype)
 
@@ -115,12 +117,12 @@ def load_trained(
     precision: str | None = None,
     say: Callable[[str], object] = _to_stderr,
     *,
-    narrow: bool = False,
+    weights: Weights = "wide",
 ) -> TrainedRun:
     """Read the run in the folder ``run``, or of that name under ``runs/``.
 
     ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
-    one in that of its training; with ``narrow`` the weights of matrix products are held in it only. Where the latest is
+    one in that of its training; ``weights`` says how those of matrix products are held. Where the latest is
     damaged, ``say`` gets a line and the newest whole one is read.
     Raises UserError when there is no such run or checkpoint, or when the checkpoint is damaged.
     """
@@ -133,8 +135,7 @@ def load_trained(
     compute = _compute(precision, progress.precision or config.train.precision)
     model = make_model(config, tokenizer)
     load_weights(path, model)
-    if narrow:
-        narrow_products(model, compute.dtype)
+    narrow_weights(model, weights, compute.dtype)
     objective = make_objective(config, tokenizer)
     return TrainedRun(
         run,
@@ -165,15 +166,15 @@ def load_model(
     precision: str | None = None,
     say: Callable[[str], object] = _to_stderr,
     *,
-    narrow: bool = False,
+    weights: Weights = "wide",
 ) -> LanguageModel:
     """Read a run, a folder checkpoints/step-… of one, or a checkpoint of Hugging Face's form in the folder ``name`` or
     of that name on the hub.
 
     A run is read as by `load_trained`. A checkpoint of others is computed in fp32 where no ``precision`` is given, so
-    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``narrow`` is as in
-    `load_trained`. ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises
-    UserError when there is none.
+    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``weights`` is as
+    in `load_trained`. ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises UserError
+    when there is none.
     """
     folder, above = local_path(name), str(local_path(name).parent.parent)
     step = re.fullmatch(r"step-(\d+)", folder.name) if folder.parent.name == "checkpoints" else None
@@ -182,8 +183,8 @@ def load_model(
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
             raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
-        return _load_checkpoint(name, _compute(precision, "fp32"), say, narrow)
-    trained = load_trained(name, which, None if precision == "auto" else precision, say, narrow=narrow)
+        return _load_checkpoint(name, _compute(precision, "fp32"), say, weights)
+    trained = load_trained(name, which, None if precision == "auto" else precision, say, weights=weights)
     for note in getattr(trained.model, "notes", []):
         say(note)
     return trained
@@ -195,9 +196,10 @@ def load_writer(
     say: Callable[[str], object] = _to_stderr,
     *,
     precision: str | None = "auto",
+    weights: Weights = "wide",
 ) -> LanguageModel:
     """`load_model` for what writes. Raises UserError for a model that fills in hidden tokens instead."""
-    found = load_model(name, which, precision, say, narrow=True)
+    found = load_model(name, which, precision, say, weights=weights)
     found.check_writes()
     return found
 
@@ -234,7 +236,7 @@ def _is_checkpoint(name: str) -> bool:
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
-def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], narrow: bool) -> LanguageModel:
+def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], weights: Weights) -> LanguageModel:
     """Load a checkpoint as our transformer if its parts suffice, and else as the model of Hugging Face's library."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
@@ -260,8 +262,7 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], 
         notes = start.notes
     for note in notes:
         say(note)
-    if narrow:
-        narrow_products(model, compute.dtype)
+    narrow_weights(model, weights, compute.dtype)
     bounds, sampling = checkpoint_bounds(tokenizer), _sampling(tokenizer)
     return LanguageModel(name, tokenizer, model.to(compute.device).eval(), compute, bounds, sampling=sampling)
 
