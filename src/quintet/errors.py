@@ -6,6 +6,7 @@ Anything else that reaches the top is a bug and shows its traceback.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def one_line(error: BaseException, lines: int | None = None, *, typed: bool = Fa
         told = [line.strip() for line in text.splitlines() if line.strip()]
         more = lines == 1 and told[:1] and told[0].endswith(":")
         text = " ".join(told[: lines + 1 if more else lines]).rstrip(".")
-    said = without_password(" ".join(text.split()))
+    said = without_secrets(without_password(" ".join(text.split())))
     return f"{kind}: {said}" if said and typed else said or kind
 
 
@@ -96,3 +97,44 @@ def printable(text: str, *, lines: bool = False) -> str:
 def without_password(text: str) -> str:
     """``text`` with the user and password taken out of its addresses."""
     return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+MASK = "***"
+"""Stands where a secret was."""
+_SECRET_NAME = re.compile(
+    r"(^|[_.-])(api[_-]?key|access[_-]?key([_-]?id)?|secret([_-].*)?|pass(word|wd|phrase)?|credentials?|signature|"
+    r"(auth|access|session|security|hf|hub|bearer|api|personal|use_auth)[_-]?token)$|^token$|^sig$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=[a-z0-9]://)(?!\*\*\*@)[^/@\s]+@", re.IGNORECASE)
+_QUERY = re.compile(r"([?&])([\w.-]+)=([^&#\s'\"]+)")
+_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,})\b")
+_SHORTEST_SECRET = 8  # characters of a variable's value that is looked for in texts
+
+
+def is_secret(name: str) -> bool:
+    """True if ``name`` is that of a key, an argument or a part of an address that holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with ``***`` for the login and the tokens of its addresses, for tokens known by their form, and for the
+    values of the environment's variables that are secrets by their names.
+
+    >>> without_secrets("https://me:secret@host/a?token=x&b=1")
+    'https://***@host/a?token=***&b=1'
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and value in text and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, MASK)
+    text = _LOGIN.sub(f"{MASK}@", text)
+    if "://" in text:
+        text = _QUERY.sub(
+            lambda match: f"{match[1]}{match[2]}={MASK if _is_query_secret(match[2]) else match[3]}", text
+        )
+    return _TOKEN.sub(MASK, text)
+
+
+def _is_query_secret(name: str) -> bool:
+    return is_secret(name) or name.lower().endswith(("-credential", "-signature", "-token")) or name.lower() == "key"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from quintet.errors import one_line, printable
+from quintet.errors import one_line, printable, without_secrets
 from quintet.processes import FailedElsewhere, rank
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -173,7 +173,7 @@ def _record(error: BaseException, failure: Failure) -> None:
 
 def _say(failure: Failure) -> None:
     for problem in failure.problems:
-        print(f"error: {f'process {rank()}: ' if rank() else ''}{printable(problem)}", file=sys.stderr)
+        print(f"error: {f'process {rank()}: ' if rank() else ''}{printable(without_secrets(problem))}", file=sys.stderr)
 
 
 def _is_lost(error: BaseException) -> bool:

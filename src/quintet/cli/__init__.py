@@ -25,7 +25,7 @@ from quintet.cli.runs import compare, report, runs
 from quintet.cli.show_batch import show_batch
 from quintet.cli.slurm import slurm
 from quintet.cli.train import train
-from quintet.errors import UserError, printable
+from quintet.errors import UserError, printable, without_secrets
 from quintet.failures import end, end_with_launcher, is_launched, leave
 from quintet.system import __version__, write_utf8
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not problems:
             raise
         for problem in problems:
-            echo(f"error: {printable(problem)}", err=True)
+            echo(f"error: {printable(without_secrets(problem))}", err=True)
         sys.exit(USER_ERROR)
     sys.exit(0)
 

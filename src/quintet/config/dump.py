@@ -13,8 +13,8 @@ from quintet.config.keypath import ABSENT, is_list, is_mapping, show
 from quintet.config.provenance import Origin, Provenance
 from quintet.config.read import line_places
 from quintet.config.schema import RunConfig
+from quintet.config.secrets import Interpolation, escaped, hidden, without_credentials
 
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
 # Texts that YAML reads as texts whatever its version: everything else is quoted.
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null|nan|inf)$)[a-z][a-z0-9_]*", re.IGNORECASE)
 LINES_OF = "# lines are those of "
@@ -23,9 +23,10 @@ _NO_LIMIT = 1_000_000  # columns: a comment has no place inside a value that goe
 
 
 def dump_run_config(config: RunConfig) -> str:
-    """``config`` as YAML with every value, in the order of the schema; loading it gives an equal `RunConfig`."""
+    """``config`` as YAML with every value, in the order of the schema; loading it gives an equal
+    `RunConfig`, but for credentials. What comes from the environment is its ``${oc.env:…}``."""
     return yaml.dump(
-        _escaped(plain(config)),
+        _escaped(hidden(config)),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
@@ -39,7 +40,7 @@ def dump_with_origins(config: RunConfig, provenance: Provenance) -> str:
     comment at the top names the file of the lines that stand without one."""
     files = Counter(origin.file for origin in provenance.values() if origin.file is not None)
     main = files.most_common(1)[0][0] if files else None
-    text = yaml.dump(_escaped(plain(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
+    text = yaml.dump(_escaped(hidden(config)), Dumper=_LineDumper, sort_keys=False, allow_unicode=True, width=_NO_LIMIT)
     said: dict[int, dict[str, None]] = {}
     lines = line_places(text)
     sections = {path[:-1] for path in lines if path and isinstance(path[-1], str)}
@@ -68,7 +69,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
     Lists of equal length differ element by element, others as a whole.
     """
     found: list[tuple[str, Any, Any]] = []
-    _compare(plain(a), plain(b), (), found)
+    _compare(without_credentials(plain(a)), without_credentials(plain(b)), (), found)
     return found
 
 
@@ -89,9 +90,9 @@ def _escaped(value: Any) -> Any:
         return {name: _escaped(inner) for name, inner in value.items()}
     if is_list(value):
         return [_escaped(inner) for inner in value]
-    if isinstance(value, str):
-        return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", value)
-    return value
+    if isinstance(value, Interpolation):
+        return str(value)
+    return escaped(value) if isinstance(value, str) else value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -32,10 +32,13 @@ _LONGEST_CHAIN = 50  # of values of which each names the next; OmegaConf, which 
 
 
 def resolve(
-    document: YamlDocument, defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults
+    document: YamlDocument,
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults,
+    keep_unset: bool = False,
 ) -> dict[str, Any]:
     """The values of ``document`` with every interpolation resolved; they may also refer to values that ``defaults``
-    fills in, which are the schema's unless a dialect has its own.
+    fills in, which are the schema's unless a dialect has its own. With ``keep_unset`` one that names a variable which
+    the environment lacks stays as it is: only training needs what a run was given in secret.
 
     Raises RunFileError with every interpolation that names nothing, every value that is OmegaConf's ``???``, and every
     number of more digits than any has.
@@ -55,6 +58,8 @@ def resolve(
         try:
             _put(values, path, _resolved(background, path))
         except (OmegaConfBaseException, RecursionError) as error:
+            if keep_unset and "Environment variable" in str(error):
+                continue
             problems.append(Problem(origin_of(path, document.provenance), show(path), unresolved(text, error)))
     for path, value in walk(values):
         if isinstance(value, int) and abs(value) >= _TOO_LARGE:
@@ -107,7 +112,7 @@ class Growth:
             inside = [(*path, step) for step in steps]
             size += sum(map(self._size, inside))
         else:
-            inside = list(self._named(value, path)) if isinstance(value, str) else []
+            inside = list(references(self._values, value, path)) if isinstance(value, str) else []
             size += len(str(value)) + sum(_OF_A_NAME + self._size(one) for one in inside)
             for count in _COPIES_OF.findall(value) if isinstance(value, str) else ():
                 size *= min(int(count) if count.isdigit() else _MOST_COPIES, _MOST_COPIES)
@@ -116,13 +121,14 @@ class Growth:
             raise UserError(f"leads through more than {_LONGEST_CHAIN} other values; name what is meant itself")
         return size
 
-    def _named(self, text: str, path: KeyPath) -> Iterator[KeyPath]:
-        """The paths of the values that ``text``, which stands at ``path``, names."""
-        for points, name in _REFERENCE_TO.findall(text):
-            around = path[: len(path) - len(points)] if points else ()
-            target = (*around, *(parse(name) or ()))
-            if lookup(self._values, target) is not ABSENT:
-                yield target
+
+def references(values: Mapping[str, Any], text: str, path: KeyPath) -> Iterator[KeyPath]:
+    """The paths of the values in ``values`` that the interpolations of ``text``, which stands at ``path``, name."""
+    for points, name in _REFERENCE_TO.findall(text):
+        around = path[: len(path) - len(points)] if points else ()
+        target = (*around, *(parse(name) or ()))
+        if lookup(values, target) is not ABSENT:
+            yield target
 
 
 def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any]:

@@ -45,6 +45,7 @@ from quintet.config.names import (
 from quintet.config.provenance import Origin, Original, Problem, Provenance, RunFileError, origin_of
 from quintet.config.read import YamlDocument, files_read, read_document
 from quintet.config.schema import RunConfig
+from quintet.config.secrets import from_environment, remember
 from quintet.errors import UserError
 
 __all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_config"]
@@ -231,10 +232,12 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     problems: tuple[Problem, ...] = ()
     if dialect is None:
         document = apply_overrides(_named(document, files), left)
-        values = resolve(document)
+        values = resolve(document, keep_unset=any(is_written_by_run(Path(file)) for file in files))
+        secret = from_environment(document, values, native=True)
     else:
         document = (apply_hydra_overrides if hydra or dialect.hydra else apply_overrides)(document, left)
         resolved = resolve(document, partial(with_dialect_defaults, dialect))
+        secret = from_environment(document, resolved, native=False)
         translation = translate(
             dialect, YamlDocument(resolved, document.provenance), reading.purpose, variables_of(document)
         )
@@ -246,6 +249,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     if found := with_those_that_follow(problems, in_its_words(later, document.provenance, dialect)):
         raise RunFileError(found)
     assert config is not None
+    remember(config, secret)
     return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quintet.config.describe import plain
 from quintet.config.dump import differences
 from quintet.config.keypath import ABSENT, lookup, path_of
 from quintet.config.reference import as_yaml
+from quintet.config.secrets import hidden
 from quintet.report.facts import RunFacts
 
 # What says where a run lies, when it looks at itself and on what it runs, not what is learnt.
@@ -61,7 +61,7 @@ def setting_rows(runs: Sequence[RunFacts]) -> list[Row]:
     for other in runs[1:]:
         keys |= dict.fromkeys(key for key, _, _ in differences(runs[0].config, other.config))
     kept = [key for key in keys if not any(key == one or key.startswith((f"{one}.", f"{one}[")) for one in _IMMATERIAL)]
-    values = [plain(run.config) for run in runs]
+    values = [hidden(run.config) for run in runs]
     return [Row(key, tuple(_found(lookup(value, path_of(key))) for value in values)) for key in kept]
 
 

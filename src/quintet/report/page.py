@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from quintet.config.describe import KeyInfo, Section, plain, run_file
+from quintet.config.describe import KeyInfo, Section, run_file
+from quintet.config.secrets import hidden
 from quintet.files import write_text
 from quintet.report.compare import setting, shown
 from quintet.report.facts import RunFacts, about_asking, read_facts
@@ -192,7 +193,7 @@ def _value(run: RunFacts, name: str) -> str:
 
 def _settings(run: RunFacts) -> list[tuple[str, str]]:
     """The keys of the run file that are not what they are when left out."""
-    chosen = _chosen(plain(run.config), run_file())
+    chosen = _chosen(hidden(run.config), run_file())
     return [(key, setting(value)) for key, value in chosen if key not in _LEFT_OUT]
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from quintet.errors import one_line, printable
+from quintet.errors import one_line, printable, without_secrets
 
 _LINE_SECONDS = 30  # between two lines about what is prepared, where no line can move
 
@@ -53,7 +53,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line that stays."""
         try:
-            self.console.print(printable(self._words(text), lines=True), markup=False)
+            self.console.print(printable(without_secrets(self._words(text)), lines=True), markup=False)
         except OSError as error:  # a full disk
             if not isinstance(self.console, RunConsole):
                 raise

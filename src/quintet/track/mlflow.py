@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quintet.config.describe import plain
 from quintet.config.load import dump_run_config
 from quintet.config.names import ORIGINAL
+from quintet.config.secrets import hidden
 from quintet.config.track import MLflowConfig
 from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
@@ -122,7 +122,7 @@ class MLflowTracker:
         """The run file as parameters and as an artifact, a dialect's as artifacts, the system as tags."""
         entities = self._mlflow.entities
         there = self._client.get_run(self._id).data.params
-        values = parameters(plain(run.config))
+        values = parameters(hidden(run.config))
         params = [entities.Param(name, value) for name, value in values.items() if name not in there]
         changed = {f"now.{name}": value for name, value in values.items() if there.get(name, value) != value}
         tags = {usable_name(name): value for name, value in changed.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quintet.config.describe import plain
+from quintet.config.secrets import hidden
 from quintet.config.track import WandbConfig
 from quintet.errors import UserError, one_line
 from quintet.libraries import check_arguments, require
@@ -55,7 +55,7 @@ class WandbTracker:
             if (given.get("mode") or settings.mode) in ("online", "shared"):
                 check_reachable(settings.base_url)
             self._run = self._wandb.init(**(own | given))
-            self._run.config.update({**plain(run.config), "system": run.system}, allow_val_change=True)
+            self._run.config.update({**hidden(run.config), "system": run.system}, allow_val_change=True)
             for file in run.original:
                 self._run.save(str(file.resolve()), base_path=str(run.folder.resolve()), policy="now")
         except Exception as error:

@@ -21,6 +21,7 @@ from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
 from quintet.config.schema import RunConfig
+from quintet.config.secrets import check_secrets
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, SavedTokenizerConfig
 from quintet.data.sources import sources_of
 from quintet.data.sources.reading import is_remote
@@ -50,7 +51,7 @@ def _check_name(config: RunConfig) -> None:
 
 def training_checks(config: RunConfig) -> list[Callable[[], object]]:
     """Return the checks that other libraries answer, each of which raises UserError, or NotHere without the library."""
-    found: list[Callable[[], object]] = [lambda: _check_name(config)]
+    found: list[Callable[[], object]] = [lambda: _check_name(config), lambda: check_secrets(config)]
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
         from quintet.train.library_optimizers import check_optimizer, check_sharded

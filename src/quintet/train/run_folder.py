@@ -30,6 +30,7 @@ from quintet.config.names import (
 )
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
+from quintet.config.secrets import file_without_credentials
 from quintet.errors import UserError
 from quintet.files import files_digest, is_unfinished, new_folder, remove, remove_unfinished, write_text
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
@@ -267,7 +268,7 @@ def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
         with new_folder(folder) as whole:
             for name, content in files.items():
                 (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                (whole / name).write_bytes(content)
+                (whole / name).write_bytes(file_without_credentials(content))
 
 
 def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str:
