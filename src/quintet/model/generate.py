@@ -31,7 +31,7 @@ def tokens_ahead(device: torch.device) -> int:
 
 
 class Decoder:
-    """The logits of ``model`` after texts that grow by a token a step, with up to ``room`` positions.
+    """The logits of ``model`` after texts that grow by a token a step, up to ``room`` positions or its context.
 
     A causal model keeps the keys and values of what it has read. With bidirectional attention, where later tokens
     change the features of earlier ones, the whole texts are read anew for each token. Raises UserError for a ``static``
@@ -55,7 +55,10 @@ class Decoder:
                 "generate: bidirectional attention reads the whole text anew for each token and keeps no cache, so "
                 "that there is none of one shape; leave --static-cache out"
             )
-        self._model, self._room, self._allowed, self._static = model, room, allowed_ids, static
+        # Each other shape would be compiled anew.
+        room = -(-room // _CAPACITY) * _CAPACITY if compile else room
+        self._room = min(model.context_length, room)
+        self._model, self._allowed, self._static = model, allowed_ids, static
         self._tells_documents = config.tells_documents
         # The step of one token is so short that to start its kernels one by one takes longer than they do.
         mode = "reduce-overhead" if model.device.type == "cuda" else None
@@ -153,13 +156,9 @@ def generate(
     texts = [_checked(prompt) for prompt in prompts]
     if not texts:
         return
-    seeds = (key(settings.seed, "row", first_row + row) for row in range(len(texts)))
-    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    generators = _generators(model.device, settings.seed, range(first_row, first_row + len(texts)))
     windows = _Windows(texts, list(preceding) or [0] * len(texts), model.context_length)
-    room = max(map(len, texts)) + settings.max_tokens
-    # Each other shape would be compiled anew.
-    room = min(model.context_length, -(-room // _CAPACITY) * _CAPACITY if compile else room)
-    reader = Decoder(model, room, allowed_ids, static=static, compile=compile)
+    reader = Decoder(model, max(map(len, texts)) + settings.max_tokens, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
     unseen: list[Tensor] = []
@@ -184,6 +183,11 @@ def generate(
                 for text, token in zip(texts, ids, strict=True):
                     text.append(token)
             unseen.clear()
+
+
+def _generators(device: torch.device, seed: int, rows: range) -> list[torch.Generator]:
+    """A generator on ``device`` for each of ``rows``, keyed by ``seed`` and the number of the row."""
+    return [torch.Generator(device).manual_seed(key(seed, "row", row)) for row in rows]
 
 
 class _Windows:
@@ -246,7 +250,7 @@ def beam_search(
     prompt = _checked(prompt_ids)[-max(1, limit // 2, limit + 1 - max_tokens) :]
     steps = min(max_tokens, limit + 1 - len(prompt))
     before = max(0, preceding - (len(prompt_ids) - len(prompt)))
-    reader = Decoder(model, min(limit, len(prompt) + steps), allowed_ids)
+    reader = Decoder(model, len(prompt) + steps, allowed_ids)
     open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
     with evaluation_mode(model):
         for count in range(1, steps + 1):
