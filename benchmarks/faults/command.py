@@ -177,6 +177,7 @@ def _command(
     """Be the command, to the end of this process."""
     code = 1
     try:
+        atexit._clear()  # what this program has to do at its own end
         os.setsid()
         os.chdir(folder)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)

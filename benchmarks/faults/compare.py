@@ -16,9 +16,11 @@ from quintet.train.checkpoint import checkpoint_path, checkpoint_steps, read_pro
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, each line of which has to be one, without what depends on the clock."""
+    """The rows of metrics.jsonl, each line of which has to be one, without what depends on the clock and what is
+    recorded where a run logs, for it logs also where it is stopped."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("speed/")} for row in rows]
+    odd = ("speed/", "train/skipped_steps", "train/rollbacks")
+    return [{name: value for name, value in row.items() if not name.startswith(odd)} for row in rows]
 
 
 def tensors(run: Path) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,10 @@ Outcomes = Iterator[str]  # one for each try; those that begin with FAULT are wh
 EQUAL, REFUSED = "continued, equal bit for bit", "refused in one line"
 
 
-def uninterrupted(work: Workplace, name: str = "whole") -> Path:
+def uninterrupted(work: Workplace, name: str = "whole", *overrides: str) -> Path:
     """The run that nothing strikes, trained once."""
     if not work.run(name).is_dir():
-        ended = work.train(name)
+        ended = work.train(name, *overrides)
         assert ended.code == 0, ended.said
     return work.run(name)
 
@@ -171,18 +172,20 @@ def full_disk(work: Workplace, tries: int) -> Outcomes:
     whole = uninterrupted(work)
     for number in range(tries):
         size = work.draw.randint(60, 700)
-        with tempfile.TemporaryDirectory() as mounted:
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", mounted]
-            if subprocess.run(mount, check=False, capture_output=True).returncode:
-                yield "not tried: needs the right to mount a tmpfs; the row `quota` needs none"
-                return
-            try:
-                there = (f"runs_dir={mounted}/runs", f"data.cache_dir={mounted}/cache")
-                ended = work.train(f"disk-{number}", *there)
-                subprocess.run(["mount", "-o", "remount,size=64m", mounted], check=True)
-                yield _room_again(work, f"disk-{number}", ended, whole, *there)
-            finally:
-                subprocess.run(["umount", "-l", mounted], check=False)
+        mounted = tempfile.mkdtemp(prefix="faults-")
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", mounted]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            os.rmdir(mounted)
+            yield "not tried: needs the right to mount a tmpfs; the row `quota` needs none"
+            return
+        try:
+            there = (f"runs_dir={mounted}/runs", f"data.cache_dir={mounted}/cache")
+            ended = work.train(f"disk-{number}", *there)
+            subprocess.run(["mount", "-o", "remount,size=64m", mounted], check=True)
+            yield _room_again(work, f"disk-{number}", ended, whole, *there)
+        finally:
+            subprocess.run(["umount", "-l", mounted], check=False)
+            os.rmdir(mounted)
 
 
 def quota(work: Workplace, tries: int) -> Outcomes:
@@ -232,12 +235,14 @@ def trackers(work: Workplace, tries: int) -> Outcomes:
         read, write = os.pipe()
         os.dup2(write, 1)
         os.close(read)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
 
-    whole = uninterrupted(work)
+    each = "train.log_every=1"
+    whole = uninterrupted(work, "whole-logged", each)
     for number in range(tries):
         name, call = f"tracker-{number}", work.draw.randint(0, 20)
         fault = close_console if number % 3 == 2 else (lambda call=call: fail_from(call))
-        ended = work.train(name, "track=[{kind: tensorboard}]", "train.log_every=1", fault=fault)
+        ended = work.train(name, "track=[{kind: tensorboard}]", each, fault=fault)
         told = "nothing is printed any more" if number % 3 == 2 else "fails: "
         problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
         problems += [] if told in ended.said else ["its failure is not told"]

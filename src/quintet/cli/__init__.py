@@ -52,7 +52,11 @@ VERBS = (
 )
 
 USER_ERROR = 2
-_DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_DISK_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would become larger than is allowed here (ulimit -f)",
+}
 
 
 def _version(asked: bool) -> None:

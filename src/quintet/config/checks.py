@@ -19,11 +19,12 @@ from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import OptimizerConfig
 from quintet.config.packing import MusicPackingConfig
+from quintet.config.parallel import ParallelConfig
 from quintet.config.schedule import DropoutScheduleConfig, ScheduleConfig, dropout_changes
 from quintet.config.section import ConfigErrors, ConfigSection, config_error
 from quintet.config.tokenizer import BPETokenizerConfig, IdTokenizerConfig, TokenizerConfig
-from quintet.config.train import TrainConfig
-from quintet.config.trainer import trainer_errors
+from quintet.config.train import CheckpointConfig, TrainConfig, steps_of
+from quintet.config.trainer import TrainerConfig, trainer_errors
 
 
 def errors_of(sections: Mapping[str, Any]) -> ConfigErrors:
@@ -132,6 +133,30 @@ def _compiled_once(train: TrainConfig, dropout_schedule: DropoutScheduleConfig, 
         )
 
 
+def _spikes_can_be_undone(
+    train: TrainConfig, checkpoint: CheckpointConfig, data: DataConfig, trainer: TrainerConfig, parallel: ParallelConfig
+) -> ConfigErrors:
+    spike, every = train.on_spike, checkpoint.every
+    if spike is None:
+        return
+    if every is None and checkpoint.every_epochs is None:
+        yield config_error("train.on_spike", "goes back to a checkpoint, and none is asked for; give checkpoint.every")
+    elif train.steps is not None and checkpoint.every_epochs is None and every is not None:
+        first = max(spike.window, steps_of(every, train.steps))
+        if first >= train.steps:
+            yield config_error(
+                "train.on_spike",
+                f"judges steps after the first checkpoint and {spike.window} losses, and the run has {train.steps} "
+                f"steps; lower {'train.on_spike.window' if spike.window == first else 'checkpoint.every'}",
+            )
+    if data.fixed_batch:
+        yield config_error("train.on_spike", "leaves a batch out, and with data.fixed_batch every step has the same")
+    if trainer.kind != "quintet":
+        yield config_error("train.on_spike", f"is not done by trainer.kind: {trainer.kind}; leave that out")
+    if parallel.kind == "deepspeed":
+        yield config_error("train.on_spike", "is not done with parallel.kind: deepspeed; take fsdp")
+
+
 def _batch_adds_up(train: TrainConfig, data: DataConfig) -> ConfigErrors:
     try:
         train.batch(data.sequence_length)
@@ -191,6 +216,7 @@ CHECKS: tuple[Callable[..., ConfigErrors], ...] = (
     _padding_is_unseen,
     _validation_has_data,
     _compiled_once,
+    _spikes_can_be_undone,
     _batch_adds_up,
     _ids_are_enough,
     _text_is_modeled,

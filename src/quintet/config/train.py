@@ -66,6 +66,27 @@ class BatchShape:
 ActivationCheckpointing = Literal["none", "selective"] | Annotated[int, Field(ge=1)]
 
 
+class SpikeConfig(ConfigSection):
+    """Loss spikes: a step whose loss lies far above those before it. The run goes back to its last checkpoint and goes
+    on from there without the batch of that step.
+
+    A step is judged once `window` losses are known and the first checkpoint that `checkpoint` asks for by its step is
+    there. The losses are looked at where metrics are logged, and before each validation and checkpoint.
+    """
+
+    window: int = key(
+        100, "losses before a step, of which the median and the median deviation from it are taken", unit="steps", ge=5
+    )
+    threshold: float = key(
+        8.0,
+        "a spike is a loss so many deviations above the median; a deviation is 1.4826 times the median one, which is "
+        "the standard deviation of normal noise, and at least 1 % of the median",
+        unit="deviations",
+        gt=0,
+    )
+    max_rollbacks: int = key(10, "so many times the run goes back; the next spike ends it", unit="times", ge=1)
+
+
 class TrainConfig(ConfigSection):
     """How long, in which batches, and on what hardware a run trains."""
 
@@ -105,6 +126,9 @@ class TrainConfig(ConfigSection):
         "so many steps one after the other without a finite gradient, none of which is taken, end the run",
         unit="steps",
         ge=1,
+    )
+    on_spike: SpikeConfig | None = key(
+        None, "what to do when the loss leaps: go back to the last checkpoint and leave the batch out; null: nothing"
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = key(
         "auto",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError, one_line
+from quintet.processes import broadcast_from_rank0
 from quintet.track.jsonl import JsonlTracker
 from quintet.track.mlflow import MLflowTracker, check_mlflow
 from quintet.track.tensorboard import TensorBoardTracker, check_tensorboard
@@ -37,6 +39,19 @@ class CompositeTracker:
     def __init__(self, trackers: Iterable[Tracker] = (), say: Callable[[str], None] = lambda _: None) -> None:
         self.trackers, self.say = list(trackers), say
         self._failures = Counter[int]()
+        self._tracked: Tracked | None = None
+
+    def start(self, run: Tracked) -> None:
+        """Have all trackers of ``run``, in the first process alone. Raises UserError if one cannot be reached."""
+        self._tracked = run
+        broadcast_from_rank0(lambda: self.trackers.extend(build_trackers(run).trackers))
+
+    def go_back(self, step: int) -> None:
+        """Have them begin again after ``step``, as in a run that continues from there. Raises as `start` does."""
+        assert self._tracked is not None
+        self.close("stopped")
+        self.trackers.clear()
+        self.start(replace(self._tracked, first_step=step, due=()))
 
     def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
         """See ``Tracker``. Where ``step`` is not a log point, only trackers with ``every_step`` get ``metrics``."""

@@ -22,6 +22,7 @@ from quintet.system import STOP_SIGNALS
 from quintet.train.evaluation import due_after, measure_due
 from quintet.train.metrics import MetricsBuffer, log_metrics
 from quintet.train.run import Run
+from quintet.train.spikes import roll_back
 from quintet.train.validation import ValidationResult
 
 
@@ -32,6 +33,7 @@ class Callbacks:
         self.run, self._stop_signal = run, stop_signal
         self.validation: ValidationResult | None = None
         self._buffer = MetricsBuffer()
+        self.rolled_back = False
         self.rank_sync = RankSync(lambda: stop_signal.signal, self._overdue)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
@@ -45,6 +47,9 @@ class Callbacks:
     def end(self, step: int) -> bool:
         """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal.
 
+        With a spike of the loss (`train.on_spike`) the run goes back to its last checkpoint, and nothing else is done;
+        then too it returns True, and unless there is a signal ``rolled_back`` is True: the steps from there on follow.
+
         Raises UserError when a checkpoint cannot be written, and what a validation raises.
         """
         run = self.run
@@ -57,7 +62,12 @@ class Callbacks:
         # A run that is stopped keeps what it has, whatever it keeps at its end.
         saving = stopped or run.intervals.saves(step) or self.rank_sync.overdue
         if last or due or saving or run.intervals.logs(step):
-            log_metrics(run, self._buffer)
+            spike = log_metrics(run, self._buffer)
+            if spike is not None:
+                roll_back(run, spike)
+                self._buffer.restart()
+                self.rolled_back = not stopped
+                return True
         run.progress = replace(run.progress, due=due)
         if (saving or due) and run.scaler.is_enabled():  # reading it waits for the device
             run.progress = replace(run.progress, scaler=run.scaler.state_dict())

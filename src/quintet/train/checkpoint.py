@@ -56,7 +56,8 @@ class Progress:
     the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
     measured after this step (see ``quintet.train.evaluation``), and ``failed`` counts the measurements that failed.
     ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
-    of those that made the ids it was trained on.
+    of those that made the ids it was trained on. ``losses`` are the last ones by which a spike is found, and ``spikes``
+    the steps whose batches were left out because of one.
     """
 
     step: int = 0
@@ -77,6 +78,8 @@ class Progress:
     failed: dict[str, int] = field(default_factory=dict)
     precision: str = ""
     libraries: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    spikes: list[int] = field(default_factory=list)
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
@@ -310,6 +313,11 @@ class Checkpointer:
         checkpoints that are no longer kept."""
         if progress.step in self._written:
             self._pending.append(self._thread.submit(self._amend, progress))
+
+    def go_back(self, step: int) -> None:
+        """Let the checkpoints after ``step`` be written again."""
+        self.wait()
+        self._written = {one for one in self._written if one <= step}
 
     def wait(self) -> None:
         """Return when nothing is being written. Raises UserError when the disk is full or refuses to be written; what

@@ -73,6 +73,11 @@ class Intervals:
             return True
         return any(every is not None and step % every == 0 for every in (self.save_every, self.save_every_part))
 
+    @property
+    def first_saved(self) -> int:
+        """The first step after which a checkpoint is due by its number."""
+        return min([self.steps, *(every for every in (self.save_every, self.save_every_part) if every is not None)])
+
     def saved(self) -> int:
         """Return the number of checkpoints that are due by the numbers of their steps."""
         every = [period for period in (self.save_every, self.save_every_part) if period is not None]

@@ -94,10 +94,20 @@ def _lead(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
 
 def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
     callbacks = Callbacks(run, stop_signal)
+    while _steps_from_here(run, callbacks):
+        callbacks.rolled_back = False
+    run.checkpointer.wait()
+    return callbacks.validation
+
+
+def _steps_from_here(run: Run, callbacks: Callbacks) -> bool:
+    """Take the steps that are left; returns True if the run went back to a checkpoint and more are left again."""
     first = run.progress.step
     with closing(prefetch(run.batch, first + 1, run.steps + 1)) as batches:
         for step, batch in enumerate(callbacks.rank_sync.over(batches), start=first + 1):
-            if batch.valid:
+            if step in run.progress.spikes:
+                pass  # its batch is left out
+            elif batch.valid:
                 rate = run.begin_step(step)
                 loss = run.engine.accumulate(batch, step)
                 callbacks.add(step, rate, loss, *run.engine.update(rate, step))
@@ -105,5 +115,4 @@ def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
                 callbacks.add_masked()
             if callbacks.end(step):
                 break
-    run.checkpointer.wait()
-    return callbacks.validation
+    return callbacks.rolled_back

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from quintet.errors import UserError
 from quintet.processes import world_size
 from quintet.train.compute import peak_memory
 from quintet.train.run import Run
+from quintet.train.spikes import Spike, look_for_spike
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,14 @@ class MetricsBuffer:
         return window
 
 
-def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
-    """Track and print what was measured since the last call.
+def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
+    """Track and print what was measured since the last call; with a spike of the loss among it, only return that.
 
     Raises UserError after so many steps without a finite gradient, one after the other, as `train.max_skipped` says.
     """
     window = buffer.read()
+    if (spike := look_for_spike(run, window.records)) is not None:
+        return spike
     progress = run.progress
     # Steps before this window count on where none of it was taken.
     before = progress.last_skipped if window.last_skipped == len(window.records) else 0
@@ -98,6 +100,8 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
         "speed/mfu": window.tokens_per_second * run.flops_per_token / (run.peak * world_size()),
         "train/skipped_steps": float(run.progress.skipped_steps),
     }
+    if run.config.train.on_spike is not None:
+        speed["train/rollbacks"] = float(sum(step <= progress.step for step in progress.spikes))
     if (memory := peak_memory(run.compute.device)) is not None:
         speed["speed/memory_bytes"] = float(memory)
     for step, metrics in window.records:
@@ -106,18 +110,13 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> None:
     run.reporter.step(progress.step, run.steps, window.loss, speed)
     if window.last_skipped and run.progress.last_skipped >= min(run.config.train.max_skipped, max(2, run.steps)):
         raise UserError(_divergence(run))
+    return None
 
 
 def _divergence(run: Run) -> str:
     """Say that no step is taken any more, and what the first of those that were not was trained on."""
-    step = run.progress.step - run.progress.last_skipped + 1
-    batch, data = run.config.batch.samples, run.data
-    first = run.config.data.batch_index(step - 1) * batch
-    sources, samples = data.order.at(np.arange(first, first + batch))
-    shown = [f"{data.labels[source]} {sample}" for source, sample in zip(sources[:8], samples[:8], strict=True)]
     return (
         f"optimizer.lr: no gradient was finite in the last {run.progress.last_skipped} steps "
         f"(train.max_skipped), so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "
-        f"train.precision=fp32. Step {step} has the samples {', '.join(shown)}{' …' if batch > 8 else ''}: "
-        f"`quintet show-batch {run.folder} --step {step}` shows them"
+        f"train.precision=fp32. {run.samples_line(run.progress.step - run.progress.last_skipped + 1)}"
     )

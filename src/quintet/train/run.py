@@ -94,6 +94,18 @@ class Run:
         index = self.config.data.batch_index(step - 1)
         return self.objective.prepare(self.data.batch(index), "train", index)
 
+    def samples_line(self, step: int) -> str:
+        """Say which samples the batch of ``step`` has, and by which command they are shown."""
+        batch = self.config.batch.samples
+        first = self.config.data.batch_index(step - 1) * batch
+        sources, samples = self.data.order.at(np.arange(first, first + batch))
+        pairs = zip(sources[:8], samples[:8], strict=True)
+        shown = ", ".join(f"{self.data.labels[source]} {sample}" for source, sample in pairs)
+        return (
+            f"Step {step} has the samples {shown}{' …' if batch > 8 else ''}: "
+            f"`quintet show-batch {self.folder} --step {step}` shows them"
+        )
+
     def begin_step(self, step: int) -> float:
         """Set the dropout and the momentum of ``step`` if they follow a schedule, and return its learning rate."""
         schedule, highest, steps = self.config.schedule, self.config.optimizer.lr, self.schedule_steps

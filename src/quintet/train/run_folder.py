@@ -58,6 +58,7 @@ CONTINUABLE = (
     "train.activation_checkpointing",
     "train.device",
     "train.max_skipped",
+    "train.on_spike",  # it judges the steps that lie ahead
     "loss.chunk",
     "model.other_base",
     "train.log_every",

@@ -18,7 +18,7 @@ from quintet.files import new_folder, remove
 from quintet.locks import RunLock
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
-from quintet.track.composite import CompositeTracker, build_trackers
+from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
 from quintet.track.tracker import Tracked, system_figures
 from quintet.train.check import check_training
@@ -210,18 +210,10 @@ def _writers(
     tracker = CompositeTracker(say=lambda line: reporter.failure("trackers", line, line))
     place, wait = folder / "checkpoints", timeout(config)
     checkpointer = Checkpointer(place, config.checkpoint, wait, kept, compute.device, tracker.sync)
-    start_trackers(tracker, config, folder, progress, compute)
-    return checkpointer, tracker
-
-
-def start_trackers(
-    tracker: CompositeTracker, config: RunConfig, folder: Path, progress: Progress, compute: Compute
-) -> None:
-    """Give ``tracker`` all trackers of the run; in the first process alone there are any."""
     system = system_figures(compute.device, compute.precision)
     # A run that begins anew drops also the records of step 0.
-    tracked = Tracked(config, folder, progress.step or -1, system, tracker.say, progress.due)
-    broadcast_from_rank0(lambda: tracker.trackers.extend(build_trackers(tracked).trackers))
+    tracker.start(Tracked(config, folder, progress.step or -1, system, tracker.say, progress.due))
+    return checkpointer, tracker
 
 
 def _progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str, found: Progress | None) -> Progress:

@@ -1,0 +1,109 @@
+"""Loss spikes: finding a step whose loss lies far above those before it, and going back to the last checkpoint.
+
+The run goes on from there without the batch of that step, as if it had no target. Everything that decides is in a
+checkpoint or follows from the losses, so that a run that is killed on the way finds the same spikes again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from quintet.config.train import SpikeConfig
+from quintet.errors import UserError
+from quintet.processes import broadcast_from_rank0
+from quintet.train.checkpoint import checkpoint_path, newest_whole
+from quintet.train.engine import load_training
+from quintet.train.run import Run
+
+_NORMAL = 1.4826  # the standard deviation of a normal distribution over its median deviation from the median
+_LEAST = 0.01  # of the median; losses that hardly differ would make every one of them a spike
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A ``loss`` of a ``step`` that lies so many ``deviations`` above the ``median`` of those before it."""
+
+    step: int
+    loss: float
+    median: float
+    deviations: float
+
+
+def find_spike(
+    config: SpikeConfig, before: Sequence[float], losses: Iterable[tuple[int, float]], after: int
+) -> tuple[Spike | None, list[float]]:
+    """Return the first spike of ``losses``, each with its step, and the losses by which the next is judged.
+
+    ``before`` are those of the steps that precede. Steps up to ``after`` are not judged, nor is any until there are
+    `config.window` losses. A loss that is not finite is none: its step is not taken.
+    """
+    known = deque(before, maxlen=config.window)
+    for step, loss in losses:
+        if not math.isfinite(loss):
+            continue
+        if step > after and len(known) == config.window:
+            middle = median(known)
+            deviation = max(_NORMAL * median(abs(one - middle) for one in known), _LEAST * abs(middle))
+            if loss > middle + config.threshold * deviation:
+                return Spike(step, loss, middle, (loss - middle) / max(deviation, 1e-300)), list(known)
+        known.append(loss)
+    return None, list(known)
+
+
+def look_for_spike(run: Run, records: Sequence[tuple[int, dict[str, float]]]) -> Spike | None:
+    """Return the spike in ``records`` of training, the same in all processes, if `train.on_spike` asks for it; without
+    one their losses are noted in the run's progress."""
+    config = run.config.train.on_spike
+    if config is None:
+        return None
+    losses = [(step, metrics["train/loss"]) for step, metrics in records]
+    # By its number and not by what is there: a run that was stopped has more checkpoints than one that was not.
+    first = run.intervals.first_saved
+    spike, known = broadcast_from_rank0(lambda: find_spike(config, run.progress.losses, losses, first))
+    if spike is None:
+        run.progress = replace(run.progress, losses=known)
+    return spike
+
+
+def roll_back(run: Run, spike: Spike) -> None:
+    """Put ``run`` back to its last checkpoint, leave out the batch of ``spike`` from now on, and say so.
+
+    Raises UserError after `train.on_spike.max_rollbacks` of them, and where no checkpoint is there any more.
+    """
+    config, before = run.config.train.on_spike, run.progress
+    assert config is not None
+    place = run.checkpointer.folder
+    told = (
+        f"the loss of step {spike.step:,} is {spike.loss:.4g}, {spike.deviations:.1f} deviations above "
+        f"{spike.median:.4g}, the median of the {config.window:,} before"
+    )
+    if len(before.spikes) >= config.max_rollbacks:
+        raise UserError(
+            f"train.on_spike: {told}, and the run has gone back {len(before.spikes)} times (max_rollbacks); lower "
+            f"optimizer.lr, or raise threshold or max_rollbacks. {run.samples_line(spike.step)}"
+        )
+    run.checkpointer.wait()
+    found = newest_whole(place, run.reporter.say, together=True)
+    if found is None:
+        raise UserError(f"train.on_spike: {told}, and {place} holds no checkpoint any more to go back to")
+    load_training(checkpoint_path(place, found.step), run.engine)
+    run.scaler.load_state_dict(found.scaler or {})
+    run.progress = replace(
+        found,
+        stages=before.stages,
+        inputs=before.inputs,
+        precision=before.precision,
+        libraries=before.libraries,
+        spikes=sorted({*before.spikes, spike.step}),
+    )
+    run.checkpointer.go_back(found.step)
+    run.checkpointer.amend(run.progress)
+    run.tracker.go_back(found.step)
+    run.reporter.say(
+        f"loss spike: {told}; back to step {found.step:,}, from where the run goes on without the batch of step "
+        f"{spike.step:,} ({len(run.progress.spikes)} of at most {config.max_rollbacks}). {run.samples_line(spike.step)}"
+    )
