@@ -56,8 +56,7 @@ class Progress:
     the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
     measured after this step (see ``quintet.train.evaluation``), and ``failed`` counts the measurements that failed.
     ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
-    of those that made the ids it was trained on. ``losses`` are the last ones by which a spike is found, and ``spikes``
-    the steps whose batches were left out because of one.
+    of those that made the ids it was trained on.
     """
 
     step: int = 0
@@ -78,8 +77,8 @@ class Progress:
     failed: dict[str, int] = field(default_factory=dict)
     precision: str = ""
     libraries: dict[str, str] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    spikes: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # the last ones, by which a spike is found
+    spikes: list[int] = field(default_factory=list)  # the steps whose batches were left out because of one
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
@@ -275,7 +274,7 @@ class Checkpointer:
         self.saved_at = monotonic()
         # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
-        self._written = set(broadcast_from_rank0(self._begin))
+        self.written = set(broadcast_from_rank0(self._begin))
 
     def _begin(self) -> list[int]:
         if self.folder.is_symlink() and not self.folder.exists():
@@ -288,8 +287,7 @@ class Checkpointer:
         for leftover in self.folder.glob(".step-*"):
             remove(leftover)
         for step, path in _step_folders(self.folder):
-            if path.is_dir():
-                remove_unfinished(path)
+            remove_unfinished(path)
             if self._first is not None and step > self._first:
                 set_aside(path)
         return checkpoint_steps(self.folder)
@@ -300,9 +298,9 @@ class Checkpointer:
         Raises UserError if the save before this one failed.
         """
         self.wait()
-        if progress.step in self._written:
+        if progress.step in self.written:
             return
-        self._written.add(progress.step)
+        self.written.add(progress.step)
         copied = self._stager.stage(state)
         assert isinstance(copied, dict)  # and no promise of one, which asynchronous staging gives
         self._pending.append(self._thread.submit(self._write, copied, progress))
@@ -311,13 +309,8 @@ class Checkpointer:
     def amend(self, progress: Progress) -> None:
         """Give the checkpoint of ``progress.step``, if there is one, these facts in the background, and remove the
         checkpoints that are no longer kept."""
-        if progress.step in self._written:
+        if progress.step in self.written:
             self._pending.append(self._thread.submit(self._amend, progress))
-
-    def go_back(self, step: int) -> None:
-        """Let the checkpoints after ``step`` be written again."""
-        self.wait()
-        self._written = {one for one in self._written if one <= step}
 
     def wait(self) -> None:
         """Return when nothing is being written. Raises UserError when the disk is full or refuses to be written; what
@@ -445,8 +438,7 @@ def _damaged(path: Path, fault: str) -> UserError:
 
 
 def _last_whole(folder: Path) -> str:
-    steps = checkpoint_steps(folder)
-    return f"step {steps[-1]}" if steps else "none yet"
+    return f"step {steps[-1]}" if (steps := checkpoint_steps(folder)) else "none yet"
 
 
 def _refusal(error: BaseException) -> OSError | None:

@@ -100,7 +100,8 @@ def roll_back(run: Run, spike: Spike) -> None:
         libraries=before.libraries,
         spikes=sorted({*before.spikes, spike.step}),
     )
-    run.checkpointer.go_back(found.step)
+    # A later one that was damaged is written again.
+    run.checkpointer.written = {step for step in run.checkpointer.written if step <= found.step}
     run.checkpointer.amend(run.progress)
     run.tracker.go_back(found.step)
     run.reporter.say(
