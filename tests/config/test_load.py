@@ -436,6 +436,8 @@ def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: s
     ("text", "message"),
     [
         ("lr:\n    3e-3: 1", "optimizer.lr: keys are names, and '3e-3' is not one in YAML"),
+        ("lr:\n    3e-3: 3e-3", "optimizer.lr: keys are names, and '3e-3' is not one in YAML"),
+        ("lr: {3e-3: 1}", "optimizer.lr: keys are names, and '3e-3' is not one in YAML"),
         (f"lr: {'9' * 101}", "optimizer.lr: has more than 100 digits"),
         ("lr: '${mul:1" + "0" * 60 + ",1" + "0" * 60 + "}'", "optimizer.lr: has more than 100 digits"),
         (f"lr: '{'9' * 400}'", "optimizer.lr: must be "),

@@ -279,7 +279,7 @@ class _Lines:
                 for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
                     self.visit(source, path)
                 continue
-            if key.tag != "tag:yaml.org,2002:str" or (key.style is None and _EXPONENT.fullmatch(key.value)):
+            if key.tag != "tag:yaml.org,2002:str" or (not key.style and _EXPONENT.fullmatch(key.value)):
                 shown = f"{key.value!r} is" if isinstance(key, yaml.ScalarNode) else "a mapping or list is"
                 self._say(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
                 continue
