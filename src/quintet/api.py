@@ -5,7 +5,7 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 _LOADED = "_loaded"  # where a config that was read keeps the files that it is from
 
 
-NOT_HERE = "not on this machine"
-
-
 class Checked(NamedTuple):
     """A run in which no mistake was found: the run in a line, notes on what its user should know, and what it needs
     that is not on this machine."""
@@ -36,9 +33,16 @@ class Checked(NamedTuple):
 
     def __str__(self) -> str:
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([f"OK {self.summary}", *notes, *(f"{NOT_HERE}: {line}" for line in self.not_here)])
+        return "\n".join([f"OK {self.summary}", *notes, *lines_not_here(self.not_here)])
 
     __repr__ = __str__
+
+
+def lines_not_here(found: Iterable[str]) -> list[str]:
+    """Return the lines that tell what a run file names and this machine lacks."""
+    from quintet.errors import NOT_HERE
+
+    return [f"{NOT_HERE}: {line}" for line in found]
 
 
 def load_config(
@@ -87,6 +91,14 @@ def loaded_of(config: RunConfig) -> Loaded | None:
     return loaded if loaded is not None and loaded.config is config else None
 
 
+def _check_here(config: RunConfig) -> None:
+    """Raise UserError where ``config`` was read from a file that names what is not on this machine, and does without
+    it."""
+    loaded = loaded_of(config)
+    if loaded is not None:
+        loaded.check_here()
+
+
 @contextmanager
 def _in_words_of_file(config: RunConfig) -> Iterator[None]:
     """Within, a UserError speaks in the keys and lines of the dialect's file that ``config`` was read from."""
@@ -124,16 +136,20 @@ def check(config: RunConfig, *, strict: bool = False) -> Checked:
     >>> print(check(load_config("examples/quickstart.yaml")))
     OK quickstart: transformer of 6 layers, width 256; bpe tokenizer; python_stdlib; 700 steps, 16 × 256 tokens a step
     """
-    from quintet.errors import UserError
+    from quintet.config.provenance import RunFileError
+    from quintet.errors import NOT_HERE, UserError
 
     loaded = loaded_of(config)
     mistakes, missing = _known_problems(config)
-    if mistakes or (strict and missing):
-        error = UserError(*mistakes, *(f"{line} ({NOT_HERE})" for line in missing))
-        raise error if loaded is None else loaded.located(error)
-    if loaded is not None and missing:
-        missing = list(loaded.located(UserError(*missing)).problems)
-    return Checked(summary(config), () if loaded is None else loaded.notes, tuple(missing))
+    if loaded is None:
+        if mistakes or (strict and missing):
+            raise UserError(*mistakes, *(f"{line} ({NOT_HERE})" for line in missing))
+        return Checked(summary(config), (), tuple(missing))
+    absent = loaded.lacking(missing)
+    if mistakes or (strict and absent):
+        wrong = loaded.located(UserError(*mistakes)).details if mistakes else []
+        raise RunFileError([*wrong, *(one.not_here for one in absent)])
+    return Checked(summary(config), loaded.notes, tuple(map(str, absent)))
 
 
 def _known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
@@ -171,6 +187,7 @@ def try_run(config: RunConfig, *, keep: bool = False) -> Tried:
     """
     from quintet.trial import try_run as go_through
 
+    _check_here(config)
     return go_through(config, loaded_of(config), keep=keep)
 
 
@@ -199,14 +216,16 @@ def plan(
     from quintet.plan.machine import Machine, parse_bytes
     from quintet.results import RunPlan
 
+    absent = [] if (loaded := loaded_of(config)) is None else list(map(str, loaded.not_here))
     with _in_words_of_file(config):
         config = config.on_devices(devices or 1)
         memory = parse_bytes(device_memory, "device_memory")
         if devices is None:
-            return RunPlan.here(config)
+            return RunPlan.here(config).lacking(absent)
         on_accelerator = config.train.device != "cpu"
         speeds = (peak_flops, utilisation, memory_bandwidth, node_bandwidth, bandwidth)
-        return RunPlan.of(config, Machine(devices, devices_per_node, memory, *speeds, accelerator=on_accelerator))
+        machine = Machine(devices, devices_per_node, memory, *speeds, accelerator=on_accelerator)
+        return RunPlan.of(config, machine).lacking(absent)
 
 
 def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None = None) -> Prepared:
@@ -217,6 +236,7 @@ def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None
     """
     from quintet.data.prepare import prepare as prepare_data
 
+    _check_here(config)
     with _in_words_of_file(config):
         reporter = reporter or _reporter(config, quiet)
         try:
@@ -239,6 +259,7 @@ def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_f
     from quintet.train.check import check_training
     from quintet.train.loop import train as train_run
 
+    _check_here(config)
     loaded = loaded_of(config)
     try:
         check_training(config)

@@ -23,6 +23,9 @@ class UserError(Exception):
         self.problems = problems
 
 
+NOT_HERE = "not on this machine"
+
+
 class NotHere(UserError):
     """What a run needs and this machine lacks: files, folders, checkpoints, libraries. Its run file may be right."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from quintet.train.loop import Outcome
 
 
+_NOT_HERE = "what the model needs is not on this machine"
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """The cost of a run: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
@@ -39,6 +43,8 @@ class RunPlan:
     def of(cls, config: RunConfig, machine: Machine) -> RunPlan:
         """Plan the run of ``config`` for ``machine``, which need not be here."""
         found = make_plan(config)
+        if found.parameters is None:
+            return cls(found, None, _NOT_HERE)
         precision = config.train.precision if config.train.precision != "auto" else "bf16"
         return cls(found, plan_devices(config, found, machine, precision))
 
@@ -48,6 +54,8 @@ class RunPlan:
         from quintet.plan.local_machine import this_machine
 
         found = make_plan(config)
+        if found.parameters is None:
+            return cls(found, None, _NOT_HERE)
         try:
             machine, compute = this_machine(config)
             return cls(found, plan_devices(config, found, machine, compute.precision))
@@ -56,8 +64,14 @@ class RunPlan:
 
     @property
     def parameters(self) -> int:
-        """The parameters of the model."""
+        """The parameters of the model. Raises UserError where they cannot be told from what is on this machine."""
+        if self.run.parameters is None:
+            raise UserError(*self.run.missing)
         return self.run.parameters.total
+
+    def lacking(self, absent: Sequence[str]) -> RunPlan:
+        """Return the plan with the lines ``absent`` among what is missing on this machine."""
+        return replace(self, run=replace(self.run, missing=[*absent, *self.run.missing]))
 
     def lines(self) -> list[str]:
         """Return the plan as a person reads it."""

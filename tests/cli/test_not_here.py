@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.helpers import REPOSITORY
 
 import quintet
 from quintet.cli import main
 from quintet.config.names import in_hub_cache, is_path, is_placeholder
 
+STLM = REPOSITORY / "examples/stlm/base.yaml"
 RUN = """\
 data:
   sources:
@@ -62,6 +64,36 @@ def test_a_mistake_is_told_beside_what_is_not_here(file: Path, capsys: pytest.Ca
     assert code == 2
     for told in ("data.sources[0].path: ", "model.config.model_type", "tokenizer.path: <tokenizer>"):
         assert told in err
+
+
+def test_plan_tells_all_that_does_not_follow_from_the_tokenizer(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ("model={kind: transformer, layers: 2, width: 64}", "train.steps=10")
+    code, out, err = run(capsys, "plan", str(file), *own)
+    assert (code, err) == (0, "")
+    assert "steps        10 of 32 tokens" in out
+    assert "parameters   not known, vocabulary not known" in out
+    assert "tokenizer.path: <tokenizer> is a placeholder" in out
+    assert "model.vocab_size: tells the vocabulary" in out
+    with pytest.raises(quintet.UserError, match="<tokenizer> is a placeholder"):
+        _ = quintet.plan(quintet.load_config(file, list(own))).parameters
+    found = json.loads(run(capsys, "plan", str(file), *own, "model.vocab_size=100", "--json")[1])
+    assert (found["vocab_size"], found["steps"]) == (100, 10)
+    assert found["parameters"]["total"] > 100 * 64
+
+
+def test_a_dataset_that_may_be_a_folder_elsewhere_is_not_here(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("trainer.dataset=elsewhere", "trainer.eval.text_modeling_eval=false")
+    code, out, _ = run(capsys, "check", str(STLM), *changes)
+    told = [line for line in out.splitlines() if line.startswith("not on this machine: ")]
+    assert code == 0
+    assert [line.count("trainer.dataset: 'elsewhere' is none of STLM's datasets") for line in told].count(1) == 1
+    code, _, err = run(capsys, "translate", str(STLM), *changes)
+    assert (code, "not on this machine: " in err) == (0, True)
+    for verb in ("train", "prepare"):
+        code, _, err = run(capsys, verb, str(STLM), *changes)
+        assert (code, "trainer.dataset: 'elsewhere' is none of STLM's datasets" in err) == (2, True)
+    code, _, err = run(capsys, "check", str(STLM), *changes, "+trainer.foo=1")
+    assert (code, "trainer.foo: unknown key" in err, "(not on this machine)" in err) == (2, True, True)
 
 
 def test_python_has_the_list_or_raises(file: Path) -> None:

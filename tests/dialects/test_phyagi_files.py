@@ -51,7 +51,8 @@ def test_a_moved_value_keeps_its_line(make: Make, base: dict[str, Any]) -> None:
 def test_deepspeeds_configuration_may_be_a_file(make: Make, base: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps(base["training_args"]["ds_config"]))
     assert make({DS: str(tmp_path / "ds.json")}).config == make().config
-    assert "no such file" in refused(make, {DS: str(tmp_path / "absent.json")})
+    (absent,) = make({DS: str(tmp_path / "absent.json")}).loaded.not_here
+    assert (absent.key, f"there is no {tmp_path / 'absent.json'}" in absent.message) == (DS, True)
 
 
 def test_without_deepspeeds_configuration_it_is_phyagis_own(make: Make) -> None:

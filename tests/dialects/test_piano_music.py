@@ -18,6 +18,8 @@ from tests.dialects.piano_music import music as music  # a fixture
 from tests.dialects.piano_music import music_file, piece, row, samples, words, write_data_set
 from tests.helpers import PEAK, measured, refused
 
+import quintet
+from quintet.api import remembering
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import load_run_config
@@ -93,11 +95,16 @@ def test_a_folder_of_midi_files_with_splits(music: Make, tmp_path: Path) -> None
         "chopin": 2,
         "mozart": 0,
     }
-    assert "has no folder 'test'; make it" in refused(music, names_of(folder) | {"eval_splits": ["test"]})
+    assert f"{folder / 'test'} does not exist" in absent(music(names_of(folder) | {"eval_splits": ["test"]}))
     write_midi_split(tmp_path / "more", "test", range(2))
     wrong = {"dataset.extra_datasets": [str(tmp_path / "more")]}
-    assert "dataset.extra_datasets: " in refused(music, wrong)
-    assert "has no folder 'train'; make it" in refused(music, wrong)
+    told = absent(music(wrong))
+    assert "dataset.extra_datasets: " in told
+    assert str(tmp_path / "more" / "train") in told
+
+
+def absent(made: Made) -> str:
+    return "\n".join(quintet.check(remembering(made.loaded)).not_here)
 
 
 def test_a_folder_of_midi_files_without_splits(music: Make, tmp_path: Path) -> None:

@@ -28,8 +28,11 @@ from tests.dialects.vectorlm_runs import base as base  # a fixture
 from tests.dialects.vectorlm_runs import processed as processed  # a fixture
 from tests.dialects.vectorlm_runs import world as world  # a fixture
 
+import quintet
+from quintet.api import remembering
 from quintet.data.formats import write_samples
 from quintet.data.prepare import prepare
+from quintet.errors import UserError
 
 datasets = pytest.importorskip("datasets")
 
@@ -273,7 +276,22 @@ def test_one_processed_dataset_of_two_is_refused(make: Make, world: Path) -> Non
     same_data = make({**gone, "dataset.eval_ds": "gone", "quintet.data.validation": 0})
     assert same_data.config.data.validation_sources == same_data.config.data.sources
     both = {P: raw(world, save_path="gone"), "dataset.eval_ds": "gone"}
-    assert "is not there yet" in refused(make, both)
+    (absent,) = make(both).loaded.not_here
+    assert (absent.key, "there is no gone yet" in absent.message) == ("dataset.eval_ds", True)
+
+
+def test_a_length_that_the_model_would_tell_is_not_here_with_it(make: Make, tmp_path: Path) -> None:
+    loaded = make({"model": str(tmp_path / "absent"), "train_parameters.max_seq_len": -1}).loaded
+    (absent,) = loaded.not_here
+    assert (absent.key, "1,024 stand for them" in absent.message) == ("train_parameters.max_seq_len", True)
+    assert loaded.config.data.sequence_length == 1024
+    with pytest.raises(UserError, match=r"train_parameters\.max_seq_len: is not given"):
+        quintet.train(remembering(loaded))
+    told = quintet.check(remembering(loaded)).not_here
+    assert [sum(f" {key}: " in line for line in told) for key in ("train_parameters.max_seq_len", "model")] == [1, 2]
+    plan = quintet.plan(remembering(loaded))
+    assert (plan.run.parameters, plan.run.vocab_size, plan.devices) == (None, None, None)
+    assert any("train_parameters.max_seq_len: is not given" in line for line in plan.lines())
 
 
 def test_without_an_evaluation_dataset_part_of_the_training_data_is_held_out(make: Make) -> None:

@@ -291,6 +291,7 @@ def test_a_run_trains_continues_to_the_bit_and_is_read(tmp_path: Path, masked: b
     assert losses[-1] < losses[0] - 0.05
     plan = make_plan(config("whole", 6))
     rows = [parameter.numel() for parameter in whole.model.parameters()]
+    assert plan.parameters is not None
     assert plan.parameters.total == sum(rows)
 
     read = load_trained(str(whole.folder))

@@ -141,7 +141,9 @@ def test_a_run_continues_to_the_bit_and_a_run_starts_from_it(tmp_path: Path) -> 
     assert records(parts.folder) == records(whole.folder)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
-    assert make_plan(config("whole", 6)).parameters.total == sum(p.numel() for p in whole.model.parameters())
+    planned = make_plan(config("whole", 6)).parameters
+    assert planned is not None
+    assert planned.total == sum(p.numel() for p in whole.model.parameters())
     origin = {"kind": "pretrained", "path": str(whole.folder)}
     more = train(config("more", 1, init=origin), Reporter(), peak_flops=PEAK).run
     assert measured(more.folder, "validation/loss")[0] == measured(whole.folder, "validation/loss")[-1]

@@ -126,12 +126,16 @@ def test_bytes_flops_and_tokens_follow_from_the_model_that_is_built(tmp_path: Pa
     model = build_model(config.model, 257, 64, seed=0)
     weights = sum(parameter.numel() for parameter in model.parameters())
     found = make_plan(config)
+    assert found.parameters is not None
+    assert found.memory is not None
+    assert found.tokens_total is not None
     assert (found.vocab_size, found.parameters.total, found.parameters.trainable) == (257, weights, weights)
     memory = found.memory
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * weights, 4 * weights, 8 * weights)
     assert found.checkpoint_bytes == 12 * weights  # what training goes on from: weights and both averages
     assert (found.micro_batch_size, found.accumulation) == (16, 4)
     assert (found.steps, found.tokens_per_step, found.tokens_total) == (100, 64 * 64, 100 * 64 * 64)
+    assert found.flops_per_token is not None
     assert found.flops_per_token == flops_per_token(config.model, 257, 64).total
     assert found.flops_total == found.flops_per_token * found.tokens_total
     assert found.checkpoints_kept == 3  # two, and the best
@@ -147,6 +151,8 @@ def test_averages_in_bf16_take_half_the_bytes(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(RUN)
     found = make_plan(load_run_config([file], ["optimizer.state_precision=bf16"]).config)
+    assert found.memory is not None
+    assert found.parameters is not None
     assert found.memory.optimizer == 4 * found.parameters.trainable
 
 

@@ -37,7 +37,7 @@ def check(
     if keep and not tries:
         raise UserError("--keep: goes with --try; leave it out, or try the run")
     try:
-        config = load(inputs)
+        config = load(inputs, may_lack=not tries)
         if tries:
             _try(config, as_json=as_json, keep=keep)
             return

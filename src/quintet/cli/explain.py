@@ -153,12 +153,14 @@ def translate(
 
     With --to it is written in a dialect; what that dialect cannot express is listed on standard error.
     """
-    config = load(inputs)
+    config = load(inputs, may_lack=True)
+    loaded = api.loaded_of(config)
+    assert loaded is not None
+    for line in api.lines_not_here(map(str, loaded.not_here)):
+        typer.echo(line, err=True)
     if to is None:
         from quintet.config.dump import dump_with_origins
 
-        loaded = api.loaded_of(config)
-        assert loaded is not None
         for note in loaded.notes:
             echo(f"note: {note}", err=True)
         echo(dump_with_origins(config, loaded.provenance), nl=False, exact=True)

@@ -123,8 +123,9 @@ def _name_files(line: Line) -> None:
         fail("no run file given; name at least one, for instance examples/quickstart.yaml")
 
 
-def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train") -> RunConfig:
-    """Return the run config that a command line names. Raises UserError for everything that is wrong with it."""
+def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train", *, may_lack: bool = False) -> RunConfig:
+    """Return the run config that a command line names. Raises UserError for everything that is wrong with it, and for
+    what its file does without, as it is not on this machine, unless it ``may_lack`` that."""
     line = split(inputs)
     named = line.options
     config = api.load_config(
@@ -134,7 +135,10 @@ def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train") -> R
         config_folder=named.get("config_path") or None,
         purpose=purpose,
     )
-    _read.set(api.loaded_of(config))
+    loaded = api.loaded_of(config)
+    _read.set(loaded)
+    if loaded is not None and not may_lack:
+        loaded.check_here()
     return config
 
 

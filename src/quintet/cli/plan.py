@@ -58,7 +58,7 @@ def plan(
         fail(f"--{given[0].replace('_', '-')}: describes the devices of --devices; give their number, or leave it out")
     with as_options("device_memory"):
         found = api.plan(
-            load(inputs),
+            load(inputs, may_lack=True),
             devices=devices,
             device_memory=device_memory,
             devices_per_node=devices_per_node,

@@ -67,8 +67,9 @@ class Reading:
 class Loaded:
     """A run config, the place of each value that was given, and ``raw``: the values as given, with interpolations
     resolved and nothing filled in. For a file of a ``dialect`` these are of its translation, about which ``notes`` say
-    what its user should know, ``prepare_to`` where `quintet prepare` writes the data, None for the cache, and ``files``
-    what was read, by resolved path."""
+    what its user should know, ``prepare_to`` where `quintet prepare` writes the data, None for the cache, ``files``
+    what was read, by resolved path, and ``not_here`` what the translation does without, as it is not on this
+    machine."""
 
     config: RunConfig
     provenance: Mapping[KeyPath, Origin]
@@ -77,6 +78,19 @@ class Loaded:
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
     files: Mapping[Path, bytes] = field(default_factory=dict[Path, bytes])
+    not_here: tuple[Problem, ...] = ()
+
+    def lacking(self, missing: Sequence[str]) -> list[Problem]:
+        """Everything that the file names and this machine lacks: what the translation does without, and what else is
+        ``missing``, lines that begin with a native key. Each key is told once."""
+        found = self.located(UserError(*missing)).details if missing else []
+        told = {(one.origin.line, one.key) for one in self.not_here}
+        return [*self.not_here, *(one for one in found if (one.origin.line, one.key) not in told)]
+
+    def check_here(self) -> None:
+        """Raise RunFileError where the translation does without what is not on this machine."""
+        if self.not_here:
+            raise RunFileError(self.not_here)
 
     @property
     def original(self) -> Original | None:
@@ -230,6 +244,7 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     notes: tuple[str, ...] = ()
     prepare_to: Output | None = None
     problems: tuple[Problem, ...] = ()
+    not_here: tuple[Problem, ...] = ()
     if dialect is None:
         document = apply_overrides(_named(document, files), left)
         values = resolve(document, keep_unset=any(is_written_by_run(Path(file)) for file in files))
@@ -242,15 +257,15 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
             dialect, YamlDocument(resolved, document.provenance), reading.purpose, variables_of(document)
         )
         document, notes = _named(translation.document, files), (*translation.notes, *_with_usable_name(translation))
-        prepare_to, problems = translation.prepare_to, translation.problems
+        prepare_to, problems, not_here = translation.prepare_to, translation.problems, translation.not_here
         values = document.values
     config, later, unfit = _validated(values, document.provenance)
     later += _path_problems(values, document)
     if found := with_those_that_follow(problems, in_its_words(later, document.provenance, dialect)):
-        raise RunFileError(found)
+        raise RunFileError([*found, *(one.not_here for one in not_here)])
     assert config is not None
     remember(config, secret)
-    return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to)
+    return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to, not_here=not_here)
 
 
 def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem], list[str]]:

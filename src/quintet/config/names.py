@@ -155,6 +155,11 @@ def in_hub_cache(name: str, kind: Literal["model", "dataset"]) -> bool:
 _PLACEHOLDER = re.compile(r"<[^<>]*>|(^|/)path/to/|^your/", re.IGNORECASE)
 
 
+def placeholder_problem(key: str, text: str) -> str | None:
+    """A line on the value ``text`` of ``key`` where it stands for a path or name that is still to be given."""
+    return f"{key}: {text} is a placeholder; give the path or name: {key}=…" if is_placeholder(text) else None
+
+
 def is_placeholder(text: str) -> bool:
     """True if ``text`` stands for a path or name that is still to be given: ``<name>``, ``/path/to/data``."""
     return _PLACEHOLDER.search(text) is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.config.keypath import KeyPath
-from quintet.errors import UserError
+from quintet.errors import NOT_HERE, UserError
 
 _LONGEST_VALUE = 60
 
@@ -61,6 +61,11 @@ class Problem:
     origin: Origin
     key: str
     message: str
+
+    @property
+    def not_here(self) -> Problem:
+        """The same problem as a line among mistakes, where it is that something is not on this machine."""
+        return Problem(self.origin, self.key, f"{self.message} ({NOT_HERE})")
 
     def in_its_words(self) -> Problem:
         """The same problem with the key that the file uses, where that is another."""

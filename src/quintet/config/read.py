@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,14 @@ def files_read() -> Generator[dict[Path, bytes]]:
 class YamlDocument:
     """A file's values, interpolations not yet resolved, with the place of each key and list element.
 
-    ``is_list``: the file is a list, which is the only value.
+    ``is_list``: the file is a list, which is the only value. ``not_here`` are files that it names and this machine
+    lacks.
     """
 
     values: dict[str, Any]
     provenance: dict[KeyPath, Origin]
     is_list: bool = False
+    not_here: list[Problem] = field(default_factory=list[Problem])
 
     def apart(self, name: str) -> tuple[YamlDocument, YamlDocument]:
         """The section ``name``, and the document without it."""

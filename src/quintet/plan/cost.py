@@ -13,7 +13,7 @@ from quintet.data.mixture import stage_lines
 from quintet.data.prepare import Prepared, build_tokenizer_of, find_prepared, prepare
 from quintet.data.sources import check_sources
 from quintet.errors import NotHere, UserError, gathered
-from quintet.model.count import ParameterCount
+from quintet.model.count import Flops, ParameterCount
 from quintet.plan.fake_world import fake_tokenizer
 from quintet.train.check import check_inputs_here, training_checks
 from quintet.train.intervals import intervals_of
@@ -38,22 +38,23 @@ class Plan:
 
     ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
     those of the data in words; None where the data is not prepared yet. ``flops_note`` says what the FLOPs do not
-    count, None where that is nothing. Where `train.epochs` says how long the run is and its data is not on this
-    machine, ``steps`` and what follows from them are None, and ``missing`` says what is not here.
+    count, None where that is nothing. ``missing`` says what is not on this machine. Where that is the data, and
+    `train.epochs` says how long the run is, ``steps`` and what follows from them are None; where it is the tokenizer or
+    the model, that has ``vocab_size`` or ``parameters`` and what follows from these.
     """
 
     name: str
-    parameters: ParameterCount
-    vocab_size: int
-    flops_per_token: int
+    parameters: ParameterCount | None
+    vocab_size: int | None
+    flops_per_token: int | None
     steps: int | None
     tokens_per_step: int
     micro_batch_size: int
     accumulation: int
     tokens_total: int | None
     flops_total: int | None
-    memory: Memory
-    checkpoint_bytes: int
+    memory: Memory | None
+    checkpoint_bytes: int | None
     checkpoints_kept: int | None
     left_out_documents: int | None = None
     stages: list[str] | None = None
@@ -63,25 +64,33 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
         p, m = self.parameters, self.memory
-        steps, tokens, flops, kept = "not known", "not known", "", "as many as the run's length allows are"
-        if self.steps is not None and self.tokens_total is not None and self.flops_total is not None:
-            steps = f"{self.steps:,}"
-            tokens = f"{self.tokens_total:,} in all, {self.tokens_total / p.total:.1f} a parameter"
-            flops = f", {self.flops_total:.3g} in all"
-        if self.checkpoints_kept is not None:
-            kept = f"{self.checkpoints_kept}"
+        parameters, flops, memory, disk = ("not known",) * 4
+        steps = "not known" if self.steps is None else f"{self.steps:,}"
+        tokens = "not known" if self.tokens_total is None else f"{self.tokens_total:,} in all"
+        if p is not None and self.tokens_total is not None:
+            tokens += f", {self.tokens_total / p.total:.1f} a parameter"
+        if p is not None:
+            parameters = f"{p.total:,} ({p.trainable:,} trainable, {p.embedding:,} of them embedding)"
+        if self.flops_per_token is not None:
+            flops = f"{self.flops_per_token:,} a token"
+            flops += "" if self.flops_total is None else f", {self.flops_total:.3g} in all"
+        if m is not None:
+            memory = f"{size(m.weights)} weights + {size(m.gradients)} gradients + {size(m.optimizer)} optimizer"
+        if self.checkpoint_bytes is not None:
+            disk = f"{size(self.checkpoint_bytes)} a checkpoint"
+        known = self.checkpoints_kept is not None
+        kept = f"{self.checkpoints_kept}" if known else "as many as the run's length allows are"
+        vocabulary = "not known" if self.vocab_size is None else f"{self.vocab_size:,}"
         return [
             f"{self.name}",
-            f"parameters   {p.total:,} ({p.trainable:,} trainable, {p.embedding:,} of them embedding), "
-            f"vocabulary {self.vocab_size:,}",
+            f"parameters   {parameters}, vocabulary {vocabulary}",
             f"steps        {steps} of {self.tokens_per_step:,} tokens "
             f"({self.accumulation} × {self.micro_batch_size} samples)",
             f"tokens       {tokens}",
-            f"FLOPs        {self.flops_per_token:,} a token{flops}",
+            f"FLOPs        {flops}",
             *([f"             {self.flops_note}"] if self.flops_note else []),
-            f"memory       {size(m.weights)} weights + {size(m.gradients)} gradients + {size(m.optimizer)} optimizer"
-            ", and the activations of a micro-batch",
-            f"disk         {size(self.checkpoint_bytes)} a checkpoint, {kept} kept at most",
+            f"memory       {memory}, and the activations of a micro-batch",
+            f"disk         {disk}, {kept} kept at most",
             *(f"stage        {line}" for line in self.stages or []),
             f"left out     {self._left_out}",
             *(f"missing      {line}" for line in self.missing),
@@ -98,47 +107,40 @@ def make_plan(config: RunConfig) -> Plan:
     """Compute the plan of ``config``.
 
     The vocabulary of a BPE that is not trained yet is taken from the run file; characters have to be counted, and
-    ``train.epochs`` needs the number of samples, so these two read the sources; where they are not on this machine, the
-    plan says so and leaves open how long the run is. Raises UserError for mistakes, and where the vocabulary or the
-    model cannot be told from what is here.
+    ``train.epochs`` needs the number of samples, so these two read the sources. Where sources, tokenizer or model are
+    not on this machine, the plan says so and leaves open what follows from them. Raises UserError for mistakes.
     """
     mistakes, _ = gathered(training_checks(config))
     if mistakes:
         raise UserError(*mistakes)
-    keep, vocab_size = config.checkpoint.keep, _vocabulary(config)
+    keep, (model, without) = config.checkpoint.keep, _model_cost(config)
     prepared, missing = _prepared(config)
     samples = prepared.train.epoch_samples if prepared is not None else 0
     batch = config.batch
     steps = None
     if not missing:
         steps = total_steps(config.train, batch.samples, batch.sequence_length, samples)
-    parameters = parameter_count(config, vocab_size)
-    flops = training_flops(config, vocab_size)
     tokens = None if steps is None else steps * batch.tokens
-    memory = Memory(
-        weights=FP32_BYTES * parameters.total,
-        gradients=FP32_BYTES * parameters.trainable,
-        optimizer=round(_optimizer_bytes(config, vocab_size, parameters)),
-    )
+    memory, flops = model.memory, model.flops
     due = None if steps is None else intervals_of(config, steps, samples).saved()
     return Plan(
         name=config.name,
-        parameters=parameters,
-        vocab_size=vocab_size,
-        flops_per_token=flops.total,
+        parameters=model.parameters,
+        vocab_size=model.vocab_size,
+        flops_per_token=None if flops is None else flops.total,
         steps=steps,
         tokens_per_step=batch.tokens,
         micro_batch_size=batch.micro_batch_size,
         accumulation=batch.accumulation,
         tokens_total=tokens,
-        flops_total=None if tokens is None else tokens * flops.total,
+        flops_total=None if tokens is None or flops is None else tokens * flops.total,
         memory=memory,
-        checkpoint_bytes=FP32_BYTES * parameters.trainable + memory.optimizer,
+        checkpoint_bytes=None if memory is None else memory.gradients + memory.optimizer,  # of what is trained
         checkpoints_kept=due if keep is None else keep + config.checkpoint.keep_best,
         left_out_documents=None if prepared is None else prepared.left_out,
         stages=None if prepared is None else stage_lines(config, prepared.train.order),
-        flops_note=flops.note,
-        missing=missing,
+        flops_note=None if flops is None else flops.note,
+        missing=list(dict.fromkeys([*without, *missing])),
     )
 
 
@@ -150,6 +152,39 @@ def checkpoint_bytes(config: RunConfig) -> int:
     return FP32_BYTES * parameters.trainable + round(_optimizer_bytes(config, vocab_size, parameters))
 
 
+@dataclass(frozen=True)
+class _ModelCost:
+    """The cost of the model alone; None where it cannot be told from what is on this machine."""
+
+    vocab_size: int | None = None
+    parameters: ParameterCount | None = None
+    flops: Flops | None = None
+    memory: Memory | None = None
+
+
+def _model_cost(config: RunConfig) -> tuple[_ModelCost, list[str]]:
+    """The cost of the model, and what is missing on this machine to tell it. Raises UserError for other reasons."""
+    vocab_size = None
+    try:
+        vocab_size = _vocabulary(config)
+        parameters, flops = parameter_count(config, vocab_size), training_flops(config, vocab_size)
+    except UserError as error:
+        missing = _not_here(config)
+        if not missing:
+            raise
+        own = vocab_size is None and isinstance(config.model, TransformerConfig)
+        return _ModelCost(vocab_size), [*error.problems, *missing, *([_TELLS_VOCABULARY] if own else [])]
+    memory = Memory(
+        weights=FP32_BYTES * parameters.total,
+        gradients=FP32_BYTES * parameters.trainable,
+        optimizer=round(_optimizer_bytes(config, vocab_size, parameters)),
+    )
+    return _ModelCost(vocab_size, parameters, flops, memory), []
+
+
+_TELLS_VOCABULARY = "model.vocab_size: tells the vocabulary where the tokenizer is not here, and is not given"
+
+
 def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
     """The data of the run if it is prepared, or if the length of the run cannot be told without it, and what is missing
     to prepare it."""
@@ -158,8 +193,17 @@ def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
         return find_prepared(config), []
     try:
         return prepare(config), []
-    except NotHere as error:
-        return None, list(error.problems)
+    except UserError as error:
+        missing = _not_here(config)
+        if not missing and not isinstance(error, NotHere):
+            raise
+        return None, [*error.problems, *missing]
+
+
+def _not_here(config: RunConfig) -> list[str]:
+    """Lines on the sources, tokenizer and model that ``config`` names and this machine lacks."""
+    _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
+    return missing
 
 
 def _optimizer_bytes(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> float:
@@ -174,14 +218,7 @@ def _vocabulary(config: RunConfig) -> int:
         return config.model.vocab_size
     if isinstance(config.tokenizer, BPETokenizerConfig):
         return config.tokenizer.vocab_size
-    try:
-        return model_vocabulary(config, build_tokenizer_of(config))
-    except UserError as error:
-        _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
-        if not missing:
-            raise
-        hint = "its tokenizer is not on this machine, so that the vocabulary is not known; model.vocab_size=… tells it"
-        raise UserError(*error.problems, f"tokenizer: {hint}") from error
+    return model_vocabulary(config, build_tokenizer_of(config))
 
 
 def size(count: float) -> str:

@@ -34,6 +34,7 @@ class DevicePlan:
     def utilisation(self) -> tuple[float, float]:
         """Model FLOPs utilisation at most and at least: FLOPs that the model needs by the peak of the devices."""
         peak = self.machine.peak_flops * self.machine.devices
+        assert self.plan.flops_per_token is not None, "no device is planned for without the model's cost"
         flops = self.plan.flops_per_token * self.plan.tokens_per_step
         return flops / self.time.least / peak, flops / self.time.most / peak
 
@@ -125,6 +126,7 @@ def plan_devices(config: RunConfig, plan: Plan, machine: Machine, precision: str
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     try:
+        assert plan.vocab_size is not None, "no device is planned for without the vocabulary"
         found = rehearse(config, plan.vocab_size, machine, precision)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(

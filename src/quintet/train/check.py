@@ -11,10 +11,10 @@ from quintet.config.names import (
     in_hub_cache,
     is_hub_name,
     is_path,
-    is_placeholder,
     is_run,
     local_path,
     name_problem,
+    placeholder_problem,
     run_named,
 )
 from quintet.config.optimizer import TorchOptimizerConfig
@@ -166,8 +166,8 @@ def check_inputs_here(config: RunConfig) -> None:
 
 def _absent(key: str, name: str, on_hub: Literal["model", "dataset"] | None = None) -> list[str]:
     """A line where ``name`` is no file or folder, and no repository in the cache of the hub if it may be ``on_hub``."""
-    if is_placeholder(name):
-        return [f"{key}: {name} is a placeholder; give the path or name: {key}=…"]
+    if (placeholder := placeholder_problem(key, name)) is not None:
+        return [placeholder]
     if is_path(name):
         return []
     if on_hub is None or not is_hub_name(name):

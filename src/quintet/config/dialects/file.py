@@ -27,7 +27,8 @@ class SchemaFile:
     Keys are named by their path in the schema, ``model.n_layer``, inside lists with the index, ``dataset[0].seq_len``.
     ``purpose`` is what the file is read for, "train" or "prepare". ``native`` are the native values of the file's
     section `quintet:`; a key that is unsupported is not refused where they say all the native keys of its ``affects``.
-    ``variables`` are names at the top that other values were written with.
+    ``variables`` are names at the top that other values were written with, and ``not_here`` tells what the file names
+    and this machine lacks.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SchemaFile:
         self.native, self.variables = native or {}, variables
         self.file = document.provenance[()].file
         self.problems: list[Problem] = []
+        self.not_here: list[Problem] = list(document.not_here)
         self.values: dict[str, Any] = {}  # at the paths of the schema
         self.theirs: Any = None
         self._given: dict[KeyPath, KeyInfo] = {}
@@ -90,6 +92,11 @@ class SchemaFile:
         steps = path_of(path)
         origin = self._provenance.get(steps) or origin_of(steps, self.document.provenance)
         self.problems.append(Problem(origin, origin.key or path, message))
+
+    def lack(self, path: str, message: str) -> None:
+        """Note that what the file names at ``path`` is not on this machine."""
+        origin = self.origin(path)
+        self.not_here.append(Problem(origin, origin.key or path, message))
 
     def items(self) -> Iterator[tuple[KeyInfo, KeyPath, Any]]:
         """Every key that the file gives, with its path in the schema and its value."""

@@ -53,6 +53,11 @@ class NativeBuilder:
         """Note that what the file says at the dialect's key ``path`` cannot be followed."""
         self.given.refuse(path, message)
 
+    def lack(self, path: str, message: str) -> None:
+        """Note that what the file names at the dialect's key ``path`` is not on this machine: the file may be right,
+        and the translation does without it."""
+        self.given.lack(path, message)
+
     def get(self, path: str, default: Any = None) -> Any:
         """The value that was set at ``path``."""
         found = lookup(self.values, path_of(path))

@@ -24,12 +24,13 @@ EXTENSION = "quintet"
 @dataclass(frozen=True)
 class Translation:
     """A native run file, what its user should know of how it came about, and where `quintet prepare` writes to; and the
-    ``problems`` of the dialect's file, without which it would hold more."""
+    ``problems`` of the dialect's file, without which it would hold more, and what it names that is ``not_here``."""
 
     document: YamlDocument
     notes: tuple[str, ...]
     prepare_to: Output | None = None
     problems: tuple[Problem, ...] = ()
+    not_here: tuple[Problem, ...] = ()
 
 
 def translate(
@@ -44,7 +45,7 @@ def translate(
     own, native_part = _apart(document)
     given = SchemaFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
     if given.theirs is None:
-        raise RunFileError(given.problems)
+        raise RunFileError([*given.problems, *(one.not_here for one in given.not_here)])
     problems, native = given.problems, NativeBuilder(given)
     given.problems = []
     for key in dialect.keys:
@@ -63,7 +64,7 @@ def translate(
     problems = with_those_that_follow(problems, given.problems)
     translated = YamlDocument(native.values, native.provenance)
     whole = merge(translated, native_part) if native_part else translated
-    return Translation(whole, tuple(native.notes), native.prepare_to, tuple(problems))
+    return Translation(whole, tuple(native.notes), native.prepare_to, tuple(problems), tuple(given.not_here))
 
 
 def with_those_that_follow(problems: Sequence[Problem], later: Sequence[Problem]) -> list[Problem]:

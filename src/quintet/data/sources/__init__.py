@@ -5,7 +5,7 @@ from __future__ import annotations
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from quintet.config.names import is_path, is_placeholder
+from quintet.config.names import is_path, placeholder_problem
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
 from quintet.errors import NotHere, UserError
@@ -58,8 +58,8 @@ def check_sources(config: RunConfig) -> None:
         problems += libraries
         for path in source.paths:
             found = [one for one in _of_path(source, path).missing(where) if one not in libraries]
-            if is_placeholder(path):
-                problems.append(f"{where}.path: {path} is a placeholder; give the path: {where}.path=…")
+            if (placeholder := placeholder_problem(f"{where}.path", path)) is not None:
+                problems.append(placeholder)
             else:
                 problems += found
                 mistaken |= bool(found) and is_path(path)

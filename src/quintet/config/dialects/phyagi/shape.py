@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from quintet.config.dialects.phyagi.arguments import (
@@ -16,9 +17,9 @@ from quintet.config.dialects.phyagi.arguments import (
     LightningTrainer,
     TrainingArguments,
 )
-from quintet.config.keypath import KeyPath, lookup, path_of
-from quintet.config.names import local_path
-from quintet.config.provenance import origin_of
+from quintet.config.keypath import KeyPath, lookup, path_of, show
+from quintet.config.names import is_path, local_path
+from quintet.config.provenance import Problem, origin_of
 from quintet.config.read import YamlDocument, read_document
 
 _HUGGINGFACE_ONLY = HuggingFaceArguments.model_fields.keys() - {"fp16", "bf16"} | {"evaluation_strategy"}
@@ -75,7 +76,12 @@ def _read_file(document: YamlDocument, path: KeyPath) -> None:
     """Put a file in place of its name at ``path``."""
     name = lookup(document.values, path)
     if isinstance(name, str) and name:
-        found = read_document(local_path(name), origin_of(path, document.provenance))
+        origin = origin_of(path, document.provenance)
+        if not is_path(name):
+            lookup(document.values, path[:-1])[path[-1]] = {}
+            document.not_here.append(Problem(origin, show(path), f"there is no {name} in {Path.cwd()}"))
+            return
+        found = read_document(local_path(name), origin)
         lookup(document.values, path[:-1])[path[-1]] = found.values
         document.provenance.update({(*path, *inner): origin for inner, origin in found.provenance.items() if inner})
 

@@ -101,20 +101,11 @@ def _data_sets(theirs: File, native: NativeBuilder) -> None:
         if not held_out and name == base and without_splits(name):
             native.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
             return
-        try:
-            _source(native, f"data.sources[{index}]", training_source(name, pauses), _EXTRA)
-        except NoSplit as missing:
-            native.refuse(_EXTRA, str(missing))
-            return
+        _source(native, f"data.sources[{index}]", training_source(name, pauses), _EXTRA)
     if held_out:
         _unused(native, (_BASE, _SPLITS), f"data.{held_out[0]}")
         return
-    try:
-        found = validation_sources(base, theirs.eval_splits, pauses)
-    except NoSplit as missing:
-        native.refuse(_BASE, str(missing))
-        return
-    for index, source in enumerate(found):
+    for index, source in enumerate(validation_sources(base, theirs.eval_splits, pauses)):
         _source(native, f"data.validation_sources[{index}]", source, _BASE)
     if FULL in theirs.eval_splits:
         native.set("evaluate.best_by", FULL, _SPLITS)
@@ -202,10 +193,6 @@ def _settings(
             native.refuse(key, f"has no setting {name!r}; there are {', '.join(names)}")
 
 
-class NoSplit(Exception):
-    """A folder of MIDI files has folders for splits, and none for the one that is asked for."""
-
-
 def training_source(name: str, pauses: float) -> dict[str, Any]:
     """The source to train on from the data set ``name``."""
     return _data_set(name, "train", {"pauses": pauses})
@@ -229,11 +216,7 @@ def _data_set(name: str, split: str, music: dict[str, Any]) -> dict[str, Any]:
     if not _holds_midi(name):
         return {"kind": "huggingface", "path": name, "split": split, "document": {"kind": "notes", **music}}
     folder = local_path(name)
-    if without_splits(name):
-        return {"kind": "midi", "path": str(folder), **music}
-    if not (folder / split).is_dir():
-        raise NoSplit(f"{name} is a folder of MIDI files with folders of splits, and has no folder {split!r}; make it")
-    return {"kind": "midi", "path": str(folder / split), **music}
+    return {"kind": "midi", "path": str(folder if without_splits(name) else folder / split), **music}
 
 
 def _holds_midi(name: str) -> bool:
@@ -276,11 +259,8 @@ def _data_sets_back(config: RunConfig, put: Put) -> set[str]:
     if base is None or pauses is None or not all(names):
         return set()
     splits = [source.label or FULL for source in data.validation_sources]
-    try:
-        trained = [training_source(name, pauses) for name in names if name]
-        validated = validation_sources(base, splits, pauses)
-    except NoSplit:
-        return set()
+    trained = [training_source(name, pauses) for name in names if name]
+    validated = validation_sources(base, splits, pauses)
     if not (_same(data.sources, trained) and _same(data.validation_sources, validated)):
         return set()
     put("dataset.base_dataset_name", base)

@@ -8,6 +8,7 @@ from typing import Any
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, sources_of
 from quintet.config.dialects.stlm.schema import File
+from quintet.errors import NotHere
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
 HEADS = ("model.attn.num_q_heads", "model.attn.num_kv_heads")
@@ -33,6 +34,9 @@ def sources(native: NativeBuilder, names: Iterable[str], key: str) -> list[dict[
             found += sources_of(name)
         except ValueError as error:
             native.refuse(key, str(error))
+        except NotHere as missing:
+            native.lack(key, str(missing))
+            found.append({"kind": "text", "path": name})
     return found
 
 

@@ -12,7 +12,7 @@ from quintet.config.documents import TemplateFields
 from quintet.config.names import local_path
 from quintet.config.section import Value
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
-from quintet.errors import nearest
+from quintet.errors import NotHere, nearest
 
 EXPERIMENT = "belongs to an experiment of STLM's code, which its document leaves out and each revision does otherwise"
 
@@ -189,7 +189,7 @@ _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", "
 def sources_of(name: str) -> list[dict[str, Any]]:
     """The native sources of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
 
-    Raises ValueError when it is none of these.
+    Raises ValueError for one that cannot be read, and NotHere when it is none of these.
     """
     if name in MIXES:
         return [_registered(part) for part in MIXES[name]]
@@ -207,7 +207,7 @@ def sources_of(name: str) -> list[dict[str, Any]]:
         return [{"kind": "huggingface", "path": name}]
     like = nearest(name, [*REGISTRY, *MIXES, *UNREADABLE])
     meant = f"did you mean {like!r}? Else " if like else ""
-    raise ValueError(
+    raise NotHere(
         f"{name!r} is none of STLM's datasets, and there is no such file; {meant}give a path (./{name}) or OWNER/NAME"
     )
 

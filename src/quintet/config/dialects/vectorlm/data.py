@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from quintet.config.data import DataConfig
 from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.dialects.vectorlm.schema import Dataset, DatasetPreprocess, File
 from quintet.config.names import local_path
@@ -53,7 +54,11 @@ def _length(theirs: File, native: NativeBuilder) -> None:
     if length <= 0:
         found = positions_of(theirs.model)
         if found is None:
-            native.refuse(key, f"must be given: {theirs.model} has no config.json that says how many positions it has")
+            native.lack(
+                key,
+                f"is not given, and {theirs.model} has no config.json here that says how many positions it has; "
+                f"{DataConfig.model_fields['sequence_length'].default:,} stand for them",
+            )
             return
         length = found
     if length < 3:
@@ -71,7 +76,7 @@ def _processed(theirs: File, train_ds: str, native: NativeBuilder) -> None:
         _hold_out(native)
         return
     if not _is_there(eval_ds) and raw.load_path is not None and _same(eval_ds, raw.save_path):
-        native.refuse(EVAL_DS, "is not there yet; `quintet prepare` with this file writes it from load_path")
+        native.lack(EVAL_DS, f"there is no {eval_ds} yet; `quintet prepare` with this file writes it from load_path")
     _rows(theirs, native, "data.validation_sources[0]", EVAL_DS, split_in(eval_ds, "validation", "test", "train"))
 
 
