@@ -29,7 +29,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
         "train_parameters.gradient_accumulation_steps": 0,
         "train_parameters.sharding_strategy": "?",
     },
-    "stlm": {"trainer.foo": 1, "trainer.dataset": "prm800k", "model.num_layers": -2, "model.ffn.ffn_dim": "wide"},
+    "stlm": {"trainer.foo": 1, "trainer.dataset": "the_pile", "model.num_layers": -2, "model.ffn.ffn_dim": "wide"},
     "tmrc": {"model.n_heads": 2, "model.d_model": -1, "optimizer.lr": "fast"},
     "piano": {"model.n_layr": 3, "optimizer.learning_rate": "fast", "data.batch_size": -1},
 }
