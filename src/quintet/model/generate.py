@@ -145,13 +145,13 @@ def generate(
     Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Each text is one
     document, except that the first ``preceding`` ids of each prompt, none by default, belong to the document before,
     for masks that separate documents. With ``static`` the cache has one shape from the first token to the last, and
-    with ``compile`` the step of one token is compiled for it. ``ahead`` tokens are chosen before any of them is looked
-    at: the device then never waits for the host, and writes at most ``ahead`` - 1 tokens more than are wanted.
+    with ``compile`` the step of one token is compiled for it. The device chooses ``ahead`` tokens without waiting for
+    the host to look at one, and at most ``ahead`` - 1 more than are wanted.
 
     Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, read anew: it
     was built for every position that occurs, and the cost of a token stays bounded. A longer prompt is cut to its end.
-    The model is in evaluation mode until the last token, and then in the mode that it had. Raises UserError for an
-    empty prompt, and for ``static`` with bidirectional attention.
+    The model is in evaluation mode until the last token. Raises UserError for an empty prompt, and for ``static`` with
+    bidirectional attention.
     """
     texts = [_checked(prompt) for prompt in prompts]
     if not texts:
@@ -161,11 +161,10 @@ def generate(
     reader = Decoder(model, max(map(len, texts)) + settings.max_tokens, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
-    unseen: list[Tensor] = []
-    chosen: Tensor | None = None
+    unseen, chosen = list[Tensor](), torch.empty(0)
     with evaluation_mode(model):
         for count in range(1, settings.max_tokens + 1):
-            if chosen is None or reader.full:
+            if count == 1 or reader.full:
                 logits = reader.begin(windows.cut(alive), windows.prompts, windows.preceding)
             else:
                 logits = reader.read(chosen)
