@@ -348,7 +348,7 @@ def test_norm_bias(make: Make) -> None:
     "count name",
     ("model.embedding_dropout", 1, "dropout"),
     ("model.lm_head_dropout", 1, "dropout"),
-    ("model.ffn.ffn_dropout", 2, "feedforward.input_dropout"),
+    ("model.ffn.ffn_dropout", 2, "feedforward_dropout"),
     ("model.attn.attn_dropout", 2, "attention.input_dropout"),
 )
 def test_one_dropout(make: Make, key: str, count: int, name: str) -> None:
