@@ -240,7 +240,7 @@ def test_of_many_records_of_training_some_are_read_and_all_others(tmp_path: Path
     assert [one["step"] for one in found if "validation/loss" in one] == list(range(100, 1001, 100))
     training = [one["step"] for one in found if "train/loss" in one]
     assert 50 <= len(training) <= 110
-    assert len([one for one in found if "speed/tokens_per_second" in one]) == 50
+    assert 25 <= len([one for one in found if "speed/tokens_per_second" in one]) <= 60
     assert training[-1] == 1000
 
 
