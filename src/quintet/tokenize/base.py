@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from quintet.config.keypath import is_mapping
 from quintet.errors import UserError
 from quintet.files import from_json, write_text
 from quintet.system import cores
@@ -203,7 +204,7 @@ def digest(*parts: str | bytes) -> str:
 def versions_of(libraries: Iterable[str]) -> dict[str, str]:
     """The installed version of each of ``libraries``, by their names on PyPI; those that are not installed are left
     out."""
-    found = {}
+    found: dict[str, str] = {}
     for name in libraries:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
@@ -267,7 +268,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = from_json(read_bytes(file))
     except ValueError as error:
         raise damaged(file, f"it is no JSON: {error}") from None
-    if not isinstance(content, dict):
+    if not is_mapping(content):
         raise damaged(file, "it is no JSON object")
     return content
 

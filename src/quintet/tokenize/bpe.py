@@ -92,7 +92,8 @@ def _thinned(kept: list[tuple[str, int]], size: int, budget: int) -> list[str]:
     """Parts at even distances in bytes, so many that they hold about ``budget`` of ``size`` bytes."""
     if size <= budget:
         return [part for part, _ in kept]
-    chosen, read, written = [], 0, 0
+    chosen: list[str] = []
+    read = written = 0
     for part, length in kept:
         read += length
         if written * size < read * budget:

@@ -63,7 +63,7 @@ class ChatFormat:
     def bounds(self, text: TextBounds) -> TextBounds:
         """The bounds of an answer by a model whose texts have the bounds ``text``: what the template writes after an
         answer, up to the first special token, ends one as well."""
-        after, *token = self._after_answer
+        after, *token = self.after_answer
         stop_ids = {special_tokens(self.tokenizer)[one] for one in token}
         stops = ("".join([after, *token]),) if after else ()
         return replace(text, stop_ids=text.stop_ids | stop_ids, stops=text.stops + stops)
@@ -85,11 +85,10 @@ class ChatFormat:
         return found[0] if found[1] else ""
 
     @cached_property
-    def _after_answer(self) -> list[str]:
+    def after_answer(self) -> list[str]:
         """The text that the template writes between an answer and the next question, up to the first special token,
         and that token if there is one."""
-        asked = [*_asked()[:1], _answered(), *_asked()[1:]]
-        found = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(asked, answer_next=False), re.DOTALL)
+        found = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(_turns(), answer_next=False), re.DOTALL)
         text = found[1] if found else ""
         if longest_first := sorted(special_tokens(self.tokenizer), key=len, reverse=True):
             pattern = "|".join(map(re.escape, longest_first))
@@ -104,6 +103,12 @@ def _asked() -> list[Message]:
 
 def _answered() -> Message:
     return {"role": "assistant", "content": _ANSWER}
+
+
+def _turns() -> list[Message]:
+    """A question, its answer and the next question."""
+    first, second = _asked()
+    return [first, _answered(), second]
 
 
 def chat_format(
@@ -124,7 +129,7 @@ def chat_format(
                 "that writes `messages` as the texts that the model was trained on"
             )
     found = ChatFormat(tokenizer, text, datetime.datetime.now if date is None else lambda: date)
-    assert found._after_answer
+    found.render(_turns(), answer_next=False)
     return found
 
 

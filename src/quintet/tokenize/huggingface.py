@@ -7,16 +7,17 @@ import io
 import json
 import pickle
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tokenizers
 
+from quintet.config.keypath import is_mapping
 from quintet.config.names import is_hub_name, local_path
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError, one_line
@@ -119,7 +120,7 @@ class HuggingFaceTokenizer(Decoding):
         except (ValueError, KeyError, TypeError, UserError) as error:
             raise damaged(file, f"{type(error).__name__}: {error}") from None
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[str, str, ChatRules, tuple[int, ...]]]:
         return (HuggingFaceTokenizer, (self._content(self.begin_ids), self._end, self.chat, self.begin_ids))
 
     def beginning_with(self, begin_ids: tuple[int, ...]) -> HuggingFaceTokenizer:
@@ -191,7 +192,7 @@ class HuggingFaceTokenizer(Decoding):
     def _template_library(self) -> tokenizers.Tokenizer:
         library = tokenizers.Tokenizer.from_str(tokenizer_files.serialized(self._rules))
         added = {token["content"] for token in self._rules["added_tokens"]}
-        library.add_special_tokens([token for token in self.chat.tokens.values() if token not in added])
+        add_special_tokens(library, [token for token in self.chat.tokens.values() if token not in added])
         return library
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -227,6 +228,17 @@ class HuggingFaceTokenizer(Decoding):
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **self.chat.tokens}
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
         write_rules(folder, self.chat)
+
+
+class _TakesTokens(Protocol):
+    """The part of a tokenizer of the library whose argument the library's own stubs leave untyped."""
+
+    def add_special_tokens(self, tokens: list[str]) -> int: ...
+
+
+def add_special_tokens(library: _TakesTokens, tokens: Iterable[str]) -> None:
+    """Add ``tokens`` to ``library``, a ``tokenizers.Tokenizer``, as special ones."""
+    library.add_special_tokens(list(tokens))
 
 
 def _spans(encoding: tokenizers.Encoding) -> Spans:
@@ -291,7 +303,7 @@ def _library(rules: tokenizer_files.Rules) -> tokenizers.Tokenizer:
 def _vocabulary(rules: tokenizer_files.Rules) -> dict[str, int]:
     """Id of every token, added ones included."""
     known = rules["model"]["vocab"]
-    vocabulary = dict(known) if isinstance(known, dict) else {piece: index for index, (piece, _) in enumerate(known)}
+    vocabulary: dict[str, int] = known if is_mapping(known) else {piece: at for at, (piece, _) in enumerate(known)}
     return vocabulary | {token["content"]: token["id"] for token in rules["added_tokens"]}
 
 
@@ -343,7 +355,7 @@ def _with_rows(rules: str, folder: Path) -> str:
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     text = config.get("text_config")
-    rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    rows = config.get("vocab_size", text.get("vocab_size") if is_mapping(text) else None)
     if not isinstance(rows, int):
         return rules
     content = from_json(rules)

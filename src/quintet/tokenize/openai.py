@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tiktoken
-from tiktoken_ext import openai_public
 
 from quintet.config.tokenizer import TiktokenTokenizerConfig
 from quintet.errors import UserError
@@ -69,6 +69,20 @@ FILES = {
 _RANKS = "ranks.tiktoken"
 
 
+class _Encoding(TypedDict):
+    """What a constructor of tiktoken returns, as far as it is read here."""
+
+    pat_str: str
+    mergeable_ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+
+
+# tiktoken's own plugin, a module without types.
+_CONSTRUCTORS: Mapping[str, Callable[[], _Encoding]] = importlib.import_module(
+    "tiktoken_ext.openai_public"
+).ENCODING_CONSTRUCTORS
+
+
 class TiktokenTokenizer(Decoding):
     """A byte-level BPE given by its pattern, the rank of each merged byte string, and its special tokens."""
 
@@ -106,7 +120,7 @@ class TiktokenTokenizer(Decoding):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(folder / DESCRIPTION, f"{type(error).__name__}: {error}") from None
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[TiktokenTokenizer], tuple[str, str, dict[bytes, int], dict[str, int]]]:
         return (TiktokenTokenizer, self._parts)
 
     @property
@@ -189,7 +203,7 @@ def tiktoken_encoding(name: str) -> TiktokenTokenizer:
     """The encoding ``name``, from tiktoken's cache or fetched once into it. Raises UserError when there is neither."""
     _refuse_damaged_cache(name)
     try:
-        parts = openai_public.ENCODING_CONSTRUCTORS[name]()
+        parts = _CONSTRUCTORS[name]()
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer.name: the files of {name!r} are not in tiktoken's cache and cannot be fetched "

@@ -167,9 +167,13 @@ def _compiled(source: str) -> Any:
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
-    )
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """The sandbox, with types for the tables that Jinja leaves without."""
+
+        filters: dict[str, Callable[..., Any]]
+        globals: dict[str, Any]
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     del environment.filters["random"], environment.globals["lipsum"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quintet.config.keypath import is_list, is_mapping
 from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.tokenize.base import TokenBytes, damaged, read_bytes, read_json
@@ -39,12 +40,14 @@ def bare(rules: Rules) -> Rules:
 def begin_ids(post_processor: Rules | None) -> tuple[int, ...]:
     """Special ids that a post-processor puts in front of a single text."""
     match post_processor:
-        case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(special)}:
+        case {"type": "TemplateProcessing", "single": parts, "special_tokens": ids} if is_list(parts) and is_mapping(
+            ids
+        ):
             leading = itertools.takewhile(lambda part: "SpecialToken" in part, parts)
-            return tuple(number for part in leading for number in special[part["SpecialToken"]["id"]]["ids"])
+            return tuple(number for part in leading for number in ids[part["SpecialToken"]["id"]]["ids"])
         case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, int(number)]}:
             return (number,)
-        case {"type": "Sequence", "processors": list(parts)}:
+        case {"type": "Sequence", "processors": parts} if is_list(parts):
             return tuple(number for part in reversed(parts) for number in begin_ids(part))
         case _:
             return ()
@@ -200,8 +203,8 @@ class ChatRules:
     ``generation`` is the content of `generation_config.json`."""
 
     template: str | None = None
-    tokens: Mapping[str, str] = field(default_factory=dict)
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -248,15 +251,15 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 def default_template(found: Any) -> str | None:
     """The template for chats where a tokenizer has several, by name or as a list of pairs."""
-    if isinstance(found, list):
-        found = {one["name"]: one["template"] for one in found}
-    return found.get("default") if isinstance(found, dict) else found
+    if is_list(found):
+        return {one["name"]: one["template"] for one in found}.get("default")
+    return found.get("default") if is_mapping(found) else found
 
 
 def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name and text of the special tokens in ``settings``, which write a token as a text or as an object."""
     tokens = {name: settings[name] for name in _NAMES if settings.get(name)}
-    return {name: token["content"] if isinstance(token, dict) else str(token) for name, token in tokens.items()}
+    return {name: token["content"] if is_mapping(token) else str(token) for name, token in tokens.items()}
 
 
 def write_rules(folder: Path, rules: ChatRules) -> None:
@@ -268,7 +271,7 @@ def write_rules(folder: Path, rules: ChatRules) -> None:
 
 
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return value if is_list(value) else [] if value is None else [value]
 
 
 def _object(file: Path) -> dict[str, Any]:

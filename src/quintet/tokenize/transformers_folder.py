@@ -13,7 +13,7 @@ from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.libraries import require
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
-from quintet.tokenize.huggingface import HuggingFaceTokenizer
+from quintet.tokenize.huggingface import HuggingFaceTokenizer, add_special_tokens
 from quintet.tokenize.openai import TiktokenTokenizer
 from quintet.tokenize.simple import ByteTokenizer, CharTokenizer, IdTokenizer
 from quintet.tokenize.tokenizer_files import CHARACTER_OF
@@ -58,7 +58,7 @@ def write_for_transformers(
         case _:
             raise UserError(f"tokenizer: {type(tokenizer).__name__} cannot be written for transformers")
     if library.token_to_id(END_OF_TEXT) is None:
-        library.add_special_tokens([END_OF_TEXT])
+        add_special_tokens(library, [END_OF_TEXT])
     assert library.token_to_id(END_OF_TEXT) == tokenizer.end_id
     if begin_ids:  # no other id than the end of a document can stand in front of a text here
         assert begin_ids == (tokenizer.end_id,), begin_ids
@@ -100,7 +100,7 @@ def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
     names = {number: token for token, number in tokenizer.special_tokens.items()}
     # The library numbers what is added one after the other, so that ids which nobody uses need a name as well.
     first = library.get_vocab_size()
-    library.add_special_tokens(
-        [names.get(number, f"<|unused_{number}|>") for number in range(first, tokenizer.vocab_size)]
+    add_special_tokens(
+        library, (names.get(number, f"<|unused_{number}|>") for number in range(first, tokenizer.vocab_size))
     )
     return library
