@@ -84,10 +84,10 @@ def test_an_import_is_seen_wherever_it_stands(given: str) -> None:
 
 
 # Folders whose public functions all say the shape and the dtype of each array or tensor that they take or give.
-SHAPES_SAID = ("data", "tokenize", "piano", "evaluate")
+SHAPES_SAID = ("data", "tokenize", "piano", "evaluate", "model", "train")
 _ARRAY = re.compile(r"\b(ndarray|Tensor|Ids)\b")
-_SHAPE = re.compile(r"(?<!\w)\[[^\]]+\]")
-_DTYPE = re.compile(r"\b(u?int\d*|fp\d+|float\d*|bool|integers|dtype)\b")
+_SHAPE = re.compile(r"(?<!\w)\[[^\]]+\]|\bscalars?\b|\b(any|its|their|own|\w+'s) shapes?\b|\bshapes? of\b")
+_DTYPE = re.compile(r"\b(u?int\d*|fp\d+|floats?\d*|bool|integers|dtypes?)\b", re.IGNORECASE)
 
 
 def public_functions(tree: ast.AST, in_class: bool = False) -> Iterator[tuple[ast.FunctionDef, bool]]:
@@ -130,7 +130,19 @@ def test_public_functions_say_the_shapes_and_dtypes_of_arrays(folder: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("said", "enough"), [("int64 [rows]", True), ("[rows] of any dtype", True), ("the rows", False), ("[rows]", False)]
+    ("said", "enough"),
+    [
+        ("int64 [rows]", True),
+        ("[rows] of any dtype", True),
+        ("an fp32 scalar", True),
+        ("Floats of any shape", True),
+        ("floats in the shapes of the parameters", True),
+        ("the rows", False),
+        ("[rows]", False),
+        ("a scalar", False),
+        ("floats", False),
+        ("floats in another shape", False),
+    ],
 )
 def test_a_docstring_names_a_shape_and_a_dtype(said: str, enough: bool) -> None:
     (function,) = ast.parse(f'def f(x: np.ndarray) -> None:\n    """Read {said}."""').body

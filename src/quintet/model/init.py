@@ -96,8 +96,8 @@ def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
 
 
 def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value, in fp32 on the CPU, of each parameter of ``model``, one after the other, so that not all
-    have to be in memory. Only the shapes of ``model`` are read."""
+    """Name and first value, fp32 on the CPU in the parameter's shape, of each parameter of ``model``, one after the
+    other, so that not all have to be in memory. Only the shapes of ``model`` are read."""
     if isinstance(config.init, NoInitConfig):
         yield from _as_pytorch_does(model, seed)
         return

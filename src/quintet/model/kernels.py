@@ -165,7 +165,7 @@ def varying_lengths() -> Generator[None]:
 def attend_dropping(
     dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
 ) -> Tensor:
-    """`attend`, which see for the shapes, with the rate of ``dropout`` in training."""
+    """`attend` with the rate of ``dropout`` in training: the result has the shape and the float dtype of ``queries``."""
     if dropout.scheduled and dropout.training:
         return _attend_at_rate(dropout, queries, keys, values, mask, scale)
     rate = dropout.p if dropout.training else 0.0

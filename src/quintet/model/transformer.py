@@ -70,7 +70,7 @@ class LowRankDifference(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(outputs)) if config.bias or bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Floats [..., inputs] to [..., outputs]."""
         found = F.linear(F.linear(x, self.down, self.down_bias), self.up) * self.scale
         return found if self.up_bias is None else found + self.up_bias.to(found.dtype)
 
@@ -175,7 +175,7 @@ class Attention(nn.Module):
                 self.output_difference = LowRankDifference(found, width, shape, config.output_bias)
 
     def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
-        """[batch, length, width] to the same; with ``cache``, ``x`` continues what is stored there."""
+        """Floats [batch, length, width] to the same; with ``cache``, ``x`` continues what is stored there."""
         qkv = _product(_own(self.qkv, context.attention_qkv), self.input_dropout(x), self.qkv_difference)
         queries, keys, values = self._split(qkv, context.rotation)
         if cache is not None:

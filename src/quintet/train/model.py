@@ -29,7 +29,7 @@ def make_model(
 ) -> Model:
     """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
 
-    They are by the names, and in the shapes, of its parameters. Without them a model that would start from trained
+    They have the names and the shapes of its parameters, in fp32. Without them a model that would start from trained
     weights gets random ones, for a checkpoint to replace. With ``meta`` its parameters are on the meta device, those of
     our own transformer for ``weights_of`` to fill. Raises UserError as ``build_model`` and ``model_vocabulary`` do.
     """

@@ -121,9 +121,9 @@ class Objective:
 
 
 def byte_loss(head: ByteHead, hidden: Tensor, targets: Tensor, smoothing: Smoothing, call: int = 0) -> Tensor:
-    """Summed −log of the probability of ``targets`` [...] after ``hidden`` [..., width], in nats, which is the sum over
-    their symbols, padding included; where several ids have one spelling, that of the spelling divided by their number.
-    ``smoothing`` is of each symbol, and ``call`` as in `ByteBlock`."""
+    """Summed −log of the probability of ``targets``, int64 [...], after the floats ``hidden`` [..., width]: an fp32
+    scalar in nats, which is the sum over their symbols, padding included; where several ids have one spelling, that of
+    the spelling divided by their number. ``smoothing`` is of each symbol, and ``call`` as in `ByteBlock`."""
     valid = targets != IGNORED
     ids = targets.clamp(min=0)
     symbols = torch.where(valid[..., None], head.spelling(ids), IGNORED)

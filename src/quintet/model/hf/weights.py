@@ -42,7 +42,7 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint in any float dtype.
 
-    ``empty`` has their names and shapes. Raises UserError, beginning with ``where``, when a tensor is missing, is not
+    They have the names and the shapes of ``empty``. Raises UserError, beginning with ``where``, when a tensor is missing, is not
     finite or has another shape, and for a tensor for which the transformer has no place.
     """
     based = any(name.startswith(family.base) for name in found)
@@ -92,8 +92,9 @@ def to_theirs(
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
 
-    Dtypes are those of ``state``, and so are shapes but for rows beyond ``vocab_size``, which are left out. Each block
-    gets its own copy of what blocks share, its difference added.
+    They have the dtypes of ``state`` and the shapes of that family, which may keep queries, keys and values apart and
+    matrices transposed; rows beyond ``vocab_size`` are left out. Each block gets its own copy of what blocks share, its
+    difference added.
     """
     state = portable_weights(config, state)
     tensors: dict[str, Tensor] = {}

@@ -53,7 +53,7 @@ class WholeValues:
         self._master = {id(parameter): master for parameter, master in self._pairs}
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``; each tensor has a shape and dtype of its own."""
+        """See ``Values``; each tensor is fp32 in the parameter's shape: its copy, or the parameter itself."""
         yield from self._pairs
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
@@ -102,7 +102,7 @@ class FlatValues(_Parts):
         self._zero = engine.optimizer
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``; each tensor has a shape and dtype of its own."""
+        """See ``Values``; the tensor is a flat fp32 part [numbers] of several parameters."""
         for parameters, part in flat_groups(self._zero):
             for parameter in parameters:
                 yield parameter, part
@@ -122,7 +122,7 @@ class ShardedValues(_Parts):
         self._zero = engine.optimizer
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """See ``Values``; each tensor has a shape and dtype of its own."""
+        """See ``Values``; the tensor is a flat fp32 part [numbers] of several parameters."""
         for parameters, part in zip(self._zero.fp16_groups, self._zero.fp32_partitioned_groups_flat, strict=True):
             for parameter in parameters:
                 yield parameter, part
