@@ -165,7 +165,8 @@ def varying_lengths() -> Generator[None]:
 def attend_dropping(
     dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
 ) -> Tensor:
-    """`attend` with the rate of ``dropout`` in training: the result has the shape and the float dtype of ``queries``."""
+    """`attend` with the rate of ``dropout`` in training: ``queries`` and the result are floats [batch, heads, length,
+    features], keys and values as there."""
     if dropout.scheduled and dropout.training:
         return _attend_at_rate(dropout, queries, keys, values, mask, scale)
     rate = dropout.p if dropout.training else 0.0

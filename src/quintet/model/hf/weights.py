@@ -42,8 +42,8 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint in any float dtype.
 
-    They have the names and the shapes of ``empty``. Raises UserError, beginning with ``where``, when a tensor is missing, is not
-    finite or has another shape, and for a tensor for which the transformer has no place.
+    They have the names and the shapes of ``empty``. Raises UserError, beginning with ``where``, when a tensor is
+    missing, is not finite or has another shape, and for a tensor for which the transformer has no place.
     """
     based = any(name.startswith(family.base) for name in found)
     rows = _rows(config)
