@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quintet.config.names import is_path, placeholder_problem
 from quintet.config.schema import RunConfig
@@ -31,7 +31,7 @@ READERS = {
 """The class of each kind, by name, so that what it needs is imported when it is used and not before."""
 
 
-def reader_of(source: SourceConfig) -> Reader:
+def reader_of(source: SourceConfig) -> Reader[Any, Any]:
     """The reader of ``source``."""
     return resolve_name(READERS[source.kind])(source)
 
@@ -69,5 +69,5 @@ def check_sources(config: RunConfig) -> None:
         raise (UserError if mistaken else NotHere)(*problems)
 
 
-def _of_path(source: SourceConfig, path: str) -> Reader:
+def _of_path(source: SourceConfig, path: str) -> Reader[Any, Any]:
     return reader_of(source if source.paths == (path,) else source.model_copy(update={"path": path}))

@@ -89,9 +89,9 @@ class Report:
     reason, and parts of documents that were passed over. ``matched`` counts what settings found: separators, end ids,
     rows with labels."""
 
-    left_out: list[str] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    matched: Counter[str] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list[str])
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    matched: Counter[str] = field(default_factory=Counter[str])
 
 
 class Unwanted(Exception):
@@ -173,7 +173,7 @@ class Reader(ABC, Generic[AnySource, Part]):
             raise UserError(f"{where}.document.template: {document.template} cannot be read ({error})") from None
 
     @abstractmethod
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Part]], list[str]]:
         """Work units of about ``length`` bytes in the order of the documents, and files left out as unreadable."""
 
     @abstractmethod
@@ -212,18 +212,18 @@ class SourceIndex:
     is read and from the versions of the libraries that read it; ``size`` is in bytes, and ``passed`` has the names in
     its folders that are not read."""
 
-    reader: Reader
+    reader: Reader[Any, Any]
     fingerprint: str
     size: int
     files: tuple[File, ...] = ()
-    passed: PassedOver = field(default_factory=dict)
+    passed: PassedOver = field(default_factory=dict[str, list[str]])
 
     @property
     def source(self) -> Any:
         """The config of the source."""
         return self.reader.source
 
-    def units(self) -> tuple[list[WorkUnit], list[str]]:
+    def units(self) -> tuple[list[WorkUnit[Any]], list[str]]:
         """The work units, in the order of the documents, and files that are left out because they are unreadable.
 
         They follow from the index alone, and not from the number of processes. Units grow with the corpus from 16 to

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from quintet.config.keypath import is_mapping
 from quintet.config.sources import CsvSource, JsonlSource
 from quintet.data.sources.base import BadRow, Document, Report, SourceIndex, WorkUnit
 from quintet.data.sources.reading import BadFile, ByteRange, blocks, cut, is_compressed, line_of, read, records
@@ -37,9 +38,9 @@ class JsonlReader(RowReader[JsonlSource, Spans]):
 
     suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst")
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Spans]], list[str]]:
         """Large files are cut between lines, small ones are read together."""
-        units: list[WorkUnit] = []
+        units: list[WorkUnit[Spans]] = []
         group: list[ByteRange] = []
         filled = 0
         for file in index.files:
@@ -95,7 +96,7 @@ def row_of(line: bytes) -> Row:
         raise BadRow("no_json", "holds a whole number of thousands of digits; correct the line") from None
     except RecursionError:
         raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
-    if not isinstance(value, dict):
+    if not is_mapping(value):
         raise BadRow("no_json", f'is {kind_of(value)}, not a JSON object; each line must be one, such as {{"text": …}}')
     return value
 
@@ -126,7 +127,7 @@ class CsvReader(RowReader[CsvSource, str]):
 
     suffixes = (".csv", ".csv.gz", ".csv.zst")
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[str]], list[str]]:
         return [WorkUnit(self, file.path, file.path, file.size) for file in index.files], []
 
     def documents(self, part: str, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
@@ -155,7 +156,8 @@ class CsvReader(RowReader[CsvSource, str]):
             except csv.Error as error:
                 raise BadFile(f"{path}:{begin}: is no CSV ({error}); correct the file") from None
 
-        return next(reader, []), rows()
+        no_names: list[str] = []
+        return next(reader, no_names), rows()
 
 
 def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], location: Location) -> Made:

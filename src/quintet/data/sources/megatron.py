@@ -81,7 +81,7 @@ class MegatronReader(Reader[MegatronSource, Documents]):
     def find(self, where: str, passed: PassedOver) -> list[File]:
         """The indexes, each followed by its file of ids. Raises UserError when one is missing."""
         paths = tuple(map(_with_ending, self.source.paths))
-        found = []
+        found: list[File] = []
         for index in find_files(paths, (".idx",), f"{where}.path", passed):
             ids = Path(index.path).with_suffix(".bin")
             if not ids.is_file():
@@ -91,13 +91,14 @@ class MegatronReader(Reader[MegatronSource, Documents]):
         passed |= {OTHERS: others} if others else {}
         return found
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Documents]], list[str]]:
         """Raises UserError for what is no index, or one that does not fit its ids."""
-        units: list[WorkUnit] = []
+        units: list[WorkUnit[Documents]] = []
         for index_file, ids in zip(index.files[::2], index.files[1::2], strict=True):
             found = _read_index(index_file)
             ends = _ends(found, ids)
-            cuts = np.searchsorted(ends, np.arange(length, ends[-1], length) if ends.size else []) + 1
+            nominal = np.arange(length, int(ends[-1]), length) if ends.size else np.empty(0, np.int64)
+            cuts = np.searchsorted(ends, nominal) + 1
             bounds = np.unique([0, *cuts.tolist(), found.documents]).tolist()
             for first, last in pairwise(bounds):
                 size = int(ends[last - 1] - (ends[first - 1] if first else 0))

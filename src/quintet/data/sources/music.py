@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quintet.config.documents import Music, NotesField
+from quintet.config.keypath import is_mapping
 from quintet.config.sources import MidiSource, ScoresSource
 from quintet.data.sources.base import BadRow, Document, Reader, Report, SourceIndex, TokenIds, Unwanted, WorkUnit
 from quintet.data.sources.files import File
@@ -32,7 +33,7 @@ class MidiReader(Reader[MidiSource, tuple[File, ...]]):
     needs = ("symusic", "piano")
     read_by = ("mido", "symusic")
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[tuple[File, ...]]], list[str]]:
         """Work units of about a megabyte."""
         groups: list[list[File]] = [[]]
         for file in index.files:
@@ -74,7 +75,7 @@ class ScoresReader(Reader[ScoresSource, tuple[CorpusScore, ...]]):
         found = scores()
         return self.indexed(where, [score.name for score in found], _bytes_of(found))
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[tuple[CorpusScore, ...]]], list[str]]:
         """A work unit for every sixteen scores."""
         found = scores()
         groups = [found[start : start + _UNIT_SCORES] for start in range(0, len(found), _UNIT_SCORES)]
@@ -124,7 +125,7 @@ def parts_of(
 def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
     """The notes of a row. Raises BadRow."""
     table = row.get(document.notes)
-    if not isinstance(table, Mapping):
+    if not is_mapping(table):
         raise BadRow("no_notes", f"field {document.notes!r} holds no lists of pitch, velocity, start and end")
     try:
         columns = [np.asarray(table[name], dtype=np.float64) for name in _COLUMNS]
@@ -149,7 +150,7 @@ def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
 def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str, Any]:
     """The metadata of the piece of a row; nothing where the row does not say. Raises BadRow."""
     text = row.get(document.source)
-    if isinstance(text, Mapping):
+    if is_mapping(text):
         return text
     if not text:
         return {}
@@ -157,4 +158,4 @@ def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str,
         found = from_json(str(text))
     except ValueError:
         raise BadRow("bad_source", f"field {document.source!r} holds no JSON") from None
-    return found if isinstance(found, Mapping) else {}
+    return found if is_mapping(found) else {}

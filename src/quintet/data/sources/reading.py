@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -60,7 +60,7 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def errors_at(path: str) -> Iterator[None]:
+def errors_at(path: str) -> Generator[None]:
     """Make each error inside one about the address ``path``: each file system has errors of its own."""
     try:
         yield

@@ -24,6 +24,7 @@ from quintet.config.documents import (
     TokenField,
     WholeText,
 )
+from quintet.config.keypath import is_list
 from quintet.config.sources import CsvSource, HuggingFaceSource, JsonlSource, ParquetSource
 from quintet.data.sources.base import (
     BadRow,
@@ -46,7 +47,7 @@ MASK = "attention_mask"
 _ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
 _MOST_NAMES = 10
 _LONGEST_NAME = 40
-_KINDS = {
+_KINDS: dict[type[object], str] = {
     type(None): "null",
     bool: "true or false",
     int: "a number",
@@ -301,8 +302,9 @@ def _value(row: Row, field: str) -> object:
 
 
 def _integers(row: Row, field: str) -> np.ndarray:
-    value, found = _value(row, field), np.empty(0)
-    if isinstance(value, list):
+    value = _value(row, field)
+    found: np.ndarray = np.empty(0)
+    if is_list(value):
         with suppress(ValueError, OverflowError):
             found = np.asarray(value) if value else np.empty(0, np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu":

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from quintet.config.keypath import is_list
 from quintet.config.names import local_path
 from quintet.config.sources import HuggingFaceSource, ParquetSource
 from quintet.data.sources.base import Document, Report, SourceIndex, WorkUnit
@@ -36,8 +38,7 @@ def check_schema(schema: Any, source: ParquetSource | HuggingFaceSource, path: s
 
 
 def _may_hold_text(kind: Any) -> bool:
-    import pyarrow
-
+    pyarrow = _pyarrow("a table")
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return str(kind) in ("string", "large_string", "string_view", "null") or isinstance(kind, pyarrow.JsonType)
 
@@ -59,11 +60,11 @@ class ParquetReader(RowReader[ParquetSource, RowGroups]):
     needs = ("pyarrow", "hf")
     read_by = ("pyarrow",)
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[RowGroups]], list[str]]:
         """Files that are no Parquet are left out where these are to be skipped. Raises UserError for such a file
         otherwise, and for a column that is not there."""
-        units: list[WorkUnit] = []
-        left_out = []
+        units: list[WorkUnit[RowGroups]] = []
+        left_out: list[str] = []
         for file in index.files:
             try:
                 parquet = _open_parquet(file.path)
@@ -76,7 +77,7 @@ class ParquetReader(RowReader[ParquetSource, RowGroups]):
             units += self._groups(file, parquet.metadata, length)
         return units, left_out
 
-    def _groups(self, file: File, metadata: Any, length: int) -> Iterator[WorkUnit]:
+    def _groups(self, file: File, metadata: Any, length: int) -> Iterator[WorkUnit[RowGroups]]:
         first = row = rows = size = 0
         for group in range(metadata.num_row_groups):
             facts = metadata.row_group(group)
@@ -104,14 +105,16 @@ class ParquetReader(RowReader[ParquetSource, RowGroups]):
             row += parquet.metadata.row_group(group).num_rows
 
 
-def _open_parquet(path: str) -> Any:
-    require("pyarrow", "hf", f"{path}: a Parquet file")
-    import pyarrow
-    import pyarrow.parquet
+def _pyarrow(what: str, module: str = "pyarrow") -> ModuleType:
+    """The library, which comes without types. Raises NotHere when it is not installed, which ``what`` needs."""
+    return require(module, "hf", what)
 
+
+def _open_parquet(path: str) -> Any:
+    pyarrow, parquet = (_pyarrow(f"{path}: a Parquet file", name) for name in ("pyarrow", "pyarrow.parquet"))
     file = open_file(path)
     try:
-        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        return parquet.ParquetFile(file, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from None
 
@@ -119,8 +122,7 @@ def _open_parquet(path: str) -> Any:
 def _parquet_rows(
     path: str, file: Any, group: int, columns: dict[str, Any], row: int
 ) -> Iterator[tuple[Row, Location]]:
-    import pyarrow
-
+    pyarrow = _pyarrow(path)
     special = {name: kind for name, kind in columns.items() if "arrow.json" in str(kind) or "map<" in str(kind)}
     try:
         for batch in file.iter_batches(_ROWS_READ, row_groups=[group], columns=list(columns)):
@@ -136,17 +138,16 @@ def _parquet_rows(
 def _as_json(value: Any, kind: Any) -> Any:
     """A ``value`` of a column of type ``kind`` as JSON has it: Arrow gives JSON as text, and a map as a list of pairs
     (https://arrow.apache.org/docs/format/CanonicalExtensions.html#json)."""
-    import pyarrow
-
     if value is None:
         return None
+    pyarrow = _pyarrow("a table")
     if isinstance(kind, pyarrow.JsonType):
         return from_json(value)
     if pyarrow.types.is_map(kind):
         return {name: _as_json(held, kind.item_type) for name, held in value}
     if pyarrow.types.is_struct(kind):
         return {field.name: _as_json(value[field.name], field.type) for field in kind}
-    if isinstance(value, list):
+    if is_list(value):
         return [_as_json(one, kind.value_type) for one in value]
     return value
 
@@ -175,7 +176,7 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
         check_schema(dataset.features.arrow_schema, self.source, f"{where}.document: {self.source.path}")
         return self.indexed(where, [_fingerprint(self.source, dataset)], max(1, dataset.data.nbytes))
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[tuple[int, int]]], list[str]]:
         rows = len(self._dataset())
         step = max(1, rows * length // index.size)
         bounds = [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -205,19 +206,18 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
 @lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit
 def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
     """The dataset with all its columns and values of Python, whatever format it was saved with."""
-    datasets = require("datasets", "hf", f"{path}: a source of kind huggingface")
-    from datasets.exceptions import DatasetsError
-
+    what = f"{path}: a source of kind huggingface"
+    datasets, exceptions = (require(name, "hf", what) for name in ("datasets", "datasets.exceptions"))
     folder = local_path(path)
     if folder.is_dir() and revision is not None:
         raise UserError(f"{path}: a folder has no revisions; leave `revision` out")
     if _looks_local(path) and not folder.is_dir():
         raise UserError(f"{path}: there is no such folder in {Path.cwd()}; correct the path")
     if (folder / _DATASET).is_file() or (folder / _DATASETS).is_file():
-        return _from_disk(folder, name, split).with_format(None)
+        return _from_disk(datasets, folder, name, split).with_format(None)
     try:
         loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, exceptions.DatasetsError) as error:
         raise UserError(f"{path}: the dataset cannot be loaded: {one_line(error)}") from error
     return loaded.with_format(None)
 
@@ -227,9 +227,7 @@ def _looks_local(path: str) -> bool:
     return local_path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def _from_disk(folder: Path, name: str | None, split: str) -> Any:
-    import datasets
-
+def _from_disk(datasets: ModuleType, folder: Path, name: str | None, split: str) -> Any:
     if name is not None:
         raise UserError(f"{folder}: a dataset that save_to_disk wrote has no configurations; leave `name` out")
     loaded = datasets.load_from_disk(str(folder))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import jinja2
 
 from quintet.config.documents import TemplateFields
+from quintet.config.keypath import is_list, is_mapping
 from quintet.config.names import local_path
 from quintet.data.sources.base import BadRow, TextParts
 from quintet.errors import UserError, one_line
@@ -40,7 +41,7 @@ def messages_of(value: object) -> object:
     """Messages as JSON has them. Tables give all objects of a column the same keys, with null where there was none; and
     `datasets` keeps a `Sequence` of objects as one object of lists (https://huggingface.co/docs/datasets, Features)."""
     value = without_nulls(value)
-    if not isinstance(value, dict) or not all(isinstance(held, list) for held in value.values()):
+    if not is_mapping(value) or not all(is_list(held) for held in value.values()):
         return value
     if len({len(held) for held in value.values()}) != 1:
         return value
@@ -49,9 +50,9 @@ def messages_of(value: object) -> object:
 
 def without_nulls(value: object) -> object:
     """``value`` without the keys that hold null, in objects at any depth; null as an item of a list stays."""
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {name: without_nulls(held) for name, held in value.items() if held is not None}
-    return [without_nulls(held) for held in value] if isinstance(value, list) else value
+    return [without_nulls(held) for held in value] if is_list(value) else value
 
 
 class Conversations:
@@ -72,9 +73,11 @@ class Conversations:
         """
         said = _checked(messages)
         if self._format is None:
-            texts = tuple(message["content"] for message in said)
-            return TextParts(texts, (True,) * len(texts))
-        texts, loss_mask, written = [], [], ""
+            contents = tuple(message["content"] for message in said)
+            return TextParts(contents, (True,) * len(contents))
+        texts: list[str] = []
+        loss_mask: list[bool] = []
+        written = ""
         for number, message in enumerate(said, 1):
             answer = message["role"] == "assistant"
             if answer:
@@ -141,10 +144,10 @@ def _day(date: str | None) -> datetime:
 
 
 def _checked(messages: object) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
+    if not is_list(messages) or not messages:
         raise UserError("chat: there must be a list of messages with `role` and `content`; name the field that has it")
     for number, message in enumerate(messages, 1):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        role, content = (message.get("role"), message.get("content")) if is_mapping(message) else (None, None)
         if role not in _ROLES or not isinstance(content, str):
             raise UserError(
                 f"chat: message {number} must have a `role`, one of {', '.join(_ROLES)}, and a text as `content`"

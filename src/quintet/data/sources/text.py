@@ -46,10 +46,10 @@ class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
         self.document: TextConfig = getattr(source, "document", WholeText())
         self.stops = getattr(source, "on_error", "stop") == "stop"
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[TextPart]], list[str]]:
         """Only where a separator cuts documents can a file be cut into units. A file that was found in a folder is then
         looked through before, because it is left out as a whole or not at all."""
-        units: list[WorkUnit] = []
+        units: list[WorkUnit[TextPart]] = []
         left_out: list[str] = []
         group: list[ByteRange] = []
         filled, strict = 0, False

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Never
 
 import numpy as np
 
+from quintet.config.keypath import is_mapping
 from quintet.config.names import local_path
 from quintet.config.sources import BinSource, NpySource, StoreSource, TatmSource
 from quintet.data.manifest import MANIFEST, no_store
@@ -29,6 +30,9 @@ METADATA = ("metadata.json", "metadata.yaml", "metadata.yml")
 TOKENIZER = "tokenizer.json"
 T5_END = 1  # the id that tatm itself takes for the end of a document, whatever the tokenizer
 _DTYPES = ("uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64")
+
+ArrayPart = tuple[str, int, str | None]
+"""The path of a file, its bytes and the file of its labels."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,13 @@ class Labels:
             raise UserError(f"{self.file.path}, from token {start} on: {bad}") from None
 
 
-class _ArrayReader(Reader[NpySource | BinSource, tuple[str, int, str | None]]):
-    """A base for readers of arrays. A part is the path of a file, its bytes and the file of its labels; each
-    file is a unit, as only reading it tells where documents end."""
+class _ArrayReader(Reader[NpySource | BinSource, ArrayPart]):
+    """A base for readers of arrays; each file is a unit, as only reading it tells where documents end."""
 
     @abstractmethod
     def _open(self, path: str, size: int) -> TokenFile: ...
 
-    def documents(
-        self, part: tuple[str, int, str | None], report: Report, tokenizer: Tokenizer | None
-    ) -> Iterator[Document]:
+    def documents(self, part: ArrayPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
         """Documents end with every end id, or with the file for `document: file`. Raises UserError for a file that is
         no such array, or is cut short, and for labels that do not fit."""
         assert tokenizer is not None
@@ -120,7 +121,7 @@ class NpyReader(_ArrayReader):
         missing = [(file, path) for file, path in labels if path not in paths]
         return [*files, *(found for file, path in missing for found in beside(file, path, labels_file(file.name)))]
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[ArrayPart]], list[str]]:
         paths = {file.path for file in index.files}
         labels = {path: labels_file(path) for path in paths if labels_file(path) in paths}
         arrays = [file for file in index.files if file.path not in labels.values()]
@@ -136,7 +137,7 @@ class BinReader(_ArrayReader):
 
     suffixes = (".bin",)
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[ArrayPart]], list[str]]:
         return [WorkUnit(self, (file.path, file.size, None), file.path, file.size) for file in index.files], []
 
     def _open(self, path: str, size: int) -> TokenFile:
@@ -151,7 +152,7 @@ class StoreReader(Reader[StoreSource, Never]):
         folder = local_path(self.source.path)
         return [] if (folder / MANIFEST).is_file() else [f"{where}.path: {no_store(folder)}"]
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Never]], list[str]]:
         raise AssertionError(self.source.path)
 
     def documents(self, part: Never, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
@@ -209,7 +210,7 @@ def npy_file(path: str) -> TokenFile:
 
 def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, int]:
     """Shape, type, where the data begins, and bytes in all."""
-    readers: dict[tuple[int, int], Callable] = {
+    readers: dict[tuple[int, int], Callable[[BinaryIO], tuple[tuple[int, ...], bool, np.dtype]]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
@@ -254,7 +255,7 @@ class TatmReader(Reader[TatmSource, TatmPart]):
             raise UserError(f"{where}.tokenizer: the dataset was made with {made_with}, not with {named}")
         return [*(_file(path) for path in (metadata, metadata.parent / TOKENIZER) if path.is_file()), *_bins(metadata)]
 
-    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit], list[str]]:
+    def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[TatmPart]], list[str]]:
         """A unit for each file of ids: tatm lets no document go on in another file."""
         metadata = _metadata_file(self.source, "tatm")
         info = _info(metadata)
@@ -344,8 +345,8 @@ def _info(metadata: Path) -> dict[str, Any]:
             content = yaml.safe_load(text)
     except Exception as error:  # the YAML library has an error of its own, below Exception
         raise UserError(f"{metadata}: cannot be read ({one_line(error)}); restore it") from None
-    info = content.get("tokenized_info") if isinstance(content, dict) else None
-    if not isinstance(info, dict) or not info.get("file_prefix"):
+    info = content.get("tokenized_info") if is_mapping(content) else None
+    if not is_mapping(info) or not info.get("file_prefix"):
         raise UserError(f"{metadata}: says nothing of tokens (tokenized_info.file_prefix); tokenise the dataset first")
     if info.get("dtype", "uint16") not in _DTYPES:
         raise UserError(f"{metadata}: dtype {info['dtype']!r} is no type of ids; it can be {', '.join(_DTYPES)}")
