@@ -1,0 +1,225 @@
+"""What a run costs on a GPU: speed, memory, checkpoints, generation and what continues bit for bit.
+
+    python benchmarks/gpu.py --out gpu.json                # one GPU, minutes; each section stands alone
+    python benchmarks/gpu.py --device cpu --tiny           # the same code with tiny models, to see that it runs
+
+Prints a line for each figure. A section that fails leaves the last line of its error, and the next one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from quintet.config.model import CausalAttentionConfig, TransformerConfig
+from quintet.config.train import CheckpointConfig
+from quintet.model import Model, build_model
+from quintet.model.generate import generate, tokens_ahead
+from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
+from quintet.model.mask import lay_out
+from quintet.model.narrow import narrow_weights
+from quintet.model.sampling import GenerationSettings
+from quintet.track.jsonl import read_metrics
+from quintet.train.checkpoint import Checkpointer, Progress
+
+Figures = Iterator[tuple[str, float | str]]
+SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {}
+
+
+def section(function: Callable[[argparse.Namespace], Figures]) -> Callable[[argparse.Namespace], Figures]:
+    """Enter ``function``, which yields names and figures, under its name."""
+    SECTIONS[function.__name__] = function
+    return function
+
+
+def run_file(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
+    """A run of GPT-2's size, or a tiny one."""
+    tiny = options.tiny
+    steps, batch = (6, 4) if tiny else (40, 32)
+    return {
+        "data": {"sources": [{"kind": "text", "path": "corpus"}], "sequence_length": 64 if tiny else 1024},
+        "tokenizer": {"kind": "byte"},
+        "model": {"layers": 2, "width": 64} if tiny else {"layers": 12, "width": 768, "attention": {"heads": 12}},
+        "train": {"steps": steps, "batch_size": batch, "log_every": 2, "device": options.device},
+        "schedule": {"kind": "constant", "warmup_steps": 0},
+        "evaluate": {"every": None, "samples": 8},
+        "sample": {"prompts": []},
+        "checkpoint": {"every": None},
+    } | changes
+
+
+def train(name: str, values: dict[str, Any], *overrides: str) -> list[dict[str, float]]:
+    """Train the run ``name``, and return its records."""
+    file = Path(f"{name}.yaml")
+    file.write_text(yaml.safe_dump({"name": name, **values}))
+    line = [sys.executable, "-m", "quintet", "train", "--no-report", str(file), *overrides]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+    return read_metrics(Path("runs") / name / "metrics.jsonl")
+
+
+@section
+def training(options: argparse.Namespace) -> Figures:
+    """Tokens a second, share of the peak and memory of the step as it comes, and of other settings."""
+    variants = {"as it comes": [], "not compiled": ["train.compile=false"], "strict": ["train.deterministic=true"]}
+    if options.device == "cuda":
+        variants |= {"tf32": ["train.precision=tf32"], "fp32": ["train.precision=fp32"]}
+    for name, overrides in variants.items():
+        rows = [row for row in train(f"training-{len(name)}", run_file(options), *overrides) if "speed/mfu" in row]
+        rows = rows[len(rows) // 2 :]
+        yield f"{name}: tokens/s", max(row["speed/tokens_per_second"] for row in rows)
+        yield f"{name}: share of peak", max(row["speed/mfu"] for row in rows)
+        yield f"{name}: GB", max(row.get("speed/memory_bytes", 0.0) for row in rows) / 1e9
+
+
+@section
+def parallel(options: argparse.Namespace) -> Figures:
+    """One process by each way of spreading a run: the last loss, which is one figure for all."""
+    for kind in ("ddp", "fsdp", "hsdp"):
+        records = train(f"parallel-{kind}", run_file(options, parallel={"kind": kind}))
+        yield kind, [row["train/loss"] for row in records if "train/loss" in row][-1]
+
+
+@section
+def resume(options: argparse.Namespace) -> Figures:
+    """Whether a run that was stopped half-way has the losses of one that was not, by each promise."""
+    half = 3 if options.tiny else 20
+    values = run_file(options, checkpoint={"every": half})
+    for promise in ("true", "auto"):
+        whole = train(f"whole-{promise}", values, f"train.deterministic={promise}")
+        train(f"halves-{promise}", values, f"train.deterministic={promise}", f"train.steps={half}")
+        halves = train(f"halves-{promise}", values, f"train.deterministic={promise}")
+        losses = [[row["train/loss"] for row in rows if "train/loss" in row] for rows in (whole, halves)]
+        yield f"deterministic: {promise}: greatest difference", max(abs(a - b) for a, b in zip(*losses, strict=True))
+
+
+@section
+def checkpoint(options: argparse.Namespace) -> Figures:
+    """Seconds that training stands still for a checkpoint, the first time and later, and until it is on the disk."""
+    size = 2**20 if options.tiny else 2**30
+    state = {"model": {f"weight-{index}": torch.zeros(size // 4, device=options.device) for index in range(8)}}
+    checkpointer = Checkpointer(
+        Path("checkpoints").resolve(), CheckpointConfig(keep=1), device=torch.device(options.device)
+    )
+    yield "GB", 8 * size / 1e9
+    for step in (1, 2, 3):
+        wait_for(options.device)
+        began = time.perf_counter()
+        checkpointer.save(Progress(step=step), state)
+        yield f"save {step}: s standing still", time.perf_counter() - began
+        checkpointer.wait()
+        yield f"save {step}: s in all", time.perf_counter() - began
+    checkpointer.close()
+
+
+@section
+def generation(options: argparse.Namespace) -> Figures:
+    """Tokens a second by cache, prompts side by side and weights, and times that the host waits for a token."""
+    shape = {"layers": 2, "width": 64} if options.tiny else {"layers": 24, "width": 1024, "attention": {"heads": 16}}
+    config = TransformerConfig.model_validate(shape)
+    device, tokens = torch.device(options.device), 24 if options.tiny else 256
+    settings = GenerationSettings(max_tokens=tokens, temperature=0.0)
+    for weights in ("wide", "narrow", "int8", "float8"):
+        model = build_model(config, 4096, 1024, seed=0)
+        narrow_weights(model, weights, torch.bfloat16)
+        model.to(device).eval()
+        for cache in (False, True) if device.type == "cuda" else (False,):
+            for count in (1, 32):
+                written(model, count, settings, compiled=cache)  # which compiles
+                speed, waits = written(model, count, settings, compiled=cache)
+                name = f"{weights}, {'compiled' if cache else 'growing'} cache, {count} prompts"
+                yield f"{name}: tokens/s", speed
+                yield f"{name}: waits", waits
+
+
+def written(model: Model, count: int, settings: GenerationSettings, *, compiled: bool) -> tuple[float, int]:
+    """Tokens a second of ``count`` texts side by side, and how often the host waited for the device."""
+    device = model.device
+    began = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        ahead = tokens_ahead(device)
+        steps = generate(model, [[1, 2, 3]] * count, settings, ahead=ahead, static=compiled, compile=compiled)
+        length = sum(1 for _ in steps)
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchroniz" in str(one.message) for one in warned)
+    return length * count / (time.perf_counter() - began), waits
+
+
+@section
+def masks(options: argparse.Namespace) -> Figures:
+    """GB and ms of attention with a window in a text that is read once, by the kernel that is chosen and whole."""
+    device, length = torch.device(options.device), 1024 if options.tiny else 16384
+    config = CausalAttentionConfig(window=256)
+    ranges = lay_out(config, torch.zeros(1, length, dtype=torch.long, device=device)).ranges
+    with torch.no_grad(), varying_lengths():
+        chosen = choose_kernel(config, ranges, device, torch.bfloat16, cached=True, dropping=False)
+        for kernel in (chosen, "sdpa"):
+            queries, keys, values = torch.randn(3, 1, 16, length, 64, device=device, dtype=torch.bfloat16)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            wait_for(options.device)
+            began = time.perf_counter()
+            attend(queries, keys, values, prepare_mask(ranges, kernel, device))
+            wait_for(options.device)
+            yield f"{kernel}: ms", 1000 * (time.perf_counter() - began)
+            if device.type == "cuda":
+                yield f"{kernel}: GB", torch.cuda.max_memory_allocated() / 1e9
+
+
+def wait_for(device: str) -> None:
+    """Return when everything queued on ``device`` is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Read the command line, and run the sections in a folder of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, for a CPU")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
+    options = parser.parse_args()
+    found: dict[str, dict[str, float | str]] = {}
+    out = None if options.out is None else options.out.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("corpus").mkdir()
+        draw = random.Random(1)
+        text = " ".join(draw.choices(["the", "cat", "sat", "on", "a", "mat"], k=20_000 if options.tiny else 1_000_000))
+        Path("corpus/0.txt").write_text(text)
+        for name in options.only:
+            figures = found[name] = {}
+            try:
+                for figure, value in SECTIONS[name](options):
+                    figures[figure] = value
+                    print(f"{name}: {figure}: {value:.6g}", flush=True)
+            except Exception as error:
+                figures["failed"] = f"{type(error).__name__}: {error}"
+                print(f"{name}: failed: {figures['failed'].splitlines()[0]}", flush=True)
+            if out is not None:
+                out.write_text(json.dumps(found, indent=1))
+    if any("failed" in figures for figures in found.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
