@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.data.containers import (
     pyarrow,
     store_of,
 )
+from tests.helpers import write_jsonl
 
 from quintet.config.documents import TemplateFields
 from quintet.errors import UserError
@@ -117,6 +120,8 @@ def test_texts_of_several_columns(kind: str, folder: Any, data: st.DataObject) -
         ("{{ b }}", {"b": ["x"]}, "writes a value of type list", "no_text"),
         ("{{ 'x' * (2 // b) }}", {"b": 0}, "integer division or modulo by zero", "no_text"),
         ("{{ b.__class__.__mro__ }}", {"b": "x"}, "access to attribute '__class__'", "no_text"),
+        ("{% for i in range(10**9) %}{{ b }}{% endfor %}", {"b": "x"}, "Range too big", "no_text"),
+        ("{{ '%c' | format(b) }}", {"b": 0xD800}, "text: character 0 is U+D800", "surrogate"),
     ],
 )
 def test_a_row_that_a_template_cannot_write_is_refused_or_left_out(
@@ -125,9 +130,63 @@ def test_a_row_that_a_template_cannot_write_is_refused_or_left_out(
     (tmp_path / "rows.jsonl").write_text(f"\n{json.dumps(row)}\n")
     document = {"kind": "template", "text": template}
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": document}
-    with pytest.raises(UserError, match=re.escape(f"rows.jsonl:2: template: {told}")):
+    with pytest.raises(
+        UserError, match=re.escape(f"rows.jsonl:2: {told if reason == 'surrogate' else f'template: {told}'}")
+    ):
         store_of(source, tmp_path / "out")
     assert store_of({**source, "on_error": "skip"}, tmp_path / "skipped") == expected_store([], **{reason: 1})
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{{ a if a == 'never' }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (LOOPS, "takes more than 0.5 s"),
+        ("{{ (a | length + 8) ** (9 ** (8 + a | length)) }}", "takes more than 0.5 s"),
+        ("{% for i in range(9999) %}{{ 'xy' * 10 }}{% endfor %}", "writes more than 10,000 characters"),
+        ("{{ a * 10 ** 11 }}", "takes more than 2 GB of memory"),
+    ],
+)
+def test_a_row_on_which_a_template_does_not_end_is_named_and_the_others_are_written(
+    template: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quintet.templates._MOST_SECONDS", 0.5)
+    monkeypatch.setattr("quintet.templates._MOST_CHARACTERS", 10_000)
+    write_jsonl(tmp_path / "rows.jsonl", [{"a": text} for text in ("b", "c", "x", "d", "x", "e")])
+    document = {"kind": "template", "text": f"{{% if a == 'x' %}}{template}{{% endif %}}{{{{ a }}}}"}
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": document}
+    with pytest.raises(UserError) as raised:
+        store_of(source, tmp_path / "out")
+    assert re.fullmatch(rf".*rows.jsonl:3: template: {told}.*; correct the row or the template", str(raised.value))
+    expected = expected_store([([ord(text)], [True]) for text in "bcde"], no_text=2)
+    assert store_of({**source, "on_error": "skip"}, tmp_path / "skipped") == expected
+
+
+def test_a_template_that_python_cannot_compile_in_time_is_a_mistake_of_the_run_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("quintet.templates._MOST_SECONDS", 0.5)
+    with pytest.raises(ValidationError, match=r"takes more than 0\.5 s"):
+        TemplateFields(kind="template", text="{{ a }}{{ 9 ** (9 ** 9) }}")  # Jinja computes what is constant
+
+
+def test_a_damaged_file_costs_no_row_before_the_damage(tmp_path: Path) -> None:
+    """Rows wait for a template together, and what is read after them can fail."""
+    whole = gzip.compress("".join(f'{{"a": "{number:05}"}}\n' for number in range(40_000)).encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz"), "on_error": "skip"}
+    plain = store_of({**source, "document": {"field": "a"}}, tmp_path / "plain")
+    assert store_of({**source, "document": {"kind": "template", "text": "{{ a }}"}}, tmp_path / "out") == plain
+
+
+def test_values_that_json_has_not_reach_a_template(tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [datetime(2024, 7, 26)], "b": [Decimal("1.50")], "c": [b"xy"]})
+    source = save_parquet(tmp_path / "rows.parquet", table)
+    document = {"kind": "template", "text": "{{ a.year | string }} {{ b | string }} {{ c.decode() }}"}
+    text = b"2024 1.50 xy"
+    assert store_of({**source, "document": document}, tmp_path / "out") == expected_store([(list(text), [True] * 12)])
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig
 from quintet.errors import UserError
+from quintet.templates import _process
 from quintet.tokenize import build_tokenizer, load_tokenizer
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer
 from quintet.tokenize.bounds import TextBounds, checkpoint_bounds, encode_with_special, special_tokens, text_bounds
 from quintet.tokenize.chat import ChatFormat, Message, chat_format, fit
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 from quintet.tokenize.simple import ByteTokenizer, IdTokenizer
-from quintet.tokenize.template import _process
 from quintet.tokenize.tokenizer_files import BYTE_OF
 
 CHATML = """{% for message in messages %}
@@ -386,8 +386,8 @@ def test_real_tokenizers_give_their_ids(shared: Path, tmp_path: Path, name: str)
 def test_a_template_that_does_not_end_is_one_line_and_others_go_on(
     monkeypatch: pytest.MonkeyPatch, template: str, message: str
 ) -> None:
-    monkeypatch.setattr("quintet.tokenize.template._MOST_SECONDS", 0.5)
-    monkeypatch.setattr("quintet.tokenize.template._MOST_CHARACTERS", 10_000)
+    monkeypatch.setattr("quintet.templates._MOST_SECONDS", 0.5)
+    monkeypatch.setattr("quintet.templates._MOST_CHARACTERS", 10_000)
     with pytest.raises(UserError, match=f"^chat template: .*{message}") as raised:
         ChatFormat(ByteTokenizer(), template).render(conversation("x"))
     assert len(str(raised.value).splitlines()) == 1

@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
-
-if TYPE_CHECKING:
-    import jinja2
+from quintet.templates import TemplateError, names_in
 
 _PREFIX = "text put in front of every document; it has a loss as the text has"
 _SEPARATOR = "the text after which the loss begins, at its first occurrence; a document without it is left out"
@@ -75,24 +73,17 @@ class TemplateFields(ConfigSection):
     )
 
     @property
-    def compiled(self) -> jinja2.Template:
-        """The template as a program, in a sandbox. Raises jinja2.TemplateSyntaxError where it is none."""
-        return _compiled(self.text)[0]
-
-    @property
     def fields(self) -> tuple[str, ...]:
-        """The fields or columns that it names, in the order of their names."""
-        return _compiled(self.text)[1]
+        """The fields or columns that it names, in the order of their names. Raises TemplateError where it is none."""
+        return _names_in(self.text)
 
     def errors(self) -> ConfigErrors:
         """Yield an error for a template that is none, and for one that would write all rows alike."""
-        from jinja2 import TemplateSyntaxError
-
         try:
             if not self.fields:
                 yield config_error("text", "names no field; write it as {{ name }} where its text is to stand")
-        except TemplateSyntaxError as error:
-            yield config_error("text", f"line {error.lineno} is no Jinja: {error.message}")
+        except TemplateError as error:
+            yield config_error("text", str(error))
 
 
 class ChatField(ConfigSection):
@@ -172,29 +163,4 @@ RowConfig = Annotated[
 ]
 
 
-@lru_cache(maxsize=16)
-def _compiled(template: str) -> tuple[jinja2.Template, tuple[str, ...]]:
-    """``template`` as a program that writes all of its whitespace, and the names that rows must have.
-
-    Nothing that it can ask for changes from one call to the next. Raises jinja2.TemplateSyntaxError.
-    """
-    from jinja2 import StrictUndefined, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment: Any = ImmutableSandboxedEnvironment(
-        keep_trailing_newline=True, undefined=StrictUndefined, finalize=_only_text
-    )
-    environment.globals = {name: environment.globals[name] for name in ("range", "namespace")}
-    del environment.filters["random"], environment.filters["tojson"]  # the latter writes for a web page
-    program = environment.from_string(template)
-    names: set[str] = meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
-    return program, tuple(sorted(names))
-
-
-def _only_text(value: Any) -> Any:
-    """``value``, which a template writes. Raises TypeError for what is no text and none that is missing."""
-    from jinja2 import Undefined
-
-    if isinstance(value, str | Undefined):
-        return value
-    raise TypeError(f"writes a value of type {type(value).__name__}, which is no text (`| string` makes it one)")
+_names_in = lru_cache(maxsize=16)(names_in)

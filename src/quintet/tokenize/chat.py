@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from quintet.errors import UserError
+from quintet.templates import TemplateError, render_chat
 from quintet.tokenize.base import END_OF_TEXT, Tokenizer, read_bytes
 from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
-from quintet.tokenize.template import render
 
 _ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # what no template writes
 
@@ -52,8 +52,8 @@ class ChatFormat:
             **_named(self.tokenizer),
         }
         try:
-            return render(self.template, values, self.clock)
-        except UserError as error:
+            return render_chat(self.template, values, self.clock)
+        except TemplateError as error:
             raise UserError(f"chat template: {error}; give another with --template FILE") from None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:

@@ -39,7 +39,17 @@ from quintet.data.sources.base import (
 )
 from quintet.data.sources.music import metadata_of, notes_of, parts_of
 from quintet.data.sources.reading import BadFile
-from quintet.data.sources.templates import Conversations, messages_of, text_from, turn_ends
+from quintet.data.sources.templates import (
+    Conversations,
+    Location,
+    Made,
+    Result,
+    Unwritten,
+    messages_of,
+    turn_ends,
+    unwritten,
+    written,
+)
 from quintet.errors import UserError
 from quintet.tokenize.base import Tokenizer, check_text, digest
 
@@ -61,10 +71,6 @@ _KINDS: dict[type[object], str] = {
 
 Raw = TypeVar("Raw")
 Row = Mapping[str, object]
-Location = Callable[[], str]
-Made = Document | tuple[Document, ...] | None
-"""The result of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
-
 MakeDocument = Callable[[Row, Location], Made]
 
 
@@ -123,7 +129,7 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
                 text_of(row, document.prompt) + document.between, text_of(row, document.answer)
             )
         case TemplateFields():
-            return lambda row, _: text_from(row, document)
+            return lambda row, _: unwritten(row)
         case ChatField():
             conversations = Conversations(document.template, tokenizer, document.date)
             return lambda row, _: _conversation(conversations, row, document.messages)
@@ -155,22 +161,22 @@ class RowReader(Reader[RowSource, Part]):
     ) -> Iterator[Document]:
         """A document for each of the ``rows`` of one file. Raises UserError with the place of one that cannot be used,
         or with ``on_error: skip`` counts it in ``report``."""
-        skip = self.source.on_error == "skip"
+        skip, kind = self.source.on_error == "skip", self.source.document
+        results = ((_result(make, raw, location), location) for raw, location in rows)
         try:
-            for raw, location in rows:
-                try:
-                    document = make(raw, location)
-                except BadRow as bad:
+            for document, location in written(kind, results) if isinstance(kind, TemplateFields) else results:
+                if isinstance(document, BadRow):
                     if not skip:
-                        raise UserError(f"{location()}: {bad}") from None
-                    report.dropped[bad.reason] += 1
+                        raise UserError(f"{location()}: {document}")
+                    report.dropped[document.reason] += 1
                     continue
-                except Unwanted as reason:
-                    report.dropped[str(reason)] += 1
+                if isinstance(document, Unwanted):
+                    report.dropped[str(document)] += 1
                     continue
                 if document is None:
                     report.dropped["without_separator"] += 1
                     continue
+                assert not isinstance(document, Unwritten)
                 found = document if isinstance(document, tuple) else (document,)
                 masks = [one.loss_mask for one in found if isinstance(one, TokenIds) and one.loss_mask is not None]
                 if masks:
@@ -194,6 +200,13 @@ class RowReader(Reader[RowSource, Part]):
             )
         elif documents and not matched.get("ignored"):
             yield f"`document.ignore_index`: no label is {document.ignore_index}: all tokens have a loss"
+
+
+def _result(make: Callable[[Raw, Location], Made], raw: Raw, location: Location) -> Result:
+    try:
+        return make(raw, location)
+    except (BadRow, Unwanted) as why_not:
+        return why_not
 
 
 def reading_rules(source: Any, tokenizer: Tokenizer) -> str:

@@ -2,39 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-import jinja2
-
 from quintet.config.documents import TemplateFields
 from quintet.config.keypath import is_list, is_mapping
 from quintet.config.names import local_path
-from quintet.data.sources.base import BadRow, TextParts
+from quintet.data.sources.base import BadRow, Document, TextParts, Unwanted
 from quintet.errors import UserError, one_line
-from quintet.tokenize.base import Tokenizer
+from quintet.templates import TemplateError, render_rows
+from quintet.tokenize.base import Tokenizer, check_text
 
 if TYPE_CHECKING:
     from quintet.tokenize.chat import ChatFormat, Message
 
 _ADVICE = "; give another with"  # of the command line, where there is no row
 _ROLES = ("system", "user", "assistant")
+_MOST_ROWS, _MOST_BYTES = 1000, 1 << 20  # sent at a time: more are no faster, and one byte too many waits in memory
+
+Location = Callable[[], str]
 
 
-def text_from(row: Mapping[str, object], document: TemplateFields) -> str:
-    """The text that the template of ``document`` writes of ``row``, to which null is a field that is not there.
+@dataclass(frozen=True)
+class Unwritten:
+    """A row, pickled, of which a template is to write the text."""
 
-    Raises BadRow for a row without what the template asks for, or with a value that is no text where it writes one.
-    """
+    row: bytes
+
+
+Made = Document | tuple[Document, ...] | Unwritten | None
+"""What becomes of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
+Result = Made | BadRow | Unwanted
+
+
+def unwritten(row: Mapping[str, object]) -> Unwritten:
+    """``row`` for a template, to which null is a field that is not there. Raises BadRow for what cannot be sent."""
     try:
-        return document.compiled.render(without_nulls(dict(row)))
-    except jinja2.UndefinedError as error:
-        message = f"template: {one_line(error)}; correct the row or the template, or write `| default('')` after it"
-        raise BadRow("no_field", message) from None
-    except Exception as error:  # a template is a program of its own, and fails in all the ways of one
-        raise BadRow("no_text", f"template: {one_line(error)}; correct the row or the template") from None
+        return Unwritten(pickle.dumps(without_nulls(dict(row))))
+    except Exception as error:  # values of any library, nested to any depth
+        raise BadRow("no_text", f"template: {one_line(error)}; correct the row") from None
+
+
+def written(document: TemplateFields, rows: Iterable[tuple[Result, Location]]) -> Iterator[tuple[Result, Location]]:
+    """``rows`` with the text that the template of ``document`` writes in place of each `Unwritten`, or the BadRow of
+    one without what the template asks for, with a value that is no text where it writes one, or beyond its bounds.
+
+    The process of the templates gets many rows at a time. What reading ``rows`` raises comes after those before it.
+    """
+    held: list[tuple[Result, Location]] = []
+    size, failed = 0, None
+    try:
+        for result, location in rows:
+            held.append((result, location))
+            size += len(result.row) if isinstance(result, Unwritten) else 0
+            if len(held) >= _MOST_ROWS or size >= _MOST_BYTES:
+                yield from _written(document.text, held)
+                held, size = [], 0
+    except UserError as error:
+        failed = error
+    yield from _written(document.text, held)
+    if failed is not None:
+        raise failed
+
+
+def _written(template: str, held: list[tuple[Result, Location]]) -> Iterator[tuple[Result, Location]]:
+    texts = iter(render_rows(template, [result.row for result, _ in held if isinstance(result, Unwritten)]))
+    for result, location in held:
+        yield (_text_or_why(next(texts)) if isinstance(result, Unwritten) else result), location
+
+
+def _text_or_why(text: str | TemplateError) -> str | BadRow:
+    if isinstance(text, TemplateError):
+        told = f"template: {str(text).rstrip('.')}; correct the row or the template"
+        if text.undefined:
+            return BadRow("no_field", f"{told}, or write `| default('')` after it")
+        return BadRow("no_text", told)
+    try:
+        check_text(text)
+    except UserError as error:
+        return BadRow("surrogate", str(error))
+    return text
 
 
 def messages_of(value: object) -> object:
