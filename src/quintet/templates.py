@@ -108,7 +108,7 @@ class _Process:
                 elif "error" in found:
                     raise _error(found)
                 else:
-                    written += [_error(text) if isinstance(text, dict) else text for text in found["texts"]]
+                    written += [text if isinstance(text, str) else _error(text) for text in found["texts"]]
                 if len(written) == len(texts):
                     return tuple(found["names"]) if isinstance(found, dict) else (), written
 
