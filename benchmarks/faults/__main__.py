@@ -26,10 +26,10 @@ import damage
 import launched
 import power
 import rows
-from command import Workplace, preload
+from command import Workspace, preload
 
 # By name: what is done, and how many tries `all` gives it.
-ROWS: dict[str, tuple[Callable[[Workplace, int], rows.Outcomes], int]] = {
+ROWS: dict[str, tuple[Callable[[Workspace, int], rows.Outcomes], int]] = {
     "kills": (rows.kills, 20),
     "kills-two": (rows.kills_two, 10),
     "events": (rows.events, 1000),
@@ -68,7 +68,7 @@ def main() -> int:
         strike, tries = ROWS[name]
         folder = arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))
         began, outcomes = time.monotonic(), Counter[str]()
-        for outcome in strike(Workplace(folder / name, random.Random(arguments.seed)), arguments.tries or tries):
+        for outcome in strike(Workspace(folder / name, random.Random(arguments.seed)), arguments.tries or tries):
             if outcome.startswith("FAULT"):
                 print(f"{name}: {outcome}", file=sys.stderr, flush=True)
             outcomes["FAULT" if outcome.startswith("FAULT") else outcome] += 1

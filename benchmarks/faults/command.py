@@ -63,7 +63,7 @@ class Ended:
 
 
 @dataclass
-class Workplace:
+class Workspace:
     """A folder in which runs are trained, each with a cache of its own, and the random numbers of a row."""
 
     folder: Path

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from command import STEPS, Workplace
+from command import STEPS, Workspace
 from compare import differences
 from rows import EQUAL, REFUSED, Outcomes, evenly
 
@@ -129,7 +129,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def damaged_folders(work: Workplace, tries: int) -> Outcomes:
+def damaged_folders(work: Workspace, tries: int) -> Outcomes:
     """Damage of each kind to checkpoints, records, run file, tokenizer and lock of a run at its half, then the same
     command for the rest: it ends as an undamaged one does, or is refused in one line."""
     constant = "schedule={kind: constant, warmup_steps: 2}"
@@ -155,7 +155,7 @@ def damaged_folders(work: Workplace, tries: int) -> Outcomes:
             yield _compared(work, name, what)
 
 
-def _compared(work: Workplace, name: str, what: str) -> str:
+def _compared(work: Workspace, name: str, what: str) -> str:
     run = work.run(name)
     if what in LOSES:  # compared is what there can be
         for part in ("metrics.jsonl", "samples"):

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from command import Workplace
+from command import Workspace
 from compare import differences
 from rows import EQUAL, Outcomes
 
@@ -36,7 +36,7 @@ if os.environ.get("RANK") == "1" and os.environ.get("FAULT"):
 """
 
 
-def _launch(work: Workplace, name: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+def _launch(work: Workspace, name: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
     """Start the run ``name`` in two processes by the command."""
     python = [str(work.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
@@ -49,7 +49,7 @@ def _launch(work: Workplace, name: str, *overrides: str, **environment: str) -> 
     )
 
 
-def _whole(work: Workplace) -> Path:
+def _whole(work: Workspace) -> Path:
     if not work.run("whole").is_dir():
         process = _launch(work, "whole")
         said, _ = process.communicate()
@@ -57,7 +57,7 @@ def _whole(work: Workplace) -> Path:
     return work.run("whole")
 
 
-def _strike(work: Workplace, name: str, process: subprocess.Popen[str], victim: str) -> list[int]:
+def _strike(work: Workspace, name: str, process: subprocess.Popen[str], victim: str) -> list[int]:
     """Kill the launcher or one of its workers after a random step; returns the numbers of the workers."""
     file, after = work.run(name) / "metrics.jsonl", work.draw.randint(5, 120)
     while not file.is_file() or file.read_bytes().count(b"\n") < after:
@@ -76,7 +76,7 @@ def _lives(number: int) -> bool:
         return False
 
 
-def _killed(work: Workplace, tries: int, victim: str) -> Outcomes:
+def _killed(work: Workspace, tries: int, victim: str) -> Outcomes:
     whole = _whole(work)
     for number in range(tries):
         name = f"{victim}-{number}"
@@ -96,18 +96,18 @@ def _killed(work: Workplace, tries: int, victim: str) -> Outcomes:
         yield f"FAULT: {'; '.join(problems)}" if problems else EQUAL
 
 
-def killed_launcher(work: Workplace, tries: int) -> Outcomes:
+def killed_launcher(work: Workspace, tries: int) -> Outcomes:
     """SIGKILL of `quintet train --nproc 2` after a random step: no worker lives on; then the same command."""
     yield from _killed(work, tries, "launcher")
 
 
-def killed_worker(work: Workplace, tries: int) -> Outcomes:
+def killed_worker(work: Workspace, tries: int) -> Outcomes:
     """SIGKILL of one of its two workers after a random step: exit code 1, the worker is named; then the same
     command."""
     yield from _killed(work, tries, "worker")
 
 
-def hanging_worker(work: Workplace, tries: int) -> Outcomes:
+def hanging_worker(work: Workspace, tries: int) -> Outcomes:
     """A worker that waits for ever in its 9th step: after `parallel.timeout_seconds` the run ends, and it is told where
     each process stood; then the same command."""
     whole = _whole(work)

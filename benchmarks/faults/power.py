@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import Workplace
+from command import Workspace
 from compare import differences
 from rows import EQUAL, evenly, uninterrupted
 
@@ -193,7 +193,7 @@ def lose(moment: Moment, kind: str, root: Path, draw: random.Random) -> None:
     rebuild(moment, kind, root, draw)
 
 
-def power(work: Workplace, tries: int) -> Iterator[str]:
+def power(work: Workspace, tries: int) -> Iterator[str]:
     """A loss of power at moments evenly spread over a run, on each of three kinds of file systems; then the same
     command."""
     root, file = work.folder / "there", work.folder / "moments"

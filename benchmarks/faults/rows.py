@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from command import STEPS, Ended, Workplace, at_event, kill_after, kill_at
+from command import STEPS, Ended, Workspace, at_event, kill_after, kill_at
 from compare import damaged_checkpoints, differences
 
 Outcomes = Iterator[str]  # one for each try; those that begin with FAULT are what should not be
 EQUAL, REFUSED = "continued, equal bit for bit", "refused in one line"
 
 
-def uninterrupted(work: Workplace, name: str = "whole", *overrides: str) -> Path:
+def uninterrupted(work: Workspace, name: str = "whole", *overrides: str) -> Path:
     """The run that nothing strikes, trained once."""
     if not work.run(name).is_dir():
         ended = work.train(name, *overrides)
@@ -28,7 +28,7 @@ def uninterrupted(work: Workplace, name: str = "whole", *overrides: str) -> Path
     return work.run(name)
 
 
-def continued(work: Workplace, name: str, *overrides: str) -> str:
+def continued(work: Workspace, name: str, *overrides: str) -> str:
     """Give the same command and compare what comes of it."""
     ended = work.train(name, *overrides)
     if ended.code != 0 or ended.problem:
@@ -39,7 +39,7 @@ def continued(work: Workplace, name: str, *overrides: str) -> str:
     return f"FAULT: {'; '.join(problems)}" if problems else EQUAL
 
 
-def count_events(work: Workplace) -> list[str]:
+def count_events(work: Workspace) -> list[str]:
     """The file events of a whole run, in their order."""
     file = work.folder / "events"
 
@@ -53,14 +53,14 @@ def count_events(work: Workplace) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def _killed(work: Workplace, name: str, ended: Ended) -> list[str]:
+def _killed(work: Workspace, name: str, ended: Ended) -> list[str]:
     """What a kill has done that it must not."""
     if ended.code in (0, -signal.SIGKILL, -signal.SIGPROF) and not ended.problem:
         return damaged_checkpoints(work.run(name))
     return [f"({ended.code}) {ended.problem or ended.said.strip()[-300:]}"]
 
 
-def kills(work: Workplace, tries: int) -> Outcomes:
+def kills(work: Workspace, tries: int) -> Outcomes:
     """Up to five kills of a run, each at a random file event or moment of computing, then the same command."""
     events = len(count_events(work))
     for number in range(tries):
@@ -77,7 +77,7 @@ def _random_kill(draw: random.Random, events: int) -> Callable[[], None]:
     return (lambda: kill_at(number)) if draw.random() < 0.5 else (lambda: kill_after(seconds))
 
 
-def kills_two(work: Workplace, tries: int) -> Outcomes:
+def kills_two(work: Workspace, tries: int) -> Outcomes:
     """Up to four kills of one of two processes, or of both, then the same command in two processes."""
     whole = work.run("whole-two")
     assert all(ended.code == 0 for ended in work.train_two("whole-two"))
@@ -97,7 +97,7 @@ def kills_two(work: Workplace, tries: int) -> Outcomes:
         yield f"FAULT: {'; '.join(problems)}" if problems else EQUAL
 
 
-def events(work: Workplace, tries: int) -> Outcomes:
+def events(work: Workspace, tries: int) -> Outcomes:
     """A kill ahead of each file event of a run, or of so many of them, evenly spread; then the same command."""
     there = count_events(work)
     for number in evenly(len(there), tries):
@@ -112,7 +112,7 @@ def evenly(count: int, tries: int) -> list[int]:
     return sorted({at * count // tries for at in range(tries)})
 
 
-def first_moments(work: Workplace, tries: int) -> Outcomes:
+def first_moments(work: Workspace, tries: int) -> Outcomes:
     """Three kills before the first step, at random file events that come before the first record."""
     before = next(number for number, event in enumerate(count_events(work), start=1) if "metrics.jsonl" in event)
     for number in range(tries):
@@ -124,7 +124,7 @@ def first_moments(work: Workplace, tries: int) -> Outcomes:
         yield f"FAULT: {'; '.join(problems)}" if problems else found
 
 
-def stop_signals(work: Workplace, tries: int) -> Outcomes:
+def stop_signals(work: Workspace, tries: int) -> Outcomes:
     """SIGTERM, SIGHUP, SIGINT or SIGUSR1 after a random step: exit code 128 + signal, a checkpoint; then the same
     command."""
     asked = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1]
@@ -142,7 +142,7 @@ def stop_signals(work: Workplace, tries: int) -> Outcomes:
             yield f"FAULT: {one.name}: {found}" if found.startswith("FAULT") else found
 
 
-def two_at_once(work: Workplace, tries: int) -> Outcomes:
+def two_at_once(work: Workspace, tries: int) -> Outcomes:
     """The same command a second time, while the first trains or at the same moment: one is refused, the other is not
     disturbed. Each second time the first is then killed, and the second follows it."""
     for number in range(tries):
@@ -167,7 +167,7 @@ def two_at_once(work: Workplace, tries: int) -> Outcomes:
             yield continued(work, name)
 
 
-def full_disk(work: Workplace, tries: int) -> Outcomes:
+def full_disk(work: Workspace, tries: int) -> Outcomes:
     """A file system of random size that is full on the way; then it grows, and the same command is given."""
     whole = uninterrupted(work)
     for number in range(tries):
@@ -188,7 +188,7 @@ def full_disk(work: Workplace, tries: int) -> Outcomes:
             os.rmdir(mounted)
 
 
-def quota(work: Workplace, tries: int) -> Outcomes:
+def quota(work: Workspace, tries: int) -> Outcomes:
     """No file may grow beyond a random size (RLIMIT_FSIZE); then the same command without a limit."""
 
     def limit(size: int) -> None:
@@ -203,7 +203,7 @@ def quota(work: Workplace, tries: int) -> Outcomes:
         yield _room_again(work, f"quota-{number}", ended, whole)
 
 
-def _room_again(work: Workplace, name: str, ended: Ended, whole: Path, *overrides: str) -> str:
+def _room_again(work: Workspace, name: str, ended: Ended, whole: Path, *overrides: str) -> str:
     if ended.problem or ended.code not in (0, 2):
         return f"FAULT: exit code {ended.code}: {ended.problem or ended.said.strip()[-300:]}"
     again = work.train(name, *overrides)
@@ -214,7 +214,7 @@ def _room_again(work: Workplace, name: str, ended: Ended, whole: Path, *override
     return f"FAULT: {'; '.join(problems)}" if problems else EQUAL
 
 
-def trackers(work: Workplace, tries: int) -> Outcomes:
+def trackers(work: Workspace, tries: int) -> Outcomes:
     """TensorBoard that fails from a random call on, or the reader of the console that goes: training goes on."""
 
     def fail_from(call: int) -> None:
