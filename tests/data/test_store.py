@@ -187,6 +187,20 @@ def masked_store(folder: Path) -> TokenStore:
     return build_store(StoreSpec(source_index, TOKENIZER, {}, folder / "store", cleaning), 1, None)
 
 
+def test_prompts_are_told_as_bool_wherever_reading_begins(tmp_path: Path) -> None:
+    store = masked_store(tmp_path)
+    loss_mask, owners = store.loss_mask(0, store.token_count), store.documents(0, store.token_count)
+    assert loss_mask is not None
+    expected = [not loss_mask[: at + 1][owners[: at + 1] == owners[at]].any() for at in range(store.token_count)]
+    assert True in expected
+    assert False in expected
+    for start in range(store.token_count):
+        found = store.prompts(start, store.token_count)
+        assert found is not None
+        assert found.dtype == bool
+        assert found.tolist() == expected[start:]
+
+
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Have the store's manifest say something else, without a checksum of itself, as earlier versions wrote it."""
     content = json.loads((folder / "manifest.json").read_text())

@@ -164,7 +164,8 @@ def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarra
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
     numbers, prompts = np.full_like(inputs, PADDING), np.zeros(inputs.shape, dtype=bool)
-    for row, (source, index) in enumerate(zip(sources.tolist(), samples.tolist(), strict=True)):
+    owners: list[int] = sources.tolist()
+    for row, (source, index) in enumerate(zip(owners, samples.tolist(), strict=True)):
         sample = streams[source].sample(index)
         size = sample.ids.size - 1
         inputs[row, :size], targets[row, :size] = sample.ids[:-1], sample.ids[1:]

@@ -224,7 +224,7 @@ def _check_unchanged(spec: StoreSpec) -> None:
 
 
 def _make_shards(
-    spec: StoreSpec, units: list[WorkUnit], wanted: range, processes: int, progress: ProgressCallback | None
+    spec: StoreSpec, units: list[WorkUnit[Any]], wanted: range, processes: int, progress: ProgressCallback | None
 ) -> None:
     """Write the shards of the units ``wanted``, but for those that are there."""
     missing = {index: units[index] for index in wanted if read_written(spec.folder, index, spec.dtype) is None}
@@ -239,7 +239,7 @@ def _make_shards(
     meter.finish()
 
 
-def _in_processes(spec: StoreSpec, units: dict[int, WorkUnit], processes: int, meter: _Meter) -> None:
+def _in_processes(spec: StoreSpec, units: dict[int, WorkUnit[Any]], processes: int, meter: _Meter) -> None:
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
         how = (spec.folder, spec.cleaning)
@@ -272,7 +272,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: WorkUnit) -> None:
+def _work(folder: Path, cleaning: CleaningConfig, index: int, unit: WorkUnit[Any]) -> None:
     write_shard(folder, index, unit, _loaded(folder / TOKENIZER), cleaning=cleaning)
 
 

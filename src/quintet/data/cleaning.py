@@ -11,13 +11,14 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from quintet.config.cleaning import CleaningConfig, ExactDeduplication, MinhashDeduplication, QualityConfig
 from quintet.data.sources.base import Document, TextPiece, TokenIds
-from quintet.libraries import check_installed
+from quintet.libraries import check_installed, require
 
 Rule = Callable[[str], bool]
 """Says if a text is to be dropped."""
@@ -27,6 +28,7 @@ _ELLIPSES = ("...", "…")
 _SCHEME = "affine32"  # of datasketch: 32 bits a number; the signatures in a store are only comparable within one scheme
 _NOTHING = np.uint32(0xFFFFFFFF)  # what datasketch has in the signature of no words
 _CHUNK = 1 << 20
+_MINHASH = "data.cleaning.deduplicate: minhash"
 
 
 def kept(found: Iterable[Document], cleaning: CleaningConfig, dropped: Counter[str]) -> Iterator[Document]:
@@ -154,7 +156,11 @@ class Stored(Protocol):
 def check_library(cleaning: CleaningConfig) -> None:
     """Raise UserError when ``cleaning`` needs a library that is not there."""
     if isinstance(cleaning.deduplicate, MinhashDeduplication):
-        check_installed("datasketch", extra="dedup", what="data.cleaning.deduplicate: minhash")
+        check_installed("datasketch", extra="dedup", what=_MINHASH)
+
+
+def _datasketch() -> ModuleType:
+    return require("datasketch", "dedup", _MINHASH)
 
 
 def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:
@@ -162,9 +168,7 @@ def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:
     how = cleaning.deduplicate
     if not isinstance(how, MinhashDeduplication):
         return None
-    from datasketch import MinHash
-
-    blank = MinHash(num_perm=how.permutations, scheme=_SCHEME)
+    blank = _datasketch().MinHash(num_perm=how.permutations, scheme=_SCHEME)
 
     def sign(text: str) -> np.ndarray:
         signature = blank.copy()
@@ -208,11 +212,10 @@ def _repeated(store: Stored) -> np.ndarray:
 
 def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
     """Documents that are similar to an earlier one that stays: int64 [documents], ascending."""
-    from datasketch import MinHash, MinHashLSH
-
+    datasketch = _datasketch()
     # The index proposes and the signatures decide, so it is to miss little rather than to propose little: with weights
     # of one half it finds 40% of the pairs that are just as similar as 0.8, with these 87%. Above 0.9 it has no bands.
-    index = MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations, weights=(0.1, 0.9))
+    index = datasketch.MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations, weights=(0.1, 0.9))
     found: list[int] = []
     step = max(1, _CHUNK // permutations)
     for start in range(0, store.document_count, step):
@@ -220,7 +223,7 @@ def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
         for document, values in enumerate(signatures, start):
             if (values == _NOTHING).all():
                 continue
-            signature = MinHash(hashvalues=values, scheme=_SCHEME)
+            signature = datasketch.MinHash(hashvalues=values, scheme=_SCHEME)
             if _agrees(store, values, index.query(signature), threshold):
                 found.append(document)
             else:

@@ -80,7 +80,7 @@ def copies(stores: Sequence[Hashed], held: Sequence[HeldOut]) -> list[np.ndarray
     whole = [np.setdiff1d(one.documents, part) for one, part in zip(held, cut, strict=True)]
     of_whole = HashSet.of(_joined_hashes(stores, whole))
     of_all = HashSet.of(np.concatenate([of_whole.values, _joined_hashes(stores, cut)]))
-    found = []
+    found: list[np.ndarray] = []
     for store, one, part in zip(stores, held, cut, strict=True):
         heads = part[of_whole.find(hashes_of(store, part))]
         found.append(np.union1d(shared_documents(store, of_all, one.documents), heads))

@@ -153,7 +153,7 @@ def _report(
 ) -> StoreReport:
     facts = store.manifest
     lengths = _lengths(store)
-    percentiles = np.percentile(lengths, PERCENTS, method="inverted_cdf").tolist() if lengths.size else []
+    percentiles: list[float] = np.percentile(lengths, PERCENTS, method="inverted_cdf").tolist() if lengths.size else []
     return StoreReport(
         label=label,
         folder=str(store.folder),

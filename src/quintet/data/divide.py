@@ -121,7 +121,7 @@ def _training_counts(config: RunConfig, streams: tuple[Samples, ...], left_out: 
     also = f"{left_out:,} documents are left out because they are validated on too (data.deduplicate_validation)"
     hint = f"; {also}" if left_out else ""
     counts = tuple(stream.count for stream in streams)
-    problems = []
+    problems: list[str] = []
     for (source, where), stream, count in zip(sources_of(config), streams, counts, strict=False):
         lost = stream.left_out
         if lost.samples and lost.samples == lost.all_samples:

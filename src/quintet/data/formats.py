@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ SLICE = 1 << 20  # tokens read at once
 PREFIX = "tokenized"
 FILE_TOKENS = 1 << 30  # after which a new file is begun, as tatm does
 _ROWS = 1000
+_DATASET = "a Hugging Face dataset"
 
 
 def streams_of(parts: Sequence[Samples], what: str) -> list[Stream]:
@@ -164,15 +166,18 @@ def write_rows(samples: Sequence[Samples], folder: Path, ignore_index: int) -> N
     shutil.rmtree(file.parent)
 
 
-def _library() -> Any:
-    datasets = require("datasets", "hf", "a Hugging Face dataset")
+def _library() -> ModuleType:
+    datasets = require("datasets", "hf", _DATASET)
     datasets.disable_progress_bars()
     return datasets
 
 
-def _write_rows(samples: Sequence[Samples], file: Path, ignore_index: int, *, lengths: bool) -> None:
-    import pyarrow
+def _pyarrow() -> ModuleType:
+    return require("pyarrow", "hf", _DATASET)
 
+
+def _write_rows(samples: Sequence[Samples], file: Path, ignore_index: int, *, lengths: bool) -> None:
+    pyarrow = _pyarrow()
     types = {"input_ids": pyarrow.int32(), "labels": pyarrow.int32(), "attention_mask": pyarrow.int8()}
     types |= {"seq_lengths": pyarrow.int32()} if lengths else {}
     schema = pyarrow.schema([(name, pyarrow.list_(item)) for name, item in types.items()])
@@ -188,8 +193,6 @@ def _batches(parts: Sequence[Samples]) -> Iterator[list[Sample]]:
 
 
 def _batch(rows: list[Sample], schema: Any, ignore_index: int) -> Any:
-    import pyarrow
-
     ids = np.concatenate([row.ids for row in rows]).astype(np.int32)
     loss_mask = np.concatenate(
         [np.ones(row.ids.size, bool) if row.loss_mask is None else row.loss_mask for row in rows]
@@ -198,6 +201,7 @@ def _batch(rows: list[Sample], schema: Any, ignore_index: int) -> Any:
     columns = [(ends, values) for values in (ids, np.where(loss_mask, ids, ignore_index), np.ones(ids.size))]
     lengths = [np.diff(document_borders(row.documents, row.ids.size)) for row in rows]
     columns.append((np.cumsum([0, *map(len, lengths)], dtype=np.int32), np.concatenate(lengths)))
+    pyarrow = _pyarrow()
     return pyarrow.record_batch(
         [
             pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(values.astype(kind.to_pandas_dtype())))

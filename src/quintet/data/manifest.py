@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from quintet.config.keypath import is_mapping
 from quintet.errors import UserError, one_line
 from quintet.files import from_json, write_text
 from quintet.tokenize.base import digest
@@ -42,7 +43,7 @@ class Shard:
     masked: bool = False
     permutations: Count = 0
     without_end: Count = 0
-    checksums: dict[_ArrayName, int] = field(default_factory=dict)
+    checksums: dict[_ArrayName, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Manifest:
     left_out_files: tuple[str, ...]
     shards: tuple[Shard, ...]
     unused: Dropped = Dropped()
-    matched: dict[str, int] = field(default_factory=dict)
-    made_with: dict[str, str] = field(default_factory=dict)
+    matched: dict[str, int] = field(default_factory=dict[str, int])
+    made_with: dict[str, str] = field(default_factory=dict[str, str])
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -105,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = from_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(file, one_line(error)) from None
-    if not isinstance(content, dict) or "format" not in content:
+    if not is_mapping(content) or "format" not in content:
         raise UserError(f"{file}: is no manifest of a token store; name the folder that quintet prepare wrote")
     if content["format"] != FORMAT:
         raise UserError(

@@ -65,7 +65,7 @@ class EpochOrder:
             indices = _draw(positions, int(ends[-1]), (self.seed, "order"), self.shuffle)
         sources = np.searchsorted(ends, indices, side="right")
         ranks = indices - (ends - lengths)[sources]
-        for source in np.unique(sources).tolist():
+        for source in _distinct(sources):
             inside = sources == source
             found = ranks[inside]
             if self.sequential:
@@ -128,14 +128,15 @@ class WeightedOrder:
         stages = np.searchsorted(self._starts, positions, side="right") - 1
         blocks, slots = np.divmod(positions - self._starts[stages], BLOCK)
         sources, drawn = np.empty_like(positions), np.empty_like(positions)
-        for stage, block in sorted(set(zip(stages.tolist(), blocks.tolist(), strict=True))):
+        begun: set[tuple[int, int]] = set(zip(stages.tolist(), blocks.tolist(), strict=True))
+        for stage, block in sorted(begun):
             inside = (stages == stage) & (blocks == block)
             owners, ranks = self._block(stage, block)
             sources[inside] = found = owners[slots[inside]]
             before = self._drawn_before[stage] + block * self._patterns[stage][1]
             drawn[inside] = before[found] + ranks[slots[inside]]
         samples = np.empty_like(positions)
-        for source in np.unique(sources).tolist():
+        for source in _distinct(sources):
             inside = sources == source
             purpose = (self.seed, "order", source)
             samples[inside] = _draw(drawn[inside], self.counts[source], purpose, self.shuffle)
@@ -206,12 +207,18 @@ def apportion(weights: Sequence[float], slots: int, least: int = 1) -> list[int]
     return shares
 
 
+def _distinct(numbers: np.ndarray) -> list[int]:
+    """The values of ``numbers``, int64 [any], ascending."""
+    found: list[int] = np.unique(numbers).tolist()
+    return found
+
+
 def _draw(drawn: np.ndarray, count: int, purpose: tuple[int, str, *tuple[int, ...]], shuffle: bool) -> np.ndarray:
     """The samples, of ``count``, that come after ``drawn`` earlier ones: a keyed permutation for each pass."""
     passes, indices = np.divmod(np.asarray(drawn, dtype=np.int64), count)
     if not shuffle:
         return indices
-    for number in np.unique(passes).tolist():
+    for number in _distinct(passes):
         inside = passes == number
         indices[inside] = Permutation(count, key(*purpose, number))(indices[inside])
     return indices

@@ -73,7 +73,8 @@ class MusicPieces:
     def context(self, piece: int) -> tuple[str, str]:
         """The tokens of the data set and the composer of ``piece``."""
         begin = int(self.begins[piece])
-        dataset, composer = self.store.tokens(begin, begin + HEADER).tolist()
+        numbers: list[int] = self.store.tokens(begin, begin + HEADER).tolist()
+        dataset, composer = numbers
         return DATASETS[dataset], COMPOSERS[composer]
 
 

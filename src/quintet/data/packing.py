@@ -284,7 +284,7 @@ def _pieces(
     counts = last_document - first_document + 1
     rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     row = np.repeat(np.arange(len(firsts)), counts)
-    document = np.arange(rows[-1]) - rows[row] + first_document[row]
+    document = np.arange(int(rows[-1])) - rows[row] + first_document[row]
     offsets = ends - lengths
     starts = np.maximum(firsts[row], offsets[document]) - offsets[document] + begins[document]
     stops = np.minimum(lasts[row], ends[document]) - offsets[document] + begins[document]

@@ -28,7 +28,7 @@ from quintet.data.cleaning import check_library
 from quintet.data.divide import divide
 from quintet.data.manifest import MANIFEST, Manifest, dropped_lines, left_out_files, read_manifest
 from quintet.data.sources import check_sources, reader_of, sources_of
-from quintet.data.sources.base import Document, Report, SourceIndex, TextParts, TextPiece, TokenIds
+from quintet.data.sources.base import Document, Report, SourceIndex, TextParts, TextPiece
 from quintet.data.sources.files import passed_over_lines
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -200,8 +200,9 @@ def _tokenizer(config: RunConfig, origins: list[_Origin], progress: ProgressCall
 
 def _to_train_on(config: RunConfig, origins: list[_Origin]) -> list[SourceIndex]:
     """The sources that a tokenizer is made from: sources of its own, or those of the run."""
-    indexes = []
-    for number, source in enumerate(getattr(config.tokenizer, "sources", ())):
+    indexes: list[SourceIndex] = []
+    own: tuple[SourceConfig, ...] = getattr(config.tokenizer, "sources", ())
+    for number, source in enumerate(own):
         if isinstance(source, StoreSource):
             raise UserError("tokenizer.sources: a store holds tokens and no text; name what it was made from")
         indexes.append(reader_of(source).index(f"tokenizer.sources[{number}]"))
@@ -251,7 +252,7 @@ def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
             yield document.text
         elif isinstance(document, TextParts):
             yield from document.texts
-        elif music and isinstance(document, TokenIds):
+        elif music:
             yield from_numbers(document.ids[HEADER:])
 
 

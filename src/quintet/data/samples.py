@@ -52,7 +52,7 @@ class LeftOut:
 
     def lines(self) -> list[str]:
         """The same for a person, nothing where all is there."""
-        found = []
+        found: list[str] = []
         if self.empty:
             found.append(f"{self.empty:,} documents hold nothing but their end and are not used")
         if self.short:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Written:
     shard: Shard
     dropped: dict[str, int]
     left_out: tuple[str, ...]
-    matched: dict[str, int] = field(default_factory=dict)
+    matched: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def shard_name(index: int) -> str:
@@ -49,7 +50,7 @@ def shard_name(index: int) -> str:
 def write_shard(
     folder: Path,
     index: int,
-    unit: WorkUnit,
+    unit: WorkUnit[Any],
     tokenizer: Tokenizer,
     advance: Callable[[int], None] | None = None,
     cleaning: CleaningConfig = _ALL,
@@ -109,7 +110,9 @@ class _Arrays:
         self._last = np.empty(0, dtype=self._dtype)
         self._ends: list[int] = []
         self._hashes: list[int] = []
-        self._count = self._begun = self._bytes = 0
+        self._count: int = 0
+        self._begun: int = 0
+        self._bytes = 0
         self._permutations = 0
         self._last_has_loss = True
         self._without_end = 0
@@ -269,7 +272,7 @@ def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit) -> Iterator[_Encoded]:
+def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit[Any]) -> Iterator[_Encoded]:
     """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
     try:
         plain = iter(tokenizer.encode_batch([_plain(one) for one in batch if isinstance(one, str | TextPiece)]))

@@ -97,7 +97,7 @@ class TokenStream:
         """The ranges of the store with ``length`` tokens from ``position`` on."""
         assert 0 <= position <= position + length <= self.length, (position, length, self.length)
         index = int(np.searchsorted(self._ends, position, side="right"))
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         while length:
             stop = int(self.ranges.stops[index])
             start = stop - (int(self._ends[index]) - position)

@@ -245,7 +245,7 @@ class TokenStore:
         before = np.concatenate([[0], counts])[begins]
         found = counts == np.repeat(before, np.diff(begins, append=documents.size))
         first = int(self.document_bounds(documents[:1])[0][0])
-        return found & ((documents != documents[0]) | ~self._any_learnt(first, start))
+        return found & ((documents != documents[0]) | (not self._any_learnt(first, start)))
 
     def _any_learnt(self, start: int, stop: int) -> bool:
         """True if one of the tokens ``start`` to ``stop`` has a loss, looked for from the first on."""
@@ -259,7 +259,7 @@ class TokenStore:
         """The document that holds the token at this position."""
         assert 0 <= token < self.token_count, token
         shard = int(np.searchsorted(self._token_starts, token, side="right")) - 1
-        local = np.searchsorted(self._map(shard, "ends"), token - self._token_starts[shard], side="right")
+        local = np.searchsorted(self._map(shard, "ends"), token - int(self._token_starts[shard]), side="right")
         return int(self._document_starts[shard] + local)
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
@@ -330,7 +330,7 @@ class ArrayWriter:
 
 def size_problems(folder: Path, shard: Shard, dtype: str, sizes: Mapping[str, int] | None = None) -> list[str]:
     """The problems with the sizes of the files of ``shard``; ``sizes`` has those of the folder if they are known."""
-    problems = []
+    problems: list[str] = []
     for what, (item, count) in _arrays(shard, dtype).items():
         name, size = f"{shard.name}.{what}.npy", count * item.itemsize
         if sizes is None or sizes.get(name) != HEADER + size:

@@ -95,8 +95,12 @@ def find_damage(folder: Path, checks: Mapping[str, Check], progress: ProgressCal
     new = [name for name in checks if name in facts and known.get(name) != facts[name]]
     total, done = sum(facts[name][0] for name in new), 0
     problems: dict[str, str | None] = {name: "is missing" for name in checks if name not in facts}
+
+    def problem_of(name: str) -> str | None:
+        return checks[name].problem(folder / name)
+
     with ThreadPoolExecutor(max(1, min(_THREADS, cores(), len(new)))) as threads:
-        found = threads.map(lambda name: checks[name].problem(folder / name), new)
+        found = threads.map(problem_of, new)
         for name, problem in zip(new, found, strict=True):
             problems[name] = problem
             done += facts[name][0]
