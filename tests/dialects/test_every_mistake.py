@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.dialects.conftest import set_in
+from tests.dialects.conftest import remove, set_in
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 from tests.helpers import refused
 
-from quintet.config.dialects import NAMES
+from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.load import Reading, load_run_config
 
 # By dialect: what the dialect's schema refuses, what its rules refuse, what the native schema refuses.
@@ -82,3 +82,66 @@ def test_a_default_that_does_not_fit_is_left_out_with_a_note(small_file: SmallFi
     set_in(values, "trainer.eval.text_modeling_eval", True)
     file.write_text(json.dumps(values))
     assert "text_modeling_eval" in refused(load_run_config, [file], (), Reading("stlm"))
+
+
+# By dialect: a key that a file must have, what its rules refuse, what the native schema refuses.
+WITHOUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "phyagi": ("output_dir", {"training_args.max_steps": 0}, {"model.n_head": 7}),
+    "vectorlm": ("dataset.train_bs", {"train_parameters.use_flash_attention": True}, {"quintet.data.validation": 2}),
+    "stlm": ("trainer.max_iters", {"trainer.dataset": "the_pile"}, {"model.attn.num_heads": 7}),
+    "tmrc": ("datasets.path", {"tokenizer.name": "another"}, {"model.n_head": 7}),
+    "piano": ("quintet.data.sources", {"command": "tune"}, {"model.n_head": 7}),
+}
+
+
+def told(values: dict[str, Any], name: str, tmp_path: Path) -> list[str]:
+    """What is refused of a file: key and message, for the lines are others in each."""
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(values, indent=1))
+    return sorted(line.partition(": ")[2] for line in refused(load_run_config, [file], (), Reading(name)).splitlines())
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_missing_key_hides_no_other_mistake(name: str, small_file: SmallFile, tmp_path: Path) -> None:
+    missing, *mistakes = WITHOUT[name]
+    right = small_file(name, tmp_path / "cache")
+    without = copy.deepcopy(right)
+    remove(without, missing)
+    alone = told(without, name, tmp_path)
+    assert len(alone) == 1
+    for mistake in mistakes:
+        wrong = copy.deepcopy(right)
+        for path, value in mistake.items():
+            set_in(wrong, path, value)
+            set_in(without, path, value)
+        found = told(wrong, name, tmp_path)
+        assert any(line.startswith(tuple(mistake)) for line in found)
+        alone += found
+    assert told(without, name, tmp_path) == sorted(alone)
+
+
+REQUIRED = [(name, key.path) for name in NAMES for key in dialect_named(name).keys if key.required]
+
+
+@pytest.mark.parametrize(("name", "path"), REQUIRED)
+def test_a_stand_in_for_a_missing_key_is_blamed_for_nothing(
+    name: str, path: str, small_file: SmallFile, tmp_path: Path
+) -> None:
+    values = copy.deepcopy(small_file(name, tmp_path / "cache"))
+    remove(values, path)
+    (missing,) = told(values, name, tmp_path)
+    assert missing.startswith(f"{path}: is missing")
+    set_in(values, path, [{}])
+    (wrong,) = told(values, name, tmp_path)
+    assert wrong.startswith((f"{path}: ", f"{path}[0]: "))
+    assert "missing" not in wrong.partition(": ")[2]
+
+
+def test_what_follows_from_a_key_that_is_missing_is_not_told(small_file: SmallFile, tmp_path: Path) -> None:
+    values = copy.deepcopy(small_file("stlm", tmp_path / "cache"))
+    remove(values, "model.core_model_type")
+    values["model"] |= {"model_string": "some/model", "lm_head_type": "hf_head", "embedding_model_type": "hf_embedder"}
+    set_in(values, "trainer.dataset", "the_pile")
+    missing, dataset = told(values, "stlm", tmp_path)
+    assert missing.startswith("model.core_model_type: is missing")
+    assert dataset.startswith("trainer.dataset: 'the_pile'")

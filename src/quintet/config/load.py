@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
+from quintet.config.dialects.file import with_those_that_follow
 from quintet.config.dialects.native import Output
 from quintet.config.dialects.translate import (
     EXTENSION,
@@ -23,7 +24,6 @@ from quintet.config.dialects.translate import (
     Translation,
     translate,
     with_dialect_defaults,
-    with_those_that_follow,
 )
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.errors import problems_of
@@ -261,7 +261,9 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
         values = document.values
     config, later, unfit = _validated(values, document.provenance)
     later += _path_problems(values, document)
-    if found := with_those_that_follow(problems, in_its_words(later, document.provenance, dialect)):
+    found = in_its_words(later, document.provenance, dialect)
+    found = found if dialect is None else with_those_that_follow(problems, found, dialect)
+    if found:
         raise RunFileError([*found, *(one.not_here for one in not_here)])
     assert config is not None
     remember(config, secret)

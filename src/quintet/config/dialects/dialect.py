@@ -63,8 +63,9 @@ class Dialect:
     ``schema`` is the typed form of a file. ``rules(theirs, native)`` set in the `NativeBuilder` what keys say that
     depend on each other, and what the framework always does. ``shape`` brings what aliases cannot say into the nesting
     of the schema. ``back`` puts into a file of the dialect what `to` of its keys cannot; ``writes`` tells which keys it
-    can, of those with `to`. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values that a file must
-    have, for the check of one that was written from a native config which cannot give them.
+    can, of those with `to`. ``hydra``: its command line has Hydra's grammar. ``stand_in`` are values of keys that a
+    file must have, for the check of the others where these are missing, as in one that was written from a native config
+    which cannot give them.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ class SchemaFile:
     """The keys of one file, or of several merged, as the schema of ``dialect`` reads them.
 
     ``theirs`` is the file as an object of the schema; its mistakes are collected in ``problems``, and where they leave
-    keys that are right, it is these alone, else None.
+    keys that are right, it is these alone, with a stand-in of ``dialect`` for each that a file must have, else None.
     Keys are named by their path in the schema, ``model.n_layer``, inside lists with the index, ``dataset[0].seq_len``.
     ``purpose`` is what the file is read for, "train" or "prepare". ``native`` are the native values of the file's
     section `quintet:`; a key that is unsupported is not refused where they say all the native keys of its ``affects``.
@@ -48,6 +48,7 @@ class SchemaFile:
         self.theirs: Any = None
         self._given: dict[KeyPath, KeyInfo] = {}
         self._refused: set[KeyPath] = set()
+        self._replaced: set[KeyPath] = set()  # what was wrong or missing: a default or a stand-in is there
         self._alike: dict[tuple[str | None, str], tuple[int, list[str]]] = {}  # by reason: the problem, and other keys
         self._provenance: dict[KeyPath, Origin] = {(): document.provenance[()]}
         self._gather(document.values, ())
@@ -95,6 +96,8 @@ class SchemaFile:
 
     def lack(self, path: str, message: str) -> None:
         """Note that what the file names at ``path`` is not on this machine."""
+        if path_of(path) in self._replaced:
+            return
         origin = self.origin(path)
         self.not_here.append(Problem(origin, origin.key or path, message))
 
@@ -200,28 +203,77 @@ class SchemaFile:
 
     def _validate(self) -> None:
         """Read the values by the schema, and note what it refuses, at the keys as they are written; what is right is
-        then read without that."""
-        try:
-            self.theirs = self.dialect.schema.model_validate(self.values)
-        except ValidationError as error:
-            for problem in problems_of(
-                error, self.values, self._provenance | dict(self.document.provenance), self.dialect.schema
-            ):
-                path = parse(problem.key) or ()
-                if path in self._refused:
-                    continue
-                origin = self._provenance.get(path) or problem.origin
-                self.problems.append(Problem(origin, origin.key or problem.key, problem.message))
-                self._leave_out(path)
-            with suppress(ValidationError):
+        then read without that, and with a stand-in for each key that a file must have."""
+        tried = False
+        while self.theirs is None:
+            try:
                 self.theirs = self.dialect.schema.model_validate(self.values)
+            except ValidationError as error:
+                found = self._refusals(error)
+                told = [problem for path, problem in found if path not in self._refused]
+                self.problems = (
+                    with_those_that_follow(self.problems, told, self.dialect) if tried else self.problems + told
+                )
+                replaced = [self._replace(path) for path, _ in found]
+                if not any(replaced):
+                    return
+                tried = True
 
-    def _leave_out(self, path: KeyPath) -> None:
-        """Forget the value at ``path``, which is wrong."""
+    def _refusals(self, error: ValidationError) -> list[tuple[KeyPath, Problem]]:
+        """Each problem of ``error``, named as the file has its key, with its path in the schema."""
+        found: list[tuple[KeyPath, Problem]] = []
+        provenance = self._provenance | dict(self.document.provenance)
+        for problem in problems_of(error, self.values, provenance, self.dialect.schema):
+            path = parse(problem.key) or ()
+            origin = self._provenance.get(path) or problem.origin
+            found.append((path, Problem(origin, origin.key or problem.key, problem.message)))
+        return found
+
+    def _replace(self, path: KeyPath) -> bool:
+        """Forget the value at ``path``, which is wrong; where there is none, put there the stand-in for a key that a
+        file must have. False if nothing changes."""
+        self._replaced.add(path)
+        while path and isinstance(path[-1], int):
+            path = path[:-1]
         around = lookup(self.values, path[:-1]) if path else None
-        if isinstance(around, dict):
-            around.pop(path[-1], None)
+        if not isinstance(around, dict):
+            return False
         self._given = {known: key for known, key in self._given.items() if known[: len(path)] != path}
+        if path[-1] in around:
+            del around[path[-1]]
+        elif (name := show(path)) in self.dialect.stand_in:
+            around[path[-1]] = self.dialect.stand_in[name]
+        else:
+            return False
+        _fill(self.values, self.dialect.top)
+        return True
+
+
+def with_those_that_follow(problems: Sequence[Problem], later: Iterable[Problem], dialect: Dialect) -> list[Problem]:
+    """``problems`` of a file of ``dialect`` and those that were found ``later`` in what they left of it: of these only
+    what stands at a line of its own and names none of the keys that are wrong or missing, for a default or a stand-in
+    is in their place."""
+    if not problems:
+        return list(later)
+    told = {(problem.origin.file, problem.origin.line, problem.key) for problem in problems}
+    places = {(file, line) for file, line, _ in told}
+    keys = {key for _, _, key in told if key}
+    keys |= {re.sub(r"(\[\d+\])+$", "", key) for key in keys}
+    keys |= {known.path for key in keys if (path := parse(key)) and (known := dialect.find(path))}
+    names = {name for key in keys for name in (key, key.rpartition(".")[2])}
+    unlike_words = [re.escape(name) for name in sorted(names) if "." in name or "_" in name]
+    named = re.compile(rf"(?<![\w.])(?:{'|'.join(unlike_words) or '(?!)'})(?!\w)")
+    return [
+        *problems,
+        *(
+            one
+            for one in later
+            if (one.origin.line is not None or one.origin.file is None)
+            and one.key not in keys
+            and not named.search(one.message)
+            and ((one.origin.file, one.origin.line) not in places or one.origin.line is None)
+        ),
+    ]
 
 
 def _meaning(key: KeyInfo, value: Any) -> Any:

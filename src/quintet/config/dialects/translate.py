@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from quintet.config.describe import plain
 from quintet.config.dialects.dialect import Dialect, numbered
-from quintet.config.dialects.file import SchemaFile
+from quintet.config.dialects.file import SchemaFile, with_those_that_follow
 from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.merge import merge
 from quintet.config.provenance import Problem, RunFileError
@@ -39,8 +39,8 @@ def translate(
     """The native run file that ``document``, its interpolations resolved, describes.
 
     ``variables`` are names at its top that interpolations used: they need not be keys of the dialect.
-    Every key that is unknown, wrong or cannot be followed is among its problems. Raises RunFileError where what is left
-    is no file of the dialect, as a required key is missing.
+    Every key that is unknown, wrong, missing or cannot be followed is among its problems. Raises RunFileError where
+    what is left is no file of the dialect.
     """
     own, native_part = _apart(document)
     given = SchemaFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
@@ -61,29 +61,10 @@ def translate(
         if key.role.no_effect:
             native.say(f"{name}: {key.role.no_effect}")
     dialect.rules(given.theirs, native)
-    problems = with_those_that_follow(problems, given.problems)
+    problems = with_those_that_follow(problems, given.problems, dialect)
     translated = YamlDocument(native.values, native.provenance)
     whole = merge(translated, native_part) if native_part else translated
     return Translation(whole, tuple(native.notes), native.prepare_to, tuple(problems), tuple(given.not_here))
-
-
-def with_those_that_follow(problems: Sequence[Problem], later: Sequence[Problem]) -> list[Problem]:
-    """``problems`` of a file and those that were found ``later`` in what they left of it: of these only what stands at
-    a line of its own, for a default may stand in the place of what is wrong."""
-    if not problems:
-        return list(later)
-    told = {(problem.origin.file, problem.origin.line, problem.key) for problem in problems}
-    places = {(file, line) for file, line, _ in told}
-    return [
-        *problems,
-        *(
-            one
-            for one in later
-            if (one.origin.line is not None or one.origin.file is None)
-            and (one.origin.file, one.origin.line, one.key) not in told
-            and ((one.origin.file, one.origin.line) not in places or one.origin.line is None)
-        ),
-    ]
 
 
 def _apart(document: YamlDocument) -> tuple[YamlDocument, YamlDocument | None]:

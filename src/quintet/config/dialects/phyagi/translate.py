@@ -328,5 +328,5 @@ DIALECT = Dialect(
     rules=_rules,
     back=back,
     writes=writes,
-    stand_in={"dataset[0].cache_dir": "missing.npy"},
+    stand_in={"output_dir": "missing", "dataset[0].cache_dir": "missing.npy"},
 )

@@ -186,5 +186,12 @@ def _model_back(model: ModelConfig) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in values.items()}
 
 
-_STAND_IN = {"trainer.dataset": "tinystories"}
+_STAND_IN = {
+    "model.core_model_type": "generic",
+    "model.context_window": 1024,
+    "trainer.dataset": "tinystories",
+    "trainer.batch_size": 1,
+    "trainer.gradient_accumulation_steps": 1,
+    "trainer.max_iters": 1_000_000,
+}
 DIALECT = Dialect("stlm", "SuperTinyLanguageModels", File, _rules, _shape, _back, hydra=True, stand_in=_STAND_IN)

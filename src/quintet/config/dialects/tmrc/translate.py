@@ -125,4 +125,6 @@ def _back(config: RunConfig, put: Put) -> None:
         put("wandb_log.name", config.name)
 
 
-DIALECT = Dialect("tmrc", "TMRC", schema=File, rules=_rules, back=_back, hydra=True)
+DIALECT = Dialect(
+    "tmrc", "TMRC", schema=File, rules=_rules, back=_back, hydra=True, stand_in={"datasets.path": "missing"}
+)

@@ -246,6 +246,10 @@ DIALECT = Dialect(
     rules=_rules,
     back=_back,
     stand_in={
+        "model": "missing",
+        "train_parameters.output_dir": "missing",
+        "train_parameters.logging_steps": 1,
+        "dataset.train_bs": 1,
         "train_parameters.epochs": 1,
         "train_parameters.lr_scheduler_type": "constant",
         "dataset.train_ds": "missing",
