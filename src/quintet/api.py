@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from quintet.config.load import Loaded
+    from quintet.config.load import Loaded, Refused
     from quintet.config.schema import RunConfig
     from quintet.data.prepare import Prepared
     from quintet.evaluate.language_model import LanguageModel
@@ -91,12 +91,25 @@ def loaded_of(config: RunConfig) -> Loaded | None:
     return loaded if loaded is not None and loaded.config is config else None
 
 
-def _check_here(config: RunConfig) -> None:
-    """Raise UserError where ``config`` was read from a file that names what is not on this machine, and does without
-    it."""
+def check_here(config: RunConfig) -> None:
+    """Check that ``config`` was read from a file that does without nothing that it names.
+
+    Raises UserError where something of it is not on this machine: with all the rest that is missing here or wrong.
+    """
+    from quintet.config.provenance import RunFileError
+    from quintet.errors import UserError
+
     loaded = loaded_of(config)
-    if loaded is not None:
-        loaded.check_here()
+    if loaded is None or not loaded.not_here:
+        return
+    mistakes, missing = _known_problems(config, on_hub=False)
+    wrong = loaded.located(UserError(*mistakes)).details if mistakes else []
+    raise RunFileError([*wrong, *loaded.lacking(missing)])
+
+
+def beside_mistakes(error: Refused) -> Refused:
+    """Return ``error`` with what is not on this machine, of what the mistakes leave of the run file."""
+    return error if error.left is None else error.beside(_known_problems(error.left.config)[1])
 
 
 @contextmanager
@@ -148,18 +161,19 @@ def check(config: RunConfig, *, strict: bool = False) -> Checked:
     absent = loaded.lacking(missing)
     if mistakes or (strict and absent):
         wrong = loaded.located(UserError(*mistakes)).details if mistakes else []
-        raise RunFileError([*wrong, *(one.not_here for one in absent)])
+        raise RunFileError([*wrong, *(one.not_here for one in absent)] if strict else wrong, () if strict else absent)
     return Checked(summary(config), loaded.notes, tuple(map(str, absent)))
 
 
-def _known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
-    """The mistakes of a run that are found without running it, and what it needs that is not on this machine."""
+def _known_problems(config: RunConfig, *, on_hub: bool = True) -> tuple[list[str], list[str]]:
+    """The mistakes of a run that are found without running it, and what it needs that is not on this machine; what can
+    still be fetched counts only ``on_hub``."""
     from quintet.errors import gathered
     from quintet.train.check import check_inputs_here
     from quintet.trial import known_problems
 
     mistakes, missing = known_problems(config)
-    _, more = gathered([lambda: check_inputs_here(config)])
+    _, more = gathered([lambda: check_inputs_here(config, on_hub=on_hub)])
     keys = {line.partition(": ")[0] for line in missing}
     return mistakes, [*missing, *(line for line in more if line.partition(": ")[0] not in keys)]
 
@@ -187,7 +201,7 @@ def try_run(config: RunConfig, *, keep: bool = False) -> Tried:
     """
     from quintet.trial import try_run as go_through
 
-    _check_here(config)
+    check_here(config)
     return go_through(config, loaded_of(config), keep=keep)
 
 
@@ -236,7 +250,7 @@ def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None
     """
     from quintet.data.prepare import prepare as prepare_data
 
-    _check_here(config)
+    check_here(config)
     with _in_words_of_file(config):
         reporter = reporter or _reporter(config, quiet)
         try:
@@ -259,7 +273,7 @@ def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_f
     from quintet.train.check import check_training
     from quintet.train.loop import train as train_run
 
-    _check_here(config)
+    check_here(config)
     loaded = loaded_of(config)
     try:
         check_training(config)

@@ -93,7 +93,63 @@ def test_a_dataset_that_may_be_a_folder_elsewhere_is_not_here(file: Path, capsys
         code, _, err = run(capsys, verb, str(STLM), *changes)
         assert (code, "trainer.dataset: 'elsewhere' is none of STLM's datasets" in err) == (2, True)
     code, _, err = run(capsys, "check", str(STLM), *changes, "+trainer.foo=1")
-    assert (code, "trainer.foo: unknown key" in err, "(not on this machine)" in err) == (2, True, True)
+    mistake, absent = [line for line in err.splitlines() if line.startswith(("error: ", "not on this machine: "))]
+    assert (code, mistake.startswith("error: command line: trainer.foo: unknown key")) == (2, True)
+    assert absent.startswith("not on this machine: command line: trainer.dataset: 'elsewhere' is none of STLM's")
+
+
+def test_what_is_not_here_is_listed_after_errors_of_loading(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("seed=-1", "optimizer.lr=fast", "nosuch=1")
+    code, out, err = run(capsys, "check", str(file), *wrong)
+    lines = err.splitlines()
+    assert (code, out, len(lines)) == (2, "", len(wrong) + len(KEYS))
+    assert all(line.startswith("error: command line: ") for line in lines[: len(wrong)])
+    for key in KEYS:
+        assert any(line.startswith("not on this machine: run.yaml:") and f" {key}: " in line for line in lines)
+    found = json.loads(run(capsys, "check", str(file), *wrong, "--json")[1])
+    assert (found["ok"], len(found["problems"]), len(found["not_here"])) == (False, len(wrong), len(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("train=null", 4), ("train.steps=null", 4), ("tokenizer=7", 3), ("data.sources=[]", 2), ("model.kind=x", 3)],
+)
+def test_what_stands_in_the_place_of_a_mistake_is_not_listed(
+    file: Path, capsys: pytest.CaptureFixture[str], change: str, told: int
+) -> None:
+    code, _, err = run(capsys, "check", str(file), change)
+    absent = [line for line in err.splitlines() if line.startswith("not on this machine: ")]
+    assert (code, len(absent), "error: " in err) == (2, told, True)
+    assert f" {change.partition('=')[0].removesuffix('.kind')}." not in "".join(absent)
+
+
+@pytest.mark.parametrize("missing", ["trainer.max_iters", "model.context_window", "trainer.dataset"])
+def test_it_is_listed_after_errors_of_a_dialects_file(
+    file: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    changes = ("trainer.dataset=elsewhere", "~model.tokenizer_dataset_name", f"~{missing}", "+trainer.foo=1")
+    code, _, err = run(capsys, "check", str(STLM), *changes, "+quintet.tokenizer={kind: saved, path: gone.json}")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    absent = [line for line in err.splitlines() if line.startswith("not on this machine: ")]
+    assert (code, len(errors)) == (2, 2)
+    assert any("trainer.foo: unknown key" in line for line in errors)
+    assert any(f"{missing}: is missing" in line for line in errors)
+    assert any("gone.json" in line for line in absent)
+    assert any("trainer.dataset" in line for line in absent) == (missing != "trainer.dataset")
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+def test_all_that_is_missing_is_refused_at_once(file: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    changes = ("trainer.dataset=elsewhere", "trainer.eval.text_modeling_eval=false")
+    texts = ("+quintet.evaluate.text_modeling.path=nowhere.txt", "+quintet.tokenizer={kind: saved, path: gone.json}")
+    code, _, err = run(capsys, verb, str(STLM), *changes, *texts)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines)) == (2, 3), err
+    for told in ("trainer.dataset: 'elsewhere'", "nowhere.txt", "gone.json"):
+        assert any(told in line for line in lines)
+    # What can be fetched from the hub is not missing.
+    err = run(capsys, verb, str(STLM), *changes, "+quintet.tokenizer={kind: huggingface, path: some/tokenizer}")[2]
+    assert "some/tokenizer" not in err
 
 
 def test_python_has_the_list_or_raises(file: Path) -> None:

@@ -16,6 +16,7 @@ from tests.helpers import refused
 
 from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.load import Reading, load_run_config
+from quintet.config.provenance import RunFileError
 
 # By dialect: what the dialect's schema refuses, what its rules refuse, what the native schema refuses.
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -62,9 +63,12 @@ def test_every_dialect_has_its_mistakes() -> None:
 def test_a_rule_and_an_unknown_key_of_the_command_line_are_told_together(small_file: SmallFile, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(small_file("stlm", tmp_path / "cache")))
-    told = refused(load_run_config, [file], ["trainer.dataset=nowhere", "+trainer.foo=1"], Reading("stlm"))
-    assert "trainer.foo: unknown key" in told
-    assert "trainer.dataset: 'nowhere' is none of STLM's datasets" in told
+    with pytest.raises(RunFileError) as error:
+        load_run_config([file], ["trainer.dataset=nowhere", "+trainer.foo=1"], Reading("stlm"))
+    mistake, absent = str(error.value).splitlines()
+    assert "trainer.foo: unknown key" in mistake
+    assert "trainer.dataset: 'nowhere' is none of STLM's datasets" in absent
+    assert absent.startswith("not on this machine: ")
 
 
 def test_a_default_that_does_not_fit_is_left_out_with_a_note(small_file: SmallFile, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from quintet.api import lines_not_here
 from quintet.cli.chat import chat
 from quintet.cli.check import check
 from quintet.cli.data import data, prepare
@@ -118,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         for problem in problems:
             echo(f"error: {printable(without_secrets(problem))}", err=True)
+        for line in lines_not_here(map(str, getattr(error, "not_here", ()))):
+            echo(printable(without_secrets(line)), err=True)
         sys.exit(USER_ERROR)
     sys.exit(0)
 

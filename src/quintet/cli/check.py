@@ -37,21 +37,34 @@ def check(
     if keep and not tries:
         raise UserError("--keep: goes with --try; leave it out, or try the run")
     try:
-        config = load(inputs, may_lack=not tries)
+        config = _loaded(inputs, may_lack=not tries)
         if tries:
             _try(config, as_json=as_json, keep=keep)
             return
         found = api.check(config, strict=strict)
     except UserError as error:
+        from quintet.config.provenance import RunFileError
+
         if not as_json:
             raise
-        echo(to_json({"ok": False, "problems": _problems(error)}, indent=2))
+        absent = list(map(str, error.not_here)) if isinstance(error, RunFileError) else []
+        echo(to_json({"ok": False, "problems": _problems(error), "not_here": absent}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
         values = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
         echo(to_json(values, indent=2))
         return
     echo(str(found))
+
+
+def _loaded(inputs: list[str], *, may_lack: bool) -> RunConfig:
+    """The run config that a command line names. Raises UserError with its mistakes and all that is not here."""
+    from quintet.config.load import Refused
+
+    try:
+        return load(inputs, may_lack=may_lack)
+    except Refused as error:
+        raise api.beside_mistakes(error) from None
 
 
 def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:

@@ -137,8 +137,8 @@ def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train", *, m
     )
     loaded = api.loaded_of(config)
     _read.set(loaded)
-    if loaded is not None and not may_lack:
-        loaded.check_here()
+    if not may_lack:
+        api.check_here(config)
     return config
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial, reduce
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,6 @@ class Loaded:
         told = {(one.origin.line, one.key) for one in self.not_here}
         return [*self.not_here, *(one for one in found if (one.origin.line, one.key) not in told)]
 
-    def check_here(self) -> None:
-        """Raise RunFileError where the translation does without what is not on this machine."""
-        if self.not_here:
-            raise RunFileError(self.not_here)
-
     @property
     def original(self) -> Original | None:
         """The file as it was written, of a native one None: the run folder has all that it says."""
@@ -136,6 +132,24 @@ class Loaded:
             origin = origin_of(path, self.provenance)
             found.append(Problem(Origin(origin.file) if not key else origin, key, message))
         return RunFileError(in_its_words(found, self.provenance, self.dialect))
+
+
+class Refused(RunFileError):
+    """The mistakes of run files, and what is ``left`` of the run without them, None where that is no run."""
+
+    def __init__(self, problems: Iterable[Problem], left: Loaded | None, not_here: Iterable[Problem] = ()) -> None:
+        super().__init__(problems, not_here)
+        self.left = left
+
+    def beside(self, missing: Sequence[str]) -> Refused:
+        """The same with all that the files name and this machine lacks: lines of ``missing`` begin with the native key.
+        What stands in the place of a mistake is none of it."""
+        if self.left is None:
+            return self
+        wrong = {one.key for one in self.details}
+        found = [one for one in self.left.lacking(missing) if one.origin.line or one.origin.file is None]
+        sound = [one for one in found if wrong.isdisjoint(accumulate(one.key.split("."), "{}.{}".format))]
+        return Refused(self.details, self.left, sound)
 
 
 def line_in_its_words(line: str, provenance: Provenance, dialect: Dialect | None) -> str:
@@ -264,10 +278,41 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     found = in_its_words(later, document.provenance, dialect)
     found = found if dialect is None else with_those_that_follow(problems, found, dialect)
     if found:
-        raise RunFileError([*found, *(one.not_here for one in not_here)])
+        config = config or _left(values, document.provenance)
+        left = config and Loaded(config, document.provenance, values, dialect, not_here=not_here)
+        raise Refused(found, left, not_here)
     assert config is not None
     remember(config, secret)
     return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to, not_here=not_here)
+
+
+def _left(values: Mapping[str, Any], provenance: Provenance) -> RunConfig | None:
+    """The config that ``values`` are without those that are wrong, with stand-ins for what a run must have; None where
+    that is no run."""
+    left, stand_in = copy.deepcopy(dict(values)), dict(_STAND_IN)
+    while True:
+        try:
+            return RunConfig.model_validate(left)
+        except ValidationError as error:
+            paths = [parse(problem.key) or () for problem in problems_of(error, left, provenance)]
+        before = copy.deepcopy(left)
+        for path in paths:
+            while path and isinstance(path[-1], int):
+                path = path[:-1]
+            around = lookup(left, path[:-1])
+            if path and is_mapping(around) and around.pop(path[-1], None) is None and path in stand_in:
+                around[path[-1]] = stand_in.pop(path)
+        if left == before:
+            return None
+
+
+_STAND_IN: dict[KeyPath, Any] = {
+    ("data",): {"sources": [{"kind": "text", "path": "."}]},
+    ("data", "sources"): [{"kind": "text", "path": "."}],
+    ("train",): {"steps": 1},
+    ("train", "steps"): 1,
+}
+"""Values of what a run must have, for a look at the rest of one where these are missing or wrong."""
 
 
 def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem], list[str]]:

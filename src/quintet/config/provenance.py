@@ -82,11 +82,14 @@ class Problem:
 
 
 class RunFileError(UserError):
-    """All mistakes of a run file at once, each also as a `Problem`, sorted by file and line, the command line last."""
+    """All mistakes of a run file at once, each also as a `Problem`, sorted by file and line, the command line last; and
+    beside them what the file names that is ``not_here``, which is no mistake."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], not_here: Iterable[Problem] = ()) -> None:
         self.details = sorted(set(problems), key=_position)
+        self.not_here = tuple(not_here)
         super().__init__(*map(str, self.details))
+        self.args = ("\n".join([*self.problems, *(f"{NOT_HERE}: {one}" for one in self.not_here)]),)
 
 
 def _position(problem: Problem) -> tuple[bool, str, int, str, str]:

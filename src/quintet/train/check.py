@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -138,40 +139,44 @@ def _check_pictures() -> None:
     check_installed("symusic", "matplotlib", extra="piano", what=what, otherwise=otherwise)
 
 
-def check_inputs_here(config: RunConfig) -> None:
+def check_inputs_here(config: RunConfig, *, on_hub: bool = True) -> None:
     """Raise NotHere for tokenizers, checkpoints, datasets, templates and texts that the run names and this machine
-    lacks; what is on the hub is here once it is in the cache."""
+    lacks; what is ``on_hub`` is here once it is in the cache, and without that as it can be fetched."""
+    hub = partial(_absent, fetched=not on_hub)
     found: list[str] = []
     for source, where in sources_of(config):
         if source.kind == "huggingface" and is_hub_name(source.path):
-            found += _absent(f"{where}.path", source.path, "dataset")
+            found += hub(f"{where}.path", source.path, "dataset")
         template = getattr(getattr(source, "document", None), "template", None)
         if template is not None:
             found += _absent(f"{where}.document.template", template)
     tokenizer, model, text = config.tokenizer, config.model, config.evaluate.text_modeling
     if isinstance(tokenizer, HuggingFaceTokenizerConfig):
-        found += _absent("tokenizer.path", tokenizer.path, "model")
+        found += hub("tokenizer.path", tokenizer.path, "model")
     if isinstance(tokenizer, SavedTokenizerConfig) and run_named(tokenizer.path) is None:
         found += _absent("tokenizer.path", tokenizer.path)
     if isinstance(model, HuggingFaceConfig):
         if model.pretrained or "/" in model.name_or_path:
-            found += _absent("model.name_or_path", model.name_or_path, "model")
+            found += hub("model.name_or_path", model.name_or_path, "model")
     elif isinstance(model.init, PretrainedInitConfig) and run_named(model.init.path) is None:
-        found += _absent("model.init.path", model.init.path, "model")
+        found += hub("model.init.path", model.init.path, "model")
     if text is not None and text.path is not None and not is_remote(text.path):
         found += _absent("evaluate.text_modeling.path", text.path)
     if found:
         raise NotHere(*found)
 
 
-def _absent(key: str, name: str, on_hub: Literal["model", "dataset"] | None = None) -> list[str]:
-    """A line where ``name`` is no file or folder, and no repository in the cache of the hub if it may be ``on_hub``."""
+def _absent(
+    key: str, name: str, on_hub: Literal["model", "dataset"] | None = None, *, fetched: bool = False
+) -> list[str]:
+    """A line where ``name`` is no file or folder, and no repository in the cache of the hub if it may be ``on_hub``,
+    where any is as good as there if it can be ``fetched``."""
     if (placeholder := placeholder_problem(key, name)) is not None:
         return [placeholder]
     if is_path(name):
         return []
     if on_hub is None or not is_hub_name(name):
         return [f"{key}: there is no {name} in {Path.cwd()}"]
-    if in_hub_cache(name, on_hub):
+    if fetched or in_hub_cache(name, on_hub):
         return []
     return [f"{key}: {name} is no folder here, and not in the cache of the hub"]

@@ -45,7 +45,7 @@ def translate(
     own, native_part = _apart(document)
     given = SchemaFile(dialect, dialect.shape(own), purpose, native_part.values if native_part else None, variables)
     if given.theirs is None:
-        raise RunFileError([*given.problems, *(one.not_here for one in given.not_here)])
+        raise RunFileError(given.problems, given.not_here)
     problems, native = given.problems, NativeBuilder(given)
     given.problems = []
     for key in dialect.keys:
