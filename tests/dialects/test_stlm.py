@@ -249,6 +249,16 @@ def test_lora(make_hf: Make) -> None:
     assert sum(one.requires_grad for one in own(wider).parameters()) == 4
 
 
+def test_a_checkpoint_keeps_its_embedding_head_and_tokenizer(make_hf: Make) -> None:
+    """A new embedding or head has other ids than the checkpoint, so that its own would be wrong in their place."""
+    kept = "hf_core keeps the embedding, the head and the tokenizer of its checkpoint"
+    for name in ("embedding_model_type", "lm_head_type"):
+        assert kept in refused(make_hf, {f"model.{name}": "generic"})
+    told = make_hf({"model.tokenizer_type": "gpt2"})
+    assert told.config.tokenizer.kind == "huggingface"
+    assert any("model.tokenizer_type: hf_embedder has the tokenizer" in note for note in told.loaded.notes)
+
+
 @each_changes("value", ("model.embedding_model_type", "hf_embedder"), ("model.lm_head_type", "hf_head"))
 def test_a_part_of_hf_alone(make: Make, key: str, value: str) -> None:
     assert "goes with core_model_type: hf_core alone" in refused(make, {key: value})

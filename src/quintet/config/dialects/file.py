@@ -18,6 +18,8 @@ from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
 from quintet.errors import nearest
 
+_ALSO = "; the same of "
+
 
 class SchemaFile:
     """The keys of one file, or of several merged, as the schema of ``dialect`` reads them.
@@ -92,7 +94,7 @@ class SchemaFile:
         """Note that what the file says at ``path`` cannot be followed."""
         steps = path_of(path)
         origin = self._provenance.get(steps) or origin_of(steps, self.document.provenance)
-        self.problems.append(Problem(origin, origin.key or path, message))
+        self._tell(origin, origin.key or path, message)
 
     def lack(self, path: str, message: str) -> None:
         """Note that what the file names at ``path`` is not on this machine."""
@@ -144,7 +146,7 @@ class SchemaFile:
         if role.unsupported and not noop and not self._is_replaced(key):
             mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
             mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
-            self._refuse_unsupported(path, role.unsupported + mend)
+            self._tell(origin_of(path, self.document.provenance), show(path), role.unsupported + mend)
             self._refused.add(known)
             return
         before = lookup(self.values, known)
@@ -156,16 +158,17 @@ class SchemaFile:
             self._given[known] = key
             self._put(known, value, path)
 
-    def _refuse_unsupported(self, path: KeyPath, reason: str) -> None:
-        """Note that the key at ``path`` cannot be followed: in one line with others of the file for the same reason."""
-        origin = origin_of(path, self.document.provenance)
-        index, others = self._alike.setdefault((origin.file, reason), (len(self.problems), []))
+    def _tell(self, origin: Origin, key: str, message: str, reason: str | None = None) -> None:
+        """Note that ``key`` cannot be followed: in one line with others of the file for the same ``reason``, which is
+        the ``message`` where not given."""
+        index, others = self._alike.setdefault((origin.file, reason or message), (len(self.problems), []))
         if index == len(self.problems):
-            self.problems.append(Problem(origin, show(path), reason))
+            self.problems.append(Problem(origin, key, message))
             return
-        others.append(show(path) if origin.line is None else f"{show(path)} (line {origin.line})")
+        others.append(key if origin.line is None else f"{key} (line {origin.line})")
         first = self.problems[index]
-        self.problems[index] = Problem(first.origin, first.key, f"{reason}; the same of {', '.join(others)}")
+        told = first.message.partition(_ALSO)[0]
+        self.problems[index] = Problem(first.origin, first.key, f"{told}{_ALSO}{', '.join(others)}")
 
     def _is_replaced(self, key: KeyInfo) -> bool:
         """True if the section `quintet:` says all the native keys that ``key`` has a say in."""

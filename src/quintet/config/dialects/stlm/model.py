@@ -21,6 +21,7 @@ TIED = {
     "model.tie_feedforward": ("generic_ffn_sharing", "generic_ffn_qproj_sharing"),
     "model.tie_attention_output": ("generic_cproj_shared", "generic_ffn_qproj_sharing"),
 }
+OF_CHECKPOINT = "core_model_type: hf_core keeps the embedding, the head and the tokenizer of its checkpoint"
 TRAINED = ("bpe", "bpe-retrain")
 LOW_RANK = ("ffn_lora_sharing", "weight_sharing")
 OF_INIT = {"gain": "xavier", "mode": "kaiming", "nonlinearity": "kaiming"}
@@ -194,19 +195,23 @@ def pretrained(theirs: File, native: NativeBuilder) -> None:
     unread = [key for key in native.within("model") if key.removeprefix("model.") not in (*OF_HF, *OF_EITHER)]
     if unread:
         native.say(f"{', '.join(unread)}: the checkpoint of core_model_type: hf_core says this itself")
-    if model.embedding_model_type == "generic" or model.lm_head_type == "generic":
-        native.say("model: embedding and head are those of the checkpoint, and learn also where its core is frozen")
-    if model.tokenizer_type in (None, "hf") or model.embedding_model_type == "hf_embedder":
-        native.set("tokenizer", {"kind": "huggingface", "path": model.model_string}, "model.model_string")
-    else:
-        tokenizer(theirs, native)
+    parts = {"embedding_model_type": model.embedding_model_type, "lm_head_type": model.lm_head_type}
+    for name, part in parts.items():
+        if native.has(f"model.{name}") and not part.startswith("hf_"):
+            native.refuse(f"model.{name}", f"{OF_CHECKPOINT}; set hf_embedder and hf_head")
+    if model.tokenizer_type not in (None, "hf"):
+        if not native.has("model.embedding_model_type"):
+            native.refuse("model.tokenizer_type", f"{OF_CHECKPOINT}; leave it out")
+        elif model.embedding_model_type == "hf_embedder":
+            native.say("model.tokenizer_type: hf_embedder has the tokenizer of its checkpoint, whatever it says")
+    native.set("tokenizer", {"kind": "huggingface", "path": model.model_string}, "model.model_string")
 
 
 def tokenizer(theirs: File, native: NativeBuilder) -> None:
     """Translate `tokenizer_type` and what belongs to it."""
     model, key = theirs.model, "model.tokenizer_type"
-    kind, rows, generic = model.tokenizer_type, model.vocab_size, model.core_model_type != "hf_core"
-    if generic and rows is not None:
+    kind, rows = model.tokenizer_type, model.vocab_size
+    if rows is not None:
         native.set("model.vocab_size", rows, "model.vocab_size")
     if kind == "hf":
         native.refuse(key, "is the tokenizer of the checkpoint of core_model_type: hf_core; name another one")
