@@ -22,6 +22,11 @@ from quintet.errors import one_line
 
 _YAML: Any = yaml  # whose stubs leave open what composing and scanning give
 _DEEPEST, _MOST_VALUES, _MOST_DIGITS = 60, 20_000, 4000
+_WANDB = "_wandb"
+_RECORD = (
+    "the file is the record that Weights & Biases keeps of a run, with each value under `value`, and no run file; name "
+    "the file that the run was started with"
+)
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9_]+[eE][-+]?[0-9]+")
@@ -90,6 +95,9 @@ def read_document(
         what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         origin = Origin(name, root.start_mark.line + 1)
         raise RunFileError([Problem(origin, "", f"a run file is a mapping of keys to values, this one is {what}")])
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == _WANDB:
+            raise RunFileError([Problem(Origin(name, key.start_mark.line + 1), _WANDB, _RECORD)])
     reading = _Lines(name, {(): Origin(name, root.start_mark.line + 1)}, [], [])
     if listed:
         reading.provenance[(list_key,)] = reading.provenance[()]

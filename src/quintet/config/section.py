@@ -209,7 +209,7 @@ class Before:
 class Value:
     """Annotation of a key whose values pydantic's types do not describe: in words what is accepted, how one is read,
     which raises ValueError saying what is expected, how what was read is written in a file, which raises ValueError
-    where there is no word for it, and its JSON Schema.
+    where there is no word for it, its JSON Schema, and why a value that is meant to be there is not accepted.
 
         activation: Annotated[str, one_of({"swish": "silu", "relu": "relu"})] = key("relu", "…")
     """
@@ -218,6 +218,7 @@ class Value:
     read: Callable[[Any], Any]
     write: Callable[[Any], Any] = lambda value: value
     json: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    why_not: Callable[[Any], str | None] = lambda value: None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_plain_validator_function(self.read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -17,8 +18,6 @@ from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
 from quintet.errors import nearest
-
-_ALSO = "; the same of "
 
 
 class SchemaFile:
@@ -51,11 +50,12 @@ class SchemaFile:
         self._given: dict[KeyPath, KeyInfo] = {}
         self._refused: set[KeyPath] = set()
         self._replaced: set[KeyPath] = set()  # what was wrong or missing: a default or a stand-in is there
-        self._alike: dict[tuple[str | None, str], tuple[int, list[str]]] = {}  # by reason: the problem, and other keys
+        self._alike: dict[tuple[str | None, str], list[tuple[Problem, str]]] = {}  # by reason, with the values
         self._provenance: dict[KeyPath, Origin] = {(): document.provenance[()]}
         self._gather(document.values, ())
         _fill(self.values, dialect.top)
         self._validate()
+        self._join_alike()
 
     def default(self, path: str) -> Any:
         """The default of the key ``path``, which the file does not give, as it is read."""
@@ -94,7 +94,7 @@ class SchemaFile:
         """Note that what the file says at ``path`` cannot be followed."""
         steps = path_of(path)
         origin = self._provenance.get(steps) or origin_of(steps, self.document.provenance)
-        self._tell(origin, origin.key or path, message)
+        self.problems.append(Problem(origin, origin.key or path, message))
 
     def lack(self, path: str, message: str) -> None:
         """Note that what the file names at ``path`` is not on this machine."""
@@ -146,7 +146,9 @@ class SchemaFile:
         if role.unsupported and not noop and not self._is_replaced(key):
             mend = f"; {' or '.join(map(shown, role.noop_values))} is accepted" if role.noop_values else ""
             mend += f"; without it, `quintet:` must say {' and '.join(role.affects)}" if role.affects else ""
-            self._tell(origin_of(path, self.document.provenance), show(path), role.unsupported + mend)
+            reason = role.unsupported + mend
+            problem = Problem(origin_of(path, self.document.provenance), show(path), reason)
+            self.problems.append(self._note(problem, reason))
             self._refused.add(known)
             return
         before = lookup(self.values, known)
@@ -158,17 +160,30 @@ class SchemaFile:
             self._given[known] = key
             self._put(known, value, path)
 
-    def _tell(self, origin: Origin, key: str, message: str, reason: str | None = None) -> None:
-        """Note that ``key`` cannot be followed: in one line with others of the file for the same ``reason``, which is
-        the ``message`` where not given."""
-        index, others = self._alike.setdefault((origin.file, reason or message), (len(self.problems), []))
-        if index == len(self.problems):
-            self.problems.append(Problem(origin, key, message))
-            return
-        others.append(key if origin.line is None else f"{key} (line {origin.line})")
-        first = self.problems[index]
-        told = first.message.partition(_ALSO)[0]
-        self.problems[index] = Problem(first.origin, first.key, f"{told}{_ALSO}{', '.join(others)}")
+    def _note(self, problem: Problem, reason: str | None, value: str = "") -> Problem:
+        """``problem``, noted as one for a ``reason`` that others of the file may have too; it is with a key, or with
+        the ``value`` of one."""
+        if reason is not None:
+            self._alike.setdefault((problem.origin.file, reason), []).append((problem, value))
+        return problem
+
+    def _join_alike(self) -> None:
+        """Make one line of all problems of a file for the same reason, at the first of its keys."""
+        for (_, reason), noted in self._alike.items():
+            places = {id(problem): index for index, problem in enumerate(self.problems)}
+            alike = [(problem, value) for problem, value in noted if id(problem) in places]
+            if len(alike) < 2:
+                continue
+            (first, said), *others = sorted(alike, key=lambda one: one[0].origin.line or math.inf)
+            also = [
+                " ".join(filter(None, (one.key, value, f"(line {one.origin.line})" if one.origin.line else "")))
+                for one, value in others
+            ]
+            told = " ".join(filter(None, (said, reason)))
+            index = min(places[id(problem)] for problem, _ in alike)
+            self.problems[index] = Problem(first.origin, first.key, f"{told}; the same of {', '.join(also)}")
+            gone = {id(problem) for problem, _ in alike}
+            self.problems = [problem for problem in self.problems if id(problem) not in gone]
 
     def _is_replaced(self, key: KeyInfo) -> bool:
         """True if the section `quintet:` says all the native keys that ``key`` has a say in."""
@@ -229,7 +244,10 @@ class SchemaFile:
         for problem in problems_of(error, self.values, provenance, self.dialect.schema):
             path = parse(problem.key) or ()
             origin = self._provenance.get(path) or problem.origin
-            found.append((path, Problem(origin, origin.key or problem.key, problem.message)))
+            key, value = self.dialect.find(path), lookup(self.values, path)
+            reason = key.special.why_not(value) if key is not None and key.special is not None else None
+            wrong = Problem(origin, origin.key or problem.key, problem.message)
+            found.append((path, self._note(wrong, reason, shown(value))))
         return found
 
     def _replace(self, path: KeyPath) -> bool:

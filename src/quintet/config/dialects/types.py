@@ -41,12 +41,15 @@ def one_of(
     known = dict(by or {word: word for word in words})
     lower = {word.lower(): word for word in known}
 
+    def why_not(value: Any) -> str | None:
+        return why.get(value.lower() if any_case else value) if why and isinstance(value, str) else None
+
     def read(value: Any) -> Any:
         found = lower.get(value.lower()) if any_case and isinstance(value, str) else value
         if isinstance(found, str) and found in known:
             return known[found]
         message = f"must be one of {', '.join(known)}"
-        reason = why.get(value.lower() if any_case else value) if why and isinstance(value, str) else None
+        reason = why_not(value)
         if reason:
             raise ValueError(f"{message}; {value!r} {reason}")
         like = nearest(str(value), known)
@@ -61,7 +64,7 @@ def one_of(
     *first, last = known
     spelled = [*known, *map(str.lower, known), *map(str.upper, known)] if any_case else known
     told = f"{', '.join(first)} or {last}" if first else last
-    return Value(told, read, write, {"enum": list(dict.fromkeys(spelled))})
+    return Value(told, read, write, {"enum": list(dict.fromkeys(spelled))}, why_not)
 
 
 def finite(value: Any, wanted: str) -> int | float:

@@ -196,9 +196,9 @@ def pretrained(theirs: File, native: NativeBuilder) -> None:
     if unread:
         native.say(f"{', '.join(unread)}: the checkpoint of core_model_type: hf_core says this itself")
     parts = {"embedding_model_type": model.embedding_model_type, "lm_head_type": model.lm_head_type}
-    for name, part in parts.items():
-        if native.has(f"model.{name}") and not part.startswith("hf_"):
-            native.refuse(f"model.{name}", f"{OF_CHECKPOINT}; set hf_embedder and hf_head")
+    new = [f"model.{name}" for name, part in parts.items() if native.has(f"model.{name}") and part[:3] != "hf_"]
+    if new:
+        native.refuse(new[0], f"{OF_CHECKPOINT}; set embedding_model_type: hf_embedder and lm_head_type: hf_head")
     if model.tokenizer_type not in (None, "hf"):
         if not native.has("model.embedding_model_type"):
             native.refuse("model.tokenizer_type", f"{OF_CHECKPOINT}; leave it out")
