@@ -148,7 +148,7 @@ def test_a_notebook_shows_the_curve(run: quintet.Run, monkeypatch: pytest.Monkey
 
 
 def test_texts_are_those_of_the_command(run: quintet.Run, command: Command) -> None:
-    model, options = quintet.load(run), {"max_tokens": 12, "seed": 7}
+    model = quintet.load(run)
     _, out, _ = command("generate", "tiny", "--prompt", "the cat", "--max-tokens", "12", "--seed", "7")
     text = model.generate("the cat", max_tokens=12, seed=7)
     assert f"the cat{text}\n" == out
@@ -157,7 +157,7 @@ def test_texts_are_those_of_the_command(run: quintet.Run, command: Command) -> N
     asked = [part for prompt in prompts for part in ("--prompt", prompt)]
     _, out, _ = command("generate", "tiny", *asked, "--json", "--max-tokens", "12", "--seed", "7", "--batch-size", "2")
     told = [json.loads(line)["text"] for line in out.splitlines()]
-    assert model.generate(prompts, batch_size=2, **options) == told
+    assert model.generate(prompts, batch_size=2, max_tokens=12, seed=7) == told
     assert not torch.is_autocast_enabled("cpu")
     with pytest.raises(quintet.UserError, match="top_p: 2 must be"):
         model.generate("the", top_p=2)
@@ -232,9 +232,13 @@ def test_weights_of_a_byte_are_rounded_within_their_step(
     assert len(layers) >= 2 * 4
     for name, layer in layers.items():
         held = rounded.model.get_submodule(name)
-        found, exact = held.weight.float() * held.scale[:, None], layer.weight.detach()
-        assert held.weight.element_size() == 1
-        step = held.scale[:, None] / 2 if weights == "int8" else exact.abs() / 16 + held.scale[:, None] * 2**-10
+        narrow, scales = held.weight, held.scale
+        assert isinstance(narrow, torch.Tensor)
+        assert isinstance(scales, torch.Tensor)
+        scale = scales[:, None]
+        found, exact = narrow.float() * scale, layer.weight.detach()
+        assert narrow.element_size() == 1
+        step = scale / 2 if weights == "int8" else exact.abs() / 16 + scale * 2**-10
         assert ((found - exact).abs() <= step * 1.0001).all()
         x = torch.randn(3, exact.shape[1])
         expected = torch.nn.functional.linear(x, found, layer.bias)
@@ -263,8 +267,8 @@ class Shown(doctest.OutputChecker):
     """Compares what is shown, but for its figures, which differ between machines."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
-        masked = [re.sub(r"\d[\d,.e+-]*", "0", text) for text in (want, got)]
-        return super().check_output(*masked, optionflags | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        want, got = (re.sub(r"\d[\d,.e+-]*", "0", text) for text in (want, got))
+        return super().check_output(want, got, optionflags | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 
 
 def play(blocks: list[tuple[str, str]]) -> None:

@@ -19,6 +19,8 @@ from tests.helpers import measured
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import Loaded
+from quintet.config.model import TransformerConfig
+from quintet.config.position import RopeConfig
 from quintet.errors import UserError
 from quintet.train.schedule import learning_rate
 
@@ -120,8 +122,10 @@ def test_generations_may_be_mixed_section_by_section(read: Callable[..., Loaded]
 
 
 def test_learned_positions_may_stand_beside_rotary_attention(read: Callable[..., Loaded]) -> None:
-    position = read(G3, {"model.embedding_positional_encoding": "learned"}).config.model.position  # pyright: ignore
-    assert (position.kind, position.learned) == ("rope", True)
+    model = read(G3, {"model.embedding_positional_encoding": "learned"}).config.model
+    assert isinstance(model, TransformerConfig)
+    assert isinstance(model.position, RopeConfig)
+    assert model.position.learned is True
     assert "sincos does not go with" in problems(read, G3, {"model.embedding_positional_encoding": "sincos"})
 
 

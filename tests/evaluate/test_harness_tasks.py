@@ -48,7 +48,14 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     made = tokenizers.ByteLevelBPETokenizer()
     made.train_from_iterator(["the cat sat"], vocab_size=280, special_tokens=["<end>"], show_progress=False)
     PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<end>").save_pretrained(folder)
-    sizes = {"n_positions": 256, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {
+        "n_positions": 256,
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     GPT2LMHeadModel(GPT2Config(vocab_size=made.get_vocab_size(), **sizes)).save_pretrained(folder)
     return load_writer(str(folder), precision=None)
 

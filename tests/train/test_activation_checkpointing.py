@@ -38,6 +38,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def model_of(how: int | str, parts: str = "plain") -> Transformer:
     model = build_model(TransformerConfig.model_validate(SHAPE | PARTS[parts]), 50, 16, seed=3)
+    assert isinstance(model, Transformer)
     checkpoint_activations(model.blocks, how)  # pyright: ignore[reportArgumentType]
     return model
 

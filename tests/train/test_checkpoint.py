@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.helpers import Command, run_config
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -21,7 +22,7 @@ from quintet.config.model import TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
-from quintet.model import Transformer, build_model
+from quintet.model import Model, build_model
 from quintet.train import checkpoint
 from quintet.train.checkpoint import (
     Checkpointer,
@@ -60,7 +61,7 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TorchEngine:
+def engine_of(model: Any, optimizer: torch.optim.Optimizer) -> TorchEngine:
     config = run_config()
     scaler, compute = torch.amp.GradScaler("cpu", enabled=False), Compute(torch.device("cpu"), "fp32", False, "test")
     return TorchEngine(model, model, optimizer, scaler, config, config.batch, compute)
@@ -97,11 +98,11 @@ def test_tied_weights_are_stored_once_and_go_on_bit_for_bit(tmp_path: Path, tied
         {"layers": 3, "width": 16, "attention": {"heads": 2}, **{name: name in tied for name in TIES}}
     )
 
-    def start(seed: int) -> tuple[Transformer, torch.optim.Optimizer]:
+    def start(seed: int) -> tuple[Model, torch.optim.Optimizer]:
         model = build_model(config, 20, 8, seed)
         return model, build_optimizer(AdamWConfig(lr=0.1), model)
 
-    def step(model: Transformer, optimizer: torch.optim.Optimizer, index: int) -> float:
+    def step(model: Model, optimizer: torch.optim.Optimizer, index: int) -> float:
         ids = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(index))
         loss = model(ids).log_softmax(-1)[..., 0].sum()
         loss.backward()
@@ -384,7 +385,7 @@ def test_a_chat_template_that_was_edited_is_named_when_the_run_continues(
 
 
 def test_a_copy_of_what_is_spread_over_processes_stays_on_the_host_and_as_it_was(tmp_path: Path) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -395,7 +396,9 @@ def test_a_copy_of_what_is_spread_over_processes_stays_on_the_host_and_as_it_was
         for value in (1.0, 5.0):  # the second time into the memory of the first
             spread.to_local().fill_(value)
             plain.fill_(value)
-            found = checkpointer._stager.stage({"several": [spread, plain, 3]})["several"]
+            found = checkpointer._stager.stage({"several": [spread, plain, 3]})
+            assert isinstance(found, dict)
+            found = found["several"]
             spread.to_local().zero_()
             plain.zero_()
             assert (found[0].to_local().tolist(), found[1].tolist(), found[2]) == ([value] * 4, [value] * 2, 3)

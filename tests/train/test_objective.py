@@ -91,7 +91,7 @@ def test_next_tokens_are_predicted_from_the_batch_as_it_is() -> None:
 
 def test_the_mask_has_a_row_of_its_own_that_is_never_predicted() -> None:
     model = build_model(TransformerConfig(layers=1, width=32), VOCAB, LENGTH, seed=0, extra_rows=1)
-    assert model.embedding.weight.shape == (VOCAB + 1, 32)
+    assert model.state_dict()["embedding.weight"].shape == (VOCAB + 1, 32)
     batch = objective_of(MaskedLossConfig(kind="masked")).prepare(batch_of(), "train", 0)
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
     loss = objective_of(MaskedLossConfig(kind="masked")).loss(model, inputs, targets)
@@ -155,5 +155,6 @@ def test_documents_of_the_batch_reach_the_mask() -> None:
         for part in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH))
     ]
     assert apart.item() != pytest.approx(objective.loss(model, *arrays[:2]).item(), rel=1e-4)
+    assert isinstance(model.config, TransformerConfig)
     assert model.config.position.kind == "rope"  # which sees distances alone, so that the second half is itself
     torch.testing.assert_close(apart, sum(halves), rtol=1e-4, atol=1e-4)
