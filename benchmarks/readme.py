@@ -29,6 +29,8 @@ def printed(command: str, readme: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in FILE.findall(readme):
             (Path(folder) / name).write_text(f"# {name}\n{text}", encoding="utf-8")
+        (Path(folder) / "my/texts").mkdir(parents=True)  # what mine.yaml reads
+        (Path(folder) / "my/texts/0.txt").write_text("A text.\n", encoding="utf-8")
         (Path(folder) / "examples").symlink_to(REPOSITORY / "examples")
         environment = os.environ | {"COLUMNS": "200", "DATA_ROOT": folder}
         done = subprocess.run(

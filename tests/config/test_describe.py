@@ -140,7 +140,7 @@ def test_types_are_said_in_plain_words() -> None:
     words = {key.path: key.type for key in walk(run_file())}
     assert words["train.steps"] == "whole number or null"
     assert words["train.compile"] == "auto, true or false"
-    assert words["train.precision"] == "auto, fp32, bf16 or fp16"
+    assert words["train.precision"] == "auto, fp32, tf32, bf16 or fp16"
     assert words["optimizer.betas"] == "list of 2 numbers"
     assert words["sample.prompts"] == "list of texts"
     assert words["data.sources[]"] == "list of sections"

@@ -50,7 +50,7 @@ parallel: {kind: [auto]}
     assert problems(tmp_path, text, "seed=-1", "runs_dir=5", "optimiser.lr=3", "lr=2") == [
         "1: train.clip_norm: must be a number or null, found true",
         "1: train.compile: must be auto, true or false, found 'x'",
-        "1: train.precision: must be auto, fp32, bf16 or fp16, found 'bf61'; did you mean bf16?",
+        "1: train.precision: must be auto, fp32, tf32, bf16 or fp16, found 'bf61'; did you mean bf16?",
         "1: train.steps: must be at least 1 steps, found 0",
         "1: train.tokens: must be a whole number of tokens or null, found 3.5",
         "4: data.sources[0].path: is missing, and kind 'text' needs it: files, globs (`**` enters "

@@ -103,7 +103,11 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
         return values
 
     fakes = {
-        "wandb": {"init": init, "Html": str},
+        "wandb": {
+            "init": init,
+            "Html": str,
+            "setup": lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline")),
+        },
         "mlflow": {"MlflowClient": Client, "entities": SimpleNamespace(Metric=kept, Param=kept, RunTag=kept)},
     }
     for name, attributes in fakes.items():
@@ -121,7 +125,7 @@ LOGGED: dict[str, dict[str, Any]] = {
     "vectorlm": {"quintet.train": {"log_every": 3}},  # it has no key for this; `logging_steps` evaluates
 }
 """Seven steps, or eight, of which each third is logged."""
-TRACKERS = {"quintet.track": [{"kind": "wandb"}, {"kind": "mlflow", "tracking_uri": "http://nowhere"}]}
+TRACKERS = {"quintet.track": [{"kind": "wandb"}, {"kind": "mlflow", "tracking_uri": "mlruns"}]}
 
 
 def test_trackers_get_training_metrics_at_the_steps_that_the_file_says(

@@ -134,7 +134,7 @@ import quintet.cli
 from quintet.errors import UserError
 def app(*args, **kwargs):
     raise {error}
-quintet.cli.app = app
+quintet.cli._command = lambda: app
 main([])
 """
 

@@ -206,10 +206,10 @@ def sources_of(name: str) -> list[dict[str, Any]]:
     if name.count("/") == 1:
         return [{"kind": "huggingface", "path": name}]
     like = nearest(name, [*REGISTRY, *MIXES, *UNREADABLE])
-    meant = f"did you mean {like!r}? Else " if like else ""
-    raise NotHere(
-        f"{name!r} is none of STLM's datasets, and there is no such file; {meant}give a path (./{name}) or OWNER/NAME"
-    )
+    told = f"{name!r} is none of STLM's datasets, and there is no such file"
+    if like:
+        raise ValueError(f"{told}; did you mean {like!r}? Else give a path (./{name}) or OWNER/NAME")
+    raise NotHere(f"{told}; give a path (./{name}) or OWNER/NAME")
 
 
 def _registered(name: str) -> dict[str, Any]:
