@@ -97,14 +97,12 @@ def check_here(config: RunConfig) -> None:
     Raises UserError where something of it is not on this machine: with all the rest that is missing here or wrong.
     """
     from quintet.config.provenance import RunFileError
-    from quintet.errors import UserError
 
     loaded = loaded_of(config)
     if loaded is None or not loaded.not_here:
         return
     mistakes, missing = _known_problems(config, on_hub=False)
-    wrong = loaded.located(UserError(*mistakes)).details if mistakes else []
-    raise RunFileError([*wrong, *loaded.lacking(missing)])
+    raise RunFileError([*loaded.placed(mistakes), *loaded.lacking(missing)])
 
 
 def beside_mistakes(error: Refused) -> Refused:
@@ -160,7 +158,7 @@ def check(config: RunConfig, *, strict: bool = False) -> Checked:
         return Checked(summary(config), (), tuple(missing))
     absent = loaded.lacking(missing)
     if mistakes or (strict and absent):
-        wrong = loaded.located(UserError(*mistakes)).details if mistakes else []
+        wrong = loaded.placed(mistakes)
         raise RunFileError([*wrong, *(one.not_here for one in absent)] if strict else wrong, () if strict else absent)
     return Checked(summary(config), loaded.notes, tuple(map(str, absent)))
 
@@ -320,10 +318,10 @@ def load(
     ``run`` is a `Run`, a run folder or the name of a run under runs/, a folder `checkpoints/step-…` in one, or a folder
     of Hugging Face's form or its name on the hub. ``checkpoint`` is latest, best (lowest validation loss) or a step.
     Without a ``precision`` it is computed in that of its training, and a checkpoint of others in fp32; auto takes for
-    these the fastest that is safe here, as `quintet generate` does. ``weights`` of
-    matrix products are wide (fp32), narrow (in the precision of the products, as `quintet generate` holds them: no
-    result changes, and ``model`` called by itself then needs ``compute.autocast()``), or rounded to a byte each, int8
-    or float8. Raises UserError where there is no such run or checkpoint.
+    these the fastest that is safe here, as `quintet generate` does. ``weights`` of matrix products are wide (fp32),
+    narrow (in the precision of the products, as `quintet generate` holds them: no result changes, and ``model`` called
+    by itself then needs ``compute.autocast()``), or rounded to a byte each, int8 or float8. Raises UserError where
+    there is no such run or checkpoint.
     """
     from quintet.results import Run
     from quintet.train.trained import load_model

@@ -426,10 +426,15 @@ def test_what_is_at_a_path_and_what_is_not() -> None:
 def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"name: a\nextends: {names}\n")
+    assert only_problem(file).startswith(f"{file}:2: {message}")
+
+
+def only_problem(file: Path) -> str:
+    """The one problem for which ``file`` is refused."""
     with pytest.raises(UserError) as raised:
         load_run_config([file])
     (problem,) = raised.value.problems
-    assert problem.startswith(f"{file}:2: {message}")
+    return problem
 
 
 @pytest.mark.parametrize(
@@ -446,8 +451,6 @@ def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: s
 def test_a_number_that_no_run_has_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"data: {{sources: [{{kind: python_stdlib}}]}}\ntrain: {{steps: 1}}\noptimizer:\n  {text}\n")
-    with pytest.raises(UserError) as raised:
-        load_run_config([file])
-    (problem,) = raised.value.problems
+    problem = only_problem(file)
     assert message in problem
     assert re.match(rf"{file}:[45]: ", problem)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from tests.helpers import PEAK, records, refused, run_config, write_corpus
+from tests.helpers import records, refused, run_config, whole_like_its_parts, write_corpus
 from torch import Tensor
 
 from quintet.config.documents import IGNORED
@@ -27,8 +27,6 @@ from quintet.model.byte_level import ByteEmbedding, ByteHead, Spelling, cut_ids
 from quintet.model.count import count_parameters
 from quintet.plan import make_plan
 from quintet.tokenize import Tokenizer
-from quintet.track.console import Reporter
-from quintet.train.loop import train
 from quintet.train.objective import Objective
 from quintet.train.trained import load_trained
 
@@ -281,12 +279,7 @@ def test_a_run_trains_continues_to_the_bit_and_is_read(tmp_path: Path, masked: b
             evaluate={"every": 3, "samples": 8},
         )
 
-    whole = train(config("whole", 6), Reporter(), peak_flops=PEAK).run
-    train(config("parts", 3), Reporter(), peak_flops=PEAK)
-    parts = train(config("parts", 6), Reporter(), peak_flops=PEAK).run
-    assert records(parts.folder) == records(whole.folder)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, parts.model.state_dict()[name]), name
+    whole = whole_like_its_parts(config)
     losses = [row["train/loss"] for row in records(whole.folder) if "train/loss" in row]
     assert losses[-1] < losses[0] - 0.05
     plan = make_plan(config("whole", 6))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import PEAK, measured, records, run_config, write_corpus
+from tests.helpers import PEAK, measured, run_config, whole_like_its_parts, write_corpus
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 
@@ -135,12 +135,7 @@ def test_a_run_continues_to_the_bit_and_a_run_starts_from_it(tmp_path: Path) -> 
             evaluate={"every": 3, "at_start": bool(more)},
         )
 
-    whole = train(config("whole", 6), Reporter(), peak_flops=PEAK).run
-    train(config("parts", 3), Reporter(), peak_flops=PEAK)
-    parts = train(config("parts", 6), Reporter(), peak_flops=PEAK).run
-    assert records(parts.folder) == records(whole.folder)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, parts.model.state_dict()[name]), name
+    whole = whole_like_its_parts(config)
     planned = make_plan(config("whole", 6)).parameters
     assert planned is not None
     assert planned.total == sum(p.numel() for p in whole.model.parameters())

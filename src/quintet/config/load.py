@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
-from quintet.config.dialects.file import with_those_that_follow
+from quintet.config.dialects.file import leave_out, with_those_that_follow
 from quintet.config.dialects.native import Output
 from quintet.config.dialects.translate import (
     EXTENSION,
@@ -81,12 +81,15 @@ class Loaded:
     files: Mapping[Path, bytes] = field(default_factory=dict[Path, bytes])
     not_here: tuple[Problem, ...] = ()
 
+    def placed(self, lines: Sequence[str]) -> list[Problem]:
+        """``lines``, each of which begins with a native key, as problems with the places and the words of the file."""
+        return self.located(UserError(*lines)).details if lines else []
+
     def lacking(self, missing: Sequence[str]) -> list[Problem]:
         """Everything that the file names and this machine lacks: what the translation does without, and what else is
         ``missing``, lines that begin with a native key. Each key is told once."""
-        found = self.located(UserError(*missing)).details if missing else []
         told = {(one.origin.line, one.key) for one in self.not_here}
-        return [*self.not_here, *(one for one in found if (one.origin.line, one.key) not in told)]
+        return [*self.not_here, *(one for one in self.placed(missing) if (one.origin.line, one.key) not in told)]
 
     @property
     def original(self) -> Original | None:
@@ -295,22 +298,16 @@ def _left(values: Mapping[str, Any], provenance: Provenance) -> RunConfig | None
             return RunConfig.model_validate(left)
         except ValidationError as error:
             paths = [parse(problem.key) or () for problem in problems_of(error, left, provenance)]
-        before = copy.deepcopy(left)
-        for path in paths:
-            while path and isinstance(path[-1], int):
-                path = path[:-1]
-            around = lookup(left, path[:-1])
-            if path and is_mapping(around) and around.pop(path[-1], None) is None and path in stand_in:
-                around[path[-1]] = stand_in.pop(path)
-        if left == before:
+        changed = [leave_out(left, path, stand_in) for path in paths]
+        if not any(changed):
             return None
 
 
-_STAND_IN: dict[KeyPath, Any] = {
-    ("data",): {"sources": [{"kind": "text", "path": "."}]},
-    ("data", "sources"): [{"kind": "text", "path": "."}],
-    ("train",): {"steps": 1},
-    ("train", "steps"): 1,
+_STAND_IN: dict[str, Any] = {
+    "data": {"sources": [{"kind": "text", "path": "."}]},
+    "data.sources": [{"kind": "text", "path": "."}],
+    "train": {"steps": 1},
+    "train.steps": 1,
 }
 """Values of what a run must have, for a look at the rest of one where these are missing or wrong."""
 

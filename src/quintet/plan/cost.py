@@ -31,6 +31,11 @@ class Memory:
     gradients: int
     optimizer: int
 
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint: the weights that are trained, as many as their gradients, and the optimizer's."""
+        return self.gradients + self.optimizer
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -135,7 +140,7 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_total=tokens,
         flops_total=None if tokens is None or flops is None else tokens * flops.total,
         memory=memory,
-        checkpoint_bytes=None if memory is None else memory.gradients + memory.optimizer,  # of what is trained
+        checkpoint_bytes=None if memory is None else memory.checkpoint,
         checkpoints_kept=due if keep is None else keep + config.checkpoint.keep_best,
         left_out_documents=None if prepared is None else prepared.left_out,
         stages=None if prepared is None else stage_lines(config, prepared.train.order),
@@ -148,8 +153,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     """Bytes of a checkpoint of ``config``: trained weights and the optimizer's state. Raises UserError where the
     vocabulary or the model cannot be told from what is here."""
     vocab_size = _vocabulary(config)
-    parameters = parameter_count(config, vocab_size)
-    return FP32_BYTES * parameters.trainable + round(_optimizer_bytes(config, vocab_size, parameters))
+    return _memory(config, vocab_size, parameter_count(config, vocab_size)).checkpoint
 
 
 @dataclass(frozen=True)
@@ -174,12 +178,7 @@ def _model_cost(config: RunConfig) -> tuple[_ModelCost, list[str]]:
             raise
         own = vocab_size is None and isinstance(config.model, TransformerConfig)
         return _ModelCost(vocab_size), [*error.problems, *missing, *([_TELLS_VOCABULARY] if own else [])]
-    memory = Memory(
-        weights=FP32_BYTES * parameters.total,
-        gradients=FP32_BYTES * parameters.trainable,
-        optimizer=round(_optimizer_bytes(config, vocab_size, parameters)),
-    )
-    return _ModelCost(vocab_size, parameters, flops, memory), []
+    return _ModelCost(vocab_size, parameters, flops, _memory(config, vocab_size, parameters)), []
 
 
 _TELLS_VOCABULARY = "model.vocab_size: tells the vocabulary where the tokenizer is not here, and is not given"
@@ -204,6 +203,14 @@ def _not_here(config: RunConfig) -> list[str]:
     """Lines on the sources, tokenizer and model that ``config`` names and this machine lacks."""
     _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
     return missing
+
+
+def _memory(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> Memory:
+    return Memory(
+        weights=FP32_BYTES * parameters.total,
+        gradients=FP32_BYTES * parameters.trainable,
+        optimizer=round(_optimizer_bytes(config, vocab_size, parameters)),
+    )
 
 
 def _optimizer_bytes(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> float:

@@ -36,9 +36,11 @@ class Compute:
         """Type of the numbers in matrix products."""
         return DTYPES[self.precision]
 
-    def autocast(self) -> torch.autocast:
-        """Compute matrix products in ``dtype`` within the context; weights stay as they are."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, *, keep_casts: bool = True) -> torch.autocast:
+        """Compute matrix products in ``dtype`` within the context; weights stay as they are, and what they were cast to
+        is kept to its end unless ``keep_casts`` is False."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_casts)
 
 
 def choose_compute(config: TrainConfig) -> Compute:
@@ -60,23 +62,23 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
     if began == "fp16" and compute.device.type == "cpu":
         reason = "the run began in fp16, which is hundreds of times slower than fp32 on a CPU"
         return replace(compute, reason=reason)
-    if began == "tf32" and not _multiplies_tf32(compute.device.type):
+    if began == "tf32" and not multiplies_tf32(compute.device.type):
         return replace(compute, reason="the run began in tf32, which this device does not multiply")
     return replace(compute, precision=began, reason="as the run began")
 
 
 def check_compute(config: TrainConfig) -> None:
     """Raise UserError for a precision that the device lacks, the one of the run file or that of this machine."""
-    if config.precision in ("fp16", "tf32"):
-        _refuse(config.precision, choose_device("auto").type if config.device == "auto" else config.device)
+    _refuse(config.precision, choose_device("auto").type if config.device == "auto" else config.device)
 
 
-def _multiplies_tf32(device: str) -> bool:
+def multiplies_tf32(device: str) -> bool:
+    """True if the devices of this kind multiply tf32: NVIDIA GPUs from Ampere on."""
     return device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _refuse(precision: str, device: str) -> None:
-    if precision == "tf32" and not _multiplies_tf32(device):
+    if precision == "tf32" and not multiplies_tf32(device):
         raise UserError(
             "train.precision: tf32 is multiplied by NVIDIA GPUs from Ampere on, and the device here is none; take fp32"
         )

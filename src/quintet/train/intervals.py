@@ -71,18 +71,22 @@ class Intervals:
         """True if a checkpoint is due after ``step`` by its number."""
         if step == self.steps and self.save_at_end:
             return True
-        return any(every is not None and step % every == 0 for every in (self.save_every, self.save_every_part))
+        return any(step % every == 0 for every in self._save_periods)
 
     @property
     def first_saved(self) -> int:
         """The first step after which a checkpoint is due by its number."""
-        return min([self.steps, *(every for every in (self.save_every, self.save_every_part) if every is not None)])
+        return min([self.steps, *self._save_periods])
 
     def saved(self) -> int:
         """Return the number of checkpoints that are due by the numbers of their steps."""
-        every = [period for period in (self.save_every, self.save_every_part) if period is not None]
-        found = {step for period in every for step in range(period, self.steps + 1, period)}
+        found = {step for period in self._save_periods for step in range(period, self.steps + 1, period)}
         return len(found | ({self.steps} if self.save_at_end else set()))
+
+    @property
+    def _save_periods(self) -> list[int]:
+        """Steps from one checkpoint to the next, of each of the periods that there are."""
+        return [every for every in (self.save_every, self.save_every_part) if every is not None]
 
 
 def intervals_of(config: RunConfig, steps: int, epoch_samples: int) -> Intervals:

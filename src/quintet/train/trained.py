@@ -40,7 +40,7 @@ from quintet.train.checkpoint import (
     newest_whole,
     read_progress,
 )
-from quintet.train.compute import Compute, choose_compute, choose_device, set_products, use_gpu
+from quintet.train.compute import Compute, choose_compute, choose_device, multiplies_tf32, set_products, use_gpu
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs, read_run_config
@@ -122,9 +122,9 @@ def load_trained(
     """Read the run in the folder ``run``, or of that name under ``runs/``.
 
     ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
-    one in that of its training; ``weights`` says how those of matrix products are held. Where the latest is
-    damaged, ``say`` gets a line and the newest whole one is read.
-    Raises UserError when there is no such run or checkpoint, or when the checkpoint is damaged.
+    one in that of its training; ``weights`` says how those of matrix products are held. Where the latest is damaged,
+    ``say`` gets a line and the newest whole one is read. Raises UserError when there is no such run or checkpoint, or
+    when the checkpoint is damaged.
     """
     folder = find_run(run)
     config = read_run_config(folder)
@@ -209,7 +209,7 @@ def _compute(asked: str | None, usual: str) -> Compute:
     and not to be had."""
     device = choose_device("auto")
     use_gpu(device)
-    if usual == "tf32" and device.type != "cuda":
+    if usual == "tf32" and not multiplies_tf32(device.type):
         usual = "fp32"
     if device.type == "cpu" and "fp16" in (asked, usual):
         if asked == "fp16":

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from quintet.config.describe import KeyInfo, Section
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.errors import elsewhere, problems_of
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, show, walk
+from quintet.config.keypath import ABSENT, KeyPath, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
@@ -254,20 +254,35 @@ class SchemaFile:
         """Forget the value at ``path``, which is wrong; where there is none, put there the stand-in for a key that a
         file must have. False if nothing changes."""
         self._replaced.add(path)
-        while path and isinstance(path[-1], int):
-            path = path[:-1]
-        around = lookup(self.values, path[:-1]) if path else None
-        if not isinstance(around, dict):
-            return False
-        self._given = {known: key for known, key in self._given.items() if known[: len(path)] != path}
-        if path[-1] in around:
-            del around[path[-1]]
-        elif (name := show(path)) in self.dialect.stand_in:
-            around[path[-1]] = self.dialect.stand_in[name]
-        else:
+        whole = whole_value(path)
+        self._given = {known: key for known, key in self._given.items() if not whole or known[: len(whole)] != whole}
+        if not leave_out(self.values, path, dict(self.dialect.stand_in)):
             return False
         _fill(self.values, self.dialect.top)
         return True
+
+
+def whole_value(path: KeyPath) -> KeyPath:
+    """The path of the whole list where ``path`` is that of an element of one."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
+def leave_out(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -> bool:
+    """Forget what ``values`` have at ``path``, which is wrong, or where they have nothing put there what ``stand_in``
+    has for that key, and take it from there. Returns False if nothing changes."""
+    path = whole_value(path)
+    around = lookup(values, path[:-1]) if path else None
+    if not is_mapping(around):
+        return False
+    if path[-1] in around:
+        del around[path[-1]]
+    elif show(path) in stand_in:
+        around[path[-1]] = stand_in.pop(show(path))
+    else:
+        return False
+    return True
 
 
 def with_those_that_follow(problems: Sequence[Problem], later: Iterable[Problem], dialect: Dialect) -> list[Problem]:

@@ -34,8 +34,7 @@ class InPrecision(nn.Module):
 
         Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay.
         """
-        dtype = self.compute.dtype
-        with torch.autocast(self.compute.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+        with self.compute.autocast(keep_casts=False):
             return self.loss_module(*inputs)
 
 
