@@ -80,7 +80,8 @@ def measurements(section: Evaluation, every: int, masked: bool, native: NativeBu
 
     A model that sees what it is to predict has none of them, as a ``masked`` one that fills in hidden tokens.
     """
-    keys = native.within("trainer.eval")
+    lists = tuple(f"trainer.eval.{name}" for name in ("mcq_benchmarks", "benchmarks", "evaluators", "evaluator"))
+    keys = [key for key in native.within("trainer.eval") if key.startswith(lists)]  # what says which tasks there are
     tasks = list(dict.fromkeys(_tasks(section, native)))
     models = native.has(MODELLING) and section.text_modeling_eval
     writes = section.text_generation_eval or TEXT_GENERATION in tasks
@@ -108,7 +109,7 @@ def measurements(section: Evaluation, every: int, masked: bool, native: NativeBu
         )
     tasks = [task for task in tasks if task not in (TEXT_MODELING, TEXT_GENERATION, TEACHERS)]
     if tasks:
-        native.set("evaluate.tasks", tasks, "trainer.eval.mcq_benchmarks", *keys)
+        native.set("evaluate.tasks", tasks, *(keys or lists[:1]))
     if tasks or writes:
         native.set("evaluate.tasks_every", every, "trainer.eval_interval", *keys)
 
