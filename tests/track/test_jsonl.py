@@ -244,6 +244,37 @@ def test_of_many_records_of_training_some_are_read_and_all_others(tmp_path: Path
     assert training[-1] == 1000
 
 
+@given(st.data())
+def test_what_is_left_out_of_a_long_file_are_lines_of_training(tmp_path_factory: Any, data: st.DataObject) -> None:
+    kinds = {
+        "plain": '"train/loss": 1.5',
+        "speed": '"train/loss": 1.5, "speed/tokens_per_second": 9.0',
+        "odd": '"memory": 3',
+        "validation": '"validation/loss": 2.0, "validation/labels/a/loss": 1.0',
+        "both": '"train/loss": 1.5, "text/bits_per_byte": 1.0',
+    }
+    chosen = data.draw(st.lists(st.sampled_from([*kinds, *["plain"] * 8, *["speed"] * 2]), max_size=60))
+    at_most = data.draw(st.integers(1, 30))
+    file = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"
+    lines = [f'{{"step": {step}, {kinds[kind]}}}\n' for step, kind in enumerate(chosen)]
+    cut = data.draw(st.sampled_from(["", '{"step": 999, "train/loss": 1.5, "tr']))
+    file.write_text("".join(lines) + cut)
+    with mock.patch("quintet.track.jsonl._SMALL_BLOCK", data.draw(st.integers(1, 4000))):
+        found = [int(record["step"]) for record in read_metrics(file, at_most)]
+    training = [step for step, kind in enumerate(chosen) if kind in ("plain", "speed")]
+    assert found == sorted(set(found))
+    assert {step for step in range(len(chosen)) if step not in training} <= set(found)
+    read = [step for step in found if step in training]
+    if len(lines) + bool(cut) > at_most:
+        assert len(read) <= at_most + 4
+        assert len(read) >= min(len(training), at_most // 3)
+    else:
+        assert found == list(range(len(lines)))
+    for name in ("train/loss", "speed/"):
+        having = [step for step, kind in enumerate(chosen) if name in kinds[kind]]
+        assert not having or having[-1] in found
+
+
 def test_a_disk_that_was_full_for_a_moment_costs_a_record_and_no_more(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = JsonlTracker(tmp_path, 0)

@@ -57,8 +57,8 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
 
 
 def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` as it is, also where compiled code calls it."""
-    found: Any = torch.compiler.disable(function)
+    """``function`` as it is, also where compiled code calls it; the compiler is imported by its first call."""
+    found: Any = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage]
     return found
 
 

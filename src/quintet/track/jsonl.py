@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, ClassVar
@@ -22,9 +24,9 @@ from quintet.track.tracker import RunStatus
 _NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
 _HEADING = re.compile(r"^\\*--- ", re.MULTILINE)  # a line of a text that would be read as a name, or as such a line
 _ESCAPED = re.compile(r"^\\(?=\\*--- )", re.MULTILINE)
-_OTHERS = (b'"validation/', b'"benchmark/', b'"text/', b'"music/')
+_OTHERS = re.compile(rb'"(?:validation|benchmark|text|music)/')
 _SHOWN = ("step", "train/loss", "validation/loss", "validation/bits_per_byte", "speed/tokens_per_second")
-_BLOCK, _SMALL_BLOCK = 4 << 20, 1 << 16  # bytes
+_BLOCK, _SMALL_BLOCK = 4 << 20, 1 << 18  # bytes
 _GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
 
@@ -117,8 +119,8 @@ def read_metrics(file: Path, at_most: int | None = None) -> list[dict[str, float
     """The records of ``metrics.jsonl``; lines that are none, as the last one that a kill cut short, are left out, and
     null is NaN.
 
-    Of a file with more than ``at_most`` lines of training metrics about half of so many are read, and not more, evenly
-    spread, and all others.
+    Of a file of more than ``at_most`` lines all are read that are not of training metrics alone. Of the others at most
+    half of so many are, and as many of those with the speed, evenly spread, and the last of each.
     """
     if not file.is_file():
         return []
@@ -130,62 +132,57 @@ def read_metrics(file: Path, at_most: int | None = None) -> list[dict[str, float
 def _thinned(content: BinaryIO, at_most: int) -> list[bytes]:
     """The lines of ``content`` that `read_metrics` reads.
 
-    Most blocks hold nothing but training metrics, which a few searches tell, so that hardly a line is looked at.
+    Few lines are looked at: those of other metrics are searched for, and of training those at evenly spaced bytes.
     """
-    plain, speeds = _Thinned(at_most // 2), _Thinned(at_most - at_most // 2)
-    others: dict[int, bytes] = {}
-    first, rest = 0, b""
+    head = list(islice(content, at_most + 1))
+    if len(head) <= at_most:
+        return head
+    stride = 2 * content.seek(0, os.SEEK_END) // at_most + 1
+    place = content.seek(0)
+    found, last = dict[int, bytes](), dict[bytes, tuple[int, bytes]]()
+    marks = {b'"train/loss"': 0, b'"speed/': 0}
     while block := content.read(_SMALL_BLOCK):
-        whole, newline, rest = (rest + block).rpartition(b"\n")
-        lines = whole.split(b"\n") if newline else []
-        if whole.count(b'"train/loss"') < len(lines) or any(group in whole for group in _OTHERS):
-            kinds = [_kind(line) for line in lines]
-            others |= {first + at: lines[at] for at, kind in enumerate(kinds) if kind is None}
-            plain.add([(first + at, lines[at]) for at, kind in enumerate(kinds) if kind is False])
-            speeds.add([(first + at, lines[at]) for at, kind in enumerate(kinds) if kind is True])
-        else:
-            speeds.add([(first + at, line) for at, line in enumerate(lines) if b'"speed/' in line])
-            plain.add(_Numbered(first, lines))
-        first += len(lines)
-    found = others | dict(plain.kept + plain.last + speeds.kept + speeds.last)
-    return [found[number] + b"\n" for number in sorted(found)]
+        block += content.readline()
+        block = block[: block.rfind(b"\n") + 1]  # a kill may have cut the last line short
+        others = _others(block)
+        for name in marks:
+            at = marks[name] - place
+            while (at := block.find(name, max(at, 0))) >= 0:
+                start, line = _line(block, at)
+                if start not in others:
+                    found[place + start] = line
+                marks[name] = max(marks[name] + stride, place + start + len(line))
+                at = marks[name] - place
+            marks[name] = max(marks[name], place + len(block))
+            if (at := block.rfind(name)) >= 0:
+                start, line = _line(block, at)
+                last[name] = place + start, line
+        found |= {place + start: line for start, line in others.items()}
+        place += len(block)
+    found |= dict(last.values())
+    return [found[start] for start in sorted(found)]
 
 
-@dataclass(frozen=True)
-class _Numbered:
-    """``lines`` with their numbers from ``first`` on, of which pairs are made only for a slice."""
-
-    first: int
-    lines: list[bytes]
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, part: slice) -> list[tuple[int, bytes]]:
-        numbers = range(self.first, self.first + len(self.lines))
-        return list(zip(numbers[part], self.lines[part], strict=True))
-
-
-class _Thinned:
-    """Of all numbered lines that are added each so many-th, so that at most ``limit`` are kept, and the last."""
-
-    def __init__(self, limit: int) -> None:
-        self.kept: list[tuple[int, bytes]] = []
-        self.last: list[tuple[int, bytes]] = []
-        self._limit, self._stride, self._count = max(1, limit), 1, 0
-
-    def add(self, lines: list[tuple[int, bytes]] | _Numbered) -> None:
-        self.last = lines[-1:] or self.last
-        self.kept += lines[-self._count % self._stride :: self._stride]
-        self._count += len(lines)
-        while len(self.kept) > self._limit:
-            self.kept = self.kept[::2]
-            self._stride *= 2
+def _others(block: bytes) -> dict[int, bytes]:
+    """The lines of ``block`` that are not of training metrics alone, by where they start."""
+    found, at = dict[int, bytes](), 0
+    while (match := _OTHERS.search(block, at)) is not None:
+        start, line = _line(block, match.start())
+        found[start], at = line, start + len(line)
+    known = sum(b'"train/loss"' not in line for line in found.values())
+    if block.count(b"\n") != block.count(b'"train/loss"') + known:
+        start = 0
+        for line in BytesIO(block):
+            if b'"train/loss"' not in line:
+                found[start] = line
+            start += len(line)
+    return found
 
 
-def _kind(line: bytes) -> bool | None:
-    """None of a line that is not of training metrics alone, else whether it has the speed."""
-    return None if b'"train/loss"' not in line or any(group in line for group in _OTHERS) else b'"speed/' in line
+def _line(block: bytes, at: int) -> tuple[int, bytes]:
+    """Where the line of ``block`` starts that has the byte ``at``, and the line."""
+    start, end = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at) + 1
+    return start, block[start:end]
 
 
 def _record(line: bytes) -> dict[str, float] | None:
