@@ -33,7 +33,8 @@ from quintet.model.mask import lay_out
 from quintet.model.narrow import narrow_weights
 from quintet.model.sampling import GenerationSettings
 from quintet.track.jsonl import read_metrics
-from quintet.train.checkpoint import Checkpointer, Progress
+from quintet.train.checkpoint import Checkpointer
+from quintet.train.checkpoint_files import Progress
 
 Figures = Iterator[tuple[str, float | str]]
 SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {}

@@ -1,6 +1,6 @@
 """How long the command takes to answer when it has nothing to compute, and that it does so without torch.
 
-python benchmarks/start_up.py
+python benchmarks/start_up.py [RUN]    # with the folder of a run also what is told of it
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,12 @@ COMMANDS = [["--help"], ["check", str(RUN_FILE)], ["explain", "optimizer.lr"], [
 
 
 def main() -> None:
-    for command in COMMANDS:
+    commands = list(COMMANDS)
+    for run in sys.argv[1:2]:
+        page = str(Path(tempfile.mkdtemp()) / "report.html")
+        told = [["runs", str(Path(run).parent)], ["compare", run, run, "--recorded"], ["report", run, "-o", page]]
+        commands += told
+    for command in commands:
         times = []
         for _ in range(7):
             start = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from quintet.files import is_unfinished
-from quintet.train.checkpoint import checkpoint_path, checkpoint_steps, read_progress
+from quintet.train.checkpoint_files import checkpoint_path, checkpoint_steps, read_progress
 
 
 def records(run: Path) -> list[dict[str, Any]]:

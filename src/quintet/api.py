@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from quintet.data.prepare import Prepared
     from quintet.evaluate.language_model import LanguageModel
     from quintet.model.narrow import Weights
-    from quintet.results import Run, RunPlan
+    from quintet.plan.device_plan import RunPlan
+    from quintet.results import Run
     from quintet.track.console import Reporter
     from quintet.trial import Tried
 
@@ -225,8 +226,8 @@ def plan(
     >>> plan(load_config("examples/quickstart.yaml")).parameters
     5868800
     """
+    from quintet.plan.device_plan import RunPlan
     from quintet.plan.machine import Machine, parse_bytes
-    from quintet.results import RunPlan
 
     absent = [] if (loaded := loaded_of(config)) is None else list(map(str, loaded.not_here))
     with _in_words_of_file(config):

@@ -1,90 +1,24 @@
-"""The results of the functions of `import quintet`: a run with its metrics and curve, a plan."""
+"""A run in its folder, with its metrics, curve and models; what `quintet.train` returns. PyTorch is not imported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintet.config.names import find_run
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
-from quintet.errors import UserError
 from quintet.libraries import is_installed
-from quintet.plan.cost import Plan, make_plan
-from quintet.plan.device_plan import DevicePlan, plan_devices
-from quintet.plan.machine import Machine
 from quintet.report.facts import RunFacts, read_facts
 from quintet.track.jsonl import read_metrics
-from quintet.train.checkpoint import Progress, checkpoint_steps, newest_whole
-from quintet.train.trained import find_run
+from quintet.train.checkpoint_files import Progress, checkpoint_steps, newest_whole
 
 if TYPE_CHECKING:
     from quintet.evaluate.language_model import LanguageModel
     from quintet.track.console import Reporter
     from quintet.train.loop import Outcome
-
-
-_NOT_HERE = "what the model needs is not on this machine"
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The cost of a run: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
-    not be planned, ``devices`` is None and ``note`` says why."""
-
-    run: Plan
-    devices: DevicePlan | None
-    note: str | None = None
-
-    @classmethod
-    def of(cls, config: RunConfig, machine: Machine) -> RunPlan:
-        """Plan the run of ``config`` for ``machine``, which need not be here."""
-        found = make_plan(config)
-        if found.parameters is None:
-            return cls(found, None, _NOT_HERE)
-        precision = config.train.precision if config.train.precision != "auto" else "bf16"
-        return cls(found, plan_devices(config, found, machine, precision))
-
-    @classmethod
-    def here(cls, config: RunConfig) -> RunPlan:
-        """Plan the run of ``config`` for this device; what it costs elsewhere is known also where that cannot be."""
-        from quintet.plan.local_machine import this_machine
-
-        found = make_plan(config)
-        if found.parameters is None:
-            return cls(found, None, _NOT_HERE)
-        try:
-            machine, compute = this_machine(config)
-            return cls(found, plan_devices(config, found, machine, compute.precision))
-        except UserError as error:
-            return cls(found, None, str(error))
-
-    @property
-    def parameters(self) -> int:
-        """The parameters of the model. Raises UserError where they cannot be told from what is on this machine."""
-        if self.run.parameters is None:
-            raise UserError(*self.run.missing)
-        return self.run.parameters.total
-
-    def lacking(self, absent: Sequence[str]) -> RunPlan:
-        """Return the plan with the lines ``absent`` among what is missing on this machine."""
-        return replace(self, run=replace(self.run, missing=[*absent, *self.run.missing]))
-
-    def lines(self) -> list[str]:
-        """Return the plan as a person reads it."""
-        return [*self.run.lines(), *(self.devices.lines() if self.devices else [f"not rehearsed: {self.note}"])]
-
-    def values(self) -> dict[str, Any]:
-        """Return every figure, as `quintet plan --json` prints them."""
-        return {**asdict(self.run), "rehearsal": self.devices and self.devices.values()}
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    __repr__ = __str__
 
 
 class Run:

@@ -172,7 +172,7 @@ class _Trial:
 
 
 def _go_through(trial: _Trial) -> None:
-    from quintet.train.checkpoint import last_checkpoint
+    from quintet.train.checkpoint_files import last_checkpoint
 
     tried, before = trial.tried, len(trial.tried.stages)
     tried.attempt("data", lambda: _prepare(trial))
@@ -228,7 +228,7 @@ def _first_step(trial: _Trial) -> str:
 def _take_steps(trial: _Trial, steps: int) -> str:
     """Train as `quintet train` does, up to ``steps``."""
     from quintet.track.jsonl import read_metrics
-    from quintet.train.checkpoint import checkpoint_steps
+    from quintet.train.checkpoint_files import checkpoint_steps
     from quintet.train.intervals import Trial
     from quintet.train.loop import train
 

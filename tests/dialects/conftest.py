@@ -29,7 +29,7 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.track.console import Reporter
-from quintet.train.checkpoint import checkpoint_steps
+from quintet.train.checkpoint_files import checkpoint_steps
 from quintet.train.loop import train
 from quintet.train.run import Run
 from quintet.train.setup import set_up

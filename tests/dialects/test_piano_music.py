@@ -156,7 +156,7 @@ def test_a_part_without_pieces_is_said_and_left_out_and_none_at_all_is_an_error(
 
 def test_the_best_checkpoint_is_that_of_the_whole_split(music: Make) -> None:
     """And not of a mean in which the pieces of three composers count twice."""
-    from quintet.train.checkpoint import read_progress
+    from quintet.train.checkpoint_files import read_progress
 
     several = {"optimizer.max_iters": 4, "eval_interval": 1, "lr.learning_rate": 0.05}
     made = music(several)

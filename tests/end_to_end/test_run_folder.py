@@ -15,7 +15,7 @@ from tests.helpers import QUICK, contents, records
 
 from quintet.config.load import load_run_config
 from quintet.locks import RunLock
-from quintet.train.checkpoint import checkpoint_steps
+from quintet.train.checkpoint_files import checkpoint_steps
 
 Quintet = Callable[..., Any]
 LONGER = "train.steps=20"

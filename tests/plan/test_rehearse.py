@@ -214,7 +214,7 @@ def test_the_time_of_a_step_follows_from_the_stated_speeds() -> None:
 
 
 def test_flops_are_the_models_and_those_that_checkpointing_repeats() -> None:
-    from quintet.train.model import training_flops
+    from quintet.train.sizes import training_flops
 
     run = config(layers=3)
     assert isinstance(run.model, TransformerConfig)

@@ -6,6 +6,8 @@ import base64
 import html
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -203,6 +205,25 @@ def test_where_it_cannot_be_written_is_refused(run: Path, command: Command) -> N
     code, _, error = command("report", str(run), "-o", "no/page.html")
     assert code == 2
     assert "no/page.html: its folder does not exist" in error
+
+
+def test_what_a_run_has_reached_is_told_without_pytorch(two: tuple[str, str], tmp_path: Path) -> None:
+    """The page, the figures side by side and `quintet.Run` are read from the folder, in a second less."""
+    page = tmp_path / "page.html"
+    program = f"""
+import sys, quintet
+from quintet.cli import main
+for arguments in (["runs"], ["compare", "slow", "fast", "--recorded"], ["report", "page", "-o", {str(page)!r}]):
+    try: main(arguments)
+    except SystemExit as left: assert left.code == 0, arguments
+run = quintet.Run("fast")
+assert run.progress.step == run.step == run.checkpoints[-1], run
+sys.exit("torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert page.is_file()
+    assert "final training loss" in found.stdout
 
 
 # ---- in a browser

@@ -23,16 +23,9 @@ from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
-from quintet.train import checkpoint
-from quintet.train.checkpoint import (
-    Checkpointer,
-    Progress,
-    checkpoint_path,
-    checkpoint_steps,
-    last_checkpoint,
-    load_weights,
-    read_progress,
-)
+from quintet.train import checkpoint, checkpoint_files
+from quintet.train.checkpoint import Checkpointer, load_weights
+from quintet.train.checkpoint_files import Progress, checkpoint_path, checkpoint_steps, last_checkpoint, read_progress
 from quintet.train.compute import Compute
 from quintet.train.engine import load_training
 from quintet.train.optimizer import build_optimizer
@@ -458,16 +451,21 @@ def test_several_processes_share_the_files_to_check_and_all_learn_of_a_fault(
     hashed: list[str] = []
     faults: list[str | None] = []
     patience: list[float] = []
-    original = checkpoint._sha256
-    monkeypatch.setattr(checkpoint, "_sha256", lambda file, part=None: hashed.append(file.name) or original(file, part))
-    monkeypatch.setattr(checkpoint, "world_size", lambda: 2)
-    monkeypatch.setattr(checkpoint, "broadcast_from_rank0", lambda make: make())
-    monkeypatch.setattr(checkpoint, "all_gather", lambda fault, group: faults.append(fault) or [*faults])
+    original = checkpoint_files.sha256_of
+
+    def sha256_of(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
+        hashed.append(file.name)
+        return original(file, ranges)
+
+    monkeypatch.setattr(checkpoint_files, "sha256_of", sha256_of)
+    monkeypatch.setattr(checkpoint_files, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpoint_files, "broadcast_from_rank0", lambda make: make())
+    monkeypatch.setattr(checkpoint_files, "all_gather", lambda fault, group: faults.append(fault) or [*faults])
     monkeypatch.setattr(dist, "new_group", lambda backend, timeout: patience.append(timeout.total_seconds()))
     monkeypatch.setattr(dist, "destroy_process_group", lambda group: None)
 
     def of_rank(number: int) -> Progress:
-        monkeypatch.setattr(checkpoint, "rank", lambda: number)
+        monkeypatch.setattr(checkpoint_files, "rank", lambda: number)
         return read_progress(path, together=True)
 
     assert of_rank(0) == of_rank(1) == Progress(step=3)

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import Command, Train, records, run_config
 
 from quintet.errors import UserError
-from quintet.train.checkpoint import checkpoint_steps
+from quintet.train.checkpoint_files import checkpoint_steps
 
 
 def test_the_start_and_then_the_last_checkpoint_are_validated_and_left_as_they_are(

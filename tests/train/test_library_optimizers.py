@@ -27,7 +27,8 @@ from quintet.plan.machine import Machine
 from quintet.plan.rehearse import rehearse
 from quintet.train import library_optimizers
 from quintet.train.check import check_training
-from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
+from quintet.train.checkpoint import Checkpointer
+from quintet.train.checkpoint_files import Progress, checkpoint_path
 from quintet.train.compute import Compute
 from quintet.train.engine import load_training
 from quintet.train.library_optimizers import check_optimizer, check_sharded

@@ -16,7 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
-from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path
+from quintet.train.checkpoint import Checkpointer
+from quintet.train.checkpoint_files import Progress, checkpoint_path
 from quintet.train.compute import Compute
 from quintet.train.engine import load_training
 from quintet.train.optimizer import (

@@ -16,7 +16,7 @@ from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import evaluation as measure
 from quintet.train import loop
-from quintet.train.checkpoint import checkpoint_path, checkpoint_steps, read_progress
+from quintet.train.checkpoint_files import checkpoint_path, checkpoint_steps, read_progress
 from quintet.train.run import Run
 from quintet.train.validation import ValidationResult
 
@@ -206,7 +206,7 @@ def test_the_best_by_a_label_is_never_that_of_another(values: dict[str, Any], tm
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_never_the_best(first: float) -> None:
-    from quintet.train.checkpoint import Progress
+    from quintet.train.checkpoint_files import Progress
 
     progress = Progress(step=1).validated(first)
     assert (progress.best_loss, progress.best_step) == (None, None)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tests.helpers import PEAK, records, run_values
 
+from quintet.config.load import read_run_config
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import loop
-from quintet.train.run_folder import read_run_config
 from quintet.train.step import TorchEngine
 from quintet.train.trained import load_trained, loss_on, own_data
 

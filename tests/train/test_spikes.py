@@ -21,7 +21,8 @@ from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import loop
 from quintet.train.callbacks import StopSignal
-from quintet.train.checkpoint import checkpoint_steps, read_progress, trained_weights
+from quintet.train.checkpoint import trained_weights
+from quintet.train.checkpoint_files import checkpoint_steps, read_progress
 from quintet.train.run import Run
 from quintet.train.setup import set_up
 from quintet.train.spikes import find_spike

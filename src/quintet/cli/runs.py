@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quintet.cli.inputs import AsJson, Checkpoint, echo, fail
-from quintet.config.names import is_path
+from quintet.config.names import find_run, is_path
 from quintet.errors import printable
 from quintet.files import to_json
 
@@ -76,7 +76,6 @@ def compare(
     from quintet.report.compare import figure_rows, setting_rows
     from quintet.report.facts import read_facts
     from quintet.track.console import Reporter
-    from quintet.train.trained import find_run
 
     if len(runs) < 2:
         fail("compare: needs two runs or more; `quintet runs` lists them")
@@ -153,7 +152,6 @@ def report(
 ) -> None:
     """Write a page about a run, in one file: what was run, its curves and figures, and what it wrote or played."""
     from quintet.report.page import write_report
-    from quintet.train.trained import find_run
 
     folder = find_run(run)
     file = output or folder / "report.html"

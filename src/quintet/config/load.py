@@ -49,7 +49,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.secrets import from_environment, remember
 from quintet.errors import UserError
 
-__all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_config"]
+__all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_config", "read_run_config"]
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,14 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
         raise UserError("no run file given; name at least one")
     with files_read() as read:
         return replace(_loaded(files, overrides, reading or Reading()), files=read)
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Return what the run file in a run's ``folder`` says. Raises UserError when ``folder`` holds none."""
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: holds no run (there is no run.yaml in it)")
+    return load_run_config([file]).config
 
 
 def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -> Loaded:

@@ -134,6 +134,18 @@ def run_named(name: str) -> Path | None:
     return next((folder for folder in run_folders(name) if is_run(folder)), None)
 
 
+def find_run(name: str) -> Path:
+    """Return the folder of the run ``name``: a run folder, or the name of a run under ``runs/``.
+
+    Raises UserError where there is no such run.
+    """
+    folder = run_named(name)
+    if folder is None:
+        here, below = run_folders(name)
+        raise UserError(f"{name}: no run there (neither {here}/run.yaml nor {below}/run.yaml exists)")
+    return folder
+
+
 def is_hub_name(name: str) -> bool:
     """True if ``name`` has the form of a name on the hub: ``owner/name``, or ``name`` alone."""
     return _HUB_NAME.fullmatch(name) is not None

@@ -17,8 +17,9 @@ from quintet.model.count import Flops, ParameterCount
 from quintet.plan.fake_world import fake_tokenizer
 from quintet.train.check import check_inputs_here, training_checks
 from quintet.train.intervals import intervals_of
-from quintet.train.model import make_model, model_vocabulary, parameter_count, training_flops
+from quintet.train.model import make_model
 from quintet.train.optimizer import optimizer_bytes, state_bytes
+from quintet.train.sizes import model_vocabulary, parameter_count, training_flops
 
 FP32_BYTES = 4
 

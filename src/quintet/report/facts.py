@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.config.load import read_run_config
 from quintet.config.schema import RunConfig
 from quintet.track.jsonl import read_metrics
-from quintet.train.run_folder import read_run_config
 
 _RECORDS = 20_000  # of training, of a longer run evenly spread: many times what a drawing can show
 MEASURED = ("benchmark/", "text/", "music/")

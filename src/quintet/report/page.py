@@ -16,7 +16,7 @@ from quintet.report.facts import RunFacts, about_asking, read_facts
 from quintet.report.plots import COLOURS, LOSS_TITLE, Curve, curve, loss_curves, svg
 from quintet.report.samples import music_samples, text_samples
 from quintet.tokenize import load_tokenizer
-from quintet.train.model import parameter_count, training_flops
+from quintet.train.sizes import parameter_count, training_flops
 
 _MOST_CURVES = len(COLOURS)
 _LEFT_OUT = ("name", "runs_dir")

@@ -12,7 +12,7 @@ from quintet.locks import RunLock
 from quintet.track.console import Reporter
 from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
-from quintet.train.checkpoint import checkpoint_steps, last_checkpoint
+from quintet.train.checkpoint_files import checkpoint_steps, last_checkpoint
 from quintet.train.evaluation import (
     conclusion,
     look_at_start,

@@ -17,11 +17,10 @@ from quintet.config.train import ActivationCheckpointing
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.byte_level import cut_ids
-from quintet.model.count import Flops, ParameterCount, count_parameters, flops_per_token
-from quintet.model.hf.count import count_pretrained, pretrained_flops
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds, text_bounds
 from quintet.train.objective import Objective
+from quintet.train.sizes import context_length, extra_rows, model_vocabulary
 
 
 def make_model(
@@ -74,31 +73,6 @@ def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:
     return text_bounds(tokenizer, around_samples=getattr(config.data.packing, "add_bos_eos", False))
 
 
-def context_length(config: RunConfig) -> int:
-    """Most positions that the model of ``config`` is built for."""
-    return config.model.context_length or config.data.sequence_length
-
-
-def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Ids that the model predicts. Raises UserError when the tokenizer has more ids than that."""
-    if isinstance(config.model, HuggingFaceConfig):
-        return tokenizer.vocab_size
-    rows = config.model.vocab_size or tokenizer.vocab_size
-    if rows < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size: {rows} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; raise it, or "
-            "leave it out to take the tokenizer's"
-        )
-    return rows
-
-
-def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of the model of ``config`` with ``vocab_size`` ids, without building it."""
-    if isinstance(config.model, HuggingFaceConfig):
-        return count_pretrained(config.model, vocab_size, context_length(config))
-    return count_parameters(config.model, vocab_size, context_length(config), extra_rows(config))
-
-
 def spelling_notes(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """Return a line for each byte-level part of the model that reads less than all bytes of some ids."""
     if isinstance(config.model, HuggingFaceConfig):
@@ -106,18 +80,6 @@ def spelling_notes(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
     lengths = {part.bytes for part in config.model.byte_parts}
     lines = [cut_ids(tokenizer.pieces.table, length) for length in sorted(lengths)]
     return [f"model: {line}" for line in lines if line is not None]
-
-
-def training_flops(config: RunConfig, vocab_size: int) -> Flops:
-    """Return the FLOPs that a token costs in the training of ``config``."""
-    if isinstance(config.model, HuggingFaceConfig):
-        return pretrained_flops(config.model, vocab_size, context_length(config), config.data.sequence_length)
-    return flops_per_token(config.model, vocab_size, config.data.sequence_length, extra_rows(config))
-
-
-def extra_rows(config: RunConfig) -> int:
-    """Rows of the embedding for ids that are read and never predicted: one for the mask of the masked loss."""
-    return int(isinstance(config.loss, MaskedLossConfig) and config.loss.mask_id is None)
 
 
 aten = torch.ops.aten

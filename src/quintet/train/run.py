@@ -19,7 +19,8 @@ from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
 from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
-from quintet.train.checkpoint import Checkpointer, Progress
+from quintet.train.checkpoint import Checkpointer
+from quintet.train.checkpoint_files import Progress
 from quintet.train.compute import Compute, pinned
 from quintet.train.intervals import Intervals, Trial
 from quintet.train.model import run_bounds

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from quintet.config.dump import LINES_OF, differences, dump_run_config, dump_with_origins
-from quintet.config.load import Reading, load_run_config
+from quintet.config.load import Reading, load_run_config, read_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig
 from quintet.config.names import (
     HEADING,
@@ -35,10 +35,7 @@ from quintet.errors import UserError
 from quintet.files import files_digest, is_unfinished, new_folder, remove, remove_unfinished, write_text
 from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.system import __version__
-from quintet.train.checkpoint import (
-    Progress,
-    last_checkpoint,
-)
+from quintet.train.checkpoint_files import Progress, last_checkpoint
 
 # What may change when a run is continued, for it does not change which function is minimised on which data, or only how
 # long: the losses that were there stay what an uninterrupted run would have had.
@@ -177,14 +174,6 @@ def _link_checkpoints(config: RunConfig, folder: Path) -> None:
         raise UserError(f"checkpoint.dir: {elsewhere} holds checkpoints of another run; choose another name (name=…)")
     elsewhere.mkdir(parents=True, exist_ok=True)
     link.symlink_to(elsewhere, target_is_directory=True)
-
-
-def read_run_config(folder: Path) -> RunConfig:
-    """The run file that a run folder holds. Raises UserError when ``folder`` holds none."""
-    file = folder / RUN_FILE
-    if not file.is_file():
-        raise UserError(f"{folder}: holds no run (there is no run.yaml in it)")
-    return load_run_config([file]).config
 
 
 def _continuable(key: str, config: RunConfig) -> bool:

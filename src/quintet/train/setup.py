@@ -22,7 +22,8 @@ from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
 from quintet.track.tracker import Tracked, system_figures
 from quintet.train.check import check_training
-from quintet.train.checkpoint import Checkpointer, Progress, checkpoint_path, newest_whole
+from quintet.train.checkpoint import Checkpointer
+from quintet.train.checkpoint_files import Progress, checkpoint_path, newest_whole
 from quintet.train.compute import (
     Compute,
     choose_compute,
@@ -37,7 +38,7 @@ from quintet.train.engine import Built, build_engine, load_training
 from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
-from quintet.train.model import make_objective, spelling_notes, training_flops
+from quintet.train.model import make_objective, spelling_notes
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import timeout
 from quintet.train.rehearsal import rehearse_steps
@@ -53,6 +54,7 @@ from quintet.train.run_folder import (
     write_run_file,
 )
 from quintet.train.schedule import learning_rate
+from quintet.train.sizes import training_flops
 from quintet.train.step import TorchEngine
 from quintet.train.weights import seen_before, starting_weights
 

@@ -15,7 +15,7 @@ from statistics import median
 from quintet.config.train import SpikeConfig
 from quintet.errors import UserError
 from quintet.processes import broadcast_from_rank0
-from quintet.train.checkpoint import checkpoint_path, newest_whole
+from quintet.train.checkpoint_files import checkpoint_path, newest_whole
 from quintet.train.engine import load_training
 from quintet.train.run import Run
 

@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from quintet.config.evaluate import TextGenerationConfig, TextModelingConfig
+from quintet.config.load import read_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
-from quintet.config.names import is_hub_name, local_path, run_folders, run_named
+from quintet.config.names import find_run, is_hub_name, local_path, run_named
 from quintet.config.schema import RunConfig
 from quintet.config.train import TrainConfig
 from quintet.data.prepare import Prepared, prepare
@@ -32,18 +33,12 @@ from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.tokenize.tokenizer_files import ChatRules
 from quintet.track.console import Reporter
-from quintet.train.checkpoint import (
-    Progress,
-    checkpoint_path,
-    checkpoint_steps,
-    load_weights,
-    newest_whole,
-    read_progress,
-)
+from quintet.train.checkpoint import load_weights
+from quintet.train.checkpoint_files import Progress, checkpoint_path, checkpoint_steps, newest_whole, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device, multiplies_tf32, set_products, use_gpu
 from quintet.train.model import make_model, make_objective, run_bounds
 from quintet.train.objective import Objective
-from quintet.train.run_folder import check_inputs, read_run_config
+from quintet.train.run_folder import check_inputs
 from quintet.train.validation import ValidationResult, validate
 
 _NARROW = {torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn}
@@ -218,15 +213,6 @@ def _compute(asked: str | None, usual: str) -> Compute:
     compute = choose_compute(TrainConfig.model_validate({"steps": 1, "device": "auto", "precision": asked or usual}))
     set_products(compute)
     return compute
-
-
-def find_run(run: str) -> Path:
-    """The folder that ``run`` names: a run folder, or the name of a run under ``runs/``."""
-    folder = run_named(run)
-    if folder is None:
-        here, below = run_folders(run)
-        raise UserError(f"{run}: no run there (neither {here}/run.yaml nor {below}/run.yaml exists)")
-    return folder
 
 
 def _is_checkpoint(name: str) -> bool:

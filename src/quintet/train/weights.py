@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quintet.config.load import read_run_config
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import run_named
 from quintet.config.schema import RunConfig
@@ -20,8 +21,8 @@ from quintet.model.hf.weights import Start, fitted, pretrained_weights
 from quintet.model.init import first_values
 from quintet.processes import all_gather, broadcast_from_rank0
 from quintet.tokenize import Tokenizer
-from quintet.train.model import context_length, drawn, extra_rows, make_model, model_vocabulary
-from quintet.train.run_folder import read_run_config
+from quintet.train.model import drawn, make_model
+from quintet.train.sizes import context_length, extra_rows, model_vocabulary
 from quintet.train.trained import load_trained
 
 

@@ -10,10 +10,9 @@ import pytest
 from tests.helpers import Command, measured
 from tests.train.parallel.conftest import train_several
 
-from quintet.config.load import load_run_config
+from quintet.config.load import load_run_config, read_run_config
 from quintet.errors import UserError
 from quintet.train.parallel.strategy import share_of_batch
-from quintet.train.run_folder import read_run_config
 
 EACH = {"batch_size": None, "batch_size_per_device": 4, "micro_batch_size": 2}
 

@@ -1,0 +1,218 @@
+"""Checkpoints as they lie in a run's folder: the steps that are there, their facts, and whether they are whole.
+
+This module does not import PyTorch, so that what a run has reached appears at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from quintet.errors import UserError, one_line
+from quintet.files import from_json
+from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue.
+
+    ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
+    the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
+    measured after this step (see ``quintet.train.evaluation``), and ``failed`` counts the measurements that failed.
+    ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
+    of those that made the ids it was trained on.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    last_skipped: int = 0  # of these the last ones, one after the other
+    tokens: int = 0
+    seconds: float = 0.0
+    validation_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    tokenizer: str = ""
+    corpus: str = ""
+    scaler: dict[str, Any] | None = None
+    stages: list[list[Any]] = field(default_factory=list)
+    plateau: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # what tells its first weights, by the key that names them
+    due: list[str] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
+    precision: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)  # the last ones, by which a spike is found
+    spikes: list[int] = field(default_factory=list)  # the steps whose batches were left out because of one
+
+    def validated(self, loss: float) -> Progress:
+        """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
+        best = (self.best_loss, self.best_step)
+        # A checkpoint of an earlier version may hold a NaN, below which no loss is.
+        if math.isfinite(loss) and (best[0] is None or not best[0] <= loss):
+            best = (loss, self.step)
+        return replace(self, validation_loss=loss, best_loss=best[0], best_step=best[1])
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in ``folder``, ascending."""
+    return sorted(step for step, path in step_folders(folder) if (path / "state.json").is_file())
+
+
+def step_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The folders of checkpoints in ``folder``, whole or not, each with its step."""
+    found = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    steps = ((int(number), path) for number, path in found if number.isdecimal())
+    return [(step, path) for step, path in steps if path == checkpoint_path(folder, step)]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of ``step``."""
+    return folder / f"step-{step:06d}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The absolute path of the newest checkpoint in ``folder``, None when there is none."""
+    steps = checkpoint_steps(folder)
+    return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
+
+
+def newest_whole(
+    folder: Path, say: Callable[[str], object], *, weights_only: bool = False, together: bool = False
+) -> Progress | None:
+    """The facts of the newest checkpoint in ``folder`` of which no file is damaged; None if there is no checkpoint.
+
+    ``say`` gets a line for each newer one that is; the other arguments are those of `read_progress`. Raises UserError
+    if all are.
+    """
+    damaged: list[str] = []
+    speaks = is_rank_zero() or not together
+    steps = broadcast_from_rank0(lambda: checkpoint_steps(folder)) if together else checkpoint_steps(folder)
+    for step in reversed(steps):
+        try:
+            found = read_progress(checkpoint_path(folder, step), weights_only=weights_only, together=together)
+        except UserError as error:
+            damaged += [line.rpartition("; ")[0] for line in error.problems]
+            continue
+        for line in damaged if speaks else []:
+            say(f"{line}; step {step} is used instead")
+        return found
+    if damaged:
+        kind = UserError if speaks else FailedElsewhere
+        raise kind(*(f"{line}; no other is whole; move the run's folder away to start anew" for line in damaged))
+    return None
+
+
+def read_progress(path: Path, *, weights_only: bool = False, together: bool = False) -> Progress:
+    """The facts of the checkpoint at ``path``, every file of it checked, or with ``weights_only`` the bytes of the
+    weights.
+
+    With ``together`` all processes call this, check a part of the files each, and get the same answer. Raises UserError
+    if a file is damaged.
+    """
+    if not together or world_size() == 1:
+        facts, files = _read_state(path)
+        fault = _first_fault(path, files, weights_only)
+    else:
+        import torch.distributed as dist
+
+        facts, files = broadcast_from_rank0(lambda: _read_state(path))
+        # The processes wait for the slowest file system that is still of use.
+        patience = timedelta(seconds=600 + sum(facts["bytes"] for facts in files.values()) / _SLOWEST)
+        group: Any = dist.new_group(backend="gloo", timeout=patience)
+        mine = dict(sorted(files.items())[rank() :: world_size()])
+        fault = next(filter(None, all_gather(_first_fault(path, mine, weights_only), group)), None)
+        dist.destroy_process_group(group)
+    if fault is not None:
+        raise _damaged(path, fault)
+    return facts
+
+
+_SLOWEST = 50e6
+"""Bytes a second of the slowest file system that a checkpoint is read from."""
+THREADS = 4
+"""Threads that write and check the files of one process; Python lets go of its lock while it computes a hash."""
+
+
+def _read_state(path: Path) -> tuple[Progress, dict[str, dict[str, Any]]]:
+    """The facts in state.json of the checkpoint at ``path``, and those of each other file by its name."""
+    try:
+        state = from_json((path / "state.json").read_bytes())
+        facts = Progress(**state["progress"])
+        files = {
+            name: {"bytes": int(one["bytes"]), "sha256": one["sha256"], **one} for name, one in state["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"state.json cannot be read ({one_line(error, typed=True)})") from error
+    if checkpoint_path(path.parent, facts.step) != path:
+        raise _damaged(path, f"state.json is that of step {facts.step}")
+    return facts, files
+
+
+def _first_fault(path: Path, files: dict[str, dict[str, Any]], weights_only: bool) -> str | None:
+    """What is wrong with the first of ``files`` that is not as it was written, None if all are."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
+
+    def fault(name: str) -> str | None:
+        file, expected = path / name, files[name]
+        size = file.stat().st_size if file.is_file() else -1
+        if size != expected["bytes"]:
+            found = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
+            return f"{name} {found}"
+        kind, part = ("weights", ranges.get(name, [])) if weights_only and "weights" in expected else ("sha256", None)
+        if sha256_of(file, part) != expected[kind]:
+            return f"{name} is not what was written: its SHA-256 differs"
+        return None
+
+    # The table that says where the weights are comes first.
+    if TABLE in files and (found := fault(TABLE)) is not None:
+        return found
+    if weights_only and (path / TABLE).is_file():
+        ranges = weight_ranges(path)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return next(filter(None, threads.map(fault, sorted(set(files) - {TABLE}))), None)
+
+
+TABLE = ".metadata"
+"""The file in which torch.distributed.checkpoint says what lies where."""
+
+
+def weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """Where the weights lie in each file of the checkpoint in ``folder``: first byte and length of each, ascending."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index, place in (FileSystemReader(folder).read_metadata().storage_data or {}).items():
+        if index.fqn.startswith("model."):
+            found.setdefault(place.relative_path, []).append((place.offset, place.length))
+    return {name: sorted(ranges) for name, ranges in found.items()}
+
+
+def sha256_of(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
+    """The SHA-256 of ``file``, or of its ``ranges``, each a first byte and a length, one after the other."""
+    with file.open("rb") as stream:
+        if ranges is None:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for start, length in ranges:
+            stream.seek(start)
+            while length > 0 and (part := stream.read(min(length, 2**22))):
+                digest.update(part)
+                length -= len(part)
+        return digest.hexdigest()
+
+
+def _damaged(path: Path, fault: str) -> UserError:
+    others = [step for step in checkpoint_steps(path.parent) if checkpoint_path(path.parent, step) != path]
+    mend = (
+        f"move it away to use step {others[-1]}"
+        if others
+        else "there is no other; move the run's folder away to start anew"
+    )
+    return UserError(f"{path}: the checkpoint is damaged: {fault}; {mend}")
