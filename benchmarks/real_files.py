@@ -186,7 +186,7 @@ def _missing(config: RunConfig) -> tuple[str, ...]:
 
 def _cause(problem: str) -> str:
     """``problem`` without its place and without the values that only one file has."""
-    text = re.sub(r"^\S*?(:\d+)?: |^line \d+: |^command line: ", "", problem, count=1)
+    text = re.sub(r"^[^:]*\.ya?ml(:\d+)?: |^\S*?(:\d+)?: |^line \d+: |^command line: ", "", problem, count=1)
     text = re.sub(r"\[\d+\]", "[]", text)
     return re.sub(r"/\S+|\bline \d+", "…", text)[:160]
 

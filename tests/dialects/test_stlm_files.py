@@ -48,6 +48,28 @@ def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..
     assert documented.config.model == attention.config.model
 
 
+@pytest.mark.parametrize(
+    ("width", "feedforward", "heads", "tied", "expected"),
+    [(528, 1361, 16, True, 49_197_984), (528, 1361, 16, False, 75_733_680), (80, 96, 16, True, 4_308_640)],
+)
+def test_heads_of_an_odd_size_have_the_parameters_of_the_original(
+    read: Callable[..., Loaded], width: int, feedforward: int, heads: int, tied: bool, expected: int
+) -> None:
+    """Counted from its own code of September 2024, which leaves out a feature of each head, for rotary positions."""
+    changes = {
+        "model.hidden_dim": width,
+        "model.core_model.ffn.ffn_dim": feedforward,
+        "model.core_model.attn.num_heads": heads,
+        "model.embedding_weight_tying": tied,
+    }
+    loaded = read(G1, changes)
+    assert parameters(loaded) == expected
+    assert loaded.config.model.attention.head_dim == width // heads - 1  # pyright: ignore
+    assert any("a head of" in note and f"has {width // heads - 1}" in note for note in loaded.notes)
+    learned = read(G1, changes | {"model.positional_encoding_type": "learned"})
+    assert learned.config.model.attention.head_dim is None  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.integers(0, 3))
 def test_the_two_numbers_of_heads_may_be_exchanged(read: Callable[..., Loaded], first: int, second: int) -> None:

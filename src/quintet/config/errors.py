@@ -107,7 +107,7 @@ def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
     if nearest:
         return f"unknown key {name!r}; did you mean {nearest!r}?{known_as and f' ({known_as})'}"
     owner = f"kind {kind!r}" if kind else "this section" if spot.holder else "a run file"
-    keys = ", ".join(key.name for key in spot.section.keys)
+    keys = ", ".join(key.name for key in spot.section.keys if not key.role.unsupported)
     return f"unknown key {name!r}; {known_as or f'{owner} has {keys}'}"
 
 

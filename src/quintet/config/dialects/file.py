@@ -96,6 +96,10 @@ class SchemaFile:
         origin = self._provenance.get(steps) or origin_of(steps, self.document.provenance)
         self.problems.append(Problem(origin, origin.key or path, message))
 
+    def refused_for(self, reason: str) -> bool:
+        """True if a key or the value of one was refused for the ``reason``, which several may have."""
+        return (self.file, reason) in self._alike
+
     def lack(self, path: str, message: str) -> None:
         """Note that what the file names at ``path`` is not on this machine."""
         if path_of(path) in self._replaced:

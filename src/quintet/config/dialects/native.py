@@ -53,6 +53,10 @@ class NativeBuilder:
         """Note that what the file says at the dialect's key ``path`` cannot be followed."""
         self.given.refuse(path, message)
 
+    def refused_for(self, reason: str) -> bool:
+        """True if a key of the file was refused for the ``reason`` before its rules were asked."""
+        return self.given.refused_for(reason)
+
     def lack(self, path: str, message: str) -> None:
         """Note that what the file names at the dialect's key ``path`` is not on this machine: the file may be right,
         and the translation does without it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
+from quintet.config.dialects.stlm.names import EXPERIMENT
 from quintet.config.dialects.stlm.schema import File
 from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig
 from quintet.config.model import TransformerConfig
@@ -66,7 +67,7 @@ def byte_level(theirs: File, native: NativeBuilder) -> None:
             native.say(
                 f"{', '.join(unread)}: read with lm_head_type: generic alone; a byte-level head has no such part"
             )
-    if native.has(_TYING) and model.embedding_weight_tying:
+    if native.has(_TYING) and model.embedding_weight_tying and not native.refused_for(EXPERIMENT):
         native.refuse(_TYING, "a byte-level embedding or head has no row for each token to share; set it to false")
     native.set("model.tie_embeddings", False, _TYING)
     layers = {"embedding": EMBEDDING_LAYERS} if embeds else {}

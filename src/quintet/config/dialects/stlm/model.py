@@ -137,10 +137,24 @@ def _attention(theirs: File, native: NativeBuilder) -> None:
         kv_heads = max(1, heads // attn.group_size)
     native.set("model.attention.heads", heads, *HEADS)
     native.set("model.attention.kv_heads", kv_heads, *reversed(HEADS))
+    _head_size(theirs, heads, native)
     if len(counts) == 2 and counts[0] < counts[1]:
         native.say(f"model.attn: {heads} query heads and {kv_heads} key and value heads; STLM's code had them swapped")
     if theirs.model.flash_attention:
         native.set("model.attention.backend", "flash", "model.flash_attention")
+
+
+def _head_size(theirs: File, heads: int, native: NativeBuilder) -> None:
+    """Leave out the last feature of heads that have an odd number of them, which rotary positions turn in pairs."""
+    model, width = theirs.model, theirs.model.hidden_dim or 0
+    turned = "rope" in (model.attn.attn_type, model.positional_encoding_type)
+    size, rest = divmod(width, heads)
+    if model.attn.head_dim is None and turned and rest == 0 and size > 1 and size % 2:
+        native.set("model.attention.head_dim", size - 1, *HEADS, "model.hidden_dim")
+        native.say(
+            f"model.attn: a head of {width} / {heads} features would have {size}, and has {size - 1}, for rotary "
+            "positions turn pairs of them, as in STLM's files with such heads"
+        )
 
 
 def _norms(theirs: File, native: NativeBuilder) -> None:

@@ -9,7 +9,7 @@ from pydantic import create_model
 
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.stlm import names
-from quintet.config.dialects.stlm.names import EXPERIMENT, words
+from quintet.config.dialects.stlm.names import EXPERIMENT, OLDEST, words
 from quintet.config.dialects.types import Count, FalseIsZero, Fraction, Listed, NotNegative, Positive, Text
 from quintet.config.section import key
 
@@ -75,7 +75,10 @@ class AttentionLayer(DialectSection):
     )
     num_kv_heads: Positive | None = key(None, "key and value heads: the smaller", affects="model.attention.kv_heads")
     num_q_heads: Positive | None = key(
-        None, "query heads: the larger; else num_kv_heads", affects="model.attention.heads", aliases="num_heads"
+        None,
+        "query heads: the larger; else num_kv_heads",
+        affects=("model.attention.heads", "model.attention.head_dim"),
+        aliases="num_heads",
     )
     group_size: Positive | None = unlisted(None, "query heads a key head", affects="model.attention.kv_heads")
     is_causal: bool | None = unlisted(None, "causal or bidirectional", affects="model.attention.kind")
@@ -108,13 +111,17 @@ class LmHead(DialectSection):
     "chunk_len_penalty max_chunk_length max_num_chunks target_chunk_len num_byte_decoder_layers "
     "num_delimiter_layers"
 )
+@refuses("num_heads ffn_dim dropout bias positional_encoder vocab_size_old", "a first model", OLDEST)
 class Model(DialectSection):
     """The model and its tokenizer."""
 
     nestings = ("model.core_model",)
 
     core_model_type: names.Core = key(
-        ..., "generic: a transformer; hf_core: a model of Hugging Face's; others: blocks share parts", affects=CORE
+        ...,
+        "generic: a transformer; hf_core: a model of Hugging Face's; others: blocks share parts",
+        affects=CORE,
+        aliases="model",
     )
     k_interior_layers: Count | None = unlisted(None, "blocks at each end that share nothing, and one", affects=INNER)
     lora_rank: Positive | None = unlisted(None, "rank of what a block adds to a shared matrix", affects=INNER)

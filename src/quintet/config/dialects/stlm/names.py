@@ -16,6 +16,11 @@ from quintet.errors import NotHere, nearest
 
 EXPERIMENT = "belongs to an experiment of STLM's code, which its document leaves out and each revision does otherwise"
 
+OLDEST = (
+    "is of the models of STLM's code before May 2024, whose norms, positions, dropouts and tied weights each revision "
+    "fixes otherwise; say them with the document's keys: core_model_type: generic, attn, ffn, positional_encoding_type"
+)
+
 
 def meanings(words: str) -> dict[str, str]:
     """The meaning of each of ``words``: "word=meaning", or the word itself."""
@@ -85,11 +90,13 @@ FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
 Attention = Annotated[
     str, words("causal bidirectional generic standard=generic generic_attention=generic rope_attention=rope")
 ]
+_OLDEST = "baseline modern_baseline poolformer profiler seq2seq_baseline sharedfnn sharedfnnlora thinking"
 Core = Annotated[
     str,
     words(
         "generic hf_core generic_ffn_sharing generic_cproj_shared generic_ffn_qproj_sharing ffn_lora_sharing "
-        "weight_sharing"
+        "weight_sharing",
+        dict.fromkeys(_OLDEST.split(), OLDEST),
     ),
 ]
 Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]

@@ -18,7 +18,7 @@ _OF_ADAM_MINI = "adam_mini alone asks for it"
 class LrScheduler(DialectSection):
     """How the learning rate changes; `lr_scheduler: NAME` says the same."""
 
-    nestings = ("training.lr_scheduler",)
+    nestings = ("training.lr_scheduler", "trainer.scheduler")
     shorthand = "name"
 
     name: names.Scheduler = key(
@@ -41,6 +41,9 @@ class Dataloader(DialectSection):
         "how documents become samples, and which tokens mlm hides",
         affects=("data.packing", "loss.kind", "loss.predict_at"),
         aliases="trainer.dataloader_name",
+    )
+    tokenized_data_dir: Text | None = unlisted(
+        None, "folder of tokenized data", no_effect="no version of STLM reads it, but general.paths.data_dir"
     )
 
 
@@ -173,7 +176,9 @@ class Trainer(DialectSection):
         2000, "steps between validations, from step 0 on", to="evaluate.every", aliases="trainer.eval.eval_interval"
     )
     log_interval: Positive = key(10, "steps between logs of training metrics", to="train.log_every")
-    checkpoint_interval: Positive = key(10_000, "steps between checkpoints", to="checkpoint.every")
+    checkpoint_interval: Positive = key(
+        10_000, "steps between checkpoints", to="checkpoint.every", aliases="trainer.optimizer.checkpoint_interval"
+    )
     lr_scheduler: LrScheduler
     dataloader: Dataloader
     datasampling: Datasampling
