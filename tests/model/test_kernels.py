@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -107,6 +109,51 @@ def test_queries_by_parts_follow_the_formula(monkeypatch: pytest.MonkeyPatch, na
         tensors[0], visible = tensors[0][:, :, before:], visible[:, before:]
     found = attend(*tensors, prepare_mask(ranges, "chunked", CPU), scale=0.3)
     torch.testing.assert_close(found, formula(*tensors, visible, 0.3), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "chunked"])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_where_no_fused_kernel_shares_keys_none_is_asked_to(monkeypatch: pytest.MonkeyPatch, name: str, kernel) -> None:
+    """As on a GPU with a mask; a single query of a text gets the heads that share a key as queries of it."""
+    monkeypatch.setattr(kernels, "_unfused_where_shared", lambda *_: True)
+    monkeypatch.setattr(kernels, "CHUNK", 32)
+    for length in (LENGTH, 1):
+        ranges, visible, tensors = ranges_of(MASKS[name]), seen(MASKS[name]), [part.detach() for part in inputs(2)]
+        if length == 1:
+            first, last = (None if part is None else part[:, -1:] for part in (ranges.first, ranges.last))
+            ranges = KeyRanges(1, LENGTH, ranges.causal, first, last)
+            tensors[0], visible = tensors[0][:, :, -1:], visible[:, -1:]
+            mask = prepare_mask(ranges, "sdpa", CPU)
+        else:
+            mask = prepare_mask(ranges, kernel, CPU)
+        with Shared() as calls:
+            found = attend(*tensors, mask, scale=0.3)
+        torch.testing.assert_close(found, formula(*tensors, visible, 0.3), rtol=1e-9, atol=1e-11)
+        assert calls.count > 0 == calls.shared
+
+
+class Shared(TorchFunctionMode):
+    """Counts the calls of PyTorch's attention, and those in which query heads share one of keys."""
+
+    count = shared = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.count += 1
+            self.shared += bool((kwargs or {}).get("enable_gqa")) or args[0].shape[1] != args[1].shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config", "unfused"),
+    [(torch.bfloat16, "causal", False), (torch.float32, "causal", True), (torch.bfloat16, "document", True)],
+)
+def test_on_a_gpu_heads_share_keys_in_16_bits_without_a_mask(dtype: torch.dtype, config: str, unfused: bool) -> None:
+    mask = prepare_mask(ranges_of(MASKS[config]), "sdpa", CPU)
+    with FakeTensorMode():
+        queries = torch.empty(2, 4, LENGTH, 8, dtype=dtype, device="cuda")
+    assert kernels._unfused_where_shared(queries, mask) == unfused
+    assert not kernels._unfused_where_shared(torch.empty(2, 4, LENGTH, 8, dtype=dtype), mask)
 
 
 def test_a_long_text_needs_no_mask_of_the_square_of_its_length() -> None:

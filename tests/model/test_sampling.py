@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.errors import UserError
 from quintet.model.sampling import (
@@ -49,6 +50,26 @@ def test_top_p_is_theirs(theirs, seed: int, p: float) -> None:
 
 def test_top_p_of_one_keeps_all() -> None:
     assert torch.equal(keep_top_p(logits(0), 1.0), logits(0))
+
+
+class Sums(TorchDispatchMode):
+    """The types in which running sums are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.cumsum.default:
+            self.types.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_top_p_sums_what_a_gpu_sums_alike_each_time() -> None:
+    """PyTorch refuses running sums of floats on a GPU where it was asked for the same bits."""
+    with Sums() as sums:
+        keep_top_p(logits(0), 0.5)
+    assert sums.types == {torch.int64}
 
 
 @pytest.mark.parametrize("seed", range(3))

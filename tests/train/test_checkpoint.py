@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.helpers import Command, run_config
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -225,15 +231,52 @@ def test_a_full_disk_is_one_clear_line_and_the_earlier_checkpoint_stays(tmp_path
     assert not list(tmp_path.glob(".step-*"))
 
 
-def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
-    import hashlib
+def test_writing_asks_no_gpu_whichever_the_process_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our thread begins on the first GPU; each process whose writer waited for it would take memory of it."""
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: asked.append("stream"))
+    save(tmp_path, [1]).close()
+    assert checkpoint_steps(tmp_path) == [1]
+    assert not asked
 
+
+def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
     save(tmp_path, [4])
     path = checkpoint_path(tmp_path, 4)
     files = json.loads((path / "state.json").read_text())["files"]
     assert files.keys() == {file.name for file in path.iterdir()} - {"state.json"}
     for name, facts in files.items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == facts["sha256"]
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 300))
+def test_a_hash_of_the_whole_and_one_of_parts_come_of_one_reading(cuts: list[int], size: int) -> None:
+    places = list(accumulate(cuts))
+    ranges = [(start, stop - start) for start, stop in zip(places[::2], places[1::2], strict=False) if stop <= size]
+    data = random.Random(size).randbytes(size)
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        file = Path(folder) / "file"
+        file.write_bytes(data)
+        patch.setattr(checkpoint_files, "_BLOCK", 16)
+        parts = b"".join(data[start : start + length] for start, length in ranges)
+        expected = tuple(hashlib.sha256(one).hexdigest() for one in (data, parts))
+        assert checkpoint_files.hashes_of(file, ranges) == expected
+        assert checkpoint_files.sha256_of(file, ranges) == expected[1]
+
+
+def test_what_is_written_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = Path.open
+
+    def watched(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if mode == "rb" and self.suffix == ".distcp":
+            opened.append(self.name)
+        return original(self, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", watched)
+    saved_in_files(tmp_path, monkeypatch)
+    assert sorted(opened) == ["__0_0.distcp", "__0_1.distcp", "__0_2.distcp"]
 
 
 def test_the_best_is_the_lowest_finite_loss_and_the_earlier_of_two_that_are_equal() -> None:

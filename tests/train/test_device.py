@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from tests.helpers import run_config
 from torch._inductor import config as inductor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from quintet.config.train import TrainConfig
 from quintet.data.batch import Batch, prefetch
@@ -29,6 +31,7 @@ from quintet.train.compute import (
     use_gpu,
 )
 from quintet.train.parallel.group import process_group
+from quintet.train.parallel.shard import make_mesh
 from quintet.train.run import Run
 from quintet.train.step import micro_batches
 
@@ -86,6 +89,23 @@ def test_the_device_has_an_index_whoever_asks(calls: dict[str, Any]) -> None:
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
     assert choose_compute(TrainConfig(steps=1, device="cuda", precision="fp32")).device == torch.device("cuda", 0)
     assert choose_device("cpu") == torch.device("cpu")  # which has none
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2)])
+def test_all_groups_of_a_mesh_wait_as_long_as_the_run_says(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, timedelta] = {}
+    monkeypatch.setattr(
+        dist.distributed_c10d, "_set_pg_timeout", lambda seconds, group: told.setdefault(group.group_name, seconds)
+    )
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        mesh = make_mesh(shape, "cpu", timedelta(seconds=7))
+        assert told == {group.group_name: timedelta(seconds=7) for group in mesh.get_all_groups()}
+        assert len(told) == sum(size > 1 for size in shape)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_memory_is_cut_anew_unless_the_user_says_how(calls: dict[str, Any]) -> None:

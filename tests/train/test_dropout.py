@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schedule import (
@@ -104,6 +105,31 @@ def test_the_rows_of_a_mask_are_those_of_its_samples() -> None:
         set_dropout_keys(modules, key(1, "dropout", 7), first, count, torch.device("cpu"))
         parts = [masks(own) for module in modules for own in module.keys]
         assert all(np.array_equal(a[first : first + count], b) for a, b in zip(whole, parts, strict=True))
+
+
+class Sent(TorchDispatchMode):
+    """Counts the tensors that are copied from one kind of device to another."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = [one.device.type for one in (*args, found) if isinstance(one, torch.Tensor)]
+        self.count += "copy" in str(func) and len(set(given)) > 1
+        return found
+
+
+def test_the_keys_of_a_pass_are_made_on_its_device() -> None:
+    """A copy from the host would wait for all that a GPU has still to do, at each micro-batch."""
+    module, device = KeyedDropout(0.5), torch.device("meta")
+    with Sent() as sent:
+        set_dropout_keys(module, 2**62 + 5, 3, 4, device)
+    assert sent.count == 0
+    assert module.keys is not None
+    assert (module.keys.shape, module.keys.device) == ((2, 4), device)
+    with Sent() as sent:
+        torch.ones(2).to(device)
+    assert sent.count == 1
 
 
 def test_what_several_layers_share_does_not_drop_the_same_in_each() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
@@ -120,6 +122,36 @@ def test_a_checkpoint_holds_the_averages_bit_for_bit(tmp_path: Path, precision: 
             assert one[name].dtype == another[name].dtype, name
             assert torch.equal(one[name], another[name]), name
     assert losses(model, optimizer, 5, 12) == losses(other, continued, 5, 12)
+
+
+class Widened(TorchDispatchMode):
+    """Counts the numbers that are copied from 16 bits to fp32."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and found.dtype == torch.float32 and args[0].itemsize == 2:
+            self.count += found.numel()
+        return found
+
+
+def test_loading_averages_takes_no_memory_of_fp32() -> None:
+    """torch casts what it loads to the type of the weights: for a moment more than the whole state of fp32."""
+    config, model = AdamWConfig(state_precision="bf16"), model_of()
+    optimizer = build_optimizer(config, model)
+    losses(model, optimizer, 0, 2)
+    saved = optimizer.state_dict()
+    continued = build_optimizer(config, model)
+    with Widened() as widened:
+        continued.load_state_dict(saved)
+    assert widened.count == 0
+    for one, other in zip(optimizer.state.values(), continued.state.values(), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
+    with Widened() as widened:
+        torch.optim.AdamW([{"params": group["params"]} for group in optimizer.param_groups]).load_state_dict(saved)
+    assert widened.count == 2 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def advance(

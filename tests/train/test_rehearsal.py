@@ -173,6 +173,8 @@ def test_what_a_compiler_says_of_allocations_is_no_lack_of_memory() -> None:
     assert ran_out_of_memory(refused.value)
     assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert ran_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 20 GB)"))
+    assert ran_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert ran_out_of_memory(RuntimeError("NCCL Error 1: Last error:\nCuda failure 2 'out of memory'"))
     assert not ran_out_of_memory(RuntimeError("undefined symbol: _Znam allocate"))
     assert not ran_out_of_memory(compiler_error(AssertionError("alloc")))
     assert ran_out_of_memory(compiler_error(torch.OutOfMemoryError("CUDA out of memory")))

@@ -120,11 +120,12 @@ def set_dropout_keys(model: nn.Module, base: int, first: int, samples: int, devi
     every = [module for module in model.modules() if isinstance(module, KeyedDropout) and _in_use(module)]
     if not every:
         return
-    numbers = torch.arange(first, first + samples, dtype=torch.int32) * _GOLDEN
+    # All of it on the device: a copy from the host would wait for what the device has still to do.
+    numbers = torch.arange(first, first + samples, dtype=torch.int32, device=device) * _GOLDEN
     low, high = (base & 0xFFFFFFFF) - 2**31, (base >> 32) - 2**31
     of_samples = mixed(mixed(numbers + low) + high)
-    salts = torch.arange(1, 1 + _CALLS * len(every), dtype=torch.int32) * _GOLDEN
-    keys = mixed(of_samples[None] ^ mixed(salts)[:, None]).view(len(every), _CALLS, samples).to(device)
+    salts = torch.arange(1, 1 + _CALLS * len(every), dtype=torch.int32, device=device) * _GOLDEN
+    keys = mixed(of_samples[None] ^ mixed(salts)[:, None]).view(len(every), _CALLS, samples)
     for module, own in zip(every, keys, strict=True):
         module.keys = own
 

@@ -115,9 +115,12 @@ def attend(
         compiles = queries.device.type != "cpu" and not torch.compiler.is_compiling()
         attention = _compiled_flex() if compiles else flex_attention
         return attention(queries, keys, values, block_mask=mask.blocks, scale=scale, enable_gqa=grouped)
-    if grouped and queries.device.type == "cuda" and queries.dtype == torch.float32:
-        # Of the fused kernels on CUDA only those for 16 bits share a key head; fp32 would fall back to the unfused one.
+    if grouped and _unfused_where_shared(queries, mask):
         repeats = queries.shape[1] // keys.shape[1]
+        if mask.ranges.length == 1:  # the query heads of a key head are as good as so many queries of one head
+            together = queries.reshape(*keys.shape[:2], repeats, -1)
+            options: dict[str, Any] = {"attn_mask": mask.dense, "dropout_p": dropout, "scale": scale}
+            return F.scaled_dot_product_attention(together, keys, values, **options).reshape(queries.shape)
         keys, values = (part.repeat_interleave(repeats, dim=1) for part in (keys, values))
         grouped = False
     if mask.kernel == "chunked":
@@ -128,6 +131,15 @@ def attend(
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(queries, keys, values, **arguments, scale=scale, enable_gqa=grouped)
     return F.scaled_dot_product_attention(queries, keys, values, **arguments, scale=scale, enable_gqa=grouped)
+
+
+def _unfused_where_shared(queries: Tensor, mask: AttentionMask) -> bool:
+    """True where query heads, floats [batch, heads, length, features], that share one of keys have no fused kernel.
+
+    On CUDA those for 16 bits without a mask share; the unfused one writes out the square of the length in fp32.
+    """
+    masked = mask.kernel == "chunked" or mask.dense is not None
+    return queries.device.type == "cuda" and (masked or queries.dtype == torch.float32)
 
 
 def _chunked_attention(

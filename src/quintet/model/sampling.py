@@ -99,6 +99,10 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < smallest, -math.inf)
 
 
+_WHOLE = 2.0**40
+"""The probability 1 as an integer; a factor of two is exact, and 2^23 ids may each round by one."""
+
+
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """``logits``, floats [batch, vocab], −inf for all but the fewest likeliest ids of each row with a probability of at
     least ``p`` together.
@@ -107,9 +111,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     tensor([[-inf, 9., -inf]])
     """
     ordered, ids = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
+    # Sums of integers are exact in any order; those of floats on a GPU are not, and refused where a run promises bits.
+    probabilities = (ordered.softmax(dim=-1) * _WHOLE).long()
     # An id stays while those before it fall short of p, so that the likeliest one always stays.
-    superfluous = probabilities.cumsum(dim=-1) - probabilities >= p
+    superfluous = probabilities.cumsum(dim=-1) - probabilities >= p * _WHOLE
     superfluous[:, 0] = False
     return logits.masked_fill(torch.zeros_like(superfluous).scatter(1, ids, superfluous), -math.inf)
 

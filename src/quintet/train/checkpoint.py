@@ -46,7 +46,7 @@ from quintet.train.checkpoint_files import (
     Progress,
     checkpoint_path,
     checkpoint_steps,
-    sha256_of,
+    hashes_of,
     step_folders,
     weight_ranges,
 )
@@ -182,7 +182,9 @@ class Checkpointer:
         self._sync()
         broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
-            writer = FileSystemWriter(unfinished, thread_count=_files_of(state))
+            # The state is on the host. To copy ahead, PyTorch would wait in this thread for the first GPU, whichever
+            # the process has, and so take memory of it for each process of the machine.
+            writer = FileSystemWriter(unfinished, thread_count=_files_of(state), per_thread_copy_ahead=0)
             state_dict_saver.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             files = {
                 name: facts for part in all_gather(self._own_files(unfinished), self._group) for name, facts in part
@@ -208,10 +210,9 @@ class Checkpointer:
         mine, ranges = f"__{rank()}_", weight_ranges(folder)
 
         def facts(file: Path) -> tuple[str, dict[str, Any]]:
-            found: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-            if file.name != TABLE:
-                found["weights"] = sha256_of(file, ranges.get(file.name, []))
-            return file.name, found
+            whole, weights = hashes_of(file, ranges.get(file.name, []))
+            found: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": whole}
+            return file.name, found if file.name == TABLE else {**found, "weights": weights}
 
         with ThreadPoolExecutor(THREADS) as threads:
             files = sorted(folder.iterdir())

@@ -194,6 +194,27 @@ def weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
     return {name: sorted(ranges) for name, ranges in found.items()}
 
 
+_BLOCK = 2**22
+"""Bytes that are read at once."""
+
+
+def hashes_of(file: Path, ranges: list[tuple[int, int]]) -> tuple[str, str]:
+    """The SHA-256 of ``file``, and that of its ``ranges``, ascending and each a first byte and a length, in one
+    reading."""
+    whole, parts, at, left = hashlib.sha256(), hashlib.sha256(), 0, ranges[::-1]
+    with file.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            whole.update(block)
+            while left:
+                start, stop = left[-1][0], sum(left[-1])
+                parts.update(block[max(0, start - at) : max(0, stop - at)])
+                if stop > at + len(block):
+                    break
+                left.pop()
+            at += len(block)
+    return whole.hexdigest(), parts.hexdigest()
+
+
 def sha256_of(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
     """The SHA-256 of ``file``, or of its ``ranges``, each a first byte and a length, one after the other."""
     with file.open("rb") as stream:
@@ -202,7 +223,7 @@ def sha256_of(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
         digest = hashlib.sha256()
         for start, length in ranges:
             stream.seek(start)
-            while length > 0 and (part := stream.read(min(length, 2**22))):
+            while length > 0 and (part := stream.read(min(length, _BLOCK))):
                 digest.update(part)
                 length -= len(part)
         return digest.hexdigest()

@@ -236,12 +236,19 @@ def device_memory(device: torch.device, local: int) -> int | None:
     return None if memory is None else memory // local
 
 
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "MPS backend out of memory", "CUDA error: out of memory")
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "Cuda failure 2 'out of memory'",  # NCCL's
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """True if ``error``, or what it was raised from, is a lack of memory, by the type or the words of PyTorch's
-    allocators; a compiler's error that speaks of allocations is none."""
+    allocators and of NVIDIA's libraries; a compiler's error that speaks of allocations is none."""
     while error is not None:
         words = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
         if words or isinstance(error, torch.OutOfMemoryError | MemoryError):

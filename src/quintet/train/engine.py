@@ -25,6 +25,7 @@ from quintet.train.library_optimizers import check_sharded
 from quintet.train.model import checkpoint_activations, make_model
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
+from quintet.train.parallel.group import timeout
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
@@ -90,7 +91,7 @@ def build_engine(
         _compile_blocks(model, compute)
     loss_module: nn.Module = LossModule(model, objective)
     if strategy.sharded:
-        mesh = make_mesh(mesh_shape(strategy, environment), compute.device.type)
+        mesh = make_mesh(mesh_shape(strategy, environment), compute.device.type, timeout(config))
         home = torch.device("cpu") if getattr(strategy.config, "offload", False) else compute.device
         library = isinstance(model, PretrainedModel)
         values = first_weights(config, tokenizer, model, weights)

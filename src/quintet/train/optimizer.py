@@ -20,6 +20,8 @@ DECAYING = ("matrix", "embedding")
 """Roles of the parameters that decay with ``decay: matrices``."""
 UNREADABLE = (DataDependentOutputException, DynamicOutputShapeException)
 """Errors of a step that would read a value, on tensors that have none."""
+_AVERAGES = ("exp_avg", "exp_avg_rms")
+"""The averages of `LowPrecisionAdamW` in its state."""
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -138,11 +140,19 @@ class LowPrecisionAdamW(torch.optim.AdamW):
         return generator.manual_seed(key(seed, "rounding", step, group, index, self.shard, *_part_held(parameter)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load ``state_dict`` and undo torch's cast of the averages to the type of the weights."""
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            for name in ("exp_avg", "exp_avg_rms"):
-                state[name] = state[name].to(self.state_type)
+        """Load ``state_dict``. Its averages pass by torch, which would cast all of them to the type of the weights, at
+        twice the memory of this whole state."""
+        saved: dict[int, dict[str, Any]] = state_dict["state"]
+        rest = {
+            number: {name: value for name, value in state.items() if name not in _AVERAGES}
+            for number, state in saved.items()
+        }
+        super().load_state_dict({**state_dict, "state": rest})
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name in _AVERAGES if number in saved else ():
+                self.state[parameter][name] = saved[number][name].to(parameter.device, self.state_type)
 
     def _advance(
         self,
@@ -156,7 +166,7 @@ class LowPrecisionAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for name in ("exp_avg", "exp_avg_rms"):
+            for name in _AVERAGES:
                 state[name] = torch.zeros_like(parameter, dtype=self.state_type)
         assert parameter.grad is not None
         average, square = state["exp_avg"].float(), state["exp_avg_rms"].float().square_()
@@ -178,7 +188,7 @@ class LowPrecisionAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=False,
         )
-        for name, value in (("exp_avg", average), ("exp_avg_rms", square.sqrt_())):
+        for name, value in zip(_AVERAGES, (average, square.sqrt_()), strict=True):
             rounded, kept = stochastically_rounded(_local(value), self.state_type, generator), _local(state[name])
             # A step that was left out changes nothing, so its averages are not rounded anew either.
             kept.copy_(rounded if found_inf is None else torch.where(found_inf.bool(), kept, rounded))

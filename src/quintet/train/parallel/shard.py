@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,11 +21,17 @@ from quintet.train.objective import LossModule
 from quintet.train.parallel.strategy import Strategy
 
 
-def make_mesh(shape: tuple[int, int], device: str) -> DeviceMesh:
-    """Groups × processes of a group, as ``mesh_shape`` gives them."""
-    if shape[0] == 1:
-        return init_device_mesh(device, shape[1:], mesh_dim_names=("shard",))
-    return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+def make_mesh(shape: tuple[int, int], device: str, timeout: timedelta | None = None) -> DeviceMesh:
+    """Groups × processes of a group, as ``mesh_shape`` gives them; they wait ``timeout`` for each other if it is given.
+
+    PyTorch's own groups of a mesh wait for half an hour, whatever the process group was told.
+    """
+    dimensions = (shape[1:], ("shard",)) if shape[0] == 1 else (shape, ("replicate", "shard"))
+    mesh = init_device_mesh(device, dimensions[0], mesh_dim_names=dimensions[1])
+    if timeout is not None:
+        for group in mesh.get_all_groups():
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
+    return mesh
 
 
 def shard(loss_module: LossModule, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
