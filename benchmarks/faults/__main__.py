@@ -41,6 +41,7 @@ ROWS: dict[str, tuple[Callable[[Workspace, int], rows.Outcomes], int]] = {
     "two-at-once": (rows.two_at_once, 8),
     "power": (power.power, 150),
     "trackers": (rows.trackers, 9),
+    "servers": (rows.servers, 8),
     "launcher": (launched.killed_launcher, 3),
     "worker": (launched.killed_worker, 3),
     "hang": (launched.hanging_worker, 2),

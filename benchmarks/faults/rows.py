@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from command import STEPS, Ended, Workspace, at_event, kill_after, kill_at
 from compare import damaged_checkpoints, differences
+from servers import FAILURES, MLFLOW, SLOW, WANDB, failing_server
 
 Outcomes = Iterator[str]  # one for each try; those that begin with FAULT are what should not be
 EQUAL, REFUSED = "continued, equal bit for bit", "refused in one line"
@@ -248,3 +250,46 @@ def trackers(work: Workspace, tries: int) -> Outcomes:
         problems += [] if told in ended.said else ["its failure is not told"]
         problems += differences(work.run(name), whole)
         yield f"FAULT: {'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, told"
+
+
+def servers(work: Workspace, tries: int) -> Outcomes:
+    """A server of Weights & Biases or of MLflow that is there at the start, and then dies, hangs, is slow or answers
+    with errors: training goes on, waits a bounded time at its end, and tells it in one line or two."""
+    each, limit = "train.log_every=1", 6
+    whole = uninterrupted(work, "whole-logged", each)
+    for number in range(tries):
+        kind, failure = (WANDB, MLFLOW)[number % 2], FAILURES[number // 2 % len(FAILURES)]
+        # The start asks 7 or 13 times, and a whole run about 16 or 40 times.
+        name, after = f"server-{number}", work.draw.randint(*((8, 11) if kind == WANDB else (14, 24)))
+        with failing_server(kind, failure, after, str(work.folder / f"artifacts-{number}")) as address:
+            own = f"tracking_uri: {address}"
+            if kind == WANDB:
+                own = f"arguments: {{project: tests, settings: {{base_url: {address}}}}}"
+            environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": address, "NO_PROXY": "*"}
+            environment |= {"WANDB_FINISH_TIMEOUT": str(limit), "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+            track = f"track=[{{kind: {kind}, {own}}}]"
+            ended = work.start(name, track, each, fault=lambda: _in_time(limit), **environment).wait()
+        problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
+        told = [line for line in ended.said.splitlines() if line.startswith(f"track[0]: {kind}")]
+        # The first failure, and at the end how much is lost; a server that is slow may have taken all.
+        if not (0 if failure == "slow" else 1) <= len(told) <= 2:
+            problems.append(f"told in {len(told)} lines: {told}")
+        problems += [] if ended.problem is None else [ended.problem]
+        problems += differences(work.run(name), whole)
+        there = f"{kind} {failure} after {after}: "
+        yield f"FAULT: {there}{'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, told"
+
+
+def _in_time(limit: float) -> None:
+    """Wait no longer than ``limit`` seconds at the end, and take steps so slowly that a server fails among them."""
+    from quintet.track import background
+    from quintet.train.step import TorchEngine
+
+    background.BackgroundQueue.__init__.__defaults__ = (limit,)
+    taken = TorchEngine.update
+
+    def update(self: TorchEngine, rate: float, step: int) -> object:
+        time.sleep(SLOW / 4)
+        return taken(self, rate, step)
+
+    TorchEngine.update = update  # pyright: ignore[reportAttributeAccessIssue]

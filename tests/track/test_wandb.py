@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -15,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import Command, run_config
+from tests.helpers import REPOSITORY, Command, run_config
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
-from quintet.track.composite import build_trackers
+from quintet.track.composite import CompositeTracker, build_trackers
 from quintet.track.jsonl import read_metrics
 from quintet.track.tracker import Tracked
 from quintet.track.wandb import WandbTracker
@@ -33,7 +35,8 @@ OFFLINE = {"kind": "wandb", "arguments": {"project": "tests", "mode": "offline"}
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tracker sets in the environment is gone after the test."""
-    for name in ("WANDB_CACHE_DIR", "WANDB_FINISH_TIMEOUT", "WANDB_INIT_TIMEOUT", "WANDB_API_KEY", "WANDB_MODE"):
+    limits = ("WANDB_FINISH_TIMEOUT", "WANDB_FINISH_TIMEOUT_RAISES", "WANDB_INIT_TIMEOUT")
+    for name in (*limits, "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -285,8 +288,9 @@ def test_a_failure_later_is_said_once_and_stops_nothing(tmp_path: Path) -> None:
         tracker.log(step, {"loss": 1.0})
         tracker.text(step, "sample 0", "text")
     tracker.close()
-    assert len(said) == 1
+    assert len(said) == 2
     assert said[0].startswith("track[0]: wandb fails: ")
+    assert re.fullmatch(r"track\[0\]: wandb: [45] records were not sent; metrics.jsonl and samples/ have them", said[1])
 
 
 def test_nothing_is_written_outside_of_the_run_folder(tmp_path: Path) -> None:
@@ -297,7 +301,7 @@ def test_nothing_is_written_outside_of_the_run_folder(tmp_path: Path) -> None:
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
         "from quintet.config.schema import RunConfig\n"
-        "from quintet.track.composite import build_trackers\n"
+        "from quintet.track.composite import CompositeTracker, build_trackers\n"
         "from quintet.track.tracker import Tracked\n"
         "config = RunConfig.model_validate({'name': 'a', 'data': {'sources': [{'kind': 'text', 'path': 'c'}]},\n"
         "    'train': {'steps': 1}, 'track': [{'kind': 'wandb', 'arguments': {'mode': 'offline'}}]})\n"
@@ -349,6 +353,84 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_known_soon_and_may_be_
         mlflow = {"kind": "mlflow", "tracking_uri": address, "required": False}
         build_trackers(tracked(tmp_path / "c", mlflow, say=said.append))
         assert said[1].startswith("track[0]: mlflow cannot use http://127.0.0.1:")
+
+
+@pytest.fixture(scope="module")
+def servers() -> Any:
+    """The servers that fail, of the campaign of faults."""
+    spec = importlib.util.spec_from_file_location("servers", REPOSITORY / "benchmarks/faults/servers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def served_by(address: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The tracker whose server is at ``address``."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    settings = {"base_url": address, "api_key": "0" * 40}
+    return {"kind": "wandb", "arguments": {"project": "tests", "mode": "online", "settings": settings}}
+
+
+@pytest.mark.parametrize("kind", ["wandb", "mlflow"])
+def test_a_server_that_answers_once_and_then_hangs_holds_no_start_up(
+    servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("quintet.track.background._STARTING_SECONDS", 2.0)
+    with servers.failing_server(kind, "hang", 1, str(tmp_path)) as address:
+        track = served_by(address, monkeypatch)
+        if kind == "mlflow":
+            track = {"kind": "mlflow", "tracking_uri": address}
+        with pytest.raises(UserError, match="the server has not answered all that was asked within 2 s"):
+            build_trackers(tracked(tmp_path, track))
+
+
+def test_what_a_server_that_died_in_between_has_not_taken_is_told_with_how_to_send_it(
+    servers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads the environment once a process
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    said: list[str] = []
+    with servers.failing_server("wandb", "die", 1000, str(tmp_path)) as address:
+        found = build_trackers(tracked(tmp_path, served_by(address, monkeypatch), say=said.append))
+        found.log(1, {"train/loss": 1.0})
+    for step in (2, 3):  # the server is gone
+        found.log(step, {"train/loss": 1.0})
+        found.text(step, "sample 0", "text")
+    before = time.monotonic()
+    found.close()
+    assert time.monotonic() - before < 40
+    assert len(said) == 1
+    match = re.fullmatch(
+        r"track\[0\]: wandb: the server has not taken all of 5 records within 2 s of the end; `wandb sync (.+)` sends "
+        "them",
+        said[0],
+    )
+    assert match is not None
+    # What wandb would send lies there.
+    [file] = Path(match[1]).glob("run-*.wandb")
+    assert [one.history.step.num for one in records(file) if one.HasField("history")] == [1, 2, 3]
+
+
+def test_a_run_that_goes_back_does_without_a_server_that_is_gone(tmp_path: Path) -> None:
+    said: list[str] = []
+    composite = CompositeTracker(say=said.append)
+    composite.start(tracked(tmp_path, OFFLINE, {"kind": "mlflow"}, say=said.append))
+    composite.log(1, {"train/loss": 1.0})
+    composite._tracked = tracked(
+        tmp_path, OFFLINE, {"kind": "mlflow", "tracking_uri": "http://127.0.0.1:9"}, say=said.append
+    )
+    composite.go_back(0)
+    composite.log(1, {"train/loss": 2.0})
+    composite.close()
+    assert [type(one).__name__ for one in composite.trackers] == ["JsonlTracker", "WandbTracker"]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 2.0}]
+    assert len(said) == 1
+    assert said[0].startswith("track[1]: mlflow cannot use http://127.0.0.1:9: ")
+    assert said[0].endswith("; the run goes on without it")
 
 
 def test_a_library_that_hangs_does_not_hold_training_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,34 @@ def test_a_run_that_is_killed_goes_back_as_one_that_is_not(config: Callable[...,
     assert same_weights(run, whole)
 
 
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss scaling as fp16 has it on a GPU, by powers of two, of which each third step makes the next."""
+
+    class Scaled(torch.amp.GradScaler):
+        def __init__(self, device: str, enabled: bool) -> None:
+            super().__init__(device, 4.0, growth_interval=3)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaled)
+
+
+def test_the_scale_of_the_loss_goes_back_too(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, scaled: None
+) -> None:
+    run, _ = trained(config("scaled"))
+    with pytest.raises(KeyboardInterrupt):
+        trained(config("killed"), killed=18)
+    killed, _ = trained(config("killed"))
+    # Of the 24 steps two are left out, and after each third of those that are taken the scale doubles.
+    assert run.scaler.get_scale() == killed.scaler.get_scale() == 4 * 2 ** ((STEPS - len(BAD)) // 3)
+    assert run.progress.scaler == killed.progress.scaler
+    assert same_weights(run, killed)
+    monkeypatch.undo()
+    plain, _ = trained(config("plain"))
+    assert same_weights(run, plain)
+    assert measured(run.folder) == measured(plain.folder)
+
+
 def test_what_is_left_out_is_in_the_checkpoint_that_the_run_went_back_to(config: Callable[..., RunConfig]) -> None:
     with pytest.raises(KeyboardInterrupt):
         trained(config("kept"), killed=18)

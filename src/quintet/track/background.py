@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -15,6 +15,30 @@ from quintet.errors import one_line
 
 _CLOSING_SECONDS = 60.0  # a server that answers no more must not hold a finished run
 _CONNECTING_SECONDS = 5.0
+_STARTING_SECONDS = 14.0  # a server that takes connections and answers nothing must not hold the start of a run
+Found = TypeVar("Found")
+
+
+def within_start(action: Callable[[], Found]) -> Found:
+    """Return what ``action`` returns. Raises TimeoutError where it takes longer than a start may wait for a server,
+    whatever the library's own limits are; what it is doing then goes on without anybody who waits for it."""
+    done: list[Found] = []
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            done.append(action())
+        except BaseException as error:  # raised again by who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=act, name="tracker-start", daemon=True)
+    thread.start()
+    thread.join(_STARTING_SECONDS)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError(f"the server has not answered all that was asked within {_STARTING_SECONDS:.0f} s")
+    return done[0]
 
 
 def check_reachable(address: str) -> None:
@@ -70,7 +94,7 @@ class BackgroundQueue:
         self._thread.join(self._closing)
         if self._thread.is_alive():
             self._failures.tell(TimeoutError(f"no answer within {self._closing:.0f} s at the end"))
-        elif self._waiting:
+        if self._waiting:
             self._failures.lost(len(self._waiting))
 
     def _work(self) -> None:
@@ -120,4 +144,8 @@ class FailureReporter:
 
     def lost(self, count: int) -> None:
         """Say at the end that ``count`` records were never taken."""
-        self._say(f"{self._tracker}: {count} records were not sent; metrics.jsonl and samples/ have them")
+        self.at_end(f"{count:,} records were not sent; metrics.jsonl and samples/ have them")
+
+    def at_end(self, line: str) -> None:
+        """Say a ``line`` about the tracker."""
+        self._say(f"{self._tracker}: {line}")

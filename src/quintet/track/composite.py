@@ -38,7 +38,7 @@ class CompositeTracker:
 
     def __init__(self, trackers: Iterable[Tracker] = (), say: Callable[[str], None] = lambda _: None) -> None:
         self.trackers, self.say = list(trackers), say
-        self._failures = Counter[int]()
+        self._failures = Counter[str]()
         self._tracked: Tracked | None = None
 
     def start(self, run: Tracked) -> None:
@@ -47,11 +47,13 @@ class CompositeTracker:
         broadcast_from_rank0(lambda: self.trackers.extend(build_trackers(run).trackers))
 
     def go_back(self, step: int) -> None:
-        """Have them begin again after ``step``, as in a run that continues from there. Raises as `start` does."""
+        """Have them begin again after ``step``, as in a run that continues from there; one that cannot any more is left
+        out, and `say` gets a line."""
         assert self._tracked is not None
-        self.close("stopped")
+        self._each(lambda tracker: tracker.close("stopped"))
         self.trackers.clear()
-        self.start(replace(self._tracked, first_step=step, due=()))
+        again = replace(self._tracked, first_step=step, due=())
+        broadcast_from_rank0(lambda: self.trackers.extend(build_trackers(again, required=False).trackers))
 
     def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
         """See ``Tracker``. Where ``step`` is not a log point, only trackers with ``every_step`` get ``metrics``."""
@@ -72,27 +74,26 @@ class CompositeTracker:
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
         """See ``Tracker``."""
         self._each(lambda tracker: tracker.close(status, checkpoint))
-        for index, count in self._failures.items():
+        for name, count in self._failures.items():
             if count > 1:
-                name = _name_of(self.trackers[index])
                 self.say(f"{name} failed {count:,} times; it lacks what it was told then")
 
     def _each(self, act: Callable[[Tracker], object]) -> None:
-        for index, tracker in enumerate(self.trackers):
+        for tracker in self.trackers:
             try:
                 act(tracker)
             except Exception as error:  # a record is worth less than the training
-                self._failures[index] += 1
-                if self._failures[index] == 1:
-                    self.say(f"{_name_of(tracker)} fails: {one_line(error)}; training goes on")
+                name = type(tracker).__name__.removesuffix("Tracker")
+                self._failures[name] += 1
+                if self._failures[name] == 1:
+                    self.say(f"{name} fails: {one_line(error)}; training goes on")
 
 
-def _name_of(tracker: Tracker) -> str:
-    return type(tracker).__name__.removesuffix("Tracker")
+def build_trackers(run: Tracked, *, required: bool = True) -> CompositeTracker:
+    """Build the trackers of ``run``; metrics.jsonl is always among them.
 
-
-def build_trackers(run: Tracked) -> CompositeTracker:
-    """Build the trackers of ``run``; metrics.jsonl is always among them. Raises UserError if one cannot be reached."""
+    Raises UserError if one cannot be reached, unless it, or with ``required`` False any, may be done without.
+    """
     found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due, run.say)], run.say)
     try:
         for index, config in enumerate(run.config.track):
@@ -100,9 +101,10 @@ def build_trackers(run: Tracked) -> CompositeTracker:
             try:
                 found.trackers.append(build(run, config, f"track[{index}]"))
             except UserError as error:
-                if getattr(config, "required", True):
+                if required and getattr(config, "required", True):
                     raise
-                run.say(f"{error}; it is not required, and the run goes on without it")
+                why = "it is not required, and " if required else ""
+                run.say(f"{error}; {why}the run goes on without it")
     except UserError:
         found.close("failed")
         raise

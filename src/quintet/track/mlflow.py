@@ -18,7 +18,7 @@ from quintet.config.track import MLflowConfig
 from quintet.errors import UserError, one_line, without_password
 from quintet.files import to_json
 from quintet.libraries import require
-from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable
+from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable, within_start
 from quintet.track.names import RunIds, UsableNames, file_name, picture, usable_name
 from quintet.track.tracker import RunStatus, Tracked
 
@@ -59,6 +59,8 @@ class MLflowTracker:
         try:
             check_reachable(uri)
             self._client = self._mlflow.MlflowClient(uri)
+            if uri.startswith(("http:", "https:")):
+                within_start(lambda: self._client.get_experiment_by_name(config.experiment))
             self._id = self._start(run, config)
             self._describe(run)
         except Exception as error:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from quintet.config.secrets import hidden
 from quintet.config.track import WandbConfig
-from quintet.errors import UserError, one_line
+from quintet.errors import UserError, one_line, without_password
 from quintet.libraries import check_arguments, require
-from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable
+from quintet.track.background import BackgroundQueue, FailureReporter, check_reachable, within_start
 from quintet.track.names import RunIds, picture
 from quintet.track.tracker import RunStatus, Tracked
 
@@ -49,12 +49,20 @@ class WandbTracker:
         own = {"name": run.config.name, "dir": str(run.folder.resolve()), "reinit": "create_new"}
         os.environ.setdefault("WANDB_CACHE_DIR", str((run.folder / "wandb/cache").resolve()))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(_FINISH_SECONDS))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")  # else it prints that all was sent
         os.environ.setdefault("WANDB_INIT_TIMEOUT", str(_START_SECONDS))
         try:
             settings = self._wandb.setup().settings
-            if (given.get("mode") or settings.mode) in ("online", "shared"):
-                check_reachable(settings.base_url)
-            self._run = self._wandb.init(**(own | given))
+            online = (given.get("mode") or settings.mode) in ("online", "shared")
+            asked = given.get("settings")
+            address = asked.get("base_url") if isinstance(asked, dict) else None
+
+            def begin() -> Any:
+                if online:
+                    _check_server(address or settings.base_url)
+                return self._wandb.init(**(own | given))
+
+            self._run = within_start(begin) if online else begin()
             self._run.config.update({**hidden(run.config), "system": run.system}, allow_val_change=True)
             for file in run.original:
                 self._run.save(str(file.resolve()), base_path=str(run.folder.resolve()), policy="now")
@@ -62,7 +70,9 @@ class WandbTracker:
             raise UserError(f"{key}: wandb cannot start: {one_line(error)}; `mode: offline` needs no server") from error
         if self._run.id != run_id:
             ids.set(project, self._run.id)
-        self._queue = BackgroundQueue(self._do, self._failures, 1, _FINISH_SECONDS + 60)
+        self._finish_seconds = self._run.settings.finish_timeout or _FINISH_SECONDS
+        self._queue = BackgroundQueue(self._do, self._failures, 1, self._finish_seconds + 60)
+        self._sent = self._missed = 0
         self._late = run.first_step if run.due and self._run.starting_step == run.first_step + 1 else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -82,7 +92,18 @@ class WandbTracker:
         """Send what is left; the path of the checkpoint is in the summary."""
         if checkpoint is not None:
             self._queue.put([lambda: self._run.summary.update({"checkpoint": str(checkpoint)})])
-        self._queue.close(lambda: self._run.finish(exit_code=1 if status == "failed" else 0))
+        self._queue.close(lambda: self._finish(1 if status == "failed" else 0))
+        if self._missed:
+            self._failures.lost(self._missed)
+
+    def _finish(self, code: int) -> None:
+        try:
+            self._run.finish(exit_code=code)
+        except TimeoutError:
+            self._failures.at_end(
+                f"the server has not taken all of {self._sent:,} records within {self._finish_seconds:.0f} s of the "
+                f"end; `wandb sync {self._run.settings.sync_dir}` sends them"
+            )
 
     def _send(self, step: int, content: Callable[[], Mapping[str, Any]]) -> None:
         """Log ``content`` of ``step``, unless the server has it: by a thread, since a process of wandb's that does not
@@ -104,8 +125,18 @@ class WandbTracker:
         for action in actions:
             try:
                 action()
+                self._sent += 1
             except Exception as error:  # not tried again, for wandb takes no step that is past
+                self._missed += 1
                 self._failures.tell(error)
+
+
+def _check_server(address: str) -> None:
+    """Raise OSError, which names ``address``, where nobody answers there."""
+    try:
+        check_reachable(address)
+    except OSError as error:
+        raise OSError(f"{without_password(address)}: {one_line(error)}") from error
 
 
 def _library(key: str) -> Any:

@@ -102,8 +102,9 @@ def roll_back(run: Run, spike: Spike) -> None:
     )
     # A later one that was damaged is written again.
     run.checkpointer.written = {step for step in run.checkpointer.written if step <= found.step}
-    run.checkpointer.amend(run.progress)
     run.tracker.go_back(found.step)
+    # Last, for it syncs what the trackers have written, which they have now cut.
+    run.checkpointer.amend(run.progress)
     run.reporter.say(
         f"loss spike: {told}; back to step {found.step:,}, from where the run goes on without the batch of step "
         f"{spike.step:,} ({len(run.progress.spikes)} of at most {config.max_rollbacks}). {run.samples_line(spike.step)}"
