@@ -79,6 +79,15 @@ def _own_cache(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """What a test writes need not outlast a power cut: to wait until it is on the disk takes longer than to write it,
+    thousands of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_process() -> Iterator[None]:
     """What torchrun tells a process is not left behind, lest the next test be taken for one of several processes."""

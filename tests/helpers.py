@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def source_environment(**more: str) -> dict[str, str]:
     """The environment in which a process of its own imports this package; ``more`` is added."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **more}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def run_values(folder: str | Path = "", **sections: Any) -> dict[str, Any]:

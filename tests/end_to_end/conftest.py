@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.helpers import QUICK, WORDS, Command, write_corpus
+from tests.helpers import WORDS, Command, write_corpus
+from tests.processes import quintet_apart
 
 RUN_FILE = """
 name: tiny
@@ -58,21 +56,12 @@ def quintet(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> 
     return lambda *arguments: subprocess.CompletedProcess(arguments, *command(*arguments))
 
 
-def run_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder`` as a user does: as a process of its own; a training with the options QUICK."""
-    verb, *rest = arguments
-    return subprocess.run(
-        [sys.executable, "-m", "quintet", verb, *(QUICK if verb == "train" else ()), *rest],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture
 def quintet_process(folder: Path) -> Run:
     """Run the command in ``folder`` as a process of its own."""
-    return partial(run_process, folder)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        with quintet_apart(folder, *arguments) as process:
+            return process.finished()
+
+    return call

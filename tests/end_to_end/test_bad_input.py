@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.helpers import contents
+from tests.processes import Forked
+
+from quintet.cli import main
 
 
 def refusal(result: subprocess.CompletedProcess[str]) -> str:
@@ -126,18 +128,19 @@ def test_a_link_to_checkpoints_that_are_gone_is_one_line(folder: Path, quintet) 
     assert f"is a link to {folder / 'gone'}, which is not there" in line
 
 
+def train_on_a_full_disk() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    main(["train", "run.yaml"])
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(folder: Path, quintet) -> None:
     """A limit on the size of files stands for a full disk: the system refuses the write in the same way."""
     quintet("train", "run.yaml", "train.steps=8")
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
-        "from quintet.cli import main; main(sys.argv[1:])"
-    )
     pytest.importorskip("resource")
-    full = subprocess.run(
-        [sys.executable, "-c", program, "train", "run.yaml"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert "no space left to write a checkpoint; the last whole one is step 8" in refusal(full)
+    with Forked(train_on_a_full_disk, folder=folder) as full:
+        assert "no space left to write a checkpoint; the last whole one is step 8" in refusal(full.finished())
     assert quintet("train", "run.yaml").returncode == 0
 
 

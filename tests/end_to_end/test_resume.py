@@ -1,38 +1,30 @@
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.end_to_end.conftest import write_run
 from tests.helpers import QUICK, records
+from tests.processes import quintet_apart
 
 from quintet.cli import main
 
 
-def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str) -> int:
+def interrupt(folder: Path, run: Path, number: signal.Signals, *arguments: str, **how: Any) -> int:
     """Start training and send a signal as soon as the checkpoint of step 4 is whole; returns the exit code."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "step-000004" / "state.json").exists():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(timeout=60)
+    with quintet_apart(folder, "train", "run.yaml", *arguments, **how) as process:
+        while not (run / "checkpoints" / "step-000004" / "state.json").exists():
+            assert process.poll() is None, "the run ended before it could be interrupted"
+            time.sleep(0.002)
+        process.send(number)
+        return process.wait()
 
 
 # Enough steps that a signal after the checkpoint of step 4 always comes before the last one.
@@ -77,14 +69,10 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, quintet, whole, precis
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal of this system sends SIGHUP")
 def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_unless_nohup_started_it(folder: Path) -> None:
-    before = signal.getsignal(signal.SIGHUP)  # which processes started here inherit where it is to be ignored
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        assert interrupt(folder, folder / "runs/hung", signal.SIGHUP, *LONG, "name=hung") == 128 + signal.SIGHUP
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        assert interrupt(folder, folder / "runs/kept", signal.SIGHUP, *LONG, "name=kept") == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    hangup = signal.SIGHUP
+    shell, nohup = {hangup: signal.SIG_DFL}, {hangup: signal.SIG_IGN}
+    assert interrupt(folder, folder / "runs/hung", hangup, *LONG, "name=hung", handlers=shell) == 128 + hangup
+    assert interrupt(folder, folder / "runs/kept", hangup, *LONG, "name=kept", handlers=nohup) == 0
 
 
 def test_sigterm_ends_with_a_checkpoint_and_the_same_command_continues(folder: Path, quintet, whole) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +16,8 @@ import pytest
 import torch
 import yaml
 from tests.checkpoints import tiny_llama
-from tests.helpers import PEAK, QUICK, WORDS, Command, records, run_values, write_corpus
+from tests.helpers import PEAK, WORDS, Command, records, run_values, write_corpus
+from tests.processes import quintet_apart
 from torch.distributed.checkpoint import FileSystemReader
 
 from quintet.config.schema import RunConfig
@@ -264,15 +262,12 @@ def test_a_killed_run_continues_bit_for_bit_and_writes(
     changed["train"] = values["train"] | {"steps": 40}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed))
     killed = tmp_path / "runs/killed"
-    line = [sys.executable, "-m", "quintet", "train", *QUICK, "run.yaml"]
-    process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "checkpoints/step-000004/state.json").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    with quintet_apart(tmp_path, "train", "run.yaml") as process:
+        while not (killed / "checkpoints/step-000004/state.json").exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.002)
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.helpers import QUICK, laid_over, run_values, write_corpus
-from tests.train.parallel import several_runs
+from tests.helpers import QUICK, free_port, laid_over, run_values, write_corpus
+from tests.processes import run_several
 from tests.train.parallel.several_runs import train_cases
 
 Finished = subprocess.CompletedProcess[str]
@@ -70,19 +68,9 @@ def train_several(
         with chdir(file.parent):
             train_cases(file, cases)
         return ""
-    python = [sys.executable] if processes == 1 else torchrun_command(processes)
-    line = [*python, several_runs.__file__, str(file), json.dumps(cases), *(["gloo"] if gloo else [])]
-    # DeepSpeed's first use compiles an operation for a minute.
-    done = subprocess.run(line, cwd=file.parent, env=surroundings(), capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    done = run_several(processes, file.parent, surroundings(), train_cases, file, cases, gloo)
+    assert all(one.returncode == 0 for one in done), "\n".join(one.stderr[-3000:] for one in done)
+    return "".join(one.stdout + one.stderr for one in done)
 
 
 def torchrun_command(processes: int, *options: str) -> list[str]:

@@ -1,14 +1,9 @@
-"""Trains several runs one after the other in the same processes: ``several_runs.py FILE CASES [gloo]``.
-
-CASES is the JSON of a name and overrides for each. One start of Python and PyTorch then serves them all. With ``gloo``
-DeepSpeed sends through that alone, and does not compile its own way through shared memory, which takes a minute.
-"""
+"""Several runs, trained one after the other in the same processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,8 +19,16 @@ from quintet.train.parallel.group import process_group
 from quintet.train.run import Run
 
 
-def train_cases(file: Path, cases: dict[str, list[str]]) -> None:
-    """Train the run of a file under each name with its overrides, in all processes that there are."""
+def train_cases(file: Path, cases: dict[str, list[str]], gloo: bool = False) -> None:
+    """Train the run of a file under each name with its overrides, in all processes that there are.
+
+    With ``gloo`` DeepSpeed sends through that alone, and does not compile its own way through shared memory, which
+    takes a minute.
+    """
+    if gloo:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     configs = [load_run_config([file], [f"name={name}", *overrides]).config for name, overrides in cases.items()]
     reporter = Reporter(Console(quiet=True))
     with nullcontext() if world_size() == 1 else process_group(configs[0]):
@@ -45,11 +48,3 @@ def digest_of(run: Run) -> str:
         local = value.to_local() if isinstance(value, DTensor) else value
         found.update(local.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-if __name__ == "__main__":
-    if "gloo" in sys.argv[3:]:
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    train_cases(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
-from tests.helpers import Command, measured
-from tests.train.parallel.conftest import train_several
+from tests.helpers import QUICK, Command, measured
+from tests.processes import run_several
+from tests.train.parallel.conftest import surroundings, train_several
 
+from quintet.cli import main
 from quintet.config.load import load_run_config, read_run_config
 from quintet.errors import UserError
 from quintet.train.parallel.strategy import share_of_batch
@@ -19,15 +20,15 @@ EACH = {"batch_size": None, "batch_size_per_device": 4, "micro_batch_size": 2}
 
 def test_two_processes_take_twice_the_batch_and_one_that_continues_keeps_it(
     run_file: Callable[..., Path],
-    launch: Callable[..., CompletedProcess[str]],
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flat = {"kind": "constant"}  # the rate of a step is the same however long the run is
     each = run_file("each", train=EACH, schedule=flat)
     whole = run_file("whole", train={"batch_size": 8, "micro_batch_size": 2}, schedule=flat)
-    first = launch(2, each, "train.steps=3")
-    assert first.returncode == 0, first.stderr
+    line = ["train", *QUICK, str(each), "train.steps=3"]
+    first, second = run_several(2, each.parent, surroundings(), main, line)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "batch: 8 samples a step, 4 on each of 2 devices" in first.stdout
     monkeypatch.chdir(each.parent)
     code, said, error = command("train", str(each), "train.steps=6")

@@ -23,6 +23,7 @@ KILL = """
 LONG = {"train": {"steps": 12}, "checkpoint": {"every": 4}}
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_killed_goes_on_from_its_last_checkpoint(run_file, launch, faulty, tmp_path) -> None:
     file = run_file("hit", **LONG)
     killed = launch(2, file, "--restarts", "1", **faulty(1, 9, KILL.format(run="hit", saved=8)))
