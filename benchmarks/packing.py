@@ -51,7 +51,7 @@ def measure(corpus: str | None, options: argparse.Namespace, cache: str) -> None
         began = time.perf_counter()
         prepared = prepare(config)
         seconds = time.perf_counter() - began
-        samples, store = prepared.train.streams[0], prepared.stores[0]
+        samples, store = prepared.train.source_samples[0], prepared.stores[0]
         waste = samples.waste if isinstance(samples, Packed) else 0.0
         left_out, cut = losses(samples, store, options.length + 1)
         print(f"{name:<24}{samples.count:>9,}{waste:>12.1%}{left_out:>10.1%}{cut:>8.1%}{seconds:>9.2f}")

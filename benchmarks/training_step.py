@@ -75,7 +75,7 @@ def measure(variant: str) -> tuple[float, float]:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[WARM_UP:])
     flops = flops_per_token(config.model, vocabulary, shape.sequence_length).total * shape.tokens
-    return seconds, flops / seconds / compute.measure_peak(chosen, 1.0)
+    return seconds, flops / seconds / compute.measure_peak_flops(chosen, 1.0)
 
 
 def main() -> None:

@@ -236,7 +236,7 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     if outcome.signal is not None:
         raise KeyboardInterrupt
     run = outcome.run
-    trial.peak_flops = run.peak
+    trial.peak_flops = run.peak_flops
     done = [] if outcome.validation is None else [f"validation: {outcome.validation}"]
     if trial.config.evaluate.only:
         return "; ".join(["evaluate.only, so that nothing is trained", *done])
@@ -251,6 +251,7 @@ def _take_steps(trial: _Trial, steps: int) -> str:
         "validation": outcome.validation is not None,
         "samples": any((run.folder / "samples").glob(f"step-{run.progress.step:06d}*")),
         "text modelling": any(name.startswith("text/") for name in last),
+        "text generation": any(name.startswith("generation/") for name in last),
         **{name: any(f"benchmark/{name}/" in one for one in last) for name in trial.config.evaluate.tasks},
     }
     return "; ".join([taken, *(name for name, there in counts.items() if there)])

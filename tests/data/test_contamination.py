@@ -153,12 +153,12 @@ def test_copies_of_what_is_validated_on_are_not_trained_on(make_config: MakeConf
     prepared = prepare(make_config(text(corpus), validation=0.2))
     assert prepared.validation is not None
     decode = prepared.tokenizer.decode
-    train, held = (marks(data.streams[0], decode) for data in (prepared.train, prepared.validation))
+    train, held = (marks(data.source_samples[0], decode) for data in (prepared.train, prepared.validation))
     assert not set(train) & set(held)
     assert prepared.left_out == 70 - len(train) - len(held) > 0
     leaking = prepare(make_config(text(corpus), validation=0.2, deduplicate_validation=False))
     assert leaking.left_out == 0
-    assert set(marks(leaking.train.streams[0], decode)) & set(held)
+    assert set(marks(leaking.train.source_samples[0], decode)) & set(held)
 
 
 def test_documents_of_the_validation_sources_are_not_trained_on(
@@ -168,7 +168,7 @@ def test_documents_of_the_validation_sources_are_not_trained_on(
     for name in ("03", "35"):
         (tmp_path / "held" / f"{name}.txt").write_text((corpus / f"{name}.txt").read_text())
     prepared = prepare(make_config(text(corpus), validation_sources=[text(tmp_path / "held")]))
-    train = marks(prepared.train.streams[0], prepared.tokenizer.decode)
+    train = marks(prepared.train.source_samples[0], prepared.tokenizer.decode)
     assert prepared.left_out == 3
     assert sorted({f"{index:02d}" for index in range(40)} - set(train)) == ["03", "35"]
 

@@ -77,7 +77,7 @@ def test_what_packing_wastes_is_told(config: RunConfig) -> None:
     )
     prepared = prepare(packed)
     (report,) = report_run(packed, 0)
-    train = prepared.train.streams[0]
+    train = prepared.train.source_samples[0]
     assert report.waste == pytest.approx(1 - train.tokens / (train.count * 101))
     assert 0 < report.waste < 1
 

@@ -261,7 +261,7 @@ def test_an_end_id_is_added_only_where_a_document_has_not_ended(tmp_path: Path, 
     found = [store.tokens(start, stop).tolist() for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     assert found == [row if has else [*row, end] for row, has in zip(rows, ended, strict=True)]
     # Where ends are left out of samples, only an end id is.
-    samples = [prepared.train.streams[0].sample(number).ids.tolist() for number in range(7)]
+    samples = [prepared.train.source_samples[0].sample(number).ids.tolist() for number in range(7)]
     assert samples == [row[:-1] if row[-1] == end else row for row in rows]
 
 

@@ -80,9 +80,9 @@ def test_arrays_are_read_as_they_were_written(
     assert original.validation is not None
     for name, data in [("train", original.train), ("validation", original.validation)]:
         source = {"kind": "npy", "path": str(tmp_path / "out" / f"{name}.npy"), "document": "end_id"}
-        ids, loss_mask = tokens_of(data.streams)
+        ids, loss_mask = tokens_of(data.source_samples)
         assert np.load(tmp_path / "out" / f"{name}.npy").tolist() == ids
-        found_ids, found_learnt = tokens_of(again(make_config, original, tmp_path, source).train.streams)
+        found_ids, found_learnt = tokens_of(again(make_config, original, tmp_path, source).train.source_samples)
         end = original.tokenizer.end_id
         closed = ids if ids[-1] == end else [*ids, end]  # the tail of a text that was cut for the validation
         assert found_ids == closed
@@ -105,7 +105,7 @@ def test_tatm_is_read_as_it_was_written(
         assert all(one.size <= 100 + longest and one[-1] == original.tokenizer.end_id for one in ids)
     source = {"kind": "tatm", "path": str(tmp_path / "out" / "train")}
     found = again(make_config, original, tmp_path, source)
-    assert tokens_of(found.train.streams) == tokens_of(original.train.streams)
+    assert tokens_of(found.train.source_samples) == tokens_of(original.train.source_samples)
     assert found.stores[0].document_count == len(LINES)
     assert found.stores[0].hashes(0, len(LINES)).tolist() == original.stores[0].hashes(0, len(LINES)).tolist()
 
@@ -118,7 +118,7 @@ def test_rows_of_a_dataset_are_the_samples(make_config: MakeConfig, corpus: Path
     found = datasets.load_from_disk(str(tmp_path / "out"))
     assert original.validation is not None
     for name, data in [("train", original.train), ("validation", original.validation)]:
-        expected = samples_of(data.streams)
+        expected = samples_of(data.source_samples)
         assert len(expected) == len(found[name]) > 0
         for row, (ids, loss_mask) in zip(found[name], expected, strict=True):
             assert row["input_ids"] == ids
@@ -134,7 +134,7 @@ def test_packed_documents_of_a_dataset_keep_their_borders(
     original = prepare(config_of(make_config, corpus, masked=masked, **packing))
     write_format(original, "huggingface", tmp_path / "out")
     rows = datasets.load_from_disk(str(tmp_path / "out"))["train"]
-    (stream,) = original.train.streams
+    (stream,) = original.train.source_samples
     for index, row in enumerate(rows):
         documents = stream.sample(index).documents
         assert documents is not None
@@ -156,7 +156,7 @@ def test_documents_of_a_dataset_are_read_as_they_were_written(
     write_format(original, "huggingface", tmp_path / "out")
     source = {"kind": "huggingface", "path": str(tmp_path / "out"), "document": {"kind": "tokens"}}
     found = again(make_config, original, tmp_path, source, **packing)
-    assert samples_of(found.train.streams) == samples_of(original.train.streams)
+    assert samples_of(found.train.source_samples) == samples_of(original.train.source_samples)
     assert found.stores[0].document_count == len(LINES)
 
 

@@ -59,7 +59,7 @@ def prepared(
 
 
 def samples_of(made: Prepared) -> NoteSamples:
-    found = made.train.streams[0]
+    found = made.train.source_samples[0]
     assert isinstance(found, NoteSamples)
     return found
 
@@ -104,7 +104,7 @@ def test_the_end_of_a_piece_is_told(rows: Path) -> None:
 
 def test_variants_change_speed_and_pitch_of_what_is_trained_on_only(rows: Path) -> None:
     made = prepared(rows, {"kind": "pieces", "speeds": [2.0], "max_pitch_shift": 2})
-    samples, held_out = samples_of(made), made.validation.streams[0]
+    samples, held_out = samples_of(made), made.validation.source_samples[0]
     assert samples.variants == 10
     assert held_out.variants == 1
     heard = [samples.tokenizer.decode_notes(samples.sample(variant).ids) for variant in range(10)]
@@ -206,7 +206,7 @@ def test_a_labelled_part_to_validate_on_may_be_empty_but_not_all_of_them(rows: P
     more = {"validation": 0, "deduplicate_validation": False}
     made = prepared(rows, validation_sources=parts, **more)
     assert made.validation is not None
-    assert [stream.count > 0 for stream in made.validation.streams] == [True, False]
+    assert [stream.count > 0 for stream in made.validation.source_samples] == [True, False]
     assert set(np.concatenate([batch.sources for batch in made.validation.batches(4, None)]).tolist()) == {0}
     assert made.validation.lines() == ["not validated on: haydn, which has nothing or too little for a sample"]
     with pytest.raises(UserError, match="0 tokens to validate on"):

@@ -21,7 +21,7 @@ from tests.helpers import run_values, write_jsonl
 from tokenizers import decoders, models, pre_tokenizers
 
 from quintet.config.documents import IGNORED
-from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig
+from quintet.config.packing import ChunkPackingConfig, PackingConfig
 from quintet.config.schema import RunConfig
 from quintet.data import packing as packing_module
 from quintet.data.batch import PADDING, ValidationData
@@ -74,7 +74,7 @@ def stored(folder: Path, documents: list[Any], tokenizer: Tokenizer) -> TokenSto
 
 
 def config(**keys: Any) -> Any:
-    return TypeAdapter(AnyPackingConfig).validate_python(keys)
+    return TypeAdapter(PackingConfig).validate_python(keys)
 
 
 def packed(folder: Path, documents: list[Any], length: int, tokenizer: Tokenizer | None = None, **keys: Any) -> Packed:
@@ -507,7 +507,7 @@ def test_every_packing_counts_the_samples_without_a_target(
         train={"batch_size": 1},
     )
     prepared = prepare(RunConfig.model_validate(values))
-    samples = prepared.train.streams[0]
+    samples = prepared.train.source_samples[0]
     batches = [prepared.train.batch(step).valid for step in range(samples.count)]
     without = sum(valid == 0 for valid in batches)
     said = [line for line in prepared.notes if "target" in line]

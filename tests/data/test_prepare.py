@@ -329,7 +329,7 @@ def test_shakespeare_is_split_as_nanogpt_does(make_config: MakeConfig, shared: P
     whole = file.read_text()
     assert prepared.tokenizer.vocab_size == len(set(whole)) + 1
     assert prepared.validation is not None
-    samples = prepared.train.streams[0], prepared.validation.streams[0]
+    samples = prepared.train.source_samples[0], prepared.validation.source_samples[0]
     assert all(isinstance(one, Windows) for one in samples)
     train, held_out = (one.stream for one in samples)  # pyright: ignore[reportAttributeAccessIssue]
     assert held_out.length == round(0.1 * (len(whole) + 1))

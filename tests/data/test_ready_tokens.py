@@ -30,7 +30,7 @@ def write(path: Path, count: int, seed: int = 0) -> np.ndarray:
 
 def samples_of(data: Any) -> list[np.ndarray]:
     """The ids of all samples of the first source."""
-    return [data.streams[0].sample(index).ids for index in range(data.streams[0].count)]
+    return [data.source_samples[0].sample(index).ids for index in range(data.source_samples[0].count)]
 
 
 # Labels
@@ -136,7 +136,7 @@ def held_out_of(prepared: Prepared, files: list[np.ndarray], count: int) -> None
     assert prepared.validation is not None
     assert prepared.validation.tokens == count
     assert prepared.train.tokens == sum(one.size for one in files) - count
-    stream = prepared.validation.streams[0].stream  # pyright: ignore[reportAttributeAccessIssue]
+    stream = prepared.validation.source_samples[0].stream  # pyright: ignore[reportAttributeAccessIssue]
     read, place, cut = stream.read(0, count), 0, 0
     for one in files:
         tails = (size for size in range(1, one.size + 1) if np.array_equal(read[place : place + size], one[-size:]))

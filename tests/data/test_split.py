@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.split import TokenStream, hold_out, split, trained_on, whole
+from quintet.data.split import TokenStream, hold_out, split, training_stream, whole
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 HELD_OUT = st.one_of(st.floats(0, 0.99), st.integers(1, 200).map(float))
@@ -163,7 +163,7 @@ def test_documents_that_are_left_out_are_in_neither_stream_and_do_not_count(
     there = [place for number in range(len(lengths)) if number not in left_out
              for place in range(starts[number], stops[number])]  # fmt: skip
     held = hold_out(store, held_out, 7, left_out)
-    train, validation = trained_on(store, held, left_out), TokenStream(store, held.ranges)
+    train, validation = training_stream(store, held, left_out), TokenStream(store, held.ranges)
     assert sorted(everything(train) + everything(validation)) == there == everything(whole(store, left_out))
     assert validation.length == round(held_out * len(there))
     taken = {number for number in range(len(lengths))

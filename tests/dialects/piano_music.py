@@ -94,7 +94,7 @@ def samples(made: Made, source: int = 0, *, held_out: bool = False) -> NoteSampl
     """The samples of a source to train on, or to validate on."""
     data = made.run.validation if held_out else made.run.data
     assert data is not None
-    found = data.streams[source]
+    found = data.source_samples[source]
     assert isinstance(found, NoteSamples)
     return found
 

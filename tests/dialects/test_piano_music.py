@@ -88,7 +88,7 @@ def test_a_folder_of_midi_files_with_splits(music: Make, tmp_path: Path) -> None
     assert made.config.data.sources[0].kind == "midi"
     assert samples(made).pieces.counts.tolist() == [40] * 4
     assert words(made, 0)[:2] == ["<PIANO_FOR_AI>", "<BACH>"]
-    labels = dict(zip(made.run.validation.labels, made.run.validation.streams, strict=True))
+    labels = dict(zip(made.run.validation.labels, made.run.validation.source_samples, strict=True))
     assert {name: one.pieces.counts.size for name, one in labels.items()} == {
         "full_val": 3,
         "bach": 1,
@@ -143,7 +143,7 @@ def test_a_part_without_pieces_is_said_and_left_out_and_none_at_all_is_an_error(
     made = music()
     _ = made.run
     assert made.run.validation is not None
-    assert [stream.count > 0 for stream in made.run.validation.streams] == [True, True, True, False]
+    assert [stream.count > 0 for stream in made.run.validation.source_samples] == [True, True, True, False]
     said: list[str] = []
     reporter = Reporter()
     reporter.say = said.append  # type: ignore[method-assign]

@@ -146,7 +146,7 @@ def processed(make: Make, world: Path, tmp_path: Path) -> Callable[..., list[tup
 def rows_of(made: Made) -> list[tuple[list[int], list[int]]]:
     """The samples to train on, in order, as rows of ids and labels."""
     with chdir(made.file.parent):
-        streams = prepare(made.config).train.streams
+        streams = prepare(made.config).train.source_samples
     found = [stream.sample(index) for stream in streams for index in range(stream.count)]
     return [
         (one.ids.tolist(), np.where(one.loss_mask, one.ids.astype(int), NONE).tolist())

@@ -54,7 +54,7 @@ def test_copies_are_those_of_the_baseline(memorised: TrainedRun) -> None:
     prepared = own_data(memorised, Reporter())
     found = evaluate_music(memorised, prepared, None, 2, GREEDY)
     assert prepared.validation is not None
-    samples = prepared.validation.streams[0]
+    samples = prepared.validation.source_samples[0]
     assert isinstance(samples, NoteSamples)
     for index, (name, sides) in enumerate(found.tasks.items()):  # the first record of each task
         ids = samples.sample(index).ids
@@ -66,7 +66,7 @@ def test_copies_are_those_of_the_baseline(memorised: TrainedRun) -> None:
 def test_counts_are_those_of_the_learnt_tokens(memorised: TrainedRun) -> None:
     prepared = own_data(memorised, Reporter())
     found = evaluate_music(memorised, prepared, None, 2, GREEDY)
-    train = prepared.train.streams[0]
+    train = prepared.train.source_samples[0]
     samples = [sample for sample in map(train.sample, range(train.count)) if sample.loss_mask is not None]
     loss_mask = [sample.ids[sample.loss_mask].tolist() for sample in samples]
     counts = Counter(token for one in loss_mask for token in one)

@@ -49,7 +49,7 @@ def test_bytes_have_the_unit_in_which_they_are_shortest(count: int, shown: str) 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("quintet.plan.local_machine.measure_peak", lambda compute: 1e11)
+    monkeypatch.setattr("quintet.plan.local_machine.measure_peak_flops", lambda compute: 1e11)
     file = tmp_path / "run.yaml"
     file.write_text(RUN)
     return str(file)

@@ -95,7 +95,7 @@ def test_tokens_are_stored_as_they_are_where_documents_do_not_end(write_run: Cal
 def test_packing_takes_no_token_away_where_documents_do_not_end(write_run: Callable[..., Path]) -> None:
     packing = {"kind": "chunks", "join": False, "keep_ends": False}
     data = prepare(load_run_config([write_run({"packing": packing, "validation": 0})]).config).train
-    samples = [data.streams[0].sample(index).ids for index in range(data.streams[0].count)]
+    samples = [data.source_samples[0].sample(index).ids for index in range(data.source_samples[0].count)]
     assert np.array_equal(np.concatenate(samples), np.concatenate([np.load(f"ids/{index}.npy") for index in range(3)]))
 
 

@@ -16,7 +16,7 @@ from quintet.train.compute import (
     choose_compute,
     keep_freed_memory,
     keep_precision,
-    measure_peak,
+    measure_peak_flops,
     peak_memory,
 )
 
@@ -40,8 +40,8 @@ def test_the_file_has_the_last_word() -> None:
 def test_the_choice_for_bf16_agrees_with_what_is_measured() -> None:
     """Where `auto` says that bf16 is fast it must be faster than fp32; where it says it is not, it must not be much."""
     found = choose_compute(TrainConfig(**on_cpu))
-    fp32 = measure_peak(choose_compute(TrainConfig(**on_cpu, precision="fp32")))
-    bf16 = measure_peak(choose_compute(TrainConfig(**on_cpu, precision="bf16")))
+    fp32 = measure_peak_flops(choose_compute(TrainConfig(**on_cpu, precision="fp32")))
+    bf16 = measure_peak_flops(choose_compute(TrainConfig(**on_cpu, precision="bf16")))
     assert (bf16 > fp32) if found.precision == "bf16" else (bf16 < 2 * fp32)
 
 

@@ -32,6 +32,20 @@ def test_the_start_and_then_the_last_checkpoint_are_validated_and_left_as_they_a
     assert sorted(Path("runs/tiny/checkpoints").rglob("*")) == checkpoint
 
 
+def test_all_that_is_asked_for_is_measured(train: Train) -> None:
+    train(
+        model={},
+        evaluate={
+            "only": True,
+            "samples": 4,
+            "text_modeling": {"max_bytes": 200},
+            "text_generation": {"prompts": ["one", "two"], "max_tokens": 4},
+        },
+    )
+    names = {name.split("/")[0] for line in records("runs/tiny") for name in line}
+    assert {"validation", "text", "generation"} <= names
+
+
 def test_there_must_be_something_held_out() -> None:
     with pytest.raises((UserError, ValueError), match="needs held-out data"):
         run_config(data={"validation": 0}, evaluate={"only": True})

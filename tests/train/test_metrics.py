@@ -36,7 +36,7 @@ def test_masked_batches_and_steps_that_were_not_finite_are_counted() -> None:
     buffer = MetricsBuffer()
     add(buffer, 1, 4.0)
     add(buffer, 2, float("nan"), skipped=1.0)
-    buffer.add_masked()
+    buffer.add_without_target()
     assert buffer.read().skipped_steps == 2
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_diverges_ends_whatever_it_logs_and_saves(tmp_path: Path, log
 
 def test_a_single_step_that_is_not_finite_is_counted_and_nothing_is_left_for_the_next_look() -> None:
     buffer = MetricsBuffer()
-    buffer.add_masked()
+    buffer.add_without_target()
     add(buffer, 5, float("nan"), skipped=1.0)
     assert buffer.read().skipped_steps == 2
     empty = buffer.read()

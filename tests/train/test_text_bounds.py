@@ -190,7 +190,7 @@ def test_what_documents_begin_with_in_training_they_begin_with_everywhere(
     run = load_trained(train(name="tales", **sections))
     prepared = prepare(run.config)
     assert prepared.validation is not None
-    samples = [prepared.train.streams[0].sample(index).ids.tolist() for index in range(3)]
+    samples = [prepared.train.source_samples[0].sample(index).ids.tolist() for index in range(3)]
     if "packing" in data:  # and once only where both put it there
         assert all((ids[0], ids[1] == 0, ids[-1]) == (0, False, 1) for ids in samples)
     assert run.bounds == text_bounds(run.tokenizer, around_samples="packing" in data)
@@ -218,7 +218,7 @@ def test_what_documents_begin_with_in_training_they_begin_with_everywhere(
 def test_without_a_begin_token_a_document_follows_the_end_of_another(train: Train, tales: dict[str, Any]) -> None:
     run = load_trained(train(name="plain", **tales | {"train": tales["train"] | {"steps": 1}}))
     assert (run.bounds.begin, run.bounds.before, run.bounds.preceding) == ((), (1,), 1)
-    ids = [token for stream in prepare(run.config).train.streams for token in stream.sample(0).ids.tolist()]
+    ids = [token for stream in prepare(run.config).train.source_samples for token in stream.sample(0).ids.tolist()]
     assert 0 not in ids
 
 
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_begins_its_texts_goes_on_doing_so(
     sections = tales | {"train": tales["train"] | {"steps": 1}, "data": tales["data"] | {"validation": 0}}
     run = load_trained(train(name="begins", **sections))
     assert (run.bounds.begin, run.bounds.preceding) == ((0,), 0)
-    stream = prepare(run.config).train.streams[0]
+    stream = prepare(run.config).train.source_samples[0]
     samples = [stream.sample(index).ids.tolist() for index in range(stream.count)]
     assert any(0 in ids for ids in samples)
     assert all(before == 1 for ids in samples for before, token in itertools.pairwise(ids) if token == 0)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.keypath import is_mapping, is_sequence
-from quintet.config.packing import AnyPackingConfig, ChunkPackingConfig, MusicPackingConfig, StreamPackingConfig
+from quintet.config.packing import ChunkPackingConfig, MusicPackingConfig, PackingConfig, StreamPackingConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.sources import SOURCES, Source, SourceConfig
 
@@ -65,7 +65,7 @@ class DataConfig(ConfigSection):
         (), "sources to validate on instead of a held-out part; `validation` is then 0 and nothing else"
     )
     sequence_length: int = key(1024, "tokens that the model sees at once", unit="tokens", ge=2)
-    packing: AnyPackingConfig = key(StreamPackingConfig(), "how documents become samples")
+    packing: PackingConfig = key(StreamPackingConfig(), "how documents become samples")
     shuffle: bool = key(True, "draw the samples of an epoch in a keyed random order instead of as they stand")
     mixing: Literal["random", "sequential"] = key(
         "random",

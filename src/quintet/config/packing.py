@@ -105,10 +105,10 @@ class TaskPackingConfig(_Music):
 MusicPackingConfig = PiecePackingConfig | TaskPackingConfig
 """How pieces of music become samples."""
 
-PackingConfig = ChunkPackingConfig | DocumentPackingConfig | BestFitPackingConfig
+TablePackingConfig = ChunkPackingConfig | DocumentPackingConfig | BestFitPackingConfig
 """The ways of packing that need a table."""
 
-AnyPackingConfig = Annotated[
+PackingConfig = Annotated[
     StreamPackingConfig
     | ChunkPackingConfig
     | DocumentPackingConfig

@@ -35,12 +35,14 @@ _deferred = ContextVar("sections leave their errors about several keys to the ru
 class Role:
     """The role of a dialect's key in the native run file.
 
-    ``to``: the native key that it alone says, as it was read. ``affects``: native keys that the dialect's rules make of
-    it. ``aliases``: other spellings in the same section, or, with a point in them, other paths from the top (``.name``
-    for a key at the top; one that ends in a point has the same name there). ``documented``: the framework's document
-    has it, and not its own files alone; None: as the section says. ``no_effect``: why it changes nothing here;
-    ``unsupported``: why it cannot be followed, except for the ``noop_values``, which ask for nothing. ``null``: what
-    null means; None: as if the key were not given.
+    ``to``: the native key that gets the value as it is; no other key sets it.
+    ``affects``: the native keys that a rule of the dialect derives from it.
+    ``aliases``: other spellings. Without a point: in the same section. With a point: a path from the top of the file
+    (``.name`` for a key at the top; ``section.`` for the same name in that section).
+    ``documented``: True if the framework's document has the key, False if only its files have it; None: as the section.
+    ``no_effect``: the reason why it changes nothing here.
+    ``unsupported``: the reason why it is refused; ``noop_values`` are accepted all the same, as they ask for nothing.
+    ``null``: the value that null stands for; None: null means that the key is not given.
     """
 
     to: str = ""

@@ -44,7 +44,7 @@ class Batch:
 class TrainData:
     """The data that a run trains on. ``labels`` name the sources that ``Batch.sources`` counts."""
 
-    streams: tuple[Samples, ...]
+    source_samples: tuple[Samples, ...]
     labels: tuple[str, ...]
     order: Order
     batch_size: int
@@ -53,7 +53,7 @@ class TrainData:
     @property
     def tokens(self) -> int:
         """Tokens of all sources, without what is held out."""
-        return sum(stream.tokens for stream in self.streams)
+        return sum(one.tokens for one in self.source_samples)
 
     @property
     def epoch_samples(self) -> int:
@@ -74,7 +74,7 @@ class TrainData:
             first + (rank + 1) * self.batch_size // world_size,
             dtype=np.int64,
         )
-        return _collate(self.streams, *self.order.at(positions), self.sequence_length)
+        return _collate(self.source_samples, *self.order.at(positions), self.sequence_length)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ValidationData:
     """The data that a run validates on. ``labels`` name the sources that ``Batch.sources`` counts; ``each``: a number
     of samples is asked of every source by itself, and not of all together."""
 
-    streams: tuple[Samples, ...]
+    source_samples: tuple[Samples, ...]
     labels: tuple[str, ...]
     sequence_length: int
     each: bool = False
@@ -90,7 +90,7 @@ class ValidationData:
     @property
     def tokens(self) -> int:
         """Tokens held out from all sources."""
-        return sum(stream.tokens for stream in self.streams)
+        return sum(one.tokens for one in self.source_samples)
 
     @property
     def samples(self) -> int:
@@ -113,11 +113,11 @@ class ValidationData:
         sources, chosen = self._chosen(self.samples if samples is None else samples)
         for start in range(0, len(sources), batch_size):
             part = slice(start, start + batch_size)
-            yield _collate(self.streams, sources[part], chosen[part], self.sequence_length)
+            yield _collate(self.source_samples, sources[part], chosen[part], self.sequence_length)
 
     @property
     def _counts(self) -> list[int]:
-        return [stream.count for stream in self.streams]
+        return [one.count for one in self.source_samples]
 
     def _chosen(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources and their samples, int64 [samples] each."""
@@ -134,7 +134,7 @@ class ValidationData:
 
 def packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
     """A line for what packing leaves out of each source of ``data``, after ``prefix``."""
-    for label, samples in zip(data.labels, data.streams, strict=True) if data is not None else ():
+    for label, samples in zip(data.labels, data.source_samples, strict=True) if data is not None else ():
         yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
@@ -159,14 +159,14 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
                 future.cancel()
 
 
-def _collate(streams: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
+def _collate(source_samples: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
     """``samples`` of ``sources``, int64 [rows] each, side by side; zeros, without a target, fill shorter ones."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
     numbers, prompts = np.full_like(inputs, PADDING), np.zeros(inputs.shape, dtype=bool)
     owners: list[int] = sources.tolist()
     for row, (source, index) in enumerate(zip(owners, samples.tolist(), strict=True)):
-        sample = streams[source].sample(index)
+        sample = source_samples[source].sample(index)
         size = sample.ids.size - 1
         inputs[row, :size], targets[row, :size] = sample.ids[:-1], sample.ids[1:]
         if sample.loss_mask is not None:
@@ -234,7 +234,7 @@ class HeldOutDocument:
 
 def held_out_documents(validation: ValidationData, tokenizer: Tokenizer) -> Iterator[tuple[str, HeldOutDocument]]:
     """Each held-out document with the label of its source, in the order of sources and documents. Music has none."""
-    for label, samples in zip(validation.labels, validation.streams, strict=True):
+    for label, samples in zip(validation.labels, validation.source_samples, strict=True):
         parts = _parts(samples)
         if parts is None:
             continue

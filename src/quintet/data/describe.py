@@ -179,12 +179,12 @@ def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | Non
     leaves out."""
     if index >= len(config.data.sources):
         return None, None, ()
-    samples = prepared.train.streams[index]
+    samples = prepared.train.source_samples[index]
     packing = tuple(samples.left_out.lines())
     waste = samples.waste if isinstance(samples, Packed) else None  # a stream leaves no room in its samples
     if config.data.validation_sources or prepared.validation is None:
         return 0.0, waste, packing
-    trained, held = prepared.train.streams[index].tokens, prepared.validation.streams[index].tokens
+    trained, held = prepared.train.source_samples[index].tokens, prepared.validation.source_samples[index].tokens
     return held / max(trained + held, 1), waste, packing
 
 

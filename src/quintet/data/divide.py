@@ -15,7 +15,7 @@ from quintet.data.mixture import build_order
 from quintet.data.packing import cut_stream, pack
 from quintet.data.samples import Samples
 from quintet.data.sources import sources_of
-from quintet.data.split import HeldOut, TokenStream, hold_out, trained_on, whole
+from quintet.data.split import HeldOut, TokenStream, hold_out, training_stream, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.piano.vocabulary import note_tokenizer
@@ -39,7 +39,7 @@ def divide(
     copied = _copies(config, stores, parts)
     left_out = sum(documents.size for documents in copied)
     unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
-    remaining = map(trained_on, stores[:trained], parts, unused)
+    remaining = map(training_stream, stores[:trained], parts, unused)
     streams = tuple(_samples(config, stream, tokenizer, cache, training=True) for stream in remaining)
     order = build_order(config, _training_counts(config, streams, left_out))
     train = TrainData(streams, labels[:trained], order, config.batch.samples, length)

@@ -224,9 +224,9 @@ def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
 
     Raises UserError when the folder is not empty, or the format cannot hold the data.
     """
-    parts = {"train": prepared.train.streams}
+    parts = {"train": prepared.train.source_samples}
     if prepared.validation is not None:
-        parts["validation"] = prepared.validation.streams
+        parts["validation"] = prepared.validation.source_samples
     check_new(folder)
     with new_folder(folder) as unfinished:
         FORMATS[kind](parts, prepared.tokenizer, unfinished)
@@ -239,7 +239,7 @@ def write_samples(prepared: Prepared, folder: Path, ignore_index: int) -> None:
     """
     check_new(folder)
     with new_folder(folder) as unfinished:
-        write_rows(prepared.train.streams, unfinished, ignore_index)
+        write_rows(prepared.train.source_samples, unfinished, ignore_index)
 
 
 def check_new(folder: Path) -> None:

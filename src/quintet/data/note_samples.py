@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from quintet.config.packing import AnyPackingConfig, MusicPackingConfig, PiecePackingConfig, TaskPackingConfig
+from quintet.config.packing import MusicPackingConfig, PackingConfig, PiecePackingConfig, TaskPackingConfig
 from quintet.data.samples import LeftOut, Sample
 from quintet.data.split import TokenStream
 from quintet.data.store import TokenStore
@@ -21,7 +21,7 @@ _TOKENS_A_NOTE = 8  # more than most notes take, so that the last samples of a p
 _FEWEST = 2  # notes of a record
 
 
-def tasks_of(packing: AnyPackingConfig) -> tuple[Task, ...]:
+def tasks_of(packing: PackingConfig) -> tuple[Task, ...]:
     """The tasks that ``packing`` makes samples of: its own, piano-gpt's twelve where it names none, none for pieces
     and for text. Raises UserError for an unknown name."""
     return (tasks_from(packing.tasks) or DEFAULT_TASKS) if isinstance(packing, TaskPackingConfig) else ()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, PackingConfig
+from quintet.config.packing import BestFitPackingConfig, ChunkPackingConfig, DocumentPackingConfig, TablePackingConfig
 from quintet.data.manifest import write_json
 from quintet.data.samples import LeftOut, Sample, Windows
 from quintet.data.split import TokenRanges, TokenStream
@@ -106,7 +106,7 @@ class Packed:
 def pack(
     store: TokenStore,
     ranges: TokenRanges,
-    config: PackingConfig,
+    config: TablePackingConfig,
     sequence_length: int,
     tokenizer: Tokenizer,
     cache: Path,
@@ -185,7 +185,7 @@ def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin:
 
 
 def _table(
-    store: TokenStore, spans: tuple[np.ndarray, np.ndarray], config: PackingConfig, room: int, tokenizer: Tokenizer
+    store: TokenStore, spans: tuple[np.ndarray, np.ndarray], config: TablePackingConfig, room: int, tokenizer: Tokenizer
 ) -> PieceTable:
     match config:
         case DocumentPackingConfig():

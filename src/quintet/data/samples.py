@@ -36,10 +36,12 @@ def document_borders(documents: np.ndarray | None, length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Tokens that are in no sample of a source, and samples without a loss: ``samples``, of ``all_samples``, without a
-    target, which are ``used`` all the same or not; ``tokens`` at the ends of ``documents`` that had no room; documents
-    that are ``empty`` but for their end; ``rest``: tokens at the end of all that do not fill a sample; ``short``:
-    pieces of music with too few notes for one."""
+    """Counts of what training leaves out of a source.
+
+    ``samples`` of ``all_samples`` have no target; ``used`` says if they are trained on all the same. ``tokens`` at the
+    ends of ``documents`` found no room. ``empty`` documents hold nothing but their end. ``rest`` tokens at the end of
+    the source do not fill a sample. ``short`` pieces of music have too few notes for one.
+    """
 
     samples: int = 0
     all_samples: int = 0

@@ -129,7 +129,7 @@ def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray 
     return _held_out(store, quota, seed, left_out)
 
 
-def trained_on(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
+def training_stream(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
     """The rest of ``store``, without what is held out and the documents ``left_out``, int64 [documents]."""
     starts, stops = store.document_bounds(left_out)  # of the one that is cut, with the tail that is held out already
     apart = _joined(np.append(held_out.ranges.starts, starts), np.append(held_out.ranges.stops, stops))
@@ -139,7 +139,7 @@ def trained_on(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> Tok
 def split(store: Documents, held_out: float, seed: int) -> tuple[TokenStream, TokenStream]:
     """The training and the validation stream of ``store``: disjoint, and together all of it. See ``hold_out``."""
     held = hold_out(store, held_out, seed)
-    return trained_on(store, held, np.empty(0, np.int64)), TokenStream(store, held.ranges)
+    return training_stream(store, held, np.empty(0, np.int64)), TokenStream(store, held.ranges)
 
 
 def whole(store: Documents, left_out: np.ndarray = _NONE) -> TokenStream:

@@ -42,11 +42,11 @@ class Memory:
 class Plan:
     """The cost of a run. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
 
-    ``left_out_documents`` are not trained on because they are equal to one that is validated on, and ``stages`` are
-    those of the data in words; None where the data is not prepared yet. ``flops_note`` says what the FLOPs do not
-    count, None where that is nothing. ``missing`` says what is not on this machine. Where that is the data, and
-    `train.epochs` says how long the run is, ``steps`` and what follows from them are None; where it is the tokenizer or
-    the model, that has ``vocab_size`` or ``parameters`` and what follows from these.
+    ``left_out_documents`` equal a document of the validation data and are not trained on; ``stages`` describes the
+    stages of the data. Both are None before the data is prepared. ``flops_note`` says what the FLOPs leave out, if
+    anything. ``missing`` lists what is not on this machine. Without the data ``steps`` is None if `train.epochs` gives
+    the length of the run; without the tokenizer ``vocab_size`` is None, without the model ``parameters``. Each figure
+    that follows from one that is None is None, too.
     """
 
     name: str

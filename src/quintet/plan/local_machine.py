@@ -9,7 +9,7 @@ import torch
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.plan.machine import Machine
-from quintet.train.compute import Compute, choose_compute, device_memory, measure_peak, synchronize
+from quintet.train.compute import Compute, choose_compute, device_memory, measure_peak_flops, synchronize
 
 _COPIED = 2**26
 
@@ -26,7 +26,7 @@ def this_machine(config: RunConfig) -> tuple[Machine, Compute]:
         devices=1,
         per_node=1,
         memory=memory,
-        peak_flops=measure_peak(compute),
+        peak_flops=measure_peak_flops(compute),
         utilisation=1.0,
         memory_bandwidth=speed,
         node_bandwidth=speed,

@@ -157,7 +157,7 @@ def _held_out(run: TrainedRun) -> tuple[MusicPiece, ...]:
     if prepared is None or prepared.validation is None:
         return ()
     found = []
-    for stream in prepared.validation.streams:
+    for stream in prepared.validation.source_samples:
         if isinstance(stream, NoteSamples):
             found += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
     chosen = []

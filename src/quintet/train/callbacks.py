@@ -40,9 +40,9 @@ class Callbacks:
         """Note what ``step`` measured, fp32 scalars on the device, as ``MetricsBuffer.add`` does."""
         self._buffer.add(step, rate, loss, norm, skipped, self.run.config.batch.tokens)
 
-    def add_masked(self) -> None:
+    def add_without_target(self) -> None:
         """Note a step whose batch has no valid target."""
-        self._buffer.add_masked()
+        self._buffer.add_without_target()
 
     def end(self, step: int) -> bool:
         """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal.
@@ -85,7 +85,7 @@ class Callbacks:
         return seconds is not None and monotonic() - self.run.checkpointer.saved_at >= seconds
 
 
-# A signal may reach the processes before different steps; that of most weight counts.
+# A signal may reach the processes before different steps, and they may get different ones: the first of these counts.
 SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
@@ -93,7 +93,7 @@ class RankSync:
     """Makes all processes decide alike.
 
     With each batch, one step ahead so that none waits, every process tells the others how many targets its part has and
-    which signal it got, and the first one whether a checkpoint is overdue.
+    which signal it got; rank 0 also tells them if a checkpoint is overdue.
     """
 
     def __init__(self, asked: Callable[[], int | None], overdue: Callable[[], bool]) -> None:

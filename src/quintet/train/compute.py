@@ -193,7 +193,7 @@ def keep_freed_memory() -> None:
     mallopt(top_pad, 2**28)
 
 
-def measure_peak(compute: Compute, seconds: float = 0.3) -> float:
+def measure_peak_flops(compute: Compute, seconds: float = 0.3) -> float:
     """Measure the FLOP/s of large square matrix products with ``compute``, which a perfect run would reach.
 
     The best of several repeats is taken, since a neighbour on the machine can only slow them down.

@@ -27,7 +27,7 @@ from quintet.evaluate.text_modeling import TextModeling, model_text
 from quintet.evaluate.texts import text_topics
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
-from quintet.train.compute import measure_peak
+from quintet.train.compute import measure_peak_flops
 from quintet.train.run import Run
 from quintet.train.samples import check_prompts, write_samples
 from quintet.train.schedule import after_validation
@@ -77,6 +77,16 @@ def measure_due(run: Run) -> ValidationResult | None:
             for name in run.progress.due:
                 _attempt(run, name)
                 _done(run, name)
+    return validation
+
+
+def measure_weights(run: Run) -> ValidationResult | None:
+    """Measure the weights that there are in every way that `evaluate` asks for; returns the validation, if any."""
+    with run.engine.unsharded():
+        validation = validate_run(run)
+        measure_text(run)
+        measure_writing(run)
+        measure_benchmarks(run)
     return validation
 
 
@@ -143,8 +153,8 @@ def validate_run(run: Run) -> ValidationResult | None:
     )
     if run.progress.step:
         _note_validation(run, result.of(run.config.evaluate.best_by))
-    if run.peak_is_measured:  # a busy neighbour at the start would make the peak too low for the whole run
-        run.peak = max(run.peak, measure_peak(run.compute, 0.1))
+    if run.peak_flops_is_measured:  # a busy neighbour at the start would make the peak too low for the whole run
+        run.peak_flops = max(run.peak_flops, measure_peak_flops(run.compute, 0.1))
     _report(run, f"validation: {result}", result)
     return result
 

@@ -16,11 +16,9 @@ from quintet.train.checkpoint_files import checkpoint_steps, last_checkpoint
 from quintet.train.evaluation import (
     conclusion,
     look_at_start,
-    measure_benchmarks,
     measure_due,
-    measure_text,
+    measure_weights,
     try_measurements,
-    validate_run,
 )
 from quintet.train.integrations import Steps, trainer_steps
 from quintet.train.intervals import Trial
@@ -59,7 +57,7 @@ def train(
         status: RunStatus = "failed"
         try:
             with watch_signals() as stop_signal:
-                outcome = _lead(run, stop_signal, take_steps)
+                outcome = _measure_or_train(run, stop_signal, take_steps)
             status = "stopped" if run.progress.step < run.steps and not config.evaluate.only else "finished"
             return outcome
         finally:
@@ -69,15 +67,11 @@ def train(
                 run.tracker.close(status, last_checkpoint(run.checkpointer.folder))
 
 
-def _lead(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
-    """Do what the run file says with ``run``."""
+def _measure_or_train(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
+    """Measure the weights of ``run`` with `evaluate.only`; otherwise train, with all that the run file asks for."""
     config = run.config
     if config.evaluate.only:
-        with run.engine.unsharded():
-            validation = validate_run(run)
-            measure_text(run)
-            measure_benchmarks(run)
-        return Outcome(run, validation, stop_signal.signal)
+        return Outcome(run, measure_weights(run), stop_signal.signal)
     if run.progress.step < run.steps or run.progress.due:
         try_measurements(run)
     if config.evaluate.at_start and run.progress.step == 0:
@@ -112,7 +106,7 @@ def _steps_from_here(run: Run, callbacks: Callbacks) -> bool:
                 loss = run.engine.accumulate(batch, step)
                 callbacks.add(step, rate, loss, *run.engine.update(rate, step))
             else:
-                callbacks.add_masked()
+                callbacks.add_without_target()
             if callbacks.end(step):
                 break
     return callbacks.rolled_back

@@ -54,7 +54,7 @@ class MetricsBuffer:
         self._scalars.append(torch.stack([loss.float(), norm.float(), skipped.float()]))
         self._tokens += tokens
 
-    def add_masked(self) -> None:
+    def add_without_target(self) -> None:
         """Note a batch without a single valid target, from which nothing can be learnt."""
         self._masked += 1
 
@@ -97,7 +97,7 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
     )
     speed = {
         "speed/tokens_per_second": window.tokens_per_second,
-        "speed/mfu": window.tokens_per_second * run.flops_per_token / (run.peak * world_size()),
+        "speed/mfu": window.tokens_per_second * run.flops_per_token / (run.peak_flops * world_size()),
         "train/skipped_steps": float(run.progress.skipped_steps),
     }
     if run.config.train.on_spike is not None:

@@ -88,7 +88,11 @@ def evaluate_music(
     The counts are tested on ``samples`` held-out samples, those of `loss_on`. Raises UserError when nothing is
     held out.
     """
-    held = [one for one in (prepared.validation.streams if prepared.validation else ()) if isinstance(one, NoteSamples)]
+    held = [
+        one
+        for one in (prepared.validation.source_samples if prepared.validation else ())
+        if isinstance(one, NoteSamples)
+    ]
     if prepared.validation is None or not any(one.count for one in held):
         raise UserError(f"{run.folder}: holds no music out; set data.validation or data.validation_sources")
     widest = max(held, key=lambda one: one.count)
@@ -179,7 +183,7 @@ def _losses(run: TrainedRun, data: ValidationData, records: int) -> ValidationRe
 
 def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabulary: int) -> dict[str, float]:
     """Predict the learnt tokens that are held out by counts of those of some training samples: nats per token."""
-    train = [one for one in prepared.train.streams if isinstance(one, NoteSamples) and one.count]
+    train = [one for one in prepared.train.source_samples if isinstance(one, NoteSamples) and one.count]
     seen = [_loss_mask(one.sample(index)) for one in train for index in _spread(one.count, _COUNTED // len(train))]
     ids, marks = [], []
     for batch in held.batches(_BATCH, samples):

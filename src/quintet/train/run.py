@@ -58,8 +58,8 @@ class Run:
     reporter: Reporter
     bytes_per_token: np.ndarray
     flops_per_token: int
-    peak: float
-    peak_is_measured: bool
+    peak_flops: float
+    peak_flops_is_measured: bool
     progress: Progress
     intervals: Intervals
     trial: Trial | None = None

@@ -87,7 +87,7 @@ def _write_music(run: Run, settings: GenerationSettings) -> None:
     """Write a continued piece as a MIDI file and as a picture, or an answer to a task, after the last step to each
     task, from held-out data, or from training data where nothing is held out."""
     step, trained = run.progress.step, run
-    streams = (run.validation or run.data).streams
+    streams = (run.validation or run.data).source_samples
     samples = next(one for one in streams if isinstance(one, NoteSamples) and one.count)
     if samples.tasks:
         tasks = samples.tasks if step == run.steps else samples.tasks[:1]

@@ -31,7 +31,7 @@ from quintet.train.compute import (
     keep_freed_memory,
     keep_precision,
     make_deterministic,
-    measure_peak,
+    measure_peak_flops,
     set_products,
 )
 from quintet.train.engine import Built, build_engine, load_training
@@ -110,8 +110,8 @@ def set_up(
         reporter=reporter,
         bytes_per_token=prepared.tokenizer.bytes_per_token(),
         flops_per_token=flops.total,
-        peak=measure_peak(compute) if peak_flops is None else peak_flops,
-        peak_is_measured=peak_flops is None,
+        peak_flops=measure_peak_flops(compute) if peak_flops is None else peak_flops,
+        peak_flops_is_measured=peak_flops is None,
         progress=progress,
         intervals=intervals_of(config, steps, prepared.train.epoch_samples),
         trial=trial,
@@ -282,7 +282,7 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
     mode = "compiled" if compute.compile else "eager"
     say(
         f"compute: {compute.device} in {compute.precision} ({compute.reason}), {mode}; "
-        f"matmul {run.peak / 1e9:,.0f} GFLOP/s"
+        f"matmul {run.peak_flops / 1e9:,.0f} GFLOP/s"
     )
     if not is_deterministic(config.train.deterministic, compute.device):
         say(

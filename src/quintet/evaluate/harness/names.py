@@ -37,11 +37,8 @@ KNOWN = frozenset(
         "commonsense_qa",
         "sciq",
         "social_iqa",
-        "race_middle",
-        "openbook_qa_open",
-        "ewok",
         "glue",
-        "tinystories_progress",
+        *(file.stem for file in OWN.glob("*.yaml")),
     )
 )
 """Names that need no search."""

@@ -65,7 +65,7 @@ class Stepper(torch.optim.Optimizer):
         result = None if closure is None else closure()
         if self._masked:
             self._run.optimizer.zero_grad(set_to_none=True)
-            self._callbacks.add_masked()
+            self._callbacks.add_without_target()
         else:
             measured = self._run.engine.update(self.rate, self._last)
             self._callbacks.add(self._last, self.rate, self._loss, *measured)

@@ -43,7 +43,7 @@ def process_group(config: RunConfig) -> Iterator[None]:
     except BaseException:
         if alone:
             leave_group()
-        raise  # this process ends without a farewell, for which it would wait for others that may be gone
+        raise  # leaving the group would wait for other processes, which may be gone
     leave_group()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, sources_of
+from quintet.config.dialects.stlm.names import EXPERIMENT, ON_THE_HUB, TIKTOKEN, dataset_sources
 from quintet.config.dialects.stlm.schema import File
 from quintet.errors import NotHere
 
@@ -32,7 +32,7 @@ def sources(native: NativeBuilder, names: Iterable[str], key: str) -> list[dict[
     found = []
     for name in names:
         try:
-            found += sources_of(name)
+            found += dataset_sources(name)
         except ValueError as error:
             native.refuse(key, str(error))
         except NotHere as missing:

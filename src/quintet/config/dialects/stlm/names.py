@@ -193,7 +193,7 @@ UNREADABLE = {
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", ".text", ".md", ".py"), "text")}
 
 
-def sources_of(name: str) -> list[dict[str, Any]]:
+def dataset_sources(name: str) -> list[dict[str, Any]]:
     """The native sources of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
 
     Raises ValueError for one that cannot be read, and NotHere when it is none of these.
@@ -227,7 +227,7 @@ def _registered(name: str) -> dict[str, Any]:
 
 
 def names_of(sources: Sequence[SourceConfig]) -> list[str]:
-    """The datasets that `sources_of` reads as ``sources``, without those that none is read as."""
+    """The datasets that `dataset_sources` reads as ``sources``, without those that none is read as."""
     names = [name for name in map(_name_of, sources) if name is not None]
     mix = next((mix for mix, parts in MIXES.items() if names == list(parts)), None)
     return names if mix is None else [mix]
