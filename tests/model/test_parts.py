@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintet.config.embedding_and_head import LayerNormConfig, NoNormConfig, RMSNormConfig
 from quintet.config.model import Activation, TransformerConfig
+from quintet.config.norm import LayerNormConfig, NoNormConfig, RMSNormConfig
 from quintet.config.position import RopeConfig, SinusoidalPositionConfig
 from quintet.model.norm import RMSNorm, build_norm
 from quintet.model.position import Rope, build_added_position, rotate, scaled_frequencies, split_and_rotate

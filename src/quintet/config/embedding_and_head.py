@@ -1,4 +1,4 @@
-"""The norms, and the parts at both ends of the transformer: the embedding and the head."""
+"""The parts at both ends of the transformer: the embedding and the head."""
 
 from __future__ import annotations
 
@@ -7,51 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from quintet.config.norm import ModelNormConfig, PlaceNormConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
-
-
-class RMSNormConfig(ConfigSection):
-    """Root-mean-square norm (Zhang and Sennrich 2019)."""
-
-    kind: Literal["rms"] = key("rms", "root-mean-square norm")
-    eps: float = key(1e-5, "added to the mean square", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
-
-
-class PlaceRMSNormConfig(RMSNormConfig):
-    """Root-mean-square norm (Zhang and Sennrich 2019), at one place."""
-
-    kind: Literal["rms"] = key(..., "root-mean-square norm")
-
-
-class LayerNormConfig(ConfigSection):
-    """Layer norm (Ba et al. 2016)."""
-
-    kind: Literal["layer"] = key(..., "layer norm")
-    eps: float = key(1e-5, "added to the variance", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
-    bias: bool = key(True, "a trained shift for each feature")
-
-
-class NoNormConfig(ConfigSection):
-    """No norm at all."""
-
-    kind: Literal["none"] = key(..., "no norm")
-
-
-class ModelNormConfig(ConfigSection):
-    """The norm that `model.norm` says."""
-
-    kind: Literal["model"] = key("model", "as model.norm")
-
-
-NormConfig = Annotated[RMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")]
-"""A norm, said in full."""
-
-PlaceNormConfig = Annotated[
-    ModelNormConfig | PlaceRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
-]
-"""The norm of one place, which is the model's unless it is said."""
 
 
 class TokenEmbeddingConfig(ConfigSection):

@@ -13,13 +13,9 @@ from quintet.config.embedding_and_head import (
     EmbeddingConfig,
     HeadConfig,
     LinearHeadConfig,
-    ModelNormConfig,
-    NoNormConfig,
-    NormConfig,
-    PlaceNormConfig,
-    RMSNormConfig,
     TokenEmbeddingConfig,
 )
+from quintet.config.norm import ModelNormConfig, NoNormConfig, NormConfig, PlaceNormConfig, RMSNormConfig
 from quintet.config.position import (
     PositionConfig,
     RopeConfig,

@@ -63,14 +63,7 @@ def write_and_measure(
 ) -> WrittenTexts:
     """Continue each prompt of ``section`` with what a run with the ``seed`` draws for it; equal seeds give equal texts.
     Raises UserError as `check_writing`."""
-    settings = GenerationSettings(
-        max_tokens=section.max_tokens,
-        temperature=section.temperature,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        repetition_penalty=section.repetition_penalty,
-        seed=key(seed, "text generation"),
-    )
+    settings = GenerationSettings.of(section, key(seed, "text generation"))
     found = write_continuations(
         language_model.model,
         language_model.tokenizer,

@@ -16,14 +16,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.embedding_and_head import (
-    BYTE_SYMBOLS,
-    MARK,
-    PADDING,
-    ByteEmbeddingConfig,
-    ByteHeadConfig,
-    NormConfig,
-)
+from quintet.config.embedding_and_head import BYTE_SYMBOLS, MARK, PADDING, ByteEmbeddingConfig, ByteHeadConfig
+from quintet.config.norm import NormConfig
 from quintet.model.dropout import KeyedDropout
 from quintet.model.norm import build_norm
 from quintet.model.position import LearnedPosition

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig, NormConfig
+from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig
 from quintet.config.model import TransformerConfig
+from quintet.config.norm import NormConfig
 from quintet.config.sharing import SharedPart
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.embedding_and_head import LayerNormConfig, NoNormConfig, NormConfig, RMSNormConfig
+from quintet.config.norm import LayerNormConfig, NoNormConfig, NormConfig, RMSNormConfig
 from quintet.model.typed import apply, vector_norm
 
 

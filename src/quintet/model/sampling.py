@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from quintet.config.evaluate import SampleConfig, TextGenerationConfig
 from quintet.errors import UserError
 
 
@@ -29,6 +30,12 @@ class GenerationSettings:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int = 0
+
+    @classmethod
+    def of(cls, section: SampleConfig | TextGenerationConfig, seed: int) -> GenerationSettings:
+        """Return the settings that ``section`` says, with the defaults of those for which it has no key."""
+        said = {one.name for one in fields(cls)} & type(section).model_fields.keys()
+        return cls(**{name: getattr(section, name) for name in said}, seed=seed)
 
     def __post_init__(self) -> None:
         problems = [

@@ -37,13 +37,7 @@ def write_samples(run: Run) -> None:
     config = run.config.sample
     if run.config.loss.kind == "masked" or not config.prompts:
         return
-    settings = GenerationSettings(
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=key(run.config.seed, "sample"),
-    )
+    settings = GenerationSettings.of(config, key(run.config.seed, "sample"))
     if isinstance(run.config.data.packing, MusicPackingConfig):
         _write_music(run, settings)
     else:
