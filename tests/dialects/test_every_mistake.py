@@ -149,3 +149,24 @@ def test_what_follows_from_a_key_that_is_missing_is_not_told(small_file: SmallFi
     missing, dataset = told(values, "stlm", tmp_path)
     assert missing.startswith("model.core_model_type: is missing")
     assert dataset.startswith("trainer.dataset: 'the_pile'")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_in_place_of_a_section_is_told_whatever_else_is_missing(
+    name: str, small_file: SmallFile, tmp_path: Path
+) -> None:
+    dialect = dialect_named(name)
+    right = small_file(name, tmp_path / "cache")
+    top = [steps[0] for steps in dialect.sections if len(steps) == 1]
+    for steps in sorted(dialect.sections - {()}):
+        in_list = any((*steps[:length], "[]") in dialect.sections for length in range(len(steps)))
+        if steps in dialect.shorthands or in_list:
+            continue
+        path, values = ".".join(steps), copy.deepcopy(right)
+        set_in(values, path, 30)
+        lines = told(values, name, tmp_path)
+        assert any(line.startswith(f"{path}: ") and "unknown key" not in line for line in lines), (path, lines)
+        for other in top:
+            if other != steps[0]:
+                values.pop(other, None)
+        assert any(line.startswith(f"{path}: ") for line in told(values, name, tmp_path)), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ class SchemaFile:
         self.theirs: Any = None
         self._given: dict[KeyPath, KeyInfo] = {}
         self._refused: set[KeyPath] = set()
+        self._stand_in = dict(dialect.stand_in)  # each helps once: it may be refused itself
         self._replaced: set[KeyPath] = set()  # what was wrong or missing: a default or a stand-in is there
         self._alike: dict[tuple[str | None, str], list[tuple[Problem, str]]] = {}  # by reason, with the values
         self._provenance: dict[KeyPath, Origin] = {(): document.provenance[()]}
@@ -133,7 +135,7 @@ class SchemaFile:
             key = self.dialect.find((*path, self.dialect.shorthands[steps]))
             assert key is not None, path
             self._gather_key(key, value, path)
-        elif section is not None or steps[:-1] in self.dialect.own_sections:
+        elif section is not None or (steps[:-1] in self.dialect.own_sections and steps not in self.dialect.sections):
             self._put(path, value, path)  # the schema says what is wrong with it
         else:
             self._refuse_stray(path)
@@ -212,6 +214,12 @@ class SchemaFile:
         steps, name = pattern_of(path), str(path[-1])
         around = steps[:-1]
         beside = [known[len(around)] for known in self.dialect.by_pattern if known[: len(around)] == around]
+        origin = origin_of(path, self.document.provenance)
+        if name in beside:
+            wrong = shown(lookup(self.document.values, path))
+            message = f"must be a section of keys and values, found {wrong}"
+            self.problems.append(Problem(origin, show(path), message))
+            return
         like = nearest(name, dict.fromkeys(beside))
         known_as = elsewhere(name, misspelt=True, top=self.dialect.top)
         mend = (
@@ -219,9 +227,7 @@ class SchemaFile:
             if like
             else known_as or f"{show(path[:-1])} has {', '.join(dict.fromkeys(beside))}"
         )
-        self.problems.append(
-            Problem(origin_of(path, self.document.provenance), show(path), f"unknown key {name!r}; {mend}")
-        )
+        self.problems.append(Problem(origin, show(path), f"unknown key {name!r}; {mend}"))
 
     def _validate(self) -> None:
         """Read the values by the schema, and note what it refuses, at the keys as they are written; what is right is
@@ -260,10 +266,11 @@ class SchemaFile:
         self._replaced.add(path)
         whole = whole_value(path)
         self._given = {known: key for known, key in self._given.items() if not whole or known[: len(whole)] != whole}
-        if not leave_out(self.values, path, dict(self.dialect.stand_in)):
+        before = copy.deepcopy(self.values)
+        if not leave_out(self.values, path, self._stand_in):
             return False
         _fill(self.values, self.dialect.top)
-        return True
+        return self.values != before
 
 
 def whole_value(path: KeyPath) -> KeyPath:
