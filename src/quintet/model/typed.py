@@ -58,7 +58,7 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
 
 def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` as it is, also where compiled code calls it; the compiler is imported by its first call."""
-    found: Any = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage]
+    found: Any = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return found
 
 
