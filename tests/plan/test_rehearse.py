@@ -14,7 +14,8 @@ from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.model import build_model
-from quintet.plan.estimate import changed, find_change, step_time
+from quintet.plan.device_plan import step_time
+from quintet.plan.fit import changed, find_change
 from quintet.plan.machine import Machine, parse_bytes
 from quintet.plan.rehearse import Rehearsal, Traffic, rehearse, sample_depths
 

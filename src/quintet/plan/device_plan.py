@@ -9,11 +9,39 @@ from typing import Any
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.plan.cost import Plan, make_plan, size
-from quintet.plan.estimate import Change, StepTime, find_change, step_time
+from quintet.plan.fit import Change, find_change
 from quintet.plan.machine import Machine
 from quintet.plan.rehearse import Rehearsal, rehearse
 
 _NOT_HERE = "what the model needs is not on this machine"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step: ``compute`` of its operations, ``within`` a machine and ``across`` machines what is sent.
+
+    A step takes at least the longer of computing and sending, when one hides the other, and at most their sum.
+    """
+
+    compute: float
+    within: float
+    across: float
+
+    @property
+    def least(self) -> float:
+        """All that is sent is hidden behind the computation, or the other way round."""
+        return max(self.compute, self.within + self.across)
+
+    @property
+    def most(self) -> float:
+        """Nothing is hidden."""
+        return self.compute + self.within + self.across
+
+
+def step_time(found: Rehearsal, machine: Machine) -> StepTime:
+    """How long a step of ``found`` takes on ``machine``."""
+    wire = {across: sum(entry.wire for entry in found.traffic if entry.across == across) for across in (False, True)}
+    return StepTime(found.seconds, wire[False] / machine.node_bandwidth, wire[True] / machine.bandwidth)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From what a rank does to how long a run takes, and what to change when it does not fit."""
+"""The change of settings that makes a run fit into the memory of its devices."""
 
 from __future__ import annotations
 
@@ -11,34 +11,6 @@ from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
 from quintet.plan.machine import Machine
 from quintet.plan.rehearse import Rehearsal, rehearse
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of a step: ``compute`` of its operations, ``within`` a machine and ``across`` machines what is sent.
-
-    A step takes at least the longer of computing and sending, when one hides the other, and at most their sum.
-    """
-
-    compute: float
-    within: float
-    across: float
-
-    @property
-    def least(self) -> float:
-        """All that is sent is hidden behind the computation, or the other way round."""
-        return max(self.compute, self.within + self.across)
-
-    @property
-    def most(self) -> float:
-        """Nothing is hidden."""
-        return self.compute + self.within + self.across
-
-
-def step_time(found: Rehearsal, machine: Machine) -> StepTime:
-    """How long a step of ``found`` takes on ``machine``."""
-    wire = {across: sum(entry.wire for entry in found.traffic if entry.across == across) for across in (False, True)}
-    return StepTime(found.seconds, wire[False] / machine.node_bandwidth, wire[True] / machine.bandwidth)
 
 
 @dataclass(frozen=True)
