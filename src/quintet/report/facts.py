@@ -14,7 +14,7 @@ from quintet.config.load import read_run_config
 from quintet.config.schema import RunConfig
 from quintet.track.jsonl import read_metrics
 
-_RECORDS = 20_000  # of training, of a longer run evenly spread: many times what a drawing can show
+_RECORDS = 10_000  # of training, of a longer run evenly spread: many times what a drawing can show
 MEASURED = ("benchmark/", "text/", "music/")
 """Groups of metrics that are measured after the validation loss."""
 
