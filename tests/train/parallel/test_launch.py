@@ -42,7 +42,7 @@ def test_a_run_that_is_stopped_and_then_killed_has_the_losses_of_one_that_is_not
     assert launch(2, run_file("whole", **LONG)).returncode == 0
     file = run_file("hit", **LONG)
     # One process has torchrun's agent, its parent, asked to stop, and takes its time so that the agent can do so.
-    stopped = launch(2, file, **faulty(1, 2, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(2)"))
+    stopped = launch(2, file, **faulty(1, 3, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(2)"))
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert "the same command continues from there" in stopped.stdout
     killed = launch(2, file, "--restarts", "1", **faulty(1, 9, KILL.format(run="hit", saved=8)))
