@@ -57,7 +57,7 @@ def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
     "cases",
     [
         ["none", "none, each block again"],
-        ["fsdp, 3 passes, each block again"],
+        pytest.param(["fsdp, 3 passes, each block again"], marks=pytest.mark.slow),
         pytest.param(["none, shared", "none, bytes, each block again"], marks=pytest.mark.slow),
         pytest.param(["fsdp, shared"], marks=pytest.mark.slow),
         pytest.param(["none, bf16", "none, 4 passes"], marks=pytest.mark.slow),

@@ -201,7 +201,13 @@ def losses_of(rates: list[float], *, scheduled: bool, compiled: bool, changes: d
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_feedforward": True}, {"attention": {"heads": 2}}], ids=["all", "shared", "at first none"]
+    "changes",
+    [
+        pytest.param({"layers": 1}, id="one block"),
+        pytest.param({}, id="all", marks=pytest.mark.slow),
+        pytest.param({"tie_feedforward": True}, id="shared", marks=pytest.mark.slow),
+        pytest.param({"attention": {"heads": 2}}, id="at first none", marks=pytest.mark.slow),
+    ],
 )
 def test_a_schedule_compiles_a_block_once_and_drops_what_eager_steps_do(changes: dict[str, Any]) -> None:
     """From no dropout to all of it: how often dynamo compiles does not depend on how many rates there are."""
@@ -219,6 +225,7 @@ def test_a_schedule_compiles_a_block_once_and_drops_what_eager_steps_do(changes:
     assert eager == pytest.approx(plain, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_without_a_schedule_each_new_rate_is_compiled() -> None:
     """The test above counts what it means to count."""
     torch._dynamo.reset()

@@ -60,7 +60,7 @@ def figures(said: str) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     "model",
     [
-        {"position": {"kind": "rope", "learned": True}},
+        pytest.param({"position": {"kind": "rope", "learned": True}}, marks=pytest.mark.slow),
         pytest.param(
             {"attention": {"mask": "causal_document", "restart_positions": True}, "position": {"kind": "learned"}},
             marks=pytest.mark.slow,

@@ -79,14 +79,18 @@ class HuggingFaceTokenizer(Decoding):
     libraries = ("tokenizers",)
 
     def __init__(
-        self, rules: str, end: str, chat: ChatRules | None = None, begin_ids: tuple[int, ...] | None = None
+        self,
+        rules: str | tokenizer_files.Rules,
+        end: str,
+        chat: ChatRules | None = None,
+        begin_ids: tuple[int, ...] | None = None,
     ) -> None:
-        """``rules`` is the content of a `tokenizer.json`, ``end`` the token that ends a document. ``begin_ids`` are
-        those that the rules put in front of a text when not given.
+        """``rules`` is the content of a `tokenizer.json`, as text or read, ``end`` the token that ends a document.
+        ``begin_ids`` are those that the rules put in front of a text when not given.
 
         Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
         """
-        given = from_json(rules)
+        given = from_json(rules) if isinstance(rules, str) else rules
         self._rules, self._post_processor = tokenizer_files.bare(given), given.get("post_processor")
         self.begin_ids = tokenizer_files.begin_ids(self._post_processor) if begin_ids is None else begin_ids
         self._end = end
@@ -280,13 +284,17 @@ def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
         where = str(file) if file.is_file() else path
     end = chat.tokens.get("eos_token")
     try:
-        vocabulary = _vocabulary(from_json(rules))
+        vocabulary = _vocabulary(rules)
         end = end or next((token for token in _USUAL_ENDS if token in vocabulary), None)
         if end is None or end not in vocabulary:
             raise UserError(_no_end(where, end))
         return HuggingFaceTokenizer(rules, end, chat)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: is no tokenizer.json that `tokenizers` can read ({error}); make it anew") from None
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(where: object, error: Exception) -> UserError:
+    return UserError(f"{where}: is no tokenizer.json that `tokenizers` can read ({error}); make it anew")
 
 
 def _library(rules: tokenizer_files.Rules) -> tokenizers.Tokenizer:
@@ -316,12 +324,16 @@ def _no_end(where: str, end: str | None) -> str:
     return f"{where}: the eos_token {end!r} of tokenizer_config.json is not in the vocabulary; correct it there"
 
 
-def _alone(file: Path) -> tuple[str, ChatRules]:
+def _alone(file: Path) -> tuple[tokenizer_files.Rules, ChatRules]:
     """Rules of a `tokenizer.json` as it stands."""
-    return read_bytes(file).decode("utf-8", errors="replace"), read_chat_rules(file.parent)
+    chat = read_chat_rules(file.parent)
+    try:
+        return from_json(read_bytes(file).decode("utf-8", errors="replace")), chat
+    except ValueError as error:
+        raise _unreadable(file, error) from None
 
 
-def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[str, ChatRules]:
+def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[tokenizer_files.Rules, ChatRules]:
     """Rules of a folder, or of a name on the hub, by `transformers`."""
     if not local.is_dir() and not is_hub_name(path):
         raise UserError(
@@ -349,7 +361,7 @@ def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[st
     return rules, replace(chat, generation=generation)
 
 
-def _with_rows(rules: str, folder: Path) -> str:
+def _with_rows(rules: tokenizer_files.Rules, folder: Path) -> tokenizer_files.Rules:
     """``rules`` without the added tokens for which the model in ``folder`` has no row: transformers gives an id to each
     token that a file names, also where the model was never resized for it."""
     file = folder / "config.json"
@@ -358,17 +370,16 @@ def _with_rows(rules: str, folder: Path) -> str:
     rows = config.get("vocab_size", text.get("vocab_size") if is_mapping(text) else None)
     if not isinstance(rows, int):
         return rules
-    content = from_json(rules)
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
-    return json.dumps(content)
+    return {**rules, "added_tokens": [token for token in rules["added_tokens"] if token["id"] < rows]}
 
 
-def _rules_of(found: Any, path: str) -> tuple[str, ChatRules]:
+def _rules_of(found: Any, path: str) -> tuple[tokenizer_files.Rules, ChatRules]:
     """The rules of a tokenizer of `transformers`."""
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
-    return backend.to_str(), ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
+    chat = ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
+    return from_json(backend.to_str()), chat
 
 
 def load_pickled(file: Path) -> Any:
