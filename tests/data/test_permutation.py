@@ -78,6 +78,7 @@ def test_one_value_is_the_same_alone_and_among_others() -> None:
     assert permutation(np.array([], dtype=np.int64)).shape == (0,)
 
 
+@pytest.mark.slow
 def test_all_permutations_of_few_values_are_equally_frequent_over_the_seeds() -> None:
     for size, draws in ((3, 1200), (4, 4800), (5, 6000)):
         values = np.arange(size)

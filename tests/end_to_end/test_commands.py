@@ -189,6 +189,7 @@ def test_piano_from_a_folder_of_midi_to_an_answer_that_can_be_heard(folder: Path
     assert len(figures["music"]["tasks"]) == 12
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_can_be_learnt(folder: Path, quintet, bits_of_a_byte: float) -> None:
     settings = ("train.steps=300", "optimizer.lr=1e-2", "dropout_schedule={kind: constant, rate: 0}")
     few = ("checkpoint.every=100", "sample.every=300")

@@ -114,8 +114,8 @@ def test_a_batch_without_valid_targets_and_a_gradient_beyond_fp16_are_left_out(
 @pytest.mark.parametrize(
     "kinds",
     [
-        ("transformers", "transformers"),
-        ("lightning", "lightning"),
+        pytest.param(("transformers", "transformers"), marks=pytest.mark.slow),
+        pytest.param(("lightning", "lightning"), marks=pytest.mark.slow),
         ("quintet", "transformers", "lightning", "quintet"),
     ],
     ids="-".join,
