@@ -311,7 +311,7 @@ def load(
     run: Run | str | Path,
     checkpoint: str | int = "latest",
     *,
-    precision: Literal["fp32", "bf16", "fp16", "auto"] | None = None,
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] | None = None,
     weights: Weights = "wide",
 ) -> LanguageModel:
     """Return the model of a run, of a checkpoint of it, of an exported folder or of a Hugging Face checkpoint.

@@ -354,6 +354,17 @@ def test_more_beams_find_nothing_less_likely() -> None:
     assert ratings[1] >= ratings[0] - 1e-4
 
 
+@pytest.mark.parametrize("name", ["documents", "bidirectional"])
+def test_beams_that_are_looked_at_later_find_the_same(name: str) -> None:
+    """Also where the search has ended since."""
+    model, lengths = model_of(**SHAPES[name]), set[int]()
+    for end, beams in itertools.product((2, 9), (1, 4)):
+        one, other = (beam_search(model, [7, 3, 5], beams, 12, {end, 4}, 2.0, ahead=n) for n in (1, 5))
+        assert one == other, (end, beams)
+        lengths.add(len(one))
+    assert max(lengths) > 0
+
+
 def test_beams_end_with_the_context() -> None:
     model = model_of(context=8)
     assert len(beam_search(model, [1, 2, 3], 2, 100)) == 8 + 1 - 3  # the last one needs no position

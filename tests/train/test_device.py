@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -19,7 +20,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from quintet.config.train import TrainConfig
 from quintet.data.batch import Batch, prefetch
-from quintet.errors import UserError
+from quintet.errors import UserError, gathered
+from quintet.train.check import check_training, training_checks
 from quintet.train.compute import (
     Compute,
     choose_compute,
@@ -172,6 +174,42 @@ def test_tf32_is_taken_where_a_gpu_multiplies_it(
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "mistake"),
+    [
+        ({"precision": "tf32"}, ["train.precision: tf32 is multiplied by NVIDIA GPUs"], False),
+        ({"precision": "fp16"}, ["train.precision: fp16 is hundreds of times slower"], False),
+        ({"precision": "fp16", "device": "cpu"}, ["train.precision: fp16 is hundreds of times slower"], True),
+        ({"precision": "tf32", "device": "cpu"}, ["train.precision: tf32 is multiplied"], True),
+        ({"precision": "tf32", "device": "cuda"}, ["train.device: this machine has no cuda device"], False),
+        ({"precision": "fp16", "device": "cuda"}, ["train.device: this machine has no cuda device"], False),
+        ({"device": "mps", "precision": "tf32"}, ["train.precision: tf32 is multiplied"], True),
+        ({"compile": True}, ["train.compile: needs a C++ compiler"], False),
+        ({"compile": True, "device": "cuda"}, ["train.device: this machine has no cuda device"], False),
+        (
+            {"compile": True, "precision": "fp16"},
+            ["train.precision: fp16 is hundreds of times slower", "train.compile: needs a C++ compiler"],
+            False,
+        ),
+    ],
+)
+def test_what_another_machine_has_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], missing: list[str], mistake: bool
+) -> None:
+    """Where there is neither a GPU nor a compiler; a kind of device that is named and never has it is a mistake."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: pytest.fail("there is no GPU to ask"))
+    config = run_config(train={"steps": 1, "device": "auto", **values})
+    mistakes, absent = gathered(training_checks(config))
+    found = mistakes if mistake else absent
+    assert (mistakes if not mistake else absent) == []
+    assert [any(one.startswith(line) for one in found) for line in missing] == [True] * len(found)
+    with pytest.raises(UserError):
+        check_training(config)
 
 
 def test_tf32_is_refused_on_a_cpu_and_computes_without_autocast() -> None:

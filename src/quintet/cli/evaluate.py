@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from quintet import api
-from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Precision, Weights, WeightsOption, echo, fail, load
+from quintet.cli.inputs import WRITER, AsJson, Checkpoint, Weights, WeightsOption, echo, fail, load
 from quintet.config.names import local_path
 from quintet.errors import one_line
 from quintet.files import to_json
@@ -23,8 +24,19 @@ Samples = Annotated[
     int | None,
     typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
 ]
+
+
+class Products(StrEnum):
+    """Types of numbers in matrix products."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 PrecisionOption = Annotated[
-    Precision | None,
+    Products | None,
     typer.Option(
         help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
     ),
@@ -144,7 +156,7 @@ def evaluate(
 class _How(TypedDict):
     """How the model is computed and held."""
 
-    precision: Literal["fp32", "bf16", "fp16"] | None
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None
     weights: Literal["narrow", "int8", "float8"]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -108,12 +108,14 @@ class Decoder:
         with varying_lengths():
             return self._logits(ids[:, None], documents, None)
 
-    def select(self, rows: list[int]) -> None:
-        """Make row i what row ``rows[i]`` was."""
-        self._texts = [self._texts[row] for row in rows]
-        self._prompts = [self._prompts[row] for row in rows]
-        self._preceding = [self._preceding[row] for row in rows]
-        self._cache.select(torch.tensor(rows, device=self._model.device))
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row ``rows[i]`` was, of texts that began alike; int64 [new batch] on the device."""
+        if self._anew:
+            numbers = as_list(rows)
+            self._texts = [self._texts[row] for row in numbers]
+            self._prompts = [self._prompts[row] for row in numbers]
+            self._preceding = [self._preceding[row] for row in numbers]
+        self._cache.select(rows)
 
     def _logits(self, ids: Tensor, documents: Tensor | None, prompts: Tensor | None) -> Tensor:
         """fp32 logits [batch, allowed ids] after int64 ``ids`` [batch, length]; ``prompts`` is bool of that shape."""
@@ -217,12 +219,6 @@ class _Windows:
         return [max(0, count - begin) for count, begin in zip(self._preceding, self._begins, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Beam:
-    score: float
-    written: list[int]
-
-
 @torch.inference_mode()
 def beam_search(
     model: Model,
@@ -234,14 +230,16 @@ def beam_search(
     *,
     allowed_ids: int | None = None,
     preceding: int = 0,
+    ahead: int | None = None,
 ) -> list[int]:
     """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end.
 
     The score of a continuation of n tokens, its end included, is its log-probability / n ** ``length_penalty``. The
     search ends when ``beams`` continuations are complete and the best open one scores below them all. Prompt and output
     have to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and
-    then the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` are as in ``generate``. Raises
-    UserError for an empty prompt or fewer than one beam.
+    then the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` are as in ``generate``. The
+    host looks after each ``ahead`` tokens whether the search has ended, `tokens_ahead` when None. Raises UserError for
+    an empty prompt or fewer than one beam.
     """
     if beams < 1:
         raise UserError(f"beams: {beams} must be 1 or more")
@@ -250,42 +248,81 @@ def beam_search(
     steps = min(max_tokens, limit + 1 - len(prompt))
     before = max(0, preceding - (len(prompt_ids) - len(prompt)))
     reader = Decoder(model, len(prompt) + steps, allowed_ids)
-    open_beams, complete = [_Beam(0.0, [])], list[_Beam]()
+    search = _Search(beams, steps, end_ids, length_penalty, model.device)
+    looks = tokens_ahead(model.device) if ahead is None else ahead
     with evaluation_mode(model):
         for count in range(1, steps + 1):
-            if count == 1:
-                logits = reader.begin([prompt], [len(prompt)], [before])
-            else:
-                logits = reader.read(torch.tensor([beam.written[-1] for beam in open_beams], device=model.device))
-            candidates = _best_candidates(logits, open_beams, 2 * beams)
-            survivors: list[tuple[int, _Beam]] = []
-            for rank, (row, chosen, score) in enumerate(candidates):
-                ended = chosen in end_ids
-                written = open_beams[row].written + ([] if ended else [chosen])
-                if not ended and count < steps:
-                    survivors.append((row, _Beam(score, written)))
-                elif rank < beams:  # an end that ranks below the open beams is none of the best
-                    complete.append(_Beam(score / count**length_penalty, written))
-            survivors = survivors[:beams]
-            complete = sorted(complete, key=lambda beam: beam.score, reverse=True)[:beams]
-            if not survivors:
+            logits = reader.begin([prompt], [len(prompt)], [before]) if count == 1 else reader.read(search.last)
+            rows = search.step(logits, count)
+            if count == steps or (count % looks == 0 and search.ended):
                 break
-            open_beams = [beam for _, beam in survivors]
-            if len(complete) == beams and open_beams[0].score / count**length_penalty <= complete[-1].score:
-                break
-            reader.select([row for row, _ in survivors])
-    return complete[0].written if complete else []
+            reader.select(rows)
+    return search.best
 
 
-def _best_candidates(logits: Tensor, beams: list[_Beam], count: int) -> list[tuple[int, int, float]]:
-    """(row, id, score) of the ``count`` best continuations of ``beams`` by one token, best first, from fp32 ``logits``
-    [beams, ids]."""
-    before = torch.tensor([[beam.score] for beam in beams], device=logits.device)
-    scores = (before + logits.log_softmax(dim=-1)).flatten()
-    best = scores.topk(min(count, scores.numel()))
-    ids = logits.shape[-1]
-    pairs = zip(as_list(best.indices), as_list(best.values), strict=True)
-    return [(index // ids, index % ids, score) for index, score in pairs]
+class _Search:
+    """The beams of a search for texts of up to ``steps`` tokens, kept and ranked on ``device``.
+
+    Open ones have a ``score``, fp32 [rows] and -inf in rows of which nothing is left, and what they have ``written``,
+    int64 [rows, steps]; so do complete ones, best first, fp32 [beams] and int64 [beams, steps], with a number of tokens
+    each. Whatever is done after the end of the search changes the complete ones no more.
+    """
+
+    def __init__(
+        self, beams: int, steps: int, end_ids: Collection[int], length_penalty: float, device: torch.device
+    ) -> None:
+        self._beams, self._steps, self._length_penalty = beams, steps, length_penalty
+        self._ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
+        self._ended = torch.zeros((), dtype=torch.bool, device=device)
+        self._score = torch.zeros(1, device=device)
+        self._written = torch.zeros(1, steps, dtype=torch.long, device=device)
+        self._complete = torch.full((beams,), -math.inf, device=device)
+        self._texts = torch.zeros(beams, steps, dtype=torch.long, device=device)
+        self._lengths = torch.zeros(beams, dtype=torch.long, device=device)
+        self.last = torch.zeros(1, dtype=torch.long, device=device)
+        """The last id of each open beam, int64 [rows]."""
+
+    def step(self, logits: Tensor, count: int) -> Tensor:
+        """Go on with the best of token number ``count`` by fp32 ``logits`` [rows, ids] of it; returns the row from
+        which each open beam continues, int64 [new rows]."""
+        scores = (self._score[:, None] + logits.log_softmax(dim=-1)).flatten()
+        best = scores.topk(min(2 * self._beams, scores.numel()))
+        rows, chosen = best.indices // logits.shape[-1], best.indices % logits.shape[-1]
+        found = best.values > -math.inf
+        ended = (chosen[:, None] == self._ends).any(dim=1)
+        going = found & ~ended if count < self._steps else torch.zeros_like(found)
+        written = self._written.index_select(0, rows)
+        written[:, count - 1] = chosen
+        self._keep_complete(best.values, found & ~going & ~self._ended, written, count - ended.long(), count)
+        first = (~going).to(torch.int8).sort(stable=True).indices[: self._beams]
+        self._score = torch.where(going, best.values, -math.inf).index_select(0, first)
+        self._written, self.last = written.index_select(0, first), chosen.index_select(0, first)
+        worst = self._complete[-1]
+        beaten = (worst > -math.inf) & (self._score[0] / count**self._length_penalty <= worst)
+        self._ended = self._ended | beaten | ~going.any()
+        return rows.index_select(0, first)
+
+    def _keep_complete(self, scores: Tensor, complete: Tensor, written: Tensor, lengths: Tensor, count: int) -> None:
+        """Take those of the candidates, best first, with fp32 ``scores`` [candidates] that are ``complete``, bool
+        [candidates], among the complete ones; ``written`` is int64 [candidates, steps], ``lengths`` [candidates]."""
+        some = slice(self._beams)  # an end that ranks below the open beams is none of the best
+        rated = torch.where(complete[some], scores[some] / count**self._length_penalty, -math.inf)
+        ranked = torch.cat([self._complete, rated]).sort(descending=True, stable=True)
+        kept = ranked.indices[some]
+        self._complete = ranked.values[some]
+        self._texts = torch.cat([self._texts, written[some]]).index_select(0, kept)
+        self._lengths = torch.cat([self._lengths, lengths[some]]).index_select(0, kept)
+
+    @property
+    def ended(self) -> bool:
+        """True if no open beam can become one of the best; the host waits for it."""
+        return bool(self._ended)
+
+    @property
+    def best(self) -> list[int]:
+        """The ids of the best complete text, [] if there is none."""
+        length, text = as_list(self._lengths[:1]), as_list(self._texts[0])
+        return text[: length[0]]
 
 
 def _side_by_side(texts: list[list[int]], filler: int) -> Tensor:

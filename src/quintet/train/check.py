@@ -79,7 +79,8 @@ def training_checks(config: RunConfig) -> list[Callable[[], object]]:
         from quintet.train.integrations.deepspeed import check_deepspeed
 
         found.append(lambda: check_deepspeed(config))
-    if config.train.precision in ("fp16", "tf32"):
+    part = config.train
+    if part.precision in ("fp16", "tf32") or part.device not in ("auto", "cpu") or part.compile is True:
         from quintet.train.compute import check_compute
 
         found.append(lambda: check_compute(config.train))

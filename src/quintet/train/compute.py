@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 import time
 from collections.abc import MutableMapping
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from quintet.config.train import TrainConfig
-from quintet.errors import UserError
+from quintet.errors import NotHere, UserError
 from quintet.processes import local_rank
 from quintet.system import machine_memory, process_peak_memory
 
@@ -68,8 +69,37 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
 
 
 def check_compute(config: TrainConfig) -> None:
-    """Raise UserError for a precision that the device lacks, the one of the run file or that of this machine."""
-    _refuse(config.precision, choose_device("auto").type if config.device == "auto" else config.device)
+    """Raise NotHere for the device, the numbers and the compiler that ``config`` asks for and this machine lacks, and
+    UserError for numbers that no device of the kind that it names multiplies."""
+    missing: list[str] = []
+    try:
+        device = choose_device(config.device).type
+    except UserError as error:
+        missing, device = [*error.problems], config.device
+    try:
+        # What a GPU that is not here multiplies cannot be known.
+        _refuse(config.precision if device != "cuda" or not missing else "auto", device)
+    except UserError as error:
+        if config.device not in ("auto", "cuda"):
+            raise
+        missing = [*missing, *error.problems]
+    if config.compile is True and device == "cpu" and not _has_compiler():
+        missing = [*missing, _NO_COMPILER]
+    if missing:
+        raise NotHere(*missing)
+
+
+_NO_COMPILER = "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where what is compiled for ``device`` needs a compiler of C++ and there is none."""
+    if device.type == "cpu" and not _has_compiler():
+        raise UserError(_NO_COMPILER)
 
 
 def multiplies_tf32(device: str) -> bool:

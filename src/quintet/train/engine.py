@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from quintet.model.dropout import follow_schedule
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.processes import local_world_size, world_size
 from quintet.tokenize import Tokenizer
-from quintet.train.compute import Compute, device_memory
+from quintet.train.compute import Compute, check_compiler, device_memory
 from quintet.train.library_optimizers import check_sharded
 from quintet.train.model import checkpoint_activations, make_model
 from quintet.train.objective import LossModule, Objective
@@ -112,10 +111,7 @@ def build_engine(
 
 def _compile_blocks(model: Model, compute: Compute) -> None:
     """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
-    if compute.device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise UserError(
-            "train.compile: needs a C++ compiler, which this machine lacks; install g++ or set compile: false"
-        )
+    check_compiler(compute.device)
     # DDP would have each block cut where a bucket of gradients ends, so that sending begins within the backward pass of
     # a compiled graph; blocks are smaller than that.
     torch._dynamo.config.optimize_ddp = False

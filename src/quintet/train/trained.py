@@ -204,7 +204,9 @@ def _compute(asked: str | None, usual: str) -> Compute:
     and not to be had."""
     device = choose_device("auto")
     use_gpu(device)
-    if usual == "tf32" and not multiplies_tf32(device.type):
+    if "tf32" in (asked, usual) and not multiplies_tf32(device.type):
+        if asked == "tf32":
+            raise UserError("--precision: tf32 is for NVIDIA GPUs from Ampere on, and there is none here; use fp32")
         usual = "fp32"
     if device.type == "cpu" and "fp16" in (asked, usual):
         if asked == "fp16":
