@@ -15,7 +15,7 @@ from quintet.config.dialects.dialect import Dialect, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
-from quintet.config.keypath import ABSENT, lookup, parse, path_of, show, walk
+from quintet.config.keypath import ABSENT, is_list, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, Provenance, RunFileError
 from quintet.config.read import YamlDocument
 from quintet.config.schema import RunConfig
@@ -72,7 +72,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     steps = path_of(path)
     for step, following in pairwise(steps):
         inner: Any = [] if isinstance(following, int) else {}
-        if isinstance(here, list):
+        if is_list(here):
             here += [{} for _ in range(len(here), step + 1)] if isinstance(step, int) else []
             here = here[step]
         else:

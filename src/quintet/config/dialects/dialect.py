@@ -76,7 +76,7 @@ class Dialect:
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
     writes: Callable[[RunConfig, KeyInfo], bool] = lambda config, key: bool(key.role.documented)
     hydra: bool = False
-    stand_in: Mapping[str, Any] = field(default_factory=dict)
+    stand_in: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @cached_property
     def top(self) -> Section:

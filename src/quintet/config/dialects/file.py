@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from quintet.config.describe import KeyInfo, Section
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
 from quintet.config.errors import elsewhere, problems_of
-from quintet.config.keypath import ABSENT, KeyPath, is_mapping, lookup, parse, path_of, show, walk
+from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
@@ -120,10 +120,10 @@ class SchemaFile:
         section = self.dialect.own_sections.get(steps)
         if key is not None:
             self._gather_key(key, value, path)
-        elif isinstance(value, dict) and steps in self.dialect.sections:
+        elif is_mapping(value) and steps in self.dialect.sections:
             for name, inner in value.items():
                 self._gather(inner, (*path, name))
-        elif isinstance(value, list) and (*steps, "[]") in self.dialect.sections:
+        elif is_list(value) and (*steps, "[]") in self.dialect.sections:
             if not value:
                 self._put(path, [], path)
             for index, inner in enumerate(value):
@@ -146,7 +146,7 @@ class SchemaFile:
             if role.null is None:
                 return
             value = role.null
-        if isinstance(value, dict):  # one of the command line may have keys of any type
+        if is_mapping(value):  # one of the command line may have keys of any type
             value = {str(name): inner for name, inner in value.items()}
         noop = any(value == one and type(value) is type(one) for one in role.noop_values)
         if role.unsupported and not noop and not self._is_replaced(key):
@@ -335,7 +335,7 @@ def _meaning(key: KeyInfo, value: Any) -> Any:
 
 def _inside(around: Any, step: int | str, empty: Any) -> Any:
     """The value of ``around`` at ``step``; ``empty`` is put there where it had nothing."""
-    if isinstance(around, list):
+    if is_list(around):
         assert isinstance(step, int)
         around += [{} for _ in range(len(around), step + 1)]
         return around[step]
@@ -349,8 +349,8 @@ def _fill(values: dict[str, Any], section: Section) -> None:
         if inner is None:
             continue
         found = values.get(key.name, []) if key.repeated else [values.setdefault(key.name, {})]
-        for one in found if isinstance(found, list) else []:
-            if isinstance(one, dict):
+        for one in found if is_list(found) else []:
+            if is_mapping(one):
                 _fill(one, inner)
 
 

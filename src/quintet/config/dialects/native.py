@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from quintet.config.keypath import ABSENT, KeyPath, lookup, parse, path_of, walk
+from quintet.config.keypath import ABSENT, KeyPath, is_list, lookup, parse, path_of, walk
 from quintet.config.provenance import Origin
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ class NativeBuilder:
         steps = path_of(path)
         here: Any = self.values
         for position, (step, following) in enumerate(pairwise(steps)):
-            inner = [] if isinstance(following, int) else {}
-            if isinstance(here, list):
+            inner: Any = [] if isinstance(following, int) else {}
+            if is_list(here):
                 here += [inner] if step >= len(here) else []
                 step = min(step, len(here) - 1)  # an element before it was refused
             else:
                 here.setdefault(step, inner)
             self.provenance.setdefault(steps[: position + 1], origin)
             here = here[step]
-        if isinstance(here, list):
+        if is_list(here):
             here += [value]
         else:
             here[steps[-1]] = value

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quintet.config.keypath import is_list, is_mapping
+
 _STLM_SECTIONS = ("model", "trainer", "general", "teachermodel")
 
 
@@ -37,8 +39,8 @@ def _phyagi(values: Mapping[str, Any]) -> bool:
     top = ("training_args", "ds_config", "dataset_concat", "dataset_provider", "dataset_collator", "output_root")
     entry = ("cache_dir", "train_file", "seq_len", "dataset_path", "shift_labels")
     dataset = values.get("dataset")
-    entries = dataset if isinstance(dataset, list) else [dataset]
-    return _has(values, *top) or any(isinstance(one, dict) and _has(one, *entry) for one in entries)
+    entries = dataset if is_list(dataset) else [dataset]
+    return _has(values, *top) or any(is_mapping(one) and _has(one, *entry) for one in entries)
 
 
 def _vectorlm(values: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from quintet.config.describe import plain
 from quintet.config.dialects.dialect import Dialect, numbered
 from quintet.config.dialects.file import SchemaFile, with_those_that_follow
 from quintet.config.dialects.native import NativeBuilder, Output
+from quintet.config.keypath import is_mapping
 from quintet.config.merge import merge
 from quintet.config.provenance import Problem, RunFileError
 from quintet.config.read import YamlDocument
@@ -96,5 +97,5 @@ def _over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
         old = merged.get(name)
-        merged[name] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[name] = _over(old, value) if is_mapping(old) and is_mapping(value) else value
     return merged

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from quintet.config.keypath import is_sequence
 from quintet.config.section import Before, Value, number_in
 from quintet.errors import nearest
 
@@ -22,7 +23,7 @@ Text = Annotated[str, Field(min_length=1)]
 Arguments = dict[str, Any]
 """A section whose keys are another library's: they are handed on by name."""
 Listed = Before(
-    lambda value: value if isinstance(value, list | tuple) else [value],
+    lambda value: value if is_sequence(value) else [value],
     lambda usual: {"anyOf": [usual, usual.get("items", {})]},
 )
 """On a list: a value by itself is a list of one."""
@@ -84,7 +85,7 @@ def duration(minimum: int = 1) -> Value:
     def read(value: Any) -> int | float:
         found = finite(value, "a whole number of steps, or a fraction of all steps up to 1.0")
         if isinstance(found, float) and found > 1:
-            if found != int(found):
+            if not found.is_integer():
                 raise ValueError("must be a whole number")
             found = int(found)
         if found < (minimum if isinstance(found, int) else 0) or found == 0:

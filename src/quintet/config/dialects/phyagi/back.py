@@ -10,6 +10,7 @@ from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE
 from quintet.config.dialects.phyagi.schema import MIXFORMER
 from quintet.config.dialects.phyagi.shape import owner_of
 from quintet.config.dialects.phyagi.trainers import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES, ZERO_ALONE
+from quintet.config.keypath import is_mapping
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.packing import StreamPackingConfig
@@ -195,7 +196,7 @@ def _zero(settings: dict[str, Any], put: Put) -> None:
     known = {key.path for key in walk(section_of(DeepSpeedConfig)) if not key.kinds}
     for name in ("zero_optimization", *ZERO_ALONE):
         block = settings.get(name)
-        found = {f"{name}.{leaf}": value for leaf, value in block.items()} if isinstance(block, dict) else {name: block}
+        found = {f"{name}.{leaf}": value for leaf, value in block.items()} if is_mapping(block) else {name: block}
         _put_all(put, DS, {leaf: value for leaf, value in found.items() if leaf in known})
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.phyagi.arguments import TrainingArguments, further, split_model
 from quintet.config.dialects.types import AboveZero, Arguments, Count, Fraction, Positive, Text, finite, one_of
+from quintet.config.keypath import is_sequence
 from quintet.config.section import Before, Value, key
 
 MIXFORMER = "mixformer-sequential"
@@ -55,7 +56,7 @@ def _window() -> Value:
             found = ast.literal_eval(value) if isinstance(value, str) else value
         except (ValueError, SyntaxError):
             raise ValueError(f"must be {wanted}") from None
-        if isinstance(found, list | tuple) and len(found) == 2:
+        if is_sequence(found) and len(found) == 2:
             if found[1] not in (0, -1):
                 raise ValueError("must have 0 as its second number: later positions are not seen")
             found = found[0]

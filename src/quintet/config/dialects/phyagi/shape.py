@@ -17,7 +17,7 @@ from quintet.config.dialects.phyagi.arguments import (
     LightningTrainer,
     TrainingArguments,
 )
-from quintet.config.keypath import KeyPath, lookup, path_of, show
+from quintet.config.keypath import KeyPath, is_list, is_mapping, lookup, path_of, show
 from quintet.config.names import is_path, local_path
 from quintet.config.provenance import Problem, origin_of
 from quintet.config.read import YamlDocument, read_document
@@ -32,7 +32,7 @@ def trainer_of(values: Mapping[str, Any]) -> str:
     forced, arguments = values.get("trainer"), values.get(ARGS)
     if forced in ("deepspeed", "huggingface", "lightning"):
         return forced
-    given = set(arguments) if isinstance(arguments, dict) else set()
+    given: set[Any] = set(arguments) if is_mapping(arguments) else set()
     if given & _LIGHTNING_ONLY:
         return "lightning"
     return "huggingface" if given & _HUGGINGFACE_ONLY and "ds_config" not in given else "deepspeed"
@@ -89,7 +89,7 @@ def _read_file(document: YamlDocument, path: KeyPath) -> None:
 def _one_block(document: YamlDocument) -> None:
     """A list of equal blocks becomes one block, so many times; other lists stay, and are refused as lists."""
     blocks, provenance = lookup(document.values, _BLOCKS), document.provenance
-    if not isinstance(blocks, list) or not blocks or any(block != blocks[0] for block in blocks):
+    if not is_list(blocks) or not blocks or any(block != blocks[0] for block in blocks):
         return
     top = provenance[_BLOCKS]
     _move_lines(document, (*_BLOCKS, 0), _BLOCKS)
@@ -102,6 +102,6 @@ def _one_block(document: YamlDocument) -> None:
 def _gather(document: YamlDocument, section: KeyPath, known: Collection[str]) -> None:
     """Move what ``section`` has beside ``known`` among the further arguments."""
     inside = lookup(document.values, section)
-    for name in [name for name in inside if name not in known] if isinstance(inside, dict) else []:
+    for name in [name for name in inside if name not in known] if is_mapping(inside) else []:
         document.values[ARGS].setdefault("arguments", {})[name] = inside.pop(name)
         _move_lines(document, (*section, name), (*path_of(ARGUMENTS), name))

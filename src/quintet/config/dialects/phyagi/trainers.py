@@ -10,7 +10,7 @@ from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL, STRATEGIES, OptimizerParams
 from quintet.config.dialects.phyagi.schema import File
 from quintet.config.dialects.phyagi.shape import owner_of, trainer_of
-from quintet.config.keypath import path_of, show
+from quintet.config.keypath import is_sequence, path_of, show
 from quintet.config.names import local_path
 from quintet.config.provenance import Origin, origin_of
 from quintet.config.train import fraction_of
@@ -168,7 +168,7 @@ def _optimizer(
     for leaf in own:
         given = getattr(params, leaf)
         value = {**ADAMW, "weight_decay": weight_decay}[leaf] if given is None else given
-        native.set(f"optimizer.{leaf}", list(value) if isinstance(value, tuple) else value, f"{section}.{leaf}")
+        native.set(f"optimizer.{leaf}", list(value) if is_sequence(value) else value, f"{section}.{leaf}")
     for key in native.within(section):
         leaf = key.removeprefix(f"{section}.")
         if leaf in (*own, "adam_w_mode", "torch_adam"):
@@ -177,7 +177,7 @@ def _optimizer(
         if name is None:
             native.refuse(key, "is no parameter of AdamW; leave it out")
         else:
-            native.set(f"optimizer.arguments.{leaf}", list(value) if isinstance(value, tuple) else value, key)
+            native.set(f"optimizer.arguments.{leaf}", list(value) if is_sequence(value) else value, key)
 
 
 def _deepspeed(theirs: File, native: NativeBuilder) -> None:

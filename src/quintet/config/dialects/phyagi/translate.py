@@ -17,9 +17,11 @@ from quintet.config.names import local_path
 ARCHITECTURE = "model.architecture"
 MIXER = f"{ARCHITECTURE}.mixer"
 PRETRAINED = "model.pretrained_model_name_or_path"
-_OURS = ("model_type", "pretrained_model_name_or_path", "model_task", "use_torch_compile", "torch_dtype", "use_cache")
-_OURS += ("trust_remote_code", "gradient_checkpointing", "cross_sample_token_id", "pad_vocab_size_multiple")
-_OURS += ("embd_layer", "cp_size", "tp_size")
+_OURS = (
+    *("model_type", "pretrained_model_name_or_path", "model_task", "use_torch_compile", "torch_dtype", "use_cache"),
+    *("trust_remote_code", "gradient_checkpointing", "cross_sample_token_id", "pad_vocab_size_multiple"),
+    *("embd_layer", "cp_size", "tp_size"),
+)
 """Keys of a model that its configuration in the transformers library does not have."""
 
 

@@ -200,9 +200,9 @@ def training_source(name: str, pauses: float) -> dict[str, Any]:
 
 def validation_sources(name: str, splits: Sequence[str], pauses: float) -> list[dict[str, Any]]:
     """The sources to validate on from the data set ``name``: one for each of ``splits``, labelled with it."""
-    found = []
+    found: list[dict[str, Any]] = []
     for label in dict.fromkeys(splits):
-        music = {"pauses": pauses} | ({} if label in (FULL, TEST) else {"only_by": [label]})
+        music: dict[str, Any] = {"pauses": pauses} | ({} if label in (FULL, TEST) else {"only_by": [label]})
         found.append(_data_set(name, TEST if label == TEST else "validation", music) | {"label": label})
     return found
 

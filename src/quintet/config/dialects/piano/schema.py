@@ -18,6 +18,7 @@ from quintet.config.dialects.types import (
     Text,
     one_of,
 )
+from quintet.config.keypath import is_list, is_mapping
 from quintet.config.section import Value, key
 
 PIANO_TASK, NEXT_TOKEN = "piano_task", "next_token_pretraining"
@@ -59,11 +60,11 @@ def _start(value: Any) -> str:
 def _tasks(value: Any) -> list[str]:
     """Tasks by name: what piano-gpt's files write in three ways. An entry with ``param_range`` is several tasks, and
     `TODO` is none. Which names there are is not known here."""
-    if isinstance(value, dict) and set(value) == {"list"}:
+    if is_mapping(value) and set(value) == {"list"}:
         value = value["list"]
     if value in (None, TODO):
         return []
-    if not isinstance(value, list):
+    if not is_list(value):
         raise ValueError(f"must be a list of tasks, or {TODO}")
     return [name for entry in value for name in _names(entry)]
 
@@ -72,20 +73,20 @@ def _names(entry: Any) -> list[str]:
     """The names of an entry: the class followed by each of its parameters, as `TopLineMasking-n_repetitions=2`."""
     if isinstance(entry, str) and entry:
         return [entry]
-    if not isinstance(entry, dict) or not set(entry) <= {"class", "params", "param_range"}:
+    if not is_mapping(entry) or not set(entry) <= {"class", "params", "param_range"}:
         raise ValueError("must have tasks of a name, or of `class` with `params` or `param_range`")
     name, params, ranged = (entry.get(key) for key in ("class", "params", "param_range"))
     if not isinstance(name, str):
         raise ValueError("must have tasks of a name, or of `class` with `params` or `param_range`")
     if params is not None and ranged is not None:
         raise ValueError(f"has params and param_range of {name}, which exclude one another")
-    if ranged is not None and (not isinstance(ranged, list) or not ranged):
+    if ranged is not None and (not is_list(ranged) or not ranged):
         raise ValueError(f"must have a list as param_range of {name}")
     return [_with(name, one) for one in ranged or [params or {}]]
 
 
 def _with(name: str, params: Any) -> str:
-    if not isinstance(params, dict) or len(params) > 1 or any(type(value) is not int for value in params.values()):
+    if not is_mapping(params) or len(params) > 1 or any(type(value) is not int for value in params.values()):
         raise ValueError(f"must have one parameter of {name} at a time, a whole number")
     return "".join([name, *(f"-{unit}={value}" for unit, value in params.items())])
 

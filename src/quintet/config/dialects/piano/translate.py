@@ -12,7 +12,7 @@ from quintet.config.dialects.dialect import Dialect, Put
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.piano.music import music, music_back
 from quintet.config.dialects.piano.schema import CONSTANT, COSINE, SCRATCH, File
-from quintet.config.keypath import ABSENT, KeyPath, lookup, show
+from quintet.config.keypath import ABSENT, KeyPath, is_mapping, lookup, show
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import RUN_FILE, run_named
 from quintet.config.optimizer import AdamWConfig
@@ -57,7 +57,7 @@ def _bring_up(
     for name, value in inner.items():
         here = (*path, name)
         old = values.get(name)
-        if isinstance(old, dict) and isinstance(value, dict):
+        if is_mapping(old) and is_mapping(value):
             _bring_up(old, value, here, document, problems)
         elif old is None or old == value:
             values[name] = value
@@ -79,7 +79,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
         )
     _masking(theirs, native)
     run = _start(theirs, native)
-    model = run.get("model", {}) if run else {}
+    model: dict[str, Any] = run.get("model", {}) if run else {}
     own = model.get("kind", "transformer") == "transformer"
     _model_of_run(theirs, native, model) if run and own else _model(theirs, native)
     music(theirs, native, run.get("tokenizer") if run else None)
@@ -172,7 +172,7 @@ def _model_of_run(theirs: File, native: NativeBuilder, run: dict[str, Any]) -> N
     for name, value in run.items():
         if name != "init":
             native.set(f"model.{name}", value, "init_from")
-    other = []
+    other: list[str] = []
     for name, path in _SIZES.items():
         has, asked = lookup(run, path), getattr(theirs.model, name)
         if native.has(f"model.{name}") and has is not ABSENT and has != asked:

@@ -15,8 +15,10 @@ HEADS = ("model.attn.num_q_heads", "model.attn.num_kv_heads")
 NEEDED = ("num_layers", "hidden_dim", "ffn.ffn_dim", "tokenizer_type")
 OF_BPE = ("tokenizer_dataset_name", "tokenizer_simplify", "tokenizer_num_reserved_tokens")
 OF_HF = ("model_string", "freeze_core", "use_lora", "lora_targets")
-OF_EITHER = ("core_model_type", "context_window", "model_shell_type", "flash_attention", "embedding_model_type")
-OF_EITHER += ("lm_head_type", "tokenizer_type", *OF_BPE)
+OF_EITHER = (
+    *("core_model_type", "context_window", "model_shell_type", "flash_attention", "embedding_model_type"),
+    *("lm_head_type", "tokenizer_type", *OF_BPE),
+)
 TIED = {
     "model.tie_feedforward": ("generic_ffn_sharing", "generic_ffn_qproj_sharing"),
     "model.tie_attention_output": ("generic_cproj_shared", "generic_ffn_qproj_sharing"),
@@ -29,7 +31,7 @@ OF_INIT = {"gain": "xavier", "mode": "kaiming", "nonlinearity": "kaiming"}
 
 def sources(native: NativeBuilder, names: Iterable[str], key: str) -> list[dict[str, Any]]:
     """The native sources of the datasets ``names``, which ``key`` gives."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
         try:
             found += dataset_sources(name)

@@ -26,7 +26,7 @@ from quintet.config.dialects.stlm.training import (
     schedule,
     schedule_back,
 )
-from quintet.config.keypath import KeyPath, lookup
+from quintet.config.keypath import KeyPath, is_list, is_mapping, lookup
 from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.merge import merge
 from quintet.config.model import HuggingFaceConfig, ModelConfig, TransformerConfig
@@ -47,10 +47,10 @@ def _shape(document: YamlDocument) -> YamlDocument:
         return merge(inner, beside) if beside.values else inner
     at: KeyPath = ("trainer", "eval")
     found = lookup(document.values, at)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not is_list(found) or not all(map(is_mapping, found)):
         return document
     single = len(found) == 1 and "evaluator" not in found[0]
-    section = found[0] if single else {"evaluators": found}
+    section: dict[str, Any] = found[0] if single else {"evaluators": found}
     provenance = {
         (at if single else (*at, "evaluators")) + path[3 if single else 2 :] if path[:2] == at else path: origin
         for path, origin in document.provenance.items()

@@ -8,6 +8,7 @@ from typing import Any
 from quintet.config.data import DataConfig
 from quintet.config.dialects.native import NativeBuilder, Output
 from quintet.config.dialects.vectorlm.schema import Dataset, DatasetPreprocess, File
+from quintet.config.keypath import is_mapping
 from quintet.config.names import local_path
 from quintet.files import from_json
 
@@ -195,4 +196,4 @@ def _json(file: Path) -> dict[str, Any] | None:
         found = from_json(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if is_mapping(found) else None
