@@ -5,7 +5,7 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -112,7 +112,7 @@ def beside_mistakes(error: Refused) -> Refused:
 
 
 @contextmanager
-def _in_words_of_file(config: RunConfig) -> Iterator[None]:
+def _in_words_of_file(config: RunConfig) -> Generator[None]:
     """Within, a UserError speaks in the keys and lines of the dialect's file that ``config`` was read from."""
     from quintet.errors import UserError
 

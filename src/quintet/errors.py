@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 
@@ -45,7 +45,7 @@ def gathered(checks: Iterable[Callable[[], object]]) -> tuple[list[str], list[st
 
 
 @contextmanager
-def named(where: str) -> Iterator[None]:
+def named(where: str) -> Generator[None]:
     """Within, the problems of a UserError get the key or option ``where`` in front, if they do not begin with it."""
     try:
         yield

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,7 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def stacks_told() -> Iterator[None]:
+def stacks_told() -> Generator[None]:
     """Within the context, have this process, if torchrun started it, write where each of its threads stands as soon as
     it gets SIGTERM, by which torchrun asks those to end who are left when another has failed.
 
@@ -152,9 +152,11 @@ def end(code: int | str | None) -> NoReturn:
     os._exit(code)
 
 
-def read_failure(message: Any) -> Failure | None:
+def read_failure(message: str | dict[str, Any]) -> Failure | None:
     """The failure that `leave` has written, from the message of torchelastic's ProcessFailure; None for another's."""
-    told = message.get("extraInfo", {}).get("quintet") if isinstance(message, dict) else None
+    if not isinstance(message, dict):
+        return None
+    told: dict[str, Any] | None = message.get("extraInfo", {}).get("quintet")
     return None if told is None else Failure(**told)
 
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -118,7 +118,7 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...] | str | float | None) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -153,7 +153,7 @@ def files_digest(files: Iterable[Path]) -> str:
 
 
 @contextmanager
-def new_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
+def new_folder(folder: Path, *, shared: bool = False) -> Generator[Path]:
     """An empty folder to fill, which gets the name ``folder`` when the block ends and is removed when the block fails.
 
     ``folder`` is not there yet, or empty. Where it is ``shared``, others may write the same one meanwhile, and the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -84,7 +84,7 @@ def check_name(where: str, name: str, known: Collection[str], of: str) -> None:
 
 
 @contextmanager
-def refusals_of(where: str, name: str) -> Iterator[None]:
+def refusals_of(where: str, name: str) -> Generator[None]:
     """Raise what ``name`` of another library refuses within as a UserError about ``where``."""
     try:
         yield

@@ -15,7 +15,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -36,7 +36,7 @@ _PAUSE = 0.05
 
 
 @contextmanager
-def locked(folder: Path, *, alone: bool, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, *, alone: bool, wait: bool = True) -> Generator[bool]:
     """Hold the lock of ``folder``: ``alone``, or together with all others that do not ask to be alone.
 
     Gives False where another process has it and this one does not ``wait``. The lock goes with the process, however
@@ -48,7 +48,7 @@ def locked(folder: Path, *, alone: bool, wait: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
-def _by_system(folder: Path, alone: bool, wait: bool) -> Iterator[bool]:
+def _by_system(folder: Path, alone: bool, wait: bool) -> Generator[bool]:
     assert fcntl is not None
     # Where a lock of NFS stands for this one, it needs a file that can be read to share and written to be alone.
     with (folder / ".lock").open("a+", encoding="utf-8") as lock:
@@ -65,7 +65,7 @@ def _by_system(folder: Path, alone: bool, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def _by_files(folder: Path, alone: bool, wait: bool) -> Iterator[bool]:
+def _by_files(folder: Path, alone: bool, wait: bool) -> Generator[bool]:
     sign = _signed(folder, alone, wait)
     try:
         yield sign is not None

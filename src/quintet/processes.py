@@ -51,7 +51,7 @@ def all_gather(value: Any, group: Any = None) -> list[Any]:
     import torch.distributed as dist
 
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value, group=group)
+    dist.all_gather_object(found, value, group=group)  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
     return found
 
 
@@ -78,6 +78,28 @@ def broadcast_from_rank0(make: Callable[[], Found], group: Any = None) -> Found:
     return made
 
 
+def all_reduce(values: Any, *, later: bool = False) -> Any:
+    """Replace ``values``, a tensor of any shape and dtype, by its sum over the processes; return what to wait for if
+    ``later``."""
+    import torch.distributed as dist
+
+    return dist.all_reduce(values, async_op=later)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def new_group(timeout: timedelta | None) -> Any:
+    """Make a group of all processes, whose messages, on the CPU, are not mixed with others; each waits ``timeout``."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=timeout)  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
+
+
+def destroy_group(group: Any) -> None:
+    """End ``group``, which `new_group` made."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group(group)
+
+
 def rank_zero_first(make: Callable[[], Found]) -> Found:
     """The value that ``make`` returns, which finds what an earlier call has written.
 
@@ -86,9 +108,7 @@ def rank_zero_first(make: Callable[[], Found]) -> Found:
     """
     if world_size() == 1:
         return make()
-    import torch.distributed as dist
-
-    patient: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    patient = new_group(timedelta(days=1))
     made: Any = None
     own = 0 if is_rank_zero() else 1 if local_rank() == 0 else 2
     try:
@@ -100,11 +120,11 @@ def rank_zero_first(make: Callable[[], Found]) -> Found:
                 except (UserError, OSError) as raised:
                     error = raised
             problems = [] if error is None else list(getattr(error, "problems", [str(error)]))
-            found = next(filter(None, all_gather(problems, patient)), None)
+            found = [one for one in all_gather(problems, patient) if one]
             if error is not None:
                 raise error
-            if found is not None:
-                raise FailedElsewhere(*found)
+            if found:
+                raise FailedElsewhere(*found[0])
     finally:
-        dist.destroy_process_group(patient)
+        destroy_group(patient)
     return made

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.config.names import find_run
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
-from quintet.libraries import is_installed
+from quintet.libraries import is_installed, require
 from quintet.report.facts import RunFacts, read_facts
 from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint_files import Progress, checkpoint_steps, newest_whole
@@ -89,10 +89,9 @@ class Run:
         rows = [steps[step] | {"step": step} for step in sorted(steps)]
         if not is_installed("pandas"):
             return rows
-        from pandas import DataFrame
-
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
-        return DataFrame(rows, columns=["step", *names]).set_index("step")
+        pandas: Any = require("pandas", "report", "a table")
+        return pandas.DataFrame(rows, columns=["step", *names]).set_index("step")
 
     def curve(self) -> str:
         """Draw the training and validation losses over tokens: SVG, as in the report. Raises UserError without

@@ -89,8 +89,12 @@ class _MachineMemory(ctypes.Structure):
     )
 
 
+def _windows_kernel() -> Any:
+    return getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009  (on Windows alone)
+
+
 def _windows_peak_memory() -> int | None:
-    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    kernel = _windows_kernel()
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     ask = kernel.K32GetProcessMemoryInfo
     ask.argtypes = (ctypes.c_void_p, ctypes.POINTER(_ProcessMemory), ctypes.c_uint32)
@@ -100,6 +104,6 @@ def _windows_peak_memory() -> int | None:
 
 
 def _windows_machine_memory() -> int | None:
-    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    kernel = _windows_kernel()
     found = _MachineMemory(dwLength=ctypes.sizeof(_MachineMemory))
     return found.ullTotalPhys if kernel.GlobalMemoryStatusEx(ctypes.byref(found)) else None

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.console import Console
 from quintet.config.names import local_path
 from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
+from quintet.config.section import ConfigSection
 from quintet.config.track import MLflowConfig, WandbConfig
 from quintet.errors import UserError, gathered, one_line
 from quintet.libraries import is_installed
@@ -63,9 +64,9 @@ class Tried:
     """The stages of a trial, and what failed on the way, each once, with its stage; ``notes`` say where the trial
     is not the run, and ``folder`` is its own, None where it is removed."""
 
-    stages: list[TrialStage] = field(default_factory=list)
-    failures: dict[tuple[str, str], None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    stages: list[TrialStage] = field(default_factory=list[TrialStage])
+    failures: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    notes: list[str] = field(default_factory=list[str])
     folder: Path | None = None
 
     def fail(self, stage: str, error: BaseException | str) -> None:
@@ -79,7 +80,7 @@ class Tried:
             self.failures[found or stage, problem] = None
 
     @contextmanager
-    def catching(self, stage: str) -> Iterator[None]:
+    def catching(self, stage: str) -> Generator[None]:
         """Within, whatever is raised is noted as a failure of ``stage``, and the trial goes on."""
         try:
             yield
@@ -322,7 +323,8 @@ def _alone(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 def _offline(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """``config`` with trackers that write into the trial's folder alone, and a line for each that is changed."""
-    trackers, notes = [], []
+    trackers: list[ConfigSection] = []
+    notes: list[str] = []
     for index, one in enumerate(config.track):
         if isinstance(one, WandbConfig) and one.arguments.get("mode") != "disabled":
             if one.arguments.get("mode") != "offline":
@@ -376,7 +378,7 @@ def _without(config: RunConfig, problems: Sequence[str]) -> RunConfig | None:
 
 
 @contextmanager
-def _folders(config: RunConfig, tried: Tried, *, keep: bool) -> Iterator[tuple[Path, Path | None]]:
+def _folders(config: RunConfig, tried: Tried, *, keep: bool) -> Generator[tuple[Path, Path | None]]:
     """The folder of the trial and, where checkpoints are to lie elsewhere, one for them: where the run's own will be,
     so that a disk that is full or cannot be written is noticed. Both are removed at the end unless ``keep``."""
     made: list[Path] = []
@@ -393,8 +395,9 @@ def _folders(config: RunConfig, tried: Tried, *, keep: bool) -> Iterator[tuple[P
         yield folder, None if asked["checkpoint.dir"] is None else Path(asked["checkpoint.dir"])
     finally:
         tried.folder = folder if keep else None
-        for one in [] if keep else {folder, *made}:
-            shutil.rmtree(one, ignore_errors=True)
+        if not keep:
+            for one in {folder, *made}:
+                shutil.rmtree(one, ignore_errors=True)
 
 
 def _folder_near(path: Path, key: str) -> Path:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,7 @@ class _Talk:
     chat: ChatFormat
     settings: GenerationSettings
     system: str
-    turns: list[Message] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=lambda: [])
     asked: int = 0
 
     @property
@@ -162,8 +163,7 @@ def _read_line() -> str | None:
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
     with suppress(ImportError):  # Windows edits the line itself
-        import readline  # noqa: F401  gives input() its editing
-
+        import_module("readline")  # gives input() its editing
     try:
         return input("> ")
     except EOFError:

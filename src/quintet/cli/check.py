@@ -51,7 +51,7 @@ def check(
         echo(to_json({"ok": False, "problems": _problems(error), "not_here": absent}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
-        values = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
+        values: dict[str, Any] = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
         echo(to_json(values, indent=2))
         return
     echo(str(found))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -160,7 +161,7 @@ class _How(TypedDict):
     weights: Literal["narrow", "int8", "float8"]
 
 
-def _refuse(when: bool, options: dict[str, object], why: str) -> None:
+def _refuse(when: bool, options: Mapping[str, object], why: str) -> None:
     """Raise UserError for the first of ``options`` that is given although it would not be read."""
     for name, value in options.items():
         if when and value is not None:
@@ -277,7 +278,12 @@ def _measure_held_out(
     prepared = own_data(trained, Reporter(Console(stderr=True, highlight=False, soft_wrap=True)))
     result = loss_on(trained, prepared, samples)
     counts = {"tokens": result.tokens, "bytes": result.bytes}
-    figures = {"step": trained.progress.step, "precision": trained.compute.precision, **counts, **result.metrics()}
+    figures: dict[str, Any] = {
+        "step": trained.progress.step,
+        "precision": trained.compute.precision,
+        **counts,
+        **result.metrics(),
+    }
     lines = result.lines()
     if music:
         settings = GenerationSettings(temperature=temperature or 0.0)

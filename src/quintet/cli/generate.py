@@ -11,6 +11,7 @@ import typer
 
 from quintet import api
 from quintet.cli.inputs import WRITER, Checkpoint, Weights, WeightsOption, as_options, echo, fail
+from quintet.config.keypath import is_mapping
 from quintet.errors import named
 from quintet.files import from_json, to_json
 
@@ -90,7 +91,7 @@ def generate(
             "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
             "--static-cache"
         )
-    given = {
+    given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -112,7 +113,7 @@ def generate(
         echo("no C++ compiler (g++) here: the static cache is used without compiling for it", err=True)
     say = partial(echo, err=True)
     settings = model.settings(**given, max_tokens=max_tokens, seed=seed, search=beams > 1, say=say)
-    options = {"stop": stop or (), "static_cache": static_cache}
+    options: dict[str, Any] = {"stop": stop or (), "static_cache": static_cache}
     if len(prompts) == 1 and beams == 1 and not as_json:
         echo(prompts[0], nl=False, exact=True)
         for piece in model.stream(prompts[0], settings, **options):
@@ -200,7 +201,7 @@ def _prompt_of(line: str, where: str) -> str:
         found = from_json(line)
     except ValueError as error:
         fail(f"{where}: is no JSON ({error}); write one object a line")
-    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+    if not is_mapping(found) or not isinstance(found.get("prompt"), str):
         fail(f'{where}: has no text under "prompt"; write {{"prompt": "…"}}')
     with named(where):
         check_text(found["prompt"])

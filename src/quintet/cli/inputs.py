@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -78,9 +78,9 @@ WeightsOption = Annotated[
 class Line:
     """A command line, taken apart: files, overrides ``key=value``, and what options of ours and of Hydra's say."""
 
-    files: list[Path] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    options: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list[Path])
+    overrides: list[str] = field(default_factory=list[str])
+    options: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def split(inputs: list[str]) -> Line:
@@ -162,7 +162,7 @@ def forget_read() -> None:
 
 
 @contextmanager
-def as_options(*names: str) -> Iterator[None]:
+def as_options(*names: str) -> Generator[None]:
     """Within, a UserError that begins with one of ``names`` begins with the option of that name."""
     try:
         yield

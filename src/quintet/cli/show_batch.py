@@ -81,8 +81,9 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     assert batch.documents is not None
     numbers = batch.documents[row]
     size = int((numbers != PADDING).sum())
-    ids, documents = batch.inputs[row, :size].tolist(), numbers[:size].tolist()
-    predicted = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
+    ids: list[int] = batch.inputs[row, :size].tolist()
+    documents: list[int] = numbers[:size].tolist()
+    predicted: list[bool] = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
     if predicted[-1]:  # what comes last is a target and no input
         ids, documents = [*ids, int(batch.targets[row, size - 1])], [*documents, documents[-1]]
     text = Text()
@@ -96,7 +97,7 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 
 def _written(ids: list[int], tokenizer: Tokenizer) -> str:
     """The text of ``ids`` on one line for each of its own, special ids marked."""
-    parts = []
+    parts: list[str] = []
     for special, group in groupby(ids, lambda token: token >= tokenizer.vocab_size or not tokenizer.pieces.of(token)):
         if special:
             parts += ["∎\n" if token == tokenizer.end_id else f"⟨{token}⟩" for token in group]

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 
 from quintet.config.model import TransformerConfig
 from quintet.model import Transformer
+from quintet.model.typed import as_list, named_modules
 
 
 class QuintetConfig(PretrainedConfig):
@@ -46,7 +47,7 @@ class _Quintet(PreTrainedModel):
     main_input_name = "input_ids"
 
     def __init__(self, config: QuintetConfig) -> None:
-        super().__init__(config)
+        super().__init__(config)  # pyright: ignore[reportUnknownMemberType]  (open in transformers)
         self.transformer = self._build()
         self.post_init()
 
@@ -62,7 +63,7 @@ class _Quintet(PreTrainedModel):
         """Sines and cosines, which no checkpoint holds, are computed anew when a module has left the meta device."""
         if next(module.buffers(recurse=False), None) is None:
             return
-        name = next(name for name, part in self.transformer.named_modules() if part is module)
+        name = next(name for name, part in named_modules(self.transformer) if part is module)
         fresh = dict(self._build().get_submodule(name).named_buffers(recurse=False))
         with torch.no_grad():
             for leaf, buffer in module.named_buffers(recurse=False):
@@ -78,7 +79,7 @@ class _Quintet(PreTrainedModel):
             raise ValueError("Quintet's models take padding on the left only: set tokenizer.padding_side = 'left'")
         if self.transformer.config.attention.kind == "bidirectional":
             raise ValueError("bidirectional attention takes no padding: give texts of one length at a time")
-        cache = self.transformer.start_cache(*ids.shape, padding=padding.tolist())
+        cache = self.transformer.start_cache(*ids.shape, padding=as_list(padding))
         return self.transformer.logits(self.transformer.hidden(ids, cache=cache))
 
 

@@ -42,6 +42,15 @@ def in_heads(values: Tensor, features: int) -> Tensor:
     return values.unflatten(-1, (-1, features))
 
 
+def on_gradient(values: Tensor, call: Callable[[], object]) -> None:
+    """Call ``call`` when the gradient of ``values``, of any shape and dtype, is known."""
+
+    def told(_: Tensor) -> None:
+        call()
+
+    values.register_hook(told)
+
+
 def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
     """The Euclidean norm over the last dimension of floats ``values`` [..., width], computed in ``dtype``: [..., 1].
 

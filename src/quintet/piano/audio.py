@@ -82,7 +82,7 @@ def synthesize(table: Notes, rate: int = RATE) -> np.ndarray:
         ours = table[table.pitch == pitch]
         tone = _tone(int(pitch), float((ours.end - ours.start).max()) + _RELEASE, rate)
         for velocity, start, end in zip(ours.velocity, ours.start, ours.end, strict=True):
-            begin, keyed = round(start * rate), round((end - start) * rate)
+            begin, keyed = round(float(start) * rate), round(float(end - start) * rate)
             count = min(keyed + round(_RELEASE * rate), len(tone), len(sound) - begin)
             damper = np.exp(np.minimum(keyed - np.arange(count), 0) / (_FADE * rate))
             sound[begin : begin + count] += (velocity / 127) ** 2 * tone[:count] * damper

@@ -79,7 +79,7 @@ def _candidates(generated: Notes, target: Notes, offset: bool, velocity: bool) -
         reach = ONSET_TOLERANCE + 1e-3  # one more millisecond; what is too much goes below
         low = np.searchsorted(generated.start[made], target.start[true] - reach)
         count = np.searchsorted(generated.start[made], target.start[true] + reach, side="right") - low
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
         rows.append(np.repeat(true, count))
         columns.append(made[np.repeat(low, count) + within])
     row, column = np.concatenate(rows), np.concatenate(columns)
@@ -97,12 +97,10 @@ def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _largest_matching(row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> int:
-    require("scipy.sparse", "piano", "a metric of piano notes")
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import maximum_bipartite_matching
-
-    graph: Any = csr_array((np.ones(len(row), np.int8), (row, column)), shape=(rows, columns))
-    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
+    sparse: Any = require("scipy.sparse", "piano", "a metric of piano notes")
+    csgraph: Any = require("scipy.sparse.csgraph", "piano", "a metric of piano notes")
+    graph = sparse.csr_array((np.ones(len(row), np.int8), (row, column)), shape=(rows, columns))
+    return int((csgraph.maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def sounding_f1(generated: Notes, target: Notes) -> float:

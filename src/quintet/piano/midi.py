@@ -94,7 +94,8 @@ def read_midi(
     """
     name, data = (name, source) if isinstance(source, bytes) else _content(source)
     file = _read(name, data, isinstance(tracks, str), Counter() if faults is None else faults)
-    tables, last = [], max((int(voice.notes[:, 1].max(initial=0)) for voice in file.voices), default=0)
+    tables: list[Notes] = []
+    last = max((int(voice.notes[:, 1].max(initial=0)) for voice in file.voices), default=0)
     voices = [voice for voice in _picked(file.voices, tracks, name) if voice.channel != DRUMS]
     for channel in sorted({voice.channel for voice in voices}):
         ticks = np.concatenate([voice.notes for voice in voices if voice.channel == channel])
@@ -169,7 +170,8 @@ def _read(name: str, data: bytes, simple: bool, faults: Counter[str]) -> _File:
 
 
 def _one_voice(score: Any) -> _File:
-    voices, pedals = [], {}
+    voices: list[_Voice] = []
+    pedals: dict[int, np.ndarray] = {}
     for track in score.tracks:
         found, values = track.notes.numpy(), track.controls.numpy()
         channel = DRUMS if track.is_drum else 0
@@ -184,9 +186,12 @@ def _one_voice(score: Any) -> _File:
 
 def _any_voices(file: Any) -> _File:
     """All tracks of a `mido.MidiFile` in the order of time, as a program or a pedal holds for its channel in each."""
-    names, tempos = [track.name.encode("latin-1") for track in file.tracks], []
-    programs, controls, voices = defaultdict(int), defaultdict(list), defaultdict(list)
+    names: list[bytes] = [track.name.encode("latin-1") for track in file.tracks]
+    tempos: list[tuple[int, int]] = []
+    programs: dict[int, int] = defaultdict(int)  # by channel
+    controls: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     strokes: dict[tuple[int, int, int], list[_Stroke]] = defaultdict(list)
+    voices: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = defaultdict(list)
     for tick, track, message in _merged(file):
         if message.type == "set_tempo":
             tempos.append((tick, message.tempo))
@@ -224,7 +229,10 @@ def _paired(strokes: list[_Stroke]) -> tuple[list[tuple[int, int, int, int]], in
 
     A release in the tick in which the key is struck again may stand after the stroke; it is that of the note before.
     """
-    found, struck, released, late = [], [], None, 0
+    found: list[tuple[int, int, int, int]] = []
+    struck: list[_Stroke] = []
+    released: int | None = None
+    late = 0
     for tick, velocity, program in strokes:
         if velocity > 0:
             if struck and struck[0][0] < tick:  # struck again
@@ -248,7 +256,7 @@ def _paired(strokes: list[_Stroke]) -> tuple[list[tuple[int, int, int, int]], in
 
 def _merged(file: Any) -> list[tuple[int, int, Any]]:
     """Tick, number of the track and message of everything in a file, in the order of time, then of the tracks."""
-    events = []
+    events: list[tuple[int, int, Any]] = []
     for number, track in enumerate(file.tracks):
         tick = 0
         for message in track:
@@ -265,10 +273,11 @@ def _pedal_values(controls: np.ndarray) -> np.ndarray:
     ours = controls[np.isin(controls[:, 1], (_PEDAL, _RESET, _SOUND_OFF))]
     number, value = ours[:, 1], np.where(ours[:, 1] == _PEDAL, ours[:, 2], 0)
     silenced = np.flatnonzero(number == _SOUND_OFF)
-    last = np.searchsorted(ours[:, 0], ours[silenced, 0], side="right") - 1  # of the same tick
+    ticks: np.ndarray = ours[:, 0]
+    last = np.searchsorted(ticks, ticks[silenced], side="right") - 1  # of the same tick
     told = np.maximum.accumulate(np.where(number == _SOUND_OFF, -1, np.arange(len(ours))))[last]
-    again = np.stack([ours[silenced, 0] + 1, np.where(told >= 0, value[told], 0)], axis=1)
-    table = np.concatenate([again, np.stack([ours[:, 0], value], axis=1)])
+    again = np.stack([ticks[silenced] + 1, np.where(told >= 0, value[told], 0)], axis=1)
+    table = np.concatenate([again, np.stack([ticks, value], axis=1)])
     return table[np.argsort(table[:, 0], kind="stable")]
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from quintet.libraries import require
 
 _HEADER, _TRACK = b"MThd", b"MTrk"
 _META, _SYSEX, _ESCAPE = 0xFF, 0xF0, 0xF7
@@ -51,11 +54,11 @@ class NotMidi(Exception):
 class _Findings:
     """The findings of the pass over a file: faults by `FAULTS`, and how its keys are played."""
 
-    faults: Counter[str] = field(default_factory=Counter)
-    channels: set[tuple[int, int]] = field(default_factory=set)  # track and channel
+    faults: Counter[str] = field(default_factory=Counter[str])
+    channels: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])  # track and channel
     programs: int = 0
     played: bool = False  # a message other than a program came
-    down: set[tuple[int, int]] = field(default_factory=set)  # channel and pitch
+    down: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])  # channel and pitch
     clear: bool = True
 
     def hear(self, status: int, content: bytes) -> None:
@@ -103,7 +106,7 @@ def repaired(data: bytes) -> Repaired:
         raise NotMidi("it holds several pieces, one a track (type 2)")
     found.faults["midi_track_count"] += count != len(chunks)
     quarter, tempo = _clock(division)
-    tracks = []
+    tracks: list[bytes] = []
     for number, chunk in enumerate(chunks):
         track = _messages(number, chunk, found, keep_tempos=tempo is None)
         tracks.append((tempo or b"") + track if number == 0 else track)
@@ -279,8 +282,7 @@ def _channel(content: bytes, faults: Counter[str]) -> bytes:
 
 def _other(status: int, content: bytes, faults: Counter[str], keep_tempos: bool) -> bytes:
     """The rest of a meta event that notes follow from; nothing of any other."""
-    from mido.midifiles.meta import build_meta_message
-
+    meta: Any = require("mido.midifiles.meta", "piano", "a MIDI file")
     if status != _META:
         faults["midi_system_messages"] += status not in (_SYSEX, _ESCAPE)
         return b""
@@ -290,7 +292,7 @@ def _other(status: int, content: bytes, faults: Counter[str], keep_tempos: bool)
     if kind == _TEMPO and len(data) == 3 and any(data):
         return bytes([kind, 3]) + data if keep_tempos else b""
     try:
-        build_meta_message(kind, data)
+        meta.build_meta_message(kind, data)
     except Exception:  # mido raises whatever comes up
         faults["midi_meta_events"] += 1
     else:

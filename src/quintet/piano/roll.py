@@ -33,16 +33,14 @@ def piano_roll(prompt: Notes, answer: Notes | None = None, title: str = "") -> b
 
 def roll_figure(prompt: Notes, answer: Notes | None = None, title: str = "") -> Any:
     """The same as a matplotlib Figure, 12 inches wide."""
-    require("matplotlib.figure", "piano", "a piano roll")
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
+    drawing: Any = require("matplotlib.figure", "piano", "a piano roll")
+    patches: Any = require("matplotlib.patches", "piano", "a piano roll")
+    figure = drawing.Figure(figsize=(12, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, prompt, PROMPT)
     if answer is not None:
         _draw(axes, answer, ANSWER)
-        keys = [Patch(color=PROMPT, label="prompt"), Patch(color=ANSWER, label="answer")]
+        keys = [patches.Patch(color=PROMPT, label="prompt"), patches.Patch(color=ANSWER, label="answer")]
         figure.legend(handles=keys, loc="outside upper right", ncols=2)
     tables = [prompt] if answer is None else [prompt, answer]
     pitches = np.concatenate([table.pitch for table in tables])
@@ -60,8 +58,8 @@ def roll_figure(prompt: Notes, answer: Notes | None = None, title: str = "") -> 
 
 def _draw(axes: Any, table: Notes, colour: str) -> None:
     """A bar a note, one semitone high."""
-    from matplotlib.colors import to_rgba
+    spelled: Any = require("matplotlib.colors", "piano", "a piano roll")
 
-    colours = np.tile(to_rgba(colour), (len(table), 1))
+    colours = np.tile(spelled.to_rgba(colour), (len(table), 1))
     colours[:, 3] = 0.35 + 0.65 * table.velocity / 127
     axes.barh(table.pitch, table.end - table.start, left=table.start, height=0.8, color=colours)

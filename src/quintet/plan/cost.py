@@ -65,7 +65,7 @@ class Plan:
     left_out_documents: int | None = None
     stages: list[str] | None = None
     flops_note: str | None = None
-    missing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list[str])
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import _resolve_process_group
+from torch._C._distributed_c10d import _resolve_process_group  # pyright: ignore[reportPrivateUsage]
+from torch._subclasses import FakeTensor  # pyright: ignore[reportPrivateUsage]
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -61,7 +62,7 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
         self.live = self.gathered = 0
         self.peaks: dict[Any, tuple[int, int]] = {}
         self.sent: dict[tuple[str, tuple[int, ...]], Sent] = {}
@@ -85,7 +86,7 @@ class Counter(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # the operations on what this process has of it come by themselves
         kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default and isinstance(args[0], torch._subclasses.FakeTensor):
+        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else torch.iinfo(torch.int64).max
         out = func(*args, **kwargs)
         tensors = [tensor for tensor in tree_iter(out) if isinstance(tensor, Tensor)]
@@ -100,20 +101,20 @@ class Counter(TorchDispatchMode):
     def see(self, tensor: Tensor) -> None:
         """Count the storage of ``tensor``, unless it is counted already."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = _address(storage)
         if key not in self._sizes:
             weakref.finalize(storage, self._free, key)
             self._sizes[key] = 0
             self._set(key, storage.nbytes())
 
     @contextmanager
-    def resizing(self) -> Iterator[None]:
+    def resizing(self) -> Generator[None]:
         """Within, storages that are resized are followed."""
         resize: Callable[..., Any] = torch.UntypedStorage.resize_
 
         def follow(storage: torch.UntypedStorage, size: int) -> Any:
             done = resize(storage, size)
-            key = storage._cdata
+            key = _address(storage)
             if key in self._sizes:
                 if key not in self._resized:
                     self._resized.add(key)
@@ -164,7 +165,11 @@ class Counter(TorchDispatchMode):
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of ``tensors`` in this process, each once; of a DTensor its own part."""
     own = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum({storage._cdata: storage.nbytes() for storage in (t.untyped_storage() for t in own)}.values())
+    return sum({_address(storage): storage.nbytes() for storage in (t.untyped_storage() for t in own)}.values())
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _bytes(tensor: Tensor) -> int:

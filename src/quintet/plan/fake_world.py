@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,13 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.model.mask import lay_out
+from quintet.processes import all_reduce
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import TokenBytes
 from quintet.train.loss import default_chunk
 
 
 @contextmanager
-def fake_world(processes: int, local: int, *, grouped: bool) -> Iterator[None]:
+def fake_world(processes: int, local: int, *, grouped: bool) -> Generator[None]:
     """Within, this process is the first of ``processes``, ``local`` on each machine.
 
     PyTorch's fake process group, when ``grouped``, answers every collective at once, so that nothing here grows with
@@ -38,7 +39,7 @@ def fake_world(processes: int, local: int, *, grouped: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _fake_group(processes: int) -> Iterator[None]:
+def _fake_group(processes: int) -> Generator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
@@ -54,7 +55,8 @@ def wrap_without_comparing(*arguments: Any, **named: Any) -> DistributedDataPara
     The fake group has no future for the reducer in C++ to wait for, so a hook sends the buckets; and what the
     reducer does after the first step, to order them by when they were ready, it does with numbers."""
     made = DistributedDataParallel(*arguments, **named, init_sync=False)
-    made.register_comm_hook(None, _send_bucket)
+    hooked: Any = made
+    hooked.register_comm_hook(None, _send_bucket)
     made.reducer = _InOrder(made.reducer)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
@@ -67,11 +69,14 @@ class _InOrder:
         return (lambda: False) if name == "_rebuild_buckets" else getattr(self._reducer, name)
 
 
-def _send_bucket(_, bucket):  # DDP compares annotations with classes, and here they are words
-    dist.all_reduce(bucket.buffer())
+def _send_bucket(_: Any, bucket: Any) -> torch.futures.Future[Tensor]:
+    all_reduce(bucket.buffer())
     sent: torch.futures.Future[Tensor] = torch.futures.Future()
     sent.set_result(bucket.buffer())
     return sent
+
+
+_send_bucket.__annotations__.clear()  # DDP compares them with classes, and here they are words
 
 
 @dataclass(frozen=True)

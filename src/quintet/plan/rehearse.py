@@ -19,6 +19,7 @@ from quintet.data.batch import Batch
 from quintet.errors import UserError
 from quintet.model import Model
 from quintet.model.transformer import Transformer
+from quintet.model.typed import on_gradient
 from quintet.plan.counting import Counter, Sent, bytes_of
 from quintet.plan.fake_world import (
     as_on_accelerator,
@@ -192,7 +193,7 @@ def _rehearsal(found: Figures, strategy: Strategy, shape: BatchShape, precision:
         peak=peak - state if away else peak,
         host=state + number["gradients"] if away else 0,
     )
-    traffic = []
+    traffic: list[Traffic] = []
     for name, calls in number.items():
         if name[0] == "calls":
             _, collective, ranks = name
@@ -295,7 +296,7 @@ class _Steps:
         """When the gradient of what a block gave is known, its backward pass begins."""
         given = next((value for value in tree_iter(out) if isinstance(value, Tensor)), None)
         if given is not None and given.requires_grad:
-            given.register_hook(lambda _: self.counter.enter((*phase, len(self._marks))))
+            on_gradient(given, lambda: self.counter.enter((*phase, len(self._marks))))
 
     def _end_forward(self, *_: Any) -> None:
         self.activations = self.counter.live - self.counter.gathered - self._before

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from quintet.data.note_samples import NoteSamples, tasks_of
+from quintet.data.note_samples import MusicPieces, NoteSamples, tasks_of
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
@@ -156,11 +156,11 @@ def _held_out(run: TrainedRun) -> tuple[MusicPiece, ...]:
     prepared = find_prepared(run.config)
     if prepared is None or prepared.validation is None:
         return ()
-    found = []
+    found: list[tuple[MusicPieces, int]] = []
     for stream in prepared.validation.source_samples:
         if isinstance(stream, NoteSamples):
             found += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
-    chosen = []
+    chosen: list[MusicPiece] = []
     for number in range(min(_HELD_OUT, len(found))):
         pieces, index = found[number * len(found) // min(_HELD_OUT, len(found))]
         notes = pieces.read(index, 0, int(pieces.counts[index]))

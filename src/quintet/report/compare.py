@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quintet.config.dump import differences
-from quintet.config.keypath import ABSENT, lookup, path_of
+from quintet.config.keypath import ABSENT, is_list, is_mapping, lookup, path_of
 from quintet.config.reference import as_yaml
 from quintet.config.secrets import hidden
 from quintet.report.facts import RunFacts
@@ -101,9 +101,9 @@ def setting(value: Any) -> str:
     """A value of a run file on one line; "" for a key that is not there."""
     if value is None:
         return ""
-    if isinstance(value, dict):
+    if is_mapping(value):
         return "{" + ", ".join(f"{name}: {setting(inner)}" for name, inner in value.items() if inner is not None) + "}"
-    if isinstance(value, list):
+    if is_list(value):
         return "[" + ", ".join(map(setting, value)) + "]"
     return as_yaml(value)
 

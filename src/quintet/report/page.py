@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.config.describe import KeyInfo, Section, run_file
+from quintet.config.keypath import is_mapping
 from quintet.config.secrets import hidden
 from quintet.files import write_text
 from quintet.report.compare import setting, shown
@@ -178,7 +179,7 @@ def _table(run: RunFacts, title: str, head: str, group: str, figures: Sequence[s
     rows = list(dict.fromkeys(name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in figures))
     if not any(rows):
         return Table(title, (), ())
-    cells = []
+    cells: list[list[str]] = []
     for row in sorted(rows, key=lambda row: (row == "", names.index(next(n for n in names if n.startswith(row))))):
         prefix = f"{group}{row}/" if row else group
         whole = "all" if "all" not in rows else "all of them"
@@ -201,7 +202,7 @@ def _chosen(values: dict[str, Any], section: Section) -> Iterator[tuple[str, Any
     for key in section.keys:
         value = values[key.name]
         inner = None if key.repeated else key.section(value)
-        if inner is not None and isinstance(value, dict):
+        if inner is not None and is_mapping(value):
             kind = value.get("kind")
             if kind is not None and kind != key.default_kind:
                 yield f"{key.path}.kind", kind
@@ -221,7 +222,7 @@ def _short_form(value: Any, key: KeyInfo) -> Any:
 
 def _versions(run_file: str) -> list[tuple[str, str]]:
     """Versions and the state of the code, from the comments at the top of the run file."""
-    lines = []
+    lines: list[tuple[str, str]] = []
     for line in run_file.splitlines():
         if not line.startswith("#"):
             break

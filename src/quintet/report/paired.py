@@ -127,7 +127,9 @@ def _of_samples(run: TrainedRun, asked: Asked) -> Losses:
     if prepared.validation is None:
         raise UserError(f"{run.folder}: holds nothing out; give text to compare on (--text PATH)")
     samples = asked.samples or run.config.evaluate.samples
-    losses, tokens, parts = [], [], []
+    losses: list[float] = []
+    tokens: list[int] = []
+    parts: list[bytes] = []
     with evaluation_mode(run.model):
         for row, plain in enumerate(prepared.validation.batches(1, samples)):
             batch = run.objective.prepare(plain, "validation", first_row=row)
@@ -146,7 +148,8 @@ def _of_texts(run: TrainedRun, texts: Sequence[str]) -> Losses:
     check_text_model(run, str(run.folder))
     lengths = run.tokenizer.bytes_per_token()
     documents = [text_document(run.tokenizer, text) for text in texts]
-    bits, sizes = [], []
+    bits: list[np.ndarray] = []
+    sizes: list[np.ndarray] = []
     for document, scores in zip(documents, token_scores(run, [one.ids for one in documents]), strict=True):
         found = blocks(scores.nats / math.log(2), lengths[document.ids], document.bytes)
         bits.append(found[0])
@@ -178,7 +181,7 @@ def _read(asked: Asked) -> list[str]:
 
 def _common(runs: Sequence[str], asked: Asked) -> list[str]:
     """The texts that all ``runs`` hold out whole, in the order of the first."""
-    held = []
+    held: list[dict[str, None]] = []
     for run in runs:
         trained = load_trained(run, asked.checkpoint)
         held.append(dict.fromkeys(_held_out(own_data(trained, asked.reporter), trained.tokenizer)))

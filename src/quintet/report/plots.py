@@ -65,8 +65,7 @@ def svg(title: str, curves: Sequence[Curve]) -> str:
     """A drawing for a page, in the page's own text colour, without a frame; see `draw`."""
     figure = draw([(title, curves)], (5.2, 2.7), ink=_INK)
     stream = io.StringIO()
-    import matplotlib
-
+    matplotlib: Any = require("matplotlib", "report", "a drawing")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()

@@ -58,7 +58,7 @@ def music_samples(folder: Path, *, sound: bool = False) -> list[MusicSample]:
     for ending in (".png", ".mid", ".wav"):
         for step, name, file in _files(folder, ending):
             files.setdefault(name, {}).setdefault(step, {})[ending] = file
-    samples = []
+    samples: list[MusicSample] = []
     for name, steps in sorted(files.items()):
         chosen = _spread(sorted(steps, reverse=True))
         played = [_played(step, steps[step], sound=sound and step == chosen[0]) for step in chosen]

@@ -48,7 +48,7 @@ def check_reachable(address: str) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.scheme in getproxies():
         return
     if parts.scheme == "https":
-        unverified = ssl._create_unverified_context()  # the library verifies whom it tells something
+        unverified = ssl._create_unverified_context()  # pyright: ignore[reportPrivateUsage]  (the library verifies whom it tells something)
         server = HTTPSConnection(parts.hostname, parts.port, timeout=_CONNECTING_SECONDS, context=unverified)
     else:
         server = HTTPConnection(parts.hostname, parts.port, timeout=_CONNECTING_SECONDS)

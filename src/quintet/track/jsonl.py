@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, ClassVar
 
+from quintet.config.keypath import is_mapping
 from quintet.config.load import load_run_config
 from quintet.errors import UserError
 from quintet.files import from_json, set_aside, sync_folder, to_json, unfinished_name
@@ -62,7 +63,8 @@ class JsonlTracker:
         # A line reaches the operating system as it is written, so that a kill of the process cannot lose it.
         self._stream = self._file.open("ab", buffering=0)
         self._torn = False
-        self._unsynced, self._lock = {folder, self._file}, Lock()  # checkpoints are written in another thread
+        self._unsynced: set[Path] = {folder, self._file}
+        self._lock = Lock()  # checkpoints are written in another thread
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one record. Raises OSError where it cannot be written, as on a full disk."""
@@ -193,9 +195,9 @@ def _record(line: bytes) -> dict[str, float] | None:
         found = from_json(line)
     except ValueError:
         return None
-    if not isinstance(found, dict) or type(found.get("step")) is not int:
+    if not is_mapping(found) or type(found.get("step")) is not int:
         return None
-    known = {name: math.nan if value is None else value for name, value in found.items()}
+    known: dict[str, float] = {name: math.nan if value is None else value for name, value in found.items()}
     return known if all(type(value) in (int, float) for value in known.values()) else None
 
 

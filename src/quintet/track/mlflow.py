@@ -6,11 +6,12 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quintet.config.keypath import is_list, is_mapping
 from quintet.config.load import dump_run_config
 from quintet.config.names import ORIGINAL
 from quintet.config.secrets import hidden
@@ -174,11 +175,13 @@ def parameters(values: Any) -> dict[str, str]:
 
 
 def _leaves(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    pairs: Iterable[tuple[object, Any]] = ()
+    if is_mapping(values) or is_list(values):
+        pairs = values.items() if is_mapping(values) else enumerate(values)
     inner = [leaf for step, element in pairs for leaf in _leaves(element, (*path, str(step)))]
     yield from inner
     if not inner and path:
-        known = values is None or isinstance(values, bool | int | float | list | dict)
+        known = values is None or isinstance(values, int | float) or is_list(values) or is_mapping(values)
         yield path, to_json(values, ascii=False) if known else str(values)
 
 

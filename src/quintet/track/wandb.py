@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quintet.config.keypath import is_mapping
 from quintet.config.secrets import hidden
 from quintet.config.track import WandbConfig
 from quintet.errors import UserError, one_line, without_password
@@ -55,7 +56,7 @@ class WandbTracker:
             settings = self._wandb.setup().settings
             online = (given.get("mode") or settings.mode) in ("online", "shared")
             asked = given.get("settings")
-            address = asked.get("base_url") if isinstance(asked, dict) else None
+            address = asked.get("base_url") if is_mapping(asked) else None
 
             def begin() -> Any:
                 if online:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -12,12 +12,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from quintet.data.batch import Batch
 from quintet.failures import stacks_told
-from quintet.processes import is_rank_zero, world_size
+from quintet.processes import all_reduce, is_rank_zero, world_size
 from quintet.system import STOP_SIGNALS
 from quintet.train.evaluation import due_after, measure_due
 from quintet.train.metrics import MetricsBuffer, log_metrics
@@ -119,7 +118,7 @@ class RankSync:
         before: tuple[Batch, Tensor, Any] | None = None
         for batch in batches:
             told = torch.tensor([batch.valid, *self._wishes()])
-            following = (batch, told, dist.all_reduce(told, async_op=True))
+            following = (batch, told, all_reduce(told, later=True))
             if before is not None:
                 yield self._agreed(*before)
             before = following
@@ -156,7 +155,7 @@ def _left_alone(number: signal.Signals) -> bool:
 
 
 @contextmanager
-def watch_signals() -> Iterator[StopSignal]:
+def watch_signals() -> Generator[StopSignal]:
     """Note the first of `STOP_SIGNALS`. A later one has its usual effect, unless it comes so soon that it is the same
     request by another way, as SIGTERM may reach the processes of torchrun twice."""
     asked = StopSignal()

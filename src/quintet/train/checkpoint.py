@@ -22,7 +22,6 @@ from time import monotonic
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -39,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.files import remove, remove_unfinished, set_aside, sync_folder, to_json, write_text
-from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
+from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, new_group, rank, world_size
 from quintet.train.checkpoint_files import (
     TABLE,
     THREADS,
@@ -110,7 +109,7 @@ class Checkpointer:
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
         # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
-        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
+        self._group = new_group(timeout) if world_size() > 1 else None
         self.written = set(broadcast_from_rank0(self._begin))
 
     def _begin(self) -> list[int]:

@@ -16,7 +16,16 @@ from typing import Any
 
 from quintet.errors import UserError, one_line
 from quintet.files import from_json
-from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0, is_rank_zero, rank, world_size
+from quintet.processes import (
+    FailedElsewhere,
+    all_gather,
+    broadcast_from_rank0,
+    destroy_group,
+    is_rank_zero,
+    new_group,
+    rank,
+    world_size,
+)
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,15 @@ class Progress:
     tokenizer: str = ""
     corpus: str = ""
     scaler: dict[str, Any] | None = None
-    stages: list[list[Any]] = field(default_factory=list)
-    plateau: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)  # what tells its first weights, by the key that names them
-    due: list[str] = field(default_factory=list)
-    failed: dict[str, int] = field(default_factory=dict)
+    stages: list[list[Any]] = field(default_factory=list[list[Any]])
+    plateau: dict[str, Any] = field(default_factory=dict[str, Any])
+    inputs: dict[str, str] = field(default_factory=dict[str, str])  # digests of its first weights, by key
+    due: list[str] = field(default_factory=list[str])
+    failed: dict[str, int] = field(default_factory=dict[str, int])
     precision: str = ""
-    libraries: dict[str, str] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)  # the last ones, by which a spike is found
-    spikes: list[int] = field(default_factory=list)  # the steps whose batches were left out because of one
+    libraries: dict[str, str] = field(default_factory=dict[str, str])
+    losses: list[float] = field(default_factory=list[float])  # the last ones, by which a spike is found
+    spikes: list[int] = field(default_factory=list[int])  # the steps whose batches were left out because of one
 
     def validated(self, loss: float) -> Progress:
         """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
@@ -120,15 +129,13 @@ def read_progress(path: Path, *, weights_only: bool = False, together: bool = Fa
         facts, files = _read_state(path)
         fault = _first_fault(path, files, weights_only)
     else:
-        import torch.distributed as dist
-
         facts, files = broadcast_from_rank0(lambda: _read_state(path))
         # The processes wait for the slowest file system that is still of use.
         patience = timedelta(seconds=600 + sum(facts["bytes"] for facts in files.values()) / _SLOWEST)
-        group: Any = dist.new_group(backend="gloo", timeout=patience)
+        group = new_group(patience)
         mine = dict(sorted(files.items())[rank() :: world_size()])
-        fault = next(filter(None, all_gather(_first_fault(path, mine, weights_only), group)), None)
-        dist.destroy_process_group(group)
+        fault: str | None = next(filter(None, all_gather(_first_fault(path, mine, weights_only), group)), None)
+        destroy_group(group)
     if fault is not None:
         raise _damaged(path, fault)
     return facts

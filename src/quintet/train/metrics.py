@@ -39,9 +39,9 @@ class LogWindow:
 class MetricsBuffer:
     """Collects device scalars step by step; reading them is the only point at which the host waits for the device."""
 
-    _steps: list[int] = field(default_factory=list)
-    _rates: list[float] = field(default_factory=list)
-    _scalars: list[Tensor] = field(default_factory=list)
+    _steps: list[int] = field(default_factory=list[int])
+    _rates: list[float] = field(default_factory=list[float])
+    _scalars: list[Tensor] = field(default_factory=list[Tensor])
     _tokens: int = 0
     _masked: int = 0
     _since: float = field(default_factory=time.perf_counter)

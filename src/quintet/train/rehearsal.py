@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -81,7 +81,7 @@ def _batch(config: RunConfig, vocab_size: int, samples: int) -> Batch:
 
 
 @contextmanager
-def _undone(engine: TorchEngine) -> Iterator[None]:
+def _undone(engine: TorchEngine) -> Generator[None]:
     """Put ``engine`` back as it was after the context, but for the weights, which a rate of 0 leaves as they are."""
     optimizer, scaler, shape = engine.optimizer, engine.scaler, engine.shape
     settings = [_settings(group) for group in optimizer.param_groups]

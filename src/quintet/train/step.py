@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +18,7 @@ from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.model.dropout import set_dropout_keys
-from quintet.processes import rank, world_size
+from quintet.processes import all_reduce, rank, world_size
 from quintet.randomness import key
 from quintet.train.checkpoint import set_weights, trained_weights
 from quintet.train.compute import Compute, to_device
@@ -139,7 +138,7 @@ class TorchEngine:
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=state["optimizer"])
 
     @contextmanager
-    def _passes(self, *, last: bool) -> Iterator[None]:
+    def _passes(self, *, last: bool) -> Generator[None]:
         """Send gradients to the other processes with the last pass of a batch; within a group of processes that share
         a gradient with each pass, lest every one of them keep the whole of it, unless the run file says otherwise."""
         if isinstance(self.loss_module, FSDPModule):
@@ -167,7 +166,7 @@ class TorchEngine:
                 self.scaler.scale(share * world_size()).backward()
             loss += share.detach()
         if world_size() > 1:
-            dist.all_reduce(loss)
+            all_reduce(loss)
         return loss
 
     def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class ValidationResult:
     loss: float
     tokens: int
     bytes: int
-    labels: Mapping[str, ValidationResult] = field(default_factory=dict)
+    labels: Mapping[str, ValidationResult] = field(default_factory=lambda: {})
 
     @property
     def perplexity(self) -> float:

@@ -40,8 +40,8 @@ class Benchmarks:
     not."""
 
     precision: str
-    measured: Mapping[str, Benchmark] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Benchmark] = field(default_factory=dict[str, Benchmark])
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that trackers show, as ``benchmark/<task>/acc`` and ``…/acc_stderr``, and beside

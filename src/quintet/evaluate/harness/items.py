@@ -61,8 +61,8 @@ class LocalItems:
 
     records: list[Record]
     shots_file: str = ""
-    shots: list[Record] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    shots: list[Record] = field(default_factory=list[Record])
+    problems: list[str] = field(default_factory=list[str])
 
 
 def local_items(folder: Path, task: str, dataset: str, part: str | None, split: str | None = None) -> LocalItems:

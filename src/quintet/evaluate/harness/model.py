@@ -213,7 +213,7 @@ class _GenerationOptions:
     tokens: int
     temperature: float
     stops: tuple[str, ...]
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> _GenerationOptions:

@@ -6,7 +6,7 @@ import io
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from numbers import Real
@@ -221,7 +221,7 @@ def _begin_anew() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without the bars and the log lines of the harness and of `datasets`, and with the global random generators left
     as they were."""
     import random

@@ -28,7 +28,7 @@ class TaskKind:
     tokens: tuple[str, ...]
     mask: Mask | None = None
     alter: Alter | None = None
-    units: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict[str, int])
     tells: bool = False
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from quintet.config.keypath import is_mapping, is_sequence
 from quintet.errors import UserError, nearest
 from quintet.piano.tasks.base import Task
 from quintet.piano.tasks.kinds import KINDS
@@ -59,9 +60,9 @@ def tasks_from(entries: Iterable[str | Mapping[str, Any]], where: str = "tasks")
     return tuple(tasks)
 
 
-def _of_class(entry: Mapping[str, Any], where: str) -> list[Task]:
+def _of_class(entry: object, where: str) -> list[Task]:
     allowed = ("class", "params", "param_range")
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("class"), str) or not set(entry) <= {*allowed}:
+    if not is_mapping(entry) or not isinstance(entry.get("class"), str) or not set(entry) <= {*allowed}:
         raise UserError(f"{where}: a task is a name or has the keys class and params or param_range, not {entry!r}")
     if entry.get("params") is not None and "param_range" in entry:
         raise UserError(f"{where}: params and param_range exclude one another; keep one")
@@ -69,7 +70,7 @@ def _of_class(entry: Mapping[str, Any], where: str) -> list[Task]:
     ranged = entry.get("param_range")
     if ranged is None:
         return [_task(kind, entry.get("params") or {}, f"{where}.params")]
-    if not isinstance(ranged, Sequence) or isinstance(ranged, str) or not ranged:
+    if not is_sequence(ranged) or not ranged:
         raise UserError(f"{where}.param_range: a list of parameters is needed, not {ranged!r}")
     return [_task(kind, params, f"{where}.param_range[{index}]") for index, params in enumerate(ranged)]
 
@@ -92,8 +93,8 @@ def _kind(name: str, where: str) -> str:
 def _task(kind: str, params: Any, where: str) -> Task:
     units = KINDS[kind].units
     said = " or ".join(units) or "no parameter"
-    if not isinstance(params, Mapping) or len(params) > 1 or not set(params) <= set(units):
-        given = ", ".join(map(str, params)) if isinstance(params, Mapping) else repr(params)
+    if not is_mapping(params) or len(params) > 1 or not set(params) <= set(units):
+        given = ", ".join(map(str, params)) if is_mapping(params) else repr(params)
         raise UserError(f"{where}: {kind} has {said}{', one of them' if len(units) > 1 else ''}; not {given or 'that'}")
     if not units:
         return Task(kind)

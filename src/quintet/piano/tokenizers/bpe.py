@@ -53,7 +53,7 @@ class NoteBPETokenizer(NamedTokens):
             raise UserError("tokenizer: its merges belong to another tokenizer of notes; make it again")
         self._parts = [np.array([ord(one) - _FIRST for one in token], dtype=np.int64) for token in written]
         of = base.names()
-        merged = ("+".join(of[part] for part in parts) for parts in self._parts[below:])
+        merged = ["+".join(of[int(part)] for part in parts) for parts in self._parts[below:]]
         super().__init__([*of, *merged], base.special_names, base.pad_id, base.end_id)
         self.fingerprint = digest(KIND, base.fingerprint, *written[below:], _rules(merges))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.keypath import is_list
 from quintet.config.piano import MidiTokTokenizerConfig
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
@@ -105,7 +106,7 @@ class MidiTokTokenizer(NamedTokens):
         if self.config.family == "Structured":
             self._check_gaps(table)
         found = self._library.encode(to_score(table, self.ticks))
-        sequence = found[0] if isinstance(found, list) else found
+        sequence: Any = found[0] if is_list(found) else found
         return np.array(sequence.ids, dtype=np.uint32)
 
     def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
@@ -136,11 +137,10 @@ class MidiTokTokenizer(NamedTokens):
 
 def to_score(table: Notes, ticks: int) -> Any:
     """A `symusic.Score` of one piano. The times of the notes are in steps, ``ticks`` to a beat of half a second."""
-    from symusic import Note, Score, Track
-
-    score: Any = Score(ticks)  # the library's types are made at run time
-    track: Any = Track(name="Piano", program=0, is_drum=False)
-    track.notes = Note.from_numpy(
+    symusic: Any = require("symusic", "miditok", "tokenizer.kind: miditok")  # its types are made at run time
+    score = symusic.Score(ticks)
+    track = symusic.Track(name="Piano", program=0, is_drum=False)
+    track.notes = symusic.Note.from_numpy(
         table.start.astype(np.int32),
         (table.end - table.start).astype(np.int32),
         table.pitch.astype(np.int8),

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -213,7 +213,7 @@ def start_deepspeed(
 
 
 @contextmanager
-def local_rank_set() -> Iterator[None]:
+def local_rank_set() -> Generator[None]:
     """Set LOCAL_RANK, which DeepSpeed reads in its steps too, where torchrun has not. Left in the environment, it would
     make other libraries take this process for one of several."""
     before = os.environ.get("LOCAL_RANK")
@@ -231,7 +231,7 @@ _LONGEST_BUILD = 1800.0
 
 
 @contextmanager
-def _bounded_builds(config: RunConfig) -> Iterator[None]:
+def _bounded_builds(config: RunConfig) -> Generator[None]:
     """Let PyTorch take a ``BuildLock`` when it builds extensions within the context."""
     assert isinstance(config.parallel, DeepSpeedConfig)
     seconds = config.parallel.timeout_seconds

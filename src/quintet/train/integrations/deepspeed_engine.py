@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.data.batch import Batch
 from quintet.model import Model
-from quintet.processes import broadcast_from_rank0, is_rank_zero, rank, world_size
+from quintet.processes import all_reduce, broadcast_from_rank0, is_rank_zero, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.integrations.deepspeed_values import Values, materialise, relink, values_of
 from quintet.train.optimizer import set_learning_rate, set_rounding
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
             self.engine.backward(share * world_size(), scale_wrt_gas=False)
             loss += share.detach()
         if world_size() > 1:
-            dist.all_reduce(loss)
+            all_reduce(loss)
         return loss
 
     def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ class DeepSpeedEngine:
             group.update({name: value for name, value in other.items() if name in group and name != "params"})
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self) -> Generator[None]:
         """Make the weights whole within the context, and keep DeepSpeed's hooks from sharding them again."""
         import deepspeed
 

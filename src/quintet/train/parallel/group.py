@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from quintet.train.integrations.deepspeed import leave_group, local_rank_set
 
 
 @contextmanager
-def process_group(config: RunConfig) -> Iterator[None]:
+def process_group(config: RunConfig) -> Generator[None]:
     """Connect the processes that torchrun started; a single one needs no group unless its weights are to be sharded.
 
     Raises UserError for what a run in several processes cannot do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -128,7 +128,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def unsharded(loss_module: nn.Module) -> Iterator[None]:
+def unsharded(loss_module: nn.Module) -> Generator[None]:
     """Gather the weights within the context, so that the model in ``loss_module`` can be used by other ways than its
     forward pass, as for writing text; every process must take the same steps. Does nothing for unsharded weights."""
     if not isinstance(loss_module, FSDPModule):
