@@ -6,10 +6,11 @@ from typing import Any
 
 from quintet.config.describe import KeyInfo, section_of, walk
 from quintet.config.dialects.dialect import Put
-from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL, DeepSpeedConfig, OptimizerParams
+from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL
+from quintet.config.dialects.phyagi.ds_config import DeepSpeedConfig, OptimizerParams
 from quintet.config.dialects.phyagi.schema import MIXFORMER
 from quintet.config.dialects.phyagi.shape import owner_of
-from quintet.config.dialects.phyagi.trainers import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES, ZERO_ALONE
+from quintet.config.dialects.phyagi.training import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES, ZERO_ALONE
 from quintet.config.keypath import is_mapping
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig

@@ -3,62 +3,37 @@ the transformers library and of Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL, STRATEGIES, OptimizerParams
+from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL, STRATEGIES
 from quintet.config.dialects.phyagi.schema import File
 from quintet.config.dialects.phyagi.shape import owner_of, trainer_of
-from quintet.config.keypath import is_sequence, path_of, show
-from quintet.config.names import local_path
+from quintet.config.dialects.phyagi.training import (
+    BUILT_IN,
+    OWN_SCHEDULES,
+    TORCH,
+    TORCH_SCHEDULES,
+    ZERO_ALONE,
+    refuse_no_steps,
+    set_batch_of_each,
+    set_defaults,
+    set_evaluation_size,
+    set_folder,
+    set_length,
+    set_optimizer,
+    set_precision,
+)
+from quintet.config.keypath import path_of, show
 from quintet.config.provenance import Origin, origin_of
 from quintet.config.train import fraction_of
-
-BUILT_IN: dict[str, dict[str, Any]] = {
-    "optimizer": {
-        "kind": "adamw",
-        "lr": 1.8e-3,
-        "betas": [0.9, 0.95],
-        "eps": 1e-7,
-        "weight_decay": 0.0,
-        "decay": "all",
-    },
-    "schedule": {
-        "kind": "deepspeed",
-        "name": "WarmupDecayLR",
-        "arguments": {"warmup_min_lr": 0.0, "warmup_max_lr": 1.8e-3, "warmup_type": "linear"},
-    },
-}
-"""PhyAGI's own configuration of DeepSpeed, for a file that has none; it has batches of 1024 in passes of 4."""
-ZERO_ALONE = ("fp16", "bf16", "data_types", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
-"""Settings of a ds_config that are handed to DeepSpeed beside zero_optimization and those that native keys say."""
-ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-"""Defaults of DeepSpeed's AdamW."""
-TORCH = {name.lower(): name for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "RMSprop", "Rprop", "SGD")}
-TORCH_SCHEDULES = {
-    "constant": "ConstantLR",
-    "cosine_annealing": "CosineAnnealingLR",
-    "cosine_annealing_with_warm_restart": "CosineAnnealingWarmRestarts",
-    "cyclic": "CyclicLR",
-    "exponential": "ExponentialLR",
-    "linear": "LinearLR",
-    "multi_step": "MultiStepLR",
-    "one_cycle": "OneCycleLR",
-    "step": "StepLR",
-}
-OWN_SCHEDULES = {
-    "warmup": "WarmupLR",
-    "warmup_decay": "WarmupDecayLR",
-    "warmup_decay_cooldown": "WarmupDecayCooldownLR",
-}
 
 
 def training_rules(theirs: File, native: NativeBuilder) -> None:
     """All of training, by the trainer that the file is for."""
     args, trainer = theirs.training_args, trainer_of(native.given.document.values)
     _refuse_others(native, trainer)
-    _folder(theirs, native)
+    set_folder(theirs, native)
     entries: list[dict[str, Any]] = []
     for kind, wanted in (("mlflow", args.mlflow), ("wandb", args.wandb), ("tensorboard", args.tensorboard)):
         if wanted:
@@ -89,108 +64,17 @@ def _refuse_others(native: NativeBuilder, trainer: str) -> None:
         native.refuse(own, f"stands in ds_config for trainer: deepspeed, as {DS}.train_micro_batch_size_per_gpu")
 
 
-def _folder(theirs: File, native: NativeBuilder) -> None:
-    """The run's folder; where the file has an output_root, a relative one lies in it."""
-    folder, root = local_path(theirs.output_dir), local_path(theirs.output_root)
-    if native.has("output_root") and not folder.is_relative_to(root):
-        folder = root / folder
-    native.set("runs_dir", str(folder.parent), "output_dir", "output_root")
-    native.set("name", folder.name or "run", "output_dir")
-
-
-def _defaults(native: NativeBuilder, defaults: Mapping[str, Any]) -> None:
-    """Set what the trainer itself has for keys that the file lacks."""
-    for path, value in defaults.items():
-        if not native.has(path):
-            native.set(native.given.dialect.key(path).role.to, value, path)
-
-
-def _precision(
-    theirs: File, native: NativeBuilder, flags: Mapping[str, bool | None], *, automatic: bool = False
-) -> None:
-    """Numbers of the matrix products: what one of ``flags`` says, else the model's torch_dtype, else fp32."""
-    on = [key for key, value in flags.items() if value]
-    if len(on) > 1:
-        native.refuse(on[1], f"cannot be on together with {on[0]}; set one of the two to false")
-    if on:
-        native.set("train.precision", "bf16" if "bf16" in on[0] else "fp16", on[0])
-    elif theirs.model.torch_dtype is not None:
-        native.set("train.precision", theirs.model.torch_dtype, "model.torch_dtype")
-    else:
-        native.set("train.precision", "auto" if automatic else "fp32", *flags)
-
-
-def _length(theirs: File, native: NativeBuilder) -> None:
-    """Steps where they are given, else epochs."""
-    args = theirs.training_args
-    if args.max_steps < 0:
-        native.set("train.epochs", args.num_train_epochs, f"{ARGS}.num_train_epochs")
-        return
-    _some_steps(native, f"{ARGS}.max_steps", args.max_steps)
-    native.set("train.steps", args.max_steps, f"{ARGS}.max_steps")
-
-
-def _some_steps(native: NativeBuilder, key: str, steps: int | None) -> None:
-    if steps == 0:
-        native.refuse(key, "0 trains nothing; give a number of steps, or -1 for whole epochs")
-
-
-def _batch_of_each(native: NativeBuilder, *keys: str) -> None:
-    """Passes × samples are what each device does of a step, as ``keys`` say."""
-    samples = native.get("train.micro_batch_size") * native.get("train.accumulation")
-    native.set("train.batch_size_per_device", samples, *keys)
-
-
-def _evaluation_size(theirs: File, native: NativeBuilder, key: str, samples: int | None) -> None:
-    """Validate on ``samples`` of each dataset, all when None; datasets that are joined count as one."""
-    native.set("evaluate.samples", samples, key)
-    if samples is not None and theirs.eval_dataset_concat is None:
-        native.set("evaluate.samples_each", True, key)
-
-
-def _optimizer(
-    native: NativeBuilder,
-    section: str,
-    params: OptimizerParams,
-    name: str | None,
-    said: tuple[str, ...],
-    weight_decay: float = 0.0,
-) -> None:
-    """AdamW where ``name`` is None, else that class of torch.optim, with ``params``, which stand in ``section``; the
-    keys ``said`` say which."""
-    native.set("optimizer.kind", "adamw" if name is None else "torch", *said)
-    native.set("optimizer.decay", "all")
-    own = ("lr", "betas", "eps", "weight_decay")
-    if name is not None:
-        native.set("optimizer.name", name, *said)
-        native.set("optimizer.arguments", {}, *said)
-        own = ("lr", "weight_decay")
-    for leaf in own:
-        given = getattr(params, leaf)
-        value = {**ADAMW, "weight_decay": weight_decay}[leaf] if given is None else given
-        native.set(f"optimizer.{leaf}", list(value) if is_sequence(value) else value, f"{section}.{leaf}")
-    for key in native.within(section):
-        leaf = key.removeprefix(f"{section}.")
-        if leaf in (*own, "adam_w_mode", "torch_adam"):
-            continue
-        value = getattr(params, leaf)
-        if name is None:
-            native.refuse(key, "is no parameter of AdamW; leave it out")
-        else:
-            native.set(f"optimizer.arguments.{leaf}", list(value) if is_sequence(value) else value, key)
-
-
 def _deepspeed(theirs: File, native: NativeBuilder) -> None:
     args, config, has_config = theirs.training_args, theirs.training_args.ds_config, bool(native.within(DS))
     _parallel(theirs, native)
     flags = {f"{DS}.fp16.enabled": config.fp16.enabled, f"{DS}.bf16.enabled": config.bf16.enabled}
-    _precision(theirs, native, flags, automatic=not has_config)
+    set_precision(theirs, native, flags, automatic=not has_config)
     if has_config:
         kind, section = config.optimizer.type or "AdamW", f"{DS}.optimizer"
         adam, adam_w = kind.lower() in ("adamw", "adam"), config.optimizer.params.adam_w_mode is not False
         name = None if adam and adam_w else "Adam" if kind.lower() == "adamw" else kind
         said = (f"{section}.type", *([f"{section}.params.adam_w_mode"] if adam else []))
-        _optimizer(native, f"{section}.params", config.optimizer.params, name, said)
+        set_optimizer(native, f"{section}.params", config.optimizer.params, name, said)
         _schedule(theirs, native)
     else:
         native.set("optimizer", dict(BUILT_IN["optimizer"]), f"{DS}.optimizer.type")
@@ -198,7 +82,7 @@ def _deepspeed(theirs: File, native: NativeBuilder) -> None:
     _batch(theirs, native, has_config)
     native.set("train.clip_norm", config.gradient_clipping or None, f"{DS}.gradient_clipping")
     native.set("checkpoint.keep", None)
-    _length(theirs, native)
+    set_length(theirs, native)
     native.set(
         "evaluate.every",
         args.eval_steps if args.do_eval else None,
@@ -209,7 +93,7 @@ def _deepspeed(theirs: File, native: NativeBuilder) -> None:
         args.eval_max_steps,
         native.get("train.batch_size") or native.get("train.batch_size_per_device", 1),
     )
-    _evaluation_size(theirs, native, f"{ARGS}.eval_max_steps", None if batches is None else batches * samples)
+    set_evaluation_size(theirs, native, f"{ARGS}.eval_max_steps", None if batches is None else batches * samples)
 
 
 def _parallel(theirs: File, native: NativeBuilder) -> None:
@@ -288,7 +172,7 @@ def _huggingface(theirs: File, native: NativeBuilder) -> None:
         "logging_steps": 500,
         "save_total_limit": None,
     }
-    _defaults(native, {f"{ARGS}.{name}": value for name, value in defaults.items()})
+    set_defaults(native, {f"{ARGS}.{name}": value for name, value in defaults.items()})
     native.set("optimizer.decay", "matrices")
     if args.optim in (None, "adamw"):
         native.set("optimizer.kind", "adamw", f"{ARGS}.optim")
@@ -303,15 +187,15 @@ def _huggingface(theirs: File, native: NativeBuilder) -> None:
     if args.warmup_steps or args.warmup_ratio:
         said = f"{ARGS}.warmup_steps" if args.warmup_steps else f"{ARGS}.warmup_ratio"
         native.set("schedule.warmup_steps", args.warmup_steps or args.warmup_ratio, said)
-    _batch_of_each(native, f"{ARGS}.per_device_train_batch_size", f"{ARGS}.gradient_accumulation_steps")
+    set_batch_of_each(native, f"{ARGS}.per_device_train_batch_size", f"{ARGS}.gradient_accumulation_steps")
     norm = args.max_grad_norm
     native.set("train.clip_norm", 1.0 if norm is None else norm or None, f"{ARGS}.max_grad_norm")
-    _precision(theirs, native, {f"{ARGS}.bf16": args.bf16, f"{ARGS}.fp16": args.fp16})
+    set_precision(theirs, native, {f"{ARGS}.bf16": args.bf16, f"{ARGS}.fp16": args.fp16})
     if args.torch_compile is not None:
         native.set("train.compile", args.torch_compile, f"{ARGS}.torch_compile")
     if args.use_cpu:
         native.set("train.device", "cpu", f"{ARGS}.use_cpu")
-    _length(theirs, native)
+    set_length(theirs, native)
     if args.max_steps < 0 and not native.has(f"{ARGS}.num_train_epochs"):
         native.set("train.epochs", 3.0, f"{ARGS}.num_train_epochs")
     _huggingface_periods(theirs, native)
@@ -331,13 +215,13 @@ def _huggingface_periods(theirs: File, native: NativeBuilder) -> None:
     native.set("evaluate.every", every, said)
     native.set("evaluate.at_end", args.do_final_eval, f"{ARGS}.do_final_eval")
     samples = None if args.eval_max_steps is None else args.eval_max_steps * native.get("evaluate.batch_size")
-    _evaluation_size(theirs, native, f"{ARGS}.eval_max_steps", samples)
+    set_evaluation_size(theirs, native, f"{ARGS}.eval_max_steps", samples)
     saving = args.save_strategy or "steps"
     if saving != "steps":
         native.set("checkpoint.every", None, f"{ARGS}.save_strategy")
     if saving == "epoch":
         native.set("checkpoint.every_epochs", 1.0, f"{ARGS}.save_strategy")
-    _defaults(native, {f"{ARGS}.save_final_checkpoint": saving != "no"})
+    set_defaults(native, {f"{ARGS}.save_final_checkpoint": saving != "no"})
 
 
 def _of_the_run(native: NativeBuilder, epochs: float, key: str) -> float | None:
@@ -355,11 +239,11 @@ def _lightning(theirs: File, native: NativeBuilder) -> None:
     if theirs.training_args.strategy.type in (None, "auto"):
         _hand_on(theirs, native, "lightning")
     _lightning_strategy(theirs, native)
-    _defaults(native, {f"{ARGS}.{micro}": 1, f"{PL}.{passes}": 1, f"{PL}.accelerator": "auto"})
-    _batch_of_each(native, f"{ARGS}.{micro}", f"{PL}.{passes}")
+    set_defaults(native, {f"{ARGS}.{micro}": 1, f"{PL}.{passes}": 1, f"{PL}.accelerator": "auto"})
+    set_batch_of_each(native, f"{ARGS}.{micro}", f"{PL}.{passes}")
     native.set("train.clip_norm", trainer.gradient_clip_val or None, f"{PL}.gradient_clip_val")
     if trainer.precision is None:
-        _precision(theirs, native, {})
+        set_precision(theirs, native, {})
     native.set("train.log_every", trainer.log_every_n_steps or 50, f"{PL}.log_every_n_steps")
     if native.has(f"{ARGS}.logging_steps"):
         native.say(f"{ARGS}.logging_steps: not used, for Lightning logs as {PL}.log_every_n_steps says")
@@ -392,7 +276,7 @@ def _lightning_strategy(theirs: File, native: NativeBuilder) -> None:
 def _lightning_length(theirs: File, native: NativeBuilder) -> None:
     """Steps and epochs, of which the first to end ends the run; 1000 epochs where neither is given, as in Lightning."""
     steps, epochs = theirs.training_args.trainer.max_steps, theirs.training_args.trainer.max_epochs
-    _some_steps(native, f"{PL}.max_steps", steps)
+    refuse_no_steps(native, f"{PL}.max_steps", steps)
     bounded = steps is not None and steps > 0
     if bounded:
         native.set("train.steps", steps, f"{PL}.max_steps")
@@ -411,7 +295,7 @@ def _lightning_module(theirs: File, native: NativeBuilder) -> None:
     if name == "adamw" or name in TORCH:
         # Every class has its own default; 1e-3 is that of most.
         decay = 0.01 if name == "adamw" else 0.0
-        _optimizer(native, f"{section}.params", optimizer.params, TORCH.get(name), (f"{section}.type",), decay)
+        set_optimizer(native, f"{section}.params", optimizer.params, TORCH.get(name), (f"{section}.type",), decay)
     else:
         known = ", ".join(("adamw", *TORCH))
         native.refuse(f"{section}.type", f"{name!r} is none of those that there are here: {known}")
@@ -456,7 +340,7 @@ def _lightning_evaluation(theirs: File, native: NativeBuilder) -> None:
     native.set("evaluate.at_end", at_end, f"{ARGS}.do_final_eval")
     counted = isinstance(batches, int) and batches > 0
     samples = batches * native.get("train.micro_batch_size") if counted else None
-    _evaluation_size(theirs, native, limit, samples)
+    set_evaluation_size(theirs, native, limit, samples)
 
 
 def _hand_on(theirs: File, native: NativeBuilder, kind: str) -> None:

@@ -1,0 +1,187 @@
+"""PhyAGI's keys of DeepSpeed: the section ``ds_config`` of its training arguments."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict
+
+from quintet.config.dialects.dialect import DialectSection
+from quintet.config.dialects.types import (
+    AboveZero,
+    Arguments,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    Text,
+    one_of,
+)
+from quintet.config.section import key
+
+Betas = tuple[Share, Share]
+SCHEDULES = ("WarmupDecayLR", "WarmupLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR")
+Schedule = Annotated[str, one_of(*SCHEDULES)]
+
+
+def further(default: Any, help: str, **more: Any) -> Any:
+    """A key that real files have, and the document lacks."""
+    return key(default, help, documented=False, **more)
+
+
+def _zero(help: str = "of the stages of ZeRO") -> Any:
+    return further(None, help, affects="parallel.config")
+
+
+def _other(help: str = "of other optimizers than AdamW") -> Any:
+    return further(None, help, affects="optimizer.arguments")
+
+
+def _report() -> Any:
+    why = "changes what DeepSpeed prints, and no result"
+    return key(None, "of DeepSpeed's reports", no_effect=why)
+
+
+class OptimizerParams(DialectSection):
+    """An optimizer's parameters."""
+
+    documented = False
+
+    lr: NotNegative | None = key(None, "learning rate; most schedules set their own", affects="optimizer.lr")
+    betas: Betas | None = key(None, "decay of the averages of gradient and square", affects="optimizer.betas")
+    eps: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
+    weight_decay: NotNegative | None = key(None, "decay of all weights", affects="optimizer.weight_decay")
+    momentum: float | None = _other()
+    dampening: float | None = _other()
+    alpha: float | None = _other()
+    rho: float | None = _other()
+    lr_decay: float | None = _other()
+    lambd: float | None = _other()
+    t0: float | None = _other()
+    nesterov: bool | None = _other()
+    centered: bool | None = _other()
+    amsgrad: bool | None = _other()
+
+
+class DeepSpeedOptimizerParams(OptimizerParams):
+    """An optimizer's parameters, and what DeepSpeed has beside."""
+
+    documented = True
+    nestings = ("ds_config.optimizer.params",)
+
+    adam_w_mode: bool | None = further(None, "false: decay through the gradient, as Adam", affects="optimizer.kind")
+    torch_adam: bool | None = further(None, "PyTorch's code", no_effect="it is always PyTorch's")
+
+
+class DeepSpeedOptimizer(DialectSection):
+    """The optimizer."""
+
+    nestings = ("ds_config.optimizer",)
+
+    type: Text | None = key(None, "AdamW, or a class of torch.optim", affects=("optimizer.kind", "optimizer.name"))
+    params: DeepSpeedOptimizerParams
+
+
+class DeepSpeedScheduler(DialectSection):
+    """The schedule of the learning rate."""
+
+    nestings = ("ds_config.scheduler",)
+
+    type: Schedule | None = key(
+        None, "schedule of the learning rate; a constant one when not given", affects=("schedule.kind", "schedule.name")
+    )
+    params: Arguments | None = key(None, "parameters of the schedule, by name", affects="schedule.arguments")
+
+
+class Fp16(DialectSection):
+    """Numbers of 16 bits, as fp16."""
+
+    nestings = ("ds_config.fp16",)
+    shorthand = "enabled"
+
+    enabled: bool | None = key(None, "matrix products in fp16; weights stay in fp32", affects="train.precision")
+    initial_scale_power: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    loss_scale_window: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    min_loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    consecutive_hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
+
+
+class Bf16(DialectSection):
+    """Numbers of 16 bits, as bf16."""
+
+    documented = False
+    nestings = ("ds_config.bf16",)
+    shorthand = "enabled"
+
+    enabled: bool | None = key(None, "matrix products in bf16; weights stay in fp32", affects="train.precision")
+
+
+class ZeroOptimization(DialectSection):
+    """ZeRO: what DeepSpeed spreads over devices."""
+
+    nestings = ("ds_config.zero_optimization",)
+
+    stage: Count = key(
+        0,
+        "what is spread over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
+        "engine takes the steps",
+        affects=("parallel.kind", "parallel.config"),
+    )
+    offload_param: Arguments | None = _zero("what is kept in the memory of the CPU")
+    offload_optimizer: Arguments | None = _zero("what is kept in the memory of the CPU")
+    overlap_comm: bool | None = _zero()
+    contiguous_gradients: bool | None = _zero()
+    reduce_scatter: bool | None = _zero()
+    allgather_partitions: bool | None = _zero()
+    round_robin_gradients: bool | None = _zero()
+    stage3_gather_16bit_weights_on_model_save: bool | None = _zero()
+    sub_group_size: Count | None = _zero()
+    reduce_bucket_size: Count | None = _zero()
+    allgather_bucket_size: Count | None = _zero()
+    stage3_max_live_parameters: Count | None = _zero()
+    stage3_max_reuse_distance: Count | None = _zero()
+    stage3_prefetch_bucket_size: Count | None = _zero()
+    stage3_param_persistence_threshold: Count | None = _zero()
+
+
+class DataTypes(DialectSection):
+    """Numbers of sums."""
+
+    nestings = ("ds_config.data_types",)
+
+    grad_accum_dtype: Text | None = _zero("with ZeRO: numbers of the gradients' sum")
+
+
+class DeepSpeedConfig(DialectSection):
+    """DeepSpeed's configuration, or the name of a file with it."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
+    documented = False
+    nestings = ("ds_config",)
+
+    fp16: Fp16
+    bf16: Bf16
+    optimizer: DeepSpeedOptimizer
+    scheduler: DeepSpeedScheduler
+    zero_optimization: ZeroOptimization
+    gradient_clipping: NotNegative = key(
+        0.0,
+        "largest norm of the gradient; 0 does not clip",
+        affects="train.clip_norm",
+        aliases=(".gradient_clipping", "training_args.gradient_clipping"),
+        documented=True,
+    )
+    train_batch_size: Positive | None = key(None, "samples of a step, over all devices", affects="train.batch_size")
+    train_micro_batch_size_per_gpu: Positive | None = key(
+        None, "samples of a pass on a device", affects=("train.micro_batch_size", "train.batch_size_per_device")
+    )
+    gradient_accumulation_steps: Positive | None = key(
+        None, "passes of a step on each device", affects=("train.accumulation", "train.batch_size_per_device")
+    )
+    steps_per_print: int | None = _report()
+    wall_clock_breakdown: bool | None = _report()
+    dump_state: bool | None = _report()
+    zero_allow_untested_optimizer: bool | None = _zero("with ZeRO: allows what DeepSpeed has not tested")
+    data_types: DataTypes
