@@ -81,7 +81,7 @@ def system_figures(device: torch.device, precision: str) -> dict[str, str]:
         "quintet": __version__,
     }
     if device.type == "cuda":
-        memory: int = torch.cuda.get_device_properties(device).total_memory  # pyright: ignore[reportUnknownMemberType]
-        figures |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": str(memory)}
+        memory = f"{torch.cuda.get_device_properties(device).total_memory}"  # pyright: ignore[reportUnknownMemberType]
+        figures |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": memory}
         figures |= {"cuda": str(torch.version.cuda)}
     return figures
