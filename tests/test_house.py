@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from quintet.cli import VERBS
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 60, 120
@@ -147,3 +150,81 @@ def test_a_docstring_names_a_shape_and_a_dtype(said: str, enough: bool) -> None:
     assert isinstance(function, ast.FunctionDef)
     assert has_arrays(function)
     assert says_shapes(function) == enough
+
+
+# What no caller meets: a fault of ours, and the end of a command.
+_UNTOLD = {"AssertionError", "Exit"}
+
+
+@cache
+def parents() -> dict[str, set[str]]:
+    """The classes of the package by name, each with those that it derives from."""
+    classes = [node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {one.name: {ast.unparse(base).rpartition(".")[2] for base in one.bases} for one in classes}
+
+
+def kinds(error: str) -> set[str]:
+    """The error and what it derives from, by name."""
+    above = {one.__name__ for one in getattr(getattr(builtins, error, None), "__mro__", ())}
+    return {error} | (above - {"object"}) | {name for base in parents().get(error, ()) for name in kinds(base)}
+
+
+def raised(function: ast.FunctionDef) -> set[str]:
+    """The classes of the errors that the body of ``function`` makes and raises, not those of functions in it."""
+    found, queue = set[str](), list[ast.AST](function.body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            name = ast.unparse(node.exc.func).rpartition(".")[2]
+            found |= {name} if re.fullmatch(r"[A-Z]\w+", name) else set()
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            queue += ast.iter_child_nodes(node)
+    return found - _UNTOLD
+
+
+def untold(function: ast.FunctionDef) -> list[str]:
+    """The errors that ``function`` raises and its docstring does not name, by their own name or that of their kind."""
+    said = ast.get_docstring(function) or ""
+    named = set(re.findall(r"\w+", said)) if re.search(r"\b[Rr]aises?\b", said) else set[str]()
+    return sorted(one for one in raised(function) if not kinds(one) & named)
+
+
+def test_public_functions_say_what_they_raise() -> None:
+    """Verbs of the command line are left out, whose docstrings are their help."""
+    verbs = {verb.__name__ for verb in VERBS}
+    found = [
+        (name, function, method)
+        for name, tree in trees().items()
+        for function, method in public_functions(tree)
+        if not (name.startswith("quintet.cli.") and not method and function.name in verbs)
+    ]
+    # As with shapes: a method without a docstring implements one that says it once for all.
+    said = {function.name for _, function, method in found if method and "Raise" in (ast.get_docstring(function) or "")}
+    silent = {
+        f"{name}.{function.name}": errors
+        for name, function, method in found
+        if (errors := untold(function))
+        and not (method and ast.get_docstring(function) is None and function.name in said)
+    }
+    assert silent == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "body", "errors"),
+    [
+        ("Raises UserError without one.", "raise UserError(text)", []),
+        ("Raise UserError without one.", "raise NotHere(text)", []),
+        ("Raises OSError without one.", "raise FileNotFoundError(text)", []),
+        ("Read it.", "raise UserError(text)", ["UserError"]),
+        ("UserError is a class.", "raise UserError(text)", ["UserError"]),
+        ("Raises OSError without one.", "raise UserError(text)", ["UserError"]),
+        ("Read it.", "if x:\n  raise errors.NotHere(text) from None", ["NotHere"]),
+        ("Read it.", "raise AssertionError(text)", []),
+        ("Read it.", "def g():\n  raise UserError(text)", []),
+        ("Read it.", "try:\n  pass\n except OSError:\n  raise", []),
+    ],
+)
+def test_an_error_is_named_by_a_docstring(said: str, body: str, errors: list[str]) -> None:
+    (function,) = ast.parse(f'def f():\n "{said}"\n {body}').body
+    assert isinstance(function, ast.FunctionDef)
+    assert untold(function) == errors

@@ -26,8 +26,8 @@ def unfinished_name(place: Path) -> Path:
 
 
 def remembered(name: str) -> Path:
-    """The folder ``name`` of what is remembered for this user on this machine. Raises OSError for one without a
-    home."""
+    """Return the folder ``name`` of what is remembered for this user on this machine. Raises FileNotFoundError for one
+    without a home."""
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder", home)

@@ -56,9 +56,9 @@ def all_gather(value: Any, group: Any = None) -> list[Any]:
 
 
 def broadcast_from_rank0(make: Callable[[], Found], group: Any = None) -> Found:
-    """The value that ``make`` returns in the first process; it is called there alone.
+    """Return what ``make`` returns in the first process; it is called there alone.
 
-    Its UserError or OSError is raised in all of them, in the others as FailedElsewhere.
+    Raises its UserError or OSError in the first process, and FailedElsewhere in the others.
     """
     if world_size() == 1:
         return make()
@@ -103,8 +103,8 @@ def destroy_group(group: Any) -> None:
 def rank_zero_first(make: Callable[[], Found]) -> Found:
     """The value that ``make`` returns, which finds what an earlier call has written.
 
-    The first process calls it first, then the first of each machine, then the others. It may take hours. Errors as with
-    `broadcast_from_rank0`.
+    The first process calls it first, then the first of each machine, then the others. It may take hours. Where one
+    raises UserError or OSError, the others raise FailedElsewhere.
     """
     if world_size() == 1:
         return make()

@@ -127,7 +127,10 @@ def known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
 def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
     """Go through all that the run of ``config`` will do: two steps with what follows them, the second after a resume,
     the report and the export. What `known_problems` are about is left out. ``loaded`` is what ``config`` was read from,
-    None for one that was not. With ``keep`` the folder of the trial stays."""
+    None for one that was not. With ``keep`` the folder of the trial stays.
+
+    Raises UserError in one of several processes; what fails in the trial itself is told in its result.
+    """
     from quintet.processes import world_size
     from quintet.train.run_folder import find_run_folder, settle_batch
 

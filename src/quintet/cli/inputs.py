@@ -163,7 +163,7 @@ def forget_read() -> None:
 
 @contextmanager
 def as_options(*names: str) -> Generator[None]:
-    """Within, a UserError that begins with one of ``names`` begins with the option of that name."""
+    """Within, raise a UserError that begins with one of ``names`` as one that begins with the option of that name."""
     try:
         yield
     except UserError as error:
@@ -180,5 +180,5 @@ def echo(text: str, *, err: bool = False, nl: bool = True, exact: bool = False) 
 
 
 def fail(problem: str) -> NoReturn:
-    """Refuse what the user asked for, in one line."""
+    """Refuse what the user asked for: raises UserError with the line ``problem``."""
     raise UserError(problem)

@@ -265,7 +265,10 @@ class LanguageModel:
         return self.text_result(texts).bits_per_byte
 
     def text_result(self, texts: str | Sequence[str] | None) -> TextResult:
-        """Return all figures of text modelling over ``texts``, each of them a document."""
+        """Return all figures of text modelling over ``texts``, each of them a document.
+
+        Raises UserError where there are none, or no token in them.
+        """
         if texts is None:
             raise UserError(f"{self.name}: is no run and holds nothing out; give the texts to measure it on")
         documents = [text_document(self.tokenizer, text) for text in _texts(texts)]

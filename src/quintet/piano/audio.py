@@ -32,7 +32,10 @@ Synthesizer = Literal["auto", "fluidsynth", "additive"]
 
 
 def soundfont() -> Path | None:
-    """The soundfont to render with: what the environment names, or the largest that the system has."""
+    """Return the soundfont to render with: what the environment names, or the largest that the system has.
+
+    Raises UserError where the environment names a file that is none.
+    """
     if named := os.environ.get(SOUNDFONT):
         if not (Path(named).is_file() and _is_soundfont(Path(named))):
             raise UserError(f"{SOUNDFONT}: {named} is no soundfont; name a file .sf2 or .sf3, or unset it")

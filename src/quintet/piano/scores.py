@@ -57,7 +57,8 @@ class CorpusScore:
 def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[CorpusScore, ...]:
     """The scores whose names match one of the patterns (`*` matches `/` too), in the order of their names.
 
-    Another edition of the same work (``bwv112.5-sc`` beside ``bwv112.5``; Humdrum beside MusicXML) is left out.
+    Another edition of the same work (``bwv112.5-sc`` beside ``bwv112.5``; Humdrum beside MusicXML) is left out. Raises
+    UserError where no name matches.
     """
     root = Path(_music21().__file__).parent / "corpus"
     files = [path for path in root.rglob("*") if path.suffix in _SCORES]

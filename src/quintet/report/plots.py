@@ -76,7 +76,10 @@ def svg(title: str, curves: Sequence[Curve]) -> str:
 
 
 def compared(runs: Sequence[RunFacts]) -> bytes:
-    """A PNG of the losses of ``runs`` over the tokens that they were trained on."""
+    """Draw the losses of ``runs`` over the tokens that they were trained on, as PNG.
+
+    Raises UserError where none was recorded.
+    """
     names = _names(runs)
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
     of_each = list(zip(runs, names, colours, strict=True))

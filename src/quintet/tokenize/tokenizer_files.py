@@ -130,7 +130,7 @@ def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]]
     """The bytes of each id; ``decode`` is the library's decoder of a list of tokens, ``tokens`` every id's token.
 
     Byte-level tokens and byte fallbacks are read as bytes. Any other token is decoded between two others, which gives
-    what it writes inside a text, with the spaces and joints of that tokenizer.
+    what it writes inside a text, with the spaces and joints of that tokenizer. Raises UserError for one of speech.
     """
     kinds = {part["type"] for part in steps(rules["decoder"])}
     if "CTC" in kinds:

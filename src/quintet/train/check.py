@@ -34,7 +34,8 @@ from quintet.train.run_folder import run_folder
 def check_training(config: RunConfig) -> None:
     """Raise UserError when optimizer, schedule or trackers are not what their libraries know, the key of each first.
 
-    Only the libraries that the run file names are imported.
+    Raises NotHere where libraries that are not installed are all that is wrong. Only those that the run file names are
+    imported.
     """
     mistakes, missing = gathered(training_checks(config))
     if mistakes:

@@ -147,7 +147,10 @@ class Reader(ABC, Generic[AnySource, Part]):
         return self.indexed(where, self.facts(files), sum(file.size for file in files), files, passed)
 
     def find(self, where: str, passed: PassedOver) -> list[File]:
-        """The files of the source; the names that are not read are added to ``passed``."""
+        """Return the files of the source; the names that are not read are added to ``passed``.
+
+        Raises UserError when there is none.
+        """
         return find_files(self.source.paths, self.suffixes, f"{where}.path", passed)
 
     def facts(self, files: list[File]) -> list[str]:

@@ -61,7 +61,7 @@ def file_system(path: str) -> tuple[Any, str]:
 
 @contextmanager
 def errors_at(path: str) -> Generator[None]:
-    """Make each error inside one about the address ``path``: each file system has errors of its own."""
+    """Within, raise UserError about the address ``path`` for any error: each file system has errors of its own."""
     try:
         yield
     except UserError:

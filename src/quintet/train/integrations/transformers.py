@@ -29,7 +29,10 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
-    """Take the steps of ``run`` in the library's loop; returns the last validation."""
+    """Take the steps of ``run`` in the library's loop, and return the last validation.
+
+    Raises UserError for a tracker of `trainer.arguments` that is not installed.
+    """
     from transformers import PrinterCallback
 
     callbacks = Callbacks(run, stop_signal)
