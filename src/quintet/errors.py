@@ -128,7 +128,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("https://me:secret@host/a?token=x&b=1")
     'https://***@host/a?token=***&b=1'
     """
-    for name, value in os.environ.items():
+    for name, value in os.environ.items() if len(text) >= _SHORTEST_SECRET else ():
         if len(value) >= _SHORTEST_SECRET and value in text and _SECRET_VARIABLE.search(name):
             text = text.replace(value, MASK)
     text = _LOGIN.sub(f"{MASK}@", text)

@@ -8,9 +8,8 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,11 +203,17 @@ def digest(*parts: str | bytes) -> str:
 def versions_of(libraries: Iterable[str]) -> dict[str, str]:
     """The installed version of each of ``libraries``, by their names on PyPI; those that are not installed are left
     out."""
-    found: dict[str, str] = {}
-    for name in libraries:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    found = {name: _version(metadata.version, name) for name in libraries}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@cache
+def _version(look_up: Callable[[str], str], name: str) -> str | None:
+    """The version of a library by ``look_up``, which parses a file each time; None where it is not installed."""
+    try:
+        return look_up(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def libraries_of(tokenizer: Tokenizer) -> tuple[str, ...]:
