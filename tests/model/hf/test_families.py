@@ -304,6 +304,31 @@ def test_what_no_part_expresses_is_refused_by_name(kind: str, settings: dict[str
     assert any(problem.startswith(f"it: {message}") for problem in refused.value.problems), refused.value.problems
 
 
+WRONG: tuple[Any, ...] = (None, "x", "", [], ["x", None], {}, -1, 0, 0.5, True, float("nan"), 10**400)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_wrong_or_missing_value_is_refused_by_name_or_read(name: str) -> None:
+    kind, settings = FAMILIES[name]
+    right = transformers.AutoConfig.for_model(kind, **settings).to_dict()
+    inner = right.get("rope_parameters") or {}
+    for key in ("", *inner):
+        for path in [key] if key else right:
+            for wrong in (*WRONG, "missing"):
+                values = {**right, "rope_parameters": dict(inner)} if inner else dict(right)
+                place = values["rope_parameters"] if key else values
+                if wrong == "missing":
+                    del place[path]
+                else:
+                    place[path] = wrong
+                told: tuple[str, ...] = ()
+                try:
+                    TransformerConfig.model_validate(model_section(values, "it"))
+                except UserError as error:
+                    told = error.problems
+                assert all(problem.startswith("it: ") for problem in told), (path, wrong)
+
+
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     values = json.loads(file.read_text())
     change(values)

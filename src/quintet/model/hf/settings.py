@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from quintet.config.embedding_and_head import EmbeddingConfig, HeadConfig
-from quintet.config.keypath import is_mapping
+from quintet.config.keypath import is_list, is_mapping
 from quintet.config.model import AttentionConfig, CausalAttentionConfig, TransformerConfig
 from quintet.config.position import (
     LinearScalingConfig,
@@ -182,14 +182,16 @@ def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     for ours, theirs in family.keys.items():
         value = found.get(theirs)
         if ours == "feedforward.activation":
-            value = _known(_ACTIVATIONS, theirs, found[theirs], problems)
+            value = _known(_ACTIVATIONS, theirs, value, problems)
         elif ours == "attention.scale":
-            value = found[theirs] ** -0.5
+            value = _root_inverse(theirs, value, problems)
         if value is not None:
             values[ours] = value
     values |= _rotation(found, family, problems) | _window(found, family, problems)
-    if family.scaled_embedding:
-        values["embedding_scale"] = math.sqrt(values["width"])
+    huge = [name for name, value in values.items() if isinstance(value, int) and abs(value) >= 2**63]
+    problems += [f"{family.keys.get(name, name)}: the number is beyond 64 bits" for name in huge]
+    if family.scaled_embedding and not huge and isinstance(width := values.get("width"), int) and width > 0:
+        values["embedding_scale"] = math.sqrt(width)
     for name, value in family.needs.items():
         if found.get(name, value) != value:
             problems.append(f"{name}: {found[name]} (only {value} can be expressed)")
@@ -264,33 +266,48 @@ def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, 
     return [f"model.{name}: {ours} here, {theirs} in {family.model_type}" for name, (ours, theirs) in found.items()]
 
 
-def _known(table: Mapping[str, Any], name: str, value: str, problems: list[str]) -> Any:
-    if value not in table:
+def _known(table: Mapping[str, Any], name: str, value: Any, problems: list[str]) -> Any:
+    """What ``table`` has for ``value`` of ``name``, which a damaged file may have as anything."""
+    if not isinstance(value, str) or value not in table:
         problems.append(f"{name}: {value} is none of {', '.join(table)}")
-    return table.get(value)
+        return None
+    return table[value]
+
+
+def _root_inverse(name: str, value: Any, problems: list[str]) -> float | None:
+    if not isinstance(value, int | float) or not 0 < value < 2**63:
+        problems.append(f"{name}: {value} is no number above 0")
+        return None
+    return value**-0.5
 
 
 def _rotation(found: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
     """The keys of `position` for rotary positions."""
     if family.fixed["position.kind"] != "rope":
         return {}
-    rope = {name: value for name, value in found["rope_parameters"].items() if value is not None}
-    values: dict[str, Any] = {"position.theta": float(rope["rope_theta"])}
+    given = found.get("rope_parameters")
+    if not is_mapping(given):
+        problems.append(f"rope_parameters: must be an object with rope_theta, found {given}")
+        return {}
+    # What is missing here, or of another type, is refused by the schema.
+    rope = {name: value for name, value in given.items() if value is not None}
+    values: dict[str, Any] = {"position.theta": rope.get("rope_theta")}
     if family.partial_rotation:
-        values["position.fraction"] = float(rope.get("partial_rotary_factor", 1.0))
+        values["position.fraction"] = rope.get("partial_rotary_factor", 1.0)
     match rope.get("rope_type", "default"):
         case "default":
             return values
         case "linear":
-            scaling = {"kind": "linear", "factor": rope["factor"]}
+            scaling = {"kind": "linear", "factor": rope.get("factor")}
         case "llama3":
             kept = ("factor", "low_freq_factor", "high_freq_factor")
-            scaling = {"kind": "llama3", **{name: rope[name] for name in kept}}
-            scaling["original_context"] = rope["original_max_position_embeddings"]
+            scaling = {"kind": "llama3", **{name: rope.get(name) for name in kept}}
+            scaling["original_context"] = rope.get("original_max_position_embeddings")
         case "yarn" if not {"mscale", "mscale_all_dim"} & rope.keys() and rope.get("truncate", True):
             kept = ("factor", "beta_fast", "beta_slow", _ATTENTION_FACTOR)
             scaling = {"kind": "yarn", **{name: rope[name] for name in kept if name in rope}}
-            scaling["original_context"] = rope.get("original_max_position_embeddings", found["max_position_embeddings"])
+            trained = found.get("max_position_embeddings")
+            scaling["original_context"] = rope.get("original_max_position_embeddings", trained)
         case other:
             problems.append(f"rope_parameters: rope_type {other} with {', '.join(sorted(rope))} cannot be expressed")
             return values
@@ -318,13 +335,14 @@ def _window(found: Mapping[str, Any], family: Family, problems: list[str]) -> di
     if family.window == "none":
         return {}
     if family.window != "number":
-        types = set(found["layer_types"])
-        if types == {_FULL}:
+        types = found.get("layer_types")
+        different = sorted(set(map(str, types))) if is_list(types) else [str(types)]
+        if different == [_FULL]:
             return {}
-        if types != {_SLIDING}:
-            problems.append(f"layer_types: {' and '.join(sorted(types))} in one model")
+        if different != [_SLIDING]:
+            problems.append(f"layer_types: {' and '.join(different)} in one model")
             return {}
-    return {"attention.window": found["sliding_window"]}
+    return {"attention.window": found.get("sliding_window")}
 
 
 def _without_defaults(values: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
