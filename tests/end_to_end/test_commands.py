@@ -162,6 +162,7 @@ def write_pieces(folder: Path) -> tuple[str, ...]:
     return ("data.sources=[{kind: midi, path: music}]", "data.validation=0.3")
 
 
+@pytest.mark.slow
 def test_piano_from_a_folder_of_midi_to_an_answer_that_can_be_heard(folder: Path, quintet) -> None:
     pytest.importorskip("symusic")
     pieces = write_pieces(folder / "music")

@@ -359,12 +359,12 @@ def test_without_a_template_the_option_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mistral-v3", "llama2", "dolma2", "gpt2"])
-def test_real_tokenizers_give_their_ids(shared: Path, tmp_path: Path, name: str) -> None:
+def test_real_tokenizers_give_their_ids(shared: Path, shared_tokenizer: Any, tmp_path: Path, name: str) -> None:
     transformers = pytest.importorskip("transformers")
     file = tmp_path / "chat.jinja"
     file.write_text(INSTRUCT if name in ("mistral-v3", "llama2") else CHATML.replace("<|im_end|>", "<|endoftext|>"))
     theirs = transformers.AutoTokenizer.from_pretrained(shared / "tokenizers/hf" / name)
-    ours = chat_format(of(shared / "tokenizers/hf" / name), file)
+    ours = chat_format(shared_tokenizer(name), file)
     messages = conversation("Zwölf  Boxkämpfer?", "  Yes.\n", "東京 😀", system="You help.")
     settings = {"chat_template": file.read_text(), "add_generation_prompt": True, "return_dict": False}
     expected = theirs.apply_chat_template(messages, **settings)

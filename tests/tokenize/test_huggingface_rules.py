@@ -125,9 +125,9 @@ def test_a_text_that_is_removed_between_words_is_not_promised_back(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_real_texts_decode_as_the_library_decodes_them(shared: Path, name: str) -> None:
+def test_real_texts_decode_as_the_library_decodes_them(shared: Path, shared_tokenizer: Any, name: str) -> None:
     folder = shared / "tokenizers/hf" / name
-    ours, library = of(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours, library = shared_tokenizer(name), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     with (shared / "data/text/c4_demo.jsonl").open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line, _ in zip(lines, range(100), strict=False)]
     for ids in ours.encode_batch(texts):
@@ -135,9 +135,9 @@ def test_real_texts_decode_as_the_library_decodes_them(shared: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_text_of_a_special_token_is_never_its_id(shared: Path, name: str) -> None:
+def test_the_text_of_a_special_token_is_never_its_id(shared: Path, shared_tokenizer: Any, name: str) -> None:
     folder = shared / "tokenizers/hf" / name
-    ours = of(folder)
+    ours = shared_tokenizer(name)
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = {token["id"]: token["content"] for token in added if token["special"]}
     ids = ours.encode(" x ".join(special.values()))
@@ -146,25 +146,25 @@ def test_the_text_of_a_special_token_is_never_its_id(shared: Path, name: str) ->
     assert not ours.bytes_per_token()[list(special)].any()
 
 
-def test_an_added_token_that_is_not_special_writes_its_text(shared: Path) -> None:
-    ours = of(shared / "tokenizers/hf/dolma2")
+def test_an_added_token_that_is_not_special_writes_its_text(shared_tokenizer: Any) -> None:
+    ours = shared_tokenizer("dolma2")
     ids = ours.encode("at |||IP_ADDRESS||| now")
     assert 100263 in ids
     assert ours.bytes_per_token()[100263] == len("|||IP_ADDRESS|||")
     assert ours.decode(ids) == "at |||IP_ADDRESS||| now"
 
 
-def test_byte_fallbacks_write_bytes_and_what_is_left_of_a_character_is_replaced(shared: Path) -> None:
-    ours = of(shared / "tokenizers/hf/llama2")
+def test_byte_fallbacks_write_bytes_and_what_is_left_of_a_character_is_replaced(shared_tokenizer: Any) -> None:
+    ours = shared_tokenizer("llama2")
     ids = ours.encode("😀")
     assert [ours.pieces.of(token) for token in ids[-4:]] == [bytes([byte]) for byte in "😀".encode()]
     assert ours.decode(ids) == "😀"
     assert ours.decode(ids[:-1]) == "\ufffd"
 
 
-def test_a_saved_tokenizer_is_one_for_transformers_too(shared: Path, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_one_for_transformers_too(shared_tokenizer: Any, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    ours = of(shared / "tokenizers/hf/llama2")
+    ours = shared_tokenizer("llama2")
     ours.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = " two  spaces 😀\n"
@@ -172,11 +172,13 @@ def test_a_saved_tokenizer_is_one_for_transformers_too(shared: Path, tmp_path: P
     assert theirs.eos_token_id == ours.end_id
 
 
-def test_a_folder_without_tokenizer_json_is_read_by_transformers(shared: Path, tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_json_is_read_by_transformers(
+    shared: Path, shared_tokenizer: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("transformers")
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "config.json"):
         shutil.copy(shared / "tokenizers/hf/gpt2" / name, tmp_path / name)
-    ours, theirs = of(tmp_path), of(shared / "tokenizers/hf/gpt2")
+    ours, theirs = of(tmp_path), shared_tokenizer("gpt2")
     text = "Zwölf Boxkämpfer  <|endoftext|> 東京"
     assert ours.encode(text) == theirs.encode(text)
     assert (ours.end_id, ours.vocab_size) == (theirs.end_id, theirs.vocab_size)
@@ -208,8 +210,8 @@ def test_a_tokenizer_of_speech_is_refused(tmp_path: Path) -> None:
         of(tmp_path).decode([0])
 
 
-def test_other_processes_get_the_same_tokenizer(shared: Path) -> None:
-    ours = of(shared / "tokenizers/hf/t5-base")
+def test_other_processes_get_the_same_tokenizer(shared_tokenizer: Any) -> None:
+    ours = shared_tokenizer("t5-base")
     theirs = pickle.loads(pickle.dumps(ours))
     text = "a </s> <extra_id_1> b"  # pieces of the model, which only the library's own settings keep from matching
     assert theirs.fingerprint == ours.fingerprint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -62,10 +63,10 @@ def test_a_damaged_cache_is_refused_and_not_deleted(shared: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "name", ["gpt2", "opt", "llama2", "mistral-v3", "t5-base", "gpt-neox-20b", "bert-base-uncased"]
 )
-def test_ids_are_those_of_transformers(shared: Path, name: str) -> None:
+def test_ids_are_those_of_transformers(shared: Path, shared_tokenizer: Any, name: str) -> None:
     transformers = pytest.importorskip("transformers")
     folder = shared / "tokenizers/hf" / name
-    ours = build(HuggingFaceTokenizerConfig(kind="huggingface", path=str(folder)))
+    ours = shared_tokenizer(name)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     for text in ["Hello world", " two  spaces\n\nand lines", "Zwölf 😀 東京", "x = [i**2 for i in range(10)]"]:
         ids = ours.encode(text)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quintet.config.tokenizer import ByteTokenizerConfig, HuggingFaceTokenizerConfig
+from quintet.config.tokenizer import ByteTokenizerConfig
 from quintet.tokenize import TextStream, Tokenizer, build_tokenizer
 
 any_ids = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@cache
-def published(folder: Path) -> Tokenizer:
-    return build_tokenizer(HuggingFaceTokenizerConfig(kind="huggingface", path=str(folder)), list, "", Path())
 
 
 @pytest.fixture(params=["byte", "gpt2", "llama2", "t5-base", "bert-base-uncased"])
 def tokenizer(request) -> Tokenizer:
     if request.param == "byte":
         return build_tokenizer(ByteTokenizerConfig(kind="byte"), list, "", Path())
-    return published(request.getfixturevalue("shared") / "tokenizers/hf" / request.param)
+    return request.getfixturevalue("shared_tokenizer")(request.param)
 
 
 def streamed(stream: TextStream, ids: list[int]) -> str:
@@ -51,8 +46,8 @@ def test_a_continuing_stream_writes_what_decode_appends(
     assert whole == tokenizer.decode(before) + streamed(TextStream(tokenizer, continues=True), after)
 
 
-def test_the_space_between_prompt_and_continuation_is_kept(shared: Path) -> None:
-    llama = published(shared / "tokenizers/hf/llama2")
+def test_the_space_between_prompt_and_continuation_is_kept(shared_tokenizer: Callable[[str], Tokenizer]) -> None:
+    llama = shared_tokenizer("llama2")
     ids = llama.encode("Hello world")
     assert llama.decode(ids[1:]) == "world"
     assert streamed(TextStream(llama, continues=True), ids[1:]) == " world"

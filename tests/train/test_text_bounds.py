@@ -21,7 +21,6 @@ from quintet.evaluate.language_model import LanguageModel
 from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import load_tokenizer
 from quintet.tokenize.bounds import text_bounds
-from quintet.tokenize.huggingface import huggingface_tokenizer
 from quintet.train.trained import load_trained, load_writer
 
 transformers = pytest.importorskip("transformers")
@@ -260,9 +259,11 @@ def test_a_checkpoint_that_begins_its_texts_goes_on_doing_so(
     ["llama2", "gpt2", "t5-base", "bert-base-uncased"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral-v3", "opt")],
 )
-def test_a_real_tokenizer_goes_out_as_it_came_in(shared: Path, tmp_path: Path, name: str) -> None:
+def test_a_real_tokenizer_goes_out_as_it_came_in(
+    shared: Path, shared_tokenizer: Any, tmp_path: Path, name: str
+) -> None:
     source = shared / "tokenizers/hf" / name
-    tokenizer = huggingface_tokenizer(str(source))
+    tokenizer = shared_tokenizer(name)
     tokenizer.save(tmp_path / "saved")
     before, after = (transformers.AutoTokenizer.from_pretrained(one) for one in (source, tmp_path / "saved"))
     for text in ("", "a", "It is  1234 o'clock\n", "naïve 日本語 🎹", " </s> <s>"):
