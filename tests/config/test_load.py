@@ -271,6 +271,7 @@ def test_overrides_that_lead_nowhere_are_all_reported(problems: Callable[..., tu
         ("# nothing\n", "run.yaml: the file is empty; a run file needs at least data and train"),
         ("\n- a", "run.yaml:2: a run file is a mapping of keys to values, this one is a list"),
         ("hello", "run.yaml:1: a run file is a mapping of keys to values, this one is a single value"),
+        ("!!set {a}", "run.yaml:1: a run file is a mapping of keys to values, this one is tagged set"),
         ("a: 1\n---\nb: 2", "run.yaml:2: but found another document"),
         (
             "seed: !!python/object:os.system 3",

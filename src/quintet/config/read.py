@@ -92,8 +92,10 @@ def read_document(
     if root is None:
         raise RunFileError([Problem(Origin(name), "", "the file is empty; a run file needs at least data and train")])
     listed = isinstance(root, yaml.SequenceNode) and bool(list_key)
-    if not isinstance(root, yaml.MappingNode) and not listed:
+    if not listed and root.tag != "tag:yaml.org,2002:map":
         what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+        if isinstance(root, yaml.MappingNode):
+            what = f"tagged {root.tag.rpartition(':')[2]}"
         origin = Origin(name, root.start_mark.line + 1)
         raise RunFileError([Problem(origin, "", f"a run file is a mapping of keys to values, this one is {what}")])
     for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
