@@ -24,6 +24,11 @@ _TRIES = "inputs tried"
 engine.MAX_SHRINKING_SECONDS = 60
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Leave the libraries of the fuzzers alone where no slow test is asked for."""
+    return True if config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "fuzz":
