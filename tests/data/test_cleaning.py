@@ -20,7 +20,7 @@ from quintet.data.cleaning import find_duplicates, kept, reason_to_drop, rules_o
 from quintet.data.prepare import prepare
 from quintet.data.sources import base
 from quintet.data.sources.base import TextParts, TextPiece, TokenIds
-from quintet.data.split import hold_out, trained_on, whole
+from quintet.data.split import hold_out, training_stream, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 
@@ -287,7 +287,7 @@ def test_no_stream_has_a_token_of_a_document_that_is_left_out(
     left_out = np.array(sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1)))), dtype=np.int64)
     store: Any = Lengths(lengths)
     held = hold_out(store, share, seed, left_out)
-    trained, everything = trained_on(store, held, left_out), whole(store, left_out)
+    trained, everything = training_stream(store, held, left_out), whole(store, left_out)
     dropped = {token for one in left_out for token in range(store.ends[one] - lengths[one], store.ends[one])}
     expected = [token for token in range(store.token_count) if token not in dropped]
     validated = [token for a, b in zip(held.ranges.starts, held.ranges.stops, strict=True) for token in range(a, b)]

@@ -16,7 +16,7 @@ from quintet.data import build, contamination
 from quintet.data import prepare as prepare_module
 from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
 from quintet.data.prepare import find_prepared, prepare
-from quintet.data.split import hold_out, trained_on
+from quintet.data.split import hold_out, training_stream
 from quintet.errors import UserError
 from quintet.plan import make_plan
 
@@ -80,7 +80,7 @@ def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
         if one != part.cut
     }
     for store, part, copied in zip(stores, held, left_out, strict=True):
-        stream = trained_on(store, part, copied)
+        stream = training_stream(store, part, copied)
         found = stream.read(0, stream.length).tolist()
         assert not sure.intersection(found)
         held_here = set(part.documents.tolist())

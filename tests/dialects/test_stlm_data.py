@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from quintet.config.data import SourceConfig
-from quintet.config.dialects.stlm.names import MIXES, REGISTRY, UNREADABLE, names_of, sources_of
+from quintet.config.dialects.stlm.names import MIXES, REGISTRY, UNREADABLE, dataset_sources, names_of
 from quintet.data.sources import reader_of
 from quintet.data.sources.base import Report
 
@@ -71,7 +71,7 @@ def test_the_text_of_a_row_is_the_one_that_stlm_makes_of_it(name: str, tmp_path:
     datasets = pytest.importorskip("datasets")
     row, text = TEXTS[name]
     datasets.Dataset.from_list([row, row]).save_to_disk(tmp_path / "set")
-    [source] = sources_of(name)
+    [source] = dataset_sources(name)
     there = {key: value for key, value in source.items() if key != "name"} | {"path": str(tmp_path / "set")}
     units, left_out = reader_of(SOURCE.validate_python(there)).index("data.sources[0]").units()
     documents = [document for unit in units for document in unit.documents(Report(), None)]
@@ -81,23 +81,24 @@ def test_the_text_of_a_row_is_the_one_that_stlm_makes_of_it(name: str, tmp_path:
 
 def test_a_dataset_keeps_its_name_both_ways() -> None:
     for name in [*REGISTRY, *MIXES, "debug", "./a/texts.jsonl", "some/folder/of/texts.txt", "owner/name"]:
-        assert names_of([SOURCE.validate_python(source) for source in sources_of(name)]) == [name]
+        assert names_of([SOURCE.validate_python(source) for source in dataset_sources(name)]) == [name]
     for name in UNREADABLE:
         with pytest.raises(ValueError, match=f"'{name}' "):
-            sources_of(name)
-    wiki, stories = sources_of("simple_en_wiki"), sources_of("tinystories")
+            dataset_sources(name)
+    wiki, stories = dataset_sources("simple_en_wiki"), dataset_sources("tinystories")
     listed = [SOURCE.validate_python(source) for source in wiki + stories]
     assert names_of(listed) == ["simple_en_wiki", "tinystories"]
 
 
 def test_a_mix_is_its_parts_and_the_set_for_debugging_the_beginning_of_one() -> None:
-    paths = [source["path"] for source in sources_of("stlm")]
+    paths = [source["path"] for source in dataset_sources("stlm")]
     assert paths == [
         "wikimedia/wikipedia",
         "jtatman/python-code-dataset-500k",
         "teknium/OpenHermes-2.5",
         "roneneldan/TinyStories",
     ]
-    assert not any("weight" in source for name in MIXES for source in sources_of(name))  # as many of each as there are
-    [first] = sources_of("debug")
+    # As many of each as there are.
+    assert not any("weight" in source for name in MIXES for source in dataset_sources(name))
+    [first] = dataset_sources("debug")
     assert (first["path"], first["split"]) == ("wikimedia/wikipedia", "train[:2048]")
