@@ -127,9 +127,9 @@ def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet,
         "train.batch_size=2",
         "train.micro_batch_size=2",
     )
-    if "kind: python_stdlib" in path.read_text() and path.stem != "quickstart":  # which trains as it is written
+    if "kind: python_stdlib" in path.read_text():
         short += ("data.sources=[{kind: text, path: corpus}]", "data.validation=0.3", "data.sequence_length=32")
-    if "kind: bpe" in path.read_text() and path.stem != "quickstart":
+    if "kind: bpe" in path.read_text():
         short += ("tokenizer.vocab_size=300", "model.layers=2")
     if "kind: huggingface" in path.read_text():  # a checkpoint of the same form in place of one from the hub
         pytest.importorskip("transformers")
@@ -143,6 +143,13 @@ def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet,
         first = quintet("train", str(path.with_stem("piano")), *short)
         assert first.returncode == 0, first.stderr
     trained = quintet("train", str(path), *short)
+    assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.slow
+def test_the_quickstart_reads_the_standard_library(folder: Path, quintet) -> None:
+    short = ("train.steps=2", "schedule.warmup_steps=1", "evaluate.samples=4", "sample.max_tokens=4")
+    trained = quintet("train", str(REPOSITORY / "examples/quickstart.yaml"), *short, "train.batch_size=2")
     assert trained.returncode == 0, trained.stderr
 
 
