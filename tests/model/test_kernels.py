@@ -231,8 +231,9 @@ def test_dropped_attention_weights_are_dropped_whole_and_the_rest_is_scaled_up()
     assert (past == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def chosen(config, dtype=torch.float32, device="cpu", cached=False, dropping=False) -> str:
-    return choose_kernel(config, ranges_of(config), torch.device(device), dtype, cached=cached, dropping=dropping)
+def chosen(config, dtype=torch.float32, device="cpu", cached=False, dropping=False, features=64) -> str:
+    how = {"cached": cached, "dropping": dropping, "features": features}
+    return choose_kernel(config, ranges_of(config), torch.device(device), dtype, **how)
 
 
 def test_the_fastest_kernel_is_chosen_for_mask_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +247,8 @@ def test_the_fastest_kernel_is_chosen_for_mask_and_device(monkeypatch: pytest.Mo
         assert chosen(causal, torch.bfloat16) == "sdpa"
     assert chosen(causal, torch.bfloat16, "cuda") == "sdpa"
     assert chosen(document, torch.bfloat16, "cuda") == "flex"
+    assert chosen(document, torch.bfloat16, "cuda", features=16) == "flex"
+    assert chosen(document, torch.bfloat16, "cuda", features=8) == "sdpa"  # PyTorch compiles no such FlexAttention
     monkeypatch.setattr(kernels, "CHUNK", 64)
     flex = document.model_copy(update={"backend": "flex"})
     with torch.no_grad():  # nothing compiles FlexAttention there, and without that it is slow and large
@@ -264,6 +267,8 @@ def test_what_a_backend_cannot_do_is_refused_with_advice() -> None:
         chosen(flex)
     with torch.no_grad():
         assert chosen(flex) == "flex"
+    with pytest.raises(UserError, match=r"takes heads of 16 features at least and these have 8"):
+        chosen(flex, torch.bfloat16, "cuda", features=8)
     with pytest.raises(UserError, match=r"set train\.precision to bf16"):
         chosen(CausalAttentionConfig(backend="flash"), torch.float32, "cuda")
 

@@ -20,6 +20,9 @@ from quintet.model.dropout import WeightDropout
 from quintet.model.mask import KeyRanges
 from quintet.model.typed import apply, as_list, compiled, never_compiled
 
+FLEX_FEATURES = 16
+"""The fewest features of a head for which PyTorch compiles FlexAttention."""
+
 Kernel = Literal["sdpa", "flash", "flex", "blocked", "chunked"]
 
 
@@ -42,8 +45,9 @@ def choose_kernel(
     *,
     cached: bool,
     dropping: bool,
+    features: int = 64,
 ) -> Kernel:
-    """The kernel for ``ranges`` on ``device`` with matrix products in ``dtype``.
+    """The kernel for ``ranges`` on ``device`` with matrix products in ``dtype`` and so many ``features`` of a head.
 
     ``cached`` queries continue a text; with ``dropping``, attention weights are dropped in this pass. Raises UserError
     for a backend that the run file asks for and that does not work here.
@@ -58,6 +62,11 @@ def choose_kernel(
             raise UserError(
                 "model.attention.backend: FlexAttention cannot train on a CPU in this PyTorch; leave it out to take "
                 "the fastest that can"
+            )
+        if device.type == "cuda" and features < FLEX_FEATURES:
+            raise UserError(
+                f"model.attention.backend: FlexAttention on a GPU takes heads of {FLEX_FEATURES} features at least "
+                f"and these have {features}; leave it out"
             )
         return "flex"
     # PyTorch's flash kernel for CPUs drops no weights, and mps has none; the plain one computes the same.
@@ -77,7 +86,7 @@ def choose_kernel(
         return "blocked" if faster and not dropping and not torch.compiler.is_compiling() else plain
     # On CUDA a dense mask would leave the fused kernels that skip what it hides. FlexAttention is such a kernel only
     # when it is compiled, which it is not for texts that all have other lengths.
-    flexible = device.type == "cuda" and not ranges.simple and not dropping and whole
+    flexible = device.type == "cuda" and not ranges.simple and not dropping and whole and features >= FLEX_FEATURES
     return "flex" if flexible else plain
 
 

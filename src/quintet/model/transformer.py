@@ -377,8 +377,9 @@ class Transformer(nn.Module):
             x = x + self.position(layout.positions)
         x = self.embedding_dropout(x)
         dropping = self.training and any(part.dropout.drops for part in self.modules() if isinstance(part, Attention))
+        cached, features = cache is not None, self.config.head_dim
         kernel = choose_kernel(
-            attention, layout.ranges, x.device, product_dtype(x), cached=cache is not None, dropping=dropping
+            attention, layout.ranges, x.device, product_dtype(x), cached=cached, dropping=dropping, features=features
         )
         context = BlockContext(
             prepare_mask(layout.ranges, kernel, x.device),
