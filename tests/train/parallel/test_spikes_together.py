@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from tests.helpers import measured, records
-from tests.train.parallel.conftest import Finished, train_several, write_run_file
+from tests.processes import run_several
+from tests.train.parallel.conftest import Finished, surroundings, write_run_file
+from tests.train.parallel.several_runs import train_cases
 
 from quintet.train.checkpoint import checkpoint_steps
 
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
 BAD = [14, 19]  # as in tests/train/test_spikes.py: checkpoints come each 4 steps, and losses are known from step 6 on
 STEPS = 24
 DDP, FSDP, PLAIN = "parallel.kind=ddp", "parallel.kind=fsdp", "train.on_spike=null"
-# Read by each process as it starts: the batches of BAD have other targets, or none where no spike is looked for; and
+# Run by each process as it starts: the batches of BAD have other targets, or none where no spike is looked for; and
 # one process is killed as it comes to KILL, the first time.
 PATCH = """\
 import dataclasses, os, signal
@@ -102,16 +104,21 @@ def weights(run: Path) -> dict[str, str]:
     return {name: one["sha256"] for name, one in files.items() if name.endswith(".distcp")}
 
 
+def train_patched(patch: str, file: Path, cases: dict[str, list[str]]) -> None:
+    """Train ``cases`` of ``file`` in this process, after ``patch``."""
+    exec(patch, {})
+    train_cases(file, cases)
+
+
 def without_rollbacks(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "train/rollbacks"} for row in records(run)]
 
 
 @pytest.mark.parametrize("kind", [DDP, pytest.param(FSDP, marks=pytest.mark.slow)])
-def test_two_processes_go_back_as_one_and_leave_the_same_batches_out(
-    corpus: Path, tmp_path: Path, patched: None, kind: str
-) -> None:
-    cases = {"back": [kind], "masked": [kind, PLAIN]}
-    train_several(2, spiking(corpus, tmp_path), cases)
+def test_two_processes_go_back_as_one_and_leave_the_same_batches_out(corpus: Path, tmp_path: Path, kind: str) -> None:
+    cases, patch = {"back": [kind], "masked": [kind, PLAIN]}, PATCH.format(bad=BAD, mark="")
+    done = run_several(2, tmp_path, surroundings(), train_patched, patch, spiking(corpus, tmp_path), cases)
+    assert all(one.returncode == 0 for one in done), done[0].stderr[-3000:]
     back, masked = (tmp_path / "runs" / name for name in cases)
     assert progress(back)["spikes"] == BAD
     assert measured(back, "train/rollbacks")[-1] == 2
