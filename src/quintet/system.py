@@ -89,6 +89,14 @@ class _MachineMemory(ctypes.Structure):
     )
 
 
+def gpu_memory(device: Any) -> int:
+    """Return the bytes of memory of the CUDA ``device``."""
+    import torch
+
+    found: Any = torch.cuda
+    return found.get_device_properties(device).total_memory
+
+
 def _windows_kernel() -> Any:
     return getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009  (on Windows alone)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quintet.piano.notes import DOWN, Notes, notes, pedal, separated, sustained
+from quintet.piano.notes import DOWN, Notes, held, notes, pedal, separated
 
 NOTE = st.tuples(st.integers(58, 61), st.integers(1, 127), st.integers(0, 30), st.integers(1, 12))
 PLAYED = st.lists(NOTE, max_size=14).map(
@@ -20,7 +20,7 @@ VALUES = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0, 30, 63, 64, 
 
 def resolve(played: Notes, values: list[tuple[int, int]]) -> Notes:
     time, value = np.array(values, dtype=float).reshape(-1, 2).T
-    return sustained(played, pedal(time, value, played.seconds))
+    return separated(held(played, pedal(time, value, played.seconds)))
 
 
 def simulated(played: Notes, values: list[tuple[int, int]]) -> set[tuple[int, int, float, float]]:

@@ -139,13 +139,6 @@ def pedal(time: np.ndarray, value: np.ndarray, last: float) -> Pedal:
     return Pedal(ends[0::2], ends[1::2])
 
 
-def sustained(played: Notes, pedal: Pedal) -> Notes:
-    """The notes as they sound: a key released while the pedal is down sounds until the pedal comes up, or until it is
-    struck again. No pitch overlaps itself, see `separated`.
-    """
-    return separated(held(played, pedal))
-
-
 def held(played: Notes, pedal: Pedal) -> Notes:
     """The notes until the pedal comes up, also where they are struck again before.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from quintet.config.names import ORIGINAL
 from quintet.config.schema import RunConfig
-from quintet.system import __version__
+from quintet.system import __version__, gpu_memory
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,6 @@ def system_figures(device: torch.device, precision: str) -> dict[str, str]:
         "quintet": __version__,
     }
     if device.type == "cuda":
-        memory = f"{torch.cuda.get_device_properties(device).total_memory}"  # pyright: ignore[reportUnknownMemberType]
-        figures |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": memory}
+        figures |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": str(gpu_memory(device))}
         figures |= {"cuda": str(torch.version.cuda)}
     return figures

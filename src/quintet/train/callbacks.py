@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quintet.data.batch import Batch
 from quintet.failures import stacks_told
+from quintet.model.typed import as_list
 from quintet.processes import all_reduce, is_rank_zero, world_size
 from quintet.system import STOP_SIGNALS
 from quintet.train.evaluation import due_after, measure_due
@@ -132,7 +133,8 @@ class RankSync:
     def _agreed(self, batch: Batch, told: Tensor, work: Any) -> Batch:
         """``batch`` with what all processes say in ``told``, int64 [targets, a count a signal, overdue]."""
         work.wait()
-        valid, *asked, overdue = told.tolist()
+        counts: list[int] = as_list(told)
+        valid, *asked, overdue = counts
         self._signal = next((one for one, count in zip(SIGNALS, asked, strict=True) if count), None)
         self._saving = bool(overdue)
         return replace(batch, valid=valid)

@@ -58,8 +58,14 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def load_weights(path: Path, model: nn.Module) -> None:
     """Put the weights of the checkpoint at ``path`` into ``model``; those that were frozen stay as they are."""
     weights = trained_weights(model)
-    state_dict_loader.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    read_state(path, {"model": weights}, together=False)
     set_weights(model, weights)
+
+
+def read_state(path: Path, state: dict[str, Any], *, together: bool) -> None:
+    """Read what the checkpoint at ``path`` has for each tensor of ``state`` into it, all processes ``together`` or each
+    by itself."""
+    state_dict_loader.load(state, checkpoint_id=path, no_dist=not together)  # pyright: ignore[reportUnknownMemberType]
 
 
 def trained_weights(model: nn.Module) -> dict[str, Any]:
@@ -137,7 +143,7 @@ class Checkpointer:
         if progress.step in self.written:
             return
         self.written.add(progress.step)
-        copied = self._stager.stage(state)
+        copied: object = self._stager.stage(state)  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
         assert isinstance(copied, dict)  # and no promise of one, which asynchronous staging gives
         self._pending.append(self._thread.submit(self._write, copied, progress))
         self.saved_at = monotonic()
@@ -184,7 +190,9 @@ class Checkpointer:
             # The state is on the host. To copy ahead, PyTorch would wait in this thread for the first GPU, whichever
             # the process has, and so take memory of it for each process of the machine.
             writer = FileSystemWriter(unfinished, thread_count=_files_of(state), per_thread_copy_ahead=0)
-            state_dict_saver.save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            state_dict_saver.save(  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
+                state, storage_writer=writer, process_group=self._group, no_dist=self._group is None
+            )
             files = {
                 name: facts for part in all_gather(self._own_files(unfinished), self._group) for name, facts in part
             }

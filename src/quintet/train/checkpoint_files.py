@@ -195,7 +195,8 @@ def weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     found: dict[str, list[tuple[int, int]]] = {}
-    for index, place in (FileSystemReader(folder).read_metadata().storage_data or {}).items():
+    places: dict[Any, Any] = FileSystemReader(folder).read_metadata().storage_data or {}
+    for index, place in places.items():
         if index.fqn.startswith("model."):
             found.setdefault(place.relative_path, []).append((place.offset, place.length))
     return {name: sorted(ranges) for name, ranges in found.items()}

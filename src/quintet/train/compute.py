@@ -17,8 +17,9 @@ import torch
 
 from quintet.config.train import TrainConfig
 from quintet.errors import NotHere, UserError
+from quintet.model.typed import from_array
 from quintet.processes import local_rank
-from quintet.system import machine_memory, process_peak_memory
+from quintet.system import gpu_memory, machine_memory, process_peak_memory
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -261,7 +262,7 @@ def peak_memory(device: torch.device) -> int | None:
 def device_memory(device: torch.device, local: int) -> int | None:
     """Bytes that each of ``local`` processes of this machine has; None where that is not known."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return gpu_memory(device)
     memory = torch.mps.recommended_max_memory() if device.type == "mps" else machine_memory()
     return None if memory is None else memory // local
 
@@ -296,4 +297,4 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def pinned(array: np.ndarray, device: torch.device) -> np.ndarray:
     """``array``, of any shape and dtype, in memory from which ``device``, a CUDA GPU, copies by itself."""
     with torch.cuda.device(device):  # a thread begins on the first GPU
-        return torch.from_numpy(array).pin_memory().numpy()
+        return from_array(array).pin_memory().numpy()

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader
 
 from quintet.config.parallel import DDPConfig, DeepSpeedConfig
 from quintet.config.schedule import dropout_changes
@@ -19,6 +18,7 @@ from quintet.model.dropout import follow_schedule
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.processes import local_world_size, world_size
 from quintet.tokenize import Tokenizer
+from quintet.train.checkpoint import read_state
 from quintet.train.compute import Compute, check_compiler, device_memory
 from quintet.train.library_optimizers import check_sharded
 from quintet.train.model import checkpoint_activations, make_model
@@ -114,14 +114,14 @@ def _compile_blocks(model: Model, compute: Compute) -> None:
     check_compiler(compute.device)
     # DDP would have each block cut where a bucket of gradients ends, so that sending begins within the backward pass of
     # a compiled graph; blocks are smaller than that.
-    torch._dynamo.config.optimize_ddp = False
+    torch._dynamo.config.optimize_ddp = False  # pyright: ignore[reportPrivateUsage]
     for block in model.blocks:
-        block.compile()
+        block.compile()  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
 
 
 def load_training(path: Path, engine: Engine) -> None:
     """Load weights and optimizer state of the checkpoint at ``path`` into ``engine``, however they are spread over
     processes now and were when it was written."""
     state = engine.state()
-    state_dict_loader.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    read_state(path, state, together=dist.is_initialized())
     engine.set_state(state)

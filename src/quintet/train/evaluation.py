@@ -114,7 +114,7 @@ def _attempt(run: Run, name: str) -> None:
         if required:
             raise
     else:
-        failure = next(filter(None, all_gather("")), None)
+        failure = next((one for one in all_gather("") if one), None)
         if failure is None:
             return
         if required:

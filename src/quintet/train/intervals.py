@@ -81,7 +81,7 @@ class Intervals:
     def saved(self) -> int:
         """Return the number of checkpoints that are due by the numbers of their steps."""
         found = {step for period in self._save_periods for step in range(period, self.steps + 1, period)}
-        return len(found | ({self.steps} if self.save_at_end else set()))
+        return len(found | ({self.steps} if self.save_at_end else set[int]()))
 
     @property
     def _save_periods(self) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quintet.config.keypath import is_list
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError, nearest
 from quintet.libraries import check_arguments, check_name, refusals_of, require
@@ -83,7 +84,7 @@ def library_optimizer(
     groups: list[dict[str, Any]] = [{"params": decaying}, {"params": free}]
     if _decays(chosen):
         groups[0]["weight_decay"], groups[1]["weight_decay"] = config.weight_decay, 0.0
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in config.arguments.items()}
+    arguments = {name: tuple(value) if is_list(value) else value for name, value in config.arguments.items()}
     if config.name in _FUSED and "foreach" not in arguments:
         arguments["fused"] = True
     with refusals_of("optimizer.arguments", config.name):
@@ -94,7 +95,7 @@ def check_optimizer(config: TorchOptimizerConfig) -> None:
     """Raise UserError when neither library has such a class for a run, or the class does not take the arguments, and
     NotHere when it may be one of pytorch_optimizer, which is not installed."""
     chosen = _class_of(config.name)
-    problems = []
+    problems: list[str] = []
     if config.weight_decay and not _decays(chosen):
         problems.append(f"optimizer.weight_decay: {config.name} has none; leave it out")
     try:

@@ -91,7 +91,7 @@ def _torch_table(name: str, arguments: str, warmup: int, highest: float, steps: 
     accepted = inspect.signature(chosen).parameters
     if "total_steps" in accepted and not {"total_steps", "epochs"} & set(given):
         given["total_steps"] = max(steps - warmup, 1)
-    found = []
+    found: list[tuple[float, float]] = []
     with refusals_of("schedule.arguments", name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the optimizer itself is never stepped
         schedule = chosen(optimizer, **given)
@@ -137,8 +137,8 @@ def check_transformers_schedule(config: TransformersScheduleConfig) -> None:
     transformers_rate(config, 1.0, 1, 1000)  # the library says itself what it misses
 
 
-def _transformers_functions() -> dict[str, Callable]:
-    library = require("transformers.optimization", "hf", "schedule.kind: transformers")
+def _transformers_functions() -> dict[str, Callable[..., Any]]:
+    library: Any = require("transformers.optimization", "hf", "schedule.kind: transformers")
     return {kind.value: function for kind, function in library.TYPE_TO_SCHEDULER_FUNCTION.items()}
 
 
@@ -146,11 +146,11 @@ def _transformers_functions() -> dict[str, Callable]:
 def _transformers_factor(name: str, arguments: str, warmup: int, highest: float, steps: int) -> Callable[[int], float]:
     """The function that the library's schedule multiplies the rate by. Some of them look at the optimizer's rate."""
     import torch
-    from transformers import get_scheduler
 
+    library: Any = require("transformers", "hf", "schedule.kind: transformers")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=highest)
     with refusals_of("schedule.arguments", name):
-        found = get_scheduler(name, optimizer, warmup, steps, json.loads(arguments))
+        found = library.get_scheduler(name, optimizer, warmup, steps, json.loads(arguments))
     assert isinstance(found, torch.optim.lr_scheduler.LambdaLR)
     return found.lr_lambdas[0]
 
@@ -192,7 +192,7 @@ def check_deepspeed_schedule(config: DeepSpeedScheduleConfig) -> None:
             raise UserError(f"schedule.arguments.{name}: must be {' or '.join(allowed)}, found {given[name]!r}")
 
 
-def _warmup(steps: int) -> int:
+def _warmup(steps: float) -> int:
     """Steps of a warm-up, at least two, as DeepSpeed takes them."""
     if not isinstance(steps, int) or steps <= 0:
         raise ValueError(f"warmup_num_steps must be a whole number above 0, found {steps}")
@@ -334,7 +334,7 @@ def _lr_range_test(
     highest: float,
     steps: int,
     lr_range_test_min_lr: float = 1e-3,
-    lr_range_test_step_size: int = 2000,
+    lr_range_test_step_size: float = 2000,
     lr_range_test_step_rate: float = 1.0,
     lr_range_test_staircase: bool = False,
 ) -> float:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintet.config.documents import IGNORED
+from quintet.model.typed import apply
 
 # On a GPU few large products are best; on a CPU a chunk that stays near the caches is (7 % of a step with 4096 ids).
 LOGITS_BYTES = {"cpu": 32 * 2**20}
@@ -62,7 +63,8 @@ def linear_cross_entropy(
         if valid < 0.75 * len(targets):
             first = (targets == IGNORED).argsort(stable=True)[: -(-valid // _ROWS) * _ROWS]
             hidden, targets = hidden[first], targets[first]
-    return _LinearCrossEntropy.apply(  # pyright: ignore[reportReturnType]
+    return apply(
+        _LinearCrossEntropy,
         hidden,
         weight,
         bias,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quintet.errors import UserError
+from quintet.model.typed import as_list
 from quintet.processes import world_size
 from quintet.train.compute import peak_memory
 from quintet.train.run import Run
@@ -64,7 +65,7 @@ class MetricsBuffer:
 
     def read(self) -> LogWindow:
         """Everything since the last call."""
-        rows = torch.stack(self._scalars).tolist() if self._scalars else []
+        rows: list[list[float]] = as_list(torch.stack(self._scalars)) if self._scalars else []
         seconds = time.perf_counter() - self._since
         records = [
             (step, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy
 
 from quintet.config.loss import MaskedLossConfig
 from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
@@ -110,8 +110,9 @@ def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpoin
 class _Checkpointed:
     def __init__(self, forward: Any, *, selective: bool) -> None:
         self._forward = forward
-        contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if selective else {}
-        self._checkpoint = partial(checkpoint, forward, use_reentrant=False, **contexts)
+        library: Any = torch.utils.checkpoint
+        contexts = {"context_fn": partial(library.create_selective_checkpoint_contexts, _policy)} if selective else {}
+        self._checkpoint: Any = partial(library.checkpoint, forward, use_reentrant=False, **contexts)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -185,7 +185,8 @@ def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabul
     """Predict the learnt tokens that are held out by counts of those of some training samples: nats per token."""
     train = [one for one in prepared.train.source_samples if isinstance(one, NoteSamples) and one.count]
     seen = [_loss_mask(one.sample(index)) for one in train for index in _spread(one.count, _COUNTED // len(train))]
-    ids, marks = [], []
+    ids: list[np.ndarray] = []
+    marks: list[np.ndarray] = []
     for batch in held.batches(_BATCH, samples):
         known = batch.targets != IGNORED
         # The last token of a sample is a target only, and those of a prompt are inputs only.

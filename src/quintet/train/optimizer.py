@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from quintet.config.keypath import is_mapping, is_sequence
 from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.model.init import roles
 from quintet.randomness import key
@@ -79,9 +80,9 @@ def _bytes_of(state: Any) -> int:
     """Bytes of the tensors in ``state``; numbers do not count."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size() if state.dim() else 0
-    if isinstance(state, dict):
+    if is_mapping(state):
         return sum(map(_bytes_of, state.values()))
-    return sum(map(_bytes_of, state)) if isinstance(state, list | tuple) else 0
+    return sum(map(_bytes_of, state)) if is_sequence(state) else 0
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

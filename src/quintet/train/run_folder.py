@@ -238,7 +238,7 @@ def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path,
         named["model.name_or_path"] = (f"{model.name_or_path} is not the checkpoint", "model.other_base")
     if trains:
         now |= _templates_of(config)
-    problems = []
+    problems: list[str] = []
     for key, digest in now.items():
         if config.other_inputs or began_with.get(key, digest) == digest:
             continue
@@ -281,7 +281,7 @@ def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str
 
 def _git_state() -> str:
     """Commit of the working directory's repository, and whether it has changes; empty outside of one."""
-    answers = []
+    answers: list[str] = []
     for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
             answer = subprocess.run(["git", *command], capture_output=True, text=True, timeout=5, check=False)

@@ -92,7 +92,7 @@ def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, c
     """
     # torch.manual_seed writes down a call stack for each kind of device that is not in use: an eighth of a tiny step.
     seeded = torch.default_generator if part.inputs.device.type == "cpu" else torch
-    seeded.manual_seed(key(config.seed, "dropout", part.step, part.index))
+    seeded.manual_seed(key(config.seed, "dropout", part.step, part.index))  # pyright: ignore[reportUnknownMemberType]
     base = key(config.seed, "dropout", part.step)
     set_dropout_keys(loss_module, base, part.sample, len(part.inputs), part.inputs.device)
     with compute.autocast():
@@ -163,7 +163,7 @@ class TorchEngine:
             with self._passes(last=number == last):
                 share = share_of_loss(self.loss_module, part, self.config, self.compute)
                 # The wrappers take the mean of the processes' gradients, and the loss is their sum.
-                self.scaler.scale(share * world_size()).backward()
+                self.scaler.scale(share * world_size()).backward()  # pyright: ignore[reportUnknownMemberType]
             loss += share.detach()
         if world_size() > 1:
             all_reduce(loss)

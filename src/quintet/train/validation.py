@@ -14,6 +14,7 @@ from quintet.config.documents import IGNORED
 from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
+from quintet.model.typed import from_array
 from quintet.processes import all_gather, rank, world_size
 from quintet.train.compute import Compute
 from quintet.train.objective import Objective
@@ -174,7 +175,7 @@ def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
 def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
     """The summed cross-entropy in nats of ``batch``, as ``Objective.prepare`` gives it."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
-    tensors = [None if array is None else torch.from_numpy(array).to(compute.device) for array in arrays]
+    tensors = [None if array is None else from_array(array).to(compute.device) for array in arrays]
     inputs, targets, documents, prompts = tensors
     assert inputs is not None
     assert targets is not None

@@ -83,7 +83,7 @@ class Scorer:
         for row, group in enumerate(batch):
             for index in group.texts:
                 wanted.add(index, texts[index], row, 0, 0, len(texts[index].inputs))
-        return self._collected(texts, [(hidden, wanted)])
+        return self._collected([(hidden, wanted)])
 
     def _split(self, texts: Sequence[Text], batch: list[Group]) -> dict[int, Score]:
         shared, rest = max(group.shared for group in batch), max(group.rest for group in batch)
@@ -102,7 +102,7 @@ class Scorer:
                 early.add(index, texts[index], number, padding[number], 0, group.shared)
                 late.add(index, texts[index], row, -group.shared, group.shared, len(texts[index].inputs))
                 row += 1
-        return self._collected(texts, [(first, early), (second, late)])
+        return self._collected([(first, early), (second, late)])
 
     def _tensor(self, rows: Sequence[Sequence[int]], left: bool = False) -> Tensor:
         """Ids, int64 [rows, longest], filled with 0 on the right, or on the ``left``; no other position sees the
@@ -113,7 +113,7 @@ class Scorer:
         ]
         return torch.tensor(filled, device=self._model.device)
 
-    def _collected(self, texts: Sequence[Text], passes: list[tuple[Tensor, _Wanted]]) -> dict[int, Score]:
+    def _collected(self, passes: list[tuple[Tensor, _Wanted]]) -> dict[int, Score]:
         sums = {index: 0.0 for _, wanted in passes for index in wanted.texts}
         likeliest = dict.fromkeys(sums, True)
         for hidden, wanted in passes:

@@ -227,7 +227,7 @@ def _assemble(
     if config.dropout is not None:
         set_dropout(causal, config.dropout)
     if config.gradient_checkpointing:
-        _checkpoint_layers(config, causal)
+        _checkpoint_layers(causal)
     if config.freeze == "core":
         causal.requires_grad_(False)
         for end in (causal.get_input_embeddings(), causal.get_output_embeddings()):
@@ -241,7 +241,7 @@ def _assemble(
     return PretrainedModel(config, inner, vocab_size, context_length, linear_head=linear_head, abilities=abilities)
 
 
-def _checkpoint_layers(config: HuggingFaceConfig, causal: Any) -> None:
+def _checkpoint_layers(causal: Any) -> None:
     if not causal.supports_gradient_checkpointing:
         raise UserError(f"model.gradient_checkpointing: {type(causal).__name__} cannot do it; set it to false")
     # The reentrant kind would need an input with a gradient, which frozen embeddings do not give.

@@ -32,4 +32,5 @@ def trainer_steps(config: RunConfig) -> Steps | None:
 
             lightning.check_trainer(arguments)
             return lightning.take_steps
-    return None
+        case _:
+            return None

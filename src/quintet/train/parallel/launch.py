@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +227,5 @@ def _say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    from torch.distributed.run import main
-
     _let_wait(int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")))
-    main()
+    import_module("torch.distributed.run").main()

@@ -70,7 +70,7 @@ def replicate(
     """``loss_module`` on every process, with its gradients averaged over them by ``wrap``."""
     devices = [compute.device] if compute.device.type == "cuda" else None
     # Buffers are tables that every process makes alike; the name of the setting changed with PyTorch 2.13.
-    takes = inspect.signature(DistributedDataParallel.__init__).parameters
+    takes = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
     return wrap(
         loss_module,
