@@ -110,7 +110,7 @@ class Checkpointer:
             use_pinned_memory=gpu, use_non_blocking_copy=gpu, use_shared_memory=False, use_async_staging=False
         )
         # It copies each tensor once, into memory that it takes at the first save and keeps.
-        self._stager = DefaultStager(options)
+        self._stager: Any = DefaultStager(options)  # whose types PyTorch leaves open
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
@@ -143,8 +143,8 @@ class Checkpointer:
         if progress.step in self.written:
             return
         self.written.add(progress.step)
-        copied: object = self._stager.stage(state)  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
-        assert isinstance(copied, dict)  # and no promise of one, which asynchronous staging gives
+        copied = self._stager.stage(state)
+        assert not isinstance(copied, Future)  # the promise of one, which asynchronous staging gives
         self._pending.append(self._thread.submit(self._write, copied, progress))
         self.saved_at = monotonic()
 

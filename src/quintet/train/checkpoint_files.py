@@ -134,7 +134,7 @@ def read_progress(path: Path, *, weights_only: bool = False, together: bool = Fa
         patience = timedelta(seconds=600 + sum(facts["bytes"] for facts in files.values()) / _SLOWEST)
         group = new_group(patience)
         mine = dict(sorted(files.items())[rank() :: world_size()])
-        fault: str | None = next(filter(None, all_gather(_first_fault(path, mine, weights_only), group)), None)
+        fault = next((one for one in all_gather(_first_fault(path, mine, weights_only), group) if one), None)
         destroy_group(group)
     if fault is not None:
         raise _damaged(path, fault)

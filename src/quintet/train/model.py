@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpoin
 class _Checkpointed:
     def __init__(self, forward: Any, *, selective: bool) -> None:
         self._forward = forward
-        library: Any = torch.utils.checkpoint
+        library = import_module("torch.utils.checkpoint")  # whose types PyTorch leaves open
         contexts = {"context_fn": partial(library.create_selective_checkpoint_contexts, _policy)} if selective else {}
         self._checkpoint: Any = partial(library.checkpoint, forward, use_reentrant=False, **contexts)
 

@@ -191,7 +191,7 @@ def _nats(prepared: Prepared, held: ValidationData, samples: int | None, vocabul
         known = batch.targets != IGNORED
         # The last token of a sample is a target only, and those of a prompt are inputs only.
         following = np.where(known, batch.targets, np.roll(batch.inputs, -1, axis=1))
-        ids += list(np.concatenate([batch.inputs[:, :1], following], axis=1))
+        ids += list(np.concatenate([batch.inputs[:, :1], following], axis=1).astype(np.int64, copy=False))
         marks += list(known)
     return {
         "unigram": nats_per_token(unigram((one[1:] for one in seen), vocabulary), ids, marks),

@@ -30,7 +30,7 @@ def make_mesh(shape: tuple[int, int], device: str, timeout: timedelta | None = N
     mesh = init_device_mesh(device, dimensions[0], mesh_dim_names=dimensions[1])
     if timeout is not None:
         for group in mesh.get_all_groups():
-            dist.distributed_c10d._set_pg_timeout(timeout, group)
+            dist.distributed_c10d._set_pg_timeout(timeout, group)  # pyright: ignore[reportPrivateUsage]
     return mesh
 
 
