@@ -25,7 +25,9 @@ import torch
 import yaml
 
 from quintet.config.model import CausalAttentionConfig, TransformerConfig
+from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
+from quintet.libraries import is_installed
 from quintet.model import Model, build_model
 from quintet.model.generate import generate, tokens_ahead
 from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
@@ -35,6 +37,9 @@ from quintet.model.sampling import GenerationSettings
 from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress
+from quintet.train.compute import Compute, choose_device, device_memory, measure_peak_flops
+from quintet.train.loss import default_chunk, linear_cross_entropy
+from quintet.train.optimizer import build_optimizer
 
 Figures = Iterator[tuple[str, float | str]]
 SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {}
@@ -88,10 +93,66 @@ def training(options: argparse.Namespace) -> Figures:
 
 
 @section
+def machine(options: argparse.Namespace) -> Figures:
+    """GB of the device, and the TFLOP/s of large products in each precision, against which shares are counted."""
+    device = choose_device(options.device)
+    yield "GB", (device_memory(device, 1) or 0) / 1e9
+    for precision in ("fp32", "bf16"):
+        peak = measure_peak_flops(Compute(device, precision, compile=False, reason=""))
+        yield f"{precision}: TFLOP/s", peak / 1e12
+
+
+@section
+def optimizers(options: argparse.Namespace) -> Figures:
+    """ms of a step of AdamW, and the GB of its state, with averages in fp32 and in 16 bits."""
+    count = 2**12 if options.tiny else 2**27
+    for precision in ("fp32", "bf16", "fp16"):
+        model = torch.nn.Linear(1, count, bias=False, device=options.device)
+        optimizer = build_optimizer(AdamWConfig.model_validate({"state_precision": precision}), model)
+        times: list[float] = []
+        for _ in range(6):
+            model.weight.grad = torch.ones_like(model.weight)
+            wait_for(options.device)
+            began = time.perf_counter()
+            optimizer.step()
+            wait_for(options.device)
+            times.append(time.perf_counter() - began)
+        state = optimizer.state[model.weight].values()
+        yield f"{precision}: ms", 1000 * min(times)
+        yield f"{precision}: GB", sum(one.nbytes for one in state) / 1e9
+
+
+@section
+def loss(options: argparse.Namespace) -> Figures:
+    """TFLOP/s of the head and its loss with gradients, by the tokens that are computed at a time."""
+    tokens, rows, width = (64, 301, 32) if options.tiny else (8192, 50304, 768)
+    hidden = torch.randn(tokens, width, device=options.device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(rows, width, device=options.device, requires_grad=True)
+    targets = torch.randint(rows, (tokens,), device=options.device)
+    for chunk in (None, 4096, 8192):
+        times: list[float] = []
+        for _ in range(5):
+            wait_for(options.device)
+            began = time.perf_counter()
+            with torch.autocast(options.device, torch.bfloat16):
+                linear_cross_entropy(hidden, weight, None, targets, chunk=chunk).backward()
+            wait_for(options.device)
+            times.append(time.perf_counter() - began)
+        name = default_chunk(rows, options.device) if chunk is None else chunk
+        yield (
+            f"chunk {name}{' (default)' if chunk is None else ''}: TFLOP/s",
+            6 * tokens * rows * width / min(times) / 1e12,
+        )
+
+
+@section
 def parallel(options: argparse.Namespace) -> Figures:
-    """One process by each way of spreading a run: the last loss, which is one figure for all."""
-    for kind in ("ddp", "fsdp", "hsdp"):
-        records = train(f"parallel-{kind}", run_file(options, parallel={"kind": kind}))
+    """One process by each way of spreading a run: the last loss, which in fp32 is one figure for all."""
+    ways: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in ("ddp", "fsdp", "hsdp")}
+    if is_installed("deepspeed"):
+        ways["deepspeed"] = {"kind": "deepspeed", "config": {"zero_optimization": {"stage": 1}}}
+    for kind, way in ways.items():
+        records = train(f"parallel-{kind}", run_file(options, parallel=way))
         yield kind, [row["train/loss"] for row in records if "train/loss" in row][-1]
 
 
