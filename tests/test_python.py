@@ -73,6 +73,14 @@ def test_a_config_is_that_of_the_command_line(run: quintet.Run) -> None:
         quintet.load_config("tiny.yaml", {"train.stesp": 5})
 
 
+def test_a_text_by_itself_is_one_of_several() -> None:
+    example = Path(__file__).parents[1] / "examples/quickstart.yaml"
+    assert quintet.load_config(example, "train.steps=70").train.steps == 70
+    assert quintet.load_config(str(example), ["train.steps=70"]) == quintet.load_config([example], {"train.steps": 70})
+    with pytest.raises(quintet.UserError, match="lr"):
+        quintet.load_config(example, "lr")
+
+
 def test_check_finds_what_the_command_finds(run: quintet.Run, command: Command) -> None:
     _, out, _ = command("check", "tiny.yaml")
     assert f"{quintet.check(quintet.load_config('tiny.yaml'))}\n" == out

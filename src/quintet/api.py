@@ -48,7 +48,7 @@ def lines_not_here(found: Iterable[str]) -> list[str]:
 
 def load_config(
     paths: str | Path | Sequence[str | Path],
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: str | Sequence[str] | Mapping[str, Any] = (),
     *,
     dialect: str | None = None,
     config_folder: str | Path | None = None,
@@ -57,9 +57,9 @@ def load_config(
     """Return the config of one or more run files, merged from left to right, then changed by ``overrides``.
 
     A run folder stands for the run file in it, and files of a ``dialect``, found out from their keys when None, are
-    translated. ``overrides`` are ``key.path=value`` as on the command line, or values by key path. ``config_folder`` is
-    where a file with a Hydra `defaults` list finds the others; a file that is read to ``prepare`` data alone may leave
-    out what training needs. Raises UserError with every mistake, each with its file and line.
+    translated. ``overrides`` are ``key.path=value`` as on the command line, one or several, or values by key path.
+    ``config_folder`` is where a file with a Hydra `defaults` list finds the others; a file that is read to ``prepare``
+    data alone may leave out what training needs. Raises UserError with every mistake, each with its file and line.
 
     >>> config = load_config("examples/quickstart.yaml", {"train.steps": 200})
     >>> config.name, config.train.steps
@@ -72,7 +72,9 @@ def load_config(
     given = [paths] if isinstance(paths, str | Path) else paths
     files = [local_path(str(one)) for one in given]
     files = [file / RUN_FILE if is_run(file) else file for file in files]
-    if isinstance(overrides, Mapping):
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    elif isinstance(overrides, Mapping):
         overrides = [f"{key}={to_json(value)}" for key, value in overrides.items()]
     folder = None if config_folder is None else local_path(str(config_folder))
     loaded = load_run_config(files, list(overrides), Reading(dialect, folder, purpose))

@@ -178,7 +178,7 @@ class LanguageModel:
 
     def continuations(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         settings: GenerationSettings,
         *,
         stop: str | Sequence[str] = (),
@@ -191,7 +191,7 @@ class LanguageModel:
         The first prompt draws from the generator of number ``first_row``.
         """
         self.check_writes()
-        ids = [prompt_ids(self.tokenizer, self.bounds, prompt) for prompt in prompts]
+        ids = [prompt_ids(self.tokenizer, self.bounds, prompt) for prompt in _texts(prompts)]
         if beams > 1:
             length = settings.max_tokens
             return [
@@ -309,7 +309,7 @@ class LanguageModel:
         section = section.model_copy(update=changes | ({"topic_field": topic_field} if topic_field else {}))
         return model_text(self, text_topics(section, self.tokenizer, held_out, where, say), section.stride)
 
-    def text_generation(self, prompts: Sequence[str] | None = None, *, where: str = "prompts") -> WrittenTexts:
+    def text_generation(self, prompts: str | Sequence[str] | None = None, *, where: str = "prompts") -> WrittenTexts:
         """Measure the texts that the model writes after ``prompts``, two or more, or after those of its run.
 
         How it writes is as `evaluate.text_generation` of the run file says, or as its defaults do. ``where`` is the
@@ -320,6 +320,7 @@ class LanguageModel:
         check_text_model(self, where)
         section, seed = self._writing
         if prompts is not None:
+            prompts = _texts(prompts)
             if len(prompts) < 2 or not all(prompts):
                 raise UserError(f"{where}: must be two or more beginnings of texts, none of them empty")
             section = section.model_copy(update={"prompts": tuple(prompts)})
