@@ -64,7 +64,7 @@ class Reading:
     in_place: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a config remembers what it was loaded as, which configs are not compared by
 class Loaded:
     """A run config, the place of each value that was given, and ``raw``: the values as given, with interpolations
     resolved and nothing filled in. For a file of a ``dialect`` these are of its translation, about which ``notes`` say
