@@ -109,8 +109,8 @@ def check_here(config: RunConfig) -> None:
 
 
 def beside_mistakes(error: Refused) -> Refused:
-    """Return ``error`` with what is not on this machine, of what the mistakes leave of the run file."""
-    return error if error.left is None else error.beside(_known_problems(error.left.config)[1])
+    """Return ``error`` with what else is wrong, or not on this machine, of what its mistakes leave of the run file."""
+    return error if error.left is None else error.beside(*_known_problems(error.left.config))
 
 
 @contextmanager

@@ -181,6 +181,7 @@ def test_mistakes_of_single_keys_come_with_contradictions_of_other_sections(tmp_
         "optimizer.lr",
         "checkpoint.kep",
         "evaluate.samples",
+        "evaluate.best_by",
         "schedule.warmup_steps",
         "sample.every",
         "track[0].arguments.config",

@@ -110,13 +110,14 @@ parallel: {kind: [auto]}
         (MINIMAL + "name: a/b", "3: name: must be text that is not empty and without / and \\, found 'a/b'"),
         (
             MINIMAL + "model: {width: 100, attention: {heads: 7}}",
-            "3: model.attention.heads: 7 heads do not divide width 100; set attention.head_dim as well",
+            "3: model.attention.heads: 7 heads do not divide model.width = 100; set model.attention.head_dim as well",
         ),
         (
             MINIMAL + "model: {width: 20, attention: {heads: 4}}",
-            "3: model.attention.heads: rotary positions need an even head size, not 5, which is width 20 over 4 heads",
+            "3: model.attention.heads: rotary positions need an even head size, not 5, which is model.width = 20 over "
+            "4 heads",
         ),
-        (MINIMAL + "schedule: {warmup_steps: 200}", "3: schedule.warmup_steps: is more than the 100 steps of the run"),
+        (MINIMAL + "schedule: {warmup_steps: 200}", "3: schedule.warmup_steps: is more than train.steps = 100"),
         (MINIMAL + "model: null", "3: model: is empty; give it keys, or leave it out to have its defaults"),
         (MINIMAL + "atention: {}", "3: atention: unknown key 'atention'; did you mean model.attention?"),
         (

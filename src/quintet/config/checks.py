@@ -71,7 +71,7 @@ def _embedding_has_all_ids(tokenizer: TokenizerConfig, model: ModelConfig) -> Co
     if model.vocab_size and model.vocab_size < tokenizer.vocab_size:
         yield config_error(
             "model.vocab_size",
-            f"{model.vocab_size} rows are fewer than the tokenizer's {tokenizer.vocab_size} ids; "
+            f"{model.vocab_size} rows are fewer than the {tokenizer.vocab_size} ids of tokenizer.kind: bpe; "
             "raise it, or leave it out to take the tokenizer's",
         )
 
@@ -84,7 +84,7 @@ def _rates_are_ordered(schedule: ScheduleConfig, optimizer: OptimizerConfig) -> 
 def _warmup_fits(schedule: ScheduleConfig, train: TrainConfig) -> ConfigErrors:
     warmup = getattr(schedule, "warmup_steps", 0)
     if train.steps is not None and isinstance(warmup, int) and warmup > train.steps:
-        yield config_error("schedule.warmup_steps", f"is more than the {train.steps} steps of the run")
+        yield config_error("schedule.warmup_steps", f"is more than train.steps = {train.steps}")
 
 
 def _plateau_is_measured(schedule: ScheduleConfig, evaluate: EvaluateConfig, data: DataConfig) -> ConfigErrors:
@@ -98,9 +98,7 @@ def _plateau_is_measured(schedule: ScheduleConfig, evaluate: EvaluateConfig, dat
 
 def _mask_has_an_id(loss: LossConfig, model: ModelConfig) -> ConfigErrors:
     if isinstance(loss, MaskedLossConfig) and loss.mask_id is None and model.kind == "huggingface":
-        yield config_error(
-            "loss.mask_id", "must be given: a model of the transformers library gets no row for the mask"
-        )
+        yield config_error("loss.mask_id", "must be given: model.kind: huggingface has no row for the mask")
 
 
 def _padding_is_unseen(model: ModelConfig, data: DataConfig) -> ConfigErrors:
@@ -121,15 +119,16 @@ def _validation_has_data(evaluate: EvaluateConfig, data: DataConfig) -> ConfigEr
     known = list(dict.fromkeys(source.label for source in held_out if source.label))
     if evaluate.best_by is not None and evaluate.best_by not in known:
         there = ", ".join(known) or "none"
-        yield config_error("evaluate.best_by", f"nothing held out has this label; there are {there}")
+        where = "data.validation_sources" if data.validation_sources else "data.sources and data.validation"
+        yield config_error("evaluate.best_by", f"nothing held out of {where} has this label; there are {there}")
 
 
 def _compiled_once(train: TrainConfig, dropout_schedule: DropoutScheduleConfig, model: ModelConfig) -> ConfigErrors:
     if train.compile is True and dropout_changes(dropout_schedule) and model.kind == "huggingface":
         yield config_error(
             "train.compile",
-            "a dropout rate that changes would compile a model of the transformers library at every step; set "
-            "compile: false",
+            "with model.kind: huggingface a rate that changes, of dropout_schedule.kind: "
+            f"{dropout_schedule.kind}, would compile the model at every step; set compile: false",
         )
 
 
@@ -146,8 +145,8 @@ def _spikes_can_be_undone(
         if first >= train.steps:
             yield config_error(
                 "train.on_spike",
-                f"judges steps after the first checkpoint and {spike.window} losses, and the run has {train.steps} "
-                f"steps; lower {'train.on_spike.window' if spike.window == first else 'checkpoint.every'}",
+                f"judges steps after the first checkpoint and {spike.window} losses, which train.steps = {train.steps} "
+                f"do not reach; lower {'train.on_spike.window' if spike.window == first else 'checkpoint.every'}",
             )
     if data.fixed_batch:
         yield config_error("train.on_spike", "leaves a batch out, and with data.fixed_batch every step has the same")
@@ -190,12 +189,12 @@ def _text_is_modeled(
     reasons = {
         "learns to fill in hidden tokens, with loss.kind: masked": loss.kind == "masked",
         "sees what it is to predict, with model.attention.kind: bidirectional": _is_bidirectional(model),
-        "learns from ids that stand for no text": isinstance(tokenizer, IdTokenizerConfig),
-        "learns from music": isinstance(data.packing, MusicPackingConfig),
+        "learns from ids that stand for no text, with tokenizer.kind: ids": isinstance(tokenizer, IdTokenizerConfig),
+        "learns from music, with data.packing.kind: " + data.packing.kind: isinstance(data.packing, MusicPackingConfig),
     }
-    for reason, holds in reasons.items():
-        for name in (name for name, section in asked.items() if holds and section is not None):
-            yield config_error(f"evaluate.{name}", f"must be null: the model {reason}")
+    reason = " and ".join(reason for reason, holds in reasons.items() if holds)
+    for name in (name for name, section in asked.items() if reason and section is not None):
+        yield config_error(f"evaluate.{name}", f"must be null: the model {reason}")
     if evaluate.text_modeling is None:
         return
     if evaluate.text_modeling.path is None and not data.holds_out and not any(reasons.values()):

@@ -85,6 +85,7 @@ class Section:
     within: tuple[tuple[str, str], ...]
     summary: str
     keys: tuple[KeyInfo, ...]
+    model: type[ConfigSection]
     translates: bool = False
     """True if it is a section of a dialect's file."""
     shorthand: str = ""
@@ -168,6 +169,7 @@ def _section(part: type[ConfigSection], path: str, within: tuple[tuple[str, str]
         within,
         " ".join((part.__doc__ or "").split()),
         tuple(keys),
+        part,
         part.translates,
         part.shorthand,
         part.nestings,

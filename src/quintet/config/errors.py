@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,8 +48,11 @@ def problems_of(
     found: dict[KeyPath, str] = {}
     missing: dict[KeyPath, str] = {}
     across: list[tuple[KeyPath, str]] = []
-    meant: set[KeyPath] = set()
-    for detail in error.errors(include_url=False):
+    meant: dict[KeyPath, KeyPath] = {}
+    of_others: set[KeyPath] = set()  # options of other kinds of their section
+    details = list(_details(error, values, top))
+    lost = [_spot(detail["loc"], top).path for detail in details if detail["type"] == "missing"]
+    for detail in details:
         context = detail.get("ctx", {})
         spot = _spot(detail["loc"], top)
         path, value = spot.path, lookup(values, spot.path)
@@ -59,20 +63,69 @@ def problems_of(
             across.append((path + (parse(context["key"]) or ()), detail["msg"]))
         elif spot.key is None and path:
             nearest = nearest_name(str(path[-1]), (key.name for key in spot.section.keys))
+            needed = [str(one[-1]) for one in lost if one[:-1] == path[:-1]]
+            nearest = nearest and _as_near(str(path[-1]), nearest, needed)
             found[path] = _unknown_key(spot, nearest, top)
-            meant |= {(*path[:-1], nearest)} if nearest else set()
+            of_others |= {path} if _kinds_with(spot) else set()
+            meant |= {path: (*path[:-1], nearest)} if nearest else {}
         elif detail["type"] == "missing":
             missing[path] = _missing(spot)
         elif detail["type"] in _KIND_ERRORS:
             kind = value.get("kind", ABSENT) if is_mapping(value) else ABSENT
-            found[(*path, "kind")] = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])
+            message = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])
+            (missing if kind is ABSENT else found)[(*path, "kind")] = message
         elif detail["type"] == "too_short" and is_list(value) and len(value) >= context["min_length"]:
             continue  # pydantic counts the elements that are right; those that are not are reported by themselves
         else:
             found.setdefault(path, _message(detail, spot, value))
-    found |= {path: message for path, message in missing.items() if path not in meant}
+    found |= {path: message for path, message in missing.items() if path not in meant.values()}
     told = [*found.items(), *across]
-    return [Problem(origin_of(path, provenance), show(path), message) for path, message in told]
+    return [
+        Problem(origin_of(path, provenance), show(path), message, show(meant[path]) if path in meant else "")
+        for path, message in told
+        if path not in of_others or (*path[:-1], "kind") not in meant.values()  # else it is the misspelt kind's
+    ]
+
+
+def _details(error: ValidationError, values: dict[str, Any], top: Section) -> Iterator[ErrorDetails]:
+    """What ``error`` found, and of a section of an unknown kind also what is wrong with it whatever the kind."""
+    for detail in error.errors(include_url=False):
+        yield detail
+        spot = _spot(detail["loc"], top)
+        section = lookup(values, spot.path)
+        if detail["type"] not in _KIND_ERRORS or spot.key is None or not is_mapping(section):
+            continue
+        by_kind = {kind: _wrong_as(kind, section, spot.key) for kind in spot.key.kinds}
+        like = nearest_name(str(section.get("kind")), list(by_kind)) or next(iter(by_kind))
+        for name, inner in by_kind[like].items():
+            if all(name in wrong for wrong in by_kind.values()):
+                yield {**inner, "loc": (*detail["loc"], like, *inner["loc"])}
+
+
+def _wrong_as(kind: str, values: Mapping[str, Any], key: KeyInfo) -> dict[str, ErrorDetails]:
+    """The first thing that is wrong with each key of ``values``, read as a section of ``kind`` that ``key`` holds."""
+    model = key.kinds[kind].model
+    try:
+        model.model_validate({**values, "kind": kind})
+    except ValidationError as error:
+        found = [one for one in error.errors(include_url=False) if one["loc"] and one["loc"][0] in values]
+        return {str(one["loc"][0]): one for one in reversed(found) if one["type"] != "missing"}
+    return {}
+
+
+def _as_near(name: str, nearest: str, needed: Iterable[str]) -> str:
+    """``nearest``, which is like ``name``, or the one of those that are ``needed`` which is as much like it."""
+
+    def likeness(one: str) -> float:
+        return difflib.SequenceMatcher(None, one, name).ratio()
+
+    return max(needed, key=likeness) if any(likeness(one) >= likeness(nearest) for one in needed) else nearest
+
+
+def _kinds_with(spot: _Spot) -> list[str]:
+    """The other kinds of the section at ``spot`` that have its key."""
+    name = str(spot.path[-1])
+    return [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
 
 
 def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
@@ -97,8 +150,7 @@ def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
 def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
     """The message on a key that its section does not have; ``nearest`` is the section's key that may be meant."""
     name, kind = str(spot.path[-1]), spot.section.kind
-    others = [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
-    if others:
+    if others := _kinds_with(spot):
         return f"{name!r} is not an option of kind {kind!r} (it is one of {', '.join(others)})"
     section, _, rest = name.partition(".")
     if rest and spot.section.key(section):

@@ -87,9 +87,12 @@ class Loaded:
 
     def lacking(self, missing: Sequence[str]) -> list[Problem]:
         """Everything that the file names and this machine lacks: what the translation does without, and what else is
-        ``missing``, lines that begin with a native key. Each key is told once."""
+        ``missing``, lines that begin with a native key. Each key is told once, also where it says several native
+        ones."""
         told = {(one.origin.line, one.key) for one in self.not_here}
-        return [*self.not_here, *(one for one in self.placed(missing) if (one.origin.line, one.key) not in told)]
+        found = [one for one in self.placed(missing) if (one.origin.line, one.key) not in told]
+        once = {(one.origin, one.key, _NATIVE.sub("", one.message)): one for one in reversed(found)}
+        return [*self.not_here, *(one for one in found if one in once.values())]
 
     @property
     def original(self) -> Original | None:
@@ -144,15 +147,16 @@ class Refused(RunFileError):
         super().__init__(problems, not_here)
         self.left = left
 
-    def beside(self, missing: Sequence[str]) -> Refused:
-        """The same with all that the files name and this machine lacks: lines of ``missing`` begin with the native key.
-        What stands in the place of a mistake is none of it."""
+    def beside(self, mistakes: Sequence[str], missing: Sequence[str]) -> Refused:
+        """The same with the ``mistakes`` of what is left, and all that the files name and this machine lacks: lines
+        that begin with the native key. What stands in the place of a mistake is none of it."""
         if self.left is None:
             return self
+        details = with_those_that_follow(self.details, self.left.placed(mistakes), self.left.dialect)
         wrong = {one.key for one in self.details}
         found = [one for one in self.left.lacking(missing) if one.origin.line or one.origin.file is None]
         sound = [one for one in found if wrong.isdisjoint(accumulate(one.key.split("."), "{}.{}".format))]
-        return Refused(self.details, self.left, sound)
+        return Refused(details, self.left, sound)
 
 
 def line_in_its_words(line: str, provenance: Provenance, dialect: Dialect | None) -> str:
@@ -205,6 +209,7 @@ def _renamed(text: str, provenance: Provenance, dialect: Dialect, shown: Callabl
 
 _KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\]|(?:\[\d+\])?(?:\.[a-z_]\w*(?:\[\d+\])?)+)(?![\w/(\[])")
 _DEFAULT = "'s default: "
+_NATIVE = re.compile(r" \([\w.\[\]]+ of the run file\)$")
 _INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_length": "data.sequence_length"}
 """Keys that say the same another way, or that follow another where they are not set."""
 
@@ -289,7 +294,9 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     found = in_its_words(later, document.provenance, dialect)
     found = found if dialect is None else with_those_that_follow(problems, found, dialect)
     if found:
-        config = config or _left(values, document.provenance)
+        if config is None:
+            config, following = _left(values, document.provenance)
+            found = with_those_that_follow(found, in_its_words(following, document.provenance, dialect), dialect)
         left = config and Loaded(config, document.provenance, values, dialect, not_here=not_here)
         raise Refused(found, left, not_here)
     assert config is not None
@@ -297,18 +304,20 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     return Loaded(config, document.provenance, values, dialect, (*notes, *unfit), prepare_to, not_here=not_here)
 
 
-def _left(values: Mapping[str, Any], provenance: Provenance) -> RunConfig | None:
-    """The config that ``values`` are without those that are wrong, with stand-ins for what a run must have; None where
-    that is no run."""
-    left, stand_in = copy.deepcopy(dict(values)), dict(_STAND_IN)
+def _left(values: Mapping[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem]]:
+    """The config that ``values`` are without those that are wrong, with stand-ins for what a run must have, None where
+    that is no run; and what is wrong with it that the first look, at all of them, did not tell."""
+    left, stand_in, told, first = copy.deepcopy(dict(values)), dict(_STAND_IN), list[Problem](), 0
     while True:
         try:
-            return RunConfig.model_validate(left)
+            return RunConfig.model_validate(left), told[first:]
         except ValidationError as error:
-            paths = [parse(problem.key) or () for problem in problems_of(error, left, provenance)]
-        changed = [leave_out(left, path, stand_in) for path in paths]
+            problems = problems_of(error, left, provenance)
+        told = with_those_that_follow(told, problems, None)
+        first = first or len(told)
+        changed = [leave_out(left, parse(problem.key) or (), stand_in) for problem in problems]
         if not any(changed):
-            return None
+            return None, told[first:]
 
 
 _STAND_IN: dict[str, Any] = {

@@ -241,13 +241,13 @@ class TransformerConfig(ConfigSection):
         if attention.head_dim is None and self.width % self.heads:
             yield config_error(
                 "attention.heads",
-                f"{self.heads} heads do not divide width {self.width}; set attention.head_dim as well",
+                f"{self.heads} heads do not divide model.width = {self.width}; set model.attention.head_dim as well",
             )
         elif isinstance(self.position, RopeConfig):
             if self.position.fraction == 1 and self.head_dim % 2:
                 message = f"rotary positions need an even head size, not {self.head_dim}"
                 if attention.head_dim is None:
-                    message += f", which is width {self.width} over {self.heads} heads"
+                    message += f", which is model.width = {self.width} over {self.heads} heads"
                 yield config_error("attention.heads" if attention.head_dim is None else "attention.head_dim", message)
             elif not self.rotary_dim:
                 yield config_error(

@@ -56,11 +56,13 @@ class Original:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do."""
+    """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do; and the key
+    that a misspelt one is probably ``meant`` for."""
 
     origin: Origin
     key: str
     message: str
+    meant: str = ""
 
     @property
     def not_here(self) -> Problem:

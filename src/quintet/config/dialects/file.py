@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -227,7 +228,8 @@ class SchemaFile:
             if like
             else known_as or f"{show(path[:-1])} has {', '.join(dict.fromkeys(beside))}"
         )
-        self.problems.append(Problem(origin, show(path), f"unknown key {name!r}; {mend}"))
+        meant = show((*path[:-1], like)) if like else ""
+        self.problems.append(Problem(origin, show(path), f"unknown key {name!r}; {mend}", meant))
 
     def _validate(self) -> None:
         """Read the values by the schema, and note what it refuses, at the keys as they are written; what is right is
@@ -256,7 +258,7 @@ class SchemaFile:
             origin = self._provenance.get(path) or problem.origin
             key, value = self.dialect.find(path), lookup(self.values, path)
             reason = key.special.why_not(value) if key is not None and key.special is not None else None
-            wrong = Problem(origin, origin.key or problem.key, problem.message)
+            wrong = replace(problem, origin=origin, key=origin.key or problem.key)
             found.append((path, self._note(wrong, reason, shown(value))))
         return found
 
@@ -296,31 +298,43 @@ def leave_out(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -
     return True
 
 
-def with_those_that_follow(problems: Sequence[Problem], later: Iterable[Problem], dialect: Dialect) -> list[Problem]:
-    """``problems`` of a file of ``dialect`` and those that were found ``later`` in what they left of it: of these only
-    what stands at a line of its own and names none of the keys that are wrong or missing, for a default or a stand-in
-    is in their place."""
+def with_those_that_follow(
+    problems: Sequence[Problem], later: Iterable[Problem], dialect: Dialect | None
+) -> list[Problem]:
+    """``problems`` of a file of ``dialect``, None for a native one, and those that were found ``later`` in what they
+    left of it: of these only what stands at a place of its own and names none of the keys that are wrong or missing,
+    for a default or a stand-in is in their place."""
     if not problems:
         return list(later)
-    told = {(problem.origin.file, problem.origin.line, problem.key) for problem in problems}
-    places = {(file, line) for file, line, _ in told}
-    keys = {key for _, _, key in told if key}
+    keys = {problem.key for problem in problems if problem.key} | {
+        problem.meant for problem in problems if problem.meant
+    }
     keys |= {re.sub(r"(\[\d+\])+$", "", key) for key in keys}
-    keys |= {known.path for key in keys if (path := parse(key)) and (known := dialect.find(path))}
-    names = {name for key in keys for name in (key, key.rpartition(".")[2])}
-    unlike_words = [re.escape(name) for name in sorted(names) if "." in name or "_" in name]
-    named = re.compile(rf"(?<![\w.])(?:{'|'.join(unlike_words) or '(?!)'})(?!\w)")
-    return [
-        *problems,
-        *(
-            one
-            for one in later
-            if (one.origin.line is not None or one.origin.file is None)
-            and one.key not in keys
-            and not named.search(one.message)
-            and ((one.origin.file, one.origin.line) not in places or one.origin.line is None)
-        ),
-    ]
+    if dialect is not None:
+        keys |= {known.path for key in keys if (path := parse(key)) and (known := dialect.find(path))}
+    whole = [re.escape(key) for key in sorted(keys)]
+    named = re.compile(rf"(?<![\w.])(?:{'|'.join(whole) or '(?!)'})(?!\w)")
+    return [*problems, *(one for one in later if _stands(one, problems, keys) and not named.search(one.message))]
+
+
+def _stands(one: Problem, problems: Sequence[Problem], keys: set[str]) -> bool:
+    """True if ``one`` has a place of its own, and neither its key nor the key that its message calls by its last name,
+    as one of the same section, is one of the ``keys`` that are wrong."""
+    if one.key in keys or (one.origin.line is None and one.origin.file is not None):
+        return False
+    for told in problems:
+        same_line = (told.origin.file, told.origin.line) == (one.origin.file, one.origin.line)
+        if same_line and told.origin.line is not None and (not told.key or _around(told.key, one.key)):
+            return False
+    section = one.key.partition(".")[0]
+    near = {key.rpartition(".")[2] for key in keys if key.partition(".")[0] == section}
+    return near.isdisjoint(re.findall(r"\w+", one.message))
+
+
+def _around(key: str, other: str) -> bool:
+    """True if one of the two keys stands inside the other."""
+    shorter, longer = sorted((key, other), key=len)
+    return longer == shorter or longer.startswith((f"{shorter}.", f"{shorter}["))
 
 
 def _meaning(key: KeyInfo, value: Any) -> Any:

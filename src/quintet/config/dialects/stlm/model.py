@@ -54,16 +54,14 @@ def transformer(theirs: File, native: NativeBuilder) -> None:
         if part.startswith("hf_"):
             native.refuse(f"model.{key}", f"{part} goes with core_model_type: hf_core alone; set generic")
     missing = [name for name in NEEDED if not native.has(f"model.{name}")]
-    if not any(map(native.has, HEADS)):
-        missing.append("attn.num_kv_heads")
-    for name in missing:
+    headed = any(map(native.has, HEADS))
+    for name in missing if headed else [*missing, "attn.num_kv_heads"]:
         native.refuse(f"model.{name}", "is missing: core_model_type: generic needs it")
-    if missing:
-        return
     if model.embedding_dim not in (None, model.hidden_dim) and model.embedding_model_type != "bytes":
         native.refuse("model.embedding_dim", EXPERIMENT)
     _sharing(theirs, native)
-    _attention(theirs, native)
+    if headed:
+        _attention(theirs, native)
     if model.ffn.ffn_type == "gated":
         native.set("model.feedforward.activation", "silu", "model.ffn.ffn_type")
         if native.has("model.ffn.activation") and model.ffn.activation != "silu":
