@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.dialects.conftest import remove, set_in
+from tests.dialects.planted import NATIVE, base, check_several
+from tests.dialects.planted import told as told_of
 from tests.dialects.small_files import SmallFile
 from tests.dialects.small_files import small_file as small_file  # a fixture
 from tests.helpers import refused
@@ -122,6 +125,16 @@ def test_a_missing_key_hides_no_other_mistake(name: str, small_file: SmallFile, 
         assert any(line.startswith(tuple(mistake)) for line in found)
         alone += found
     assert told(without, name, tmp_path) == sorted(alone)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NATIVE])
+def test_mistakes_that_are_planted_are_told_together_as_they_are_alone(
+    name: str, small_file: SmallFile, tmp_path: Path
+) -> None:
+    values, rng = base(name, small_file, tmp_path), random.Random(name)
+    assert told_of(values, None if name in NATIVE else name, tmp_path) == []
+    for _ in range(4):
+        check_several(rng, name, values, tmp_path)
 
 
 REQUIRED = [(name, key.path) for name in NAMES for key in dialect_named(name).keys if key.required]

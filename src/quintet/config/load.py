@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
-from quintet.config.dialects.file import leave_out, with_those_that_follow
+from quintet.config.dialects.file import leave_out, whole_value, with_those_that_follow
 from quintet.config.dialects.native import Output
 from quintet.config.dialects.translate import (
     EXTENSION,
@@ -308,21 +308,32 @@ def _left(values: Mapping[str, Any], provenance: Provenance) -> tuple[RunConfig 
     """The config that ``values`` are without those that are wrong, with stand-ins for what a run must have, None where
     that is no run; and what is wrong with it that the first look, at all of them, did not tell."""
     left, stand_in, told, first = copy.deepcopy(dict(values)), dict(_STAND_IN), list[Problem](), 0
+    gone: list[KeyPath] = []  # what is left out, or has a stand-in: what is wrong inside it is nobody's mistake
     while True:
         try:
             return RunConfig.model_validate(left), told[first:]
         except ValidationError as error:
-            problems = problems_of(error, left, provenance)
-        told = with_those_that_follow(told, problems, None)
+            problems = [(problem, parse(problem.key) or ()) for problem in problems_of(error, left, provenance)]
+        own = [one for one, path in problems if not any(path[: len(part)] == part for part in gone)]
+        told = with_those_that_follow(told, own, None)
         first = first or len(told)
-        changed = [leave_out(left, parse(problem.key) or (), stand_in) for problem in problems]
-        if not any(changed):
+        out = [part for _, path in problems if (part := _leave_out_around(left, path, stand_in))]
+        if not out:
             return None, told[first:]
+        gone += out
+
+
+def _leave_out_around(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -> KeyPath:
+    """Leave out what ``values`` have at ``path``, or where they have nothing there the nearest section around it, and
+    return its path; no step where there is none."""
+    parts = (whole_value(path[:end]) for end in range(len(path), 0, -1))
+    return next((part for part in parts if leave_out(values, part, stand_in)), ())
 
 
 _STAND_IN: dict[str, Any] = {
     "data": {"sources": [{"kind": "text", "path": "."}]},
     "data.sources": [{"kind": "text", "path": "."}],
+    "data.sequence_length": 2,
     "train": {"steps": 1},
     "train.steps": 1,
 }

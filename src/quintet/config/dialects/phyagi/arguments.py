@@ -102,7 +102,10 @@ _TRACKER = "`quintet show-batch` shows which samples a step has: they follow fro
 
 def split_model(help: str, **more: Any) -> Any:
     """A key of parts that are split over devices."""
-    why = "a layer, the layers or a sequence is never split over devices here; FSDP spreads the weights of a model"
+    why = (
+        "no layer or sequence is split over devices here; `quintet: {parallel: {kind: fsdp}}` spreads the weights of a "
+    )
+    why += "model that is too large for one device"
     return further(None, help, unsupported=why, noop_values=(1, 0), **more)
 
 

@@ -54,6 +54,8 @@ def _length(theirs: File, native: NativeBuilder) -> None:
     length = theirs.train_parameters.max_seq_len
     if length <= 0:
         found = positions_of(theirs.model)
+        if found is None and not native.has("model"):  # which is told, and what stands for it has no positions
+            return
         if found is None:
             native.lack(
                 key,
