@@ -65,6 +65,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
     class Run:
         id, starting_step = "1", 0
         config = summary = SimpleNamespace(update=lambda *_, **__: None)
+        settings = SimpleNamespace(finish_timeout=None, sync_dir="")
 
         def log(self, metrics: dict[str, Any], step: int) -> None:
             sent.wandb.setdefault(step, {}).update(metrics)
