@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.piano import (
+from quintet.config.note_tokenizers import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,

@@ -52,9 +52,9 @@ def quintet(precision: str) -> Step:
     from quintet.config.load import load_run_config
     from quintet.data.batch import Batch
     from quintet.model import build_model
-    from quintet.train import compute, objective, step
+    from quintet.train import compute, engine, objective
+    from quintet.train.engine import step_if_finite
     from quintet.train.optimizer import build_optimizer
-    from quintet.train.step import step_if_finite
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.yaml"
@@ -67,13 +67,13 @@ def quintet(precision: str) -> Step:
     loss = objective.LossModule(model, objective.Objective(config.loss, config.model, VOCABULARY, mask_id=0, seed=1))
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    engine = step.TorchEngine(loss, model, optimizer, scaler, config, config.batch, chosen)
+    ours = engine.TorchEngine(loss, model, optimizer, scaler, config, config.batch, chosen)
     number = 0
 
     def one(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         nonlocal number
         rows = np.zeros(SAMPLES, dtype=np.int64)
-        engine.accumulate(Batch(inputs.numpy(), targets.numpy(), rows, config.batch.tokens), number)
+        ours.accumulate(Batch(inputs.numpy(), targets.numpy(), rows, config.batch.tokens), number)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_if_finite(optimizer, torch.tensor(1.0))
         optimizer.zero_grad()

@@ -110,8 +110,8 @@ def measure(case: str) -> dict[str, Any]:
     from quintet.data.batch import Batch
     from quintet.processes import world_size
     from quintet.tokenize.base import TokenBytes
+    from quintet.train.build import build_engine
     from quintet.train.compute import Compute
-    from quintet.train.engine import build_engine
     from quintet.train.model import make_objective
 
     config = run_config(case)

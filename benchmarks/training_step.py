@@ -43,9 +43,9 @@ def measure(variant: str) -> tuple[float, float]:
     from quintet.data.batch import Batch
     from quintet.model import build_model
     from quintet.model.count import flops_per_token
-    from quintet.train import compute, objective, step
+    from quintet.train import compute, engine, objective
+    from quintet.train.engine import step_if_finite
     from quintet.train.optimizer import build_optimizer
-    from quintet.train.step import step_if_finite
 
     overrides = ["train.precision=fp32"] if variant == "fp32" else []
     overrides += ["model.attention.backend=sdpa"] if variant == "PyTorch's attention" else []
@@ -62,7 +62,7 @@ def measure(variant: str) -> tuple[float, float]:
     loss_mask = objective.Objective(config.loss, config.model, vocabulary, mask_id=0, seed=1)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    one = step.TorchEngine(objective.LossModule(model, loss_mask), model, optimizer, scaler, config, shape, chosen)
+    one = engine.TorchEngine(objective.LossModule(model, loss_mask), model, optimizer, scaler, config, shape, chosen)
     ids = np.random.default_rng(0).integers(0, vocabulary, (shape.samples, shape.sequence_length + 1))
     inputs, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
     batch = Batch(inputs, targets, np.zeros(shape.samples, dtype=np.int64), shape.tokens)

@@ -23,7 +23,7 @@ import os
 if os.environ.get("RANK") == "1" and os.environ.get("FAULT"):
     import threading
 
-    from quintet.train.step import TorchEngine
+    from quintet.train.engine import TorchEngine
 
     accumulate = TorchEngine.accumulate
 

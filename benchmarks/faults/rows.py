@@ -283,7 +283,7 @@ def servers(work: Workspace, tries: int) -> Outcomes:
 def _in_time(limit: float) -> None:
     """Wait no longer than ``limit`` seconds at the end, and take steps so slowly that a server fails among them."""
     from quintet.track import background
-    from quintet.train.step import TorchEngine
+    from quintet.train.engine import TorchEngine
 
     background.BackgroundQueue.__init__.__defaults__ = (limit,)
     taken = TorchEngine.update

@@ -190,7 +190,7 @@ def test_a_job_that_is_interrupted_has_the_losses_of_one_that_is_not(cluster, wr
     Path("sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
-        "    from quintet.train.step import TorchEngine\n"
+        "    from quintet.train.engine import TorchEngine\n"
         "    whole = TorchEngine.accumulate\n"
         "    TorchEngine.accumulate = lambda *args: (time.sleep(0.25), whole(*args))[1]\n"
     )

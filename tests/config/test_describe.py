@@ -11,7 +11,7 @@ import pytest
 from quintet.config.describe import KeyInfo, default_kinds, run_file, walk, with_defaults
 from quintet.config.find import find
 from quintet.config.load import load_run_config
-from quintet.config.piano import NoteBPETokenizerConfig
+from quintet.config.note_tokenizers import NoteBPETokenizerConfig
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 

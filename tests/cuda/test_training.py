@@ -26,15 +26,15 @@ from quintet.data.batch import Batch
 from quintet.model import Model, build_model
 from quintet.model.dropout import follow_schedule, set_dropout, set_dropout_keys
 from quintet.model.init import first_values
+from quintet.train.build import _compile_blocks
 from quintet.train.compute import Compute, pinned, to_device
-from quintet.train.engine import _compile_blocks
+from quintet.train.engine import TorchEngine
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_rounding
 from quintet.train.parallel.group import process_group
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import Strategy
 from quintet.train.rehearsal import rehearse_steps
-from quintet.train.step import TorchEngine
 
 pytestmark = pytest.mark.timeout(600)
 HERE = {"steps": 4, "batch_size": 8, "precision": "fp32", "log_every": 1}

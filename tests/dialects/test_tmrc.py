@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from quintet.config.dialects import dialect_named
 from quintet.config.load import Reading, load_run_config
-from quintet.errors import UserError
+from quintet.errors import UserError, gathered
 from quintet.train.check import check_training
 
 DIALECT = "tmrc"
@@ -454,7 +454,8 @@ def test_check_says_that_a_cpu_does_not_train_in_fp16(make: Make) -> None:
     with pytest.raises(UserError, match=r"train\.precision: fp16 .* a CPU, and that is the device here"):
         check_training(made.config)
     elsewhere = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cuda"}}})
-    check_training(elsewhere.config)
+    mistakes, _ = gathered([lambda: check_training(elsewhere.config)])  # this machine may lack the GPU
+    assert mistakes == []
 
 
 TOO_SHORT = "datasets.name: words has 0 tokens to train on, fewer than the 100,001 of one sample"

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from quintet.config.optimizer import OptimizerConfig
+from quintet.train.engine import step_if_finite
 from quintet.train.optimizer import build_optimizer, set_learning_rate
-from quintet.train.step import step_if_finite
 
 SHAPES = ((3, 2), (4,), (), (2, 2, 2))
 BETAS = st.tuples(st.floats(0, 0.99), st.floats(0.01, 0.999))

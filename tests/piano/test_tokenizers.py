@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from tests.helpers import run_config, write_jsonl
 
-from quintet.config.piano import (
+from quintet.config.note_tokenizers import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,

@@ -30,12 +30,12 @@ from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.train import checkpoint, checkpoint_files
+from quintet.train.build import load_training
 from quintet.train.checkpoint import Checkpointer, load_weights
 from quintet.train.checkpoint_files import Progress, checkpoint_path, checkpoint_steps, last_checkpoint, read_progress
 from quintet.train.compute import Compute
-from quintet.train.engine import load_training
+from quintet.train.engine import TorchEngine
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import TorchEngine
 
 
 def tiny(seed: int = 0) -> nn.Module:

@@ -32,10 +32,10 @@ from quintet.train.compute import (
     set_products,
     use_gpu,
 )
+from quintet.train.engine import micro_batches
 from quintet.train.parallel.group import process_group
 from quintet.train.parallel.shard import make_mesh
 from quintet.train.run import Run
-from quintet.train.step import micro_batches
 
 GPUS = 4
 

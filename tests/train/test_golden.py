@@ -18,10 +18,10 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine, step_if_finite
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_learning_rate
 from quintet.train.schedule import learning_rate
-from quintet.train.step import TorchEngine, step_if_finite
 
 CURVES = Path(__file__).parent / "golden.json"
 STEPS, VOCAB, LENGTH = 20, 97, 24

@@ -26,17 +26,17 @@ from quintet.plan.fake_world import fake_tokenizer
 from quintet.plan.machine import Machine
 from quintet.plan.rehearse import rehearse
 from quintet.train import library_optimizers
+from quintet.train.build import load_training
 from quintet.train.check import check_training
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress, checkpoint_path
 from quintet.train.compute import Compute
-from quintet.train.engine import load_training
+from quintet.train.engine import TorchEngine
 from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.library_schedules import check_torch_schedule
 from quintet.train.model import make_model
 from quintet.train.optimizer import build_optimizer, optimizer_bytes, set_learning_rate, state_bytes
 from quintet.train.rehearsal import rehearse_steps
-from quintet.train.step import TorchEngine
 
 REASONS = library_optimizers._NOT_FOR_A_RUN["pytorch_optimizer"]
 RATES = (0.0, 0.02, 0.01, 0.03)

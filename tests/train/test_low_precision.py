@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
+from quintet.train.build import load_training
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress, checkpoint_path
 from quintet.train.compute import Compute
-from quintet.train.engine import load_training
+from quintet.train.engine import TorchEngine
 from quintet.train.optimizer import (
     LowPrecisionAdamW,
     build_optimizer,
@@ -29,7 +30,6 @@ from quintet.train.optimizer import (
     set_rounding,
     stochastically_rounded,
 )
-from quintet.train.step import TorchEngine
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,7 +14,7 @@ from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train import loop
-from quintet.train.step import TorchEngine
+from quintet.train.engine import TorchEngine
 from quintet.train.trained import load_trained, loss_on, own_data
 
 WORDS = {"words": ["the", "cat", "dog", "sat", "mat"], "numbers": ["one", "two", "three"]}

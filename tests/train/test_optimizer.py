@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError
+from quintet.train.engine import step_if_finite
 from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.optimizer import (
     build_optimizer,
@@ -21,7 +22,6 @@ from quintet.train.optimizer import (
     set_momentum,
     state_bytes,
 )
-from quintet.train.step import step_if_finite
 
 
 def tiny() -> nn.Module:

@@ -16,10 +16,10 @@ from quintet.errors import UserError
 from quintet.model import build_model
 from quintet.plan.counting import Counter
 from quintet.train.compute import make_deterministic, ran_out_of_memory
+from quintet.train.engine import TorchEngine
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.rehearsal import rehearse_steps
-from quintet.train.step import TorchEngine
 from quintet.train.validation import validate
 
 

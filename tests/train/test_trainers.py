@@ -124,10 +124,10 @@ def test_sigterm_in_the_middle_of_a_step_ends_it_with_a_checkpoint_from_which_an
     make: Make, kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(make("quintet", name="whole")).run
-    from quintet.train import step as step_module
+    from quintet.train import engine as engine_module
     from quintet.train.integrations import trainers
 
-    stops, share_of_loss = {3: 1, 6: 0, 9: 2}, step_module.share_of_loss
+    stops, share_of_loss = {3: 1, 6: 0, 9: 2}, engine_module.share_of_loss
 
     def share(loss_module: Any, part: Any, *rest: Any) -> Any:
         if stops.get(part.step) == part.index and len(asked) < len(kinds) - 1:
@@ -137,7 +137,7 @@ def test_sigterm_in_the_middle_of_a_step_ends_it_with_a_checkpoint_from_which_an
         return share_of_loss(loss_module, part, *rest)
 
     asked: list[int] = []
-    for module in (step_module, trainers):
+    for module in (engine_module, trainers):
         monkeypatch.setattr(module, "share_of_loss", share)
     for kind in kinds[:-1]:
         outcome = trained(make(kind, name="cut"))

@@ -24,7 +24,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder: how far each is, what it reached, how fast it was."""
-    from quintet.track.jsonl import find_runs
+    from quintet.report.facts import find_runs
 
     if not is_path(folder) or not folder.is_dir():
         fail(f"{folder}: no such folder; `quintet train` makes runs/ where it is called")

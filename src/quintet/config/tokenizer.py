@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.piano import (
+from quintet.config.note_tokenizers import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,

@@ -32,6 +32,7 @@ from quintet.plan.fake_world import (
 from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute
+from quintet.train.engine import TorchEngine
 from quintet.train.model import checkpoint_activations, make_model, make_objective
 from quintet.train.objective import LossModule
 from quintet.train.optimizer import UNREADABLE, build_optimizer
@@ -44,7 +45,6 @@ from quintet.train.parallel.strategy import (
     share_of_batch,
     state_bytes_of,
 )
-from quintet.train.step import TorchEngine
 
 Figures = dict[Any, float]
 
@@ -220,7 +220,7 @@ def _loss_module(
     environment: Environment,
     compute: Compute,
 ) -> LossModule:
-    """As `quintet.train.engine` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
+    """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
     views of it, which fake tensors are slow at."""
     if isinstance(meta_model, Transformer):
         meta_model.lay_out = lay_out_one_document

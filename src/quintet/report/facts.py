@@ -5,18 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from quintet.config.load import read_run_config
+from quintet.config.load import load_run_config, read_run_config
 from quintet.config.schema import RunConfig
-from quintet.track.jsonl import read_metrics
+from quintet.errors import UserError
+from quintet.track.jsonl import last_values, read_metrics
 
 _RECORDS = 10_000  # of training, of a longer run evenly spread: many times what a drawing can show
 MEASURED = ("benchmark/", "text/", "music/")
 """Groups of metrics that are measured after the validation loss."""
+
+_SHOWN = ("step", "train/loss", "validation/loss", "validation/bits_per_byte", "speed/tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,49 @@ def read_facts(folder: Path) -> RunFacts:
     """The facts of the run in ``folder``; of a long run not every record of training. Raises UserError when there is no
     run."""
     return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl", _RECORDS))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One row: figures are those last recorded, None where there are none; ``changed`` is local time, and ``problem``
+    says why the run file cannot be read."""
+
+    name: str
+    step: int
+    steps: int | None
+    train_loss: float | None
+    validation_loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float | None
+    changed: str
+    problem: str | None = None
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
+    """The runs directly below ``folder``, by name. Raises UserError when there is none."""
+    found = [summarise(file.parent) for file in sorted(folder.glob("*/run.yaml"))]
+    if not found:
+        raise UserError(f"{folder}: holds no run; `quintet train` makes one")
+    return found
+
+
+def summarise(folder: Path) -> RunSummary:
+    """The row of one run folder."""
+    file, steps, problem = folder / "metrics.jsonl", None, None
+    last = last_values(file, _SHOWN)
+    changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)
+    try:
+        steps = load_run_config([folder / "run.yaml"]).config.train.steps
+    except UserError as error:
+        problem = error.problems[0]
+    return RunSummary(
+        name=folder.name,
+        step=int(last.get("step", 0)),
+        steps=steps,
+        train_loss=last.get("train/loss"),
+        validation_loss=last.get("validation/loss"),
+        bits_per_byte=last.get("validation/bits_per_byte"),
+        tokens_per_second=last.get("speed/tokens_per_second"),
+        changed=changed.strftime("%Y-%m-%d %H:%M"),
+        problem=problem,
+    )

@@ -7,8 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -16,8 +14,6 @@ from threading import Lock
 from typing import BinaryIO, ClassVar
 
 from quintet.config.keypath import is_mapping
-from quintet.config.load import load_run_config
-from quintet.errors import UserError
 from quintet.files import from_json, set_aside, sync_folder, to_json, unfinished_name
 from quintet.track.names import UsableNames, file_name
 from quintet.track.tracker import RunStatus
@@ -26,7 +22,6 @@ _NAME = re.compile(r"^--- (.+)$", re.MULTILINE)
 _HEADING = re.compile(r"^\\*--- ", re.MULTILINE)  # a line of a text that would be read as a name, or as such a line
 _ESCAPED = re.compile(r"^\\(?=\\*--- )", re.MULTILINE)
 _OTHERS = re.compile(rb'"(?:validation|benchmark|text|music)/')
-_SHOWN = ("step", "train/loss", "validation/loss", "validation/bits_per_byte", "speed/tokens_per_second")
 _BLOCK, _SMALL_BLOCK = 4 << 20, 1 << 18  # bytes
 _GROUPS = {"validation": "validation/", "text modelling": "text/", "benchmarks": "benchmark/"}
 
@@ -266,49 +261,3 @@ def _keep_until(file: Path, step: int, again: tuple[str, ...], say: Callable[[st
         say(f"{file}: {bad:,} lines, line {first:,} first, are no records and are left out; {aside.name} has them")
     os.replace(unfinished, file)
     sync_folder(file.parent)
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One row: figures are those last recorded, None where there are none; ``changed`` is local time, and ``problem``
-    says why the run file cannot be read."""
-
-    name: str
-    step: int
-    steps: int | None
-    train_loss: float | None
-    validation_loss: float | None
-    bits_per_byte: float | None
-    tokens_per_second: float | None
-    changed: str
-    problem: str | None = None
-
-
-def find_runs(folder: Path) -> list[RunSummary]:
-    """The runs directly below ``folder``, by name. Raises UserError when there is none."""
-    found = [summarise(file.parent) for file in sorted(folder.glob("*/run.yaml"))]
-    if not found:
-        raise UserError(f"{folder}: holds no run; `quintet train` makes one")
-    return found
-
-
-def summarise(folder: Path) -> RunSummary:
-    """The row of one run folder."""
-    file, steps, problem = folder / "metrics.jsonl", None, None
-    last = last_values(file, _SHOWN)
-    changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)
-    try:
-        steps = load_run_config([folder / "run.yaml"]).config.train.steps
-    except UserError as error:
-        problem = error.problems[0]
-    return RunSummary(
-        name=folder.name,
-        step=int(last.get("step", 0)),
-        steps=steps,
-        train_loss=last.get("train/loss"),
-        validation_loss=last.get("validation/loss"),
-        bits_per_byte=last.get("validation/bits_per_byte"),
-        tokens_per_second=last.get("speed/tokens_per_second"),
-        changed=changed.strftime("%Y-%m-%d %H:%M"),
-        problem=problem,
-    )

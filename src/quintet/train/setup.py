@@ -21,6 +21,7 @@ from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track.composite import CompositeTracker
 from quintet.track.console import Reporter
 from quintet.track.tracker import Tracked, system_figures
+from quintet.train.build import Built, build_engine, load_training
 from quintet.train.check import check_training
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress, checkpoint_path, newest_whole
@@ -34,7 +35,7 @@ from quintet.train.compute import (
     measure_peak_flops,
     set_products,
 )
-from quintet.train.engine import Built, build_engine, load_training
+from quintet.train.engine import TorchEngine
 from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
@@ -55,7 +56,6 @@ from quintet.train.run_folder import (
 )
 from quintet.train.schedule import learning_rate
 from quintet.train.sizes import training_flops
-from quintet.train.step import TorchEngine
 from quintet.train.weights import seen_before, starting_weights
 
 

@@ -15,8 +15,8 @@ from statistics import median
 from quintet.config.train import SpikeConfig
 from quintet.errors import UserError
 from quintet.processes import broadcast_from_rank0
+from quintet.train.build import load_training
 from quintet.train.checkpoint_files import checkpoint_path, newest_whole
-from quintet.train.engine import load_training
 from quintet.train.run import Run
 
 _NORMAL = 1.4826  # the standard deviation of a normal distribution over its median deviation from the median

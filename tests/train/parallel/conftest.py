@@ -136,7 +136,7 @@ FAULT = """\
 import os, signal, sys, time
 
 if os.environ.get("RANK") == "{rank}":
-    from quintet.train.step import TorchEngine
+    from quintet.train.engine import TorchEngine
 
     whole = TorchEngine.accumulate
 

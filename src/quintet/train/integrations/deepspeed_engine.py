@@ -17,9 +17,9 @@ from quintet.data.batch import Batch
 from quintet.model import Model
 from quintet.processes import all_reduce, broadcast_from_rank0, is_rank_zero, rank, world_size
 from quintet.train.compute import Compute
+from quintet.train.engine import micro_batches, share_of_loss
 from quintet.train.integrations.deepspeed_values import Values, materialise, relink, values_of
 from quintet.train.optimizer import set_learning_rate, set_rounding
-from quintet.train.step import micro_batches, share_of_loss
 
 
 class InPrecision(nn.Module):
@@ -39,7 +39,7 @@ class InPrecision(nn.Module):
 
 
 class DeepSpeedEngine:
-    """DeepSpeed's ``engine`` with the protocol of ``quintet.train.step.Engine``.
+    """DeepSpeed's ``engine`` with the protocol of ``quintet.train.engine.Engine``.
 
     ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
     part of a batch.

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
 from quintet.train.callbacks import Callbacks
+from quintet.train.engine import MicroBatch, micro_batches, share_of_loss
 from quintet.train.run import Run
-from quintet.train.step import MicroBatch, micro_batches, share_of_loss
 
 
 class MicroBatches(IterableDataset):

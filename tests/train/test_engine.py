@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quintet.config.documents import IGNORED
-from quintet.train.engine import _compile_blocks
+from quintet.train.build import _compile_blocks
+from quintet.train.engine import TorchEngine
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.step import TorchEngine
 
 
 def objective_of(config) -> Objective:
