@@ -73,5 +73,5 @@ def test_a_warm_up_may_be_nothing_but_not_more_than_the_run(tmp_path) -> None:
     file.write_text("data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 50}\nschedule:\n  warmup_steps: 2.5\n")
     with pytest.raises(UserError, match=r"a.yaml:4: schedule.warmup_steps: 2.5 is no fraction of the run; write a"):
         load_run_config([file])
-    with pytest.raises(UserError, match=r"schedule.warmup_steps: is more than the 50 steps"):
+    with pytest.raises(UserError, match=r"schedule.warmup_steps: is more than train.steps = 50"):
         load_run_config([file], ["schedule.warmup_steps=51"])

@@ -288,7 +288,7 @@ def test_a_length_that_the_model_would_tell_is_not_here_with_it(make: Make, tmp_
     with pytest.raises(UserError, match=r"train_parameters\.max_seq_len: is not given"):
         quintet.train(remembering(loaded))
     told = quintet.check(remembering(loaded)).not_here
-    assert [sum(f" {key}: " in line for line in told) for key in ("train_parameters.max_seq_len", "model")] == [1, 2]
+    assert [sum(f" {key}: " in line for line in told) for key in ("train_parameters.max_seq_len", "model")] == [1, 1]
     plan = quintet.plan(remembering(loaded))
     assert (plan.run.parameters, plan.run.vocab_size, plan.devices) == (None, None, None)
     assert any("train_parameters.max_seq_len: is not given" in line for line in plan.lines())

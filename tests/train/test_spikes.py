@@ -212,8 +212,8 @@ def test_a_spike_is_what_stands_out_of_the_median_deviation() -> None:
     ("sections", "said"),
     [
         ({"checkpoint": {"every": None}}, "none is asked for; give checkpoint.every"),
-        ({"checkpoint": {"every": 30}}, "and the run has 24 steps; lower checkpoint.every"),
-        ({"on_spike": {}}, "after the first checkpoint and 100 losses, and the run has 24 steps"),
+        ({"checkpoint": {"every": 30}}, "which train.steps = 24 do not reach; lower checkpoint.every"),
+        ({"on_spike": {}}, "after the first checkpoint and 100 losses, which train.steps = 24 do not reach"),
         ({"data": {"fixed_batch": True}}, "with data.fixed_batch every step has the same"),
         ({"trainer": {"kind": "transformers"}}, "is not done by trainer.kind: transformers"),
         ({"parallel": {"kind": "deepspeed"}}, "is not done with parallel.kind: deepspeed"),

@@ -66,8 +66,10 @@ def problems_of(
             needed = [str(one[-1]) for one in lost if one[:-1] == path[:-1]]
             nearest = nearest and _as_near(str(path[-1]), nearest, needed)
             found[path] = _unknown_key(spot, nearest, top)
-            of_others |= {path} if _kinds_with(spot) else set()
-            meant |= {path: (*path[:-1], nearest)} if nearest else {}
+            if _kinds_with(spot):
+                of_others.add(path)
+            elif nearest:
+                meant[path] = (*path[:-1], nearest)
         elif detail["type"] == "missing":
             missing[path] = _missing(spot)
         elif detail["type"] in _KIND_ERRORS:

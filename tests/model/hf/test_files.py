@@ -301,7 +301,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "config: rotary": (settings(rope_parameters={"rope_type": "linear"}), "factor"),
     "config: quantised": (settings(quantization_config=5), "quant|int"),
     "config: endless labels": (settings(num_labels=10**12), "num_labels: 1000000000000 are more than 1000000"),
-    "config: endless width": (settings(hidden_size=10**19), "no model of its sizes|cannot be built"),
+    "config: endless width": (
+        settings(hidden_size=10**19),
+        "hidden_size: the number is beyond 64 bits; correct it|no model of its sizes|cannot be built",
+    ),
     "config: weights elsewhere": (settings(transformers_weights="../x.safetensors"), "is no file beside it"),
     "code": (code, "custom code|needs the Python code that lies beside it"),
     "weights: none": (without("model.safetensors"), "holds neither model.safetensors nor pytorch_model.bin$"),

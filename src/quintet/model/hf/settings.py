@@ -189,8 +189,10 @@ def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
             values[ours] = value
     values |= _rotation(found, family, problems) | _window(found, family, problems)
     huge = [name for name, value in values.items() if isinstance(value, int) and abs(value) >= 2**63]
-    problems += [f"{family.keys.get(name, name)}: the number is beyond 64 bits" for name in huge]
-    if family.scaled_embedding and not huge and isinstance(width := values.get("width"), int) and width > 0:
+    if huge:
+        theirs = (family.keys.get(name, name) for name in huge)
+        raise UserError(*(f"{where}: config.json: {name}: the number is beyond 64 bits; correct it" for name in theirs))
+    if family.scaled_embedding and isinstance(width := values.get("width"), int) and width > 0:
         values["embedding_scale"] = math.sqrt(width)
     for name, value in family.needs.items():
         if found.get(name, value) != value:
