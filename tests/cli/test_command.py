@@ -239,6 +239,19 @@ def test_nothing_heavy_is_imported_before_it_is_needed(statement: str) -> None:
     assert found.stdout.endswith("[]\n"), found.stdout + found.stderr
 
 
+def test_check_answers_without_pytorch(file: Path) -> None:
+    program = f"""
+import sys
+from quintet.cli import main
+try: main(["check", {str(file)!r}])
+except SystemExit as left: assert left.code == 0
+sys.exit("torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("OK ")
+
+
 def test_help_imports_few_modules() -> None:
     """Starting costs as much as importing does: typer and rich are 200 modules, torch alone would be 1,500."""
     show = (

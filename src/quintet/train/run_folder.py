@@ -1,4 +1,7 @@
-"""The folder of a run: what is written when it starts, and whether a run file may continue it."""
+"""The folder of a run: what is written when it starts, and whether a run file may continue it.
+
+`quintet check` asks where the folder lies, so that PyTorch is imported by what needs it alone.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from collections.abc import Mapping
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from quintet.config.dump import LINES_OF, differences, dump_run_config, dump_with_origins
 from quintet.config.load import Reading, load_run_config, read_run_config
@@ -33,7 +34,6 @@ from quintet.config.schema import RunConfig
 from quintet.config.secrets import file_without_credentials
 from quintet.errors import UserError
 from quintet.files import files_digest, is_unfinished, new_folder, remove, remove_unfinished, write_text
-from quintet.model.hf.files import checkpoint_digest, find_checkpoint
 from quintet.system import __version__
 from quintet.train.checkpoint_files import Progress, last_checkpoint
 
@@ -217,6 +217,8 @@ def _weights_of(config: RunConfig) -> dict[str, str]:
         return {}
     path = model.init.path
     if (folder := run_named(path)) is None:
+        from quintet.model.hf.files import checkpoint_digest, find_checkpoint
+
         return {"model.init.path": checkpoint_digest(find_checkpoint(path, model.init.revision))}
     newest = last_checkpoint(folder / "checkpoints")
     if newest is None:
@@ -264,6 +266,7 @@ def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
 def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str:
     """Versions, the state of the code, the folder in which the run ``began`` and what `auto` became, as comments before
     the run file."""
+    import torch
 
     from quintet.data.build import library_versions
 
