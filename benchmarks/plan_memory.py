@@ -78,7 +78,7 @@ def run_config(case: str) -> Any:
 
 def weights(case: str) -> int:
     """Parameters of the whole model."""
-    from quintet.train.model import parameter_count
+    from quintet.train.sizes import parameter_count
 
     return parameter_count(run_config(case), VOCABULARY).total
 
