@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,9 +147,15 @@ class Layers(torch.nn.Module):
         return x
 
 
-def test_blocks_within_ddp_are_compiled_as_they_are(cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cutting_ddp() -> Iterator[None]:
+    """DDP's optimizer is on; pytest's monkeypatch would leave the setting deleted."""
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        yield
+
+
+def test_blocks_within_ddp_are_compiled_as_they_are(cpu, cutting_ddp: None) -> None:
     """DDP's optimizer would cut the graph of a block at each bucket of gradients, here of a layer's size."""
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     graphs: list[int] = []
     for ours in (False, True):
         block = Layers()
