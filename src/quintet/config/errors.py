@@ -187,6 +187,11 @@ def _missing(spot: _Spot) -> str:
     return f"is missing, and {owner} needs it: {spot.key.description}"
 
 
+def not_a_section(value: object) -> str:
+    """The message on a ``value`` where a section belongs."""
+    return f"must be a section of keys and values, found {shown(value)}"
+
+
 def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
     """The message on a wrong value of a key that exists."""
     key = spot.key
@@ -194,7 +199,7 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
     if detail["type"] in _SECTION_ERRORS:
         if value is None:
             return "is empty; give it keys, or leave it out to have its defaults"
-        return f"must be a section of keys and values, found {shown(value)}"
+        return not_a_section(value)
     if detail["type"] == "value_error":
         return f"{detail.get('ctx', {})['error']}, found {shown(value)}"
     if detail["type"] == "literal_error" and key.name == "kind":

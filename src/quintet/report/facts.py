@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.load import load_run_config, read_run_config
+from quintet.config.load import read_run_config
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.track.jsonl import last_values, read_metrics
@@ -145,7 +145,7 @@ def summarise(folder: Path) -> RunSummary:
     last = last_values(file, _SHOWN)
     changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)
     try:
-        steps = load_run_config([folder / "run.yaml"]).config.train.steps
+        steps = read_run_config(folder).train.steps
     except UserError as error:
         problem = error.problems[0]
     return RunSummary(

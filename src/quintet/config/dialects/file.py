@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from quintet.config.describe import KeyInfo, Section
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
-from quintet.config.errors import elsewhere, problems_of
+from quintet.config.errors import elsewhere, not_a_section, problems_of
 from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, path_of, show, walk
 from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
@@ -217,8 +217,7 @@ class SchemaFile:
         beside = [known[len(around)] for known in self.dialect.by_pattern if known[: len(around)] == around]
         origin = origin_of(path, self.document.provenance)
         if name in beside:
-            wrong = shown(lookup(self.document.values, path))
-            message = f"must be a section of keys and values, found {wrong}"
+            message = not_a_section(lookup(self.document.values, path))
             self.problems.append(Problem(origin, show(path), message))
             return
         like = nearest(name, dict.fromkeys(beside))
@@ -306,9 +305,7 @@ def with_those_that_follow(
     for a default or a stand-in is in their place."""
     if not problems:
         return list(later)
-    keys = {problem.key for problem in problems if problem.key} | {
-        problem.meant for problem in problems if problem.meant
-    }
+    keys = {key for problem in problems for key in (problem.key, problem.meant) if key}
     keys |= {re.sub(r"(\[\d+\])+$", "", key) for key in keys}
     if dialect is not None:
         keys |= {known.path for key in keys if (path := parse(key)) and (known := dialect.find(path))}

@@ -103,9 +103,9 @@ _TRACKER = "`quintet show-batch` shows which samples a step has: they follow fro
 def split_model(help: str, **more: Any) -> Any:
     """A key of parts that are split over devices."""
     why = (
-        "no layer or sequence is split over devices here; `quintet: {parallel: {kind: fsdp}}` spreads the weights of a "
+        "no layer or sequence is split over devices here; `quintet: {parallel: {kind: fsdp}}` spreads the weights of "
+        "a model that is too large for one device"
     )
-    why += "model that is too large for one device"
     return further(None, help, unsupported=why, noop_values=(1, 0), **more)
 
 
