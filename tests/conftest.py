@@ -97,6 +97,15 @@ def _one_process() -> Iterator[None]:
 
 
 @pytest.fixture
+def cutting_ddp() -> Iterator[None]:
+    """DDP's optimizer of compiled graphs is on; pytest's monkeypatch would leave the setting deleted."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        yield
+
+
+@pytest.fixture
 def python_calls() -> Callable[[Callable[[], Any]], int]:
     """Count the calls of functions that an action makes: a measure of work that no other process changes."""
 

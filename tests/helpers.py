@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,28 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def load_script(path: str) -> Any:
+    """The script ``path`` of the repository as a module, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def source_environment(**more: str) -> dict[str, str]:
     """The environment in which a process of its own imports this package; ``more`` is added."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **more}
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Wait for what another process or thread does, which on a busy machine takes long."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -217,13 +217,6 @@ def test_a_schedule_of_dropout_compiles_a_block_once(device: torch.device) -> No
     assert len(set(graphs[4:])) == 1  # what the first rate compiled serves the others
 
 
-@pytest.fixture
-def cutting_ddp() -> Iterator[None]:
-    """DDP's optimizer is on; pytest's monkeypatch would leave the setting deleted."""
-    with torch._dynamo.config.patch(optimize_ddp=True):
-        yield
-
-
 def test_blocks_within_ddp_are_one_graph(device: torch.device, cutting_ddp: None) -> None:
     """With buckets of gradients that are smaller than a block."""
     config = config_of(device, parallel={"kind": "ddp", "bucket_mb": 1})

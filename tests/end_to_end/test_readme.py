@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("readme", REPOSITORY / "benchmarks/readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/readme.py")
 
 
 @pytest.mark.parametrize("verb", ["check", pytest.param("plan", marks=pytest.mark.slow)])

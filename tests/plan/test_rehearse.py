@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import REPOSITORY, run_config
+from tests.helpers import load_script, run_config
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
@@ -26,12 +25,7 @@ SHARED = {"sharing": {"low_rank": ["feedforward"], "same": ["attention_output"],
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    spec = importlib.util.spec_from_file_location("plan_memory", REPOSITORY / "benchmarks/plan_memory.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/plan_memory.py")
 
 
 def config(

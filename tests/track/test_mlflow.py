@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.helpers import run_config
+from tests.helpers import run_config, wait_until
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -235,14 +235,6 @@ def test_a_server_that_dies_is_said_once_and_gets_everything_when_it_is_back(tmp
         assert artifact(store, run.info.run_id, "samples/step-000002/sample 0.txt", tmp_path) == "text"
         assert run.info.status == "FINISHED"
     assert len(said) == 1
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if reached():
-            return
-        time.sleep(0.05)
-    raise TimeoutError
 
 
 def test_what_a_dead_server_never_got_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

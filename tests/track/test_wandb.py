@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers import REPOSITORY, Command, run_config
+from tests.helpers import Command, load_script, run_config, wait_until
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -83,12 +82,8 @@ def offline_files(folder: Path) -> list[Path]:
 
 def whole_records(file: Path) -> list[Any]:
     """The records when the last one is there: wandb's own process writes them after the run has ended here."""
-    for _ in range(200):
-        found = records(file)
-        if found and found[-1].HasField("exit"):
-            return found
-        time.sleep(0.05)
-    raise TimeoutError(file)
+    wait_until(lambda: bool(found := records(file)) and found[-1].HasField("exit"))
+    return records(file)
 
 
 def items_of(some: Any) -> dict[str, Any]:
@@ -358,12 +353,7 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_known_soon_and_may_be_
 @pytest.fixture(scope="module")
 def servers() -> Any:
     """The servers that fail, of the campaign of faults."""
-    spec = importlib.util.spec_from_file_location("servers", REPOSITORY / "benchmarks/faults/servers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/faults/servers.py")
 
 
 def served_by(address: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -400,9 +390,7 @@ def test_what_a_server_that_died_in_between_has_not_taken_is_told_with_how_to_se
     for step in (2, 3):  # the server is gone
         found.log(step, {"train/loss": 1.0})
         found.text(step, "sample 0", "text")
-    before = time.monotonic()
     found.close()
-    assert time.monotonic() - before < 40
     assert len(said) == 1
     match = re.fullmatch(
         r"track\[0\]: wandb: the server has not taken all of 5 records within 2 s of the end; `wandb sync (.+)` sends "
@@ -410,9 +398,14 @@ def test_what_a_server_that_died_in_between_has_not_taken_is_told_with_how_to_se
         said[0],
     )
     assert match is not None
-    # What wandb would send lies there.
+    # What wandb would send lies there, once its process, which nobody waits for any more, has written it.
     [file] = Path(match[1]).glob("run-*.wandb")
-    assert [one.history.step.num for one in records(file) if one.HasField("history")] == [1, 2, 3]
+
+    def steps() -> list[int]:
+        return [one.history.step.num for one in records(file) if one.HasField("history")]
+
+    wait_until(lambda: len(steps()) >= 3)
+    assert steps() == [1, 2, 3]
 
 
 def test_a_run_that_goes_back_does_without_a_server_that_is_gone(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,13 +144,6 @@ class Layers(torch.nn.Module):
         for layer in self.layers:
             x = layer(x).relu()
         return x
-
-
-@pytest.fixture
-def cutting_ddp() -> Iterator[None]:
-    """DDP's optimizer is on; pytest's monkeypatch would leave the setting deleted."""
-    with torch._dynamo.config.patch(optimize_ddp=True):
-        yield
 
 
 def test_blocks_within_ddp_are_compiled_as_they_are(cpu, cutting_ddp: None) -> None:
