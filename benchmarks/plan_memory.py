@@ -86,12 +86,12 @@ def weights(case: str) -> int:
 def predict(case: str) -> dict[str, Any]:
     """What the plan says."""
     from quintet.plan.machine import Machine
-    from quintet.plan.rehearse import rehearse
+    from quintet.plan.simulation import simulate
 
     world_size, _ = CASES[case]
     config = run_config(case)
     machine = Machine(world_size, world_size, 2**36, 1e12, 1.0, 1e10, 1e10, 1e10, accelerator=False)
-    found = rehearse(config, VOCABULARY, machine, config.train.precision)
+    found = simulate(config, VOCABULARY, machine, config.train.precision)
     memory = found.memory
     calls = dict.fromkeys(COLLECTIVES.values(), 0)
     sent = dict.fromkeys(COLLECTIVES.values(), 0)

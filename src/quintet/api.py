@@ -220,7 +220,7 @@ def plan(
 ) -> RunPlan:
     """Return what the run costs: parameters, FLOPs, tokens, memory, time and disk. Nothing is trained.
 
-    A step is rehearsed without numbers on this device, or on as many ``devices`` as you name, which need not be here.
+    A step is simulated without numbers on this device, or on as many ``devices`` as you name, which need not be here.
     The other arguments describe those; their defaults are an H100 with 400 Gbit/s a device between machines: its
     FLOP/s, of which matrix products reach ``utilisation``, and bytes/s of its memory, to the devices of its machine and
     to others. Raises UserError for a run that cannot be.

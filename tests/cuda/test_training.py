@@ -28,13 +28,13 @@ from quintet.model.dropout import follow_schedule, set_dropout, set_dropout_keys
 from quintet.model.init import first_values
 from quintet.train.build import _compile_blocks
 from quintet.train.compute import Compute, pinned, to_device
+from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_rounding
 from quintet.train.parallel.group import process_group
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import Strategy
-from quintet.train.rehearsal import rehearse_steps
 
 pytestmark = pytest.mark.timeout(600)
 HERE = {"steps": 4, "batch_size": 8, "precision": "fp32", "log_every": 1}
@@ -100,19 +100,19 @@ def test_what_is_rounded_at_random_is_drawn_alike(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 4])
-def test_the_peak_of_the_rehearsal_is_that_of_the_run(device: torch.device, passes: int) -> None:
+def test_the_peak_of_the_dry_run_is_that_of_the_run(device: torch.device, passes: int) -> None:
     config = config_of(device, passes)
     model = build_model(config.model, ROWS, config.data.sequence_length, seed=1).to(device)
     objective = objective_of(config)
     compute = Compute(device, "bf16", compile=False, reason="for the test")
     engine = engine_of(config, model, LossModule(model, objective), compute)
-    with peak_bytes(device, model) as rehearsed:
-        rehearse_steps(engine, objective, held_out=8)
+    with peak_bytes(device, model) as tried:
+        dry_run(engine, objective, held_out=8)
     with peak_bytes(device, model) as measured:
         for step in (1, 2, 3):
             engine.accumulate(batch_of(config), step)
             engine.update(1e-3, step)
-    assert measured[0] == pytest.approx(rehearsed[0], rel=0.03)
+    assert measured[0] == pytest.approx(tried[0], rel=0.03)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_cluster_example_is_planned_for_a_thousand_devices(command: Command) -> None:
     code, out, err = command("plan", str(CLUSTER), "--devices", "1024", "--device-memory", "80GiB", "--json")
     assert code == 0, err
-    found = json.loads(out)["rehearsal"]
+    found = json.loads(out)["simulation"]
     weights = 6_738_415_616
     own = -(-weights // 8)
     assert found["parallel"]["kind"] == "hsdp"
@@ -77,7 +77,7 @@ def test_one_device_here_is_planned_without_being_named(command: Command, run: s
     assert code == 0, err
     assert all(word in out for word in ("activations  ", "peak  ", "step  ", "none (there is one process)"))
     code, out, _ = command("plan", run, "--json")
-    found = json.loads(out)["rehearsal"]
+    found = json.loads(out)["simulation"]
     assert (found["machine"]["devices"], found["machine"]["peak_flops"]) == (1, 1e11)
     assert found["memory"]["peak"] > sum(found["memory"][name] for name in ("parameters", "optimizer", "activations"))
 
@@ -85,7 +85,7 @@ def test_one_device_here_is_planned_without_being_named(command: Command, run: s
 def test_a_device_that_is_not_here_leaves_the_rest_of_the_plan(command: Command, run: str) -> None:
     code, out, _ = command("plan", run, "train.device=mps")
     assert code == 0
-    assert "not rehearsed: train.device: this machine has no mps device" in out
+    assert "not simulated: train.device: this machine has no mps device" in out
     assert "parameters   " in out
 
 

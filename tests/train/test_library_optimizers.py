@@ -24,19 +24,19 @@ from quintet.config.train import CheckpointConfig
 from quintet.errors import NotHere, UserError
 from quintet.plan.fake_world import fake_tokenizer
 from quintet.plan.machine import Machine
-from quintet.plan.rehearse import rehearse
+from quintet.plan.simulation import simulate
 from quintet.train import library_optimizers
 from quintet.train.build import load_training
 from quintet.train.check import check_training
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress, checkpoint_path
 from quintet.train.compute import Compute
+from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
 from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.library_schedules import check_torch_schedule
 from quintet.train.model import make_model
 from quintet.train.optimizer import build_optimizer, optimizer_bytes, set_learning_rate, state_bytes
-from quintet.train.rehearsal import rehearse_steps
 
 REASONS = library_optimizers._NOT_FOR_A_RUN["pytorch_optimizer"]
 RATES = (0.0, 0.02, 0.01, 0.03)
@@ -178,22 +178,22 @@ def test_the_state_of_each_class_can_be_copied_by_value(library: ModuleType, fit
         assert is_plain(engine.state()), name
 
 
-def test_a_rehearsed_step_leaves_no_trace_in_weights_state_or_count(library: ModuleType, fit: list[str]) -> None:
+def test_a_dry_run_leaves_no_trace_in_weights_state_or_count(library: ModuleType, fit: list[str]) -> None:
     for name in fit:
         config = named(name, library, decay="all")
-        fresh, rehearsed = engine_of(config), engine_of(config)
-        rehearse_run(rehearsed)
-        assert equal(fresh.model, rehearsed.model), name
+        fresh, tried = engine_of(config), engine_of(config)
+        run_dry(tried)
+        assert equal(fresh.model, tried.model), name
         advance(fresh, 0, 6)
-        advance(rehearsed, 0, 6)
-        assert equal(fresh.model, rehearsed.model), name
+        advance(tried, 0, 6)
+        assert equal(fresh.model, tried.model), name
 
 
-def rehearse_run(engine: TorchEngine) -> None:
-    """Rehearse the steps of ``engine``, whose model has no objective of its own and nothing to validate on."""
+def run_dry(engine: TorchEngine) -> None:
+    """Take a dry run with ``engine``, whose model has no objective of its own and nothing to validate on."""
     engine.loss_module, engine.shape = Loss(engine.model), engine.config.batch
     objective: Any = SimpleNamespace(vocab_size=12)
-    rehearse_steps(engine, objective, held_out=0)
+    dry_run(engine, objective, held_out=0)
 
 
 class Loss(nn.Module):
@@ -206,12 +206,10 @@ class Loss(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["Lion", "StableAdamW", "AdaBelief"])
-def test_a_decay_that_is_not_times_the_rate_leaves_no_trace_of_a_rehearsal_either(
-    name: str, library: ModuleType
-) -> None:
+def test_a_decay_that_is_not_times_the_rate_leaves_no_trace_of_a_dry_run_either(name: str, library: ModuleType) -> None:
     config = named(name, library, arguments={"fixed_decay": True} if name != "StableAdamW" else {})
     engine = engine_of(config)
-    rehearse_run(engine)
+    run_dry(engine)
     assert equal(engine.model, Small())
     assert {group["weight_decay"] for group in engine.optimizer.param_groups} == {0.1, 0.0}
 
@@ -284,9 +282,9 @@ def test_the_bytes_of_a_state_are_those_of_its_shapes(library: ModuleType) -> No
     assert optimizer_bytes(named("Prodigy"), model) == state_bytes(named("Prodigy")) * (weights + biases)
 
 
-def test_a_rehearsal_counts_what_a_state_holds_in_lists(library: ModuleType) -> None:
+def test_a_simulation_counts_what_a_state_holds_in_lists(library: ModuleType) -> None:
     run = RunConfig.model_validate(run_values(optimizer={"kind": "torch", "name": "SOAP"}))
-    found = rehearse(run, 256, Machine(1, 1, 2**36, 1e12, 0.5, 1e11, 1e10, 1e9, accelerator=False), "fp32")
+    found = simulate(run, 256, Machine(1, 1, 2**36, 1e12, 0.5, 1e11, 1e10, 1e9, accelerator=False), "fp32")
     model = make_model(run, fake_tokenizer(256), meta=True)
     assert found.memory.optimizer == optimizer_bytes(named("SOAP", arguments={}), model)
 

@@ -50,7 +50,7 @@ def plan(
 ) -> None:
     """Say what a run costs: parameters, FLOPs, tokens, steps, memory, time and disk. Nothing is trained.
 
-    A step is rehearsed without numbers: on this device, or with --devices on as many as you name, which need not be
+    A step is simulated without numbers: on this device, or with --devices on as many as you name, which need not be
     here. The other options describe those; their defaults are an H100 with 400 Gbit/s a device between machines.
     """
     given = [name for name in _OF_DEVICES if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]

@@ -11,7 +11,7 @@ from quintet.errors import UserError
 from quintet.plan.cost import Plan, make_plan, size
 from quintet.plan.fit import Change, find_change
 from quintet.plan.machine import Machine
-from quintet.plan.rehearse import Rehearsal, rehearse
+from quintet.plan.simulation import Simulation, simulate
 
 _NOT_HERE = "what the model needs is not on this machine"
 
@@ -38,7 +38,7 @@ class StepTime:
         return self.compute + self.within + self.across
 
 
-def step_time(found: Rehearsal, machine: Machine) -> StepTime:
+def step_time(found: Simulation, machine: Machine) -> StepTime:
     """How long a step of ``found`` takes on ``machine``."""
     wire = {across: sum(entry.wire for entry in found.traffic if entry.across == across) for across in (False, True)}
     return StepTime(found.seconds, wire[False] / machine.node_bandwidth, wire[True] / machine.bandwidth)
@@ -51,7 +51,7 @@ class DevicePlan:
 
     plan: Plan
     machine: Machine
-    rehearsal: Rehearsal
+    simulation: Simulation
     time: StepTime
     change: Change | None = None
     closest: Change | None = None
@@ -59,7 +59,7 @@ class DevicePlan:
     @property
     def fits(self) -> bool:
         """True if the peak is within the memory of a device."""
-        return self.rehearsal.memory.peak <= self.machine.memory
+        return self.simulation.memory.peak <= self.machine.memory
 
     @property
     def utilisation(self) -> tuple[float, float]:
@@ -71,7 +71,7 @@ class DevicePlan:
 
     def lines(self) -> list[str]:
         """The plan for devices as a person reads it."""
-        found, machine = self.rehearsal, self.machine
+        found, machine = self.simulation, self.machine
         memory, shape = found.memory, found.shape
         first = f"{machine.devices:,}"
         if machine.devices > machine.local:
@@ -130,7 +130,7 @@ class DevicePlan:
 
     def values(self) -> dict[str, Any]:
         """The plan for JSON: bytes, seconds and FLOPs."""
-        found, steps, time = self.rehearsal, self.plan.steps, self.time
+        found, steps, time = self.simulation, self.plan.steps, self.time
         whole = None if steps is None else {"least": steps * time.least, "most": steps * time.most}
         advice = {} if self.fits else {"change": self.change and asdict(self.change)}
         return {
@@ -152,16 +152,16 @@ class DevicePlan:
 def plan_devices(config: RunConfig, plan: Plan, machine: Machine, precision: str) -> DevicePlan:
     """The plan of ``config`` for each device of ``machine``, beside its ``plan`` as a whole.
 
-    Raises UserError for what cannot be spread so, and for a model that computes with numbers which a rehearsal has not.
+    Raises UserError if ``config`` cannot be spread over the devices, or its model depends on the values of the data.
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     try:
         assert plan.vocab_size is not None, "no device is planned for without the vocabulary"
-        found = rehearse(config, plan.vocab_size, machine, precision)
+        found = simulate(config, plan.vocab_size, machine, precision)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
-            f"model: cannot be rehearsed: it computes with numbers that depend on the data ({error.func})"
+            f"model: cannot be simulated: it computes with numbers that depend on the data ({error.func})"
         ) from error
     change = closest = None
     if found.memory.peak > machine.memory:
@@ -225,11 +225,11 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         """Return the plan as a person reads it."""
-        return [*self.run.lines(), *(self.devices.lines() if self.devices else [f"not rehearsed: {self.note}"])]
+        return [*self.run.lines(), *(self.devices.lines() if self.devices else [f"not simulated: {self.note}"])]
 
     def values(self) -> dict[str, Any]:
         """Return every figure, as `quintet plan --json` prints them."""
-        return {**asdict(self.run), "rehearsal": self.devices and self.devices.values()}
+        return {**asdict(self.run), "simulation": self.devices and self.devices.values()}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

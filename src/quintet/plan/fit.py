@@ -10,7 +10,7 @@ from quintet.config.parallel import FSDPConfig, HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
 from quintet.plan.machine import Machine
-from quintet.plan.rehearse import Rehearsal, rehearse
+from quintet.plan.simulation import Simulation, simulate
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Change:
 
 
 def find_change(
-    config: RunConfig, vocab_size: int, machine: Machine, found: Rehearsal
+    config: RunConfig, vocab_size: int, machine: Machine, found: Simulation
 ) -> tuple[Change | None, Change | None]:
     """The first change of settings with which ``config`` fits the devices of ``machine``, found by trying, and the one
     with the lowest peak of those that were tried before it, if any."""
     best: Change | None = None
     for settings in _candidates(config, machine, found):
-        trial = rehearse(changed(config, settings), vocab_size, machine, found.precision)
+        trial = simulate(changed(config, settings), vocab_size, machine, found.precision)
         change = Change(settings, trial.memory.peak)
         if change.peak <= machine.memory:
             return change, best
@@ -52,7 +52,7 @@ def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterator[dict[str, Any]]:
+def _candidates(config: RunConfig, machine: Machine, found: Simulation) -> Iterator[dict[str, Any]]:
     """Changes of settings, those that cost least first; what they leave as large as the memory is not tried."""
     memory, now = found.memory, config.train.activation_checkpointing
     fewer: list[dict[str, Any]] = [
@@ -82,7 +82,7 @@ def _candidates(config: RunConfig, machine: Machine, found: Rehearsal) -> Iterat
         yield both | (spread[-1] if spread else {}) | {"parallel.offload": True}
 
 
-def _spreading(found: Rehearsal, machine: Machine) -> list[dict[str, Any]]:
+def _spreading(found: Simulation, machine: Machine) -> list[dict[str, Any]]:
     """How weights could be spread further."""
     config = found.strategy.config
     if machine.devices == 1:

@@ -35,6 +35,7 @@ from quintet.train.compute import (
     measure_peak_flops,
     set_products,
 )
+from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
 from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
@@ -42,7 +43,6 @@ from quintet.train.intervals import Trial, intervals_of
 from quintet.train.model import make_objective, spelling_notes
 from quintet.train.objective import Objective
 from quintet.train.parallel.group import timeout
-from quintet.train.rehearsal import rehearse_steps
 from quintet.train.run import Run
 from quintet.train.run_folder import (
     check_inputs,
@@ -86,7 +86,7 @@ def set_up(
     progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
-    _rehearse(config, built, objective, prepared, trains=progress.step < steps)
+    _dry_run(config, built, objective, prepared, trains=progress.step < steps)
     _resume(built, folder, progress)
     checkpointer, tracker = _writers(config, folder, progress, compute, reporter)
     flops = training_flops(config, prepared.tokenizer.vocab_size)
@@ -129,13 +129,14 @@ def _take_folder(config: RunConfig, lock: RunLock | None, reporter: Reporter) ->
     return folder, [f"changed since the run began: {line}" for line in changes]
 
 
-def _rehearse(config: RunConfig, built: Built, objective: Objective, prepared: Prepared, *, trains: bool) -> None:
-    """Take steps without a trace where steps follow, so that memory runs out now or never."""
-    rehearsing = built.strategy.sharded or (trains and not config.evaluate.only)
-    if rehearsing and isinstance(built.engine, TorchEngine):
+def _dry_run(config: RunConfig, built: Built, objective: Objective, prepared: Prepared, *, trains: bool) -> None:
+    """Try two steps and a validation if the run ``trains``, so that an out-of-memory error comes at once."""
+    if not isinstance(built.engine, TorchEngine):
+        return
+    # Sharded weights are tried in any case: the forward pass finds the outermost sharded module.
+    if built.strategy.sharded or (trains and not config.evaluate.only):
         held_out = 0 if prepared.validation is None or config.evaluate.never else prepared.validation.samples
-        # Sharded weights also find out in it which module is the outermost.
-        rehearse_steps(built.engine, objective, held_out)
+        dry_run(built.engine, objective, held_out)
 
 
 def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:

@@ -153,7 +153,7 @@ if os.environ.get("RANK") == "{rank}":
 @pytest.fixture
 def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """``faulty(1, 5, "raise ValueError()")``: the environment in which process 1 does this once, ahead of step 5; steps
-    1 and 2 are also those of the rehearsal."""
+    1 and 2 are also those of the dry run."""
 
     def call(rank: int, step: int, what: str) -> dict[str, str]:
         folder = tmp_path / "faults"

@@ -241,7 +241,7 @@ class LightningTrainer(DialectSection):
     devices: Any = key(None, "devices", no_effect=_STARTED)
     num_nodes: Positive | None = key(None, "machines", no_effect=_STARTED)
     num_sanity_val_steps: int | None = key(
-        None, "a validation to try it", ge=-1, no_effect="every run is rehearsed before its first step"
+        None, "a validation to try it", ge=-1, no_effect="a dry run of every run, before its first step, validates too"
     )
 
 

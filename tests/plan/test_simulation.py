@@ -1,4 +1,4 @@
-"""The rehearsal of a step against steps that are really taken, and against closed forms."""
+"""The simulation of a step against steps that are really taken, and against closed forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quintet.model import build_model
 from quintet.plan.device_plan import step_time
 from quintet.plan.fit import changed, find_change
 from quintet.plan.machine import Machine, parse_bytes
-from quintet.plan.rehearse import Rehearsal, Traffic, rehearse, sample_depths
+from quintet.plan.simulation import Simulation, Traffic, sample_depths, simulate
 
 SIZES = ("parameters", "gradients", "optimizer")
 VOCABULARY, WIDTH = 500, 64
@@ -43,8 +43,8 @@ def machine(devices: int, per_node: int = 8, memory: int = 2**36, *, accelerator
     return Machine(devices, per_node, memory, 1e12, 0.5, 1e11, 1e10, 1e9, accelerator)
 
 
-def rehearsed(run: RunConfig, on: Machine, **named: Any) -> Rehearsal:
-    return rehearse(run, VOCABULARY, on, run.train.precision, **named)
+def simulated(run: RunConfig, on: Machine, **named: Any) -> Simulation:
+    return simulate(run, VOCABULARY, on, run.train.precision, **named)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_with_several_passes_a_rank_keeps_its_part_of_the_gradient_alone(bench: 
 @pytest.mark.parametrize("devices", [8, 512])
 def test_fsdp_sends_what_the_closed_form_says_over_any_number_of_ranks(devices: int) -> None:
     run = config(devices=devices, parallel="fsdp")
-    found = rehearsed(run, machine(devices))
+    found = simulated(run, machine(devices))
     assert isinstance(run.model, TransformerConfig)
     model = build_model(run.model, VOCABULARY, 64, 0, meta=True)
     padded = {
@@ -117,7 +117,7 @@ def test_fsdp_sends_what_the_closed_form_says_over_any_number_of_ranks(devices: 
 
 
 def test_hsdp_sends_within_a_machine_and_a_part_across() -> None:
-    found = rehearsed(config(devices=16, parallel="hsdp"), machine(16))
+    found = simulated(config(devices=16, parallel="hsdp"), machine(16))
     within = {entry.collective: entry for entry in found.traffic if not entry.across}
     (across,) = (entry for entry in found.traffic if entry.across and entry.processes == 2)
     assert within["reduce-scatter"].processes == within["all-gather"].processes == 8
@@ -141,7 +141,7 @@ def test_a_deep_model_is_what_its_first_blocks_say(
 ) -> None:
     run = config(layers, devices, parallel, **train)
     assert sample_depths(run)
-    short, whole = rehearsed(run, machine(devices)), rehearsed(run, machine(devices), whole=True)
+    short, whole = simulated(run, machine(devices)), simulated(run, machine(devices), whole=True)
     assert short.memory == whole.memory
     assert [entry.bytes for entry in short.traffic] == [entry.bytes for entry in whole.traffic]
     assert short.flops == whole.flops
@@ -149,7 +149,7 @@ def test_a_deep_model_is_what_its_first_blocks_say(
 
 def test_auto_is_chosen_by_the_memory_of_the_devices_that_are_named() -> None:
     run = config(devices=16, parallel="auto")
-    kinds = [rehearsed(run, machine(16, memory=size)).strategy.kind for size in (2**30, 2**20, 2**18)]
+    kinds = [simulated(run, machine(16, memory=size)).strategy.kind for size in (2**30, 2**20, 2**18)]
     assert kinds == ["ddp", "hsdp", "fsdp"]
 
 
@@ -162,33 +162,33 @@ def test_auto_is_chosen_by_the_memory_of_the_devices_that_are_named() -> None:
 )
 def test_what_cannot_be_spread_is_said(run: RunConfig, devices: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        rehearsed(run, machine(devices))
+        simulated(run, machine(devices))
 
 
 def test_the_change_that_is_proposed_fits_and_the_run_without_it_does_not() -> None:
     run = config(layers=3, batch_size=16)
-    free = rehearsed(run, machine(1)).memory.peak
+    free = simulated(run, machine(1)).memory.peak
     tight = machine(1, memory=int(0.7 * free))
-    change, _ = find_change(run, VOCABULARY, tight, rehearsed(run, tight))
+    change, _ = find_change(run, VOCABULARY, tight, simulated(run, tight))
     assert change
     assert change.peak <= tight.memory < free
-    assert rehearsed(changed(run, change.settings), tight).memory.peak == change.peak
+    assert simulated(changed(run, change.settings), tight).memory.peak == change.peak
     none = machine(1, memory=1000)
-    assert find_change(run, VOCABULARY, none, rehearsed(run, none)) == (None, None)
+    assert find_change(run, VOCABULARY, none, simulated(run, none)) == (None, None)
 
 
 def test_gradients_that_are_kept_whole_are_the_first_thing_to_change() -> None:
     run = config(layers=4, devices=4, parallel="fsdp", micro_batch_size=1)
     run = changed(run, {"parallel.reduce_passes": "last"})
-    tight = machine(4, memory=rehearsed(run, machine(4)).memory.peak - 1)
-    change, _ = find_change(run, VOCABULARY, tight, rehearsed(run, tight))
+    tight = machine(4, memory=simulated(run, machine(4)).memory.peak - 1)
+    change, _ = find_change(run, VOCABULARY, tight, simulated(run, tight))
     assert change
     assert change.settings == {"parallel.reduce_passes": "each"}
 
 
 def test_less_memory_than_the_weights_take_asks_for_spreading_them() -> None:
     run = config(layers=4, devices=4, parallel="ddp")
-    found = rehearsed(run, machine(4))
+    found = simulated(run, machine(4))
     tight = machine(4, memory=found.memory.parameters + found.memory.optimizer)
     change, _ = find_change(run, VOCABULARY, tight, found)
     assert change
@@ -196,7 +196,7 @@ def test_less_memory_than_the_weights_take_asks_for_spreading_them() -> None:
 
 
 def test_the_time_of_a_step_follows_from_the_stated_speeds() -> None:
-    found = rehearsed(config(devices=16, parallel="hsdp"), machine(16))
+    found = simulated(config(devices=16, parallel="hsdp"), machine(16))
     time = step_time(found, machine(16))
     wire = {True: 0.0, False: 0.0}
     for entry in found.traffic:
@@ -214,7 +214,7 @@ def test_flops_are_the_models_and_those_that_checkpointing_repeats() -> None:
     run = config(layers=3)
     assert isinstance(run.model, TransformerConfig)
     plain, again = (
-        rehearsed(changed(run, {"train.activation_checkpointing": how}), machine(1)).flops for how in ("none", 1)
+        simulated(changed(run, {"train.activation_checkpointing": how}), machine(1)).flops for how in ("none", 1)
     )
     model = training_flops(run, VOCABULARY).total * run.batch.tokens
     attention = 3 * 4 * WIDTH * 64 * run.batch.tokens  # all blocks' forward attention, unmasked

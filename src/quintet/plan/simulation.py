@@ -86,7 +86,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Simulation:
     """A step of one rank: ``flops`` of its matrix products and attention, those that are computed again among them, and
     the ``seconds`` that its operations take by the roofline, one after the other."""
 
@@ -99,11 +99,13 @@ class Rehearsal:
     seconds: float
 
 
-def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False) -> Rehearsal:
+def simulate(
+    config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False
+) -> Simulation:
     """Take two steps of ``config`` as the first of the ranks of ``machine``; the second, when the optimizer has its
     state, is what counts.
 
-    A deep transformer is rehearsed with two smaller numbers of blocks unless ``whole``: all that is counted is linear
+    A deep transformer is simulated with two smaller numbers of blocks unless ``whole``: all that is counted is linear
     in them. Raises UserError for what cannot be spread over so many devices, as training would.
     """
     tokenizer = fake_tokenizer(vocab_size)
@@ -125,7 +127,7 @@ def rehearse(config: RunConfig, vocab_size: int, machine: Machine, precision: st
         less, more = (_with_layers(config, depth) for depth in depths)
         few, many = (figures(one, make_model(one, tokenizer, meta=True)) for one in (less, more))
         found = extended(few, many, (config.model.layers - depths[0]) / (depths[1] - depths[0]))
-    return _rehearsal(found, strategy, shape, precision, machine)
+    return _simulation(found, strategy, shape, precision, machine)
 
 
 def sample_depths(config: RunConfig) -> tuple[int, int] | None:
@@ -175,11 +177,11 @@ def _figures(
                 return _Steps(engine, counter, shape, tokenizer.vocab_size, machine).take()
             except UNREADABLE as error:
                 raise UserError(
-                    "optimizer.name: its step depends on values, which a rehearsal does not have; plan with one like it"
+                    "optimizer.name: its step depends on values, which a simulation lacks; plan with one like it"
                 ) from error
 
 
-def _rehearsal(found: Figures, strategy: Strategy, shape: BatchShape, precision: str, machine: Machine) -> Rehearsal:
+def _simulation(found: Figures, strategy: Strategy, shape: BatchShape, precision: str, machine: Machine) -> Simulation:
     number = {name: round(value) for name, value in found.items() if name != "seconds"}
     peak, phase = max((value, name[1]) for name, value in number.items() if name[0] == "peak")
     state = number["parameters"] + number["optimizer"]
@@ -200,12 +202,12 @@ def _rehearsal(found: Figures, strategy: Strategy, shape: BatchShape, precision:
             across = len({rank // machine.per_node for rank in ranks}) > 1
             traffic.append(Traffic(collective, len(ranks), across, calls, number["bytes", collective, ranks]))
     traffic.sort(key=lambda entry: -entry.bytes)
-    return Rehearsal(strategy, shape, precision, memory, tuple(traffic), number["flops"], found["seconds"])
+    return Simulation(strategy, shape, precision, memory, tuple(traffic), number["flops"], found["seconds"])
 
 
 def _check(strategy: Strategy, precision: str, machine: Machine) -> None:
     if isinstance(strategy.config, DeepSpeedConfig):
-        raise UserError("parallel.kind: deepspeed is not rehearsed; plan with fsdp, which shards in the same way")
+        raise UserError("parallel.kind: deepspeed is not simulated; plan with fsdp, which shards in the same way")
     if strategy.kind == "none" and machine.devices > 1:
         raise UserError(f"parallel.kind: none is for one device, and there are {machine.devices}; set it to auto")
     if strategy.sharded and precision == "fp16":

@@ -1,4 +1,4 @@
-"""The rehearsal before the first step: memory runs out now or never."""
+"""The dry run before the first step: memory runs out now or never."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quintet.train.validation import summed_loss
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
-def rehearse_steps(engine: TorchEngine, objective: Objective, held_out: int) -> None:
+def dry_run(engine: TorchEngine, objective: Objective, held_out: int) -> None:
     """Take two steps of rate 0 with ``engine`` and validate, without a trace.
 
     The second step has what every later one has: the optimizer's state, and with accumulation a pass that finds the

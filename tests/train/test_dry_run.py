@@ -1,4 +1,4 @@
-"""The rehearsal before step 1 against the steps and the validation that follow, in bytes of tensors that are alive."""
+"""The dry run before step 1 against the steps and the validation that follow, in bytes of tensors that are alive."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from quintet.errors import UserError
 from quintet.model import build_model
 from quintet.plan.counting import Counter
 from quintet.train.compute import make_deterministic, ran_out_of_memory
+from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
-from quintet.train.rehearsal import rehearse_steps
 from quintet.train.validation import validate
 
 
@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_peak_of_the_rehearsal_is_that_of_the_run(make_config, cpu, name: str) -> None:
+def test_the_peak_of_the_dry_run_is_that_of_the_run(make_config, cpu, name: str) -> None:
     config = make_config(**CASES[name])
     length, held_out = config.data.sequence_length, 100
     engine, objective = engine_of(config, cpu)
@@ -59,8 +59,8 @@ def test_the_peak_of_the_rehearsal_is_that_of_the_run(make_config, cpu, name: st
     for tensor in (*engine.model.parameters(), *engine.model.buffers()):
         counter.see(tensor)
     with counter:
-        counter.enter("rehearsed")
-        rehearse_steps(engine, objective, held_out)
+        counter.enter("tried")
+        dry_run(engine, objective, held_out)
         counter.enter("measured")
         for step in (1, 2, 3):
             engine.accumulate(drawn(config.batch.samples, length), step)
@@ -70,20 +70,20 @@ def test_the_peak_of_the_rehearsal_is_that_of_the_run(make_config, cpu, name: st
         batches = [Batch(whole.inputs[p], whole.targets[p], whole.sources[p], whole.targets[p].size) for p in parts]
         counter.enter("validated")
         validate(engine.model, objective, batches, cpu, bytes_per_token=np.ones(VOCAB, np.int64))
-    rehearsed, measured, validated = (counter.peaks[one][0] for one in ("rehearsed", "measured", "validated"))
-    assert rehearsed == pytest.approx(max(measured, validated), rel=0.03)
+    tried, measured, validated = (counter.peaks[one][0] for one in ("tried", "measured", "validated"))
+    assert tried == pytest.approx(max(measured, validated), rel=0.03)
     assert (validated > measured) == (name == "validation")
 
 
 @pytest.mark.parametrize("name", ["", "SGD", "Rprop", "ASGD", "NAdam", "Adafactor"])
 @pytest.mark.parametrize("passes", [1, 4])
-def test_the_rehearsal_leaves_no_trace(model, make_config, cpu, name: str, passes: int) -> None:
+def test_the_dry_run_leaves_no_trace(model, make_config, cpu, name: str, passes: int) -> None:
     train = {"steps": 10, "batch_size": 8, "accumulation": passes}
     config = make_config(train=train, **({"optimizer": {"kind": "torch", "name": name}} if name else {}))
     engine, objective = engine_of(config, cpu, model)
     weights = copy.deepcopy(model.state_dict())
     rates, shape = [group["lr"] for group in engine.optimizer.param_groups], engine.shape
-    rehearse_steps(engine, objective, held_out=3)
+    dry_run(engine, objective, held_out=3)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert engine.optimizer.state_dict()["state"] == {}
@@ -92,14 +92,14 @@ def test_the_rehearsal_leaves_no_trace(model, make_config, cpu, name: str, passe
     assert model.training
 
 
-def test_the_rehearsal_leaves_the_scale_of_the_loss(model, make_config, cpu) -> None:
+def test_the_dry_run_leaves_the_scale_of_the_loss(model, make_config, cpu) -> None:
     engine, objective = engine_of(make_config(), cpu, model)
     scaled = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
     engine = TorchEngine(
         engine.loss_module, model, engine.optimizer, scaled, engine.config, engine.shape, replace(cpu, precision="fp32")
     )
     before = scaled.state_dict()
-    rehearse_steps(engine, objective, held_out=0)
+    dry_run(engine, objective, held_out=0)
     assert scaled.state_dict() == before
     assert scaled.get_scale() == 64.0
 
@@ -112,13 +112,13 @@ def test_the_rehearsal_leaves_the_scale_of_the_loss(model, make_config, cpu) -> 
         ({"steps": 1, "batch_size": 8, "micro_batch_size": 1}, r"data\.sequence_length: even one sample"),
     ],
 )
-def test_running_out_of_memory_in_the_rehearsal_names_the_setting(
+def test_running_out_of_memory_in_the_dry_run_names_the_setting(
     model, make_config, cpu, monkeypatch: pytest.MonkeyPatch, train: dict[str, int], advice: str
 ) -> None:
     # A real request for more memory than there is: PyTorch's own error is what has to be understood.
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.empty(2**50, dtype=torch.uint8))
     with pytest.raises(UserError, match=advice):
-        rehearse_steps(*engine_of(make_config(train=train), cpu, model), held_out=0)
+        dry_run(*engine_of(make_config(train=train), cpu, model), held_out=0)
 
 
 def test_a_validation_that_does_not_fit_names_its_own_setting(
@@ -133,15 +133,15 @@ def test_a_validation_that_does_not_fit_names_its_own_setting(
     monkeypatch.setattr(Objective, "loss", loss)
     config = make_config(evaluate={"batch_size": 24})
     with pytest.raises(UserError, match=r"evaluate\.batch_size: .* set evaluate\.batch_size=12"):
-        rehearse_steps(*engine_of(config, cpu, model), held_out=30)
+        dry_run(*engine_of(config, cpu, model), held_out=30)
 
 
-def test_another_error_in_the_rehearsal_is_not_taken_for_a_lack_of_memory(
+def test_another_error_in_the_dry_run_is_not_taken_for_a_lack_of_memory(
     model, make_config, cpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Objective, "loss", lambda *_: torch.zeros(2, 3) @ torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="shapes"):
-        rehearse_steps(*engine_of(make_config(), cpu, model), held_out=0)
+        dry_run(*engine_of(make_config(), cpu, model), held_out=0)
 
 
 def test_a_kernel_that_cannot_keep_the_promise_is_told_before_the_first_step(
@@ -153,7 +153,7 @@ def test_a_kernel_that_cannot_keep_the_promise_is_told_before_the_first_step(
     try:
         make_deterministic(config.train.deterministic, torch.device("cpu"))
         with pytest.raises(UserError, match=r"train\.deterministic: is true, and PyTorch says: put_"):
-            rehearse_steps(*engine_of(config, cpu, model), held_out=0)
+            dry_run(*engine_of(config, cpu, model), held_out=0)
     finally:
         make_deterministic("auto", torch.device("cpu"))
 
