@@ -23,7 +23,7 @@ from quintet.data.prepare import build_tokenizer_of
 from quintet.errors import UserError
 from quintet.track.console import Reporter
 from quintet.train.loop import train
-from quintet.train.model import make_model
+from quintet.train.model import build_run_model
 from quintet.train.schedule import learning_rate
 
 DIALECT = "stlm"
@@ -127,7 +127,7 @@ def own(made: Made) -> Any:
         key = json.dumps([config.tokenizer.model_dump(), str(config.data.sources)])
         if key not in TOKENIZERS:
             TOKENIZERS[key] = build_tokenizer_of(config)
-        vars(made)["own"] = make_model(config, TOKENIZERS[key])
+        vars(made)["own"] = build_run_model(config, TOKENIZERS[key])
     return vars(made)["own"]
 
 

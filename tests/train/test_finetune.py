@@ -28,7 +28,7 @@ from quintet.model.sampling import GenerationSettings
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
 from quintet.train.loop import train
-from quintet.train.model import make_model, make_objective
+from quintet.train.model import build_run_model, make_objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.setup import set_up
 from quintet.train.trained import load_trained
@@ -116,7 +116,7 @@ def test_a_run_folder_holds_what_was_trained_and_nothing_else(make, model: dict[
     config = make(**model)
     run = train(config, Reporter(), peak_flops=PEAK).run
     plan = make_plan(config)
-    base = make_model(config, run.tokenizer)
+    base = build_run_model(config, run.tokenizer)
     trainable = {name for name, p in base.named_parameters() if p.requires_grad}
     before, after = dict(base.named_parameters()), dict(run.model.named_parameters())
     assert {name for name in after if not torch.equal(before[name], after[name])} == trainable

@@ -35,7 +35,7 @@ from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
 from quintet.train.library_optimizers import check_optimizer, check_sharded
 from quintet.train.library_schedules import check_torch_schedule
-from quintet.train.model import make_model
+from quintet.train.model import build_run_model
 from quintet.train.optimizer import build_optimizer, optimizer_bytes, set_learning_rate, state_bytes
 
 REASONS = library_optimizers._NOT_FOR_A_RUN["pytorch_optimizer"]
@@ -285,7 +285,7 @@ def test_the_bytes_of_a_state_are_those_of_its_shapes(library: ModuleType) -> No
 def test_a_simulation_counts_what_a_state_holds_in_lists(library: ModuleType) -> None:
     run = RunConfig.model_validate(run_values(optimizer={"kind": "torch", "name": "SOAP"}))
     found = simulate(run, 256, Machine(1, 1, 2**36, 1e12, 0.5, 1e11, 1e10, 1e9, accelerator=False), "fp32")
-    model = make_model(run, fake_tokenizer(256), meta=True)
+    model = build_run_model(run, fake_tokenizer(256), meta=True)
     assert found.memory.optimizer == optimizer_bytes(named("SOAP", arguments={}), model)
 
 

@@ -17,7 +17,7 @@ from quintet.model.count import Flops, ParameterCount
 from quintet.plan.fake_world import fake_tokenizer
 from quintet.train.check import check_inputs_here, training_checks
 from quintet.train.intervals import intervals_of
-from quintet.train.model import make_model
+from quintet.train.model import build_run_model
 from quintet.train.optimizer import optimizer_bytes, state_bytes
 from quintet.train.sizes import model_vocabulary, parameter_count, training_flops
 
@@ -218,7 +218,7 @@ def _optimizer_bytes(config: RunConfig, vocab_size: int, parameters: ParameterCo
     """Bytes of the optimizer's state; that of AdamW follows from the number of ``parameters`` alone."""
     if isinstance(config.optimizer, AdamWConfig):
         return state_bytes(config.optimizer) * parameters.trainable
-    return optimizer_bytes(config.optimizer, make_model(config, fake_tokenizer(vocab_size), meta=True))
+    return optimizer_bytes(config.optimizer, build_run_model(config, fake_tokenizer(vocab_size), meta=True))
 
 
 def _vocabulary(config: RunConfig) -> int:

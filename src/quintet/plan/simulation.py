@@ -33,7 +33,7 @@ from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine
-from quintet.train.model import checkpoint_activations, make_model, make_objective
+from quintet.train.model import build_run_model, checkpoint_activations, make_objective
 from quintet.train.objective import LossModule
 from quintet.train.optimizer import UNREADABLE, build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
@@ -113,7 +113,7 @@ def simulate(
     shape = share_of_batch(config.on_devices(machine.devices).batch, machine.devices)
     if machine.accelerator:
         config = as_on_accelerator(config, vocab_size)
-    meta_model = make_model(config, tokenizer, meta=True)
+    meta_model = build_run_model(config, tokenizer, meta=True)
     strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, meta_model))
     _check(strategy, precision, machine)
 
@@ -125,7 +125,7 @@ def simulate(
         found = figures(config, meta_model)
     else:
         less, more = (_with_layers(config, depth) for depth in depths)
-        few, many = (figures(one, make_model(one, tokenizer, meta=True)) for one in (less, more))
+        few, many = (figures(one, build_run_model(one, tokenizer, meta=True)) for one in (less, more))
         found = extended(few, many, (config.model.layers - depths[0]) / (depths[1] - depths[0]))
     return _simulation(found, strategy, shape, precision, machine)
 

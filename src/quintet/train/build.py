@@ -22,7 +22,7 @@ from quintet.train.checkpoint import read_state
 from quintet.train.compute import Compute, check_compiler, device_memory
 from quintet.train.engine import Engine, TorchEngine
 from quintet.train.library_optimizers import check_sharded
-from quintet.train.model import checkpoint_activations, make_model
+from quintet.train.model import build_run_model, checkpoint_activations
 from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.group import timeout
@@ -72,7 +72,7 @@ def build_engine(
     environment = Environment(world_size(), local_world_size(), device_memory(compute.device, local_world_size()))
     shape = share_of_batch(config.batch, environment.processes)
     # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
-    model = make_model(config, tokenizer, meta=True)
+    model = build_run_model(config, tokenizer, meta=True)
     counts = counts_of(model)
     strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, model))
     if strategy.sharded and compute.precision == "fp16":
@@ -82,7 +82,7 @@ def build_engine(
     if strategy.sharded:
         check_sharded(config.optimizer)
     else:
-        model = make_model(config, tokenizer, weights).to(compute.device)
+        model = build_run_model(config, tokenizer, weights).to(compute.device)
     if dropout_changes(config.dropout_schedule):
         follow_schedule(model, compute.device)
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)

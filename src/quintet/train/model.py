@@ -24,14 +24,15 @@ from quintet.train.objective import Objective
 from quintet.train.sizes import context_length, extra_rows, model_vocabulary
 
 
-def make_model(
+def build_run_model(
     config: RunConfig, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None, *, meta: bool = False
 ) -> Model:
-    """The model of ``config`` in fp32 on the CPU, with ``weights`` where the run starts from trained ones.
+    """Build the model of a run: ``build_model`` with the sizes, rows and bytes that follow from ``config`` and
+    ``tokenizer``.
 
-    They have the names and the shapes of its parameters, in fp32. Without them a model that would start from trained
-    weights gets random ones, for a checkpoint to replace. With ``meta`` its parameters are on the meta device, those of
-    our own transformer for ``weights_of`` to fill. Raises UserError as ``build_model`` and ``model_vocabulary`` do.
+    ``weights``, by name, have the shapes of the parameters, in fp32. Without them a model that starts from trained
+    weights gets random ones, for a checkpoint to replace. With ``meta`` the parameters are on the meta device, and
+    ``weights_of`` fills those of our own transformer. Raises UserError as ``build_model`` and ``model_vocabulary`` do.
     """
     if isinstance(config.model, HuggingFaceConfig):
         return build_model(config.model, tokenizer.vocab_size, context_length(config), config.seed, meta=meta)

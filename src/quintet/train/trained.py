@@ -36,7 +36,7 @@ from quintet.track.console import Reporter
 from quintet.train.checkpoint import load_weights
 from quintet.train.checkpoint_files import Progress, checkpoint_path, checkpoint_steps, newest_whole, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device, multiplies_tf32, set_products, use_gpu
-from quintet.train.model import make_model, make_objective, run_bounds
+from quintet.train.model import build_run_model, make_objective, run_bounds
 from quintet.train.objective import Objective
 from quintet.train.run_folder import check_inputs
 from quintet.train.validation import ValidationResult, validate
@@ -128,7 +128,7 @@ def load_trained(
     check_inputs(config, progress.inputs, folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     compute = _compute(precision, progress.precision or config.train.precision)
-    model = make_model(config, tokenizer)
+    model = build_run_model(config, tokenizer)
     load_weights(path, model)
     narrow_weights(model, weights, compute.dtype)
     objective = make_objective(config, tokenizer)

@@ -21,7 +21,7 @@ from quintet.model.hf.weights import Start, fitted, pretrained_weights
 from quintet.model.init import first_values
 from quintet.processes import all_gather, broadcast_from_rank0
 from quintet.tokenize import Tokenizer
-from quintet.train.model import drawn, make_model
+from quintet.train.model import build_run_model, drawn
 from quintet.train.sizes import context_length, extra_rows, model_vocabulary
 from quintet.train.trained import load_trained
 
@@ -97,7 +97,7 @@ def first_weights(
     if isinstance(meta_model, PretrainedModel):
         return _read_by_first(config, tokenizer, meta_model)
     # PyTorch's own initialisations read the shapes of whole modules, which those of a sharded model no longer are.
-    return weights_of(config, make_model(config, tokenizer, meta=True), weights)
+    return weights_of(config, build_run_model(config, tokenizer, meta=True), weights)
 
 
 def _read_by_first(
@@ -116,7 +116,7 @@ def _read_by_first(
 
 def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenizer) -> PretrainedModel:
     """The model with its weights. Raises UserError when their names differ from those of ``meta_model``."""
-    model = make_model(config, tokenizer)
+    model = build_run_model(config, tokenizer)
     assert isinstance(model, PretrainedModel)
     if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(meta_model)}:
         raise UserError(
@@ -134,7 +134,7 @@ def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
     """Name and first fp32 value of each parameter of ``model``, our transformer on the meta device, in its shape, as
-    `make_model` would have given it; from ``weights`` by name if they are given."""
+    `build_run_model` would have given it; from ``weights`` by name if they are given."""
     assert isinstance(config.model, TransformerConfig)
     if weights is not None:
         yield from ((name, weights[name]) for name, _ in model.named_parameters())
