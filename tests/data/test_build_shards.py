@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from quintet.cli import app
 from quintet.config.schema import RunConfig
 from quintet.data.build import Share
+from quintet.data.locks import locked
 from quintet.data.prepare import prepare, prepare_share, prepare_to
 from quintet.data.sources import base
 from quintet.errors import UserError
-from quintet.locks import locked
 
 WORKER = """
 import os, signal, sys, time

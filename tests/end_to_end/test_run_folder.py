@@ -14,8 +14,8 @@ import pytest
 from tests.helpers import QUICK, contents, records
 
 from quintet.config.load import load_run_config
-from quintet.locks import RunLock
 from quintet.train.checkpoint_files import checkpoint_steps
+from quintet.train.run_lock import RunLock
 
 Quintet = Callable[..., Any]
 LONGER = "train.steps=20"

@@ -27,8 +27,8 @@ from quintet.cli.show_batch import show_batch
 from quintet.cli.slurm import slurm
 from quintet.cli.train import train
 from quintet.errors import UserError, printable, without_secrets
-from quintet.failures import end, end_with_launcher, is_launched, leave
 from quintet.system import __version__, write_utf8
+from quintet.train.parallel.failures import end, end_with_launcher, is_launched, leave
 
 VERBS = (
     train,

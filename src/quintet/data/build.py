@@ -20,6 +20,7 @@ from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
 from quintet.data.cleaning import find_duplicates
+from quintet.data.locks import locked
 from quintet.data.manifest import MANIFEST, Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
 from quintet.data.sources.base import SourceIndex, WorkUnit
@@ -28,7 +29,6 @@ from quintet.data.sources.rows import reading_rules
 from quintet.data.store import DROPPED, TokenStore, token_dtype, write_dropped
 from quintet.errors import UserError, one_line
 from quintet.files import from_json, new_folder
-from quintet.locks import locked
 from quintet.system import __version__
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, libraries_of, versions_of

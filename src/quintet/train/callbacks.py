@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from quintet.data.batch import Batch
-from quintet.failures import stacks_told
 from quintet.model.typed import as_list
 from quintet.processes import all_reduce, is_rank_zero, world_size
 from quintet.system import STOP_SIGNALS
 from quintet.train.evaluation import due_after, measure_due
 from quintet.train.metrics import MetricsBuffer, log_metrics
+from quintet.train.parallel.failures import dump_stacks_on_sigterm
 from quintet.train.run import Run
 from quintet.train.spikes import roll_back
 from quintet.train.validation import ValidationResult
@@ -178,7 +178,7 @@ def watch_signals() -> Generator[StopSignal]:
     for number in before:
         signal.signal(number, note)
     try:
-        with stacks_told():
+        with dump_stacks_on_sigterm():
             yield asked
     finally:
         for number, handler in before.items():

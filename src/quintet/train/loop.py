@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from quintet.config.provenance import Original
 from quintet.config.schema import RunConfig
 from quintet.data.batch import prefetch
-from quintet.locks import RunLock
 from quintet.track.console import Reporter
 from quintet.track.tracker import RunStatus
 from quintet.train.callbacks import Callbacks, StopSignal, watch_signals
@@ -24,6 +23,7 @@ from quintet.train.integrations import Steps, trainer_steps
 from quintet.train.intervals import Trial
 from quintet.train.parallel.group import process_group
 from quintet.train.run import Run
+from quintet.train.run_lock import RunLock
 from quintet.train.setup import set_up
 from quintet.train.validation import ValidationResult
 

@@ -15,7 +15,6 @@ from quintet.data.mixture import stage_facts, stage_lines
 from quintet.data.prepare import Prepared, prepare
 from quintet.errors import UserError
 from quintet.files import new_folder, remove
-from quintet.locks import RunLock
 from quintet.processes import broadcast_from_rank0, rank_zero_first, world_size
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.track.composite import CompositeTracker
@@ -54,6 +53,7 @@ from quintet.train.run_folder import (
     tokenizer_input,
     write_run_file,
 )
+from quintet.train.run_lock import RunLock
 from quintet.train.schedule import learning_rate
 from quintet.train.sizes import training_flops
 from quintet.train.weights import seen_before, starting_weights

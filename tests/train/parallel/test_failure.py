@@ -15,9 +15,9 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from quintet.errors import UserError
-from quintet.failures import Kind, kind_of
 from quintet.processes import FailedElsewhere
 from quintet.train.callbacks import watch_signals
+from quintet.train.parallel.failures import Kind, kind_of
 from quintet.train.parallel.launch import find_fault
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242"

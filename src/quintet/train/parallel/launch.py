@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quintet.errors import UserError, printable
-from quintet.failures import ROLE, Failure, is_launched, read_failure, read_stacks
 from quintet.system import STOP_SIGNALS, cores
+from quintet.train.parallel.failures import ROLE, Failure, is_launched, read_failure, read_stacks
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -1,8 +1,8 @@
-"""The message of a process that torchrun started when it fails: one of all processes, and which of them it was.
+"""One error message for several processes: how a process that torchrun started reports why it fails.
 
-Each process writes why it ends into the file that torchrun gave it, in the form of torch.distributed.elastic's
-ErrorHandler. `quintet train --nproc` reads these files and speaks for all; under another torchrun the process at fault
-speaks itself.
+Each process writes the reason into the file that torchrun gave it, in the format of torch.distributed.elastic's
+ErrorHandler. `quintet train --nproc` reads these files and prints one message. Under another torchrun the process that
+failed prints it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -25,18 +25,18 @@ from quintet.processes import FailedElsewhere, rank
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-# The role that `quintet train --nproc` gives to its processes, which is how they know it.
+# The role that `quintet train --nproc` gives to its processes, by which they recognise it.
 ROLE = "quintet"
 
-# user: somebody can mend it. bug: nobody but a programmer can. lost: another process was gone or did not answer.
+# user: a mistake of the user's. bug: a fault of the program. lost: another process has ended or did not answer.
 # elsewhere: another process has the error.
 Kind = Literal["user", "bug", "lost", "elsewhere"]
 
-# Another process may have the same to say; the first one says it, and torchrun ends the others while they wait. A
-# process is lost when it has ended, which torchrun sees before a second is over.
+# Seconds before a process ends. Several processes may have the same error: the first prints it, and torchrun ends the
+# others while they wait. When a process is lost, torchrun notices its end within a second.
 _SECONDS = {"user": 2.0, "bug": 0.0, "lost": 1.0, "elsewhere": 3.0}
 
-# How gloo, NCCL and the store say that somebody else is gone or silent.
+# Messages of gloo, NCCL and the store about another process that has ended or does not answer.
 _LOST = (
     "connection closed by peer",
     "connection reset by peer",
@@ -57,8 +57,8 @@ _LOST = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one process ended: its ``kind``, what there is to say, a line each, the traceback, and the time in seconds
-    since 1970."""
+    """The end of one process: its ``kind``, a line for each problem, the traceback, and the time in seconds since
+    1970."""
 
     kind: Kind
     problems: list[str]
@@ -72,8 +72,8 @@ def is_launched() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Have this process killed when the `quintet train --nproc` that started it is, so that nobody trains unseen. Linux
-    alone can do this."""
+    """Have Linux kill this process when the `quintet train --nproc` that started it ends, so that it does not train
+    on unseen. Other systems cannot do this."""
     if os.environ.get("ROLE_NAME") != ROLE or not sys.platform.startswith("linux"):
         return
     import ctypes
@@ -82,12 +82,11 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def stacks_told() -> Generator[None]:
-    """Within the context, have this process, if torchrun started it, write where each of its threads stands as soon as
-    it gets SIGTERM, by which torchrun asks those to end who are left when another has failed.
+def dump_stacks_on_sigterm() -> Generator[None]:
+    """Within the context, write the stacks of all threads when this process receives SIGTERM, if torchrun started it.
 
-    That works also where the main thread hangs. Whoever handles the signal is called too; nobody else may begin to
-    handle it within the context.
+    torchrun sends SIGTERM to the processes that are left after one has failed. The stacks are written also if the main
+    thread hangs. An earlier handler of the signal is called too; none may be set within the context.
     """
     if not is_launched() or not hasattr(faulthandler, "register"):  # on Windows
         yield
@@ -101,13 +100,13 @@ def stacks_told() -> Generator[None]:
 
 
 def read_stacks(folder: Path) -> dict[int, list[str]]:
-    """The lines that `stacks_told` has written, by the number of the process; torchrun had ``folder`` for its logs."""
-    found = {file: file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.stacks")}
-    return {int(file.parent.name): text.splitlines() for file, text in found.items()}
+    """Return the lines that `dump_stacks_on_sigterm` has written, by rank; ``folder`` holds torchrun's logs."""
+    texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in folder.rglob("*.stacks")}
+    return {int(file.parent.name): text.splitlines() for file, text in texts.items()}
 
 
 def kind_of(error: BaseException, mendable: bool) -> Kind:
-    """The kind of failure that ``error``, which ends this process, is; ``mendable``: the user can mend it."""
+    """Return the kind of failure of ``error``, which ends this process; ``mendable``: the user can mend it."""
     if isinstance(error, FailedElsewhere):
         return "elsewhere"
     if mendable:
@@ -119,10 +118,9 @@ def kind_of(error: BaseException, mendable: bool) -> Kind:
 
 
 def leave(error: BaseException, problems: list[str], code: int) -> NoReturn:
-    """End this process, one of several, with ``code`` after the ``error`` that is told by ``problems``, or by its
-    traceback when there are none.
+    """Report ``error`` by its ``problems``, or by its traceback if there are none, and end this process with ``code``.
 
-    It neither unwinds further nor waits for anybody, since those it could wait for may be gone.
+    The process is one of several. It neither unwinds nor waits for the others, which may have ended.
     """
     kind = kind_of(error, bool(problems))
     if kind == "lost":
@@ -131,20 +129,20 @@ def leave(error: BaseException, problems: list[str], code: int) -> NoReturn:
         ]
     failure = Failure(kind, problems or [one_line(error, typed=True)], traceback.format_exc())
     _record(error, failure)
-    alone = os.environ.get("ROLE_NAME") != ROLE
-    if alone and failure.kind == "user" and rank() == 0:
-        _say(failure)
-    elif alone and failure.kind == "bug":
+    prints = os.environ.get("ROLE_NAME") != ROLE  # else `quintet train --nproc` does
+    if prints and failure.kind == "user" and rank() == 0:
+        _print(failure)
+    elif prints and failure.kind == "bug":
         print(f"process {rank()} failed:\n{failure.trace}", file=sys.stderr)
     if rank() or failure.kind != "user":
         time.sleep(_SECONDS[failure.kind])
-    if alone and failure.kind in ("user", "lost") and (rank() or failure.kind == "lost"):
-        _say(failure)
+    if prints and failure.kind in ("user", "lost") and (rank() or failure.kind == "lost"):
+        _print(failure)
     end(code)
 
 
 def end(code: int | str | None) -> NoReturn:
-    """End this process as sys.exit does; one of several that has not finished does so without waiting for anybody."""
+    """End this process as sys.exit does; one of several that has failed does not wait for the others."""
     if not is_launched() or not isinstance(code, int) or code == 0:
         sys.exit(code)
     sys.stdout.flush()
@@ -153,32 +151,32 @@ def end(code: int | str | None) -> NoReturn:
 
 
 def read_failure(message: str | dict[str, Any]) -> Failure | None:
-    """The failure that `leave` has written, from the message of torchelastic's ProcessFailure; None for another's."""
+    """Return the failure that `leave` wrote, from the message of torchelastic's ProcessFailure; None for other
+    messages."""
     if not isinstance(message, dict):
         return None
-    told: dict[str, Any] | None = message.get("extraInfo", {}).get("quintet")
-    return None if told is None else Failure(**told)
+    fields: dict[str, Any] | None = message.get("extraInfo", {}).get("quintet")
+    return None if fields is None else Failure(**fields)
 
 
 def _record(error: BaseException, failure: Failure) -> None:
     """Write ``failure`` where torchrun, which shows the traceback, and `quintet train --nproc` find it."""
     callstack = failure.trace if failure.kind == "bug" else "\n".join(failure.problems)
-    told = {"kind": failure.kind, "problems": failure.problems, "trace": failure.trace, "at": failure.at}
-    info = {"py_callstack": callstack, "timestamp": str(int(failure.at)), "quintet": told}
+    info = {"py_callstack": callstack, "timestamp": str(int(failure.at)), "quintet": asdict(failure)}
     record = {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": info}}
     file = os.environ["TORCHELASTIC_ERROR_FILE"]
-    # Whole or not at all: torchrun may end this process at any moment, and fails on half a file.
+    # Renamed when complete: torchrun may end this process at any moment, and fails on half a file.
     with open(f"{file}.new", "w", encoding="utf-8") as out:
         json.dump(record, out)
     os.replace(f"{file}.new", file)
 
 
-def _say(failure: Failure) -> None:
+def _print(failure: Failure) -> None:
     for problem in failure.problems:
         print(f"error: {f'process {rank()}: ' if rank() else ''}{printable(without_secrets(problem))}", file=sys.stderr)
 
 
 def _is_lost(error: BaseException) -> bool:
-    # A CheckpointException tells the errors of all processes, and is no Exception.
+    # A CheckpointException holds the errors of all processes, and does not derive from Exception.
     by_network = isinstance(error, RuntimeError) or type(error).__name__ == "CheckpointException"
     return by_network and any(sign in str(error).lower() for sign in _LOST)

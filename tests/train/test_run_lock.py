@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from tests.helpers import refused, source_environment
 
-from quintet import locks
-from quintet.locks import Holder, RunLock
+from quintet.train import run_lock
+from quintet.train.run_lock import Holder, RunLock
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from quintet.locks import RunLock
+from quintet.train.run_lock import RunLock
 RunLock().take(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -121,7 +121,7 @@ def _take_in_turn(folder: Path, inside: Path, count: int) -> None:
         with RunLock() as lock:
             try:
                 lock.take(folder)
-            except locks.UserError:
+            except run_lock.UserError:
                 continue
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where two are inside
             inside.unlink()
@@ -144,7 +144,7 @@ def test_who_was_taken_over_ends_before_it_writes_more(other: Any, tmp_path: Pat
 
 
 def test_signs_of_life_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_BEAT", 0.001)
+    monkeypatch.setattr(run_lock, "_BEAT", 0.001)
     with RunLock() as lock:
         lock.take(tmp_path / "run")
         before, deadline = (tmp_path / "run/.running").read_bytes(), time.monotonic() + 60
