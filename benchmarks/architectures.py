@@ -1,8 +1,8 @@
-"""What each causal language model of the transformers library can do besides reading one text from its beginning.
+"""Abilities of every causal language model in transformers: cache, batches, beams, shared prefixes, packed documents.
 
-For each architecture of AutoModelForCausalLM, in the configuration that it has by default, a small copy is tried as
-`quintet train` tries it when it builds the model (`quintet.model.hf.trial`), with a context beyond all windows and
-beyond the length that its positions were made for at first. Prints the page docs/reference/architectures.md.
+Each architecture of AutoModelForCausalLM is probed on a small copy with its default configuration, exactly as `quintet
+train` does when it builds a model (`quintet.model.hf.trial`). The context is longer than every attention window and
+longer than the original range of scaled positions. Prints the page docs/reference/architectures.md.
 
     python benchmarks/architectures.py [TYPE ...] > docs/reference/architectures.md
 """
@@ -22,8 +22,8 @@ from quintet.config.model import HuggingFaceConfig
 from quintet.model.cache import Abilities
 from quintet.model.hf.trial import NOTHING, try_abilities
 
-CONTEXT = 1 << 30  # beyond every window
-# What the defaults of the library leave open or contradict, or leave out of what the family is known for.
+CONTEXT = 1 << 30  # tokens, longer than every window
+# Settings that make a default configuration valid, or typical of its family.
 CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -48,25 +48,25 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 HEAD = """# Architectures of transformers
 
-A model with `kind: huggingface` is built of the transformers library's own code. What that code makes of a cache, of
-rows side by side and of packed documents differs from family to family, so Quintet tries it when it builds a model, on
-a small copy with large weights, and keeps the result under `~/.cache/quintet/abilities` for the same configuration and
-the same version of the library. A way of reading counts only if it gives the logits of plain reading: one text, alone,
-whole. The table holds for the default configuration of each architecture, with a context beyond its windows, and for
-transformers {version}. A model of yours may differ; its own trial decides.
+A model with `kind: huggingface` runs the code of the transformers library. How that code handles a cache, padded
+batches and packed documents differs between families. Quintet therefore probes a small copy with large weights when it
+builds a model, and keeps the result under `~/.cache/quintet/abilities` for this configuration and this version of the
+library. An ability counts only if it gives the logits of one unpadded text in one forward pass. The table is for the
+default configuration of each architecture, with a context longer than its windows, and for transformers {version}. Your
+model may differ; its own probe decides.
 
 | column | yes | otherwise |
 |---|---|---|
-| cache | a new token costs one position | the whole text is read anew for each token |
-| batch | texts of different lengths are written side by side | texts of one length are written together |
-| beams | beams keep their cache | beams are read anew for each token |
-| shared | a benchmark reads a question once for all its answers | it is read anew for each answer |
-| one shape | `--static-cache` | the cache grows |
-| documents | `model.documents: true` keeps packed documents apart | refused |
+| cache | a new token costs one position | each new token costs a pass over the whole text |
+| batch | texts of different lengths are generated together | only texts of equal length are |
+| beams | beams reorder their cache | each new token costs a pass over each beam |
+| shared | a benchmark computes a question once for all its answers | it computes the question for each answer |
+| one shape | `--static-cache` works | the cache grows |
+| documents | `model.documents: true` separates packed documents | refused |
 
-Where a number stands beside *cache*, texts of more tokens have other positions: a text that grows beyond it is read
-anew there, and shorter and longer texts are read apart. "from padding id + 1" says where positions begin, in writing as
-in training.
+A number beside *cache* is the length at which the positions change: a text that grows past it is computed once more
+there, and shorter and longer texts are not batched together. "from padding id + 1" is the first position, in generation
+as in training.
 
 | architecture | cache | batch | beams | shared | one shape | documents | positions |
 |---|---|---|---|---|---|---|---|"""
@@ -74,24 +74,27 @@ in training.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="types of models; all when not given")
+    parser.add_argument("types", nargs="*", help="model types (default: all)")
     chosen = parser.parse_args().types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     print(HEAD.format(version=transformers.__version__))
-    left_out: list[str] = []
+    skipped: list[str] = []
     for name in chosen:
         print(name, file=sys.stderr, flush=True)
         try:
             print(row(name, abilities(name)), flush=True)
-        except Exception as error:  # whatever the library raises for a configuration that it cannot build
-            left_out.append(f"{name} ({(str(error).strip() or type(error).__name__).splitlines()[0][:80]})")
-    if left_out:
-        print("\nNot tried with its defaults, and so not in the table: " + "; ".join(left_out) + ".")
+        except Exception as error:  # the library raises many kinds for a configuration that it cannot build
+            skipped.append(f"{name} ({(str(error).strip() or type(error).__name__).splitlines()[0][:80]})")
+    if skipped:
+        print(
+            "\nMissing from the table, because the default configuration cannot be probed: " + "; ".join(skipped) + "."
+        )
 
 
 def default_model(name: str) -> Any:
-    """The architecture ``name`` in its default configuration, without weights; as a decoder, where it can be one."""
+    """Build the architecture ``name`` with its default configuration on the meta device, as a decoder if it has the
+    choice."""
     settings = transformers.AutoConfig.for_model(name, **CHANGES.get(name, {}))
     if getattr(settings, "is_decoder", True) is False:
         settings.is_decoder = True
@@ -100,18 +103,18 @@ def default_model(name: str) -> Any:
 
 
 def abilities(name: str) -> Abilities:
-    """What the architecture ``name`` can do in its default configuration."""
+    """Probe the architecture ``name`` with its default configuration. Raises ValueError if it cannot be probed."""
     config = HuggingFaceConfig(kind="huggingface", name_or_path=name, pretrained=False)
-    found = try_abilities(config, default_model(name), CONTEXT, linear_head=False)
-    if not found.causal:
-        raise ValueError("it sees the tokens that it is to predict")
-    if found == NOTHING:
-        raise ValueError("no small copy of it can be read")
-    return found
+    probed = try_abilities(config, default_model(name), CONTEXT, linear_head=False)
+    if not probed.causal:
+        raise ValueError("it attends to the tokens that it should predict")
+    if probed == NOTHING:
+        raise ValueError("a small copy cannot be run")
+    return probed
 
 
 def row(name: str, can: Abilities) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     ways = [can.cache, can.batch, can.reorder, can.shared, can.static, can.documents]
     words = ["yes" if way else "–" for way in ways]
     if can.boundary is not None:

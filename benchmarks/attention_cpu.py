@@ -1,4 +1,4 @@
-"""Blocked attention against PyTorch's fused attention on a CPU, forward and backward, causal and with documents.
+"""Blocked attention against PyTorch's fused attention on a CPU: forward and backward, causal and with packed documents.
 
 python benchmarks/attention_cpu.py
 """
@@ -17,7 +17,7 @@ from quintet.model.kernels import Kernel, attend, prepare_mask
 from quintet.model.mask import KeyRanges
 from quintet.train.compute import keep_freed_memory
 
-DOCUMENT = 100  # tokens of each packed document
+DOCUMENT = 100  # tokens per packed document
 SHAPES = [(16, 6, 256, 64), (4, 12, 1024, 64), (12, 4, 64, 32), (1, 12, 2048, 64)]
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     keep_freed_memory()
     cpu = torch.device("cpu")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; documents of {DOCUMENT} tokens")
-    columns = "".join(f"{one:>11}" for one in ("type", "mask", "torch ms", "blocked ms", "ratio"))
+    columns = "".join(f"{title:>11}" for title in ("type", "mask", "torch ms", "blocked ms", "ratio"))
     print(f"{'batch, heads, length, features':>32}{columns}")
     for shape in SHAPES:
         batch, heads, length, features = shape

@@ -1,9 +1,9 @@
-"""Every format that is read, and those that are written: whether the tokens are the same, and how fast it is read.
+"""Every format that Quintet reads or writes: are the tokens equal, and how fast is it read?
 
     python benchmarks/data_formats.py [MEGABYTES]
 
-A corpus of made-up rows becomes a file of each format, is prepared, and is compared with the store of the JSON lines:
-documents by their hashes, and which tokens have a loss. Prints a table in Markdown.
+A generated corpus is written to a file of each format and prepared. The result is compared with the store made from
+JSON lines, by the hashes of the documents and the loss masks. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ SEPARATOR = " => "
 
 @dataclass(frozen=True)
 class Case:
-    """A file of a format and the source that reads it. ``written`` says that `quintet prepare` wrote it, and
-    ``masked`` that it can say which tokens have a loss."""
+    """A file of one format and the source that reads it.
+
+    ``written`` is True if `quintet prepare` wrote the file, ``masked`` if the format can hold a loss mask.
+    """
 
     name: str
     source: dict[str, Any]
@@ -43,14 +45,14 @@ class Case:
 
 
 class Bench:
-    """Rows, and the stores that they become."""
+    """The generated rows, and how to prepare a source."""
 
     def __init__(self, folder: Path, megabytes: float) -> None:
         self.folder, self.rows = folder, list(made_up(megabytes))
         self.tokenizer: dict[str, Any] = {"kind": "bpe", "vocab_size": 4096}
 
     def prepared(self, source: dict[str, Any], **data: Any) -> tuple[Prepared, float]:
-        """``source`` prepared anew, and the seconds that it took."""
+        """Prepare ``source`` with an empty cache, and return the result and the seconds it took."""
         config = RunConfig.model_validate(
             {
                 "name": "formats",
@@ -62,13 +64,13 @@ class Bench:
                 "train": {"steps": 1, "batch_size": 1},
             }
         )  # fmt: skip
-        begin = time.perf_counter()
-        found = prepare(config)
-        return found, time.perf_counter() - begin
+        start = time.perf_counter()
+        prepared = prepare(config)
+        return prepared, time.perf_counter() - start
 
 
 def made_up(megabytes: float) -> Iterator[dict[str, str]]:
-    """About so many megabytes of prompts and answers."""
+    """Yield rows of prompts and answers, about ``megabytes`` in total."""
     rng, size = random.Random(1), 0
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(5000)]
     while size < megabytes * 1e6:
@@ -78,7 +80,7 @@ def made_up(megabytes: float) -> Iterator[dict[str, str]]:
 
 
 def same(one: TokenStore, other: TokenStore, *, masks: bool) -> bool:
-    """Whether both hold the same documents, and the same of them is learnt."""
+    """Return True if both stores hold the same documents and, with ``masks``, the same loss masks."""
     if (one.document_count, one.token_count) != (other.document_count, other.token_count):
         return False
     if masks and not np.array_equal(loss_mask_of(one), loss_mask_of(other)):
@@ -87,13 +89,13 @@ def same(one: TokenStore, other: TokenStore, *, masks: bool) -> bool:
 
 
 def loss_mask_of(store: TokenStore) -> np.ndarray:
-    """Which tokens of ``store`` have a loss."""
-    found = store.loss_mask(0, store.token_count)
-    return np.ones(store.token_count, bool) if found is None else found
+    """Return the loss mask of all tokens of ``store``: bool [tokens]."""
+    mask = store.loss_mask(0, store.token_count)
+    return np.ones(store.token_count, bool) if mask is None else mask
 
 
 def cases(bench: Bench, plain: Prepared, masked: Prepared) -> Iterator[Case]:
-    """Files of every format, of the rows and of the tokens in the stores of ``plain`` and ``masked``."""
+    """Write the rows, and the tokens of the stores ``plain`` and ``masked``, to a file of every format."""
     folder, lines = bench.folder, "".join(json.dumps(row) + "\n" for row in bench.rows).encode()
     rows = {"document": {"kind": "conditional", "separator": SEPARATOR}}
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines, 1))
@@ -126,7 +128,7 @@ def cases(bench: Bench, plain: Prepared, masked: Prepared) -> Iterator[Case]:
 
 
 def token_cases(folder: Path, plain: Prepared, masked: Prepared) -> Iterator[Case]:
-    """The formats of tokens that are ready."""
+    """The formats that hold token ids."""
     write_format(masked, "huggingface", folder / "out_rows")
     tokens = {"document": {"kind": "tokens"}}
     yield Case("huggingface, tokens", {"kind": "huggingface", "path": f"{folder}/out_rows", **tokens}, written=True)
@@ -147,13 +149,13 @@ def token_cases(folder: Path, plain: Prepared, masked: Prepared) -> Iterator[Cas
 
 
 def prepare_stream(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of the only store, and which are learnt."""
+    """Return the tokens of the only store and their loss mask."""
     store = prepared.stores[0]
     return store.tokens(0, store.token_count), loss_mask_of(store)
 
 
 def write_megatron(stem: Path, prepared: Prepared) -> None:
-    """The documents as an indexed dataset, as Megatron-LM's preprocessing writes it."""
+    """Write the documents as an indexed dataset, as Megatron-LM's preprocessing does."""
     ids, _ = prepare_stream(prepared)
     starts, ends = prepared.stores[0].document_bounds(np.arange(prepared.stores[0].document_count))
     ids.astype("<i4").tofile(stem.with_suffix(".bin"))
@@ -181,14 +183,14 @@ def main() -> None:
         print(f"| jsonl | | | (compared with) | {size / seconds:.1f} |")
         print(f"| jsonl, conditional | yes | | (compared with) | {size / seconds_masked:.1f} |")
         for case in cases(bench, plain, masked):
-            found, seconds = bench.prepared(case.source)
-            equal = same(found.stores[0], (masked if case.masked else plain).stores[0], masks=case.masked)
+            prepared, seconds = bench.prepared(case.source)
+            equal = same(prepared.stores[0], (masked if case.masked else plain).stores[0], masks=case.masked)
             cells = [words(case.masked), words(case.written), "yes" if equal else "NO", f"{size / seconds:.1f}"]
             print(f"| {case.name} | {' | '.join(cells)} |")
 
 
 def words(holds: bool) -> str:
-    """A mark for the table."""
+    """Return a cell of the table."""
     return "yes" if holds else ""
 
 

@@ -1,8 +1,8 @@
-"""What dropout keyed by the sample costs on a CPU, against PyTorch's: one call, and a step of the quickstart's model.
+"""The cost of dropout keyed by the sample on a CPU, against PyTorch's: one call, and a step of the quickstart's model.
 
-    python benchmarks/dropout.py [samples]
+    python benchmarks/dropout.py [SAMPLES]
 
-Both are timed in turns, so that a busy neighbour slows both, and the fastest of several rounds counts.
+The variants alternate, so that other load slows all of them, and the fastest of several rounds counts.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LENGTH, WIDTH, VOCAB, RATE, ROUNDS = 256, 384, 4096, 0.1, 7
 
 
 def fastest(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each of ``ways``, taken in turns."""
-    found = dict.fromkeys(ways, float("inf"))
+    """Return the least milliseconds of each of ``ways``, which alternate."""
+    best = dict.fromkeys(ways, float("inf"))
     for _ in range(ROUNDS + 1):
         for name, way in ways.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             way()
-            found[name] = min(found[name], 1e3 * (time.perf_counter() - begun))
-    return found
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+    return best
 
 
 def one_call(samples: int) -> dict[str, float]:
@@ -51,7 +51,7 @@ def one_call(samples: int) -> dict[str, float]:
 
 
 def step(samples: int) -> dict[str, float]:
-    """Forward and backward through the quickstart's model with a rate of RATE on embedding, residual and features."""
+    """Forward and backward through the quickstart's model with rate RATE on embeddings, residuals and features."""
     sections = {"feedforward": {"kind": "gated", "dropout": RATE}, "embedding_dropout": RATE, "residual_dropout": RATE}
     without = {"feedforward": {"kind": "gated"}}
     ids = torch.randint(VOCAB, (samples, LENGTH))
@@ -77,7 +77,7 @@ def step(samples: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print both tables in milliseconds, and the ratio that is claimed."""
+    """Print both tables in milliseconds, and the claimed ratio."""
     samples = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     torch.manual_seed(0)
     for title, found in (("one call", one_call(samples)), ("a step", step(samples))):

@@ -1,9 +1,9 @@
-"""What a run costs on a GPU: speed, memory, checkpoints, generation and what continues bit for bit.
+"""The cost of a run on a GPU: speed, memory, checkpoints and generation, and what continues bit for bit.
 
-    python benchmarks/gpu.py --out gpu.json                # one GPU, minutes; each section stands alone
-    python benchmarks/gpu.py --device cpu --tiny           # the same code with tiny models, to see that it runs
+    python benchmarks/gpu.py --out gpu.json                # one GPU, a few minutes; the sections are independent
+    python benchmarks/gpu.py --device cpu --tiny           # tiny models, to check that the script runs
 
-Prints a line for each figure. A section that fails leaves the last line of its error, and the next one runs.
+Prints one line per figure. A section that fails records its error, and the next one runs.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Figures]] = {}
 
 
 def section(function: Callable[[argparse.Namespace], Figures]) -> Callable[[argparse.Namespace], Figures]:
-    """Enter ``function``, which yields names and figures, under its name."""
+    """Register ``function``, which yields names and figures, under its name."""
     SECTIONS[function.__name__] = function
     return function
 
 
 def run_file(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """A run of GPT-2's size, or a tiny one."""
+    """Return a run file with a model of GPT-2's size, or a tiny one."""
     tiny = options.tiny
     steps, batch = (6, 4) if tiny else (40, 32)
     return {
@@ -80,21 +80,21 @@ def train(name: str, values: dict[str, Any], *overrides: str) -> list[dict[str, 
 
 @section
 def training(options: argparse.Namespace) -> Figures:
-    """Tokens a second, share of the peak and memory of the step as it comes, and of other settings."""
-    variants = {"as it comes": [], "not compiled": ["train.compile=false"], "strict": ["train.deterministic=true"]}
+    """Tokens per second, model FLOPs utilization and memory with the default settings and with others."""
+    variants = {"default": [], "not compiled": ["train.compile=false"], "strict": ["train.deterministic=true"]}
     if options.device == "cuda":
         variants |= {"tf32": ["train.precision=tf32"], "fp32": ["train.precision=fp32"]}
     for name, overrides in variants.items():
         rows = [row for row in train(f"training-{len(name)}", run_file(options), *overrides) if "speed/mfu" in row]
         rows = rows[len(rows) // 2 :]
         yield f"{name}: tokens/s", max(row["speed/tokens_per_second"] for row in rows)
-        yield f"{name}: share of peak", max(row["speed/mfu"] for row in rows)
+        yield f"{name}: MFU", max(row["speed/mfu"] for row in rows)
         yield f"{name}: GB", max(row.get("speed/memory_bytes", 0.0) for row in rows) / 1e9
 
 
 @section
 def machine(options: argparse.Namespace) -> Figures:
-    """GB of the device, and the TFLOP/s of large products in each precision, against which shares are counted."""
+    """GB of the device, and the TFLOP/s of large matrix products by precision, which the MFU is relative to."""
     device = choose_device(options.device)
     yield "GB", (device_memory(device, 1) or 0) / 1e9
     for precision in ("fp32", "bf16"):
@@ -104,7 +104,7 @@ def machine(options: argparse.Namespace) -> Figures:
 
 @section
 def optimizers(options: argparse.Namespace) -> Figures:
-    """ms of a step of AdamW, and the GB of its state, with averages in fp32 and in 16 bits."""
+    """Milliseconds of a step of AdamW and GB of its state, with averages in fp32 and in 16 bits."""
     count = 2**12 if options.tiny else 2**27
     for precision in ("fp32", "bf16", "fp16"):
         model = torch.nn.Linear(1, count, bias=False, device=options.device)
@@ -113,18 +113,18 @@ def optimizers(options: argparse.Namespace) -> Figures:
         for _ in range(6):
             model.weight.grad = torch.ones_like(model.weight)
             wait_for(options.device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             optimizer.step()
             wait_for(options.device)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         state = optimizer.state[model.weight].values()
         yield f"{precision}: ms", 1000 * min(times)
-        yield f"{precision}: GB", sum(one.nbytes for one in state) / 1e9
+        yield f"{precision}: GB", sum(tensor.nbytes for tensor in state) / 1e9
 
 
 @section
 def loss(options: argparse.Namespace) -> Figures:
-    """TFLOP/s of the head and its loss with gradients, by the tokens that are computed at a time."""
+    """TFLOP/s of head and loss, forward and backward, by the number of tokens per chunk."""
     tokens, rows, width = (64, 301, 32) if options.tiny else (8192, 50304, 768)
     hidden = torch.randn(tokens, width, device=options.device, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(rows, width, device=options.device, requires_grad=True)
@@ -133,11 +133,11 @@ def loss(options: argparse.Namespace) -> Figures:
         times: list[float] = []
         for _ in range(5):
             wait_for(options.device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             with torch.autocast(options.device, torch.bfloat16):
                 linear_cross_entropy(hidden, weight, None, targets, chunk=chunk).backward()
             wait_for(options.device)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         name = default_chunk(rows, options.device) if chunk is None else chunk
         yield (
             f"chunk {name}{' (default)' if chunk is None else ''}: TFLOP/s",
@@ -147,7 +147,7 @@ def loss(options: argparse.Namespace) -> Figures:
 
 @section
 def parallel(options: argparse.Namespace) -> Figures:
-    """One process by each way of spreading a run: the last loss, which in fp32 is one figure for all."""
+    """The last loss of a run in one process under each strategy. In fp32 all are equal."""
     ways: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in ("ddp", "fsdp", "hsdp")}
     if is_installed("deepspeed"):
         ways["deepspeed"] = {"kind": "deepspeed", "config": {"zero_optimization": {"stage": 1}}}
@@ -158,20 +158,24 @@ def parallel(options: argparse.Namespace) -> Figures:
 
 @section
 def resume(options: argparse.Namespace) -> Figures:
-    """Whether a run that was stopped half-way has the losses of one that was not, by each promise."""
+    """The greatest difference in loss between a run continued half-way and an uninterrupted one."""
     half = 3 if options.tiny else 20
     values = run_file(options, checkpoint={"every": half})
-    for promise in ("true", "auto"):
-        whole = train(f"whole-{promise}", values, f"train.deterministic={promise}")
-        train(f"halves-{promise}", values, f"train.deterministic={promise}", f"train.steps={half}")
-        halves = train(f"halves-{promise}", values, f"train.deterministic={promise}")
+    for deterministic in ("true", "auto"):
+        whole = train(f"whole-{deterministic}", values, f"train.deterministic={deterministic}")
+        train(f"halves-{deterministic}", values, f"train.deterministic={deterministic}", f"train.steps={half}")
+        halves = train(f"halves-{deterministic}", values, f"train.deterministic={deterministic}")
         losses = [[row["train/loss"] for row in rows if "train/loss" in row] for rows in (whole, halves)]
-        yield f"deterministic: {promise}: greatest difference", max(abs(a - b) for a, b in zip(*losses, strict=True))
+        yield (
+            f"deterministic: {deterministic}: greatest difference",
+            max(abs(a - b) for a, b in zip(*losses, strict=True)),
+        )
 
 
 @section
 def checkpoint(options: argparse.Namespace) -> Figures:
-    """Seconds that training stands still for a checkpoint, the first time and later, and until it is on the disk."""
+    """Seconds that a checkpoint blocks training, and seconds until it is on the disk, for the first and for later
+    ones."""
     size = 2**20 if options.tiny else 2**30
     state = {"model": {f"weight-{index}": torch.zeros(size // 4, device=options.device) for index in range(8)}}
     checkpointer = Checkpointer(
@@ -180,17 +184,17 @@ def checkpoint(options: argparse.Namespace) -> Figures:
     yield "GB", 8 * size / 1e9
     for step in (1, 2, 3):
         wait_for(options.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         checkpointer.save(Progress(step=step), state)
-        yield f"save {step}: s standing still", time.perf_counter() - began
+        yield f"save {step}: s blocked", time.perf_counter() - start
         checkpointer.wait()
-        yield f"save {step}: s in all", time.perf_counter() - began
+        yield f"save {step}: s total", time.perf_counter() - start
     checkpointer.close()
 
 
 @section
 def generation(options: argparse.Namespace) -> Figures:
-    """Tokens a second by cache, prompts side by side and weights, and times that the host waits for a token."""
+    """Tokens per second and synchronizations of the host, by cache, batch size and precision of the weights."""
     shape = {"layers": 2, "width": 64} if options.tiny else {"layers": 24, "width": 1024, "attention": {"heads": 16}}
     config = TransformerConfig.model_validate(shape)
     device, tokens = torch.device(options.device), 24 if options.tiny else 256
@@ -201,7 +205,7 @@ def generation(options: argparse.Namespace) -> Figures:
         model.to(device).eval()
         for cache in (False, True) if device.type == "cuda" else (False,):
             for count in (1, 32):
-                written(model, count, settings, compiled=cache)  # which compiles
+                written(model, count, settings, compiled=cache)  # compiles
                 speed, waits = written(model, count, settings, compiled=cache)
                 name = f"{weights}, {'compiled' if cache else 'growing'} cache, {count} prompts"
                 yield f"{name}: tokens/s", speed
@@ -209,9 +213,9 @@ def generation(options: argparse.Namespace) -> Figures:
 
 
 def written(model: Model, count: int, settings: GenerationSettings, *, compiled: bool) -> tuple[float, int]:
-    """Tokens a second of ``count`` texts side by side, and how often the host waited for the device."""
+    """Return tokens per second over a batch of ``count`` texts, and how often the host waited for the device."""
     device = model.device
-    began = time.perf_counter()
+    start = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         if device.type == "cuda":
@@ -221,13 +225,13 @@ def written(model: Model, count: int, settings: GenerationSettings, *, compiled:
         length = sum(1 for _ in steps)
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchroniz" in str(one.message) for one in warned)
-    return length * count / (time.perf_counter() - began), waits
+    waits = sum("synchroniz" in str(warning.message) for warning in warned)
+    return length * count / (time.perf_counter() - start), waits
 
 
 @section
 def masks(options: argparse.Namespace) -> Figures:
-    """GB and ms of attention with a window in a text that is read once, by the kernel that is chosen and whole."""
+    """Milliseconds and GB of windowed attention over a long prompt, with the chosen kernel and with plain SDPA."""
     device, length = torch.device(options.device), 1024 if options.tiny else 16384
     config = CausalAttentionConfig(window=256)
     ranges = lay_out(config, torch.zeros(1, length, dtype=torch.long, device=device)).ranges
@@ -238,29 +242,29 @@ def masks(options: argparse.Namespace) -> Figures:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             wait_for(options.device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             attend(queries, keys, values, prepare_mask(ranges, kernel, device))
             wait_for(options.device)
-            yield f"{kernel}: ms", 1000 * (time.perf_counter() - began)
+            yield f"{kernel}: ms", 1000 * (time.perf_counter() - start)
             if device.type == "cuda":
                 yield f"{kernel}: GB", torch.cuda.max_memory_allocated() / 1e9
 
 
 def wait_for(device: str) -> None:
-    """Return when everything queued on ``device`` is done."""
+    """Wait until all work queued on ``device`` is done."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def main() -> None:
-    """Read the command line, and run the sections in a folder of their own."""
+    """Run the sections in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, for a CPU")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--out", type=Path, help="where the figures go as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
-    found: dict[str, dict[str, float | str]] = {}
+    results: dict[str, dict[str, float | str]] = {}
     out = None if options.out is None else options.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -269,7 +273,7 @@ def main() -> None:
         text = " ".join(draw.choices(["the", "cat", "sat", "on", "a", "mat"], k=20_000 if options.tiny else 1_000_000))
         Path("corpus/0.txt").write_text(text)
         for name in options.only:
-            figures = found[name] = {}
+            figures = results[name] = {}
             try:
                 for figure, value in SECTIONS[name](options):
                     figures[figure] = value
@@ -278,8 +282,8 @@ def main() -> None:
                 figures["failed"] = f"{type(error).__name__}: {error}"
                 print(f"{name}: failed: {figures['failed'].splitlines()[0]}", flush=True)
             if out is not None:
-                out.write_text(json.dumps(found, indent=1))
-    if any("failed" in figures for figures in found.values()):
+                out.write_text(json.dumps(results, indent=1))
+    if any("failed" in figures for figures in results.values()):
         sys.exit(1)
 
 

@@ -1,13 +1,14 @@
-"""The adapter beside the harness's own class for Hugging Face models: the same figures, and the time of both.
+"""The lm-evaluation-harness adapter against the harness's own class for Hugging Face models: equal figures, and the
+time of both.
 
-A GPT-2 and a Llama with random weights are made by transformers, saved, and read by both. Both get the same requests
-of the harness, item by item, and at most so many texts in one forward pass:
+Transformers builds a GPT-2 and a Llama with random weights. Both classes load the saved models and answer the same
+requests, item by item, with the same limit on texts per forward pass:
 
     python benchmarks/harness.py ../shared/data/mcq --items 40 --rows 16
 
-It says for each benchmark the largest difference of a log-likelihood between the two, and of each from that class in
-fp64 (a sum of hundreds of nats in fp32 is itself rounded by 1e-4), how often the choice differs, and seconds; the sides
-take turns, and the best of ``--turns`` counts.
+For each benchmark it prints the largest difference between log-likelihoods of the two, the largest difference of each
+from that class in fp64 (a sum of hundreds of nats in fp32 is itself rounded by 1e-4), how often the chosen answer
+differs, and seconds. The two alternate, and the best of ``--turns`` counts.
 """
 
 from __future__ import annotations

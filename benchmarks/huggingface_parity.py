@@ -1,13 +1,13 @@
-"""How closely imported and exported models follow the classes of transformers, family by family.
+"""Agreement of imported and exported models with the classes of transformers, by family.
 
-For each family a model of transformers with random weights is saved, imported as Quintet's transformer, and exported
-again. The table gives the largest difference between logits in fp32, over the largest logit, and on how many of 200
-tokens of greedy texts the two agree; a difference of 0 parameters means that both count the same. Exit code 1 if a
-difference is above 1e-5 or a text differs.
+For each family, a model of transformers with random weights is saved, imported as Quintet's transformer, and exported
+again. The table shows the largest difference between fp32 logits relative to the largest logit, the number of equal
+tokens in a greedy text of 200, and the difference in the number of parameters. The exit code is 1 if a logit differs by
+more than 1e-5 or a text differs.
 
     python benchmarks/huggingface_parity.py [--checkpoint FOLDER ...]
 
-Real checkpoints, named with --checkpoint, are put through the same steps.
+--checkpoint adds real checkpoints.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ PROMPT, TOKENS, LIMIT = 20, 200, 1e-5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", action="append", default=[], help="folder of a real checkpoint")
+    parser.add_argument("--checkpoint", action="append", default=[], help="folder of a checkpoint")
     transformers.utils.logging.disable_progress_bar()
-    print(f"{'family':<20} {'direction':<10} {'max logit difference':>20} {'greedy rank_sync':>17} {'parameters':>11}")
-    bad = 0
+    print(f"{'family':<20} {'direction':<10} {'max logit difference':>20} {'equal tokens':>17} {'parameters':>11}")
+    failures = 0
     with tempfile.TemporaryDirectory() as place:
         for number, (name, (kind, settings)) in enumerate(FAMILIES.items()):
             folder = Path(place) / str(number)
             made(kind, settings).save_pretrained(folder)
-            bad += compared(name, folder)
+            failures += compared(name, folder)
     for folder in parser.parse_args().checkpoint:
-        bad += compared(Path(folder).name, Path(folder))
-    sys.exit(bad > 0)
+        failures += compared(Path(folder).name, Path(folder))
+    sys.exit(failures > 0)
 
 
 def made(kind: str, settings: dict[str, Any]) -> Any:
@@ -97,7 +97,7 @@ def made(kind: str, settings: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def compared(name: str, folder: Path) -> int:
-    """Print both rows of a checkpoint; returns how many of them are not as they should be."""
+    """Print both rows of a checkpoint, and return how many of them exceed a limit."""
     theirs = load(folder)
     config = TransformerConfig.model_validate(model_section(read_config(folder), str(folder)))
     assert config.vocab_size is not None
@@ -107,11 +107,11 @@ def compared(name: str, folder: Path) -> int:
     assert isinstance(ours, Transformer)
     exported = export_weights(ours, NO_ENDS)
     assert not isinstance(exported, list), exported
-    again = transformers.AutoModelForCausalLM.from_config(exported.config).eval()
-    again.load_state_dict(exported.tensors, strict=False)
+    reloaded = transformers.AutoModelForCausalLM.from_config(exported.config).eval()
+    reloaded.load_state_dict(exported.tensors, strict=False)
     count = sum(parameter.numel() for parameter in ours.parameters())
     return row(name, "in", ours, theirs, count - theirs.num_parameters()) + row(
-        name, "out", ours, again, again.num_parameters() - count
+        name, "out", ours, reloaded, reloaded.num_parameters() - count
     )
 
 
@@ -126,7 +126,7 @@ def row(name: str, direction: str, ours: Transformer, theirs: Any, parameters: i
     difference = ((ours(ids) - expected).abs().max() / expected.abs().max()).item()
     prompt = ids[0, :PROMPT].tolist()
     texts = generate(ours, [prompt], GenerationSettings(max_tokens=TOKENS, temperature=0.0))
-    agreed = rank_sync([step[0] for step in texts], written_by(theirs, ids[:1, :PROMPT]))
+    agreed = equal_prefix([step[0] for step in texts], written_by(theirs, ids[:1, :PROMPT]))
     print(f"{name:<20} {direction:<10} {difference:>20.1e} {agreed:>11}/{TOKENS} {parameters:>+11}")
     return int(difference > LIMIT or agreed < TOKENS or parameters != 0)
 
@@ -143,8 +143,8 @@ def written_by(theirs: Any, prompt: Tensor) -> list[int]:
     return out[0, PROMPT:].tolist()
 
 
-def rank_sync(found: list[int | None], expected: list[int]) -> int:
-    """Tokens until the first that differs."""
+def equal_prefix(found: list[int | None], expected: list[int]) -> int:
+    """Return the number of tokens before the first that differs."""
     return next(
         (place for place, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other), len(expected)
     )

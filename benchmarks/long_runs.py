@@ -1,11 +1,11 @@
-"""Long runs: what the commands cost that read a log of two million lines, and the memory of many steps.
+"""Long runs: the cost of the commands that read a log of two million lines, and memory over many steps.
 
-    python benchmarks/long_runs.py --records 2000000       # runs, report and compare beside such a log
-    python benchmarks/long_runs.py --steps 50000           # the memory of a run at a tenth of its steps and at its end
+    python benchmarks/long_runs.py --records 2000000       # runs, report and compare with such a log
+    python benchmarks/long_runs.py --steps 50000           # memory of a run at a tenth of its steps and at its end
 
-For the first a tiny run is trained, and its log is made as long as asked: its own record of a step and of a validation,
-with other numbers, a validation each 1,000 steps. Each command is a process of its own; what is printed are its seconds
-by the clock and of computing, and the most memory that it had. The second trains one layer of width 16.
+The first trains a tiny run and extends its log with records of its own shape and other numbers, one validation per
+1,000 steps. Each command runs in a separate process; its wall and CPU seconds and its peak memory are printed. The
+second trains one layer of width 16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-EACH = 1000  # steps from one validation to the next
+EACH = 1000  # steps between validations
 PAIR = ("runs/long", "runs/other")
 COMMANDS = (("runs", "runs"), ("report", "runs/long"), ("compare", "--recorded", *PAIR), ("compare", *PAIR))
 
@@ -55,7 +55,7 @@ def train(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
 
 
 def lengthen(file: Path, records: int) -> None:
-    """Make the log of a tiny run one of so many lines."""
+    """Extend the log of a tiny run to ``records`` lines."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     step_row = next(row for row in rows if "train/loss" in row and "speed/mfu" not in row)
     log_row = next(row for row in rows if "speed/mfu" in row)
@@ -75,26 +75,26 @@ def lengthen(file: Path, records: int) -> None:
 
 
 def measure(folder: Path, *command: str) -> tuple[float, float, float]:
-    """Seconds by the clock and of computing, and MiB at most, of a command."""
-    began = time.perf_counter()
+    """Return wall seconds, CPU seconds and peak MiB of a command."""
+    start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "quintet", *command], cwd=folder, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def commands(folder: Path, records: int, turns: int) -> None:
-    """Print a row for each command beside a log of so many lines, and beside that of the tiny run."""
+    """Print a row for each command with the log of the tiny run and with one of ``records`` lines."""
     write_run(folder, 2 * EACH)
     assert train(folder).wait() == 0
     assert train(folder, "name=other").wait() == 0
-    print("| command | lines | s by the clock | s of computing | MiB |\n|---|---|---|---|---|")
+    print("| command | lines | wall s | CPU s | MiB |\n|---|---|---|---|---|")
     for lines in (0, records):
         for name in ("long", "other") if lines else ():
             lengthen(folder / f"runs/{name}/metrics.jsonl", lines)
         for command in COMMANDS:
-            best = min((measure(folder, *command) for _ in range(turns)), key=lambda one: one[1])
+            best = min((measure(folder, *command) for _ in range(turns)), key=lambda figures: figures[1])
             there, said = lines or 2 * EACH + 2, " ".join(command[: 1 + ("--recorded" in command)])
             print(f"| {said} | {there:,} | {best[0]:.1f} | {best[1]:.1f} | {best[2]:.0f} |", flush=True)
 
@@ -104,7 +104,7 @@ def memory(folder: Path, steps: int) -> None:
     write_run(folder, steps)
     process, file, at = train(folder), folder / "runs/long/metrics.jsonl", dict[int, float]()
     wanted = [steps // 10, steps // 2, steps - steps // 50]
-    began = time.perf_counter()
+    start = time.perf_counter()
     while process.poll() is None:
         step = _last_step(file)
         for mark in wanted:
@@ -112,8 +112,8 @@ def memory(folder: Path, steps: int) -> None:
                 at[mark] = _resident(process.pid)
         time.sleep(0.2)
     assert process.returncode == 0
-    seconds = time.perf_counter() - began
-    print("; ".join(f"step {mark:,}: {size:.0f} MiB" for mark, size in at.items()) + f"; {seconds:.0f} s in all")
+    seconds = time.perf_counter() - start
+    print("; ".join(f"step {mark:,}: {size:.0f} MiB" for mark, size in at.items()) + f"; {seconds:.0f} s in total")
 
 
 def _last_step(file: Path) -> int:
@@ -126,17 +126,19 @@ def _last_step(file: Path) -> int:
 
 
 def _resident(process: int) -> float:
-    """MiB of memory that a process has now."""
+    """Return the resident MiB of a process."""
     pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
-    """Read the command line and measure."""
+    """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=int, help="lines of the log")
     parser.add_argument("--steps", type=int, help="steps of the run whose memory is measured")
-    parser.add_argument("--turns", type=int, default=2, help="so often each command; that of least computing counts")
+    parser.add_argument(
+        "--turns", type=int, default=2, help="runs of each command, of which the one with the least CPU time counts"
+    )
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(tempfile.mkdtemp(prefix="long-"))

@@ -1,9 +1,9 @@
-"""From MIDI files to notes, pedal resolved: files, megabytes and notes per second, by either reader.
+"""Reading and writing MIDI files with the pedal resolved: files, megabytes and notes per second, by library.
 
     python benchmarks/midi.py PATH...
 
-A path is a file, or a folder with all its *.mid and *.midi. The median of three passes counts, without
-the disk. "automatic" is what `read_midi` does: symusic for files of one voice, mido for others.
+A path is a file, or a folder with all its *.mid and *.midi. The median of three passes over files in memory counts.
+"automatic" is `read_midi`: symusic for files with one voice, mido for the others.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def main() -> None:
     notes, megabytes = sum(map(len, tables)), sum(map(len, files)) / 1e6
     print(f"{len(files)} files, {megabytes:.2f} MB, {notes:,} notes")
     print(f"{'':12}{'files/s':>10}{'MB/s':>10}{'notes/s':>12}")
-    for name, read, what in (
+    for name, read, items in (
         ("automatic", read_midi, files),
-        ("mido alone", _slowly, files),
+        ("mido only", _with_mido, files),
         ("writing", midi_bytes, tables),
     ):
-        seconds = _seconds(read, what)
+        seconds = _seconds(read, items)
         print(f"{name:12}{len(files) / seconds:10.1f}{megabytes / seconds:10.2f}{notes / seconds:12,.0f}")
 
 
-def _slowly(data: bytes) -> Notes:
-    """`read_midi` as if symusic could read no file."""
+def _with_mido(data: bytes) -> Notes:
+    """`read_midi` with mido for all files."""
     chosen, midi._read = midi._read, lambda name, data, simple: midi._any_voices(MidiFile(file=io.BytesIO(data)))
     try:
         return read_midi(data)
@@ -51,13 +51,13 @@ def _slowly(data: bytes) -> Notes:
         midi._read = chosen
 
 
-def _seconds(read: Callable, what: list) -> float:
+def _seconds(read: Callable, items: list) -> float:
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
-        for one in what:
-            read(one)
-        times.append(time.perf_counter() - begin)
+        start = time.perf_counter()
+        for item in items:
+            read(item)
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 

@@ -1,24 +1,24 @@
-"""How much the tests notice: small changes are made in chosen files, one at a time, and the files' tests run each time.
+"""How much the tests notice: chosen files get small changes, one at a time, and their tests run after each.
 
     python benchmarks/mutants.py                                            # 10 changes in each file of mutants.toml
     python benchmarks/mutants.py --changes 40 src/quintet/tokenize/stop.py  # more changes, in one file
     python benchmarks/mutants.py --line 24 src/quintet/tokenize/stop.py     # every change of one line
 
-A change turns a comparison, a sign, an operation or a condition round, adds one to a number, or leaves a call out.
-Docstrings, annotations, decorators, `strict=`, code for type checkers and calls that log are left as they are. The
-changes of a file are drawn with a seed, so that a second call draws the same ones.
+A change inverts a comparison, a sign, an operation or a condition, adds one to a number, or removes a call. Docstrings,
+annotations, decorators, `strict=`, code for type checkers and logging calls are not changed. The changes of a file are
+drawn with a seed, so a second call draws the same ones.
 
-mutants.toml has, for each file, the tests that are there to notice what becomes wrong in it. The first failure ends
-them, and those that noticed most changes so far come first. A change with which they compute three times longer than
-without one, as in an endless loop, counts as noticed, and the line of the file says how many these were.
+mutants.toml lists the tests that should notice a fault in each file. A run ends at the first failure, and tests that
+noticed most changes so far run first. A change that makes the tests compute three times longer, as an endless loop
+does, counts as noticed; the line of the file says how many were noticed this way.
 
-A change that no test notices is printed: its line, as it is and as it was changed. It is a gap in the tests, or it
-changes nothing that anybody could see; then it belongs in mutants.toml under `equivalent`, with the reason. Listed
-changes are drawn as others are, but neither tried nor counted in the score, which is the noticed share of the rest.
-The exit code is 1 where a file or the whole has a score below 0.95.
+A change that no test notices is printed with its line before and after. Either the tests have a gap, or the change has
+no visible effect; then it belongs under `equivalent` in mutants.toml, with the reason. Changes listed there are drawn
+but neither tried nor counted in the score, the share of the other changes that is noticed. The exit code is 1 if a file
+or the total scores below 0.95.
 
-The tests run in a copy of the checkout, of which a forked process imports the package; the other libraries are imported
-once, before the fork. One change takes as long as the tests up to the first that fails.
+The tests run in a copy of the checkout, in a forked process that imports the package from there; the other libraries
+are imported once, before the fork. A change takes as long as the tests up to the first failure.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORE = 0.95
-TIMES_LONGER, MORE_SECONDS = 3, 3  # of computing; a change may make a loop endless
-TIMES_WAITING, LEAST_SECONDS = 10, 60  # by the clock; a change may also wait for what never comes
+TIMES_LONGER, MORE_SECONDS = 3, 3  # of CPU time; a change may make a loop endless
+TIMES_WAITING, LEAST_SECONDS = 10, 60  # of wall time; a change may also wait forever
 ANOTHER_PACKAGE = 77  # exit code of a run that imported the package from elsewhere
-MODULES = "modules.txt"  # those of other packages that a run imported
+MODULES = "modules.txt"  # modules of other packages that a run imported
 
 _SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -66,7 +66,7 @@ _SWAPS: dict[type, type] = {
 
 @dataclass(frozen=True, order=True)
 class Mutant:
-    """A change of a file: the line as it is and as it was changed, and the whole file with it."""
+    """A change of a file: the line before and after it, and the text of the changed file."""
 
     line: int
     before: str
@@ -75,7 +75,7 @@ class Mutant:
 
 
 def changes(node: ast.AST) -> Iterator[Callable[[ast.AST], None]]:
-    """The ways to change ``node``, each of which is applied to a copy of it."""
+    """Yield the ways to change ``node``, each to be applied to a copy of it."""
     match node:
         case ast.Compare():
             yield lambda one: setattr(one, "ops", [_SWAPS[type(op)]() for op in vars(one)["ops"]])
@@ -102,7 +102,7 @@ def _becomes(node: ast.AST, other: ast.AST) -> None:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """``node`` and all below it of which a change could be noticed."""
+    """Yield ``node`` and its descendants, except those whose change nobody could notice."""
     yield node
     for field, value in ast.iter_fields(node):
         for one in value if isinstance(value, list) else [value]:
@@ -122,7 +122,7 @@ def _is_left(node: ast.AST, field: str) -> bool:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Each change of ``source``."""
+    """Yield each change of ``source``."""
     tree = ast.parse(source)
     lines, plain = source.splitlines(), ast.unparse(tree)
     for number, node in enumerate(_walk(tree)):
@@ -137,7 +137,7 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 
 def _changed_line(lines: list[str], node: ast.expr | ast.stmt, other: ast.AST) -> str:
-    """The line of ``node`` with ``other`` in its place, up to the line's end."""
+    """Return the line of ``node`` with ``other`` in its place."""
     line = lines[node.lineno - 1].encode()
     rest = line[node.end_col_offset :].decode() if node.end_lineno == node.lineno else " …"
     return f"{line[: node.col_offset].decode()}{ast.unparse(other).splitlines()[0]}{rest}".strip()
@@ -145,7 +145,7 @@ def _changed_line(lines: list[str], node: ast.expr | ast.stmt, other: ast.AST) -
 
 @dataclass(frozen=True)
 class Run:
-    """Exit code of tests, None where a limit ended them, and their seconds: of computing, and by the clock."""
+    """The exit code of the tests (None if a limit ended them), and their CPU and wall seconds."""
 
     code: int | None
     computing: float
@@ -153,8 +153,7 @@ class Run:
 
 
 class Sharpness:
-    """A plugin of pytest that puts first the tests that noticed most changes, and leaves a failure at that: Hypothesis
-    looks for no smaller example."""
+    """A plugin of pytest that runs the tests first that noticed most changes, and keeps Hypothesis from shrinking."""
 
     def __init__(self, folder: Path) -> None:
         self._noticed, self._file = Counter[str](), folder / "failed.txt"
@@ -172,14 +171,14 @@ class Sharpness:
             self._file.write_text(report.nodeid, encoding="utf-8")
 
     def learn(self) -> None:
-        """Count the test that failed, if one did."""
+        """Count the test that failed, if there is one."""
         if self._file.is_file():
             self._noticed[self._file.read_text(encoding="utf-8")] += 1
             self._file.unlink()
 
 
 def run(folder: Path, tests: str, sharpness: Sharpness, unchanged: Run | None = None) -> Run:
-    """Run ``tests`` in the copy of the checkout in ``folder``, within the limits that follow from ``unchanged``."""
+    """Run ``tests`` in the copy of the checkout in ``folder``, with limits derived from the run ``unchanged``."""
     begun = time.monotonic()
     child = os.fork()
     if not child:
@@ -195,7 +194,7 @@ def run(folder: Path, tests: str, sharpness: Sharpness, unchanged: Run | None = 
             time.sleep(0.02)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # and what it started
+            os.killpg(child, signal.SIGKILL)  # and its children
     if not found or used is None:
         os.waitpid(child, 0)
         return Run(None, 0.0, 0.0)
@@ -232,7 +231,7 @@ def _pytest(folder: Path, tests: str, sharpness: Sharpness, compiled: bool) -> i
 
 @dataclass
 class Count:
-    """How many changes were drawn, are listed as equivalent, were noticed, and these by the time limit."""
+    """Counts of changes: drawn, listed as equivalent, noticed, and noticed by the time limit."""
 
     drawn: int = 0
     equivalent: int = 0
@@ -252,18 +251,18 @@ class Count:
 
 
 def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivalent: dict[str, str]) -> Count:
-    """Try ``chosen`` changes of the file ``name``, one after the other, and print those that no test notices."""
+    """Try the ``chosen`` changes of the file ``name`` in turn, and print those that no test notices."""
     file, count = folder / name, Count(len(chosen))
     source = file.read_text(encoding="utf-8")
     sharpness = Sharpness(folder)
     unchanged = run(folder, tests, sharpness)
     if code := unchanged.code:
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
-        sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); mend them first")
+        sys.exit(f"{output}\n{name}: its tests fail without any change (exit code {code}); fix them first")
     for module in (folder / MODULES).read_text(encoding="utf-8").split():
-        with contextlib.suppress(ImportError):  # a name that a package put there by itself
+        with contextlib.suppress(ImportError):  # a name that a package added itself
             importlib.import_module(module)
-    # Bytecode is taken for that of a file with the same time and length, which a changed file may have.
+    # Python would reuse the bytecode of a changed file with equal time and length.
     Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
     for one in chosen:
         if f"{one.before} → {one.after}" in equivalent:
@@ -278,15 +277,15 @@ def try_file(folder: Path, name: str, tests: str, chosen: list[Mutant], equivale
         if code == 0:
             print(f"not noticed: {name}:{one.line}: {one.before} → {one.after}", flush=True)
     file.write_text(source, encoding="utf-8")
-    print(f"{name}: {count}; without a change {unchanged.computing:.1f} s of computing", flush=True)
+    print(f"{name}: {count}; unchanged {unchanged.computing:.1f} CPU s", flush=True)
     return count
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="those of mutants.toml when none is named")
-    parser.add_argument("--changes", type=int, default=10, help="changes in each file, drawn from all")
-    parser.add_argument("--line", type=int, help="every change of this line instead")
+    parser.add_argument("files", nargs="*", help="files (default: those of mutants.toml)")
+    parser.add_argument("--changes", type=int, default=10, help="changes drawn per file")
+    parser.add_argument("--line", type=int, help="try every change of this line instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     listed = tomllib.loads((ROOT / "benchmarks/mutants.toml").read_text(encoding="utf-8"))
@@ -307,7 +306,7 @@ def main() -> int:
                 chosen = [one for one in every if one.line == options.line]
             counts.append(try_file(folder, name, listed["files"][name], sorted(chosen), equivalent))
     whole = Count(*(sum(getattr(one, field) for one in counts) for field in Count.__dataclass_fields__))
-    print(f"in all: {whole}")
+    print(f"total: {whole}")
     return int(min(one.score for one in (*counts, whole) if one.drawn > one.equivalent) < SCORE)
 
 

@@ -1,10 +1,10 @@
-"""Speed of the tokenizers of notes: notes a second to ids and back, on one core, and ids a note.
+"""Speed of the tokenizers of notes on one core: notes per second to ids and back, and ids per note.
 
-python benchmarks/note_tokens.py [FOLDER of MIDI files] [--notes 200000] [--rounds 3]
+    python benchmarks/note_tokens.py [FOLDER of MIDI files] [--notes 200000] [--rounds 3]
 
-Without a folder, pieces of 5,000 notes are made up: ten starts a second, lengths of half a second in the mean. Pieces
-are in memory before the clock starts. The rounds go through the tokenizers in turn, and the fastest of each counts.
-Those of MidiTok are given a tenth of the notes, for they take long.
+Without a folder, pieces of 5,000 notes are generated: ten onsets per second, half a second long on average. Pieces are
+in memory before the clock starts. The tokenizers alternate, and the fastest round of each counts. MidiTok's tokenizers
+get a tenth of the notes, because they are slow.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What each way of packing wastes: room left empty, tokens left out, documents that are cut.
+"""The waste of each way of packing: padding, dropped tokens, and documents that are cut.
 
     python benchmarks/packing.py [--corpus FILE ...] [--separator TEXT] [--length 1024] [--vocabulary 4096]
 
-A corpus is a .jsonl file with the field `text`, or a text file whose documents stand between separators; without any it
-is Python's standard library. "Cut" are documents that would fit into a sample and are not whole in one.
+A corpus is a .jsonl file with the field `text`, or a text file with separators between documents; the default is
+Python's standard library. "Cut" counts documents that would fit into one sample but are divided.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PACKINGS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", action="append", help="file of documents")
-    parser.add_argument("--separator", default="\n\n", help="text between the documents of a text file")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a sample")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="ids of the BPE that is trained on the corpus")
+    parser.add_argument("--corpus", action="append", help="a file of documents (may be repeated)")
+    parser.add_argument("--separator", default="\n\n", help="separator between documents of a text file")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per sample")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="size of the BPE vocabulary trained on the corpus")
     options = parser.parse_args()
     for corpus in options.corpus or [None]:
         with tempfile.TemporaryDirectory() as cache:
@@ -45,16 +45,16 @@ def main() -> None:
 def measure(corpus: str | None, options: argparse.Namespace, cache: str) -> None:
     prepare(run_config(corpus, {"kind": "stream"}, options, cache))  # so that only the packing is timed
     print(f"\n{corpus or 'the standard library'}, samples of {options.length} tokens")
-    print(f"{'packing':<24}{'samples':>9}{'empty room':>12}{'left out':>10}{'cut':>8}{'seconds':>9}")
+    print(f"{'packing':<24}{'samples':>9}{'padding':>12}{'dropped':>10}{'cut':>8}{'seconds':>9}")
     for name, packing in PACKINGS.items():
         config = run_config(corpus, packing, options, cache)
-        began = time.perf_counter()
+        start = time.perf_counter()
         prepared = prepare(config)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         samples, store = prepared.train.source_samples[0], prepared.stores[0]
         waste = samples.waste if isinstance(samples, Packed) else 0.0
-        left_out, cut = losses(samples, store, options.length + 1)
-        print(f"{name:<24}{samples.count:>9,}{waste:>12.1%}{left_out:>10.1%}{cut:>8.1%}{seconds:>9.2f}")
+        dropped, cut = losses(samples, store, options.length + 1)
+        print(f"{name:<24}{samples.count:>9,}{waste:>12.1%}{dropped:>10.1%}{cut:>8.1%}{seconds:>9.2f}")
     sizes = np.diff(store.document_ends(0, store.document_count), prepend=0)
     print(
         f"{store.document_count:,} documents, {store.token_count:,} tokens; "
@@ -63,7 +63,7 @@ def measure(corpus: str | None, options: argparse.Namespace, cache: str) -> None
 
 
 def losses(samples: Samples, store: TokenStore, room: int) -> tuple[float, float]:
-    """The share of the tokens in no sample, and of the documents that fit into one the share that is cut."""
+    """Return the share of tokens in no sample, and the share of the documents fitting into a sample that are cut."""
     starts, stops = pieces(samples)
     order = np.argsort(starts, kind="stable")
     starts, stops = starts[order], np.maximum.accumulate(stops[order])
@@ -73,13 +73,13 @@ def losses(samples: Samples, store: TokenStore, room: int) -> tuple[float, float
     fits = lasts - firsts <= room
     holder = np.searchsorted(starts, firsts, side="right") - 1
     whole = (holder >= 0) & (stops[np.maximum(holder, 0)] >= lasts)
-    if isinstance(samples, Windows):  # the maximum above runs on from window to window
+    if isinstance(samples, Windows):  # adjacent windows overlap, so the maximum above joins them
         whole = (firsts // (room - 1) + 1) * (room - 1) + 1 >= lasts
     return float(1 - covered / store.token_count), float((fits & ~whole).sum() / max(fits.sum(), 1))
 
 
 def pieces(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """First token of each piece and the one behind its last."""
+    """Return the first token of each piece, and the position after its last: int64 [pieces] each."""
     if isinstance(samples, Packed):
         return np.asarray(samples.table.starts), np.asarray(samples.table.stops)
     assert isinstance(samples, Windows)

@@ -1,9 +1,9 @@
-"""Each way of spreading a run over processes against the same run in one process: how far its losses are, and how fast.
+"""Every parallel strategy against one process: the difference of its losses, and its speed.
 
     python benchmarks/parallel.py [--processes 2] [--steps 20] [--width 256]
 
-On the CPU, over gloo; each process has its share of the cores. Prints a table: strategy, processes, the largest
-difference of a step's loss from that of one process, tokens a second, and their ratio to one process on all cores.
+Runs on the CPU over gloo; the processes share the cores. The table shows strategy, processes, the largest difference of
+a step's loss from that of one process, tokens per second, and their ratio to one process on all cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAYS = {
 
 
 def run_file(folder: Path, name: str, parallel: dict, options: argparse.Namespace) -> Path:
-    """Write the run file of one way."""
+    """Write the run file of one strategy."""
     heads = max(1, options.width // 64)
     values = {
         "name": name,
@@ -49,7 +49,7 @@ def run_file(folder: Path, name: str, parallel: dict, options: argparse.Namespac
 
 
 def trained(folder: Path, name: str, parallel: dict, processes: int, options: argparse.Namespace) -> tuple[list, float]:
-    """Loss of each step, and tokens a second."""
+    """Train, and return the loss of each step and the tokens per second."""
     file = run_file(folder, name, parallel, options)
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     threads = max(1, (os.cpu_count() or 1) // processes)
@@ -76,13 +76,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        alone, speed = trained(folder, "one", {"kind": "none"}, 1, options)
+        reference, speed = trained(folder, "one", {"kind": "none"}, 1, options)
         print(f"{'strategy':20} {'processes':>9} {'loss differs by':>16} {'tokens/s':>9} {'ratio':>6}")
         print(f"{'one process':20} {1:9} {0.0:16.1e} {speed:9,.0f} {1.0:6.2f}")
         for number, way in enumerate(options.ways):
-            losses, found = trained(folder, f"way{number}", WAYS[way], options.processes, options)
-            far = max(abs(a - b) for a, b in zip(alone, losses, strict=True))
-            print(f"{way:20} {options.processes:9} {far:16.1e} {found:9,.0f} {found / speed:6.2f}", flush=True)
+            losses, own_speed = trained(folder, f"way{number}", WAYS[way], options.processes, options)
+            difference = max(abs(a - b) for a, b in zip(reference, losses, strict=True))
+            print(
+                f"{way:20} {options.processes:9} {difference:16.1e} {own_speed:9,.0f} {own_speed / speed:6.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A training step of GPT-2's architecture on this machine's CPU: Quintet beside nanoGPT, litgpt and transformers.
+"""A training step of GPT-2's architecture on this machine's CPU: Quintet, nanoGPT, litgpt and transformers.
 
     git clone https://github.com/karpathy/nanoGPT
     pip install litgpt
     python benchmarks/peers.py --nanogpt nanoGPT
 
-6 layers of width 256, 4,096 ids, 16 samples of 256 tokens: forward, backward, clipping, AdamW. Each variant runs in a
-process of its own, in turn, several rounds; the table has the medians with the range, in wall and in CPU time. What is
-not installed is left out. nanoGPT's train.py computes in fp32 on a CPU, and compiles by default.
+6 layers of width 256, a vocabulary of 4,096, 16 samples of 256 tokens: forward, backward, clipping, AdamW. The variants
+alternate over several rounds, each in a separate process. The table shows medians with the range, in wall and CPU time.
+Projects that are not installed are skipped. nanoGPT's train.py computes in fp32 on a CPU, and compiles by default.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def quintet(precision: str) -> Step:
     ours = engine.TorchEngine(loss, model, optimizer, scaler, config, config.batch, chosen)
     number = 0
 
-    def one(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         nonlocal number
         rows = np.zeros(SAMPLES, dtype=np.int64)
         ours.accumulate(Batch(inputs.numpy(), targets.numpy(), rows, config.batch.tokens), number)
@@ -79,14 +79,14 @@ def quintet(precision: str) -> Step:
         optimizer.zero_grad()
         number += 1
 
-    return one
+    return step
 
 
 def plain(model: torch.nn.Module, loss_of: Callable[..., torch.Tensor], context: Any = None) -> Step:
-    """A step as the loops of the other projects have it."""
+    """Return a training step as the other projects write it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
-    def one(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         with context or nullcontext():
             loss = loss_of(inputs, targets)
         loss.backward()
@@ -94,7 +94,7 @@ def plain(model: torch.nn.Module, loss_of: Callable[..., torch.Tensor], context:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return one
+    return step
 
 
 def nanogpt(folder: str, compiled: bool) -> Step:
@@ -136,24 +136,24 @@ def transformers(bf16: bool) -> Step:
 
 
 def variants(nanogpt_folder: str | None) -> dict[str, Callable[[], Step]]:
-    found: dict[str, Callable[[], Step]] = {
-        "Quintet, as it comes": lambda: quintet("auto"),
+    known: dict[str, Callable[[], Step]] = {
+        "Quintet, default": lambda: quintet("auto"),
         "Quintet, fp32": lambda: quintet("fp32"),
     }
     if nanogpt_folder:
-        found["nanoGPT, as it comes (fp32, compiled)"] = lambda: nanogpt(nanogpt_folder, True)
-        found["nanoGPT, fp32, not compiled"] = lambda: nanogpt(nanogpt_folder, False)
+        known["nanoGPT, default (fp32, compiled)"] = lambda: nanogpt(nanogpt_folder, True)
+        known["nanoGPT, fp32, not compiled"] = lambda: nanogpt(nanogpt_folder, False)
     if importlib.util.find_spec("litgpt"):
-        found["litgpt, fp32"] = lambda: litgpt(False)
-        found["litgpt, bf16-true"] = lambda: litgpt(True)
+        known["litgpt, fp32"] = lambda: litgpt(False)
+        known["litgpt, bf16-true"] = lambda: litgpt(True)
     if importlib.util.find_spec("transformers"):
-        found["transformers, fp32"] = lambda: transformers(False)
-        found["transformers, bf16 autocast"] = lambda: transformers(True)
-    return found
+        known["transformers, fp32"] = lambda: transformers(False)
+        known["transformers, bf16 autocast"] = lambda: transformers(True)
+    return known
 
 
 def measure(step: Step) -> tuple[float, float]:
-    """Wall and CPU seconds of a step, the median of `STEPS`."""
+    """Return the median wall and CPU seconds of a step."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCABULARY, (SAMPLES, LENGTH + 1), generator=draw)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -170,24 +170,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variant", help="measure this one here")
+    parser.add_argument("--variant", help="measure only this one, in this process")
     options = parser.parse_args()
     known = variants(options.nanogpt)
     if options.variant:
         print(json.dumps(measure(known[options.variant]())))
         return
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
     for _ in range(options.rounds):
-        for name, rows in found.items():
+        for name, rows in times.items():
             command = [sys.executable, __file__, "--variant", name]
             command += ["--nanogpt", options.nanogpt] if options.nanogpt else []
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             rows.append(tuple(json.loads(output.splitlines()[-1])))
-    own = statistics.median(cpu for _, cpu in found["Quintet, as it comes"])
+    own = statistics.median(cpu for _, cpu in times["Quintet, default"])
     print(f"{torch.get_num_threads()} threads of {os.cpu_count()}, torch {torch.__version__}")
     print("| variant | tokens a second | range | CPU ms a step | times Quintet's CPU time |")
     print("|---|---|---|---|---|")
-    for name, rows in found.items():
+    for name, rows in times.items():
         speeds = sorted(SAMPLES * LENGTH / wall for wall, _ in rows)
         cpu = statistics.median(cpu for _, cpu in rows)
         middle = statistics.median(speeds)

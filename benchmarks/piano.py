@@ -1,11 +1,11 @@
-"""Piano from scratch, then tuned on tasks: what it costs, and what it is worth beside counts and copies.
+"""Piano from scratch, then tuned on tasks: the time it takes, and the result against simple baselines.
 
     python benchmarks/piano.py music21
     python benchmarks/piano.py FOLDER_OF_MIDI --steps 700 --task-steps 800
 
-Prints the wall time of each part, the validation loss beside what a unigram and a bigram of the training tokens have on
-the same tokens, and, after the tuning, loss and note F1 of the answers by task, beside copies of the prompt. Runs and
-token stores go into --folder, a new one when not given.
+Prints the wall time of each part and the validation loss, with those of a unigram and a bigram of the training tokens.
+After tuning it prints loss and note F1 of the answers by task, with those of copying the prompt. Runs and token stores
+are written to --folder, by default a new one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What `quintet plan` predicts against what training really allocates and sends, on this machine's CPU.
+"""The memory and traffic that `quintet plan` predicts, against what training allocates and sends on this machine's CPU.
 
     python benchmarks/plan_memory.py
 
-Real processes (gloo) build each run as `quintet train` does and take two steps; PyTorch's profiler reports every
-allocation and release of the second, those inside kernels too, and every
-collective. The plan takes the same steps on fake tensors in this process. Bytes are those of rank 0.
+Real processes (gloo) build each run as `quintet train` does and take two steps. PyTorch's profiler reports every
+allocation and release in the second, including those inside kernels, and every collective. The plan takes the same
+steps on fake tensors in this process. Bytes are those of rank 0.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def run_config(case: str) -> Any:
-    """The run of ``case``: a small transformer, 8 samples of 128 tokens a process unless it says otherwise."""
+    """Return the run of ``case``: a small transformer, by default with 8 samples of 128 tokens per process."""
     from quintet.config.schema import RunConfig
 
     world_size, sections = CASES[case]
@@ -77,14 +77,14 @@ def run_config(case: str) -> Any:
 
 
 def weights(case: str) -> int:
-    """Parameters of the whole model."""
+    """Return the number of parameters of the whole model."""
     from quintet.train.sizes import parameter_count
 
     return parameter_count(run_config(case), VOCABULARY).total
 
 
 def predict(case: str) -> dict[str, Any]:
-    """What the plan says."""
+    """Return what the plan predicts."""
     from quintet.plan.machine import Machine
     from quintet.plan.simulation import simulate
 
@@ -103,7 +103,7 @@ def predict(case: str) -> dict[str, Any]:
 
 
 def measure(case: str) -> dict[str, Any]:
-    """What this process, one of the run's, allocates and sends in the second step."""
+    """Return what this process of the run allocates and sends in the second step."""
     import numpy as np
     import torch
 
@@ -120,12 +120,12 @@ def measure(case: str) -> dict[str, Any]:
     samples = config.batch.samples // world_size()
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(samples, 128))
     batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world_size())
-    gc.collect()  # the case before
+    gc.collect()  # frees the previous case
     with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
         built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
         built.loss_module.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
-        # Ahead of fully_shard's own hook, which puts whole parameters in the place of the parts.
+        # Before fully_shard's own hook, which replaces the shards by whole parameters.
         built.loss_module.register_forward_pre_hook(
             lambda *_: found.update(between=_held_gradients(built)), prepend=True
         )
@@ -145,18 +145,19 @@ def measure(case: str) -> dict[str, Any]:
 
 
 def _held_gradients(built: Any) -> int:
-    """Bytes of gradients that wait for the next pass: this process's parts, and what fully_shard has not summed yet."""
+    """Return the bytes of gradients kept between passes: the shards of this process, and what fully_shard has not
+    reduced yet."""
     from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
     spread = [one for one in gc.get_objects() if isinstance(one, FSDPParam)]
     whole = [getattr(getattr(one, "_unsharded_param", None), "grad", None) for one in spread]
-    wider = [one.unsharded_accumulated_grad for one in spread]  # of parameters that are gathered in 16 bits
+    wider = [one.unsharded_accumulated_grad for one in spread]  # of parameters gathered in 16 bits
     own = [parameter.grad for parameter in built.model.parameters()]
     return _own_bytes(gradient for gradient in (*whole, *wider, *own) if gradient is not None)
 
 
 def _still_gathered(built: Any) -> int:
-    """Bytes of weights that the forward pass leaves gathered for the backward pass, in fp32."""
+    """Return the fp32 bytes of weights that stay gathered from the forward to the backward pass."""
     if not built.strategy.sharded:
         return 0
     in_blocks = {id(weight) for block in built.model.blocks for weight in block.parameters()}
@@ -172,20 +173,20 @@ def _mark(name: str) -> None:
 
 
 def _own_bytes(tensors: Any) -> int:
-    """Bytes of the numbers that this process has of ``tensors``."""
+    """Return the bytes of the local part of ``tensors``."""
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def _second_step(profile: Any) -> dict[str, Any]:
-    """The most bytes alive in the second step, what its last forward pass left alive, and what it sent."""
+    """Return the peak bytes of the second step, the bytes its last forward pass kept, and what it sent."""
     results = profile.profiler.kineto_results
     live = peak = begun = left = starts = 0
     before: int | None = None
     second = False
     for event in sorted(_flat(results.experimental_event_tree()), key=lambda event: event.start_time_ns):
         if "Allocation" in str(event.tag):
-            # The allocator's own count: it also knows what gloo's threads free.
+            # The allocator's own count includes what gloo's threads free.
             total, size = event.extra_fields.total_allocated, event.extra_fields.alloc_size
             before = total - size if before is None else before
             live = total - before
@@ -207,20 +208,20 @@ def _second_step(profile: Any) -> dict[str, Any]:
 
 
 def _flat(events: Any) -> Iterator[Any]:
-    """All of a forest of ``events``."""
+    """Yield ``events`` and all their descendants."""
     for event in events:
         yield event
         yield from _flat(event.children)
 
 
 def _largest(event: Any) -> int:
-    """Bytes of the larger of a collective's two tensors; 0 where the profiler has no shapes, as for all-reduce."""
+    """Return the bytes of the larger tensor of a collective; 0 if the profiler has no shapes, as for all-reduce."""
     sizes = zip(event.shapes(), event.dtypes(), strict=True)
     return max((math.prod(shape) * WIDTHS[kind] for shape, kind in sizes if shape and kind in WIDTHS), default=0)
 
 
 def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
-    """What rank 0 of real processes measures in ``cases``, all of as many processes."""
+    """Return what rank 0 of real processes measures in ``cases``, which have the same number of processes."""
     (world_size,) = {CASES[case][0] for case in cases}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
     done = subprocess.run(
@@ -235,7 +236,7 @@ def measured(cases: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def measure_all(cases: list[str]) -> None:
-    """Print what this process measures in each of ``cases``, if it is the first; one group serves them all."""
+    """Measure each of ``cases`` in one process group; rank 0 prints the result."""
     from quintet.processes import is_rank_zero
     from quintet.train.parallel.group import process_group
 
@@ -246,7 +247,7 @@ def measure_all(cases: list[str]) -> None:
 
 
 def main() -> None:
-    """Print a row for each case, predicted / measured in MB, and whether calls and bytes of collectives are equal."""
+    """Print a row per case: predicted / measured MB, and if calls and bytes of the collectives are equal."""
     names = ("parameters", "gradients", "optimizer", "activations", "peak")
     print(f"{'case':34}" + "".join(f"{name:>20}" for name in names) + "   peak off, collectives")
     for world_size in (1, 2, 4):
@@ -256,7 +257,7 @@ def main() -> None:
             told, found = predict(case), real[case]
             row = "".join(f"{told[name] / 1e6:10.3f} / {found[name] / 1e6:7.3f}" for name in names)
             off = told["peak"] / found["peak"] - 1
-            # The profiler tells no sizes of what is all-reduced.
+            # The profiler reports no sizes for all-reduce.
             same = all(told["sent"][name] == size or name == "all-reduce" for name, size in found["sent"].items())
             equal = "equal" if same and told["calls"] == found["calls"] else "different"
             print(f"{case:34}{row}   {off:+.1%}, {equal}", flush=True)

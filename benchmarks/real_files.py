@@ -1,17 +1,17 @@
-"""The run files of a checkout of PhyAGI, VectorLM, STLM, TMRC or piano-gpt: which are accepted, and which then train.
+"""The run files in a checkout of PhyAGI, VectorLM, STLM, TMRC or piano-gpt: which are accepted, and which then train.
 
     python benchmarks/real_files.py FOLDER [--history] [--files] [--no-training] [--set KEY=VALUE ...]
 
-FOLDER is a checkout, or with --history a checkout or git directory: then each version of a file with another set of
-keys is one more file, composed with its siblings of the same commit, of which the newest stands for the others. A file
-counts if its keys, composed as Hydra composes it where it has a `defaults` list, are those of a dialect; parts of such
-lists and other YAML do not. --set gives each file the same overrides, for what is given on the command line there.
+FOLDER is a checkout, or with --history also a git directory. With --history, each version of a file whose set of keys
+differs counts as one more file; of versions with equal keys the newest counts. Each is composed with its siblings in
+the same commit. A file counts if its keys, after Hydra's composition if it has a `defaults` list, are those of a
+dialect; parts of such lists and other YAML do not count. --set applies overrides to every file.
 
-A file is checked as `quintet check` checks it. One that is accepted is made small, and takes two steps: at most two
-layers (or one group of those that share weights), heads of 8 features, at most two key heads, a context of 32 tokens,
-two samples a pass; in fp32, without measurements, samples, trackers and spreading over devices. Architecture, loss,
-packing, optimizer and schedules stay. What is not here has a stand-in: random letters, notes or ids for the data, bytes
-for a tokenizer, a new small Llama for a checkpoint. Nothing is fetched.
+A file is checked as `quintet check` does. If it is accepted, it is made small and takes two steps: at most two layers
+(or one group of layers that share weights), heads of 8 features, at most two key heads, a context of 32 tokens, two
+samples per pass; in fp32, without measurements, samples, trackers and parallelism. Architecture, loss, packing,
+optimizer and schedules stay. Missing inputs are replaced: data by random letters, notes or ids, a tokenizer by bytes, a
+checkpoint by a small Llama with random weights. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _FREE_TEXT = re.compile(r"(run_name|project|project_name|group|desc\w*|tags|enti
 
 @dataclass(frozen=True)
 class Version:
-    """A run file as a commit has it: where it lies now, and its name in the table."""
+    """A run file of one commit: its path here, and its name in the table."""
 
     file: Path
     name: str
@@ -71,7 +71,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a file, and its causes: each refusal once, without what only this file has."""
+    """The outcome of a file and its causes: each refusal once, without values of this file."""
 
     version: Version
     outcome: str
@@ -79,13 +79,13 @@ class Result:
 
 
 def main() -> None:
-    """Print the table of the folder that the command line names."""
+    """Print the table of a folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--history", action="store_true", help="each version with another set of keys, of all commits")
-    parser.add_argument("--files", action="store_true", help="also a line for each file")
-    parser.add_argument("--no-training", action="store_true", help="check only")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override for each file")
+    parser.add_argument("--history", action="store_true", help="every version whose keys differ, from all commits")
+    parser.add_argument("--files", action="store_true", help="also print one line per file")
+    parser.add_argument("--no-training", action="store_true", help="only check")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override for every file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,13 +100,13 @@ def main() -> None:
 
 
 def of_checkout(folder: Path, commit: str = "", seen: set[object] | None = None) -> Iterator[Version]:
-    """The run files below ``folder``; with ``seen`` only those whose keys are not in it yet, which they then are."""
+    """Yield the run files below ``folder``; with ``seen`` only those whose keys it does not hold yet, and add them."""
     for file in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         try:
             document = read_document(file)
             values = (compose(document, file, ()).document if is_composed(document) else document).values
         except (UserError, UnicodeDecodeError):
-            # A list, broken YAML, a part whose siblings are elsewhere: what is left of it says whether it is one.
+            # A list, broken YAML, or a part whose siblings are elsewhere: its own keys decide.
             values = _readable(file)
         dialects = recognised(values)
         name = file.relative_to(folder).as_posix()
@@ -119,7 +119,7 @@ def of_checkout(folder: Path, commit: str = "", seen: set[object] | None = None)
 
 
 def of_history(repository: Path, trees: Path) -> Iterator[Version]:
-    """The run files of all commits of ``repository``, the newest first, written below ``trees``."""
+    """Yield the run files of all commits of ``repository``, newest first, after writing them below ``trees``."""
     git_dir = repository / ".git" if (repository / ".git").exists() else repository
 
     def git(*command: str) -> bytes:
@@ -150,14 +150,14 @@ def _readable(file: Path) -> dict[str, Any]:
 
 
 def _keys(values: dict[str, Any]) -> Iterator[object]:
-    """What tells two versions of a file apart: its keys, with the words that are values of them, as kinds are."""
+    """Yield what distinguishes two versions of a file: its keys, and values that are single words, such as kinds."""
     for path, value in walk(values):
         words = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and not _FREE_TEXT.search(show(path))
         yield show(tuple(0 if isinstance(step, int) else step for step in path)), value if words else None
 
 
 def outcome(version: Version, overrides: Sequence[str], tiny: Path | None) -> Result:
-    """What comes of a file: checked, and trained on what lies in ``tiny``, unless that is None."""
+    """Check a file and, unless ``tiny`` is None, train it on the data there."""
     said = StringIO()
     with tempfile.TemporaryDirectory() as folder, chdir(folder), redirect_stdout(said), redirect_stderr(said):
         try:
@@ -165,7 +165,7 @@ def outcome(version: Version, overrides: Sequence[str], tiny: Path | None) -> Re
             missing = _missing(config)
         except UserError as error:
             return Result(version, "refused by name", tuple(dict.fromkeys(map(_cause, error.problems))))
-        except Exception as error:  # what this table is to find
+        except Exception as error:  # what this table is meant to find
             return Result(version, "crashed", (f"check: {one_line(error, typed=True)}",))
         if tiny is None:
             return Result(version, OUTCOMES[1] if missing else "accepted", missing or ("",))
@@ -180,19 +180,19 @@ def outcome(version: Version, overrides: Sequence[str], tiny: Path | None) -> Re
 
 
 def _missing(config: RunConfig) -> tuple[str, ...]:
-    """The keys of what a file names and is not here. Raises UserError with what `check` refuses of it."""
+    """Return the keys of what a file names but this machine lacks. Raises UserError if `check` refuses the file."""
     return tuple(dict.fromkeys(_cause(line).partition(":")[0] + ": is not here" for line in check(config).not_here))
 
 
 def _cause(problem: str) -> str:
-    """``problem`` without its place and without the values that only one file has."""
+    """Return ``problem`` without its location and without values of one file."""
     text = re.sub(r"^[^:]*\.ya?ml(:\d+)?: |^\S*?(:\d+)?: |^line \d+: |^command line: ", "", problem, count=1)
     text = re.sub(r"\[\d+\]", "[]", text)
     return re.sub(r"/\S+|\bline \d+", "…", text)[:160]
 
 
 def take_steps(config: RunConfig, tiny: Path, folder: Path) -> None:
-    """Train a small copy of ``config`` for two steps, below ``folder``. Raises UserError where that cannot be."""
+    """Train a small copy of ``config`` for two steps below ``folder``. Raises UserError if it does not train."""
     from quintet.train.intervals import Trial
     from quintet.train.loop import train
 
@@ -205,9 +205,9 @@ def take_steps(config: RunConfig, tiny: Path, folder: Path) -> None:
 
 
 def shrunken(values: dict[str, Any], tiny: Path, folder: Path) -> dict[str, Any]:
-    """The ``values`` of a run file, of a model that takes a step in a moment, on what lies in ``tiny``."""
+    """Return the ``values`` of a run file with a small model and the data in ``tiny``."""
     music = values["data"]["packing"]["kind"] in ("pieces", "tasks")
-    context = 8 * CONTEXT if music else CONTEXT  # a prompt of a few notes and its answer
+    context = 8 * CONTEXT if music else CONTEXT  # room for a prompt of a few notes and its answer
     data = values["data"] | {
         "sources": [stand_in(one, tiny / "train") for one in values["data"]["sources"]],
         "validation_sources": [stand_in(one, tiny / "other") for one in values["data"]["validation_sources"]],
@@ -246,7 +246,7 @@ def shrunken(values: dict[str, Any], tiny: Path, folder: Path) -> dict[str, Any]
 
 
 def stand_in(source: dict[str, Any], tiny: Path) -> dict[str, Any]:
-    """``source``, or where its files are not here one of the same content with the same share."""
+    """Return ``source``, or if its files are missing one of the same content and weight."""
     paths = source.get("path") or ()
     if "path" not in source or all(Path(one).exists() for one in ([paths] if isinstance(paths, str) else paths)):
         return source
@@ -260,7 +260,7 @@ def stand_in(source: dict[str, Any], tiny: Path) -> dict[str, Any]:
 
 
 def small_tokenizer(tokenizer: dict[str, Any], tiny: Path) -> dict[str, Any]:
-    """``tokenizer`` with few ids, of bytes where its files are not here."""
+    """Return ``tokenizer`` with a small vocabulary, or bytes if its files are missing."""
     files = tokenizer.get("path")
     if tokenizer["kind"] in ("tiktoken", "huggingface", "saved") and not (files and Path(files).exists()):
         return {"kind": "byte"}
@@ -268,12 +268,12 @@ def small_tokenizer(tokenizer: dict[str, Any], tiny: Path) -> dict[str, Any]:
     if small.get("sources"):
         small["sources"] = [stand_in(one, tiny / "train") for one in small["sources"]]
     if small["kind"] == "ids":
-        small["vocab_size"] = tokenizer["vocab_size"]  # the end of a document is often the last of them
+        small["vocab_size"] = tokenizer["vocab_size"]  # the end of a document is often the last id
     return small
 
 
 def small_model(model: dict[str, Any]) -> dict[str, Any]:
-    """Quintet's transformer with few layers and narrow heads, of which a key head keeps as many query heads."""
+    """Return Quintet's transformer with few layers and narrow heads, and as many query heads per key head as before."""
     heads = model["attention"]["heads"] or max(1, model["width"] // 64)
     groups = heads // (model["attention"]["kv_heads"] or heads)
     kv_heads = min(heads // groups, 2)
@@ -284,7 +284,7 @@ def small_model(model: dict[str, Any]) -> dict[str, Any]:
     if feedforward["width"]:
         feedforward["width"] = max(2, round(feedforward["width"] * width / model["width"]))
     layers, sharing = LAYERS, model.get("sharing")
-    if sharing is not None:  # two blocks that share, between those that do not
+    if sharing is not None:  # two blocks that share weights, between those that do not
         layers += sharing["first_blocks"] + sharing["last_blocks"]
     small = model | {"layers": min(model["layers"], layers), "width": width}
     if model["init"]["kind"] == "pretrained":
@@ -293,7 +293,7 @@ def small_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def small_hf(model: dict[str, Any]) -> dict[str, Any]:
-    """A new small model of the transformers library: of its family where ``model`` names one, else a Llama."""
+    """Return a small model of transformers with random weights: of the family that ``model`` names, or a Llama."""
     from transformers import CONFIG_MAPPING
 
     name, config = model["name_or_path"], dict(model["config"])
@@ -315,12 +315,12 @@ def small_hf(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bounded(values: dict[str, Any], **most: int) -> dict[str, Any]:
-    """``values`` with those that ``most`` names brought down to it."""
+    """Return ``values`` with the entries named in ``most`` capped."""
     return values | {name: min(values[name], bound) for name, bound in most.items() if values.get(name)}
 
 
 def write_tiny_data(folder: Path) -> Path:
-    """Text, ids and notes, drawn at random, each in a folder of its own, to train on and to hold out."""
+    """Write random text, ids and notes, for training and for validation, each to a separate folder."""
     import numpy as np
 
     from quintet.piano.midi import write_midi
@@ -341,7 +341,7 @@ def write_tiny_data(folder: Path) -> Path:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row for each cause and outcome with the number of its files, and the sums; a file may have several causes."""
+    """Return a row per cause and outcome with the number of files, and the totals. A file may have several causes."""
     lines = ["| dialect | outcome | files | cause |", "|---|---|---:|---|"]
     files: Counter[tuple[str, str, str]] = Counter()
     sums: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,6 +1,6 @@
-"""How long the command takes to answer when it has nothing to compute, and that it does so without torch.
+"""Start-up time of commands that compute nothing, and proof that they do not import torch.
 
-python benchmarks/start_up.py [RUN]    # with the folder of a run also what is told of it
+python benchmarks/start_up.py [RUN]    # with a run folder, also the commands that report on a run
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def main() -> None:
     commands = list(COMMANDS)
     for run in sys.argv[1:2]:
         page = str(Path(tempfile.mkdtemp()) / "report.html")
-        told = [["runs", str(Path(run).parent)], ["compare", run, run, "--recorded"], ["report", run, "-o", page]]
-        commands += told
+        reports = [["runs", str(Path(run).parent)], ["compare", run, run, "--recorded"], ["report", run, "-o", page]]
+        commands += reports
     for command in commands:
         times = []
         for _ in range(7):

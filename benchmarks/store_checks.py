@@ -1,10 +1,10 @@
-"""Token stores that are opened: how fast their bytes are compared with what was written, and what the look costs.
+"""Opening token stores: how fast their bytes are verified, and what checking the ids costs.
 
     python benchmarks/store_checks.py [MEGABYTES]
 
-The figures are gigabytes per second of one core's time, the best of three: the checks as they are, by CRC-32 with and
-without the look at each id; a store of an earlier version by its one BLAKE2b; for comparison other hashes alone. Below
-are what a batch costs with and without the look at its ids, and what opening a store costs that was found whole before.
+The figures are gigabytes per CPU second of one core, the best of three: the checks by CRC-32 with and without checking
+each id, the single BLAKE2b of stores from earlier versions, and other hashes for comparison. Below them are the cost of
+a batch with and without checking its ids, and of opening a store that was verified before.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ CLAIMED = 1.0  # GB/s
 
 
 def best(work: Callable[[], object], times: int = 3) -> float:
-    """The least seconds of the core that ``work`` takes; what others do on the machine does not count."""
-    found = []
+    """Return the least CPU seconds of ``work``, which other load on the machine does not change."""
+    seconds = []
     for _ in range(times):
-        begin = time.process_time()
+        start = time.process_time()
         work()
-        found.append(time.process_time() - begin)
-    return min(found)
+        seconds.append(time.process_time() - start)
+    return min(seconds)
 
 
 def made_store(folder: Path, megabytes: float) -> TokenStore:
-    """A store of random ids in one shard of about so many megabytes."""
+    """Write a store of random ids in one shard of about ``megabytes``."""
     documents = max(1, int(megabytes * 1e6 / 2 / DOCUMENT))
     ids = np.random.default_rng(0).integers(0, VOCABULARY, documents * DOCUMENT, dtype=np.uint16)
     arrays = {
@@ -68,7 +68,7 @@ def opened_anew(folder: Path) -> None:
 
 
 def speeds(store: TokenStore) -> dict[str, float]:
-    """Gigabytes per second of each way to compare the tokens."""
+    """Return the gigabytes per second of each way to verify the tokens."""
     [shard] = store.manifest.shards
     file = array_file(store.folder, shard.name, "tokens")
     check = verify.ArrayCheck("<u2", shard.tokens, shard.checksums["tokens"], VOCABULARY)
@@ -91,7 +91,7 @@ def speeds(store: TokenStore) -> dict[str, float]:
 
 
 def batch_seconds(store: TokenStore, *, look: bool) -> float:
-    """Seconds of reading the ids of a batch."""
+    """Return the seconds of reading the ids of a batch."""
     store._all_known = not look
     starts = np.random.default_rng(1).integers(0, store.token_count - LENGTH - 1, ROWS).tolist()
 

@@ -1,11 +1,11 @@
-"""Speed and memory of `prepare`, beside the bare tokenizer and `datasets.map` on the same documents and tokenizer.
+"""Speed and memory of `prepare`, against the bare tokenizer and `datasets.map` on the same documents.
 
-python benchmarks/tokenising.py [CORPUS.jsonl] [--megabytes 100] [--vocabulary 32000] [--rounds 3]
+    python benchmarks/tokenising.py [CORPUS.jsonl] [--megabytes 100] [--vocabulary 32000] [--rounds 3]
 
-The corpus has a field `text`; without one, one is generated: words of Zipf's law in documents of log-normal length.
-Every way runs in processes of its own, on all cores. The rounds go through the ways in turn, the fastest of each
-counts, and peak memory is that of its largest process. The bare tokenizer encodes texts that are in memory already; the
-others read them from the disk and write tokens to it. CPU seconds tell what others on the machine do not change.
+The corpus has a field `text`; by default one is generated with words of Zipf's law in documents of log-normal length.
+Each way runs in separate processes on all cores. The ways alternate, the fastest round of each counts, and peak memory
+is that of the largest process. The bare tokenizer encodes texts in memory; the others read them from disk and write
+tokens. CPU seconds do not depend on other load on the machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What each measure of the CPU path is worth in a training step of the quickstart.
+"""The effect of each optimization of the CPU path on a training step of the quickstart.
 
     python benchmarks/training_step.py
 
-Each variant runs in a process of its own, in turn, three rounds; the medians and the ratio to the product's own step
-are printed, with the share of the measured matrix-product speed that the step reaches.
+The variants alternate over three rounds, each in a separate process. Prints the medians, their ratio to the default,
+and the share of the measured speed of matrix products that a step reaches.
 """
 
 from __future__ import annotations
