@@ -13,9 +13,9 @@ from torch import Tensor
 
 from quintet.config.model import Activation, TransformerConfig
 from quintet.config.norm import LayerNormConfig, NoNormConfig, RMSNormConfig
-from quintet.config.position import RopeConfig, SinusoidalPositionConfig
+from quintet.config.position import RopeConfig
 from quintet.model.norm import RMSNorm, build_norm
-from quintet.model.position import Rope, build_added_position, rotate, scaled_frequencies, split_and_rotate
+from quintet.model.position import Rope, SinusoidalPosition, rotate, scaled_frequencies, split_and_rotate
 from quintet.model.transformer import ACTIVATIONS, build_feedforward
 
 
@@ -33,7 +33,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("width", [1, 7, 32])
 def test_rms_norm_equals_pytorchs_in_value_and_gradients(width: int) -> None:
     x, weight = random(3, 5, width), random(width)
-    norm = RMSNorm(width, eps=0.1)
+    norm = RMSNorm(RMSNormConfig(eps=0.1), width)
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(norm, {"weight": weight}, (x,))
@@ -167,8 +167,7 @@ def test_ntk_scaling_stretches_the_longest_wavelength_by_the_factor_and_keeps_th
 
 @pytest.mark.parametrize("width", [8, 7])
 def test_sinusoidal_positions_are_those_of_the_paper(width: int) -> None:
-    table = build_added_position(SinusoidalPositionConfig(kind="sinusoidal"), 30, width)
-    assert table is not None
+    table = SinusoidalPosition(30, width, 10_000.0)
     expected = [
         [(math.cos if i % 2 else math.sin)(p / 10_000 ** ((i - i % 2) / width)) for i in range(width)]
         for p in range(5, 30)

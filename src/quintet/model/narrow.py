@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from quintet.errors import UserError
 from quintet.model.build import Model
-from quintet.model.transformer import Head, Transformer
+from quintet.model.embedding_and_head import Head
+from quintet.model.transformer import Transformer
 
 Weights = Literal["wide", "narrow", "int8", "float8"]
 """How the weights of matrix products are held: in fp32, in the precision of the products, or in a byte each."""

@@ -6,34 +6,29 @@ is converted once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.norm import LayerNormConfig, NoNormConfig, NormConfig, RMSNormConfig
+from quintet.config.norm import LayerNormConfig, NormConfig, RMSNormConfig
 from quintet.model.typed import apply, vector_norm
 
 
 def build_norm(config: NormConfig, width: int) -> nn.Module:
     """The norm of ``config`` over ``width`` features: a module from floats [..., width] to [..., width]."""
-    match config:
-        case RMSNormConfig():
-            return RMSNorm(width, config.eps, config.gain)
-        case LayerNormConfig():
-            return LayerNorm(width, config.eps, config.gain, config.bias)
-        case NoNormConfig():
-            return nn.Identity()
+    return NORMS[config.kind](config, width)
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang and Sennrich 2019); the weight is optional."""
 
-    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
+    def __init__(self, config: RMSNormConfig, width: int) -> None:
         super().__init__()
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
+        self.width, self.eps = width, config.eps
+        self.weight = nn.Parameter(torch.ones(width)) if config.gain else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats [..., width] to the same in ``product_dtype(x)``."""
@@ -50,11 +45,11 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """(x − mean(x)) / sqrt(variance(x) + eps) · weight + bias (Ba et al. 2016); weight and bias are optional."""
 
-    def __init__(self, width: int, eps: float, gain: bool, bias: bool) -> None:
+    def __init__(self, config: LayerNormConfig, width: int) -> None:
         super().__init__()
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.width, self.eps = width, config.eps
+        self.weight = nn.Parameter(torch.ones(width)) if config.gain else None
+        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats [..., width] to the same in ``product_dtype(x)``."""
@@ -66,6 +61,10 @@ class LayerNorm(nn.Module):
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+NORMS: dict[str, Callable[[Any, int], nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm, "none": nn.Identity}
+"""The module of each kind, built from its config and the width."""
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

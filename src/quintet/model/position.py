@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from quintet.config.position import (
     LearnedPositionConfig,
     LinearScalingConfig,
     Llama3ScalingConfig,
+    NoPositionConfig,
+    NoScalingConfig,
     NTKScalingConfig,
-    PositionConfig,
     RopeConfig,
     SinusoidalPositionConfig,
     YarnScalingConfig,
@@ -36,21 +38,18 @@ class Rotation:
     interleaved: bool = False
 
 
-def build_added_position(config: PositionConfig, context_length: int, width: int) -> nn.Module | None:
-    """The module of the vectors that are added to the embedding, int64 [...] to floats [..., width], or None."""
-    match config:
-        case LearnedPositionConfig() | RopeConfig(learned=True):
-            return LearnedPosition(context_length, width)
-        case SinusoidalPositionConfig():
-            return SinusoidalPosition(context_length, width, config.theta)
-        case _:
-            return None
+@dataclass(frozen=True)
+class Positions:
+    """The modules by which a model knows positions: ``added`` gives the vectors that are added to the embedding, from
+    int64 [...] to floats [..., width], and ``rope`` the rotation of queries and keys."""
+
+    added: nn.Module | None = None
+    rope: Rope | None = None
 
 
-def build_rope(config: TransformerConfig, context_length: int) -> Rope | None:
-    """The rotation of queries and keys, or None."""
-    position = config.position
-    return Rope(position, context_length, config.rotary_dim) if isinstance(position, RopeConfig) else None
+def build_positions(config: TransformerConfig, context_length: int) -> Positions:
+    """Build the modules of ``config.position``."""
+    return POSITIONS[config.position.kind](config.position, config, context_length)
 
 
 class LearnedPosition(nn.Module):
@@ -106,30 +105,78 @@ class Rope(nn.Module):
         return Rotation(cos, sin, self.interleaved)
 
 
+def _learned(position: LearnedPositionConfig, config: TransformerConfig, context_length: int) -> Positions:
+    return Positions(LearnedPosition(context_length, config.width))
+
+
+def _sinusoidal(position: SinusoidalPositionConfig, config: TransformerConfig, context_length: int) -> Positions:
+    return Positions(SinusoidalPosition(context_length, config.width, position.theta))
+
+
+def _rotary(position: RopeConfig, config: TransformerConfig, context_length: int) -> Positions:
+    added = LearnedPosition(context_length, config.width) if position.learned else None
+    return Positions(added, Rope(position, context_length, config.rotary_dim))
+
+
+def _no_position(position: NoPositionConfig, config: TransformerConfig, context_length: int) -> Positions:
+    return Positions()
+
+
+POSITIONS: dict[str, Callable[[Any, TransformerConfig, int], Positions]] = {
+    "rope": _rotary,
+    "learned": _learned,
+    "sinusoidal": _sinusoidal,
+    "none": _no_position,
+}
+"""The builder of each kind, called with its config, the model's config and the number of positions."""
+
+
 def scaled_frequencies(config: RopeConfig, features: int) -> tuple[Tensor, float]:
     """Angles a position, fp64 [features / 2], and the factor on cosines and sines, as ``config.scaling`` says."""
-    scaling, theta = config.scaling, config.theta
+    return SCALINGS[config.scaling.kind](config.scaling, config.theta, features)
+
+
+def _unscaled(scaling: NoScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
+    """The frequencies as they are, fp64 [features / 2], and a factor of 1."""
+    return _frequencies(features, theta), 1.0
+
+
+def _scaled_linearly(scaling: LinearScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
+    """All frequencies divided by one number, fp64 [features / 2], and a factor of 1."""
+    return _frequencies(features, theta) / scaling.factor, 1.0
+
+
+def _scaled_by_ntk(scaling: NTKScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
+    """The frequencies of a larger theta, fp64 [features / 2], and a factor of 1."""
+    # With a single pair there is no longest wavelength besides the shortest, which stays.
+    larger = theta * scaling.factor ** (features / (features - 2)) if features > 2 else theta
+    return _frequencies(features, larger), 1.0
+
+
+def _scaled_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
+    """The low frequencies divided, the high ones as they are, fp64 [features / 2], and the factor of YaRN."""
+    frequencies, kept = _frequencies(features, theta), _kept_by_yarn(scaling, theta, features)
+    factor = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept, factor
+
+
+def _scaled_as_llama3(scaling: Llama3ScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
+    """The low frequencies divided, the high ones as they are, fp64 [features / 2], and a factor of 1."""
     frequencies = _frequencies(features, theta)
-    match scaling:
-        case LinearScalingConfig():
-            return frequencies / scaling.factor, 1.0
-        case NTKScalingConfig():
-            # With a single pair there is no longest wavelength besides the shortest, which stays.
-            larger = theta * scaling.factor ** (features / (features - 2)) if features > 2 else theta
-            return _frequencies(features, larger), 1.0
-        case YarnScalingConfig():
-            kept = _kept_by_yarn(scaling, theta, features)
-            factor = (
-                0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
-            )
-            return frequencies / scaling.factor * (1 - kept) + frequencies * kept, factor
-        case Llama3ScalingConfig():
-            turns = scaling.original_context * frequencies / (2 * math.pi)
-            low, high = scaling.low_freq_factor, scaling.high_freq_factor
-            kept = ((turns - low) / (high - low)).clamp(0, 1)
-            return frequencies / scaling.factor * (1 - kept) + frequencies * kept, 1.0
-        case _:
-            return frequencies, 1.0
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept, 1.0
+
+
+SCALINGS: dict[str, Callable[[Any, float, int], tuple[Tensor, float]]] = {
+    "none": _unscaled,
+    "linear": _scaled_linearly,
+    "ntk": _scaled_by_ntk,
+    "yarn": _scaled_by_yarn,
+    "llama3": _scaled_as_llama3,
+}
+"""The function of each kind, called with its config, theta and the number of rotated features."""
 
 
 def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Tensor:

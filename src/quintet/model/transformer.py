@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.embedding_and_head import ByteEmbeddingConfig, ByteHeadConfig
-from quintet.config.model import Activation, FeedForwardConfig, GatedFeedForwardConfig, TransformerConfig
+from quintet.config.embedding_and_head import LinearHeadConfig
+from quintet.config.model import Activation, FeedForwardConfig, TransformerConfig
 from quintet.config.sharing import SharedPart, SharingConfig
-from quintet.model.byte_level import ByteEmbedding, ByteHead
 from quintet.model.cache import Abilities, KVCache, LayerCache
 from quintet.model.dropout import KeyedDropout, WeightDropout
+from quintet.model.embedding_and_head import EMBEDDINGS, HEADS, ByteHead
 from quintet.model.kernels import AttentionMask, attend_dropping, choose_kernel, prepare_mask
 from quintet.model.mask import lay_out
 from quintet.model.norm import build_norm, product_dtype
-from quintet.model.position import Rotation, build_added_position, build_rope, rotate, split_and_rotate
+from quintet.model.position import Rotation, build_positions, rotate, split_and_rotate
 from quintet.model.typed import in_heads
 
 
@@ -96,8 +96,7 @@ def _product(layer: nn.Module, x: Tensor, difference: nn.Module | None) -> Tenso
 
 def build_feedforward(config: TransformerConfig) -> nn.Module:
     """The feed-forward network of ``config``: [..., width] to [..., width]."""
-    gated = isinstance(config.feedforward, GatedFeedForwardConfig)
-    return (GatedFeedForward if gated else PlainFeedForward)(config.width, config.hidden, config.feedforward)
+    return FEEDFORWARDS[config.feedforward.kind](config.width, config.hidden, config.feedforward)
 
 
 def build_qkv(config: TransformerConfig) -> nn.Linear:
@@ -144,6 +143,9 @@ class PlainFeedForward(nn.Module):
     def forward(self, x: Tensor, dropout: Pointwise = _identity, differences: Differences = None) -> Tensor:
         found = self.activation(_product(self.up, x, _named(differences, "up")))
         return _product(self.down, dropout(found), _named(differences, "down"))
+
+
+FEEDFORWARDS = {"gated": GatedFeedForward, "plain": PlainFeedForward}
 
 
 class Attention(nn.Module):
@@ -328,25 +330,20 @@ class Transformer(nn.Module):
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
         self.lay_out = lay_out  # a plan, whose tensors have no numbers, sets one that looks at none
         self.rows = rows = config.rows(vocab_size + extra_rows)
-        if isinstance(config.embedding, ByteEmbeddingConfig):
-            self.embedding = ByteEmbedding(config.embedding, config.width, config.norm, rows, pieces)
-        else:
-            self.embedding = nn.Embedding(rows, config.width)
-        self.position = build_added_position(config.position, context_length, config.width)
+        self.embedding = EMBEDDINGS[config.embedding.kind](config.embedding, config, rows, pieces)
+        positions = build_positions(config, context_length)
+        self.position = positions.added
         self.embedding_dropout = KeyedDropout(config.embedding_dropout)
-        self.rope = build_rope(config, context_length)
+        self.rope = positions.rope
         self.blocks = nn.ModuleList(build_block(config, index) for index in range(config.layers))
         self.shared = nn.ModuleDict()
         for part in _BUILDERS:
             if config.shared_how(part) != "own":
                 self.shared[part] = build_shared(config, part)
         self.norm = build_norm(config.last_norm, config.width)
-        if isinstance(config.head, ByteHeadConfig):
-            self.head_dropout = nn.Identity()
-            self.head = ByteHead(config.head, config.width, config.norm, rows, pieces)
-        else:
-            self.head_dropout = KeyedDropout(config.head.dropout)
-            self.head = Head(rows, config.width, own_weight=not config.tie_embeddings, bias=config.head.bias)
+        linear = isinstance(config.head, LinearHeadConfig)
+        self.head_dropout = KeyedDropout(config.head.dropout) if linear else nn.Identity()
+        self.head = HEADS[config.head.kind](config.head, config, rows, pieces)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
         """Logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see ``hidden``."""
@@ -432,18 +429,3 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.embedding.parameters()).device
-
-
-class Head(nn.Module):
-    """The parameters of the head: a matrix unless it is the embedding's, and a bias if there is one."""
-
-    def __init__(self, rows: int, width: int, *, own_weight: bool, bias: bool) -> None:
-        super().__init__()
-        self.width = width
-        self.weight = nn.Parameter(torch.empty(rows, width)) if own_weight else None
-        self.bias = nn.Parameter(torch.empty(rows)) if bias else None
-
-    def reset_parameters(self) -> None:
-        """As PyTorch's linear layer: uniform within ±1 / sqrt(width)."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.uniform_(parameter, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))

@@ -17,7 +17,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.train import ActivationCheckpointing
 from quintet.errors import UserError
 from quintet.model import Model, build_model
-from quintet.model.byte_level import cut_ids
+from quintet.model.embedding_and_head import cut_ids
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds, text_bounds
 from quintet.train.objective import Objective

@@ -13,7 +13,7 @@ from quintet.config.loss import LossConfig, MaskedLossConfig
 from quintet.config.model import ModelConfig
 from quintet.data.batch import Batch
 from quintet.model import Model, Transformer
-from quintet.model.byte_level import ByteHead
+from quintet.model.embedding_and_head import ByteHead
 from quintet.randomness import key
 from quintet.train.loss import Smoothing, cross_entropy, linear_cross_entropy
 

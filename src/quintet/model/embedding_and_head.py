@@ -1,22 +1,35 @@
-"""Byte-level embedding and head, after SuperTinyLanguageModels (2024, `models/experimental/byte_level`).
+"""The embedding and the head: matrices with a row for each id, or byte-level parts.
 
-Ids stay those of the tokenizer, which pools bytes into them; a fixed table spells each id with symbols, so that data,
-masks and targets are those of any other model. Each symbol has an embedding and a place, a small transformer without a
-mask mixes those of one id, and their mean is the id's embedding. The head goes the other way: it projects the features
-of a position to one vector a place, mixes these, and predicts the symbols of all places at once. The probability of an
-id is the product of those of its symbols, padding among them, so that an id may have any number of bytes.
+The byte-level ones follow SuperTinyLanguageModels (2024, `models/experimental/byte_level`). Ids stay those of the
+tokenizer, which pools bytes into them; a fixed table spells each id with symbols, so that data, masks and targets are
+those of any other model. Each symbol has an embedding and a place, a small transformer without a mask mixes those of
+one id, and their mean is the id's embedding. The head goes the other way: it projects the features of a position to one
+vector a place, mixes these, and predicts the symbols of all places at once. The probability of an id is the product of
+those of its symbols, padding among them, so that an id may have any number of bytes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quintet.config.embedding_and_head import BYTE_SYMBOLS, MARK, PADDING, ByteEmbeddingConfig, ByteHeadConfig
+from quintet.config.embedding_and_head import (
+    BYTE_SYMBOLS,
+    MARK,
+    PADDING,
+    ByteEmbeddingConfig,
+    ByteHeadConfig,
+    LinearHeadConfig,
+    TokenEmbeddingConfig,
+)
+from quintet.config.model import TransformerConfig
 from quintet.config.norm import NormConfig
 from quintet.model.dropout import KeyedDropout
 from quintet.model.norm import build_norm
@@ -100,14 +113,15 @@ class ByteEmbedding(nn.Module):
     """The mean of the mixed symbols of each id."""
 
     def __init__(
-        self, config: ByteEmbeddingConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
+        self, config: ByteEmbeddingConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]
     ) -> None:
         super().__init__()
         self.spelling = Spelling(pieces, rows, config.bytes)
         self.symbols = nn.Embedding(BYTE_SYMBOLS, config.width)
         self.position = LearnedPosition(config.bytes, config.width)
         self.blocks = nn.ModuleList(
-            ByteBlock(taken, given, config.heads, norm, config.dropout) for taken, given in config.block_widths(width)
+            ByteBlock(taken, given, config.heads, model.norm, config.dropout)
+            for taken, given in config.block_widths(model.width)
         )
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -121,17 +135,15 @@ class ByteEmbedding(nn.Module):
 class ByteHead(nn.Module):
     """Logits of the symbols at all places of the next id."""
 
-    def __init__(
-        self, config: ByteHeadConfig, width: int, norm: NormConfig, rows: int, pieces: Sequence[bytes]
-    ) -> None:
+    def __init__(self, config: ByteHeadConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]) -> None:
         super().__init__()
         self.spelling = Spelling(pieces, rows, config.bytes)
         self.reconstruction = config.reconstruction
         self.places = (config.bytes, config.width)
-        self.projection = nn.Linear(width, config.bytes * config.width, bias=False)
+        self.projection = nn.Linear(model.width, config.bytes * config.width, bias=False)
         self.position = LearnedPosition(config.bytes, config.width)
         self.blocks = nn.ModuleList(
-            ByteBlock(taken, given, config.heads, norm, config.dropout) for taken, given in config.block_widths()
+            ByteBlock(taken, given, config.heads, model.norm, config.dropout) for taken, given in config.block_widths()
         )
         self.symbols = nn.Linear(config.width, BYTE_SYMBOLS, bias=False)
 
@@ -153,3 +165,37 @@ class ByteHead(nn.Module):
         for place in range(self.places[0]):
             total = total + found[..., place, :][..., self.spelling.symbols[:ids, place].long()]
         return total
+
+
+class Head(nn.Module):
+    """The parameters of the linear head: a matrix unless it is the embedding's, and a bias if there is one."""
+
+    def __init__(self, config: LinearHeadConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]) -> None:
+        super().__init__()
+        self.width = model.width
+        self.weight = None if model.tie_embeddings else nn.Parameter(torch.empty(rows, model.width))
+        self.bias = nn.Parameter(torch.empty(rows)) if config.bias else None
+
+    def reset_parameters(self) -> None:
+        """As PyTorch's linear layer: uniform within ±1 / sqrt(width)."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+
+
+def _token_embedding(
+    config: TokenEmbeddingConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]
+) -> nn.Embedding:
+    return nn.Embedding(rows, model.width)
+
+
+EMBEDDINGS: dict[str, Callable[[Any, TransformerConfig, int, Sequence[bytes]], nn.Embedding | ByteEmbedding]] = {
+    "token": _token_embedding,
+    "bytes": ByteEmbedding,
+}
+"""The builder of each kind, called with its config, the model's config, the number of ids and the bytes of each id."""
+
+HEADS: dict[str, Callable[[Any, TransformerConfig, int, Sequence[bytes]], Head | ByteHead]] = {
+    "linear": Head,
+    "bytes": ByteHead,
+}
+"""The class of each kind, called as those of `EMBEDDINGS`."""

@@ -23,8 +23,8 @@ from quintet.config.loss import NextTokenLossConfig
 from quintet.config.model import TransformerConfig
 from quintet.export.huggingface import export_huggingface
 from quintet.model import Transformer, build_model
-from quintet.model.byte_level import ByteEmbedding, ByteHead, Spelling, cut_ids
 from quintet.model.count import count_parameters
+from quintet.model.embedding_and_head import ByteEmbedding, ByteHead, Spelling, cut_ids
 from quintet.plan import make_plan
 from quintet.tokenize import Tokenizer
 from quintet.train.objective import Objective
