@@ -160,5 +160,5 @@ def test_fingerprints_tell_kinds_and_vocabularies_apart(tmp_path: Path) -> None:
 
 def test_every_kind_has_one_class() -> None:
     configs = get_args(get_args(TokenizerConfig)[0])
-    assert {get_args(one.model_fields["kind"].annotation)[0] for one in configs} == registry.KINDS.keys()
-    assert all(callable(registry.kind_of(name).build) for name in registry.KINDS)
+    assert {get_args(one.model_fields["kind"].annotation)[0] for one in configs} == registry.TOKENIZERS.keys()
+    assert all(callable(registry.tokenizer_class(name).build) for name in registry.TOKENIZERS)

@@ -16,7 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quintet.config.cleaning import CleaningConfig, ExactDeduplication, MinhashDeduplication, QualityConfig
+from quintet.config.cleaning import (
+    CleaningConfig,
+    ExactDeduplication,
+    MinhashDeduplication,
+    NoDeduplication,
+    QualityConfig,
+)
 from quintet.data.sources.base import Document, TextPiece, TokenIds
 from quintet.libraries import check_installed, require
 
@@ -191,17 +197,17 @@ def find_duplicates(store: Stored, cleaning: CleaningConfig) -> tuple[np.ndarray
 
     Exact: about 40 bytes of memory a document. MinHash: about two kilobytes.
     """
-    match cleaning.deduplicate:
-        case ExactDeduplication():
-            found, reason = _repeated(store), "duplicate"
-        case MinhashDeduplication(threshold=threshold, permutations=permutations):
-            found, reason = _similar(store, threshold, permutations), "near_duplicate"
-        case _:
-            return np.empty(0, dtype=np.int64), Counter()
+    reason, find = DEDUPLICATIONS[cleaning.deduplicate.kind]
+    found = find(store, cleaning.deduplicate)
     return found, Counter({reason: found.size} if found.size else {})
 
 
-def _repeated(store: Stored) -> np.ndarray:
+def _none(store: Stored, config: NoDeduplication) -> np.ndarray:
+    """No document: int64 [0]."""
+    return np.empty(0, dtype=np.int64)
+
+
+def _repeated(store: Stored, config: ExactDeduplication) -> np.ndarray:
     """Documents whose hash an earlier one has: int64 [documents], ascending."""
     hashes = store.hashes(0, store.document_count)
     first = np.unique(hashes, return_index=True)[1]
@@ -210,8 +216,9 @@ def _repeated(store: Stored) -> np.ndarray:
     return np.flatnonzero(later)
 
 
-def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
+def _similar(store: Stored, config: MinhashDeduplication) -> np.ndarray:
     """Documents that are similar to an earlier one that stays: int64 [documents], ascending."""
+    threshold, permutations = config.threshold, config.permutations
     datasketch = _datasketch()
     # The index proposes and the signatures decide, so it is to miss little rather than to propose little: with weights
     # of one half it finds 40% of the pairs that are just as similar as 0.8, with these 87%. Above 0.9 it has no bands.
@@ -229,6 +236,14 @@ def _similar(store: Stored, threshold: float, permutations: int) -> np.ndarray:
             else:
                 index.insert(document, signature, check_duplication=False)
     return np.array(found, dtype=np.int64)
+
+
+DEDUPLICATIONS: dict[str, tuple[str, Callable[[Stored, Any], np.ndarray]]] = {
+    "none": ("", _none),
+    "exact": ("duplicate", _repeated),
+    "minhash": ("near_duplicate", _similar),
+}
+"""For each kind: the reason by which its documents are counted, and the function that finds them in a store."""
 
 
 def _agrees(store: Stored, values: np.ndarray, candidates: Iterable[Any], threshold: float) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from quintet.config.packing import MusicPackingConfig, StreamPackingConfig
+from quintet.config.packing import MusicPackingConfig, StreamPackingConfig, TablePackingConfig
 from quintet.config.schema import RunConfig
 from quintet.data.batch import TrainData, ValidationData
 from quintet.data.contamination import HashSet, copies, hashes_of, shared_documents
@@ -102,17 +103,48 @@ def _copies(config: RunConfig, stores: Stores, held: list[HeldOut]) -> list[np.n
 
 def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, cache: Path, *, training: bool) -> Samples:
     """The samples of a part of a store, cut as data.packing says; only those to train on are varied."""
-    packing, length = config.data.packing, config.data.sequence_length
-    if isinstance(packing, MusicPackingConfig):
-        from quintet.data.note_samples import MusicPieces, NoteSamples
+    return PACKINGS[config.data.packing.kind](config.data.packing, config, stream, tokenizer, cache, training)
 
-        seed = key(config.seed, "notes")
-        pieces, learn = MusicPieces.of(stream), config.data.learn_prompts
-        return NoteSamples(pieces, note_tokenizer(tokenizer), packing, length, seed, training, learn)
-    if isinstance(packing, StreamPackingConfig):
-        return cut_stream(stream, length, packing.predict_next, cache)
+
+def _streamed(
+    packing: StreamPackingConfig, config: RunConfig, stream: TokenStream, _: Tokenizer, cache: Path, training: bool
+) -> Samples:
+    return cut_stream(stream, config.data.sequence_length, packing.predict_next, cache)
+
+
+def _packed(
+    packing: TablePackingConfig,
+    config: RunConfig,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    cache: Path,
+    training: bool,
+) -> Samples:
     assert isinstance(stream.store, TokenStore)
-    return pack(stream.store, stream.ranges, packing, length, tokenizer, cache)
+    return pack(stream.store, stream.ranges, packing, config.data.sequence_length, tokenizer, cache)
+
+
+def _from_music(
+    packing: MusicPackingConfig, config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, _: Path, training: bool
+) -> Samples:
+    from quintet.data.note_samples import MusicPieces, NoteSamples
+
+    seed = key(config.seed, "notes")
+    pieces, data = MusicPieces.of(stream), config.data
+    tokenizer = note_tokenizer(tokenizer)
+    return NoteSamples(pieces, tokenizer, packing, data.sequence_length, seed, training, data.learn_prompts)
+
+
+PACKINGS: dict[str, Callable[[Any, RunConfig, TokenStream, Tokenizer, Path, bool], Samples]] = {
+    "stream": _streamed,
+    "chunks": _packed,
+    "document": _packed,
+    "best_fit": _packed,
+    "pieces": _from_music,
+    "tasks": _from_music,
+}
+"""For each kind, the function that makes samples of a part of a store. It gets the packing's config, the run's, the
+part, the tokenizer of the store, the folder in which tables are kept, and True for samples to train on."""
 
 
 def _training_counts(config: RunConfig, streams: tuple[Samples, ...], left_out: int) -> tuple[int, ...]:

@@ -8,10 +8,11 @@ for a store, a split and a way of packing, kept on disk and mapped into memory, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def pack(
         end_id = NO_END if config.ends_kept else tokenizer.end_id
         starts, stops = document_spans(store, ranges, end_id, begin_ids(tokenizer) if begin_and_end else ())
         empty = _documents_in(store, ranges) - len(starts)
-        table = _table(store, (starts, stops), config, room, tokenizer)
+        table = TABLES[config.kind](config, (starts, stops), room, store, tokenizer)
         used = _learning(store, table, first=int(begin_and_end is None))
         short = np.maximum(stops - starts - room, 0) if isinstance(config, DocumentPackingConfig) else starts * 0
         counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()), empty)
@@ -184,19 +185,20 @@ def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin:
     return found
 
 
-def _table(
-    store: TokenStore, spans: tuple[np.ndarray, np.ndarray], config: TablePackingConfig, room: int, tokenizer: Tokenizer
+Spans = tuple[np.ndarray, np.ndarray]
+"""The first token of each document and the one after its last: int64 [documents] each."""
+
+
+def _documents(
+    config: DocumentPackingConfig, spans: Spans, room: int, store: TokenStore, tokenizer: Tokenizer
 ) -> PieceTable:
-    match config:
-        case DocumentPackingConfig():
-            starts, stops = spans
-            return PieceTable(np.arange(len(starts) + 1), starts, np.minimum(stops, starts + room))
-        case ChunkPackingConfig():
-            borders = _Borders(store, tokenizer)
-            return (_joined_chunks if config.join else _separate_chunks)(spans, room, config.overlap, borders)
-        case BestFitPackingConfig():
-            return _best_fit(*spans, room)
-    raise AssertionError(config.kind)
+    starts, stops = spans
+    return PieceTable(np.arange(len(starts) + 1), starts, np.minimum(stops, starts + room))
+
+
+def _chunks(config: ChunkPackingConfig, spans: Spans, room: int, store: TokenStore, tokenizer: Tokenizer) -> PieceTable:
+    cut = _joined_chunks if config.join else _separate_chunks
+    return cut(spans, room, config.overlap, _Borders(store, tokenizer))
 
 
 class _Borders:
@@ -227,7 +229,7 @@ def _near(earliest: int, position: int) -> np.ndarray:
     return np.arange(max(earliest, position - _LOOK_BACK), position + 1)
 
 
-def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, borders: _Borders) -> PieceTable:
+def _separate_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -> PieceTable:
     """Every document by itself, cut into pieces of at most ``room`` tokens that share ``overlap``."""
     starts: list[int] = []
     stops: list[int] = []
@@ -246,7 +248,7 @@ def _separate_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: i
     return PieceTable(np.arange(len(starts) + 1), np.array(starts, np.int64), np.array(stops, np.int64))
 
 
-def _joined_chunks(spans: tuple[np.ndarray, np.ndarray], room: int, overlap: int, borders: _Borders) -> PieceTable:
+def _joined_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -> PieceTable:
     """All documents one after the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
     begins, lengths = spans[0], spans[1] - spans[0]
     ends = np.cumsum(lengths)
@@ -291,9 +293,12 @@ def _pieces(
     return PieceTable(rows, starts, stops)
 
 
-def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
+def _best_fit(
+    config: BestFitPackingConfig, spans: Spans, room: int, store: TokenStore, tokenizer: Tokenizer
+) -> PieceTable:
     """Documents whole wherever they fit: each goes into the fullest sample that has room for it, the longest first
     (best-fit decreasing; Ding et al. 2024). Only the rest of a document longer than a sample is fitted in."""
+    starts, stops = spans
     rows: list[list[tuple[int, int]]] = []
     for block in range(0, len(starts), _BLOCK):
         part = slice(block, block + _BLOCK)
@@ -302,6 +307,15 @@ def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
     counts = np.array([len(row) for row in rows], dtype=np.int64)
     bounds = np.array(pieces, dtype=np.int64).reshape(-1, 2)
     return PieceTable(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), bounds[:, 0], bounds[:, 1])
+
+
+TABLES: dict[str, Callable[[Any, Spans, int, TokenStore, Tokenizer], PieceTable]] = {
+    "chunks": _chunks,
+    "document": _documents,
+    "best_fit": _best_fit,
+}
+"""For each kind of packing that needs one, the function that makes the table of pieces. It gets the packing's config,
+the documents, the tokens for which a sample has room, the store and its tokenizer."""
 
 
 def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[int, int]]]:

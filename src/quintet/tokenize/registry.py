@@ -16,7 +16,7 @@ from quintet.tokenize.base import DESCRIPTION, Tokenizer, damaged, digest, read_
 Documents = Callable[[], Iterable[Any]]
 """Gives the documents of a corpus: texts, or pieces of music for a kind that is trained on notes."""
 
-KINDS = {
+TOKENIZERS = {
     "byte": "quintet.tokenize.simple:ByteTokenizer",
     "char": "quintet.tokenize.simple:CharTokenizer",
     "ids": "quintet.tokenize.simple:IdTokenizer",
@@ -38,14 +38,14 @@ packages on PyPI that decide its ids.
 _RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
 
 
-def kind_of(name: str) -> Any:
-    """The class of the kind ``name``."""
-    return resolve_name(KINDS[name])
+def tokenizer_class(kind: str) -> Any:
+    """Return the class of ``kind``."""
+    return resolve_name(TOKENIZERS[kind])
 
 
 def trained_on(config: TokenizerConfig) -> Literal["text", "notes"] | None:
     """The kind of documents that the tokenizer of ``config`` is trained on, None for one that needs no documents."""
-    return getattr(kind_of(config.kind), "trained_on", None)
+    return getattr(tokenizer_class(config.kind), "trained_on", None)
 
 
 def build_tokenizer(config: TokenizerConfig, documents: Documents, corpus: str, cache: Path) -> Tokenizer:
@@ -55,7 +55,7 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, corpus: str, 
     made from them once and kept under ``cache/tokenizers``; the other kinds need neither. Raises UserError for all that
     the user can mend: no text, no network, no file, no end token.
     """
-    kind = kind_of(config.kind)
+    kind = tokenizer_class(config.kind)
     if trained_on(config) is None:
         return kind.build(config, documents)
     folder = cache / "tokenizers" / _key(config, corpus)
@@ -75,9 +75,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that ``save`` wrote into ``folder``. Raises UserError when a file is missing or damaged."""
     description = read_description(folder)
     name, file = description.get("kind"), folder / DESCRIPTION
-    if not isinstance(name, str) or name not in KINDS or not hasattr(kind_of(name), "load"):
+    if not isinstance(name, str) or name not in TOKENIZERS or not hasattr(tokenizer_class(name), "load"):
         raise damaged(file, f"its kind is {name!r}")
-    tokenizer: Tokenizer = kind_of(name).load(folder, description)
+    tokenizer: Tokenizer = tokenizer_class(name).load(folder, description)
     if tokenizer.fingerprint != description["fingerprint"]:
         raise damaged(file, f"its fingerprint is {description['fingerprint']}, its content's {tokenizer.fingerprint}")
     return tokenizer
@@ -122,4 +122,4 @@ def _key(config: TokenizerConfig, corpus: str) -> str:
 def _libraries(config: Any) -> tuple[str, ...]:
     """The libraries of the kind of ``config``, then those of its base."""
     base = getattr(config, "base", None)
-    return (*getattr(kind_of(config.kind), "libraries", ()), *(() if base is None else _libraries(base)))
+    return (*getattr(tokenizer_class(config.kind), "libraries", ()), *(() if base is None else _libraries(base)))

@@ -12,20 +12,14 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError, one_line
 from quintet.processes import broadcast_from_rank0
 from quintet.track.jsonl import JsonlTracker
-from quintet.track.mlflow import MLflowTracker, check_mlflow
-from quintet.track.tensorboard import TensorBoardTracker, check_tensorboard
+from quintet.track.mlflow import MLflowTracker
+from quintet.track.tensorboard import TensorBoardTracker
 from quintet.track.tracker import RunStatus, Tracked, Tracker
-from quintet.track.wandb import WandbTracker, check_wandb
+from quintet.track.wandb import WandbTracker
 
-Kind = tuple[Callable[[Tracked, Any, str], Tracker], Callable[[Any, str], None]]
-
-# By `track[].kind`: what makes the tracker of a run, and what checks its config before anything is built. Both get the
-# config and its key, as ``track[0]``.
-TRACKERS: dict[str, Kind] = {
-    "tensorboard": (TensorBoardTracker, check_tensorboard),
-    "wandb": (WandbTracker, check_wandb),
-    "mlflow": (MLflowTracker, check_mlflow),
-}
+TRACKERS: dict[str, Any] = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "mlflow": MLflowTracker}
+"""The class of each kind: a `Tracker` built from the run, its config and its key, such as ``track[0]``. Its ``check``
+takes config and key, before anything is built."""
 
 
 class CompositeTracker:
@@ -97,9 +91,8 @@ def build_trackers(run: Tracked, *, required: bool = True) -> CompositeTracker:
     found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due, run.say)], run.say)
     try:
         for index, config in enumerate(run.config.track):
-            build, _ = TRACKERS[config.kind]
             try:
-                found.trackers.append(build(run, config, f"track[{index}]"))
+                found.trackers.append(TRACKERS[config.kind](run, config, f"track[{index}]"))
             except UserError as error:
                 if required and getattr(config, "required", True):
                     raise
@@ -115,9 +108,8 @@ def check_trackers(config: RunConfig) -> None:
     """Raise UserError for each tracker of ``config`` whose library is missing or does not know what it is given."""
     problems: list[str] = []
     for index, tracker in enumerate(config.track):
-        _, check = TRACKERS[tracker.kind]
         try:
-            check(tracker, f"track[{index}]")
+            TRACKERS[tracker.kind].check(tracker, f"track[{index}]")
         except UserError as error:
             problems += error.problems
     if problems:

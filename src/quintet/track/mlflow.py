@@ -35,11 +35,6 @@ _SETTINGS = {  # of MLflow, where the user has not set them
 }
 
 
-def check_mlflow(config: MLflowConfig, key: str) -> None:
-    """Raise UserError if MLflow, or what it needs for a database, is missing."""
-    _library(key)
-
-
 class MLflowTracker:
     """One run of MLflow; a continued run continues the same one.
 
@@ -68,6 +63,11 @@ class MLflowTracker:
             raise UserError(f"{key}: mlflow cannot use {without_password(uri)}: {one_line(error)}") from error
         self._metrics = BackgroundQueue(self._send_metrics, failures, _METRICS_AT_ONCE)
         self._texts = BackgroundQueue(self._send_texts, failures, 1)
+
+    @staticmethod
+    def check(config: MLflowConfig, key: str) -> None:
+        """Raise UserError if MLflow, or what it needs for a database, is missing."""
+        _library(key)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Hand over ``metrics``; what the run has from before it was continued is not sent again. MLflow keeps NaN, but

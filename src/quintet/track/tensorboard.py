@@ -14,11 +14,6 @@ from quintet.track.names import picture
 from quintet.track.tracker import RunStatus, Tracked
 
 
-def check_tensorboard(config: TensorBoardConfig, key: str) -> None:
-    """Raise UserError if TensorBoard is missing."""
-    check_installed("tensorboard", extra="tensorboard", what=f"{key}: tensorboard")
-
-
 class TensorBoardTracker:
     """Event files in ``tensorboard/`` of the run folder; a continued run hides the events after its first step."""
 
@@ -28,6 +23,11 @@ class TensorBoardTracker:
         library = require("torch.utils.tensorboard", "tensorboard", f"{key}: tensorboard")
         first = run.first_step + 1 if run.first_step else None
         self._writer = library.SummaryWriter(str(run.folder / "tensorboard"), purge_step=first)
+
+    @staticmethod
+    def check(config: TensorBoardConfig, key: str) -> None:
+        """Raise UserError if TensorBoard is missing."""
+        check_installed("tensorboard", extra="tensorboard", what=f"{key}: tensorboard")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write each metric as a scalar."""

@@ -22,11 +22,6 @@ _START_SECONDS = 8  # for the server to answer at the start, besides a few that 
 _BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
 
 
-def check_wandb(config: WandbConfig, key: str) -> None:
-    """Raise UserError if wandb is missing or wandb.init has no argument of a given name."""
-    check_arguments(f"{key}.arguments", "wandb.init", _library(key).init, config.arguments, {"config": ""})
-
-
 class WandbTracker:
     """One run of Weights & Biases; a continued run continues the same one.
 
@@ -38,7 +33,7 @@ class WandbTracker:
     every_step: ClassVar[bool] = False
 
     def __init__(self, run: Tracked, config: WandbConfig, key: str) -> None:
-        check_wandb(config, key)
+        self.check(config, key)
         self._wandb = _library(key)
         self._failures = FailureReporter(f"{key}: wandb", run.say)
         given, ids = dict(config.arguments), RunIds(run.folder)
@@ -75,6 +70,11 @@ class WandbTracker:
         self._queue = BackgroundQueue(self._do, self._failures, 1, self._finish_seconds + 60)
         self._sent = self._missed = 0
         self._late = run.first_step if run.due and self._run.starting_step == run.first_step + 1 else None
+
+    @staticmethod
+    def check(config: WandbConfig, key: str) -> None:
+        """Raise UserError if wandb is missing or wandb.init has no argument of a given name."""
+        check_arguments(f"{key}.arguments", "wandb.init", _library(key).init, config.arguments, {"config": ""})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Hand over ``metrics``; wandb sends them in a process of its own."""

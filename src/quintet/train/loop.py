@@ -51,13 +51,13 @@ def train(
     share of peak refers to ``peak_flops`` of a device, in FLOP/s; this device is measured if None. Raises UserError for
     all that the user can mend.
     """
-    take_steps = trainer_steps(config) or _steps
+    steps = trainer_steps(config)
     with process_group(config), RunLock() as lock:
         run = set_up(config, reporter, original, trial, lock, peak_flops)
         status: RunStatus = "failed"
         try:
             with watch_signals() as stop_signal:
-                outcome = _measure_or_train(run, stop_signal, take_steps)
+                outcome = _measure_or_train(run, stop_signal, steps)
             status = "stopped" if run.progress.step < run.steps and not config.evaluate.only else "finished"
             return outcome
         finally:
@@ -67,7 +67,7 @@ def train(
                 run.tracker.close(status, last_checkpoint(run.checkpointer.folder))
 
 
-def _measure_or_train(run: Run, stop_signal: StopSignal, take_steps: Steps) -> Outcome:
+def _measure_or_train(run: Run, stop_signal: StopSignal, steps: Steps) -> Outcome:
     """Measure the weights of ``run`` with `evaluate.only`; otherwise train, with all that the run file asks for."""
     config = run.config
     if config.evaluate.only:
@@ -77,7 +77,7 @@ def _measure_or_train(run: Run, stop_signal: StopSignal, take_steps: Steps) -> O
     if config.evaluate.at_start and run.progress.step == 0:
         look_at_start(run)
     validation = measure_due(run)  # what was due when the run was stopped or killed
-    validation = take_steps(run, stop_signal) or validation
+    validation = steps(run, stop_signal) or validation
     if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
         run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
     if config.data.fixed_batch and run.progress.step == run.steps:
@@ -86,7 +86,8 @@ def _measure_or_train(run: Run, stop_signal: StopSignal, take_steps: Steps) -> O
     return Outcome(run, validation, stop_signal.signal)
 
 
-def _steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
+def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
+    """Take the steps of ``run`` with Quintet's own loop; return the last validation, None if there was none."""
     callbacks = Callbacks(run, stop_signal)
     while _steps_from_here(run, callbacks):
         callbacks.rolled_back = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from quintet.config.keypath import is_mapping, is_sequence
-from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
+from quintet.config.optimizer import AdamWConfig, OptimizerConfig, TorchOptimizerConfig
 from quintet.model.init import roles
 from quintet.randomness import key
 from quintet.train.library_optimizers import library_optimizer, state_after_step
@@ -38,8 +39,10 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     decays = {name for name in trained if config.decay == "all" or role[name] in DECAYING}
     decaying = [parameter for name, parameter in trained.items() if name in decays]
     free = [parameter for name, parameter in trained.items() if name not in decays]
-    if isinstance(config, TorchOptimizerConfig):
-        return library_optimizer(config, decaying, free)
+    return OPTIMIZERS[config.kind](config, decaying, free)
+
+
+def _adamw(config: AdamWConfig, decaying: list[nn.Parameter], free: list[nn.Parameter]) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -49,6 +52,13 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     state_type = STATE_TYPES[config.state_precision]
     return LowPrecisionAdamW(groups, state_type, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+OPTIMIZERS: dict[str, Callable[[Any, list[nn.Parameter], list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "torch": library_optimizer,
+}
+"""The builder of each kind, called with its config, the parameters that decay and those that do not."""
 
 
 def optimizer_bytes(config: OptimizerConfig, model: nn.Module) -> float:

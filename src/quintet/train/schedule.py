@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quintet.config.schedule import (
     ConstantConfig,
     ConstantDropoutConfig,
     CosineConfig,
-    DeepSpeedScheduleConfig,
     DropoutScheduleConfig,
     LinearConfig,
     LinearDropoutConfig,
@@ -18,7 +17,6 @@ from quintet.config.schedule import (
     PlateauConfig,
     ScheduleConfig,
     TorchScheduleConfig,
-    TransformersScheduleConfig,
     TriangleDropoutConfig,
     WSDConfig,
 )
@@ -34,17 +32,7 @@ def learning_rate(
     ``plateau`` is what the validations so far have done to a schedule of that kind (see ``after_validation``); all
     others follow from the step alone. Raises UserError when a library refuses the arguments of its schedule.
     """
-    match schedule:
-        case PlateauConfig():
-            return plateau_rate(schedule, highest, step, steps, plateau or {})
-        case TransformersScheduleConfig():
-            return transformers_rate(schedule, highest, step, steps)
-        case DeepSpeedScheduleConfig():
-            return deepspeed_rate(schedule, highest, step, steps)
-        case TorchScheduleConfig():
-            return torch_rate(schedule, highest, step, steps)
-        case _:
-            return _own_rate(schedule, highest, step, steps)
+    return SCHEDULES[schedule.kind](schedule, highest, step, steps, plateau or {})
 
 
 def momentum(schedule: ScheduleConfig, highest: float, step: int, steps: int) -> float | None:
@@ -52,25 +40,38 @@ def momentum(schedule: ScheduleConfig, highest: float, step: int, steps: int) ->
     return torch_momentum(schedule, highest, step, steps) if isinstance(schedule, TorchScheduleConfig) else None
 
 
-def _own_rate(
-    schedule: CosineConfig | LinearConfig | ConstantConfig | WSDConfig, highest: float, step: int, steps: int
-) -> float:
-    """Return the rate of ``step``: it rises as ``t / warmup_steps``, where the first step is t = ``first``, and reaches
-    ``min_lr`` at the last step of the decay, which is the run's last if t counts from 1."""
-    time, warmup = step - 1 + schedule.first, steps_of(schedule.warmup_steps, steps)
-    if time < warmup:
-        return highest * time / warmup
-    match schedule:
-        case CosineConfig():
-            remaining = 0.5 * (1 + math.cos(math.pi * _progress(time, warmup, schedule.decay_steps or steps)))
-        case LinearConfig():
-            remaining = 1 - _progress(time, warmup, schedule.decay_steps or steps)
-        case WSDConfig():
-            first = max(warmup, steps - steps_of(schedule.decay_fraction, steps))
-            remaining = 1 - _progress(time, first, steps)
-        case ConstantConfig():
-            return highest
-    return schedule.min_lr + (highest - schedule.min_lr) * remaining
+Rate = Callable[[Any, float, int, int, Mapping[str, Any]], float]
+"""From a schedule's config, the optimizer's ``lr``, the step, all steps and the plateau's state to the rate."""
+
+
+def _warmed(remaining: Callable[[Any, int, int, int], float]) -> Rate:
+    """A schedule that rises as ``t / warmup_steps``, where the first step is t = ``first``, and then has the part
+    ``remaining`` (config, t, steps of the warm-up, all steps) of the way from ``min_lr`` to the optimizer's ``lr``."""
+
+    def rate(schedule: Any, highest: float, step: int, steps: int, _: Mapping[str, Any]) -> float:
+        time, warmup = step - 1 + schedule.first, steps_of(schedule.warmup_steps, steps)
+        if time < warmup:
+            return highest * time / warmup
+        lowest = getattr(schedule, "min_lr", 0.0)
+        return lowest + (highest - lowest) * remaining(schedule, time, warmup, steps)
+
+    return rate
+
+
+def _cosine(schedule: CosineConfig, time: int, warmup: int, steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * _progress(time, warmup, schedule.decay_steps or steps)))
+
+
+def _linear(schedule: LinearConfig, time: int, warmup: int, steps: int) -> float:
+    return 1 - _progress(time, warmup, schedule.decay_steps or steps)
+
+
+def _wsd(schedule: WSDConfig, time: int, warmup: int, steps: int) -> float:
+    return 1 - _progress(time, max(warmup, steps - steps_of(schedule.decay_fraction, steps)), steps)
+
+
+def _constant(schedule: ConstantConfig, time: int, warmup: int, steps: int) -> float:
+    return 1.0
 
 
 def _progress(time: int, first: int, last: int) -> float:
@@ -86,6 +87,24 @@ def plateau_rate(config: PlateauConfig, highest: float, step: int, steps: int, s
     """Rate of ``step``: ``highest · step / warmup_steps`` in the warm-up, then what ``state`` says."""
     warmup = steps_of(config.warmup_steps, steps)
     return highest * step / warmup if step < warmup else state.get("rate", highest)
+
+
+def _of_step(rate: Callable[[Any, float, int, int], float]) -> Rate:
+    """A schedule that follows from the step alone."""
+    return lambda schedule, highest, step, steps, _: rate(schedule, highest, step, steps)
+
+
+SCHEDULES: dict[str, Rate] = {
+    "cosine": _warmed(_cosine),
+    "linear": _warmed(_linear),
+    "constant": _warmed(_constant),
+    "wsd": _warmed(_wsd),
+    "plateau": plateau_rate,
+    "transformers": _of_step(transformers_rate),
+    "deepspeed": _of_step(deepspeed_rate),
+    "torch": _of_step(torch_rate),
+}
+"""The learning rate of each kind."""
 
 
 def after_validation(
@@ -115,19 +134,36 @@ def after_validation(
 
 def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float | None:
     """The rate at ``step``, counted from 1, of a run of ``steps``; None where the model's own rates hold."""
-    match config:
-        case NoDropoutScheduleConfig():
-            return None
-        case ConstantDropoutConfig():
-            return config.rate
-        case LinearDropoutConfig():
-            last, count = config.last_step or steps - 1 + config.first, step - 1 + config.first
-            done = (count - config.first_step) / max(last - config.first_step, 1)
-            return config.start + (config.end - config.start) * min(max(done, 0.0), 1.0)
-        case TriangleDropoutConfig():
-            length = (config.steps or steps) // config.cycles
-            count = step - 1 + config.first
-            if not length or count > length * config.cycles:
-                return config.low
-            position = (count % length) / length
-            return config.low + (config.high - config.low) * (1 - abs(2 * position - 1))
+    return DROPOUT_SCHEDULES[config.kind](config, step, steps)
+
+
+def _no_dropout_rate(config: NoDropoutScheduleConfig, step: int, steps: int) -> None:
+    return None
+
+
+def _constant_dropout(config: ConstantDropoutConfig, step: int, steps: int) -> float:
+    return config.rate
+
+
+def _linear_dropout(config: LinearDropoutConfig, step: int, steps: int) -> float:
+    last, count = config.last_step or steps - 1 + config.first, step - 1 + config.first
+    done = (count - config.first_step) / max(last - config.first_step, 1)
+    return config.start + (config.end - config.start) * min(max(done, 0.0), 1.0)
+
+
+def _triangle_dropout(config: TriangleDropoutConfig, step: int, steps: int) -> float:
+    length = (config.steps or steps) // config.cycles
+    count = step - 1 + config.first
+    if not length or count > length * config.cycles:
+        return config.low
+    position = (count % length) / length
+    return config.low + (config.high - config.low) * (1 - abs(2 * position - 1))
+
+
+DROPOUT_SCHEDULES: dict[str, Callable[[Any, int, int], float | None]] = {
+    "none": _no_dropout_rate,
+    "constant": _constant_dropout,
+    "linear": _linear_dropout,
+    "triangle": _triangle_dropout,
+}
+"""The dropout rate of each kind, from its config, the step and all steps."""

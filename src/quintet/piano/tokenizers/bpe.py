@@ -17,7 +17,7 @@ from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
 from quintet.tokenize.base import Ids, damaged, digest, libraries_of, read_bytes, write_description
 from quintet.tokenize.bpe import even_sample
-from quintet.tokenize.registry import Documents, kind_of, load_tokenizer
+from quintet.tokenize.registry import Documents, load_tokenizer, tokenizer_class
 
 if TYPE_CHECKING:
     import tokenizers
@@ -60,7 +60,7 @@ class NoteBPETokenizer(NamedTokens):
     @classmethod
     def build(cls, config: NoteBPETokenizerConfig, documents: Documents) -> NoteBPETokenizer:
         """The tokenizer for those of the documents that are pieces of music; see `train`."""
-        base = kind_of(config.base.kind).build(config.base, list)
+        base = tokenizer_class(config.base.kind).build(config.base, list)
         return train(config, base, (one for one in documents() if isinstance(one, Notes)))
 
     @classmethod

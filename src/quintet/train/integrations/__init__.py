@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from quintet.config.schema import RunConfig
-from quintet.config.trainer import LightningTrainerConfig, TransformersTrainerConfig
+from quintet.config.trainer import QuintetTrainerConfig
 
 if TYPE_CHECKING:
     from quintet.train.callbacks import StopSignal
@@ -15,22 +16,21 @@ if TYPE_CHECKING:
 
 Steps = Callable[["Run", "StopSignal"], "ValidationResult | None"]
 
+TRAINERS = {
+    "quintet": "quintet.train.loop",
+    "transformers": "quintet.train.integrations.transformers",
+    "lightning": "quintet.train.integrations.lightning",
+}
+"""The module of each kind, by name, so that its library is imported when it is used and not before. It has
+``take_steps``, and for a library ``check_trainer`` for the arguments that its trainer gets."""
 
-def trainer_steps(config: RunConfig) -> Steps | None:
-    """Return the library's loop that takes the steps of ``config``, None for Quintet's own.
+
+def trainer_steps(config: RunConfig) -> Steps:
+    """Return the loop that takes the steps of ``config``.
 
     Raises UserError when the library is not installed or does not know one of the arguments, before anything is built.
     """
-    match config.trainer:
-        case TransformersTrainerConfig(arguments=arguments):
-            from quintet.train.integrations import transformers
-
-            transformers.check_trainer(arguments)
-            return transformers.take_steps
-        case LightningTrainerConfig(arguments=arguments):
-            from quintet.train.integrations import lightning
-
-            lightning.check_trainer(arguments)
-            return lightning.take_steps
-        case _:
-            return None
+    trainer = resolve_name(TRAINERS[config.trainer.kind])
+    if not isinstance(config.trainer, QuintetTrainerConfig):
+        trainer.check_trainer(config.trainer.arguments)
+    return trainer.take_steps
