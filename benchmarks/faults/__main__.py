@@ -1,13 +1,13 @@
-"""Faults of all kinds, struck into tiny runs: does the same command continue, and to the same bits?
+"""A campaign of faults against tiny runs: does the same command continue the run, bit for bit?
 
     python benchmarks/faults kills --tries 20        # one row
-    python benchmarks/faults all                     # all of them, each with its own number of tries
-    python benchmarks/faults --list                  # the rows and what they do
+    python benchmarks/faults all                     # all rows, each with its own number of tries
+    python benchmarks/faults --list                  # the rows and their meaning
 
-Each row prints a line of a table: the fault, the tries, how often each outcome came, and the seconds it took; before
-that a line for each try that ended as none should. The exit code is 1 if there was one. The run has 24 steps, two
-layers with dropout, a checkpoint each 3 steps, a validation each 6 and samples each 8; an uninterrupted run of it, in
-as many processes, is what all others are compared with: records, samples, weights and averages, bit for bit. Linux.
+Each row prints one line of a table: the fault, the number of tries, the count of each outcome, and the seconds. A try
+that ends wrongly is printed before it, and then the exit code is 1. The run has 24 steps, two layers with dropout, a
+checkpoint every 3 steps, a validation every 6 and samples every 8. An uninterrupted run in as many processes is the
+reference: records, samples, weights and optimizer averages must be equal bit for bit. Linux only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import power
 import rows
 from command import Workspace, preload
 
-# By name: what is done, and how many tries `all` gives it.
+# By name: the function that runs the tries, and their number under `all`.
 ROWS: dict[str, tuple[Callable[[Workspace, int], rows.Outcomes], int]] = {
     "kills": (rows.kills, 20),
     "kills-two": (rows.kills_two, 10),
@@ -49,32 +49,32 @@ ROWS: dict[str, tuple[Callable[[Workspace, int], rows.Outcomes], int]] = {
 
 
 def main() -> int:
-    """Read the command line, and strike."""
+    """Parse the command line and run the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("row", nargs="*", help="names of rows, or all")
-    parser.add_argument("--tries", type=int, help="how many; else the number of the row, of events and damage all")
+    parser.add_argument("row", nargs="*", help="names of rows, or: all")
+    parser.add_argument("--tries", type=int, help="number of tries (default: that of the row)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="work in this new folder and leave it")
+    parser.add_argument("--keep", type=Path, help="work in this new folder and keep it")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
-    wanted = list(ROWS) if arguments.row == ["all"] else arguments.row
-    if arguments.list or not wanted or not set(wanted) <= ROWS.keys():
-        for name, (strike, tries) in ROWS.items():
-            print(f"{name:14} {tries:4} tries: {' '.join((strike.__doc__ or '').split())}")
+    chosen = list(ROWS) if arguments.row == ["all"] else arguments.row
+    if arguments.list or not chosen or not set(chosen) <= ROWS.keys():
+        for name, (run, tries) in ROWS.items():
+            print(f"{name:14} {tries:4} tries: {' '.join((run.__doc__ or '').split())}")
         return 0 if arguments.list else 2
     preload()
     print("| fault | tries | outcome | seconds |\n|---|---|---|---|", flush=True)
     faults = 0
-    for name in wanted:
-        strike, tries = ROWS[name]
+    for name in chosen:
+        run, tries = ROWS[name]
         folder = arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))
-        began, outcomes = time.monotonic(), Counter[str]()
-        for outcome in strike(Workspace(folder / name, random.Random(arguments.seed)), arguments.tries or tries):
+        start, outcomes = time.monotonic(), Counter[str]()
+        for outcome in run(Workspace(folder / name, random.Random(arguments.seed)), arguments.tries or tries):
             if outcome.startswith("FAULT"):
                 print(f"{name}: {outcome}", file=sys.stderr, flush=True)
             outcomes["FAULT" if outcome.startswith("FAULT") else outcome] += 1
-        said = "; ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-        print(f"| {name} | {outcomes.total()} | {said} | {time.monotonic() - began:.0f} |", flush=True)
+        counts = "; ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+        print(f"| {name} | {outcomes.total()} | {counts} | {time.monotonic() - start:.0f} |", flush=True)
         faults += outcomes["FAULT"]
         if arguments.keep is None:
             shutil.rmtree(folder)

@@ -1,7 +1,7 @@
-"""`quintet train`, started many times by a process that has imported everything, with a fault in it or without.
+"""`quintet train`, forked many times from a process that has imported everything, with or without a fault.
 
-A start is a forked process with a session, signals and output of its own that calls the command line's `main`: what it
-does is what the command does, without the seconds of importing.
+Each fork has its own session, signals and output, and calls the command line's `main`. It does what the command does,
+without the seconds of importing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Fault = Callable[[], object]
 
 
 def run_file() -> dict[str, object]:
-    """A run of two layers with dropout, checkpoints, validations and samples on the way, on a CPU in a second."""
+    """Return a run file of two layers with dropout, checkpoints, validations and samples; a CPU trains it in a
+    second."""
     return {
         "name": "tiny",
         "seed": 7,
@@ -47,14 +48,14 @@ def run_file() -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a process: its exit code, the signal as a negative number, or None if it hung; and what it printed."""
+    """The end of a process: its exit code (a negative signal number, or None if it hung), and its output."""
 
     code: int | None
     said: str
 
     @property
     def problem(self) -> str | None:
-        """The end of a traceback or of a hang, None where neither is."""
+        """The last line of a traceback, or that the process hung; None if neither."""
         if self.code is None:
             return "it hangs"
         if "Traceback (most recent call last)" in self.said:
@@ -64,7 +65,7 @@ class Ended:
 
 @dataclass
 class Workspace:
-    """A folder in which runs are trained, each with a cache of its own, and the random numbers of a row."""
+    """A folder for runs, each with its own cache, and the random numbers of a row."""
 
     folder: Path
     draw: random.Random
@@ -79,26 +80,26 @@ class Workspace:
         (self.folder / "run.yaml").write_text(yaml.safe_dump(run_file()), encoding="utf-8")
 
     def run(self, name: str) -> Path:
-        """The folder of a run."""
+        """Return the folder of a run."""
         return self.folder / "runs" / name
 
     def arguments(self, name: str, *overrides: str) -> list[str]:
-        """The command of the run ``name``."""
+        """Return the command-line arguments of the run ``name``."""
         own = (f"name={name}", f"data.cache_dir=cache-{name}")
         return ["train", "--no-report", "--peak-flops=1e12", "run.yaml", *own, *overrides]
 
     def start(self, name: str, *overrides: str, fault: Fault | None = None, **environment: str) -> Started:
-        """Start the command of the run ``name``; ``fault`` is called in its process first."""
+        """Start the command of the run ``name``, calling ``fault`` in its process first."""
         self._made += 1
         log = self.folder / f"log-{name}-{self._made}"
         return Started.forked(self.arguments(name, *overrides), self.folder, log, fault, environment)
 
     def train(self, name: str, *overrides: str, fault: Fault | None = None) -> Ended:
-        """Train the run ``name`` to its end, or to that of its process."""
+        """Train the run ``name`` until its process ends."""
         return self.start(name, *overrides, fault=fault).wait()
 
     def train_two(self, name: str, victims: tuple[int, ...] = (), fault: Fault | None = None) -> list[Ended]:
-        """Train the run ``name`` in two processes as torchrun starts them; those of ``victims`` have the ``fault``."""
+        """Train the run ``name`` in two processes as torchrun does, with the ``fault`` in the ranks ``victims``."""
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = str(one.getsockname()[1])
@@ -113,7 +114,7 @@ class Workspace:
         while None in found and time.monotonic() < end:
             found = [one if one is not None else each.poll() for one, each in zip(found, started, strict=True)]
             if any(one is not None and one.code for one in found):
-                end = min(end, time.monotonic() + 5.0)  # as torchrun ends those that are left
+                end = min(end, time.monotonic() + 5.0)  # torchrun ends the others, too
             time.sleep(0.01)
         return [one if one is not None else each.end() for one, each in zip(found, started, strict=True)]
 
@@ -128,19 +129,19 @@ class Started:
     def forked(
         cls, arguments: list[str], folder: Path, log: Path, fault: Fault | None, environment: dict[str, str]
     ) -> Started:
-        """Start ``quintet`` with ``arguments`` in ``folder``; what it prints goes to ``log``."""
+        """Start ``quintet`` with ``arguments`` in ``folder`` and its output in ``log``."""
         sys.stdout.flush()
         if (pid := os.fork()) == 0:
             _command(arguments, folder, log, fault, environment)
         return cls(pid, log)
 
     def poll(self) -> Ended | None:
-        """The end of it, None while it goes on."""
+        """Return its end, or None if it is running."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return self._ended(os.waitstatus_to_exitcode(status)) if pid else None
 
     def wait(self) -> Ended:
-        """Its end; a command that does not end is killed."""
+        """Wait for its end. A command that does not end is killed."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             if (found := self.poll()) is not None:
@@ -149,17 +150,17 @@ class Started:
         return self.end()
 
     def end(self) -> Ended:
-        """Kill it."""
+        """Kill the process."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         return self._ended(None)
 
     def signal(self, number: int) -> None:
-        """Send a signal to it."""
+        """Send a signal to the process."""
         os.kill(self.pid, number)
 
     def after_records(self, run: Path, count: int) -> Ended | None:
-        """Return None as soon as ``run`` has so many records, or the end of this command if that comes first."""
+        """Return None once ``run`` has ``count`` records, or the end of this command if that comes first."""
         file = run / "metrics.jsonl"
         while (ended := self.poll()) is None:
             if count == 0 or (file.is_file() and file.read_bytes().count(b"\n") >= count):
@@ -174,10 +175,10 @@ class Started:
 def _command(
     arguments: list[str], folder: Path, log: Path, fault: Fault | None, environment: dict[str, str]
 ) -> NoReturn:
-    """Be the command, to the end of this process."""
+    """Run the command in this process, and exit."""
     code = 1
     try:
-        atexit._clear()  # what this program has to do at its own end
+        atexit._clear()  # the exit handlers of the parent
         os.setsid()
         os.chdir(folder)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
@@ -214,7 +215,7 @@ def _told() -> Iterator[None]:
 
 
 def preload() -> None:
-    """Import what the command needs, before the first fork."""
+    """Import the modules of the command before the first fork."""
     import torch
     import torch._dynamo
     import torch.distributed.checkpoint.state_dict
@@ -233,14 +234,16 @@ def preload() -> None:
 
 
 def kill_after(seconds: float) -> None:
-    """Have this process killed when it has computed for so long, which is the same moment on a busy machine."""
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends it at once, as SIGKILL does
+    """Kill this process after ``seconds`` of CPU time, which is the same moment on a busy machine."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process at once, as SIGKILL does
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def at_event(act: Callable[[int, str], object]) -> None:
-    """Call ``act`` ahead of each file event of this process below a run's folder or its cache, with its number from 1
-    on and what it is: a file opened to write, made, renamed or removed."""
+    """Call ``act`` before each file event in a run folder or cache, with its number from 1 and its description.
+
+    An event opens a file for writing, or creates, renames or removes a file or folder.
+    """
     count, inside = 0, False
 
     def hook(event: str, values: tuple[object, ...]) -> None:
@@ -265,5 +268,5 @@ def _writes(values: Sequence[object]) -> bool:
 
 
 def kill_at(number: int) -> None:
-    """Have this process killed ahead of the file event of this number."""
+    """Kill this process before the file event with this number."""
     at_event(lambda count, _: os.kill(os.getpid(), signal.SIGKILL) if count == number else None)

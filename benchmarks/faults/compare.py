@@ -1,4 +1,4 @@
-"""A run that faults have struck beside one that nothing has: every difference, and damage to files."""
+"""Comparison of a run after faults with the reference run: every difference, and damaged files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from quintet.train.checkpoint_files import checkpoint_path, checkpoint_steps, re
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, each line of which has to be one, without what depends on the clock and what is
-    recorded where a run logs, for it logs also where it is stopped."""
+    """Return the rows of metrics.jsonl without speeds and without what an interruption adds. Raises ValueError if a
+    line is no row."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     odd = ("speed/", "train/skipped_steps", "train/rollbacks")
     return [{name: value for name, value in row.items() if not name.startswith(odd)} for row in rows]
 
 
 def tensors(run: Path) -> Iterator[tuple[str, Any]]:
-    """Every value of the last checkpoint by its name: weights and the optimizer's averages."""
+    """Yield every value of the last checkpoint with its name: weights and optimizer averages."""
     place = checkpoint_path(run / "checkpoints", checkpoint_steps(run / "checkpoints")[-1])
     with tempfile.TemporaryDirectory() as folder:
         dcp_to_torch_save(place, Path(folder) / "state.pt")
@@ -43,7 +43,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """True if two values are equal, tensors bit for bit."""
+    """Return True if two values are equal, tensors bit for bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         alike = one.shape == other.shape and one.dtype == other.dtype
         return alike and torch.equal(_bytes(one), _bytes(other))
@@ -55,7 +55,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def differences(found: Path, whole: Path) -> list[str]:
-    """What is not as in the run ``whole``, a line each; a log that was set aside may lie beside the good one."""
+    """Return one line per difference from the run ``whole``. A log that was set aside may remain."""
     try:
         rows, wanted = records(found), records(whole)
     except (OSError, ValueError) as error:
@@ -78,17 +78,17 @@ def differences(found: Path, whole: Path) -> list[str]:
 
 
 def left_behind(run: Path) -> list[str]:
-    """A line for each temporary name that no start has removed."""
+    """Return a line for each temporary file that no start removed."""
     odd = [path for path in run.rglob("*") if is_unfinished(path) or path.name.startswith((".step-", ".running"))]
     return [f"left behind: {path.relative_to(run)}" for path in odd]
 
 
 def damaged_checkpoints(run: Path) -> list[str]:
-    """A line for each checkpoint under a good name of which a file is not what was written."""
+    """Return a line for each checkpoint with a final name and a damaged file."""
     found = []
     for step in checkpoint_steps(run / "checkpoints"):
         try:
             read_progress(checkpoint_path(run / "checkpoints", step))
-        except Exception as error:  # whatever it is, it is a fault
+        except Exception as error:  # any error is a fault
             found.append(f"damaged checkpoint of step {step}: {error}")
     return found

@@ -1,4 +1,4 @@
-"""Damage to the folder of a run that stands at step 12 of 24, one kind at a time."""
+"""Damage of every kind to the folder of a run at step 12 of 24."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _to_file(folder: Path) -> None:
 
 
 def _move_and_link(path: Path, target: Path | None = None) -> None:
-    """Leave a link to ``path``, which is elsewhere now, or to ``target``."""
+    """Move ``path`` away and leave a link to it, or to ``target``."""
     away = path.parent.parent / f"away-{path.parent.name}-{path.name}"
     path.rename(away)
     path.symlink_to(target or away)
@@ -114,7 +114,7 @@ FOLDER: dict[str, Damage] = {
     "its lock a folder": lambda run: _to_folder(run / ".running"),
     "stray dot files": lambda run: (run / ".DS_Store").write_bytes(b"x"),
 }
-# What cannot lead to the same records and samples, whatever is done: they are gone, and training does not repeat them.
+# Damage that destroys records or samples, which training does not repeat.
 LOSES = {
     "metrics.jsonl gone",
     "metrics.jsonl a folder",
@@ -130,13 +130,13 @@ def _made(folder: Path) -> Path:
 
 
 def damaged_folders(work: Workspace, tries: int) -> Outcomes:
-    """Damage of each kind to checkpoints, records, run file, tokenizer and lock of a run at its half, then the same
-    command for the rest: it ends as an undamaged one does, or is refused in one line."""
+    """Damage of each kind to checkpoints, records, run file, tokenizer and lock of a half-finished run, then the same
+    command: it ends like an undamaged run, or is refused in one line."""
     constant = "schedule={kind: constant, warmup_steps: 2}"
     for name, steps in (("whole", STEPS), ("half", STOP)):
         ended = work.train(name, constant, f"train.steps={steps}")
         assert ended.code == 0, ended.said
-    # Those of the last step of a run, which is half of one here.
+    # Samples of the last step, which is not the last step of the whole run.
     (work.run("half") / f"samples/step-{STOP:06d}.txt").unlink()
     cases = CHECKPOINT | RECORDS | FOLDER
     for number in evenly(len(cases), tries):
@@ -157,7 +157,7 @@ def damaged_folders(work: Workspace, tries: int) -> Outcomes:
 
 def _compared(work: Workspace, name: str, what: str) -> str:
     run = work.run(name)
-    if what in LOSES:  # compared is what there can be
+    if what in LOSES:  # compare only what can be equal
         for part in ("metrics.jsonl", "samples"):
             shutil.rmtree(run / part) if (run / part).is_dir() else (run / part).unlink()
             kept = work.run("whole") / part
@@ -165,4 +165,4 @@ def _compared(work: Workspace, name: str, what: str) -> str:
     problems = [line for line in differences(run, work.run("whole")) if not line.startswith("left behind: .DS_Store")]
     if problems:
         return f"FAULT: {what}: {'; '.join(problems)}"
-    return "continued with equal weights; lost records are not made again" if what in LOSES else EQUAL
+    return "continued with equal weights; lost records stay lost" if what in LOSES else EQUAL

@@ -1,4 +1,4 @@
-"""The rows of `quintet train --nproc`: real processes of the launcher and of its workers, killed and hanging."""
+"""Rows of the campaign for `quintet train --nproc`: the launcher or a worker is killed, or a worker hangs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from compare import differences
 from rows import EQUAL, Outcomes
 
 PATIENCE = 8.0  # seconds of parallel.timeout_seconds in the row of a hanging process
-# Two processes, and more steps than are over before a kill comes.
+# Two processes, with more steps than pass before the kill.
 COMMON = ("parallel={kind: ddp, timeout_seconds: 600}", "train.steps=200", "evaluate.every=50", "sample.every=100")
-# What a process that hangs does, in a file that Python runs when it starts: it waits in step 9 for what never comes.
+# A file that Python runs at its start: it makes rank 1 wait forever in step 9.
 HANGS = """\
 import os
 
@@ -37,7 +37,7 @@ if os.environ.get("RANK") == "1" and os.environ.get("FAULT"):
 
 
 def _launch(work: Workspace, name: str, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the run ``name`` in two processes by the command."""
+    """Start the run ``name`` with `--nproc 2`."""
     python = [str(work.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", "quintet", *work.arguments(name, *COMMON, *overrides), "--nproc", "2"],
@@ -58,7 +58,7 @@ def _whole(work: Workspace) -> Path:
 
 
 def _strike(work: Workspace, name: str, process: subprocess.Popen[str], victim: str) -> list[int]:
-    """Kill the launcher or one of its workers after a random step; returns the numbers of the workers."""
+    """Kill the launcher or one of its workers after a random step, and return the process ids of the workers."""
     file, after = work.run(name) / "metrics.jsonl", work.draw.randint(5, 120)
     while not file.is_file() or file.read_bytes().count(b"\n") < after:
         assert process.poll() is None, process.communicate()
@@ -108,8 +108,8 @@ def killed_worker(work: Workspace, tries: int) -> Outcomes:
 
 
 def hanging_worker(work: Workspace, tries: int) -> Outcomes:
-    """A worker that waits for ever in its 9th step: after `parallel.timeout_seconds` the run ends, and it is told where
-    each process stood; then the same command."""
+    """A worker that waits forever in step 9: after `parallel.timeout_seconds` the run ends and reports where each process
+    was; then the same command."""
     whole = _whole(work)
     (work.folder / "sitecustomize.py").write_text(HANGS, encoding="utf-8")
     for number in range(tries):
@@ -123,4 +123,8 @@ def hanging_worker(work: Workspace, tries: int) -> Outcomes:
         said, _ = again.communicate()
         problems += [f"does not continue: {said.strip()[-300:]}"] if again.returncode else []
         problems += differences(work.run(name), whole) if not problems else []
-        yield f"FAULT: {'; '.join(problems)}" if problems else f"ended, told where each stood; {EQUAL}"
+        yield (
+            f"FAULT: {'; '.join(problems)}"
+            if problems
+            else f"ended, with the position of each process reported; {EQUAL}"
+        )

@@ -1,14 +1,14 @@
-"""Power loss, simulated: what a run has written, synced and renamed is recorded, and the folders are made that the loss
-of power may leave after each of these events.
+"""Simulated power loss: folders are rebuilt as a loss of power may leave them after each write, sync and rename of a
+run.
 
-The recorder replaces the functions of `os` that sync, rename, make and remove. After each call it reads the whole
-folder; after a sync it notes what that has made durable: the content of a file, or the names in a folder. Three kinds
-of file system lose power:
+A recorder replaces the functions of `os` that sync, rename, create and remove. After each call it reads the whole
+folder; after a sync it notes what became durable: the content of a file, or the names in a folder. Three kinds of file
+system lose power:
 
-    strict    all that was not synced is lost: a name comes back as it was when its folder was last synced, a file has
-              the content of its last sync or none; the folders on the way to something synced are there
-    journal   names are as they were, content that was not synced is NULs, as after a delayed allocation
-    mixed     each name and each content is there or lost, at random
+    strict    everything not synced is lost: names are those of the last sync of their folder, and a file has the
+              content of its last sync, or none; the parent folders of something synced exist
+    journal   names survive, and content that was not synced is NULs, as after a delayed allocation
+    mixed     each name and each content survives or is lost at random
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from command import Workspace
 from compare import differences
 from rows import EQUAL, evenly, uninterrupted
 
-Node = tuple[int, int]  # an inode and how often its number was given before
+Node = tuple[int, int]  # an inode, and how often its number was used before
 KINDS = ("strict", "journal", "mixed")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The state after an event: ``names`` of each folder now and when it was last synced, by its node, and the content
-    of each file now and when it was last synced. ``links`` are those of symbolic links."""
+    """The state after an event, by node: the names in each folder and the content of each file, now and at the last
+    sync.
+
+    ``links`` holds the targets of symbolic links.
+    """
 
     event: str
     root: Node
@@ -48,7 +51,7 @@ class Moment:
 
 
 class Recorder:
-    """Records the moments of the folder ``root`` in this process and writes them to ``file`` when it ends."""
+    """Records the moments of the folder ``root``, and writes them to ``file`` when this process ends."""
 
     def __init__(self, root: Path, file: Path) -> None:
         self.root, self.moments = root, list[Moment]()
@@ -86,20 +89,20 @@ class Recorder:
             elif node in moment.content:
                 self._synced_content[node] = moment.content[node]
             else:
-                return  # outside of the folder
+                return  # outside the folder
             self.moments.append(self._look(f"fsync {path}"))
 
     def _node(self, status: os.stat_result) -> Node:
         return status.st_ino, self._given.get(status.st_ino, 0)
 
     def _look(self, event: str) -> Moment:
-        """Read the folder. An inode that was gone and is there again is another node."""
+        """Read the folder. An inode number that is used again is a new node."""
         found: list[tuple[Path, os.stat_result]] = []
         for place, folders, files in os.walk(self.root):
             for name in folders + files:
                 try:
                     found.append((Path(place) / name, os.lstat(os.path.join(place, name))))
-                except FileNotFoundError:  # another thread is at work too
+                except FileNotFoundError:  # removed by another thread
                     continue
         there = {status.st_ino for _, status in found}
         for number in there - self._there:
@@ -130,12 +133,12 @@ class Recorder:
 
 
 def read_moments(file: Path) -> list[Moment]:
-    """The moments that a `Recorder` of another process wrote, which this program has started itself."""
+    """Read the moments that a `Recorder` wrote in a process that this program started."""
     return pickle.loads(file.read_bytes())
 
 
 def rebuild(moment: Moment, kind: str, folder: Path, draw: random.Random) -> None:
-    """Make ``folder``, which is not there, as a file system of this ``kind`` may have it after the loss of power."""
+    """Create ``folder`` as a file system of this ``kind`` may leave it after a loss of power."""
     _Rebuilding(moment, kind, draw).folder(moment.root, folder)
 
 
@@ -169,7 +172,7 @@ class _Rebuilding:
         return found
 
     def _is_way(self, node: Node) -> bool:
-        """True if ``node`` is a folder in or below which something was synced."""
+        """Return True if ``node`` is a folder in or below which something was synced."""
         inside = self.moment.names.get(node)
         if inside is None:
             return False
@@ -188,13 +191,13 @@ class _Rebuilding:
 
 
 def lose(moment: Moment, kind: str, root: Path, draw: random.Random) -> None:
-    """Put in the place of what ``root`` has what is left of it."""
+    """Replace ``root`` by what is left of it."""
     shutil.rmtree(root, ignore_errors=True)
     rebuild(moment, kind, root, draw)
 
 
 def power(work: Workspace, tries: int) -> Iterator[str]:
-    """A loss of power at moments evenly spread over a run, on each of three kinds of file systems; then the same
+    """A loss of power at evenly spaced moments of a run, on each of three kinds of file systems; then the same
     command."""
     root, file = work.folder / "there", work.folder / "moments"
     places = (f"runs_dir={root}/runs", f"data.cache_dir={root}/cache")

@@ -1,4 +1,4 @@
-"""The rows of the campaign that need one process of the command at a time, or two that know of each other."""
+"""Rows of the campaign: kills, signals, full disks, two commands at once, and failing trackers and servers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from command import STEPS, Ended, Workspace, at_event, kill_after, kill_at
 from compare import damaged_checkpoints, differences
 from servers import FAILURES, MLFLOW, SLOW, WANDB, failing_server
 
-Outcomes = Iterator[str]  # one for each try; those that begin with FAULT are what should not be
+Outcomes = Iterator[str]  # one per try; a fault of Quintet starts with FAULT
 EQUAL, REFUSED = "continued, equal bit for bit", "refused in one line"
 
 
 def uninterrupted(work: Workspace, name: str = "whole", *overrides: str) -> Path:
-    """The run that nothing strikes, trained once."""
+    """Return the folder of the reference run without faults, trained on the first call."""
     if not work.run(name).is_dir():
         ended = work.train(name, *overrides)
         assert ended.code == 0, ended.said
@@ -31,7 +31,7 @@ def uninterrupted(work: Workspace, name: str = "whole", *overrides: str) -> Path
 
 
 def continued(work: Workspace, name: str, *overrides: str) -> str:
-    """Give the same command and compare what comes of it."""
+    """Run the same command again, compare the result with the reference, and return the outcome."""
     ended = work.train(name, *overrides)
     if ended.code != 0 or ended.problem:
         return f"FAULT: does not continue ({ended.code}): {ended.problem or ended.said.strip()[-300:]}"
@@ -42,7 +42,7 @@ def continued(work: Workspace, name: str, *overrides: str) -> str:
 
 
 def count_events(work: Workspace) -> list[str]:
-    """The file events of a whole run, in their order."""
+    """Return the file events of a whole run in order."""
     file = work.folder / "events"
 
     def note(_: int, event: str) -> None:
@@ -56,14 +56,14 @@ def count_events(work: Workspace) -> list[str]:
 
 
 def _killed(work: Workspace, name: str, ended: Ended) -> list[str]:
-    """What a kill has done that it must not."""
+    """Return the problems after a kill: an unexpected exit code, or a damaged checkpoint."""
     if ended.code in (0, -signal.SIGKILL, -signal.SIGPROF) and not ended.problem:
         return damaged_checkpoints(work.run(name))
     return [f"({ended.code}) {ended.problem or ended.said.strip()[-300:]}"]
 
 
 def kills(work: Workspace, tries: int) -> Outcomes:
-    """Up to five kills of a run, each at a random file event or moment of computing, then the same command."""
+    """Up to five kills of a run, each at a random file event or CPU time, then the same command."""
     events = len(count_events(work))
     for number in range(tries):
         name, problems = f"kills-{number}", list[str]()
@@ -100,7 +100,7 @@ def kills_two(work: Workspace, tries: int) -> Outcomes:
 
 
 def events(work: Workspace, tries: int) -> Outcomes:
-    """A kill ahead of each file event of a run, or of so many of them, evenly spread; then the same command."""
+    """A kill before each file event of a run, or before evenly spaced ones; then the same command."""
     there = count_events(work)
     for number in evenly(len(there), tries):
         name = f"event-{number}"
@@ -110,12 +110,12 @@ def events(work: Workspace, tries: int) -> Outcomes:
 
 
 def evenly(count: int, tries: int) -> list[int]:
-    """At most ``tries`` numbers below ``count``."""
+    """Return at most ``tries`` evenly spaced numbers below ``count``."""
     return sorted({at * count // tries for at in range(tries)})
 
 
 def first_moments(work: Workspace, tries: int) -> Outcomes:
-    """Three kills before the first step, at random file events that come before the first record."""
+    """Three kills at random file events before the first record; then the same command."""
     before = next(number for number, event in enumerate(count_events(work), start=1) if "metrics.jsonl" in event)
     for number in range(tries):
         name, problems = f"first-{number}", list[str]()
@@ -145,14 +145,14 @@ def stop_signals(work: Workspace, tries: int) -> Outcomes:
 
 
 def two_at_once(work: Workspace, tries: int) -> Outcomes:
-    """The same command a second time, while the first trains or at the same moment: one is refused, the other is not
-    disturbed. Each second time the first is then killed, and the second follows it."""
+    """The same command twice, at the same moment or one after the other: one is refused, and the other is not
+    disturbed. In a quarter of the tries the first is then killed, and the same command continues it."""
     for number in range(tries):
         name = f"both-{number}"
         first = work.start(name)
         if number % 2:
             first.after_records(work.run(name), 1)
-            first.signal(signal.SIGSTOP)  # it lives on and is not done
+            first.signal(signal.SIGSTOP)  # alive, but stopped
             second = work.train(name)
             first.signal(signal.SIGKILL if number % 4 == 1 else signal.SIGCONT)
             ended = [first.wait(), second]
@@ -170,7 +170,7 @@ def two_at_once(work: Workspace, tries: int) -> Outcomes:
 
 
 def full_disk(work: Workspace, tries: int) -> Outcomes:
-    """A file system of random size that is full on the way; then it grows, and the same command is given."""
+    """A file system of random size that fills up; then it grows, and the same command runs."""
     whole = uninterrupted(work)
     for number in range(tries):
         size = work.draw.randint(60, 700)
@@ -178,7 +178,7 @@ def full_disk(work: Workspace, tries: int) -> Outcomes:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", mounted]
         if subprocess.run(mount, check=False, capture_output=True).returncode:
             os.rmdir(mounted)
-            yield "not tried: needs the right to mount a tmpfs; the row `quota` needs none"
+            yield "not tried: mounting a tmpfs needs privileges; the row `quota` does not"
             return
         try:
             there = (f"runs_dir={mounted}/runs", f"data.cache_dir={mounted}/cache")
@@ -191,11 +191,11 @@ def full_disk(work: Workspace, tries: int) -> Outcomes:
 
 
 def quota(work: Workspace, tries: int) -> Outcomes:
-    """No file may grow beyond a random size (RLIMIT_FSIZE); then the same command without a limit."""
+    """A random limit on the size of files (RLIMIT_FSIZE); then the same command without it."""
 
     def limit(size: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        # The output of the command is a file too, and keeps its room.
+        # Only the soft limit: the output of the command is a file too.
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     whole = uninterrupted(work)
@@ -217,7 +217,7 @@ def _room_again(work: Workspace, name: str, ended: Ended, whole: Path, *override
 
 
 def trackers(work: Workspace, tries: int) -> Outcomes:
-    """TensorBoard that fails from a random call on, or the reader of the console that goes: training goes on."""
+    """TensorBoard that fails from a random call on, or a console whose reader exits: training goes on."""
 
     def fail_from(call: int) -> None:
         from quintet.track.tensorboard import TensorBoardTracker
@@ -247,19 +247,19 @@ def trackers(work: Workspace, tries: int) -> Outcomes:
         ended = work.train(name, "track=[{kind: tensorboard}]", each, fault=fault)
         told = "nothing is printed any more" if number % 3 == 2 else "fails: "
         problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
-        problems += [] if told in ended.said else ["its failure is not told"]
+        problems += [] if told in ended.said else ["its failure is not reported"]
         problems += differences(work.run(name), whole)
-        yield f"FAULT: {'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, told"
+        yield f"FAULT: {'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, reported"
 
 
 def servers(work: Workspace, tries: int) -> Outcomes:
-    """A server of Weights & Biases or of MLflow that is there at the start, and then dies, hangs, is slow or answers
-    with errors: training goes on, waits a bounded time at its end, and tells it in one line or two."""
+    """A server of Weights & Biases or MLflow that works at the start, then dies, hangs, slows down or returns errors:
+    training goes on, waits a bounded time at the end, and reports the failure in one or two lines."""
     each, limit = "train.log_every=1", 6
     whole = uninterrupted(work, "whole-logged", each)
     for number in range(tries):
         kind, failure = (WANDB, MLFLOW)[number % 2], FAILURES[number // 2 % len(FAILURES)]
-        # The start asks 7 or 13 times, and a whole run about 16 or 40 times.
+        # The start sends 7 (W&B) or 13 (MLflow) requests, and a whole run about 16 or 40.
         name, after = f"server-{number}", work.draw.randint(*((8, 11) if kind == WANDB else (14, 24)))
         with failing_server(kind, failure, after, str(work.folder / f"artifacts-{number}")) as address:
             own = f"tracking_uri: {address}"
@@ -271,17 +271,17 @@ def servers(work: Workspace, tries: int) -> Outcomes:
             ended = work.start(name, track, each, fault=lambda: _in_time(limit), **environment).wait()
         problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
         told = [line for line in ended.said.splitlines() if line.startswith(f"track[0]: {kind}")]
-        # The first failure, and at the end how much is lost; a server that is slow may have taken all.
+        # The first failure and, at the end, what was lost; a slow server may have received everything.
         if not (0 if failure == "slow" else 1) <= len(told) <= 2:
-            problems.append(f"told in {len(told)} lines: {told}")
+            problems.append(f"reported in {len(told)} lines: {told}")
         problems += [] if ended.problem is None else [ended.problem]
         problems += differences(work.run(name), whole)
         there = f"{kind} {failure} after {after}: "
-        yield f"FAULT: {there}{'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, told"
+        yield f"FAULT: {there}{'; '.join(problems)}" if problems else "trained to its end, equal bit for bit, reported"
 
 
 def _in_time(limit: float) -> None:
-    """Wait no longer than ``limit`` seconds at the end, and take steps so slowly that a server fails among them."""
+    """Limit the wait at the end to ``limit`` seconds, and slow the steps down so that a server fails between them."""
     from quintet.track import background
     from quintet.train.engine import TorchEngine
 

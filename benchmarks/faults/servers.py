@@ -1,8 +1,8 @@
-"""A server of Weights & Biases or of MLflow that answers so many requests and then fails, as a process of its own.
+"""A fake server of Weights & Biases or MLflow that answers some requests and then fails, in a separate process.
 
-    python benchmarks/faults/servers.py wandb die 9      # prints its port, answers 9 requests, and is gone
+    python benchmarks/faults/servers.py wandb die 9      # prints its port, answers 9 requests, and exits
 
-It keeps nothing: it says what a client has to hear to send on. After so many requests it does one of `FAILURES`.
+It stores nothing, and answers what a client needs to continue. Then it does one of `FAILURES`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAILURES = ("die", "hang", "slow", "error")
-SLOW = 0.4  # seconds an answer
+SLOW = 0.4  # seconds per answer
 WANDB, MLFLOW = "wandb", "mlflow"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers, or does what the server has come to."""
+    """Answers a request, or fails."""
 
     protocol_version = "HTTP/1.1"
     server: Any  # a Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers ``after`` requests and then fails as ``failure`` says."""
+    """Answers ``after`` requests, then fails in the way ``failure``."""
 
     daemon_threads = True
 
@@ -64,13 +64,13 @@ class Server(ThreadingHTTPServer):
         self._failure, self._left, self._lock = failure, after, threading.Lock()
 
     def fails(self) -> str | None:
-        """Count a request; returns what becomes of it if that is no answer."""
+        """Count a request, and return the failure if it gets no answer."""
         with self._lock:
             self._left -= 1
             return self._failure if self._left < 0 else None
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone is none of its business."""
+        """Ignore a client that has gone."""
 
     def _wandb(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         if path != "/graphql":
@@ -101,7 +101,7 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def failing_server(kind: str, failure: str, after: int, artifacts: str) -> Iterator[str]:
-    """The address of such a server in a process of its own; what MLflow's clients store goes to ``artifacts``."""
+    """Yield the address of such a server; MLflow's clients store their artifacts in ``artifacts``."""
     line = [sys.executable, __file__, kind, failure, str(after)]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | {"ARTIFACTS": artifacts})
     assert process.stdout is not None
