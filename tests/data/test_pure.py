@@ -198,6 +198,46 @@ def test_a_store_that_another_version_of_a_library_made_is_made_anew(
         assert again.fingerprint == made.fingerprint
 
 
+def test_a_store_names_the_libraries_of_every_kind_of_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quintet.data.build import library_versions
+    from quintet.data.sources.text import TextReader
+    from quintet.tokenize.simple import ByteTokenizer
+
+    named = {"tokenizers", "tiktoken", "jinja2", "datasets", "pyarrow", "mido", "symusic", "miditok", "datasketch"}
+    before = library_versions()
+    assert named <= before.keys()
+    assert before.keys() & {"pytest", "ruff"} == set()
+    monkeypatch.setattr(TextReader, "read_by", ("pytest",))  # as a part of one's own names its libraries
+    monkeypatch.setattr(ByteTokenizer, "libraries", ("ruff", "is-not-installed"), raising=False)
+    added = {name: importlib.metadata.version(name) for name in ("pytest", "ruff")}
+    assert library_versions() == before | added
+
+
+def test_stores_of_earlier_versions_are_found(tmp_path: Path, make_config: Callable[..., Any]) -> None:
+    """The keys are those that an earlier version gave to the same files."""
+    (tmp_path / "in").mkdir()
+    texts = {"text": b"one#two", "jsonl": b'{"q": "one", "a": "two"}\n', "csv": b"text\none\n"}
+    for kind, text in texts.items():
+        file = tmp_path / f"in/a.{kind}"
+        file.write_bytes(text)
+        os.utime(file, (1, 1))
+    answer = {"kind": "answer", "prompt": "q", "answer": "a"}
+    sources = [
+        {"kind": "text", "path": f"{tmp_path}/in/a.text", "separator": "#"},
+        {"kind": "jsonl", "path": f"{tmp_path}/in/a.jsonl", "document": answer},
+        {"kind": "csv", "path": f"{tmp_path}/in/*.csv"},
+    ]
+    cleaning = {"min_characters": 2, "deduplicate": {"kind": "exact"}}
+    keys: dict[bool, list[str]] = {}
+    for rules in ({}, cleaning):
+        prepared = prepare(make_config(*sources, cleaning=rules, validation=0, sequence_length=2))
+        keys[bool(rules)] = [store.manifest.key for store in prepared.stores]
+    assert keys == {
+        False: ["75633846702425d6", "167e7ad924a3e6a2", "9020ec957489a6f4"],
+        True: ["2dbab3824965e71d", "88347685604efd96", "78d2e76fed5b2d78"],
+    }
+
+
 def _write_rows(source: str) -> None:
     """What the sources name that are no text."""
     texts = [f"{number} and some more words" for number in range(300)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig
 from quintet.errors import UserError
 from quintet.tokenize import build_tokenizer
-from quintet.tokenize.bpe import even_sample
+from quintet.tokenize.bpe import select_evenly
 
 TEXTS = ["low lower lowest newer newest wider widest " * 30, "été 1234 – naïve\n" * 10]
 
@@ -68,18 +68,18 @@ def test_nothing_to_train_on_is_one_clear_line(tmp_path: Path, config) -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 400), max_size=60), budget=st.integers(64, 3000))
-def test_a_sample_holds_its_budget_or_everything(sizes: list[int], budget: int) -> None:
+def test_an_even_selection_holds_its_budget_or_everything(sizes: list[int], budget: int) -> None:
     texts = [chr(97 + index % 26) * size for index, size in enumerate(sizes)]
-    sample = even_sample(texts, budget)
-    size = sum(map(len, sample))
+    selected = select_evenly(texts, budget)
+    size = sum(map(len, selected))
     if sum(sizes) <= budget:
-        assert "".join(sample) == "".join(texts)
+        assert "".join(selected) == "".join(texts)
     else:
         assert budget * 0.5 <= size <= budget * 1.5
 
 
-def test_a_sample_is_taken_from_everywhere() -> None:
+def test_an_even_selection_is_taken_from_everywhere() -> None:
     texts = [f"{index:05d}" * 20 for index in range(10_000)]
-    chosen = [int(text[:5]) for text in even_sample(texts, 100_000)]
+    chosen = [int(text[:5]) for text in select_evenly(texts, 100_000)]
     tenths = [sum(low <= number < low + 1000 for number in chosen) for low in range(0, 10_000, 1000)]
     assert min(tenths) > 0.7 * max(tenths)

@@ -19,10 +19,11 @@ from typing import Any
 from quintet.config.cleaning import CleaningConfig
 from quintet.config.packing import MusicPackingConfig
 from quintet.config.schema import RunConfig
-from quintet.data.cleaning import find_duplicates
+from quintet.data.cleaning import CLEANING_LIBRARIES, find_duplicates
 from quintet.data.locks import locked
 from quintet.data.manifest import MANIFEST, Dropped, Manifest, read_manifest, write_json
 from quintet.data.shards import Written, read_written, write_shard
+from quintet.data.sources import reader_libraries
 from quintet.data.sources.base import SourceIndex, WorkUnit
 from quintet.data.sources.files import shown
 from quintet.data.sources.rows import reading_rules
@@ -32,6 +33,7 @@ from quintet.files import from_json, new_folder
 from quintet.system import __version__
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, libraries_of, versions_of
+from quintet.tokenize.registry import tokenizer_libraries
 
 UNFINISHED = "unfinished.json"
 TOKENIZER = "tokenizer"
@@ -41,10 +43,6 @@ _SMALL = 32 << 20
 _MOST_NAMES = 1000
 _RECIPE = "3"  # to be raised when the same source and tokenizer give other tokens, shards or counts than before
 
-_LIBRARIES = (
-    "tokenizers", "tiktoken", "transformers", "sentencepiece", "jinja2", "datasets", "pyarrow", "mido", "symusic",
-    "music21", "miditok", "numpy",
-)  # fmt: skip
 _ALL = CleaningConfig()
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -280,8 +278,10 @@ _loaded = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Quintet and of the installed libraries that read documents and make ids of them."""
-    return {"quintet": __version__, **versions_of(_LIBRARIES)}
+    """Return the versions of Quintet and of each installed library that a kind of tokenizer or source, or a step of
+    cleaning, names as its own."""
+    names = (*tokenizer_libraries(), *reader_libraries(), *CLEANING_LIBRARIES)
+    return {"quintet": __version__, **versions_of(names)}
 
 
 class _Meter:

@@ -29,6 +29,8 @@ from quintet.libraries import check_installed, require
 Rule = Callable[[str], bool]
 """Says if a text is to be dropped."""
 
+CLEANING_LIBRARIES = ("datasketch",)
+"""Libraries that decide which documents are dropped, by their names on PyPI."""
 _BULLETS = tuple("•‣⁃◦▪●-*")
 _ELLIPSES = ("...", "…")
 _SCHEME = "affine32"  # of datasketch: 32 bits a number; the signatures in a store are only comparable within one scheme

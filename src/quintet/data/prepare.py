@@ -39,8 +39,8 @@ from quintet.tokenize.base import digest, threads, versions_of
 from quintet.tokenize.registry import is_kept, trained_on
 from quintet.tokenize.simple import IdTokenizer
 
-# A tokenizer is trained on an even sample; of a corpus much larger than that, not every unit need be read for it.
-_READ_FOR_SAMPLE = 64
+# A tokenizer is trained on an even selection of the corpus. Of a much larger corpus not every work unit is read for it.
+_READ_FOR_SELECTION = 64
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
 def _to_learn(
     config: RunConfig, indexes: list[SourceIndex], progress: ProgressCallback | None
 ) -> Iterator[str | Notes]:
-    """The documents of ``indexes``, or enough of them, evenly, when only a sample of them is needed."""
+    """Yield the documents of ``indexes``, or an even selection of them if the tokenizer needs no more."""
     budget = getattr(config.tokenizer, "train_bytes", None)
-    stride = 1 if budget is None else max(1, sum(one.size for one in indexes) // (_READ_FOR_SAMPLE * budget))
+    stride = 1 if budget is None else max(1, sum(one.size for one in indexes) // (_READ_FOR_SELECTION * budget))
     of_notes = trained_on(config.tokenizer) == "notes"
     read = [one for one in indexes if of_notes or one.source.content != "notes"]
     units = [(unit, one.source) for one in read for unit in one.units()[0][::stride]]

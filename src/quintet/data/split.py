@@ -1,8 +1,8 @@
 """The split of a store into documents that are held out for validation and the stream that is trained on.
 
-Documents are taken whole, in a keyed random order, until the quota of tokens is met; the document that would exceed it
-gives only its tail. So a corpus of one document gives its last tokens, as nanoGPT's split of Shakespeare does, and a
-corpus of many gives a random sample of documents, none of which is also trained on but for the first part of one.
+Documents are held out whole, in a keyed random order, until the quota of tokens is met; only the tail of the document
+that would exceed the quota is held out. So a corpus of one document gives its last tokens, as in nanoGPT's split of
+Shakespeare, and a corpus of many gives a random selection. No held-out token is trained on.
 """
 
 from __future__ import annotations

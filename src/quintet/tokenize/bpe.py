@@ -16,25 +16,24 @@ from quintet.tokenize.tokenizer_files import CHARACTER_OF
 SIMPLE_BYTES = (0x09, 0x0A, *range(0x20, 0x7F))
 _NOT_SIMPLE = r"[^\t\n -~]"
 
-# A pair that occurs once saves one token in the whole corpus, and is hardly seen again.
-_MIN_FREQUENCY = 2
-_PART = 65_536  # characters; long documents are cut, so that a corpus of one file is sampled evenly too
+_MIN_FREQUENCY = 2  # a pair that occurs once saves one token in the whole corpus
+_PART = 65_536  # characters; long documents are cut, so that the selection from a corpus of one file is even too
 
 
 class BPETokenizer:
-    """A byte-level BPE that is trained; what comes of it is a tokenizer of the kind `huggingface`."""
+    """A kind of tokenizer that is trained: a byte-level BPE, which is then one of the kind `huggingface`."""
 
     trained_on = "text"
     libraries = ("tokenizers",)
 
     @staticmethod
     def build(config: BPETokenizerConfig, documents: Callable[[], Iterable[str]]) -> HuggingFaceTokenizer:
-        """A tokenizer with ``config.vocab_size`` ids, or fewer when the corpus has no more pairs to merge.
+        """Return a tokenizer with ``config.vocab_size`` ids, or fewer if the corpus has no more pairs to merge.
 
         The same texts give the same tokenizer, on any number of cores. Raises UserError when there is no text.
         """
-        sample = even_sample(documents(), config.train_bytes)
-        if not sample:
+        texts = select_evenly(documents(), config.train_bytes)
+        if not texts:
             raise UserError("tokenizer: the sources hold no text to train on; check data.sources")
         library = _untrained(config.simplify)
         alphabet = SIMPLE_BYTES if config.simplify else range(256)
@@ -45,16 +44,16 @@ class BPETokenizer:
             initial_alphabet=[CHARACTER_OF[value] for value in alphabet],
             show_progress=False,
         )
-        library.train_from_iterator(sample, trainer)
+        library.train_from_iterator(texts, trainer)
         return HuggingFaceTokenizer(library.to_str(), END_OF_TEXT)
 
 
 def _untrained(simplify: bool) -> tokenizers.Tokenizer:
-    """The steps around the merges: GPT-2's, and for ``simplify`` a normaliser and cuts around digits before them."""
+    """Return GPT-2's steps around the merges; ``simplify`` puts a normaliser and cuts around digits before them."""
     library = tokenizers.Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if simplify:
-        # NFD takes accents off their letters, and the class then drops them with all that is foreign: é becomes e.
+        # NFD separates accents from their letters; the class then drops accents and foreign characters: é becomes e.
         drop = normalizers.Replace(tokenizers.Regex(_NOT_SIMPLE), "")
         library.normalizer = normalizers.Sequence([normalizers.NFD(), drop])
         cuts = [pre_tokenizers.Digits(individual_digits=True), level]
@@ -65,14 +64,14 @@ def _untrained(simplify: bool) -> tokenizers.Tokenizer:
     return library
 
 
-def even_sample(texts: Iterable[str], budget: int) -> list[str]:
-    """Parts of ``texts`` of ``budget`` UTF-8 bytes in all, evenly over the whole corpus; all of it when it is smaller.
+def select_evenly(texts: Iterable[str], budget: int) -> list[str]:
+    """Return parts of ``texts``, ``budget`` UTF-8 bytes in all, evenly from the whole corpus; all of a smaller corpus.
 
     Every k-th part is kept. k is 1 at first; when more than twice the budget is kept, every second of the kept parts is
-    dropped and k doubles, so memory stays within two budgets and one part, and what is kept is always the parts 0, k,
-    2k, … of all that was read. At the end the kept parts, about one to two budgets, are thinned evenly to the budget. A
-    reservoir of random draws would do as well in the mean, but its sample is uneven by chance; taking the head would
-    learn the first source alone.
+    dropped and k doubles. So memory stays within two budgets and one part, and the kept parts are always the parts 0,
+    k, 2k, … of all that were read. At the end the kept parts, one to two budgets, are thinned evenly to the budget. A
+    reservoir of random draws would be as good on average, but uneven by chance; the head of the corpus would be the
+    first source only.
     """
     kept: list[tuple[str, int]] = []
     every, size = 1, 0
@@ -89,7 +88,7 @@ def even_sample(texts: Iterable[str], budget: int) -> list[str]:
 
 
 def _thinned(kept: list[tuple[str, int]], size: int, budget: int) -> list[str]:
-    """Parts at even distances in bytes, so many that they hold about ``budget`` of ``size`` bytes."""
+    """Return parts at even distances that hold about ``budget`` of the ``size`` bytes."""
     if size <= budget:
         return [part for part, _ in kept]
     chosen: list[str] = []
@@ -103,7 +102,7 @@ def _thinned(kept: list[tuple[str, int]], size: int, budget: int) -> list[str]:
 
 
 def _parts(texts: Iterable[str], length: int) -> Iterator[str]:
-    """``texts`` in parts of at most ``length`` characters, cut after a line or a word where there is one."""
+    """Yield ``texts`` in parts of at most ``length`` characters, cut after a line or a word if there is one."""
     for text in texts:
         check_text(text)
         start = 0

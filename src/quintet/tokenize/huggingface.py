@@ -77,6 +77,7 @@ class HuggingFaceTokenizer(Decoding):
     """
 
     libraries = ("tokenizers",)
+    read_by = ("transformers", "sentencepiece")
 
     def __init__(
         self,

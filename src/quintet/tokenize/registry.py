@@ -30,9 +30,10 @@ TOKENIZERS = {
 }
 """The class of each kind, by name, so that its library is imported when it is used and not before.
 
-A class has ``build(config, documents)``, and ``load(folder, description)`` if its ``save`` writes this kind. Where it
-has ``trained_on``, "text" or "notes", it is made from documents once and kept in the cache; ``libraries`` names the
-packages on PyPI that decide its ids.
+A class has ``build(config, documents)``, and ``load(folder, description)`` if its ``save`` writes this kind. A class
+with ``trained_on``, "text" or "notes", is made from documents once and kept in the cache. ``libraries`` names the
+packages on PyPI that decide its ids, and ``read_by`` those that only convert its files: the fingerprint holds what they
+make of them.
 """
 
 _RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
@@ -41,6 +42,12 @@ _RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an 
 def tokenizer_class(kind: str) -> Any:
     """Return the class of ``kind``."""
     return resolve_name(TOKENIZERS[kind])
+
+
+def tokenizer_libraries() -> tuple[str, ...]:
+    """Return the libraries that the tokenizers of all kinds name, by their names on PyPI."""
+    classes = [tokenizer_class(name) for name in TOKENIZERS]
+    return tuple(name for one in classes for key in ("libraries", "read_by") for name in getattr(one, key, ()))
 
 
 def trained_on(config: TokenizerConfig) -> Literal["text", "notes"] | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quintet.config.names import is_path, placeholder_problem
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
+from quintet.data.sources.base import TEMPLATE_LIBRARIES, Reader
 from quintet.errors import NotHere, UserError
-
-if TYPE_CHECKING:
-    from quintet.data.sources.base import Reader
 
 READERS = {
     "python_stdlib": "quintet.data.sources.text:PythonStdlibReader",
@@ -34,6 +32,11 @@ READERS = {
 def reader_of(source: SourceConfig) -> Reader[Any, Any]:
     """The reader of ``source``."""
     return resolve_name(READERS[source.kind])(source)
+
+
+def reader_libraries() -> tuple[str, ...]:
+    """Return the libraries that the readers of all kinds name, by their names on PyPI."""
+    return (*TEMPLATE_LIBRARIES, *(name for kind in READERS.values() for name in resolve_name(kind).read_by))
 
 
 def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:

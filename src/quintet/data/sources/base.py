@@ -22,6 +22,9 @@ UNIT_BYTES = 16 << 20
 _LARGEST_UNIT = 128 << 20
 _UNITS = 2048
 
+TEMPLATE_LIBRARIES = ("jinja2",)
+"""Libraries that write the documents of a template, by their names on PyPI."""
+
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 Part = TypeVar("Part")
 
@@ -134,9 +137,9 @@ class Reader(ABC, Generic[AnySource, Part]):
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """``read_by``, and what writes documents by a template."""
+        """``read_by``, and for documents that a template writes `TEMPLATE_LIBRARIES`."""
         written = isinstance(getattr(self.source, "document", None), ChatField | TemplateFields)
-        return (*self.read_by, "jinja2") if written else self.read_by
+        return (*self.read_by, *TEMPLATE_LIBRARIES) if written else self.read_by
 
     def index(self, where: str) -> SourceIndex:
         """The source as it is now, without reading it. Raises UserError when something is missing."""

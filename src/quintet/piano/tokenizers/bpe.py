@@ -16,7 +16,7 @@ from quintet.files import write_text
 from quintet.piano.notes import Notes
 from quintet.piano.tokenizers.base import NamedTokens, NoteTokenizer
 from quintet.tokenize.base import Ids, damaged, digest, libraries_of, read_bytes, write_description
-from quintet.tokenize.bpe import even_sample
+from quintet.tokenize.bpe import select_evenly
 from quintet.tokenize.registry import Documents, load_tokenizer, tokenizer_class
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[
         )
     if _FIRST + base.vocab_size > _LAST:
         raise UserError(f"tokenizer.base: {base.vocab_size} ids are too many to merge; at most {_LAST - _FIRST}")
-    sample = even_sample(_words(base, pieces), _BYTES * config.train_tokens)
-    if not sample:
+    words = select_evenly(_words(base, pieces), _BYTES * config.train_tokens)
+    if not words:
         raise UserError("tokenizer: the sources hold no notes to train on; check data.sources")
     library = tokenizers.Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -142,7 +142,7 @@ def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[
         initial_alphabet=[chr(_FIRST + token) for token in range(base.vocab_size)],
         show_progress=False,
     )
-    library.train_from_iterator(sample, trainer)
+    library.train_from_iterator(words, trainer)
     return NoteBPETokenizer(base, library.to_str())
 
 
