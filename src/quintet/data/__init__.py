@@ -7,7 +7,8 @@ The way of a document, which ``prepare.py`` walks for all sources of a run:
    ``lines.py``, ``tables.py``, ``token_files.py``, ``megatron.py``, ``music.py``; rows become documents in ``rows.py``
    and, by a template, in ``templates.py``; ``reading.py`` opens and decompresses the bytes.
 2. ``build.py`` makes the token store of an index, a tokenizer and the cleaning, one shard for each work unit.
-   ``shards.py`` reads, cleans (``cleaning.py``), encodes and writes the documents of a unit.
+   ``shards.py`` reads, cleans (``cleaning.py``), encodes and writes the documents of a unit; ``locks.py`` lets several
+   processes share a folder.
 3. ``store.py`` maps the finished store into memory. ``manifest.py`` describes its files, ``verify.py`` checks them.
 
 The way of a batch:
