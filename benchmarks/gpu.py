@@ -38,7 +38,7 @@ from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress
 from quintet.train.compute import Compute, choose_device, device_memory, measure_peak_flops
-from quintet.train.loss import default_chunk, linear_cross_entropy
+from quintet.train.cross_entropy import default_chunk, linear_cross_entropy
 from quintet.train.optimizer import build_optimizer
 
 Figures = Iterator[tuple[str, float | str]]

@@ -112,7 +112,7 @@ def measure(case: str) -> dict[str, Any]:
     from quintet.tokenize.base import TokenBytes
     from quintet.train.build import build_engine
     from quintet.train.compute import Compute
-    from quintet.train.model import make_objective
+    from quintet.train.loss import build_objective
 
     config = run_config(case)
     tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, end_id=0, pieces=TokenBytes(()))
@@ -122,7 +122,7 @@ def measure(case: str) -> dict[str, Any]:
     batch = Batch(ids, ids, np.zeros(samples, np.int64), ids.size * world_size())
     gc.collect()  # frees the previous case
     with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
-        built = build_engine(config, tokenizer, make_objective(config, tokenizer), compute)
+        built = build_engine(config, tokenizer, build_objective(config, tokenizer), compute)
         engine, found = built.engine, {}
         built.loss_module.register_forward_pre_hook(lambda *_: _mark("forward begins"), prepend=True)
         # Before fully_shard's own hook, which replaces the shards by whole parameters.

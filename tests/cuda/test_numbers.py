@@ -17,8 +17,8 @@ from quintet.model import build_model
 from quintet.model.kernels import attend, choose_kernel, prepare_mask
 from quintet.model.mask import KeyRanges
 from quintet.train.compute import Compute
-from quintet.train.loss import Smoothing, linear_cross_entropy
-from quintet.train.objective import LossModule
+from quintet.train.cross_entropy import Smoothing, linear_cross_entropy
+from quintet.train.loss import LossModule
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -30,7 +30,7 @@ from quintet.train.build import _compile_blocks
 from quintet.train.compute import Compute, pinned, to_device
 from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
-from quintet.train.objective import LossModule, Objective
+from quintet.train.loss import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_rounding
 from quintet.train.parallel.group import process_group
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard

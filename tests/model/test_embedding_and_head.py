@@ -27,7 +27,7 @@ from quintet.model.count import count_parameters
 from quintet.model.embedding_and_head import ByteEmbedding, ByteHead, Spelling, cut_ids
 from quintet.plan import make_plan
 from quintet.tokenize import Tokenizer
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective
 from quintet.train.trained import load_trained
 
 PIECES = [bytes([number]) for number in range(97, 117)]

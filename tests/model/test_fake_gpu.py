@@ -16,7 +16,7 @@ from quintet.model import Transformer, build_model
 from quintet.model.generate import beam_search, generate
 from quintet.model.sampling import GenerationSettings
 from quintet.train.compute import Compute
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective
 from quintet.train.validation import summed_loss
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from quintet.plan.counting import Counter
 from quintet.train.compute import make_deterministic, ran_out_of_memory
 from quintet.train.dry_run import dry_run
 from quintet.train.engine import TorchEngine
-from quintet.train.objective import LossModule, Objective
+from quintet.train.loss import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.validation import validate
 

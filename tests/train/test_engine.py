@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quintet.config.documents import IGNORED
 from quintet.train.build import _compile_blocks
 from quintet.train.engine import TorchEngine
-from quintet.train.objective import LossModule, Objective
+from quintet.train.loss import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 
 

@@ -28,7 +28,8 @@ from quintet.model.sampling import GenerationSettings
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
 from quintet.train.loop import train
-from quintet.train.model import build_run_model, make_objective
+from quintet.train.loss import build_objective
+from quintet.train.model import build_run_model
 from quintet.train.optimizer import build_optimizer
 from quintet.train.setup import set_up
 from quintet.train.trained import load_trained
@@ -206,7 +207,7 @@ def test_a_mask_needs_an_id_that_the_model_has(make, values: dict[str, Any]) -> 
     run = train(config, Reporter(), peak_flops=PEAK).run
     assert run.progress.step == 8
     with pytest.raises(UserError, match=r"loss\.mask_id: the model has \d+ ids and none of number 5000"):
-        make_objective(RunConfig.model_validate(values | {"loss": masked | {"mask_id": 5000}}), run.tokenizer)
+        build_objective(RunConfig.model_validate(values | {"loss": masked | {"mask_id": 5000}}), run.tokenizer)
 
 
 @pytest.fixture

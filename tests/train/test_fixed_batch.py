@@ -17,7 +17,7 @@ from quintet.config.schema import RunConfig
 from quintet.data.batch import conditional_entropy, context_ids
 from quintet.data.prepare import prepare
 from quintet.train.evaluation import lowest_loss
-from quintet.train.model import make_objective
+from quintet.train.loss import build_objective
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_model_says_what_a_position_sees(model: dict[str, Any], options: dic
     Path("run.yaml").write_text(json.dumps(config_of(model)))
     config: RunConfig = load_run_config([Path("run.yaml")]).config
     prepared = prepare(config)
-    batch = make_objective(config, prepared.tokenizer).prepare(prepared.train.batch(0), "train")
+    batch = build_objective(config, prepared.tokenizer).prepare(prepared.train.batch(0), "train")
     documents = np.cumsum(np.roll(batch.inputs == 0, 1, axis=1) & (np.arange(8) > 0), axis=1)
     sees = context_ids(
         batch.inputs,

@@ -19,7 +19,7 @@ from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine, step_if_finite
-from quintet.train.objective import LossModule, Objective
+from quintet.train.loss import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_learning_rate
 from quintet.train.schedule import learning_rate
 

@@ -1,144 +1,160 @@
+"""What is hidden, what is predicted, and that documents and prompts reach the model."""
+
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from quintet.config.documents import IGNORED
-from quintet.train.loss import Smoothing, cross_entropy, default_chunk, linear_cross_entropy
+from quintet.config.loss import MaskedLossConfig, NextTokenLossConfig
+from quintet.config.model import TransformerConfig
+from quintet.data.batch import Batch
+from quintet.model import build_model
+from quintet.train.loss import Objective
 
-WIDTH, VOCAB = 16, 53
-
-
-def problem(tokens: int, *, masked: float = 0.3, bias: bool = True, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(tokens, WIDTH, generator=generator, requires_grad=True)
-    weight = torch.randn(VOCAB, WIDTH, generator=generator, requires_grad=True)
-    offset = torch.randn(VOCAB, generator=generator, requires_grad=True) if bias else None
-    targets = torch.randint(VOCAB, (tokens,), generator=generator)
-    targets[torch.rand(tokens, generator=generator) < masked] = IGNORED
-    return hidden, weight, offset, targets
+VOCAB, LENGTH = 61, 40
 
 
-def reference(hidden, weight, bias, targets):
-    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum", ignore_index=IGNORED)
+def objective_of(loss=None, **model) -> Objective:
+    config = TransformerConfig.model_validate({"layers": 1, "width": 32, **model})
+    return Objective(loss or NextTokenLossConfig(), config, VOCAB, mask_id=VOCAB, seed=5)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-def test_equals_torchs_cross_entropy_in_value_and_gradients(chunk: int, bias: bool) -> None:
-    ours, theirs = problem(20, bias=bias), problem(20, bias=bias)
-    loss = linear_cross_entropy(*ours, chunk=chunk)
-    expected = reference(*theirs)
-    (loss * 3.0).backward()
-    (expected * 3.0).backward()
-    torch.testing.assert_close(loss, expected)
-    for mine, other in zip(ours[:3], theirs[:3], strict=True):
-        if mine is not None:
-            torch.testing.assert_close(mine.grad, other.grad)
+def batch_of(rows: int = 64) -> Batch:
+    ids = np.random.default_rng(0).integers(0, VOCAB, (rows, LENGTH + 1))
+    targets = ids[:, 1:].copy()
+    targets[0, 10:] = IGNORED
+    targets[1] = IGNORED
+    return Batch(ids[:, :-1].copy(), targets, np.zeros(rows, np.int64), int((targets != IGNORED).sum()))
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    hidden, weight, bias, targets = problem(5)
-    inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
-    loss = linear_cross_entropy(*inputs, targets, chunk=2)
-    loss.backward()
-    for tensor in inputs:
-        index = (0,) * tensor.dim()
-        shifted = [t.detach().clone() for t in inputs]
-        position = next(i for i, t in enumerate(inputs) if t is tensor)
-        shifted[position][index] += 1e-2
-        above = reference(*shifted, targets).item()
-        shifted[position][index] -= 2e-2
-        below = reference(*shifted, targets).item()
-        assert tensor.grad[index].item() == pytest.approx((above - below) / 2e-2, rel=2e-3, abs=2e-3)
+def test_hidden_tokens_are_those_behind_the_positions_with_a_loss() -> None:
+    batch = batch_of()
+    hidden = objective_of(MaskedLossConfig(kind="masked", fraction=0.3)).prepare(batch, "train", 7)
+    lossy = hidden.targets != IGNORED
+    assert np.array_equal(hidden.targets[lossy], batch.targets[lossy])
+    changed = hidden.inputs != batch.inputs
+    assert not changed[:, 0].any()
+    assert not (changed[:, 1:] & ~lossy[:, :-1]).any()
+    assert not lossy[:, -1].any()  # the token behind the last position is not in the input
+    assert hidden.valid == lossy.sum()
+    assert lossy[1].sum() == 0
+    assert lossy[0].sum() == 3
+    assert (lossy[2:].sum(1) == round(0.3 * (LENGTH - 1))).all()
 
 
-def test_masked_targets_have_no_loss_and_no_gradient() -> None:
-    hidden, weight, bias, targets = problem(12, masked=0.5)
-    linear_cross_entropy(hidden, weight, bias, targets, chunk=5).backward()
-    masked = targets == IGNORED
-    assert masked.any()
-    assert (hidden.grad[masked] == 0).all()
-    assert (hidden.grad[~masked] != 0).any(dim=1).all()
+def test_of_the_hidden_tokens_the_shares_that_are_asked_for_become_mask_and_random() -> None:
+    batch = batch_of(2000)
+    hidden = objective_of(MaskedLossConfig(kind="masked", masked=0.6, random=0.3)).prepare(batch, "train", 0)
+    lossy = hidden.targets[:, :-1] != IGNORED
+    inputs, before = hidden.inputs[:, 1:][lossy], batch.inputs[:, 1:][lossy]
+    assert (inputs == VOCAB).mean() == pytest.approx(0.6, abs=0.02)
+    # A random id is the old one once in as many ids as there are.
+    assert ((inputs != VOCAB) & (inputs != before)).mean() == pytest.approx(0.3 * (1 - 1 / VOCAB), abs=0.02)
+    assert inputs.max() == VOCAB
+    assert inputs[inputs != VOCAB].max() < VOCAB
 
 
-def test_all_targets_masked_gives_zero_and_never_nan() -> None:
-    hidden, weight, bias, _ = problem(6)
-    loss = linear_cross_entropy(hidden, weight, bias, torch.full((6,), IGNORED), chunk=4)
-    loss.backward()
-    assert loss.item() == 0.0
-    assert (weight.grad == 0).all()
+def test_a_hidden_token_is_predicted_at_its_own_position_where_that_is_asked_for() -> None:
+    """BERT's loss: the target of a position is the token that stood there. What is hidden stays the same."""
+    batch = batch_of()
+    before, own = (
+        objective_of(MaskedLossConfig(kind="masked", fraction=0.3, predict_at=at)).prepare(batch, "train", 7)
+        for at in ("before", "own")
+    )
+    assert np.array_equal(own.inputs, before.inputs)
+    lossy = own.targets != IGNORED
+    assert np.array_equal(own.targets[lossy], batch.inputs[lossy])
+    assert not ((own.inputs != batch.inputs) & ~lossy).any()
+    assert np.array_equal(lossy[:, 1:], (before.targets != IGNORED)[:, :-1])
+    assert own.valid == before.valid == lossy.sum()
+    assert not lossy[:, 0].any()  # no target says what the first position holds
 
 
-def test_bf16_stays_within_rounding_of_fp32() -> None:
-    hidden, weight, bias, targets = problem(256)
-    expected = reference(hidden, weight, bias, targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = linear_cross_entropy(hidden, weight, bias, targets, chunk=100)
-    assert loss.dtype == torch.float32
-    # The products are rounded to 8 bits; their sum over the tokens is not (torch's own chunked loss is off by 6 %).
-    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+def test_what_is_hidden_follows_from_seed_step_and_row_alone() -> None:
+    objective, batch = objective_of(MaskedLossConfig(kind="masked")), batch_of()
+    whole = objective.prepare(batch, "train", 3)
+    assert np.array_equal(whole.inputs, objective.prepare(batch, "train", 3).inputs)
+    assert not np.array_equal(whole.inputs, objective.prepare(batch, "train", 4).inputs)
+    part = Batch(batch.inputs[40:], batch.targets[40:], batch.sources[40:], batch.valid)
+    assert np.array_equal(objective.prepare(part, "train", 3, first_row=40).inputs, whole.inputs[40:])
 
 
-def test_value_does_not_depend_on_gradients_being_wanted() -> None:
-    problem_ = problem(33)
-    with torch.no_grad():
-        without = linear_cross_entropy(*problem_, chunk=8)
-    assert without.item() == linear_cross_entropy(*problem_, chunk=8).item()
-    assert not without.requires_grad
+def test_next_tokens_are_predicted_from_the_batch_as_it_is() -> None:
+    batch = batch_of()
+    assert objective_of().prepare(batch, "train", 0) is batch
 
 
-def test_only_one_chunk_of_logits_is_in_memory() -> None:
-    tokens, vocab, chunk = 2048, 8192, 64
-    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
-    weight = torch.randn(vocab, WIDTH, requires_grad=True)
-    targets = torch.randint(vocab, (tokens,))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        linear_cross_entropy(hidden, weight, None, targets, chunk=chunk).backward()
-    largest = max(event.cpu_memory_usage for event in profile.events() or [])
-    assert largest < tokens * vocab * 4 / 8
+def test_the_mask_has_a_row_of_its_own_that_is_never_predicted() -> None:
+    model = build_model(TransformerConfig(layers=1, width=32), VOCAB, LENGTH, seed=0, extra_rows=1)
+    assert model.state_dict()["embedding.weight"].shape == (VOCAB + 1, 32)
+    batch = objective_of(MaskedLossConfig(kind="masked")).prepare(batch_of(), "train", 0)
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+    loss = objective_of(MaskedLossConfig(kind="masked")).loss(model, inputs, targets)
+    logits = model(inputs)
+    assert logits.shape[-1] == VOCAB
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_default_chunk_fills_its_megabytes_or_keeps_128_tokens() -> None:
-    assert default_chunk(65_536, "cuda") == 1024
-    assert default_chunk(8_192, "cpu") == 1024
-    assert default_chunk(10**9, "cuda") == 128
+def test_without_numbers_a_sample_is_one_document_whatever_its_ids() -> None:
+    objective = objective_of(attention={"mask": "causal_document"})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    inputs, targets = (torch.from_numpy(part) for part in (batch_of().inputs, batch_of().targets))
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert objective.loss(model, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.loss(model, inputs, targets, torch.zeros_like(inputs)).item() == pytest.approx(expected.item())
 
 
-SMOOTHINGS = [Smoothing(labels=0.1), Smoothing(z=1e-2), Smoothing(labels=0.3, z=0.1)]
+def test_numbers_of_documents_are_dropped_where_no_mask_reads_them() -> None:
+    batch = replace(batch_of(), documents=np.zeros((64, LENGTH), np.int64))
+    assert objective_of().prepare(batch, "train").documents is None
+    assert objective_of(attention={"mask": "causal_document"}).prepare(batch, "train").documents is batch.documents
 
 
-def by_the_formula(logits: torch.Tensor, targets: torch.Tensor, smoothing: Smoothing) -> torch.Tensor:
-    """Cross-entropy against the smoothed target, and the squared log of the denominator, token by token."""
-    total = torch.zeros((), dtype=logits.dtype)
-    for row, target in zip(logits, targets.tolist(), strict=True):
-        if target == IGNORED:
-            continue
-        wanted = torch.full_like(row, smoothing.labels / len(row))
-        wanted[target] += 1 - smoothing.labels
-        denominator = row.exp().sum().log()
-        total = total - (wanted * (row - denominator)).sum() + smoothing.z * denominator**2
-    return total
+def test_prompts_reach_the_mask_and_are_dropped_where_none_reads_them() -> None:
+    objective = objective_of(attention={"mask": "prefix"}, init={"std": 0.5})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    prompts = np.arange(LENGTH)[None].repeat(64, axis=0) < 12
+    batch = replace(batch_of(), prompts=prompts)
+    assert objective_of().prepare(batch, "train").prompts is None
+    assert objective.prepare(batch, "train").prompts is prompts
+    inputs, targets, seen = (torch.from_numpy(array) for array in (batch.inputs, batch.targets, prompts))
+    logits = model(inputs, prompts=seen)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert objective.loss(model, inputs, targets, None, seen).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.loss(model, inputs, targets).item() != pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("smoothing", SMOOTHINGS, ids=str)
-@pytest.mark.parametrize("ids", [None, 13])
-def test_smoothing_and_padding_follow_their_formulas_in_value_and_gradient(ids: int | None, smoothing) -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(11, 6, generator=generator, requires_grad=True)
-    weight = torch.randn(16, 6, generator=generator, requires_grad=True)
-    bias = torch.randn(16, generator=generator, requires_grad=True)
-    targets = torch.randint(ids or 16, (11,), generator=generator)
-    targets[[2, 5]] = IGNORED
-    inputs = (hidden, weight, bias)
-    expected = by_the_formula(F.linear(*inputs)[:, :ids], targets, smoothing)
-    found = linear_cross_entropy(*inputs, targets, ids=ids, smoothing=smoothing, chunk=4)
-    plain = cross_entropy(F.linear(*inputs)[:, :ids], targets, smoothing)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(plain, expected)
-    for mine, true in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
-    if ids is not None:
-        gradient = torch.autograd.grad(linear_cross_entropy(*inputs, targets, ids=ids), weight)[0]
-        assert not gradient[ids:].any()
+def test_ids_that_are_left_out_have_no_loss() -> None:
+    """The worked example of PhyAGI's collator."""
+    config = NextTokenLossConfig(ignore_token_ids=(15, 20), ignore_token_range=(1, 10))
+    targets = np.array([[1, 2, 3, 10, 16, 20, 21, 0, IGNORED]])
+    batch = Batch(targets.copy(), targets, np.zeros(1, np.int64), 8)
+    found = objective_of(config).prepare(batch, "train")
+    assert found.targets.tolist() == [[IGNORED] * 4 + [16, IGNORED, 21, 0, IGNORED]]
+    assert found.valid == 3
+    assert np.array_equal(found.inputs, batch.inputs)
+
+
+def test_documents_of_the_batch_reach_the_mask() -> None:
+    objective = objective_of(attention={"mask": "causal_document"}, init={"std": 0.5})
+    model = build_model(objective.model, VOCAB, LENGTH, seed=0)
+    batch = batch_of(4)
+    numbers = np.repeat([[0, 1]], LENGTH // 2, axis=1).repeat(4, axis=0)
+    given = Batch(batch.inputs, batch.targets, batch.sources, batch.valid, numbers)
+    assert objective.prepare(given, "train").documents is numbers
+    arrays = [torch.from_numpy(array) for array in (batch.inputs, batch.targets, numbers)]
+    apart = objective.loss(model, *arrays)
+    halves = [
+        objective.loss(model, *(array[:, part].contiguous() for array in arrays))
+        for part in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH))
+    ]
+    assert apart.item() != pytest.approx(objective.loss(model, *arrays[:2]).item(), rel=1e-4)
+    assert isinstance(model.config, TransformerConfig)
+    assert model.config.position.kind == "rope"  # which sees distances alone, so that the second half is itself
+    torch.testing.assert_close(apart, sum(halves), rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ from quintet.config.model import TransformerConfig
 from quintet.data.batch import Batch
 from quintet.model import build_model
 from quintet.train import validation
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective
 from quintet.train.validation import ValidationResult, evaluation_mode, validate
 
 BYTES = np.arange(61)

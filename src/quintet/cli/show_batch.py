@@ -40,14 +40,14 @@ def show_batch(
 
     from quintet.data.prepare import prepare
     from quintet.track.console import Reporter
-    from quintet.train.model import make_objective
+    from quintet.train.loss import build_objective
 
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True), in_words)
     try:
         prepared = prepare(config, progress=reporter.preparing)
     finally:
         reporter.close()
-    objective = make_objective(config, prepared.tokenizer)
+    objective = build_objective(config, prepared.tokenizer)
     if validation:
         if prepared.validation is None:
             fail("--validation: nothing is held out; set data.validation or data.validation_sources")

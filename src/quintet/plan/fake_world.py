@@ -20,7 +20,7 @@ from quintet.model.mask import lay_out
 from quintet.processes import all_reduce
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import TokenBytes
-from quintet.train.loss import default_chunk
+from quintet.train.cross_entropy import default_chunk
 
 
 @contextmanager

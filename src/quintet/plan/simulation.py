@@ -33,8 +33,8 @@ from quintet.plan.machine import Machine
 from quintet.tokenize import Tokenizer
 from quintet.train.compute import Compute
 from quintet.train.engine import TorchEngine
-from quintet.train.model import build_run_model, checkpoint_activations, make_objective
-from quintet.train.objective import LossModule
+from quintet.train.loss import LossModule, build_objective
+from quintet.train.model import build_run_model, checkpoint_activations
 from quintet.train.optimizer import UNREADABLE, build_optimizer
 from quintet.train.parallel.shard import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
@@ -227,7 +227,7 @@ def _loss_module(
     if isinstance(meta_model, Transformer):
         meta_model.lay_out = lay_out_one_document
     checkpoint_activations(meta_model.blocks, config.train.activation_checkpointing)
-    loss_module = LossModule(meta_model, make_objective(config, tokenizer))
+    loss_module = LossModule(meta_model, build_objective(config, tokenizer))
     if strategy.sharded:
         shard(loss_module, strategy, make_mesh(mesh_shape(strategy, environment), "cpu"), compute)
     return loss_module

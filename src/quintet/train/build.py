@@ -22,8 +22,8 @@ from quintet.train.checkpoint import read_state
 from quintet.train.compute import Compute, check_compiler, device_memory
 from quintet.train.engine import Engine, TorchEngine
 from quintet.train.library_optimizers import check_sharded
+from quintet.train.loss import LossModule, Objective
 from quintet.train.model import build_run_model, checkpoint_activations
-from quintet.train.objective import LossModule, Objective
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.group import timeout
 from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard

@@ -17,7 +17,7 @@ from quintet.errors import UserError, one_line
 from quintet.model.dropout import evaluation_mode
 from quintet.train.compute import ran_out_of_memory
 from quintet.train.engine import TorchEngine
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective
 from quintet.train.validation import summed_loss
 
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"

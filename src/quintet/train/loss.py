@@ -1,189 +1,177 @@
-"""Cross-entropy of a linear head without the logits of all tokens in memory at once."""
+"""The loss of a run, as the section `loss` of the run file asks for it: which tokens are hidden and which are targets,
+and the loss of a model's predictions.
+
+``Objective`` does both and ``LossModule`` joins it with the model. The arithmetic is in
+``quintet.train.cross_entropy``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from quintet.config.documents import IGNORED
-from quintet.model.typed import apply
-
-# On a GPU few large products are best; on a CPU a chunk that stays near the caches is (7 % of a step with 4096 ids).
-LOGITS_BYTES = {"cpu": 32 * 2**20}
-OTHER_LOGITS_BYTES = 256 * 2**20
-# oneDNN makes a kernel for each number of rows and keeps it, 2 MB each: batches of all lengths would fill the memory.
-_ROWS = 64
-
-
-def default_chunk(vocab_size: int, device: str) -> int:
-    """Tokens whose fp32 logits fill 256 MB, 32 MB on a CPU, at least 128 so that the matrix products stay large."""
-    return max(128, LOGITS_BYTES.get(device, OTHER_LOGITS_BYTES) // (4 * vocab_size))
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """The terms added to cross-entropy.
-
-    The share ``labels`` of the target is spread evenly over all ids (Szegedy et al. 2016), and ``z`` weights the
-    squared log of the softmax's denominator (Chowdhery et al. 2022, section 5).
-    """
-
-    labels: float = 0.0
-    z: float = 0.0
-
-
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    ids: int | None = None,
-    smoothing: Smoothing = Smoothing(),
-    chunk: int | None = None,
-) -> Tensor:
-    """Sum over the valid tokens of −log softmax(hidden · weightᵀ + bias)[target], in nats, as an fp32 scalar.
-
-    ``hidden`` is [..., width], ``weight`` [rows, width], ``bias`` [rows] or None, all floats; ``targets``, int64 [...],
-    are ``IGNORED`` where there is no loss. Only the first ``ids`` rows (all when None) are in the softmax; the rest
-    pads the matrix. ``chunk`` tokens are computed at a time.
-
-    With softmax's gradient known in closed form (p − onehot), each chunk's gradients are computed while its logits are
-    still there, as the fused losses of Liger (Hsu et al. 2024) and Cut Your Losses (Wijmans et al. 2024) do: no second
-    forward pass as with checkpointing, and one chunk of logits instead of all. The softmax is fp32 whatever the inputs.
-    """
-    hidden, targets = hidden.flatten(0, -2), targets.flatten()
-    if hidden.device.type == "cpu":
-        # Where most tokens have no loss their logits cost most of the step. A GPU would have to wait for their number.
-        valid = int((targets != IGNORED).sum())
-        if valid < 0.75 * len(targets):
-            first = (targets == IGNORED).argsort(stable=True)[: -(-valid // _ROWS) * _ROWS]
-            hidden, targets = hidden[first], targets[first]
-    return apply(
-        _LinearCrossEntropy,
-        hidden,
-        weight,
-        bias,
-        targets,
-        _Terms(
-            ids=weight.shape[0] if ids is None else ids,
-            smoothing=smoothing,
-            chunk=chunk or default_chunk(weight.shape[0], hidden.device.type),
-            training=torch.is_grad_enabled(),
-        ),
-    )
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: Smoothing = Smoothing()) -> Tensor:
-    """The same sum, an fp32 scalar, from ``logits`` [..., ids] of floats and int64 ``targets`` [...], for models whose
-    logits are more than a product with a matrix.
-
-    >>> logits, targets = torch.zeros(3, 2), torch.tensor([0, 1, IGNORED])
-    >>> round(cross_entropy(logits, targets).item(), 4)  # 2 log 2
-    1.3863
-    """
-    logits, targets = logits.flatten(0, -2).float(), targets.flatten()
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing.labels)
-    if smoothing.z:
-        total = total + smoothing.z * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum()
-    return total
+from quintet.config.loss import LossConfig, MaskedLossConfig
+from quintet.config.model import ModelConfig
+from quintet.config.schema import RunConfig
+from quintet.data.batch import Batch
+from quintet.errors import UserError
+from quintet.model import Model, Transformer
+from quintet.model.embedding_and_head import ByteHead
+from quintet.randomness import key
+from quintet.tokenize import Tokenizer
+from quintet.train.cross_entropy import Smoothing, cross_entropy, linear_cross_entropy
+from quintet.train.sizes import model_vocabulary
 
 
 @dataclass(frozen=True)
-class _Terms:
-    ids: int
-    smoothing: Smoothing
-    chunk: int
-    training: bool
+class Objective:
+    """The training objective of a run: next-token prediction, or prediction of hidden tokens.
 
+    ``vocab_size`` is the tokenizer's, and ``mask_id`` replaces a hidden token.
+    """
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: _Terms
+    config: LossConfig
+    model: ModelConfig
+    vocab_size: int
+    mask_id: int
+    seed: int
+
+    @property
+    def smoothing(self) -> Smoothing:
+        """The terms that training adds to the cross-entropy; validation omits them."""
+        return Smoothing(self.config.label_smoothing, self.config.z_loss)
+
+    def prepare(self, batch: Batch, purpose: str, index: int = 0, first_row: int = 0) -> Batch:
+        """Return ``batch`` as the model gets it.
+
+        Documents and prompts are dropped unless an attention mask reads them, and the ids that the config ignores
+        lose their targets. With the masked loss, ``fraction`` of the positions that have a target (at least one) are
+        drawn without replacement. The token after each of them is the one to predict: in the inputs it becomes the
+        mask or a random id, or stays. Its target is at the position before it, or at its own; all other positions
+        lose theirs. What is drawn depends only on the seed, ``purpose``, ``index`` and the row, counted from
+        ``first_row``.
+        """
+        # What no attention mask reads need not be sent to the device.
+        if batch.documents is not None and not self.model.tells_documents:
+            batch = replace(batch, documents=None)
+        if batch.prompts is not None and not self.model.tells_prompts:
+            batch = replace(batch, prompts=None)
+        if self.config.ignore_token_ids or self.config.ignore_token_range:
+            targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
+            batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
+        if not isinstance(self.config, MaskedLossConfig):
+            return batch
+        inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
+        shift = int(self.config.predict_at == "own")
+        for row in range(len(inputs)):
+            random = np.random.default_rng(key(self.seed, "mask", purpose, index, first_row + row))
+            # The last target is not among the inputs, so it cannot be hidden.
+            positions = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
+            if not positions.size:
+                continue
+            chosen = random.permutation(positions)[: max(1, round(self.config.fraction * positions.size))]
+            targets[row, chosen + shift] = batch.targets[row, chosen]
+            fate = random.random(chosen.size)
+            masked = fate < self.config.masked
+            drawn = ~masked & (fate < self.config.masked + self.config.random)
+            inputs[row, chosen[masked] + 1] = self.mask_id
+            inputs[row, chosen[drawn] + 1] = random.integers(self.vocab_size, size=int(drawn.sum()))
+        return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
+
+    def _ignored(self, targets: np.ndarray) -> np.ndarray:
+        """Return True for ``targets``, int64 [samples, length], that the config ignores: bool of that shape."""
+        ignored = np.isin(targets, self.config.ignore_token_ids)
+        if self.config.ignore_token_range is not None:
+            first, last = self.config.ignore_token_range
+            ignored |= (first <= targets) & (targets <= last)
+        return ignored
+
+    def loss(
+        self,
+        model: Model,
+        inputs: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        prompts: Tensor | None = None,
+        *,
+        plain: bool = False,
     ) -> Tensor:
-        """``linear_cross_entropy`` of ``hidden`` [n, width] and int64 ``targets`` [n]: an fp32 scalar."""
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        wanted = tuple(needed and terms.training for needed in ctx.needs_input_grad)
-        with torch.autocast(device, enabled=False):
-            loss, *gradients = _loss_and_gradients(hidden, weight, bias, targets, terms, dtype, wanted)
-        ctx.save_for_backward(*gradients)
-        return loss
+        """Return the summed loss in nats, an fp32 scalar; ``plain`` omits label smoothing, z-loss and reconstruction.
 
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> Any:
-        """The gradients of the forward pass, in the shapes and dtypes of its arguments, times a fp32 scalar."""
-        scale = outputs[0]
-        return *(None if g is None else g * scale.to(g.dtype) for g in ctx.saved_tensors), None, None
-
-
-def _loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    terms: _Terms,
-    dtype: torch.dtype,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss, an fp32 scalar, and the gradients of hidden [n, width], weight [rows, width] and bias [rows], in
-    their dtypes, where ``wanted``. ``dtype`` is that of the matrix products."""
-    narrow_weight = weight.to(dtype)
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    d_hidden = torch.empty_like(hidden) if wanted[0] else None
-    d_weight = torch.zeros_like(weight) if wanted[1] else None
-    d_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
-    for start in range(0, len(hidden), terms.chunk):
-        rows = slice(start, start + terms.chunk)
-        narrow_hidden, target = hidden[rows].to(dtype), targets[rows]
-        # The whole matrix is multiplied also where it is padded, since that is what the padding makes fast.
-        logits = F.linear(narrow_hidden, narrow_weight).float()
-        if bias is not None:
-            logits += bias
-        part, d_logits = _softmax(logits[:, : terms.ids], target, terms.smoothing, gradient=any(wanted[:3]))
-        loss += part
-        if d_logits is None:
-            continue
-        logits[:, terms.ids :] = 0
-        if d_bias is not None:
-            d_bias += logits.sum(0)
-        narrow = logits.to(dtype)
-        if d_hidden is not None:
-            d_hidden[rows] = narrow @ narrow_weight
-        if d_weight is not None:
-            d_weight += narrow.T @ narrow_hidden
-    return loss, d_hidden, d_weight, d_bias
+        All arguments are [samples, length]. ``inputs`` and ``targets`` are int64; a target is ``IGNORED`` where there
+        is no loss. ``documents``, int64, numbers the document of each input for masks within documents; without it
+        each sample is one document. ``prompts``, bool, is True for the inputs of a document's prompt, for the prefix
+        mask; without it there are no prompts.
+        """
+        smoothing = Smoothing() if plain else self.smoothing
+        if isinstance(model, Transformer) and isinstance(head := model.head, ByteHead):
+            embedded = model.embed(inputs)
+            hidden = model.hidden(inputs, documents=documents, prompts=prompts, embedded=embedded)
+            total = byte_loss(head, hidden, targets, smoothing)
+            if head.reconstruction and not plain:
+                # As many terms as the prediction has, so that dividing by their number gives the mean of both.
+                own = torch.where(targets == IGNORED, IGNORED, inputs)
+                total = total + head.reconstruction * byte_loss(head, model.norm(embedded), own, Smoothing(), call=1)
+            return total
+        hidden = model.hidden(inputs, documents=documents, prompts=prompts)
+        weight = model.head_weight
+        if weight is None:
+            return cross_entropy(model.logits(hidden), targets, smoothing)
+        return linear_cross_entropy(
+            hidden,
+            weight,
+            model.head_bias,
+            targets,
+            ids=model.vocab_size,
+            smoothing=smoothing,
+            chunk=self.config.chunk,
+        )
 
 
-def _softmax(logits: Tensor, target: Tensor, smoothing: Smoothing, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of ``logits``, fp32 [n, ids], with int64 ``target`` [n], and its gradient, written over them.
+def build_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
+    """Build the objective of ``config``. Raises UserError for a mask id that the model lacks."""
+    mask_id = tokenizer.end_id
+    if isinstance(config.loss, MaskedLossConfig):
+        rows = model_vocabulary(config, tokenizer)
+        mask_id = rows if config.loss.mask_id is None else config.loss.mask_id
+        if config.loss.mask_id is not None and mask_id >= rows:
+            raise UserError(
+                f"loss.mask_id: the model has {rows} ids and none of number {mask_id}; leave it out to get one more "
+                "row for the mask"
+            )
+    return Objective(config.loss, config.model, tokenizer.vocab_size, mask_id, config.seed)
 
-    One exponential serves both, in place: the logits are the largest tensor of all.
+
+def byte_loss(head: ByteHead, hidden: Tensor, targets: Tensor, smoothing: Smoothing, call: int = 0) -> Tensor:
+    """Return the summed −log p of int64 ``targets`` [...] after the floats ``hidden`` [..., width]: an fp32 scalar in
+    nats.
+
+    The −log p of an id is the sum over the symbols of its spelling, padding included. Ids of one spelling share its
+    probability equally. ``smoothing`` applies to each symbol, and ``call`` is that of `ByteBlock`.
     """
-    valid, column = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
-    target_logits = logits.gather(1, column)
-    mean_logits = logits.mean(-1, keepdim=True) if smoothing.labels else None
-    highest = logits.amax(dim=-1, keepdim=True)
-    weights = logits.sub_(highest).exp_()
-    total = weights.sum(dim=-1, keepdim=True)
-    denominator = highest + total.log()
-    loss = denominator - (1 - smoothing.labels) * target_logits
-    if mean_logits is not None:
-        loss -= smoothing.labels * mean_logits
-    if smoothing.z:
-        loss += smoothing.z * denominator.square()
-    loss = (loss * valid).sum()
-    if not gradient:
-        return loss, None
-    scale = valid / total
-    if smoothing.z:
-        scale = scale * (1 + 2 * smoothing.z * denominator)
-    d_logits = weights.mul_(scale)
-    if smoothing.labels:
-        d_logits -= valid * (smoothing.labels / logits.shape[1])
-    return loss, d_logits.scatter_add_(1, column, (smoothing.labels - 1) * valid.float())
+    valid = targets != IGNORED
+    ids = targets.clamp(min=0)
+    symbols = torch.where(valid[..., None], head.spelling(ids), IGNORED)
+    return cross_entropy(head(hidden, call), symbols, smoothing) + (head.spelling.log_shares[ids] * valid).sum()
+
+
+class LossModule(nn.Module):
+    """``model`` and ``objective`` as one module, whose forward pass returns the summed loss of samples in nats.
+
+    DDP and FSDP communicate before and after a forward pass. The head and the loss are one operation, so both must be
+    inside it.
+    """
+
+    def __init__(self, model: Model, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None, prompts: Tensor | None = None
+    ) -> Tensor:
+        """Return ``Objective.loss``, an fp32 scalar, of int64 and (``prompts``) bool [samples, length]."""
+        return self.objective.loss(self.model, inputs, targets, documents, prompts)

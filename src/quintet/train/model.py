@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy
 
-from quintet.config.loss import MaskedLossConfig
 from quintet.config.model import HuggingFaceConfig, NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.schema import RunConfig
 from quintet.config.train import ActivationCheckpointing
-from quintet.errors import UserError
 from quintet.model import Model, build_model
 from quintet.model.embedding_and_head import cut_ids
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds, text_bounds
-from quintet.train.objective import Objective
 from quintet.train.sizes import context_length, extra_rows, model_vocabulary
 
 
@@ -53,21 +50,6 @@ def drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> Transf
     if weights is None and isinstance(model.init, PretrainedInitConfig):
         return model.model_copy(update={"init": NormalInitConfig()})
     return model
-
-
-def make_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
-    """Return the objective of ``config``. Raises UserError for a mask id that the model lacks."""
-    mask_id = tokenizer.end_id
-    if isinstance(config.loss, MaskedLossConfig):
-        mask_id = config.loss.mask_id
-        if mask_id is None:
-            mask_id = model_vocabulary(config, tokenizer)
-        elif mask_id >= model_vocabulary(config, tokenizer):
-            raise UserError(
-                f"loss.mask_id: the model has {model_vocabulary(config, tokenizer)} ids and none of number {mask_id}; "
-                "leave it out to get one more row for the mask"
-            )
-    return Objective(config.loss, config.model, tokenizer.vocab_size, mask_id, config.seed)
 
 
 def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:

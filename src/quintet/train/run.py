@@ -24,8 +24,8 @@ from quintet.train.checkpoint_files import Progress
 from quintet.train.compute import Compute, pinned
 from quintet.train.engine import Engine
 from quintet.train.intervals import Intervals, Trial
+from quintet.train.loss import Objective
 from quintet.train.model import run_bounds
-from quintet.train.objective import Objective
 from quintet.train.optimizer import set_momentum
 from quintet.train.schedule import dropout_rate, learning_rate, momentum
 

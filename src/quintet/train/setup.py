@@ -39,8 +39,8 @@ from quintet.train.engine import TorchEngine
 from quintet.train.evaluation import introduction
 from quintet.train.integrations.deepspeed import stays_eager
 from quintet.train.intervals import Trial, intervals_of
-from quintet.train.model import make_objective, spelling_notes
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective, build_objective
+from quintet.train.model import spelling_notes
 from quintet.train.parallel.group import timeout
 from quintet.train.run import Run
 from quintet.train.run_folder import (
@@ -77,7 +77,7 @@ def set_up(
     folder, changes = broadcast_from_rank0(lambda: _take_folder(config, lock, reporter))
     compute = _chosen_compute(config)
     prepared = rank_zero_first(lambda: prepare(config, progress=reporter.preparing))
-    objective = make_objective(config, prepared.tokenizer)
+    objective = build_objective(config, prepared.tokenizer)
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
     found = newest_whole(folder / "checkpoints", reporter.say, together=True)

@@ -36,8 +36,8 @@ from quintet.track.console import Reporter
 from quintet.train.checkpoint import load_weights
 from quintet.train.checkpoint_files import Progress, checkpoint_path, checkpoint_steps, newest_whole, read_progress
 from quintet.train.compute import Compute, choose_compute, choose_device, multiplies_tf32, set_products, use_gpu
-from quintet.train.model import build_run_model, make_objective, run_bounds
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective, build_objective
+from quintet.train.model import build_run_model, run_bounds
 from quintet.train.run_folder import check_inputs
 from quintet.train.validation import ValidationResult, validate
 
@@ -131,7 +131,7 @@ def load_trained(
     model = build_run_model(config, tokenizer)
     load_weights(path, model)
     narrow_weights(model, weights, compute.dtype)
-    objective = make_objective(config, tokenizer)
+    objective = build_objective(config, tokenizer)
     return TrainedRun(
         run,
         tokenizer,

@@ -17,7 +17,7 @@ from quintet.model.dropout import evaluation_mode
 from quintet.model.typed import from_array
 from quintet.processes import all_gather, rank, world_size
 from quintet.train.compute import Compute
-from quintet.train.objective import Objective
+from quintet.train.loss import Objective
 
 
 @dataclass(frozen=True)

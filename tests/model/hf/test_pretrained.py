@@ -23,7 +23,7 @@ from quintet.model.hf.count import count_pretrained, pretrained_flops
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.model.sampling import GenerationSettings
 from quintet.train.checkpoint import trained_weights
-from quintet.train.loss import cross_entropy, linear_cross_entropy
+from quintet.train.cross_entropy import cross_entropy, linear_cross_entropy
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")

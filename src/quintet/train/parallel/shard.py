@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from quintet.config.parallel import DDPConfig, FSDPConfig, HSDPConfig
 from quintet.train.compute import DTYPES, Compute
-from quintet.train.objective import LossModule
+from quintet.train.loss import LossModule
 from quintet.train.parallel.strategy import Strategy
 
 
