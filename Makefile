@@ -3,19 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := .venv/.installed
-# make install EXTRAS= installs what training needs and no more; make quickstart ARGS=seed=2 overrides keys.
+# make install EXTRAS= installs only the core; make quickstart ARGS=seed=2 overrides keys.
 EXTRAS ?= [dev]
 ARGS ?=
-# Two processes of one thread each: more threads would only wait for each other on a small machine.
+# Two processes of one thread each; on a small machine more threads would only wait for each other.
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
-# What is compiled once is kept, also where the environment asks for no __pycache__: dozens of processes start here.
+# Keep bytecode, even if the environment forbids it: the tests start dozens of processes.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .PHONY: install quickstart examples test test-all fuzz mutants lint format docs clean
 
 install: $(STAMP)
 
-# The constraints fix torch too, so that pip neither replaces nor upgrades the one that is there.
+# The constraints pin torch too, so that pip keeps the installed version.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Quintet needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/quintet train examples/quickstart.yaml $(ARGS)
 
-# Small data sets for the files under examples/, made from what is installed.
+# Small datasets for the files under examples/, made from installed packages.
 examples: install
 	$(BIN)/python examples/make_data.py
 
@@ -36,12 +36,12 @@ test: install
 test-all: install
 	$(PYTEST) -m ""
 
-# Other inputs at each call; SECONDS is the budget of all fuzzers together.
+# New inputs on each call; SECONDS is the total budget of all fuzzers.
 SECONDS ?= 600
 fuzz: install
 	$(PYTEST) tests/fuzz -m fuzz --fuzz-total=$(SECONDS) --fuzz-seed=$$(date +%s)
 
-# Small changes in chosen files, which the tests are to notice.
+# Mutation tests: the tests should notice small changes in chosen files.
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 

@@ -1,9 +1,9 @@
-"""Make the small data sets that the examples read, from what came with Python and with music21; nothing is downloaded.
+"""Create the small datasets of the examples from Python's standard library and music21, without downloads.
 
-    python examples/make_data.py [FOLDER]        # FOLDER is `data` where none is given, as in the examples
+    python examples/make_data.py [FOLDER]        # the default is `data`, as in the examples
 
-Texts are the docstrings of Python's standard library, questions ask what a function does, music is from the corpus of
-music21. Needs the extras `hf` and `piano`. What is there already is made anew.
+Texts are docstrings of the standard library, questions ask what a function does, and music comes from music21's corpus.
+Needs the extras `hf` and `piano`. Existing files are overwritten.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 EXAMPLES = Path(__file__).parent
 CHARACTERS = (
-    "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;'\"()[]{}=+-*/<>_`#"  # the 64 ids of PhyAGI's example, with </s>, ?
+    "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;'\"()[]{}=+-*/<>_`#"  # with </s> and ?, the 64 ids of PhyAGI's example
 )
-PIECES = 12  # of music: reading a score takes a second
+PIECES = 12  # reading a score takes a second
 
 
 def docstrings() -> list[tuple[str, str]]:
-    """The functions and classes of the standard library that say what they do, with what they say, in a fixed order."""
-    found = []
+    """Return functions and classes of the standard library with their docstrings, shuffled with a fixed seed."""
+    documented = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         named = [(f"{file.stem}.{node.name}", ast.get_docstring(node) or "") for node in nodes]
-        found += [(name, text) for name, text in named if len(text) > 40]
-    random.Random(0).shuffle(found)
-    return found
+        documented += [(name, text) for name, text in named if len(text) > 40]
+    random.Random(0).shuffle(documented)
+    return documented
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a docstring, on one line."""
+    """Return the first sentence of a docstring on one line."""
     return " ".join(text.split("\n\n")[0].split()).partition(". ")[0]
 
 
 def write_texts(folder: Path, documents: list[tuple[str, str]]) -> None:
-    """A folder of text files, the same texts as rows, and questions with answers."""
+    """Write a folder of text files, the same texts as JSON lines, and questions with answers."""
     (folder / "texts").mkdir(parents=True, exist_ok=True)
     for start in range(0, len(documents), 100):
         chapter = "\n\n".join(text for _, text in documents[start : start + 100])
         (folder / f"texts/{start:05}.txt").write_text(chapter + "\n", encoding="utf-8")
     write_rows(folder / "texts.jsonl", ({"text": text} for _, text in documents[:600]))
-    asked = ({"question": f"What is {name}?", "answer": first_sentence(text)} for name, text in documents)
-    short = (row for row in asked if len(row["question"] + row["answer"]) < 120)
+    questions = ({"question": f"What is {name}?", "answer": first_sentence(text)} for name, text in documents)
+    short = (row for row in questions if len(row["question"] + row["answer"]) < 120)
     write_rows(folder / "questions.jsonl", short)
 
 
@@ -63,7 +63,7 @@ def write_rows(file: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def write_tokens(folder: Path, documents: list[tuple[str, str]]) -> None:
-    """Token arrays as PhyAGI reads them: the characters of texts and of code, and a pickled tokenizer."""
+    """Write PhyAGI's token arrays, with one id per character of texts and code, and a pickled tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     ids = {"</s>": 0, "?": 1} | {character: 2 + index for index, character in enumerate(CHARACTERS)}
@@ -75,17 +75,17 @@ def write_tokens(folder: Path, documents: list[tuple[str, str]]) -> None:
         (folder / name).mkdir(exist_ok=True)
     (folder / "stories/tokenizer.pkl").write_bytes(pickle.dumps(tokenizer))
 
-    def encoded(texts: list[str]) -> np.ndarray:
+    def encode(texts: list[str]) -> np.ndarray:
         return np.array([id for text in texts for id in [*library.encode(text.lower()).ids, 0]], dtype=np.uint16)
 
     texts = [text for _, text in documents]
-    np.save(folder / "stories/train.npy", encoded(texts[:300]))
-    np.save(folder / "stories/validation.npy", encoded(texts[300:330]))
-    np.save(folder / "code/train.npy", encoded([Path(ast.__file__).read_text(encoding="utf-8")[:50_000]]))
+    np.save(folder / "stories/train.npy", encode(texts[:300]))
+    np.save(folder / "stories/validation.npy", encode(texts[300:330]))
+    np.save(folder / "code/train.npy", encode([Path(ast.__file__).read_text(encoding="utf-8")[:50_000]]))
 
 
-def trained(texts: list[str], size: int, special: list[str]) -> Tokenizer:
-    """A byte-level BPE of `size` ids that was trained on `texts`; the first ids are those of `special`."""
+def train_bpe(texts: list[str], size: int, special: list[str]) -> Tokenizer:
+    """Train a byte-level BPE with `size` ids on `texts`; the first ids are those of `special`."""
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -98,9 +98,9 @@ def trained(texts: list[str], size: int, special: list[str]) -> Tokenizer:
 
 
 def write_tatm(folder: Path, documents: list[tuple[str, str]]) -> None:
-    """A data set as tatm tokenizes one: one stream of ids, each document ended by id 1."""
+    """Write a dataset in tatm's format: one stream of ids, with id 1 after each document."""
     texts = [text for _, text in documents[:400]]
-    library = trained(texts, 1024, ["<pad>", "</s>"])
+    library = train_bpe(texts, 1024, ["<pad>", "</s>"])
     folder.mkdir(exist_ok=True)
     library.save(str(folder / "tokenizer.json"))
     stream = [id for text in texts for id in [*library.encode(text).ids, 1]]
@@ -110,14 +110,14 @@ def write_tatm(folder: Path, documents: list[tuple[str, str]]) -> None:
 
 
 def write_llama(folder: Path, documents: list[tuple[str, str]]) -> None:
-    """A Llama of one layer with its tokenizer, and the documents that VectorLM's examples preprocess."""
+    """Write a Llama of one layer with its tokenizer, and the documents that VectorLM's examples preprocess."""
     import torch
     from datasets import Dataset, DatasetDict, disable_progress_bars
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     disable_progress_bars()
     texts = [f"{name} Excerpt: {first_sentence(text)}" for name, text in documents[:400]]
-    library = trained(texts, 512, ["<unk>", "<s>", "</s>"])
+    library = train_bpe(texts, 512, ["<unk>", "<s>", "</s>"])
     library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=library, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=256
@@ -140,15 +140,15 @@ def write_llama(folder: Path, documents: list[tuple[str, str]]) -> None:
 
 
 def preprocess(folder: Path) -> None:
-    """The processed data sets of VectorLM's first example, by the command that its file names."""
+    """Write the processed datasets of VectorLM's first example with the commands in its file."""
     command = [sys.executable, "-m", "quintet", "prepare", str(EXAMPLES / "vectorlm/config.yaml")]
-    evaluation = ["dataset_preprocess.split=validation", f"dataset_preprocess.save_path={folder / 'processed-eval'}"]
-    for overrides in ([], evaluation):
+    validation = ["dataset_preprocess.split=validation", f"dataset_preprocess.save_path={folder / 'processed-eval'}"]
+    for overrides in ([], validation):
         subprocess.run([*command, *overrides], env=os.environ | {"DATA_ROOT": str(folder)}, check=True)
 
 
 def write_music(folder: Path) -> None:
-    """MIDI files of pieces from music21's corpus, and a data set of notes as piano-gpt reads it."""
+    """Write MIDI files of pieces from music21's corpus, and a dataset of notes for piano-gpt."""
     from datasets import Dataset, DatasetDict
 
     from quintet.piano.midi import write_midi
@@ -163,7 +163,7 @@ def write_music(folder: Path) -> None:
         rows.append({"notes": columns, "source": json.dumps({"composer": score.composer, "dataset": "music21"})})
     held_out = PIECES // 4
     splits = {"train": rows[held_out:], "validation": rows[:held_out]}
-    DatasetDict({name: Dataset.from_list(of) for name, of in splits.items()}).save_to_disk(folder / "notes")
+    DatasetDict({name: Dataset.from_list(split) for name, split in splits.items()}).save_to_disk(folder / "notes")
 
 
 def main(folder: Path) -> None:

@@ -4,9 +4,9 @@
     python examples/prepare_with_datatrove.py RUN.yaml --tasks 8 --workers 2
     python examples/prepare_with_datatrove.py RUN.yaml --tasks 64 --partition cpu --time 04:00:00
 
-Every task is one share of the work, as `quintet prepare RUN.yaml --shard I/64` makes it; the last one to end makes the
-stores of them. `data.cache_dir` has to be on a disk that all machines see. datatrove starts a task again that failed,
-and passes over those that are done; where a task was killed, Quintet goes on with its first shard that is missing.
+Each task prepares one share of the data, as `quintet prepare RUN.yaml --shard I/64` does; the last one to finish joins
+the shares to stores. `data.cache_dir` must be on a disk that all machines share. datatrove restarts failed tasks and
+skips finished ones; after a kill, Quintet continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
 
 def make_share(_documents: object, rank: int, world_size: int, run_file: str) -> None:
-    """The step of the pipeline: share ``rank`` of ``world_size``, in this process alone."""
+    """Prepare share ``rank`` of ``world_size`` in this process."""
     from quintet.config.load import load_run_config
     from quintet.data.build import Share
     from quintet.data.prepare import prepare_share
 
     config = load_run_config([Path(run_file)], ["data.processes=1"]).config
     missing = prepare_share(config, Share(rank, world_size))
-    print(f"share {rank} of {world_size} is done; {missing} shards of others are missing")
+    print(f"share {rank} of {world_size} is done; {missing} shards of other shares are missing")
 
 
 def main() -> None:
@@ -34,15 +34,17 @@ def main() -> None:
     parser.add_argument("run_file")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="tasks at once on this machine")
-    parser.add_argument("--partition", help="of SLURM; without it the tasks run here")
+    parser.add_argument("--partition", help="SLURM partition; without it the tasks run on this machine")
     parser.add_argument("--time", default="04:00:00")
-    parser.add_argument("--logs", default="logs/prepare", help="where datatrove notes which tasks are done")
-    given = parser.parse_args()
-    pipeline = [partial(make_share, run_file=given.run_file)]
-    if given.partition is None:
-        executor = LocalPipelineExecutor(pipeline, given.tasks, given.workers, given.logs)
+    parser.add_argument("--logs", default="logs/prepare", help="folder in which datatrove records finished tasks")
+    options = parser.parse_args()
+    pipeline = [partial(make_share, run_file=options.run_file)]
+    if options.partition is None:
+        executor = LocalPipelineExecutor(pipeline, options.tasks, options.workers, options.logs)
     else:
-        executor = SlurmPipelineExecutor(pipeline, given.tasks, given.time, given.partition, logging_dir=given.logs)
+        executor = SlurmPipelineExecutor(
+            pipeline, options.tasks, options.time, options.partition, logging_dir=options.logs
+        )
     executor.run()
 
 
