@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.model import HarnessModel
+from quintet.evaluate.harness.scoring import Limit
 from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, load
 from quintet.train.trained import load_writer
 

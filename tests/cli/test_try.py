@@ -15,7 +15,7 @@ from tests.helpers import Command, measured, records, run_values, write_jsonl
 from quintet import trial
 from quintet.config.schedule import CosineConfig
 from quintet.errors import UserError
-from quintet.evaluate.harness.figures import Benchmarks
+from quintet.evaluate.harness.run import Benchmarks
 from quintet.export import huggingface
 from quintet.train import checkpoint, evaluation
 from quintet.train.schedule import learning_rate

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tests.helpers import Command, records, run_values, write_jsonl
 
-from quintet.evaluate.harness.batches import Limit
 from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
+from quintet.evaluate.harness.scoring import Limit
 from quintet.evaluate.language_model import LanguageModel
 from quintet.train.trained import load_trained, load_writer
 

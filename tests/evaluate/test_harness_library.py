@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 from quintet.evaluate.harness.items import NotReachable
-from quintet.evaluate.harness.library import find_tasks, written_in_python
+from quintet.evaluate.harness.library import find_tasks, is_python_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PUBLIC = {
@@ -68,13 +68,13 @@ def test_a_name_is_resolved_to_the_configurations_of_its_tasks(name: str, first:
     assert len(names) == len(set(names)) == count
     assert min(names) == first
     assert all(config["dataset_path"] and "class" not in config for config in configs)
-    assert not any(written_in_python(manager, one) for one in names)
+    assert not any(is_python_task(manager, one) for one in names)
 
 
 def test_a_task_that_a_class_makes_is_told_from_others() -> None:
     manager, configs = find_tasks("squadv2")
     assert [config["task"] for config in configs] == ["squadv2"]
-    assert written_in_python(manager, "squadv2")
+    assert is_python_task(manager, "squadv2")
 
 
 def test_a_name_that_is_not_there_is_refused() -> None:

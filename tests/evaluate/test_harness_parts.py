@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quintet.errors import UserError
-from quintet.evaluate.harness.batches import Limit, deal, plan
-from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure, confidence, count_of
 from quintet.evaluate.harness.items import is_short_and_plain, syllables
 from quintet.evaluate.harness.names import check_tasks
+from quintet.evaluate.harness.run import Benchmark, Benchmarks, Figure, count_of
+from quintet.evaluate.harness.scoring import Limit, confidence, plan_batches
 from quintet.evaluate.harness.texts import Encoder, Text
+from quintet.evaluate.likelihood import deal
 from quintet.tokenize.bounds import text_bounds
 from quintet.tokenize.simple import ByteTokenizer
 
@@ -31,7 +32,7 @@ def test_a_plan_reads_every_text_once_within_the_limit(made: list, tokens: int, 
     texts = [Text(tuple(ids), min(scored, len(ids) - 1)) for ids, scored, _ in made]
     owners = [owner for _, _, owner in made]
     limit = Limit(tokens, 12, rows)
-    found = plan(texts, owners, limit)
+    found = plan_batches(texts, owners, limit)
     every = [index for batch in (*found.whole, *found.split) for group in batch for index in group.texts]
     assert sorted(every) == list(range(len(texts)))
     for split, batches in ((False, found.whole), (True, found.split)):
@@ -49,12 +50,12 @@ def test_a_plan_reads_every_text_once_within_the_limit(made: list, tokens: int, 
 def test_what_the_choices_share_is_read_once() -> None:
     question = (1, 2, 3, 4, 5, 6, 7, 8)
     texts = [Text((*question, end, end), 2) for end in (10, 11, 12)]
-    found = plan(texts, ["one"] * 3, Limit(1000, 16))
+    found = plan_batches(texts, ["one"] * 3, Limit(1000, 16))
     assert (found.whole, len(found.split)) == ([], 1)
     assert [(group.shared, group.rest) for group in found.split[0]] == [(8, 1)]
-    single = plan([Text((*question, end), 1) for end in (10, 11)], ["one"] * 2, Limit(1000, 16))
+    single = plan_batches([Text((*question, end), 1) for end in (10, 11)], ["one"] * 2, Limit(1000, 16))
     assert [group.texts for group in single.whole[0]] == [(0, 1)]
-    apart = plan(texts, ["one"] * 3, Limit(1000, 16), alone=lambda text: True)
+    apart = plan_batches(texts, ["one"] * 3, Limit(1000, 16), alone=lambda text: True)
     assert (len(apart.whole[0]), apart.split) == (3, [])
 
 
@@ -184,7 +185,7 @@ def test_a_misspelt_benchmark_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError) as found:
         check_tasks(("arc_easy", "helaswag", "arc_easy"), "evaluate.tasks")
     assert list(found.value.problems) == [
-        "evaluate.tasks: arc_easy stands there twice; leave one out",
+        "evaluate.tasks: arc_easy is listed twice; remove one",
         "evaluate.tasks: there is no benchmark 'helaswag'; did you mean hellaswag?",
     ]
 

@@ -18,13 +18,12 @@ from tests.helpers import Command, write_jsonl
 pytest.importorskip("lm_eval")
 from lm_eval.api.task import ConfigurableTask
 
-from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.harness.figures import Benchmark, Benchmarks, Figure
 from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.model import HarnessModel
 from quintet.evaluate.harness.names import harness_folder
-from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
-from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _as_it_is, load
+from quintet.evaluate.harness.run import Benchmark, Benchmarks, EvalOptions, Figure, run_benchmarks
+from quintet.evaluate.harness.scoring import Limit
+from quintet.evaluate.harness.tasks import CheckedTask, TaskOptions, _python_task, load
 from quintet.evaluate.language_model import LanguageModel
 from quintet.train.trained import load_writer
 
@@ -284,10 +283,10 @@ def test_a_task_with_fewer_other_items_than_it_asks_for_takes_those(
 
 def test_a_task_in_python_keeps_its_own_examples() -> None:
     task = ConfigurableTask(config={**CONFIG, "custom_dataset": _made(train=20, test=9)})
-    assert _as_it_is(task, None, 3).spread == [0, 3, 6]
-    assert _as_it_is(task, 3, None).spread == list(range(9))
+    assert _python_task(task, None, 3).spread == [0, 3, 6]
+    assert _python_task(task, 3, None).spread == list(range(9))
     with pytest.raises(NotReachable, match="it is written in Python and has 3 examples of its own"):
-        _as_it_is(task, 5, None)
+        _python_task(task, 5, None)
 
 
 def test_a_task_that_asks_without_examples_by_its_own_rule_says_so(

@@ -18,7 +18,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from quintet.evaluate.harness.batches import Limit
+from quintet.evaluate.harness.scoring import Limit
 from quintet.train.trained import load_writer
 
 pytest.importorskip("lm_eval")
@@ -193,7 +193,7 @@ def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st
     from lm_eval.models.huggingface import stop_sequences_criteria
     from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 
-    from quintet.evaluate.harness.model import Written
+    from quintet.evaluate.harness.texts import GeneratedText
 
     both = model_of(kind)
     tokenizer, library = both.ours._language_model.tokenizer, both.theirs.tokenizer
@@ -212,7 +212,7 @@ def test_where_a_text_stops(model_of: Callable[[str], Both], kind: str, data: st
     ends = [n for n in range(1, len(ids) + 1) if torch.as_tensor(criteria(torch.tensor([ids[:n]]), None)).all()]
     expected = postprocess_generated_text(both.theirs.tok_decode(ids[: min(ends, default=len(ids))]), stops, None)
 
-    written = Written(tokenizer, until)
+    written = GeneratedText(tokenizer, until)
     for number in ids:
         if not written.stopped:
             written.push(number)

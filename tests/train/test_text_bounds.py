@@ -82,8 +82,8 @@ def written(folder: Path, prompt: str, *stops: str) -> tuple[str, str]:
 def written_by_the_harness(folder: Path, prompt: str, *stops: str) -> str:
     from lm_eval.api.instance import Instance
 
-    from quintet.evaluate.harness.batches import Limit
     from quintet.evaluate.harness.model import HarnessModel
+    from quintet.evaluate.harness.scoring import Limit
 
     arguments = (prompt, {"until": list(stops), "max_gen_toks": 8})
     request = Instance(request_type="generate_until", doc={}, arguments=arguments, idx=0, metadata=("task", 0, 1))

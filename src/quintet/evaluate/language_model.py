@@ -21,10 +21,9 @@ from quintet.evaluate.continuation import (
     stream_continuation,
     write_continuations,
 )
-from quintet.evaluate.harness.figures import Benchmarks
 from quintet.evaluate.harness.items import check_data_dir
 from quintet.evaluate.harness.names import check_tasks
-from quintet.evaluate.harness.run import EvalOptions, run_benchmarks
+from quintet.evaluate.harness.run import Benchmarks, EvalOptions, run_benchmarks
 from quintet.evaluate.model_and_tokenizer import Computing, check_likelihood, check_text_model
 from quintet.evaluate.music import Answer, answer_piece
 from quintet.evaluate.text_generation import WrittenTexts, write_and_measure

@@ -19,8 +19,7 @@ from quintet.config.schema import RunConfig
 from quintet.config.train import steps_of
 from quintet.data.batch import Batch, conditional_entropy, context_ids
 from quintet.errors import UserError, named, one_line
-from quintet.evaluate.harness.figures import Benchmarks
-from quintet.evaluate.harness.run import EvalOptions, run_benchmarks, try_benchmarks
+from quintet.evaluate.harness.run import Benchmarks, EvalOptions, run_benchmarks, try_benchmarks
 from quintet.evaluate.model_and_tokenizer import check_likelihood, check_text_model
 from quintet.evaluate.text_generation import WrittenTexts, check_writing, write_and_measure
 from quintet.evaluate.text_modeling import TextModeling, model_text

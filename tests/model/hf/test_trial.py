@@ -15,8 +15,7 @@ from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
-from quintet.evaluate.harness.batches import Limit
-from quintet.evaluate.harness.scoring import Scorer
+from quintet.evaluate.harness.scoring import Limit, Scorer
 from quintet.evaluate.harness.texts import Text
 from quintet.model import build_model
 from quintet.model.cache import Abilities

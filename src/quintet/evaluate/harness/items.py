@@ -1,13 +1,13 @@
-"""The items of benchmarks: from files instead of the hub, and which of them a tiny model can be measured by.
+"""The items of benchmarks: reading them from files instead of the hub, and choosing those for tiny models.
 
 A file has JSON lines with the upstream record of each item as `original`.
 
 STLM's document names `stlm_eval_…` benchmarks for tiny models, and nothing public says what is in them. Here an item
-belongs to one when
+belongs to one if
 
 - question and longest choice have at most ``WORDS`` words together,
-- no word of question and choices has more than ``LETTERS`` letters, for the shorter a word the more common it is
-  (Zipf, The Psycho-Biology of Language, 1935),
+- no word of question and choices has more than ``LETTERS`` letters, because short words are common ones (Zipf, The
+  Psycho-Biology of Language, 1935),
 - at most ``HARD`` of the words are hard, which are those of three syllables or more in Gunning's fog index (The
   Technique of Clear Writing, 1952).
 
@@ -26,12 +26,13 @@ from typing import Any
 
 from quintet.config.names import is_path, local_path
 from quintet.errors import NotHere, UserError, one_line
+from quintet.libraries import require
 
 Record = dict[str, Any]
 
 WORDS = 40
 LETTERS = 9
-HARD = 0.1
+HARD = 0.1  # share of the words
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _VOWELS = re.compile(r"[aeiouy]+")
@@ -40,16 +41,19 @@ _SPOKEN = re.compile(r"(?:[^aeiouy]les?|[td]ed|(?:[csxz]|[cs]h)es|ges)$")
 
 
 class NotReachable(Exception):
-    """The data of a benchmark are not there; the text says why."""
+    """A benchmark or task that cannot be measured, and the reason."""
 
 
 @dataclass(frozen=True)
 class _ItemFile:
-    """The file with the items of a dataset, and what brings a record into the form that the hub has it in; ``field`` of
-    a record names the part of the dataset that a task wants."""
+    """A ``file`` with the items of a dataset.
+
+    ``convert`` brings a record into the form of the hub. ``field`` is the field of a record that names its part of the
+    dataset, None if the file has one part. ``needs`` is a field that at least one record must have.
+    """
 
     file: str
-    form: Callable[[Record], Record] = dict
+    convert: Callable[[Record], Record] = dict
     field: str | None = None
     by_article: bool = False
     needs: str | None = None
@@ -57,7 +61,7 @@ class _ItemFile:
 
 @dataclass
 class LocalItems:
-    """Records in the form of the hub, examples for prompts where there is ``shots_file``, and the lines left out."""
+    """Records in the form of the hub, examples for prompts if ``shots_file`` exists, and a line for each problem."""
 
     records: list[Record]
     shots_file: str = ""
@@ -66,34 +70,33 @@ class LocalItems:
 
 
 def local_items(folder: Path, task: str, dataset: str, part: str | None, split: str | None = None) -> LocalItems:
-    """The items that ``task`` takes from ``part`` of the hub's ``dataset``, from a file in ``folder``, and the examples
-    that it takes from ``split``.
+    """Read from ``folder`` the items that ``task`` takes from ``part`` of the hub's ``dataset``, and the examples that
+    it takes from ``split``.
 
-    The file is that of the dataset, as in the table below, and else ``<task>.jsonl`` with records of the hub's form;
-    that of examples has ``_<split>`` after its name. Raises NotReachable when there is no such file, or nothing of this
-    part in it.
+    The table below names the file of a dataset; for others it is ``<task>.jsonl``, with records in the form of the hub.
+    The file of examples has ``_<split>`` after its name. Raises NotReachable if there is no such file, or no item of
+    this part in it.
     """
     entry = _item_file(dataset, part) or _ItemFile(f"{task}.jsonl")
     file = folder / entry.file
     if not file.is_file():
         raise NotReachable(f"{folder} has no {entry.file}")
-    found = LocalItems([], f"{file.stem}_{split or 'examples'}.jsonl")
-    _read(file, entry, part, found.records, found.problems)
-    if split is not None and (folder / found.shots_file).is_file():
-        _read(folder / found.shots_file, entry, part, found.shots, found.problems)
+    items = LocalItems([], f"{file.stem}_{split or 'examples'}.jsonl")
+    _read(file, entry, part, items.records, items.problems)
+    if split is not None and (folder / items.shots_file).is_file():
+        _read(folder / items.shots_file, entry, part, items.shots, items.problems)
     if entry.by_article:
-        found.records, found.shots = by_article(found.records), by_article(found.shots)
-    if entry.needs and not any(entry.needs in record for record in found.records):
+        items.records, items.shots = by_article(items.records), by_article(items.shots)
+    if entry.needs and not any(entry.needs in record for record in items.records):
         raise NotReachable(f"the items in {file} have no {entry.needs}, which the task asks with")
-    if not found.records:
-        reason = f" ({some_of(found.problems)})" if found.problems else ""
+    if not items.records:
+        reason = f" ({some_of(items.problems)})" if items.problems else ""
         raise NotReachable(f"{file} has no items{f' of {part}' if entry.field else ''}{reason}")
-    return found
+    return items
 
 
 def check_data_dir(folder: str, key: str) -> None:
-    """Raise UserError, beginning with ``key``, when ``folder`` is none with files of items; NotHere where there is no
-    such folder."""
+    """Raise UserError, which begins with ``key``, if ``folder`` has no files of items; NotHere if it does not exist."""
     if not is_path(folder):
         raise NotHere(f"{key}: there is no {folder}")
     if not any(local_path(folder).glob("*.jsonl")):
@@ -104,10 +107,7 @@ def check_data_dir(folder: str, key: str) -> None:
 
 
 def _item_file(dataset: str, part: str | None) -> _ItemFile | None:
-    for known in (f"{dataset}:{part}", dataset):
-        if known.lower() in _ITEM_FILES:
-            return _ITEM_FILES[known.lower()]
-    return None
+    return _ITEM_FILES.get(f"{dataset}:{part}".lower()) or _ITEM_FILES.get(dataset.lower())
 
 
 def _read(file: Path, entry: _ItemFile, part: str | None, records: list[Record], problems: list[str]) -> None:
@@ -117,30 +117,28 @@ def _read(file: Path, entry: _ItemFile, part: str | None, records: list[Record],
                 continue
             try:
                 record = json.loads(line)["original"]
-                json.dumps(record, ensure_ascii=False).encode("utf-8")  # half of a character has no UTF-8
+                json.dumps(record, ensure_ascii=False).encode("utf-8")  # fails for half of a surrogate pair
                 if entry.field is None or record[entry.field] == part:
-                    records.append(entry.form(record))
+                    records.append(entry.convert(record))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problems.append(f"{file.name}, line {number}: {type(error).__name__}: {error}")
 
 
 def some_of(problems: list[str]) -> str:
-    """The first of ``problems``, and how many more there are."""
+    """Return the first of ``problems``, and how many more there are."""
     return f"left out: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
 
 
 def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
-    """``records`` as a ``datasets.Dataset``; those whose fields are of other types than most have are left out and
+    """Return ``records`` as a ``datasets.Dataset``. A record whose fields have other types than most is dropped and
     named in ``problems``."""
-    import datasets
-    import pyarrow
-
+    datasets, pyarrow = (require(name, "eval", "a benchmark") for name in ("datasets", "pyarrow"))
     records = list(records)
     try:
         return datasets.Dataset.from_list(records)
     except (pyarrow.ArrowException, TypeError, ValueError):
-        kinds = [str({name: type(value) for name, value in record.items()}) for record in records]
-        usual = records[kinds.index(Counter(kinds).most_common(1)[0][0])]
+        types = [str({name: type(value).__name__ for name, value in record.items()}) for record in records]
+        usual = records[types.index(Counter(types).most_common(1)[0][0])]
         kept: list[Record] = []
         for number, record in enumerate(records):
             try:
@@ -152,8 +150,8 @@ def as_dataset(records: Iterable[Record], problems: list[str]) -> Any:
 
 
 def by_article(rows: Iterable[Record]) -> list[Record]:
-    """The articles of RACE from ``rows`` with a question each: all questions of an article with their options and
-    answers are its ``problems``, as Python writes them."""
+    """Return the articles of RACE from ``rows``, which have one question each. The ``problems`` of an article are all
+    its questions with options and answers, as a Python literal."""
     articles: dict[str, list[Record]] = {}
     for row in rows:
         problem = {name: row[name] for name in ("question", "answer", "options")}
@@ -176,16 +174,17 @@ def _answer_as_label(record: Record) -> Record:
 
 
 def _targets_as_lists(record: Record) -> Record:
-    found: Record = {"question": record["question"]}
-    for name in ("mc1_targets", "mc2_targets"):
-        found[name] = {"choices": list(record[name]), "labels": list(record[name].values())}
-    return found
+    targets = {
+        name: {"choices": list(record[name]), "labels": list(record[name].values())}
+        for name in ("mc1_targets", "mc2_targets")
+    }
+    return {"question": record["question"], **targets}
 
 
 def _answers_of_table(record: Record) -> Record:
     row = {name.lstrip("\ufeff"): value for name, value in record["csv"].items()}
     lists = {
-        name: [one.strip() for one in row[column].split(";") if one.strip()]
+        name: [answer.strip() for answer in row[column].split(";") if answer.strip()]
         for name, column in (("correct_answers", "Correct Answers"), ("incorrect_answers", "Incorrect Answers"))
     }
     return {"question": row["Question"], "best_answer": row["Best Answer"], **lists}
@@ -226,24 +225,24 @@ _ITEM_FILES = {
     "allenai/social_i_qa": _SOCIAL,
     "allenai/sciq": _ItemFile("sciq.jsonl"),
 }
-"""By name of a dataset on the hub, with its configuration where that has a file of its own, in small letters; some have
-another name in other releases of the harness."""
+"""The files by the lower-case name of the dataset on the hub, with its configuration if that has a file of its own.
+Some datasets have several names, in different releases of the harness."""
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, with apostrophes inside."""
+    """Return the runs of letters and digits in ``text``, which may have apostrophes inside."""
     return _WORD.findall(text)
 
 
 def syllables(word: str) -> int:
-    """Groups of vowels in ``word``, y among them, without the silent one of -e, -es and -ed; at least one."""
+    """Count the groups of vowels in ``word``, with y a vowel and without a silent -e, -es or -ed; at least 1."""
     plain = word.lower()
     silent = bool(_SILENT.search(plain)) and not _SPOKEN.search(plain)
     return max(1, len(_VOWELS.findall(plain)) - silent)
 
 
 def is_short_and_plain(question: str, choices: Sequence[str]) -> bool:
-    """True for an item within the rule above."""
+    """Return True if an item meets the rule at the top of this file."""
     asked, answers = words(question), [words(choice) for choice in choices]
     if len(asked) + max(map(len, answers), default=0) > WORDS:
         return False

@@ -1,7 +1,7 @@
-"""The names of benchmarks: the harness's own, those of STLM's document, and where a task of a name is defined.
+"""The names of benchmarks, of the harness and of STLM's document, and the folders in which they are defined.
 
-The harness finds its tasks by reading 14,000 files, which takes some fifteen seconds. Here the files are only searched
-for names, which takes half a second, and what is asked for is read.
+The harness finds its tasks by reading 14,000 files, which takes about fifteen seconds. Here the files are only searched
+for names, which takes half a second, and only the definitions of the wanted benchmarks are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIASES = {
     **{f"{SHORT}{name}": name for name in ("arc_easy", "hellaswag", "winogrande")},
     f"{SHORT}truthful_qa": "truthfulqa_mc1",
 }
-"""Names that STLM's document has and the harness has not, and the task that each is."""
+"""Names in STLM's document that the harness does not have, and the harness's task for each."""
 
 _OFTEN = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "mmlu", "blimp", "truthfulqa_mc1", "piqa", "race")
 KNOWN = frozenset(
@@ -41,7 +41,7 @@ KNOWN = frozenset(
         *(file.stem for file in OWN.glob("*.yaml")),
     )
 )
-"""Names that need no search."""
+"""Names that are known without searching the files."""
 
 _NAME = re.compile(
     rb"""^["']?(task|group|tag)["']?:[ ]*"""
@@ -53,37 +53,38 @@ _GROUP = re.compile(rb"""^["']?group["']?:""", re.MULTILINE)
 
 
 def is_short(name: str) -> bool:
-    """True for a benchmark for tiny models, of which only the short and plain items count."""
+    """Return True for a benchmark for tiny models, which has only the short and plain items of a task."""
     return name in ALIASES and name.startswith(SHORT)
 
 
 def items_of(name: str) -> tuple[str, int | None]:
-    """The benchmark ``name`` without the number of its items, and that number: ("blimp", 100) for "blimp:100"."""
+    """Split ``name`` into the benchmark and the number of its items: ("blimp", 100) for "blimp:100"."""
     task, colon, count = name.rpartition(":")
     return (task, int(count)) if colon and count.isdecimal() and int(count) else (name, None)
 
 
 def check_tasks(names: Sequence[str], key: str) -> None:
-    """Raise UserError, beginning with ``key``, when the harness is missing or knows no task of one of ``names``."""
+    """Raise UserError, which begins with ``key``, if the harness does not have one of ``names``; NotHere if it is not
+    installed."""
     if not names:
         return
     check_installed("lm_eval", extra="eval", what=f"{key}: a benchmark", otherwise="leave it out")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    problems = [f"{key}: {name} stands there twice; leave one out" for name in doubled]
-    asked = [items_of(name)[0] for name in names]
-    if any(name not in KNOWN for name in asked):
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"{key}: {name} is listed twice; remove one" for name in repeated]
+    tasks = [items_of(name)[0] for name in names]
+    if any(task not in KNOWN for task in tasks):
         known = {*KNOWN, *task_files()}
-        for name in asked:
+        for name in tasks:
             if name not in known:
-                meant = nearest(name, [one for one in known if abs(len(one) - len(name)) <= 4])
-                hint = f"; did you mean {meant}?" if meant else "; `lm_eval ls tasks` lists them"
+                close = nearest(name, [other for other in known if abs(len(other) - len(name)) <= 4])
+                hint = f"; did you mean {close}?" if close else "; `lm_eval ls tasks` lists them"
                 problems.append(f"{key}: there is no benchmark {name!r}{hint}")
     if problems:
         raise UserError(*problems)
 
 
 def harness_folder() -> Path:
-    """The folder with the harness's task files."""
+    """Return the folder with the harness's task files."""
     spec = find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None
@@ -92,7 +93,7 @@ def harness_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def task_files() -> dict[str, list[Path]]:
-    """Names of tasks, groups and tags, and the files in the harness that define something of this name."""
+    """Return the names of tasks, groups and tags, each with the harness's files that define something of this name."""
     found = dict[str, list[Path]]()
     for file in sorted(harness_folder().glob("**/*yaml"), key=lambda path: path.as_posix()):
         for kind, listed, single, lines in _NAME.findall(file.read_bytes()):
@@ -103,26 +104,27 @@ def task_files() -> dict[str, list[Path]]:
 
 
 def folders_of(name: str) -> list[Path]:
-    """The folders in the harness with all that ``name`` stands for: a group's tasks may lie elsewhere."""
+    """Return the harness's folders with ``name`` and all its tasks; those of a group may be in other folders."""
     root = harness_folder()
     if _defines(OWN, name):
         return []
-    if name in KNOWN:  # lies, with all its tasks, in a folder of its name or of the beginning of its name
+    if name in KNOWN:  # its folder has its name, or the beginning of its name, and holds all its tasks
         parts = name.split("_")
         likely = [root / "_".join(parts[:size]) for size in range(len(parts), 0, -1)]
         if own := [folder for folder in likely if folder.is_dir() and _defines(folder, name)][:1]:
             return own
-    known, found, pending = task_files(), dict[Path, None](), [name]
-    seen = {name}
+    files = task_files()
+    folders: dict[Path, None] = {}
+    pending, seen = [name], {name}
     while pending:
-        for file in known.get(pending.pop(), ()):
-            found[root / file.relative_to(root).parts[0]] = None
-            # Of a group's file every word may be one of its members; a word too many costs the reading of a folder.
+        for file in files.get(pending.pop(), ()):
+            folders[root / file.relative_to(root).parts[0]] = None
+            # Each word in the file of a group may name a member; a wrong guess costs reading one more folder.
             text = file.read_bytes()
-            words = {word.decode() for word in _WORD.findall(text)} if _GROUP.search(text) else set()
-            pending += [word for word in words & known.keys() if word not in seen]
+            words = {word.decode() for word in _WORD.findall(text)} if _GROUP.search(text) else set[str]()
+            pending += [word for word in words & files.keys() if word not in seen]
             seen |= words
-    return list(found)
+    return list(folders)
 
 
 def _defines(folder: Path, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tasks of the harness, built so that a broken item or a missing file does not end the evaluation."""
+"""Tasks of the harness that an evaluation survives when an item is broken or a file is missing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval.api.metrics import mean
-from lm_eval.api.samplers import ContextSampler, FirstNSampler
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks import TaskManager
 
 from quintet.errors import one_line
-from quintet.evaluate.harness.figures import confidence
 from quintet.evaluate.harness.items import (
     LocalItems,
     NotReachable,
@@ -26,17 +21,29 @@ from quintet.evaluate.harness.items import (
     local_items,
     some_of,
 )
-from quintet.evaluate.harness.library import find_tasks, library_task, written_in_python
+from quintet.evaluate.harness.library import (
+    ConfigurableTask,
+    ContextSampler,
+    FirstNSampler,
+    Task,
+    TaskManager,
+    find_tasks,
+    is_python_task,
+    library_task,
+    mean,
+)
 from quintet.evaluate.harness.names import ALIASES, is_short, items_of
+from quintet.evaluate.harness.scoring import confidence
+from quintet.libraries import require
 
-_SEED = 1234  # the harness's, of the examples
+_SEED = 1234  # of the examples, as in the harness
 _EXTRA = ("acc_norm", "probability", "probability_norm", "margin", "margin_norm")
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """The way in which benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an
-    item (None: as many as the task says), and files in ``data_dir`` instead of the hub."""
+    """How benchmarks are asked: ``samples`` items of each (None: all), ``shots`` examples in front of an item (None: as
+    many as the task says), and items from files in ``data_dir`` instead of the hub."""
 
     samples: int | None
     shots: int | None
@@ -45,49 +52,50 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class MissingTask:
-    """A task whose data are not there."""
+    """A task that cannot be asked, and the ``reason``; "" if its share of the items is none."""
 
     task_name: str
     reason: str
 
 
 def load(name: str, options: TaskOptions) -> list[Task | MissingTask]:
-    """The tasks that ``name`` stands for, one or those of a group or a tag, with ``samples`` items together.
+    """Return the tasks of the benchmark ``name``, a task, group or tag, with ``samples`` items together.
 
-    A number after the name, as in "blimp:100", stands for ``samples``. Raises NotReachable for a name that the harness
+    A number after the name, as in "blimp:100", replaces ``samples``. Raises NotReachable for a name that the harness
     does not have.
     """
-    name, own = items_of(name)
+    name, count = items_of(name)
     manager, configs = find_tasks(ALIASES.get(name, name))
-    parts, samples = len(configs), own or options.samples
-    found: list[Task | MissingTask] = []
+    parts, samples = len(configs), count or options.samples
+    tasks: list[Task | MissingTask] = []
     for part, config in enumerate(configs):
         share = None if samples is None else (part + 1) * samples // parts - part * samples // parts
-        found.append(MissingTask(config["task"], "") if share == 0 else _built(manager, config, options, share, name))
-    return found
+        task = MissingTask(config["task"], "") if share == 0 else _build(manager, config, options, share, name)
+        tasks.append(task)
+    return tasks
 
 
-def _built(
+def _build(
     manager: TaskManager, config: dict[str, Any], options: TaskOptions, samples: int | None, name: str
 ) -> Task | MissingTask:
-    """The task of ``config``, of which ``samples`` items are asked for the benchmark ``name``."""
+    """Build the task of ``config``, with ``samples`` items, for the benchmark ``name``."""
     try:
-        if written_in_python(manager, config["task"]):
+        if is_python_task(manager, config["task"]):
             if options.data_dir is not None:
                 raise NotReachable("it is written in Python and loads its data by itself, not from files")
-            task = _as_it_is(library_task(manager, config["task"]), options.shots, samples)
+            task: Task = _python_task(library_task(manager, config["task"]), options.shots, samples)
         else:
             task = CheckedTask(config, options, samples, is_short(name))
-    except Exception as error:  # the code of a task, of `datasets` and of the hub fails in ways of its own
+    except Exception as error:  # the code of a task, of `datasets` and of the hub may raise anything
         return MissingTask(config["task"], _reason(error))
     task.set_fewshot_seed(seed=_SEED)
     return task
 
 
-def _as_it_is(task: Any, shots: int | None, samples: int | None) -> Any:
-    """A ``task`` written in Python, of which ``samples`` items are to be asked: it makes its prompts by itself.
+def _python_task(task: Any, shots: int | None, samples: int | None) -> Any:
+    """Return ``task``, which is written in Python and makes its prompts by itself, with ``samples`` items.
 
-    Raises NotReachable where other ``shots`` are asked for than its own.
+    Raises NotReachable if ``shots`` differs from its own number of examples.
     """
     own = task.get_config("num_fewshot") or 0
     if shots not in (None, own):
@@ -98,14 +106,18 @@ def _as_it_is(task: Any, shots: int | None, samples: int | None) -> Any:
 
 
 def spread(count: int, wanted: int | None) -> list[int]:
-    """``wanted`` of the numbers below ``count``, evenly; all where there are fewer, or for None."""
+    """Return ``wanted`` of the numbers below ``count``, evenly spread; all if there are fewer, or for None."""
     asked = min(count, wanted or count)
     return (np.arange(asked) * count // max(asked, 1)).tolist()
 
 
 class CheckedTask(ConfigurableTask):
-    """A task of the harness of which ``samples`` items are asked, spread evenly; those that cannot be asked are left
-    out, and ``problems`` has their numbers by what is wrong. With ``short`` only short and plain items count."""
+    """A task of the harness with ``samples`` items, spread evenly, or only its ``short`` and plain items.
+
+    Items that cannot be asked are dropped; ``problems`` holds their numbers by what is wrong with them, and ``numbers``
+    those of the items that are asked. ``wanted`` counts both. ``data_problems`` are lines on records that cannot be
+    read, ``notes`` lines on what differs from the task's own rules.
+    """
 
     def __init__(self, config: dict[str, Any], options: TaskOptions, samples: int | None, short: bool) -> None:
         self._options, self._samples, self._short = options, samples, short
@@ -119,14 +131,15 @@ class CheckedTask(ConfigurableTask):
         self.wanted = 0
         super().__init__(config={**config, "num_fewshot": self._shots(config)})
         if hasattr(self, "sampler"):
-            everyone = self.fewshot_cfg.split == self.config.test_split  # the harness's rule for leaving the item out
-            self.sampler = _Examples(self.sampler, self._docs if everyone or self._other_items else None)
+            same_split = self.fewshot_cfg.split == self.config.test_split  # the harness's rule to exclude the item
+            self.sampler = _Examples(self.sampler, self._docs if same_split or self._other_items else None)
             if self._local is not None and self._other_items:
                 self.notes.append(f"the examples are other items of its file, for there is no {self._local.shots_file}")
 
     def _shots(self, config: Mapping[str, Any]) -> int:
-        """The number of examples in front of an item. Raises NotReachable where the task has no place for them."""
-        own, wanted = config.get("num_fewshot"), self._options.shots
+        """Return the number of examples in front of an item. Raises NotReachable if the task takes none."""
+        own: int | None = config.get("num_fewshot")
+        wanted = self._options.shots
         if wanted and config.get("output_type") == "loglikelihood_rolling":
             raise NotReachable("it measures whole texts and takes no examples; leave their number out")
         if wanted and own == 0:  # as in the harness, 0 is a task's own rule and stays
@@ -150,48 +163,53 @@ class CheckedTask(ConfigurableTask):
 
     @property
     def eval_docs(self) -> Any:
-        """The items that are asked."""
+        """The items that are asked, a ``datasets.Dataset``."""
         if self._chosen is None:
             self._chosen = self._choose()
         return self._chosen
 
     @cached_property
     def _docs(self) -> Any:
-        """All items, of which some are asked."""
+        """All items, a ``datasets.Dataset``."""
         docs = self._processed(self.dataset[self._split])
         self.features = list(docs.features.keys())
         return docs
 
     def fewshot_docs(self) -> Any:
-        """The examples that may stand in front of an item: the task's own, those of its split for them, or with a file
-        that has no such split the other items, as many as there are; None where there are to be none. Raises
-        NotReachable for too few."""
-        if not self.config.num_fewshot:
+        """Return the examples that may precede an item; None if the task uses none.
+
+        They are the task's own samples, the items of its split for examples, or the other items, if a file takes the
+        place of the hub and has no such split. Raises NotReachable if there are too few.
+        """
+        wanted = self.config.num_fewshot
+        if not wanted:
             return None
         if self._other_items:
-            found = [doc for doc in self._docs if self._trouble(doc) is None]
+            examples: list[Any] = [doc for doc in self._docs if self._problem(doc) is None]
         elif self._own_samples:
             samples = self.fewshot_cfg.samples
-            found = list((samples() if callable(samples) else samples) or ())
+            own: Any = samples() if callable(samples) else samples
+            examples = list(own or ())
         else:
-            found = list(super().fewshot_docs() or ())
-        count = len(found) - self._other_items
-        if count < self.config.num_fewshot and self._other_items and self._options.shots is None:
-            own = self.config.num_fewshot
-            self.notes.append(f"asked after {count} examples, not after its own {own}, for its file has no more items")
+            examples = list(super().fewshot_docs() or ())
+        count = len(examples) - self._other_items
+        if count < wanted and self._other_items and self._options.shots is None:
+            self.notes.append(
+                f"asked after {count} examples, not after its own {wanted}, for its file has no more items"
+            )
             self.set_config("num_fewshot", count)
-            return found if count else None
-        if count < self.config.num_fewshot:
-            raise NotReachable(f"it asks for {self.config.num_fewshot} examples in front of an item and has {count}")
-        return found
+            return examples if count else None
+        if count < wanted:
+            raise NotReachable(f"it asks for {wanted} examples in front of an item and has {count}")
+        return examples
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """The requests of all items that are asked, as the harness makes them."""
+        """Build the requests of the items that are asked."""
         self._next = iter(self.numbers)
         super().build_all_requests(**kwargs)
 
     def fewshot_context(self, doc: Any, *args: Any, **kwargs: Any) -> Any:
-        """The prompt of an item: its examples are those that it has when all items are asked."""
+        """Return the prompt of an item, with the examples that it has when all items are asked."""
         number = next(self._next)
         if self.config.num_fewshot:
             assert isinstance(self.sampler, _Examples)
@@ -199,22 +217,22 @@ class CheckedTask(ConfigurableTask):
         return super().fewshot_context(doc, *args, **kwargs)
 
     def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
-        """The harness's figures of an item, and how sure the model is of the right choice."""
-        found = super().process_results(doc, results)
+        """Return the harness's figures of an item, and those of `confidence`."""
+        figures = super().process_results(doc, results)
         if not self._multiple_choice:
-            return found
-        choices = self.doc_to_choice(doc)
+            return figures
+        choices: list[str] = self.doc_to_choice(doc)
         logprobs = [logprob for logprob, _ in results[: len(choices)]]
-        # Where the choices are contexts all have the same end, so that there is nothing to normalise by.
+        # Choices that are contexts all have the same continuation, so that no length divides their log-probabilities.
         lengths = [1] * len(choices) if self.multiple_input else list(map(len, choices))
-        return confidence(logprobs, lengths, self._right(doc, choices)) | found
+        return confidence(logprobs, lengths, self._right(doc, choices)) | figures
 
     def aggregation(self) -> dict[str, Any]:
-        """The function that makes one figure of those of the items, by name."""
+        """Return the function that aggregates each figure over the items, by the figure's name."""
         return (dict.fromkeys(_EXTRA, mean) if self._multiple_choice else {}) | super().aggregation()
 
     def higher_is_better(self) -> dict[str, bool]:
-        """True for each figure of which more is better."""
+        """Return for each figure whether more is better."""
         return (dict.fromkeys(_EXTRA, True) if self._multiple_choice else {}) | super().higher_is_better()
 
     @property
@@ -230,19 +248,19 @@ class CheckedTask(ConfigurableTask):
 
     @property
     def _own_samples(self) -> bool:
-        """True where the task's file holds the examples."""
+        """True if the task's YAML file holds the examples."""
         return self.fewshot_cfg.samples is not None and self.fewshot_cfg.split is None
 
     @property
     def _shots_split(self) -> str | None:
-        """The split that has the examples, by the harness's rule; None where it is the items' own."""
+        """The split of the examples, by the harness's rule; None if it is that of the items."""
         config = self.config
         named = self.fewshot_cfg.split or config.training_split or config.validation_split
         return None if named == self._split else named
 
     @property
     def _other_items(self) -> bool:
-        """True where examples come from the items themselves, as a file without others has it."""
+        """True if the examples are other items, because a file of items comes without a file of examples."""
         return self._local is not None and not self._local.shots and not self._own_samples
 
     def _choose(self) -> Any:
@@ -253,29 +271,27 @@ class CheckedTask(ConfigurableTask):
         asked = [numbers[index] for index in spread(len(numbers), self._samples)]
         self.wanted, self.numbers = len(asked), []
         for number in asked:
-            trouble = self._trouble(docs[number])
-            if trouble is None:
+            problem = self._problem(docs[number])
+            if problem is None:
                 self.numbers.append(number)
             else:
-                self.problems.setdefault(trouble, []).append(number)
+                self.problems.setdefault(problem, []).append(number)
         if not self.numbers:
-            reasons = [f"{len(found)} {what}" for what, found in self.problems.items()]
+            reasons = [f"{len(numbers)} {problem}" for problem, numbers in self.problems.items()]
             reasons += [some_of(self.data_problems)] if self.data_problems else []
-            said = "; ".join(reasons) or "none is short and plain"
-            raise NotReachable(f"none of {len(docs)} items can be asked ({said})")
+            reason = "; ".join(reasons) or "none is short and plain"
+            raise NotReachable(f"none of {len(docs)} items can be asked ({reason})")
         return docs.select(self.numbers)
 
     def _processed(self, docs: Any) -> Any:
-        """The items as the task reshapes them; those that it cannot reshape are left out."""
+        """Return the items as the task's own code reshapes them, without those that it cannot reshape."""
         process = self.config.process_docs
         if process is None:
             return docs
         try:
             return process(docs)
-        except Exception:  # the task's own code; then each item alone, to see whose fault it is
-            import datasets
-
-            kept = []
+        except Exception:  # the task's own code may raise anything; reshape item by item to find which one fails
+            kept: list[Any] = []
             for number in range(len(docs)):
                 try:
                     kept.append(process(docs.select([number])))
@@ -283,28 +299,29 @@ class CheckedTask(ConfigurableTask):
                     self.problems.setdefault(f"are not of the task's form ({_reason(error)})", []).append(number)
             if not kept:
                 raise
+            datasets = require("datasets", "eval", "a benchmark")
             return datasets.concatenate_datasets(kept)
 
-    def _trouble(self, doc: Any) -> str | None:
-        """The fault of an item, None if it can be asked."""
+    def _problem(self, doc: Any) -> str | None:
+        """Return what is wrong with an item; None if it can be asked."""
         try:
             self.doc_to_text(doc)
             target = self.doc_to_target(doc)
-            choices = self.doc_to_choice(doc) if self.OUTPUT_TYPE == "multiple_choice" else []
+            choices: list[Any] = self.doc_to_choice(doc) if self.OUTPUT_TYPE == "multiple_choice" else []
             right = self._right(doc, choices) if choices else [0]
-        except Exception as error:  # the task's own code on an item that it was not made for
+        except Exception as error:  # the task's own code may raise anything on an item of another form
             return f"left out: not of the task's form ({_reason(error)})"
         if self.OUTPUT_TYPE == "multiple_choice":
-            if len(choices) < 2 or not all(isinstance(one, str) and one.strip() for one in choices):
+            if len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
                 return "left out: a choice is empty"
-            if not right or not all(0 <= one < len(choices) for one in right):
+            if not right or not all(0 <= number < len(choices) for number in right):
                 return "left out: no right answer"
         elif target is None:
             return "left out: no right answer"
         return None
 
     def _right(self, doc: Any, choices: Sequence[str]) -> list[int]:
-        """The numbers of the right choices; none where the item does not say."""
+        """Return the numbers of the right choices; none if the item does not name any."""
         text = self.doc_to_text(doc)
         gold = text if isinstance(text, int) else self.doc_to_target(doc)
         if isinstance(gold, str):
@@ -315,8 +332,8 @@ class CheckedTask(ConfigurableTask):
         return [gold] if isinstance(gold, int) else list(gold or [])
 
     def _is_short(self, doc: Any) -> bool:
-        with suppress(Exception):  # an item that cannot be asked is found later, and named
-            choices = self.doc_to_choice(doc)
+        with suppress(Exception):  # `_problem` finds and reports an item that cannot be asked
+            choices: list[str] = self.doc_to_choice(doc)
             text = self.doc_to_text(doc)
             if isinstance(text, int):
                 return is_short_and_plain(str(self.doc_to_target(doc)), choices)
@@ -325,33 +342,34 @@ class CheckedTask(ConfigurableTask):
 
 
 class _Examples(ContextSampler):
-    """Draws the examples of an item with ``inner``, the task's sampler, as they are when all items are asked in turn,
-    so that they do not depend on how many are. An item is none of its own examples where ``items`` has them all."""
+    """Draws the examples of an item by ``inner``, the task's sampler, as if all items were asked in turn, so that they
+    do not depend on how many are asked. An item is excluded from its own examples if ``items`` holds all items."""
 
     def __init__(self, inner: ContextSampler, items: Any) -> None:
         super().__init__(inner.df)
-        self._inner, self._items, self._asked, self._drawn = inner, items, 0, 0
+        self._inner, self._items = inner, items
+        self._current = self._next = 0  # the item to draw for, and the first item that nothing was drawn for
         self._in_turn = not isinstance(inner, FirstNSampler)  # which draws nothing
         self.set_rnd(_SEED)
 
     def set_rnd(self, rnd: int | None) -> ContextSampler:
-        """Begin anew with the seed ``rnd``."""
-        self._seed, self._drawn = rnd, 0
+        """Start again with the seed ``rnd``."""
+        self._seed, self._next = rnd, 0
         self._inner.set_rnd(rnd)
         return self
 
     def go_to(self, number: int, shots: int) -> None:
-        """Be ready for the item ``number``, before each of which ``shots`` examples stand."""
-        if number < self._drawn:
+        """Draw the ``shots`` examples of the items before item ``number``, so that its own come next."""
+        if number < self._next:
             self.set_rnd(self._seed)
-        for skipped in range(self._drawn, number if self._in_turn else 0):
+        for skipped in range(self._next, number if self._in_turn else 0):
             self._sample(skipped, shots)
-        self._asked, self._drawn = number, number
+        self._current = self._next = number
 
     def sample(self, n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> Any:
-        """The examples of the item that `go_to` was called with."""
-        self._drawn = self._asked + 1
-        return self._sample(self._asked, n)
+        """Return the examples of the item that `go_to` was called with."""
+        self._next = self._current + 1
+        return self._sample(self._current, n)
 
     def _sample(self, number: int, n: int) -> Any:
         return self._inner.sample(n, eval_doc=None if self._items is None else self._items[number])
