@@ -67,15 +67,13 @@ def test_cuts_change_no_id(pair: tuple[Tokenizer, Reference], text: str) -> None
 
 @given(text=TEXTS)
 def test_the_parts_are_the_text_and_start_with_a_space(text: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "PART", 4)
-        parts = base.split_long(text)
+    parts = list(base.cut_text(text, 4))
     assert "".join(parts) == text
     assert all(part.startswith(" ") for part in parts[1:])
 
 
 def test_a_long_text_of_words_is_cut_into_parts_of_even_size() -> None:
-    parts = base.split_long("word " * 200_000)
+    parts = list(base.cut_text("word " * 200_000, base.PART))
     assert len(parts) > 10
     assert max(map(len, parts)) <= 2 * base.PART + 5
 

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, the bytes of each id, long texts in parts, and the folder of a saved one."""
+"""The `Tokenizer` protocol, and what all kinds share: bytes of ids, cuts of long texts, the folder of a saved one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quintet.files import from_json, write_text
 from quintet.system import cores
 
 END_OF_TEXT = "<|endoftext|>"
-NO_END = -1  # equal to no id: documents of such a tokenizer do not end
+NO_END = -1  # the end_id of a tokenizer without one; equal to no id
 
 Ids = Sequence[int] | np.ndarray
 DESCRIPTION = "quintet.json"
@@ -35,38 +35,41 @@ _CUT = re.compile("(?<=[A-Za-z]) ")
 class TokenBytes:
     """The bytes that each id writes inside a text; none for special ids.
 
-    ``leading_space`` says that the tokenizer puts a space before the first word, which is taken away again when a text
-    is decoded from its beginning (sentencepiece's dummy prefix).
+    ``leading_space``: the tokenizer puts a space before the first word, and decoding a text from its start removes it
+    (sentencepiece's dummy prefix).
     """
 
     table: tuple[bytes, ...]
     leading_space: bool = False
 
     def of(self, token: int) -> bytes:
-        """Bytes of one id. A model's embedding may have more rows than there are ids; the rest write nothing."""
+        """Return the bytes of one id. A model's embedding may have more rows than there are ids; they write nothing."""
         assert token >= 0, token
         return self.table[token] if token < len(self.table) else b""
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``, integers [tokens].
+        """Return the text of ``ids``, integers [tokens].
 
-        Bytes that are no UTF-8 become U+FFFD, as the Unicode Standard (section 3.9) advises.
+        Bytes that are not UTF-8 become U+FFFD, as the Unicode Standard (section 3.9) advises.
         """
-        written = b"".join(map(self.of, np.asarray(ids).tolist()))
+        data = b"".join(map(self.of, np.asarray(ids).tolist()))
         if self.leading_space:
-            written = written.removeprefix(b" ")
-        return written.decode("utf-8", errors="replace")
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors="replace")
 
     def lengths(self) -> np.ndarray:
-        """Bytes of each id, int64 [vocab_size]."""
+        """Return the number of bytes of each id, int64 [vocab_size]."""
         return np.fromiter(map(len, self.table), dtype=np.int64, count=len(self.table))
 
 
 @dataclass(frozen=True)
 class Spans:
-    """``ids`` uint32 [tokens] of a text, of which id i stands for its characters ``starts[i]`` to ``stops[i]`` - 1:
-    int64 [tokens] each. Ids that are parts of one character have all of it; an id that the tokenizer adds may have none
-    (``starts[i] == stops[i]``) and stands before the character ``starts[i]``."""
+    """The ``ids`` of a text, uint32 [tokens], and the characters of each: ``starts[i]`` to ``stops[i]`` - 1 for id i,
+    int64 [tokens].
+
+    Ids that are parts of one character have all of it. An id that the tokenizer adds may have no characters
+    (``starts[i] == stops[i]``); it comes before the character ``starts[i]``.
+    """
 
     ids: np.ndarray
     starts: np.ndarray
@@ -74,8 +77,8 @@ class Spans:
 
     @classmethod
     def of_bytes(cls, text: str, ids: np.ndarray, lengths: np.ndarray) -> Spans:
-        """The spans of ``ids`` that write the bytes of ``text`` one after the other, ``lengths`` int64 [tokens]
-        each."""
+        """Return the spans of ``ids`` that write the bytes of ``text`` one after the other, ``lengths`` bytes each,
+        int64 [tokens]."""
         stops = np.cumsum(lengths)
         starts = stops - lengths
         if not text.isascii():
@@ -86,7 +89,7 @@ class Spans:
 
     @classmethod
     def joined(cls, parts: Sequence[Spans], sizes: Sequence[int]) -> Spans:
-        """The spans of a text from those of its ``parts``, which have ``sizes`` characters."""
+        """Return the spans of a text from the spans of its ``parts``, which have ``sizes`` characters."""
         if len(parts) == 1:
             return parts[0]
         begins = np.cumsum([0, *sizes])[:-1]
@@ -105,22 +108,22 @@ class Tokenizer(Protocol):
 
     @property
     def end_id(self) -> int:
-        """The id that ends a document, or ``NO_END``."""
+        """The id that ends a document, ``NO_END`` if documents do not end."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that follow from what ``encode`` and ``decode`` do, and from nothing else."""
+        """16 hexadecimal digits that depend only on what ``encode`` and ``decode`` do."""
         ...
 
     @property
     def lossless(self) -> bool:
-        """True if ``decode(encode(text)) == text`` is promised for every text that ``encode`` accepts."""
+        """True if ``decode(encode(text)) == text`` for every text that ``encode`` accepts, False if it may not be."""
         ...
 
     @property
     def can_cut(self) -> bool:
-        """True if the ids are promised to stay the same when a text is cut between an ASCII letter and a space."""
+        """True if a cut of a text between an ASCII letter and a space never changes its ids."""
         ...
 
     @property
@@ -129,35 +132,35 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` alone: no special id is added, and none is read out of the text.
+        """Return the ids of ``text`` only: special ids are neither added nor read out of the text.
 
-        Raises UserError when the text cannot be written as UTF-8, or not with this vocabulary.
+        Raises UserError when the text has no UTF-8, or when the vocabulary cannot write it.
         """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` of many texts on all cores: one uint32 [tokens] a text."""
+        """Encode many texts on all cores: one uint32 [tokens] per text."""
         ...
 
     def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
-        """``encode_batch``, with the characters of the text that each id stands for."""
+        """Encode many texts, with the characters of each id."""
         ...
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``, integers [tokens]. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ``ids``, integers [tokens]. Special ids write nothing; invalid UTF-8 becomes U+FFFD."""
         ...
 
     def bytes_per_token(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for, int64 [vocab_size]; 0 for special ids."""
+        """Return the number of UTF-8 bytes of each id, int64 [vocab_size]; 0 for special ids."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write into ``folder`` all that ``load_tokenizer`` needs, without the original files, a network or a cache."""
+        """Write all that ``load_tokenizer`` needs into ``folder``: it needs no original file, network or cache."""
         ...
 
 
 class Decoding(ABC):
-    """A base for tokenizers: decoding follows from the bytes of each id."""
+    """A base for tokenizers that decodes by the bytes of each id."""
 
     @cached_property
     @abstractmethod
@@ -169,16 +172,16 @@ class Decoding(ABC):
         return self._pieces
 
     def decode(self, ids: Ids) -> str:
-        """The text of ``ids``, integers [tokens]. Special ids write nothing; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ``ids``, integers [tokens]. Special ids write nothing; invalid UTF-8 becomes U+FFFD."""
         return self.pieces.decode(ids)
 
     def bytes_per_token(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for, int64 [vocab_size]; 0 for special ids."""
+        """Return the number of UTF-8 bytes of each id, int64 [vocab_size]; 0 for special ids."""
         return self.pieces.lengths()
 
 
 def check_text(text: str) -> None:
-    """Raises UserError when ``text`` holds a surrogate: half a character, which UTF-8 cannot write."""
+    """Raise UserError when ``text`` holds a surrogate: half a character, which UTF-8 cannot write."""
     if text.isascii():
         return
     try:
@@ -192,7 +195,7 @@ def check_text(text: str) -> None:
 
 
 def digest(*parts: str | bytes) -> str:
-    """16 hexadecimal digits of BLAKE2b; each part is preceded by its length, so that parts cannot run together."""
+    """Return 16 hexadecimal digits of BLAKE2b; the length before each part keeps parts from running together."""
     state = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = part.encode("utf-8") if isinstance(part, str) else part
@@ -201,15 +204,14 @@ def digest(*parts: str | bytes) -> str:
 
 
 def versions_of(libraries: Iterable[str]) -> dict[str, str]:
-    """The installed version of each of ``libraries``, by their names on PyPI; those that are not installed are left
-    out."""
-    found = {name: _version(metadata.version, name) for name in libraries}
-    return {name: version for name, version in found.items() if version is not None}
+    """Return the version of each of ``libraries`` that is installed, by its name on PyPI."""
+    versions = {name: _version(metadata.version, name) for name in libraries}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 @cache
 def _version(look_up: Callable[[str], str], name: str) -> str | None:
-    """The version of a library by ``look_up``, which parses a file each time; None where it is not installed."""
+    """Return the version of a library by ``look_up``, which parses a file each time; None if it is not installed."""
     try:
         return look_up(name)
     except metadata.PackageNotFoundError:
@@ -217,12 +219,12 @@ def _version(look_up: Callable[[str], str], name: str) -> str | None:
 
 
 def libraries_of(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The libraries that make the ids of ``tokenizer``: its attribute `libraries`, where its class has one."""
+    """Return the libraries that make the ids of ``tokenizer``: its attribute ``libraries``, if its class has one."""
     return tuple(getattr(tokenizer, "libraries", ()))
 
 
 def threads() -> int:
-    """Threads for a batch: the cores that this process may use, or RAYON_NUM_THREADS, which `tokenizers` obeys too."""
+    """Return the threads for a batch: RAYON_NUM_THREADS, which `tokenizers` obeys too, or the cores of this process."""
     limit = os.environ.get("RAYON_NUM_THREADS", "")
     if limit.isdigit() and int(limit) > 0:
         return int(limit)
@@ -230,7 +232,7 @@ def threads() -> int:
 
 
 def write_description(folder: Path, kind: str, fingerprint: str, facts: dict[str, Any]) -> None:
-    """Write `quintet.json`. Call it last: a folder without it counts as not written."""
+    """Write `quintet.json`. Call it last: a folder without it holds no tokenizer."""
     write_text(
         folder / DESCRIPTION,
         json.dumps({"format": FORMAT, "kind": kind, "fingerprint": fingerprint, **facts}, indent=1, ensure_ascii=False),
@@ -238,7 +240,7 @@ def write_description(folder: Path, kind: str, fingerprint: str, facts: dict[str
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of `quintet.json`. Raises UserError when it is missing or damaged."""
+    """Return the content of `quintet.json`. Raises UserError when it is missing or damaged."""
     file = folder / DESCRIPTION
     if not file.is_file():
         raise UserError(
@@ -251,14 +253,14 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def damaged(file: Path, why: str) -> UserError:
-    """The error for a file that is not what was written."""
+    """Return the error for a file that is not what was written."""
     return UserError(
         f"{file}: is damaged ({why}); restore it from a copy, or delete its folder and let it be made again"
     )
 
 
 def read_bytes(file: Path) -> bytes:
-    """The content of ``file``. Raises UserError when it cannot be read."""
+    """Return the content of ``file``. Raises UserError when it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -268,7 +270,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in ``file``. Raises UserError when it cannot be read or is no JSON object."""
+    """Return the JSON object in ``file``. Raises UserError when it cannot be read or holds no JSON object."""
     try:
         content = from_json(read_bytes(file))
     except ValueError as error:
@@ -278,33 +280,28 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def split_long(text: str) -> list[str]:
-    """``text`` in parts of about ``PART`` characters; one part where no safe cut exists."""
-    return list(cut_text(text, PART))
-
-
 def cut_text(text: str, size: int) -> Iterator[str]:
-    """``text`` in parts of about ``size`` characters, the last one at most twice as long, where safe cuts exist.
+    """Yield ``text`` in parts of about ``size`` characters, the last at most twice as long, as far as safe cuts exist.
 
     A text is one unit of work for the libraries: it runs on one core, and `tokenizers` keeps the origin of every byte,
     which made a single text of 4 MB four times slower on two cores than the same text in parts of 64 kB.
 
-    A cut stands between an ASCII letter and a space (U+0020), where the ids provably stay the same. In the patterns of
-    GPT-2, cl100k_base and o200k_base no alternative has a letter before a space, so a match always ends there; their
-    only lookaheads stand after white space, so what ends with a letter is matched the same without the rest; and there
-    is no lookbehind, so the rest is matched the same without what came before. Merges happen inside a match only.
+    A cut is between an ASCII letter and a space (U+0020), where the ids provably stay the same. In the patterns of
+    GPT-2, cl100k_base and o200k_base no alternative has a letter before a space, so a match always ends there. Their
+    only lookaheads come after white space, so what ends with a letter is matched the same without the rest. There is no
+    lookbehind, so the rest is matched the same without what came before. Merges happen inside a match only.
     """
     start = 0
-    while len(text) - start > 2 * size and (found := _CUT.search(text, start + size)):
-        yield text[start : found.start()]
-        start = found.start()
+    while len(text) - start > 2 * size and (match := _CUT.search(text, start + size)):
+        yield text[start : match.start()]
+        start = match.start()
     yield text[start:]
 
 
 def encode_in_parts(texts: Sequence[str], encode: Callable[[Sequence[str]], list[np.ndarray]]) -> list[np.ndarray]:
-    """``encode(texts)``, one uint32 [tokens] a text, with long texts cut before and their ids joined after."""
+    """Return ``encode(texts)``, one uint32 [tokens] per text, but cut long texts before and join their ids after."""
     if all(len(text) <= 2 * PART for text in texts):
         return encode(texts)
-    parts = [split_long(text) for text in texts]
+    parts = [list(cut_text(text, PART)) for text in texts]
     encoded = iter(encode([part for text in parts for part in text]))
     return [np.concatenate([next(encoded) for _ in text]) for text in parts]

@@ -1,4 +1,4 @@
-"""Bounds of a text in ids, the same for training, writing, measuring and export, and where tokens may be cut apart."""
+"""The ids that begin and end a text, in training, generation, evaluation and export, and where tokens may be cut."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from quintet.tokenize.base import END_OF_TEXT, NO_END, Tokenizer
 from quintet.tokenize.huggingface import HuggingFaceTokenizer, named_begin
 from quintet.tokenize.openai import TiktokenTokenizer
 
-_CONTINUATION = (0x80, 0xBF)  # bytes of UTF-8 that go on with a character
+_CONTINUATION = (0x80, 0xBF)  # bytes that continue a character in UTF-8
 
 
 @dataclass(frozen=True)
 class TextBounds:
-    """The ids that a model has learnt to see around a text.
+    """The ids around a text that a model was trained with.
 
-    ``begin`` ids stand in front of every text. ``before`` are the ids that the first token of a text follows:
-    ``begin``, or the end of the document before it; empty where documents neither begin nor end. Any of ``stop_ids``
-    ends what the model writes, and so does any of the texts ``stops``. ``preceding`` of the ids ``before`` are of the
-    document before.
+    ``begin`` ids precede every text. ``before`` are the ids that the first token of a text follows: ``begin``, or the
+    end of the previous document; empty if documents neither begin nor end. ``preceding`` of the ids ``before`` belong
+    to the previous document. Each of ``stop_ids``, and each of the texts ``stops``, ends what the model writes.
     """
 
     begin: tuple[int, ...]
@@ -32,17 +31,17 @@ class TextBounds:
     preceding: int = 0
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """``ids`` of a text as the model reads them; an empty text is one that has yet to begin."""
+        """Return the ``ids`` of a text as the model reads them; an empty text has yet to begin."""
         return [*self.begin, *ids] or list(self.before)
 
     def starts(self, prompt: Sequence[int]) -> bool:
-        """True if ``prompt`` holds nothing of a text yet."""
+        """Return True if ``prompt`` holds nothing of a text yet."""
         return tuple(prompt) in (self.begin, self.before)
 
 
 def text_bounds(tokenizer: Tokenizer, *, around_samples: bool = False) -> TextBounds:
-    """The bounds of a model that is trained with ``tokenizer``; ``around_samples`` says that each sample begins with
-    the begin token whatever the documents begin with (`data.packing.add_bos_eos`)."""
+    """Return the bounds of a model that is trained with ``tokenizer``. ``around_samples``: each sample begins with the
+    begin token, whatever the documents begin with (`data.packing.add_bos_eos`)."""
     begin = begin_ids(tokenizer)
     if around_samples:
         begin = named_begin(tokenizer) if isinstance(tokenizer, HuggingFaceTokenizer) else _end(tokenizer)
@@ -50,31 +49,31 @@ def text_bounds(tokenizer: Tokenizer, *, around_samples: bool = False) -> TextBo
 
 
 def checkpoint_bounds(tokenizer: Tokenizer) -> TextBounds:
-    """The bounds of a checkpoint of others, which was trained in ways that its files do not tell: a text without
-    context follows the begin token if there is one, as in lm-evaluation-harness."""
+    """Return the bounds of a checkpoint that Quintet did not train. Its files do not say how it was trained: as in
+    lm-evaluation-harness, a text without context follows the begin token if there is one."""
     begin = begin_ids(tokenizer)
     named = named_begin(tokenizer) if isinstance(tokenizer, HuggingFaceTokenizer) else _end(tokenizer)
     return _bounds(tokenizer, begin, begin or named)
 
 
 def begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that each document begins with."""
+    """Return the ids that each document begins with."""
     return tokenizer.begin_ids if isinstance(tokenizer, HuggingFaceTokenizer) else ()
 
 
 def special_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
-    """Ids that write nothing, by the text that stands for each in a template or a stop string."""
+    """Return the special ids, by the text that stands for each in a template or a stop string."""
     if isinstance(tokenizer, HuggingFaceTokenizer | TiktokenTokenizer):
         return tokenizer.special_tokens
     return {} if tokenizer.end_id == NO_END else {END_OF_TEXT: tokenizer.end_id}
 
 
 def encode_with_special(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of ``text``, in which the text of a special token is its id. Raises UserError as ``encode`` does."""
+    """Return the ids of ``text``, in which the text of a special token is its id. Raises UserError as ``encode``."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer.encode_template(text)
     special = special_tokens(tokenizer)
-    if not any(one in text for one in special):
+    if not any(token in text for token in special):
         return tokenizer.encode(text)
     longest_first = sorted(special, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
@@ -94,11 +93,10 @@ def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def clean_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """For each id: True if it begins a word, as its mark tells, bool [vocab_size].
+    """Return for each id if it begins a word, bool [vocab_size].
 
-    WordPiece marks what goes on with a word (`##ing`); SentencePiece (`▁the`) and byte-level BPE (`Ġthe`) mark what
-    begins one, by the space in front of it. A special token stands by itself. A tokenizer that marks neither has
-    characters for words.
+    WordPiece marks ids that continue a word (`##ing`); SentencePiece (`▁the`) and byte-level BPE (`Ġthe`) mark ids that
+    begin one, by the space in front of it. A special token is a word. If a tokenizer marks neither, each character is.
     """
     library = tokenizer if isinstance(tokenizer, HuggingFaceTokenizer) else None
     pieces = tokenizer.pieces.table
@@ -115,6 +113,6 @@ def clean_starts(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def character_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """For each id: True if it begins a character, rather than going on with the bytes of one, bool [vocab_size]."""
+    """Return for each id if it begins a character and does not continue one, bool [vocab_size]."""
     low, high = _CONTINUATION
     return np.array([not (piece and low <= piece[0] <= high) for piece in tokenizer.pieces.table], dtype=bool)

@@ -1,7 +1,7 @@
 """Conversations as text and ids, by the chat template of a tokenizer.
 
-A template is a Jinja program that writes a list of messages as one text, in the dialect that Hugging Face's
-`apply_chat_template` has settled: the same whitespace, functions and variables, in the same sandbox.
+A template is a Jinja program that writes a list of messages as one text, in the dialect of Hugging Face's
+`apply_chat_template`: the same whitespace, functions and variables, in the same sandbox.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from quintet.tokenize.base import END_OF_TEXT, Tokenizer, read_bytes
 from quintet.tokenize.bounds import TextBounds, encode_with_special, special_tokens
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
-_ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # what no template writes
+_ANSWER, _QUESTION = "the-answer-itself", "the-next-question"  # texts that no template writes by itself
 
 
 class Message(TypedDict):
-    """A message of one side."""
+    """A message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -32,15 +32,15 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A way to write a conversation, by ``tokenizer`` and ``template``; ``clock`` says what time it is in there.
-    Nothing else that a template can ask for changes from one call to the next."""
+    """Conversations as text by ``template``, and as ids by ``tokenizer``. The template reads the time from ``clock``;
+    nothing else that it can ask for changes from one call to the next."""
 
     tokenizer: Tokenizer
     template: str
     clock: Callable[[], datetime.datetime] = datetime.datetime.now
 
     def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-        """The text of ``messages``, and with ``answer_next`` what stands before an answer.
+        """Return the text of ``messages``, with ``answer_next`` up to the beginning of an answer.
 
         Raises UserError when the template is wrong, or refuses these messages.
         """
@@ -57,21 +57,21 @@ class ChatFormat:
             raise UserError(f"chat template: {error}; give another with --template FILE") from None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of ``messages`` and of what stands before an answer; special tokens become their ids."""
+        """Return the ids of ``messages`` up to the beginning of an answer; special tokens become their ids."""
         return encode_with_special(self.tokenizer, self.render(messages))
 
     def bounds(self, text: TextBounds) -> TextBounds:
-        """The bounds of an answer by a model whose texts have the bounds ``text``: what the template writes after an
-        answer, up to the first special token, ends one as well."""
-        after, *token = self.after_answer
-        stop_ids = {special_tokens(self.tokenizer)[one] for one in token}
-        stops = ("".join([after, *token]),) if after else ()
+        """Return the bounds of an answer by a model whose texts have the bounds ``text``. What the template writes
+        after an answer, up to the first special token, ends an answer as well."""
+        after, *tokens = self.after_answer  # at most one token
+        stop_ids = {special_tokens(self.tokenizer)[token] for token in tokens}
+        stops = ("".join([after, *tokens]),) if after else ()
         return replace(text, stop_ids=text.stop_ids | stop_ids, stops=text.stops + stops)
 
     @cached_property
     def answer_prefix(self) -> str:
-        """The text that a model writes before an answer because the template or the tokenizer puts it there, as a
-        space."""
+        """The text, such as a space, that a model writes before an answer because the template or the tokenizer puts it
+        there."""
         asked = _asked()[:1]
         prompt, whole = self.render(asked), self.render([*asked, _answered()], answer_next=False)
         ids, all_ids = encode_with_special(self.tokenizer, prompt), encode_with_special(self.tokenizer, whole)
@@ -79,17 +79,17 @@ class ChatFormat:
             pieces = self.tokenizer.pieces
             text = b"".join(map(pieces.of, all_ids[len(ids) :])).decode("utf-8", errors="replace")
         else:
-            # Where an answer is asked for in other words than it is shown with, nothing is known of its beginning.
+            # If the prompt is not how the conversation with the answer begins, the answer's beginning is unknown.
             text = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
-        found = text.partition(_ANSWER)
-        return found[0] if found[1] else ""
+        before, answer, _ = text.partition(_ANSWER)
+        return before if answer else ""
 
     @cached_property
     def after_answer(self) -> list[str]:
         """The text that the template writes between an answer and the next question, up to the first special token,
         and that token if there is one."""
-        found = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(_turns(), answer_next=False), re.DOTALL)
-        text = found[1] if found else ""
+        match = re.search(f"{_ANSWER}(.*?){_QUESTION}", self.render(_turns(), answer_next=False), re.DOTALL)
+        text = match[1] if match else ""
         if longest_first := sorted(special_tokens(self.tokenizer), key=len, reverse=True):
             pattern = "|".join(map(re.escape, longest_first))
             return re.split(f"({pattern})", text, maxsplit=1)[:2]
@@ -97,7 +97,6 @@ class ChatFormat:
 
 
 def _asked() -> list[Message]:
-    """Two questions, to see what a template writes around them."""
     return [{"role": "user", "content": "a question"}, {"role": "user", "content": _QUESTION}]
 
 
@@ -106,7 +105,6 @@ def _answered() -> Message:
 
 
 def _turns() -> list[Message]:
-    """A question, its answer and the next question."""
     first, second = _asked()
     return [first, _answered(), second]
 
@@ -114,10 +112,10 @@ def _turns() -> list[Message]:
 def chat_format(
     tokenizer: Tokenizer, template: Path | None = None, date: datetime.datetime | None = None
 ) -> ChatFormat:
-    """The format of ``tokenizer``, with the Jinja file ``template`` in place of its own one, on the day ``date`` or
-    else today.
+    """Return the format of ``tokenizer``, with the Jinja file ``template`` in place of its own template, on the day
+    ``date`` or today.
 
-    Raises UserError when there is neither, or when the template cannot write a question, an answer and a question.
+    Raises UserError when there is no template, or when it cannot write a question, an answer and a question.
     """
     if template is not None:
         text = read_template(template)
@@ -128,13 +126,13 @@ def chat_format(
                 "chat: the tokenizer of this run has no chat template; give one with --template FILE, a Jinja file "
                 "that writes `messages` as the texts that the model was trained on"
             )
-    found = ChatFormat(tokenizer, text, datetime.datetime.now if date is None else lambda: date)
-    found.render(_turns(), answer_next=False)
-    return found
+    chat = ChatFormat(tokenizer, text, datetime.datetime.now if date is None else lambda: date)
+    chat.render(_turns(), answer_next=False)
+    return chat
 
 
 def read_template(file: Path) -> str:
-    """The text of a Jinja file. Raises UserError when it cannot be read."""
+    """Return the text of a Jinja file. Raises UserError when it cannot be read."""
     if not file.is_file():
         raise UserError(f"--template: {file} does not exist; name a Jinja file")
     try:
@@ -144,10 +142,10 @@ def read_template(file: Path) -> str:
 
 
 def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[int], list[Message]]:
-    """Ids of ``messages``, of which the oldest turns are left out until at most ``most`` remain, and what is left.
+    """Return at most ``most`` ids of ``messages``, without the oldest turns if need be, and the messages that remain.
 
     A turn is a question with its answer; the system message and the last question stay. Raises UserError when these
-    alone are too long.
+    two are too long.
     """
     kept = list(messages)
     while len(ids := chat.encode(kept)) > most:
@@ -160,5 +158,5 @@ def fit(chat: ChatFormat, messages: Sequence[Message], most: int) -> tuple[list[
 
 
 def _named(tokenizer: Tokenizer) -> Mapping[str, str]:
-    """Special tokens by the names that templates use for them."""
+    """Return the special tokens by the names that templates use for them."""
     return tokenizer.chat.tokens if isinstance(tokenizer, HuggingFaceTokenizer) else {"eos_token": END_OF_TEXT}

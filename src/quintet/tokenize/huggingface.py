@@ -1,4 +1,4 @@
-"""Tokenizers of the Hugging Face world, by their library `tokenizers`; trained ones of Quintet are among them."""
+"""Tokenizers of Hugging Face's library `tokenizers`: those of published models, and those that Quintet trains."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from quintet.tokenize.base import (
     Spans,
     TokenBytes,
     check_text,
+    cut_text,
     damaged,
     digest,
     encode_in_parts,
     read_bytes,
     read_json,
-    split_long,
     write_description,
 )
 from quintet.tokenize.tokenizer_files import (
@@ -70,10 +70,10 @@ _ALLOWED = {
 
 
 class HuggingFaceTokenizer(Decoding):
-    """A `tokenizer.json` applied to the text alone: no special ids, no truncation, no padding, no dropout.
+    """A `tokenizer.json` applied to the text only: no special ids, no truncation, no padding, no dropout.
 
-    ``chat`` is kept beside it and says how the tokenizer's files would have a conversation written. ``begin_ids`` stand
-    in front of each document, prompt and measured text.
+    ``chat`` is kept beside it and says how the tokenizer's files write a conversation. ``begin_ids`` precede each
+    document, prompt and measured text.
     """
 
     libraries = ("tokenizers",)
@@ -86,13 +86,13 @@ class HuggingFaceTokenizer(Decoding):
         chat: ChatRules | None = None,
         begin_ids: tuple[int, ...] | None = None,
     ) -> None:
-        """``rules`` is the content of a `tokenizer.json`, as text or read, ``end`` the token that ends a document.
-        ``begin_ids`` are those that the rules put in front of a text when not given.
+        """``rules`` is the content of a `tokenizer.json`, as text or parsed; ``end`` is the token that ends a document.
+        Without ``begin_ids``, those that the rules put in front of a text are used.
 
-        Raises ValueError when the library cannot read the rules, and UserError when they have no such token.
+        Raises ValueError when the library cannot read the rules, and UserError when ``end`` is not in the vocabulary.
         """
-        given = from_json(rules) if isinstance(rules, str) else rules
-        self._rules, self._post_processor = tokenizer_files.bare(given), given.get("post_processor")
+        parsed = from_json(rules) if isinstance(rules, str) else rules
+        self._rules, self._post_processor = tokenizer_files.bare(parsed), parsed.get("post_processor")
         self.begin_ids = tokenizer_files.begin_ids(self._post_processor) if begin_ids is None else begin_ids
         self._end = end
         self._library = _library(self._rules)
@@ -111,7 +111,7 @@ class HuggingFaceTokenizer(Decoding):
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> HuggingFaceTokenizer:
-        # A folder of an earlier version names the ids that end an answer there, and its tokenizer put nothing in front.
+        # A folder of an earlier version names the ids that end an answer here, and its tokenizer has no begin ids.
         end, begin_ids, chat_end_ids = (description.get(name) for name in ("end", "begin_ids", "chat_end_ids"))
         if not isinstance(end, str):
             raise damaged(folder / DESCRIPTION, "it does not say which token ends a document")
@@ -129,12 +129,12 @@ class HuggingFaceTokenizer(Decoding):
         return (HuggingFaceTokenizer, (self._content(self.begin_ids), self._end, self.chat, self.begin_ids))
 
     def beginning_with(self, begin_ids: tuple[int, ...]) -> HuggingFaceTokenizer:
-        """The same tokenizer with other ids in front of each text."""
+        """Return this tokenizer with other ids in front of each text."""
         return HuggingFaceTokenizer(self._content(self.begin_ids), self._end, self.chat, begin_ids)
 
     def _content(self, begin_ids: tuple[int, ...]) -> str:
-        """The content of a `tokenizer.json` that puts ``begin_ids`` in front of a text: as it was given where it does,
-        with whatever else it puts around a text."""
+        """Return the content of a `tokenizer.json` that puts ``begin_ids`` in front of a text. A post-processor that
+        does so is kept, with whatever else it puts around a text."""
         post_processor = self._post_processor
         if tokenizer_files.begin_ids(post_processor) != begin_ids:
             names = {number: token for token, number in _vocabulary(self._rules).items()}
@@ -178,18 +178,18 @@ class HuggingFaceTokenizer(Decoding):
 
     @property
     def continuing_ids(self) -> list[int]:
-        """Ids that go on with a word, marked at their beginning, as WordPiece does with ##."""
+        """The ids that continue a word, which a prefix such as WordPiece's ## marks."""
         mark = self._rules["model"].get("continuing_subword_prefix")
         return [number for token, number in _vocabulary(self._rules).items() if mark and token.startswith(mark)]
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of what the vocabulary cannot write, None where there is none."""
+        """The id of text that the vocabulary cannot write, None if there is none."""
         model = self._rules["model"]
         return model["unk_id"] if "unk_id" in model else _vocabulary(self._rules).get(model.get("unk_token"))
 
     def encode_template(self, text: str) -> list[int]:
-        """``encode`` where the text of a special token is its id, for what a template has written."""
+        """Return the ids of a text that a template wrote: the text of a special token is its id."""
         check_text(text)
         return self._template_library.encode(text, add_special_tokens=False).ids
 
@@ -206,11 +206,11 @@ class HuggingFaceTokenizer(Decoding):
         return encode_in_parts(texts, self._encode_all) if self.can_cut else self._encode_all(texts)
 
     def encode_spans(self, texts: Sequence[str], *, template: bool = False) -> list[Spans]:
-        """``encode_batch``, or for each ``encode_template``, with the characters that each id stands for."""
+        """Encode many texts, with ``template`` as ``encode_template`` does, with the characters of each id."""
         for text in texts:
             check_text(text)
         library = self._template_library if template else self._library
-        parts = [split_long(text) if self.can_cut and not template else [text] for text in texts]
+        parts = [list(cut_text(text, PART)) if self.can_cut and not template else [text] for text in texts]
         encodings = iter(library.encode_batch([part for text in parts for part in text], add_special_tokens=False))
         return [Spans.joined([_spans(next(encodings)) for _ in text], list(map(len, text))) for text in parts]
 
@@ -219,7 +219,7 @@ class HuggingFaceTokenizer(Decoding):
         return [np.frombuffer(array("I", encoding.ids), dtype=np.uint32) for encoding in encodings]
 
     def save(self, folder: Path) -> None:
-        """Beside Quintet's description, the folder is one that ``transformers.AutoTokenizer`` loads."""
+        """Write Quintet's description beside files that ``transformers.AutoTokenizer`` loads."""
         self.write_for_transformers(folder, self.begin_ids)
         facts = {"end": self._end, "begin_ids": list(self.begin_ids)}
         write_description(folder, "huggingface", self.fingerprint, facts)
@@ -227,8 +227,8 @@ class HuggingFaceTokenizer(Decoding):
     def write_for_transformers(
         self, folder: Path, begin_ids: tuple[int, ...], settings: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Write what ``transformers.AutoTokenizer`` loads into ``folder``: a tokenizer that puts ``begin_ids`` in front
-        of a text, with ``settings`` of its own."""
+        """Write files for ``transformers.AutoTokenizer`` into ``folder``, of a tokenizer that puts ``begin_ids`` in
+        front of a text; ``settings`` go into `tokenizer_config.json`."""
         write_text(folder / _FILE, self._content(begin_ids))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **self.chat.tokens}
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=1))
@@ -236,13 +236,13 @@ class HuggingFaceTokenizer(Decoding):
 
 
 class _TakesTokens(Protocol):
-    """The part of a tokenizer of the library whose argument the library's own stubs leave untyped."""
+    """The method of the library's tokenizer whose argument the library's stubs leave untyped."""
 
     def add_special_tokens(self, tokens: list[str]) -> int: ...
 
 
 def add_special_tokens(library: _TakesTokens, tokens: Iterable[str]) -> None:
-    """Add ``tokens`` to ``library``, a ``tokenizers.Tokenizer``, as special ones."""
+    """Add ``tokens`` to ``library``, a ``tokenizers.Tokenizer``, as special tokens."""
     library.add_special_tokens(list(tokens))
 
 
@@ -254,21 +254,21 @@ def _spans(encoding: tokenizers.Encoding) -> Spans:
 def huggingface_tokenizer(
     path: str, revision: str | None = None, begin: bool | Literal["auto"] = "auto"
 ) -> HuggingFaceTokenizer:
-    """The tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub at a ``revision`` of it.
+    """Return the tokenizer of a folder, of a `tokenizer.json`, or of a name on the hub at a ``revision`` of it.
 
-    ``begin`` says whether each text begins with the tokenizer's begin token: "auto" as the tokenizer itself does. Ids
-    are those of ``transformers.AutoTokenizer``, which reads a folder with all files in it; a `tokenizer.json` alone
-    needs no transformers. Raises UserError when there is no tokenizer, or when it has no token that ends a document.
+    ``begin``: each text begins with the tokenizer's begin token; "auto" as the tokenizer itself does. Ids are those of
+    ``transformers.AutoTokenizer``, which reads all files of a folder; a `tokenizer.json` by itself needs no
+    transformers. Raises UserError when there is no tokenizer, or when it has no token that ends a document.
     """
-    found = _read(path, revision)
-    return found if begin == "auto" else found.beginning_with(named_begin(found) if begin else ())
+    tokenizer = _read(path, revision)
+    return tokenizer if begin == "auto" else tokenizer.beginning_with(named_begin(tokenizer) if begin else ())
 
 
 def named_begin(tokenizer: HuggingFaceTokenizer) -> tuple[int, ...]:
-    """The ids that a text begins with where one is asked for: those that the tokenizer puts there, else its
-    `bos_token`, else the one that ends documents."""
-    named = tokenizer.chat.tokens.get("bos_token")
-    return tokenizer.begin_ids or ((tokenizer.end_id,) if named is None else (tokenizer.special_tokens[named],))
+    """Return the ids that a text begins with if a begin token is asked for: those that the tokenizer puts there, else
+    its `bos_token`, else the token that ends documents."""
+    bos = tokenizer.chat.tokens.get("bos_token")
+    return tokenizer.begin_ids or ((tokenizer.end_id,) if bos is None else (tokenizer.special_tokens[bos],))
 
 
 def _read(path: str, revision: str | None) -> HuggingFaceTokenizer:
@@ -299,7 +299,7 @@ def _unreadable(where: object, error: Exception) -> UserError:
 
 
 def _library(rules: tokenizer_files.Rules) -> tokenizers.Tokenizer:
-    """The library's tokenizer. Raises ValueError when it cannot read ``rules``."""
+    """Return the library's tokenizer. Raises ValueError when the library cannot read ``rules``."""
     text = tokenizer_files.serialized(tokenizer_files.without_special_pieces(rules))
     try:
         library = tokenizers.Tokenizer.from_str(text)
@@ -310,9 +310,9 @@ def _library(rules: tokenizer_files.Rules) -> tokenizers.Tokenizer:
 
 
 def _vocabulary(rules: tokenizer_files.Rules) -> dict[str, int]:
-    """Id of every token, added ones included."""
-    known = rules["model"]["vocab"]
-    vocabulary: dict[str, int] = known if is_mapping(known) else {piece: at for at, (piece, _) in enumerate(known)}
+    """Return the id of each token, added ones included."""
+    pieces = rules["model"]["vocab"]
+    vocabulary: dict[str, int] = pieces if is_mapping(pieces) else {piece: at for at, (piece, _) in enumerate(pieces)}
     return vocabulary | {token["content"]: token["id"] for token in rules["added_tokens"]}
 
 
@@ -326,7 +326,7 @@ def _no_end(where: str, end: str | None) -> str:
 
 
 def _alone(file: Path) -> tuple[tokenizer_files.Rules, ChatRules]:
-    """Rules of a `tokenizer.json` as it stands."""
+    """Return the rules of a `tokenizer.json`, without the help of transformers."""
     chat = read_chat_rules(file.parent)
     try:
         return from_json(read_bytes(file).decode("utf-8", errors="replace")), chat
@@ -335,7 +335,7 @@ def _alone(file: Path) -> tuple[tokenizer_files.Rules, ChatRules]:
 
 
 def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[tokenizer_files.Rules, ChatRules]:
-    """Rules of a folder, or of a name on the hub, by `transformers`."""
+    """Return the rules of a folder, or of a name on the hub, as `transformers` reads them."""
     if not local.is_dir() and not is_hub_name(path):
         raise UserError(
             f"tokenizer.path: {path} does not exist; give a folder with {_FILE}, that file, or a name on the hub"
@@ -344,15 +344,15 @@ def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[to
     library = require("transformers", "hf", f"tokenizer.path: reading {path} as transformers does", alone)
     name = str(local) if local.is_dir() else path
     try:
-        found = library.AutoTokenizer.from_pretrained(name, revision=revision or "main")
+        tokenizer = library.AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # each tokenizer class of transformers has its own ways to fail
-        if (local / _FILE).is_file():  # of a class that it does not know, or with settings that it does not take
+        if (local / _FILE).is_file():  # a class that transformers does not know, or settings that it does not take
             return _alone(local / _FILE)
         raise UserError(
             f"tokenizer.path: {path} is neither a folder with {_FILE} nor a tokenizer that transformers can load "
             f"({one_line(error, lines=1)}); correct the path, or fetch the tokenizer once with a network"
         ) from None
-    rules, chat = _rules_of(found, path)
+    rules, chat = _rules_of(tokenizer, path)
     if local.is_dir():
         return _with_rows(rules, local), replace(chat, generation=read_generation(local))
     try:
@@ -363,8 +363,8 @@ def _from_transformers(path: str, local: Path, revision: str | None) -> tuple[to
 
 
 def _with_rows(rules: tokenizer_files.Rules, folder: Path) -> tokenizer_files.Rules:
-    """``rules`` without the added tokens for which the model in ``folder`` has no row: transformers gives an id to each
-    token that a file names, also where the model was never resized for it."""
+    """Return ``rules`` without the added tokens for which the model in ``folder`` has no row: transformers gives an id
+    to each token that a file names, even if the model was never resized for it."""
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     text = config.get("text_config")
@@ -374,31 +374,31 @@ def _with_rows(rules: tokenizer_files.Rules, folder: Path) -> tokenizer_files.Ru
     return {**rules, "added_tokens": [token for token in rules["added_tokens"] if token["id"] < rows]}
 
 
-def _rules_of(found: Any, path: str) -> tuple[tokenizer_files.Rules, ChatRules]:
-    """The rules of a tokenizer of `transformers`."""
-    backend = getattr(found, "backend_tokenizer", None)
+def _rules_of(tokenizer: Any, path: str) -> tuple[tokenizer_files.Rules, ChatRules]:
+    """Return the rules of a tokenizer of `transformers`."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer.path: {path} has no fast tokenizer; convert it to a {_FILE} first")
-    chat = ChatRules(default_template(found.chat_template), named_tokens(found.special_tokens_map))
+    chat = ChatRules(default_template(tokenizer.chat_template), named_tokens(tokenizer.special_tokens_map))
     return from_json(backend.to_str()), chat
 
 
 def load_pickled(file: Path) -> Any:
-    """The transformers tokenizer that was pickled into ``file``.
+    """Return the transformers tokenizer that was pickled into ``file``.
 
-    Classes of tokenizers are found, and what they are made of; everything else is refused before it runs. Raises
+    Only classes of tokenizers and of their parts are loaded; everything else is refused before it runs. Raises
     UserError for a file that holds something else, or that this version of the library cannot read.
     """
     try:
-        found = _Unpickler(io.BytesIO(read_bytes(file))).load()
+        tokenizer = _Unpickler(io.BytesIO(read_bytes(file))).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
         raise UserError(
             f"{file}: holds no tokenizer that can be read ({error}); load it where it was made, and save it with "
             "save_pretrained"
         ) from None
-    if not hasattr(found, "backend_tokenizer"):
-        raise UserError(f"{file}: holds a {type(found).__name__}, which is no fast tokenizer")
-    return found
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError(f"{file}: holds a {type(tokenizer).__name__}, which is no fast tokenizer")
+    return tokenizer
 
 
 class _Unpickler(pickle.Unpickler):
@@ -409,9 +409,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_tokenizer(module_name: str, global_name: str) -> bool:
-    """True if this is a class of a tokenizer of the library, and no function of it."""
+    """Return True for a tokenizer class of the library, False for its functions and other classes."""
     if not module_name.startswith("transformers.") or "." in global_name or "tokeniz" not in module_name:
         return False
     base = require("transformers", "hf", "a pickled tokenizer").PreTrainedTokenizerBase
-    found = getattr(importlib.import_module(module_name), global_name, None)
-    return isinstance(found, type) and issubclass(found, base)
+    value = getattr(importlib.import_module(module_name), global_name, None)
+    return isinstance(value, type) and issubclass(value, base)

@@ -36,7 +36,7 @@ from quintet.tokenize.base import (
     write_description,
 )
 
-# The files of each encoding as tiktoken's cache names them (SHA-1 of the address), and the SHA-256 that it demands.
+# The files of each encoding: their names in tiktoken's cache (SHA-1 of the address), and the SHA-256 that it demands.
 _GPT2_MERGES = (
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -70,14 +70,14 @@ _RANKS = "ranks.tiktoken"
 
 
 class _Encoding(TypedDict):
-    """What a constructor of tiktoken returns, as far as it is read here."""
+    """The parts of what a constructor of tiktoken returns that are read here."""
 
     pat_str: str
     mergeable_ranks: dict[bytes, int]
     special_tokens: dict[str, int]
 
 
-# tiktoken's own plugin, a module without types.
+# tiktoken's own plugin is a module without types.
 _CONSTRUCTORS: Mapping[str, Callable[[], _Encoding]] = importlib.import_module(
     "tiktoken_ext.openai_public"
 ).ENCODING_CONSTRUCTORS
@@ -139,7 +139,7 @@ class TiktokenTokenizer(Decoding):
 
     @property
     def ranks(self) -> dict[bytes, int]:
-        """Rank of each byte string that is merged, which is its id."""
+        """Rank of each merged byte string, which is its id."""
         return self._parts[2]
 
     @property
@@ -149,7 +149,7 @@ class TiktokenTokenizer(Decoding):
 
     @cached_property
     def _pieces(self) -> TokenBytes:
-        table = [b""] * self.vocab_size  # ids between the ranks and the special tokens are used by nobody
+        table = [b""] * self.vocab_size  # the ids between the ranks and the special tokens are unused
         for piece, rank in self.ranks.items():
             table[rank] = piece
         return TokenBytes(tuple(table))
@@ -163,15 +163,15 @@ class TiktokenTokenizer(Decoding):
         return encode_in_parts(texts, self._encode_all)
 
     def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
-        found = zip(texts, self.encode_batch(texts), strict=True)
-        return [Spans.of_bytes(text, ids, self._lengths[ids]) for text, ids in found]
+        encoded = zip(texts, self.encode_batch(texts), strict=True)
+        return [Spans.of_bytes(text, ids, self._lengths[ids]) for text, ids in encoded]
 
     @cached_property
     def _lengths(self) -> np.ndarray:
         return self.pieces.lengths()
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """A few groups a thread: a future for each text would cost as much as the encoding of a short one."""
+        """Encode a few groups of texts per thread: a future per text would cost as much as encoding a short text."""
         workers = min(threads(), len(texts))
         if workers <= 1:
             return self._encode_group(texts)
@@ -200,7 +200,7 @@ class TiktokenTokenizer(Decoding):
 
 
 def tiktoken_encoding(name: str) -> TiktokenTokenizer:
-    """The encoding ``name``, from tiktoken's cache or fetched once into it. Raises UserError when there is neither."""
+    """Return the encoding ``name``, from tiktoken's cache or fetched once into it. Raises UserError if it cannot be."""
     _refuse_damaged_cache(name)
     try:
         parts = _CONSTRUCTORS[name]()
@@ -214,7 +214,7 @@ def tiktoken_encoding(name: str) -> TiktokenTokenizer:
 
 
 def _refuse_damaged_cache(name: str) -> None:
-    """tiktoken deletes a cached file whose hash is wrong, but a file in the user's folder is not ours to delete."""
+    """Raise UserError for a cached file whose hash is wrong. tiktoken would delete it, but it may be the user's own."""
     named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", ""))
     for file_name, expected in FILES[name] if named else ():
         file = Path(named) / file_name
@@ -226,6 +226,6 @@ def _refuse_damaged_cache(name: str) -> None:
 
 
 def _rank_lines(ranks: dict[bytes, int]) -> str:
-    """Ranks in tiktoken's own file format: base64 of the bytes, a space, the rank."""
+    """Return the ranks in tiktoken's file format: base64 of the bytes, a space, the rank."""
     ordered = sorted(ranks.items(), key=lambda item: item[1])
     return "".join(f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in ordered)

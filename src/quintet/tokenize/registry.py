@@ -1,4 +1,4 @@
-"""The table of kinds of tokenizers, and the way from a config or a folder to a tokenizer."""
+"""The table of kinds of tokenizers; a tokenizer from a config, or from the folder of a saved one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quintet.files import new_folder
 from quintet.tokenize.base import DESCRIPTION, Tokenizer, damaged, digest, read_description, versions_of
 
 Documents = Callable[[], Iterable[Any]]
-"""Gives the documents of a corpus: texts, or pieces of music for a kind that is trained on notes."""
+"""A function that yields the documents of a corpus: texts, or pieces of music for a kind that is trained on notes."""
 
 TOKENIZERS = {
     "byte": "quintet.tokenize.simple:ByteTokenizer",
@@ -36,7 +36,7 @@ packages on PyPI that decide its ids, and ``read_by`` those that only convert it
 make of them.
 """
 
-_RECIPE = "1"  # to be raised when training changes, so that no tokenizer of an older recipe is found in a cache
+_RECIPE = "1"  # raise it when training changes, so that no tokenizer of an older recipe is found in a cache
 
 
 def tokenizer_class(kind: str) -> Any:
@@ -51,16 +51,16 @@ def tokenizer_libraries() -> tuple[str, ...]:
 
 
 def trained_on(config: TokenizerConfig) -> Literal["text", "notes"] | None:
-    """The kind of documents that the tokenizer of ``config`` is trained on, None for one that needs no documents."""
+    """Return what the tokenizer of ``config`` is trained on, None if it is not trained."""
     return getattr(tokenizer_class(config.kind), "trained_on", None)
 
 
 def build_tokenizer(config: TokenizerConfig, documents: Documents, corpus: str, cache: Path) -> Tokenizer:
-    """The tokenizer that ``config`` describes.
+    """Return the tokenizer that ``config`` describes.
 
-    ``documents`` gives the documents of the corpus and ``corpus`` is its fingerprint. A tokenizer that is trained is
-    made from them once and kept under ``cache/tokenizers``; the other kinds need neither. Raises UserError for all that
-    the user can mend: no text, no network, no file, no end token.
+    A kind that is trained is trained once on ``documents`` and kept under ``cache/tokenizers``, by ``corpus``, the
+    fingerprint of the documents. Raises UserError for all that the user can mend: no text, no network, no file, no end
+    token.
     """
     kind = tokenizer_class(config.kind)
     if trained_on(config) is None:
@@ -74,12 +74,12 @@ def build_tokenizer(config: TokenizerConfig, documents: Documents, corpus: str, 
 
 
 def is_kept(config: TokenizerConfig, corpus: str, cache: Path) -> bool:
-    """True if the tokenizer that ``config`` makes of the corpus with this fingerprint is in the cache already."""
+    """Return True if the tokenizer that ``config`` trains on the corpus with this fingerprint is in the cache."""
     return (cache / "tokenizers" / _key(config, corpus)).exists()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that ``save`` wrote into ``folder``. Raises UserError when a file is missing or damaged."""
+    """Return the tokenizer that ``save`` wrote into ``folder``. Raises UserError when a file is missing or damaged."""
     description = read_description(folder)
     name, file = description.get("kind"), folder / DESCRIPTION
     if not isinstance(name, str) or name not in TOKENIZERS or not hasattr(tokenizer_class(name), "load"):
@@ -91,11 +91,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 class SavedTokenizer:
-    """The tokenizer of another run, whichever kind that is."""
+    """The tokenizer of another run, of whatever kind."""
 
     @staticmethod
     def build(config: SavedTokenizerConfig, documents: Documents) -> Tokenizer:
-        """Raises UserError when the path names none, or when a begin token is asked of a kind that has none."""
+        """Raises UserError when the path names no tokenizer, or a begin token is asked of a kind that has none."""
         tokenizer = load_tokenizer(_folder_of(config.path))
         if config.begin == "auto":
             return tokenizer
@@ -109,7 +109,7 @@ class SavedTokenizer:
 
 
 def _folder_of(path: str) -> Path:
-    """The folder of the tokenizer that ``path`` names: a run's own, or ``path`` itself. Raises UserError."""
+    """Return the folder of the tokenizer that ``path`` names: in a run, or ``path`` itself. Raises UserError."""
     run = run_named(path)
     if run is not None:
         return run / "tokenizer"
@@ -127,6 +127,6 @@ def _key(config: TokenizerConfig, corpus: str) -> str:
 
 
 def _libraries(config: Any) -> tuple[str, ...]:
-    """The libraries of the kind of ``config``, then those of its base."""
+    """Return the libraries of the kind of ``config``, then those of its base."""
     base = getattr(config, "base", None)
     return (*getattr(tokenizer_class(config.kind), "libraries", ()), *(() if base is None else _libraries(base)))

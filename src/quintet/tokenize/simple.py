@@ -1,4 +1,4 @@
-"""Tokenizers that need no library: bytes, characters, and words with spaces between them."""
+"""Tokenizers that need no library: bytes, characters, and ids that are written as words with spaces between them."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class ByteTokenizer(Decoding):
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for text in texts]
 
     def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
-        found = zip(texts, self.encode_batch(texts), strict=True)
-        return [Spans.of_bytes(text, ids, np.ones(ids.size, dtype=np.int64)) for text, ids in found]
+        encoded = zip(texts, self.encode_batch(texts), strict=True)
+        return [Spans.of_bytes(text, ids, np.ones(ids.size, dtype=np.int64)) for text, ids in encoded]
 
     def save(self, folder: Path) -> None:
         write_description(folder, "byte", self.fingerprint, {})
@@ -85,14 +85,14 @@ class CharTokenizer(Decoding):
 
     @classmethod
     def build(cls, config: CharTokenizerConfig, documents: Callable[[], Iterable[str]]) -> CharTokenizer:
-        """The tokenizer of all characters in the documents. Raises UserError when there are none."""
-        found: set[str] = set()
+        """Return the tokenizer of all characters in the documents. Raises UserError when there are none."""
+        characters: set[str] = set()
         for text in documents():
             check_text(text)
-            found.update(set(text))
-        if not found:
+            characters.update(text)
+        if not characters:
             raise UserError("tokenizer: the sources hold no text to take characters from; check data.sources")
-        return cls("".join(sorted(found)))
+        return cls("".join(sorted(characters)))
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> CharTokenizer:
@@ -103,7 +103,7 @@ class CharTokenizer(Decoding):
 
     @cached_property
     def _ids(self) -> np.ndarray:
-        """Id of each code point, -1 for those outside the vocabulary: int32 [0x110000]."""
+        """The id of each code point, -1 outside the vocabulary: int32 [0x110000]."""
         table = np.full(_CODE_POINTS, -1, dtype=np.int32)
         table[_code_points(self.characters)] = np.arange(len(self.characters), dtype=np.int32)
         return table
@@ -141,12 +141,12 @@ class CharTokenizer(Decoding):
 
 
 class WordTokenizer(Decoding):
-    """A base for tokenizers whose texts are words with spaces between them, a word for each id.
+    """A base for tokenizers whose texts are words with spaces between them, one word for each id.
 
     ``end_id`` ends a document and writes nothing. No id stands for bytes of a text, so there are no bits per byte.
     """
 
-    lossless = False  # ids come back, but not how many spaces stood between them
+    lossless = False  # decoding does not restore the number of spaces between words
     can_cut = False
 
     def __init__(self, vocab_size: int, end_id: int) -> None:
@@ -154,11 +154,11 @@ class WordTokenizer(Decoding):
 
     @abstractmethod
     def _words(self) -> Iterable[str]:
-        """The word of each id, in the order of the ids."""
+        """Return the word of each id, in the order of the ids."""
 
     @abstractmethod
     def _id(self, word: str) -> int:
-        """The id of a word. Raises UserError for any other."""
+        """Return the id of a word. Raises UserError for an unknown word."""
 
     @cached_property
     def _pieces(self) -> TokenBytes:
@@ -166,14 +166,14 @@ class WordTokenizer(Decoding):
         return TokenBytes(tuple(table), leading_space=True)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text of words. Raises UserError for any other text."""
+        """Return the ids of a text of words. Raises UserError for an unknown word."""
         return [self._id(word) for word in text.split()]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
 
     def encode_spans(self, texts: Sequence[str]) -> list[Spans]:
-        words = [np.array([found.span() for found in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
+        words = [np.array([match.span() for match in re.finditer(r"\S+", text)]).reshape(-1, 2) for text in texts]
         encoded = self.encode_batch(texts)
         return [Spans(ids, bounds[:, 0], bounds[:, 1]) for ids, bounds in zip(encoded, words, strict=True)]
 
@@ -182,10 +182,10 @@ class WordTokenizer(Decoding):
 
 
 class IdTokenizer(WordTokenizer):
-    """Ids that stand for nothing but themselves, for data without a text.
+    """Ids that stand for themselves only, for data without a text.
 
-    There are ``vocab_size`` ids, written as numbers with spaces between them ("12 7 9"). ``end_id`` ends a
-    document; with ``NO_END`` documents do not end.
+    There are ``vocab_size`` ids, written as numbers with spaces between them ("12 7 9"). ``end_id`` ends a document;
+    with ``NO_END`` documents do not end.
     """
 
     def __init__(self, vocab_size: int, end_id: int = NO_END) -> None:
@@ -211,7 +211,7 @@ class IdTokenizer(WordTokenizer):
         return map(str, range(self.vocab_size))
 
     def _id(self, word: str) -> int:
-        # Not int(): it would also take "1_0", "+1" and digits of other scripts.
+        # int() would also accept "1_0", "+1" and digits of other scripts.
         if not (word.isascii() and word.isdecimal()) or int(word) >= self.vocab_size:
             raise UserError(
                 f"text: {word[:20]!r} is no id below {self.vocab_size}; tokenizer.kind: ids knows no text, so write "
@@ -221,5 +221,5 @@ class IdTokenizer(WordTokenizer):
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The code point of each character of ``text``: uint32 [characters]."""
+    """Return the code point of each character of ``text``: uint32 [characters]."""
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

@@ -1,8 +1,8 @@
-"""Files of a tokenizer in Hugging Face's form: `tokenizer.json` with what it says about encoding and decoding, and the
-files beside it.
+"""The files of a Hugging Face tokenizer: the rules of `tokenizer.json`, and the files beside it.
 
-`tokenizer_config.json` names the special tokens and may hold a chat template, `chat_template.jinja` holds the newer
-form of one, and `generation_config.json` says how the model writes and which ids and texts end what it writes."""
+`tokenizer_config.json` names the special tokens and may hold a chat template; newer tokenizers have the template in
+`chat_template.jinja`. `generation_config.json` says which ids and texts end what the model writes.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +28,14 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 
 def bare(rules: Rules) -> Rules:
-    """``rules`` without what changes ids beyond the text itself.
-
-    Left out are truncation and padding, the special ids of the post-processor, and BPE dropout, which would give the
-    same text other ids at every call.
-    """
+    """Return ``rules`` without truncation, padding, the special ids of the post-processor, and BPE dropout, which would
+    give a text other ids at every call: ids follow from the text only."""
     model = {**rules["model"], "dropout": None} if "dropout" in rules["model"] else rules["model"]
     return {**rules, "truncation": None, "padding": None, "post_processor": None, "model": model}
 
 
 def begin_ids(post_processor: Rules | None) -> tuple[int, ...]:
-    """Special ids that a post-processor puts in front of a single text."""
+    """Return the special ids that a post-processor puts in front of a single text."""
     match post_processor:
         case {"type": "TemplateProcessing", "single": parts, "special_tokens": ids} if is_list(parts) and is_mapping(
             ids
@@ -54,7 +51,7 @@ def begin_ids(post_processor: Rules | None) -> tuple[int, ...]:
 
 
 def beginning_with(tokens: dict[str, int]) -> Rules | None:
-    """A post-processor that puts the special ``tokens``, ids by their text, in front of each text."""
+    """Return a post-processor that puts the special ``tokens``, ids by their text, in front of each text."""
     if not tokens:
         return None
     special = {token: {"id": token, "ids": [number], "tokens": [token]} for token, number in tokens.items()}
@@ -73,10 +70,10 @@ def serialized(rules: Rules) -> str:
 
 
 def without_special_pieces(rules: Rules) -> Rules:
-    """``rules`` for encoding only, in which the text "</s>" is never the piece "</s>".
+    """Return ``rules`` for encoding in which the text "</s>" is never the piece "</s>".
 
-    A unigram model matches all of its pieces in the text, special ones too. A space at the end of a piece keeps it from
-    ever matching where `Metaspace` has replaced all spaces; elsewhere nothing is changed.
+    A unigram model matches all of its pieces in the text, special ones too. A space at the end of a special piece keeps
+    it from matching, since `Metaspace` replaces all spaces of the text. Other rules are returned as they are.
     """
     cuts = [part["type"] for part in steps(rules["pre_tokenizer"])]
     if rules["model"]["type"] != "Unigram" or "Metaspace" not in cuts:
@@ -92,7 +89,7 @@ def without_special_pieces(rules: Rules) -> Rules:
 
 
 def is_lossless(rules: Rules) -> bool:
-    """True if decoding gives back every text, judged with caution: False may be too strict, True is certain.
+    """Return True if decoding certainly gives back every text; False if that is not certain.
 
     True needs a byte-level BPE with all 256 bytes, no normaliser, no space put in front, and pre-tokenisers that only
     cut.
@@ -114,7 +111,7 @@ def is_lossless(rules: Rules) -> bool:
 
 
 def cuts_like_gpt2(rules: Rules) -> bool:
-    """True if the text is cut by GPT-2's pattern (and at digits) before anything else, as `cut_text` supposes."""
+    """Return True if the text is cut by GPT-2's pattern (and at digits) before anything else, as `cut_text` assumes."""
     cuts = steps(rules["pre_tokenizer"])
     return (
         all(part["type"] in {"Digits", "ByteLevel"} for part in cuts)
@@ -127,10 +124,10 @@ def cuts_like_gpt2(rules: Rules) -> bool:
 
 
 def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]], str], size: int) -> TokenBytes:
-    """The bytes of each id; ``decode`` is the library's decoder of a list of tokens, ``tokens`` every id's token.
+    """Return the bytes of each id, from the ``tokens`` by id and the library's decoder of a list of tokens, ``decode``.
 
     Byte-level tokens and byte fallbacks are read as bytes. Any other token is decoded between two others, which gives
-    what it writes inside a text, with the spaces and joints of that tokenizer. Raises UserError for one of speech.
+    what it writes inside a text, with the spaces of that tokenizer. Raises UserError for a tokenizer of speech.
     """
     kinds = {part["type"] for part in steps(rules["decoder"])}
     if "CTC" in kinds:
@@ -154,7 +151,7 @@ def pieces_of(rules: Rules, tokens: dict[int, str], decode: Callable[[list[str]]
 
 
 def steps(part: Rules | None) -> list[Rules]:
-    """The steps of a normaliser, pre-tokeniser or decoder, sequences opened."""
+    """Return the steps of a normaliser, pre-tokeniser or decoder, with nested sequences flattened."""
     if part is None:
         return []
     inside = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
@@ -162,7 +159,8 @@ def steps(part: Rules | None) -> list[Rules]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte (Radford et al. 2019): itself in printable Latin-1, else one from U+0100 on."""
+    """Return GPT-2's characters for bytes (Radford et al. 2019): a printable one of Latin-1 for itself, others from
+    U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + rank): value for rank, value in enumerate(others)}
@@ -193,7 +191,7 @@ def _between(decode: Callable[[list[str]], str]) -> Callable[[str], str]:
 
 
 def _drops_single_characters(replace: Rules) -> bool:
-    """A replacement of one class of characters by nothing, which does not look at their neighbours."""
+    """Return True for a replacement that removes a class of characters without a look at their neighbours."""
     return replace["content"] == "" and re.fullmatch(r"\[[^\[\]]*\]", replace["pattern"].get("Regex", "")) is not None
 
 
@@ -208,16 +206,16 @@ class ChatRules:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end what a model writes, besides the one that ends a document."""
+        """The ids that end what a model writes, besides the one that ends a document."""
         return tuple(_listed(self.generation.get("eos_token_id")))
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end what a model writes."""
+        """The texts that end what a model writes."""
         return tuple(_listed(self.generation.get("stop_strings")))
 
     def known_to(self, vocabulary: Mapping[str, int]) -> ChatRules:
-        """Without the tokens and ids that ``vocabulary`` lacks, for which a model would have no row."""
+        """Return the rules without the tokens and ids that ``vocabulary`` lacks: a model would have no row for them."""
         ids = set(vocabulary.values())
         generation = dict(self.generation)
         if self.end_ids:
@@ -230,7 +228,7 @@ class ChatRules:
 
 
 def read_chat_rules(folder: Path) -> ChatRules:
-    """The rules in the files of ``folder``, as far as there are any. Raises UserError for a file that is damaged."""
+    """Return the rules in the files of ``folder``, empty if there are none. Raises UserError for a damaged file."""
     newer = {name: value for name, value in _object(folder / _CONFIG).items() if value is not None}
     settings = _object(folder / _OLD_MAP) | newer
     own = folder / _TEMPLATE
@@ -239,31 +237,31 @@ def read_chat_rules(folder: Path) -> ChatRules:
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """The content of `generation_config.json`, {} where there is none. Raises UserError for one that is damaged."""
+    """Return the content of `generation_config.json`, {} if there is none. Raises UserError for a damaged file."""
     file = folder / _GENERATION
-    found = _object(file)
-    if not all(isinstance(end, int) for end in _listed(found.get("eos_token_id"))):
+    generation = _object(file)
+    if not all(isinstance(end, int) for end in _listed(generation.get("eos_token_id"))):
         raise damaged(file, "its eos_token_id is neither an id nor a list of ids")
-    if not all(isinstance(stop, str) and stop for stop in _listed(found.get("stop_strings"))):
+    if not all(isinstance(stop, str) and stop for stop in _listed(generation.get("stop_strings"))):
         raise damaged(file, "its stop_strings are neither a text nor a list of texts")
-    return found
+    return generation
 
 
-def default_template(found: Any) -> str | None:
-    """The template for chats where a tokenizer has several, by name or as a list of pairs."""
-    if is_list(found):
-        return {one["name"]: one["template"] for one in found}.get("default")
-    return found.get("default") if is_mapping(found) else found
+def default_template(templates: Any) -> str | None:
+    """Return the template for chats: the only one, or "default" of several, which have names or are a list of pairs."""
+    if is_list(templates):
+        return {entry["name"]: entry["template"] for entry in templates}.get("default")
+    return templates.get("default") if is_mapping(templates) else templates
 
 
 def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Name and text of the special tokens in ``settings``, which write a token as a text or as an object."""
+    """Return the texts of the special tokens in ``settings``, by name; a token there is a text or an object."""
     tokens = {name: settings[name] for name in _NAMES if settings.get(name)}
     return {name: token["content"] if is_mapping(token) else str(token) for name, token in tokens.items()}
 
 
 def write_rules(folder: Path, rules: ChatRules) -> None:
-    """Write template and generation settings where transformers looks for them first."""
+    """Write template and generation settings into the files that transformers reads first."""
     if rules.template is not None:
         write_text(folder / _TEMPLATE, rules.template)
     if rules.generation:

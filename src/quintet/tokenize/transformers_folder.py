@@ -18,18 +18,17 @@ from quintet.tokenize.openai import TiktokenTokenizer
 from quintet.tokenize.simple import ByteTokenizer, CharTokenizer, IdTokenizer
 from quintet.tokenize.tokenizer_files import CHARACTER_OF
 
-# A counted repetition that gives nothing back, which the expressions of `tokenizers` (Oniguruma's) write otherwise:
-# there the + repeats it.
+# A possessive counted repetition. In the expressions of `tokenizers` (Oniguruma's) its + would repeat it once more.
 _POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\[(?:\\.|[^\]\\])*\])\{\d+,\d*\})\+")
 
 
 def write_for_transformers(
     tokenizer: Tokenizer, folder: Path, context_length: int, begin_ids: tuple[int, ...] | None = None
 ) -> list[str]:
-    """Write ``tokenizer`` into ``folder``; returns a line for each way in which it is another one there.
+    """Write ``tokenizer`` into ``folder``, and return a line for each way in which it differs there.
 
-    Ids of texts are the same, after ``begin_ids``: those of the tokenizer when not given. Raises UserError for an
-    encoding of tiktoken without `transformers`.
+    The written tokenizer gives a text the same ids, after ``begin_ids``: those of ``tokenizer`` if None. Raises
+    UserError for an encoding of tiktoken if `transformers` is not installed.
     """
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -60,7 +59,7 @@ def write_for_transformers(
     if library.token_to_id(END_OF_TEXT) is None:
         add_special_tokens(library, [END_OF_TEXT])
     assert library.token_to_id(END_OF_TEXT) == tokenizer.end_id
-    if begin_ids:  # no other id than the end of a document can stand in front of a text here
+    if begin_ids:  # these kinds have no other special id
         assert begin_ids == (tokenizer.end_id,), begin_ids
         library.post_processor = processors.TemplateProcessing(
             single=[END_OF_TEXT, "$A"],
@@ -73,7 +72,7 @@ def write_for_transformers(
 
 
 def _bytes() -> tokenizers.Tokenizer:
-    """A BPE of the 256 bytes that merges nothing."""
+    """Return a BPE of the 256 bytes without merges."""
     vocabulary = {CHARACTER_OF[value]: value for value in range(256)}
     library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -88,7 +87,7 @@ def _characters(characters: str) -> tokenizers.Tokenizer:
 
 
 def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
-    """The ranks of tiktoken as merges, by the library's own conversion."""
+    """Return the ranks of tiktoken as merges, by the conversion of transformers."""
     require("transformers", "hf", "export")
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -98,7 +97,7 @@ def _merged(tokenizer: TiktokenTokenizer) -> tokenizers.Tokenizer:
     converter.load_tiktoken_bpe = lambda tiktoken_url: tokenizer.ranks
     library = converter.converted()
     names = {number: token for token, number in tokenizer.special_tokens.items()}
-    # The library numbers what is added one after the other, so that ids which nobody uses need a name as well.
+    # The library numbers added tokens one after the other, so unused ids need a name as well.
     first = library.get_vocab_size()
     add_special_tokens(
         library, (names.get(number, f"<|unused_{number}|>") for number in range(first, tokenizer.vocab_size))
