@@ -351,7 +351,7 @@ def test_a_part_of_a_store_is_packed_within_its_borders(tmp_path: Path) -> None:
 
 def test_a_table_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = packed(tmp_path, [LONG, SHORT], 5, kind="best_fit")
-    monkeypatch.setattr(packing_module, "_table", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setitem(packing_module.TABLES, "best_fit", lambda *_: pytest.fail("computed again"))
     store = TokenStore.open(tmp_path / "store")
     again = pack(store, whole(store).ranges, config(kind="best_fit"), 5, words(), tmp_path / "cache")
     assert shown(again) == shown(first)

@@ -201,6 +201,21 @@ def _chunks(config: ChunkPackingConfig, spans: Spans, room: int, store: TokenSto
     return cut(spans, room, config.overlap, _Borders(store, tokenizer))
 
 
+def _fitted_documents(
+    config: BestFitPackingConfig, spans: Spans, room: int, store: TokenStore, tokenizer: Tokenizer
+) -> PieceTable:
+    return _best_fit(*spans, room)
+
+
+TABLES: dict[str, Callable[[Any, Spans, int, TokenStore, Tokenizer], PieceTable]] = {
+    "chunks": _chunks,
+    "document": _documents,
+    "best_fit": _fitted_documents,
+}
+"""For each kind of packing that needs one, the function that makes the table of pieces. It gets the packing's config,
+the documents, the tokens for which a sample has room, the store and its tokenizer."""
+
+
 class _Borders:
     """The positions where a text may be cut: before a token that begins a word, else a character."""
 
@@ -293,12 +308,9 @@ def _pieces(
     return PieceTable(rows, starts, stops)
 
 
-def _best_fit(
-    config: BestFitPackingConfig, spans: Spans, room: int, store: TokenStore, tokenizer: Tokenizer
-) -> PieceTable:
+def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
     """Documents whole wherever they fit: each goes into the fullest sample that has room for it, the longest first
     (best-fit decreasing; Ding et al. 2024). Only the rest of a document longer than a sample is fitted in."""
-    starts, stops = spans
     rows: list[list[tuple[int, int]]] = []
     for block in range(0, len(starts), _BLOCK):
         part = slice(block, block + _BLOCK)
@@ -307,15 +319,6 @@ def _best_fit(
     counts = np.array([len(row) for row in rows], dtype=np.int64)
     bounds = np.array(pieces, dtype=np.int64).reshape(-1, 2)
     return PieceTable(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), bounds[:, 0], bounds[:, 1])
-
-
-TABLES: dict[str, Callable[[Any, Spans, int, TokenStore, Tokenizer], PieceTable]] = {
-    "chunks": _chunks,
-    "document": _documents,
-    "best_fit": _best_fit,
-}
-"""For each kind of packing that needs one, the function that makes the table of pieces. It gets the packing's config,
-the documents, the tokens for which a sample has room, the store and its tokenizer."""
 
 
 def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[int, int]]]:

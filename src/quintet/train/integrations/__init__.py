@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pkgutil import resolve_name
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from quintet.config.schema import RunConfig
@@ -30,7 +30,7 @@ def trainer_steps(config: RunConfig) -> Steps:
 
     Raises UserError when the library is not installed or does not know one of the arguments, before anything is built.
     """
-    trainer = resolve_name(TRAINERS[config.trainer.kind])
+    trainer = import_module(TRAINERS[config.trainer.kind])
     if not isinstance(config.trainer, QuintetTrainerConfig):
         trainer.check_trainer(config.trainer.arguments)
     return trainer.take_steps
