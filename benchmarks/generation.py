@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import TransformerConfig
 from quintet.model import build_model
 from quintet.model.generate import generate
-from quintet.model.sampling import GenerationSettings
 
 CACHES: dict[str, dict[str, Any]] = {
     "growing": {},

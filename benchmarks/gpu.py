@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import yaml
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import CausalAttentionConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
@@ -33,7 +34,6 @@ from quintet.model.generate import generate, tokens_ahead
 from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
 from quintet.model.mask import lay_out
 from quintet.model.narrow import narrow_weights
-from quintet.model.sampling import GenerationSettings
 from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress

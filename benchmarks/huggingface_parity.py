@@ -22,13 +22,13 @@ import torch
 import transformers
 from torch import Tensor
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import TransformerConfig
 from quintet.model import Transformer, build_model
 from quintet.model.generate import generate
 from quintet.model.hf.files import read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import export_weights, pretrained_weights
-from quintet.model.sampling import GenerationSettings
 
 NO_ENDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SIZES: dict[str, Any] = NO_ENDS | {

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.schema import RunConfig
 from quintet.data.prepare import prepare
-from quintet.model.sampling import GenerationSettings
 from quintet.track.console import Reporter
 from quintet.track.jsonl import read_metrics
 from quintet.train.loop import train

@@ -114,8 +114,8 @@ def test_an_answer_is_what_the_model_writes_behind_the_template(
 ) -> None:
     out, _ = talk(monkeypatch, command, run, "hi", "--temperature", "0")
     trained = load_trained(run)
+    from quintet.config.generation import GenerationSettings
     from quintet.model.generate import generate
-    from quintet.model.sampling import GenerationSettings
 
     tokenizer = trained.tokenizer
     ids = [*tokenizer.encode("u: hi"), tokenizer.end_id, *tokenizer.encode("a: ")]
@@ -180,8 +180,8 @@ def test_a_checkpoint_that_names_its_length_otherwise_or_has_none_writes_as_tran
     note = "model: config.json names no most tokens of a text; 2,048 are the most here"
     assert (note in said) == (context == 2048)
 
+    from quintet.config.generation import GenerationSettings
     from quintet.model.generate import generate
-    from quintet.model.sampling import GenerationSettings
 
     ids = library("the cat")["input_ids"]
     steps = generate(trained.model, [ids], GenerationSettings(max_tokens=5, temperature=0.0), set())

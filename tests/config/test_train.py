@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quintet.config.evaluate import EvaluateConfig, SampleConfig
+from quintet.config.evaluate import EvaluateConfig
+from quintet.config.generation import SampleConfig
 from quintet.config.load import load_run_config
 from quintet.config.schedule import CosineConfig
 from quintet.config.train import CheckpointConfig, TrainConfig, fraction_of, steps_of, total_steps

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tests.cuda.conftest import peak_bytes
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import CausalAttentionConfig, TransformerConfig
 from quintet.model import Transformer, build_model
 from quintet.model.generate import beam_search, generate, tokens_ahead
 from quintet.model.kernels import attend, prepare_mask
 from quintet.model.mask import lay_out
-from quintet.model.sampling import GenerationSettings
 
 PROMPTS = [[1, 2, 3], [4, 5], [6]]
 

@@ -12,8 +12,8 @@ import mido
 import numpy as np
 import pytest
 
+from quintet.config.generation import GenerationSettings
 from quintet.data.note_samples import NoteSamples
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.baselines import copied
 from quintet.piano.context import ANSWER
 from quintet.piano.metrics import compare

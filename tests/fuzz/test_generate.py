@@ -12,12 +12,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import HuggingFaceConfig
 from quintet.model.generate import beam_search, generate
 from quintet.model.hf.loading import _assemble, _has_linear_head
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.model.hf.trial import find_abilities
-from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa: E402
@@ -160,7 +160,15 @@ def test_what_is_drawn_is_what_theirs_may_draw(
     seed: int,
 ) -> None:
     theirs, ours = models(name)
-    settings = GenerationSettings(6, temperature, top_k, top_p, min_p, penalty, seed)
+    settings = GenerationSettings(
+        max_tokens=6,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        seed=seed,
+    )
     # What lies at the edge but for rounding, either may keep.
     kept: list[Any] = [transformers.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else []
     kept.append(transformers.TemperatureLogitsWarper(temperature))

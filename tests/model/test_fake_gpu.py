@@ -9,12 +9,12 @@ import pytest
 import torch
 from tests.model.fake_gpu import GPU, fake_gpu
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.loss import NextTokenLossConfig
 from quintet.config.model import TransformerConfig
 from quintet.data.batch import Batch
 from quintet.model import Transformer, build_model
 from quintet.model.generate import beam_search, generate
-from quintet.model.sampling import GenerationSettings
 from quintet.train.compute import Compute
 from quintet.train.loss import Objective
 from quintet.train.validation import summed_loss

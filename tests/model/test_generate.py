@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
 from quintet.model import generate as generation
 from quintet.model.generate import beam_search, generate
 from quintet.model.mask import documents_after, leading
-from quintet.model.sampling import GenerationSettings
 
 VOCAB, CONTEXT = 30, 16
 OPTIONS = ("allowed_ids", "preceding", "static", "compile", "ahead")

@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from quintet.config.generation import GenerationOptions, GenerationSettings, SampleConfig, TextGenerationConfig
 from quintet.errors import UserError
 from quintet.model.sampling import (
-    GenerationSettings,
     choose,
+    generation_settings,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -138,7 +140,7 @@ def test_the_ends_of_each_range_belong_to_it() -> None:
     low = {"max_tokens": 0, "temperature": 0.0, "top_k": 1, "top_p": 1e-9, "min_p": 0.0, "repetition_penalty": 1e-9}
     high = {"top_p": 1.0, "min_p": 1.0, "temperature": 1e9, "repetition_penalty": 1e9}
     for settings in (low, high):
-        GenerationSettings(**settings)  # pyright: ignore[reportArgumentType]
+        generation_settings(**settings)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -158,5 +160,26 @@ def test_the_ends_of_each_range_belong_to_it() -> None:
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=name):
-        GenerationSettings(**{name: value})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=f"^{name}: "):
+        generation_settings(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_all_options_that_are_wrong_are_refused_at_once_and_none_is_ignored() -> None:
+    with pytest.raises(UserError) as error:
+        generation_settings(top_k=0, top_p=2.0, temprature=1.0)  # pyright: ignore[reportCallIssue]
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["top_k", "top_p", "temprature"]
+    assert "temperature" in error.value.problems[2]
+
+
+def test_the_keyword_arguments_are_the_fields_of_the_settings() -> None:
+    assert GenerationOptions.__annotations__.keys() == GenerationSettings.model_fields.keys()
+    assert generation_settings(top_k=None, max_tokens=3) == GenerationSettings(max_tokens=3)
+
+
+def test_the_sections_of_a_run_file_have_all_settings_with_their_bounds() -> None:
+    for section in (SampleConfig, TextGenerationConfig):
+        settings = GenerationSettings.from_section(section(min_p=0.1), seed=3)
+        assert (settings.min_p, settings.seed, settings.temperature) == (0.1, 3, section().temperature)
+        for name, value in (("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("min_p", 2.0)):
+            with pytest.raises(ValidationError, match=name):
+                section.model_validate({name: value})

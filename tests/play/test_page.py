@@ -11,7 +11,7 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
-from quintet.model.sampling import GenerationSettings
+from quintet.config.generation import GenerationSettings
 from quintet.piano.midi import midi_bytes
 from quintet.piano.notes import notes
 from quintet.play import player as player_module

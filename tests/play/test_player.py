@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tests.helpers import Command
 
+from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
 from quintet.evaluate.music import answer
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.context import COMPOSERS, composer_token, surname
 from quintet.piano.metrics import compare
 from quintet.piano.midi import midi_bytes, read_midi

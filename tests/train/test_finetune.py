@@ -20,11 +20,11 @@ from tests.helpers import PEAK, WORDS, Command, records, run_values, write_corpu
 from tests.processes import quintet_apart
 from torch.distributed.checkpoint import FileSystemReader
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.model.dropout import set_dropout
 from quintet.model.generate import generate
-from quintet.model.sampling import GenerationSettings
 from quintet.plan import make_plan
 from quintet.track.console import Reporter
 from quintet.train.loop import train

@@ -14,11 +14,11 @@ import torch
 from tests.helpers import Train, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from quintet.config.generation import GenerationSettings
 from quintet.data.batch import held_out_documents
 from quintet.data.prepare import prepare
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.language_model import LanguageModel
-from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import load_tokenizer
 from quintet.tokenize.bounds import text_bounds
 from quintet.train.trained import load_trained, load_writer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -20,8 +20,8 @@ from quintet.config.names import local_path
 from quintet.errors import UserError
 
 if TYPE_CHECKING:
+    from quintet.config.generation import GenerationSettings
     from quintet.evaluate.language_model import LanguageModel
-    from quintet.model.sampling import GenerationSettings
     from quintet.tokenize.chat import ChatFormat, Message
 
 _TEMPERATURE = 0.7
@@ -63,7 +63,7 @@ def chat(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        usual_temperature=_TEMPERATURE,
+        default_temperature=_TEMPERATURE,
         say=partial(echo, err=True),
     )
     talk = _Talk(trained, chat_format(trained.tokenizer, template, date), settings, system.strip())
@@ -142,7 +142,7 @@ class _Talk:
                 self.trained.tokenizer,
                 self.trained.compute,
                 [ids],
-                replace(self.settings, max_tokens=room),
+                self.settings.model_copy(update={"max_tokens": room}),
                 self.chat.bounds(self.trained.bounds),
                 prefix=self.chat.answer_prefix,
                 first_row=self.asked,  # so that the same question draws anew

@@ -264,7 +264,7 @@ def _measure_held_out(
     """Measure the run ``run`` on what it holds out, and print the figures."""
     from rich.console import Console
 
-    from quintet.model.sampling import GenerationSettings
+    from quintet.config.generation import GenerationSettings
     from quintet.track.console import Reporter
     from quintet.train.music import evaluate_music, is_music
     from quintet.train.trained import load_trained, loss_on, own_data

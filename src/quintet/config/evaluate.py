@@ -1,11 +1,8 @@
-"""Measurements and samples during a run: validation, benchmarks, text modelling, written texts."""
+"""Measurements during a run: validation, benchmarks, text modelling, text generation."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from quintet.config.generation import TextGenerationConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.train import fraction_errors
 
@@ -33,37 +30,6 @@ class TextModelingConfig(ConfigSection):
         "not given",
         unit="tokens",
         ge=1,
-    )
-
-
-class TextGenerationConfig(ConfigSection):
-    """Figures of texts that the model writes after prompts: variety, repetition and readability; see
-    docs/guide/generation.md."""
-
-    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = key(
-        (
-            "Once upon a time there was a",
-            "The weather today is",
-            "My favourite food is",
-            "In the morning the children",
-            "A dog is an animal that",
-            "The capital of France is",
-            "Water boils when",
-            "The most important invention of the last century was",
-            "Scientists have found that",
-            "The difference between a river and a lake is",
-            "To bake bread one needs",
-            "The government decided to",
-        ),
-        "beginnings to continue, two or more, each once; the figures are those of what the model writes after them",
-        min_length=2,
-    )
-    max_tokens: int = key(250, "tokens to write after a prompt", unit="tokens", ge=1)
-    temperature: float = key(0.7, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
-    top_k: int | None = key(200, "choose among so many likeliest tokens", unit="tokens", ge=1)
-    top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
-    repetition_penalty: float = key(
-        1.0, "above 1 makes what stands in prompt or text less likely (Keskar et al. 2019)", unit="factor", gt=0
     )
 
 
@@ -158,28 +124,3 @@ class EvaluateConfig(ConfigSection):
             )
         if self.offset and self.every is None:
             yield config_error("offset", "says from which step `every` is counted, and there is no `every`")
-
-
-class SampleConfig(ConfigSection):
-    """Texts that the model writes during training, to read along."""
-
-    every: int | float | None = key(
-        None,
-        "steps from one sample to the next, or with a point a fraction of the run's steps, and one at the end; with "
-        "each validation when not given",
-        unit="steps or fraction",
-        gt=0,
-    )
-    prompts: tuple[str, ...] = key(
-        ("",),
-        "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing. With "
-        "music a held-out piece is continued instead, into a MIDI file and a picture",
-    )
-    max_tokens: int = key(128, "tokens to write after a prompt", unit="tokens", ge=1)
-    temperature: float = key(0.8, "divides the logits; 0 takes the likeliest token", unit="logits", ge=0)
-    top_k: int | None = key(50, "choose among so many likeliest tokens", unit="tokens", ge=1)
-    top_p: float | None = key(None, "choose among the likeliest tokens with this total", unit="probability", gt=0, le=1)
-
-    def errors(self) -> ConfigErrors:
-        """Yield an error for more than the whole run."""
-        return fraction_errors(self, "every")

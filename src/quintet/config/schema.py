@@ -10,7 +10,8 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, create_model, m
 from quintet.config.checks import errors_of
 from quintet.config.data import DataConfig
 from quintet.config.deepspeed import given_by_deepspeed
-from quintet.config.evaluate import EvaluateConfig, SampleConfig
+from quintet.config.evaluate import EvaluateConfig
+from quintet.config.generation import SampleConfig
 from quintet.config.keypath import is_mapping
 from quintet.config.loss import LossConfig, NextTokenLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
+from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import Computing
 from quintet.model import Model
 from quintet.model.generate import beam_search, generate, tokens_ahead
-from quintet.model.sampling import GenerationSettings
 from quintet.tokenize import TextStream, Tokenizer
 from quintet.tokenize.bounds import TextBounds, special_tokens
 from quintet.tokenize.stream import StopAt

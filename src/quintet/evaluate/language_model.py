@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from quintet.config.evaluate import TextGenerationConfig, TextModelingConfig
+from quintet.config.evaluate import TextModelingConfig
+from quintet.config.generation import GenerationOptions, GenerationSettings, TextGenerationConfig
 from quintet.data.batch import ValidationData
 from quintet.errors import UserError
 from quintet.evaluate.continuation import (
@@ -32,7 +33,7 @@ from quintet.evaluate.texts import text_topics
 from quintet.export.huggingface import Exported
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
-from quintet.model.sampling import GenerationSettings
+from quintet.model.sampling import generation_settings
 from quintet.piano.notes import Notes
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import TextBounds
@@ -42,19 +43,7 @@ TEMPERATURE = 0.8
 """The temperature of texts and music where neither the caller nor the checkpoint names one."""
 
 
-class Sampling(TypedDict, total=False):
-    """The options of drawing a text; `LanguageModel.generate` says what each option means."""
-
-    max_tokens: int
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int
-
-
-class Writing(Sampling, total=False):
+class Writing(GenerationOptions, total=False):
     """The options of `LanguageModel.generate`."""
 
     stop: str | Sequence[str]
@@ -97,42 +86,27 @@ class LanguageModel:
         prompt: str | Sequence[str] = "",
         /,
         *,
-        max_tokens: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int = 0,
         stop: str | Sequence[str] = (),
         beams: int = 1,
         batch_size: int = 16,
         static_cache: bool = False,
+        **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
         """Return the text that the model writes after ``prompt``, or after each of several prompts.
 
-        An empty prompt starts a new document. The same ``seed`` gives the same text, which is that of
-        `quintet generate`; a setting that is None is the checkpoint's own, or its default. A text ends with its
-        document, before one of the texts ``stop``, or after ``max_tokens``. More than one of ``beams`` search for a
-        likely text instead of sampling. ``batch_size`` prompts are continued side by side; ``static_cache`` compiles
-        the step of one token.
+        An empty prompt starts a new document. ``options`` are fields of `GenerationSettings`; one that is None or
+        missing is the checkpoint's own, or its default. The same ``seed`` gives the same text as `quintet generate`. A
+        text ends with its document, before one of the texts ``stop``, or after ``max_tokens``. More than one of
+        ``beams`` search for a likely text instead of sampling. ``batch_size`` prompts are continued side by side;
+        ``static_cache`` compiles the step of one token.
 
-        Raises UserError for a prompt that the tokenizer cannot write and for settings outside their range.
+        Raises UserError for a prompt that the tokenizer cannot encode and for options outside their range.
 
         >>> model = getfixture("model")  # quintet.load("runs/tiny")
         >>> len(model.generate(["the cat", "a dog"], max_tokens=4, temperature=0))
         2
         """
-        settings = self.settings(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            search=beams > 1,
-        )
+        settings = self.settings(**options, search=beams > 1)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         found: list[Continuation] = []
         for first in range(0, len(prompts), batch_size):
@@ -151,11 +125,11 @@ class LanguageModel:
         *,
         stop: str | Sequence[str] = (),
         static_cache: bool = False,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
         """Yield the pieces of the text that `generate` returns for ``prompt``, each as soon as it is certain.
 
-        ``settings`` stand for the ``sampling`` options.
+        ``settings`` replace the ``options``, which are those of `generate`.
 
         >>> model = getfixture("model")
         >>> "".join(model.stream("the cat", max_tokens=4)) == model.generate("the cat", max_tokens=4)
@@ -168,7 +142,7 @@ class LanguageModel:
             self.tokenizer,
             self.compute,
             ids,
-            settings or self.settings(**sampling),
+            settings or self.settings(**options),
             self.bounds,
             stops=_texts(stop),
             static=static_cache,
@@ -220,18 +194,18 @@ class LanguageModel:
     def settings(
         self,
         *,
-        usual_temperature: float = TEMPERATURE,
+        default_temperature: float = TEMPERATURE,
         search: bool = False,
         say: Callable[[str], object] | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> GenerationSettings:
-        """Return the settings in ``sampling``; the others are those of the checkpoint's `generation_config.json`, which
-        ``say`` is told, or else their defaults with ``usual_temperature``.
+        """Return the settings in ``options``, completed by the checkpoint's `generation_config.json`, then by the
+        defaults and ``default_temperature``; ``say`` receives a line about what that file sets.
 
-        transformers reads that file in the same way: without `do_sample` it samples nothing. A ``search`` with beams
-        reads nothing of it. Raises UserError for a value outside its range.
+        As in transformers, that file sets no sampling unless it has `do_sample: true`. A ``search`` with beams ignores
+        the file. Raises UserError as `generation_settings` does.
         """
-        given = {name: value for name, value in sampling.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
         checkpoint = {} if search else self.sampling
         samples = checkpoint.get("do_sample")
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if samples else ("repetition_penalty",)
@@ -241,7 +215,8 @@ class LanguageModel:
         if found and say is not None:
             listed = ", ".join(f"{name} {value}" for name, value in found.items())
             say(f"[as generation_config.json of the checkpoint says: {listed}]")
-        return GenerationSettings(**{"temperature": usual_temperature, **found, **given})
+        values: dict[str, Any] = {"temperature": default_temperature, **found, **given}
+        return generation_settings(**values)
 
     def check_writes(self) -> None:
         """Raise UserError for a model that fills in hidden tokens and does not write on."""
@@ -381,7 +356,7 @@ class LanguageModel:
         task: str | None = None,
         composer: str | None = None,
         dataset: str | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[GenerationOptions],
     ) -> Answer:
         """Return what a model of music writes after ``piece``, a MIDI file or notes, or as the answer to ``task``.
 
@@ -389,7 +364,7 @@ class LanguageModel:
         composer, data set or task that no model knows, and for a model of text.
         """
         self.check_writes()
-        return answer_piece(self, piece, self.settings(**sampling), task, composer, dataset)
+        return answer_piece(self, piece, self.settings(**options), task, composer, dataset)
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
         """Write a run's model and tokenizer to ``folder`` so that transformers loads them, weights as ``dtype``.

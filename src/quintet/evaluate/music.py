@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.generate import generate, tokens_ahead
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import (
     ANSWER,

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from quintet.config.evaluate import TextGenerationConfig
+from quintet.config.generation import GenerationSettings, TextGenerationConfig
 from quintet.errors import UserError, named
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.harness.items import syllables, words
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
-from quintet.model.sampling import GenerationSettings
 from quintet.randomness import key
 
 PROMPTS = "evaluate.text_generation.prompts"
@@ -63,7 +62,7 @@ def write_and_measure(
 ) -> WrittenTexts:
     """Continue each prompt of ``section`` with what a run with the ``seed`` draws for it; equal seeds give equal texts.
     Raises UserError as `check_writing`."""
-    settings = GenerationSettings.of(section, key(seed, "text generation"))
+    settings = GenerationSettings.from_section(section, key(seed, "text generation"))
     found = write_continuations(
         language_model.model,
         language_model.tokenizer,

@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model.build import Model
 from quintet.model.dropout import evaluation_mode
 from quintet.model.kernels import varying_lengths
 from quintet.model.mask import documents_after, leading
-from quintet.model.sampling import GenerationSettings, choose
+from quintet.model.sampling import choose
 from quintet.model.typed import as_list, compiled
 from quintet.randomness import key
 

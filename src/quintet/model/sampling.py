@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from typing import Unpack
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from quintet.config.evaluate import SampleConfig, TextGenerationConfig
+from quintet.config.errors import problems_of
+from quintet.config.generation import GenerationOptions, GenerationSettings
+from quintet.config.provenance import COMMAND_LINE
 from quintet.errors import UserError
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """The number of tokens to write, and how each is drawn.
+def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSettings:
+    """Return the settings in ``options``; one that is None or missing has its default.
 
-    ``temperature`` divides the logits, and 0 takes the likeliest token; ``top_k`` keeps so many likeliest tokens;
-    ``top_p`` (Holtzman et al. 2020) the likeliest tokens that together have this probability; ``min_p`` (Nguyen et al.
-    2024) the tokens with at least this share of the likeliest one's probability; ``repetition_penalty`` (Keskar et al.
-    2019) above 1 makes tokens of prompt and output less likely. Raises UserError for a value outside its range.
+    Raises UserError, which names each option outside its range, and one that does not exist.
     """
-
-    max_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    @classmethod
-    def of(cls, section: SampleConfig | TextGenerationConfig, seed: int) -> GenerationSettings:
-        """Return the settings that ``section`` says, with the defaults of those for which it has no key."""
-        said = {one.name for one in fields(cls)} & type(section).model_fields.keys()
-        return cls(**{name: getattr(section, name) for name in said}, seed=seed)
-
-    def __post_init__(self) -> None:
-        problems = [
-            (self.max_tokens < 0, f"max_tokens: {self.max_tokens} is negative; give the number of tokens to write"),
-            (not 0 <= self.temperature < math.inf, f"temperature: {self.temperature} must be 0 or more"),
-            (self.top_k is not None and self.top_k < 1, f"top_k: {self.top_k} must be 1 or more, or left out"),
-            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p: {self.top_p} must be above 0 and at most 1"),
-            (self.min_p is not None and not 0 <= self.min_p <= 1, f"min_p: {self.min_p} must lie between 0 and 1"),
-            (
-                not 0 < self.repetition_penalty < math.inf,
-                f"repetition_penalty: {self.repetition_penalty} must be above 0; 1 leaves the logits as they are",
-            ),
-        ]
-        found = [message for wrong, message in problems if wrong]
-        if found:
-            raise UserError(*found)
+    values = {name: value for name, value in options.items() if value is not None}
+    try:
+        return GenerationSettings.model_validate(values)
+    except ValidationError as error:
+        problems = problems_of(error, values, {(): COMMAND_LINE}, GenerationSettings)
+        raise UserError(*(f"{problem.key}: {problem.message}" for problem in problems)) from None
 
 
 def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:

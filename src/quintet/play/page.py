@@ -13,8 +13,8 @@ from typing import Any
 
 import streamlit as st
 
+from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.audio import available
 from quintet.piano.context import UNKNOWN_COMPOSER, surname
 from quintet.piano.roll import piano_roll

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from quintet.config.generation import GenerationSettings
 from quintet.data.note_samples import MusicPieces, NoteSamples, tasks_of
 from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.music import Answer, answer
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.audio import render
 from quintet.piano.context import COMPOSERS, DATASETS, surname, words_in
 from quintet.piano.metrics import compare

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quintet.config.documents import IGNORED
+from quintet.config.generation import GenerationSettings
 from quintet.config.packing import MusicPackingConfig
 from quintet.data.batch import ValidationData
 from quintet.data.note_samples import NoteSamples
@@ -16,7 +17,6 @@ from quintet.data.prepare import Prepared
 from quintet.data.samples import LeftOut, Sample
 from quintet.errors import UserError
 from quintet.evaluate.music import write
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.baselines import bigram, copied, nats_per_token, unigram
 from quintet.piano.context import ANSWER
 from quintet.piano.metrics import compare, mean

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.packing import MusicPackingConfig
 from quintet.data.note_samples import NoteSamples
 from quintet.errors import UserError, named
 from quintet.evaluate.continuation import prompt_ids, write_continuations
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.evaluate.music import notes_after, write
-from quintet.model.sampling import GenerationSettings
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
 from quintet.piano.notes import Notes, joined
@@ -37,7 +37,7 @@ def write_samples(run: Run) -> None:
     config = run.config.sample
     if run.config.loss.kind == "masked" or not config.prompts:
         return
-    settings = GenerationSettings.of(config, key(run.config.seed, "sample"))
+    settings = GenerationSettings.from_section(config, key(run.config.seed, "sample"))
     if isinstance(run.config.data.packing, MusicPackingConfig):
         _write_music(run, settings)
     else:

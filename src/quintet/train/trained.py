@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from quintet.config.evaluate import TextGenerationConfig, TextModelingConfig
+from quintet.config.evaluate import TextModelingConfig
+from quintet.config.generation import TextGenerationConfig
 from quintet.config.load import read_run_config
 from quintet.config.model import HuggingFaceConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.names import find_run, is_hub_name, local_path, run_named

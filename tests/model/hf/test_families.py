@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import TransformerConfig
 from quintet.errors import UserError
 from quintet.model import Transformer, build_model
@@ -18,7 +19,6 @@ from quintet.model.generate import beam_search, generate
 from quintet.model.hf.files import find_checkpoint, read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import export_weights, pretrained_weights
-from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
 from quintet.model import build_model
@@ -21,7 +22,6 @@ from quintet.model.generate import beam_search, generate
 from quintet.model.hf import loading
 from quintet.model.hf.count import count_pretrained, pretrained_flops
 from quintet.model.hf.pretrained import PretrainedModel
-from quintet.model.sampling import GenerationSettings
 from quintet.train.checkpoint import trained_weights
 from quintet.train.cross_entropy import cross_entropy, linear_cross_entropy
 

@@ -13,6 +13,7 @@ import torch
 from tests.helpers import REPOSITORY, load_script
 from torch import Tensor
 
+from quintet.config.generation import GenerationSettings
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
 from quintet.evaluate.harness.scoring import Limit, Scorer
@@ -23,7 +24,6 @@ from quintet.model.generate import beam_search, generate
 from quintet.model.hf import trial
 from quintet.model.hf.pretrained import PretrainedModel
 from quintet.model.hf.small_copy import VOCABULARY, small_copies, with_large_weights
-from quintet.model.sampling import GenerationSettings
 
 transformers = pytest.importorskip("transformers")
 from tests.model.architectures import ARCHITECTURES, ROWS, library_model  # noqa: E402

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
+from quintet.config.generation import GenerationSettings
 from quintet.evaluate.harness.items import NotReachable
 from quintet.evaluate.harness.library import LM
 from quintet.evaluate.harness.scoring import Limit, Score, Scorer, Unscored
 from quintet.evaluate.harness.texts import Encoder, GeneratedText, Text
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.generate import generate, tokens_ahead
-from quintet.model.sampling import GenerationSettings
+from quintet.model.sampling import generation_settings
 from quintet.randomness import key
 
 _GENERATED = 256  # tokens, as in the harness's own class, if a task names no length
@@ -120,7 +121,7 @@ class HarnessModel(LM):
         """Return the end of a context that leaves room for the answer; half the model's context if the answer may be
         as long as that."""
         ids, limit = contexts[request.args[0]], self._language_model.model.context_length
-        room = limit - options.tokens if options.tokens < limit else max(1, limit // 2)
+        room = limit - options.settings.max_tokens if options.settings.max_tokens < limit else max(1, limit // 2)
         self._note_cut(request, len(ids) - room)
         return ids[-room:] or self.encoder.prefix
 
@@ -130,12 +131,7 @@ class HarnessModel(LM):
 
     def _generate(self, prompts: Sequence[list[int]], options: _GenerationOptions, number: int) -> list[str]:
         tokenizer, bounds = self._language_model.tokenizer, self._language_model.bounds
-        settings = GenerationSettings(
-            max_tokens=options.tokens,
-            seed=key(0, "harness", number),
-            temperature=options.temperature,
-            **options.sampling,
-        )
+        settings = options.settings.model_copy(update={"seed": key(0, "harness", number)})
         steps = generate(
             self._language_model.model,
             prompts,
@@ -181,10 +177,8 @@ _IGNORED = {"num_beams": 1, "num_return_sequences": 1}  # settings that are acce
 class _GenerationOptions:
     """How a task's answers are generated; without ``do_sample`` or a temperature the likeliest token is taken."""
 
-    tokens: int
-    temperature: float
+    settings: GenerationSettings
     stops: tuple[str, ...]
-    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> _GenerationOptions:
@@ -194,11 +188,12 @@ class _GenerationOptions:
         until = given.get("until", ())
         stops = (until,) if isinstance(until, str) else tuple(until)
         sampled = given.get("do_sample")
-        temperature = float(given.get("temperature", 1.0 if sampled else 0.0))
+        temperature = 0.0 if sampled is False else float(given.get("temperature", 1.0 if sampled else 0.0))
         tokens = next((given[name] for name in _LENGTHS if name in given), _GENERATED)
         known = {"until", "do_sample", "temperature", *_LENGTHS, *_SAMPLING}
         other = [name for name, value in given.items() if name not in known and _IGNORED.get(name) != value]
         if other:
             raise NotReachable(f"it asks for text with {other[0]}: {given[other[0]]}, which is not done here")
         sampling = {name: given[name] for name in _SAMPLING if given.get(name)}
-        return cls(int(tokens), 0.0 if sampled is False else temperature, tuple(filter(None, stops)), sampling)
+        settings = generation_settings(max_tokens=int(tokens), temperature=temperature, **sampling)
+        return cls(settings, tuple(filter(None, stops)))
