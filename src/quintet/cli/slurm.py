@@ -9,13 +9,15 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quintet.cli.inputs import Inputs, echo, fail, load
-from quintet.config.schema import RunConfig
 from quintet.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from quintet.config.schema import RunConfig
 
 # The forms of sbatch: minutes, minutes:seconds and so on, up to days-hours:minutes:seconds.
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
