@@ -1,15 +1,17 @@
-"""Sources of documents: each kind has one `Reader`, named in one table."""
+"""Sources of documents: the table of their readers, one for each kind."""
 
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quintet.config.names import is_path, placeholder_problem
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
-from quintet.data.sources.base import TEMPLATE_LIBRARIES, Reader
 from quintet.errors import NotHere, UserError
+
+if TYPE_CHECKING:  # it imports NumPy
+    from quintet.data.sources.base import Reader
 
 READERS = {
     "python_stdlib": "quintet.data.sources.text:PythonStdlibReader",
@@ -30,17 +32,18 @@ READERS = {
 
 
 def reader_of(source: SourceConfig) -> Reader[Any, Any]:
-    """The reader of ``source``."""
+    """Return the reader of ``source``."""
     return resolve_name(READERS[source.kind])(source)
 
 
 def reader_libraries() -> tuple[str, ...]:
     """Return the libraries that the readers of all kinds name, by their names on PyPI."""
-    return (*TEMPLATE_LIBRARIES, *(name for kind in READERS.values() for name in resolve_name(kind).read_by))
+    readers: list[type[Reader[Any, Any]]] = [resolve_name(reader) for reader in READERS.values()]
+    return tuple(name for reader in readers for name in (*reader.written_by, *reader.read_by))
 
 
 def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
-    """All sources of a run, those to validate on last, each with the key path that names it in messages."""
+    """Return all sources of a run, validation sources last, each with the key path that names it in messages."""
     data = config.data
     training = [(source, f"data.sources[{index}]") for index, source in enumerate(data.sources)]
     held_out = [(source, f"data.validation_sources[{index}]") for index, source in enumerate(data.validation_sources)]
@@ -48,29 +51,23 @@ def sources_of(config: RunConfig) -> list[tuple[SourceConfig, str]]:
 
 
 def check_sources(config: RunConfig) -> None:
-    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras;
-    NotHere where that is all that is wrong, and no file or folder is another than its kind says.
+    """Raise UserError with everything that is missing: files, folders, patterns without a match, token stores, extras.
 
-    What is inside the files is read by `prepare` only; a name on the hub is taken on trust.
+    Raises NotHere if nothing is wrong but that: no file or folder is of another kind than the source says. What is
+    inside the files is read by `prepare` only; a name on the hub is assumed to exist.
     """
     problems: list[str] = []
     mistaken = False
     for source, where in sources_of(config):
-        reader = reader_of(source)
-        libraries = reader.missing_library(where)
+        libraries = reader_of(source).missing_library(where)
         problems += libraries
-        for path in source.paths:
-            found = [one for one in _of_path(source, path).missing(where) if one not in libraries]
-            if (placeholder := placeholder_problem(f"{where}.path", path)) is not None:
-                problems.append(placeholder)
-            else:
-                problems += found
-                mistaken |= bool(found) and is_path(path)
-        if not source.paths:
-            problems += [one for one in reader.missing(where) if one not in libraries]
+        for path in source.paths or (None,):
+            single = source if path is None else source.model_copy(update={"path": path})
+            missing = [problem for problem in reader_of(single).missing(where) if problem not in libraries]
+            if path is not None and (placeholder := placeholder_problem(f"{where}.path", path)) is not None:
+                missing = [placeholder]
+            elif path is not None:
+                mistaken |= bool(missing) and is_path(path)
+            problems += missing
     if problems:
         raise (UserError if mistaken else NotHere)(*problems)
-
-
-def _of_path(source: SourceConfig, path: str) -> Reader[Any, Any]:
-    return reader_of(source if source.paths == (path,) else source.model_copy(update={"path": path}))

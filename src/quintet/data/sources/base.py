@@ -1,4 +1,4 @@
-"""Sources: a `Reader` for each finds what there is, cuts it into work units and reads their documents."""
+"""The base of readers of sources, the documents that they yield, and the index and the work units of a source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ UNIT_BYTES = 16 << 20
 _LARGEST_UNIT = 128 << 20
 _UNITS = 2048
 
-TEMPLATE_LIBRARIES = ("jinja2",)
-"""Libraries that write the documents of a template, by their names on PyPI."""
 
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 Part = TypeVar("Part")
@@ -31,11 +29,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class TextParts:
-    """A document of several texts, encoded as one; ``loss_mask`` says for each text whether its tokens have a loss.
+    """A document of several texts, encoded as one text; ``loss_mask`` is True for texts whose tokens have a loss.
 
-    A token that stands for characters of two texts has a loss if one of them has. The end id after the last text is
-    learnt if that text is. With ``template`` the text of a special token is its id, as a chat template writes it.
-    ``ends`` are ids that end the document as well as the end id, with white space after them or not.
+    A token of characters from two texts has a loss if one of the texts has. The end id after the last text has a loss
+    if that text has. With ``template`` the text of a special token is its id, as a chat template writes it. ``ends``
+    are ids that end the document as the end id does, with or without white space after them.
     """
 
     texts: tuple[str, ...]
@@ -54,9 +52,9 @@ class TextParts:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A part of a long text, cut where no id changes by it; all parts but the last have ``continues``.
+    """A part of a long text, cut where that changes no id; all parts but the last have ``continues``.
 
-    ``whole`` is the text that it is a part of, where that is in memory anyway.
+    ``whole`` is the complete text, if it is in memory anyway.
     """
 
     text: str
@@ -66,12 +64,12 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Tokens that are ready: ``ids`` [tokens] of any integer type.
+    """A document of token ids: ``ids`` [tokens] of any integer type, of which ``loss_mask``, bool [tokens] or None for
+    all, have a loss.
 
-    ``loss_mask`` bool [tokens] says which have a loss, all of them when None. A document may come in several pieces, so
-    that a long one needs little memory: all but its last have ``continues``. ``location`` says where the ids stand, for
-    messages. ``ends`` are ids that end the document as well as the end id, with white space after them or not; an end
-    id that is added has a loss where the last token has one, and with ``learn_end``.
+    A long document may come in several pieces, to save memory: all but the last have ``continues``. ``location`` is
+    where the ids were read, for messages. ``ends`` are ids that end the document as the end id does, with or without
+    white space after them. An end id that is added has a loss if the last token has one and ``learn_end`` is set.
     """
 
     ids: np.ndarray
@@ -83,14 +81,14 @@ class TokenIds:
 
 
 Document = str | TextPiece | TextParts | TokenIds
-"""In the store the end id stands after each; it is added where a document does not end by itself."""
+"""In the store each document ends with the end id, which is added unless the document has another end."""
 
 
 @dataclass
 class Report:
-    """Counts of what was not read: ``left_out`` names files that cannot be read, ``dropped`` counts documents by the
-    reason, and parts of documents that were passed over. ``matched`` counts what settings found: separators, end ids,
-    rows with labels."""
+    """Counts of what was not read: ``left_out`` names unreadable files, and ``dropped`` counts dropped documents, and
+    skipped parts of documents, by reason. ``matched`` counts what settings found: separators, end ids, rows with
+    labels."""
 
     left_out: list[str] = field(default_factory=list[str])
     dropped: Counter[str] = field(default_factory=Counter[str])
@@ -98,11 +96,11 @@ class Report:
 
 
 class Unwanted(Exception):
-    """Raised for a document that the run file leaves out; the message is the reason to count by."""
+    """Raised for a document that the run file excludes; the message is the reason to count it by."""
 
 
 class BadRow(Exception):
-    """Raised for a row that cannot be used: a ``reason`` to count by, and a message without its place."""
+    """Raised for a row that cannot be used: a ``reason`` to count it by, and a message without its location."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -110,39 +108,42 @@ class BadRow(Exception):
 
 
 class Reader(ABC, Generic[AnySource, Part]):
-    """Reads sources of one kind. A kind sets what it needs of the attributes, and overrides what it does otherwise."""
+    """The base of the reader of a kind of source, which sets class attributes and overrides methods as it needs."""
 
     suffixes: tuple[str, ...] = ("",)
     """Endings of the files that are read when the source names a folder."""
     needs: tuple[str, str] | None = None
     """A module without which nothing can be read, and the extra that has it."""
     read_by: tuple[str, ...] = ()
-    """Libraries that decide what the documents are, by their names on PyPI. What unpacks files whose content has a
-    checksum (zstandard) is none of them."""
+    """Libraries that decide what the documents are, by their names on PyPI. A library that only decompresses files,
+    whose content has a checksum, such as zstandard, does not."""
+
+    written_by = ("jinja2",)
+    """Libraries that write the documents of a template, by their names on PyPI."""
 
     def __init__(self, source: AnySource) -> None:
         self.source = source
 
     def missing(self, where: str) -> list[str]:
-        """A line for each thing that is missing to read the source; no data is read. ``where`` is its key in the run
-        file."""
+        """Return a line for each thing that is missing to read the source, whose key in the run file is ``where``. No
+        data is read."""
         problems = [check_path(path, self.suffixes, f"{where}.path") for path in self.source.paths]
         return [*self.missing_library(where), *(problem for problem in problems if problem is not None)]
 
     def missing_library(self, where: str) -> list[str]:
-        """A line if the library that the kind needs is not there."""
+        """Return a line if the library that the kind needs is not installed."""
         if self.needs is None or is_installed(self.needs[0]):
             return []
         return [not_installed(f"{where}: a source of kind {self.source.kind}", self.needs[1], self.needs[0])]
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """``read_by``, and for documents that a template writes `TEMPLATE_LIBRARIES`."""
-        written = isinstance(getattr(self.source, "document", None), ChatField | TemplateFields)
-        return (*self.read_by, *TEMPLATE_LIBRARIES) if written else self.read_by
+        """``read_by``, and ``written_by`` if a template writes the documents."""
+        by_template = isinstance(getattr(self.source, "document", None), ChatField | TemplateFields)
+        return (*self.read_by, *self.written_by) if by_template else self.read_by
 
     def index(self, where: str) -> SourceIndex:
-        """The source as it is now, without reading it. Raises UserError when something is missing."""
+        """Return the index of the source as it is now; no data is read. Raises UserError when something is missing."""
         passed: PassedOver = {}
         files = self.find(where, passed)
         if empty := [file.path for file in files if not file.size]:
@@ -150,26 +151,26 @@ class Reader(ABC, Generic[AnySource, Part]):
         return self.indexed(where, self.facts(files), sum(file.size for file in files), files, passed)
 
     def find(self, where: str, passed: PassedOver) -> list[File]:
-        """Return the files of the source; the names that are not read are added to ``passed``.
+        """Return the files of the source, and add the names that are not read to ``passed``.
 
-        Raises UserError when there is none.
+        Raises UserError when there is no file.
         """
         return find_files(self.source.paths, self.suffixes, f"{where}.path", passed)
 
     def facts(self, files: list[File]) -> list[str]:
-        """The facts that the fingerprint of a source with these ``files`` follows from."""
+        """Return the facts about ``files`` that the fingerprint of the source depends on."""
         return [file.facts for file in files]
 
     def indexed(
         self, where: str, facts: Iterable[str], size: int, files: Iterable[File] = (), passed: PassedOver | None = None
     ) -> SourceIndex:
-        """The index of a source of ``size`` bytes that is the same as long as the ``facts`` are."""
+        """Return the index of the source, of ``size`` bytes; its fingerprint changes if the ``facts`` do."""
         versions = "".join(f"\n{name} {version}" for name, version in versions_of(self.libraries).items())
         how = self.source.model_dump_json(exclude={"path", *Source.model_fields}) + self._template(where) + versions
         return SourceIndex(self, digest(how, *facts), size, tuple(files), passed or {})
 
     def _template(self, where: str) -> str:
-        """The text of the chat template that the source names, "" when it names none."""
+        """Return the text of the chat template that the source names, "" if it names none."""
         document = getattr(self.source, "document", None)
         if not isinstance(document, ChatField) or document.template is None:
             return ""
@@ -180,25 +181,26 @@ class Reader(ABC, Generic[AnySource, Part]):
 
     @abstractmethod
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Part]], list[str]]:
-        """Work units of about ``length`` bytes in the order of the documents, and files left out as unreadable."""
+        """Return work units of about ``length`` bytes in the order of the documents, and the paths of unreadable
+        files."""
 
     @abstractmethod
     def documents(self, part: Part, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """The documents of ``part`` of the source in their order, empty ones included.
+        """Yield the documents of ``part`` of the source in their order, empty ones included.
 
-        Without a ``tokenizer`` these are what one can be made from: texts and music. What is left out is added to
-        ``report``. Raises UserError with the place of what cannot be read.
+        Without a ``tokenizer``, yield what one can be trained on: texts and music. What is skipped is added to
+        ``report``. Raises UserError with the location of what cannot be read.
         """
 
     def unmatched(self, index: SourceIndex, matched: Mapping[str, int], documents: int) -> Iterator[str]:
-        """A line for each setting that found nothing in the source, of which ``documents`` were kept."""
+        """Yield a line for each setting that found nothing in the source, of which ``documents`` were kept."""
         return iter(())
 
 
 @dataclass(frozen=True)
 class WorkUnit(Generic[Part]):
-    """A part of a source that is read by itself and becomes one shard: messages name it by ``location``, ``size`` is in
-    bytes."""
+    """A part of a source that is read by itself and becomes one shard, of ``size`` bytes; messages name it by
+    ``location``."""
 
     reader: Reader[Any, Part]
     part: Part
@@ -206,7 +208,7 @@ class WorkUnit(Generic[Part]):
     size: int
 
     def documents(self, report: Report, tokenizer: Tokenizer | None = None) -> Iterator[Document]:
-        """The documents of this unit; see `Reader.documents`. Without a ``tokenizer`` ready ids are passed over."""
+        """Yield the documents of this unit; see `Reader.documents`. Without a ``tokenizer`` there are none of ids."""
         if tokenizer is None and self.reader.source.content == "ids":
             return iter(())
         return self.reader.documents(self.part, report, tokenizer)
@@ -214,9 +216,11 @@ class WorkUnit(Generic[Part]):
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """A source as it is now. ``fingerprint`` follows from its files with sizes and times, or its dataset, from how it
-    is read and from the versions of the libraries that read it; ``size`` is in bytes, and ``passed`` has the names in
-    its folders that are not read."""
+    """A source as it is now, of ``size`` bytes.
+
+    ``fingerprint`` depends on its files with their sizes and times, or its dataset, on how it is read, and on the
+    versions of the libraries that read it. ``passed`` has the names in its folders that are not read, by reason.
+    """
 
     reader: Reader[Any, Any]
     fingerprint: str
@@ -230,9 +234,9 @@ class SourceIndex:
         return self.reader.source
 
     def units(self) -> tuple[list[WorkUnit[Any]], list[str]]:
-        """The work units, in the order of the documents, and files that are left out because they are unreadable.
+        """Return the work units, in the order of the documents, and the paths of unreadable files.
 
-        They follow from the index alone, and not from the number of processes. Units grow with the corpus from 16 to
-        128 MB, so that a large one has thousands of shards and not a hundred thousand.
+        Units depend on the index only, not on the number of processes. Their size grows with the corpus from 16 to 128
+        MB, so that a large corpus has thousands of shards and not a hundred thousand.
         """
         return self.reader.units(self, min(max(UNIT_BYTES, self.size // _UNITS), _LARGEST_UNIT))

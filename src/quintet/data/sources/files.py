@@ -1,4 +1,4 @@
-"""The files that a path of the run file stands for, on this disk or at an address."""
+"""The files that a path of the run file names, on this disk or at an address."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from quintet.errors import UserError
 
 _MAGIC = "*?["
 PassedOver = dict[str, list[str]]
-"""Names that a folder or a pattern has and that are not read, by the reason."""
+"""Names in a folder, or that a pattern matches, that are not read, by reason."""
 
 HIDDEN, LINKED, FOLDERS = "hidden", "folders behind links", "folders that a pattern matches (`**` enters them)"
 IRREGULAR, OTHERS, EMPTY = "no regular files", "other endings", "empty files"
 
-# What tells two contents of one name apart, under the names that file systems give to it.
+# The facts by which file systems tell two contents of one name apart.
 _STAMPS = ("ETag", "etag", "md5Hash", "contentMd5", "Content-MD5", "crc32c", "generation", "updated", "LastModified")
 _TIMES = ("Last-Modified", "last_modified", "mtime", "modified", "created")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a source: ``name`` is its path relative to the folder that was named, ``named`` whether the user named
-    the file itself (or a pattern for it) and not only its folder. Size in bytes, time in nanoseconds. ``stamp`` is what
-    a server says of the content, "" on this disk."""
+    """A file of a source; size in bytes, time in nanoseconds.
+
+    ``name`` is its path relative to the folder that the user named. ``named`` is True if the user named the file itself
+    (or a pattern for it) and not only its folder. ``stamp`` is what a server says of the content, "" on this disk.
+    """
 
     path: str
     name: str
@@ -41,32 +43,31 @@ class File:
 
     @property
     def facts(self) -> str:
-        """The facts about the file that are known without reading it."""
+        """The facts that are known without reading the file."""
         return f"{self.name}\n{self.named}\n{self.size}\n{self.mtime_ns}\n{self.stamp}"
 
 
 def find_files(
     paths: str | tuple[str, ...], suffixes: tuple[str, ...], where: str, passed: PassedOver | None = None
 ) -> list[File]:
-    """The files that ``paths`` stand for, in the order of ``paths`` and sorted by name within one; each once.
+    """Return the files that ``paths`` name, each once, in the order of ``paths`` and sorted by name within a path.
 
-    A path is a file, a folder (all files below it whose name ends with one of ``suffixes``, in small letters or
-    capitals, hidden ones left out) or a pattern of `glob`, relative to the working directory, or an address that fsspec
-    knows. What is left out is added to ``passed``. Raises UserError, with ``where`` as the key at fault, for what does
-    not exist, matches nothing or cannot be read.
+    A path is a file, a folder (all visible files below it whose name ends with one of ``suffixes``, in small letters or
+    capitals) or a pattern of `glob`, relative to the working directory, or an address that fsspec knows. Names that are
+    not read are added to ``passed``. Raises UserError, with ``where`` as the key at fault, for what does not exist,
+    matches nothing or cannot be read.
     """
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     passed = {} if passed is None else passed
     for path in (paths,) if isinstance(paths, str) else paths:
         for file in sorted(_matching(path, suffixes, where, passed), key=lambda file: file.name):
-            found.setdefault(file.path if is_remote(file.path) else os.path.realpath(file.path), file)
-    return list(found.values())
+            files.setdefault(file.path if is_remote(file.path) else os.path.realpath(file.path), file)
+    return list(files.values())
 
 
 def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
-    """The problem with ``path``, None when it names at least one file. Stops at the first file, and reads none.
-
-    An address is taken on trust."""
+    """Return the problem with ``path``, None if it names at least one file. No file is read, and an address is assumed
+    to exist."""
     if is_remote(path):
         return None
     try:
@@ -77,7 +78,7 @@ def check_path(path: str, suffixes: tuple[str, ...], where: str) -> str | None:
 
 
 def missing_paths(paths: tuple[str, ...], where: str) -> list[str]:
-    """A line for each of ``paths`` that nothing on this disk begins with: names of Megatron's have no ending."""
+    """Return a line for each of ``paths`` with which no name on this disk begins: Megatron's names have no ending."""
     return [
         f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"
         for path in paths
@@ -86,13 +87,13 @@ def missing_paths(paths: tuple[str, ...], where: str) -> list[str]:
 
 
 def ends_with(name: str, suffixes: tuple[str, ...]) -> bool:
-    """True if ``name`` ends with one of ``suffixes``, in small letters or capitals."""
+    """Return True if ``name`` ends with one of ``suffixes``, in small letters or capitals."""
     return name.lower().endswith(suffixes)
 
 
 def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOver | None = None) -> Iterator[Path]:
-    """Regular files below ``folder``; names that ``skip`` refuses, and folders behind links, are left out, and added to
-    ``passed``."""
+    """Yield the regular files below ``folder``; other names, those that ``skip`` accepts and folders behind links are
+    added to ``passed``."""
     passed = {} if passed is None else passed
 
     def refuse(error: OSError) -> None:
@@ -114,35 +115,35 @@ def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOv
 
 
 def pass_over(passed: PassedOver, reason: str, path: Path | str) -> None:
-    """Note that what is at ``path`` is not read."""
+    """Add ``path`` to the names that are not read for this ``reason``."""
     passed.setdefault(reason, []).append(shown(str(path)))
 
 
 def passed_over_lines(label: str, passed: PassedOver) -> Iterator[str]:
-    """A line for each reason in ``passed``, with the first names."""
+    """Yield a line for each reason in ``passed``, with the first names."""
     for reason, names in sorted(passed.items()):
         first = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
         yield f"{label}: passed over {len(names):,} names, {reason}: {first}"
 
 
 def described(path: Path, name: str, named: bool) -> File:
-    """``path`` as a File; raises FileNotFoundError when it is gone."""
+    """Return ``path`` as a File. Raises FileNotFoundError when it does not exist."""
     facts = os.stat(path)
     return File(str(path), shown(name), named, facts.st_size, facts.st_mtime_ns)
 
 
 def shown(name: str) -> str:
-    """A name of the file system as text: its bytes as UTF-8 whatever the locale, with escapes for what is none."""
+    """Return a name of the file system as text: UTF-8 whatever the locale, with escapes for other bytes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def files_at(address: str) -> Iterator[File]:
-    """The files that an address stands for: the one, those of a folder, or those that match a pattern.
+    """Yield the files at an address: one file, those of a folder, or those that match a pattern; maybe none.
 
-    Raises UserError when the address cannot be looked at; nothing is found where nothing is.
+    Raises UserError when the address cannot be read.
     """
     system, inner = file_system(address)
-    signs = "*" if address.startswith("http") else _MAGIC  # in an address of the web, ? and [ are something else
+    signs = "*" if address.startswith("http") else _MAGIC  # in a URL, ? and [ mean something else
     with errors_at(address):
         named = not system.isdir(inner)
         if any(sign in inner for sign in signs):
@@ -162,17 +163,17 @@ def files_at(address: str) -> Iterator[File]:
 
 
 def beside(file: File, path: str, name: str) -> list[File]:
-    """The file at ``path``, called ``name``, that lies beside ``file``; none if there is none."""
+    """Return the file at ``path`` beside ``file``, with the ``name``; [] if it does not exist."""
     if is_remote(path):
         system, inner = file_system(path)
         with errors_at(path):
-            there = system.isfile(inner)
-        return list(files_at(path)) if there else []
+            exists = system.isfile(inner)
+        return list(files_at(path)) if exists else []
     return [described(Path(path), name, file.named)] if Path(path).is_file() else []
 
 
 def _stamp(info: dict[str, Any]) -> str:
-    """The part of ``info``, as fsspec gives it, that tells two contents of one name apart."""
+    """Return the facts in ``info``, which fsspec gives, that tell two contents of one name apart."""
     stamps = [f"{name}={info[name]}" for name in _STAMPS if info.get(name)]
     return " ".join(stamps or [f"{name}={info[name]}" for name in _TIMES if info.get(name)])
 

@@ -15,9 +15,9 @@ from quintet.data.sources.base import BadRow, Document, Report, SourceIndex, Wor
 from quintet.data.sources.reading import BadFile, ByteRange, blocks, cut, is_compressed, line_of, read, records
 from quintet.data.sources.rows import (
     Location,
-    Made,
     MakeDocument,
     Row,
+    RowDocuments,
     RowReader,
     check_texts,
     columns_of,
@@ -30,16 +30,16 @@ _BOM = b"\xef\xbb\xbf"
 _LONGEST_FIELD = (1 << 31) - 1  # the most that the library can count on every system
 
 Spans = tuple[ByteRange, ...]
-"""Whole lines of one or several files; compressed files are read as a whole."""
+"""Ranges of whole lines in one or several files; a compressed file is one range."""
 
 
 class JsonlReader(RowReader[JsonlSource, Spans]):
-    """UTF-8, one JSON object a line. Lines of white space are passed over."""
+    """UTF-8, one JSON object per line. Lines of white space are skipped."""
 
     suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst")
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Spans]], list[str]]:
-        """Large files are cut between lines, small ones are read together."""
+        """Cut large files between lines, and read small ones together."""
         units: list[WorkUnit[Spans]] = []
         group: list[ByteRange] = []
         filled = 0
@@ -59,32 +59,34 @@ class JsonlReader(RowReader[JsonlSource, Spans]):
         return WorkUnit(self, spans, first if first == last else f"{first} to {last}", size)
 
     def documents(self, part: Spans, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Raises UserError with file and line for what is no JSON object or lacks what a document needs, or with
-        ``on_error: skip`` counts it in ``report``."""
+        """Yield a document per line. A line that is no JSON object or lacks what a document needs raises UserError with
+        file and line, or with ``on_error: skip`` is counted in ``report``."""
         make = partial(_json_document, document_maker(self.source.document, tokenizer))
         for span in part:
-            yield from self.made(lines_of(span), make, report)
+            yield from self.documents_of(lines_of(span), make, report)
 
 
 def lines_of(span: ByteRange) -> Iterator[tuple[bytes, Location]]:
-    """The lines of ``span`` that are not white space, with their places; of a compressed file, those of all of it."""
+    """Yield the lines of ``span``, or of all of a compressed file, that are not white space, with their locations."""
     path, compressed = span.path, is_compressed(span.path)
-    found = records(blocks(path) if compressed else [read(span)], b"\n")
-    for number, (offset, line) in enumerate(found, 1):
+    lines = records(blocks(path) if compressed else [read(span)], b"\n")
+    for number, (offset, line) in enumerate(lines, 1):
         if span.start + offset == 0:
             line = line.removeprefix(_BOM)
         if line and not line.isspace():
-            at = partial("{}:{}".format, path, number) if compressed else partial(_place, path, span.start + offset)
-            yield line, at
+            if compressed:
+                yield line, partial("{}:{}".format, path, number)
+            else:
+                yield line, partial(_location, path, span.start + offset)
 
 
-def _place(path: str, offset: int) -> str:
+def _location(path: str, offset: int) -> str:
     return f"{path}:{line_of(path, offset)}"
 
 
 def row_of(line: bytes) -> Row:
-    """The JSON object that ``line`` is. Raises BadRow for what is none, and for an object with a key twice: which value
-    counts is not defined (RFC 8259, section 4)."""
+    """Return the JSON object in ``line``. Raises BadRow for anything else, and for an object with a key twice: which
+    value counts is not defined (RFC 8259, section 4)."""
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -92,7 +94,7 @@ def row_of(line: bytes) -> Row:
     except json.JSONDecodeError as error:
         message = f"is no JSON ({error.msg} at character {error.pos}); correct or remove the line"
         raise BadRow("no_json", message) from None
-    except ValueError:  # of JSON's grammar, and beyond what Python reads
+    except ValueError:  # valid JSON, but beyond Python's limit of digits
         raise BadRow("no_json", "holds a whole number of thousands of digits; correct the line") from None
     except RecursionError:
         raise BadRow("no_json", "is nested too deeply; correct or remove the line") from None
@@ -102,15 +104,15 @@ def row_of(line: bytes) -> Row:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRow("key_twice", f"has the key {twice!r} twice in one object; correct or remove the line")
-    return found
+    return value
 
 
-def _json_document(make: MakeDocument, line: bytes, location: Location) -> Made:
+def _json_document(make: MakeDocument, line: bytes, location: Location) -> RowDocuments:
     document = make(row_of(line), location)
     if b"\\u" in line:
         check_texts(document)
@@ -118,11 +120,11 @@ def _json_document(make: MakeDocument, line: bytes, location: Location) -> Made:
 
 
 class CsvReader(RowReader[CsvSource, str]):
-    """Tables as text with a first row of names. A file is one unit and read from its beginning, as a line break can
-    stand within a value.
+    """Tables as text, whose first row has the names of the columns. A file is one unit and read from its beginning,
+    because a value may hold line breaks.
 
-    The standard library reads them and not pyarrow, which the core install does not have, which gives no line of a row
-    whose values hold line breaks, and which takes a quote that is never closed for the end of a value.
+    The standard library reads them. pyarrow is not part of the core install, does not give the line of a row whose
+    values hold line breaks, and accepts a quote that is never closed.
     """
 
     suffixes = (".csv", ".csv.gz", ".csv.zst")
@@ -131,16 +133,16 @@ class CsvReader(RowReader[CsvSource, str]):
         return [WorkUnit(self, file.path, file.path, file.size) for file in index.files], []
 
     def documents(self, part: str, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Raises UserError with file and line for a row that lacks what a document needs, or with ``on_error: skip``
-        counts it in ``report``."""
+        """Yield a document per row. A row that lacks what a document needs raises UserError with file and line, or with
+        ``on_error: skip`` is counted in ``report``."""
         names, rows = self._rows(part)
         columns = columns_of(self.source.document)
         columns.check(names, part)
-        make = partial(_csv_document, document_maker(self.source.document, tokenizer), names, columns.wanted(names))
-        return self.made(rows, make, report)
+        make = partial(_csv_document, document_maker(self.source.document, tokenizer), names, columns.used(names))
+        return self.documents_of(rows, make, report)
 
     def _rows(self, path: str) -> tuple[list[str], Iterator[tuple[list[str], Location]]]:
-        """The names of the columns, and the values of each row."""
+        """Return the names of the columns, and an iterator over the values of each row."""
         csv.field_size_limit(_LONGEST_FIELD)
         content = io.BufferedReader(_Blocks(blocks(path)), 1 << 20)
         lines = io.TextIOWrapper(content, "utf-8-sig", "surrogateescape", newline="")
@@ -160,7 +162,9 @@ class CsvReader(RowReader[CsvSource, str]):
         return next(reader, no_names), rows()
 
 
-def _csv_document(make: MakeDocument, names: list[str], used: list[str], values: list[str], location: Location) -> Made:
+def _csv_document(
+    make: MakeDocument, names: list[str], used: list[str], values: list[str], location: Location
+) -> RowDocuments:
     if len(values) != len(names):
         raise BadRow("wrong_width", f"has {len(values)} values, and there are {len(names)} columns; correct the row")
     row = dict(zip(names, values, strict=True))
@@ -173,7 +177,7 @@ def _csv_document(make: MakeDocument, names: list[str], used: list[str], values:
 
 
 class _Blocks(io.RawIOBase):
-    """Blocks of bytes as a file."""
+    """Blocks of bytes as a raw stream."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._rest = blocks, b""

@@ -1,9 +1,9 @@
-"""Indexed datasets of Megatron-LM: NAME.bin holds ids, NAME.idx where its sequences and documents are.
+"""Indexed datasets of Megatron-LM: NAME.bin holds ids, NAME.idx the positions of sequences and documents.
 
 The index (`megatron/core/datasets/indexed_dataset.py`, version 1), little-endian: "MMIDIDX" and two zero bytes, the
-version (8 bytes), the type of the ids (1 byte), the numbers of sequences and of document bounds (8 bytes each), then
-lengths of the sequences in ids (int32), where each begins in NAME.bin in bytes (int64), and the sequence with which
-each document begins (int64), with the number of sequences as the last of these.
+version (8 bytes), the type of the ids (1 byte), the numbers of sequences and of document bounds (8 bytes each). Then
+come the lengths of the sequences in ids (int32), their offsets in NAME.bin in bytes (int64), and the first sequence of
+each document (int64), followed by the number of sequences.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 @dataclass(frozen=True)
 class Index:
-    """The header of an index: type of the ids, and how many sequences and documents there are."""
+    """The header of an index: the type of the ids, and the numbers of sequences and documents."""
 
     path: str
     dtype: str
@@ -40,20 +40,20 @@ class Index:
     documents: int
 
     def lengths(self, start: int, stop: int) -> np.ndarray:
-        """Number of ids of each of the sequences ``start`` to ``stop``, int32 [stop - start]."""
+        """Return the number of ids in each of the sequences ``start`` to ``stop``, int32 [stop - start]."""
         return self._array("<i4", 0, start, stop)
 
     def offsets(self, start: int, stop: int) -> np.ndarray:
-        """Byte of NAME.bin at which each of the sequences begins, int64 [stop - start]."""
+        """Return the byte of NAME.bin where each of the sequences begins, int64 [stop - start]."""
         return self._array("<i8", 4 * self.sequences, start, stop)
 
     def bounds(self, start: int, stop: int) -> np.ndarray:
-        """The first sequence of each of documents ``start`` to ``stop`` and of the next: int64 [stop - start + 1]."""
+        """Return the first sequence of documents ``start`` to ``stop`` and of the next: int64 [stop - start + 1]."""
         return self._array("<i8", 12 * self.sequences, start, stop + 1)
 
     @property
     def bytes(self) -> int:
-        """The least size of the index."""
+        """The minimum size of the index in bytes."""
         return len(MAGIC) + _HEADER.size + 12 * self.sequences + 8 * (self.documents + 1)
 
     def _array(self, dtype: str, begin: int, start: int, stop: int) -> np.ndarray:
@@ -79,35 +79,35 @@ class MegatronReader(Reader[MegatronSource, Documents]):
         return missing_paths(self.source.paths, where)
 
     def find(self, where: str, passed: PassedOver) -> list[File]:
-        """The indexes, each followed by its file of ids. Raises UserError when one is missing."""
+        """Return the indexes, each followed by its file of ids. Raises UserError when one is missing."""
         paths = tuple(map(_with_ending, self.source.paths))
-        found: list[File] = []
+        files: list[File] = []
         for index in find_files(paths, (".idx",), f"{where}.path", passed):
             ids = Path(index.path).with_suffix(".bin")
             if not ids.is_file():
                 raise UserError(f"{where}.path: {ids} does not exist beside {index.path}; restore it")
-            found += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
-        others = [name for name in passed.pop(OTHERS, ()) if name not in {file.path for file in found}]
+            files += [index, described(ids, Path(index.name).with_suffix(".bin").as_posix(), index.named)]
+        others = [name for name in passed.pop(OTHERS, ()) if name not in {file.path for file in files}]
         passed |= {OTHERS: others} if others else {}
-        return found
+        return files
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[Documents]], list[str]]:
-        """Raises UserError for what is no index, or one that does not fit its ids."""
+        """Group the documents. Raises UserError for what is no index, or for an index that does not fit its ids."""
         units: list[WorkUnit[Documents]] = []
         for index_file, ids in zip(index.files[::2], index.files[1::2], strict=True):
-            found = _read_index(index_file)
-            ends = _ends(found, ids)
+            header = _read_index(index_file)
+            ends = _ends(header, ids)
             nominal = np.arange(length, int(ends[-1]), length) if ends.size else np.empty(0, np.int64)
             cuts = np.searchsorted(ends, nominal) + 1
-            bounds = np.unique([0, *cuts.tolist(), found.documents]).tolist()
+            bounds = np.unique([0, *cuts.tolist(), header.documents]).tolist()
             for first, last in pairwise(bounds):
                 size = int(ends[last - 1] - (ends[first - 1] if first else 0))
                 location = f"{ids.path}, documents {first} to {last - 1}"
-                units.append(WorkUnit(self, Documents(found, ids.path, first, last), location, size))
+                units.append(WorkUnit(self, Documents(header, ids.path, first, last), location, size))
         return units, []
 
     def documents(self, part: Documents, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """The documents of ``part``; those without a token are left out by the store."""
+        """Yield the documents of ``part`` that have a token."""
         bounds = part.index.bounds(part.first, part.last)
         begin, end = int(bounds[0]), int(bounds[-1])
         lengths, offsets = part.index.lengths(begin, end), part.index.offsets(begin, end)
@@ -124,7 +124,7 @@ class MegatronReader(Reader[MegatronSource, Documents]):
 
 
 class _Ids:
-    """Ids of a file, read ahead: documents are mostly short and one after the other."""
+    """The ids of a file, read ahead: most documents are short and follow one another."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self._path, self._dtype, self.item = path, dtype, np.dtype(dtype).itemsize
@@ -154,7 +154,7 @@ def _read_index(file: File) -> Index:
 
 
 def _ends(index: Index, ids: File) -> np.ndarray:
-    """Bytes up to the end of each document, int64 [documents]. Raises UserError where ``ids`` do not fit."""
+    """Return the bytes up to the end of each document, int64 [documents]. Raises UserError when ``ids`` do not fit."""
     item = np.dtype(index.dtype).itemsize
     lengths = index.lengths(0, index.sequences).astype(np.int64)
     offsets = index.offsets(0, index.sequences)

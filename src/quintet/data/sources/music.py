@@ -1,4 +1,4 @@
-"""Piano music: MIDI files, rows of notes and scores become documents of numbers (see `quintet.piano.notes`)."""
+"""Piano music as documents of numbers (see `quintet.piano.notes`): MIDI files, rows of notes, and scores."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from quintet.piano.notes import HIGHEST, LONGEST, LOWEST, Notes, notes, split_at
 from quintet.piano.scores import CorpusScore, read_score, scores
 from quintet.tokenize.base import Tokenizer
 
-_UNIT_BYTES = 1 << 20  # of MIDI: to read it takes as long as some 30 MB of text
+_UNIT_BYTES = 1 << 20  # reading 1 MB of MIDI takes as long as 30 MB of text
 _UNIT_SCORES = 16
 _FEWEST = 2  # notes of a document
 _COLUMNS = ("pitch", "velocity", "start", "end")
 
 
 class MidiReader(Reader[MidiSource, tuple[File, ...]]):
-    """MIDI files, one piece a file."""
+    """MIDI files, one piece per file."""
 
     suffixes = (".mid", ".midi")
     needs = ("symusic", "piano")
     read_by = ("mido", "symusic")
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[tuple[File, ...]]], list[str]]:
-        """Work units of about a megabyte."""
+        """Return work units of about a megabyte."""
         groups: list[list[File]] = [[]]
         for file in index.files:
             groups[-1].append(file)
-            if sum(one.size for one in groups[-1]) >= _UNIT_BYTES:
+            if sum(file.size for file in groups[-1]) >= _UNIT_BYTES:
                 groups.append([])
-        found = [tuple(group) for group in groups if group]
-        return [WorkUnit(self, part, part[0].path, sum(file.size for file in part)) for part in found], []
+        parts = [tuple(group) for group in groups if group]
+        return [WorkUnit(self, part, part[0].path, sum(file.size for file in part)) for part in parts], []
 
     def documents(self, part: tuple[File, ...], report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """The parts of each file. Raises UserError for a file that cannot be read, or counts and names it in
-        ``report``."""
+        """Yield the documents of each file. A file that cannot be read raises UserError, or with ``on_error: skip`` is
+        counted and named in ``report``."""
         from quintet.piano.midi import MissingTrack, read_midi
 
         source = self.source
@@ -66,25 +66,25 @@ class MidiReader(Reader[MidiSource, tuple[File, ...]]):
 
 
 class ScoresReader(Reader[ScoresSource, tuple[CorpusScore, ...]]):
-    """Keyboard scores of the corpus of music21."""
+    """Keyboard scores from the corpus of music21."""
 
     needs = ("music21", "piano")
     read_by = ("music21",)
 
     def index(self, where: str) -> SourceIndex:
-        found = scores()
-        return self.indexed(where, [score.name for score in found], _bytes_of(found))
+        corpus = scores()
+        return self.indexed(where, [score.name for score in corpus], _size(corpus))
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[tuple[CorpusScore, ...]]], list[str]]:
-        """A work unit for every sixteen scores."""
-        found = scores()
-        groups = [found[start : start + _UNIT_SCORES] for start in range(0, len(found), _UNIT_SCORES)]
-        return [WorkUnit(self, part, f"music21 {part[0].name}", _bytes_of(part)) for part in groups], []
+        """Return a work unit for every sixteen scores."""
+        corpus = scores()
+        groups = [corpus[start : start + _UNIT_SCORES] for start in range(0, len(corpus), _UNIT_SCORES)]
+        return [WorkUnit(self, part, f"music21 {part[0].name}", _size(part)) for part in groups], []
 
     def documents(
         self, part: tuple[CorpusScore, ...], report: Report, tokenizer: Tokenizer | None
     ) -> Iterator[Document]:
-        """The parts of each score."""
+        """Yield the documents of each score."""
         for score in part:
             try:
                 yield from parts_of(read_score(score), {"composer": score.composer}, self.source, score.name, report)
@@ -92,21 +92,21 @@ class ScoresReader(Reader[ScoresSource, tuple[CorpusScore, ...]]):
                 report.dropped[str(reason)] += 1
 
 
-def _bytes_of(found: Iterable[CorpusScore]) -> int:
-    return sum(score.path.stat().st_size for score in found)
+def _size(corpus: Iterable[CorpusScore]) -> int:
+    return sum(score.path.stat().st_size for score in corpus)
 
 
 def parts_of(
     piece: Notes, about: Mapping[str, Any], music: Music, location: str, report: Report | None = None
 ) -> tuple[Document, ...]:
-    """The documents of a piece: whole, or cut at pauses, each from time 0 on.
+    """Return the documents of a piece, as a whole or cut at pauses, each from time 0 on.
 
-    Raises Unwanted for a piece of a composer that is not asked for, for one with too few notes, and for one that lasts
-    for more than 119 hours.
+    Raises Unwanted for a piece that is by another composer than those asked for, has too few notes, or lasts for more
+    than 119 hours.
     """
     composer = composer_token(about)
-    wanted = {composer_token({"composer": name}) for name in music.only_by}
-    if wanted and composer not in wanted:
+    composers = {composer_token({"composer": name}) for name in music.only_by}
+    if composers and composer not in composers:
         raise Unwanted("another_composer")
     inside = (piece.pitch >= LOWEST) & (piece.pitch <= HIGHEST)
     if report is not None and not inside.all():
@@ -123,7 +123,7 @@ def parts_of(
 
 
 def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
-    """The notes of a row. Raises BadRow."""
+    """Return the notes of a row. Raises BadRow."""
     table = row.get(document.notes)
     if not is_mapping(table):
         raise BadRow("no_notes", f"field {document.notes!r} holds no lists of pitch, velocity, start and end")
@@ -134,11 +134,11 @@ def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise BadRow("no_notes", f"the lists in field {document.notes!r} are not of one length")
     pitch, velocity, start, end = columns
-    good = (start <= end) & np.isfinite(end - start)
+    valid = (start <= end) & np.isfinite(end - start)
     for column in (pitch, velocity):
-        good &= (column >= 0) & (column <= 127) & (column % 1 == 0)
-    if not good.all():
-        note = ", ".join(f"{name} {column[~good][0]:g}" for name, column in zip(_COLUMNS, columns, strict=True))
+        valid &= (column >= 0) & (column <= 127) & (column % 1 == 0)
+    if not valid.all():
+        note = ", ".join(f"{name} {column[~valid][0]:g}" for name, column in zip(_COLUMNS, columns, strict=True))
         raise BadRow(
             "bad_notes",
             f"a note in field {document.notes!r} has {note}; pitch and velocity are whole numbers from 0 to 127, and "
@@ -148,14 +148,14 @@ def notes_of(row: Mapping[str, object], document: NotesField) -> Notes:
 
 
 def metadata_of(row: Mapping[str, object], document: NotesField) -> Mapping[str, Any]:
-    """The metadata of the piece of a row; nothing where the row does not say. Raises BadRow."""
-    text = row.get(document.source)
-    if is_mapping(text):
-        return text
-    if not text:
+    """Return the metadata of the piece of a row, {} if the row has none. Raises BadRow."""
+    source = row.get(document.source)
+    if is_mapping(source):
+        return source
+    if not source:
         return {}
     try:
-        found = from_json(str(text))
+        metadata = from_json(str(source))
     except ValueError:
         raise BadRow("bad_source", f"field {document.source!r} holds no JSON") from None
-    return found if is_mapping(found) else {}
+    return metadata if is_mapping(metadata) else {}

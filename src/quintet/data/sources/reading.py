@@ -1,4 +1,4 @@
-"""Reading the bytes of files: on this disk or at an address, whole or in ranges, compressed or not."""
+"""Reading the bytes of files, on this disk or at an address, as a whole or in ranges, compressed or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ_COMPRESSED = 1 << 17  # a block may become a thousand times as large
 
 
 class BadFile(UserError):
-    """The rest of a file cannot be read."""
+    """Raised when the rest of a file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class ByteRange:
 
 
 def is_remote(path: str) -> bool:
-    """True if ``path`` begins with a scheme, such as s3://."""
+    """Return True if ``path`` begins with a scheme, such as s3://."""
     return "://" in path
 
 
 def is_compressed(path: str) -> bool:
-    """True if the name says so."""
+    """Return True if the ending of the name says that the file is compressed."""
     return path.lower().endswith(_COMPRESSED)
 
 
 def file_system(path: str) -> tuple[Any, str]:
-    """The file system of fsspec for an address, which keeps its connections, and the file's name in it.
+    """Return fsspec's file system for an address, which keeps its connections, and the file's name in it.
 
     Raises UserError when no installed library knows the scheme.
     """
@@ -61,7 +61,7 @@ def file_system(path: str) -> tuple[Any, str]:
 
 @contextmanager
 def errors_at(path: str) -> Generator[None]:
-    """Within, raise UserError about the address ``path`` for any error: each file system has errors of its own."""
+    """Raise UserError about the address ``path`` for any error inside: each file system has errors of its own."""
     try:
         yield
     except UserError:
@@ -73,7 +73,7 @@ def errors_at(path: str) -> Generator[None]:
 
 
 def open_file(path: str) -> BinaryIO:
-    """``path``, a file on this disk or an address, opened to read bytes. Raises UserError when that cannot be."""
+    """Open ``path``, a file on this disk or an address, to read bytes. Raises UserError when it cannot be opened."""
     if is_remote(path):
         system, name = file_system(path)
         with errors_at(path):
@@ -85,7 +85,7 @@ def open_file(path: str) -> BinaryIO:
 
 
 def read(span: ByteRange) -> bytes:
-    """The bytes of ``span``. Raises UserError when the file has become shorter."""
+    """Return the bytes of ``span``. Raises UserError when the file has become shorter."""
     if is_remote(span.path):
         system, name = file_system(span.path)
         with errors_at(span.path):
@@ -100,9 +100,9 @@ def read(span: ByteRange) -> bytes:
 
 
 def blocks(path: str) -> Iterator[bytes]:
-    """The content of ``path`` in blocks of any length, decompressed if its name says that it is compressed.
+    """Yield the content of ``path`` in blocks of any length, decompressed if its name says that it is compressed.
 
-    Raises BadFile where it is damaged or ends too early.
+    Raises BadFile when the file is damaged or ends too early.
     """
     done = 0
     with open_file(path) as file:
@@ -124,8 +124,7 @@ def _decompressed(path: str, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _zstandard(path: str, file: BinaryIO) -> Iterator[bytes]:
-    """Frame by frame: the library's own reader, which fsspec uses too, takes a frame that is cut short for a whole
-    one."""
+    """Yield the content frame by frame: the library's own reader, which fsspec uses too, accepts a truncated frame."""
     zstandard = require("zstandard", "zstd", f"{path}: decompressing it")
     frames = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, begun = frames.decompressobj(), False
@@ -142,14 +141,14 @@ def _zstandard(path: str, file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("a frame ends too early")
 
 
-def records(found: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """The records between ``separator``s in a content that comes in blocks, each with its offset.
+def records(content: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the records between ``separator``s in a content that comes in blocks, each with its offset.
 
-    None comes after a separator at the end.
+    A separator at the end of the content ends the last record.
     """
     rest, searched, offset = bytearray(), 0, 0
-    for block in found:
-        whole: bytes | bytearray = block  # where nothing is left of the block before, it need not be copied
+    for block in content:
+        whole: bytes | bytearray = block  # not copied if the previous block left no rest
         if rest:
             rest += block
             whole = rest
@@ -168,11 +167,12 @@ def records(found: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, byt
 
 
 def cut(path: str, size: int, separator: bytes, length: int) -> list[ByteRange]:
-    """The file in ranges of about ``length`` bytes, each of which ends just after a ``separator`` or with the file.
+    """Return the file in ranges of about ``length`` bytes, each of which ends just after a ``separator`` or at the end
+    of the file.
 
-    Splitting the ranges one by one gives what splitting the whole file from its beginning gives, also for a separator
-    that overlaps itself (three newlines where two separate): a cut is made only after an occurrence into which no
-    earlier one reaches, and such a one is a separator wherever the reading began.
+    Splitting the ranges one by one gives what splitting the whole file gives, even if the separator can overlap itself
+    (two newlines separate, and there are three): a cut comes only after an occurrence that no earlier occurrence
+    overlaps, and such an occurrence is a separator wherever the reading began.
     """
     cuts = [0]
     with open_file(path) as file:
@@ -185,8 +185,7 @@ def cut(path: str, size: int, separator: bytes, length: int) -> list[ByteRange]:
 
 
 def _safe_cut(file: BinaryIO, separator: bytes, nominal: int, size: int) -> int | None:
-    """The first position after a separator that begins at ``nominal`` or later and into which no earlier one
-    reaches."""
+    """Return the first position after a separator that begins at ``nominal`` or later and overlaps no earlier one."""
     overlap = len(separator) - 1
     begin, length = max(0, nominal - overlap), _BLOCK
     while True:
@@ -203,7 +202,7 @@ def _safe_cut(file: BinaryIO, separator: bytes, nominal: int, size: int) -> int 
 
 
 def line_of(path: str, offset: int) -> int:
-    """The number of the line, from 1, that byte ``offset`` of the file is in. Reads all before it: for messages."""
+    """Return the number of the line, from 1, with byte ``offset`` of the file. Reads all before it: for messages."""
     line, left = 1, offset
     with open_file(path) as file:
         while left and (data := file.read(min(left, _READ))):

@@ -1,4 +1,4 @@
-"""Rows as documents: from a mapping of names to values to a document, and what becomes of rows that cannot be one."""
+"""Rows of tables as documents: from a mapping of names to values to a document, and what happens to bad rows."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ from quintet.data.sources.reading import BadFile
 from quintet.data.sources.templates import (
     Conversations,
     Location,
-    Made,
-    Result,
-    Unwritten,
+    RowDocuments,
+    RowResult,
+    TemplateRow,
     messages_of,
+    template_row,
     turn_ends,
-    unwritten,
-    written,
+    write_by_template,
 )
 from quintet.errors import UserError
 from quintet.tokenize.base import Tokenizer, check_text, digest
 
 MASK = "attention_mask"
-_ANSWERS = "2"  # to be raised when the same prompts and answers give other tokens, or others with a loss, than before
+_ANSWERS = "2"  # raise it when the same prompts and answers give other tokens or another loss mask than before
 _MOST_NAMES = 10
 _LONGEST_NAME = 40
 _KINDS: dict[type[object], str] = {
@@ -71,34 +71,34 @@ _KINDS: dict[type[object], str] = {
 
 Raw = TypeVar("Raw")
 Row = Mapping[str, object]
-MakeDocument = Callable[[Row, Location], Made]
+MakeDocument = Callable[[Row, Location], RowDocuments]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that a document needs: those with text, others, and those that are used where they are."""
+    """The columns that a document needs: columns of text, others, and optional ones, which are used if they exist."""
 
     texts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
-    def wanted(self, names: list[str]) -> list[str]:
-        """The columns among ``names`` that are to be read."""
+    def used(self, names: list[str]) -> list[str]:
+        """Return the columns to read of a table with the columns ``names``."""
         return [*self.texts, *self.others, *(name for name in self.optional if name in names)]
 
     def check(self, names: list[str], path: str) -> None:
-        """Raise UserError unless the table at ``path`` with the columns ``names`` has all that are needed, once."""
-        for name in (*self.texts, *self.others):
-            if name not in names:
-                there = ", ".join(one if len(one) <= _LONGEST_NAME else f"{one[:_LONGEST_NAME]}…" for one in names)
-                raise UserError(f"{path}: has no column {name!r}; it has {there}; name another one under `document`")
-        for name in self.wanted(names):
+        """Raise UserError unless the table at ``path``, with the columns ``names``, has each needed column once."""
+        for missing in (*self.texts, *self.others):
+            if missing not in names:
+                shown = ", ".join(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names)
+                raise UserError(f"{path}: has no column {missing!r}; it has {shown}; name another one under `document`")
+        for name in self.used(names):
             if names.count(name) > 1:
                 raise UserError(f"{path}: has {names.count(name)} columns {name!r}; rename or remove all but one")
 
 
 def columns_of(document: RowConfig) -> Columns:
-    """The columns that ``document`` needs."""
+    """Return the columns that ``document`` needs."""
     match document:
         case AnswerFields():
             return Columns((document.prompt, document.answer))
@@ -116,9 +116,9 @@ def columns_of(document: RowConfig) -> Columns:
 
 
 def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocument:
-    """A function from a row to a document, None where it has no separator; it raises BadRow.
+    """Return a function from a row to its document, or None for a row without a separator. The function raises BadRow.
 
-    Without a ``tokenizer`` the documents are the texts alone, for a tokenizer to be made from.
+    Without a ``tokenizer`` the documents are the plain texts, to train a tokenizer on.
     """
     match document:
         case TextField() | ConditionalField():
@@ -129,7 +129,7 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
                 text_of(row, document.prompt) + document.between, text_of(row, document.answer)
             )
         case TemplateFields():
-            return lambda row, _: unwritten(row)
+            return lambda row, _: template_row(row)
         case ChatField():
             conversations = Conversations(document.template, tokenizer, document.date)
             return lambda row, _: _conversation(conversations, row, document.messages)
@@ -143,7 +143,7 @@ def document_maker(document: RowConfig, tokenizer: Tokenizer | None) -> MakeDocu
 
 
 def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Document | None]:
-    """A function from a text to a document, None where it lacks the separator."""
+    """Return a function from a text to its document, or None for a text without the separator."""
     prefix = document.prefix
     if isinstance(document, ConditionalText):
         return lambda text: _conditional(prefix + text, document.separator)
@@ -156,33 +156,33 @@ RowSource = TypeVar("RowSource", JsonlSource, CsvSource, ParquetSource, HuggingF
 class RowReader(Reader[RowSource, Part]):
     """A base for readers of rows."""
 
-    def made(
-        self, rows: Iterable[tuple[Raw, Location]], make: Callable[[Raw, Location], Made], report: Report
+    def documents_of(
+        self, rows: Iterable[tuple[Raw, Location]], make: Callable[[Raw, Location], RowDocuments], report: Report
     ) -> Iterator[Document]:
-        """A document for each of the ``rows`` of one file. Raises UserError with the place of one that cannot be used,
-        or with ``on_error: skip`` counts it in ``report``."""
+        """Yield the documents that ``make`` makes of the ``rows`` of one file. A row that cannot be used raises
+        UserError with its location, or with ``on_error: skip`` is counted in ``report``."""
         skip, kind = self.source.on_error == "skip", self.source.document
         results = ((_result(make, raw, location), location) for raw, location in rows)
         try:
-            for document, location in written(kind, results) if isinstance(kind, TemplateFields) else results:
-                if isinstance(document, BadRow):
+            for result, location in write_by_template(kind, results) if isinstance(kind, TemplateFields) else results:
+                if isinstance(result, BadRow):
                     if not skip:
-                        raise UserError(f"{location()}: {document}")
-                    report.dropped[document.reason] += 1
+                        raise UserError(f"{location()}: {result}")
+                    report.dropped[result.reason] += 1
                     continue
-                if isinstance(document, Unwanted):
-                    report.dropped[str(document)] += 1
+                if isinstance(result, Unwanted):
+                    report.dropped[str(result)] += 1
                     continue
-                if document is None:
+                if result is None:
                     report.dropped["without_separator"] += 1
                     continue
-                assert not isinstance(document, Unwritten)
-                found = document if isinstance(document, tuple) else (document,)
-                masks = [one.loss_mask for one in found if isinstance(one, TokenIds) and one.loss_mask is not None]
+                assert not isinstance(result, TemplateRow)
+                documents = result if isinstance(result, tuple) else (result,)
+                masks = [ids.loss_mask for ids in documents if isinstance(ids, TokenIds) and ids.loss_mask is not None]
                 if masks:
                     report.matched["labels"] += 1
                     report.matched["ignored"] += not all(mask.all() for mask in masks)
-                yield from found
+                yield from documents
         except BadFile:
             if not skip:
                 raise
@@ -202,16 +202,17 @@ class RowReader(Reader[RowSource, Part]):
             yield f"`document.ignore_index`: no label is {document.ignore_index}: all tokens have a loss"
 
 
-def _result(make: Callable[[Raw, Location], Made], raw: Raw, location: Location) -> Result:
+def _result(make: Callable[[Raw, Location], RowDocuments], raw: Raw, location: Location) -> RowResult:
     try:
         return make(raw, location)
-    except (BadRow, Unwanted) as why_not:
-        return why_not
+    except (BadRow, Unwanted) as error:
+        return error
 
 
 def reading_rules(source: Any, tokenizer: Tokenizer) -> str:
-    """A text for what the documents of ``source`` depend on besides the source and how ``tokenizer`` encodes a text:
-    how answers are told from prompts, the chat template and the ids that end a turn. It is a part of a store's key."""
+    """Return the part of a store's key for what else the documents of ``source`` depend on, besides the source and the
+    ids that ``tokenizer`` gives a text: how answers are told from prompts, the chat template, the ids that end a
+    turn."""
     document, chat = getattr(source, "document", None), getattr(tokenizer, "chat", None)
     match document:
         case AnswerFields() | ConditionalText():
@@ -224,7 +225,7 @@ def reading_rules(source: Any, tokenizer: Tokenizer) -> str:
 
 
 def text_of(row: Row, field: str) -> str:
-    """The text in ``field``. Raises BadRow."""
+    """Return the text in ``field``. Raises BadRow."""
     text = _value(row, field)
     if not isinstance(text, str):
         raise BadRow(
@@ -237,8 +238,8 @@ def text_of(row: Row, field: str) -> str:
 def ids_of(
     row: Row, document: TokenField, location: Location, ends: frozenset[int] = frozenset()
 ) -> TokenIds | tuple[Document, ...]:
-    """The tokens of a row, which ``ends`` end too, with a loss where its labels are not ``ignore_index``: one document,
-    or several where the row says how long they are. Raises BadRow."""
+    """Return the document of a row of ids, which ``ends`` end too, with a loss where its labels are not
+    ``ignore_index``; several documents if the row has their lengths. Raises BadRow."""
     ids, loss_mask = _integers(row, document.ids), None
     cuts = _cuts(row, document.seq_lengths, ids.size)
     if row.get(document.labels) is not None:
@@ -249,30 +250,30 @@ def ids_of(
             raise BadRow("bad_labels", f"{MASK!r} has {kept.size} values for {ids.size} ids; make the row anew")
         cuts = np.cumsum(kept)[cuts - 1]
         ids, loss_mask = ids[kept], None if loss_mask is None else loss_mask[kept]
-    made = partial(TokenIds, ends=ends, learn_end=document.learn_end)
+    make = partial(TokenIds, ends=ends, learn_end=document.learn_end)
     if not cuts.size:
-        return made(ids, location(), loss_mask)
+        return make(ids, location(), loss_mask)
     masks = [None] * (cuts.size + 1) if loss_mask is None else np.split(loss_mask, cuts)
-    return tuple(made(part, location(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
+    return tuple(make(part, location(), mask) for part, mask in zip(np.split(ids, cuts), masks, strict=True))
 
 
 def _cuts(row: Row, lengths: str | None, size: int) -> np.ndarray:
-    """The begin of each document but the first in a row of ``size`` ids: int64, ascending, by their ``lengths`` in the
-    row if it has these. Raises BadRow where they are not the lengths of what the row holds."""
+    """Return where each document but the first begins in a row of ``size`` ids, by the field ``lengths`` if the row has
+    it: int64, ascending. Raises BadRow if these are not the lengths of what the row holds."""
     if lengths is None or row.get(lengths) is None:
         return np.empty(0, dtype=np.int64)
-    found = _integers(row, lengths)
-    if found.sum() != size or (found < 1).any():
+    values = _integers(row, lengths)
+    if values.sum() != size or (values < 1).any():
         raise BadRow(
             "bad_lengths",
             f"field {lengths!r} must hold lengths from 1 on of {size} ids together, as many as the row has, and holds "
-            f"{found.tolist()[:_MOST_NAMES]}; make the row anew, or set `document.seq_lengths: null`",
+            f"{values.tolist()[:_MOST_NAMES]}; make the row anew, or set `document.seq_lengths: null`",
         )
-    return np.cumsum(found)[:-1]
+    return np.cumsum(values)[:-1]
 
 
 def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = IGNORED) -> np.ndarray:
-    """True where ``labels`` has a loss, bool [tokens]. Raises BadRow unless it is ``ids`` again, or
+    """Return the loss mask of ``labels``, bool [tokens]. Raises BadRow unless each is the same as the id, or
     ``ignore_index``."""
     if labels.shape != ids.shape:
         raise BadRow("bad_labels", f"there are {labels.size} labels for {ids.size} ids; make them anew")
@@ -288,7 +289,7 @@ def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = IGNORE
     return loss_mask
 
 
-def check_texts(document: Made) -> None:
+def check_texts(document: RowDocuments) -> None:
     """Raise BadRow for text that has no UTF-8."""
     texts = (document,) if isinstance(document, str) else document.texts if isinstance(document, TextParts) else ()
     try:
@@ -299,12 +300,12 @@ def check_texts(document: Made) -> None:
 
 
 def kind_of(value: object) -> str:
-    """The kind of a value of JSON or of a table, in words."""
+    """Return the kind of a value of JSON or of a table, in words."""
     return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
 def _value(row: Row, field: str) -> object:
-    """The value of ``field``. Null counts as a field that is not there: tables have every column in every row."""
+    """Return the value of ``field``. Raises BadRow if it is missing or null: tables have every column in every row."""
     value = row.get(field)
     if value is not None:
         return value
@@ -316,22 +317,22 @@ def _value(row: Row, field: str) -> object:
 
 def _integers(row: Row, field: str) -> np.ndarray:
     value = _value(row, field)
-    found: np.ndarray = np.empty(0)
+    integers: np.ndarray = np.empty(0)
     if is_list(value):
         with suppress(ValueError, OverflowError):
-            found = np.asarray(value) if value else np.empty(0, np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+            integers = np.asarray(value) if value else np.empty(0, np.int64)
+    if integers.ndim != 1 or integers.dtype.kind not in "iu":
         raise BadRow("no_ids", f"field {field!r} holds {kind_of(value)}, not a list of ids; name one that does")
-    return found
+    return integers
 
 
 def _conditional(text: str, separator: str) -> TextParts | None:
-    before, found, after = text.partition(separator)
-    return _answered(before + found, after) if found else None
+    prompt, match, answer = text.partition(separator)
+    return _answered(prompt + match, answer) if match else None
 
 
 def _answered(prompt: str, answer: str) -> TextParts:
-    """A prompt without a loss and its answer with one; an answer without text has none, and neither has its end."""
+    """Return a prompt without a loss and its answer with one. An answer without text, and its end, have no loss."""
     return TextParts((prompt, answer), (False, bool(answer.strip())))
 
 

@@ -1,4 +1,4 @@
-"""Tables that Arrow reads as documents, one a row: Parquet files and Hugging Face datasets."""
+"""Rows of tables that Arrow reads as documents: Parquet files and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _DATASET, _DATASETS = "state.json", "dataset_dict.json"  # the files `save_to_di
 
 
 def check_schema(schema: Any, source: ParquetSource | HuggingFaceSource, path: str) -> None:
-    """Raise UserError unless the pyarrow ``schema`` of the table at ``path`` has the columns that a document needs, and
-    text where it has to be; where bad rows are left out, a column of another type is a column of such rows."""
+    """Raise UserError unless the pyarrow ``schema`` of the table at ``path`` has the columns that a document needs,
+    with text in columns of text. With ``on_error: skip`` a column of another type is accepted: all of its rows are
+    bad."""
     columns = columns_of(source.document)
     columns.check(schema.names, path)
     for name in columns.texts if source.on_error == "stop" else ():
@@ -61,8 +62,8 @@ class ParquetReader(RowReader[ParquetSource, RowGroups]):
     read_by = ("pyarrow",)
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[RowGroups]], list[str]]:
-        """Files that are no Parquet are left out where these are to be skipped. Raises UserError for such a file
-        otherwise, and for a column that is not there."""
+        """Group the rows. A file that is no Parquet raises UserError, or with ``on_error: skip`` is among the
+        unreadable files; a missing column raises UserError."""
         units: list[WorkUnit[RowGroups]] = []
         left_out: list[str] = []
         for file in index.files:
@@ -92,21 +93,21 @@ class ParquetReader(RowReader[ParquetSource, RowGroups]):
         return WorkUnit(self, part, f"{part.path}, rows {part.row} to {part.row + rows - 1}", size)
 
     def documents(self, part: RowGroups, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Raises UserError with file and row, counted from 0, of what cannot be used, or with ``on_error: skip`` counts
-        it in ``report``: the rest of a row group that is damaged as one."""
+        """Yield a document per row. A row that cannot be used raises UserError with file and row, counted from 0, or
+        with ``on_error: skip`` is counted in ``report``; the rest of a damaged row group counts as one."""
         make = document_maker(self.source.document, tokenizer)
         parquet = _open_parquet(part.path)
-        names = columns_of(self.source.document).wanted(parquet.schema_arrow.names)
+        names = columns_of(self.source.document).used(parquet.schema_arrow.names)
         columns = {name: parquet.schema_arrow.field(name).type for name in names}
         row = part.row
         for group in range(part.first, part.last + 1):
             rows = _parquet_rows(part.path, parquet, group, columns, row)
-            yield from self.made(rows, make, report)
+            yield from self.documents_of(rows, make, report)
             row += parquet.metadata.row_group(group).num_rows
 
 
 def _pyarrow(what: str, module: str = "pyarrow") -> ModuleType:
-    """The library, which comes without types. Raises NotHere when it is not installed, which ``what`` needs."""
+    """Return the library, which has no types. Raises NotHere when it is not installed, and ``what`` needs it."""
     return require(module, "hf", what)
 
 
@@ -136,8 +137,8 @@ def _parquet_rows(
 
 
 def _as_json(value: Any, kind: Any) -> Any:
-    """A ``value`` of a column of type ``kind`` as JSON has it: Arrow gives JSON as text, and a map as a list of pairs
-    (https://arrow.apache.org/docs/format/CanonicalExtensions.html#json)."""
+    """Return a ``value`` of a column of type ``kind`` as it is in JSON. Arrow gives JSON as text, and a map as a list
+    of pairs (https://arrow.apache.org/docs/format/CanonicalExtensions.html#json)."""
     if value is None:
         return None
     pyarrow = _pyarrow("a table")
@@ -148,7 +149,7 @@ def _as_json(value: Any, kind: Any) -> Any:
     if pyarrow.types.is_struct(kind):
         return {field.name: _as_json(value[field.name], field.type) for field in kind}
     if is_list(value):
-        return [_as_json(one, kind.value_type) for one in value]
+        return [_as_json(item, kind.value_type) for item in value]
     return value
 
 
@@ -157,7 +158,7 @@ def _damaged(location: str, error: Exception) -> BadFile:
 
 
 class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
-    """A dataset, in ranges of rows from a first to one after the last."""
+    """A dataset, in ranges of rows: the first row, and the one after the last."""
 
     needs = ("datasets", "hf")
     read_by = ("datasets", "pyarrow")
@@ -170,8 +171,8 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
         return [*self.missing_library(where), problem]
 
     def index(self, where: str) -> SourceIndex:
-        """Raises UserError when the dataset is not there, or lacks a column."""
-        _load.cache_clear()  # the folder may hold another dataset than at the last call in this process
+        """Return the index of the dataset. Raises UserError when it does not exist, or lacks a column."""
+        _load.cache_clear()  # the folder may have changed since the last call in this process
         dataset = self._dataset()
         check_schema(dataset.features.arrow_schema, self.source, f"{where}.document: {self.source.path}")
         return self.indexed(where, [_fingerprint(self.source, dataset)], max(1, dataset.data.nbytes))
@@ -186,12 +187,13 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
         return WorkUnit(self, (start, stop), f"{self.source.path}, rows {start} to {stop - 1}", size)
 
     def documents(self, part: tuple[int, int], report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Raises UserError for a row that cannot be used, or with ``on_error: skip`` counts it in ``report``."""
-        return self.made(self._rows(*part), document_maker(self.source.document, tokenizer), report)
+        """Yield a document per row. A row that cannot be used raises UserError, or with ``on_error: skip`` is counted
+        in ``report``."""
+        return self.documents_of(self._rows(*part), document_maker(self.source.document, tokenizer), report)
 
     def _rows(self, first: int, stop: int) -> Iterator[tuple[Row, Location]]:
         dataset = self._dataset()
-        dataset = dataset.select_columns(columns_of(self.source.document).wanted(dataset.column_names))
+        dataset = dataset.select_columns(columns_of(self.source.document).used(dataset.column_names))
         for start in range(first, stop, _ROWS_READ):
             rows = dataset[start : min(start + _ROWS_READ, stop)]
             names = list(rows)
@@ -205,7 +207,7 @@ class HuggingFaceReader(RowReader[HuggingFaceSource, tuple[int, int]]):
 
 @lru_cache(maxsize=4)  # a worker reads many units of one dataset, and opening it takes longer than reading a unit
 def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
-    """The dataset with all its columns and values of Python, whatever format it was saved with."""
+    """Return the dataset with all its columns, whose values are Python's whatever format it was saved with."""
     what = f"{path}: a source of kind huggingface"
     datasets, exceptions = (require(name, "hf", what) for name in ("datasets", "datasets.exceptions"))
     folder = local_path(path)
@@ -223,7 +225,7 @@ def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
 
 
 def _looks_local(path: str) -> bool:
-    """True if ``path`` is one on this disk: names on the hub are NAME or OWNER/NAME."""
+    """Return True if ``path`` is on this disk: names on the hub are NAME or OWNER/NAME."""
     return local_path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
@@ -232,7 +234,7 @@ def _from_disk(datasets: ModuleType, folder: Path, name: str | None, split: str)
         raise UserError(f"{folder}: a dataset that save_to_disk wrote has no configurations; leave `name` out")
     loaded = datasets.load_from_disk(str(folder))
     if isinstance(loaded, datasets.DatasetDict):
-        splits = {str(each): dataset for each, dataset in loaded.items()}
+        splits = {str(name): dataset for name, dataset in loaded.items()}
     else:
         splits = {str(loaded.split or "train"): loaded}
     if split not in splits:
@@ -241,8 +243,8 @@ def _from_disk(datasets: ModuleType, folder: Path, name: str | None, split: str)
 
 
 def _fingerprint(source: HuggingFaceSource, dataset: Any) -> str:
-    """Of a folder: names, sizes and times of its files. From the hub: the files of the library's cache, whose names
-    hold the revision; their times say only when they were fetched."""
+    """Return the fingerprint of a dataset: of a folder, by names, sizes and times of its files; from the hub, by names,
+    which hold the revision, and sizes in the library's cache, whose times say only when they were fetched."""
     folder = local_path(source.path)
     if folder.is_dir():
         files = sorted(walk(folder, lambda name: name.startswith("."), "data.sources"))

@@ -1,4 +1,4 @@
-"""Documents that a template writes: the text of a row, and of a conversation by the chat template of a tokenizer."""
+"""Documents that a template writes: the text of a row, or of a conversation by the chat template of a tokenizer."""
 
 from __future__ import annotations
 
@@ -20,67 +20,69 @@ from quintet.tokenize.base import Tokenizer, check_text
 if TYPE_CHECKING:
     from quintet.tokenize.chat import ChatFormat, Message
 
-_ADVICE = "; give another with"  # of the command line, where there is no row
+_ADVICE = "; give another with"  # the end of a message for the command line
 _ROLES = ("system", "user", "assistant")
-_MOST_ROWS, _MOST_BYTES = 1000, 1 << 20  # sent at a time: more are no faster, and one byte too many waits in memory
+_MOST_ROWS, _MOST_BYTES = 1000, 1 << 20  # sent to the process of templates at once; more are no faster
 
 Location = Callable[[], str]
 
 
 @dataclass(frozen=True)
-class Unwritten:
-    """A row, pickled, of which a template is to write the text."""
+class TemplateRow:
+    """A row, pickled, whose text a template has yet to write."""
 
     row: bytes
 
 
-Made = Document | tuple[Document, ...] | Unwritten | None
-"""What becomes of a row: a document, several (the parts of a piece of music), or None for one without a separator."""
-Result = Made | BadRow | Unwanted
+RowDocuments = Document | tuple[Document, ...] | TemplateRow | None
+"""The document of a row, several (the parts of a piece of music), or None for a row without a separator."""
+RowResult = RowDocuments | BadRow | Unwanted
 
 
-def unwritten(row: Mapping[str, object]) -> Unwritten:
-    """``row`` for a template, to which null is a field that is not there. Raises BadRow for what cannot be sent."""
+def template_row(row: Mapping[str, object]) -> TemplateRow:
+    """Return ``row`` for a template, without fields that are null. Raises BadRow for a value that cannot be sent."""
     try:
-        return Unwritten(pickle.dumps(without_nulls(dict(row))))
+        return TemplateRow(pickle.dumps(without_nulls(dict(row))))
     except Exception as error:  # values of any library, nested to any depth
         raise BadRow("no_text", f"template: {one_line(error)}; correct the row") from None
 
 
-def written(document: TemplateFields, rows: Iterable[tuple[Result, Location]]) -> Iterator[tuple[Result, Location]]:
-    """``rows`` with the text that the template of ``document`` writes in place of each `Unwritten`, or the BadRow of
-    one without what the template asks for, with a value that is no text where it writes one, or beyond its bounds.
+def write_by_template(
+    document: TemplateFields, rows: Iterable[tuple[RowResult, Location]]
+) -> Iterator[tuple[RowResult, Location]]:
+    """Yield ``rows``, with each `TemplateRow` replaced by the text that the template of ``document`` writes, or by a
+    BadRow: the row lacks a field, the template writes a value that is no text, or exceeds its limits.
 
-    The process of the templates gets many rows at a time. What reading ``rows`` raises comes after those before it.
+    The process of templates gets many rows at once. An error in reading ``rows`` is raised after the rows before it.
     """
-    held: list[tuple[Result, Location]] = []
-    size, failed = 0, None
+    held: list[tuple[RowResult, Location]] = []
+    size, failure = 0, None
     try:
         for result, location in rows:
             held.append((result, location))
-            size += len(result.row) if isinstance(result, Unwritten) else 0
+            size += len(result.row) if isinstance(result, TemplateRow) else 0
             if len(held) >= _MOST_ROWS or size >= _MOST_BYTES:
                 yield from _written(document.text, held)
                 held, size = [], 0
     except UserError as error:
-        failed = error
+        failure = error
     yield from _written(document.text, held)
-    if failed is not None:
-        raise failed
+    if failure is not None:
+        raise failure
 
 
-def _written(template: str, held: list[tuple[Result, Location]]) -> Iterator[tuple[Result, Location]]:
-    texts = iter(render_rows(template, [result.row for result, _ in held if isinstance(result, Unwritten)]))
+def _written(template: str, held: list[tuple[RowResult, Location]]) -> Iterator[tuple[RowResult, Location]]:
+    texts = iter(render_rows(template, [result.row for result, _ in held if isinstance(result, TemplateRow)]))
     for result, location in held:
-        yield (_text_or_why(next(texts)) if isinstance(result, Unwritten) else result), location
+        yield (_text_or_error(next(texts)) if isinstance(result, TemplateRow) else result), location
 
 
-def _text_or_why(text: str | TemplateError) -> str | BadRow:
+def _text_or_error(text: str | TemplateError) -> str | BadRow:
     if isinstance(text, TemplateError):
-        told = f"template: {str(text).rstrip('.')}; correct the row or the template"
+        message = f"template: {str(text).rstrip('.')}; correct the row or the template"
         if text.undefined:
-            return BadRow("no_field", f"{told}, or write `| default('')` after it")
-        return BadRow("no_text", told)
+            return BadRow("no_field", f"{message}, or write `| default('')` after it")
+        return BadRow("no_text", message)
     try:
         check_text(text)
     except UserError as error:
@@ -89,8 +91,9 @@ def _text_or_why(text: str | TemplateError) -> str | BadRow:
 
 
 def messages_of(value: object) -> object:
-    """Messages as JSON has them. Tables give all objects of a column the same keys, with null where there was none; and
-    `datasets` keeps a `Sequence` of objects as one object of lists (https://huggingface.co/docs/datasets, Features)."""
+    """Return messages as they are in JSON. Tables give all objects of a column the same keys, null for a missing one;
+    and `datasets` stores a `Sequence` of objects as an object of lists (https://huggingface.co/docs/datasets,
+    Features)."""
     value = without_nulls(value)
     if not is_mapping(value) or not all(is_list(held) for held in value.values()):
         return value
@@ -100,50 +103,50 @@ def messages_of(value: object) -> object:
 
 
 def without_nulls(value: object) -> object:
-    """``value`` without the keys that hold null, in objects at any depth; null as an item of a list stays."""
+    """Return ``value`` without the keys that hold null, in objects at any depth; null as an item of a list stays."""
     if is_mapping(value):
         return {name: without_nulls(held) for name, held in value.items() if held is not None}
     return [without_nulls(held) for held in value] if is_list(value) else value
 
 
 class Conversations:
-    """Lists of messages, written by a template: that of the file ``template``, or the tokenizer's own, on the day
+    """Conversations written by the chat template of the file ``template``, or by the tokenizer's own, on the day
     ``date`` (YYYY-MM-DD)."""
 
     def __init__(self, template: str | None, tokenizer: Tokenizer | None, date: str | None = None) -> None:
-        """Raises UserError when there is no template, or one that cannot be read."""
+        """Raises UserError when there is no template, or when it cannot be read."""
         self._format = None if tokenizer is None else _format(template, tokenizer, date)
         self._ends = turn_ends(tokenizer, self._format)
 
     def document(self, messages: object) -> TextParts:
-        """``messages`` as what the template writes around and for each; only their own texts without a tokenizer.
+        """Return what the template writes for ``messages``; without a tokenizer, only the contents of the messages.
 
-        An answer without text has no loss, and neither has what ends it. Raises UserError for what is no list of
-        messages, for a template that fails, and for one that does not write a conversation as the beginning of a longer
-        one: then nobody could say which text is the assistant's.
+        An answer without text, and what ends it, have no loss. Raises UserError for what is no list of messages, for a
+        template that fails, and for a template whose text of a conversation does not begin with its text of the first
+        messages: then it is unknown which text is the assistant's.
         """
-        said = _checked(messages)
+        conversation = _checked(messages)
         if self._format is None:
-            contents = tuple(message["content"] for message in said)
+            contents = tuple(message["content"] for message in conversation)
             return TextParts(contents, (True,) * len(contents))
         texts: list[str] = []
         loss_mask: list[bool] = []
         written = ""
-        for number, message in enumerate(said, 1):
+        for number, message in enumerate(conversation, 1):
             answer = message["role"] == "assistant"
             if answer:
-                written = self._add(texts, written, said[: number - 1], number, answer_next=True)
+                written = self._add(texts, written, conversation[: number - 1], number, answer_next=True)
                 loss_mask.append(False)
-            if answer or number == len(said):
-                written = self._add(texts, written, said[:number], number, answer_next=False)
+            if answer or number == len(conversation):
+                written = self._add(texts, written, conversation[:number], number, answer_next=False)
                 loss_mask.append(answer and bool(message["content"].strip()))
         return TextParts(tuple(texts), tuple(loss_mask), template=True, ends=self._ends)
 
-    def _add(self, texts: list[str], written: str, said: list[Message], number: int, *, answer_next: bool) -> str:
-        """Append to ``texts`` what ``said`` has more than ``written``, and return all of it."""
+    def _add(self, texts: list[str], written: str, first: list[Message], number: int, *, answer_next: bool) -> str:
+        """Append to ``texts`` what the text of the ``first`` messages adds to ``written``, and return that text."""
         assert self._format is not None
         try:
-            whole = self._format.render(said, answer_next=answer_next)
+            whole = self._format.render(first, answer_next=answer_next)
         except UserError as error:
             raise UserError(f"{str(error).partition(_ADVICE)[0]}; correct the row or the template") from None
         if not whole.startswith(written):
@@ -156,8 +159,8 @@ class Conversations:
 
 
 def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> frozenset[int]:
-    """The special ids that end a turn of ``tokenizer``, written by ``chat`` or else by its own template: a conversation
-    that ends with one of them needs no end id after it."""
+    """Return the special ids that end a turn in the format ``chat``, or by the tokenizer's own template: a conversation
+    that ends with one of them needs no end id."""
     from quintet.tokenize.bounds import text_bounds
     from quintet.tokenize.chat import ChatFormat
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
@@ -169,7 +172,7 @@ def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> fr
     bounds = text_bounds(tokenizer)
     try:
         ends = (bounds if chat is None else chat.bounds(bounds)).stop_ids
-    except UserError:  # a template may refuse the conversation that it is tried on, and write those of the rows
+    except UserError:  # a template may refuse the trial conversation and yet write those of the rows
         ends = bounds.stop_ids
     return ends & frozenset(tokenizer.special_tokens.values())
 
@@ -188,7 +191,8 @@ def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> Cha
 
 
 def _day(date: str | None) -> datetime:
-    """The time that a template is told: data that follow the clock would not be the same tomorrow."""
+    """Return the time for a template. Raises UserError without a date: with the clock's, data would change by the
+    day."""
     if date is None:
         raise UserError("asks for the date (strftime_now); set `document.date`, such as 2024-07-26")
     return datetime.fromisoformat(date)

@@ -22,23 +22,23 @@ _READ = 1 << 20
 PIECE = 1 << 22  # characters
 _BOM = "\ufeff"
 
-# Folders that are no part of the library: installed packages, and the tests. Of CPython 3.11, tests are 19 of 31 MB.
-# Many systems package them apart, so that with them the corpus would differ from machine to machine; and much of them
-# is generated tables, deliberately broken encodings and Python 2, nothing to learn from.
+# Folders that are not part of the library: installed packages, and tests, which are 19 of 31 MB in CPython 3.11. Many
+# systems package the tests separately, so with them the corpus would differ from machine to machine; and much of them
+# is generated tables, deliberately broken encodings and Python 2.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """Whole small files, or a part of a large one; compressed files are read as a whole. ``strict`` says that what is
-    no UTF-8 is an error, not left out."""
+    """Small files, or a part of a large one; compressed files are read as a whole. ``strict``: a file that is not UTF-8
+    is an error, and not skipped."""
 
     spans: tuple[ByteRange, ...]
     strict: bool
 
 
 class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
-    """Text files; those of a folder that are no text are left out."""
+    """Text files; files of a folder that are no text are skipped."""
 
     def __init__(self, source: TextSource | PythonStdlibSource) -> None:
         super().__init__(source)
@@ -47,8 +47,8 @@ class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
         self.stops = getattr(source, "on_error", "stop") == "stop"
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[TextPart]], list[str]]:
-        """Only where a separator cuts documents can a file be cut into units. A file that was found in a folder is then
-        looked through before, because it is left out as a whole or not at all."""
+        """Group small files, and cut large ones at separators; without a separator a file is one document. A large file
+        of a folder is read first, because it is skipped as a whole or not at all."""
         units: list[WorkUnit[TextPart]] = []
         left_out: list[str] = []
         group: list[ByteRange] = []
@@ -83,8 +83,8 @@ class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
         return WorkUnit(self, TextPart(spans, strict), location, sum(span.size for span in spans))
 
     def documents(self, part: TextPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """A large file that is one document comes in pieces, unless ``tokenizer`` needs it whole. Raises UserError with
-        file, line and byte for a named file that is not UTF-8."""
+        """Yield the documents of ``part``. A large file that is one document comes in pieces, unless ``tokenizer``
+        needs it whole. Raises UserError with file, line and byte for a named file that is not UTF-8."""
         make = text_maker(self.document)
         cuttable = tokenizer is None or tokenizer.can_cut
         in_pieces = self.separator is None and self.document == WholeText() and cuttable
@@ -128,8 +128,8 @@ class TextReader(Reader[TextSource | PythonStdlibSource, TextPart]):
 
 
 class PythonStdlibReader(TextReader):
-    """The modules of the running Python's library, sorted by name, without the build's configuration, which is about
-    this machine."""
+    """The modules of the running Python's library, sorted by name, without the configuration of the build, which
+    describes this machine."""
 
     def missing(self, where: str) -> list[str]:
         return [] if library_folder().is_dir() else [_no_library(where)]
@@ -141,18 +141,18 @@ class PythonStdlibReader(TextReader):
             return name in _NOT_LIBRARY or name.startswith((".", "_sysconfigdata"))
 
         files = (file for file in walk(folder, skip, "python_stdlib") if file.suffix == ".py")
-        found = [described(file, file.relative_to(folder).as_posix(), named=False) for file in files]
-        if not found:
+        modules = [described(file, file.relative_to(folder).as_posix(), named=False) for file in files]
+        if not modules:
             raise UserError(_no_library(where))
-        return sorted(found, key=lambda file: file.name)
+        return sorted(modules, key=lambda file: file.name)
 
     def facts(self, files: list[File]) -> list[str]:
-        # Times are left out: every installation of one version has its own, and the same files.
+        # No times: each installation of one version has its own times, but the same files.
         return [sys.version, *(f"{file.name}\n{file.size}" for file in files)]
 
 
 def library_folder() -> Path:
-    """The folder with the modules of the running Python."""
+    """Return the folder with the modules of the running Python."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
@@ -161,7 +161,7 @@ def _no_library(where: str) -> str:
 
 
 def _pieces(span: ByteRange, strict: bool, report: Report) -> Iterator[TextPiece]:
-    """The text of a file in pieces of about ``PIECE`` characters, so that no more of it is in memory."""
+    """Yield the text of a file in pieces of about ``PIECE`` characters, to save memory."""
     if not strict and not _is_text_file(span.path):
         report.left_out.append(span.path)
         return
@@ -197,7 +197,7 @@ def _not_utf8(span: ByteRange, error: UnicodeDecodeError) -> UserError:
 
 
 def _is_text_file(path: str) -> bool:
-    """True if the file is UTF-8 without a zero byte (which is how git and grep tell binary files)."""
+    """Return True if the file is UTF-8 without a zero byte, by which git and grep recognise binary files."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open_file(path) as file:
         try:

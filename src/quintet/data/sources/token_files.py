@@ -1,4 +1,4 @@
-"""Files of token ids as documents: arrays, raw ids, datasets of tatm, and token stores that are there already."""
+"""Files of token ids as documents: arrays of NumPy, raw ids, datasets of tatm, and existing token stores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from quintet.tokenize.base import NO_END, Tokenizer
 SLICE = 1 << 20  # tokens read at once
 METADATA = ("metadata.json", "metadata.yaml", "metadata.yml")
 TOKENIZER = "tokenizer.json"
-T5_END = 1  # the id that tatm itself takes for the end of a document, whatever the tokenizer
+T5_END = 1  # the id that tatm itself takes for the end of a document, for every tokenizer
 _DTYPES = ("uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64")
 
 ArrayPart = tuple[str, int, str | None]
-"""The path of a file, its bytes and the file of its labels."""
+"""The path of a file, its size in bytes, and the path of its labels."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class TokenFile:
     count: int
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids ``start`` to ``stop``, [stop - start] in the dtype of the file."""
+        """Return ids ``start`` to ``stop``, [stop - start] in the dtype of the file."""
         item = np.dtype(self.dtype).itemsize
         return np.frombuffer(
             read(ByteRange(self.path, self.offset + start * item, self.offset + stop * item)), dtype=self.dtype
         )
 
     def part(self, source: NpySource | BinSource) -> TokenFile:
-        """The part that ``source`` reads."""
+        """Return the part that ``source`` reads."""
         start, stop = (_position(position, self.count) for position in (source.start, source.stop))
         start = min(start, stop)
         return replace(self, offset=self.offset + start * np.dtype(self.dtype).itemsize, count=stop - start)
 
 
 def _position(position: float | None, count: int) -> int:
-    """A token, or a fraction of ``count`` of them, as a token; None is the end."""
+    """Return a position in tokens; a float is a fraction of ``count``, None is the end."""
     if position is None:
         return count
     return min(int(position * count) if isinstance(position, float) else position, count)
@@ -67,13 +67,13 @@ def _position(position: float | None, count: int) -> int:
 
 @dataclass(frozen=True)
 class Labels:
-    """The ids again, or ``ignore_index`` where there is no loss."""
+    """A file of labels: the same ids, or ``ignore_index`` for tokens without a loss."""
 
     file: TokenFile
     ignore_index: int
 
     def loss_mask(self, start: int, ids: np.ndarray) -> np.ndarray:
-        """True where ``ids``, from token ``start`` on, have a loss: bool [tokens]. Raises UserError for other
+        """Return the loss mask of ``ids``, which begin at token ``start``: bool [tokens]. Raises UserError for other
         labels."""
         try:
             return loss_mask_of(ids, self.file.read(start, start + ids.size), self.ignore_index)
@@ -82,14 +82,14 @@ class Labels:
 
 
 class _ArrayReader(Reader[NpySource | BinSource, ArrayPart]):
-    """A base for readers of arrays; each file is a unit, as only reading it tells where documents end."""
+    """A base for readers of arrays. Each file is a unit: where documents end is known only after reading it."""
 
     @abstractmethod
     def _open(self, path: str, size: int) -> TokenFile: ...
 
     def documents(self, part: ArrayPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Documents end with every end id, or with the file for `document: file`. Raises UserError for a file that is
-        no such array, or is cut short, and for labels that do not fit."""
+        """Yield the documents of a file, which end with each end id, or with `document: file` at the end of the file.
+        Raises UserError for a file that is no such array, or is truncated, and for labels that do not fit."""
         assert tokenizer is not None
         source, (path, size, labels_path) = self.source, part
         end = None if source.document == "file" or tokenizer.end_id == NO_END else tokenizer.end_id
@@ -110,7 +110,7 @@ class _ArrayReader(Reader[NpySource | BinSource, ArrayPart]):
 
 
 class NpyReader(_ArrayReader):
-    """Arrays of NumPy, with the files of labels beside them."""
+    """Arrays of NumPy, with files of labels beside them."""
 
     suffixes = (".npy",)
 
@@ -119,7 +119,7 @@ class NpyReader(_ArrayReader):
         paths = {file.path for file in files}
         labels = ((file, labels_file(file.path)) for file in files)
         missing = [(file, path) for file, path in labels if path not in paths]
-        return [*files, *(found for file, path in missing for found in beside(file, path, labels_file(file.name)))]
+        return [*files, *(extra for file, path in missing for extra in beside(file, path, labels_file(file.name)))]
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[ArrayPart]], list[str]]:
         paths = {file.path for file in index.files}
@@ -133,7 +133,7 @@ class NpyReader(_ArrayReader):
 
 
 class BinReader(_ArrayReader):
-    """Raw ids and nothing else."""
+    """Files of raw ids, without a header."""
 
     suffixes = (".bin",)
 
@@ -146,7 +146,7 @@ class BinReader(_ArrayReader):
 
 
 class StoreReader(Reader[StoreSource, Never]):
-    """A token store, which is opened and not read: only what is missing is asked."""
+    """A token store, which is opened and not read; only ``missing`` is called."""
 
     def missing(self, where: str) -> list[str]:
         folder = local_path(self.source.path)
@@ -160,15 +160,15 @@ class StoreReader(Reader[StoreSource, Never]):
 
 
 def labels_file(path: str) -> str:
-    """The file of the labels of the array at ``path``, if it has any."""
+    """Return the path where the labels of the array at ``path`` are, if it has any."""
     return f"{path[:-4]}_labels{path[-4:]}" if path.lower().endswith(".npy") else f"{path}_labels.npy"
 
 
 def cut_at(
     tokens: TokenFile, end: int | None, report: Report, labels: Labels | None = None, stop: int | None = None
 ) -> Iterator[Document]:
-    """Ids of ``tokens`` up to ``stop``, slice by slice, as one document or as those that end with ``end``, which
-    ``report`` counts."""
+    """Yield the ids of ``tokens`` up to ``stop``, slice by slice: one document, or those that end with the id ``end``,
+    which are counted in ``report``."""
     stop = tokens.count if stop is None else stop
     for start in range(0, stop, SLICE):
         ids = tokens.read(start, min(start + SLICE, stop))
@@ -183,7 +183,7 @@ def cut_at(
 
 
 def raw_file(path: str, size: int, dtype: str) -> TokenFile:
-    """The file at ``path`` of ``size`` bytes, ids and nothing else. Raises UserError when these are no whole ids."""
+    """Return the file of raw ids at ``path``, of ``size`` bytes. Raises UserError when these are no whole ids."""
     item = np.dtype(dtype).newbyteorder("<")
     if size % item.itemsize:
         raise UserError(
@@ -193,7 +193,7 @@ def raw_file(path: str, size: int, dtype: str) -> TokenFile:
 
 
 def npy_file(path: str) -> TokenFile:
-    """The array at ``path``. Raises UserError unless it is one of integers, with one axis that is longer than 1."""
+    """Return the array at ``path``. Raises UserError unless it holds integers, with at most one axis longer than 1."""
     with open_file(path) as file:
         shape, dtype, offset, size = _header(path, file)
     if dtype.kind not in "iu":
@@ -209,7 +209,7 @@ def npy_file(path: str) -> TokenFile:
 
 
 def _header(path: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int, int]:
-    """Shape, type, where the data begins, and bytes in all."""
+    """Return the shape, the dtype, the offset of the data, and the size of the file in bytes."""
     readers: dict[tuple[int, int], Callable[[BinaryIO], tuple[tuple[int, ...], bool, np.dtype]]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -231,7 +231,7 @@ def _piece(
 
 @dataclass(frozen=True)
 class TatmPart:
-    """A file of ``size`` bytes of ids; ``tokenizer`` is what the metadata in ``folder`` call it."""
+    """A file of ids, of ``size`` bytes; ``tokenizer`` is its name in the metadata in ``folder``."""
 
     path: str
     size: int
@@ -241,14 +241,14 @@ class TatmPart:
 
 
 class TatmReader(Reader[TatmSource, TatmPart]):
-    """A folder with metadata, raw ids in PREFIX_0.bin and on, and a tokenizer."""
+    """A folder with metadata, raw ids in PREFIX_0.bin, PREFIX_1.bin, …, and a tokenizer."""
 
     def missing(self, where: str) -> list[str]:
         return missing_paths(self.source.paths, where)
 
     def find(self, where: str, passed: PassedOver) -> list[File]:
-        """The metadata, the tokenizer if there is one, and the files of ids in the order of their numbers. Raises
-        UserError when there are none."""
+        """Return the metadata, the tokenizer if there is one, and the files of ids in the order of their numbers.
+        Raises UserError when there are none."""
         metadata = _metadata_file(self.source, where)
         made_with, named = str(_info(metadata).get("tokenizer", "")), self.source.tokenizer
         if named is not None and made_with and Path(made_with).name != Path(named).name:
@@ -256,7 +256,7 @@ class TatmReader(Reader[TatmSource, TatmPart]):
         return [*(_file(path) for path in (metadata, metadata.parent / TOKENIZER) if path.is_file()), *_bins(metadata)]
 
     def units(self, index: SourceIndex, length: int) -> tuple[list[WorkUnit[TatmPart]], list[str]]:
-        """A unit for each file of ids: tatm lets no document go on in another file."""
+        """Return a unit for each file of ids: in tatm no document continues in another file."""
         metadata = _metadata_file(self.source, "tatm")
         info = _info(metadata)
         facts = (info.get("dtype", "uint16"), metadata.parent, str(info.get("tokenizer", "")))
@@ -264,8 +264,8 @@ class TatmReader(Reader[TatmSource, TatmPart]):
         return [WorkUnit(self, part, part.path, part.size) for part in parts], []
 
     def documents(self, part: TatmPart, report: Report, tokenizer: Tokenizer | None) -> Iterator[Document]:
-        """Zeros at the end of a file are padding, counted in ``report`` as padding_tokens. Raises UserError when the
-        documents end with another id than those of ``tokenizer``."""
+        """Yield the documents of a file. Zeros at its end are padding, counted in ``report`` as padding_tokens. Raises
+        UserError when the documents end with another id than those of ``tokenizer``."""
         assert tokenizer is not None
         end = end_of(part.folder / TOKENIZER, part.tokenizer)
         if end != tokenizer.end_id:
@@ -275,24 +275,24 @@ class TatmReader(Reader[TatmSource, TatmPart]):
                 "set `tokenizer` to the one that the dataset was made with, or the `end_id` of kind ids to that"
             )
         tokens = raw_file(part.path, part.size, part.dtype)
-        stop = _content(tokens, end)
+        stop = _count_content(tokens, end)
         report.dropped["padding_tokens"] += tokens.count - stop
         return cut_at(tokens, end, report, stop=stop)
 
 
 def _metadata_file(source: TatmSource, where: str) -> Path:
-    """The file that describes the dataset. Raises UserError when there is none."""
+    """Return the file that describes the dataset. Raises UserError when there is none."""
     path = local_path(source.path)
     if path.is_file():
         return path
-    found = next((path / name for name in METADATA if (path / name).is_file()), None)
-    if found is None:
+    file = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if file is None:
         raise UserError(f"{where}.path: {source.path} holds no {METADATA[0]} or .yaml; name a dataset of tatm")
-    return found
+    return file
 
 
 def end_of(tokenizer: Path, name: str) -> int:
-    """The id that ends a document: by the tokenizer's file, else 1 if the tokenizer is a T5. Raises UserError."""
+    """Return the id that ends a document: by the tokenizer's file, or 1 if the tokenizer is a T5. Raises UserError."""
     if tokenizer.is_file():
         from quintet.tokenize.huggingface import huggingface_tokenizer
 
@@ -305,8 +305,8 @@ def end_of(tokenizer: Path, name: str) -> int:
     )
 
 
-def _content(tokens: TokenFile, end: int) -> int:
-    """The number of tokens before the zeros at the end, of which one belongs to the text where 0 ends a document."""
+def _count_content(tokens: TokenFile, end: int) -> int:
+    """Return the number of tokens before the zeros at the end; if 0 ends a document, the first of these counts too."""
     for start in reversed(range(0, tokens.count, SLICE)):
         used = np.flatnonzero(tokens.read(start, min(start + SLICE, tokens.count)))
         if used.size:
@@ -319,14 +319,14 @@ def _bins(metadata: Path) -> list[File]:
     info = _info(metadata)
     prefix = Path(str(info.get("file_prefix", "")))
     folder = prefix.parent if prefix.is_absolute() and _numbered(prefix.parent, prefix.name) else metadata.parent
-    found = _numbered(folder, prefix.name)
-    if not found:
+    numbered = _numbered(folder, prefix.name)
+    if not numbered:
         raise UserError(f"{metadata}: there is no file {folder / prefix.name}_0.bin; put the files beside the metadata")
-    return [_file(path) for _, path in sorted(found.items())]
+    return [_file(path) for _, path in sorted(numbered.items())]
 
 
 def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
-    """The files of ids in ``folder``, by their numbers."""
+    """Return the files of ids in ``folder``, by their numbers."""
     pattern = re.compile(re.escape(prefix) + r"_(0|[1-9][0-9]*)\.bin")  # so that no two files have one number
     if not folder.is_dir():
         return {}
@@ -334,7 +334,7 @@ def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
 
 
 def _info(metadata: Path) -> dict[str, Any]:
-    """The entry of the metadata on the tokens. Raises UserError when it is not that of a tokenized dataset."""
+    """Return the metadata on the tokens. Raises UserError unless they describe a tokenized dataset."""
     try:
         text = metadata.read_text(encoding="utf-8")
         if metadata.suffix == ".json":
@@ -343,7 +343,7 @@ def _info(metadata: Path) -> dict[str, Any]:
             import yaml
 
             content = yaml.safe_load(text)
-    except Exception as error:  # the YAML library has an error of its own, below Exception
+    except Exception as error:  # the YAML library has its own kind of error
         raise UserError(f"{metadata}: cannot be read ({one_line(error)}); restore it") from None
     info = content.get("tokenized_info") if is_mapping(content) else None
     if not is_mapping(info) or not info.get("file_prefix"):
