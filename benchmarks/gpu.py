@@ -30,10 +30,10 @@ from quintet.config.optimizer import AdamWConfig
 from quintet.config.train import CheckpointConfig
 from quintet.libraries import is_installed
 from quintet.model import Model, build_model
+from quintet.model.build import narrow_weights
 from quintet.model.generate import generate, tokens_ahead
 from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
 from quintet.model.mask import lay_out
-from quintet.model.narrow import narrow_weights
 from quintet.track.jsonl import read_metrics
 from quintet.train.checkpoint import Checkpointer
 from quintet.train.checkpoint_files import Progress

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from quintet.config.schema import RunConfig
     from quintet.data.prepare import Prepared
     from quintet.evaluate.language_model import LanguageModel
-    from quintet.model.narrow import Weights
+    from quintet.model.build import Weights
     from quintet.plan.device_plan import RunPlan
     from quintet.results import Run
     from quintet.track.console import Reporter

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from quintet.piano.baselines import bigram, copied, nats_per_token, unigram
 from quintet.piano.metrics import note_score
 from quintet.piano.notes import Notes, notes
-from quintet.piano.tasks import DEFAULT_TASKS, OLDER_TASKS, PERCENTAGE_TASKS, Task, task_named
+from quintet.piano.tasks import DEFAULT_TASKS, KINDS, Task, task_named
 
-ALL = (*DEFAULT_TASKS, *PERCENTAGE_TASKS, *OLDER_TASKS, task_named("chords"))
+ALL = (*DEFAULT_TASKS, *map(task_named, KINDS))
 sequences = st.lists(
     st.lists(st.integers(0, 4), max_size=12).map(lambda ids: np.array(ids, dtype=np.uint32)), max_size=6
 )

@@ -20,7 +20,7 @@ from quintet.piano.context import COMPOSERS, composer_token, surname
 from quintet.piano.metrics import compare
 from quintet.piano.midi import midi_bytes, read_midi
 from quintet.piano.notes import Notes, notes
-from quintet.piano.roll import ANSWER, PROMPT, piano_roll
+from quintet.piano.rendering import ANSWER_COLOUR, PROMPT_COLOUR, piano_roll
 from quintet.play.player import GO_ON, Player, player, uploaded
 
 SETTINGS = GenerationSettings(max_tokens=100, temperature=1.0, seed=4)
@@ -71,8 +71,8 @@ def test_going_on_is_the_prompt_and_what_the_model_writes_behind_it(model: Playe
 def test_the_picture_has_both_colours_and_the_sound_lasts_as_long_as_the_music(model: Player) -> None:
     played = model.play("mine", line(), GO_ON, SETTINGS, {})
     found = colours(played.roll)
-    assert has_hue(found, PROMPT)
-    assert has_hue(found, ANSWER)
+    assert has_hue(found, PROMPT_COLOUR)
+    assert has_hue(found, ANSWER_COLOUR)
     with wave.open(io.BytesIO(played.sound)) as sound:
         assert sound.getnframes() / sound.getframerate() >= read_midi(played.midi).seconds
 

@@ -118,7 +118,7 @@ def test_music_is_seen_heard_and_downloaded(run: Path) -> None:
     pytest.importorskip("symusic")
     from quintet.piano.midi import midi_bytes
     from quintet.piano.notes import notes
-    from quintet.piano.roll import piano_roll
+    from quintet.piano.rendering import piano_roll
 
     start = np.arange(6) * 0.2
     piece = notes(60 + np.arange(6), np.full(6, 64), start, start + 0.15)

@@ -143,8 +143,8 @@ def _write_music(
     audio: Path | None,
 ) -> None:
     """Go on from the piece in ``midi``, or answer a task for it; write what comes of it where it is asked for."""
-    from quintet.piano.audio import available
     from quintet.piano.midi import write_midi
+    from quintet.piano.rendering import available
 
     if not (output or roll or audio):
         fail("--midi: say what to write: --output out.mid, --roll out.png or --audio out.wav")

@@ -19,6 +19,6 @@ def play(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="only serve the page, do not open it")] = False,
 ) -> None:
     """Give a model of piano music a MIDI file on a local page: see, hear and download what it writes."""
-    from quintet.play.serve import serve
+    from quintet.play import serve
 
     serve(run, checkpoint, host, port, browser=not no_browser)

@@ -19,7 +19,7 @@ from quintet.data.sources import sources_of
 from quintet.data.split import HeldOut, TokenStream, hold_out, training_stream, whole
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
-from quintet.piano.vocabulary import note_tokenizer
+from quintet.piano.tokenizers.base import note_tokenizer
 from quintet.randomness import key
 from quintet.tokenize import Tokenizer
 

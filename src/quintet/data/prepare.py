@@ -33,7 +33,8 @@ from quintet.data.sources.files import passed_over_lines
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
 from quintet.piano.notes import HEADER, NUMBERS, Notes, from_numbers
-from quintet.piano.vocabulary import SPECIAL_NAMES, note_tokenizer
+from quintet.piano.tasks import SPECIAL_NAMES
+from quintet.piano.tokenizers.base import note_tokenizer
 from quintet.tokenize import Tokenizer, build_tokenizer, load_tokenizer
 from quintet.tokenize.base import digest, threads, versions_of
 from quintet.tokenize.registry import is_kept, trained_on

@@ -14,7 +14,6 @@ from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
 from quintet.evaluate.model_and_tokenizer import ModelAndTokenizer
 from quintet.model.generate import generate, tokens_ahead
-from quintet.piano.audio import render
 from quintet.piano.context import (
     ANSWER,
     COMPOSERS,
@@ -29,10 +28,9 @@ from quintet.piano.context import (
 )
 from quintet.piano.midi import faults_line, read_midi, write_midi
 from quintet.piano.notes import Notes, joined
-from quintet.piano.roll import piano_roll
+from quintet.piano.rendering import piano_roll, render
 from quintet.piano.tasks import Task, task_named
-from quintet.piano.tokenizers.base import NoteTokenizer
-from quintet.piano.vocabulary import note_tokenizer
+from quintet.piano.tokenizers.base import NoteTokenizer, note_tokenizer
 
 
 @dataclass(frozen=True)

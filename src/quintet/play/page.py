@@ -15,9 +15,8 @@ import streamlit as st
 
 from quintet.config.generation import GenerationSettings
 from quintet.errors import UserError
-from quintet.piano.audio import available
 from quintet.piano.context import UNKNOWN_COMPOSER, surname
-from quintet.piano.roll import piano_roll
+from quintet.piano.rendering import available, piano_roll
 from quintet.play.player import COMPOSER_NAMES, DATASET_NAMES, GO_ON, MusicPiece, Played, Player, player, uploaded
 
 _OF_THE_PIECE = "as the piece says"

@@ -17,14 +17,13 @@ from quintet.data.prepare import find_prepared
 from quintet.errors import UserError
 from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.music import Answer, answer
-from quintet.piano.audio import render
 from quintet.piano.context import COMPOSERS, DATASETS, surname, words_in
 from quintet.piano.metrics import compare
 from quintet.piano.midi import faults_line, midi_bytes, read_midi
 from quintet.piano.notes import Notes
-from quintet.piano.roll import piano_roll
+from quintet.piano.rendering import piano_roll, render
 from quintet.piano.tasks import DEFAULT_TASKS, Task, task_named
-from quintet.piano.vocabulary import note_tokenizer
+from quintet.piano.tokenizers.base import note_tokenizer
 from quintet.randomness import key
 from quintet.train.trained import TrainedRun, load_writer
 

@@ -70,8 +70,8 @@ def _played(step: int, files: dict[str, Path], *, sound: bool) -> Played:
     midi = files.get(".mid")
     heard = _address(files.get(".wav"), "audio/wav")
     if sound and not heard and midi is not None:
-        from quintet.piano.audio import render
         from quintet.piano.midi import read_midi
+        from quintet.piano.rendering import render
 
         heard = _encoded(render(read_midi(midi)), "audio/wav")
     return Played(

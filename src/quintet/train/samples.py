@@ -16,7 +16,7 @@ from quintet.evaluate.music import notes_after, write
 from quintet.piano.context import ANSWER
 from quintet.piano.midi import midi_bytes
 from quintet.piano.notes import Notes, joined
-from quintet.piano.roll import piano_roll
+from quintet.piano.rendering import piano_roll
 from quintet.piano.tasks import Task
 from quintet.randomness import key
 from quintet.train.run import Run

@@ -25,10 +25,10 @@ from quintet.evaluate.language_model import LanguageModel
 from quintet.evaluate.text_modeling import TextModeling
 from quintet.export.huggingface import Exported, export_huggingface
 from quintet.model import build_model
+from quintet.model.build import Weights, narrow_weights
 from quintet.model.hf.files import building, find_checkpoint, positions_of, read_config
 from quintet.model.hf.settings import model_section
 from quintet.model.hf.weights import pretrained_weights
-from quintet.model.narrow import Weights, narrow_weights
 from quintet.tokenize import Tokenizer, load_tokenizer
 from quintet.tokenize.bounds import checkpoint_bounds
 from quintet.tokenize.huggingface import huggingface_tokenizer

@@ -1,4 +1,4 @@
-"""Tasks by name, and as piano-gpt's files write them."""
+"""Tasks by their names in run files and in files of piano-gpt, and the names of their special tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from quintet.config.keypath import is_mapping, is_sequence
 from quintet.errors import UserError, nearest
-from quintet.piano.tasks.base import Task
-from quintet.piano.tasks.kinds import KINDS
+from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
+from quintet.piano.tasks.kinds import KINDS, Task, parameter_token
 
 _NAME = re.compile(r"(?P<kind>.+?)(-(?:x(?P<value>\d+)(?P<percent>%?)|(?P<unit>[a-z_]+)=(?P<of>\d+)))?")
 _SUFFIXES = ("", "_masking", "_prediction", "_task", "_denoising")
@@ -27,12 +27,12 @@ _CLASSES["StrideMasking"] = _CLASSES.pop("StrideNotesMasking")
 
 
 def task_named(name: str, where: str = "task") -> Task:
-    """The task of a name such as ``top_line_masking-x2``, ``high_notes_masking-x20%`` or ``loud_prediction``.
+    """Return the task of a name such as ``top_line_masking-x2``, ``high_notes_masking-x20%`` or ``loud_prediction``.
 
-    Endings (`_masking`, `_prediction`, `_task`) may be left out, as may the parameter: it then has its default. A
-    number alone means a count where a count and a percentage are possible; ``-mask_percentage=20`` says which it is.
-    Classes of piano_dataset are names too.
-    ``where`` begins the message of a UserError, which an unknown name or an impossible parameter raises.
+    Endings (`_masking`, `_prediction`, `_task`) are optional, and so is the parameter, which then has its default. A
+    number without a sign is a count if the kind takes a count and a percentage; ``-mask_percentage=20`` names the
+    parameter. Names of piano_dataset's classes are accepted too. Raises UserError, whose message starts with ``where``,
+    for an unknown name or an impossible parameter.
     """
     match = _NAME.fullmatch(name.strip())
     kind = _kind(match["kind"] if match else name, where)
@@ -45,22 +45,22 @@ def task_named(name: str, where: str = "task") -> Task:
 
 
 def tasks_from(entries: Iterable[str | Mapping[str, Any]], where: str = "tasks") -> tuple[Task, ...]:
-    """Tasks of a list in a run file, in its order, each once.
+    """Return the tasks of a list in a run file, in its order, each once.
 
-    An entry is a name or, as piano-gpt writes it, ``{class: TopLineMasking, params: {n_repetitions: 2}}`` or with
-    ``param_range``, a list of such parameters. Raises UserError where two tasks look the same to a model and are not:
-    the counts and the percentages of one kind.
+    An entry is a name or, as in piano-gpt's files, ``{class: TopLineMasking, params: {n_repetitions: 2}}`` or one with
+    a list of parameters, ``param_range``. Raises UserError if two different tasks have the same tokens, such as a count
+    and a percentage of one kind.
     """
     tasks: dict[Task, None] = {}
     for index, entry in enumerate(entries):
         here = f"{where}[{index}]"
-        found = [task_named(entry, here)] if isinstance(entry, str) else _of_class(entry, here)
-        tasks.update(dict.fromkeys(found))
+        named = [task_named(entry, here)] if isinstance(entry, str) else _tasks_of_class(entry, here)
+        tasks.update(dict.fromkeys(named))
     _check_distinct(list(tasks), where)
     return tuple(tasks)
 
 
-def _of_class(entry: object, where: str) -> list[Task]:
+def _tasks_of_class(entry: object, where: str) -> list[Task]:
     allowed = ("class", "params", "param_range")
     if not is_mapping(entry) or not isinstance(entry.get("class"), str) or not set(entry) <= {*allowed}:
         raise UserError(f"{where}: a task is a name or has the keys class and params or param_range, not {entry!r}")
@@ -92,10 +92,12 @@ def _kind(name: str, where: str) -> str:
 
 def _task(kind: str, params: Any, where: str) -> Task:
     units = KINDS[kind].units
-    said = " or ".join(units) or "no parameter"
+    accepted = " or ".join(units) or "no parameter"
     if not is_mapping(params) or len(params) > 1 or not set(params) <= set(units):
         given = ", ".join(map(str, params)) if is_mapping(params) else repr(params)
-        raise UserError(f"{where}: {kind} has {said}{', one of them' if len(units) > 1 else ''}; not {given or 'that'}")
+        raise UserError(
+            f"{where}: {kind} has {accepted}{', one of them' if len(units) > 1 else ''}; not {given or 'that'}"
+        )
     if not units:
         return Task(kind)
     unit, value = next(iter(params.items() or units.items()))
@@ -107,11 +109,34 @@ def _task(kind: str, params: Any, where: str) -> Task:
 
 
 def _check_distinct(tasks: list[Task], where: str) -> None:
-    told: dict[tuple[str, ...], Task] = {}
+    by_tokens: dict[tuple[str, ...], Task] = {}
     for task in tasks:
-        other = told.setdefault(task.tokens, task)
+        other = by_tokens.setdefault(task.tokens, task)
         if other.unit != task.unit:
             raise UserError(
                 f"{where}: {other.name} and {task.name} have the same tokens, so that a model cannot tell them apart; "
                 "use counts or percentages, not both"
             )
+
+
+DEFAULT_TASKS = tasks_from(
+    [
+        *(f"top_line_masking-x{lines}" for lines in (1, 2, 3)),
+        *(f"high_notes_masking-x{count}" for count in (5, 10, 20, 30)),
+        *(f"short_notes_masking-x{count}" for count in (10, 20)),
+        *(f"stride_notes_masking-x{length}" for length in (2, 5, 20)),
+    ]
+)
+"""The 12 tasks of piano_dataset 6a4d953, on which piano-gpt was trained when its document was written."""
+
+_LARGEST_PARAMETER = 128
+SPECIAL_NAMES = (
+    *DATASETS,
+    *COMPOSERS,
+    *sorted({token for kind in KINDS.values() for token in kind.tokens}),
+    *map(parameter_token, range(1, _LARGEST_PARAMETER + 1)),
+    ANSWER,
+    END_OF_ANSWER,
+)
+"""The special names that every model of piano music has, in the order of their ids, so that it can be tuned on further
+tasks: data sets and composers in piano-gpt's order, the tokens of all kinds of task, parameters, those of an answer."""

@@ -62,6 +62,13 @@ class NoteTokenizer(Tokenizer, Protocol):
         ...
 
 
+def note_tokenizer(tokenizer: Tokenizer) -> NoteTokenizer:
+    """Return ``tokenizer`` as a tokenizer of notes. Raises UserError for a tokenizer of text."""
+    if not hasattr(tokenizer, "encode_notes"):
+        raise UserError("tokenizer.kind: must be one of notes for piano music: exponential_time, note_bpe or miditok")
+    return tokenizer  # pyright: ignore[reportReturnType]
+
+
 class NamedTokens(WordTokenizer):
     """A base for note tokenizers: texts of the names of tokens, and special names.
 

@@ -1,10 +1,11 @@
-"""Sound, measured by its spectrum."""
+"""Pictures, read back as pixels and as the bars that were drawn, and sound, measured by its spectrum."""
 
 from __future__ import annotations
 
 import io
 import os
 import shutil
+import sys
 import wave
 from pathlib import Path
 
@@ -12,9 +13,64 @@ import numpy as np
 import pytest
 
 from quintet.errors import UserError
-from quintet.piano import audio
-from quintet.piano.audio import RATE, SOUNDFONT, available, render, soundfont, synthesize
+from quintet.piano import rendering
 from quintet.piano.notes import Notes, notes
+from quintet.piano.rendering import (
+    ANSWER_COLOUR,
+    PROMPT_COLOUR,
+    RATE,
+    SOUNDFONT,
+    available,
+    piano_roll,
+    render,
+    roll_figure,
+    soundfont,
+    synthesize,
+)
+
+PROMPTED = notes(*np.array([(60, 127, 0, 1), (64, 127, 1, 2)], dtype=float).T)
+ANSWERED = notes(*np.array([(67, 127, 2, 4)], dtype=float).T)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return np.rint(imread(io.BytesIO(png))[..., :3] * 255).astype(int)
+
+
+def count(image: np.ndarray, colour: str) -> int:
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(image - wanted).max(axis=-1) <= 2).sum())
+
+
+def test_both_colours_are_seen_in_proportion_to_what_sounds() -> None:
+    alone, both = pixels(piano_roll(PROMPTED)), pixels(piano_roll(PROMPTED, ANSWERED))
+    assert count(alone, PROMPT_COLOUR) > 1000
+    assert count(alone, ANSWER_COLOUR) == 0
+    assert 0.8 < count(both, PROMPT_COLOUR) / count(both, ANSWER_COLOUR) < 1.25  # two seconds of each
+
+
+def test_a_bar_is_a_note() -> None:
+    figure = roll_figure(PROMPTED, ANSWERED, title="A title")
+    (axes,) = figure.axes
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in axes.patches]
+    assert bars == [(0, 1, 60), (1, 2, 64), (2, 4, 67)]
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["prompt", "answer"]
+    assert len({patch.get_facecolor() for patch in legend.get_patches()}) == 2
+    assert "C4" in [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.get_xlabel() == "seconds"
+
+
+def test_nothing_is_a_picture_too() -> None:
+    assert pixels(piano_roll(PROMPTED[:0], ANSWERED[:0])).shape == (400, 1200, 3)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"pip install 'quintet\[piano\]'"):
+        piano_roll(PROMPTED)
 
 
 def played(*rows: tuple[float, float, float, float]) -> Notes:
@@ -86,7 +142,7 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tm
     assert samples(render(played((60, 64, 0, 1)))).std() > 0.01  # still heard
 
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/true")
-    monkeypatch.setattr(audio, "_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(rendering, "_FOLDERS", (str(tmp_path),))
     monkeypatch.delenv(SOUNDFONT, raising=False)
     with pytest.raises(UserError, match="a soundfont was not found"):
         render(played((60, 64, 0, 1)), "fluidsynth")
@@ -94,7 +150,7 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_which_soundfont(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(SOUNDFONT, raising=False)
-    monkeypatch.setattr(audio, "_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(rendering, "_FOLDERS", (str(tmp_path),))
     assert soundfont() is None
     for name, size in (("a.sf2", 10), ("b.sf3", 30), ("c.txt", 90)):
         (tmp_path / name).write_bytes(b"RIFF....sfbk" + b"." * size)
