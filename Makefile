@@ -8,8 +8,10 @@ EXTRAS ?= [dev]
 ARGS ?=
 # Two processes of one thread each; on a small machine more threads would only wait for each other.
 WORKERS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -gt 1 ] && echo 2 || echo 0)
-# Keep bytecode, even if the environment forbids it: the tests start dozens of processes.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+# A file of tests runs in one worker, which makes its fixtures and imports its libraries once. Keep bytecode, even if the
+# environment forbids it: the tests start dozens of processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: install quickstart examples test test-all fuzz mutants lint format docs clean
 

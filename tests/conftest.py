@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import settings
-from tests.helpers import QUICK, REPOSITORY, Command, Train, run_values, write_corpus
+from tests.helpers import PEAK, QUICK, REPOSITORY, Command, Train, tiny_values, train_in, write_corpus
 
 from quintet.cli import main
 
@@ -127,38 +126,34 @@ def python_calls() -> Callable[[Callable[[], Any]], int]:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name.
 
-    Other run files and options, as ``--report``, stand before its own file.
+    Other run files and options, as ``--report``, come before its own file.
     """
     write_corpus(tmp_path / "corpus")
     monkeypatch.chdir(tmp_path)
 
     def call(*files: str, name: str = "tiny", model: dict[str, Any] | None = None, **sections: Any) -> str:
-        every = run_values(name=name)
-        data = every["data"] | {"validation": 0.2, "sequence_length": 32}
-        sample = {"prompts": [""], "max_tokens": 8}
-        values = {"name": name, "data": data, "train": every["train"] | {"steps": 3}, "sample": sample}
-        if model is not None:
-            values["model"] = {"layers": 2, "width": 32, "attention": {"heads": 2}} | model
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
-        with pytest.raises(SystemExit) as left:
-            main(["train", *QUICK, *files, f"{name}.yaml"])
-        assert left.value.code == 0, capfd.readouterr().err
+        train_in(tmp_path, *files, name=name, **tiny_values(model, **sections))
         return name
 
     return call
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in this process: its exit code, standard output and standard error.
 
-    A training has the options QUICK; the test's own, as ``--report``, come after them.
+    A training has the options QUICK; the test's own, as ``--report``, come after them. No verb measures how fast the
+    machine multiplies.
     """
+    measuring = {"plan": ["quintet.plan.local_machine"], "--try": ["quintet.train.setup", "quintet.train.evaluation"]}
 
     def call(*arguments: str) -> tuple[int, str, str]:
+        for word in measuring.keys() & set(arguments):
+            for module in measuring[word]:
+                monkeypatch.setattr(f"{module}.measure_peak_flops", lambda *_: PEAK)
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             main(["train", *QUICK, *arguments[1:]] if arguments[0] == "train" else arguments)

@@ -9,11 +9,14 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from quintet.cli import main
 from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 
@@ -115,6 +118,28 @@ def laid_over(values: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any
 def run_config(folder: str | Path = "", **sections: Any) -> RunConfig:
     """The config of ``run_values``."""
     return RunConfig.model_validate(run_values(folder, **sections))
+
+
+def train_in(folder: Path, *options: str, name: str = "tiny", **values: Any) -> Path:
+    """Write ``values`` to ``NAME.yaml`` in ``folder``, train this run file there, and return the run's folder.
+
+    ``options`` of `quintet train`, as other run files, come before the run file.
+    """
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name} | values))
+    with chdir(folder), pytest.raises(SystemExit) as left:
+        main(["train", *QUICK, *options, f"{name}.yaml"])
+    assert left.value.code == 0
+    return folder / "runs" / name
+
+
+def tiny_values(model: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
+    """Sections of a run file for 3 steps on ``corpus``, without a model or with one of two layers and ``model``."""
+    every = run_values()
+    data = every["data"] | {"validation": 0.2, "sequence_length": 32}
+    values = {"data": data, "train": every["train"] | {"steps": 3}, "sample": {"prompts": [""], "max_tokens": 8}}
+    if model is not None:
+        values["model"] = {"layers": 2, "width": 32, "attention": {"heads": 2}} | model
+    return values | sections
 
 
 def records(run: Path | str) -> list[dict[str, Any]]:

@@ -50,8 +50,14 @@ def imported(tree: ast.Module) -> Iterator[str]:
             queue += ast.iter_child_nodes(node)
 
 
+@cache
+def imports() -> dict[str, set[str]]:
+    """The modules that each module of the package imports when it is imported itself, by dotted name."""
+    return {name: set(imported(tree)) - {name} for name, tree in trees().items()}
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    edges = {name: {one for one in imported(tree) if one in trees()} - {name} for name, tree in trees().items()}
+    edges = {name: targets & trees().keys() for name, targets in imports().items()}
     left = dict(edges)
     while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
         for name in free:
@@ -75,6 +81,18 @@ def test_no_file_function_or_line_is_too_long() -> None:
                 if node.end_lineno - node.lineno >= LONGEST_FUNCTION:
                     long.append(f"{where}:{node.name}")
     assert [one for one in long if one not in EXCEPTIONS] == []
+
+
+def test_training_imports_transformers_only_for_its_models() -> None:
+    reached, queue = set[str](), ["quintet.train.loop"]
+    while queue:
+        name = queue.pop()
+        if name not in reached:
+            reached.add(name)
+            queue += {*imports().get(name, ()), name.rpartition(".")[0]} - {""}
+    libraries = {name.partition(".")[0] for name in reached}
+    assert "torch" in libraries
+    assert not libraries & {"transformers", "peft"}
 
 
 @pytest.mark.parametrize("given", ["import quintet.errors", "if x:\n    from quintet import errors"])

@@ -55,12 +55,13 @@ def test_what_there_is_is_listed_and_described() -> None:
 
 
 def test_functions_with_the_name_of_a_package_stay_functions() -> None:
-    show = "import quintet.train.loop as loop, quintet.plan.cost as cost, quintet; print(loop, cost)"
+    show = "import sys, quintet, quintet.plan, quintet.train.intervals as intervals"
+    show += "; print(intervals, sys.modules['quintet.plan'])"
     show += "".join(f"; print(quintet.{name}.__name__, quintet.{name}.__doc__[:5])" for name in ("train", "plan"))
     found = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout
     modules, *functions = found.splitlines()
-    assert "module 'quintet.train.loop'" in modules
-    assert "module 'quintet.plan.cost'" in modules
+    assert "module 'quintet.train.intervals'" in modules
+    assert "module 'quintet.plan'" in modules
     assert functions == [f"{name} {getattr(api, name).__doc__[:5]}" for name in ("train", "plan")]
 
 

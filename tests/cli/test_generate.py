@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.helpers import tiny_values, train_in, write_corpus
 
 from quintet.train.trained import load_trained, load_writer
 
@@ -17,9 +18,19 @@ TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that all tests read and none changes."""
+    place = tmp_path_factory.mktemp("trained")
+    write_corpus(place / "corpus")
+    return train_in(place, **tiny_values({"context_length": 256}, tokenizer={"kind": "byte"}, train=LONGER))
+
+
 @pytest.fixture
-def run(train) -> str:
-    return train(model={"context_length": 256}, tokenizer={"kind": "byte"}, train=LONGER)
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of the run, seen from a working directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return str(folder)
 
 
 def test_prompts_side_by_side_write_what_each_writes_alone(run: str, command) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.helpers import QUICK, Command, measured, run_values, write_corpus
+from tests.helpers import QUICK, Command, measured, run_values, wait_until, write_corpus
 
 # Two "machines" are two processes of this one; a signal goes to both, as with srun.
 SRUN = """#!/bin/bash
@@ -145,10 +145,7 @@ def stand_in(script: str) -> None:
 
 def until(path: str, lines: int) -> None:
     """Wait until a file has so many lines."""
-    deadline = time.monotonic() + 60
-    while not (Path(path).exists() and len(Path(path).read_text().splitlines()) >= lines):
-        assert time.monotonic() < deadline, path
-        time.sleep(0.01)
+    wait_until(lambda: Path(path).exists() and len(Path(path).read_text().splitlines()) >= lines)
 
 
 def test_ahead_of_its_end_the_job_asks_the_run_to_stop_and_queues_again(cluster, written) -> None:

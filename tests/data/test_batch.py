@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import wait_until
 
 from quintet.data.batch import Batch, TrainData, ValidationData, prefetch
 from quintet.data.mixture import EpochOrder, Order, WeightedOrder
@@ -197,9 +198,7 @@ def test_batches_are_computed_ahead_but_not_further() -> None:
 
     batches = prefetch(batch_of, 0, 100, ahead=2)
     next(batches)
-    deadline = time.perf_counter() + 120
-    while len(computed) < 3 and time.perf_counter() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: len(computed) >= 3)
     time.sleep(0.02)
     assert computed == [0, 1, 2]
     batches.close()  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import MakeConfig, contents, source_environment
+from tests.helpers import MakeConfig, contents, source_environment, wait_until
 from typer.testing import CliRunner
 
 from quintet.cli import app
@@ -94,14 +93,6 @@ def end(process: subprocess.Popen[str]) -> int:
     return int(said)
 
 
-def wait_for(file: Path) -> None:
-    for _ in range(3_000):
-        if file.exists():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{file} did not come")
-
-
 @given(st.integers(1, 9), st.integers(0, 50))
 def test_shares_are_all_units_and_each_once(count: int, units: int) -> None:
     shares = [list(Share(index, count).of(units)) for index in range(count)]
@@ -137,7 +128,7 @@ def test_the_call_without_a_share_makes_what_is_missing(config: RunConfig, tmp_p
 def test_what_a_killed_worker_left_goes_and_what_a_live_one_writes_stays(config: RunConfig, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     live = start(config, tmp_path, 0, 2, f"wait {gate}")
-    wait_for(gate.with_suffix(".begun"))
+    wait_until(gate.with_suffix(".begun").exists)
     dead = start(config, tmp_path, 1, 2, "die")
     dead.communicate(timeout=60)
     assert dead.returncode == -signal.SIGKILL

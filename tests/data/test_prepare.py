@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers import MakeConfig, contents, source_environment
+from tests.helpers import MakeConfig, contents, source_environment, wait_until
 
 from quintet.data import build
 from quintet.data.prepare import build_tokenizer_of, prepare, prepare_to
@@ -145,10 +144,7 @@ def test_a_killed_preparation_continues_without_redoing_what_was_finished(
     assert done.returncode == -signal.SIGKILL
     children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
     assert len(children) == (processes if processes > 1 else 0)
-    deadline = time.monotonic() + 120
-    while any(map(running, children)):
-        assert time.monotonic() < deadline, "a worker outlives the process that it worked for"
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(running, children)))  # no worker outlives the process that it worked for
 
     (store,) = (tmp_path / "cache" / "stores").iterdir()
     assert not (store / "manifest.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import sys
@@ -220,16 +221,13 @@ def train(*arguments: str) -> int:
     return left.value.code
 
 
-NUMBERS = [
-    pytest.param(name, key, id=f"{name}-{key.path}")
-    for name in NAMES
-    for key in dialect_named(name).keys
-    if "number" in key.accepts and "list" not in key.accepts and not (key.role.unsupported or key.role.no_effect)
-]
+def has_bounds(key: KeyInfo) -> bool:
+    ignored = key.role.unsupported or key.role.no_effect
+    return "number" in key.accepts and "list" not in key.accepts and not ignored
 
 
-def bounds(key: KeyInfo) -> tuple[list[float], list[float]]:
-    """Values at the ends that the table names, and values just outside of them."""
+def bounded_values(key: KeyInfo) -> list[tuple[float, bool]]:
+    """Values at the ends that the table names, each with True, and values just outside of them, with False."""
     step = 1 if key.accepts.startswith("whole number") else 1e-3
     inside, outside = [], []
     words = r"(from|at least|above|to below|below|to|at most) (-?\d+(?:\.\d+)?)"
@@ -242,31 +240,36 @@ def bounds(key: KeyInfo) -> tuple[list[float], list[float]]:
         else:
             inside.append(end)
             outside.append(end + sign * step)
-    return inside, [*outside, float("inf"), float("nan")]
+    outside = [value for value in outside if value != 0 or "false: 0" not in key.accepts]
+    return [(value, True) for value in inside] + [(value, False) for value in (*outside, float("inf"), float("nan"))]
 
 
-@pytest.mark.parametrize(("dialect", "key"), NUMBERS)
-def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, key: KeyInfo, base: dict[str, Any]) -> None:
-    """What is within is not refused for its size; what is outside is, at its own key and line."""
-    inside, outside = bounds(key)
-    path = key.path.replace("[]", ".0")
-    for value, fits in (*((value, True) for value in inside), *((value, False) for value in outside)):
-        if not fits and value == 0 and "false: 0" in key.accepts:
-            continue
+def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, base: dict[str, Any]) -> None:
+    """What is within is not refused for its size; what is outside is, at its own key and line.
+
+    Each file has a value of every key, because all mistakes are told at once.
+    """
+    keys = [key for key in dialect_named(dialect).keys if has_bounds(key)]
+    assert keys
+    file = Path("their.yaml").resolve()
+    for row in itertools.zip_longest(*(bounded_values(key) for key in keys)):
         values = copy.deepcopy(base)
-        set_in(values, path, value)
-        file = Path("their.yaml").resolve()
+        tried = [(key, *value) for key, value in zip(keys, row, strict=True) if value is not None]
+        for key, value, _ in tried:
+            set_in(values, key.path.replace("[]", ".0"), value)
         file.write_text(yaml.safe_dump(values, sort_keys=False))
+        lines = file.read_text().splitlines()
         problems: list[Problem] = []
         try:
             load_run_config([file], [], Reading(dialect))
         except RunFileError as error:
-            problems = error.details
-        own = [one for one in problems if one.message.startswith("must be ") and one.key.split(", ")[0] in ways(key)]
-        assert bool(own) != fits, (value, problems)
-        for one in own:
-            assert one.origin.line is not None
-            assert f"{key.name}:" in file.read_text().splitlines()[one.origin.line - 1]
+            problems = [one for one in error.details if one.message.startswith("must be ")]
+        for key, value, fits in tried:
+            own = [one for one in problems if one.key.split(", ")[0] in ways(key)]
+            assert bool(own) != fits, (key.path, value, problems)
+            for one in own:
+                assert one.origin.line is not None
+                assert f"{key.name}:" in lines[one.origin.line - 1]
 
 
 def ways(key: KeyInfo) -> set[str]:
@@ -360,8 +363,14 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
     """One step of it, with no traceback and no later refusal but those that the data decide."""
     refused: list[str] = []
     file, tried = Path("their.yaml").resolve(), 0
-    numbers: list[Any] = [one.values[1] for one in NUMBERS if one.values[0] == dialect]
-    for number, (key, value) in enumerate((one, value) for one in numbers for value in bounds(one)[0]):
+    inside = [
+        (key, value)
+        for key in dialect_named(dialect).keys
+        if has_bounds(key)
+        for value, fits in bounded_values(key)
+        if fits
+    ]
+    for number, (key, value) in enumerate(inside):
         values = copy.deepcopy(base)
         set_in(values, key.path.replace("[]", ".0"), value)
         file.write_text(yaml.safe_dump(values, sort_keys=False))

@@ -115,7 +115,6 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.xdist_group("examples")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_right_and_takes_its_first_steps(folder: Path, quintet, path: Path, cache_dir: Path) -> None:
     short = (

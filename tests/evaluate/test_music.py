@@ -24,7 +24,6 @@ from quintet.track.console import Reporter
 from quintet.train.music import evaluate_music
 from quintet.train.trained import TrainedRun, own_data
 
-pytestmark = pytest.mark.xdist_group("music")  # one worker trains the model that these tests share
 GREEDY = GenerationSettings(temperature=0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -48,9 +49,13 @@ def sees(config, batch: int, query: int, key: int) -> bool:
     return config.window is None or abs(query - key) < config.window
 
 
-def seen(config) -> Tensor:
+@cache
+def seen(name: str) -> Tensor:
+    """Return which keys each query sees with the mask ``name``, by its words: bool [batch, query, key]."""
     everything = range(LENGTH)
-    return torch.tensor([[[sees(config, b, q, k) for k in everything] for q in everything] for b in range(2)])
+    return torch.tensor(
+        [[[sees(MASKS[name], b, q, k) for k in everything] for q in everything] for b in range(len(DOCUMENTS))]
+    )
 
 
 def ranges_of(config) -> KeyRanges:
@@ -77,7 +82,7 @@ def with_gradients(out: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", list(MASKS))
 def test_a_dense_mask_shows_what_the_words_say(name: str) -> None:
-    expected = seen(MASKS[name])
+    expected = seen(name)
     found = ranges_of(MASKS[name]).dense(CPU)[:, 0]
     assert torch.equal(found.expand(2, -1, -1), expected)
 
@@ -92,7 +97,7 @@ def test_every_kernel_follows_the_formula_in_value_and_gradient(name: str, kerne
     tensors = inputs(kv_heads)
     mask = prepare_mask(ranges, kernel, CPU)
     found = with_gradients(attend(*tensors, mask, scale=0.3), tensors)
-    expected = with_gradients(formula(*tensors, seen(MASKS[name]), 0.3), tensors)
+    expected = with_gradients(formula(*tensors, seen(name), 0.3), tensors)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
@@ -102,7 +107,7 @@ def test_every_kernel_follows_the_formula_in_value_and_gradient(name: str, kerne
 @pytest.mark.parametrize("name", list(MASKS))
 def test_queries_by_parts_follow_the_formula(monkeypatch: pytest.MonkeyPatch, name: str, before: int, kv_heads) -> None:
     monkeypatch.setattr(kernels, "CHUNK", 32)
-    tensors, ranges, visible = [part.detach() for part in inputs(kv_heads)], ranges_of(MASKS[name]), seen(MASKS[name])
+    tensors, ranges, visible = [part.detach() for part in inputs(kv_heads)], ranges_of(MASKS[name]), seen(name)
     if before:  # the first keys come from a cache, and their queries were read before
         first, last = (None if part is None else part[:, before:] for part in (ranges.first, ranges.last))
         ranges = KeyRanges(LENGTH - before, LENGTH, ranges.causal, first, last)
@@ -118,7 +123,7 @@ def test_where_no_fused_kernel_shares_keys_none_is_asked_to(monkeypatch: pytest.
     monkeypatch.setattr(kernels, "_unfused_where_shared", lambda *_: True)
     monkeypatch.setattr(kernels, "CHUNK", 32)
     for length in (LENGTH, 1):
-        ranges, visible, tensors = ranges_of(MASKS[name]), seen(MASKS[name]), [part.detach() for part in inputs(2)]
+        ranges, visible, tensors = ranges_of(MASKS[name]), seen(name), [part.detach() for part in inputs(2)]
         if length == 1:
             first, last = (None if part is None else part[:, -1:] for part in (ranges.first, ranges.last))
             ranges = KeyRanges(1, LENGTH, ranges.causal, first, last)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.helpers import Command
+from tests.helpers import PEAK, Command
 
 from quintet.config.load import load_run_config
 from quintet.config.model import TransformerConfig
@@ -48,8 +48,7 @@ def test_bytes_have_the_unit_in_which_they_are_shortest(count: int, shown: str) 
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("quintet.plan.local_machine.measure_peak_flops", lambda compute: 1e11)
+def run(tmp_path: Path) -> str:
     file = tmp_path / "run.yaml"
     file.write_text(RUN)
     return str(file)
@@ -78,7 +77,7 @@ def test_one_device_here_is_planned_without_being_named(command: Command, run: s
     assert all(word in out for word in ("activations  ", "peak  ", "step  ", "none (there is one process)"))
     code, out, _ = command("plan", run, "--json")
     found = json.loads(out)["simulation"]
-    assert (found["machine"]["devices"], found["machine"]["peak_flops"]) == (1, 1e11)
+    assert (found["machine"]["devices"], found["machine"]["peak_flops"]) == (1, PEAK)
     assert found["memory"]["peak"] > sum(found["memory"][name] for name in ("parameters", "optimizer", "activations"))
 
 

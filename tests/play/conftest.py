@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
-import yaml
-from tests.helpers import QUICK, run_values
+from tests.helpers import run_values, train_in
 
-from quintet.cli import main
 from quintet.piano.midi import write_midi
 from quintet.piano.notes import Notes, notes
 
@@ -47,13 +42,4 @@ def music_run(tmp_path_factory: pytest.TempPathFactory) -> str:
         schedule={"kind": "constant"},
         train={"steps": 60},
     )
-    (folder / "music.yaml").write_text(yaml.safe_dump(values))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with pytest.raises(SystemExit) as left:
-            main(["train", *QUICK, "music.yaml"])
-    finally:
-        os.chdir(before)
-    assert left.value.code == 0
-    return str(folder / "runs/music")
+    return str(train_in(folder, **values))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.helpers import QUICK, run_values, write_corpus
-
-from quintet.cli import main
+from tests.helpers import run_values, train_in, write_corpus
 
 RUNS: dict[str, dict[str, Any]] = {
     "slow": {"optimizer": {"lr": 1e-9}},
@@ -28,24 +24,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the runs "slow" and "fast", which differ in the learning rate, and "page" are trained."""
     folder = tmp_path_factory.mktemp("runs")
     write_corpus(folder / "corpus")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for name, sections in RUNS.items():
-            sources = [{"kind": "text", "path": "corpus", "label": "words"}]
-            values = run_values(
-                name=name,
-                data={"sources": sources, "validation": 0.2, "sequence_length": 32},
-                model={"width": 32},
-                train={"steps": 6, "log_every": 1},
-                evaluate={"every": 2, "samples": 9},
-            )
-            Path(f"{name}.yaml").write_text(yaml.safe_dump(values | sections))
-            with pytest.raises(SystemExit) as left:
-                main(["train", *QUICK, f"{name}.yaml"])
-            assert left.value.code == 0
-    finally:
-        os.chdir(before)
+    for name, sections in RUNS.items():
+        sources = [{"kind": "text", "path": "corpus", "label": "words"}]
+        values = run_values(
+            name=name,
+            data={"sources": sources, "validation": 0.2, "sequence_length": 32},
+            model={"width": 32},
+            train={"steps": 6, "log_every": 1},
+            evaluate={"every": 2, "samples": 9},
+        )
+        train_in(folder, **values | sections)
     return folder
 
 

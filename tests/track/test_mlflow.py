@@ -4,9 +4,9 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.helpers import run_config, wait_until
+from tests.helpers import free_port, run_config, wait_until
 
 from quintet.config.describe import plain
 from quintet.config.load import load_run_config
@@ -70,9 +70,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 def client(uri: str) -> Any:
@@ -218,12 +216,10 @@ def test_a_server_that_dies_is_said_once_and_gets_everything_when_it_is_back(tmp
         tracker = tracker_in(tmp_path, say=said.append, tracking_uri=uri, experiment="mine")
         tracker.log(1, {"train/loss": 1.0})
         wait_until(lambda: not tracker._metrics._waiting)
-    began = time.monotonic()
     for step in (2, 3):
         tracker.log(step, {"train/loss": float(step)})
         tracker.text(step, "sample 0", "text")
         wait_until(lambda: len(said) > 0)
-    assert time.monotonic() - began < 20
     assert len(said) == 1
     assert said[0].startswith("track[0]: mlflow fails: ")
     with server(tmp_path / "server", port) as uri:
@@ -258,16 +254,17 @@ def test_what_a_dead_server_never_got_is_counted(folder: Path, monkeypatch: pyte
 def test_a_slow_server_does_not_hold_training_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = tracker_in(folder)
     sizes: list[int] = []
+    answered = threading.Event()
 
     def slow(_: str, metrics: list[Any]) -> None:
-        time.sleep(0.3)
+        assert answered.wait(60)
         sizes.append(len(metrics))
 
     monkeypatch.setattr(tracker._client, "log_batch", slow)
-    began = time.monotonic()
     for step in range(2500):
         tracker.log(step, {"a": 1.0})
-    assert time.monotonic() - began < 0.3
+    assert sizes == []  # all is logged before the first answer
+    answered.set()
     tracker.close()
     assert sum(sizes) == 2500
     assert max(sizes) == 1000  # as much as MLflow takes at once

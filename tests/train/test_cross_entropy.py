@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.processes import Forked
 
 from quintet.config.documents import IGNORED
 from quintet.train.cross_entropy import Smoothing, cross_entropy, default_chunk, linear_cross_entropy
@@ -150,22 +150,21 @@ def test_smoothing_and_padding_follow_their_formulas_in_value_and_gradient(ids: 
         assert not gradient[ids:].any()
 
 
-_MANY_SIZES = """
-import psutil, torch
-from quintet.config.documents import IGNORED
-from quintet.train.cross_entropy import linear_cross_entropy
-torch.manual_seed(0)
-weight, process, sizes = torch.randn(1241, 128, requires_grad=True), psutil.Process(), torch.randperm(700)[:120] + 100
-for step, size in enumerate(sizes.tolist()):
-    targets = torch.full((1600,), IGNORED)
-    targets[torch.randperm(1600)[:size]] = 7
-    hidden = torch.randn(1600, 128, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        linear_cross_entropy(hidden, weight, None, targets).backward()
-    if step == 20:
-        before = process.memory_info().rss
-print(process.memory_info().rss - before)
-"""
+def print_growth() -> None:
+    """Take 120 steps of batches of many sizes and print by how many bytes the process has grown since the twentieth."""
+    import psutil
+
+    torch.manual_seed(0)
+    weight, process, before = torch.randn(1241, 128, requires_grad=True), psutil.Process(), 0
+    for step, size in enumerate((torch.randperm(700)[:120] + 100).tolist()):
+        targets = torch.full((1600,), IGNORED)
+        targets[torch.randperm(1600)[:size]] = 7
+        hidden = torch.randn(1600, 128, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            linear_cross_entropy(hidden, weight, None, targets).backward()
+        if step == 20:
+            before = process.memory_info().rss
+    print(process.memory_info().rss - before, flush=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
@@ -186,10 +185,9 @@ def test_any_number_of_tokens_with_a_loss_equals_torchs_cross_entropy(count: int
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is measured on Linux")
-def test_memory_does_not_grow_with_each_new_number() -> None:
+def test_memory_does_not_grow_with_each_new_number(tmp_path: Path) -> None:
     # Without rounding the number of rows, a kernel for each number takes 200 MB if oneDNN multiplies bf16.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _MANY_SIZES], capture_output=True, text=True, env=environment, check=True
-    )
+    with Forked(print_growth, folder=tmp_path) as process:
+        done = process.finished()
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100e6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import measured, refused, run_config, write_corpus
+from tests.helpers import PEAK, measured, refused, run_config, write_corpus
 
 from quintet.track.console import Reporter
 from quintet.train.loop import train
@@ -60,7 +60,7 @@ def test_a_run_that_diverges_ends_whatever_it_logs_and_saves(tmp_path: Path, log
         train={"steps": 40, "log_every": log_every, "max_skipped": 5, "clip_norm": None},
         checkpoint={"every": save_every},
     )
-    message = refused(train, config, Reporter())
+    message = refused(train, config, Reporter(), peak_flops=PEAK)
     assert "finite in the last" in message
     step = int(re.search(r"show-batch \S+ --step (\d+)", message)[1])
     norms = measured(run_folder(config), "train/grad_norm")  # null stands for a figure that is not finite

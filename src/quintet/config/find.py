@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from quintet.config.describe import KeyInfo, Section, run_file, walk
 from quintet.errors import UserError
@@ -29,13 +30,18 @@ def find(query: str, top: Section | None = None) -> list[Found]:
     nearest names when there is nothing.
     """
     wanted = [step for step in re.split(r"[.\[\]]+", query.strip()) if step and not step.isdecimal()]
-    addresses = list(_addresses(top or run_file()))
+    addresses = list(_addresses(top)) if top else _native_addresses()
     found = [one for steps, one in addresses if _fits(steps, wanted)]
     if not found:
         found = [one for steps, one in addresses if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
     if not found or not wanted:
         raise UserError(_not_found(query, wanted, top or run_file()))
     return _joined(found)
+
+
+@cache
+def _native_addresses() -> list[tuple[list[tuple[str, bool]], Found]]:
+    return list(_addresses(run_file()))
 
 
 def _addresses(top: Section) -> Iterator[tuple[list[tuple[str, bool]], Found]]:

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError
+from quintet.model.cache import Abilities
+from quintet.model.hf import loading
 from quintet.model.hf.count import check_numbers, count_pretrained, pretrained_flops
 from quintet.model.hf.loading import build_pretrained
 
@@ -74,6 +76,12 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "longcat_flash": LATENT | {"moe_topk": 2, "zero_expert_num": 0, "expert_ffn_hidden_size": 16, "num_layers": 2},
     "mamba": {"state_size": 4, "time_step_rank": 4},  # no attention at all
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial of each model takes longer than the test, and its result changes no count."""
+    monkeypatch.setattr(loading, "find_abilities", lambda *_, **__: Abilities())
 
 
 def described(folder: Path, kind: str, settings: dict[str, Any], **keys: Any) -> HuggingFaceConfig:

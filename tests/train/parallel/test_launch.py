@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers import QUICK, measured, records
+from tests.helpers import QUICK, measured, records, wait_until
 from tests.train.parallel.conftest import train_several
 
 from quintet.train.parallel.launch import outwait
@@ -55,14 +55,13 @@ def test_a_run_that_is_stopped_and_then_killed_has_the_losses_of_one_that_is_not
 
 
 def test_a_bug_in_one_process_is_told_once_with_its_number(run_file, launch, faulty) -> None:
-    began = time.monotonic()
+    """`launch` gives up before the ten minutes that the other process would wait for this one."""
     failed = launch(2, run_file(), **faulty(1, 3, 'raise ValueError("planned")'))
     assert failed.returncode == 1
     assert failed.stderr.count("Traceback (most recent call last)") == 1, failed.stderr
     assert failed.stderr.count("error: process 1 failed:") == 1
     assert failed.stderr.rstrip().endswith("ValueError: planned")
     assert "elastic" not in failed.stderr
-    assert time.monotonic() - began < 100  # it would be 600 if the other process waited for this one
 
 
 @pytest.mark.slow
@@ -136,7 +135,6 @@ def test_plain_torchrun_shows_the_line_and_restarts_from_the_last_checkpoint(
 )
 def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty, how: str, stands: bool) -> None:
     file = run_file(parallel={"kind": "ddp", "timeout_seconds": 5})
-    began = time.monotonic()
     failed = launch(2, file, **faulty(1, 3, how))
     assert failed.returncode == 1
     assert errors(failed.stderr) == [
@@ -145,7 +143,6 @@ def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty, how: str, s
     hanging, _, waiting = failed.stderr.partition("process 0 stood here:")
     assert ("process 1 stood here:" in hanging, "sitecustomize.py" in hanging) == (stands, stands)
     assert "Timed out waiting" in waiting
-    assert time.monotonic() - began < 100  # 5 of waiting, 30 that torchrun gives a process to end, the rest starting
 
 
 @pytest.mark.slow
@@ -173,10 +170,7 @@ def test_no_process_outlives_a_launcher_that_is_killed(run_file, start, tmp_path
     assert len(workers) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)  # their output ends when the last of them does
-    deadline = time.monotonic() + 120
-    while any(is_alive(worker) for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_alive, workers)))
 
 
 def is_alive(pid: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.train.parallel.conftest import train_several
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
+pytestmark = pytest.mark.timeout(900)
 WAYS = {
     "ddp": ["parallel.kind=ddp"],
     "hsdp": ["parallel.kind=hsdp", "parallel.shard_size=1"],

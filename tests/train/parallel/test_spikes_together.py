@@ -16,7 +16,7 @@ from tests.train.parallel.several_runs import train_cases
 
 from quintet.train.checkpoint import checkpoint_steps
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
+pytestmark = pytest.mark.timeout(900)
 BAD = [14, 19]  # as in tests/train/test_spikes.py: checkpoints come each 4 steps, and losses are known from step 6 on
 STEPS = 24
 DDP, FSDP, PLAIN = "parallel.kind=ddp", "parallel.kind=fsdp", "train.on_spike=null"

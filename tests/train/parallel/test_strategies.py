@@ -14,7 +14,7 @@ from tests.helpers import WORDS, records, write_jsonl
 from tests.train.parallel.conftest import train_several, write_run_file
 
 # Many runs in two processes, on a busy machine too; one worker has them all.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("strategies")]
+pytestmark = pytest.mark.timeout(900)
 FSDP, HSDP, DDP = "parallel.kind=fsdp", "parallel.kind=hsdp", "parallel.kind=ddp"
 DROPOUT = ["model.residual_dropout=0.2", "model.embedding_dropout=0.1", "model.feedforward={kind: gated, dropout: 0.1}"]
 TIED = ["model.tie_embeddings=true", "model.tie_feedforward=true", "model.tie_attention_output=true"]
