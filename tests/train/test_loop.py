@@ -45,7 +45,7 @@ class WithMaskedBatch:
 def test_a_batch_without_valid_targets_is_skipped_and_counted(config: RunConfig) -> None:
     run = set_up(config, Reporter(), peak_flops=PEAK)
     run.data = WithMaskedBatch(run.data)
-    loop._steps(run, StopSignal())
+    loop.take_steps(run, StopSignal())
     run.tracker.close()
     run.checkpointer.close()
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

@@ -90,7 +90,7 @@ def trained(config: RunConfig, **data: Any) -> tuple[Run, list[str]]:
     run = set_up(config, said, peak_flops=PEAK)
     run.data = Data(run.data, **data)  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        loop._steps(run, StopSignal())
+        loop.take_steps(run, StopSignal())
     finally:
         run.checkpointer.close()
         run.tracker.close()

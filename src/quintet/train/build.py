@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quintet.config.parallel import DDPConfig, DeepSpeedConfig
+from quintet.config.parallel import DDPConfig
 from quintet.config.schedule import dropout_changes
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
@@ -88,25 +89,72 @@ def build_engine(
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)
     if compute.compile:
         _compile_blocks(model, compute)
-    loss_module: nn.Module = LossModule(model, objective)
-    if strategy.sharded:
-        mesh = make_mesh(mesh_shape(strategy, environment), compute.device.type, timeout(config))
-        home = torch.device("cpu") if getattr(strategy.config, "offload", False) else compute.device
-        library = isinstance(model, PretrainedModel)
-        values = first_weights(config, tokenizer, model, weights)
-        shard(loss_module, strategy, mesh, compute)
-        load_sharded(model, values, home, from_rank0=library)
-    elif isinstance(strategy.config, DDPConfig) and world_size() > 1:
-        loss_module = replicate(loss_module, strategy.config, compute)
-    elif isinstance(strategy.config, DeepSpeedConfig):
-        from quintet.train.integrations.deepspeed import start_deepspeed
+    unspread = _Unspread(config, tokenizer, weights, compute, environment, strategy, shape, model)
+    loss_module, engine = STRATEGIES[strategy.kind](unspread, LossModule(model, objective))
+    return Built(model, loss_module, engine.optimizer, engine.scaler, engine, strategy, shape, counts)
 
-        engine = start_deepspeed(loss_module, model, config, shape, compute)
-        return Built(model, loss_module, engine.optimizer, engine.scaler, engine, strategy, shape, counts)
-    optimizer = build_optimizer(config.optimizer, model)
+
+@dataclass(frozen=True)
+class _Unspread:
+    """A model before it is spread over the processes, and all that its engine is built from."""
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor] | None
+    compute: Compute
+    environment: Environment
+    strategy: Strategy
+    shape: BatchShape
+    model: Model
+
+
+Spread = tuple[nn.Module, Engine]
+"""The LossModule in the wrapper that spreads it, and its engine."""
+
+
+def _whole(unspread: _Unspread, loss_module: nn.Module) -> Spread:
+    config, compute = unspread.config, unspread.compute
+    optimizer = build_optimizer(config.optimizer, unspread.model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-    engine = TorchEngine(loss_module, model, optimizer, scaler, config, shape, compute)
-    return Built(model, loss_module, optimizer, scaler, engine, strategy, shape, counts)
+    engine = TorchEngine(loss_module, unspread.model, optimizer, scaler, config, unspread.shape, compute)
+    return loss_module, engine
+
+
+def _replicated(unspread: _Unspread, loss_module: LossModule) -> Spread:
+    assert isinstance(unspread.strategy.config, DDPConfig)
+    if world_size() == 1:
+        return _whole(unspread, loss_module)
+    return _whole(unspread, replicate(loss_module, unspread.strategy.config, unspread.compute))
+
+
+def _sharded(unspread: _Unspread, loss_module: LossModule) -> Spread:
+    config, compute, model = unspread.config, unspread.compute, unspread.model
+    mesh_of = mesh_shape(unspread.strategy, unspread.environment)
+    mesh = make_mesh(mesh_of, compute.device.type, timeout(config))
+    home = torch.device("cpu") if getattr(unspread.strategy.config, "offload", False) else compute.device
+    library = isinstance(model, PretrainedModel)
+    values = first_weights(config, unspread.tokenizer, model, unspread.weights)
+    shard(loss_module, unspread.strategy, mesh, compute)
+    load_sharded(model, values, home, from_rank0=library)
+    return _whole(unspread, loss_module)
+
+
+def _in_deepspeed(unspread: _Unspread, loss_module: LossModule) -> Spread:
+    from quintet.train.integrations.deepspeed import start_deepspeed
+
+    engine = start_deepspeed(loss_module, unspread.model, unspread.config, unspread.shape, unspread.compute)
+    return loss_module, engine
+
+
+STRATEGIES: dict[str, Callable[[_Unspread, LossModule], Spread]] = {
+    "none": _whole,
+    "ddp": _replicated,
+    "fsdp": _sharded,
+    "hsdp": _sharded,
+    "deepspeed": _in_deepspeed,
+}
+"""For each kind of `parallel`, what spreads the model. There is none for auto, because `choose_strategy` replaces
+it."""
 
 
 def _compile_blocks(model: Model, compute: Compute) -> None:

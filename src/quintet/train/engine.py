@@ -29,6 +29,16 @@ from quintet.train.parallel.shard import unsharded
 class Engine(Protocol):
     """The steps of a run on its devices, and the state that a checkpoint holds."""
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that takes the steps."""
+        ...
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """The scale of the loss with fp16, 1 otherwise."""
+        ...
+
     def accumulate(self, batch: Batch, step: int) -> Tensor:
         """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
         returns the loss of the whole batch, an fp32 scalar on the device."""

@@ -7,14 +7,16 @@ and the loss of a model's predictions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quintet.config.documents import IGNORED
-from quintet.config.loss import LossConfig, MaskedLossConfig
+from quintet.config.loss import LossConfig, MaskedLossConfig, NextTokenLossConfig
 from quintet.config.model import ModelConfig
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
@@ -49,11 +51,8 @@ class Objective:
         """Return ``batch`` as the model gets it.
 
         Documents and prompts are dropped unless an attention mask reads them, and the ids that the config ignores
-        lose their targets. With the masked loss, ``fraction`` of the positions that have a target (at least one) are
-        drawn without replacement. The token after each of them is the one to predict: in the inputs it becomes the
-        mask or a random id, or stays. Its target is at the position before it, or at its own; all other positions
-        lose theirs. What is drawn depends only on the seed, ``purpose``, ``index`` and the row, counted from
-        ``first_row``.
+        lose their targets. Then the kind of loss chooses what is predicted. What it draws depends only on the seed,
+        ``purpose``, ``index`` and the row, counted from ``first_row``.
         """
         # What no attention mask reads need not be sent to the device.
         if batch.documents is not None and not self.model.tells_documents:
@@ -63,24 +62,8 @@ class Objective:
         if self.config.ignore_token_ids or self.config.ignore_token_range:
             targets = np.where(self._ignored(batch.targets), IGNORED, batch.targets)
             batch = replace(batch, targets=targets, valid=int((targets != IGNORED).sum()))
-        if not isinstance(self.config, MaskedLossConfig):
-            return batch
-        inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
-        shift = int(self.config.predict_at == "own")
-        for row in range(len(inputs)):
-            random = np.random.default_rng(key(self.seed, "mask", purpose, index, first_row + row))
-            # The last target is not among the inputs, so it cannot be hidden.
-            positions = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
-            if not positions.size:
-                continue
-            chosen = random.permutation(positions)[: max(1, round(self.config.fraction * positions.size))]
-            targets[row, chosen + shift] = batch.targets[row, chosen]
-            fate = random.random(chosen.size)
-            masked = fate < self.config.masked
-            drawn = ~masked & (fate < self.config.masked + self.config.random)
-            inputs[row, chosen[masked] + 1] = self.mask_id
-            inputs[row, chosen[drawn] + 1] = random.integers(self.vocab_size, size=int(drawn.sum()))
-        return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
+        seeds = [key(self.seed, "mask", purpose, index, first_row + row) for row in range(len(batch.inputs))]
+        return LOSSES[self.config.kind](self, self.config, batch, seeds)
 
     def _ignored(self, targets: np.ndarray) -> np.ndarray:
         """Return True for ``targets``, int64 [samples, length], that the config ignores: bool of that shape."""
@@ -157,6 +140,42 @@ def byte_loss(head: ByteHead, hidden: Tensor, targets: Tensor, smoothing: Smooth
     ids = targets.clamp(min=0)
     symbols = torch.where(valid[..., None], head.spelling(ids), IGNORED)
     return cross_entropy(head(hidden, call), symbols, smoothing) + (head.spelling.log_shares[ids] * valid).sum()
+
+
+def _predict_next(objective: Objective, config: NextTokenLossConfig, batch: Batch, seeds: list[int]) -> Batch:
+    return batch
+
+
+def _predict_hidden(objective: Objective, config: MaskedLossConfig, batch: Batch, seeds: list[int]) -> Batch:
+    """Hide tokens of ``batch``.
+
+    ``fraction`` of the positions that have a target (at least one) are drawn without replacement. The token after each
+    of them is the one to predict: in the inputs it becomes the mask or a random id, or stays. Its target is at the
+    position before it, or at its own; all other positions lose theirs.
+    """
+    inputs, targets = batch.inputs.copy(), np.full_like(batch.targets, IGNORED)
+    shift = int(config.predict_at == "own")
+    for row, seed in enumerate(seeds):
+        random = np.random.default_rng(seed)
+        # The last target is not among the inputs, so it cannot be hidden.
+        positions = np.flatnonzero(batch.targets[row, :-1] != IGNORED)
+        if not positions.size:
+            continue
+        chosen = random.permutation(positions)[: max(1, round(config.fraction * positions.size))]
+        targets[row, chosen + shift] = batch.targets[row, chosen]
+        fate = random.random(chosen.size)
+        masked = fate < config.masked
+        drawn = ~masked & (fate < config.masked + config.random)
+        inputs[row, chosen[masked] + 1] = objective.mask_id
+        inputs[row, chosen[drawn] + 1] = random.integers(objective.vocab_size, size=int(drawn.sum()))
+    return replace(batch, inputs=inputs, targets=targets, valid=int((targets != IGNORED).sum()))
+
+
+LOSSES: dict[str, Callable[[Objective, Any, Batch, list[int]], Batch]] = {
+    "next_token": _predict_next,
+    "masked": _predict_hidden,
+}
+"""For each kind, the function that chooses inputs and targets of a batch, with a seed for each of its rows."""
 
 
 class LossModule(nn.Module):
