@@ -54,8 +54,7 @@ parallel: {kind: [auto]}
         "1: train.steps: must be at least 1 steps, found 0",
         "1: train.tokens: must be a whole number of tokens or null, found 3.5",
         "4: data.sources[0].path: is missing, and kind 'text' needs it: files, globs (`**` enters "
-        "folders) or folders, on this disk or by "
-        "an address of fsspec such as s3://, gs://, https://",
+        "folders) or folders, on this disk or as fsspec addresses such as s3://, gs://, https://",
         f"5: data.sources[1].kind: unknown kind 'txt'; did you mean 'text'? the kinds are {KINDS}",
         f"6: data.sources[2].kind: is missing; the kinds are {KINDS}",
         "7: data.sources[3]: must be a section of keys and values, found 3",
@@ -83,7 +82,7 @@ parallel: {kind: [auto]}
         ("train: {steps: 1}", "1: data: is missing, and a run file needs it: what to read and how to cut it"),
         (
             "train: {steps: 1}\ndata: {shuffle: true}",
-            "2: data.sources: is missing, and section 'data' needs it: what to train on, one entry a source",
+            "2: data.sources: is missing, and section 'data' needs it: what to train on, one entry per source",
         ),
         (
             "train: {steps: 1}\ndata: {sorces: [{kind: python_stdlib}]}",

@@ -38,20 +38,20 @@ def test_stages_are_read_as_they_are_written(run_file: Path) -> None:
     [
         ("data.stages[0].weights={web: 1, boks: 1}", "data.stages[0].weights: no source has the label 'boks'"),
         ("data.stages[0].weights={web: 0, books: 0.0}", "data.stages[0].weights: all are 0"),
-        ("~data.stages[0].weights.web", "data.sources[0].label: no stage draws from 'web'"),
+        ("~data.stages[0].weights.web", "data.sources[0].label: no stage uses 'web'"),
         ("data.stages[0].weights={web: -1}", "data.stages[0].weights"),
-        ("data.stages[0].until=80.0", "data.stages[0].until: 80 is no fraction"),
+        ("data.stages[0].until=80.0", "data.stages[0].until: 80 is not a fraction"),
         ("data.stages[0].until=0", "data.stages[0].until"),
         ("data.stages[0].until=null", "data.stages[0].until: is missing"),
-        ("data.stages[1].until=0.9", "data.stages[1].until: leave it out"),
+        ("data.stages[1].until=0.9", "data.stages[1].until: must be absent"),
         ("data.stages=[{until: 9, weights: {web: 1}}, {until: 9, weights: {books: 1}}, {weights: {web: 1}}]",
-         "data.stages[1].until: 9 is not after the 9"),
+         "data.stages[1].until: 9 must be above the 9"),
         ("data.stages=[{until: 9, weights: {web: 1}}, {until: 0.5, weights: {books: 1}}, {weights: {web: 1}}]",
-         "data.stages[1].until: 0.5 after 9: give all in steps"),
+         "data.stages[1].until: 0.5 after 9; give all in steps"),
         ("data.sources[0].label=null", "data.sources[0].label: is missing"),
-        ("data.sources=[{kind: text, path: a, label: web, weight: 1}]", "data.sources[0].weight: leave it out"),
-        ("data.sources[1].repeat=2", "data.sources[1].repeat: leave it out"),
-        ("data.mixing=sequential", "data.mixing: sequential and `data.stages` exclude one another"),
+        ("data.sources=[{kind: text, path: a, label: web, weight: 1}]", "data.sources[0].weight: cannot be set with `data.stages`"),
+        ("data.sources[1].repeat=2", "data.sources[1].repeat: cannot be set with `data.stages`"),
+        ("data.mixing=sequential", "data.mixing: sequential cannot be combined with `data.stages`"),
         ("data.mixing=alternating", "data.mixing"),
     ],
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_weights_and_sequential_sources_exclude_one_another(tmp_path: Path) -> N
     (tmp_path / "run.yaml").write_text(
         "data: {mixing: sequential, sources: [{kind: text, path: a, weight: 1}]}\ntrain: {steps: 1}\n"
     )
-    with pytest.raises(UserError, match=r"data\.mixing: sequential and weights exclude one another"):
+    with pytest.raises(UserError, match=r"data\.mixing: sequential cannot be combined with weights"):
         load_run_config([tmp_path / "run.yaml"])
     (tmp_path / "run.yaml").write_text(
         "data: {mixing: sequential, sources: [{kind: text, path: a, repeat: 1.5}]}\ntrain: {steps: 1}\n"
@@ -94,5 +94,5 @@ def test_what_is_validated_on_is_not_weighted(tmp_path: Path, name: str) -> None
     (tmp_path / "run.yaml").write_text(
         f"data: {{sources: [{{kind: text, path: a}}], validation_sources: {held}}}\ntrain: {{steps: 1}}\n"
     )
-    with pytest.raises(UserError, match=rf"data\.validation_sources\[0\]\.{name}: leave it out"):
+    with pytest.raises(UserError, match=rf"data\.validation_sources\[0\]\.{name}: applies to training only"):
         load_run_config([tmp_path / "run.yaml"])

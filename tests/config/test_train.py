@@ -72,7 +72,7 @@ def test_a_warm_up_may_be_nothing_but_not_more_than_the_run(tmp_path) -> None:
     assert CosineConfig.model_validate({"warmup_steps": 0.0}).warmup_steps == 0
     file = tmp_path / "a.yaml"
     file.write_text("data: {sources: [{kind: python_stdlib}]}\ntrain: {steps: 50}\nschedule:\n  warmup_steps: 2.5\n")
-    with pytest.raises(UserError, match=r"a.yaml:4: schedule.warmup_steps: 2.5 is no fraction of the run; write a"):
+    with pytest.raises(UserError, match=r"a.yaml:4: schedule.warmup_steps: 2.5 is not a fraction of the run; write a"):
         load_run_config([file])
     with pytest.raises(UserError, match=r"schedule.warmup_steps: is more than train.steps = 50"):
         load_run_config([file], ["schedule.warmup_steps=51"])

@@ -87,9 +87,9 @@ def test_nothing_is_dropped_unless_it_is_asked_for() -> None:
 
 
 def test_limits_that_keep_nothing_are_refused() -> None:
-    with pytest.raises(ValidationError, match="5 is more than the 4 of `max_characters`: no document would be left"):
+    with pytest.raises(ValidationError, match="5 is more than the 4 of `max_characters`; no document would be left"):
         CleaningConfig.model_validate({"min_characters": 5, "max_characters": 4})
-    with pytest.raises(ValidationError, match="9 of the 8 `stop_words`"):
+    with pytest.raises(ValidationError, match="9 is more than the 8 `stop_words`"):
         CleaningConfig.model_validate({"quality": {"min_stop_words": 9}})
 
 

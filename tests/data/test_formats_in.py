@@ -147,7 +147,7 @@ def test_a_part_of_an_array_is_read(kind: str, tmp_path: Path) -> None:
 def test_a_fraction_above_the_whole_is_refused() -> None:
     from pydantic import ValidationError
 
-    with pytest.raises(ValidationError, match=r"1\.5 is no fraction; write a number of tokens without a point"):
+    with pytest.raises(ValidationError, match=r"1\.5 is not a fraction; write a number of tokens without a point"):
         source_of("bin", Path("a.bin"), stop=1.5)
 
 

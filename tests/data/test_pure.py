@@ -131,7 +131,7 @@ def test_what_is_no_day_is_refused(date: str) -> None:
 
     from quintet.config.documents import ChatField
 
-    with pytest.raises(ValidationError, match="is no day; write one as 2024-07-26"):
+    with pytest.raises(ValidationError, match="is not a date; write one such as 2024-07-26"):
         ChatField(kind="chat", date=date)
 
 

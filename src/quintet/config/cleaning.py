@@ -1,4 +1,4 @@
-"""Cleaning: which documents a store leaves out, by their length, their quality, or because they are there already."""
+"""The section `data.cleaning`: documents that are dropped for their length, their quality or as duplicates."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 def _ordered(part: ConfigSection, low: str, high: str) -> ConfigErrors:
     least, most = getattr(part, low), getattr(part, high)
     if least is not None and most is not None and least > most:
-        yield config_error(low, f"{least:g} is more than the {most:g} of `{high}`: no document would be left")
+        yield config_error(low, f"{least:g} is more than the {most:g} of `{high}`; no document would be left")
 
 
 class QualityConfig(ConfigSection):
-    """Rules of Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), each off until it is given
-    a value. Words are what stands between white space."""
+    """Quality rules of Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), each off until it
+    has a value. Words are separated by white space."""
 
     min_words: int | None = key(None, "fewest words of a document; Gopher: 50", unit="words", ge=1)
     max_words: int | None = key(None, "most words of a document; Gopher: 100000", unit="words", ge=1)
-    min_mean_word_length: float | None = key(None, "least mean length of a word; Gopher: 3", unit="characters", gt=0)
-    max_mean_word_length: float | None = key(None, "largest mean length of a word; Gopher: 10", unit="characters", gt=0)
+    min_mean_word_length: float | None = key(None, "lowest mean length of a word; Gopher: 3", unit="characters", gt=0)
+    max_mean_word_length: float | None = key(None, "highest mean length of a word; Gopher: 10", unit="characters", gt=0)
     max_symbol_ratio: float | None = key(
-        None, "most hash signs, and most ellipses, a word; Gopher: 0.1", unit="signs per word", ge=0
+        None, "most hash signs, and most ellipses, per word; Gopher: 0.1", unit="signs per word", ge=0
     )
     max_bullet_lines: float | None = key(
         None, "largest share of lines that begin with a bullet; Gopher: 0.9", unit="fraction", ge=0, le=1
@@ -35,23 +35,23 @@ class QualityConfig(ConfigSection):
         None, "largest share of lines that end with an ellipsis; Gopher: 0.3", unit="fraction", ge=0, le=1
     )
     min_alphabetic_words: float | None = key(
-        None, "least share of words with a letter in them; Gopher: 0.8", unit="fraction", ge=0, le=1
+        None, "smallest share of words that contain a letter; Gopher: 0.8", unit="fraction", ge=0, le=1
     )
     min_stop_words: int | None = key(
-        None, "how many different words of `stop_words` a document has at least; Gopher: 2", unit="words", ge=1
+        None, "fewest different words of `stop_words` in a document; Gopher: 2", unit="words", ge=1
     )
-    stop_words: tuple[str, ...] = key(STOP_WORDS, "words that text of the language has; Gopher's for English")
+    stop_words: tuple[str, ...] = key(STOP_WORDS, "common words of the language; by default Gopher's, for English")
     without: tuple[Annotated[str, Field(min_length=1)], ...] = key(
-        (), "texts that no document may hold, in small or capital letters; C4: 'lorem ipsum' and '{'"
+        (), "texts that no document may contain, ignoring case; C4: 'lorem ipsum' and '{'"
     )
 
     def errors(self) -> ConfigErrors:
-        """Yield an error for each pair of bounds that leaves no document."""
+        """Yield an error for each pair of bounds that exclude each other."""
         yield from _ordered(self, "min_words", "max_words")
         yield from _ordered(self, "min_mean_word_length", "max_mean_word_length")
         if self.min_stop_words is not None and self.min_stop_words > len(set(self.stop_words)):
             yield config_error(
-                "min_stop_words", f"{self.min_stop_words} of the {len(set(self.stop_words))} `stop_words`"
+                "min_stop_words", f"{self.min_stop_words} is more than the {len(set(self.stop_words))} `stop_words`"
             )
 
 
@@ -68,21 +68,21 @@ class ExactDeduplication(ConfigSection):
 
 
 class MinhashDeduplication(ConfigSection):
-    """Of documents that share most of their runs of words, the first is kept (Broder 1997). Documents of ready tokens
-    have no text to compare, and are kept. Needs the `dedup` extra."""
+    """Of documents that share most of their word n-grams, the first is kept (Broder 1997). Documents that are token ids
+    already have no text to compare and are kept. Needs the `dedup` extra."""
 
-    kind: Literal["minhash"] = key(..., "of documents that are almost the same, keep the first")
+    kind: Literal["minhash"] = key(..., "of near-duplicates, keep the first")
     threshold: float = key(
         0.8,
-        "least estimated Jaccard similarity of two documents that are the same",
+        "lowest estimated Jaccard similarity of two near-duplicates",
         unit="fraction",
         gt=0,
         le=1,
     )
     permutations: int = key(
-        128, "numbers in the signature of a document: more estimate more exactly and cost more", unit="numbers", ge=16
+        128, "numbers in the MinHash signature of a document: more estimate better and cost more", unit="numbers", ge=16
     )
-    ngram: int = key(5, "consecutive words that are compared as one", unit="words", ge=1)
+    ngram: int = key(5, "words in an n-gram", unit="words", ge=1)
 
 
 DeduplicationConfig = Annotated[
@@ -91,15 +91,15 @@ DeduplicationConfig = Annotated[
 
 
 class CleaningConfig(ConfigSection):
-    """The documents of every source that are left out. Each is counted by its reason in the store's manifest."""
+    """Documents that are dropped from each source. They are counted by reason in the store's manifest."""
 
     min_characters: int | None = key(None, "fewest characters of a document", unit="characters", ge=1)
     max_characters: int | None = key(None, "most characters of a document", unit="characters", ge=1)
-    quality: QualityConfig = key(QualityConfig(), "rules of thumb for text from the web")
+    quality: QualityConfig = key(QualityConfig(), "quality rules for text from the web")
     deduplicate: DeduplicationConfig = key(
-        NoDeduplication(kind="none"), "which documents are left out because an earlier one of the source has the same"
+        NoDeduplication(kind="none"), "documents that are dropped because the source has an equal or similar one before"
     )
 
     def errors(self) -> ConfigErrors:
-        """Yield an error for bounds that leave no document."""
+        """Yield an error if the bounds exclude each other."""
         return _ordered(self, "min_characters", "max_characters")

@@ -1,4 +1,4 @@
-"""Data: which documents a run reads, how they are stored, and how they are cut into samples."""
+"""The section `data`: the documents that a run reads, how they are stored and how they become samples."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from quintet.config.sources import SOURCES, Source, SourceConfig
 
 
 def are_music(sources: Any) -> bool:
-    """True if ``sources``, as they are written, begin with one of music."""
+    """True if the first of ``sources``, as written in a file or validated, holds music."""
     first = sources[0] if is_sequence(sources) and sources else None
     if isinstance(first, Source):
         return first.content == "notes"
     if not is_mapping(first):
         return False
     kind, document = first.get("kind"), first.get("document")
-    of_notes = isinstance(kind, str) and kind in SOURCES and SOURCES[kind].holds == "notes"
-    return of_notes or (is_mapping(document) and document.get("kind") == "notes")
+    holds_notes = isinstance(kind, str) and kind in SOURCES and SOURCES[kind].holds == "notes"
+    return holds_notes or (is_mapping(document) and document.get("kind") == "notes")
 
 
 class StageConfig(ConfigSection):
-    """A part of the run with weights of its own."""
+    """A part of the run with its own weights of the sources."""
 
     until: int | float | None = key(
         None,
-        "where the stage ends: a whole number is a step, a number with a point a fraction of the run's steps. The last "
+        "end of the stage: a whole number is a step, a number with a point is a fraction of the run's steps. The last "
         "stage has none",
         unit="steps or fraction",
         gt=0,
     )
     weights: dict[str, Annotated[float, Field(ge=0)]] = key(
         ...,
-        "share of the samples of each source in this stage, by its `label`; 0, or no mention, draws nothing of it. "
-        "Sources with one label share its weight by their size",
+        "share of the samples of each source in this stage, by its `label`; a source that is 0 or missing is not used. "
+        "Sources with the same label share its weight in proportion to their sizes",
         min_length=1,
     )
 
     def errors(self) -> ConfigErrors:
-        """Yield errors for an end outside of the run, and for a stage that draws nothing."""
+        """Yield errors for an end outside the run, and for a stage without samples."""
         if isinstance(self.until, float) and self.until > 1:
-            yield config_error("until", f"{self.until:g} is no fraction; write a number of steps without a point")
+            yield config_error("until", f"{self.until:g} is not a fraction; write a number of steps without a point")
         if not any(self.weights.values()):
             yield config_error("weights", "all are 0: give one source a share")
 
@@ -53,45 +53,43 @@ class StageConfig(ConfigSection):
 class DataConfig(ConfigSection):
     """The documents that a run reads, and how they become samples."""
 
-    sources: tuple[SourceConfig, ...] = key(..., "what to train on, one entry a source", min_length=1)
+    sources: tuple[SourceConfig, ...] = key(..., "what to train on, one entry per source", min_length=1)
     validation: float = key(
         0.01,
-        "held out from every source: a fraction of its tokens below 1, a number of tokens from 1 on. Whole documents "
-        "in a keyed random order, the last one cut to fit. 0 holds nothing out",
+        "held out from each source: below 1 a fraction of its tokens, from 1 on a number of tokens. Whole documents "
+        "are held out in random order, the last one cut to fit. 0 holds nothing out",
         unit="fraction or tokens",
         ge=0,
     )
     validation_sources: tuple[SourceConfig, ...] = key(
-        (), "sources to validate on instead of a held-out part; `validation` is then 0 and nothing else"
+        (), "sources to validate on instead of a held-out part; `validation` must then be 0 or absent"
     )
     sequence_length: int = key(1024, "tokens that the model sees at once", unit="tokens", ge=2)
     packing: PackingConfig = key(StreamPackingConfig(), "how documents become samples")
-    shuffle: bool = key(True, "draw the samples of an epoch in a keyed random order instead of as they stand")
+    shuffle: bool = key(True, "use the samples of an epoch in random order instead of their order in the sources")
     mixing: Literal["random", "sequential"] = key(
         "random",
-        "random draws from all sources at once; sequential takes one source after the other, in every epoch anew",
+        "random draws from all sources at once; sequential takes one source after the other, in each epoch",
     )
-    stages: tuple[StageConfig, ...] = key((), "weights that change over the run, instead of a `weight` a source")
+    stages: tuple[StageConfig, ...] = key((), "weights that change over the run, instead of one `weight` per source")
     fixed_batch: bool = key(
         False,
-        "the batch of the first step at every step: a check that the run can learn at all. The run says how low the "
-        "loss on it can get, and at the end how low it got",
+        "use the batch of the first step at each step, to check that the model can overfit it. The run reports how low "
+        "the loss on it can get, and at the end how low it got",
     )
     learn_prompts: bool = key(
-        False, "a loss also on what the sources give none: prompts, separators, labels that are `ignore_index`"
+        False, "also count the tokens that have no loss otherwise: prompts, separators, labels that are `ignore_index`"
     )
     deduplicate_validation: bool = key(
-        True, "do not train on documents that are equal to one that is validated on, wherever they stand"
+        True, "do not train on documents that are equal to a validation document, whichever source they are in"
     )
-    cleaning: CleaningConfig = key(CleaningConfig(), "documents that every source leaves out")
+    cleaning: CleaningConfig = key(CleaningConfig(), "documents that are dropped from each source")
     cache_dir: str = key(
         "~/.cache/quintet",
-        "where token stores and trained tokenizers are kept, found again by their fingerprints",
+        "folder of token stores and trained tokenizers, which are found by their fingerprints",
         min_length=1,
     )
-    processes: int | None = key(
-        None, "processes that tokenise; one for each core when not given", unit="processes", ge=1
-    )
+    processes: int | None = key(None, "processes that tokenize; one per core when not given", unit="processes", ge=1)
 
     @property
     def holds_out(self) -> bool:
@@ -99,7 +97,7 @@ class DataConfig(ConfigSection):
         return bool(self.validation or self.validation_sources)
 
     def batch_index(self, step: int) -> int:
-        """The step, counted from 0, whose batch ``step`` has."""
+        """The step, counted from 0, whose batch is used at ``step``."""
         return 0 if self.fixed_batch else step
 
     @model_validator(mode="before")
@@ -112,7 +110,7 @@ class DataConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _music_in_pieces(cls, values: Any) -> Any:
-        """Pieces of music are no stream of tokens, so that their packing need not be named."""
+        """Set the default packing of music, which cannot be a stream of tokens."""
         if not is_mapping(values) or "packing" in values or not are_music(values.get("sources")):
             return values
         return {**values, "packing": {"kind": "pieces"}}
@@ -124,13 +122,13 @@ class DataConfig(ConfigSection):
         yield from self._stage_errors()
 
     def _packing_errors(self) -> ConfigErrors:
-        """Music is packed as music, and chunks add something to the one before."""
+        """Yield errors for music that is not packed as music, and for chunks that only repeat the chunk before."""
         notes = [source.content == "notes" for source in (*self.sources, *self.validation_sources)]
         if any(notes) and not all(notes):
-            yield config_error("sources", "some hold music and some text; a run has one of the two")
+            yield config_error("sources", "some hold music and some text; use sources of one of the two")
         elif any(notes) != isinstance(self.packing, MusicPackingConfig):
             fitting = "pieces or tasks" if any(notes) else "stream, chunks, document or best_fit"
-            yield config_error("packing.kind", f"{self.packing.kind} is not for these sources; set {fitting}")
+            yield config_error("packing.kind", f"{self.packing.kind} does not fit these sources; set {fitting}")
         packing = self.packing
         if isinstance(packing, ChunkPackingConfig):
             room = self.sequence_length + 1 - (2 if packing.add_bos_eos else 0)
@@ -140,46 +138,54 @@ class DataConfig(ConfigSection):
                 )
 
     def _mixing_errors(self) -> ConfigErrors:
-        """Weights, repeats and stages exclude one another, and only repeats go with sequential mixing."""
+        """Yield errors for sources with several of weights, repeats and stages, and for weights with sequential
+        mixing."""
         for name in ("sources", "validation_sources"):
             weighted = [source.weight is not None for source in getattr(self, name)]
             if any(weighted) and not all(weighted):
-                yield config_error(name, f"source {weighted.index(False)} has no weight: give all sources one, or none")
+                yield config_error(name, f"source {weighted.index(False)} has no weight; give all sources one, or none")
         if self.validation_sources and self.validation:
-            yield config_error("validation", "leave it out: `validation_sources` already says what to validate on")
+            yield config_error("validation", "cannot be set with `validation_sources`; remove one of the two")
         for index, source in enumerate(self.sources):
             path = f"sources[{index}]"
             if self.stages and (source.weight is not None or source.repeat is not None):
                 name = "weight" if source.weight is not None else "repeat"
-                yield config_error(f"{path}.{name}", "leave it out: `data.stages` says how the sources are mixed")
+                yield config_error(
+                    f"{path}.{name}", "cannot be set with `data.stages`, which gives the weights; remove it"
+                )
             if source.repeat is not None and any(other.weight is not None for other in self.sources):
                 yield config_error(
-                    f"{path}.repeat", "give weights or repeats, not both: with weights there is no epoch"
+                    f"{path}.repeat", "give weights or repeats, not both; with weights there are no epochs"
                 )
         for index, source in enumerate(self.validation_sources):
             for name in ("weight", "repeat"):
                 if getattr(source, name) is not None:
                     path = f"validation_sources[{index}].{name}"
-                    yield config_error(path, "leave it out: each source is validated on by its size")
+                    yield config_error(
+                        path,
+                        "applies to training only: validation uses each source in proportion to its size; remove it",
+                    )
         if self.mixing == "sequential" and (self.stages or self.sources[0].weight is not None):
-            given = "`data.stages`" if self.stages else "weights"
-            yield config_error("mixing", f"sequential and {given} exclude one another; `repeat` makes a source longer")
+            weights = "`data.stages`" if self.stages else "weights"
+            yield config_error(
+                "mixing", f"sequential cannot be combined with {weights}; `repeat` makes a source longer"
+            )
 
     def _stage_errors(self) -> ConfigErrors:
-        """Stages follow one another, and their labels are those of the sources."""
+        """Yield errors for stages that do not follow one another, or that name other labels than the sources have."""
         last = len(self.stages) - 1
         for index, stage in enumerate(self.stages):
             path, before = f"stages[{index}].until", self.stages[index - 1].until if index else None
             if index == last and stage.until is not None:
-                yield config_error(path, "leave it out: the last stage ends with the run")
+                yield config_error(path, "must be absent: the last stage ends with the run")
             if index < last and stage.until is None:
                 yield config_error(path, "is missing: only the last stage ends with the run")
             if stage.until is None or before is None:
                 continue
             if isinstance(stage.until, int) != isinstance(before, int):
-                yield config_error(path, f"{stage.until:g} after {before:g}: give all in steps, or all as fractions")
+                yield config_error(path, f"{stage.until:g} after {before:g}; give all in steps, or all as fractions")
             elif stage.until <= before:
-                yield config_error(path, f"{stage.until:g} is not after the {before:g} of the stage before")
+                yield config_error(path, f"{stage.until:g} must be above the {before:g} of the stage before")
         if self.stages:
             yield from self._label_errors()
 
@@ -197,4 +203,4 @@ class DataConfig(ConfigSection):
                 )
         for index, label in enumerate(labels):
             if not any(stage.weights.get(label or "") for stage in self.stages):
-                yield config_error(f"sources[{index}].label", f"no stage draws from {label!r}; give it a weight in one")
+                yield config_error(f"sources[{index}].label", f"no stage uses {label!r}; give it a weight in one")

@@ -22,7 +22,7 @@ def fraction_errors(part: ConfigSection, *names: str) -> ConfigErrors:
     for name in names:
         value = getattr(part, name)
         if isinstance(value, float) and value > 1:
-            yield config_error(name, f"{value:g} is no fraction of the run; write a number of steps without a point")
+            yield config_error(name, f"{value:g} is not a fraction of the run; write a number of steps without a point")
 
 
 def steps_of(duration: int | float, steps: int) -> int:
