@@ -56,7 +56,7 @@ def test_pretrained(make: Make, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(made.model(ids), theirs.eval()(ids).logits, atol=1e-5)
     assert 0.5 in made.dropouts().values()
-    assert "stands for a name" in refused(make, {"model": {key: "<pretrained_model_name_or_path>"}})
+    assert "is a placeholder" in refused(make, {"model": {key: "<pretrained_model_name_or_path>"}})
     foreign = {key: str(folder), "architecture": {"mixer": {"rotary_base": 500_000}}}
     assert "needs model_type: mixformer-sequential, which is missing" in refused(make, {"model": foreign})
     nothing = {key: str(folder), "vocab_size": VOCAB, "architecture": {"loss": {"loss_cls": "causal_lm"}}}
@@ -110,7 +110,7 @@ def test_rotary_dim(make: Make) -> None:
     assert turned(make()) == turned(make({"model.rotary_dim": 0})) == 8
     assert turned(make({"model.rotary_dim": 4})) == 4
     assert make({"model.rotary_dim": -1}).config.model.position.kind == "none"
-    assert "no even number of features up to 8" in refused(make, {"model.rotary_dim": 32})
+    assert "must be an even number of at most 8" in refused(make, {"model.rotary_dim": 32})
     assert not knows_order(make({"model.rotary_dim": -1, "model.architecture": {"mixer": {"causal": False}}}))
     assert knows_order(make({"model.rotary_dim": 2, "model.architecture": {"mixer": {"causal": False}}}))
 

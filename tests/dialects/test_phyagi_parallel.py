@@ -12,7 +12,7 @@ from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
 
 from quintet.config.dialects.back import translate_back
-from quintet.config.dialects.phyagi.ds_config import ZeroOptimization
+from quintet.config.dialects.phyagi.schema_ds_config import ZeroOptimization
 from quintet.config.dialects.phyagi.translate import DIALECT as PHYAGI
 from quintet.errors import UserError
 from quintet.train.compute import Compute

@@ -117,7 +117,7 @@ def test_pl_evaluation(make: Make) -> None:
     assert made.config.evaluate.every == 2
     part = lightning(make, {"val_check_interval": 0.5, "max_epochs": 2, "max_steps": -1})
     assert part.config.evaluate.every == 0.25
-    with pytest.raises(UserError, match="give a multiple"):
+    with pytest.raises(UserError, match="must be a multiple"):
         lightning(make, {"val_check_interval": 3, "accumulate_grad_batches": 2})
 
 
@@ -139,7 +139,7 @@ def test_pl_limit(make: Make) -> None:
 def test_pl_optimizer(make: Make) -> None:
     assert type(optimized(make, "adamw")) is torch.optim.AdamW
     assert type(optimized(make, "rprop")) is torch.optim.Rprop
-    with pytest.raises(UserError, match="none of those"):
+    with pytest.raises(UserError, match="must be one of"):
         optimized(make, "muon")
 
 
@@ -152,7 +152,7 @@ def test_pl_schedule(make: Make) -> None:
     assert rates(scheduled(make, "step", {"step_size": 2, "gamma": 0.1})) == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
     warm = scheduled(make, "warmup", {"warmup_max_lr": 0.1, "warmup_num_steps": 2, "warmup_type": "linear"})
     assert rates(warm)[-1] == 0.1
-    with pytest.raises(UserError, match="none of those"):
+    with pytest.raises(UserError, match="must be one of"):
         scheduled(make, "lambda", {})
 
 

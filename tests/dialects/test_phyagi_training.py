@@ -115,7 +115,9 @@ def test_schedule_type(make: Make) -> None:
 def test_schedule_parameters(make: Make) -> None:
     wrong = make({f"{DS}.scheduler": {"type": "WarmupLR", "params": {"warmup_step": 3}}})
     assert "warmup_step" in unbuilt(wrong)
-    assert "no schedule" in refused(make, {f"{DS}.scheduler": {"params": {"warmup_num_steps": 3}}})
+    assert "there is none; give scheduler.type" in refused(
+        make, {f"{DS}.scheduler": {"params": {"warmup_num_steps": 3}}}
+    )
 
 
 @changes(f"{DS}.gradient_clipping")

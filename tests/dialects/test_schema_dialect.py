@@ -136,7 +136,7 @@ def test_what_a_file_says_goes_to_its_native_key(values: dict[str, Any], path: s
         ({"data": [{}]}, ["data[0].path: is missing, and section 'data[0]' needs it: file"]),
         ({"data": ["x"]}, ["data[0]: must be a section of keys and values, found 'x'"]),
         ({"model": 3}, ["model: must be a section of keys and values, found 3"]),
-        ({"size": 9}, ["size: says 9, and model.width (line 3) says otherwise; keep one"]),
+        ({"size": 9}, ["size: is 9, and model.width (line 3) is 8; keep one"]),
         ({"size": 8}, []),
         ({"norm": "RMS", "model": {"width": 8, "block": {"norm": "rms"}}}, []),
         ({"heads": 0}, ["heads: must be at least 1, found 0"]),

@@ -174,7 +174,7 @@ def test_schedules(make: Make) -> None:
         floors = {f"{T}.min_lr": 1e-4}, {f"{T}.lr_scheduler_kwargs": {"min_lr": 1e-4}}
         for floor in floors:
             assert min(learning_rates(make, name, 0, steps=800, **floor)) == pytest.approx(1e-4, rel=1e-3)
-    assert "cosine has none" in refused(make, {f"{T}.lr_scheduler_type": "cosine", f"{T}.min_lr": 1e-4})
+    assert "and not to cosine" in refused(make, {f"{T}.lr_scheduler_type": "cosine", f"{T}.min_lr": 1e-4})
     assert min(learning_rates(make, "cosine_with_min_lr", 0, **arguments)) > 1e-4
 
 
@@ -216,7 +216,7 @@ def test_evaluations(make: Make) -> None:
     assert list(make(two).metrics("validation/loss")) == [2, 4]
     uneven = make({f"{T}.logging_steps": 5, f"{T}.gradient_accumulation_steps": 2})
     assert uneven.config.evaluate.every == 3
-    assert any("no whole number of steps" in note for note in uneven.loaded.notes)
+    assert any("are not a multiple of the" in note for note in uneven.loaded.notes)
     assert make({f"{T}.logging_steps": 1, f"{T}.gradient_accumulation_steps": 8}).config.evaluate.every == 1
 
 

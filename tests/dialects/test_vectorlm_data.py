@@ -50,7 +50,7 @@ def test_written_labels(make: Make, world: Path) -> None:
         labels = datasets.load_from_disk(target.folder)["labels"]
     assert list(labels) == [[-7, -7, -7, -7, *range(13, 18), 2]]
     both = {P: raw(world, save_path=str(world / "train"), ignore_index=-7)}
-    assert "make them one" in refused(make, both)
+    assert "make them equal" in refused(make, both)
 
 
 @changes(f"{P}.data_field")
@@ -125,7 +125,7 @@ def test_load_path(make: Make, world: Path) -> None:
 def test_split(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world, split="test")) == [[1, 25, 26, 27, 28, 2]]
     without = ["dataset.train_ds", "dataset.eval_ds"]
-    assert "has train, test" in refused(make, {P: raw(world, split=None)}, without=without)
+    assert ": train, test" in refused(make, {P: raw(world, split=None)}, without=without)
 
 
 @changes(f"{P}.save_path")
@@ -234,7 +234,7 @@ def test_preparing_and_then_training_is_training_on_the_texts(
     six = {f"{T}.max_seq_len": 6, P: keys, "dataset.train_ds": str(tmp_path / "new")}
     six |= {"quintet.data.validation": 0, f"{T}.logging_steps": 1000}
     on_the_way = make(six, without=["dataset.eval_ds"])
-    assert any("processed on the way" in note for note in on_the_way.loaded.notes)
+    assert any("processed on the fly" in note for note in on_the_way.loaded.notes)
     rows, losses = rows_of(on_the_way), on_the_way.losses
     with chdir(on_the_way.file.parent):
         code, out, errors = command("prepare", str(on_the_way.file))
@@ -283,7 +283,7 @@ def test_one_processed_dataset_of_two_is_refused(make: Make, world: Path) -> Non
 def test_a_length_that_the_model_would_tell_is_not_here_with_it(make: Make, tmp_path: Path) -> None:
     loaded = make({"model": str(tmp_path / "absent"), "train_parameters.max_seq_len": -1}).loaded
     (absent,) = loaded.not_here
-    assert (absent.key, "1,024 stand for them" in absent.message) == ("train_parameters.max_seq_len", True)
+    assert (absent.key, "1,024 are assumed" in absent.message) == ("train_parameters.max_seq_len", True)
     assert loaded.config.data.sequence_length == 1024
     with pytest.raises(UserError, match=r"train_parameters\.max_seq_len: is not given"):
         quintet.train(remembering(loaded))

@@ -72,7 +72,7 @@ def test_both_spellings_of_the_separator(make: Make, world: Path) -> None:
     without = ["dataset.train_ds", "dataset.eval_ds"]
     made = make({P: raw(world, separator="#")}, without=without)
     assert made.config == make({P: raw(world, seperator="#")}, without=without).config
-    with pytest.raises(UserError, match="says otherwise; keep one"):
+    with pytest.raises(UserError, match="is '#'; keep one"):
         make({P: raw(world, separator="#", seperator="##")}, without=without)
 
 
@@ -181,7 +181,7 @@ def test_a_section_of_adapters_with_all_its_keys_commented_out_is_none(tmp_path:
 
 
 def test_settings_of_peft_that_are_not_built_are_refused_by_name(make: Make) -> None:
-    assert "lora_peft_config.use_dora: Quintet's adapters" in refused(
+    assert "lora_peft_config.use_dora: is no setting of Quintet's adapters" in refused(
         make, {f"{T}.lora_peft_config": {**LORA, "use_dora": True}}
     )
     assert "did you mean 'lora_alpha'" in refused(make, {f"{T}.lora_peft_config": {**LORA, "lora_alhpa": 3}})

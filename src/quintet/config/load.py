@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from quintet.config.describe import walk as keys_of_run_file
 from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.dialect import Dialect, pattern, pattern_of
-from quintet.config.dialects.file import leave_out, whole_value, with_those_that_follow
+from quintet.config.dialects.file import add_unrelated, replace_wrong, without_indices
 from quintet.config.dialects.native import Output
 from quintet.config.dialects.translate import (
     EXTENSION,
@@ -152,7 +152,7 @@ class Refused(RunFileError):
         that begin with the native key. What stands in the place of a mistake is none of it."""
         if self.left is None:
             return self
-        details = with_those_that_follow(self.details, self.left.placed(mistakes), self.left.dialect)
+        details = add_unrelated(self.details, self.left.placed(mistakes), self.left.dialect)
         wrong = {one.key for one in self.details}
         found = [one for one in self.left.lacking(missing) if one.origin.line or one.origin.file is None]
         sound = [one for one in found if wrong.isdisjoint(accumulate(one.key.split("."), "{}.{}".format))]
@@ -292,11 +292,11 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
     config, later, unfit = _validated(values, document.provenance)
     later += _path_problems(values, document)
     found = in_its_words(later, document.provenance, dialect)
-    found = found if dialect is None else with_those_that_follow(problems, found, dialect)
+    found = found if dialect is None else add_unrelated(problems, found, dialect)
     if found:
         if config is None:
             config, following = _left(values, document.provenance)
-            found = with_those_that_follow(found, in_its_words(following, document.provenance, dialect), dialect)
+            found = add_unrelated(found, in_its_words(following, document.provenance, dialect), dialect)
         left = config and Loaded(config, document.provenance, values, dialect, not_here=not_here)
         raise Refused(found, left, not_here)
     assert config is not None
@@ -315,7 +315,7 @@ def _left(values: Mapping[str, Any], provenance: Provenance) -> tuple[RunConfig 
         except ValidationError as error:
             problems = [(problem, parse(problem.key) or ()) for problem in problems_of(error, left, provenance)]
         own = [one for one, path in problems if not any(path[: len(part)] == part for part in gone)]
-        told = with_those_that_follow(told, own, None)
+        told = add_unrelated(told, own, None)
         first = first or len(told)
         out = [part for _, path in problems if (part := _leave_out_around(left, path, stand_in))]
         if not out:
@@ -326,8 +326,8 @@ def _left(values: Mapping[str, Any], provenance: Provenance) -> tuple[RunConfig 
 def _leave_out_around(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -> KeyPath:
     """Leave out what ``values`` have at ``path``, or where they have nothing there the nearest section around it, and
     return its path; no step where there is none."""
-    parts = (whole_value(path[:end]) for end in range(len(path), 0, -1))
-    return next((part for part in parts if leave_out(values, part, stand_in)), ())
+    parts = (without_indices(path[:end]) for end in range(len(path), 0, -1))
+    return next((part for part in parts if replace_wrong(values, part, stand_in)), ())
 
 
 _STAND_IN: dict[str, Any] = {

@@ -1,4 +1,10 @@
-"""Dialects: the run files of five other frameworks, each a schema of keys and how they translate."""
+"""Dialects: the run files of five other frameworks, a folder for each.
+
+Every folder has the same layout: ``schema.py`` has the sections and keys of a file; ``translate.py`` has the rules for
+keys that depend on each other, and the `Dialect`; ``values.py`` has the framework's names of values and what they mean,
+if there are many; ``back.py`` has the way back as far as `to` of the keys does not give it. A part that does not fit
+has a file of its own, ``schema_<part>.py`` or ``translate_<part>.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +24,20 @@ __all__ = ["NAMES", "detect", "dialect_named"]
 
 @cache
 def dialect_named(name: str) -> Dialect:
-    """The dialect ``name``. Raises UserError with the names that there are."""
+    """Return the dialect ``name``. Raises UserError, with the names of all dialects, if there is none."""
     if name not in NAMES:
-        like = nearest(name, NAMES)
-        meant = f"did you mean {like}? " if like else ""
-        raise UserError(f"--dialect {name}: unknown; {meant}the dialects are {', '.join(NAMES)}")
+        similar = nearest(name, NAMES)
+        suggestion = f"did you mean {similar}? " if similar else ""
+        raise UserError(f"--dialect {name}: unknown; {suggestion}the dialects are {', '.join(NAMES)}")
     return import_module(f"quintet.config.dialects.{name}.translate").DIALECT
 
 
 def detect(values: Mapping[str, Any]) -> Dialect | None:
-    """The dialect that the keys of a file are of, None for a native run file.
+    """Return the dialect that the keys of ``values`` belong to, None for a native run file.
 
-    Raises UserError when they could be of two.
+    Raises UserError if they could belong to two.
     """
-    found = recognised(values)
-    if len(found) > 1:
-        raise UserError(f"the file has keys of {' and '.join(found)}; say which it is with --dialect")
-    return dialect_named(found[0]) if found else None
+    names = recognised(values)
+    if len(names) > 1:
+        raise UserError(f"the file has keys of {' and '.join(names)}; choose one with --dialect")
+    return dialect_named(names[0]) if names else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.config.describe import KeyInfo, plain
-from quintet.config.dialects.dialect import Dialect, numbered
+from quintet.config.dialects.dialect import Dialect, Put, numbered
 from quintet.config.dialects.translate import EXTENSION, translate
 from quintet.config.dump import differences
 from quintet.config.errors import problems_of
 from quintet.config.keypath import ABSENT, is_list, lookup, parse, path_of, show, walk
+from quintet.config.merge import MISSING
 from quintet.config.provenance import Origin, Problem, Provenance, RunFileError
 from quintet.config.read import YamlDocument
 from quintet.config.schema import RunConfig
@@ -23,17 +25,16 @@ from quintet.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a dialect, and a line for each thing of the native run file that it does not say."""
+    """A file of a dialect, and a line for each value of the native run file that it does not express."""
 
     text: str
     lost: tuple[str, ...]
 
 
 def translate_back(dialect: Dialect, config: RunConfig) -> Written:
-    """``config`` as a file of ``dialect``.
+    """Write ``config`` as a file of ``dialect``: the keys with `to`, then those of the dialect's own ``back``.
 
-    The table is followed backwards, then the dialect's own ``back``. The result is translated again: where that gives
-    another value than ``config`` has, the dialect cannot express it, and it is listed.
+    The file is translated to a native run file again. The values that come out different are lost.
     """
     values: dict[str, Any] = {}
 
@@ -41,30 +42,28 @@ def translate_back(dialect: Dialect, config: RunConfig) -> Written:
         if path == EXTENSION:
             values[EXTENSION] = value
             return
-        key = dialect.key(path)
         try:
-            _set(values, path, key.write(value))
+            _set(values, path, dialect.key(path).write(value))
         except ValueError:
-            return  # the comparison below finds what is missing
+            return  # the comparison reports what is missing
 
     native = plain(config)
     for key in dialect.keys:
         if key.role.to and dialect.writes(config, key) and not key.role.unsupported:
             _copy(key, native, put)
     dialect.back(config, put)
-    values = _reduced(dialect, values)
+    values = _ordered(dialect, values)
     text = f"# {config.name}, written for {dialect.title}\n" + yaml.safe_dump(values, sort_keys=False, width=120)
     return Written(text, tuple(_lost(dialect, values, config)))
 
 
-def _copy(key: KeyInfo, native: Any, put: Any) -> None:
-    """Put what ``native`` has where ``key`` goes; each element of a list goes to the element of its number."""
-    counted = key.role.to.count("[]")
-    count = len(lookup(native, path_of(key.role.to.partition("[]")[0]))) if counted else 1
-    for index in range(count):
-        found = lookup(native, path_of(numbered(key.role.to, index)))
-        if found is not ABSENT and found is not None:
-            put(numbered(key.path, index), found)
+def _copy(key: KeyInfo, native: Mapping[str, Any], put: Put) -> None:
+    """Put the value of ``native`` that ``key`` sets; in a list, that of each element."""
+    elements, is_in_list, _ = key.role.to.partition("[]")
+    for index in range(len(lookup(native, path_of(elements)))) if is_in_list else (0,):
+        value = lookup(native, path_of(numbered(key.role.to, index)))
+        if value is not ABSENT and value is not None:
+            put(numbered(key.path, index), value)
 
 
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
@@ -80,26 +79,49 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     here[steps[-1]] = value
 
 
-def _reduced(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` in the order of the table, without keys that the dialect itself would refuse."""
+def _ordered(dialect: Dialect, values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` in the order of the schema, with ??? for each missing key that a file must have."""
     ordered: dict[str, Any] = {}
     for key in dialect.keys:
-        if "[]" in key.path:
-            top = key.path.partition("[]")[0]
-            found = lookup(values, path_of(top))
-            if found is not ABSENT:
-                _set(ordered, top, found)
-            continue
-        found = lookup(values, path_of(key.path))
-        if found is not ABSENT:
-            _set(ordered, key.path, found)
-        elif key.required:
-            _set(ordered, key.path, "???")
+        path, in_list, _ = key.path.partition("[]")
+        value = lookup(values, path_of(path))
+        if value is not ABSENT:
+            _set(ordered, path, value)
+        elif key.required and not in_list:
+            _set(ordered, path, MISSING)
     return ordered | {name: value for name, value in values.items() if name == EXTENSION}
 
 
-def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
-    """The config that a file of ``dialect`` is, or what is wrong with it."""
+def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
+    """Describe the values of ``config`` that translating ``values`` does not give back, a line for each.
+
+    Keys that the dialect refuses are removed, and keys that must be given get a stand-in, until the translation is a
+    run.
+    """
+    lost = [f"{show(path)} must be given by hand" for path, value in walk(values) if value == MISSING]
+    values, stand_in = copy.deepcopy(values), dict(dialect.stand_in)
+    problems, result = _translate(dialect, values, config.name)
+    while result is None:
+        removed = [problem for problem in problems if _remove(values, problem.key)]
+        lost += [f"{problem.key}: {problem.message}" for problem in removed]
+        if not removed and not stand_in:
+            return [*lost, *(f"{problem.key}: {problem.message}" for problem in problems)]
+        while not removed and stand_in:
+            key, value = stand_in.popitem()
+            if lookup(values, path_of(key)) in (ABSENT, MISSING):
+                _set(values, key, value)
+        problems, result = _translate(dialect, values, config.name)
+    changed = differences(config, result)
+    other_kinds = tuple(key.removesuffix("kind") for key, _, _ in changed if key.endswith(".kind"))
+    return lost + [
+        f"{key}: {old} (it would be {new})"
+        for key, old, new in changed
+        if key.endswith(".kind") or not key.startswith(other_kinds)  # another kind has other options
+    ]
+
+
+def _translate(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Problem], RunConfig | None]:
+    """Return the config of the file ``values`` of ``dialect``, or its problems and None."""
     document = YamlDocument(values, {path: Origin("written") for path, _ in walk(values)})
     native: dict[str, Any] = {}
     provenance: Provenance = {(): Origin("written")}
@@ -107,8 +129,7 @@ def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Pr
         translation = translate(dialect, document)
         if translation.problems:
             return list(translation.problems), None
-        translated = translation.document
-        native, provenance = {"name": name} | translated.values, translated.provenance
+        native, provenance = {"name": name} | translation.document.values, translation.document.provenance
         return [], RunConfig.model_validate(native)
     except RunFileError as error:
         return error.details, None
@@ -116,36 +137,11 @@ def _again(dialect: Dialect, values: dict[str, Any], name: str) -> tuple[list[Pr
         return [problem.in_its_words() for problem in problems_of(error, native, provenance)], None
 
 
-def _drop(values: dict[str, Any], key: str) -> bool:
-    """Remove ``key``, which the dialect refuses, from ``values``; whether it was there."""
+def _remove(values: dict[str, Any], key: str) -> bool:
+    """Remove ``key`` from ``values``. Return False if it is not there."""
     *sections, name = parse(key) or ("",)
-    here = lookup(values, tuple(sections))
-    if not isinstance(here, dict) or name not in here:
+    section = lookup(values, tuple(sections))
+    if not isinstance(section, dict) or name not in section:
         return False
-    del here[name]
+    del section[name]
     return True
-
-
-def _lost(dialect: Dialect, values: dict[str, Any], config: RunConfig) -> list[str]:
-    """The values of ``config`` that translating ``values`` again does not give back."""
-    missing = [show(path) for path, value in walk(values) if value == "???"]
-    found = [f"{key} must be given by hand" for key in missing]
-    checked, stand_in = copy.deepcopy(values), dict(dialect.stand_in)
-    problems, again = _again(dialect, checked, config.name)
-    while again is None:
-        dropped = [problem for problem in problems if _drop(checked, problem.key)]
-        found += [f"{problem.key}: {problem.message}" for problem in dropped]
-        if not dropped and not stand_in:
-            return [*found, *(f"{problem.key}: {problem.message}" for problem in problems)]
-        while not dropped and stand_in:
-            key, value = stand_in.popitem()
-            if lookup(checked, path_of(key)) in (ABSENT, "???"):
-                _set(checked, key, value)
-        problems, again = _again(dialect, checked, config.name)
-    changed = differences(config, again)
-    other_kinds = tuple(key.removesuffix("kind") for key, _, _ in changed if key.endswith(".kind"))
-    return found + [
-        f"{key}: {old} (it would be {new})"
-        for key, old, new in changed
-        if key.endswith(".kind") or not key.startswith(other_kinds)  # the options of another kind are no news
-    ]

@@ -1,4 +1,4 @@
-"""A native run file in the making: values, and for each the key of the dialect that says so."""
+"""A native run file under construction: its values, and for each the dialect's key that it follows from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """Where `quintet prepare` writes the samples of the training data: as a Hugging Face dataset with `input_ids` and
+    """The folder that `quintet prepare` writes the training samples to, as a Hugging Face dataset with `input_ids` and
     `labels`, which are ``ignore_index`` where there is no loss."""
 
     folder: str
@@ -23,8 +23,11 @@ class Output:
 
 
 class NativeBuilder:
-    """The translation so far. ``notes`` are what its user should know; the run says them. ``prepare_to`` is where
-    `quintet prepare` writes to, None for the cache."""
+    """The translation of the file ``given`` so far.
+
+    ``notes`` are for the user, and the run prints them. ``prepare_to`` is where `quintet prepare` writes, None for the
+    cache.
+    """
 
     def __init__(self, given: SchemaFile) -> None:
         self.given = given
@@ -32,48 +35,29 @@ class NativeBuilder:
         self.provenance: dict[KeyPath, Origin] = {(): Origin(given.file)}
         self.notes: list[str] = []
         self.prepare_to: Output | None = None
+        self.has, self.within = given.has, given.within
+        self.refuse, self.refused_for, self.lack = given.refuse, given.refused_for, given.lack
 
     def set(self, path: str, value: Any, *keys: str) -> None:
-        """Set the native key ``path``, for the reason that the dialect's ``keys`` say so; without keys, because the
-        framework always does. A key of the file's own choice that no path can name is refused."""
+        """Set the native key ``path``, which follows from the dialect's ``keys``; without keys, the framework always
+        does it. Refuse a key of the file's own choice that cannot be part of a path."""
         if parse(path) is None and keys:
-            self.refuse(keys[0], "has a key without a name, or with '.', '[' or ']' in it; none of the trainer's has")
+            self.refuse(keys[0], "has a key that is empty or has '.', '[' or ']' in it, as no argument has; correct it")
             return
         self._put(path, value, self.given.origin(*keys))
 
-    def has(self, path: str) -> bool:
-        """True if the file gives the dialect's key ``path``, be it under another name."""
-        return self.given.has(path)
-
-    def within(self, path: str) -> list[str]:
-        """The dialect's keys that the file gives inside the section ``path``."""
-        return self.given.within(path)
-
-    def refuse(self, path: str, message: str) -> None:
-        """Note that what the file says at the dialect's key ``path`` cannot be followed."""
-        self.given.refuse(path, message)
-
-    def refused_for(self, reason: str) -> bool:
-        """True if a key of the file was refused for the ``reason`` before its rules were asked."""
-        return self.given.refused_for(reason)
-
-    def lack(self, path: str, message: str) -> None:
-        """Note that what the file names at the dialect's key ``path`` is not on this machine: the file may be right,
-        and the translation does without it."""
-        self.given.lack(path, message)
-
     def get(self, path: str, default: Any = None) -> Any:
-        """The value that was set at ``path``."""
-        found = lookup(self.values, path_of(path))
-        return default if found is ABSENT else found
+        """Return the value that was set at ``path``, ``default`` if there is none."""
+        value = lookup(self.values, path_of(path))
+        return default if value is ABSENT else value
 
     def clear(self, name: str) -> None:
-        """Take back what was set in the section ``name`` at the top."""
+        """Remove the top section ``name``."""
         self.values.pop(name, None)
         self.provenance = {path: origin for path, origin in self.provenance.items() if path[:1] != (name,)}
 
     def say(self, note: str) -> None:
-        """Add a note, once."""
+        """Add ``note``, if it is new."""
         if note not in self.notes:
             self.notes.append(note)
 

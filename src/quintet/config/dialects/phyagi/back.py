@@ -6,11 +6,22 @@ from typing import Any
 
 from quintet.config.describe import KeyInfo, section_of, walk
 from quintet.config.dialects.dialect import Put
-from quintet.config.dialects.phyagi.arguments import ARGS, ARGUMENTS, DS, MODULE, PL
-from quintet.config.dialects.phyagi.ds_config import DeepSpeedConfig, OptimizerParams
-from quintet.config.dialects.phyagi.schema import MIXFORMER
-from quintet.config.dialects.phyagi.shape import owner_of
-from quintet.config.dialects.phyagi.training import OWN_SCHEDULES, TORCH, TORCH_SCHEDULES, ZERO_ALONE
+from quintet.config.dialects.phyagi.schema_ds_config import DeepSpeedConfig, OptimizerParams
+from quintet.config.dialects.phyagi.translate_nesting import owner_of
+from quintet.config.dialects.phyagi.values import (
+    ARGS,
+    ARGUMENTS,
+    DS,
+    MIXER,
+    MIXFORMER,
+    MODULE,
+    OWN_SCHEDULES,
+    PL,
+    PRETRAINED,
+    TORCH_OPTIMIZERS,
+    TORCH_SCHEDULES,
+    ZERO_ONLY,
+)
 from quintet.config.keypath import is_mapping
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
@@ -21,22 +32,20 @@ from quintet.config.schema import RunConfig
 from quintet.config.sources import NpySource, SourceConfig
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, IdTokenizerConfig
 
-_MIXER = "model.architecture.mixer"
-
 
 def _trainer(config: RunConfig) -> str:
-    """The trainer that a file from ``config`` is for: DeepSpeed's where it is our own."""
+    """The PhyAGI trainer of ``config``: deepspeed for Quintet's own."""
     return {"transformers": "huggingface", "lightning": "lightning"}.get(config.trainer.kind, "deepspeed")
 
 
 def writes(config: RunConfig, key: KeyInfo) -> bool:
-    """True if ``key`` is of the trainer that a file from ``config`` is for, or of all."""
+    """Return True if the trainer of ``config`` has ``key``."""
     owner = "deepspeed or huggingface" if key.path == f"{ARGS}.logging_steps" else owner_of(key.path)
     return _trainer(config) in owner or not owner
 
 
 def back(config: RunConfig, put: Put) -> None:
-    """Put in a file of PhyAGI what ``config`` says, for the trainer that it names."""
+    """Put the keys of a file for the trainer of ``config``."""
     put("output_dir", f"{config.runs_dir}/{config.name}")
     _data(config, put)
     if isinstance(config.model, TransformerConfig):
@@ -44,15 +53,14 @@ def back(config: RunConfig, put: Put) -> None:
         if config.train.activation_checkpointing == 1:
             put("model.gradient_checkpointing", True)
     else:
-        name = "pretrained_model_name_or_path" if config.model.pretrained else "model_type"
-        put(f"model.{name}", config.model.name_or_path)
+        put(PRETRAINED if config.model.pretrained else "model.model_type", config.model.name_or_path)
         for key in ("gradient_checkpointing", "trust_remote_code"):
             if getattr(config.model, key):
                 put(f"model.{key}", True)
     if config.train.compile is True:
         put("model.use_torch_compile", True)
-    for entry in config.track:
-        put(f"{ARGS}.{entry.kind}", True)
+    for tracker in config.track:
+        put(f"{ARGS}.{tracker.kind}", True)
     if config.checkpoint.every is None:
         put(f"{ARGS}.save_steps", None)
     trainer = _trainer(config)
@@ -69,7 +77,7 @@ def back(config: RunConfig, put: Put) -> None:
 
 
 def _data(config: RunConfig, put: Put) -> None:
-    data = config.data
+    data, loss = config.data, config.loss
     used: set[int] = set()
     for index, source in enumerate(data.sources):
         _dataset(index, source, config, put, used)
@@ -82,17 +90,17 @@ def _data(config: RunConfig, put: Put) -> None:
         put("model.vocab_size", config.tokenizer.vocab_size)
         if config.tokenizer.end_id is not None:
             put("model.cross_sample_token_id", config.tokenizer.end_id)
-    if config.loss.ignore_token_ids:
-        put("dataset_collator.ignore_token_ids", list(config.loss.ignore_token_ids))
-    if config.loss.ignore_token_range is not None:
-        put("dataset_collator.ignore_token_range", list(config.loss.ignore_token_range))
-    index = getattr(data.sources[0], "ignore_index", -100)
-    if index != -100:
-        put("dataset_collator.ignore_index", index)
+    if loss.ignore_token_ids:
+        put("dataset_collator.ignore_token_ids", list(loss.ignore_token_ids))
+    if loss.ignore_token_range is not None:
+        put("dataset_collator.ignore_token_range", list(loss.ignore_token_range))
+    ignore_index = getattr(data.sources[0], "ignore_index", -100)
+    if ignore_index != -100:
+        put("dataset_collator.ignore_index", ignore_index)
 
 
 def _dataset(index: int, source: SourceConfig, config: RunConfig, put: Put, used: set[int]) -> None:
-    """An entry of `dataset`, with the validation source of its label."""
+    """Put an entry of `dataset`, with the first validation source of its label whose number is not in ``used``."""
     data, entry = config.data, f"dataset[{index}]"
     put(f"{entry}.seq_len", data.sequence_length)
     put(f"{entry}.shift_labels", isinstance(data.packing, StreamPackingConfig) and data.packing.predict_next)
@@ -102,15 +110,15 @@ def _dataset(index: int, source: SourceConfig, config: RunConfig, put: Put, used
     if not isinstance(source, NpySource) or not isinstance(source.path, str):
         return
     put(f"{entry}.train_file", source.path)
-    for number, other in enumerate(data.validation_sources):
-        if number in used or other.label not in (source.label, "0"):
+    for number, validation in enumerate(data.validation_sources):
+        if number in used or validation.label not in (source.label, "0"):
             continue
-        if not isinstance(other, NpySource) or not isinstance(other.path, str):
+        if not isinstance(validation, NpySource) or not isinstance(validation.path, str):
             continue
-        if other.path == source.path and other.stop == source.start:
+        if validation.path == source.path and validation.stop == source.start:
             put(f"{entry}.validation_split", source.start)
         else:
-            put(f"{entry}.validation_file", other.path)
+            put(f"{entry}.validation_file", validation.path)
         used.add(number)
         return
 
@@ -119,51 +127,52 @@ def _transformer(model: TransformerConfig, put: Put) -> None:
     put("model.model_type", MIXFORMER)
     put("model.n_head", model.heads)
     put("model.n_inner", model.hidden)
-    put(f"{_MIXER}.causal", model.attention.kind == "causal")
+    put(f"{MIXER}.causal", model.attention.kind == "causal")
     if model.output_bias != model.attention.bias:
-        put(f"{_MIXER}.out_bias", model.output_bias)
+        put(f"{MIXER}.out_bias", model.output_bias)
     if model.attention.qk_norm == "head":
-        put(f"{_MIXER}.qk_norm", True)
+        put(f"{MIXER}.qk_norm", True)
     if model.attention.window is not None:
-        put(f"{_MIXER}.window_size", model.attention.window - 1)
+        put(f"{MIXER}.window_size", model.attention.window - 1)
     if isinstance(model.init, NormalInitConfig):
         put("model.initializer_range", model.init.std)
     if isinstance(model.init, PretrainedInitConfig):
-        put("model.pretrained_model_name_or_path", model.init.path)
+        put(PRETRAINED, model.init.path)
     put("model.embd_layer", "positional" if model.learns_positions else "default")
     if model.position.kind != "rope":
         put("model.rotary_dim", -1)
         return
     put("model.rotary_dim", model.rotary_dim)
-    put(f"{_MIXER}.rotary_base", model.position.theta)
+    put(f"{MIXER}.rotary_base", model.position.theta)
     scaling = model.position.scaling
     if scaling.kind in ("yarn", "linear"):
         values = {name: value for name, value in scaling.model_dump().items() if value is not None}
         values["rope_type"] = values.pop("kind")
         if "original_context" in values:
             values["original_max_position_embeddings"] = values.pop("original_context")
-        put(f"{_MIXER}.rope_scaling", values)
+        put(f"{MIXER}.rope_scaling", values)
 
 
 def _put_all(put: Put, section: str, values: dict[str, Any]) -> None:
-    """Put those of ``values`` that are not None below ``section``."""
-    for leaf, value in values.items():
+    """Put the ``values`` that are not None into ``section``."""
+    for name, value in values.items():
         if value is not None:
-            put(f"{section}.{leaf}", value)
+            put(f"{section}.{name}", value)
 
 
 def _optimizer(config: RunConfig, put: Put, section: str, name: str) -> None:
-    """The optimizer ``name`` and its parameters, below ``section``."""
-    chosen = config.optimizer
-    own = {"betas": list(chosen.betas), "eps": chosen.eps} if isinstance(chosen, AdamWConfig) else chosen.arguments
-    known = {leaf: value for leaf, value in own.items() if leaf in OptimizerParams.model_fields}
+    """Put the optimizer ``name`` and its parameters into ``section``."""
+    optimizer = config.optimizer
+    adamw = isinstance(optimizer, AdamWConfig)
+    values = {"betas": list(optimizer.betas), "eps": optimizer.eps} if adamw else optimizer.arguments
+    known = {leaf: value for leaf, value in values.items() if leaf in OptimizerParams.model_fields}
     put(f"{section}.type", name)
-    _put_all(put, f"{section}.params", {"lr": chosen.lr, "weight_decay": chosen.weight_decay, **known})
+    _put_all(put, f"{section}.params", {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **known})
 
 
 def _deepspeed(config: RunConfig, put: Put) -> None:
-    chosen, train, batch = config.optimizer, config.train, config.batch
-    _optimizer(config, put, f"{DS}.optimizer", "AdamW" if isinstance(chosen, AdamWConfig) else chosen.name)
+    optimizer, train, batch = config.optimizer, config.train, config.batch
+    _optimizer(config, put, f"{DS}.optimizer", "AdamW" if isinstance(optimizer, AdamWConfig) else optimizer.name)
     if isinstance(config.schedule, DeepSpeedScheduleConfig):
         put(f"{DS}.scheduler.type", config.schedule.name)
         put(f"{DS}.scheduler.params", dict(config.schedule.arguments))
@@ -193,27 +202,33 @@ def _deepspeed(config: RunConfig, put: Put) -> None:
 
 
 def _zero(settings: dict[str, Any], put: Put) -> None:
-    """DeepSpeed's own settings, as far as PhyAGI's files have them."""
+    """Put those of DeepSpeed's own settings that PhyAGI's files have."""
     known = {key.path for key in walk(section_of(DeepSpeedConfig)) if not key.kinds}
-    for name in ("zero_optimization", *ZERO_ALONE):
-        block = settings.get(name)
-        found = {f"{name}.{leaf}": value for leaf, value in block.items()} if is_mapping(block) else {name: block}
-        _put_all(put, DS, {leaf: value for leaf, value in found.items() if leaf in known})
+    for name in ("zero_optimization", *ZERO_ONLY):
+        setting = settings.get(name)
+        values = (
+            {f"{name}.{leaf}": value for leaf, value in setting.items()} if is_mapping(setting) else {name: setting}
+        )
+        _put_all(put, DS, {path: value for path, value in values.items() if path in known})
 
 
 def _huggingface(config: RunConfig, put: Put) -> None:
     """Put the arguments of the transformers library's Trainer."""
-    train, batch, chosen = config.train, config.batch, config.optimizer
-    if isinstance(chosen, AdamWConfig):
-        betas = dict(zip(("adam_beta1", "adam_beta2"), chosen.betas, strict=True))
-        _put_all(put, ARGS, {"optim": "adamw", **betas, "adam_epsilon": chosen.eps})
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    if isinstance(optimizer, AdamWConfig):
+        put(f"{ARGS}.optim", "adamw")
+        put(f"{ARGS}.adam_beta1", optimizer.betas[0])
+        put(f"{ARGS}.adam_beta2", optimizer.betas[1])
+        put(f"{ARGS}.adam_epsilon", optimizer.eps)
     else:
-        put(f"{ARGS}.optim", chosen.name)
-    if isinstance(config.schedule, TransformersScheduleConfig):
-        warmup = config.schedule.warmup_steps
-        put(f"{ARGS}.{'warmup_steps' if isinstance(warmup, int) else 'warmup_ratio'}", warmup)
-    found = {
-        "per_device_train_batch_size": batch.micro_batch_size,
+        put(f"{ARGS}.optim", optimizer.name)
+    if isinstance(schedule, TransformersScheduleConfig):
+        name = "warmup_steps" if isinstance(schedule.warmup_steps, int) else "warmup_ratio"
+        put(f"{ARGS}.{name}", schedule.warmup_steps)
+    if train.precision in ("bf16", "fp16"):
+        put(f"{ARGS}.{train.precision}", True)
+    values = {
+        "per_device_train_batch_size": config.batch.micro_batch_size,
         "gradient_accumulation_steps": config.passes_each,
         "max_grad_norm": train.clip_norm or 0.0,
         "eval_strategy": "no" if config.evaluate.every is None else "steps",
@@ -221,27 +236,25 @@ def _huggingface(config: RunConfig, put: Put) -> None:
         "max_steps": train.steps,
         "num_train_epochs": train.epochs if train.steps is None else None,
     }
-    _put_all(put, ARGS, found)
-    if train.precision in ("bf16", "fp16"):
-        put(f"{ARGS}.{train.precision}", True)
+    _put_all(put, ARGS, values)
 
 
 def _lightning(config: RunConfig, put: Put) -> None:
-    """Put the arguments of Lightning's Trainer, and of PhyAGI's module for it."""
-    train, batch, chosen = config.train, config.batch, config.optimizer
-    names = {ours: theirs for theirs, ours in (TORCH | TORCH_SCHEDULES | OWN_SCHEDULES).items()}
-    adamw = isinstance(chosen, AdamWConfig)
-    _optimizer(config, put, f"{MODULE}.optimizer", "adamw" if adamw else names.get(chosen.name, chosen.name))
-    if isinstance(config.schedule, TorchScheduleConfig | DeepSpeedScheduleConfig):
-        put(f"{MODULE}.scheduler.type", names.get(config.schedule.name, config.schedule.name))
-        put(f"{MODULE}.scheduler.params", dict(config.schedule.arguments))
+    """Put the arguments of Lightning's Trainer and of PhyAGI's module for it."""
+    train, batch, optimizer, schedule = config.train, config.batch, config.optimizer, config.schedule
+    names = {name: theirs for theirs, name in (TORCH_OPTIMIZERS | TORCH_SCHEDULES | OWN_SCHEDULES).items()}
+    name = "adamw" if isinstance(optimizer, AdamWConfig) else names.get(optimizer.name, optimizer.name)
+    _optimizer(config, put, f"{MODULE}.optimizer", name)
+    if isinstance(schedule, TorchScheduleConfig | DeepSpeedScheduleConfig):
+        put(f"{MODULE}.scheduler.type", names.get(schedule.name, schedule.name))
+        put(f"{MODULE}.scheduler.params", dict(schedule.arguments))
     put(f"{ARGS}.train_micro_batch_size_per_gpu", batch.micro_batch_size)
     every, samples = config.evaluate.every, config.evaluate.samples
     if isinstance(every, float):
         every = every * train.epochs if train.epochs and train.steps is None else None
     elif every is not None:
         every *= config.passes_each
-    found = {
+    values = {
         "accumulate_grad_batches": config.passes_each,
         "gradient_clip_val": train.clip_norm,
         "max_epochs": train.epochs,
@@ -249,4 +262,4 @@ def _lightning(config: RunConfig, put: Put) -> None:
         "val_check_interval": every,
         "limit_val_batches": None if samples is None else samples // batch.micro_batch_size,
     }
-    _put_all(put, PL, found)
+    _put_all(put, PL, values)

@@ -348,4 +348,4 @@ def _native(config: RunConfig, said: set[str]) -> dict[str, Any]:
     return found | ({"tokenizer": tokenizer} if tokenizer and "tokenizer" not in said else {})
 
 
-DIALECT = Dialect("piano", "piano-gpt", schema=File, rules=_rules, shape=_shape, back=_back, hydra=True)
+DIALECT = Dialect("piano", "piano-gpt", schema=File, rules=_rules, normalize=_shape, back=_back, hydra=True)

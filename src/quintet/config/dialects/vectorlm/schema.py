@@ -21,12 +21,14 @@ from quintet.config.dialects.types import (
 from quintet.config.documents import IGNORED
 from quintet.config.section import Value, key
 
+TRAIN, DATA, RAW = "train_parameters", "dataset", "dataset_preprocess"
+LORA = f"{TRAIN}.lora_peft_config"
 PLATEAU = "plateau-with-warmup"
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy", PLATEAU,
 )  # fmt: skip
-"""transformers.SchedulerType, and VectorLM's own, which its document spells `plataeu-with-warmup`."""
+"""The names of transformers.SchedulerType, and VectorLM's own, which its document spells `plataeu-with-warmup`."""
 STRATEGIES: dict[str, dict[str, Any]] = {
     "NO_SHARD": {"kind": "ddp"},
     "FULL_SHARD": {"kind": "fsdp", "shard": "full"},
@@ -34,25 +36,25 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "HYBRID_SHARD": {"kind": "hsdp", "shard": "full"},
     "_HYBRID_SHARD_ZERO2": {"kind": "hsdp", "shard": "grad_op"},
 }
-"""torch.distributed.fsdp.ShardingStrategy, and `parallel` for each."""
+"""The native section `parallel` for each name of torch.distributed.fsdp.ShardingStrategy."""
 
 Schedule = Annotated[str, one_of(by={name: name for name in SCHEDULES} | {"plataeu-with-warmup": PLATEAU})]
 Strategy = Annotated[str, one_of(*STRATEGIES)]
 
 
-def _only_false(value: Any) -> bool:
-    if _switch(value):
-        raise ValueError("must be false: frozen adapters cannot be trained")
-    return False
-
-
-def _switch(value: Any) -> bool:
+def _read_switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
 
 
-def _written(precision: str) -> bool:
+def _read_false(value: Any) -> bool:
+    if _read_switch(value):
+        raise ValueError("must be false: frozen adapters cannot be trained")
+    return False
+
+
+def _write_precision(precision: str) -> bool:
     if precision not in ("bf16", "fp32"):
         raise ValueError("is neither 'bf16' nor 'fp32'")
     return precision == "bf16"
@@ -60,23 +62,27 @@ def _written(precision: str) -> bool:
 
 MixedPrecision = Annotated[
     str,
-    Value("true or false", lambda value: "bf16" if _switch(value) else "fp32", _written, {"type": "boolean"}),
+    Value(
+        "true or false", lambda value: "bf16" if _read_switch(value) else "fp32", _write_precision, {"type": "boolean"}
+    ),
 ]
 PartOfEpoch = Annotated[float, Field(gt=0, le=1)]
-NotFrozen = Annotated[bool, Value("false", _only_false, json={"const": False})]
+NotFrozen = Annotated[bool, Value("false", _read_false, json={"const": False})]
 
 
-def _no_setting() -> Any:
-    why = "Quintet's adapters have no such setting; leave it out"
-    return key(None, "a setting of peft.LoraConfig", unsupported=why)
+def _unsupported_lora() -> Any:
+    return key(None, "a setting of peft.LoraConfig", unsupported="is no setting of Quintet's adapters; leave it out")
 
 
-_TYPE = "dataset_preprocess.seperator, which fine-tuning has and pretraining leaves out,"
+def _refused(reason: str, help: str = "a key of VectorLM's first versions") -> Any:
+    return key(None, help, documented=False, unsupported=reason)
 
 
 def _older(instead: str) -> Any:
-    why = f"is older than the document; {instead} says it"
-    return key(None, "a key of the first versions", documented=False, unsupported=why)
+    return _refused(f"is older than the document; {instead}")
+
+
+_SEPARATOR = "dataset_preprocess.seperator decides it: fine-tuning sets it, and pretraining leaves it out"
 
 
 class Optimizer(DialectSection):
@@ -92,11 +98,11 @@ class Optimizer(DialectSection):
     )
     eps: NotNegative | None = key(None, "added to the root of the second average", to="optimizer.arguments.eps")
     amsgrad: bool | None = key(None, "the AMSGrad variant", to="optimizer.arguments.amsgrad")
-    maximize: bool | None = key(None, "climb instead of descend", to="optimizer.arguments.maximize")
-    foreach: bool | None = key(None, "the kernel that takes many tensors at once", to="optimizer.arguments.foreach")
-    capturable: bool | None = key(None, "for CUDA graphs", no_effect="CUDA graphs are not used")
+    maximize: bool | None = key(None, "maximize the loss", to="optimizer.arguments.maximize")
+    foreach: bool | None = key(None, "the kernel for many tensors at once", to="optimizer.arguments.foreach")
+    capturable: bool | None = key(None, "support of CUDA graphs", no_effect="CUDA graphs are not used")
     differentiable: bool | None = key(None, "gradients through the step", no_effect="nothing trains through a step")
-    fused: bool | None = key(None, "the fused kernel", no_effect="it is taken unless foreach is given")
+    fused: bool | None = key(None, "the fused kernel", no_effect="it is used unless foreach is given")
 
 
 class LoraPeftConfig(DialectSection):
@@ -106,28 +112,28 @@ class LoraPeftConfig(DialectSection):
     nestings = ("lora_peft_config",)
 
     task_type: Literal["CAUSAL_LM"] | None = key(None, "what the adapted model is for", affects="model.lora")
-    inference_mode: NotFrozen | None = key(None, "whether the adapters are frozen", affects="model.lora")
-    r: Positive | None = key(None, "rank of the adapters; 8 when not given", to="model.lora.rank")
+    inference_mode: NotFrozen | None = key(None, "freeze the adapters", affects="model.lora")
+    r: Positive | None = key(None, "rank of the adapters; 8 if not given", to="model.lora.rank")
     lora_alpha: AboveZero | None = key(
-        None, "the update is scaled by lora_alpha / r; 8 when not given", to="model.lora.alpha"
+        None, "the update is scaled by lora_alpha / r; 8 if not given", to="model.lora.alpha"
     )
-    lora_dropout: Fraction | None = key(None, "dropout on what enters the adapters", to="model.lora.dropout")
+    lora_dropout: Fraction | None = key(None, "dropout on the input of the adapters", to="model.lora.dropout")
     target_modules: Text | tuple[Text, ...] | None = key(
         None,
-        "names of the modules that get one; those that peft takes for the family when not given",
+        "names of the modules with an adapter; if not given, those that peft has for the model's family",
         affects="model.lora.targets",
     )
-    bias: Any = _no_setting()
-    modules_to_save: Any = _no_setting()
-    use_rslora: Any = _no_setting()
-    use_dora: Any = _no_setting()
-    layers_to_transform: Any = _no_setting()
-    layers_pattern: Any = _no_setting()
-    rank_pattern: Any = _no_setting()
-    alpha_pattern: Any = _no_setting()
-    exclude_modules: Any = _no_setting()
-    init_lora_weights: Any = _no_setting()
-    fan_in_fan_out: Any = _no_setting()
+    bias: Any = _unsupported_lora()
+    modules_to_save: Any = _unsupported_lora()
+    use_rslora: Any = _unsupported_lora()
+    use_dora: Any = _unsupported_lora()
+    layers_to_transform: Any = _unsupported_lora()
+    layers_pattern: Any = _unsupported_lora()
+    rank_pattern: Any = _unsupported_lora()
+    alpha_pattern: Any = _unsupported_lora()
+    exclude_modules: Any = _unsupported_lora()
+    init_lora_weights: Any = _unsupported_lora()
+    fan_in_fan_out: Any = _unsupported_lora()
 
 
 class TrainParameters(DialectSection):
@@ -138,26 +144,26 @@ class TrainParameters(DialectSection):
     output_dir: Text = key(..., "the run's folder", affects=("runs_dir", "name"))
     max_seq_len: int = key(
         0,
-        "most tokens of a sample, one more than are inputs; null, 0 or less: as many as the model has positions",
+        "maximum tokens of a sample, one more than its inputs; null, 0 or less: the model's number of positions",
         affects="data.sequence_length",
         null=0,
     )
     epochs: Positive = key(..., "passes over the training dataset", to="train.epochs")
-    seed: Count | None = key(None, "everything random follows from it", to="seed")
+    seed: Count | None = key(None, "seed of everything random", to="seed")
     sharding_strategy: Strategy | None = key(
-        None, "how FSDP spreads the model over devices", affects=("parallel.kind", "parallel.shard")
+        None, "how FSDP shards the model over devices", affects=("parallel.kind", "parallel.shard")
     )
     use_mp: MixedPrecision = key(
         False, "matrix products in bf16; weights and averages stay in fp32", to="train.precision"
     )
     use_activation_checkpointing: bool = key(
         False,
-        "keep only what enters each layer and compute the rest again in the backward pass",
+        "keep only the input of each layer and compute the rest again in the backward pass",
         to="model.gradient_checkpointing",
     )
     use_flash_attention: bool = key(
         False,
-        "FlashAttention-2: the library's where it is installed, else PyTorch's; needs use_mp",
+        "FlashAttention-2: of the library if it is installed, else PyTorch's own; needs use_mp",
         affects="model.attention_backend",
     )
     low_cpu_mem_usage: bool | None = key(
@@ -165,7 +171,7 @@ class TrainParameters(DialectSection):
         "load the weights once for all processes of a machine",
         documented=False,
         no_effect="sharded weights are read by the first process and sent to the others; with NO_SHARD each process "
-        "has all",
+        "reads all",
     )
     max_grad_norm: AboveZero | None = key(
         None, "largest norm of a step's gradient; null does not clip", affects="train.clip_norm"
@@ -178,7 +184,7 @@ class TrainParameters(DialectSection):
     )
     min_lr: NotNegative | None = key(
         None,
-        "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 when not given",
+        "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 if not given",
         affects="schedule.arguments",
         documented=False,
     )
@@ -195,32 +201,22 @@ class TrainParameters(DialectSection):
     )
     warmup_ratio: Fraction = key(0.0, "part of all steps that warms up", affects="schedule.warmup_steps")
     checkpointing_enabled: bool = key(
-        True, "checkpoints on the way; the final one is written in any case", affects="checkpoint.every_epochs"
+        True, "save checkpoints during training; the final one is always written", affects="checkpoint.every_epochs"
     )
-    logging_steps: Positive = key(..., "micro-batches from one evaluation to the next", affects="evaluate.every")
+    logging_steps: Positive = key(..., "micro-batches between evaluations", affects="evaluate.every")
     save_frequency: PartOfEpoch | None = key(
         None,
-        "part of an epoch from one checkpoint to the next; must be given unless checkpointing_enabled: false",
+        "part of an epoch between checkpoints; must be given unless checkpointing_enabled: false",
         affects="checkpoint.every_epochs",
     )
-    batch_size: Any = key(
-        None,
+    batch_size: Any = _refused(
+        "is not read by VectorLM: dataset.train_bs sets the samples of a micro-batch; leave it out",
         "samples of a micro-batch",
-        documented=False,
-        unsupported="is not read by VectorLM: dataset.train_bs says the samples of a micro-batch; leave it out",
     )
-    num_processes: Any = key(
-        None,
-        "GPUs",
-        documented=False,
-        unsupported="is older than the document: `quintet train --nproc N` or torchrun starts processes; leave it out",
-    )
-    sampler: Any = key(
-        None,
+    num_processes: Any = _older("`quintet train --nproc N` or torchrun starts the processes; leave it out")
+    sampler: Any = _refused(
+        "belongs to a change that VectorLM never merged; set quintet: {sample: {prompts: [...]}} instead",
         "texts written during training",
-        documented=False,
-        unsupported="belongs to a change that VectorLM never took in; write quintet: {sample: {prompts: [...]}} "
-        "instead",
     )
     optimizer: Optimizer
     lora_peft_config: LoraPeftConfig
@@ -231,40 +227,37 @@ class Dataset(DialectSection):
 
     ignore_index: int = key(
         IGNORED,
-        "the value in the labels that means no loss",
+        "the label that means no loss",
         affects=("data.sources[0].document.ignore_index", "data.validation_sources[0].document.ignore_index"),
     )
     eval_bs: Positive | None = key(None, "samples evaluated at once", to="evaluate.batch_size")
     train_bs: Positive = key(
-        ...,
-        "samples of a micro-batch on each device",
-        to="train.micro_batch_size",
-        affects="train.batch_size_per_device",
+        ..., "samples of a micro-batch", to="train.micro_batch_size", affects="train.batch_size_per_device"
     )
-    train_ds: Text | None = key(None, "preprocessed dataset to train on", affects="data.sources[0].path")
-    eval_ds: Text | None = key(None, "preprocessed dataset to evaluate on", affects="data.validation_sources[0].path")
-    save_proc_ds: Any = _older("dataset_preprocess.save_path")
-    dataset_format: Any = _older("dataset_preprocess.dataset_format")
-    dataset_type: Any = _older(_TYPE)
-    data_fields: Any = _older("dataset_preprocess.data_field")
-    test_ds: Any = _older("dataset.eval_ds")
+    train_ds: Text | None = key(None, "processed dataset to train on", affects="data.sources[0].path")
+    eval_ds: Text | None = key(None, "processed dataset to evaluate on", affects="data.validation_sources[0].path")
+    save_proc_ds: Any = _older("set dataset_preprocess.save_path")
+    dataset_format: Any = _older("set dataset_preprocess.dataset_format")
+    dataset_type: Any = _older(_SEPARATOR)
+    data_fields: Any = _older("set dataset_preprocess.data_field")
+    test_ds: Any = _older("set dataset.eval_ds")
 
 
 class DatasetPreprocess(DialectSection):
-    """How `quintet prepare` makes a processed dataset of documents."""
+    """How `quintet prepare` makes a processed dataset from documents."""
 
-    ignore_index: int = key(IGNORED, "the value in the labels that `quintet prepare` writes where there is no loss")
+    ignore_index: int = key(IGNORED, "the label that `quintet prepare` writes where there is no loss")
     dataset_format: Literal["hf"] = key(
-        "hf", "format of the datasets", no_effect="all datasets of VectorLM are of Hugging Face's format"
+        "hf", "format of the datasets", no_effect="all datasets of VectorLM are Hugging Face datasets"
     )
-    dataset_type: Any = _older(_TYPE)
+    dataset_type: Any = _older(_SEPARATOR)
     data_field: Text = key("text", "column with the text", affects="data.sources[0].document.field")
     packing_type: Literal["full", "partial"] | None = key(
         None,
-        "full: cut all documents one after the other; partial: each by itself; null: a document a sample",
+        "full: join all documents and cut them; partial: cut each document; null: each document is a sample",
         affects=("data.packing.kind", "data.packing.join"),
     )
-    overlap: Count = key(0, "tokens that a chunk repeats of the one before", affects="data.packing.overlap")
+    overlap: Count = key(0, "tokens that a chunk repeats from the chunk before", affects="data.packing.overlap")
     add_bos_eos_tokens: bool = key(
         True, "each sample begins with the tokenizer's BOS and ends with its EOS", affects="data.packing.add_bos_eos"
     )
@@ -275,29 +268,26 @@ class DatasetPreprocess(DialectSection):
     )
     seperator: Text | None = key(
         None,
-        "the loss begins after its first occurrence; documents without it are left out",
+        "the loss starts after its first occurrence; documents without it are dropped",
         affects="data.sources[0].document.separator",
         aliases="separator",
     )
     load_path: Text | None = key(None, "dataset to preprocess", affects="data.sources[0].path")
     split: Text | None = key(None, "split of load_path", affects="data.sources[0].split")
     save_path: Text | None = key(None, "folder that `quintet prepare` writes the processed dataset to")
-    truncate: bool = key(False, "cut documents off at max_seq_len instead of packing them", affects="data.packing.kind")
-    pre_pend: Text | None = key(None, "text put in front of every document", affects="data.sources[0].document.prefix")
+    truncate: bool = key(
+        False, "truncate documents to max_seq_len instead of packing them", affects="data.packing.kind"
+    )
+    pre_pend: Text | None = key(None, "text before each document", affects="data.sources[0].document.prefix")
 
 
 class File(DialectSection):
     """A file of VectorLM."""
 
-    train: Any = key(
-        None,
-        "the section of the first versions",
-        documented=False,
-        unsupported="is older than the document; train_parameters, dataset and dataset_preprocess say it",
-    )
+    train: Any = _older("set train_parameters, dataset and dataset_preprocess")
     model: Text = key(
         ...,
-        "folder of model and tokenizer; files of VectorLM's profiling leave it to the command line: model=FOLDER",
+        "folder of model and tokenizer; VectorLM's profiling files leave it to the command line: model=FOLDER",
         to="model.name_or_path",
     )
     enable_wandb_logging: bool = key(False, "log the run to Weights & Biases, as wandb_config says", affects="track")

@@ -1,5 +1,5 @@
-"""PhyAGI's keys of training: those that its trainers have in common, and those of the Trainers of the transformers
-library and of Lightning; `ds_config` has those of DeepSpeed."""
+"""The keys of PhyAGI's training arguments: those that all its trainers share, and those of the Trainers of the
+transformers library and of Lightning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.phyagi.ds_config import DeepSpeedConfig, OptimizerParams, further
+from quintet.config.dialects.phyagi.schema_ds_config import DeepSpeedConfig, OptimizerParams, undocumented
+from quintet.config.dialects.phyagi.values import HF_OPTIMIZERS, PRECISIONS, STRATEGIES
 from quintet.config.dialects.types import (
     AboveZero,
     Arguments,
@@ -24,50 +25,26 @@ from quintet.config.dialects.types import (
 )
 from quintet.config.section import Before, Value, key, number_in
 
-ARGS = "training_args"
-DS = "training_args.ds_config"
-PL = "training_args.trainer"
-MODULE = "training_args.lightning_module"
-ARGUMENTS = "training_args.arguments"
-"""Where `shape` puts the arguments of another library's trainer that the schema does not have."""
-
-
-def _stage(stage: int, *, offload: bool = False) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": stage, **({"offload_optimizer": {"device": "cpu"}} if offload else {})}
-    return {"kind": "deepspeed", "config": {"zero_optimization": zero}}
-
-
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "ddp": {"kind": "ddp"},
-    "dctp": {"kind": "fsdp"},
-    "fsdp": {"kind": "fsdp"},
-    "deepspeed": _stage(2),
-    **{f"deepspeed_stage_{stage}": _stage(stage) for stage in (1, 2, 3)},
-    **{f"deepspeed_stage_{stage}_offload": _stage(stage, offload=True) for stage in (1, 2, 3)},
-}
-"""PhyAGI's and Lightning's names of strategies, and `parallel` for each; dctp shards in torch's way."""
-
 
 def _period() -> Value:
-    """Steps or a fraction of all steps; 0 and -1 are never, which is None."""
+    """Steps or a fraction of all steps; 0 and -1 mean never and are read as None."""
     steps = duration()
 
     def read(value: Any) -> Any:
-        found = number_in(value)
-        return None if not isinstance(found, bool) and found in (0, -1) else steps.read(value)
+        number = number_in(value)
+        return None if not isinstance(number, bool) and number in (0, -1) else steps.read(value)
 
     return Value(f"{steps.words}; -1: never", read, lambda value: -1 if value is None else value, steps.json)
 
 
 def _passes() -> Value:
-    """A number of passes, or 1.0 for all that there are."""
+    """A number of passes; 1.0 means all."""
 
     def read(value: Any) -> int | float:
-        found = finite(value, wanted := "a whole number, or 1.0 for all")
-        if found < 0 or (isinstance(found, float) and found not in (0.0, 1.0)):
-            raise ValueError(f"must be {wanted}" + ("" if found < 0 else "; a part of them is not supported"))
-        return int(found) if found == 0 else found
+        number = finite(value, expected := "a whole number, or 1.0 for all")
+        if number < 0 or (isinstance(number, float) and number not in (0.0, 1.0)):
+            raise ValueError(f"must be {expected}" + ("" if number < 0 else "; a part of them is not supported"))
+        return int(number) if number == 0 else number
 
     return Value("whole number; 1.0: all", read, json={"type": "number"})
 
@@ -79,34 +56,26 @@ OnlyNorm = Annotated[str, one_of("norm")]
 OnlyStep = Annotated[str, one_of("step")]
 When = Literal["no", "steps", "epoch"]
 Accelerator = Annotated[str, one_of(by={"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"})]
-OPTIMIZERS = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"), "adamw"),
-    **{"sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"},
-}
-Optim = Annotated[str, one_of(by=OPTIMIZERS)]
-PRECISIONS = {
-    **dict.fromkeys(("bf16-mixed", "bf16", "bf16-true"), "bf16"),
-    **dict.fromkeys(("16-mixed", "16", "16-true"), "fp16"),
-    **dict.fromkeys(("32", "32-true"), "fp32"),
-}
+Optim = Annotated[str, one_of(by=HF_OPTIMIZERS)]
 Precision = Annotated[
     str,
     one_of(by=PRECISIONS),
     Before(lambda value: str(value) if type(value) is int else value, lambda usual: {"enum": [*usual["enum"], 16, 32]}),
 ]
-_STARTED = "as many processes train as are started: `quintet train FILE --nproc N`, or torchrun"
-_PIPELINE = "no pipeline is built: each process has all layers, or with ZeRO its part of each"
-_AHEAD = "a thread of the run makes batches ahead; which samples they have follows from seed and step alone"
-_TRACKER = "`quintet show-batch` shows which samples a step has: they follow from seed and step"
+_LAUNCHER = "the launcher sets the number of processes: `quintet train FILE --nproc N`, or torchrun"
+_PIPELINE = "there is no pipeline: each process has all layers, or its ZeRO shard of each"
+_LOADER = "a thread makes batches ahead of the steps; their samples follow from the seed and the step alone"
+_TRACKER = "`quintet show-batch` shows the samples of a step: they follow from the seed and the step"
+_NO_TENSOR_PARALLELISM = "no layer is split over devices"
 
 
-def split_model(help: str, **more: Any) -> Any:
-    """A key of parts that are split over devices."""
-    why = (
-        "no layer or sequence is split over devices here; `quintet: {parallel: {kind: fsdp}}` spreads the weights of "
+def model_parallel(help: str, **more: Any) -> Any:
+    """A key for the number of devices that a model or a sequence is split over."""
+    reason = (
+        "no layer or sequence is split over devices here; `quintet: {parallel: {kind: fsdp}}` shards the weights of "
         "a model that is too large for one device"
     )
-    return further(None, help, unsupported=why, noop_values=(1, 0), **more)
+    return undocumented(None, help, unsupported=reason, noop_values=(1, 0), **more)
 
 
 def _shared(default: Any, help: str, *, documented: bool = False, **more: Any) -> Any:
@@ -124,7 +93,7 @@ def _growing(help: str) -> Any:
 
 
 class SharedArguments(DialectSection):
-    """DeepSpeed's configuration, and what every trainer has."""
+    """DeepSpeed's configuration, and the arguments of every trainer."""
 
     ds_config: DeepSpeedConfig
 
@@ -147,15 +116,15 @@ class SharedArguments(DialectSection):
         to="checkpoint.at_end",
     )
     eval_steps: Period = _shared(
-        500, "steps between validations; as logging_steps by default for trainer: huggingface", affects="evaluate.every"
+        500, "steps between validations; logging_steps by default for trainer: huggingface", affects="evaluate.every"
     )
     eval_max_steps: Positive | None = _shared(
-        None, "batches to validate on of each dataset; else all", affects=("evaluate.samples", "evaluate.samples_each")
+        None, "batches of each dataset to validate on; else all", affects=("evaluate.samples", "evaluate.samples_each")
     )
     timeout: Positive | None = _shared(
-        None, "seconds processes wait for each other", affects="parallel.timeout_seconds"
+        None, "seconds that processes wait for each other", affects="parallel.timeout_seconds"
     )
-    seed: Count = _argument(42, "everything random follows from it", to="seed")
+    seed: Count = _argument(42, "seed of everything random", to="seed")
     dataloader_shuffle: bool = _shared(True, "samples in random order, a new one each epoch", to="data.shuffle")
     mlflow: bool = _argument(False, "report to MLflow", affects="track")
     wandb: bool = _argument(False, "report to Weights & Biases", affects="track")
@@ -164,47 +133,51 @@ class SharedArguments(DialectSection):
     wandb_api_key: Text | None = _shared(
         None, "key of Weights & Biases", unsupported="belongs in no file: set the environment variable WANDB_API_KEY"
     )
-    train_batch_size_init_rampup: Count | None = _growing("first batch")
-    train_batch_size_per_rampup: Count | None = _growing("samples that are added")
+    train_batch_size_init_rampup: Count | None = _growing("first batch size")
+    train_batch_size_per_rampup: Count | None = _growing("samples added to the batch at a time")
     rampup_steps: Count | None = _growing("steps between additions")
-    pipe_parallel_size: int | None = split_model("pipeline parallelism", aliases=".")
-    tensor_parallel_size: int | None = split_model("tensor parallelism", aliases=".")
-    context_parallel_size: int | None = split_model("context parallelism", aliases=".")
-    pipe_parallel_partition_method: Any = _shared(None, "how layers are shared out", no_effect=_PIPELINE)
-    pipe_parallel_activation_checkpoint_steps: Count | None = _shared(None, "of the pipeline", no_effect=_PIPELINE)
-    backend: Text | None = _shared(
-        None, "how processes talk", no_effect="the device decides: NCCL between GPUs, gloo between CPUs"
+    pipe_parallel_size: int | None = model_parallel("pipeline parallelism", aliases=".")
+    tensor_parallel_size: int | None = model_parallel("tensor parallelism", aliases=".")
+    context_parallel_size: int | None = model_parallel("context parallelism", aliases=".")
+    pipe_parallel_partition_method: Any = _shared(None, "partition of the layers", no_effect=_PIPELINE)
+    pipe_parallel_activation_checkpoint_steps: Count | None = _shared(
+        None, "activation checkpointing of the pipeline", no_effect=_PIPELINE
     )
-    batch_tracker: bool | None = _shared(None, "lists the samples of each step", no_effect=_TRACKER)
+    backend: Text | None = _shared(
+        None, "communication backend", no_effect="the device decides: NCCL between GPUs, gloo between CPUs"
+    )
+    batch_tracker: bool | None = _shared(None, "list the samples of each step", no_effect=_TRACKER)
     batch_tracker_save_steps: float | None = _shared(None, "steps between such lists", no_effect=_TRACKER)
     eval_dataloader_shuffle: bool | None = _shared(
         None, "order of the validation", no_effect="validation always has the same samples, whose order changes nothing"
     )
-    dataloader_pin_memory: bool | None = _shared(None, "page-locked memory", no_effect=_AHEAD)
-    dataloader_num_workers: Count | None = _shared(None, "processes that make batches", no_effect=_AHEAD)
-    dataloader_prefetch_factor: Positive | None = _shared(None, "batches that each makes ahead", no_effect=_AHEAD)
+    dataloader_pin_memory: bool | None = _shared(None, "page-locked memory", no_effect=_LOADER)
+    dataloader_num_workers: Count | None = _shared(None, "processes that make batches", no_effect=_LOADER)
+    dataloader_prefetch_factor: Positive | None = _shared(None, "batches that each makes ahead", no_effect=_LOADER)
     load_checkpoint_num_tries: Positive | None = _shared(
         None,
-        "older checkpoints that are tried",
-        no_effect="a checkpoint is whole or not there, so that the last one can always be read",
+        "older checkpoints to try",
+        no_effect="a checkpoint is complete or not there, so that the last one can always be read",
     )
-    log_dir: Text | None = _shared(None, "folder of the logs", no_effect="logs lie in the run's folder")
+    log_dir: Text | None = _shared(None, "folder of the logs", no_effect="logs are in the run's folder")
 
 
 class HuggingFaceArguments(DialectSection):
-    """Arguments of the transformers library's Trainer; those that are not listed are handed on by name."""
+    """Arguments of the transformers library's Trainer; others are passed on to it by name."""
 
     learning_rate: NotNegative | None = key(None, "learning rate", to="optimizer.lr")
     per_device_train_batch_size: Positive | None = key(None, "samples of a pass; 8", to="train.micro_batch_size")
-    per_device_eval_batch_size: Positive | None = key(None, "the same in validation; 8", to="evaluate.batch_size")
+    per_device_eval_batch_size: Positive | None = key(
+        None, "samples of a pass of the validation; 8", to="evaluate.batch_size"
+    )
     gradient_accumulation_steps: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
     optim: Optim | None = key(None, "optimizer", affects="optimizer.kind")
     weight_decay: NotNegative | None = key(None, "decay of the matrices", to="optimizer.weight_decay")
     adam_beta1: Share | None = key(None, "decay of the average of the gradient", affects="optimizer.betas")
     adam_beta2: Share | None = key(None, "decay of the average of its square", affects="optimizer.betas")
-    adam_epsilon: AboveZero | None = key(None, "added to the root", affects="optimizer.eps")
+    adam_epsilon: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
     lr_scheduler_type: Text | None = key(None, "schedule; linear", to="schedule.name")
-    lr_scheduler_kwargs: Arguments | None = key(None, "its parameters", to="schedule.arguments")
+    lr_scheduler_kwargs: Arguments | None = key(None, "parameters of the schedule", to="schedule.arguments")
     warmup_ratio: Fraction | None = key(None, "part of the run that warms up", affects="schedule.warmup_steps")
     warmup_steps: Count | None = key(None, "steps that warm up", affects="schedule.warmup_steps")
     max_grad_norm: NotNegative | None = key(None, "largest norm of the gradient; 1", affects="train.clip_norm")
@@ -220,28 +193,30 @@ class HuggingFaceArguments(DialectSection):
 
 
 class LightningTrainer(DialectSection):
-    """Arguments of Lightning's Trainer; those that are not listed are handed on by name."""
+    """Arguments of Lightning's Trainer; others are passed on to it by name."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
     documented = False
 
-    max_epochs: int | None = key(None, "passes over the data; -1: no end", ge=-1, affects="train.epochs")
-    max_steps: int | None = key(None, "steps; -1: no end", ge=-1, affects="train.steps")
-    precision: Precision | None = key(None, "numbers of the matrix products", to="train.precision")
+    max_epochs: int | None = key(None, "passes over the data; -1: no limit", ge=-1, affects="train.epochs")
+    max_steps: int | None = key(None, "steps; -1: no limit", ge=-1, affects="train.steps")
+    precision: Precision | None = key(None, "precision of the matrix products", to="train.precision")
     log_every_n_steps: Positive | None = key(
         None, "steps between logs of training metrics: progress lines and trackers; 50", to="train.log_every"
     )
     accumulate_grad_batches: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
     gradient_clip_val: NotNegative | None = key(None, "largest norm of the gradient", affects="train.clip_norm")
     gradient_clip_algorithm: OnlyNorm | None = key(None, "what is clipped", affects="train.clip_norm")
-    val_check_interval: Steps | None = key(None, "every so many passes, or part of an epoch", affects="evaluate.every")
+    val_check_interval: Steps | None = key(
+        None, "passes between validations, or a fraction of an epoch", affects="evaluate.every"
+    )
     check_val_every_n_epoch: Positive | None = key(None, "epochs between validations; 1", affects="evaluate.every")
     limit_val_batches: Passes | None = key(None, "passes of a validation; 1.0: all", affects="evaluate.samples")
     accelerator: Accelerator | None = key(None, "device", to="train.device")
-    devices: Any = key(None, "devices", no_effect=_STARTED)
-    num_nodes: Positive | None = key(None, "machines", no_effect=_STARTED)
+    devices: Any = key(None, "devices", no_effect=_LAUNCHER)
+    num_nodes: Positive | None = key(None, "machines", no_effect=_LAUNCHER)
     num_sanity_val_steps: int | None = key(
-        None, "a validation to try it", ge=-1, no_effect="a dry run of every run, before its first step, validates too"
+        None, "passes of a trial validation", ge=-1, no_effect="the dry run before the first step validates, too"
     )
 
 
@@ -252,22 +227,24 @@ class LightningStrategy(DialectSection):
 
     type: Annotated[str, one_of(*STRATEGIES)] | None = key(
         None,
-        "how the model is spread over devices; any but auto leaves Lightning's loop for ours, to the same weights",
+        "how devices share the model; any but auto replaces Lightning's loop by Quintet's, to the same weights",
         affects=("parallel.kind", "trainer.kind"),
     )
-    data_parallel_size: Count | None = key(None, "devices with different samples", no_effect=_STARTED)
-    context_parallel_size: Count | None = split_model("devices with parts of a sequence")
-    tensor_parallel_size: Count | None = split_model("devices with parts of a layer")
+    data_parallel_size: Count | None = key(None, "devices with different samples", no_effect=_LAUNCHER)
+    context_parallel_size: Count | None = model_parallel("devices that share a sequence")
+    tensor_parallel_size: Count | None = model_parallel("devices that share a layer")
     fsdp_cpu_offload: bool | None = key(
         None, "with dctp: weights, gradients and optimizer state in the memory of the CPU", affects="parallel.offload"
     )
     activation_checkpointing: bool | None = key(
-        None, "keep each block's input only, compute the rest again backward", affects="train.activation_checkpointing"
+        None,
+        "keep only the input of each block and compute the rest again in the backward pass",
+        affects="train.activation_checkpointing",
     )
     fsdp_compile: bool | None = key(None, "with dctp: compile each block", affects="train.compile")
-    tp_async: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
-    tp_sequence_parallel: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
-    tp_loss_parallel: bool | None = key(None, "of tensor parallelism", no_effect="no layer is split over devices")
+    tp_async: bool | None = key(None, "setting of tensor parallelism", no_effect=_NO_TENSOR_PARALLELISM)
+    tp_sequence_parallel: bool | None = key(None, "setting of tensor parallelism", no_effect=_NO_TENSOR_PARALLELISM)
+    tp_loss_parallel: bool | None = key(None, "setting of tensor parallelism", no_effect=_NO_TENSOR_PARALLELISM)
 
 
 class LightningOptimizer(DialectSection):
@@ -285,15 +262,12 @@ class LightningScheduler(DialectSection):
     documented = False
 
     type: Text | None = key(None, "schedule, as step", affects="schedule.kind")
-    params: Arguments | None = key(None, "its parameters", affects="schedule.arguments")
+    params: Arguments | None = key(None, "parameters of the schedule", affects="schedule.arguments")
     interval: OnlyStep | None = key(None, "what the schedule counts", affects="schedule.kind")
     frequency: Positive | None = key(
-        None,
-        "steps that it counts as one",
-        unsupported="a schedule counts each step here",
-        noop_values=1,
+        None, "steps that count as one", unsupported="a schedule counts each step here", noop_values=1
     )
-    name: Text | None = key(None, "name in logs", no_effect="the rate is logged as train/lr")
+    name: Text | None = key(None, "name in logs", no_effect="the learning rate is logged as train/lr")
 
 
 class LightningModule(DialectSection):
@@ -319,5 +293,5 @@ class TrainingArguments(LightningArguments, HuggingFaceArguments, SharedArgument
     documented = False
 
     arguments: Arguments | None = key(
-        None, "arguments of the other library's trainer that are handed on to it by name", affects="trainer.arguments"
+        None, "arguments of the other library's trainer, passed on to it by name", affects="trainer.arguments"
     )

@@ -1,4 +1,4 @@
-"""PhyAGI's keys of DeepSpeed: the section ``ds_config`` of its training arguments."""
+"""The keys of PhyAGI's section ``ds_config``: DeepSpeed's configuration."""
 
 from __future__ import annotations
 
@@ -7,70 +7,67 @@ from typing import Annotated, Any
 from pydantic import ConfigDict
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.types import (
-    AboveZero,
-    Arguments,
-    Count,
-    NotNegative,
-    Positive,
-    Share,
-    Text,
-    one_of,
-)
+from quintet.config.dialects.phyagi.values import DS_SCHEDULES
+from quintet.config.dialects.types import AboveZero, Arguments, Count, NotNegative, Positive, Share, Text, one_of
 from quintet.config.section import key
 
-Betas = tuple[Share, Share]
-SCHEDULES = ("WarmupDecayLR", "WarmupLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR")
-Schedule = Annotated[str, one_of(*SCHEDULES)]
+Schedule = Annotated[str, one_of(*DS_SCHEDULES)]
 
 
-def further(default: Any, help: str, **more: Any) -> Any:
-    """A key that real files have, and the document lacks."""
+def undocumented(default: Any, help: str, **more: Any) -> Any:
+    """A key that PhyAGI's own files have and its document does not."""
     return key(default, help, documented=False, **more)
 
 
-def _zero(help: str = "of the stages of ZeRO") -> Any:
-    return further(None, help, affects="parallel.config")
+def _zero(help: str = "setting of ZeRO") -> Any:
+    return undocumented(None, help, affects="parallel.config")
 
 
-def _other(help: str = "of other optimizers than AdamW") -> Any:
-    return further(None, help, affects="optimizer.arguments")
+def _loss_scale() -> Any:
+    return _zero("setting of the loss scale, with ZeRO")
+
+
+def _optimizer_argument() -> Any:
+    return undocumented(None, "argument of optimizers other than AdamW", affects="optimizer.arguments")
 
 
 def _report() -> Any:
-    why = "changes what DeepSpeed prints, and no result"
-    return key(None, "of DeepSpeed's reports", no_effect=why)
+    return key(None, "setting of DeepSpeed's reports", no_effect="changes what DeepSpeed prints, and no result")
 
 
 class OptimizerParams(DialectSection):
-    """An optimizer's parameters."""
+    """Parameters of the optimizer."""
 
     documented = False
 
     lr: NotNegative | None = key(None, "learning rate; most schedules set their own", affects="optimizer.lr")
-    betas: Betas | None = key(None, "decay of the averages of gradient and square", affects="optimizer.betas")
+    betas: tuple[Share, Share] | None = key(
+        None, "decay of the averages of the gradient and of its square", affects="optimizer.betas"
+    )
     eps: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
     weight_decay: NotNegative | None = key(None, "decay of all weights", affects="optimizer.weight_decay")
-    momentum: float | None = _other()
-    dampening: float | None = _other()
-    alpha: float | None = _other()
-    rho: float | None = _other()
-    lr_decay: float | None = _other()
-    lambd: float | None = _other()
-    t0: float | None = _other()
-    nesterov: bool | None = _other()
-    centered: bool | None = _other()
-    amsgrad: bool | None = _other()
+    momentum: float | None = _optimizer_argument()
+    dampening: float | None = _optimizer_argument()
+    alpha: float | None = _optimizer_argument()
+    rho: float | None = _optimizer_argument()
+    lr_decay: float | None = _optimizer_argument()
+    lambd: float | None = _optimizer_argument()
+    t0: float | None = _optimizer_argument()
+    nesterov: bool | None = _optimizer_argument()
+    centered: bool | None = _optimizer_argument()
+    amsgrad: bool | None = _optimizer_argument()
 
 
 class DeepSpeedOptimizerParams(OptimizerParams):
-    """An optimizer's parameters, and what DeepSpeed has beside."""
+    """Parameters of the optimizer, with DeepSpeed's own."""
 
     documented = True
     nestings = ("ds_config.optimizer.params",)
 
-    adam_w_mode: bool | None = further(None, "false: decay through the gradient, as Adam", affects="optimizer.kind")
-    torch_adam: bool | None = further(None, "PyTorch's code", no_effect="it is always PyTorch's")
+    adam_w_mode: bool | None = undocumented(
+        None, "false: the decay is part of the gradient, as in Adam", affects="optimizer.kind"
+    )
+    torch_adam: bool | None = undocumented(None, "PyTorch's implementation", no_effect="PyTorch's is always used")
 
 
 class DeepSpeedOptimizer(DialectSection):
@@ -88,28 +85,28 @@ class DeepSpeedScheduler(DialectSection):
     nestings = ("ds_config.scheduler",)
 
     type: Schedule | None = key(
-        None, "schedule of the learning rate; a constant one when not given", affects=("schedule.kind", "schedule.name")
+        None, "schedule of the learning rate; constant if not given", affects=("schedule.kind", "schedule.name")
     )
     params: Arguments | None = key(None, "parameters of the schedule, by name", affects="schedule.arguments")
 
 
 class Fp16(DialectSection):
-    """Numbers of 16 bits, as fp16."""
+    """Mixed precision with fp16."""
 
     nestings = ("ds_config.fp16",)
     shorthand = "enabled"
 
     enabled: bool | None = key(None, "matrix products in fp16; weights stay in fp32", affects="train.precision")
-    initial_scale_power: NotNegative | None = _zero("of the loss scale, with ZeRO")
-    loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
-    loss_scale_window: NotNegative | None = _zero("of the loss scale, with ZeRO")
-    hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
-    min_loss_scale: NotNegative | None = _zero("of the loss scale, with ZeRO")
-    consecutive_hysteresis: NotNegative | None = _zero("of the loss scale, with ZeRO")
+    initial_scale_power: NotNegative | None = _loss_scale()
+    loss_scale: NotNegative | None = _loss_scale()
+    loss_scale_window: NotNegative | None = _loss_scale()
+    hysteresis: NotNegative | None = _loss_scale()
+    min_loss_scale: NotNegative | None = _loss_scale()
+    consecutive_hysteresis: NotNegative | None = _loss_scale()
 
 
 class Bf16(DialectSection):
-    """Numbers of 16 bits, as bf16."""
+    """Mixed precision with bf16."""
 
     documented = False
     nestings = ("ds_config.bf16",)
@@ -119,18 +116,18 @@ class Bf16(DialectSection):
 
 
 class ZeroOptimization(DialectSection):
-    """ZeRO: what DeepSpeed spreads over devices."""
+    """ZeRO: what DeepSpeed shards over devices."""
 
     nestings = ("ds_config.zero_optimization",)
 
     stage: Count = key(
         0,
-        "what is spread over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
+        "what is sharded over devices: 1 the optimizer's state, 2 gradients too, 3 weights too; above 0 DeepSpeed's "
         "engine takes the steps",
         affects=("parallel.kind", "parallel.config"),
     )
-    offload_param: Arguments | None = _zero("what is kept in the memory of the CPU")
-    offload_optimizer: Arguments | None = _zero("what is kept in the memory of the CPU")
+    offload_param: Arguments | None = _zero("offload of the weights, as to the memory of the CPU")
+    offload_optimizer: Arguments | None = _zero("offload of the optimizer's state, as to the memory of the CPU")
     overlap_comm: bool | None = _zero()
     contiguous_gradients: bool | None = _zero()
     reduce_scatter: bool | None = _zero()
@@ -147,15 +144,15 @@ class ZeroOptimization(DialectSection):
 
 
 class DataTypes(DialectSection):
-    """Numbers of sums."""
+    """Data types of DeepSpeed's buffers."""
 
     nestings = ("ds_config.data_types",)
 
-    grad_accum_dtype: Text | None = _zero("with ZeRO: numbers of the gradients' sum")
+    grad_accum_dtype: Text | None = _zero("dtype of accumulated gradients, with ZeRO")
 
 
 class DeepSpeedConfig(DialectSection):
-    """DeepSpeed's configuration, or the name of a file with it."""
+    """DeepSpeed's configuration, or the name of a file that holds it."""
 
     model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
     documented = False
@@ -183,5 +180,5 @@ class DeepSpeedConfig(DialectSection):
     steps_per_print: int | None = _report()
     wall_clock_breakdown: bool | None = _report()
     dump_state: bool | None = _report()
-    zero_allow_untested_optimizer: bool | None = _zero("with ZeRO: allows what DeepSpeed has not tested")
+    zero_allow_untested_optimizer: bool | None = _zero("with ZeRO: allow optimizers that DeepSpeed has not tested")
     data_types: DataTypes
