@@ -256,7 +256,7 @@ def test_a_file_is_of_the_one_dialect_whose_keys_it_has(values: dict[str, Any]) 
     names = recognised(values)
     assert set(names) <= set(NAMES)
     if len(names) > 1:
-        with pytest.raises(UserError, match=r"keys of .* and .*; say which it is with --dialect"):
+        with pytest.raises(UserError, match=r"keys of .* and .*; choose one with --dialect"):
             detect(values)
     else:
         assert [dialect.name for dialect in [detect(values)] if dialect] == names
