@@ -258,7 +258,7 @@ def test_help_imports_few_modules() -> None:
         "import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): "
     )
     found = process("-c", f"from quintet.cli import main\n{show}main(['--help'])\nprint(len(sys.modules))")
-    assert int(found.stdout) < 500
+    assert int(found.stdout) < 450
 
 
 def test_loading_a_run_file_is_little_work(file: Path, python_calls: Callable[[Callable[[], Any]], int]) -> None:

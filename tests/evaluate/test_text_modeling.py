@@ -37,7 +37,7 @@ from quintet.evaluate.text_modeling import (
     model_text,
     text_document,
 )
-from quintet.evaluate.texts import read_topics
+from quintet.evaluate.topics import read_topics
 from quintet.model import build_model
 from quintet.model.cache import Abilities
 from quintet.tokenize.base import NO_END, TokenBytes
@@ -298,7 +298,7 @@ def test_a_stride_beyond_the_context_and_ids_without_text_are_refused() -> None:
     language_model = LanguageModel(Chain(Unit(1), chain()), Unit(1))
     with pytest.raises(UserError, match="stride: 17 tokens are more than the model's context of 16"):
         token_scores(language_model, [np.zeros(3)], 17)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="stand for no text"):
+    with pytest.raises(UserError, match="have no text"):
         check_text_model(LanguageModel(Chain(Unit(1), chain()), IdTokenizer(9, 8)), "here")  # type: ignore[arg-type]
 
 

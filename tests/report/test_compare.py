@@ -19,7 +19,7 @@ from tests.helpers import Command
 from quintet.errors import UserError
 from quintet.report.compare import Row, _row, figure_rows, setting_rows
 from quintet.report.facts import Series, read_facts
-from quintet.report.paired import BLOCK, Asked, blocks, compare_models
+from quintet.report.paired import BLOCK, CompareOptions, blocks, compare_models
 from quintet.train.trained import load_trained, own_data
 
 
@@ -53,12 +53,12 @@ def test_a_figure_stands_beside_its_standard_error(two: tuple[str, str]) -> None
 
 def test_equal_samples_are_compared_token_by_token(two: tuple[str, str]) -> None:
     """The losses of each sample from plain logits, and the interval from a bootstrap written out."""
-    found = compare_models(two, Asked(resamples=500, samples=7))
+    found = compare_models(two, CompareOptions(resamples=500, samples=7))
     assert (found.unit, found.what) == ("nats a token", "the same 7 held-out samples")
     sums = []
     for name in two:
         run = load_trained(name)
-        prepared = own_data(run, Asked().reporter)
+        prepared = own_data(run, CompareOptions().reporter)
         assert prepared.validation is not None
         (batch,) = prepared.validation.batches(99, 7)
         with torch.no_grad():
@@ -83,7 +83,7 @@ def test_runs_with_other_tokens_are_compared_by_the_documents_that_both_hold_out
         train(name=kind, model={}, data=data, tokenizer=tokenizer)
         for kind, tokenizer in (("bytes", {"kind": "byte"}), ("words", {"kind": "bpe", "vocab_size": 300}))
     ]
-    found = compare_models(names, Asked(resamples=200))
+    found = compare_models(names, CompareOptions(resamples=200))
     assert found.unit == "bits per byte"
     count = int(found.what.split()[0])
     assert 5 <= count <= 16
@@ -95,12 +95,12 @@ def test_runs_with_other_tokens_are_compared_by_the_documents_that_both_hold_out
 
 def test_texts_may_be_named_and_long_ones_are_drawn_in_blocks(two: tuple[str, str]) -> None:
     Path("long.txt").write_text("é" * 3000)
-    found = compare_models(two, Asked(text=Path("long.txt"), max_bytes=5000, resamples=100))
+    found = compare_models(two, CompareOptions(text=Path("long.txt"), max_bytes=5000, resamples=100))
     assert found.what == "1 document (5,000 bytes) in long.txt"
     assert found.intervals[0].samples == math.ceil(5000 / BLOCK)
     Path("short.txt").write_text("short")
-    with pytest.raises(UserError, match="are one sample, of which no interval follows"):
-        compare_models(two, Asked(text=Path("short.txt")))
+    with pytest.raises(UserError, match="are one sample, which gives no interval"):
+        compare_models(two, CompareOptions(text=Path("short.txt")))
 
 
 @settings(max_examples=100)

@@ -87,10 +87,10 @@ def compare(
         _draw(output, facts)
     paired = None
     if not recorded:
-        from quintet.report.paired import Asked, compare_models
+        from quintet.report.paired import CompareOptions, compare_models
 
         reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
-        paired = compare_models(runs, Asked(checkpoint, samples, text, max_bytes, reporter=reporter))
+        paired = compare_models(runs, CompareOptions(checkpoint, samples, text, max_bytes, reporter=reporter))
     if as_json:
         echo(to_json(_as_json(runs, settings, figures, paired), indent=2))
         return

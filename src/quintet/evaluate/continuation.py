@@ -1,4 +1,4 @@
-"""Texts that a model writes, from prompts of ids to text that ends where it should."""
+"""Continuations of prompts: from the ids that a model generates to text that ends where it should."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quintet.tokenize.stream import StopAt
 
 @dataclass
 class Continuation:
-    """A text that was written after a prompt: ``tokens`` were drawn, and ``ended`` says why no more."""
+    """A text that was written after a prompt, the number of its ``tokens``, and why it ``ended``."""
 
     text: str = ""
     tokens: int = 0
@@ -28,7 +28,8 @@ class Continuation:
 
 
 def prompt_ids(tokenizer: Tokenizer, bounds: TextBounds, prompt: str) -> list[int]:
-    """Ids of ``prompt``; an empty one starts a new document. Raises UserError for that where documents do not end."""
+    """Return the ids of ``prompt``. An empty one starts a new document. Raises UserError if it is empty and documents
+    have neither begin nor end ids."""
     ids = bounds.prompt(tokenizer.encode(prompt))
     if not ids:
         raise UserError(
@@ -53,12 +54,12 @@ def write_continuations(
     compile: bool = False,
     show: Callable[[str], object] | None = None,
 ) -> list[Continuation]:
-    """Continue all ``prompts`` side by side, each to where ``bounds`` ends it, to one of the texts ``stops``, or to
+    """Continue all ``prompts`` side by side, each to its end by ``bounds``, to one of the texts ``stops``, or to
     ``settings.max_tokens``.
 
-    Where a text begins with ``prefix`` that is left out. A text carries on its prompt (see ``TextStream``) unless the
-    prompt holds only what stands before a text. ``show`` gets the pieces of the first text as soon as they are
-    certain. The other arguments are those of ``generate``.
+    A ``prefix`` that a text begins with is dropped. A text continues its prompt (see ``TextStream``), unless the prompt
+    has only the ids that precede a text. ``show`` gets the pieces of the first text as soon as they are certain. The
+    other arguments are those of ``generate``.
     """
     texts = [_Text(tokenizer, bounds, stops, prompt, prefix) for prompt in prompts]
     for row, piece in _pieces(
@@ -76,7 +77,7 @@ def write_continuations(
     ):
         if row == 0 and show is not None:
             show(piece)
-    return [text.found for text in texts]
+    return [text.result for text in texts]
 
 
 def stream_continuation(
@@ -91,12 +92,12 @@ def stream_continuation(
     static: bool = False,
     compile: bool = False,
 ) -> Iterator[str]:
-    """Yield the pieces of what `write_continuations` writes after ``prompt``, each as soon as it is certain."""
+    """Yield the pieces of the text that `write_continuations` writes after ``prompt``, each once it is certain."""
     texts = [_Text(tokenizer, bounds, stops, prompt)]
     for _, piece in _pieces(
         model, tokenizer, compute, [prompt], texts, settings, bounds, static=static, compile=compile
     ):
-        # The caller's own computations are none of ours, and leaving autocast would drop the weights that it has cast.
+        # The caller may compute between two pieces; leaving autocast would drop the weights that it has cast.
         with torch.autocast(compute.device.type, enabled=False):
             yield piece
 
@@ -115,7 +116,7 @@ def _pieces(
     compile: bool = False,
     ahead: int = 1,
 ) -> Iterator[tuple[int, str]]:
-    """Write ``texts`` after ``prompts``, and yield each piece that becomes certain, with the row of its text."""
+    """Write ``texts`` after ``prompts``, and yield the row of a text and each of its pieces that becomes certain."""
     steps = generate(
         model,
         prompts,
@@ -142,12 +143,12 @@ def _pieces(
 
 
 class _Text:
-    """One text while its ids arrive."""
+    """A text while its ids arrive."""
 
     def __init__(
         self, tokenizer: Tokenizer, bounds: TextBounds, stops: Sequence[str], prompt: Sequence[int], prefix: str = ""
     ) -> None:
-        self.found = Continuation()
+        self.result = Continuation()
         self._special = {number: text for text, number in special_tokens(tokenizer).items()}
         self._ends = [self._special[number] for number in bounds.stop_ids if number in self._special]
         self._stream = TextStream(tokenizer, continues=not bounds.starts(prompt))
@@ -156,44 +157,44 @@ class _Text:
 
     @property
     def stopped(self) -> bool:
-        """True if a stop string has ended it."""
+        """True if a stop string has ended the text."""
         return self._cut.stopped
 
     def push(self, token: int) -> str:
-        """The characters that are certain with ``token``."""
-        self.found.tokens += 1
+        """Add ``token`` and return the characters that are certain now."""
+        self.result.tokens += 1
         piece = self._stream.push(token)
         return self._add(self._cut.push(piece, self._special.get(token, ""), self._stream.dropped))
 
     def finish(self, most: int) -> str:
-        """The characters that are left when no more than ``most`` tokens were asked for and no more came."""
+        """Return the remaining characters; ``most`` is the number of tokens after which generation stops."""
         text = self._cut.push(self._stream.finish())
-        ended = self.found.tokens < most
-        text += self._cut.finish(self._ends if ended else ())  # the id that ends a text is not yielded
-        self.found.ended = "stop" if self.stopped else "end" if ended else "length"
+        ended = self.result.tokens < most
+        text += self._cut.finish(self._ends if ended else ())  # the id that ends a text does not arrive
+        self.result.ended = "stop" if self.stopped else "end" if ended else "length"
         return self._add(text, last=True)
 
     def _add(self, text: str, *, last: bool = False) -> str:
         text = self._head.push(text, last=last)
-        self.found.text += text
+        self.result.text += text
         return text
 
 
 class _Head:
-    """Passes on a text without the ``prefix`` that it may begin with."""
+    """Removes the ``prefix`` that a text may begin with."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix, self._held = prefix, ""
 
     def push(self, text: str, *, last: bool = False) -> str:
-        """The characters that are certain with ``text`` to be none of the prefix; all of them with the ``last``."""
+        """Add ``text`` and return the characters that are certainly not of the prefix; all if it is the ``last``."""
         text = self._held + text
         if not last and len(text) < len(self._prefix) and self._prefix.startswith(text):
             self._held = text
             return ""
-        found = text.removeprefix(self._prefix)
+        text = text.removeprefix(self._prefix)
         self._prefix = self._held = ""
-        return found
+        return text
 
 
 def search_continuation(
@@ -206,9 +207,9 @@ def search_continuation(
     max_tokens: int,
     stops: Sequence[str] = (),
 ) -> Continuation:
-    """The likeliest continuation that ``beams`` beams find, up to one of ``stops``; see ``beam_search``.
+    """Return the likeliest continuation that ``beams`` beams find; see ``beam_search``.
 
-    The search does not know of ``stops``: what it finds is cut there.
+    The search ignores ``stops``: the text that it finds is cut there.
     """
     with compute.autocast():
         ids = beam_search(
@@ -224,4 +225,4 @@ def search_continuation(
     for token in ids:
         text.push(token)
     text.finish(max_tokens)
-    return text.found
+    return text.result

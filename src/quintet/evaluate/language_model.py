@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, and what can be done with it: write, measure, play, export."""
+"""A trained model with its tokenizer, which writes, is measured, plays music and is exported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quintet.evaluate.model_and_tokenizer import Computing, check_likelihood, ch
 from quintet.evaluate.music import Answer, answer_piece
 from quintet.evaluate.text_generation import WrittenTexts, write_and_measure
 from quintet.evaluate.text_modeling import TextModeling, TextResult, model_text, text_document
-from quintet.evaluate.texts import text_topics
+from quintet.evaluate.topics import text_topics
 from quintet.export.huggingface import Exported
 from quintet.model import Model
 from quintet.model.dropout import evaluation_mode
@@ -40,7 +40,7 @@ from quintet.tokenize.bounds import TextBounds
 from quintet.track.console import Reporter
 
 TEMPERATURE = 0.8
-"""The temperature of texts and music where neither the caller nor the checkpoint names one."""
+"""The temperature of texts and music if neither the caller nor the checkpoint sets one."""
 
 
 class Writing(GenerationOptions, total=False):
@@ -56,8 +56,8 @@ class Writing(GenerationOptions, total=False):
 class LanguageModel:
     """A model in evaluation mode with its tokenizer; `quintet.load` makes one.
 
-    ``name`` is what the user called it, ``bounds`` say where its texts begin and end, and ``sampling`` has the
-    generation settings that came with the weights, by transformers' names.
+    ``name`` is the user's name for it. ``bounds`` says where its texts begin and end. ``sampling`` holds the generation
+    settings that came with the weights, by the names of transformers.
     """
 
     name: str
@@ -65,7 +65,7 @@ class LanguageModel:
     model: Model
     compute: Computing
     bounds: TextBounds
-    sampling: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any], kw_only=True)
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -108,13 +108,17 @@ class LanguageModel:
         """
         settings = self.settings(**options, search=beams > 1)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found: list[Continuation] = []
+        texts: list[str] = []
         for first in range(0, len(prompts), batch_size):
-            group = prompts[first : first + batch_size]
-            found += self.continuations(
-                group, settings, stop=stop, beams=beams, first_row=first, static_cache=static_cache
+            continuations = self.continuations(
+                prompts[first : first + batch_size],
+                settings,
+                stop=stop,
+                beams=beams,
+                first_row=first,
+                static_cache=static_cache,
             )
-        texts = [one.text for one in found]
+            texts += [continuation.text for continuation in continuations]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -159,19 +163,17 @@ class LanguageModel:
         first_row: int = 0,
         static_cache: bool = False,
     ) -> list[Continuation]:
-        """Continue ``prompts`` side by side; each result has the text, how many tokens were drawn, and why it ended.
+        """Continue ``prompts`` side by side; each result has the text, the number of its tokens and why it ended.
 
-        The first prompt draws from the generator of number ``first_row``.
+        The first prompt draws from the random generator of number ``first_row``.
         """
         self.check_writes()
         ids = [prompt_ids(self.tokenizer, self.bounds, prompt) for prompt in _texts(prompts)]
         if beams > 1:
-            length = settings.max_tokens
+            length, stops = settings.max_tokens, _texts(stop)
             return [
-                search_continuation(
-                    self.model, self.tokenizer, self.compute, one, self.bounds, beams, length, _texts(stop)
-                )
-                for one in ids
+                search_continuation(self.model, self.tokenizer, self.compute, prompt, self.bounds, beams, length, stops)
+                for prompt in ids
             ]
         return write_continuations(
             self.model,
@@ -206,26 +208,28 @@ class LanguageModel:
         the file. Raises UserError as `generation_settings` does.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        checkpoint = {} if search else self.sampling
+        checkpoint: Mapping[str, Any] = {} if search else self.sampling
         samples = checkpoint.get("do_sample")
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if samples else ("repetition_penalty",)
-        found = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None and name not in given}
+        of_checkpoint: dict[str, Any] = {
+            name: checkpoint[name] for name in names if checkpoint.get(name) is not None and name not in given
+        }
         if samples and "temperature" not in given:
-            found.setdefault("temperature", 1.0)
-        if found and say is not None:
-            listed = ", ".join(f"{name} {value}" for name, value in found.items())
+            of_checkpoint.setdefault("temperature", 1.0)
+        if of_checkpoint and say is not None:
+            listed = ", ".join(f"{name} {value}" for name, value in of_checkpoint.items())
             say(f"[as generation_config.json of the checkpoint says: {listed}]")
-        values: dict[str, Any] = {"temperature": default_temperature, **found, **given}
+        values: dict[str, Any] = {"temperature": default_temperature, **of_checkpoint, **given}
         return generation_settings(**values)
 
     def check_writes(self) -> None:
-        """Raise UserError for a model that fills in hidden tokens and does not write on."""
+        """Raise UserError for a model that fills in hidden tokens and cannot continue a text."""
 
     def loss(self, texts: str | Sequence[str] | None = None) -> float:
         """Return the mean loss of ``texts`` in nats per token, as `quintet evaluate --text` measures it.
 
-        Each text is a document of its own. Without ``texts`` a run is measured on what it holds out, as
-        `quintet evaluate` does. Raises UserError where nothing can be measured.
+        Each text is a document of its own. Without ``texts`` a run is measured on its held-out data, as by
+        `quintet evaluate`. Raises UserError if there is nothing to measure.
 
         >>> model = getfixture("model")
         >>> model.loss("the cat sat") < 20
@@ -235,13 +239,13 @@ class LanguageModel:
         return result.nats / result.tokens
 
     def bits_per_byte(self, texts: str | Sequence[str] | None = None) -> float:
-        """Return the bits that the model spends on a byte of ``texts``, or as `loss` of what its run holds out."""
+        """Return the bits that the model spends on a byte of ``texts``, or of the held-out data of its run."""
         return self.text_result(texts).bits_per_byte
 
     def text_result(self, texts: str | Sequence[str] | None) -> TextResult:
-        """Return all figures of text modelling over ``texts``, each of them a document.
+        """Return all figures of text modelling over ``texts``, each of which is a document.
 
-        Raises UserError where there are none, or no token in them.
+        Raises UserError if there is no text, or no token in them.
         """
         if texts is None:
             raise UserError(f"{self.name}: is no run and holds nothing out; give the texts to measure it on")
@@ -259,16 +263,15 @@ class LanguageModel:
         where: str = "path",
         reporter: Reporter | None = None,
     ) -> TextModeling:
-        """Measure how well the model models the texts at ``path``, by topic, or those that its run holds out.
+        """Measure text modelling on the texts at ``path``, by topic; without a path, on the held-out text of its run.
 
-        ``path`` is a file or folder of .txt and .jsonl, each file or value of ``topic_field`` a topic; the rest is
-        as `evaluate.text_modeling` of the run file says. ``where`` is the name of ``path`` in errors, and ``reporter``
-        is told what is passed over. Raises UserError where there is no text.
+        ``path`` is a file or folder of .txt and .jsonl. Each file, or each value of ``topic_field``, is a topic. Other
+        settings are those of `evaluate.text_modeling` in the run file. ``where`` is the name of ``path`` in errors, and
+        ``reporter`` prints what is passed over. Raises UserError if there is no text.
         """
         if path is None:
             raise UserError(f"{where}: {self.name} is no run and holds nothing out; name a file or folder of text")
-        say = reporter.say if reporter else lambda line: None
-        return self._model_topics(TextModelingConfig(), path, None, topic_field, where, say)
+        return self._model_topics(TextModelingConfig(), path, None, topic_field, where, reporter)
 
     def _model_topics(
         self,
@@ -277,18 +280,19 @@ class LanguageModel:
         held_out: ValidationData | None,
         topic_field: str | None,
         where: str,
-        say: Callable[[str], None],
+        reporter: Reporter | None,
     ) -> TextModeling:
         changes: dict[str, str | None] = {"path": None if path is None else str(path)}
         section = section.model_copy(update=changes | ({"topic_field": topic_field} if topic_field else {}))
-        return model_text(self, text_topics(section, self.tokenizer, held_out, where, say), section.stride)
+        topics = text_topics(section, self.tokenizer, held_out, where, reporter.say if reporter else _say_nothing)
+        return model_text(self, topics, section.stride)
 
     def text_generation(self, prompts: str | Sequence[str] | None = None, *, where: str = "prompts") -> WrittenTexts:
-        """Measure the texts that the model writes after ``prompts``, two or more, or after those of its run.
+        """Measure the texts that the model writes after two or more ``prompts``; without them, after those of its run.
 
-        How it writes is as `evaluate.text_generation` of the run file says, or as its defaults do. ``where`` is the
-        name of the prompts in errors. Raises UserError for fewer, for an empty one, and for a model that writes no
-        text.
+        The settings are those of `evaluate.text_generation` in the run file, or their defaults. ``where`` is the name
+        of the prompts in errors. Raises UserError for fewer than two prompts, for an empty one, and for a model that
+        writes no text.
         """
         self.check_writes()
         check_text_model(self, where)
@@ -302,7 +306,7 @@ class LanguageModel:
 
     @property
     def _writing(self) -> tuple[TextGenerationConfig, int]:
-        """How texts are written to be measured, and the seed of the run."""
+        """The settings for texts that are measured, and the seed of the run."""
         return TextGenerationConfig(), 0
 
     def benchmarks(
@@ -314,11 +318,11 @@ class LanguageModel:
         data_dir: str | Path | None = None,
         batch_size: int = 16,
     ) -> Benchmarks:
-        """Measure benchmarks of lm-evaluation-harness, by name, over ``samples`` items of each, all without a number.
+        """Measure benchmarks of lm-evaluation-harness, by name, over ``samples`` items of each (None: all).
 
-        ``shots`` examples stand before each item, as many as its task says for None. The items come from the .jsonl
-        files in ``data_dir``, or from the Hugging Face hub. Raises UserError for names that are none, and for a model
-        that gives texts no likelihood; what cannot be measured is in the result, with the reason.
+        ``shots`` examples precede each item (None: as many as its task says). The items come from the .jsonl files in
+        ``data_dir``, or from the Hugging Face hub. Raises UserError for names that do not exist, and for a model that
+        gives texts no likelihood. A benchmark that cannot be measured is in the result, with the reason.
         """
         names = tuple(_texts(tasks))
         check_tasks(names, "tasks")
@@ -341,13 +345,13 @@ class LanguageModel:
         """
         if isinstance(text, str):
             text = prompt_ids(self.tokenizer, self.bounds, text)
-        given = torch.as_tensor(text, dtype=torch.long, device=self.compute.device)
-        ids = given if given.ndim == 2 else given[None]
+        encoded = torch.as_tensor(text, dtype=torch.long, device=self.compute.device)
+        ids = encoded if encoded.ndim == 2 else encoded[None]
         if ids.shape[1] > self.model.context_length:
             raise UserError(f"logits: {ids.shape[1]} tokens are more than the context of {self.model.context_length}")
         with evaluation_mode(self.model), self.compute.autocast():
-            found = self.model(ids).float()
-        return found if given.ndim == 2 else found[0]
+            logits = self.model(ids).float()
+        return logits if encoded.ndim == 2 else logits[0]
 
     def midi(
         self,
@@ -358,21 +362,26 @@ class LanguageModel:
         dataset: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Answer:
-        """Return what a model of music writes after ``piece``, a MIDI file or notes, or as the answer to ``task``.
+        """Return what a model of music writes after ``piece``, a MIDI file or notes, or its answer to ``task``.
 
-        The composer is the one in the file's name if none is given. Raises UserError for a file without notes, for a
+        Without a ``composer`` the one in the file's name is used. Raises UserError for a file without notes, for a
         composer, data set or task that no model knows, and for a model of text.
         """
         self.check_writes()
         return answer_piece(self, piece, self.settings(**options), task, composer, dataset)
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
-        """Write a run's model and tokenizer to ``folder`` so that transformers loads them, weights as ``dtype``.
+        """Write the model and tokenizer of a run to ``folder`` so that transformers loads them.
 
-        ``dtype`` is fp32, bf16 or fp16. Raises UserError if the folder is not empty and for a model that is of no run.
+        ``dtype``, of the weights, is fp32, bf16 or fp16. Raises UserError if the folder is not empty, and for a model
+        that does not come from a run.
         """
         raise UserError(f"{self.name}: is no run; a checkpoint of Hugging Face's form needs no export")
 
 
-def _texts(given: str | Sequence[str]) -> Sequence[str]:
-    return [given] if isinstance(given, str) else given
+def _texts(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _say_nothing(line: str) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""The members of a language model that measuring and writing need."""
+"""The protocol of a language model that is measured or writes, and checks of what it can do."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from quintet.tokenize.simple import IdTokenizer
 
 
 class Computing(Protocol):
-    """On what and in which numbers a model is computed."""
+    """The device and the precision that a model is computed with."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def precision(self) -> str:
-        """The type of the numbers in matrix products: fp32, bf16 or fp16."""
+        """The precision of matrix products: fp32, bf16 or fp16."""
         ...
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Within it matrix products are computed in the type of the run."""
+        """Within, matrix products are computed in ``precision``."""
         ...
 
 
 class ModelAndTokenizer(Protocol):
-    """A model with its tokenizer, which writes and is measured: a `LanguageModel`, or a run while it trains."""
+    """A model with its tokenizer: a `LanguageModel`, or a run while it trains."""
 
     @property
     def model(self) -> Model: ...
@@ -50,27 +50,27 @@ class ModelAndTokenizer(Protocol):
 
 
 def check_likelihood(language_model: ModelAndTokenizer, masked: bool = False) -> None:
-    """Raise UserError for what gives a text no likelihood: a model that fills in hidden tokens (``masked``: its loss is
-    that of hidden ones), one that reads in both directions, and tokens without a text."""
+    """Raise UserError if the model gives texts no likelihood: it fills in hidden tokens (``masked``), it reads in both
+    directions, or its tokens have no text."""
     config = language_model.model.config
     if masked:
         raise UserError(
-            "tasks: the model learnt to fill in hidden tokens (loss.kind: masked), and benchmarks ask how "
-            "likely a text is from left to right; there are none for it"
+            "tasks: the model was trained to fill in hidden tokens (loss.kind: masked), and benchmarks ask how "
+            "likely a text is from left to right; remove the tasks"
         )
     if isinstance(config, TransformerConfig) and config.attention.kind != "causal":
         raise UserError(
             "tasks: the model reads in both directions (model.attention.kind: bidirectional), and "
-            "benchmarks ask how likely a text is from left to right; there are none for it"
+            "benchmarks ask how likely a text is from left to right; remove the tasks"
         )
     if isinstance(language_model.tokenizer, IdTokenizer) or hasattr(language_model.tokenizer, "decode_notes"):
-        raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; leave the tasks out")
+        raise UserError("tasks: the tokenizer writes no text, and benchmarks are texts; remove the tasks")
 
 
 def check_text_model(language_model: ModelAndTokenizer, where: str) -> None:
-    """Raise UserError where the model or its tokenizer cannot model text; ``where`` names what asked for it."""
+    """Raise UserError, which begins with ``where``, if the model or its tokenizer cannot model text."""
     attention = getattr(language_model.model.config, "attention", None)
     if getattr(attention, "kind", "causal") == "bidirectional":
-        raise UserError(f"{where}: the model sees what it is to predict (attention.kind: bidirectional); leave it out")
+        raise UserError(f"{where}: the model sees what it must predict (attention.kind: bidirectional); leave it out")
     if not language_model.tokenizer.bytes_per_token().any():
-        raise UserError(f"{where}: the tokenizer's ids stand for no text, so that there are no bytes; leave it out")
+        raise UserError(f"{where}: the tokenizer's ids have no text, so that there are no bytes; leave it out")

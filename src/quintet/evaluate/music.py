@@ -1,4 +1,4 @@
-"""Music that a model writes: what comes after a piece, or the answer to a task."""
+"""Music that a model writes: the continuation of a piece, or the answer to a task."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from quintet.piano.tokenizers.base import NoteTokenizer, note_tokenizer
 
 @dataclass(frozen=True)
 class Answer:
-    """``heard`` is the part of the prompt that the model was given, ``notes`` what it wrote, in the prompt's time, and
-    ``whole`` the piece that both make. The prompt has ``asked`` notes; ``name`` is that of its file, and
-    ``passed_over`` says what of it was passed over. A notebook shows the notes as a picture."""
+    """The ``notes`` that a model wrote, in the prompt's time, the part of the prompt that it ``heard``, and the
+    ``whole`` piece of both. ``asked`` counts the notes of the prompt; ``name`` is that of its file, and ``passed_over``
+    says what of the file was passed over. A notebook shows the notes as a picture."""
 
     heard: Notes
     notes: Notes
@@ -48,27 +48,27 @@ class Answer:
 
     @property
     def begin(self) -> float:
-        """Seconds of the piece before what the model was given."""
+        """Seconds of the piece before the part that the model heard."""
         return float(self.heard.start[0])
 
     def from_start(self) -> tuple[Notes, Notes]:
-        """``heard`` and ``notes`` as a picture shows them: without the silence or the part of the piece before."""
+        """Return ``heard`` and ``notes`` as a picture shows them, from the first note that the model heard."""
         return self.heard.moved(-self.begin), self.notes.moved(-self.begin)
 
     def roll(self) -> bytes:
-        """The notes as a picture (PNG): what the model was given and what it wrote."""
+        """Return a picture (PNG) of the notes that the model heard and those that it wrote."""
         return piano_roll(*self.from_start(), self.name)
 
     _repr_png_ = roll
 
     def sound(self) -> bytes:
-        """The whole piece as a sound (WAV)."""
+        """Return the sound (WAV) of the whole piece."""
         return render(self.whole)
 
     def save(self, file: str | Path) -> Path:
-        """Write the whole piece to ``file``: MIDI, or for a name with .wav the sound, with .png the picture.
+        """Write the whole piece to ``file``: the sound if its name ends with .wav, the picture with .png, else MIDI.
 
-        Raises UserError for a folder that does not exist.
+        Raises UserError if the folder does not exist.
         """
         path = Path(file)
         if not path.absolute().parent.is_dir():
@@ -91,25 +91,24 @@ def answer_piece(
     composer: str | None = None,
     dataset: str | None = None,
 ) -> Answer:
-    """Return what the model writes for ``piece``, a MIDI file or notes, as `answer` does.
+    """Return the `answer` of the model to ``piece``, a MIDI file or notes.
 
-    The composer is the one in the file's name if none is given, as for training. Raises UserError for names of a task,
-    composer or data set that no model knows.
+    Without a ``composer`` the one in the file's name is used, as in training. Raises UserError for a task, composer or
+    data set that no model knows.
     """
     name, faults = "", Counter[str]()
     if not isinstance(piece, Notes):
         name, piece = Path(piece).name, read_midi(Path(piece), faults=faults)
-    asked = None if task is None else task_named(task, "task")
-    nobody = surname(UNKNOWN_COMPOSER)
-    named = composer or nobody
-    if composer_token({"composer": composer}) == UNKNOWN_COMPOSER and named.lower() != nobody.lower():
+    piano_task = None if task is None else task_named(task, "task")
+    unknown = surname(UNKNOWN_COMPOSER).lower()
+    if composer_token({"composer": composer}) == UNKNOWN_COMPOSER and (composer or unknown).lower() != unknown:
         raise UserError(f"composer: no model knows {composer}; choose one of {', '.join(map(surname, COMPOSERS))}")
     if dataset and dataset_token({"dataset": dataset})[1:-1] != dataset.upper():
-        names = ", ".join(one[1:-1] for one in DATASETS)
+        names = ", ".join(token[1:-1] for token in DATASETS)
         raise UserError(f"dataset: no model knows {dataset}; choose one of {names}")
     about = {"composer": composer or words_in(name), "dataset": dataset}
-    found = answer(trained, piece, settings, asked, about)
-    return replace(found, asked=len(piece), name=name, passed_over=faults_line(faults) if faults else "")
+    written = answer(trained, piece, settings, piano_task, about)
+    return replace(written, asked=len(piece), name=name, passed_over=faults_line(faults) if faults else "")
 
 
 def answer(
@@ -119,10 +118,11 @@ def answer(
     task: Task | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Answer:
-    """Return what the model writes for ``prompt``: its answer to ``task``, or what comes after it where there is none.
+    """Return the answer of the model to ``task`` for ``prompt``, or without a task the continuation of ``prompt``.
 
-    ``about`` says data set and composer. Of a prompt that leaves no room for ``settings.max_tokens`` in the model's
-    context (but at least for half of it) the end is heard. Raises UserError for a prompt without notes.
+    ``about`` names data set and composer. The model hears the end of the prompt that leaves room for
+    ``settings.max_tokens`` in its context, or that fills half the context if this is more. Raises UserError for a
+    prompt without notes.
     """
     if not len(prompt):
         raise UserError("--midi: the file has no notes to go on from")
@@ -131,17 +131,17 @@ def answer(
     begin = float(heard.start[0])
     written = write(trained, tokenizer, [ids], settings)[0]
     if task is not None:
-        found = tokenizer.decode_notes(np.array(written)).moved(begin)
-        return Answer(heard, found, task.whole(prompt, found))
-    new = notes_after(tokenizer, ids, written).moved(begin)
-    return Answer(heard, new, joined(prompt, new))
+        notes = tokenizer.decode_notes(np.array(written)).moved(begin)
+        return Answer(heard, notes, task.whole(prompt, notes))
+    notes = notes_after(tokenizer, ids, written).moved(begin)
+    return Answer(heard, notes, joined(prompt, notes))
 
 
 def notes_after(tokenizer: NoteTokenizer, ids: Sequence[int], written: Sequence[int]) -> Notes:
-    """The notes that ``written`` adds to those of ``ids``, in the time of ``ids``."""
-    both, before = (tokenizer.decode_notes(np.array(one)) for one in ([*ids, *written], ids))
-    # Every event of the prompt is in its ids, so what begins after its last one is new.
-    return both[len(before) :]
+    """Return the notes that ``written`` adds to those of ``ids``, in the time of ``ids``."""
+    before = tokenizer.decode_notes(np.array(ids))
+    # The ids hold every event of the prompt, so that all notes which start after its last event are new.
+    return tokenizer.decode_notes(np.array([*ids, *written]))[len(before) :]
 
 
 def _prompt_ids(
@@ -152,7 +152,7 @@ def _prompt_ids(
     task: Task | None,
     about: Mapping[str, Any],
 ) -> tuple[Notes, list[int]]:
-    """The part of ``prompt`` that fits, and its ids with what stands before and after it."""
+    """Return the end of ``prompt`` that fits, and its ids between those of context and task."""
     context = trained.model.context_length
     room = max(context // 2, context - max_tokens)
     before = [*context_tokens(about), *(task.tokens if task is not None else ())]

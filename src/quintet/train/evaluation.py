@@ -23,7 +23,7 @@ from quintet.evaluate.harness.run import Benchmarks, EvalOptions, run_benchmarks
 from quintet.evaluate.model_and_tokenizer import check_likelihood, check_text_model
 from quintet.evaluate.text_generation import WrittenTexts, check_writing, write_and_measure
 from quintet.evaluate.text_modeling import TextModeling, model_text
-from quintet.evaluate.texts import text_topics
+from quintet.evaluate.topics import text_topics
 from quintet.model.dropout import evaluation_mode
 from quintet.processes import FailedElsewhere, all_gather, broadcast_from_rank0
 from quintet.train.compute import measure_peak_flops

@@ -84,7 +84,7 @@ class TrainedRun(LanguageModel):
         reporter = reporter or Reporter(Console(quiet=True))
         held_out = own_data(self, reporter).validation if path is None else None
         section = self.config.evaluate.text_modeling or TextModelingConfig()
-        return self._model_topics(section, path, held_out, topic_field, where, reporter.say)
+        return self._model_topics(section, path, held_out, topic_field, where, reporter)
 
     @property
     def _writing(self) -> tuple[TextGenerationConfig, int]:

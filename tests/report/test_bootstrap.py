@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quintet.evaluate.bootstrap import paired_bootstrap
+from quintet.report.paired import paired_bootstrap
 
 
 def test_with_equal_weights_the_interval_is_that_of_the_normal_approximation() -> None:

@@ -1,4 +1,4 @@
-"""Held-out text by topic: from files, read as the sources of a run are, or what a run holds out."""
+"""Held-out text by topic, from files or from the validation data of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Topics = Mapping[str, Sequence[TextDocument]]
 
 @dataclass(frozen=True)
 class TextFiles:
-    """The texts of each topic, and what of the folder was passed over, by the reason."""
+    """The texts of each topic, and the files of the folder that were passed over, by the reason."""
 
     topics: Mapping[str, list[str]]
     passed: PassedOver
@@ -41,40 +41,44 @@ def text_topics(
     where: str,
     say: Callable[[str], None],
 ) -> Topics:
-    """The documents of each topic of ``config``: of its files, or of what is held out. ``where`` names the key or
-    option that asks, and ``say`` is told what a folder holds beside its texts. Raises UserError where there are none.
+    """Return the documents of each topic in the files of ``config``, or in ``validation`` if it names none.
+
+    ``where`` is the key or option for error messages; ``say`` gets a line for each kind of file that is passed over.
+    Raises UserError if there is no document.
     """
     if config.path is not None:
-        found = read_topics(config, where)
-        for line in passed_over_lines(where, found.passed):
+        files = read_topics(config, where)
+        for line in passed_over_lines(where, files.passed):
             say(line)
-        return {name: [text_document(tokenizer, text) for text in texts] for name, texts in found.topics.items()}
-    topics = {} if validation is None else own_topics(validation, tokenizer, config.max_bytes)
+        return {name: [text_document(tokenizer, text) for text in texts] for name, texts in files.topics.items()}
+    topics: Topics = {} if validation is None else held_out_topics(validation, tokenizer, config.max_bytes)
     if not topics:
         raise UserError(f"{where}: the run holds no text out; name a file or folder of text")
     return topics
 
 
 def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
-    """The texts below ``config.path``: each file is a topic, named by its path in the folder without its ending, or
-    with ``topic_field`` the lines that name it. A text is what a source of kind text or jsonl makes of the file. Of
-    each topic the first ``max_bytes`` bytes are taken, cut between two characters. Raises UserError, with file and
-    line, for what is no text."""
+    """Read the texts below ``config.path`` as the sources of kind text and jsonl do.
+
+    Each file is a topic, named by its path in the folder without its ending; with ``topic_field`` each value of that
+    field is one. The first ``max_bytes`` bytes of a topic are used, cut between two characters. Raises UserError, with
+    file and line, for what is not text.
+    """
     assert config.path is not None
     root = local_path(config.path)
     if not root.exists():
         raise UserError(f"{where}: {root} does not exist; name a file or folder of .txt and .jsonl")
     passed: PassedOver = {}
-    every = find_files(str(root), ("",), where, passed)
-    files = [file for file in every if ends_with(file.name, _TEXT + _ROWS)]
+    all_files = find_files(str(root), ("",), where, passed)
+    files = [file for file in all_files if ends_with(file.name, _TEXT + _ROWS)]
     if not files:
         raise UserError(f"{where}: {root} holds neither .txt nor .jsonl; name what does")
-    if len(files) < len(every):
-        passed[OTHERS] = [file.path for file in every if file not in files]
+    if len(files) < len(all_files):
+        passed[OTHERS] = [file.path for file in all_files if file not in files]
     topics: dict[str, list[str]] = {}
     room: dict[str, int] = {}
-    for file, own in zip(files, _topic_names(files), strict=True):
-        for topic, text in _documents(file, config, own):
+    for file, name in zip(files, _topic_names(files), strict=True):
+        for topic, text in _documents(file, config, name):
             left = room.setdefault(topic, config.max_bytes)
             part = text.encode("utf-8")[:left].decode("utf-8", errors="ignore")
             if part:
@@ -85,9 +89,9 @@ def read_topics(config: TextModelingConfig, where: str) -> TextFiles:
     return TextFiles(topics, passed)
 
 
-def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int) -> Topics:
-    """The documents that a run holds out, as their tokens, by the label of their source. Of each label the first are
-    taken, with the one that passes ``max_bytes`` cut after the token that does."""
+def held_out_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int) -> Topics:
+    """Return the documents that a run holds out, by the label of their source. The first ``max_bytes`` bytes of a label
+    are used; the document that exceeds them is cut after the token that does."""
     lengths = tokenizer.bytes_per_token()
     topics: dict[str, list[TextDocument]] = {}
     room: dict[str, int] = {}
@@ -100,35 +104,35 @@ def own_topics(validation: ValidationData, tokenizer: Tokenizer, max_bytes: int)
             sizes = sizes * document.loss_mask
         count = int(sizes.cumsum().searchsorted(left)) + 1
         loss_mask = None if document.loss_mask is None else document.loss_mask[:count]
-        taken = int(sizes[:count].sum())
-        if taken:
-            topics.setdefault(label, []).append(TextDocument(document.ids[:count], taken, loss_mask))
-        room[label] = left - taken
+        used = int(sizes[:count].sum())
+        if used:
+            topics.setdefault(label, []).append(TextDocument(document.ids[:count], used, loss_mask))
+        room[label] = left - used
     return topics
 
 
 def _topic_names(files: Sequence[File]) -> list[str]:
-    """The name of each file without its ending, which it keeps where two would have one name."""
+    """Return the name of each file without its ending, or with it if two files would have the same name."""
     endings = sorted(_TEXT + _ROWS, key=len, reverse=True)
-    short = [file.name[: -len(next(one for one in endings if ends_with(file.name, (one,))))] for file in files]
+    short = [file.name[: -len(next(end for end in endings if ends_with(file.name, (end,))))] for file in files]
     return [name if short.count(name) == 1 else file.name for name, file in zip(short, files, strict=True)]
 
 
 def _documents(file: File, config: TextModelingConfig, topic: str) -> Iterator[tuple[str, str]]:
-    """Topic and text of each document of ``file``, whose own topic is ``topic``."""
+    """Yield topic and text of each document of ``file``, whose own topic is ``topic``."""
     if ends_with(file.name, _ROWS):
         for line, location in lines_of(ByteRange(file.path, 0, file.size)):
             yield _document(line, location, config, topic)
         return
     reader = TextReader(TextSource(kind="text", path=file.path, separator=config.separator))
     units, _ = reader.units(SourceIndex(reader, "", file.size, (replace(file, named=True),)), _UNIT)
-    whole: list[str] = []
+    pieces: list[str] = []
     for document in (document for unit in units for document in unit.documents(Report())):
         assert isinstance(document, str | TextPiece)
-        whole.append(document.text if isinstance(document, TextPiece) else document)
+        pieces.append(document.text if isinstance(document, TextPiece) else document)
         if isinstance(document, str) or not document.continues:
-            yield topic, "".join(whole)
-            whole.clear()
+            yield topic, "".join(pieces)
+            pieces.clear()
 
 
 def _document(line: bytes, location: Location, config: TextModelingConfig, topic: str) -> tuple[str, str]:
