@@ -168,7 +168,7 @@ def test_texts_are_those_of_the_command(run: quintet.Run, command: Command) -> N
     told = [json.loads(line)["text"] for line in out.splitlines()]
     assert model.generate(prompts, batch_size=2, max_tokens=12, seed=7) == told
     assert not torch.is_autocast_enabled("cpu")
-    with pytest.raises(quintet.UserError, match="top_p: 2 must be"):
+    with pytest.raises(quintet.UserError, match="top_p: must be at most 1, found 2"):
         model.generate("the", top_p=2)
 
 

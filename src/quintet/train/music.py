@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,8 @@ def _compared(
     for first in range(0, len(asked), _BATCH):
         group = asked[first : first + _BATCH]
         rooms = [size - len(one.prompt) for one in group]
-        chosen = replace(settings, seed=key(settings.seed, "music", first), max_tokens=max(rooms))
+        seed = key(settings.seed, "music", first)
+        chosen = settings.model_copy(update={"seed": seed, "max_tokens": max(rooms)})
         written = write(run, samples.tokenizer, [one.prompt for one in group], chosen)
         for record, room, ids in zip(group, rooms, written, strict=True):
             sides = results.setdefault(record.task.name, {"model": [], "copy": []})
