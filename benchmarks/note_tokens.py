@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.config.note_tokenizers import (
+from quintet.config.tokenizer import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,

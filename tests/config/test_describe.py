@@ -11,8 +11,8 @@ import pytest
 from quintet.config.describe import KeyInfo, default_kinds, run_file, walk, with_defaults
 from quintet.config.find import find
 from quintet.config.load import load_run_config
-from quintet.config.note_tokenizers import NoteBPETokenizerConfig
 from quintet.config.schema import RunConfig
+from quintet.config.tokenizer import NoteBPETokenizerConfig
 from quintet.errors import UserError
 
 KEYS = list(walk())

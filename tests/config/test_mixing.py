@@ -49,7 +49,7 @@ def test_stages_are_read_as_they_are_written(run_file: Path) -> None:
         ("data.stages=[{until: 9, weights: {web: 1}}, {until: 0.5, weights: {books: 1}}, {weights: {web: 1}}]",
          "data.stages[1].until: 0.5 after 9; give all in steps"),
         ("data.sources[0].label=null", "data.sources[0].label: is missing"),
-        ("data.sources=[{kind: text, path: a, label: web, weight: 1}]", "data.sources[0].weight: cannot be set with `data.stages`"),
+        ("data.sources=[{kind: text, path: a, label: web, weight: 1}]", "data.sources[0].weight: cannot be set"),
         ("data.sources[1].repeat=2", "data.sources[1].repeat: cannot be set with `data.stages`"),
         ("data.mixing=sequential", "data.mixing: sequential cannot be combined with `data.stages`"),
         ("data.mixing=alternating", "data.mixing"),

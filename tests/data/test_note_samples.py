@@ -193,7 +193,7 @@ def test_a_task_that_alters_notes_is_on_the_whole_record(rows: Path) -> None:
 
 @pytest.mark.parametrize("name", ["min_notes_per_record", "min_task_notes"])
 def test_the_least_is_not_above_the_most(rows: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="17 are more than notes_per_record = 16"):
+    with pytest.raises(ValueError, match="17 is more than notes_per_record = 16"):
         prepared(rows, {"kind": "tasks", "notes_per_record": 16, name: 17})
 
 

@@ -159,7 +159,7 @@ def test_fewest(music: Make) -> None:
     made = music({"training.min_notes_per_record": 6, "tasks": ["high_notes_masking-x1"]})
     sizes = [sum(map(len, halves(made, index))) for index in range(60)]
     assert set(sizes) == set(range(6, 17))
-    assert "17 are more than notes_per_record = 16" in refused(music, {"training.min_notes_per_record": 17})
+    assert "17 is more than notes_per_record = 16" in refused(music, {"training.min_notes_per_record": 17})
 
 
 @changes("training.max_notes_per_record")

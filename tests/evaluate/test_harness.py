@@ -387,7 +387,7 @@ MISTAKES = [
     ({"tasks": ["arc_esay"]}, {}, "evaluate.tasks: there is no benchmark 'arc_esay'; did you mean arc_easy?"),
     ({"tasks": ["piqa"], "data_dir": "nowhere"}, {}, "evaluate.data_dir: there is no nowhere"),
     ({"tasks": ["piqa"]}, {"loss": {"kind": "masked"}}, "evaluate.tasks: benchmarks ask how likely a text is"),
-    ({"tasks_every": 5}, {}, "evaluate.tasks_every: says when `tasks`, `text_modeling` and `text_generation` are"),
+    ({"tasks_every": 5}, {}, "evaluate.tasks_every: needs one of `tasks`, `text_modeling` and `text_generation`"),
 ]
 
 

@@ -243,7 +243,7 @@ def test_logits_and_losses_are_those_of_the_original_with_the_same_weights() -> 
 
 def test_a_byte_level_part_has_no_matrix_to_tie() -> None:
     for part in ("embedding", "head"):
-        with pytest.raises(ValueError, match=f"a byte-level {part} has no row an id to share; set it to false"):
+        with pytest.raises(ValueError, match=f"a byte-level {part} has no rows of ids to share; set it to false"):
             TransformerConfig.model_validate({part: {"kind": "bytes"}})
     with pytest.raises(ValueError, match="3 heads do not divide width 128"):
         config_of(embedding={"kind": "bytes", "heads": 3})

@@ -159,10 +159,10 @@ def test_a_difference_starts_as_zero_whatever_the_other_weights_start_with() -> 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"sharing": {"low_rank": ["feedforward"], "first_blocks": 4}}, "no two are left to share"),
-        ({"sharing": {"same": ["feedforward"]}, "tie_feedforward": True}, "leave one of the two out"),
-        ({"sharing": {"same": ["feedforward"], "low_rank": ["feedforward"]}}, "keep one of the two"),
-        ({"sharing": {"rank": 4}}, "nothing is shared"),
+        ({"sharing": {"low_rank": ["feedforward"], "first_blocks": 4}}, "fewer than two share"),
+        ({"sharing": {"same": ["feedforward"]}, "tie_feedforward": True}, "feedforward is also in sharing"),
+        ({"sharing": {"same": ["feedforward"], "low_rank": ["feedforward"]}}, "remove it from one of the two"),
+        ({"sharing": {"rank": 4}}, "no part is shared"),
     ],
 )
 def test_sharing_that_shares_nothing_or_twice_is_refused(values: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from tests.helpers import run_config, write_jsonl
 
-from quintet.config.note_tokenizers import (
+from quintet.config.tokenizer import (
     ExponentialTimeTokenizerConfig,
     MidiTokTokenizerConfig,
     NoteBPETokenizerConfig,
+    TokenizerConfig,
 )
-from quintet.config.tokenizer import TokenizerConfig
 from quintet.data.prepare import build_tokenizer_of
 from quintet.errors import UserError
 from quintet.piano.midi import read_midi

@@ -218,7 +218,7 @@ def test_the_run_folder_is_used_as_any_other(train: Any, command: Any, tmp_path:
         ("lightning", {"precision": "16-mixed"}, ["trainer.arguments.precision", "set train.precision instead"]),
         ("lightning", {"gradient_clip_val": 0.5}, ["set train.clip_norm instead"]),
         ("lightning", {"max_steps": 7}, ["set train.steps instead"]),
-        ("lightning", {"callbacks": "x"}, ["trainer.arguments.callbacks", "leave it out"]),
+        ("lightning", {"callbacks": "x"}, ["trainer.arguments.callbacks", "remove it"]),
         ("lightning", {"profiler": "no such"}, ["trainer.arguments", "profiler"]),
     ],
 )

@@ -89,7 +89,7 @@ class TextGenerationConfig(SamplingConfig):
             "To bake bread one needs",
             "The government decided to",
         ),
-        "two or more beginnings, each continued once; the figures are those of the continuations",
+        "two or more prompts, each continued once; the figures are those of the continuations",
         min_length=2,
     )
     max_tokens: int = key(250, "tokens to write after a prompt", unit="tokens", ge=1)
@@ -98,24 +98,24 @@ class TextGenerationConfig(SamplingConfig):
 
 
 class SampleConfig(SamplingConfig):
-    """Texts that the model writes during training, to read along."""
+    """Texts that the model writes during training."""
 
     every: int | float | None = key(
         None,
-        "steps from one sample to the next, or with a point a fraction of the run's steps, and one at the end; with "
-        "each validation when not given",
+        "steps between samples, or, with a point, a fraction of the run's steps, and once more at the end; at each "
+        "validation when not given",
         unit="steps or fraction",
         gt=0,
     )
     prompts: tuple[str, ...] = key(
         ("",),
-        "beginnings to continue, each once; an empty one starts a new document, an empty list samples nothing. With "
-        "music a held-out piece is continued instead, into a MIDI file and a picture",
+        "prompts, each continued once; an empty prompt starts a new document, an empty list writes nothing. With "
+        "music a held-out piece is continued instead, as a MIDI file and a picture",
     )
     max_tokens: int = key(128, "tokens to write after a prompt", unit="tokens", ge=1)
     temperature: float = _with_default("temperature", 0.8)
     top_k: int | None = _with_default("top_k", 50)
 
     def errors(self) -> ConfigErrors:
-        """Yield an error for more than the whole run."""
+        """Yield an error for a fraction above 1."""
         return fraction_errors(self, "every")

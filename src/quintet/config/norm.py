@@ -1,4 +1,4 @@
-"""The norms of a model: one for all places, or another at some of them."""
+"""The kinds of `model.norm`, and of the norms that parts of the model may have instead."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class RMSNormConfig(ConfigSection):
 
     kind: Literal["rms"] = key("rms", "root-mean-square norm")
     eps: float = key(1e-5, "added to the mean square", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
+    gain: bool = key(True, "a trained factor per feature")
 
 
 class PlaceRMSNormConfig(RMSNormConfig):
-    """Root-mean-square norm (Zhang and Sennrich 2019), at one place."""
+    """Root-mean-square norm (Zhang and Sennrich 2019) of one part."""
 
     kind: Literal["rms"] = key(..., "root-mean-square norm")
 
@@ -28,26 +28,26 @@ class LayerNormConfig(ConfigSection):
 
     kind: Literal["layer"] = key(..., "layer norm")
     eps: float = key(1e-5, "added to the variance", unit="squared feature", gt=0)
-    gain: bool = key(True, "a trained factor for each feature")
-    bias: bool = key(True, "a trained shift for each feature")
+    gain: bool = key(True, "a trained factor per feature")
+    bias: bool = key(True, "a trained shift per feature")
 
 
 class NoNormConfig(ConfigSection):
-    """No norm at all."""
+    """No norm."""
 
     kind: Literal["none"] = key(..., "no norm")
 
 
 class ModelNormConfig(ConfigSection):
-    """The norm that `model.norm` says."""
+    """The norm in `model.norm`."""
 
-    kind: Literal["model"] = key("model", "as model.norm")
+    kind: Literal["model"] = key("model", "the norm in model.norm")
 
 
 NormConfig = Annotated[RMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")]
-"""A norm, said in full."""
+"""The norm of the model."""
 
 PlaceNormConfig = Annotated[
     ModelNormConfig | PlaceRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
 ]
-"""The norm of one place, which is the model's unless it is said."""
+"""The norm of one part, by default the model's."""

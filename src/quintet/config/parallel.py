@@ -1,4 +1,4 @@
-"""How the work of a run is spread over processes, one for each device."""
+"""The kinds of `parallel`: how a run is distributed over processes, one per device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from quintet.config.section import ConfigSection, key
 
 class _Processes(ConfigSection):
     timeout_seconds: float = key(
-        600.0, "a process that waits so long for the others gives up, and the run ends", unit="seconds", gt=0
+        600.0, "time after which a process that waits for the others gives up, which ends the run", unit="seconds", gt=0
     )
 
 
 class AutoParallelConfig(_Processes):
-    """Let Quintet choose; with one process there is nothing to distribute."""
+    """The kind that Quintet chooses."""
 
     kind: Literal["auto"] = key(
-        "auto", "chosen from the number of processes, the size of the model and the memory of a device, and said"
+        "auto", "chosen by the number of processes, the size of the model and the memory of a device, and reported"
     )
 
 
@@ -30,44 +30,45 @@ class NoParallelConfig(ConfigSection):
 
 
 class DDPConfig(_Processes):
-    """The whole model on every device; the gradients are averaged (Li et al. 2020)."""
+    """Distributed data parallel: the whole model on each device, with averaged gradients (Li et al. 2020)."""
 
-    kind: Literal["ddp"] = key(..., "the whole model on every device")
-    bucket_mb: float = key(25.0, "gradients that are sent together", unit="MiB", gt=0)
+    kind: Literal["ddp"] = key(..., "the whole model on each device")
+    bucket_mb: float = key(25.0, "size of the buckets in which gradients are sent", unit="MiB", gt=0)
 
 
 class _Sharded(_Processes):
     shard: Literal["full", "grad_op"] = key(
         "full",
-        "full: each block's weights are gathered for its forward pass and again for its backward pass (ZeRO 3); "
-        "grad_op: they stay between the two, only gradients and optimizer state are always spread (ZeRO 2)",
+        "full: gather each block's weights for its forward pass and again for its backward pass (ZeRO 3); grad_op: "
+        "keep them between the two, so that only gradients and optimizer state are always sharded (ZeRO 2)",
     )
     gather: Literal["auto", "fp32", "bf16"] = key(
         "auto",
-        "numbers in which weights are gathered; they are kept in fp32. auto: those of the matrix products "
+        "dtype in which weights are gathered; they are kept in fp32. auto: the dtype of the matrix products "
         "(train.precision)",
     )
-    reduce: Literal["fp32", "bf16"] = key("fp32", "numbers in which gradients are summed over the devices")
+    reduce: Literal["fp32", "bf16"] = key("fp32", "dtype in which gradients are summed over the devices")
     reduce_passes: Literal["each", "last"] = key(
         "each",
-        "passes of a step after which gradients are summed over the devices. each: a device keeps its part of the "
-        "gradient alone; last: after the last pass, which sends less and keeps the whole gradient in fp32 on every "
-        "device until then. The copies of hsdp's groups are summed after the last pass in any case",
+        "passes of a step after which gradients are summed over the devices. each: after each pass, so that a device "
+        "keeps only its shard of the gradient; last: after the last pass, which sends less, but keeps the whole "
+        "gradient in fp32 on each device until then. Over the groups of hsdp gradients are always summed after the "
+        "last pass",
     )
-    offload: bool = key(False, "keep weights, gradients and optimizer state in the memory of the host")
+    offload: bool = key(False, "keep weights, gradients and optimizer state in host memory")
 
 
 class FSDPConfig(_Sharded):
-    """Weights, gradients and optimizer state are spread over all devices (Zhao et al. 2023; PyTorch's fully_shard)."""
+    """Weights, gradients and optimizer state sharded over all devices (Zhao et al. 2023; PyTorch's fully_shard)."""
 
-    kind: Literal["fsdp"] = key(..., "weights, gradients and optimizer state are spread over all devices")
+    kind: Literal["fsdp"] = key(..., "weights, gradients and optimizer state sharded over all devices")
 
 
 class HSDPConfig(_Sharded):
-    """Spread inside a group of devices, the same in every group (PyTorch's hybrid sharding)."""
+    """Sharded over the devices of a group, and replicated over groups (PyTorch's hybrid sharding)."""
 
-    kind: Literal["hsdp"] = key(..., "spread over the devices of a group, the same in every group")
-    shard_size: int | None = key(None, "devices of a group; when not given those of one machine", unit="devices", ge=1)
+    kind: Literal["hsdp"] = key(..., "sharded over the devices of a group, replicated over groups")
+    shard_size: int | None = key(None, "devices of a group; those of one machine when not given", unit="devices", ge=1)
 
 
 class DeepSpeedConfig(_Processes):
@@ -76,8 +77,8 @@ class DeepSpeedConfig(_Processes):
     kind: Literal["deepspeed"] = key(..., "DeepSpeed's engine (needs `pip install 'quintet[deepspeed]'`)")
     config: dict[str, Any] = key(
         {},
-        "DeepSpeed's own settings, as in its ds_config; what the run file says by a key of its own is filled in, and "
-        "must not contradict it",
+        "DeepSpeed's own settings, as in its ds_config; those that the run file has keys for are filled in, and must "
+        "not contradict these keys",
     )
 
 

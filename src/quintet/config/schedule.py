@@ -1,4 +1,4 @@
-"""How the learning rate and the rate of dropout change over the steps."""
+"""The kinds of `schedule` and of `dropout_schedule`: learning rate and dropout as functions of the step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ _WARMUP_UNIT = "steps or fraction"
 class _Warmup(ConfigSection):
     warmup_steps: int | float = key(
         0,
-        "steps in which the rate rises linearly to `lr`: a whole number, or with a point a fraction of the run's steps",
+        "steps in which the rate rises linearly to `lr`: a whole number, or, with a point, a fraction of the run's "
+        "steps",
         unit=_WARMUP_UNIT,
         ge=0,
     )
 
     def errors(self) -> ConfigErrors:
-        """Yield an error for a warm-up of more than the whole run."""
+        """Yield an error for a fraction above 1."""
         return fraction_errors(self, "warmup_steps")
 
 
 class _Counted(_Warmup):
-    first: Literal[0, 1] = key(
-        1, "what the first step counts as; with 0 its rate is 0 where there is a warm-up, as in nanoGPT"
-    )
+    first: Literal[0, 1] = key(1, "number of the first step; with 0 its rate in a warm-up is 0, as in nanoGPT")
 
 
 class _Decay(_Counted):
@@ -60,22 +59,24 @@ class ConstantConfig(_Counted):
 
 
 class WSDConfig(_Decay):
-    """Warm-up, stable, decay (Hu et al. 2024): `lr` until the last part of the run, then a line to `min_lr`."""
+    """Warm-up, stable, decay (Hu et al. 2024): `lr`, then a straight line to `min_lr` at the end of the run."""
 
     kind: Literal["wsd"] = key(..., "warm-up, stable, decay")
-    decay_fraction: float = key(0.2, "part of all steps that decays, at the end", unit="fraction", gt=0, le=1)
+    decay_fraction: float = key(
+        0.2, "part of all steps, at the end, in which the rate decays", unit="fraction", gt=0, le=1
+    )
 
 
 class PlateauConfig(_Warmup):
-    """`lr` after the warm-up, lowered when the validation loss has stopped to fall, as PyTorch's ReduceLROnPlateau."""
+    """`lr` after the warm-up, lowered when the validation loss stops falling, as PyTorch's ReduceLROnPlateau."""
 
-    kind: Literal["plateau"] = key(..., "lowered when the validation loss stops to fall")
-    factor: float = key(0.1, "what the rate is multiplied by", unit="factor", gt=0, lt=1)
-    patience: int = key(10, "validations without a better loss that are borne", unit="validations", ge=0)
+    kind: Literal["plateau"] = key(..., "lowered when the validation loss stops falling")
+    factor: float = key(0.1, "factor on the rate", unit="factor", gt=0, lt=1)
+    patience: int = key(10, "validations without a better loss before the rate is lowered", unit="validations", ge=0)
     threshold: float = key(
-        1e-4, "part of the best loss by which another must be below it to be better", unit="fraction", ge=0, lt=1
+        1e-4, "part of the best loss by which a loss must be below it to be better", unit="fraction", ge=0, lt=1
     )
-    cooldown: int = key(0, "validations after a change that are not counted as worse", unit="validations", ge=0)
+    cooldown: int = key(0, "validations after a change that do not count as worse", unit="validations", ge=0)
     min_lr: float = key(0.0, "lowest rate", unit="per step", ge=0)
 
 
@@ -84,27 +85,27 @@ class TransformersScheduleConfig(_Warmup):
 
     kind: Literal["transformers"] = key(..., "a schedule of transformers (needs `pip install 'quintet[hf]'`)")
     name: str = key(..., "name of transformers.SchedulerType, such as cosine_with_restarts", min_length=1)
-    arguments: dict[str, Any] = key({}, "what else the schedule takes, by the names that the library gives them")
+    arguments: dict[str, Any] = key({}, "further arguments of the schedule, by name")
 
 
 class DeepSpeedScheduleConfig(ConfigSection):
-    """A schedule of DeepSpeed, by its name there, with DeepSpeed's formulas and defaults; it sets the highest rate
-    itself, except for WarmupCosineLR, and for WarmupLR without `warmup_max_lr`."""
+    """A schedule of DeepSpeed, by its name there, with DeepSpeed's formulas and defaults. The schedule sets the highest
+    rate, except for WarmupCosineLR and for WarmupLR without `warmup_max_lr`."""
 
     kind: Literal["deepspeed"] = key(..., "a schedule of DeepSpeed")
     name: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest", "WarmupDecayCooldownLR"] = (
         key(..., "its name in DeepSpeed's configuration; WarmupDecayCooldownLR is PhyAGI's")
     )
-    arguments: dict[str, Any] = key({}, "its parameters; `total_num_steps` is the run's steps when not given")
+    arguments: dict[str, Any] = key({}, "its parameters, by name; `total_num_steps` is the run's steps when not given")
 
 
 class TorchScheduleConfig(_Warmup):
-    """A schedule of torch.optim.lr_scheduler, by the name of its class, stepped once a step; the warm-up is a line from
-    0.01 `lr` before it."""
+    """A schedule of torch.optim.lr_scheduler, by the name of its class, advanced once per step. The warm-up before it
+    is a straight line from 0.01 `lr`."""
 
     kind: Literal["torch"] = key(..., "a schedule of torch.optim.lr_scheduler")
     name: str = key(..., "class of torch.optim.lr_scheduler, such as StepLR or CosineAnnealingLR", min_length=1)
-    arguments: dict[str, Any] = key({}, "what the class takes, by the names that it gives them")
+    arguments: dict[str, Any] = key({}, "arguments of the class, by name")
 
 
 ScheduleConfig = Annotated[
@@ -121,41 +122,44 @@ ScheduleConfig = Annotated[
 
 
 class NoDropoutScheduleConfig(ConfigSection):
-    """Every dropout keeps the rate that the model gives it."""
+    """All dropouts keep the rates of the model."""
 
-    kind: Literal["none"] = key("none", "the rates that the model says")
+    kind: Literal["none"] = key("none", "the rates of the model")
 
 
 class ConstantDropoutConfig(ConfigSection):
-    """One rate for every dropout of the model, whatever the model says."""
+    """One rate for all dropouts of the model, in place of the model's rates."""
 
-    kind: Literal["constant"] = key(..., "one rate everywhere")
-    rate: float = key(..., "rate of every dropout", unit="probability", ge=0, le=1)
+    kind: Literal["constant"] = key(..., "one rate for all dropouts")
+    rate: float = key(..., "rate of all dropouts", unit="probability", ge=0, le=1)
 
 
 class _CountedDropout(ConfigSection):
-    first: Literal[0, 1] = key(1, "what the first step counts as")
+    first: Literal[0, 1] = key(1, "number of the first step")
 
 
 class LinearDropoutConfig(_CountedDropout):
-    """A straight line from one rate to another, flat before and after; it holds for every dropout of the model."""
+    """A straight line from one rate to another, constant before and after, for all dropouts of the model."""
 
     kind: Literal["linear"] = key(..., "a straight line from one rate to another")
     start: float = key(..., "rate up to `first_step`", unit="probability", ge=0, le=1)
     end: float = key(..., "rate from `last_step` on", unit="probability", ge=0, le=1)
-    first_step: int = key(0, "step at which the line begins", unit="steps", ge=0)
+    first_step: int = key(0, "step at which the line starts", unit="steps", ge=0)
     last_step: int | None = key(None, "step at which the line ends; the run's last when not given", unit="steps", ge=1)
 
 
 class TriangleDropoutConfig(_CountedDropout):
-    """Up and down again between two rates, in equal cycles; it holds for every dropout of the model."""
+    """Linearly up and down between two rates, in equal cycles, for all dropouts of the model."""
 
     kind: Literal["triangle"] = key(..., "up and down in equal cycles")
     low: float = key(0.0, "rate at the ends of a cycle", unit="probability", ge=0, le=1)
     high: float = key(..., "rate in the middle of a cycle", unit="probability", ge=0, le=1)
     cycles: int = key(1, "cycles in `steps`", unit="cycles", ge=1)
     steps: int | None = key(
-        None, "steps of all cycles, after which the rate stays low; the run's when not given", unit="steps", ge=1
+        None,
+        "steps of all cycles together, after which the rate stays low; the run's steps when not given",
+        unit="steps",
+        ge=1,
     )
 
 
@@ -166,5 +170,5 @@ DropoutScheduleConfig = Annotated[
 
 
 def dropout_changes(config: DropoutScheduleConfig) -> bool:
-    """True if the rate is not the same at each step."""
+    """True if the rate changes between steps."""
     return isinstance(config, _CountedDropout)

@@ -1,4 +1,4 @@
-"""Where metrics go besides the console and metrics.jsonl."""
+"""The kinds of `track`: where metrics go besides the console and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
-_REQUIRED = "false: where its server does not answer at the start, the run says so and goes on without it"
+_REQUIRED = "false: if the server does not answer at the start, the run reports it and continues without the tracker"
 
 
 class TensorBoardConfig(ConfigSection):
@@ -23,13 +23,13 @@ class WandbConfig(ConfigSection):
     kind: Literal["wandb"] = key(..., "Weights & Biases (needs `pip install 'quintet[wandb]'`)")
     required: bool = key(True, _REQUIRED)
     arguments: dict[str, Any] = key(
-        {}, "arguments of wandb.init, by name; `name` is the run's name and `dir` its folder when not given"
+        {}, "arguments of wandb.init, by name; `name` is the run's name and `dir` the run folder when not given"
     )
 
     def errors(self) -> ConfigErrors:
-        """Yield an error for a config that is not the run file."""
+        """Yield an error for the argument config."""
         if "config" in self.arguments:
-            yield config_error("arguments.config", "is always the whole run file; leave it out, or use notes or tags")
+            yield config_error("arguments.config", "is always the whole run file; remove it, or use notes or tags")
 
 
 class MLflowConfig(ConfigSection):
@@ -38,10 +38,10 @@ class MLflowConfig(ConfigSection):
     kind: Literal["mlflow"] = key(..., "MLflow (needs `pip install 'quintet[mlflow]'`)")
     required: bool = key(True, _REQUIRED)
     tracking_uri: str | None = key(
-        None, "server or database; the file mlflow.db in the run folder when not given", min_length=1
+        None, "address of a server or database; the file mlflow.db in the run folder when not given", min_length=1
     )
-    experiment: str = key("quintet", "experiment that the run belongs to, made if it is not there", min_length=1)
-    run_name: str | None = key(None, "name of the run there; the run's name when not given", min_length=1)
+    experiment: str = key("quintet", "experiment of the run, created if it does not exist", min_length=1)
+    run_name: str | None = key(None, "name of the run in MLflow; the run's name when not given", min_length=1)
 
 
 TrackConfig = Annotated[TensorBoardConfig | WandbConfig | MLflowConfig, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Whose loop takes the steps, and what its arguments may not say."""
+"""The kinds of `trainer`: whose loop takes the steps, and the arguments that it cannot have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
-# Arguments of the other library that the run file says by a key of its own.
+# Arguments of the library for which the run file has a key.
 _TRANSFORMERS = {
     "output_dir": "runs_dir",
     "max_steps": "train.steps",
@@ -85,9 +85,9 @@ _LIGHTNING = {
     "num_sanity_val_steps": "evaluate.every",
     "limit_val_batches": "evaluate.samples",
 }
-# Arguments that mean nothing here, and why.
-_FOREIGN_MODEL = "is for models that the library itself built"
-_TRANSFORMERS_VOID = {
+# Arguments that cannot apply, with the reason.
+_FOREIGN_MODEL = "applies only to models that the library builds"
+_TRANSFORMERS_REFUSED = {
     "gradient_checkpointing": _FOREIGN_MODEL,
     "gradient_checkpointing_kwargs": _FOREIGN_MODEL,
     "activation_checkpointing": _FOREIGN_MODEL,
@@ -95,24 +95,24 @@ _TRANSFORMERS_VOID = {
     "use_liger_kernel": _FOREIGN_MODEL,
     "liger_kernel_config": _FOREIGN_MODEL,
     "neftune_noise_alpha": _FOREIGN_MODEL,
-    "push_to_hub": "would send away only what Trainer itself saves; use `quintet export`",
+    "push_to_hub": "would push only what Trainer itself saves; use `quintet export`",
 }
-_LIGHTNING_VOID = {
+_LIGHTNING_REFUSED = {
     "callbacks": "takes objects, which a run file cannot hold",
     "plugins": "takes objects, which a run file cannot hold",
     "deterministic": "is always on: a run is continued bit for bit",
-    "barebones": "leaves out the callbacks, which do the bookkeeping",
+    "barebones": "switches off callbacks, by which Quintet saves and validates",
 }
 
 
 class QuintetTrainerConfig(ConfigSection):
-    """The loop of Quintet."""
+    """Quintet's own loop."""
 
-    kind: Literal["quintet"] = key("quintet", "the loop of Quintet")
+    kind: Literal["quintet"] = key("quintet", "Quintet's own loop")
 
 
 class TransformersTrainerConfig(ConfigSection):
-    """`Trainer` of the transformers library around the same model, batches, optimizer and bookkeeping."""
+    """`Trainer` of the transformers library, with Quintet's model, batches, optimizer and callbacks."""
 
     kind: Literal["transformers"] = key(
         ..., "`Trainer` of the transformers library (needs `pip install 'quintet[hf]'`)"
@@ -121,7 +121,7 @@ class TransformersTrainerConfig(ConfigSection):
 
 
 class LightningTrainerConfig(ConfigSection):
-    """`Trainer` of Lightning around the same model, batches, optimizer and bookkeeping."""
+    """`Trainer` of Lightning, with Quintet's model, batches, optimizer and callbacks."""
 
     kind: Literal["lightning"] = key(..., "`Trainer` of Lightning (needs `pip install 'quintet[lightning]'`)")
     arguments: dict[str, Any] = key({}, "further arguments of lightning.pytorch.Trainer, by name")
@@ -133,35 +133,35 @@ TrainerConfig = Annotated[
 
 
 def trainer_errors(trainer: TrainerConfig, sections: Mapping[str, Any]) -> ConfigErrors:
-    """Yield an error for each argument of ``trainer`` that means nothing here, or that differs from what ``sections``
-    of the run file, those that are free of mistakes, say by a key of their own."""
+    """Yield an error for each argument of ``trainer`` that cannot apply, or that contradicts a key of ``sections``, the
+    sections of the run file without mistakes."""
     if isinstance(trainer, QuintetTrainerConfig):
         return
-    said, void = _tables(trainer)
+    keys, refused = _tables(trainer)
     for name, value in trainer.arguments.items():
         at = f"trainer.arguments.{name}"
-        if name in void:
-            yield config_error(at, f"{void[name]}; leave it out")
-        elif name in said and said[name].partition(".")[0] in sections and value != _value(sections, said[name]):
-            yield config_error(at, f"{value!r} is not what the run file says; set {said[name]} instead")
+        if name in refused:
+            yield config_error(at, f"{refused[name]}; remove it")
+        elif name in keys and keys[name].partition(".")[0] in sections and value != _value(sections, keys[name]):
+            yield config_error(at, f"{value!r} is not what the run file says; set {keys[name]} instead")
 
 
 def own_arguments(trainer: TrainerConfig) -> dict[str, Any]:
-    """The arguments that the run file has no key for."""
+    """Return the arguments for which the run file has no key."""
     if isinstance(trainer, QuintetTrainerConfig):
         return {}
-    said, _ = _tables(trainer)
-    return {name: value for name, value in trainer.arguments.items() if name not in said}
+    keys, _ = _tables(trainer)
+    return {name: value for name, value in trainer.arguments.items() if name not in keys}
 
 
 def _tables(trainer: TrainerConfig) -> tuple[dict[str, str], dict[str, str]]:
     if trainer.kind == "transformers":
-        return _TRANSFORMERS, _TRANSFORMERS_VOID
-    return _LIGHTNING, _LIGHTNING_VOID
+        return _TRANSFORMERS, _TRANSFORMERS_REFUSED
+    return _LIGHTNING, _LIGHTNING_REFUSED
 
 
 def _value(sections: Mapping[str, Any], path: str) -> Any:
-    """The value of ``sections`` at the key ``path``; how the batch is cut may follow from other keys."""
+    """Return the value at the key ``path`` of ``sections``; those of the batch may follow from other keys."""
     section, _, name = path.partition(".")
     if name in ("micro_batch_size", "accumulation") and "data" in sections:
         return getattr(sections["train"].batch(sections["data"].sequence_length), name)

@@ -57,7 +57,7 @@ def test_the_batch_is_settled_by_the_devices(run_file: Callable[..., Path]) -> N
     ("train", "message"),
     [
         ({"batch_size": 8, "batch_size_per_device": 4}, "train.batch_size_per_device: give batch_size or"),
-        ({"batch_devices": 2}, "train.batch_devices: counts the devices of batch_size_per_device"),
+        ({"batch_devices": 2}, "train.batch_devices: needs batch_size_per_device"),
         ({**EACH, "accumulation": 3}, "train.accumulation: micro-batches of 2 × 3 passes"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from quintet.config.note_tokenizers import NoteTokenizerConfig
+from quintet.config.tokenizer import NoteTokenizerConfig
 from quintet.errors import UserError
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes, separated
 from quintet.tokenize.base import DESCRIPTION, Ids, Tokenizer, damaged

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from quintet.config.note_tokenizers import NoteBPETokenizerConfig
+from quintet.config.tokenizer import NoteBPETokenizerConfig
 from quintet.errors import UserError
 from quintet.files import write_text
 from quintet.piano.notes import Notes

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quintet.config.note_tokenizers import ExponentialTimeTokenizerConfig
+from quintet.config.tokenizer import ExponentialTimeTokenizerConfig
 from quintet.piano.notes import HIGHEST, LOWEST, Notes
 from quintet.piano.tokenizers.base import NamedTokens, described, in_steps, lasting, no_notes, on_piano, slots
 from quintet.tokenize.base import Ids, digest, write_description

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quintet.config.keypath import is_list
-from quintet.config.note_tokenizers import MidiTokTokenizerConfig
+from quintet.config.tokenizer import MidiTokTokenizerConfig
 from quintet.errors import UserError
 from quintet.libraries import check_arguments, require
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, separated

@@ -21,10 +21,10 @@ from quintet.config.dialects.piano.schema import (
 from quintet.config.documents import NotesField
 from quintet.config.keypath import ABSENT, lookup
 from quintet.config.names import local_path
-from quintet.config.note_tokenizers import ExponentialTimeTokenizerConfig, NoteBPETokenizerConfig
 from quintet.config.packing import MusicPackingConfig, TaskPackingConfig
 from quintet.config.schema import RunConfig
 from quintet.config.sources import HuggingFaceSource, MidiSource, SourceConfig
+from quintet.config.tokenizer import ExponentialTimeTokenizerConfig, NoteBPETokenizerConfig
 
 SPLITS = ("train", "validation", "test")
 _MIDI = (".mid", ".midi")
