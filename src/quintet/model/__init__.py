@@ -1,6 +1,6 @@
-"""The model: a transformer put together from the parts that the run file names, or one of Hugging Face's library.
+"""The model: a transformer built from the parts that the run file names, or a model of the transformers library.
 
-``quintet.model.count`` needs no PyTorch, so the names below are looked up when they are first used.
+The names below are imported on first use, because ``quintet.model.count`` needs no PyTorch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from quintet.model.transformer import Transformer
 
 Model = Transformer | PretrainedModel
 Weights = Literal["wide", "narrow", "int8", "float8"]
-"""How the weights of matrix products are held: in fp32, in the precision of the products, or in a byte each."""
+"""How the weights of matrix products are stored: in fp32, in the precision of the products, or in one byte each."""
 
 _BYTES = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 
@@ -34,15 +34,14 @@ def build_model(
     weights: dict[str, Tensor] | None = None,
     meta: bool = False,
 ) -> Model:
-    """The model of ``config`` in fp32 on the CPU, with weights that follow from ``seed`` and their own names.
+    """Build the model of ``config`` in fp32 on the CPU, with weights that depend only on ``seed`` and their names.
 
-    ``vocab_size`` counts the ids that can be predicted and ``context_length`` the positions, as the caller resolved
-    them; the config's own values, which may be left out, are not read. ``extra_rows`` of the embedding are for ids that
-    are read and never predicted. ``pieces`` are the bytes of each id, for byte-level parts. ``weights``, by name and in
-    the shapes of the parameters, are taken as they are in place of random ones. None of these is for a model of the
-    transformers library, which has its own rows and weights, and raises UserError as ``build_pretrained`` does. With
-    ``meta`` all parameters are on the meta device, those of our own transformer for ``first_values`` to fill. PyTorch's
-    global generator is not touched.
+    ``vocab_size`` is the number of ids that can be predicted and ``context_length`` that of positions; the values in
+    ``config``, which are optional, are not read. ``extra_rows`` of the embedding are for ids that are read and never
+    predicted. ``pieces`` are the bytes of each id, for byte-level parts. ``weights``, by name and in the shapes of the
+    parameters, replace random ones. These three are for our own transformer only. With ``meta`` all parameters are on
+    the meta device, and ``first_values`` gives those of our own transformer. PyTorch's global generator is not touched.
+    Raises UserError as ``build_pretrained`` does for a model of the transformers library.
     """
     if isinstance(config, HuggingFaceConfig):
         from quintet.model.hf.loading import build_pretrained, outline_pretrained
@@ -60,18 +59,18 @@ def build_model(
         initialise(model, config, seed)
     else:
         model.load_state_dict(weights, assign=True)
-        model.requires_grad_(True)  # what is assigned was no parameter of this model
+        model.requires_grad_(True)  # assigned tensors are plain ones
     return model
 
 
 def narrow_weights(model: Model, weights: Weights, dtype: torch.dtype) -> None:
-    """Hold the weights of the matrix products of ``model``, computed in ``dtype``, as ``weights`` says.
+    """Store the weights of the matrix products of ``model``, which computes in ``dtype``, as ``weights`` says.
 
-    Narrow ones change no bit of a result under autocast to ``dtype``, and spare the wide weights beside the copy that
-    autocast makes; without autocast the model then computes nothing. A byte a weight rounds those of the blocks, as
-    `ScaledLinear` says. Embedding and norms stay wide, and so does a head that is the embedding. A model of the
-    transformers library stays as it is, for its own code may ask for wide weights. Raises UserError for a byte a weight
-    with it.
+    Narrow weights change no bit of a result under autocast to ``dtype`` and save the memory of the wide ones beside
+    autocast's copies; without autocast the model no longer works. With one byte each, the weights of the blocks are
+    rounded, as `ScaledLinear` describes. Embedding, norms and a tied head stay wide. A model of the transformers
+    library is not changed, because its own code may need wide weights. Raises UserError for such a model with one byte
+    per weight.
     """
     if weights == "wide":
         return
@@ -91,10 +90,10 @@ def narrow_weights(model: Model, weights: Weights, dtype: torch.dtype) -> None:
 
 
 class ScaledLinear(nn.Module):
-    """A linear layer whose weights take a byte each, with a scale for each output.
+    """A linear layer whose weights take one byte each, with a scale per output.
 
-    The largest weight of an output becomes the largest number of ``dtype``; int8 then rounds a weight by half a step at
-    most, which is 1/254 of that largest one, and float8 (e4m3) by 1/16 of itself.
+    The largest weight of an output becomes the largest number of ``dtype``; int8 then rounds a weight by at most half a
+    step, 1/254 of the largest weight, and float8 (e4m3) by at most 1/16 of the weight.
     """
 
     weight: Tensor
@@ -104,8 +103,8 @@ class ScaledLinear(nn.Module):
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         wide = layer.weight.detach().float()
-        most = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
-        scale = wide.abs().amax(dim=1) / most
+        largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
+        scale = wide.abs().amax(dim=1) / largest
         scaled = wide / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
         self.register_buffer("weight", (scaled.round() if dtype == torch.int8 else scaled).to(dtype))
         self.register_buffer("scale", scale)
@@ -113,6 +112,6 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats [..., inputs] to [..., outputs]."""
-        found = F.linear(x, self.weight.to(x.dtype))
-        scaled = found * self.scale.to(found.dtype)
-        return scaled if self.bias is None else scaled + self.bias.to(found.dtype)
+        product = F.linear(x, self.weight.to(x.dtype))
+        scaled = product * self.scale.to(product.dtype)
+        return scaled if self.bias is None else scaled + self.bias.to(product.dtype)

@@ -1,4 +1,4 @@
-"""The parameters of a model and the floating-point operations of a token, counted without building it.
+"""The parameters of a model and the floating-point operations per token, counted without building the model.
 
 This module does not import PyTorch, so that a plan appears at once.
 """
@@ -15,7 +15,7 @@ from quintet.config.sharing import SharedPart
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """``embedding`` counts the token embedding, with which a tied head is one and the same, and learned positions."""
+    """Numbers of parameters; ``embedding`` counts the token embedding, with a tied head once, and learned positions."""
 
     total: int
     trainable: int
@@ -24,8 +24,8 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations for one token; a multiplication and an addition are two. ``note`` says what is not
-    counted, None where nothing is left out."""
+    """Floating-point operations for one token; a multiplication and an addition are two. ``note`` names the operations
+    that are not counted; None if all are."""
 
     forward: int
     backward: int
@@ -40,7 +40,7 @@ class Flops:
 def count_parameters(
     config: TransformerConfig, vocab_size: int, context_length: int, extra_rows: int = 0
 ) -> ParameterCount:
-    """The parameters of ``build_model(config, vocab_size, context_length, ...)``, exactly."""
+    """Return the exact number of parameters of ``build_model(config, vocab_size, context_length, ...)``."""
     rows = config.rows(vocab_size + extra_rows)
     positions = context_length if config.learns_positions else 0
     embedding = _embedding(config, rows) + positions * config.width
@@ -55,15 +55,15 @@ def count_parameters(
 
 
 def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length: int, extra_rows: int = 0) -> Flops:
-    """The cost of a token in training on sequences of ``sequence_length``, head and loss gradient included.
+    """Return the cost of a token in training on sequences of ``sequence_length``, head and loss gradient included.
 
-    Only matrix products count. A product with a matrix of n parameters is 2n forward and 4n backward, for the gradients
-    of its input and of its weight, each time it is used. The attention of a token is 4 · heads · head_dim ·
-    sequence_length forward a block, twice that backward: the attention matrix counts whole, whatever the mask hides of
-    it, and a kernel that computes it a second time in the backward pass earns nothing by it. This is the convention of
-    PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B), and what ``torch.utils.flop_counter`` counts
-    with the unfused attention. With a fused one on CUDA the counter adds the recomputation, 2 · heads · head_dim ·
-    sequence_length a block; the fused one on a CPU it does not count at all.
+    Only matrix products count. Each use of a matrix of n parameters is 2n forward and 4n backward, for the gradients of
+    its input and of its weight. The attention of a token is 4 · heads · head_dim · sequence_length per block forward
+    and twice that backward: the whole attention matrix counts, including what a mask hides, and its recomputation in
+    the backward pass does not. This is the convention of PaLM's model FLOPs utilisation (Chowdhery et al. 2022,
+    appendix B), and agrees with ``torch.utils.flop_counter`` for the unfused attention. That counter adds the
+    recomputation of a fused kernel on CUDA, 2 · heads · head_dim · sequence_length per block, and does not count the
+    fused kernel on a CPU at all.
     """
     matrices = 0
     for part, (shapes, _) in _products(config).items():
@@ -75,25 +75,25 @@ def flops_per_token(config: TransformerConfig, vocab_size: int, sequence_length:
 
 
 def _flops_of_ends(config: TransformerConfig, rows: int) -> int:
-    """Forward FLOPs of embedding and head for a token; those of a lookup are none."""
+    """Return the forward FLOPs of embedding and head per token; a lookup has none."""
     embedding, head = config.embedding, config.head
     total = 0
     if isinstance(embedding, ByteEmbeddingConfig):
         total += embedding.bytes * sum(
-            2 * _byte_matrices(taken, given) + 4 * embedding.bytes * taken
-            for taken, given in embedding.block_widths(config.width)
+            2 * _byte_matrices(inputs, outputs) + 4 * embedding.bytes * inputs
+            for inputs, outputs in embedding.block_widths(config.width)
         )
     if not isinstance(head, ByteHeadConfig):
         return total + 2 * rows * config.width
     once = 2 * config.width * head.bytes * head.width
-    for taken, given in head.block_widths():
-        once += head.bytes * (2 * _byte_matrices(taken, given) + 4 * head.bytes * taken)
+    for inputs, outputs in head.block_widths():
+        once += head.bytes * (2 * _byte_matrices(inputs, outputs) + 4 * head.bytes * inputs)
     once += 2 * head.bytes * head.width * BYTE_SYMBOLS
     return total + once * (2 if head.reconstruction else 1)
 
 
 def _products(config: TransformerConfig) -> dict[SharedPart, tuple[list[tuple[int, int]], bool]]:
-    """Inputs and outputs of the matrices of each part of a block, and whether they have biases."""
+    """Return the inputs and outputs of the matrices of each part of a block, and True if they have biases."""
     width, hidden, heads = config.width, config.hidden, config.heads * config.head_dim
     up = 2 if config.feedforward.kind == "gated" else 1
     return {
@@ -104,7 +104,7 @@ def _products(config: TransformerConfig) -> dict[SharedPart, tuple[list[tuple[in
 
 
 def _part(config: TransformerConfig, part: SharedPart, shapes: list[tuple[int, int]], bias: bool) -> int:
-    """The parameters of ``part`` in all blocks: of those that have their own, what is shared, and the differences."""
+    """Return the parameters of ``part`` in all blocks: own ones, shared ones and low-rank differences."""
     ways = [config.how(part, block) for block in range(config.layers)]
     shared, low = config.shared_how(part), ways.count("low_rank")
     with_bias = ways.count("own") + (shared == "same")
@@ -125,7 +125,7 @@ def _embedding(config: TransformerConfig, rows: int) -> int:
     part = config.embedding
     if not isinstance(part, ByteEmbeddingConfig):
         return rows * config.width
-    blocks = sum(_byte_block(config, taken, given) for taken, given in part.block_widths(config.width))
+    blocks = sum(_byte_block(config, inputs, outputs) for inputs, outputs in part.block_widths(config.width))
     return (BYTE_SYMBOLS + part.bytes) * part.width + blocks
 
 
@@ -133,22 +133,22 @@ def _head(config: TransformerConfig, rows: int) -> int:
     part = config.head
     if not isinstance(part, ByteHeadConfig):
         return (0 if config.tie_embeddings else rows * config.width) + (rows if part.bias else 0)
-    blocks = sum(_byte_block(config, taken, given) for taken, given in part.block_widths())
+    blocks = sum(_byte_block(config, inputs, outputs) for inputs, outputs in part.block_widths())
     return (config.width * part.bytes + part.bytes + BYTE_SYMBOLS) * part.width + blocks
 
 
-def _byte_block(config: TransformerConfig, taken: int, given: int) -> int:
-    """All parameters of a block over the bytes of an id."""
-    return _byte_matrices(taken, given) + 2 * _norm(config.norm, taken)
+def _byte_block(config: TransformerConfig, inputs: int, outputs: int) -> int:
+    """Return the parameters of a block over the bytes of an id."""
+    return _byte_matrices(inputs, outputs) + 2 * _norm(config.norm, inputs)
 
 
-def _byte_matrices(taken: int, given: int) -> int:
-    """Queries, keys, values and output, then up and down."""
-    return 4 * taken * taken + 4 * taken * taken + 4 * taken * given
+def _byte_matrices(inputs: int, outputs: int) -> int:
+    # Queries, keys, values and output, then up and down.
+    return 4 * inputs * inputs + 4 * inputs * inputs + 4 * inputs * outputs
 
 
 def _norms(config: TransformerConfig) -> int:
-    """All norms of one block."""
+    """Return the parameters of all norms of one block."""
     norms = 2 if config.block == "sandwich_norm" else 1
     count = norms * _norm(config.attention_norm, config.width)
     if config.block != "parallel":

@@ -1,7 +1,8 @@
-"""Dropout with a mask that follows from the sample and not from its batch, and the rate of all dropouts of a model."""
+"""Dropout whose mask depends on the sample and not on its batch, and the dropout rates of a model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CALLS = 2  # of one dropout in a forward pass, at most
+_CALLS = 2  # at most, of one dropout in a forward pass
 # Odd constants whose products mix well: golden ratio and the finaliser of Wellons' lowbias32, as int32.
 _GOLDEN, _FIRST, _SECOND = -1640531527, 2146121005, -2073254261
 
@@ -17,12 +18,12 @@ _GOLDEN, _FIRST, _SECOND = -1640531527, 2146121005, -2073254261
 class KeyedDropout(nn.Dropout):
     """Dropout of [samples, …, features] with a mask that is a hash of the sample's key, the position and the feature.
 
-    So what is dropped of a sample depends neither on the samples beside it nor on the number of processes, a recomputed
-    pass drops the same, and nothing has to be stored. ``keys``, int32 [calls, samples], are set by `set_dropout_keys`
-    before a pass; without them the mask comes from PyTorch's generator.
+    So the mask of a sample depends neither on the other samples nor on the number of processes, recomputation drops the
+    same features, and nothing has to be stored. `set_dropout_keys` sets ``keys``, int32 [calls, samples], before a
+    pass; without them the mask comes from PyTorch's generator.
 
-    With a schedule the rate is also there as scalars on the device, ``limit`` int32 and ``scale`` fp32
-    (`follow_schedule`): a number would be compiled into the pass, which each new rate would compile anew.
+    With a schedule (`follow_schedule`) the rate is also held by two scalars on the device, ``limit`` int32 and
+    ``scale`` fp32, because a Python number would be compiled into the pass, and each new rate would compile it again.
     """
 
     keys: Tensor | None = None
@@ -30,15 +31,15 @@ class KeyedDropout(nn.Dropout):
     scale: Tensor | None = None
 
     def set_rate(self, rate: float) -> None:
-        """Drop a share ``rate`` from now on."""
+        """Set the dropout rate."""
         self.p = rate
         if self.limit is not None and self.scale is not None:
             self.limit.fill_(_limit(rate))
             self.scale.fill_(1.0 / (1.0 - rate) if rate < 1.0 else 0.0)
 
     def forward(self, input: Tensor, call: int = 0) -> Tensor:
-        """``input``, floats [samples, …, features], with a share ``p`` set to 0 and the others scaled by 1 / (1 - p);
-        ``call`` distinguishes two uses in one pass."""
+        """Return ``input``, floats [samples, …, features], with a share ``p`` set to 0 and the others scaled by
+        1 / (1 - p); ``call`` distinguishes two uses in one pass."""
         if not self.training:
             return input
         if self.limit is not None and self.scale is not None:
@@ -56,21 +57,21 @@ class KeyedDropout(nn.Dropout):
 
 
 class WeightDropout(nn.Dropout):
-    """The rate with which attention weights are dropped, by the kernel of attention, which takes a number.
+    """The dropout rate of attention weights, which the attention kernel takes as a Python number.
 
-    With a schedule, ``scheduled``, that kernel is called outside of what is compiled.
+    With a schedule (``scheduled``) that kernel is called outside of compiled code.
     """
 
     scheduled = False
 
     @property
     def drops(self) -> bool:
-        """True if weights are dropped in training, now or at another step of the schedule."""
+        """True if weights are dropped in training at any step."""
         return self.scheduled or self.p > 0.0
 
 
 def follow_schedule(model: nn.Module, device: torch.device) -> None:
-    """Let the rates of ``model``, on ``device``, change from step to step without compiling it anew."""
+    """Let the rates of ``model``, on ``device``, change from step to step without recompiling it."""
     for module in model.modules():
         if isinstance(module, KeyedDropout):
             module.limit = torch.zeros((), dtype=torch.int32, device=device)
@@ -81,29 +82,29 @@ def follow_schedule(model: nn.Module, device: torch.device) -> None:
 
 
 def _limit(rate: float) -> int:
-    """The integer of 32 bits below which the hashes are a share ``rate`` of all; one less for the share 1."""
+    """Return the int32 below which a share ``rate`` of all hashes lies; one too small for a rate of 1."""
     return min(round(rate * 2**32) - 2**31, 2**31 - 1)
 
 
 def dropped(keys: Tensor, shape: Sequence[int], rate: float | Tensor) -> Tensor:
-    """True where a tensor of ``shape`` [samples, …, features] is dropped: bool of that shape, with ``keys`` int32
-    [samples]; ``rate`` may be its limit, an int32 scalar, among the hashes.
+    """Return the mask of a tensor of ``shape`` [samples, …, features]: bool of that shape, True for dropped elements.
 
-    A position of a sample has a hash, and so has a feature; their sum, mixed by two products (Steele, Lea and Flood
-    2014, Fast Splittable Pseudorandom Number Generators, on such finalisers), is compared with the rate. On a CPU these
-    passes over int32 take a quarter of the time of PyTorch's generator (benchmarks/dropout.py).
+    ``keys`` are int32 [samples]; ``rate`` is a number, or its limit among the hashes as an int32 scalar. Each position
+    of a sample has a hash, and each feature has one; their sum, mixed by two products (Steele, Lea and Flood 2014, Fast
+    Splittable Pseudorandom Number Generators), is compared with the limit. On a CPU these passes over int32 take a
+    quarter of the time of PyTorch's generator (benchmarks/dropout.py).
     """
     samples, *between, features = shape
-    positions = torch.arange(_product(between), device=keys.device, dtype=torch.int32)
+    positions = torch.arange(math.prod(between), device=keys.device, dtype=torch.int32)
     rows = mixed(keys[:, None] + positions * _GOLDEN).view(samples, *between, 1)
     columns = mixed(torch.arange(1, features + 1, device=keys.device, dtype=torch.int32) * _GOLDEN)
-    found = (rows + columns) * _FIRST
-    found = (found ^ (found >> 15)) * _SECOND
-    return found < (rate if isinstance(rate, Tensor) else _limit(rate))
+    hashes = (rows + columns) * _FIRST
+    hashes = (hashes ^ (hashes >> 15)) * _SECOND
+    return hashes < (rate if isinstance(rate, Tensor) else _limit(rate))
 
 
 def mixed(values: Tensor) -> Tensor:
-    """A permutation of int32 ``values`` [...] in which each bit of them changes half of all bits.
+    """Return a permutation of int32 ``values`` [...] in which a change of one bit changes half of all bits.
 
     >>> mixed(torch.tensor([0, 1], dtype=torch.int32)).unique().numel()
     2
@@ -114,36 +115,29 @@ def mixed(values: Tensor) -> Tensor:
 
 
 def set_dropout_keys(model: nn.Module, base: int, first: int, samples: int, device: torch.device) -> None:
-    """Key every KeyedDropout of ``model`` for a pass over ``samples`` samples, numbered from ``first`` in their batch;
-    ``base`` is the key of the step.
+    """Set the keys of each KeyedDropout of ``model`` for a pass over ``samples`` samples, numbered from ``first`` in
+    their batch; ``base`` is the key of the step.
     """
-    every = [module for module in model.modules() if isinstance(module, KeyedDropout) and _in_use(module)]
-    if not every:
+    dropouts = [
+        module
+        for module in model.modules()
+        if isinstance(module, KeyedDropout) and (module.p > 0.0 or module.limit is not None)
+    ]
+    if not dropouts:
         return
-    # All of it on the device: a copy from the host would wait for what the device has still to do.
+    # All of it happens on the device, because a copy from the host would wait for the device's queue.
     numbers = torch.arange(first, first + samples, dtype=torch.int32, device=device) * _GOLDEN
     low, high = (base & 0xFFFFFFFF) - 2**31, (base >> 32) - 2**31
-    of_samples = mixed(mixed(numbers + low) + high)
-    salts = torch.arange(1, 1 + _CALLS * len(every), dtype=torch.int32, device=device) * _GOLDEN
-    keys = mixed(of_samples[None] ^ mixed(salts)[:, None]).view(len(every), _CALLS, samples)
-    for module, own in zip(every, keys, strict=True):
-        module.keys = own
-
-
-def _in_use(module: KeyedDropout) -> bool:
-    return module.p > 0.0 or module.limit is not None
-
-
-def _product(sizes: Sequence[int]) -> int:
-    found = 1
-    for size in sizes:
-        found *= size
-    return found
+    sample_keys = mixed(mixed(numbers + low) + high)
+    salts = torch.arange(1, 1 + _CALLS * len(dropouts), dtype=torch.int32, device=device) * _GOLDEN
+    keys = mixed(sample_keys[None] ^ mixed(salts)[:, None]).view(len(dropouts), _CALLS, samples)
+    for module, own_keys in zip(dropouts, keys, strict=True):
+        module.keys = own_keys
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Give every dropout of ``model`` the ``rate``, including those that models of the transformers library keep as a
-    plain number beside their attention."""
+    """Set the ``rate`` of each dropout of ``model``, including those that models of the transformers library hold as a
+    number in their attention modules."""
     for module in model.modules():
         if isinstance(module, KeyedDropout):
             module.set_rate(rate)
@@ -157,8 +151,8 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 def is_dropout_rate(name: str, value: object) -> bool:
-    """True for an attribute with this name and ``value`` that the transformers library uses as a rate; not for
-    layerdrop, which leaves out whole layers.
+    """Return True if an attribute with this name and ``value`` is a dropout rate of the transformers library.
+    Layerdrop, which skips whole layers, is none.
 
     >>> is_dropout_rate("attention_dropout", 0.1), is_dropout_rate("use_dropout", True)
     (True, False)
@@ -169,7 +163,7 @@ def is_dropout_rate(name: str, value: object) -> bool:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
-    """Switch dropout off within, and leave ``model`` in the mode that it had, also after an error."""
+    """Put ``model`` in evaluation mode inside the context, and restore its mode on exit."""
     was_training = model.training
     model.eval()
     try:

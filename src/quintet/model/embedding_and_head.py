@@ -1,11 +1,11 @@
 """The embedding and the head: matrices with a row for each id, or byte-level parts.
 
-The byte-level ones follow SuperTinyLanguageModels (2024, `models/experimental/byte_level`). Ids stay those of the
-tokenizer, which pools bytes into them; a fixed table spells each id with symbols, so that data, masks and targets are
-those of any other model. Each symbol has an embedding and a place, a small transformer without a mask mixes those of
-one id, and their mean is the id's embedding. The head goes the other way: it projects the features of a position to one
-vector a place, mixes these, and predicts the symbols of all places at once. The probability of an id is the product of
-those of its symbols, padding among them, so that an id may have any number of bytes.
+The byte-level parts follow SuperTinyLanguageModels (2024, `models/experimental/byte_level`). Data, masks and targets
+keep the tokenizer's ids; a fixed table spells each id with symbols. In the embedding, each symbol has an embedding and
+a place, a small transformer without a mask mixes the symbols of one id, and their mean is the id's embedding. The head
+works in reverse: it projects the features of a position to one vector per place, mixes these vectors, and predicts the
+symbols of all places at once. The probability of an id is the product of the probabilities of its symbols, padding
+included, so that an id may have any number of bytes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from quintet.model.typed import from_array
 class Spelling(nn.Module):
     """The symbols of each id: its bytes, cut or padded to one length.
 
-    An id that writes no text is spelled with a mark and its number among those, in base 256 from the lowest digit on;
-    the first of them, as a rule the end of a document, is the mark alone.
+    An id without text is spelled with a mark and its number among such ids, in base 256 from the lowest digit on. The
+    first of them, as a rule the end of a document, is only the mark.
     """
 
     symbols: Tensor
@@ -50,7 +50,7 @@ class Spelling(nn.Module):
     def __init__(self, pieces: Sequence[bytes], rows: int, length: int) -> None:
         """``pieces`` are the bytes of the ids, of which there may be fewer than ``rows``."""
         super().__init__()
-        table = np.full((rows, length), PADDING, dtype=np.int32)  # what processes send one another has no int16
+        table = np.full((rows, length), PADDING, dtype=np.int32)  # int16 cannot be sent between processes
         without_text = 0
         for row in range(rows):
             spelled = list(pieces[row][:length]) if row < len(pieces) else []
@@ -64,48 +64,47 @@ class Spelling(nn.Module):
         self.register_buffer("log_shares", from_array(shares), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Symbols, int64 [..., bytes], of int64 ``ids`` [...]."""
+        """Return the symbols, int64 [..., bytes], of int64 ``ids`` [...]."""
         return self.symbols[ids].long()
 
 
 def cut_ids(pieces: Sequence[bytes], length: int) -> str | None:
-    """A line on the ids whose bytes are more than ``length``; None if there are none."""
+    """Return a line on the ids with more than ``length`` bytes; None if there are none."""
     cut = [piece for piece in pieces if len(piece) > length]
     if not cut:
         return None
-    begun = Counter(piece[:length] for piece in pieces if len(piece) >= length)
-    alike = sum(begun[piece[:length]] > 1 for piece in cut)
+    spellings = Counter(piece[:length] for piece in pieces if len(piece) >= length)
+    alike = sum(spellings[piece[:length]] > 1 for piece in cut)
     line = f"{len(cut):,} of {len(pieces):,} ids have more than {length} bytes and are spelled by their first {length}"
     return f"{line}; {alike:,} of them are spelled like another id" if alike else line
 
 
 class ByteBlock(nn.Module):
-    """h = x + attention(norm(x)), and down(gelu(up(norm(h)))) without a residual, so that the width may change.
+    """down(gelu(up(norm(h)))) with h = x + attention(norm(x)), without a second residual, so that the width may change.
 
-    All places of an id see one another, the padded ones as well.
+    All places of an id see one another, including padded ones.
     """
 
-    def __init__(self, taken: int, given: int, heads: int, norm: NormConfig, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, heads: int, norm: NormConfig, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm = build_norm(norm, taken)
-        self.qkv = nn.Linear(taken, 3 * taken, bias=False)
-        self.output = nn.Linear(taken, taken, bias=False)
+        self.attention_norm = build_norm(norm, inputs)
+        self.qkv = nn.Linear(inputs, 3 * inputs, bias=False)
+        self.output = nn.Linear(inputs, inputs, bias=False)
         self.attention_dropout = nn.Dropout(dropout)
         self.dropout = KeyedDropout(dropout)
-        self.feedforward_norm = build_norm(norm, taken)
-        self.up = nn.Linear(taken, 4 * taken, bias=False)
-        self.down = nn.Linear(4 * taken, given, bias=False)
+        self.feedforward_norm = build_norm(norm, inputs)
+        self.up = nn.Linear(inputs, 4 * inputs, bias=False)
+        self.down = nn.Linear(4 * inputs, outputs, bias=False)
 
     def forward(self, x: Tensor, call: int = 0) -> Tensor:
-        """Floats [..., bytes, taken] to [..., bytes, given]; ``call`` distinguishes two uses in one pass."""
+        """Map floats [..., bytes, inputs] to [..., bytes, outputs]; ``call`` distinguishes two uses in one pass."""
         *leading, places, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(-1, places, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         rate = self.attention_dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate)
-        found = self.output(mixed.transpose(1, 2).reshape(*leading, places, width))
-        x = x + self.dropout(found, call)
+        x = x + self.dropout(self.output(mixed.transpose(1, 2).reshape(*leading, places, width)), call)
         return self.down(F.gelu(self.up(self.feedforward_norm(x))))
 
 
@@ -120,12 +119,12 @@ class ByteEmbedding(nn.Module):
         self.symbols = nn.Embedding(BYTE_SYMBOLS, config.width)
         self.position = LearnedPosition(config.bytes, config.width)
         self.blocks = nn.ModuleList(
-            ByteBlock(taken, given, config.heads, model.norm, config.dropout)
-            for taken, given in config.block_widths(model.width)
+            ByteBlock(inputs, outputs, config.heads, model.norm, config.dropout)
+            for inputs, outputs in config.block_widths(model.width)
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 ``ids`` [...] to floats [..., width]."""
+        """Map int64 ``ids`` [...] to floats [..., width]."""
         x = self.symbols(self.spelling(ids)) + self.position.weight
         for block in self.blocks:
             x = block(x)
@@ -143,32 +142,35 @@ class ByteHead(nn.Module):
         self.projection = nn.Linear(model.width, config.bytes * config.width, bias=False)
         self.position = LearnedPosition(config.bytes, config.width)
         self.blocks = nn.ModuleList(
-            ByteBlock(taken, given, config.heads, model.norm, config.dropout) for taken, given in config.block_widths()
+            ByteBlock(inputs, outputs, config.heads, model.norm, config.dropout)
+            for inputs, outputs in config.block_widths()
         )
         self.symbols = nn.Linear(config.width, BYTE_SYMBOLS, bias=False)
 
     def forward(self, hidden: Tensor, call: int = 0) -> Tensor:
-        """Float features [..., width] to logits [..., bytes, symbols]; ``call`` distinguishes two uses in one pass."""
-        # The original adds to the projection its sum with the places, so that it counts twice.
+        """Map float features [..., width] to logits [..., bytes, symbols]; ``call`` distinguishes two uses in one
+        pass."""
+        # The original adds the projection to its sum with the places, so that the projection counts twice.
         x = 2 * self.projection(hidden).unflatten(-1, self.places) + self.position.weight
         for block in self.blocks:
             x = block(x, call)
         return self.symbols(x)
 
     def id_logits(self, hidden: Tensor, ids: int) -> Tensor:
-        """fp32 log-probabilities [..., ids] of the first ``ids`` ids after ``hidden`` [..., width].
+        """Return fp32 log-probabilities [..., ids] of the first ``ids`` ids after ``hidden`` [..., width].
 
-        They sum to less than 1 by what goes to spellings of no id. Ids with one spelling share its probability evenly.
+        The probabilities sum to less than 1, because some spellings are of no id. Ids with the same spelling share its
+        probability evenly.
         """
-        found = self(hidden).float().log_softmax(dim=-1)
+        symbols = self(hidden).float().log_softmax(dim=-1)
         total = -self.spelling.log_shares[:ids].expand(*hidden.shape[:-1], -1)
         for place in range(self.places[0]):
-            total = total + found[..., place, :][..., self.spelling.symbols[:ids, place].long()]
+            total = total + symbols[..., place, :][..., self.spelling.symbols[:ids, place].long()]
         return total
 
 
 class Head(nn.Module):
-    """The parameters of the linear head: a matrix unless it is the embedding's, and a bias if there is one."""
+    """The parameters of a linear head: a matrix, unless it is tied to the embedding, and an optional bias."""
 
     def __init__(self, config: LinearHeadConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]) -> None:
         super().__init__()
@@ -177,7 +179,7 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows)) if config.bias else None
 
     def reset_parameters(self) -> None:
-        """As PyTorch's linear layer: uniform within ±1 / sqrt(width)."""
+        """Draw uniformly within ±1 / sqrt(width), as PyTorch's linear layer does."""
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
 
@@ -185,7 +187,7 @@ class Head(nn.Module):
 def _token_embedding(
     config: TokenEmbeddingConfig, model: TransformerConfig, rows: int, pieces: Sequence[bytes]
 ) -> nn.Embedding:
-    # Its own initialisation, which `init` replaces, imports torch._dynamo on the meta device: 0.6 s.
+    # PyTorch's own initialisation, which `init` replaces, imports torch._dynamo on the meta device: 0.6 s.
     return nn.Embedding(rows, model.width, _weight=torch.empty(rows, model.width))
 
 

@@ -1,4 +1,4 @@
-"""Text generation: drawing one token after the other, or searching for likely continuations."""
+"""Text generation: sampling one token after the other, or a beam search for likely continuations."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from quintet.model.typed import as_list, compiled
 from quintet.randomness import key
 
 _CAPACITY = 256
-"""The capacity of a cache for which a step is compiled is a multiple of this number of positions, or the context."""
+"""The capacity of a cache with a compiled step is a multiple of this number of positions, or the whole context."""
 
 
 def tokens_ahead(device: torch.device) -> int:
-    """Tokens that ``device`` writes before the host looks at them, where nobody waits for each.
+    """Return the number of tokens that ``device`` generates before the host reads them, if nobody waits for each.
 
-    A GPU would stand still at each look; a CPU would only write what is not wanted.
+    A GPU is idle while the host reads; a CPU would only generate tokens that are then discarded.
     """
     return 16 if device.type == "cuda" else 1
 
 
 class Decoder:
-    """The logits of ``model`` after texts that grow by a token a step, up to ``room`` positions or its context.
+    """The logits of ``model`` after texts that grow by a token per step, up to ``room`` positions or its context.
 
-    A causal model keeps the keys and values of what it has read. With bidirectional attention, where later tokens
-    change the features of earlier ones, the whole texts are read anew for each token. Raises UserError for a ``static``
-    cache in that case.
+    A causal model caches the keys and values of the tokens that it has read. With bidirectional attention later tokens
+    change the features of earlier ones, so the whole texts are read again for each token. Raises UserError for a
+    ``static`` cache in that case.
     """
 
     def __init__(
@@ -48,20 +48,20 @@ class Decoder:
         static: bool = False,
         compile: bool = False,
     ) -> None:
-        assert static or not compile, "only a cache of one shape can be compiled for"
+        assert static or not compile, "a compiled step needs a cache of one shape"
         config = model.config
         self._anew = isinstance(config, TransformerConfig) and config.attention.kind == "bidirectional"
         if self._anew and static:
             raise UserError(
-                "generate: bidirectional attention reads the whole text anew for each token and keeps no cache, so "
-                "that there is none of one shape; leave --static-cache out"
+                "generate: bidirectional attention reads the whole text again for each token and has no cache; leave "
+                "--static-cache out"
             )
-        # Each other shape would be compiled anew.
+        # Each new shape would be compiled again.
         room = -(-room // _CAPACITY) * _CAPACITY if compile else room
         self._room = min(model.context_length, room)
         self._model, self._allowed, self._static = model, allowed_ids, static
         self._tells_documents = config.tells_documents
-        # The step of one token is so short that to start its kernels one by one takes longer than they do.
+        # The step of one token is so short that launching its kernels one by one takes longer than they run.
         mode = "reduce-overhead" if model.device.type == "cuda" else None
         self._compiled = compiled(self._logits, dynamic=False, mode=mode) if compile else None
         self._texts: list[list[int]] = []
@@ -71,13 +71,13 @@ class Decoder:
 
     @property
     def full(self) -> bool:
-        """True where there is no room for another token."""
+        """True if there is no room for another token."""
         return self._length >= self._room
 
     def begin(self, texts: list[list[int]], prompts: list[int], preceding: list[int]) -> Tensor:
-        """fp32 logits [batch, allowed ids] of the token after each of ``texts``; forget what was read before.
+        """Start with new ``texts`` and return fp32 logits [batch, allowed ids] of the token after each.
 
-        ``prompts`` counts the tokens at the beginning of each text that see one another, for the prefix mask, and
+        ``prompts`` counts the tokens at the start of each text that see one another, for the prefix mask, and
         ``preceding`` those that belong to the document before, for masks that separate documents.
         """
         self._texts, self._prompts, self._preceding = texts, prompts, preceding
@@ -92,12 +92,12 @@ class Decoder:
         before, prompt, left = torch.tensor([preceding, prompts, padding], device=device)
         if self._tells_documents and any(preceding):
             documents = documents_after(before, self._length, left)
-        # Each new length would be compiled anew.
+        # Each new length would be compiled again.
         with varying_lengths():
             return self._logits(ids, documents, leading(prompt, self._length, left))
 
     def read(self, ids: Tensor) -> Tensor:
-        """fp32 logits [batch, allowed ids] after each text has grown by one of ``ids``, int64 [batch] on the device."""
+        """Append one of ``ids``, int64 [batch] on the device, to each text; return fp32 logits [batch, allowed ids]."""
         assert not self.full
         if self._anew:
             grown = [[*text, token] for text, token in zip(self._texts, as_list(ids), strict=True)]
@@ -110,7 +110,7 @@ class Decoder:
             return self._logits(ids[:, None], documents, None)
 
     def select(self, rows: Tensor) -> None:
-        """Make row i what row ``rows[i]`` was, of texts that began alike; int64 [new batch] on the device."""
+        """Replace row i by the former row ``rows[i]``, int64 [new batch] on the device; all texts start alike."""
         if self._anew:
             numbers = as_list(rows)
             self._texts = [self._texts[row] for row in numbers]
@@ -119,7 +119,8 @@ class Decoder:
         self._cache.select(rows)
 
     def _logits(self, ids: Tensor, documents: Tensor | None, prompts: Tensor | None) -> Tensor:
-        """fp32 logits [batch, allowed ids] after int64 ``ids`` [batch, length]; ``prompts`` is bool of that shape."""
+        """Return fp32 logits [batch, allowed ids] after int64 ``ids`` [batch, length]; ``prompts`` is bool of their
+        shape."""
         hidden = self._model.hidden(ids, documents=documents, prompts=prompts, cache=self._cache)[:, -1]
         return self._model.logits(hidden)[:, : self._allowed].float()
 
@@ -138,44 +139,44 @@ def generate(
     compile: bool = False,
     ahead: int = 1,
 ) -> Iterator[list[int | None]]:
-    """Continue each of ``prompts`` and yield the ids of all rows as they are chosen, one list a step.
+    """Continue each of ``prompts`` and yield the chosen ids of all rows, one list per step.
 
-    A row ends with one of ``end_ids``, which is not yielded, and has None from then on; all end together after
-    ``settings.max_tokens``. A row's text is the one that it would have alone, up to the rounding of sums: rows stand
-    side by side with padding on the left that nobody sees, and each draws from a generator of its own, keyed by
-    ``settings.seed`` and its number, counted from ``first_row``.
+    A row ends with one of ``end_ids``, which is not yielded, and yields None from then on; all rows end after
+    ``settings.max_tokens``. Up to the rounding of sums, the text of a row does not depend on the other rows: the
+    padding on the left of shorter prompts is masked, and each row draws from a generator of its own, keyed by
+    ``settings.seed`` and the number of the row, counted from ``first_row``.
 
     Only ids below ``allowed_ids`` are chosen, for models with more rows than their tokenizer has ids. Each text is one
     document, except that the first ``preceding`` ids of each prompt, none by default, belong to the document before,
-    for masks that separate documents. With ``static`` the cache has one shape from the first token to the last, and
-    with ``compile`` the step of one token is compiled for it. The device chooses ``ahead`` tokens without waiting for
-    the host to look at one, and at most ``ahead`` - 1 more than are wanted.
+    for masks that separate documents. With ``static`` the cache has one shape for all tokens, and with ``compile`` the
+    step of one token is compiled for it. The device chooses ``ahead`` tokens before the host reads them, and so at most
+    ``ahead`` - 1 more than are needed.
 
-    Where a text outgrows ``model.context_length`` the model goes on with the last half of the context, read anew: it
-    was built for every position that occurs, and the cost of a token stays bounded. A longer prompt is cut to its end.
-    The model is in evaluation mode until the last token. Raises UserError for an empty prompt, and for ``static`` with
-    bidirectional attention.
+    When a text outgrows ``model.context_length``, the model reads the last half of the context again and continues from
+    there, so that no position is beyond those that it was built for and the cost of a token stays bounded. A longer
+    prompt is cut to its end. The model is in evaluation mode until the last token. Raises UserError for an empty
+    prompt, and for ``static`` with bidirectional attention.
     """
     texts = [_checked(prompt) for prompt in prompts]
     if not texts:
         return
     generators = _generators(model.device, settings.seed, range(first_row, first_row + len(texts)))
     windows = _Windows(texts, list(preceding) or [0] * len(texts), model.context_length)
-    reader = Decoder(model, max(map(len, texts)) + settings.max_tokens, allowed_ids, static=static, compile=compile)
+    decoder = Decoder(model, max(map(len, texts)) + settings.max_tokens, allowed_ids, static=static, compile=compile)
     seen = _side_by_side(texts, filler=model.vocab_size).to(model.device)
     alive = [True] * len(texts)
     unseen, chosen = list[Tensor](), torch.empty(0)
     with evaluation_mode(model):
         for count in range(1, settings.max_tokens + 1):
-            if count == 1 or reader.full:
-                logits = reader.begin(windows.cut(alive), windows.prompts, windows.preceding)
+            if count == 1 or decoder.full:
+                logits = decoder.begin(windows.cut(alive), windows.prompts, windows.preceding)
             else:
-                logits = reader.read(chosen)
+                logits = decoder.read(chosen)
             chosen = choose(logits, seen, settings, generators)
             if settings.repetition_penalty != 1.0:
                 seen = torch.cat([seen, chosen[:, None]], dim=1)
             unseen.append(chosen)
-            if len(unseen) < ahead and count < settings.max_tokens and not reader.full:
+            if len(unseen) < ahead and count < settings.max_tokens and not decoder.full:
                 continue
             for ids in as_list(torch.stack(unseen)):
                 alive = [living and token not in end_ids for living, token in zip(alive, ids, strict=True)]
@@ -188,12 +189,12 @@ def generate(
 
 
 def _generators(device: torch.device, seed: int, rows: range) -> list[torch.Generator]:
-    """A generator on ``device`` for each of ``rows``, keyed by ``seed`` and the number of the row."""
+    """Return a generator on ``device`` for each of ``rows``, keyed by ``seed`` and the number of the row."""
     return [torch.Generator(device).manual_seed(key(seed, "row", row)) for row in rows]
 
 
 class _Windows:
-    """The part of each text that the model reads: all of it until it outgrows the context, then its end."""
+    """The part of each text that the model reads: the whole text until it outgrows the context, then its end."""
 
     def __init__(self, texts: list[list[int]], preceding: list[int], limit: int) -> None:
         self._texts, self._preceding, self._limit = texts, preceding, limit
@@ -201,7 +202,7 @@ class _Windows:
         self._begins = [max(0, len(text) - limit) for text in texts]
 
     def cut(self, alive: list[bool]) -> list[list[int]]:
-        """The windows, each cut to half the context where it has outgrown it; one token of a text that has ended."""
+        """Return the windows, cut to half the context if they have outgrown it; of an ended text only one token."""
         for row, text in enumerate(self._texts):
             if not alive[row]:
                 self._begins[row] = len(text) - 1
@@ -233,14 +234,14 @@ def beam_search(
     preceding: int = 0,
     ahead: int | None = None,
 ) -> list[int]:
-    """The best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end.
+    """Return the best continuation of ``prompt_ids`` that a search with ``beams`` beams finds, without its end id.
 
     The score of a continuation of n tokens, its end included, is its log-probability / n ** ``length_penalty``. The
-    search ends when ``beams`` continuations are complete and the best open one scores below them all. Prompt and output
-    have to fit ``model.context_length``: the beginning of a longer prompt is left out, down to half the context, and
-    then the output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` are as in ``generate``. The
-    host looks after each ``ahead`` tokens whether the search has ended, `tokens_ahead` when None. Raises UserError for
-    an empty prompt or fewer than one beam.
+    search ends when ``beams`` continuations are complete and the best open one scores below all of them. Prompt and
+    output have to fit ``model.context_length``: a longer prompt loses its beginning, down to half the context, and the
+    output ends with the context. ``end_ids``, ``allowed_ids`` and ``preceding`` are as in ``generate``. The host checks
+    the end of the search every ``ahead`` tokens, by default `tokens_ahead`. Raises UserError for an empty prompt or
+    fewer than one beam.
     """
     if beams < 1:
         raise UserError(f"beams: {beams} must be 1 or more")
@@ -248,25 +249,25 @@ def beam_search(
     prompt = _checked(prompt_ids)[-max(1, limit // 2, limit + 1 - max_tokens) :]
     steps = min(max_tokens, limit + 1 - len(prompt))
     before = max(0, preceding - (len(prompt_ids) - len(prompt)))
-    reader = Decoder(model, len(prompt) + steps, allowed_ids)
+    decoder = Decoder(model, len(prompt) + steps, allowed_ids)
     search = _Search(beams, steps, end_ids, length_penalty, model.device)
     looks = tokens_ahead(model.device) if ahead is None else ahead
     with evaluation_mode(model):
         for count in range(1, steps + 1):
-            logits = reader.begin([prompt], [len(prompt)], [before]) if count == 1 else reader.read(search.last)
+            logits = decoder.begin([prompt], [len(prompt)], [before]) if count == 1 else decoder.read(search.last)
             rows = search.step(logits, count)
             if count == steps or (count % looks == 0 and search.ended):
                 break
-            reader.select(rows)
+            decoder.select(rows)
     return search.best
 
 
 class _Search:
-    """The beams of a search for texts of up to ``steps`` tokens, kept and ranked on ``device``.
+    """The beams of a search for texts of up to ``steps`` tokens, stored and ranked on ``device``.
 
-    Open ones have a ``score``, fp32 [rows] and -inf in rows of which nothing is left, and what they have ``written``,
-    int64 [rows, steps]; so do complete ones, best first, fp32 [beams] and int64 [beams, steps], with a number of tokens
-    each. Whatever is done after the end of the search changes the complete ones no more.
+    Open beams have a ``score``, fp32 [rows], -inf in unused rows, and their ``written`` ids, int64 [rows, steps].
+    Complete texts, best first, have scores, fp32 [beams], ids, int64 [beams, steps], and lengths in tokens. Steps after
+    the end of the search do not change the complete texts.
     """
 
     def __init__(
@@ -284,17 +285,17 @@ class _Search:
         """The last id of each open beam, int64 [rows]."""
 
     def step(self, logits: Tensor, count: int) -> Tensor:
-        """Go on with the best of token number ``count`` by fp32 ``logits`` [rows, ids] of it; returns the row from
-        which each open beam continues, int64 [new rows]."""
+        """Extend the beams by token number ``count``, whose fp32 ``logits`` are [rows, ids], and return the row that
+        each open beam continues, int64 [new rows]."""
         scores = (self._score[:, None] + logits.log_softmax(dim=-1)).flatten()
         best = scores.topk(min(2 * self._beams, scores.numel()))
         rows, chosen = best.indices // logits.shape[-1], best.indices % logits.shape[-1]
-        found = best.values > -math.inf
+        possible = best.values > -math.inf
         ended = (chosen[:, None] == self._ends).any(dim=1)
-        going = found & ~ended if count < self._steps else torch.zeros_like(found)
+        going = possible & ~ended if count < self._steps else torch.zeros_like(possible)
         written = self._written.index_select(0, rows)
         written[:, count - 1] = chosen
-        self._keep_complete(best.values, found & ~going & ~self._ended, written, count - ended.long(), count)
+        self._keep_complete(best.values, possible & ~going & ~self._ended, written, count - ended.long(), count)
         first = (~going).to(torch.int8).sort(stable=True).indices[: self._beams]
         self._score = torch.where(going, best.values, -math.inf).index_select(0, first)
         self._written, self.last = written.index_select(0, first), chosen.index_select(0, first)
@@ -304,30 +305,30 @@ class _Search:
         return rows.index_select(0, first)
 
     def _keep_complete(self, scores: Tensor, complete: Tensor, written: Tensor, lengths: Tensor, count: int) -> None:
-        """Take those of the candidates, best first, with fp32 ``scores`` [candidates] that are ``complete``, bool
-        [candidates], among the complete ones; ``written`` is int64 [candidates, steps], ``lengths`` [candidates]."""
-        some = slice(self._beams)  # an end that ranks below the open beams is none of the best
-        rated = torch.where(complete[some], scores[some] / count**self._length_penalty, -math.inf)
+        """Add the candidates that are ``complete``, bool [candidates], to the complete texts. Their ``scores``, best
+        first, are fp32 [candidates], ``written`` is int64 [candidates, steps], ``lengths`` int64 [candidates]."""
+        first = slice(self._beams)  # an end that ranks below the open beams is none of the best
+        rated = torch.where(complete[first], scores[first] / count**self._length_penalty, -math.inf)
         ranked = torch.cat([self._complete, rated]).sort(descending=True, stable=True)
-        kept = ranked.indices[some]
-        self._complete = ranked.values[some]
-        self._texts = torch.cat([self._texts, written[some]]).index_select(0, kept)
-        self._lengths = torch.cat([self._lengths, lengths[some]]).index_select(0, kept)
+        kept = ranked.indices[first]
+        self._complete = ranked.values[first]
+        self._texts = torch.cat([self._texts, written[first]]).index_select(0, kept)
+        self._lengths = torch.cat([self._lengths, lengths[first]]).index_select(0, kept)
 
     @property
     def ended(self) -> bool:
-        """True if no open beam can become one of the best; the host waits for it."""
+        """True if no open beam can become one of the best; the host waits for the device."""
         return bool(self._ended)
 
     @property
     def best(self) -> list[int]:
-        """The ids of the best complete text, [] if there is none."""
+        """The ids of the best complete text; [] if there is none."""
         length, text = as_list(self._lengths[:1]), as_list(self._texts[0])
         return text[: length[0]]
 
 
 def _side_by_side(texts: list[list[int]], filler: int) -> Tensor:
-    """``texts`` as int64 [texts, longest], with ``filler`` on the left of the shorter ones.
+    """Return ``texts`` as int64 [texts, longest], with ``filler`` on the left of shorter ones.
 
     >>> _side_by_side([[1, 2], [3]], filler=0)
     tensor([[1, 2],

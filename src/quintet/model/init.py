@@ -1,7 +1,8 @@
-"""The role of each parameter, and its first value.
+"""The role of each parameter, and its initial value.
 
-Each parameter is drawn from a generator of its own, keyed by the seed and its name: what a layer starts with depends
-neither on what else the model has nor on the order in which it is built, and PyTorch's global generator is left alone.
+Each parameter is drawn from a generator of its own, keyed by the seed and the parameter's name. So the initial values
+of a layer depend neither on the rest of the model nor on the order of building, and PyTorch's global generator is not
+used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from quintet.model.typed import forked_generator, named_modules
 from quintet.randomness import key
 
 Role = Literal["matrix", "embedding", "gain", "bias", "vector"]
-"""``vector`` is what is no matrix and no gain or bias of a known kind: decays of a state, scales of a branch, sinks."""
+"""A ``vector`` is a parameter of no other role: decays of a state, scales of a branch, attention sinks."""
 
 _NORM = re.compile(r"layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 _DIFFERENCE = re.compile(r"_differences?\.(\w+\.)?(down|up)$")
@@ -35,7 +36,7 @@ _SCALE = re.compile(r"(^|_)(scale|scales|gain|gamma|a_log)$")
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter of ``model`` by its name in ``named_parameters``, which has tied ones once."""
+    """Return the role of each parameter of ``model`` by its name in ``named_parameters``, which has tied ones once."""
     modules = dict(named_modules(model))
     return {
         name: role_of(modules[name.rpartition(".")[0]], name, parameter) for name, parameter in model.named_parameters()
@@ -43,7 +44,8 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 
 def role_of(module: nn.Module, name: str, parameter: Tensor) -> Role:
-    """The role of ``parameter``, of any shape and dtype, of ``module`` itself, called ``name`` in the model.
+    """Return the role of ``parameter``, of any shape and dtype, which belongs to ``module`` and is ``name`` in the
+    model.
 
     >>> role_of(layer := nn.Linear(2, 2), "head.bias", layer.bias)
     'bias'
@@ -52,7 +54,7 @@ def role_of(module: nn.Module, name: str, parameter: Tensor) -> Role:
     kind = type(module).__name__
     convolution = nn.modules.conv._ConvNd  # pyright: ignore[reportPrivateUsage]  (the base of all convolutions)
     if isinstance(module, nn.Linear | convolution) or kind == "Conv1D":
-        return _of_a_product(leaf)
+        return _role_in_product(leaf)
     if "bias" in path:  # tables of biases by distance are embeddings by their class
         return "bias"
     if isinstance(module, nn.Embedding):
@@ -61,11 +63,11 @@ def role_of(module: nn.Module, name: str, parameter: Tensor) -> Role:
         return "gain"
     if getattr(parameter, "_no_weight_decay", False) or _SCALE.search(leaf):
         return "vector"
-    # A tensor along one axis alone, however many it has, is a vector.
+    # A tensor with only one axis longer than 1 is a vector.
     return "matrix" if sum(size > 1 for size in parameter.shape) >= 2 else "vector"
 
 
-def _of_a_product(leaf: str) -> Role:
+def _role_in_product(leaf: str) -> Role:
     if "bias" in leaf:
         return "bias"
     return "vector" if _SCALE.search(leaf) else "matrix"
@@ -74,7 +76,7 @@ def _of_a_product(leaf: str) -> Role:
 EMBEDDING_STD = 0.02
 RESIDUAL_WRITERS = ("attention.output.weight", "attention_output.weight", "feedforward.down.weight")
 EMBEDDINGS = ("embedding.weight", "position.weight")
-"""What is looked up, by the ends of the names: of the ids, and of positions."""
+"""The ends of the names of the embeddings of ids and positions."""
 GAINS = {
     "linear": 1.0,
     "sigmoid": 1.0,
@@ -84,22 +86,22 @@ GAINS = {
     "silu": math.sqrt(2.0),
     "leaky_relu": math.sqrt(2.0 / (1 + 0.01**2)),
 }
-"""The factor that keeps the variance through a nonlinearity, as in PyTorch's ``calculate_gain``; leaky_relu's slope is
-0.01."""
+"""The factors that keep the variance through a nonlinearity, as in PyTorch's ``calculate_gain``; leaky_relu has a slope
+of 0.01."""
 
 
 def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
-    """Give every parameter of ``model``, which may be on the meta device, its first value, in fp32 on the CPU."""
+    """Give each parameter of ``model``, which may be on the meta device, its initial value, in fp32 on the CPU."""
     for name, value in first_values(model, config, seed):
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
 def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value, fp32 on the CPU in the parameter's shape, of each parameter of ``model``, one after the
-    other, so that not all have to be in memory. Only the shapes of ``model`` are read."""
+    """Yield the name and initial value, fp32 on the CPU in the parameter's shape, of each parameter of ``model``, so
+    that not all have to be in memory at once. Only the shapes of ``model`` are read."""
     if isinstance(config.init, NoInitConfig):
-        yield from _as_pytorch_does(model, seed)
+        yield from _values_of_pytorch(model, seed)
         return
     role = roles(model)
     for name, parameter in list(model.named_parameters()):
@@ -110,15 +112,15 @@ def first_values(model: nn.Module, config: TransformerConfig, seed: int) -> Iter
 
 
 def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, generator: torch.Generator) -> None:
-    """Draw fp32 ``value``, of any shape, in place: gains are one, biases zero, and matrices as ``config.init`` says."""
+    """Fill fp32 ``value``, of any shape, in place: gains with 1, biases with 0, matrices as ``config.init`` says."""
     init = config.init
     assert not isinstance(init, PretrainedInitConfig), "trained weights are given, not drawn"
     if role == "bias":
         value.zero_()
     elif role == "gain":
         value.fill_(1.0)
-    elif _DIFFERENCE.search(name):  # whatever the other matrices start with, a difference starts as zero
-        value.zero_() if name.endswith("up") else value.uniform_(*_within(value), generator=generator)
+    elif _DIFFERENCE.search(name):  # a low-rank difference starts as zero under any init
+        value.zero_() if name.endswith("up") else value.uniform_(*_bounds_of_down(value), generator=generator)
     elif isinstance(init, NormalInitConfig):
         scaled = init.scale_residual and name.endswith(RESIDUAL_WRITERS)
         value.normal_(0.0, init.std / (math.sqrt(2 * config.layers) if scaled else 1.0), generator=generator)
@@ -129,14 +131,14 @@ def _fill(value: Tensor, name: str, role: Role, config: TransformerConfig, gener
             _scale_by_fans(matrix, init, generator)
 
 
-def _within(down: Tensor) -> tuple[float, float]:
-    """Bounds of the first factor [rank, inputs] of a low-rank difference (Hu et al. 2022)."""
+def _bounds_of_down(down: Tensor) -> tuple[float, float]:
+    """Return the bounds of the first factor [rank, inputs] of a low-rank difference (Hu et al. 2022)."""
     bound = 1 / math.sqrt(down.shape[1])
     return -bound, bound
 
 
 def _matrices(value: Tensor, name: str, config: TransformerConfig) -> tuple[Tensor, ...]:
-    """``value``, or its parts where it is several projections in one: their fans are those of each by itself."""
+    """Return ``value``, or its parts if it holds several projections, each of which has fans of its own."""
     if not name.endswith(("attention.qkv.weight", "attention_qkv.weight")):
         return (value,)
     rows = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
@@ -144,7 +146,7 @@ def _matrices(value: Tensor, name: str, config: TransformerConfig) -> tuple[Tens
 
 
 def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> None:
-    """Draw fp32 ``matrix`` [outputs, inputs] in place with a variance that follows from its shape."""
+    """Draw fp32 ``matrix`` [outputs, inputs] in place with a variance that depends on its shape."""
     fan_out, fan_in = matrix.shape
     if isinstance(init, XavierInitConfig):
         bound = init.gain * math.sqrt(6.0 / (fan_in + fan_out))
@@ -155,8 +157,8 @@ def _scale_by_fans(matrix: Tensor, init: object, generator: torch.Generator) -> 
     matrix.normal_(0.0, GAINS[init.nonlinearity] / math.sqrt(fan), generator=generator)
 
 
-def _as_pytorch_does(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Names and fp32 values of all shapes that the modules' own ``reset_parameters`` draw."""
+def _values_of_pytorch(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and fp32 values, of all shapes, that the modules' own ``reset_parameters`` draw."""
     for name, module in list(named_modules(model)):
         if next(module.parameters(recurse=False), None) is None:
             continue

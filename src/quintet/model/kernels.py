@@ -1,4 +1,4 @@
-"""Attention kernels: which one serves a mask on a device, how each is called, and one of our own for CPUs."""
+"""Attention kernels: the choice of one for a mask and a device, the calls of each, and a kernel of our own for CPUs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from quintet.model.mask import KeyRanges
 from quintet.model.typed import apply, as_list, compiled, never_compiled
 
 FLEX_FEATURES = 16
-"""The fewest features of a head for which PyTorch compiles FlexAttention."""
+"""The fewest features per head with which PyTorch compiles FlexAttention."""
 
 Kernel = Literal["sdpa", "flash", "flex", "blocked", "chunked"]
 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """``ranges`` in the form that ``kernel`` takes, made once for all blocks of a forward pass."""
+    """``ranges`` in the form that ``kernel`` takes, built once for all blocks of a forward pass."""
 
     ranges: KeyRanges
     kernel: Kernel
@@ -47,14 +47,14 @@ def choose_kernel(
     dropping: bool,
     features: int = 64,
 ) -> Kernel:
-    """The kernel for ``ranges`` on ``device`` with matrix products in ``dtype`` and so many ``features`` of a head.
+    """Return the kernel for ``ranges`` on ``device`` with matrix products in ``dtype`` and ``features`` per head.
 
     ``cached`` queries continue a text; with ``dropping``, attention weights are dropped in this pass. Raises UserError
     for a backend that the run file asks for and that does not work here.
     """
     training = torch.is_grad_enabled()
-    # Compiled code has fixed lengths, and a mask in one piece; what is not compiled and keeps nothing for a backward
-    # pass needs a mask for a part of its queries only.
+    # Compiled code has fixed lengths and needs the whole mask. Code that is not compiled and stores nothing for a
+    # backward pass needs a mask for a part of its queries at a time.
     whole = training or dropping or ranges.simple or ranges.length <= CHUNK or torch.compiler.is_compiling()
     plain: Kernel = "sdpa" if whole else "chunked"
     if config.backend == "flex" and not cached and (whole or device.type != "cuda"):
@@ -69,7 +69,7 @@ def choose_kernel(
                 f"and these have {features}; leave it out"
             )
         return "flex"
-    # PyTorch's flash kernel for CPUs drops no weights, and mps has none; the plain one computes the same.
+    # PyTorch's flash kernel for CPUs has no dropout, and mps has no flash kernel; the plain one computes the same.
     has_flash = device.type == "cuda" or (device.type == "cpu" and not dropping)
     if config.backend == "flash" and ranges.simple and has_flash:
         if device.type == "cuda" and dtype == torch.float32:
@@ -80,18 +80,18 @@ def choose_kernel(
     if config.backend != "auto" or cached:
         return plain
     if device.type == "cpu":
-        # In training in bf16 the blocks beat PyTorch's fused kernel 2 to 5 times, in fp32 they do not; but where a mask
-        # hides whole blocks they leave those out, which that kernel cannot.
+        # In bf16 training the blocked kernel is 2 to 5 times as fast as PyTorch's fused kernel, in fp32 it is not. But
+        # it skips blocks that a mask hides, which the fused kernel cannot.
         faster = ranges.first is not None or (dtype == torch.bfloat16 and training)
         return "blocked" if faster and not dropping and not torch.compiler.is_compiling() else plain
-    # On CUDA a dense mask would leave the fused kernels that skip what it hides. FlexAttention is such a kernel only
-    # when it is compiled, which it is not for texts that all have other lengths.
+    # On CUDA no fused kernel skips what a dense mask hides. FlexAttention skips it, but only if it is
+    # compiled, which it is not for texts of varying lengths.
     flexible = device.type == "cuda" and not ranges.simple and not dropping and whole and features >= FLEX_FEATURES
     return "flex" if flexible else plain
 
 
 def prepare_mask(ranges: KeyRanges, kernel: Kernel, device: torch.device) -> AttentionMask:
-    """``ranges`` in the form that ``kernel`` takes."""
+    """Return ``ranges`` in the form that ``kernel`` takes."""
     if kernel in ("blocked", "chunked"):
         return AttentionMask(ranges, kernel, spans=cut(ranges, BLOCK if kernel == "blocked" else CHUNK))
     if kernel == "flex":
@@ -108,12 +108,11 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(queries · keysᵀ · scale + mask) · values.
+    """Return softmax(queries · keysᵀ · scale + mask) · values, in the shape of ``queries``.
 
     ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, positions, features],
-    and each key head serves heads / kv_heads consecutive query heads. All have one float dtype; the result has it too,
-    in the shape of ``queries``. ``dropout`` is the probability with which an attention weight is dropped; ``scale`` is
-    1 / sqrt(features) when None.
+    and each key head serves heads / kv_heads consecutive query heads. Arguments and result have one float dtype.
+    ``dropout`` is the probability with which an attention weight is dropped; ``scale`` is 1 / sqrt(features) if None.
     """
     if mask.kernel == "blocked":
         factor = queries.shape[-1] ** -0.5 if scale is None else scale
@@ -126,7 +125,7 @@ def attend(
         return attention(queries, keys, values, block_mask=mask.blocks, scale=scale, enable_gqa=grouped)
     if grouped and _unfused_where_shared(queries, mask):
         repeats = queries.shape[1] // keys.shape[1]
-        if mask.ranges.length == 1:  # the query heads of a key head are as good as so many queries of one head
+        if mask.ranges.length == 1:  # the query heads of one key head can be the queries of one head
             together = queries.reshape(*keys.shape[:2], repeats, -1)
             options: dict[str, Any] = {"attn_mask": mask.dense, "dropout_p": dropout, "scale": scale}
             return F.scaled_dot_product_attention(together, keys, values, **options).reshape(queries.shape)
@@ -143,9 +142,10 @@ def attend(
 
 
 def _unfused_where_shared(queries: Tensor, mask: AttentionMask) -> bool:
-    """True where query heads, floats [batch, heads, length, features], that share one of keys have no fused kernel.
+    """Return True if no fused kernel serves query heads, floats [batch, heads, length, features], with shared key
+    heads.
 
-    On CUDA those for 16 bits without a mask share; the unfused one writes out the square of the length in fp32.
+    On CUDA only the fused kernels for 16 bits without a mask do; the unfused one stores length² weights in fp32.
     """
     masked = mask.kernel == "chunked" or mask.dense is not None
     return queries.device.type == "cuda" and (masked or queries.dtype == torch.float32)
@@ -154,9 +154,9 @@ def _unfused_where_shared(queries: Tensor, mask: AttentionMask) -> bool:
 def _chunked_attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None, grouped: bool
 ) -> Tensor:
-    """``attend`` with a mask for ``CHUNK`` queries and the keys that they see at a time, in the same shapes and dtypes.
+    """``attend`` for ``CHUNK`` queries at a time, with a mask of the keys that they see, in the same shapes and dtypes.
 
-    A mask for all queries, and what an unfused kernel makes of it, would grow with the square of the length.
+    A mask for all queries, and the weights of an unfused kernel, would grow with the square of the length.
     """
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
     for span in mask.spans:
@@ -174,7 +174,7 @@ def _chunked_attention(
 
 @contextmanager
 def varying_lengths() -> Generator[None]:
-    """Within, nothing is compiled or planned for the length of a text: each text, and each token more, has another.
+    """Compile and plan nothing for the length of a text inside the context, because each text has another length.
 
     cuDNN's attention makes a plan for each new length, which takes longer than the attention itself.
     """
@@ -186,8 +186,8 @@ def varying_lengths() -> Generator[None]:
 def attend_dropping(
     dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
 ) -> Tensor:
-    """`attend` with the rate of ``dropout`` in training: ``queries`` and the result are floats [batch, heads, length,
-    features], keys and values as there."""
+    """`attend` with the rate of ``dropout`` in training; ``queries`` and the result are floats [batch, heads, length,
+    features], ``keys`` and ``values`` as in `attend`."""
     if dropout.scheduled and dropout.training:
         return _attend_at_rate(dropout, queries, keys, values, mask, scale)
     rate = dropout.p if dropout.training else 0.0
@@ -198,8 +198,8 @@ def attend_dropping(
 def _attend_at_rate(
     dropout: WeightDropout, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float | None
 ) -> Tensor:
-    """`attend` outside of a compiled pass: the kernel takes the rate as a number, of which each new one would compile
-    the pass anew."""
+    """`attend` outside of a compiled pass, because the kernel takes the rate as a Python number, and each new rate
+    would recompile the pass."""
     return attend(queries, keys, values, mask, dropout=dropout.p, scale=scale)
 
 
@@ -217,7 +217,7 @@ def _block_mask(ranges: KeyRanges, device: torch.device) -> BlockMask:
 
     batches = {part.shape[0] for part in (first, last) if part is not None}
     batch = max(batches, default=1)
-    # A compiled one does not write out the whole matrix first.
+    # The compiled function does not build the whole matrix first.
     make = _compiled_block_mask() if device.type == "cuda" else create_block_mask
     return make(sees, batch if batch > 1 else None, None, ranges.length, ranges.keys, device=device)
 
@@ -233,11 +233,11 @@ def _compiled_block_mask() -> Any:
 
 
 BLOCK = 128
-"""Queries of a block in our own kernel."""
+"""Queries per block of our own kernel."""
 CHUNK = 512
-"""Queries that PyTorch's kernel gets together where it gets them by parts."""
-# More weights than this are computed again in the backward pass instead of being kept: memory then grows with the
-# length and not with its square.
+"""Queries per call of PyTorch's kernel if it is called for parts of the queries."""
+# More attention weights than this are recomputed in the backward pass instead of being stored, so that memory grows
+# with the length and not with its square.
 KEPT_BYTES = 64 * 2**20
 
 Span = tuple[int, int, int, int]
@@ -248,17 +248,17 @@ last."""
 def blocked_attention(
     queries: Tensor, keys: Tensor, values: Tensor, ranges: KeyRanges, spans: tuple[Span, ...], scale: float
 ) -> Tensor:
-    """softmax(queries · keysᵀ · scale + mask) · values.
+    """Return softmax(queries · keysᵀ · scale + mask) · values, in the shape of ``queries``.
 
     ``queries`` is [batch, heads, length, features]; ``keys`` and ``values`` are [batch, kv_heads, length, features],
-    where kv_heads divides heads and each serves heads / kv_heads consecutive query heads. Returns the shape of
-    ``queries``. Weights and result have the inputs' dtype, so in bf16 they are rounded as in any unfused attention.
+    and each key head serves heads / kv_heads consecutive query heads. Attention weights and result have the inputs'
+    dtype, so that in bf16 they are rounded as in any unfused attention.
     """
     return apply(_BlockedAttention, queries, keys, values, ranges, spans, scale)
 
 
 def cut(ranges: KeyRanges, block: int = BLOCK) -> tuple[Span, ...]:
-    """The blocks of ``block`` queries of ``ranges``, each with the keys that matter to it."""
+    """Return the blocks of ``block`` queries of ``ranges``, each with the keys that its queries see."""
     first = None if ranges.first is None else as_list(ranges.first.amin(0))
     last = None if ranges.last is None else as_list(ranges.last.amax(0))
     spans: list[Span] = []
@@ -305,7 +305,7 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """The gradients of queries, keys and values, in their shapes and dtypes, from that of the result."""
+        """Return the gradients of queries, keys and values, in their shapes and dtypes, from that of the result."""
         q, k, v, *kept = ctx.saved_tensors
         query_shape, key_shape = ctx.shapes
         d_out = gradients[0].reshape(q.shape)
@@ -324,7 +324,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _weights(q: Tensor, k: Tensor, span: Span, ranges: KeyRanges) -> Tensor:
-    """Attention weights [groups, query heads × (stop − start), high − low] of the queries of ``span``.
+    """Return the attention weights [groups, query heads × (stop − start), high − low] of the queries of ``span``.
 
     ``q`` is [groups, query heads, length, features], ``k`` [groups, length, features]; all have one float dtype.
     """
@@ -336,14 +336,14 @@ def _weights(q: Tensor, k: Tensor, span: Span, ranges: KeyRanges) -> Tensor:
         by_row = scores.view(hidden.shape[0], -1, stop - start, high - low)
         by_row.masked_fill_(hidden[:, None], float("-inf"))
     elif ranges.causal:
-        # Only the last square holds keys in a query's future.
+        # Only the last square has keys that come after a query.
         square = scores.view(groups, heads, stop - start, high - low)[..., start - low :]
         square += torch.full((stop - start, stop - start), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
     return torch.softmax(scores, dim=-1)
 
 
 def _hidden(span: Span, ranges: KeyRanges, device: torch.device) -> Tensor:
-    """True where a query of ``span`` does not see a key: bool [batch or 1, stop − start, high − low]."""
+    """Return a mask, True where a query of ``span`` does not see a key: bool [batch or 1, stop − start, high − low]."""
     start, stop, low, high = span
     keys = torch.arange(low, high, device=device)
     hidden = torch.zeros(1, stop - start, high - low, dtype=torch.bool, device=device)

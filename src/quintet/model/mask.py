@@ -1,10 +1,10 @@
 """Masks: the keys that each query sees.
 
-Every mask here is a range of keys for each query, from ``first`` to ``last``: the range of causal attention ends at the
-query itself, a window begins so many positions before it, a document's begins and ends with the document, a prompt's
-ends with the prompt, and padding on the left moves the beginning. Two numbers a query take the place of a matrix: what
-is outside the range of a whole block of queries need not be computed, and a dense mask or a block mask for
-FlexAttention follows from them where a kernel takes one.
+Each mask is a range of keys for each query, from ``first`` to ``last``. With causal attention the range ends at the
+query itself; a window starts some positions before it; a document's range starts and ends with the document; a
+prompt's ends with the prompt; padding on the left moves the start. Two numbers per query replace a matrix: keys outside
+the range of a whole block of queries need not be computed, and a dense mask, or a block mask for FlexAttention, is
+made from the ranges if a kernel needs one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from quintet.model.cache import KVCache
 
 @dataclass(frozen=True)
 class KeyRanges:
-    """The part of ``keys`` keys that each of ``length`` queries sees; the queries are at the last positions of the keys
-    unless ``first`` and ``last`` say otherwise.
+    """The range of ``keys`` keys that each of ``length`` queries sees; the queries are at the last positions of the
+    keys.
 
     ``first`` and ``last`` are int64 [batch or 1, length], both inclusive. Without ``first`` a query sees the keys from
-    the beginning; without ``last`` it sees them up to itself when ``causal``, otherwise to the end.
+    the first on; without ``last`` it sees them up to itself if ``causal``, otherwise to the end.
     """
 
     length: int
@@ -35,12 +35,12 @@ class KeyRanges:
 
     @property
     def simple(self) -> bool:
-        """True where these ranges are the plain causal mask, or hide nothing."""
+        """True if these ranges are the plain causal mask, or hide nothing."""
         aligned = self.length == self.keys or self.length == 1 or not self.causal
         return self.first is None and self.last is None and aligned
 
     def dense(self, device: torch.device) -> Tensor:
-        """True where a query sees a key: bool [batch or 1, 1, length, keys].
+        """Return a mask, True where a query sees a key: bool [batch or 1, 1, length, keys].
 
         >>> KeyRanges(length=2, keys=2, causal=True).dense(torch.device("cpu")).long()
         tensor([[[[1, 0],
@@ -68,7 +68,7 @@ class Layout:
 
 
 def leading(counts: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
-    """True for the first ``counts`` tokens of each row, after ``padding`` of them: bool [batch, length].
+    """Mark the first ``counts`` tokens of each row after ``padding`` ones: bool [batch, length].
 
     ``counts`` and ``padding`` are int64 [batch].
 
@@ -82,10 +82,10 @@ def leading(counts: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
 
 
 def documents_after(preceding: Tensor, length: int, padding: Tensor | int = 0) -> Tensor:
-    """Documents of texts that follow the end of another: int64 [batch, length].
+    """Return document numbers of texts that follow the end of another document: int64 [batch, length].
 
-    The first ``preceding`` tokens of each row, after ``padding`` of them, belong to the document before (0), the others
-    to the text's own (1), padding to none (-1). ``preceding`` and ``padding`` are int64 [batch].
+    After ``padding`` tokens (-1), the first ``preceding`` tokens of each row belong to the document before (0), and the
+    others to the text's own (1). ``preceding`` and ``padding`` are int64 [batch].
     """
     index = torch.arange(length, device=preceding.device)
     begins = torch.as_tensor(padding, device=preceding.device) + torch.stack([torch.zeros_like(preceding), preceding])
@@ -99,11 +99,11 @@ def lay_out(
     prompts: Tensor | None = None,
     cache: KVCache | None = None,
 ) -> Layout:
-    """Positions and visible keys of int64 ``ids`` [batch, length], which continue what ``cache`` holds.
+    """Return positions and visible keys of int64 ``ids`` [batch, length], which continue the texts in ``cache``.
 
-    ``documents``, int64 [batch, length], numbers the documents, for the masks that separate them. ``prompts``, bool
-    [batch, length], is True for tokens of the prompt at the beginning of their document, for the prefix mask: those of
-    one document see one another in both directions.
+    ``documents``, int64 [batch, length], numbers the documents, for masks that separate them. ``prompts``, bool [batch,
+    length], is True for tokens of the prompt at the start of their document, for the prefix mask: tokens of one prompt
+    see one another in both directions.
     """
     length, device = ids.shape[1], ids.device
     start = 0 if cache is None else cache.start
@@ -134,17 +134,17 @@ def lay_out(
     for one in firsts:
         first = one if first is None else torch.maximum(first, one)
     if first is not None:
-        first = torch.minimum(first, index)  # padding sees itself: a row of weights must not be empty
+        first = torch.minimum(first, index)  # padding sees itself, because softmax needs at least one key
         if first.shape[1] != length:
             first = first.expand(-1, length)
     keys = length if cache is None else cache.keys_after(length)
     if cache is not None and cache.static and last is None:
-        last = index[None]  # the rest of the buffer is not yet written
+        last = index[None]  # the rest of the buffer is unused
     return Layout(positions, KeyRanges(length, keys, causal, first, last))
 
 
 def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
-    """The index at which the document of each token begins: int64 [batch, length], like ``documents``; ``index`` is
+    """Return the first index of each token's document: int64 [batch, length], like ``documents``; ``index`` is
     [length]."""
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -158,7 +158,7 @@ def _begins(documents: Tensor, index: Tensor, cache: KVCache | None) -> Tensor:
 
 
 def _ends(documents: Tensor, index: Tensor) -> Tensor:
-    """The index of the last token of each token's document: int64 [batch, length], like ``documents``; ``index`` is
+    """Return the last index of each token's document: int64 [batch, length], like ``documents``; ``index`` is
     [length]."""
     closing = torch.ones_like(documents, dtype=torch.bool)
     closing[:, :-1] = documents[:, 1:] != documents[:, :-1]

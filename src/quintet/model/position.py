@@ -30,7 +30,7 @@ from quintet.model.typed import apply
 class Rotation:
     """Cosines and sines, each fp32 [length, pairs] or [batch, 1, length, pairs].
 
-    They turn the first 2 · pairs features of a head: i with i + pairs, or 2i with 2i + 1 when ``interleaved``.
+    They rotate the first 2 · pairs features of a head: i with i + pairs, or 2i with 2i + 1 if ``interleaved``.
     """
 
     cos: Tensor
@@ -40,8 +40,8 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Positions:
-    """The modules by which a model knows positions: ``added`` gives the vectors that are added to the embedding, from
-    int64 [...] to floats [..., width], and ``rope`` the rotation of queries and keys."""
+    """The modules for positions: ``added`` gives the vectors that are added to the embedding, from int64 [...] to
+    floats [..., width], and ``rope`` the rotation of queries and keys."""
 
     added: nn.Module | None = None
     rope: Rope | None = None
@@ -53,14 +53,14 @@ def build_positions(config: TransformerConfig, context_length: int) -> Positions
 
 
 class LearnedPosition(nn.Module):
-    """One trained vector a position."""
+    """One trained vector per position."""
 
     def __init__(self, context_length: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(context_length, width))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Vectors [..., width], in the weight's dtype, of int64 ``positions`` [...]."""
+        """Return vectors [..., width], in the weight's dtype, of int64 ``positions`` [...]."""
         return F.embedding(positions, self.weight)
 
     def reset_parameters(self) -> None:
@@ -68,7 +68,7 @@ class LearnedPosition(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """sin and cos, in turn over the features, of wavelengths from 2π to 2π·theta (Vaswani et al. 2017, section 3.5)."""
+    """Alternating sines and cosines of wavelengths from 2π to 2π·theta (Vaswani et al. 2017, section 3.5)."""
 
     table: Tensor
 
@@ -79,7 +79,7 @@ class SinusoidalPosition(nn.Module):
         self.register_buffer("table", table.float().contiguous(), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """fp32 vectors [..., width] of int64 ``positions`` [...]."""
+        """Return fp32 vectors [..., width] of int64 ``positions`` [...]."""
         return self.table[positions]
 
 
@@ -98,7 +98,7 @@ class Rope(nn.Module):
         self.register_buffer("sin", (angles.sin() * factor).float(), persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:
-        """The rotation, in fp32, of int64 ``positions`` [length] or [batch, length]."""
+        """Return the rotation, in fp32, of int64 ``positions`` [length] or [batch, length]."""
         cos, sin = self.cos[positions], self.sin[positions]
         if positions.dim() == 2:
             cos, sin = cos[:, None], sin[:, None]  # one rotation for all heads
@@ -132,36 +132,37 @@ POSITIONS: dict[str, Callable[[Any, TransformerConfig, int], Positions]] = {
 
 
 def scaled_frequencies(config: RopeConfig, features: int) -> tuple[Tensor, float]:
-    """Angles a position, fp64 [features / 2], and the factor on cosines and sines, as ``config.scaling`` says."""
+    """Return the angles per position, fp64 [features / 2], and the factor on cosines and sines, by
+    ``config.scaling``."""
     return SCALINGS[config.scaling.kind](config.scaling, config.theta, features)
 
 
 def _unscaled(scaling: NoScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
-    """The frequencies as they are, fp64 [features / 2], and a factor of 1."""
+    """Return the plain frequencies, fp64 [features / 2], and a factor of 1."""
     return _frequencies(features, theta), 1.0
 
 
 def _scaled_linearly(scaling: LinearScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
-    """All frequencies divided by one number, fp64 [features / 2], and a factor of 1."""
+    """Return all frequencies divided by one number, fp64 [features / 2], and a factor of 1."""
     return _frequencies(features, theta) / scaling.factor, 1.0
 
 
 def _scaled_by_ntk(scaling: NTKScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
-    """The frequencies of a larger theta, fp64 [features / 2], and a factor of 1."""
-    # With a single pair there is no longest wavelength besides the shortest, which stays.
+    """Return the frequencies of a larger theta, fp64 [features / 2], and a factor of 1."""
+    # A single pair has only the shortest wavelength, which stays.
     larger = theta * scaling.factor ** (features / (features - 2)) if features > 2 else theta
     return _frequencies(features, larger), 1.0
 
 
 def _scaled_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
-    """The low frequencies divided, the high ones as they are, fp64 [features / 2], and the factor of YaRN."""
+    """Return divided low and unchanged high frequencies, fp64 [features / 2], and the factor of YaRN."""
     frequencies, kept = _frequencies(features, theta), _kept_by_yarn(scaling, theta, features)
     factor = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
     return frequencies / scaling.factor * (1 - kept) + frequencies * kept, factor
 
 
 def _scaled_as_llama3(scaling: Llama3ScalingConfig, theta: float, features: int) -> tuple[Tensor, float]:
-    """The low frequencies divided, the high ones as they are, fp64 [features / 2], and a factor of 1."""
+    """Return divided low and unchanged high frequencies, fp64 [features / 2], and a factor of 1."""
     frequencies = _frequencies(features, theta)
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -180,9 +181,9 @@ SCALINGS: dict[str, Callable[[Any, float, int], tuple[Tensor, float]]] = {
 
 
 def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Tensor:
-    """The share of each frequency that stays, 0 to 1: fp64 [features / 2].
+    """Return the share of each frequency that is not divided, 0 to 1: fp64 [features / 2].
 
-    Peng et al. 2023, section 3.2, in the form of the authors' code, with a ramp over the numbers of the pairs.
+    It follows Peng et al. 2023, section 3.2, as in the authors' code, with a ramp over the indices of the pairs.
     """
 
     def pair_with(turns: float) -> float:
@@ -197,8 +198,8 @@ def _kept_by_yarn(scaling: YarnScalingConfig, theta: float, features: int) -> Te
 def split_and_rotate(
     qkv: Tensor, heads: int, kv_heads: int, rotation: Rotation | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [batch, heads, length, head_dim], and keys and values [batch, kv_heads, length, head_dim], of ``qkv``
-    [batch, length, (heads + 2 · kv_heads) · head_dim], in its dtype; queries and keys are turned by ``rotation``."""
+    """Split ``qkv`` [batch, length, (heads + 2 · kv_heads) · head_dim] into queries [batch, heads, length, head_dim],
+    and keys and values [batch, kv_heads, length, head_dim], in its dtype; ``rotation`` rotates queries and keys."""
     if rotation is not None and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
         return apply(_SplitAndRotate, qkv, heads, kv_heads, rotation)
     per_head = torch.unflatten(qkv, -1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
@@ -209,9 +210,9 @@ def split_and_rotate(
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """``x`` [batch, heads, length, head_dim], of any float dtype, turned by ``rotation``.
+    """Rotate ``x`` [batch, heads, length, head_dim], of any float dtype, by ``rotation``.
 
-    It is computed in fp32 and rounded once, which costs nothing where the compiler fuses it.
+    The rotation is computed in fp32 and rounded once; compiled code fuses this at no cost.
     """
     cos, sin = rotation.cos, rotation.sin
     first, second = _pairs(x, rotation)
@@ -221,7 +222,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def _pairs(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-    """Views [..., pairs] of the features of ``x`` [..., head_dim] that turn together, in its dtype."""
+    """Return views [..., pairs] of the two features of each rotated pair of ``x`` [..., head_dim], in its dtype."""
     pairs = rotation.cos.shape[-1]
     if rotation.interleaved:
         return x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
@@ -229,11 +230,11 @@ def _pairs(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
 
 
 class _SplitAndRotate(torch.autograd.Function):
-    """``split_and_rotate`` for a CPU, where every pass over memory counts.
+    """``split_and_rotate`` for CPUs, with fewer passes over memory.
 
-    It writes results in the layout that attention reads, and gradients straight into the gradient of the projection,
-    without the zeros, copies and sums of slices. It computes in the dtype of ``qkv``, since fp32 would triple the
-    traffic: 1.8 ms a layer for 16 × 256 positions of 6 heads in bf16, instead of 5.6 by ``rotate``.
+    It writes results in the layout that attention reads, and gradients directly into the gradient of the projection,
+    without zeros, copies and sums of slices. It computes in the dtype of ``qkv``, because fp32 would triple the memory
+    traffic: 1.8 ms per layer for 16 × 256 positions of 6 heads in bf16, instead of 5.6 ms with ``rotate``.
     """
 
     @staticmethod
@@ -251,7 +252,7 @@ class _SplitAndRotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """The gradient of ``qkv``, in its shape and dtype, from those of queries, keys and values."""
+        """Return the gradient of ``qkv``, in its shape and dtype, from those of queries, keys and values."""
         cos, sin = ctx.saved_tensors
         back = Rotation(cos, -sin, ctx.interleaved)  # the transpose of a rotation is the rotation back
         batch, _, length, head_dim = gradients[0].shape
@@ -265,7 +266,7 @@ class _SplitAndRotate(torch.autograd.Function):
 
 
 def _rotate_into(out: Tensor, x: Tensor, rotation: Rotation) -> None:
-    """Write ``x`` [batch, heads, length, head_dim] turned by ``rotation`` to ``out``, of its shape and float dtype."""
+    """Write ``x`` [batch, heads, length, head_dim], rotated, to ``out``, of its shape and float dtype."""
     cos, sin = rotation.cos, rotation.sin
     (first, second), (out_first, out_second) = _pairs(x, rotation), _pairs(out, rotation)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
@@ -276,13 +277,13 @@ def _rotate_into(out: Tensor, x: Tensor, rotation: Rotation) -> None:
 
 
 def _frequencies(features: int, theta: float) -> Tensor:
-    """theta^(−2i / features) in fp64, [ceil(features / 2)].
+    """Return theta^(−2i / features) in fp64, [ceil(features / 2)].
 
-    On the CPU whatever the default device, since a model may be laid out on the meta device first.
+    They are on the CPU also when the model is built on the meta device.
     """
     return theta ** -(torch.arange(0, features, 2, dtype=torch.float64, device="cpu") / features)
 
 
 def _angles(positions: int, frequencies: Tensor) -> Tensor:
-    """Angle of each position and frequency, fp64 [positions, frequencies]."""
+    """Return the angle of each position and frequency, fp64 [positions, frequencies]."""
     return torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""Sampling of the next token from logits: pure functions of fp32 [batch, vocab], in the order in which they apply."""
+"""Sampling of the next token: pure functions of fp32 logits [batch, vocab], in the order in which they apply."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def generation_settings(**options: Unpack[GenerationOptions]) -> GenerationSetti
 
 
 def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next ids, int64 [batch], for fp32 ``logits`` [batch, vocab] after the ids ``seen``, int64 [batch, length].
+    """Draw the next ids, int64 [batch], from fp32 ``logits`` [batch, vocab] after ids ``seen``, int64 [batch, length].
 
-    Row i is drawn with ``generators[i]``, so that its draw does not depend on the others.
+    Row i is drawn from ``generators[i]``, so that its draw does not depend on the other rows.
     """
     logits = penalise_repetition(logits, seen, settings.repetition_penalty)
     if settings.temperature == 0:
@@ -44,8 +44,8 @@ def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator
         logits = keep_top_p(logits, settings.top_p)
     if settings.min_p is not None:
         logits = keep_min_p(logits, settings.min_p)
-    # Among independent exponential waiting times with the probabilities as rates, an id's is shortest with its
-    # probability.
+    # Of independent exponential waiting times with the probabilities as rates, that of an id is the shortest with the
+    # id's probability.
     waits = torch.empty_like(logits)
     for row, generator in enumerate(generators):
         waits[row].exponential_(generator=generator)
@@ -53,10 +53,10 @@ def choose(logits: Tensor, seen: Tensor, settings: GenerationSettings, generator
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """``logits`` with the positive ones of the ids in ``seen`` divided by ``penalty`` and the negative ones multiplied.
+    """Divide the positive logits of the ids in ``seen`` by ``penalty`` and multiply the negative ones by it.
 
     ``logits`` are floats [batch, vocab], ``seen`` is int64 [batch, length]. An id counts once, however often it occurs;
-    ids beyond the vocabulary count for nothing.
+    ids outside the vocabulary are ignored.
 
     >>> penalise_repetition(torch.tensor([[2.0, -1.0, 1.0]]), torch.tensor([[0, 1]]), penalty=2.0)
     tensor([[ 1., -2.,  1.]])
@@ -64,15 +64,14 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     if penalty == 1.0:
         return logits
     batch, vocab = logits.shape
-    # All ids that the logits lack share one additional column.
+    # All ids without a logit share one additional column.
     flags = torch.zeros(batch, vocab + 1, dtype=torch.bool, device=logits.device)
     flags = flags.scatter_(1, seen.clamp(max=vocab), True)[:, :vocab]
     return torch.where(flags, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """``logits``, floats [batch, vocab], −inf for all but the ``k`` largest of each row and what equals the smallest of
-    these.
+    """Return ``logits``, floats [batch, vocab], with −inf for all but the ``k`` largest of each row and their ties.
 
     >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0]]), k=2)
     tensor([[-inf, 3., 2.]])
@@ -82,27 +81,27 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 _WHOLE = 2.0**40
-"""The probability 1 as an integer; a factor of two is exact, and 2^23 ids may each round by one."""
+"""The probability 1 as an integer: a power of two, so that scaling is exact, and 2^23 ids may each round by one."""
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """``logits``, floats [batch, vocab], −inf for all but the fewest likeliest ids of each row with a probability of at
-    least ``p`` together.
+    """Return ``logits``, floats [batch, vocab], with −inf for all but the fewest likeliest ids of each row whose
+    probabilities sum to at least ``p``.
 
     >>> keep_top_p(torch.tensor([[0.0, 9.0, 0.0]]), p=0.5)
     tensor([[-inf, 9., -inf]])
     """
     ordered, ids = logits.sort(dim=-1, descending=True)
-    # Sums of integers are exact in any order; those of floats on a GPU are not, and refused where a run promises bits.
+    # Sums of integers are exact in any order. PyTorch refuses those of floats on a GPU in its deterministic mode.
     probabilities = (ordered.softmax(dim=-1) * _WHOLE).long()
-    # An id stays while those before it fall short of p, so that the likeliest one always stays.
+    # An id stays if the ids before it sum to less than p, so that the likeliest one always stays.
     superfluous = probabilities.cumsum(dim=-1) - probabilities >= p * _WHOLE
     superfluous[:, 0] = False
     return logits.masked_fill(torch.zeros_like(superfluous).scatter(1, ids, superfluous), -math.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """``logits``, floats [batch, vocab], −inf for ids with less than ``p`` times the probability of the likeliest one.
+    """Return ``logits``, floats [batch, vocab], with −inf for ids with less than ``p`` times the highest probability.
 
     >>> keep_min_p(torch.tensor([[0.0, 9.0, 8.0]]), p=0.1)
     tensor([[-inf, 9., 8.]])

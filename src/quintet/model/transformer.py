@@ -24,17 +24,17 @@ from quintet.model.typed import in_heads
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    """Floats [...] to the same shape and dtype."""
+    """Map floats [...] to the same shape and dtype."""
     return F.gelu(x, approximate="tanh")
 
 
 def _squared_relu(x: Tensor) -> Tensor:
-    """Floats [...] to the same shape and dtype."""
+    """Map floats [...] to the same shape and dtype."""
     return F.relu(x).square()
 
 
 def _identity(x: Tensor) -> Tensor:
-    """``x`` of any shape and dtype."""
+    """Return ``x``, of any shape and dtype."""
     return x
 
 
@@ -55,7 +55,7 @@ ACTIVATIONS: dict[Activation, Pointwise] = {
 
 
 class LowRankDifference(nn.Module):
-    """scale · up(down(x)), what a block adds to the product with a matrix that it shares, and the bias of its own.
+    """scale · up(down(x)) plus a bias: the term that a block adds to the product with a shared matrix.
 
     It starts as zero: ``down`` [rank, inputs] is drawn within ±1 / sqrt(inputs), ``up`` [outputs, rank] is zero (Hu et
     al. 2022).
@@ -70,9 +70,9 @@ class LowRankDifference(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(outputs)) if config.bias or bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Floats [..., inputs] to [..., outputs]."""
-        found = F.linear(F.linear(x, self.down, self.down_bias), self.up) * self.scale
-        return found if self.up_bias is None else found + self.up_bias.to(found.dtype)
+        """Map floats [..., inputs] to [..., outputs]."""
+        difference = F.linear(F.linear(x, self.down, self.down_bias), self.up) * self.scale
+        return difference if self.up_bias is None else difference + self.up_bias.to(difference.dtype)
 
     def reset_parameters(self) -> None:
         bound = 1 / math.sqrt(self.down.shape[1])
@@ -83,7 +83,7 @@ class LowRankDifference(nn.Module):
 
 
 Differences = nn.ModuleDict | None
-"""The low-rank differences of a block for the matrices of a shared feed-forward network, by their names there."""
+"""The low-rank differences of a block from the matrices of a shared feed-forward network, by the matrices' names."""
 
 
 def _named(differences: Differences, name: str) -> nn.Module | None:
@@ -95,28 +95,28 @@ def _product(layer: nn.Module, x: Tensor, difference: nn.Module | None) -> Tenso
 
 
 def build_feedforward(config: TransformerConfig) -> nn.Module:
-    """The feed-forward network of ``config``: [..., width] to [..., width]."""
+    """Build the feed-forward network of ``config``: [..., width] to [..., width]."""
     return FEEDFORWARDS[config.feedforward.kind](config.width, config.hidden, config.feedforward)
 
 
 def build_qkv(config: TransformerConfig) -> nn.Linear:
-    """The projection of the width of the model to queries, keys and values of all heads."""
+    """Build the projection from the width of the model to queries, keys and values of all heads."""
     return nn.Linear(config.width, config.qkv_width, bias=config.attention.bias)
 
 
 def build_shared(config: TransformerConfig, part: SharedPart) -> nn.Module:
-    """The module of ``part`` that blocks share; where they add differences to it, these have the biases."""
+    """Build the module of ``part`` that blocks share, without biases if blocks add low-rank differences, which have
+    them."""
     if config.shared_how(part) == "low_rank":
-        bare = {"bias": False, "output_bias": False}
-        attention = config.attention.model_copy(update=bare)
+        attention = config.attention.model_copy(update={"bias": False, "output_bias": False})
         feedforward = config.feedforward.model_copy(update={"bias": False})
         config = config.model_copy(update={"attention": attention, "feedforward": feedforward})
     return _BUILDERS[part](config)
 
 
 class GatedFeedForward(nn.Module):
-    """down(dropout(activation(gate(x)) · up(x))) (Shazeer 2020); the dropout is the block's, whose masks are its own
-    where blocks share the network."""
+    """down(dropout(activation(gate(x)) · up(x))) (Shazeer 2020), with the dropout of the block, because blocks that
+    share a network have masks of their own."""
 
     def __init__(self, width: int, hidden: int, config: FeedForwardConfig) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ FEEDFORWARDS = {"gated": GatedFeedForward, "plain": PlainFeedForward}
 
 
 class Attention(nn.Module):
-    """Multi-head, grouped-query or multi-query attention, to what the mask lets each position see.
+    """Multi-head, grouped-query or multi-query attention under a mask.
 
     Queries, keys and values come from one projection: the rows of ``qkv.weight`` are all query heads, then all key
     heads, then all value heads. ``qkv`` and ``output`` are None where the block shares one.
@@ -170,14 +170,14 @@ class Attention(nn.Module):
         self.output = build_output(config) if config.how("attention_output", block) == "own" else None
         self.qkv_difference = self.output_difference = None
         if config.sharing is not None:
-            found, width, shape = config.heads * config.head_dim, config.width, config.sharing
+            mixed, width, shape = config.heads * config.head_dim, config.width, config.sharing
             if config.how("attention_qkv", block) == "low_rank":
                 self.qkv_difference = LowRankDifference(width, config.qkv_width, shape, part.bias)
             if config.how("attention_output", block) == "low_rank":
-                self.output_difference = LowRankDifference(found, width, shape, config.output_bias)
+                self.output_difference = LowRankDifference(mixed, width, shape, config.output_bias)
 
     def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
-        """Floats [batch, length, width] to the same; with ``cache``, ``x`` continues what is stored there."""
+        """Map floats [batch, length, width] to the same shape; with ``cache``, ``x`` continues the stored positions."""
         qkv = _product(_own(self.qkv, context.attention_qkv), self.input_dropout(x), self.qkv_difference)
         queries, keys, values = self._split(qkv, context.rotation)
         if cache is not None:
@@ -187,7 +187,7 @@ class Attention(nn.Module):
         return _product(output, mixed.transpose(1, 2).flatten(2), self.output_difference)
 
     def _split(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, heads, length, head_dim], keys and values [batch, kv_heads, length, head_dim]."""
+        """Return queries [batch, heads, length, head_dim], and keys and values [batch, kv_heads, length, head_dim]."""
         if self.query_norm is None or self.key_norm is None:
             return split_and_rotate(qkv, self.heads, self.kv_heads, rotation)
         features = qkv.shape[-1] // (self.heads + 2 * self.kv_heads)
@@ -205,7 +205,7 @@ class Attention(nn.Module):
 
 
 def build_output(config: TransformerConfig) -> nn.Linear:
-    """The projection of what the heads found back to the width of the model."""
+    """Build the projection from the results of all heads to the width of the model."""
     return nn.Linear(config.heads * config.head_dim, config.width, bias=config.output_bias)
 
 
@@ -218,7 +218,7 @@ _BUILDERS: dict[SharedPart, Callable[[TransformerConfig], nn.Module]] = {
 
 @dataclass(frozen=True)
 class BlockContext:
-    """The mask, the rotation and the shared modules, which are the same for all blocks of a forward pass."""
+    """The mask, the rotation and the shared modules of a forward pass, which are the same for all blocks."""
 
     mask: AttentionMask
     rotation: Rotation | None
@@ -228,12 +228,12 @@ class BlockContext:
 
 
 def build_block(config: TransformerConfig, index: int = 0) -> nn.Module:
-    """The block number ``index`` of ``config``: (x [batch, length, width], context, cache) to the shape of x."""
+    """Build block number ``index`` of ``config``: (x [batch, length, width], context, cache) to the shape of x."""
     return (ParallelBlock if config.block == "parallel" else SequentialBlock)(config, index)
 
 
 class _Block(nn.Module):
-    """The attention and the feed-forward network of a block, its own or with its differences from the shared ones."""
+    """The attention and the feed-forward network of a block, its own or shared with low-rank differences."""
 
     def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__()
@@ -248,14 +248,18 @@ class _Block(nn.Module):
             names = ("gate", "up", "down") if config.feedforward.kind == "gated" else ("up", "down")
             wide, narrow = (config.width, config.hidden), (config.hidden, config.width)
             shapes = {name: narrow if name == "down" else wide for name in names}
-            of_each = {n: LowRankDifference(*s, config.sharing, config.feedforward.bias) for n, s in shapes.items()}
-            self.feedforward_differences = nn.ModuleDict(of_each)
+            self.feedforward_differences = nn.ModuleDict(
+                {
+                    name: LowRankDifference(*shape, config.sharing, config.feedforward.bias)
+                    for name, shape in shapes.items()
+                }
+            )
         self.feedforward_dropout = KeyedDropout(config.feedforward.input_dropout)
         self.hidden_dropout = KeyedDropout(config.feedforward.dropout)
         self.dropout = KeyedDropout(config.residual_dropout)
 
     def feed_forward(self, x: Tensor, context: BlockContext) -> Tensor:
-        """[batch, length, width] to the same."""
+        """Map [batch, length, width] to the same shape."""
         network = _own(self.feedforward, context.feedforward)
         return network(self.feedforward_dropout(x), self.hidden_dropout, self.feedforward_differences)
 
@@ -270,7 +274,7 @@ class ParallelBlock(_Block):
 
 
 class SequentialBlock(_Block):
-    """Attention, then feed-forward, each f added to the residual stream x, with norms where ``config.block`` says:
+    """Attention, then feed-forward, each as f added to the residual stream x, with the norms of ``config.block``:
 
     pre_norm: x + f(norm(x)) (Radford et al. 2019); post_norm: norm(x + f(x)) (Vaswani et al. 2017); output_norm:
     x + norm(f(x)) (OLMo et al. 2024); sandwich_norm: x + norm(f(norm(x))) (Ding et al. 2021).
@@ -285,20 +289,20 @@ class SequentialBlock(_Block):
 
     def forward(self, x: Tensor, context: BlockContext, cache: LayerCache | None = None) -> Tensor:
         first = self.order in ("pre_norm", "sandwich_norm")
-        found = self.attention(self.attention_norm(x) if first else x, context, cache)
-        x = self._add(x, found, self.attention_norm, self.attention_output_norm, 0)
-        found = self.feed_forward(self.feedforward_norm(x) if first else x, context)
-        return self._add(x, found, self.feedforward_norm, self.feedforward_output_norm, 1)
+        update = self.attention(self.attention_norm(x) if first else x, context, cache)
+        x = self._add(x, update, self.attention_norm, self.attention_output_norm, 0)
+        update = self.feed_forward(self.feedforward_norm(x) if first else x, context)
+        return self._add(x, update, self.feedforward_norm, self.feedforward_output_norm, 1)
 
-    def _add(self, x: Tensor, found: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:
-        """``x`` and ``found``, both floats [batch, length, width], summed and normed by the order of the block."""
+    def _add(self, x: Tensor, update: Tensor, norm: nn.Module, output_norm: nn.Module | None, call: int) -> Tensor:
+        """Add ``update`` to ``x``, both floats [batch, length, width], with the norms in the order of the block."""
         match self.order:
             case "post_norm":
-                return norm(x + self.dropout(found, call))
+                return norm(x + self.dropout(update, call))
             case "output_norm":
-                return x + self.dropout(norm(found), call)
+                return x + self.dropout(norm(update), call)
             case _:
-                return x + self.dropout(found if output_norm is None else output_norm(found), call)
+                return x + self.dropout(update if output_norm is None else output_norm(update), call)
 
 
 def _own(own: nn.Module | None, shared: nn.Module | None) -> nn.Module:
@@ -310,9 +314,10 @@ def _own(own: nn.Module | None, shared: nn.Module | None) -> nn.Module:
 class Transformer(nn.Module):
     """Blocks around a residual stream.
 
-    Under autocast the residual stream stays fp32, so that small updates of late blocks are not rounded away; only what
-    enters matrix products is narrow. What blocks share lies in ``shared``, once: so an optimizer, a checkpoint and
-    a sharding see one tensor. However a text is read, its features are those of plain reading.
+    Under autocast the residual stream stays fp32, so that small updates of late blocks are not rounded away; only the
+    inputs of matrix products are narrow. ``shared`` holds the modules that blocks share, each once, so that an
+    optimizer, a checkpoint and a sharding see one tensor. All ways of reading a text (`Abilities`) give the same
+    features.
     """
 
     abilities = Abilities()
@@ -325,10 +330,10 @@ class Transformer(nn.Module):
         extra_rows: int = 0,
         pieces: Sequence[bytes] = (),
     ) -> None:
-        """``pieces`` are the bytes of each id, which byte-level parts alone read."""
+        """``pieces`` are the bytes of each id; only byte-level parts read them."""
         super().__init__()
         self.config, self.vocab_size, self.context_length = config, vocab_size, context_length
-        self.lay_out = lay_out  # a plan, whose tensors have no numbers, sets one that looks at none
+        self.lay_out = lay_out  # a plan replaces it, because tensors on the meta device have no values
         self.rows = rows = config.rows(vocab_size + extra_rows)
         self.embedding = EMBEDDINGS[config.embedding.kind](config.embedding, config, rows, pieces)
         positions = build_positions(config, context_length)
@@ -346,7 +351,8 @@ class Transformer(nn.Module):
         self.head = HEADS[config.head.kind](config.head, config, rows, pieces)
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see ``hidden``."""
+        """Return logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see
+        ``hidden``."""
         return self.logits(self.hidden(ids, documents=documents, prompts=prompts))
 
     def hidden(
@@ -358,12 +364,12 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         embedded: Tensor | None = None,
     ) -> Tensor:
-        """Features [batch, length, width] that the head takes, of int64 ``ids`` [batch, length].
+        """Return the inputs of the head [batch, length, width] for int64 ``ids`` [batch, length].
 
-        Their dtype is that of the weights, or of autocast. ``documents``, int64 [batch, length], numbers the document
-        of each token, for masks that separate documents, and ``prompts``, bool [batch, length], is True for tokens of
-        its prompt, for the prefix mask; other masks do not read them. With ``cache``, ``ids`` continues the positions
-        that are stored there, and is stored as well. ``embedded`` is ``embed(ids)`` where that is known.
+        Their dtype is that of the weights, or autocast's. ``documents``, int64 [batch, length], is the number of each
+        token's document, for masks that separate documents. ``prompts``, bool [batch, length], is True for tokens of
+        the prompt, for the prefix mask. Other masks ignore them. With ``cache``, ``ids`` continue the stored positions
+        and are stored too. ``embedded`` is ``embed(ids)`` if that is known already.
         """
         attention = self.config.attention
         layout = self.lay_out(attention, ids, documents, prompts, cache)
@@ -390,12 +396,12 @@ class Transformer(nn.Module):
         return self.head_dropout(self.norm(x))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """int64 ``ids`` [batch, length] to floats [batch, length, width], before positions and dropout."""
+        """Map int64 ``ids`` [batch, length] to floats [batch, length, width], before positions and dropout."""
         x = self.embedding(ids)
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Floats [..., width] to [..., vocab]; the rows that pad the vocabulary are cut off."""
+        """Map floats [..., width] to [..., vocab], without the rows that pad the vocabulary."""
         if isinstance(self.head, ByteHead):
             return self.head.id_logits(hidden, self.vocab_size)
         assert self.head_weight is not None
@@ -404,15 +410,15 @@ class Transformer(nn.Module):
     def start_cache(
         self, batch: int, capacity: int, *, padding: list[int] | None = None, static: bool = False
     ) -> KVCache:
-        """An empty cache for ``batch`` texts of up to ``capacity`` positions, of which row i begins with ``padding[i]``
-        that hold no token; ``static`` as in ``KVCache``."""
+        """Return an empty cache for ``batch`` texts of up to ``capacity`` positions; the first ``padding[i]`` positions
+        of row i hold no token. ``static`` is as in ``KVCache``."""
         assert padding is None or len(padding) == batch
         on_device = None if padding is None else torch.tensor(padding, device=self.device)
         return KVCache(len(self.blocks), capacity, padding=on_device, static=static, device=self.device)
 
     @property
     def head_weight(self) -> Tensor | None:
-        """Floats [rows, width]; the embedding's if the two are tied, None where the head is more than a matrix."""
+        """Floats [rows, width]: the embedding's if the two are tied, None if the head is more than a matrix."""
         if isinstance(self.head, ByteHead):
             return None
         if self.head.weight is not None:

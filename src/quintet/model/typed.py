@@ -1,6 +1,6 @@
-"""PyTorch's functions whose own annotations leave a type open, with the types that they have.
+"""Typed wrappers of PyTorch functions whose annotations are incomplete.
 
-Pyright checks all of ``quintet.model`` in its strict mode; what it does not know about PyTorch is ignored here.
+Pyright checks ``quintet.model`` in its strict mode; this file alone ignores what it does not know about PyTorch.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def as_list(values: Tensor) -> list[Any]:
-    """The numbers of ``values`` [length, ...] of any dtype as Python's; nested lists where there are more dimensions.
+    """Return ``values`` [length, ...] of any dtype as a list of Python numbers, nested for several dimensions.
 
     >>> as_list(torch.tensor([[1, 2], [3, 4]]))
     [[1, 2], [3, 4]]
@@ -28,31 +28,31 @@ def as_list(values: Tensor) -> list[Any]:
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """The results of the forward pass of ``function``, whose backward pass autograd then runs."""
+    """Return the results of the forward pass of ``function`` and record its backward pass."""
     return function.apply(*arguments)
 
 
 def from_array(values: np.ndarray) -> Tensor:
-    """The tensor that shares the memory of ``values``, in their shape and dtype."""
+    """Return a tensor that shares the memory of ``values``, in their shape and dtype."""
     return torch.from_numpy(values)
 
 
 def in_heads(values: Tensor, features: int) -> Tensor:
-    """``values`` [..., heads * features] of any dtype as [..., heads, features]."""
+    """View ``values`` [..., heads * features] of any dtype as [..., heads, features]."""
     return values.unflatten(-1, (-1, features))
 
 
 def on_gradient(values: Tensor, call: Callable[[], object]) -> None:
-    """Call ``call`` when the gradient of ``values``, of any shape and dtype, is known."""
+    """Call ``call`` as soon as the gradient of ``values``, of any shape and dtype, is computed."""
 
-    def told(_: Tensor) -> None:
+    def hook(_: Tensor) -> None:
         call()
 
-    values.register_hook(told)
+    values.register_hook(hook)
 
 
 def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The Euclidean norm over the last dimension of floats ``values`` [..., width], computed in ``dtype``: [..., 1].
+    """Return the Euclidean norm of floats ``values`` [..., width] over the last dimension, in ``dtype``: [..., 1].
 
     >>> vector_norm(torch.tensor([[3.0, 4.0]]), torch.float64)
     tensor([[5.]], dtype=torch.float64)
@@ -61,31 +61,31 @@ def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
-    """``function`` as ``torch.compile`` compiles it when it is first called."""
+    """Return ``function`` under ``torch.compile``, which compiles it when it is first called."""
     return torch.compile(function, **options)
 
 
 def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` as it is, also where compiled code calls it; the compiler is imported by its first call."""
-    found: Any = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    return found
+    """Return ``function`` such that compiled code leaves it as it is; its first call imports the compiler."""
+    eager: Any = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return eager
 
 
 def keep_address(*tensors: Tensor) -> None:
-    """Tell compiled code that ``tensors``, of any shape and dtype, stay where they are while it writes to them; else it
-    could not be recorded as a CUDA graph."""
+    """Promise the compiler that ``tensors``, of any shape and dtype, keep their addresses when compiled code writes to
+    them; without this it records no CUDA graph."""
     for tensor in filter(lambda tensor: tensor.is_cuda, tensors):
         torch._dynamo.mark_static_address(tensor, guard=False)  # pyright: ignore[reportPrivateUsage]
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """``module`` and all modules inside it, each with its name."""
+    """Yield ``module`` and all modules inside it, each with its name."""
     return module.named_modules()
 
 
 @contextmanager
 def forked_generator(seed: int | None = None) -> Generator[None]:
-    """Within, the CPU's global generator draws from ``seed``; afterwards it continues as if nothing was drawn."""
+    """Seed the CPU's global generator with ``seed`` inside the context, and restore its state on exit."""
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
