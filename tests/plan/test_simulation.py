@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import load_script, run_config
+from tests.processes import run_several
 
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig
@@ -23,9 +27,24 @@ VOCABULARY, WIDTH = 500, 64
 SHARED = {"sharing": {"low_rank": ["feedforward"], "same": ["attention_output"], "first_blocks": 1, "last_blocks": 1}}
 
 
+SCRIPT = "benchmarks/plan_memory.py"
+
+
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return load_script("benchmarks/plan_memory.py")
+    return load_script(SCRIPT)
+
+
+def measure_all(cases: list[str]) -> None:
+    load_script(SCRIPT).measure_all(cases)
+
+
+def measured(bench: Any, folder: Path, cases: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what the first of real processes measures in ``cases``, which have the same number of processes."""
+    (processes,) = {bench.CASES[case][0] for case in cases}
+    done = run_several(processes, folder, dict(os.environ), measure_all, cases)
+    assert all(one.returncode == 0 for one in done), done
+    return json.loads(done[0].stdout.splitlines()[-1])
 
 
 def config(
@@ -70,27 +89,24 @@ def simulated(run: RunConfig, on: Machine, **named: Any) -> Simulation:
         "four processes",
     ],
 )
-def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, cases: list[str]) -> None:
-    for case, real in bench.measured(cases).items():
+def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, tmp_path: Path, cases: list[str]) -> None:
+    for case, real in measured(bench, tmp_path, cases).items():
         told = bench.predict(case)
         assert {name: told[name] for name in SIZES} == {name: real[name] for name in SIZES}, case
         assert told["calls"] == real["calls"], case
         for name in ("all-gather", "reduce-scatter"):
             assert told["sent"][name] == real["sent"][name], case
         assert told["activations"] == pytest.approx(real["activations"], rel=0.01), case
-        # gloo's threads hold the buffers of some blocks' collectives longer when they are late, as on a busy machine.
-        sharded = case.startswith(("fsdp", "hsdp"))
-        highest, peaks = (1.4 if sharded else 1.02) * told["peak"], [real["peak"]]
-        while sharded and min(peaks) > highest and len(peaks) < 6:
-            peaks.append(bench.measured([case])[case]["peak"])
-        assert 0.98 * told["peak"] <= min(peaks) <= highest, case
+        # gloo copies what it reduces, and on a busy machine a thread that is late still holds the copy of a block.
+        highest = 1.1 if case.startswith(("fsdp", "hsdp")) else 1.02
+        assert 0.98 * told["peak"] <= real["peak"] <= highest * told["peak"], case
 
 
 @pytest.mark.slow
-def test_with_several_passes_a_rank_keeps_its_part_of_the_gradient_alone(bench: Any) -> None:
+def test_with_several_passes_a_rank_keeps_its_part_of_the_gradient_alone(bench: Any, tmp_path: Path) -> None:
     """Two real processes: between two passes each holds half of the gradient in fp32, or all of it."""
     each, last = "fsdp, 3 passes", "fsdp, 3 passes, reduced once"
-    real, whole = bench.measured([each, last]), 4 * bench.weights(each)
+    real, whole = measured(bench, tmp_path, [each, last]), 4 * bench.weights(each)
     assert real[each]["between"] == pytest.approx(whole / 2, rel=0.01)
     assert real[last]["between"] == pytest.approx(whole, rel=0.01)
     assert real[each]["calls"]["reduce-scatter"] == 3 * real[last]["calls"]["reduce-scatter"]
