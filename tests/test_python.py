@@ -121,6 +121,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("known_peak")
 def test_a_run_of_a_script_is_that_of_the_command_line(run: quintet.Run) -> None:
     made = quintet.train(quintet.load_config("tiny.yaml", {"name": "made"}), quiet=True, report=False)
     ours, theirs = contents(made.folder), contents(run.folder)
@@ -291,6 +292,7 @@ def play(blocks: list[tuple[str, str]]) -> None:
             assert Shown().check_output(expected, shown.getvalue(), 0), f"{code}\n{shown.getvalue()}\n{expected}"
 
 
+@pytest.mark.usefixtures("known_peak")
 def test_the_guide_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     text = (REPOSITORY / "docs/guide/python.md").read_text("utf-8")
@@ -302,6 +304,7 @@ def test_the_guide_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("known_peak")
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = REPOSITORY / "examples/notebook.ipynb"
     monkeypatch.chdir(tmp_path)
