@@ -73,7 +73,7 @@ def test_plan_tells_all_that_does_not_follow_from_the_tokenizer(file: Path, caps
     assert "steps        10 of 32 tokens" in out
     assert "parameters   not known, vocabulary not known" in out
     assert "tokenizer.path: <tokenizer> is a placeholder" in out
-    assert "model.vocab_size: tells the vocabulary" in out
+    assert "model.vocab_size: is not set; it gives the vocabulary" in out
     with pytest.raises(quintet.UserError, match="<tokenizer> is a placeholder"):
         _ = quintet.plan(quintet.load_config(file, list(own))).parameters
     found = json.loads(run(capsys, "plan", str(file), *own, "model.vocab_size=100", "--json")[1])

@@ -117,7 +117,7 @@ def test_what_is_done_with_a_run(folder: Path, windows: Command) -> None:
     assert (folder / "exported/model.safetensors").is_file()
     planned = windows("plan", "run.yaml")
     assert planned.returncode == 0, planned.stderr
-    assert "not simulated: this system does not tell its memory" in planned.stdout
+    assert "not simulated: this system does not report its memory" in planned.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The cost of a run, computed from its run file before anything is spent."""
+"""The cost of a run, computed from its run file before any time is spent on a device."""
 
 from quintet.plan.cost import Plan, make_plan
 

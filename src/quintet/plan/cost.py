@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, memory and disk of a run."""
+"""The cost of a run, whatever its devices: parameters, FLOPs, memory and disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that last for the whole run; activations, which depend on the micro-batch, are not in it."""
+    """Bytes that a device holds for the whole run, without activations, which depend on the micro-batch."""
 
     weights: int
     gradients: int
@@ -34,7 +34,7 @@ class Memory:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of a checkpoint: the weights that are trained, as many as their gradients, and the optimizer's."""
+        """Bytes of a checkpoint: the trained weights, which are as large as the gradients, and the optimizer."""
         return self.gradients + self.optimizer
 
 
@@ -42,11 +42,11 @@ class Memory:
 class Plan:
     """The cost of a run. ``flops_per_token`` counts forward and backward, ``checkpoint_bytes`` one checkpoint.
 
-    ``left_out_documents`` equal a document of the validation data and are not trained on; ``stages`` describes the
-    stages of the data. Both are None before the data is prepared. ``flops_note`` says what the FLOPs leave out, if
-    anything. ``missing`` lists what is not on this machine. Without the data ``steps`` is None if `train.epochs` gives
-    the length of the run; without the tokenizer ``vocab_size`` is None, without the model ``parameters``. Each figure
-    that follows from one that is None is None, too.
+    ``left_out_documents`` counts documents that equal one of the validation data and are not trained on; ``stages``
+    describes the stages of the data. Both are None before the data is prepared. ``flops_note`` says which work is not
+    in the FLOPs. ``missing`` lists what is not on this machine. Without the data ``steps`` is None if `train.epochs`
+    sets the length of the run; without the tokenizer ``vocab_size`` is None, without the model ``parameters``. A figure
+    that depends on one of these is None as well.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Plan:
     missing: list[str] = field(default_factory=list[str])
 
     def lines(self) -> list[str]:
-        """The plan as a person reads it."""
+        """Return the plan as lines of text."""
         p, m = self.parameters, self.memory
         parameters, flops, memory, disk = ("not known",) * 4
         steps = "not known" if self.steps is None else f"{self.steps:,}"
@@ -112,9 +112,10 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """Compute the plan of ``config``.
 
-    The vocabulary of a BPE that is not trained yet is taken from the run file; characters have to be counted, and
-    ``train.epochs`` needs the number of samples, so these two read the sources. Where sources, tokenizer or model are
-    not on this machine, the plan says so and leaves open what follows from them. Raises UserError for mistakes.
+    The vocabulary of a BPE tokenizer that is not trained yet comes from the run file. A char tokenizer and
+    ``train.epochs`` need the sources: their characters and their number of samples. If sources, tokenizer or model are
+    not on this machine, the plan lists them as missing, and the figures that depend on them are None. Raises UserError
+    for mistakes in ``config``.
     """
     mistakes, _ = gathered(training_checks(config))
     if mistakes:
@@ -151,15 +152,15 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Bytes of a checkpoint of ``config``: trained weights and the optimizer's state. Raises UserError where the
-    vocabulary or the model cannot be told from what is here."""
+    """Return the bytes of a checkpoint of ``config``: trained weights and optimizer state. Raises UserError if
+    vocabulary or model need something that is not on this machine."""
     vocab_size = _vocabulary(config)
     return _memory(config, vocab_size, parameter_count(config, vocab_size)).checkpoint
 
 
 @dataclass(frozen=True)
 class _ModelCost:
-    """The cost of the model alone; None where it cannot be told from what is on this machine."""
+    """The cost of the model; a figure is None if it needs something that is not on this machine."""
 
     vocab_size: int | None = None
     parameters: ParameterCount | None = None
@@ -168,7 +169,7 @@ class _ModelCost:
 
 
 def _model_cost(config: RunConfig) -> tuple[_ModelCost, list[str]]:
-    """The cost of the model, and what is missing on this machine to tell it. Raises UserError for other reasons."""
+    """Return the cost of the model, and lines on what is missing on this machine. Raises UserError for mistakes."""
     vocab_size = None
     try:
         vocab_size = _vocabulary(config)
@@ -178,18 +179,18 @@ def _model_cost(config: RunConfig) -> tuple[_ModelCost, list[str]]:
         if not missing:
             raise
         own = vocab_size is None and isinstance(config.model, TransformerConfig)
-        return _ModelCost(vocab_size), [*error.problems, *missing, *([_TELLS_VOCABULARY] if own else [])]
+        return _ModelCost(vocab_size), [*error.problems, *missing, *([_SET_VOCABULARY] if own else [])]
     return _ModelCost(vocab_size, parameters, flops, _memory(config, vocab_size, parameters)), []
 
 
-_TELLS_VOCABULARY = "model.vocab_size: tells the vocabulary where the tokenizer is not here, and is not given"
+_SET_VOCABULARY = "model.vocab_size: is not set; it gives the vocabulary if the tokenizer is not on this machine"
 
 
 def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
-    """The data of the run if it is prepared, or if the length of the run cannot be told without it, and what is missing
-    to prepare it."""
-    every_epochs = config.checkpoint.keep is None and config.checkpoint.every_epochs is not None
-    if config.train.epochs is None and not every_epochs:
+    """Return the data of the run if it is prepared, and what is missing to prepare it. Prepare it if the length of the
+    run depends on it."""
+    checkpoints_by_epoch = config.checkpoint.keep is None and config.checkpoint.every_epochs is not None
+    if config.train.epochs is None and not checkpoints_by_epoch:
         return find_prepared(config), []
     try:
         return prepare(config), []
@@ -201,7 +202,7 @@ def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
 
 
 def _not_here(config: RunConfig) -> list[str]:
-    """Lines on the sources, tokenizer and model that ``config`` names and this machine lacks."""
+    """Return lines on the sources, tokenizer and model of ``config`` that are not on this machine."""
     _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
     return missing
 
@@ -215,7 +216,7 @@ def _memory(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> M
 
 
 def _optimizer_bytes(config: RunConfig, vocab_size: int, parameters: ParameterCount) -> float:
-    """Bytes of the optimizer's state; that of AdamW follows from the number of ``parameters`` alone."""
+    """Return the bytes of the optimizer state; for AdamW they follow from the number of ``parameters``."""
     if isinstance(config.optimizer, AdamWConfig):
         return state_bytes(config.optimizer) * parameters.trainable
     return optimizer_bytes(config.optimizer, build_run_model(config, fake_tokenizer(vocab_size), meta=True))
@@ -230,7 +231,7 @@ def _vocabulary(config: RunConfig) -> int:
 
 
 def size(count: float) -> str:
-    """``count`` bytes as a person reads them."""
+    """Return ``count`` bytes with a unit, as 1.5 GB."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         shown = float(f"{count:.3g}")
         if shown < 1000:

@@ -1,4 +1,4 @@
-"""Counts of what a computation allocates, sends and multiplies, operation by operation, on tensors that may be fake."""
+"""A counter of the memory, the traffic and the FLOPs of a computation, by operation, on real or fake tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
 }
-# PyTorch's names of collectives as operations: the name to show, and which argument holds what all have together.
+# PyTorch's operations for collectives: the name to show, and the argument with the whole tensor (None: the result).
 _COLLECTIVES = {
     "_allgather_base_": ("all-gather", 0),
     "allgather_": ("all-gather", 0),
@@ -51,14 +51,13 @@ class Sent:
 
 
 class Counter(TorchDispatchMode):
-    """Counts within what operations allocate (``live`` bytes now), send (``sent``) and do: ``calls`` are pairs of
-    floating-point operations (of matrix products and attention) and of bytes that are read and written.
+    """Within the context, counts what operations allocate (``live`` bytes now), send (``sent``) and compute.
 
-    A storage counts from the operation that makes it until it is freed, once, whatever views it has. ``gathered`` are
-    the bytes of storages that were resized, as FSDP does with the weights that it gathers. ``peaks`` holds for each
-    phase the most bytes alive, and what of them was gathered. When the host reads a fake
-    number, it gets 1 for a float and the largest integer else, so that what is counted before it is used (as the
-    targets that have a loss) counts whole.
+    ``calls`` has for each operation its FLOPs (of matrix products and attention) and the bytes that it reads and
+    writes. A storage counts once, from the operation that creates it until it is freed. ``gathered`` counts the bytes
+    of storages that were resized, as FSDP resizes those of gathered weights. ``peaks`` holds for each phase the most
+    live bytes, and the gathered ones among them. Reading a fake number gives 1 for a float and else the largest
+    integer, so that a count that is read before use (as that of the targets) is not too small.
     """
 
     def __init__(self) -> None:
@@ -72,19 +71,19 @@ class Counter(TorchDispatchMode):
         self._resized: set[int] = set()
 
     def reset(self) -> None:
-        """Begin a new count of peaks, of what is sent and of the work; what lives goes on living."""
+        """Forget peaks, traffic and calls; live storages stay counted."""
         self.peaks, self.sent, self.calls = {}, {}, []
 
     def enter(self, phase: Any) -> None:
-        """Begin ``phase``, which has a peak of its own."""
+        """Start ``phase``, which has a peak of its own."""
         self._phase = phase
-        self._look()
+        self._update_peak()
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # the operations on what this process has of it come by themselves
+            return NotImplemented  # the operations on its local part are dispatched by themselves
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else torch.iinfo(torch.int64).max
@@ -93,13 +92,13 @@ class Counter(TorchDispatchMode):
         for tensor in tensors:
             self.see(tensor)
         if func.namespace in ("c10d", "_c10d_functional"):
-            self._send(func, args, out)
+            self._count_traffic(func, args, out)
         elif not func.is_view:
-            self._do(func, args, kwargs, out, tensors)
+            self._count_work(func, args, kwargs, out, tensors)
         return out
 
     def see(self, tensor: Tensor) -> None:
-        """Count the storage of ``tensor``, unless it is counted already."""
+        """Count the storage of ``tensor``, of any shape and dtype, unless it is counted already."""
         storage = tensor.untyped_storage()
         key = _address(storage)
         if key not in self._sizes:
@@ -109,20 +108,20 @@ class Counter(TorchDispatchMode):
 
     @contextmanager
     def resizing(self) -> Generator[None]:
-        """Within, storages that are resized are followed."""
+        """Within, follow storages that are resized."""
         resize: Callable[..., Any] = torch.UntypedStorage.resize_
 
-        def follow(storage: torch.UntypedStorage, size: int) -> Any:
-            done = resize(storage, size)
+        def resize_and_count(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
             key = _address(storage)
             if key in self._sizes:
                 if key not in self._resized:
                     self._resized.add(key)
                     self.gathered += self._sizes[key]
                 self._set(key, size)
-            return done
+            return result
 
-        with patch.object(torch.UntypedStorage, "resize_", follow):
+        with patch.object(torch.UntypedStorage, "resize_", resize_and_count):
             yield
 
     def _set(self, key: int, size: int) -> None:
@@ -131,9 +130,9 @@ class Counter(TorchDispatchMode):
         self.live += change
         if key in self._resized:
             self.gathered += change
-        self._look()
+        self._update_peak()
 
-    def _look(self) -> None:
+    def _update_peak(self) -> None:
         if self.live > self.peaks.get(self._phase, (-1, 0))[0]:
             self.peaks[self._phase] = (self.live, self.gathered)
 
@@ -142,17 +141,17 @@ class Counter(TorchDispatchMode):
         del self._sizes[key]
         self._resized.discard(key)
 
-    def _send(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        found = _COLLECTIVES.get(func._schema.name.split("::")[1])
-        if found is None:
+    def _count_traffic(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        collective = _COLLECTIVES.get(func._schema.name.split("::")[1])
+        if collective is None:
             return
-        name, place = found
-        held = out if place is None else args[place]
+        name, place = collective
+        whole = out if place is None else args[place]
         entry = self.sent.setdefault((name, tuple(_ranks(func, args))), Sent())
         entry.calls += 1
-        entry.bytes += sum(_bytes(tensor) for tensor in tree_iter(held) if isinstance(tensor, Tensor))
+        entry.bytes += sum(_bytes(tensor) for tensor in tree_iter(whole) if isinstance(tensor, Tensor))
 
-    def _do(self, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> None:
+    def _count_work(self, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> None:
         flops = 0
         if func in _ATTENTION:
             flops = _attention_flops(func, args, kwargs)
@@ -163,9 +162,9 @@ class Counter(TorchDispatchMode):
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of ``tensors`` in this process, each once; of a DTensor its own part."""
-    own = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum({_address(storage): storage.nbytes() for storage in (t.untyped_storage() for t in own)}.values())
+    """Return the bytes of the storages of ``tensors`` in this process, each once; of a DTensor its local part."""
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return sum({_address(storage): storage.nbytes() for storage in (t.untyped_storage() for t in local)}.values())
 
 
 def _address(storage: torch.UntypedStorage) -> int:
@@ -177,7 +176,8 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _attention_flops(func: Any, args: Any, kwargs: Any) -> int:
-    """2 products forward and 5 backward, where a fused kernel computes the weights again; half of them when causal."""
+    """Return the FLOPs of fused attention: 2 matrix products forward, and 5 backward, which computes the weights again;
+    half of that if causal."""
     products = _ATTENTION[func]
     shift = 1 if products == 5 else 0  # the backward pass gets the gradient first
     queries, keys = args[shift], args[shift + 1]
@@ -187,7 +187,7 @@ def _attention_flops(func: Any, args: Any, kwargs: Any) -> int:
 
 
 def _ranks(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """The processes of the group among the arguments of a collective."""
+    """Return the ranks of the group in the arguments of a collective."""
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.name == "group_name":
             return dist.get_process_group_ranks(_resolve_process_group(value))

@@ -1,4 +1,4 @@
-"""A plan for devices: what each of them holds, sends and takes."""
+"""A plan for devices: the memory, traffic and time of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.plan.cost import Plan, make_plan, size
 from quintet.plan.fit import Change, find_change
-from quintet.plan.machine import Machine
+from quintet.plan.machine import Machine, this_machine
 from quintet.plan.simulation import Simulation, simulate
 
 _NOT_HERE = "what the model needs is not on this machine"
@@ -18,9 +18,9 @@ _NOT_HERE = "what the model needs is not on this machine"
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step: ``compute`` of its operations, ``within`` a machine and ``across`` machines what is sent.
+    """Seconds of a step: ``compute`` of its operations, ``within`` and ``across`` of sending in and between nodes.
 
-    A step takes at least the longer of computing and sending, when one hides the other, and at most their sum.
+    A step takes at least the longer of computing and sending, if they overlap, and at most their sum.
     """
 
     compute: float
@@ -29,25 +29,25 @@ class StepTime:
 
     @property
     def least(self) -> float:
-        """All that is sent is hidden behind the computation, or the other way round."""
+        """Seconds if computing and sending overlap."""
         return max(self.compute, self.within + self.across)
 
     @property
     def most(self) -> float:
-        """Nothing is hidden."""
+        """Seconds if nothing overlaps."""
         return self.compute + self.within + self.across
 
 
 def step_time(found: Simulation, machine: Machine) -> StepTime:
-    """How long a step of ``found`` takes on ``machine``."""
+    """Return the time of a step of ``found`` on ``machine``."""
     wire = {across: sum(entry.wire for entry in found.traffic if entry.across == across) for across in (False, True)}
     return StepTime(found.seconds, wire[False] / machine.node_bandwidth, wire[True] / machine.bandwidth)
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """``plan`` on ``machine``. ``change`` makes it fit where it does not, None where nothing that was tried does;
-    ``closest`` has the lowest peak of what was tried and does not fit."""
+    """A ``plan`` on ``machine``. If it does not fit, ``change`` makes it fit (None: no change that was tried does), and
+    ``closest`` has the lowest peak of the changes that do not fit."""
 
     plan: Plan
     machine: Machine
@@ -63,14 +63,14 @@ class DevicePlan:
 
     @property
     def utilisation(self) -> tuple[float, float]:
-        """Model FLOPs utilisation at most and at least: FLOPs that the model needs by the peak of the devices."""
+        """The highest and the lowest model FLOPs utilisation: the FLOPs that the model needs by the devices' peak."""
         peak = self.machine.peak_flops * self.machine.devices
         assert self.plan.flops_per_token is not None, "no device is planned for without the model's cost"
         flops = self.plan.flops_per_token * self.plan.tokens_per_step
         return flops / self.time.least / peak, flops / self.time.most / peak
 
     def lines(self) -> list[str]:
-        """The plan for devices as a person reads it."""
+        """Return the plan for devices as lines of text."""
         found, machine = self.simulation, self.machine
         memory, shape = found.memory, found.shape
         first = f"{machine.devices:,}"
@@ -129,7 +129,7 @@ class DevicePlan:
         ]
 
     def values(self) -> dict[str, Any]:
-        """The plan for JSON: bytes, seconds and FLOPs."""
+        """Return the plan for JSON, in bytes, seconds and FLOPs."""
         found, steps, time = self.simulation, self.plan.steps, self.time
         whole = None if steps is None else {"least": steps * time.least, "most": steps * time.most}
         advice = {} if self.fits else {"change": self.change and asdict(self.change)}
@@ -150,7 +150,7 @@ class DevicePlan:
 
 
 def plan_devices(config: RunConfig, plan: Plan, machine: Machine, precision: str) -> DevicePlan:
-    """The plan of ``config`` for each device of ``machine``, beside its ``plan`` as a whole.
+    """Return the plan of ``config`` for each device of ``machine``; ``plan`` is that of the whole run.
 
     Raises UserError if ``config`` cannot be spread over the devices, or its model depends on the values of the data.
     """
@@ -182,8 +182,8 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The cost of a run: ``run`` says it of any device, ``devices`` of those that it is planned for. Where these could
-    not be planned, ``devices`` is None and ``note`` says why."""
+    """The cost of a run: ``run`` whatever its devices, and ``devices`` for those that it is planned for, None if that
+    failed for the reason ``note``."""
 
     run: Plan
     devices: DevicePlan | None
@@ -191,40 +191,38 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: RunConfig, machine: Machine) -> RunPlan:
-        """Plan the run of ``config`` for ``machine``, which need not be here."""
-        found = make_plan(config)
-        if found.parameters is None:
-            return cls(found, None, _NOT_HERE)
+        """Plan the run of ``config`` for ``machine``, which need not exist here."""
+        run = make_plan(config)
+        if run.parameters is None:
+            return cls(run, None, _NOT_HERE)
         precision = config.train.precision if config.train.precision != "auto" else "bf16"
-        return cls(found, plan_devices(config, found, machine, precision))
+        return cls(run, plan_devices(config, run, machine, precision))
 
     @classmethod
     def here(cls, config: RunConfig) -> RunPlan:
-        """Plan the run of ``config`` for this device; what it costs elsewhere is known also where that cannot be."""
-        from quintet.plan.local_machine import this_machine
-
-        found = make_plan(config)
-        if found.parameters is None:
-            return cls(found, None, _NOT_HERE)
+        """Plan the run of ``config`` for this device, or only the whole run if the device cannot be planned for."""
+        run = make_plan(config)
+        if run.parameters is None:
+            return cls(run, None, _NOT_HERE)
         try:
             machine, compute = this_machine(config)
-            return cls(found, plan_devices(config, found, machine, compute.precision))
+            return cls(run, plan_devices(config, run, machine, compute.precision))
         except UserError as error:
-            return cls(found, None, str(error))
+            return cls(run, None, str(error))
 
     @property
     def parameters(self) -> int:
-        """The parameters of the model. Raises UserError where they cannot be told from what is on this machine."""
+        """The parameters of the model. Raises UserError if they need something that is not on this machine."""
         if self.run.parameters is None:
             raise UserError(*self.run.missing)
         return self.run.parameters.total
 
     def lacking(self, absent: Sequence[str]) -> RunPlan:
-        """Return the plan with the lines ``absent`` among what is missing on this machine."""
+        """Return the plan with the lines ``absent`` added to what is missing on this machine."""
         return replace(self, run=replace(self.run, missing=[*absent, *self.run.missing]))
 
     def lines(self) -> list[str]:
-        """Return the plan as a person reads it."""
+        """Return the plan as lines of text."""
         return [*self.run.lines(), *(self.devices.lines() if self.devices else [f"not simulated: {self.note}"])]
 
     def values(self) -> dict[str, Any]:

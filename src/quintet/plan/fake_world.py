@@ -1,4 +1,4 @@
-"""As many processes as a plan asks for, of which only the first exists, and models without numbers in them."""
+"""A simulated group of processes, of which only the first exists, and parts of a run that need no numbers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from quintet.train.cross_entropy import default_chunk
 
 @contextmanager
 def fake_world(processes: int, local: int, *, grouped: bool) -> Generator[None]:
-    """Within, this process is the first of ``processes``, ``local`` on each machine.
+    """Within, make this process the first of ``processes``, with ``local`` processes on each node.
 
-    PyTorch's fake process group, when ``grouped``, answers every collective at once, so that nothing here grows with
-    their number but lists of their numbers.
+    If ``grouped``, PyTorch's fake process group answers each collective at once, so that only lists of ranks grow with
+    the number of processes.
     """
     numbers = {"RANK": "0", "WORLD_SIZE": processes, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": min(local, processes)}
     with ExitStack() as stack:
@@ -50,15 +50,15 @@ def _fake_group(processes: int) -> Generator[None]:
 
 
 def wrap_without_comparing(*arguments: Any, **named: Any) -> DistributedDataParallel:
-    """Wrap a module as DDP does, without the comparison of the processes' parameters, for only one process has any.
+    """Wrap a module in DDP without comparing the parameters of the processes, because only one process has any.
 
-    The fake group has no future for the reducer in C++ to wait for, so a hook sends the buckets; and what the
-    reducer does after the first step, to order them by when they were ready, it does with numbers."""
-    made = DistributedDataParallel(*arguments, **named, init_sync=False)
-    hooked: Any = made
-    hooked.register_comm_hook(None, _send_bucket)
-    made.reducer = _InOrder(made.reducer)  # pyright: ignore[reportAttributeAccessIssue]
-    return made
+    A hook sends the buckets, because the fake group gives the C++ reducer no future to wait for. The reducer may not
+    reorder the buckets after the first step, because that needs numbers.
+    """
+    wrapped: Any = DistributedDataParallel(*arguments, **named, init_sync=False)
+    wrapped.register_comm_hook(None, _send_bucket)
+    wrapped.reducer = _InOrder(wrapped.reducer)
+    return wrapped
 
 
 class _InOrder:
@@ -76,41 +76,40 @@ def _send_bucket(_: Any, bucket: Any) -> torch.futures.Future[Tensor]:
     return sent
 
 
-_send_bucket.__annotations__.clear()  # DDP compares them with classes, and here they are words
+_send_bucket.__annotations__.clear()  # DDP compares them with classes, and here they are strings
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """The facts of a tokenizer that a model is built from."""
+    """The properties of a tokenizer that a model is built from."""
 
     vocab_size: int
-    end_id: int = 0  # stands for the mask
+    end_id: int = 0  # also taken for the mask
     pieces = TokenBytes(())
 
 
 def fake_tokenizer(vocab_size: int) -> Tokenizer:
-    """A tokenizer of which nothing but the ``vocab_size`` is known: enough to build a model and its loss."""
+    """Return a tokenizer that has only a ``vocab_size``, which is enough to build a model and its loss."""
     return cast(Tokenizer, _Sizes(vocab_size))
 
 
 def take_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Take a step whatever the norm is: an optimizer that cannot leave one out by itself would read a number first."""
+    """Take a step whatever the ``norm``, a scalar of any dtype, is: a real step may read it, and it has no value."""
     optimizer.step()
     return torch.zeros_like(norm)
 
 
 def lay_out_one_document(*arguments: Any, **named: Any) -> Any:
-    """Lay out a sample as one document, which costs most: where documents begin is not known."""
+    """Lay out a sample as one document, which costs most, because the ends of the documents are not known."""
     layout = lay_out(*arguments, **named)
     ranges = replace(layout.ranges, first=None, last=None)
     return replace(layout, ranges=ranges)
 
 
 def as_on_accelerator(config: RunConfig, vocab_size: int) -> RunConfig:
-    """``config`` with what is chosen by device as a GPU has it, for tensors that all say they are on a CPU.
+    """Return ``config`` with the settings that would be chosen on a GPU, because simulated tensors are on a CPU.
 
-    Attention is fused, and drops weights without keeping them, which the kernel of a CPU cannot; chunks of logits are
-    larger.
+    Attention is fused and keeps no mask for dropout, which the kernel of a CPU cannot do; chunks of logits are larger.
     """
     changes: dict[str, Any] = {}
     if isinstance(config.model, TransformerConfig):

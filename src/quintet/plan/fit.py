@@ -1,4 +1,4 @@
-"""The change of settings that makes a run fit into the memory of its devices."""
+"""The search for a change of settings with which a run fits into the memory of its devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quintet.plan.simulation import Simulation, simulate
 
 @dataclass(frozen=True)
 class Change:
-    """Settings, by their keys, and the peak with them, in bytes."""
+    """Settings by their keys, and the peak of memory with them, in bytes."""
 
     settings: dict[str, Any]
     peak: int
@@ -27,8 +27,8 @@ class Change:
 def find_change(
     config: RunConfig, vocab_size: int, machine: Machine, found: Simulation
 ) -> tuple[Change | None, Change | None]:
-    """The first change of settings with which ``config`` fits the devices of ``machine``, found by trying, and the one
-    with the lowest peak of those that were tried before it, if any."""
+    """Simulate changes of settings until ``config`` fits the devices of ``machine``, and return that change, and the
+    one with the lowest peak among those tried before it; None for one that does not exist."""
     best: Change | None = None
     for settings in _candidates(config, machine, found):
         trial = simulate(changed(config, settings), vocab_size, machine, found.precision)
@@ -41,7 +41,7 @@ def find_change(
 
 
 def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
-    """``config`` with ``settings`` by their keys."""
+    """Return ``config`` with ``settings``, which are given by their keys."""
     for name, value in settings.items():
         if name == "parallel.kind":
             config = config.model_copy(update={"parallel": FSDPConfig(kind="fsdp")})
@@ -53,37 +53,38 @@ def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
 
 
 def _candidates(config: RunConfig, machine: Machine, found: Simulation) -> Iterator[dict[str, Any]]:
-    """Changes of settings, those that cost least first; what they leave as large as the memory is not tried."""
-    memory, now = found.memory, config.train.activation_checkpointing
-    fewer: list[dict[str, Any]] = [
-        {"train.activation_checkpointing": how} for how in ("selective", 1) if now == "none" or how == 1 != now
+    """Yield changes of settings, the cheapest first, without those that leave too much state for the memory."""
+    memory, current = found.memory, config.train.activation_checkpointing
+    checkpointing: list[dict[str, Any]] = [
+        {"train.activation_checkpointing": how} for how in ("selective", 1) if current == "none" or how == 1 != current
     ]
     micro = found.shape.micro_batch_size
     smaller = [size for size in range(micro - 1, 0, -1) if found.shape.samples % size == 0]
-    single = [{"train.micro_batch_size": size} for size in _halves(smaller)]
+    micro_batches = [{"train.micro_batch_size": size} for size in _halves(smaller)]
     if config.train.accumulation is not None:
-        passes = config.train.batch_size_per_device or config.batch.samples
-        single = [one | {"train.accumulation": passes // one["train.micro_batch_size"]} for one in single]
+        samples = config.train.batch_size_per_device or config.batch.samples
+        for settings in micro_batches:
+            settings["train.accumulation"] = samples // settings["train.micro_batch_size"]
     if getattr(found.strategy.config, "reduce_passes", "each") == "last" and found.shape.accumulation > 1:
         yield {"parallel.reduce_passes": "each"}
     state = memory.parameters + memory.optimizer + memory.gradients - memory.host
-    both = (fewer[-1] if fewer else {}) | (single[-1] if single else {})
+    both = (checkpointing[-1] if checkpointing else {}) | (micro_batches[-1] if micro_batches else {})
     if state < machine.memory:
-        yield from (*fewer, *single)
-        if fewer and single:
+        yield from (*checkpointing, *micro_batches)
+        if checkpointing and micro_batches:
             yield both
-    spread = _spreading(found, machine)
-    for settings in spread:
+    sharding = _more_sharding(found, machine)
+    for settings in sharding:
         yield settings
         if both:
             yield both | settings
-    can_offload = isinstance(found.strategy.config, FSDPConfig | HSDPConfig) or spread
+    can_offload = isinstance(found.strategy.config, FSDPConfig | HSDPConfig) or sharding
     if can_offload and not getattr(found.strategy.config, "offload", False):
-        yield both | (spread[-1] if spread else {}) | {"parallel.offload": True}
+        yield both | (sharding[-1] if sharding else {}) | {"parallel.offload": True}
 
 
-def _spreading(found: Simulation, machine: Machine) -> list[dict[str, Any]]:
-    """How weights could be spread further."""
+def _more_sharding(found: Simulation, machine: Machine) -> list[dict[str, Any]]:
+    """Return settings that shard the weights further."""
     config = found.strategy.config
     if machine.devices == 1:
         return []
@@ -93,7 +94,7 @@ def _spreading(found: Simulation, machine: Machine) -> list[dict[str, Any]]:
 
 
 def _halves(sizes: list[int]) -> list[int]:
-    """Of ``sizes``, falling, those that at least halve what came before, and the last."""
+    """Return those of the falling ``sizes`` that are at most half of the one before, and the last."""
     kept: list[int] = []
     for size in sizes:
         if not kept or size <= kept[-1] / 2 or size == sizes[-1]:

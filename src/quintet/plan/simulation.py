@@ -51,12 +51,12 @@ Figures = dict[Any, float]
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of the first rank, which has no less than any other.
+    """Bytes of the first rank, which holds at least as much as any other.
 
-    ``parameters`` (with the model's tables), ``gradients`` after the last pass and ``optimizer`` state are what it
-    holds of them. ``activations`` is what one forward pass leaves for its backward pass. ``peak`` is the most that
-    is alive at one time; ``gathered`` are the weights of other ranks that are there then. ``host`` is what of the
-    first three lies in the memory of the host, and not in the peak.
+    ``parameters`` (with the model's buffers), ``gradients`` (after the last pass) and ``optimizer`` state are its own
+    parts. ``activations`` is what one forward pass keeps for its backward pass. ``peak`` is the most that is alive at
+    one time, and ``gathered`` the weights of other ranks at that time. ``host`` is the part of the first three in the
+    memory of the host, which is not in the peak.
     """
 
     parameters: int
@@ -70,8 +70,8 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Calls of one collective in a step in a group of ``processes`` ranks, on one machine or ``across`` several, and
-    the bytes of the whole tensors: what an all-gather gives, what a reduce-scatter or an all-reduce takes."""
+    """The calls of one collective in a step, in a group of ``processes`` ranks on one node or ``across`` several, and
+    the bytes of the whole tensors: the result of an all-gather, the input of a reduce-scatter or an all-reduce."""
 
     collective: str
     processes: int
@@ -87,8 +87,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A step of one rank: ``flops`` of its matrix products and attention, those that are computed again among them, and
-    the ``seconds`` that its operations take by the roofline, one after the other."""
+    """A step of one rank: the ``flops`` of matrix products and attention, recomputation included, and the ``seconds``
+    that its operations take one after the other, by the roofline model."""
 
     strategy: Strategy
     shape: BatchShape
@@ -102,11 +102,11 @@ class Simulation:
 def simulate(
     config: RunConfig, vocab_size: int, machine: Machine, precision: str, *, whole: bool = False
 ) -> Simulation:
-    """Take two steps of ``config`` as the first of the ranks of ``machine``; the second, when the optimizer has its
-    state, is what counts.
+    """Simulate two steps of ``config`` as the first rank of ``machine``, and return the second, in which the optimizer
+    has its state.
 
-    A deep transformer is simulated with two smaller numbers of blocks unless ``whole``: all that is counted is linear
-    in them. Raises UserError for what cannot be spread over so many devices, as training would.
+    A deep transformer is simulated with two smaller numbers of blocks unless ``whole``: all figures are linear in
+    them. Raises UserError if ``config`` cannot be spread over the devices, as training does.
     """
     tokenizer = fake_tokenizer(vocab_size)
     environment = Environment(machine.devices, machine.local, machine.memory)
@@ -131,9 +131,9 @@ def simulate(
 
 
 def sample_depths(config: RunConfig) -> tuple[int, int] | None:
-    """Two numbers of blocks that stand for all of a transformer's, or None where that saves nothing.
+    """Return two numbers of blocks whose figures determine those of the whole transformer; None if that saves nothing.
 
-    Where each n-th block keeps less, both differ from the whole by a multiple of n.
+    If each n-th block keeps less, both differ from the whole number by a multiple of n.
     """
     if not isinstance(config.model, TransformerConfig):
         return None
@@ -141,14 +141,14 @@ def sample_depths(config: RunConfig) -> tuple[int, int] | None:
     period = every if isinstance(every, int) else 1
     step = period if period > 1 else 2
     own = config.model.sharing
-    least = 4 if own is None else 4 + own.first_blocks + own.last_blocks  # the blocks in which both differ share
+    least = 4 if own is None else 4 + own.first_blocks + own.last_blocks  # so that both differ in blocks that share
     low = least + (config.model.layers - least) % period
     low += 2 * period if period > 2 else 0
     return (low, low + step) if 2 * low + step < config.model.layers else None
 
 
 def extended(few: Figures, many: Figures, times: float) -> Figures:
-    """``few`` and ``times`` what ``many`` has more."""
+    """Return ``few`` plus ``times`` the difference of ``many`` and ``few``."""
     return {name: value + times * (many[name] - value) for name, value in few.items() if name in many}
 
 
@@ -222,8 +222,8 @@ def _loss_module(
     environment: Environment,
     compute: Compute,
 ) -> LossModule:
-    """As `quintet.train.build` makes it, on the meta device: cutting a matrix for a thousand ranks makes a thousand
-    views of it, which fake tensors are slow at."""
+    """Build the loss module as `quintet.train.build` does, but on the meta device: sharding a matrix for a thousand
+    ranks makes a thousand views, which are slow on fake tensors."""
     if isinstance(meta_model, Transformer):
         meta_model.lay_out = lay_out_one_document
     checkpoint_activations(meta_model.blocks, config.train.activation_checkpointing)
@@ -246,7 +246,7 @@ def _engine(
 
 
 class _Steps:
-    """The passes of a rank, counted. With accumulation one pass without and one with sending stand for all."""
+    """The counted passes of a rank. With accumulation, one pass that sends nothing and one that sends stand for all."""
 
     def __init__(
         self, engine: TorchEngine, counter: Counter, shape: BatchShape, vocab_size: int, machine: Machine
@@ -262,7 +262,7 @@ class _Steps:
         self._marks: list[tuple[int, dict[Any, Sent]]] = []
 
     def take(self) -> Figures:
-        """Two steps, the second of which is watched."""
+        """Take two steps and return the figures of the second."""
         counter, engine = self.counter, self.engine
         engine.accumulate(self.batch, 1)
         engine.update(0.0, 1)
@@ -283,8 +283,8 @@ class _Steps:
             loss_module.register_forward_hook(self._end_forward),
         ]
         for index, block in enumerate(blocks):
-            behind = len(blocks) - 1 - index
-            phase = ("first", index) if index < behind else ("last", behind)
+            after = len(blocks) - 1 - index
+            phase = ("first", index) if index < after else ("last", after)
             hooks.append(block.register_forward_hook(partial(self._end_block, phase)))
         return hooks
 
@@ -295,10 +295,10 @@ class _Steps:
         counter.enter(("forward", len(self._marks)))
 
     def _end_block(self, phase: Any, _: nn.Module, __: Any, out: Any) -> None:
-        """When the gradient of what a block gave is known, its backward pass begins."""
-        given = next((value for value in tree_iter(out) if isinstance(value, Tensor)), None)
-        if given is not None and given.requires_grad:
-            on_gradient(given, lambda: self.counter.enter((*phase, len(self._marks))))
+        """Start a new phase when the gradient of the block's output is known, at which its backward pass starts."""
+        output = next((value for value in tree_iter(out) if isinstance(value, Tensor)), None)
+        if output is not None and output.requires_grad:
+            on_gradient(output, lambda: self.counter.enter((*phase, len(self._marks))))
 
     def _end_forward(self, *_: Any) -> None:
         self.activations = self.counter.live - self.counter.gathered - self._before
@@ -315,7 +315,7 @@ class _Steps:
         }
         for phase, (peak, gathered) in counter.peaks.items():
             found["peak", phase], found["gathered", phase] = peak, gathered
-        # The passes that are not taken are as the first.
+        # The passes that are not simulated are like the first.
         calls, sent = self._marks[1] if self.passes > 1 else (0, {})
         for name, count in counter.sent.items():
             again = sent.get(name, Sent())
@@ -327,6 +327,6 @@ class _Steps:
         return found
 
     def _seconds(self, call: tuple[int, int]) -> float:
-        """The roofline (Williams et al. 2009): an operation waits for its products or for its memory."""
+        """Return the seconds of a call by the roofline (Williams et al. 2009): the longer of computing and memory."""
         machine = self.machine
         return max(call[0] / (machine.peak_flops * machine.utilisation), call[1] / machine.memory_bandwidth)
