@@ -157,7 +157,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 def assume_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure nowhere how fast the machine multiplies, which takes most of a second."""
-    for module in ("plan.local_machine", "train.setup", "train.evaluation"):
+    for module in ("plan.machine", "train.setup", "train.evaluation"):
         monkeypatch.setattr(f"quintet.{module}.measure_peak_flops", lambda *_: PEAK)
 
 
