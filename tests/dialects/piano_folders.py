@@ -18,7 +18,7 @@ def write_questions(folder: Path) -> Path:
 
 
 def on_text(questions: Path, cache: Path) -> dict[str, Any]:
-    """The section that takes the place of the music."""
+    """The section `quintet` with text instead of music."""
     document = {"kind": "answer", "prompt": "question", "answer": "answer", "between": " "}
     return {
         "tokenizer": {"kind": "byte"},
@@ -213,7 +213,7 @@ grad_clip: 1.0
 """,
     "tasks/denoising.yaml": {"list": ["velocity_denoising", "pitch_denoising"]},
 }
-"""The config folder of the document's generation, one file of each group."""
+"""The config folder of the document's generation, with one file of each group."""
 
 THIRD = FIRST | {
     "gpt2_pretraining.yaml": """
@@ -288,4 +288,4 @@ learning_rate: 8e-5
         {"class": "ChordMasking", "params": {"n_notes_threshold": 3}},
     ],
 }
-"""That of the newest generation."""
+"""The config folder of the newest generation."""

@@ -1,4 +1,4 @@
-"""Small data sets of notes, as piano-gpt's are: splits of rows with `notes` and `source`."""
+"""Small data sets of notes in piano-gpt's form: splits of rows with `notes` and `source`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPOSERS = ("Johann Sebastian Bach", "Frédéric Chopin", "Franz Liszt")
 
 
 def piece(seed: int, count: int = 40) -> Notes:
-    """Random notes, of which each begins before the one before it ends."""
+    """Random notes, each of which starts before the previous one ends."""
     draw = np.random.default_rng(seed)
     start = np.cumsum(draw.uniform(0.05, 0.3, count))
     return notes(
@@ -67,7 +67,7 @@ def music_file(folder: Path, cache: Path) -> dict[str, Any]:
 
 
 def music_make(make: Make, folder: Path, cache: Path) -> Make:
-    """``make`` for a file on music: keys are set in and left out of `music_file`."""
+    """``make`` for `music_file`, with some keys set and some removed."""
 
     def build(changes: Mapping[str, Any] | None = None, *, without: Iterable[str] = ()) -> Made:
         values = music_file(folder, cache)

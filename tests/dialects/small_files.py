@@ -31,13 +31,13 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> SmallFile:
 
             return vectorlm_runs.small_file(data(name, vectorlm_runs.write_world), cache)
         if name == "stlm":
-            from tests.dialects import test_stlm
+            from tests.dialects import stlm_runs
 
-            return test_stlm.small_file(data(name, test_stlm.write_corpora))
+            return stlm_runs.small_file(data(name, stlm_runs.write_corpora))
         if name == "tmrc":
-            from tests.dialects import test_tmrc
+            from tests.dialects import tmrc_runs
 
-            return test_tmrc.small_file(data(name, lambda folder: test_tmrc.write_dataset(folder / "words")), cache)
+            return tmrc_runs.small_file(data(name, lambda folder: tmrc_runs.write_dataset(folder / "words")), cache)
         from tests.dialects import piano_folders
 
         return piano_folders.small_file(data(name, piano_folders.write_questions), cache)

@@ -1,4 +1,4 @@
-"""piano-gpt: each key changes what its document says it changes, in the run that is really built."""
+"""piano-gpt: each key changes what its document says, in the run that is really built."""
 
 from __future__ import annotations
 
@@ -28,23 +28,20 @@ def original_rate(step: int, steps: int, highest: float, lowest: float, warmup: 
     return lowest + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) * (highest - lowest)
 
 
-# What each key does.
-
-
 @changes("init_from")
 def test_init_from(make: Make) -> None:
-    """The weights, and the sizes, are those of the run that it names."""
+    """Weights and sizes are those of the run that init_from names."""
     first = make({"model.n_layer": 2, "model.n_embd": 32})
     path = str(first.trained)
     started = make({"init_from": path})
-    loss_mask = first.model.state_dict()
-    assert loss_mask.keys() == started.model.state_dict().keys()
+    weights = first.model.state_dict()
+    assert weights.keys() == started.model.state_dict().keys()
     for name, value in started.model.state_dict().items():
-        assert torch.equal(value, loss_mask[name]), name
+        assert torch.equal(value, weights[name]), name
     assert "the model is that of" in "\n".join(started.loaded.notes)
     assert "model.n_layer 2 and not 1" in "\n".join(started.loaded.notes)
     fresh = make({"model.n_layer": 2, "model.n_embd": 32}).model.state_dict()
-    assert not torch.equal(fresh["embedding.weight"], loss_mask["embedding.weight"])
+    assert not torch.equal(fresh["embedding.weight"], weights["embedding.weight"])
     same = make({"init_from": "scratch", "model.n_layer": 2, "model.n_embd": 32}).model.state_dict()
     assert all(torch.equal(fresh[name], same[name]) for name in fresh)
 
@@ -52,7 +49,7 @@ def test_init_from(make: Make) -> None:
 @changes("loss_masking")
 def test_loss_masking(make: Make) -> None:
     """finetuning: targets are the answer and its end; pretraining: every token but the first."""
-    nothing_held_out = {"quintet.data.validation": 0}  # of a piece that is cut only the prompt may be left to train on
+    nothing_held_out = {"quintet.data.validation": 0}  # else a piece may be cut so that only its prompt is trained on
     whole = make(nothing_held_out).batch()
     answers = make({"loss_masking": "finetuning"} | nothing_held_out).batch()
     assert np.array_equal(whole.inputs, answers.inputs)
@@ -133,7 +130,7 @@ def test_device(make: Make) -> None:
     assert make({"system.device": "cuda:0"}).config.train.device == "cuda"
     assert make({"system.device": "mps"}).config.train.device == "mps"
     assert "CUDA_VISIBLE_DEVICES=3" in refused(make, {"system.device": "cuda:3"})
-    assert "must be cuda, cuda:0, cpu or mps" in refused(make, {"system.device": "tpu"})
+    assert "must be one of cuda, cuda:0, cpu, mps" in refused(make, {"system.device": "tpu"})
 
 
 @changes("system.dtype")
@@ -189,7 +186,6 @@ def test_decay(make: Make) -> None:
 
 @changes("optimizer.grad_clip")
 def test_clipping(make: Make) -> None:
-    """A tiny limit makes tiny steps of SGD-like size: here seen in the limit itself and in the losses."""
     assert make({"optimizer.grad_clip": 0.0}).config.train.clip_norm is None
     assert make({"optimizer.grad_clip": 1e-9}).losses != make({"optimizer.grad_clip": 0.0}).losses
 
@@ -264,7 +260,7 @@ def test_eval_iters(make: Make) -> None:
 
 @changes("eval_only")
 def test_eval_only(make: Make) -> None:
-    """The loss of the weights that there are, and nothing trained."""
+    """The loss of the initial weights is measured, and nothing is trained."""
     made = make({"eval_only": True})
     assert list(made.metrics("validation/loss")) == [0]
     assert made.metrics("train/loss") == {}
@@ -288,7 +284,7 @@ def _arguments(make: Make, **keys: str) -> dict[str, Any]:
 
 @changes("logging.wandb_time_suffix")
 def test_time_suffix(make: Make) -> None:
-    """The resolver of Hydra's clock works in a file used alone."""
+    """Hydra's `now` resolver works in a file without groups."""
     name = _arguments(make, wandb_run_name_suffix="pretraining", wandb_time_suffix="${now:%Y}")["name"]
     assert name.startswith("midi-gpt2-pretraining-20")
     assert len(name) == len("midi-gpt2-pretraining-2025")
@@ -315,7 +311,7 @@ def test_command_key(make: Make) -> None:
     assert "there is none; add checkpoint_path=FOLDER" in refused(make, {"command": "tune"})
     assert "is not used by command: init" in refused(make, {"command": "init", "init_from": path})
     resumed = refused(make, {"command": "resume", "checkpoint_path": path}, without=["init_from"])
-    assert f"`quintet train {path}` continues the run" in resumed
+    assert f"`quintet train {path}` to continue the run" in resumed
     assert len(resumed.splitlines()) == 1
 
 
@@ -325,7 +321,7 @@ def test_prompt_masking(make: Make) -> None:
     masked = make({"training.prompt_masking": True}, without=["loss_masking"])
     assert np.array_equal(masked.batch().targets, by_name.targets)
     assert make({"training.prompt_masking": False}, without=["loss_masking"]).config.data.learn_prompts
-    assert "is not what loss_masking says" in refused(make, {"training.prompt_masking": True})
+    assert "contradicts loss_masking" in refused(make, {"training.prompt_masking": True})
 
 
 @changes("training.batch_size")
@@ -333,8 +329,8 @@ def test_whole_batch(make: Make) -> None:
     made = make({"training.batch_size": 9}, without=["optimizer.gradient_accumulation_steps"])
     assert made.batch().inputs.shape == (9, 16)
     assert made.config.batch.accumulation == 3
-    assert "no whole number of passes of 3" in refused(make, {"training.batch_size": 8})
-    both = make({"training.batch_size": 9})  # of which piano-gpt reads the first alone
+    assert "8 samples are not a multiple of the 3 of a pass" in refused(make, {"training.batch_size": 8})
+    both = make({"training.batch_size": 9})  # piano-gpt reads only the first
     assert both.config.batch.accumulation == 3
     assert any("not used, as in the original: training.batch_size makes it 3" in note for note in both.loaded.notes)
 
@@ -354,13 +350,6 @@ def test_wandb_run_name_suffix(make: Make) -> None:
     assert _arguments(make, wandb_run_name_suffix="subsequence")["name"] == "midi-gpt2-subsequence"
 
 
-@pytest.mark.parametrize(
-    ("verb", "changes", "message"),
-    [
-        ("train", {"system.device": "mps"}, "system.device: this machine has no mps device"),
-    ],
-)
-def test_every_verb_speaks_of_the_keys_of_the_file(
-    verb: str, changes: dict[str, Any], message: str, said: Said
-) -> None:
-    assert [line for line in said(verb, changes) if line.startswith(message)]
+def test_a_device_that_is_not_here_is_named_by_the_key_of_the_file(said: Said) -> None:
+    [line] = said("train", {"system.device": "mps"})
+    assert line.startswith("system.device: this machine has no mps device")

@@ -1,4 +1,4 @@
-"""piano-gpt: its model, and whole files: the document's, those of its config folders, the examples, there and back."""
+"""piano-gpt: its model, and whole files: the document's, those of its config folders, the examples, both ways."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from quintet.config.dialects import detect, dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import Loaded, Reading, load_run_config
 from quintet.errors import UserError
+from quintet.model.count import count_parameters
 
 DIALECT = "piano"
 
@@ -34,7 +35,7 @@ def base(questions: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def nanogpt(state: Mapping[str, torch.Tensor], ids: torch.Tensor, layers: int, heads: int) -> torch.Tensor:
-    """Logits of nanoGPT's model, written out."""
+    """Logits of nanoGPT's model: float [batch, length, vocabulary], from ids [batch, length]."""
     width = state["embedding.weight"].shape[1]
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -80,9 +81,7 @@ def test_the_weights_start_as_nanogpts(make: Make) -> None:
 
 @pytest.mark.parametrize(("name", "millions"), [("gpt2_10M", 9.7), ("gpt2", 85.9)])
 def test_presets_have_as_many_parameters_as_the_original(name: str, millions: float, make: Make) -> None:
-    """What its reports count: all but the positions, with its 1,241 tokens."""
-    from quintet.model.count import count_parameters
-
+    """Its reports count all parameters except the positions, with 1,241 tokens."""
     preset = yaml.safe_load((EXAMPLES / f"model/{name}.yaml").read_text(encoding="utf-8")) | {"context_size": 16}
     config = make({"model": preset}).config
     layers, width = preset["n_layer"], preset["n_embd"]
@@ -96,7 +95,7 @@ def as_in_the_document(**more: Any) -> dict[str, Any]:
 
 
 def read(folder: Path, files: Mapping[str, Any], name: str, dialect: str | None = None) -> Loaded:
-    """The file ``name`` of a config folder with ``files``, which are written."""
+    """Write ``files`` into a config folder and read its file ``name``."""
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
@@ -147,7 +146,7 @@ def test_the_documents_file_on_text_is_the_documents_run(tmp_path: Path, questio
     assert config.track[0].arguments == {"project": "piano-gpt"}
 
 
-def test_a_file_that_says_nothing_has_the_documents_values(tmp_path: Path, questions: Path) -> None:
+def test_an_empty_file_has_the_documents_values(tmp_path: Path, questions: Path) -> None:
     native = on_text(questions, tmp_path)
     short = read(tmp_path, {"a.yaml": {"stage": "piano_task", "quintet": native}}, "a.yaml").config
     whole = read(tmp_path, {"a.yaml": as_in_the_document(quintet=native)}, "a.yaml").config
@@ -194,7 +193,7 @@ def test_a_config_folder_of_the_newest_generation(compose: Callable[..., Loaded]
     assert config.data.learn_prompts
     constant = compose(THIRD, "gpt2_pretraining.yaml", "lr=constant_lr").config
     assert (constant.schedule.kind, constant.optimizer.lr) == ("constant", 3e-5)
-    with pytest.raises(UserError, match="`quintet train FOLDER` continues the run"):
+    with pytest.raises(UserError, match="`quintet train FOLDER` to continue the run"):
         compose(THIRD, "resume_training.yaml")
     with pytest.raises(UserError) as error:
         compose(THIRD, "eval.yaml")
@@ -211,7 +210,7 @@ def test_a_config_folder_of_the_newest_generation(compose: Callable[..., Loaded]
     )
 
 
-def test_tuning_says_things_over_the_run_that_it_starts_from(compose: Callable[..., Loaded], make: Make) -> None:
+def test_tuning_overrides_the_run_that_it_starts_from(compose: Callable[..., Loaded], make: Make) -> None:
     path = make().trained
     loaded = compose(THIRD, "model_tuning.yaml", f"checkpoint_path={path}", "overrides.model.dropout=0.5")
     config = loaded.config
@@ -244,7 +243,7 @@ def test_other_spellings(key: str, place: str, value: Any, other: Any, found: st
 
 
 def test_a_checkpoint_of_the_original_is_not_read(make: Make) -> None:
-    assert "is a pickle of piano-gpt's" in refused(make, {"init_from": "midi-gpt2-0M-2025-01-28-19-50.pt"})
+    assert "is a pickle of piano-gpt" in refused(make, {"init_from": "midi-gpt2-0M-2025-01-28-19-50.pt"})
 
 
 def test_files_are_known_by_their_keys() -> None:
@@ -276,8 +275,7 @@ def test_there_and_back(changes: dict[str, Any], make: Make) -> None:
     assert again.config == made.config
 
 
-def test_text_that_trains_is_not_lost_without_a_section(make: Make) -> None:
-    """A native run file of another kind of model says what piano-gpt has no words for."""
+def test_a_model_that_piano_gpt_cannot_have_is_named_as_lost(make: Make) -> None:
     config = make().config
     rope = config.model_copy(update={"model": type(config.model).model_validate({"kind": "transformer"})})
     lost = "\n".join(translate_back(dialect_named("piano"), rope).lost)
@@ -295,7 +293,7 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     code, out, err = command("train", example)
     assert code == 0, err
     assert "finished: 12 steps" in out
-    assert "dataset.base_dataset_name" in out  # the note on what the text takes the place of
+    assert "dataset.base_dataset_name" in out  # the note on the keys that text replaces
     code, native, err = command("translate", example, "+quintet.name=again")
     assert code == 0, err
     assert "layers: 2  # model.n_layer (" in native

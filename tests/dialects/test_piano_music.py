@@ -1,4 +1,4 @@
-"""piano-gpt on music: whole files, the kinds of folders that data sets can be, tuning, the example, there and back."""
+"""piano-gpt on music: whole files, the kinds of data set folders, tuning, the example, translation both ways."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def write_midi_split(folder: Path, split: str, seeds: range) -> None:
 
 
 @pytest.mark.parametrize("masking", ["pretraining", "finetuning"])
-def test_the_loss_is_on_all_tokens_or_behind_the_answers_sign(masking: str, music: Make) -> None:
+def test_the_loss_is_on_all_tokens_or_after_the_answer_token(masking: str, music: Make) -> None:
     """The first target of finetuning is the first token of the answer, given <GENAI>; the last is the answer's end."""
     made = music({"loss_masking": masking})
     batch, tokenizer = made.batch(), samples(made).tokenizer
     for ids, targets in zip(batch.inputs, batch.targets, strict=True):
         at = int(np.flatnonzero(ids == tokenizer.special(ANSWER))[0])
-        loss_mask = np.flatnonzero(targets != IGNORED)
-        assert loss_mask[0] == (0 if masking == "pretraining" else at)
-        assert tokenizer.names()[targets[loss_mask[-1]]] == "<EOGENAI>"
-        assert np.array_equal(targets[loss_mask[:-1]], ids[loss_mask[:-1] + 1])
+        positions = np.flatnonzero(targets != IGNORED)
+        assert positions[0] == (0 if masking == "pretraining" else at)
+        assert tokenizer.names()[targets[positions[-1]]] == "<EOGENAI>"
+        assert np.array_equal(targets[positions[:-1]], ids[positions[:-1] + 1])
 
 
-def test_finetuning_gives_stretches_of_pieces_a_loss_all_the_same(music: Make) -> None:
-    """They have no answer: a loss on nothing would be no loss."""
+def test_finetuning_has_a_loss_on_whole_stretches_of_pieces(music: Make) -> None:
+    """They have no answer, so a loss on answers only would be empty."""
     batch = music({"stage": "next_token_pretraining"}).batch()
     assert (batch.targets[:, 0] != IGNORED).all()
 
@@ -108,7 +108,7 @@ def absent(made: Made) -> str:
 
 
 def test_a_folder_of_midi_files_without_splits(music: Make, tmp_path: Path) -> None:
-    """All is trained on, or all is validated on, or some is held out as the native file says."""
+    """The folder is for training, or for validation, or `quintet:` holds out a part of it."""
     for name, seeds in {"one": range(4), "two": range(10, 12)}.items():
         write_midi_split(tmp_path, name, seeds)
     apart = {"dataset.base_dataset_name": str(tmp_path / "two"), "dataset.extra_datasets": [str(tmp_path / "one")]}
@@ -129,15 +129,15 @@ def test_native_sources_of_music_take_the_rest_from_the_file(music: Make, tmp_pa
     packing = made.config.data.packing
     assert (packing.kind, packing.notes_per_record, packing.tasks) == ("tasks", 12, ("top_line",))
     assert words(made, 0)[2] == "<PARAMETRIC_TOP_LINE>"
-    assert "dataset.base_dataset_name, dataset.extra_datasets: not used, for quintet.data.sources" in "\n".join(
-        made.loaded.notes
-    )
+    unused = "dataset.base_dataset_name, dataset.extra_datasets: not used, because quintet.data.sources replaces it"
+    assert unused in made.loaded.notes
     pieces = music(values | {"quintet.data.packing": {"kind": "pieces"}})
     assert pieces.config.data.packing.kind == "pieces"
-    assert "stage, data.notes_per_record: not used, for quintet.data.packing" in "\n".join(pieces.loaded.notes)
+    unused = "stage, data.notes_per_record: not used, because quintet.data.packing replaces it"
+    assert unused in pieces.loaded.notes
 
 
-def test_a_part_without_pieces_is_said_and_left_out_and_none_at_all_is_an_error(
+def test_a_split_without_pieces_is_skipped_with_a_note_and_none_at_all_is_an_error(
     music: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = music()
@@ -155,7 +155,7 @@ def test_a_part_without_pieces_is_said_and_left_out_and_none_at_all_is_an_error(
 
 
 def test_the_best_checkpoint_is_that_of_the_whole_split(music: Make) -> None:
-    """And not of a mean in which the pieces of three composers count twice."""
+    """It is not by the mean over all samples, in which the pieces of three composers count twice."""
     from quintet.train.checkpoint_files import read_progress
 
     several = {"optimizer.max_iters": 4, "eval_interval": 1, "lr.learning_rate": 0.05}
@@ -167,24 +167,24 @@ def test_the_best_checkpoint_is_that_of_the_whole_split(music: Make) -> None:
     assert music(several | {"eval_splits": ["bach", "chopin"]}).config.evaluate.best_by is None
 
 
-def test_the_best_is_by_a_label_that_is_there(music: Make) -> None:
+def test_best_by_must_be_a_label_of_the_run(music: Make) -> None:
     found = refused(music, {"quintet.evaluate.best_by": "nobody"})
     assert "quintet.evaluate.best_by: nothing held out of " in found
     assert "has this label; there are full_val, bach, chopin, mozart" in found
 
 
-def test_tuning_takes_the_tokenizer_of_the_run_and_learns_tasks_that_are_new_to_it(music: Make) -> None:
+def test_tuning_takes_the_tokenizer_of_the_run_and_trains_tasks_that_are_new_to_it(music: Make) -> None:
     own = {"stage": "next_token_pretraining", "tokenizer.config": {"n_velocity_bins": 16}}
     first = music(own)
     tuned = music({"init_from": str(first.trained), "tasks": ["loud_prediction"]})
     assert tuned.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint
     assert tuned.origin("tokenizer").startswith("init_from")
-    loss_mask = load_weights(first)
-    assert all(torch.equal(value, loss_mask[name]) for name, value in tuned.model.state_dict().items())
+    weights = load_weights(first)
+    assert all(torch.equal(value, weights[name]) for name, value in tuned.model.state_dict().items())
     assert words(tuned, 0)[2:4] == ["<SOFT>", "<LOUD>"]
     other = music({"init_from": str(first.trained), "tokenizer.config": {"n_velocity_bins": 8}})
     assert other.run.tokenizer.fingerprint == first.run.tokenizer.fingerprint
-    assert "tokenizer.config: not used, for the tokenizer is that of" in "\n".join(other.loaded.notes)
+    assert "tokenizer.config: not used, because the tokenizer is that of" in "\n".join(other.loaded.notes)
 
 
 def test_tuning_on_other_music_keeps_the_merges_of_the_run(music: Make, tmp_path: Path) -> None:
@@ -240,13 +240,13 @@ def test_back_and_there_with_midi_folders(music: Make, tmp_path: Path) -> None:
     assert yaml.safe_load(written.text)["dataset"]["extra_datasets"] == [str(tmp_path / "midi")]
 
 
-def test_text_in_the_section_leaves_the_music_out(make: Make, tmp_path: Path) -> None:
+def test_text_in_the_section_replaces_the_music(make: Make, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "text")
     text = small_file(questions, tmp_path / "cache") | {"tasks": ["no such task"], "tokenizer": {"config": {}}}
     made = make(text | {"dataset": {"extra_datasets": ["nowhere"]}})
     assert (made.config.tokenizer.kind, made.config.data.packing.kind) == ("byte", "document")
     notes = "\n".join(made.loaded.notes)
-    assert "stage, tasks, dataset.extra_datasets, tokenizer.config: not used, for quintet.data.sources" in notes
+    assert "stage, tasks, dataset.extra_datasets, tokenizer.config: not used, because quintet.data.sources" in notes
     assert on_text(questions, tmp_path)["data"]["sources"][0]["path"] == made.config.data.sources[0].path
 
 

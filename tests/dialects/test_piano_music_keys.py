@@ -1,4 +1,4 @@
-"""What each key of piano-gpt about the music does, seen in the samples, the tokenizer and the metrics of real runs."""
+"""piano-gpt: each key of the music changes what its document says, in samples, tokenizer and metrics of real runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def halves(made: Made, index: int) -> tuple[Notes, Notes]:
 
 @changes("stage")
 def test_stage(music: Make) -> None:
-    """Records with an answer, or stretches of pieces that have none."""
+    """Records with an answer, or stretches of pieces without one."""
     record, stretch = words(music(), 0), words(music({"stage": "next_token_pretraining"}), 0)
     assert record[:3] == ["<MAESTRO>", "<BACH>", "<PARAMETRIC_TOP_LINE>"]
     assert record.count(ANSWER) == 1
@@ -89,7 +89,7 @@ def test_notes_per_record(music: Make) -> None:
 
 @changes("dataset.base_dataset_name")
 def test_base(music: Make) -> None:
-    """Validated on is its split `validation`, as a whole and by composer, and nothing of it is trained on."""
+    """The run validates on its split `validation`, whole and by composer, and trains on none of it."""
     made = music()
     other = write_data_set(made.file.parent / "other", seed=50)
     changed = music({"dataset.base_dataset_name": str(other)})
@@ -119,7 +119,7 @@ def test_extra(music: Make) -> None:
 
 @changes("dataset.pause_detection_threshold")
 def test_pauses(music: Make) -> None:
-    """A piece with 5 seconds of silence is two, and the part behind the silence is there, too."""
+    """A piece with 5 seconds of silence is two, and the part after the silence is kept."""
     first, second = piece(1), piece(2)
     later = second.moved(first.seconds + 5.0)
     both = Notes(*(np.concatenate([getattr(first, name), getattr(later, name)]) for name in vars(first)))
@@ -135,7 +135,7 @@ def test_pauses(music: Make) -> None:
 
 @changes("dataset.augmentation.speed_change_factors")
 def test_speeds(music: Make) -> None:
-    """Each beginning of a record once more at each tempo; what is validated on stays as it is."""
+    """Each record is repeated at each speed; validation has no copies."""
     made = music({"dataset.augmentation.speed_change_factors": [2.0, 0.5], "tasks": ["high_notes_masking-x1"]})
     one = samples(made)
     assert one.variants == 3
@@ -151,7 +151,7 @@ def test_shift(music: Make) -> None:
     made = music({"dataset.augmentation.max_pitch_shift": 2, "tasks": ["high_notes_masking-x1"]})
     assert samples(made).variants == 5
     lowest = [int(halves(made, index)[0].pitch.min()) for index in range(5)]
-    assert sorted(found - lowest[0] for found in lowest) == [-2, -1, 0, 1, 2]  # piano-gpt's builder keeps ±1 alone
+    assert sorted(found - lowest[0] for found in lowest) == [-2, -1, 0, 1, 2]  # piano-gpt's builder keeps only ±1
 
 
 @changes("training.min_notes_per_record")
@@ -171,7 +171,7 @@ def test_most(music: Make) -> None:
 
 @changes("training.min_n_task_notes")
 def test_fewest_of_a_task(music: Make) -> None:
-    """The answer is a run of the record's notes, of so many or more; the prompt has those before and behind it."""
+    """The answer is a run of at least as many notes of the record; the prompt has the notes before and after it."""
     made = music({"training.min_n_task_notes": 5, "tasks": ["random_masking-x100"]})
     sizes, begins = set(), set()
     for index in range(60):
@@ -230,7 +230,7 @@ def test_base_settings(music: Make) -> None:
 
 @changes("tokenizer.base_tokenizer")
 def test_base_tokenizer(music: Make) -> None:
-    """There is one; what it makes is what the merged ids stand for."""
+    """There is only one, whose ids are what the merged ids stand for."""
     made = music(_AWESOME | {"tokenizer.base_tokenizer": "ExponentialTimeTokenizer"}).run.tokenizer
     plain = music().run.tokenizer
     assert isinstance(made, NoteBPETokenizer)
@@ -250,7 +250,7 @@ def test_merges(music: Make) -> None:
 
 @changes("eval_splits")
 def test_splits(music: Make) -> None:
-    """What is reported is the whole split and the composers asked for; those without pieces are said and left out."""
+    """The metrics are of the whole split and of the composers in eval_splits that have pieces."""
     made = music()
     found = {name for name in _names_of(made) if name.endswith("/loss")}
     assert found == {f"validation/{part}loss" for part in ("", "full_val/", "bach/", "chopin/")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,23 +9,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from tests.dialects.conftest import Made, Make
-from tests.dialects.test_stlm import BYTES, own, refused, small_file, write_corpora
+from tests.dialects.stlm_runs import BYTES, own, refused
+from tests.dialects.stlm_runs import base as base  # a fixture
+from tests.dialects.stlm_runs import place as place  # a fixture
 
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.model.count import count_parameters
 
 DIALECT = "stlm"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpora(tmp_path_factory.mktemp("stlm"))
-
-
-@pytest.fixture
-def base(place: Path) -> dict[str, Any]:
-    return small_file(place)
 
 
 # Shapes of the files under configs, and what `sum(p.numel() for p in model.parameters())` was where the original's code
@@ -151,14 +142,14 @@ def test_a_byte_level_model_is_written_back_as_one(make: Make, ends: dict[str, s
 
 
 REFUSED = [
-    ({"model.model_shell_type": "byte_shell"}, "byte_shell reads the bytes back with lm_head_type: byte_level"),
-    ({"model.model_shell_type": "byte_enc_shell"}, "goes with embedding_model_type: byte_level"),
-    ({"trainer.dataloader": "byte_pooling"}, "byte_pooling has bytes for lm_head_type: byte_level"),
-    ({"trainer.dataloader": "dual_byte_pooling"}, "dual_byte_pooling has bytes for embedding_model_type: byte_level"),
-    ({"trainer.loss_fn": "masked_cross_entropy"}, "masked_cross_entropy is a loss for lm_head_type: byte_level"),
+    ({"model.model_shell_type": "byte_shell"}, "byte_shell needs lm_head_type: byte_level"),
+    ({"model.model_shell_type": "byte_enc_shell"}, "byte_enc_shell needs embedding_model_type: byte_level"),
+    ({"trainer.dataloader": "byte_pooling"}, "byte_pooling needs lm_head_type: byte_level"),
+    ({"trainer.dataloader": "dual_byte_pooling"}, "dual_byte_pooling needs embedding_model_type: byte_level"),
+    ({"trainer.loss_fn": "masked_cross_entropy"}, "masked_cross_entropy needs lm_head_type: byte_level"),
     ({"model.byte_embedding_dim": 64}, "model.byte_embedding_dim: is for byte-level parts"),
-    (BYTES | {"model.byte_embedding_dim": 20}, "the 8 heads of STLM's byte-level blocks do not divide it"),
-    (BYTES | {"model.embedding_weight_tying": True}, "has no row for each token to share; set it to false"),
+    (BYTES | {"model.byte_embedding_dim": 20}, "must be a multiple of 8, the heads of STLM's byte-level blocks"),
+    (BYTES | {"model.embedding_weight_tying": True}, "has no row per token to share; set it to false"),
     (BYTES | {"trainer.optimizer.optimizer_name": "SGD"}, "set AdamW or nanoGPTadamW"),
     (BYTES | {"model.byte_tokenizer_type": "gpt2"}, "model.byte_tokenizer_type: must be bpe"),
 ]

@@ -1,4 +1,4 @@
-"""STLM: its real files of all generations, its mistakes, its examples, and what both ways of translation keep."""
+"""STLM: its real files of all generations, its mistakes, its examples, and translation both ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.dialects.stlm_generations import G1, G2, G3, parameters, problems
 from tests.dialects.stlm_generations import read as read  # a fixture
-from tests.dialects.test_stlm import write_texts
+from tests.dialects.stlm_runs import write_texts
 from tests.helpers import measured
 
 from quintet.config.dialects import dialect_named
@@ -43,7 +43,7 @@ def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..
     attention = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 4})
     equal = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 16})
     assert parameters(equal) - parameters(attention) == 5 * 384 * (3 * 384 - 576)
-    assert any("had them swapped" in note for note in attention.notes)
+    assert any("has them swapped" in note for note in attention.notes)
     documented = read(G2, {"model.attn.num_kv_heads": 4, "model.attn.num_q_heads": 16})
     assert documented.config.model == attention.config.model
 
@@ -55,7 +55,7 @@ def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..
 def test_heads_of_an_odd_size_have_the_parameters_of_the_original(
     read: Callable[..., Loaded], width: int, feedforward: int, heads: int, tied: bool, expected: int
 ) -> None:
-    """Counted from its own code of September 2024, which leaves out a feature of each head, for rotary positions."""
+    """Counted from its own code of September 2024, which drops a feature of each head because of rotary positions."""
     changes = {
         "model.hidden_dim": width,
         "model.core_model.ffn.ffn_dim": feedforward,
@@ -65,7 +65,7 @@ def test_heads_of_an_odd_size_have_the_parameters_of_the_original(
     loaded = read(G1, changes)
     assert parameters(loaded) == expected
     assert loaded.config.model.attention.head_dim == width // heads - 1  # pyright: ignore
-    assert any("a head of" in note and f"has {width // heads - 1}" in note for note in loaded.notes)
+    assert any(f"a head has {width // heads - 1}, as in STLM" in note for note in loaded.notes)
     learned = read(G1, changes | {"model.positional_encoding_type": "learned"})
     assert learned.config.model.attention.head_dim is None  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -148,7 +148,7 @@ def test_learned_positions_may_stand_beside_rotary_attention(read: Callable[...,
     assert isinstance(model, TransformerConfig)
     assert isinstance(model.position, RopeConfig)
     assert model.position.learned is True
-    assert "sincos does not go with" in problems(read, G3, {"model.embedding_positional_encoding": "sincos"})
+    assert "sincos does not work with" in problems(read, G3, {"model.embedding_positional_encoding": "sincos"})
 
 
 def test_a_file_inside_a_section_of_its_own_is_unwrapped(read: Callable[..., Loaded]) -> None:
@@ -197,7 +197,7 @@ MISTAKES = [
     ({"model.core_model_type": "conv"}, "'conv' belongs to an experiment"),
     ({"model.embedding_model_type": "byte_patch"}, "'byte_patch' belongs to an experiment"),
     ({"model.num_byte_decoder_layers": 2}, "model.num_byte_decoder_layers: belongs to an experiment"),
-    ({"model.checkpoint_path": "x.pt"}, "is a pickle that cannot be read safely"),
+    ({"model.checkpoint_path": "x.pt"}, "is a pickle, which cannot be read safely"),
     ({"model.gain": 2.0}, "is for initialization_fn: xavier, and it is kaiming"),
     ({"model.freeze_core": True}, "is for core_model_type: hf_core"),
     ({"trainer.dataset": "openwebtxt"}, "did you mean 'openwebtext'?"),
@@ -230,7 +230,7 @@ def test_keys_of_kaiming_beside_another_start_change_nothing_and_are_said(read: 
     plain, kept = read(G2, start), read(G2, start | {"model.mode": "fan_out", "model.nonlinearity": "relu"})
     assert kept.config.model == plain.config.model
     for key in ("mode", "nonlinearity"):
-        assert any(f"model.{key}: is for initialization_fn: kaiming, and it is none" in note for note in kept.notes)
+        assert f"model.{key}: not read; it is for initialization_fn: kaiming, and it is none" in kept.notes
 
 
 def test_what_must_be_given_is_named(read: Callable[..., Loaded]) -> None:

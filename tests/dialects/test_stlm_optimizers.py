@@ -1,20 +1,27 @@
-"""STLM's optimizers of pytorch_optimizer, and the keys of the optimizer and of the schedule that files alone have."""
+"""STLM: each key of the optimizer changes what its document says, and optimizers step as those of STLM's code."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-from pathlib import Path
+import math
+from collections.abc import Callable
+from contextlib import chdir
 from typing import Any, cast
 
 import pytest
 import torch
-from tests.dialects.conftest import Made, Make, changes
-from tests.dialects.test_stlm import rates, refused, small_file, write_corpora
+from tests.dialects.conftest import Made, Make, changes, each_changes
+from tests.dialects.stlm_runs import base as base  # a fixture
+from tests.dialects.stlm_runs import own, rates, refused, shapes
+from tests.dialects.stlm_runs import place as place  # a fixture
+from tests.helpers import PEAK
 from torch import Tensor, nn
 
-from quintet.config.dialects.stlm.names import OF_CLASSES
+from quintet.config.dialects.stlm.values import OPTIMIZER_DEFAULTS
 from quintet.config.optimizer import TorchOptimizerConfig
+from quintet.track.console import Reporter
+from quintet.train.loop import train
 from quintet.train.optimizer import build_optimizer, set_learning_rate
 
 DIALECT = "stlm"
@@ -23,16 +30,6 @@ OLD = {
     f"{KEYS}.{name}": value for name, value in {"lr": 6e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}.items()
 }
 RATES = [6e-4 * share for share in (0.0, 0.5, 1.0, 0.7, 0.1)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpora(tmp_path_factory.mktemp("stlm"))
-
-
-@pytest.fixture
-def base(place: Path) -> dict[str, Any]:
-    return small_file(place)
 
 
 def of(made: Made) -> TorchOptimizerConfig:
@@ -69,6 +66,65 @@ def stepped(made: Made) -> list[Tensor]:
     return [parameter.detach() for parameter in model.parameters()]
 
 
+@changes("trainer.optimizer.optimizer_name")
+def test_optimizer_name(make: Make) -> None:
+    def decays(name: str) -> list[int]:
+        groups = make({"trainer.optimizer.optimizer_name": name}).optimizer.param_groups
+        return sorted(len(group["params"]) for group in groups if group["weight_decay"])
+
+    everything = len(shapes(make()))
+    assert decays("AdamW") == decays("adamW") == [everything]
+    assert decays("nanoGPTadamW") == [everything - 5]  # the gains of five norms
+    sgd = make({"trainer.optimizer.optimizer_name": "sgd"}).optimizer
+    assert isinstance(sgd, torch.optim.SGD)
+    assert "found 'Sopa'" in refused(make, {"trainer.optimizer.optimizer_name": "Sopa"})
+
+
+@changes("trainer.optimizer.params")
+def test_optimizer_params(make: Make) -> None:
+    params = {"lr": 0.25, "momentum": 0.5, "nesterov": True}
+    group = make({"trainer.optimizer": {"name": "SGD", "params": params}}).optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.5, True)
+    assert "put it into them" in refused(make, {"trainer.optimizer": {"name": "SGD", "params": params, "lr": 1.0}})
+
+
+@each_changes(
+    "value read",
+    ("trainer.optimizer.weight_decay", 0.3, lambda group: group["weight_decay"]),
+    ("trainer.optimizer.beta1", 0.8, lambda group: group["betas"][0]),
+    ("trainer.optimizer.beta2", 0.98, lambda group: group["betas"][1]),
+)
+def test_a_value_of_the_optimizer(make: Make, key: str, value: float, read: Callable[[dict[str, Any]], float]) -> None:
+    assert {read(group) for group in make({key: value}).optimizer.param_groups} == {value}
+    assert {read(group) for group in make().optimizer.param_groups} != {value}
+
+
+@changes("trainer.optimizer.grad_clip")
+def test_clip(make: Make) -> None:
+    """Without a limit a step of SGD is the gradient; with one it is as long as the limit."""
+
+    def step_length(limit: float) -> float:
+        made = make(
+            {
+                "trainer.optimizer": {"name": "SGD", "params": {"lr": 1.0}, "grad_clip": limit},
+                "trainer.lr_scheduler": "constant",
+                "trainer.max_iters": 1,
+            }
+        )
+        before = own(made).state_dict()
+        with chdir(made.file.parent):
+            after = train(made.config, Reporter(), peak_flops=PEAK).run.model.state_dict()
+        return math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
+
+    assert step_length(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert step_length(0) > 0.1
+
+
+@changes("trainer.optimizer.lr")
+def test_lr(make: Make) -> None:
+    assert rates(make({"trainer.optimizer.lr": 3e-3}))[0] == 3e-3
+
+
 @changes("trainer.optimizer.decoupled_weight_decay")
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_lion_is_that_of_the_paper_and_its_decoupled_decay_is_all_of_it_at_the_highest_rate(
@@ -100,7 +156,7 @@ def test_the_grokfast_filter_adds_twice_the_average_of_gradients(make: Make) -> 
         assert make(OLD | name | {f"{KEYS}.gradient_filter": none}).config == make(OLD | name).config
     assert "must be" in refused(make, {f"{KEYS}.gradient_filter": "grokfast_ma"})
     sgd = {f"{KEYS}.optimizer_name": "SGD", f"{KEYS}.gradient_filter": "grokfast_ema"}
-    assert "is done with AdamW and nanoGPTadamW" in refused(make, sgd)
+    assert "works with AdamW and nanoGPTadamW only" in refused(make, sgd)
     pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     model = Small()
     matrices, others = [model.layer.weight], [p for p in model.parameters() if p.dim() < 2]
@@ -135,13 +191,13 @@ def test_a_momentum_is_that_of_the_classes_that_have_one(make: Make) -> None:
     shampoo = make(OLD | {f"{KEYS}.optimizer_name": "shampoo", f"{KEYS}.momentum": 0.5})
     assert (of(shampoo).name, of(shampoo).arguments, of(shampoo).weight_decay) == ("Shampoo", {"momentum": 0.5}, 0.1)
     assert noted(shampoo, "beta1: Shampoo has no betas")
-    assert noted(shampoo, "shampoo of STLM's own code cannot take a step")
+    assert noted(shampoo, "STLM's own shampoo cannot take a step")
     sgd = make({f"{KEYS}.optimizer_name": "SGD", f"{KEYS}.momentum": 0.5})
     assert sgd.optimizer.param_groups[0]["momentum"] == 0.5
     other = make({f"{KEYS}.momentum": 0.5, f"{KEYS}.decoupled_weight_decay": True})
     assert other.config == make().config
-    assert noted(other, "momentum: STLM reads it with SGD, SGDP, RMSprop, Shampoo alone")
-    assert noted(other, "decoupled_weight_decay: STLM reads it with lion alone")
+    assert noted(other, "momentum: STLM reads it with SGD, SGDP, RMSprop, Shampoo only")
+    assert noted(other, "decoupled_weight_decay: STLM reads it with lion only")
 
 
 def test_what_a_class_does_not_have_is_noted_as_stlm_does_not_read_it_either(make: Make) -> None:
@@ -162,9 +218,9 @@ def test_what_a_class_does_not_have_is_noted_as_stlm_does_not_read_it_either(mak
 def test_betas_are_both_of_them(make: Make) -> None:
     flat = make({f"{KEYS}.betas": [0.8, 0.98]})
     assert flat.config == make({f"{KEYS}.beta1": 0.8, f"{KEYS}.beta2": 0.98}).config
-    assert "betas: stands beside beta1 and beta2" in refused(make, {f"{KEYS}.betas": [0.8, 0.98], f"{KEYS}.beta1": 0.8})
+    assert "betas: repeats beta1 and beta2" in refused(make, {f"{KEYS}.betas": [0.8, 0.98], f"{KEYS}.beta1": 0.8})
     beside = {f"{KEYS}.params": {"lr": 1e-3}, f"{KEYS}.betas": [0.8, 0.98]}
-    assert "betas: stands beside params; put it into them" in refused(make, beside)
+    assert "betas: is not read with params; put it into them" in refused(make, beside)
 
 
 def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: Make) -> None:
@@ -181,18 +237,18 @@ def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: 
             continue
         takes = inspect.signature(found).parameters
         decay = takes["weight_decay"].default if "weight_decay" in takes else 0.0
-        assert OF_CLASSES.get(name, (1e-3, 0.0)) == (takes["lr"].default, decay), name
+        assert OPTIMIZER_DEFAULTS.get(name, (1e-3, 0.0)) == (takes["lr"].default, decay), name
         assert of(make({KEYS: {"name": name.lower(), "params": {}}})).lr == takes["lr"].default
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("adam_mini", "shares averages by the names of matrices"),
+        ("adam_mini", "shares averages by the names of the matrices"),
         ("Lookahead", "wraps another optimizer"),
-        ("Ranger21", "has a schedule of the learning rate of its own"),
-        ("LBFGS", "computes the loss again"),
-        ("SparseAdam", "is for gradients that are mostly 0"),
+        ("Ranger21", "has its own learning-rate schedule"),
+        ("LBFGS", "computes the loss several times"),
+        ("SparseAdam", "needs sparse gradients"),
     ],
 )
 def test_an_optimizer_that_no_run_can_have_is_refused_for_its_reason(name: str, reason: str, make: Make) -> None:
@@ -200,7 +256,7 @@ def test_an_optimizer_that_no_run_can_have_is_refused_for_its_reason(name: str, 
     found = refused(make, sizes | {f"{KEYS}.optimizer_name": name})
     assert f"'{name}' {reason}" in found
     assert found.count("\n") == 0
-    assert noted(make(sizes), "n_heads: adam_mini alone asks for it")
+    assert noted(make(sizes), "n_heads: only adam_mini asks for it")
 
 
 def test_a_warm_up_that_the_run_does_not_finish_rises_as_far_as_it_comes(make: Make) -> None:

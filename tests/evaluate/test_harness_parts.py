@@ -197,7 +197,7 @@ def test_a_missing_harness_is_said_with_the_line_that_mends_it(monkeypatch: pyte
 
 
 def test_every_name_of_the_stlm_document_is_known() -> None:
-    from quintet.config.dialects.stlm.names import TASKS
+    from quintet.config.dialects.stlm.values import TASKS
     from quintet.evaluate.harness.names import KNOWN
 
     assert set(TASKS.values()) <= KNOWN

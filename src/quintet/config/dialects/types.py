@@ -69,6 +69,11 @@ def one_of(
     return Value(description, read, write, {"enum": list(dict.fromkeys(spellings))}, why_not)
 
 
+_OTHER_GPUS = {f"cuda:{gpu}": f"is chosen by CUDA_VISIBLE_DEVICES={gpu} with device: cuda" for gpu in range(1, 64)}
+Device = Annotated[str, one_of(by={"cuda": "cuda", "cuda:0": "cuda", "cpu": "cpu", "mps": "mps"}, why=_OTHER_GPUS)]
+Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
+
+
 def finite(value: Any, expected: str) -> int | float:
     """Return the number that ``value`` is or spells. Raises ValueError, with the ``expected`` in words, if it is none,
     infinite or NaN."""

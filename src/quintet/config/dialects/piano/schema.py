@@ -1,135 +1,49 @@
-"""The keys of piano-gpt: those of its document, and those that its own files have besides."""
+"""The keys of piano-gpt: those of its document and of its own files."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from quintet.config.dialects.dialect import DialectSection
+from quintet.config.dialects.piano import values
 from quintet.config.dialects.types import (
     AboveZero,
     Arguments,
     Count,
+    Device,
     Fraction,
     Listed,
     NotNegative,
     Positive,
+    Precision,
     Share,
     Text,
-    one_of,
 )
-from quintet.config.keypath import is_list, is_mapping
-from quintet.config.section import Value, key
+from quintet.config.section import key
 
-PIANO_TASK, NEXT_TOKEN = "piano_task", "next_token_pretraining"
-EXPONENTIAL, AWESOME = "ExponentialTimeTokenizer", "AwesomeMidiTokenizer"
-FULL, TEST = "full_val", "test"
-COMPOSERS = (
-    "bach", "mozart", "chopin", "balakirev", "beethoven", "brahms", "franck", "haydn", "liszt", "mendelssohn",
-    "rachmaninoff", "schubert", "schumann", "scriabin",
-)  # fmt: skip
-REPORTED = (FULL, "bach", "chopin", "mozart")
-"""The splits that piano-gpt's validation reports."""
-SCRATCH = ("scratch_next_token", "scratch")
-COSINE, CONSTANT = "CosineDecay", "Constant"
-TODO = "TODO"
 _GENERATES = "`quintet evaluate RUN --records 30 --temperature 1` generates and measures; leave it out"
-
-
-def _device(value: Any) -> str:
-    """A device of PyTorch's, of which the first GPU is the only one that can be named."""
-    found = re.fullmatch(r"cuda:(\d+)", value) if isinstance(value, str) else None
-    if found and int(found[1]):
-        raise ValueError(f"must be cuda; to train on GPU {found[1]}, start with CUDA_VISIBLE_DEVICES={found[1]}")
-    if found:
-        return "cuda"
-    if value not in ("cuda", "cpu", "mps"):
-        raise ValueError("must be cuda, cuda:0, cpu or mps")
-    return value
-
-
-def _start(value: Any) -> str:
-    """What to start from. Files that are to be tuned leave it empty."""
-    if not isinstance(value, str):
-        raise ValueError("must be a word or a path")
-    if not value:
-        raise ValueError("must name a run or checkpoint, as piano-gpt is told on the command line: init_from=FOLDER")
-    return value
-
-
-def _tasks(value: Any) -> list[str]:
-    """Tasks by name: what piano-gpt's files write in three ways. An entry with ``param_range`` is several tasks, and
-    `TODO` is none. Which names there are is not known here."""
-    if is_mapping(value) and set(value) == {"list"}:
-        value = value["list"]
-    if value in (None, TODO):
-        return []
-    if not is_list(value):
-        raise ValueError(f"must be a list of tasks, or {TODO}")
-    return [name for entry in value for name in _names(entry)]
-
-
-def _names(entry: Any) -> list[str]:
-    """The names of an entry: the class followed by each of its parameters, as `TopLineMasking-n_repetitions=2`."""
-    if isinstance(entry, str) and entry:
-        return [entry]
-    if not is_mapping(entry) or not set(entry) <= {"class", "params", "param_range"}:
-        raise ValueError("must have tasks of a name, or of `class` with `params` or `param_range`")
-    name, params, ranged = (entry.get(key) for key in ("class", "params", "param_range"))
-    if not isinstance(name, str):
-        raise ValueError("must have tasks of a name, or of `class` with `params` or `param_range`")
-    if params is not None and ranged is not None:
-        raise ValueError(f"has params and param_range of {name}, which exclude one another")
-    if ranged is not None and (not is_list(ranged) or not ranged):
-        raise ValueError(f"must have a list as param_range of {name}")
-    return [_with(name, one) for one in ranged or [params or {}]]
-
-
-def _with(name: str, params: Any) -> str:
-    if not is_mapping(params) or len(params) > 1 or any(type(value) is not int for value in params.values()):
-        raise ValueError(f"must have one parameter of {name} at a time, a whole number")
-    return "".join([name, *(f"-{unit}={value}" for unit, value in params.items())])
-
-
-Device = Annotated[str, Value("`cuda`, `cuda:0`, `cpu`, `mps`", _device)]
-Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
-Stage = Annotated[
-    str,
-    one_of(
-        by={name: name for name in (PIANO_TASK, NEXT_TOKEN)}
-        | {"next_token_prediction": NEXT_TOKEN, "multi": PIANO_TASK, "multi_with_composer": PIANO_TASK}
-    ),
-]
-Masking = Annotated[
-    str, one_of(by={"pretraining": "pretraining", "finetuning": "finetuning", "pretrianing": "pretraining"})
-]
-Splits = Annotated[tuple[Annotated[str, one_of(FULL, TEST, *COMPOSERS)], ...], Listed]
-TaskNames = Annotated[
-    list[str],
-    Value("list of names, or of classes with `params` or `param_range`", _tasks, lambda value: value or TODO),
-]
 
 
 class Augmentation(DialectSection):
     """Copies of each sample, played faster, slower, higher or lower."""
 
     speed_change_factors: Annotated[tuple[AboveZero, ...], Listed] = key(
-        (), "each sample is also trained on so many times as fast", affects="data.packing"
+        (), "factors on the speed of copies of each sample", affects="data.packing"
     )
     max_pitch_shift: Count = key(
-        0, "each sample is also trained on up to so many semitones lower and higher", affects="data.packing"
+        0, "largest shift of copies of each sample, lower and higher, in semitones", affects="data.packing"
     )
 
 
 class Model(DialectSection):
-    """GPT-2, as nanoGPT has it."""
+    """GPT-2 as in nanoGPT."""
 
     n_layer: Positive = key(12, "transformer layers", to="model.layers")
     n_head: Positive = key(12, "attention heads", to="model.attention.heads")
     n_embd: Positive = key(768, "hidden size", to="model.width")
     dropout: Fraction = key(
         0.0,
-        "dropout on the embedding, on attention weights, and on what attention and feed-forward add; also of "
+        "dropout on the embedding, on attention weights, and on the outputs of attention and feed-forward; also of "
         "a model from a checkpoint",
         affects=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
     )
@@ -147,31 +61,29 @@ class Model(DialectSection):
     )
     max_time_steps: Positive | None = key(
         None,
-        "times that the model has an embedding for",
+        "times with an embedding",
         documented=False,
-        unsupported="belongs to a model with an embedding of each note's time, of which piano-gpt kept no trained one; "
+        unsupported="belongs to a model with an embedding of each note's time, of which piano-gpt has no weights; "
         "leave it out for GPT-2",
     )
 
 
 class System(DialectSection):
-    """Device and numbers."""
+    """Device and precision."""
 
     device: Device = key("cuda", "where to train", to="train.device")
     dtype: Precision = key(
-        "float16", "numbers of the matrix products; float16 is used on a GPU only", affects="train.precision"
+        "float16", "precision of the matrix products; float16 on a GPU only", affects="train.precision"
     )
     compile: bool = key(True, "compile the blocks on a GPU; false never does", affects="train.compile")
     data_workers: Count = key(64, "processes that prepare data", affects="data.processes")
 
 
 class Ddp(DialectSection):
-    """Processes."""
+    """Distributed training."""
 
     backend: Text = key(
-        "nccl",
-        "what connects the processes of torchrun",
-        no_effect="the device decides: NCCL between GPUs, gloo between CPUs",
+        "nccl", "backend of torch.distributed", no_effect="the device decides: NCCL for GPUs, gloo for CPUs"
     )
 
 
@@ -206,8 +118,8 @@ class Dataset(DialectSection):
 
     base_dataset_name: Text = key(
         "epr-labs/maestro-sustain-v2",
-        "data set to validate on, its split `validation`; `test` is read where `eval_splits` names it: a name "
-        "on the hub, or a folder of a data set or of MIDI files",
+        "data set to validate on, its split `validation`, and `test` if `eval_splits` names it: a name on the hub, or "
+        "a folder of a data set or of MIDI files",
         affects="data.validation_sources",
     )
     extra_datasets: tuple[Text, ...] | None = key(
@@ -215,7 +127,7 @@ class Dataset(DialectSection):
     )
     pause_detection_threshold: AboveZero = key(
         4.0,
-        "a piece is cut where nothing sounds for longer than so many seconds",
+        "a piece is cut where nothing sounds for more than these seconds",
         affects=("data.sources", "data.validation_sources"),
     )
     augmentation: Augmentation
@@ -224,14 +136,14 @@ class Dataset(DialectSection):
         "script that builds the data set",
         aliases="name",
         documented=False,
-        no_effect="`stage` says what the notes become, and they are tokenised once",
+        no_effect="`stage` decides what the notes become, and they are tokenized once",
     )
     tokenizer_cfg: Arguments | None = key(
         None,
         "a copy of the section `tokenizer`",
         aliases="tokenizer_parameters",
         documented=False,
-        no_effect="the original puts the section `tokenizer` in its place",
+        no_effect="the original replaces it with the section `tokenizer`",
     )
 
 
@@ -240,13 +152,10 @@ class Training(DialectSection):
 
     documented = False
     min_notes_per_record: int | None = key(
-        None, "fewest notes of a record; how many one has is drawn", ge=2, affects="data.packing"
+        None, "fewest notes of a record, whose number is drawn", ge=2, affects="data.packing"
     )
     max_notes_per_record: int | None = key(
-        None,
-        "most notes of a record, where they are drawn; the same as `data.notes_per_record` where they are not",
-        ge=2,
-        affects="data.packing",
+        None, "most notes of a record; `data.notes_per_record` if their number is fixed", ge=2, affects="data.packing"
     )
     min_n_task_notes: Positive | None = key(
         None, "fewest notes of the part of a record that a task splits; the part is drawn", affects="data.packing"
@@ -263,7 +172,7 @@ class Tokenizer(DialectSection):
     documented = False
     class_name: Literal["ExponentialTimeTokenizer", "AwesomeMidiTokenizer"] | None = key(
         None,
-        "class of the tokenizer, ExponentialTimeTokenizer when not given; from a run comes its tokenizer",
+        "class of the tokenizer, ExponentialTimeTokenizer when not given; a run to start from brings its own",
         affects="tokenizer",
         aliases=("name", "tokenizer.tokenizer"),
     )
@@ -273,7 +182,7 @@ class Tokenizer(DialectSection):
         affects="tokenizer",
     )
     base_tokenizer: Literal["ExponentialTimeTokenizer"] | None = key(
-        None, "whose ids AwesomeMidiTokenizer merges", affects="tokenizer"
+        None, "tokenizer whose ids AwesomeMidiTokenizer merges", affects="tokenizer"
     )
     base_tokenizer_parameters: Arguments | None = key(
         None, "settings of that tokenizer, as in `config`; `min_time_unit` is `time_unit`", affects="tokenizer"
@@ -318,7 +227,7 @@ class Lr(DialectSection):
         None, "step at which `min_lr` is reached; `optimizer.max_iters` when not given", affects="schedule.decay_steps"
     )
     type: Literal["CosineDecay", "Constant"] | None = key(
-        None, "the same as `decay_lr: true` or `false`", affects="schedule.kind", documented=False
+        None, "`decay_lr: true` or `false`, in other words", affects="schedule.kind", documented=False
     )
 
 
@@ -334,37 +243,35 @@ class Logging(DialectSection):
     wandb_run_name_suffix: Text | None = key(
         None, "name there, after midi-gpt2-", affects="track", aliases=".run_name_suffix", documented=False
     )
-    wandb_time_suffix: Text | None = key(
-        None, "what follows in that name, the time as a rule", affects="track", documented=False
-    )
+    wandb_time_suffix: Text | None = key(None, "end of that name, usually the time", affects="track", documented=False)
 
 
 class File(DialectSection):
     """A file of piano-gpt."""
 
-    stage: Stage = key(
+    stage: values.Stage = key(
         "piano_task",
-        "what is learnt: tasks on records of notes, or the next token of pieces",
+        "what the model is trained on: tasks on records of notes, or the next token of pieces",
         affects="data.packing",
         aliases=("model_task", "task"),
     )
-    init_from: Annotated[str, Value("`scratch_next_token`, `scratch` or a path", _start)] = key(
+    init_from: values.Start = key(
         "scratch_next_token",
-        "`scratch_next_token` or `scratch` for new weights, or what to start from: the folder of a run, whose "
-        "model it then is, or a checkpoint of Hugging Face's",
+        "`scratch_next_token` or `scratch` for new weights; or the folder of a run, whose model is taken, or a Hugging "
+        "Face checkpoint",
         affects="model.init",
         aliases="checkpoint_path",
     )
-    loss_masking: Masking = key(
+    loss_masking: values.Masking = key(
         "pretraining",
-        "pretraining: a loss on prompts and answers; finetuning: on answers alone",
+        "pretraining: a loss on prompts and answers; finetuning: on answers only",
         affects="data.learn_prompts",
         aliases="training.loss_masking",
     )
-    tasks: TaskNames = key(
+    tasks: values.Tasks = key(
         "TODO",
-        "tasks of `piano_task`: names, or classes with `params` or `param_range`; `TODO`: the twelve that "
-        "piano-gpt was trained on",
+        "tasks of `piano_task`: names, or classes with `params` or `param_range`; `TODO`: the twelve that piano-gpt "
+        "was trained on",
         affects="data.packing",
     )
     model: Model
@@ -397,29 +304,23 @@ class File(DialectSection):
     )
     command: Literal["init", "tune", "resume"] | None = key(
         None,
-        "init: new weights; tune: those of `checkpoint_path`; resume is `quintet train` of the run's folder",
+        "init: new weights; tune: those of `checkpoint_path`; for resume, `quintet train` the run's folder",
         affects="model.init",
         documented=False,
     )
     metrics: Arguments | None = key(
-        None, "metrics of what an evaluation generates", documented=False, no_effect="the original never reads it"
+        None, "metrics of the generated pieces", documented=False, no_effect="the original never reads it"
     )
-    eval_splits: Splits = key(
-        ("full_val", "bach", "chopin", "mozart"),
-        "what is validated on: `full_val` is the split `validation`, `test` the split `test`, a composer the "
-        "pieces of that surname in `validation`. The best checkpoint is that of `full_val`",
+    eval_splits: values.Splits = key(
+        values.REPORTED,
+        "splits to validate on: `full_val` is the split `validation`, `test` the split `test`, a composer the pieces "
+        "of that surname in `validation`. The best checkpoint is that of `full_val`",
         affects=("data.validation_sources", "evaluate.best_by"),
         documented=False,
     )
     temperature: NotNegative | None = key(
-        None,
-        "temperature of what an evaluation generates",
-        documented=False,
-        unsupported=_GENERATES,
+        None, "temperature of the generated pieces", documented=False, unsupported=_GENERATES
     )
     n_eval_samples: Positive | None = key(
-        None,
-        "pieces that an evaluation generates",
-        documented=False,
-        unsupported=_GENERATES,
+        None, "pieces that an evaluation generates", documented=False, unsupported=_GENERATES
     )

@@ -1,4 +1,4 @@
-"""Rules for keys of piano-gpt that depend on each other, and the way back."""
+"""piano-gpt as a dialect: the nesting of its files, and the rules that need several keys."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import Any
 
 import yaml
 
-from quintet.config.dialects.dialect import Dialect, Put
+from quintet.config.dialects.dialect import Dialect
 from quintet.config.dialects.native import NativeBuilder
-from quintet.config.dialects.piano.music import music, music_back
-from quintet.config.dialects.piano.schema import CONSTANT, COSINE, SCRATCH, File
+from quintet.config.dialects.piano.back import back
+from quintet.config.dialects.piano.schema import File
+from quintet.config.dialects.piano.translate_music import set_music
+from quintet.config.dialects.piano.values import RUN_NAME, SCRATCH
 from quintet.config.keypath import ABSENT, KeyPath, is_mapping, lookup, show
-from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.names import RUN_FILE, run_named
-from quintet.config.optimizer import AdamWConfig
 from quintet.config.provenance import Problem, RunFileError, origin_of, shown
 from quintet.config.read import YamlDocument
-from quintet.config.schedule import ConstantConfig, CosineConfig
-from quintet.config.schema import RunConfig
 
-OVERRIDES = "overrides"
-_SAID_BY_KEYS = {"sequence_length", "learn_prompts", "processes"}
-RUN_NAME = "midi-gpt2"
-_TOKENIZER_ALONE = {"tokenizer", "dataset"}
+_OVERRIDES = "overrides"
+_OF_TOKENIZER = {"tokenizer", "dataset"}
 """The sections of a file that trains a tokenizer and no model."""
 _SIZES = {
     "n_layer": ("layers",),
@@ -32,78 +28,78 @@ _SIZES = {
     "n_embd": ("width",),
     "bias": ("feedforward", "bias"),
 }
-_DROPOUTS = ("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout")
 
 
-def _shape(document: YamlDocument) -> YamlDocument:
-    """``document`` with the keys of `overrides` at the top, each with its place.
+def _normalize(document: YamlDocument) -> YamlDocument:
+    """Move the keys in `overrides` to the top, each with its line.
 
-    Raises RunFileError where the same key stands at the top with another value.
+    Raises RunFileError if the file has the same key at the top with another value.
     """
-    if not isinstance(document.values.get(OVERRIDES), dict):
+    if not isinstance(document.values.get(_OVERRIDES), dict):
         return document
-    inner, rest = document.apart(OVERRIDES)
+    inner, rest = document.apart(_OVERRIDES)
     values = copy.deepcopy(rest.values)
     problems: list[Problem] = []
-    _bring_up(values, inner.values, (), document, problems)
+    _move_up(values, inner.values, (), document, problems)
     if problems:
         raise RunFileError(problems)
     return YamlDocument(values, rest.provenance | {path: origin for path, origin in inner.provenance.items() if path})
 
 
-def _bring_up(
-    values: dict[str, Any], inner: dict[str, Any], path: KeyPath, document: YamlDocument, problems: list[Problem]
+def _move_up(
+    values: dict[str, Any], overrides: dict[str, Any], path: KeyPath, document: YamlDocument, problems: list[Problem]
 ) -> None:
-    for name, value in inner.items():
+    for name, value in overrides.items():
         here = (*path, name)
         old = values.get(name)
         if is_mapping(old) and is_mapping(value):
-            _bring_up(old, value, here, document, problems)
+            _move_up(old, value, here, document, problems)
         elif old is None or old == value:
             values[name] = value
         else:
             message = f"says {value!r}, and {show(here)} says otherwise; keep one"
-            origin = origin_of((OVERRIDES, *here), document.provenance)
-            problems.append(Problem(origin, show((OVERRIDES, *here)), message))
+            origin = origin_of((_OVERRIDES, *here), document.provenance)
+            problems.append(Problem(origin, show((_OVERRIDES, *here)), message))
 
 
 def _rules(theirs: File, native: NativeBuilder) -> None:
-    """Everything that a key alone does not say."""
     if theirs.command == "resume":
-        where = "FOLDER" if theirs.init_from in SCRATCH else theirs.init_from
-        native.refuse("command", f"resume needs no file here: `quintet train {where}` continues the run in that folder")
+        folder = "FOLDER" if theirs.init_from in SCRATCH else theirs.init_from
+        native.refuse(
+            "command", f"resume needs no file; run `quintet train {folder}` to continue the run in that folder"
+        )
         return
-    if native.given.purpose == "train" and {"tokenizer"} <= native.given.document.values.keys() <= _TOKENIZER_ALONE:
+    if native.given.purpose == "train" and {"tokenizer"} <= native.given.document.values.keys() <= _OF_TOKENIZER:
         native.refuse(
             "tokenizer.class_name", "is all that the file trains: `quintet prepare` does it; a run needs stage or model"
         )
-    _masking(theirs, native)
-    run = _start(theirs, native)
+    _set_masking(theirs, native)
+    run = _set_start(theirs, native)
     model: dict[str, Any] = run.get("model", {}) if run else {}
-    own = model.get("kind", "transformer") == "transformer"
-    _model_of_run(theirs, native, model) if run and own else _model(theirs, native)
-    music(theirs, native, run.get("tokenizer") if run else None)
-    _system(theirs, native)
-    _batch(theirs, native)
-    _optimizer(theirs, native)
-    _schedule(theirs, native)
-    _evaluation(theirs, native)
-    _logging(theirs, native)
+    if run and model.get("kind", "transformer") == "transformer":
+        _set_model_of_run(theirs, native, model)
+    else:
+        _set_model(theirs, native)
+    set_music(theirs, native, run.get("tokenizer") if run else None)
+    _set_system(theirs, native)
+    _set_batch(theirs, native)
+    _set_optimizer(theirs, native)
+    _set_schedule(theirs, native)
+    _set_evaluation(theirs, native)
+    _set_logging(theirs, native)
 
 
-def _masking(theirs: File, native: NativeBuilder) -> None:
-    masking = theirs.loss_masking
-    prompts = theirs.training.prompt_masking
-    key = "loss_masking"
+def _set_masking(theirs: File, native: NativeBuilder) -> None:
+    masking, prompts, key = theirs.loss_masking, theirs.training.prompt_masking, "loss_masking"
     if prompts is not None:
         if native.has("loss_masking") and prompts != (masking == "finetuning"):
-            native.refuse("training.prompt_masking", "is not what loss_masking says; keep one of the two")
+            native.refuse("training.prompt_masking", "contradicts loss_masking; keep one of the two")
         masking, key = ("finetuning" if prompts else "pretraining"), "training.prompt_masking"
     native.set("data.learn_prompts", masking == "pretraining", key)
 
 
-def _start(theirs: File, native: NativeBuilder) -> dict[str, Any] | None:
-    """The run file of the run that this one starts from, None when it starts from new weights or from elsewhere."""
+def _set_start(theirs: File, native: NativeBuilder) -> dict[str, Any] | None:
+    """Set the initial weights. Return the run file of the run that they come from, None if they are of no run."""
     command, path = theirs.command, theirs.init_from
     scratch = path in SCRATCH
     if command == "tune" and scratch:
@@ -119,22 +115,17 @@ def _start(theirs: File, native: NativeBuilder) -> dict[str, Any] | None:
     if Path(path).suffix in (".pt", ".pth"):
         native.refuse(
             "init_from",
-            "is a pickle of piano-gpt's, which can run any code when it is read; give the folder of a run, or of a "
-            "checkpoint of Hugging Face's",
+            "is a pickle of piano-gpt, which can run any code when it is read; give the folder of a run, or of a "
+            "Hugging Face checkpoint",
         )
         return None
     native.set("model.init", {"kind": "pretrained", "path": path}, "init_from")
-    return _run_in(path)
-
-
-def _run_in(path: str) -> dict[str, Any] | None:
-    """The run file of the run that ``path`` names, None where there is none."""
     folder = run_named(path)
     return None if folder is None else yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
 
 
-def _model(theirs: File, native: NativeBuilder) -> None:
-    """GPT-2 as nanoGPT has it: learned positions, exact GELU, the head tied to the embedding."""
+def _set_model(theirs: File, native: NativeBuilder) -> None:
+    """Set GPT-2 as nanoGPT has it: learned positions, exact GELU, the head tied to the embedding."""
     native.set("model.position.kind", "learned")
     native.set("model.attention.kind", "causal")
     native.set("model.feedforward.kind", "plain")
@@ -145,7 +136,7 @@ def _model(theirs: File, native: NativeBuilder) -> None:
     native.set("model.norm", {"kind": "layer", "eps": 1e-5, "bias": bias}, "model.bias")
     for part in ("attention", "feedforward"):
         native.set(f"model.{part}.bias", bias, "model.bias")
-    _dropout(theirs, native)
+    _set_dropout(theirs, native)
     length, key = _length(theirs, native)
     native.set("data.sequence_length", length, key)
     if native.has("model.context_size"):
@@ -157,30 +148,30 @@ def _model(theirs: File, native: NativeBuilder) -> None:
 
 
 def _length(theirs: File, native: NativeBuilder) -> tuple[int, str]:
-    """Tokens of a sample, and the key that says so."""
+    """Return the tokens of a sample, and the key that gives them."""
     own = native.has("data.context_size") or not native.has("model.context_size")
     return (theirs.data.context_size, "data.context_size") if own else (theirs.model.context_size, "model.context_size")
 
 
-def _dropout(theirs: File, native: NativeBuilder) -> None:
-    for path in _DROPOUTS:
+def _set_dropout(theirs: File, native: NativeBuilder) -> None:
+    for path in ("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"):
         native.set(path, theirs.model.dropout, "model.dropout")
 
 
-def _model_of_run(theirs: File, native: NativeBuilder, run: dict[str, Any]) -> None:
-    """The model is that of the run, but for its dropout and for positions that are no longer needed."""
+def _set_model_of_run(theirs: File, native: NativeBuilder, run: dict[str, Any]) -> None:
+    """Set the model of the run that this one starts from, except its dropout and the positions that are not needed."""
     for name, value in run.items():
         if name != "init":
             native.set(f"model.{name}", value, "init_from")
-    other: list[str] = []
+    differences: list[str] = []
     for name, path in _SIZES.items():
-        has, asked = lookup(run, path), getattr(theirs.model, name)
-        if native.has(f"model.{name}") and has is not ABSENT and has != asked:
-            other.append(f"model.{name} {shown(has)} and not {shown(asked)}")
-    if other:
-        native.say(f"init_from: the model is that of {theirs.init_from}, which has {', '.join(other)}")
+        theirs_value, run_value = getattr(theirs.model, name), lookup(run, path)
+        if native.has(f"model.{name}") and run_value is not ABSENT and run_value != theirs_value:
+            differences.append(f"model.{name} {shown(run_value)} and not {shown(theirs_value)}")
+    if differences:
+        native.say(f"init_from: the model is that of {theirs.init_from}, which has {', '.join(differences)}")
     if native.has("model.dropout"):
-        _dropout(theirs, native)
+        _set_dropout(theirs, native)
     length, key = _length(theirs, native)
     positions = run.get("context_length")
     if not native.has(key) and positions is not None:
@@ -189,31 +180,31 @@ def _model_of_run(theirs: File, native: NativeBuilder, run: dict[str, Any]) -> N
     native.set("model.context_length", length, key)
 
 
-def _system(theirs: File, native: NativeBuilder) -> None:
+def _set_system(theirs: File, native: NativeBuilder) -> None:
     precision, device = theirs.system.dtype, theirs.system.device
     if precision == "fp16" and device != "cuda":
         if native.has("system.dtype"):
-            native.say(f"system.dtype: float16 is for GPUs; on {device} it is float32, as in the original")
+            native.say(f"system.dtype: float16 is for GPUs; on {device} float32 is used, as in the original")
         precision = "fp32"
     native.set("train.precision", precision, "system.dtype", "system.device")
     native.set("train.compile", "auto" if theirs.system.compile else False, "system.compile")
     native.set("data.processes", max(1, theirs.system.data_workers), "system.data_workers")
 
 
-def _batch(theirs: File, native: NativeBuilder) -> None:
+def _set_batch(theirs: File, native: NativeBuilder) -> None:
     size, key = theirs.data.batch_size, "training.batch_size"
-    whole, accumulation = theirs.training.batch_size, "optimizer.gradient_accumulation_steps"
-    if whole is None:
+    samples, accumulation = theirs.training.batch_size, "optimizer.gradient_accumulation_steps"
+    if samples is None:
         return
-    if whole % size:
-        native.refuse(key, f"{whole} samples are no whole number of passes of {size} (training.microbatch_size)")
+    if samples % size:
+        native.refuse(key, f"{samples} samples are not a multiple of the {size} of a pass (training.microbatch_size)")
         return
-    if native.has(accumulation) and theirs.optimizer.gradient_accumulation_steps != whole // size:
-        native.say(f"{accumulation}: not used, as in the original: {key} makes it {whole // size}")
-    native.set("train.accumulation", whole // size, key, "data.batch_size")
+    if native.has(accumulation) and theirs.optimizer.gradient_accumulation_steps != samples // size:
+        native.say(f"{accumulation}: not used, as in the original: {key} makes it {samples // size}")
+    native.set("train.accumulation", samples // size, key, "data.batch_size")
 
 
-def _optimizer(theirs: File, native: NativeBuilder) -> None:
+def _set_optimizer(theirs: File, native: NativeBuilder) -> None:
     native.set("optimizer.kind", "adamw")
     native.set("optimizer.decay", "matrices")
     native.set("optimizer.eps", 1e-8)
@@ -222,19 +213,18 @@ def _optimizer(theirs: File, native: NativeBuilder) -> None:
     native.set("train.clip_norm", theirs.optimizer.grad_clip or None, "optimizer.grad_clip")
 
 
-def _schedule(theirs: File, native: NativeBuilder) -> None:
-    decays, kind = theirs.lr.decay_lr, theirs.lr.type
+def _set_schedule(theirs: File, native: NativeBuilder) -> None:
+    decays, kind, key = theirs.lr.decay_lr, theirs.lr.type, "lr.decay_lr"
     if kind is not None:
-        if native.has("lr.decay_lr") and decays != (kind == COSINE):
+        if native.has("lr.decay_lr") and decays != (kind == "CosineDecay"):
             native.refuse("lr.type", f"{kind} and lr.decay_lr: {shown(decays)} exclude one another; keep one")
-        decays = kind != CONSTANT
-    key = "lr.decay_lr" if kind is None else "lr.type"
+        decays, key = kind == "CosineDecay", "lr.type"
     native.set("schedule.kind", "cosine" if decays else "constant", key)
     if not decays:
         return
     highest, lowest = theirs.lr.learning_rate, theirs.lr.min_lr
     if lowest > highest:
-        native.say(f"lr.min_lr: {lowest:g} is above learning_rate, where the rate stays: {highest:g}")
+        native.say(f"lr.min_lr: {lowest:g} is above learning_rate; the rate stays at {highest:g}")
         lowest = highest
     native.set("schedule.min_lr", lowest, "lr.min_lr")
     native.set("schedule.warmup_steps", theirs.lr.warmup_iters, "lr.warmup_iters")
@@ -245,7 +235,7 @@ def _schedule(theirs: File, native: NativeBuilder) -> None:
         native.set("schedule.decay_steps", theirs.optimizer.max_iters, "optimizer.max_iters")
 
 
-def _evaluation(theirs: File, native: NativeBuilder) -> None:
+def _set_evaluation(theirs: File, native: NativeBuilder) -> None:
     size = theirs.data.batch_size
     native.set("evaluate.every", theirs.eval_interval, "eval_interval")
     native.set("evaluate.offset", 1, "eval_interval")
@@ -258,7 +248,7 @@ def _evaluation(theirs: File, native: NativeBuilder) -> None:
     native.set("checkpoint.keep_best", True)
 
 
-def _logging(theirs: File, native: NativeBuilder) -> None:
+def _set_logging(theirs: File, native: NativeBuilder) -> None:
     logging = theirs.logging
     if not logging.wandb_log:
         return
@@ -267,85 +257,11 @@ def _logging(theirs: File, native: NativeBuilder) -> None:
     if logging.wandb_entity is not None:
         arguments["entity"] = logging.wandb_entity
         keys.append("logging.wandb_entity")
-    parts = [part for part in (logging.wandb_run_name_suffix, logging.wandb_time_suffix) if part is not None]
-    if parts:
-        arguments["name"] = "-".join([RUN_NAME, *parts])
+    suffixes = [part for part in (logging.wandb_run_name_suffix, logging.wandb_time_suffix) if part is not None]
+    if suffixes:
+        arguments["name"] = "-".join([RUN_NAME, *suffixes])
         keys += ["logging.wandb_run_name_suffix", "logging.wandb_time_suffix"]
     native.set("track", [{"kind": "wandb", "arguments": arguments}], *keys)
 
 
-def _back(config: RunConfig, put: Put) -> None:
-    """Put every key that several native keys decide, and the data as native keys."""
-    put("loss_masking", "pretraining" if config.data.learn_prompts else "finetuning")
-    put("data.context_size", config.data.sequence_length)
-    if config.data.processes is not None:
-        put("system.data_workers", config.data.processes)
-    put("out_dir", config.runs_dir)
-    put("system.dtype", config.train.precision)
-    put("system.compile", config.train.compile is not False)
-    if isinstance(config.model, TransformerConfig):
-        _model_back(config.model, put)
-    _training_back(config, put)
-    _logging_back(config, put)
-    said = music_back(config, put)
-    native = _native(config, said)
-    if native:
-        put("quintet", native)
-
-
-def _model_back(model: TransformerConfig, put: Put) -> None:
-    init = model.init
-    put("init_from", init.path if isinstance(init, PretrainedInitConfig) else SCRATCH[0])
-    put("model.dropout", model.residual_dropout)
-    put("model.bias", model.feedforward.bias)
-    put("model.n_head", model.heads)
-    if model.context_length is not None:
-        put("model.context_size", model.context_length)
-
-
-def _training_back(config: RunConfig, put: Put) -> None:
-    shape = config.batch
-    put("data.batch_size", shape.micro_batch_size)
-    put("optimizer.gradient_accumulation_steps", shape.accumulation)
-    put("optimizer.grad_clip", config.train.clip_norm or 0.0)
-    if isinstance(config.optimizer, AdamWConfig):
-        put("optimizer.beta1", config.optimizer.betas[0])
-        put("optimizer.beta2", config.optimizer.betas[1])
-    schedule = config.schedule
-    put("lr.decay_lr", not isinstance(schedule, ConstantConfig))
-    if isinstance(schedule, CosineConfig):
-        put("lr.min_lr", schedule.min_lr)
-        put("lr.warmup_iters", schedule.warmup_steps)
-        put("lr.lr_decay_iters", schedule.decay_steps or config.train.steps)
-    if isinstance(config.evaluate.every, int):
-        put("eval_interval", config.evaluate.every)
-    if config.evaluate.samples is not None:
-        put("eval_iters", max(1, config.evaluate.samples // shape.micro_batch_size))
-
-
-def _logging_back(config: RunConfig, put: Put) -> None:
-    track = next((one for one in config.track if one.kind == "wandb"), None)
-    put("logging.wandb_log", track is not None)
-    if track is None:
-        return
-    arguments: dict[str, Any] = dict(track.arguments)
-    if "project" in arguments:
-        put("logging.wandb_project", arguments["project"])
-    if "entity" in arguments:
-        put("logging.wandb_entity", arguments["entity"])
-    name = str(arguments.get("name", ""))
-    if name.startswith(f"{RUN_NAME}-"):
-        put("logging.wandb_run_name_suffix", name.removeprefix(f"{RUN_NAME}-"))
-
-
-def _native(config: RunConfig, said: set[str]) -> dict[str, Any]:
-    """Settings that piano-gpt has no key for: data and tokenizer, as far as they differ from the defaults and are not
-    ``said`` by keys of its own."""
-    data = config.data.model_dump(mode="json", exclude_defaults=True)
-    tokenizer = config.tokenizer.model_dump(mode="json", exclude_defaults=True)
-    rest = {name: value for name, value in data.items() if name not in _SAID_BY_KEYS | said}
-    found: dict[str, Any] = {"data": rest} if rest else {}
-    return found | ({"tokenizer": tokenizer} if tokenizer and "tokenizer" not in said else {})
-
-
-DIALECT = Dialect("piano", "piano-gpt", schema=File, rules=_rules, normalize=_shape, back=_back, hydra=True)
+DIALECT = Dialect("piano", "piano-gpt", schema=File, rules=_rules, normalize=_normalize, back=back, hydra=True)

@@ -1,27 +1,26 @@
-"""The keys of SuperTinyLanguageModels, as its document has them; other nestings are those of older and newer files."""
+"""The keys of an STLM file, in the nesting of its document; ``nestings`` are those of older and newer files."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.stlm import names
-from quintet.config.dialects.stlm.evaluation import Evaluation
-from quintet.config.dialects.stlm.model_keys import Model, Names, refuses, unlisted
-from quintet.config.dialects.stlm.names import EXPERIMENT, words
-from quintet.config.dialects.types import Count, FalseIsZero, Fraction, NotNegative, Positive, Share, Text
+from quintet.config.dialects.stlm import values
+from quintet.config.dialects.stlm.schema_model import Model, Names, refuses, unlisted
+from quintet.config.dialects.stlm.values import EXPERIMENT, words
+from quintet.config.dialects.types import Count, Device, FalseIsZero, Fraction, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
-_OF_ADAM_MINI = "adam_mini alone asks for it"
+_OF_ADAM_MINI = "only adam_mini asks for it"
 
 
 class LrScheduler(DialectSection):
-    """How the learning rate changes; `lr_scheduler: NAME` says the same."""
+    """How the learning rate changes; or `lr_scheduler: NAME`."""
 
     nestings = ("training.lr_scheduler", "trainer.scheduler")
     shorthand = "name"
 
-    name: names.Scheduler = key(
+    name: values.Scheduler = key(
         "cosine",
         "cosine; constant has no warm-up; others are PyTorch's",
         affects=("schedule.kind", "schedule.name"),
@@ -31,39 +30,37 @@ class LrScheduler(DialectSection):
 
 
 class Dataloader(DialectSection):
-    """One stream of documents, cut where a sample is full; `dataloader: NAME` says the same."""
+    """One stream of documents, cut into samples; or `dataloader: NAME`."""
 
     nestings = ("training.dataloader",)
     shorthand = "name"
 
-    name: Annotated[str, words(names.DATALOADERS)] = key(
+    name: Annotated[str, words(values.DATALOADERS)] = key(
         "standard",
         "how documents become samples, and which tokens mlm hides",
         affects=("data.packing", "loss.kind", "loss.predict_at"),
         aliases="trainer.dataloader_name",
     )
     tokenized_data_dir: Text | None = unlisted(
-        None, "folder of tokenized data", no_effect="no version of STLM reads it, but general.paths.data_dir"
+        None, "folder of tokenized data", no_effect="STLM reads general.paths.data_dir instead"
     )
 
 
 class Datasampling(DialectSection):
-    """The order of the samples; `datasampling: NAME` says the same."""
+    """The order of the samples; or `datasampling: NAME`."""
 
     shorthand = "name"
 
-    name: Annotated[str, words("standard")] = key(
-        "standard", "which samples come when: in a random order", affects="data.shuffle"
-    )
+    name: Annotated[str, words("standard")] = key("standard", "a random order of the samples", affects="data.shuffle")
 
 
 class LossFn(DialectSection):
-    """The loss; `loss_fn: NAME` says the same."""
+    """The loss; or `loss_fn: NAME`."""
 
     nestings = ("training.loss_fn",)
     shorthand = "name"
 
-    name: names.Loss = key(
+    name: values.Loss = key(
         "cross_entropy", "cross_entropy of the next token; next_token_mlm hides tokens to predict", to="loss.kind"
     )
 
@@ -84,8 +81,8 @@ class DropoutScheduler(DialectSection):
     dropout: Fraction | None = key(None, "constant: the rate", to="dropout_schedule.rate", aliases="dropout_p")
     start_dropout_p: Fraction | None = key(None, "linear: the rate up to start_iter", to="dropout_schedule.start")
     end_dropout_p: Fraction | None = key(None, "linear: the rate from end_iter on", to="dropout_schedule.end")
-    start_iter: Count | None = key(None, "linear: where the line begins", to="dropout_schedule.first_step")
-    end_iter: Positive | None = key(None, "linear: where the line ends", to="dropout_schedule.last_step")
+    start_iter: Count | None = key(None, "linear: first step of the line", to="dropout_schedule.first_step")
+    end_iter: Positive | None = key(None, "linear: last step of the line", to="dropout_schedule.last_step")
     dropout_trough: Fraction | None = key(None, "triangle: the lowest rate", to="dropout_schedule.low")
     dropout_peak: Fraction | None = key(None, "triangle: the highest rate", to="dropout_schedule.high")
     num_iterations: Positive | None = key(None, "triangle: steps of all cycles", to="dropout_schedule.steps")
@@ -93,7 +90,7 @@ class DropoutScheduler(DialectSection):
     cycle_factor: float | None = key(
         None,
         "triangle",
-        unsupported="no version of STLM reads it; give dropout_trough, dropout_peak, num_iterations and num_cycles",
+        unsupported="STLM never reads it; give dropout_trough, dropout_peak, num_iterations and num_cycles",
     )
 
 
@@ -103,12 +100,12 @@ class Optimizer(DialectSection):
     nestings = ("training.optimizer",)
     gradient_filter: Literal["None", "none", "grokfast_ema", False] | None = unlisted(
         None,
-        "grokfast_ema: AdamW sees the clipped gradient and twice its average over some 50 steps",
+        "grokfast_ema: AdamW sees the clipped gradient plus twice its average over about 50 steps",
         affects=("optimizer.name", "optimizer.arguments"),
     )
-    optimizer_name: names.Optimizers = key(
+    optimizer_name: values.Optimizers = key(
         "AdamW",
-        "AdamW; nanoGPTadamW leaves biases and norms without decay; others are PyTorch's or pytorch_optimizer's",
+        "AdamW; nanoGPTadamW does not decay biases and norms; others are PyTorch's or pytorch_optimizer's",
         affects=("optimizer.kind", "optimizer.name", "optimizer.decay"),
         aliases=("name", "trainer.optimizer_name"),
     )
@@ -135,19 +132,68 @@ class Optimizer(DialectSection):
         None, "arguments of the optimizer's class", affects="optimizer.arguments", aliases="trainer.optimizer_params"
     )
     warmup_iters: Count | None = unlisted(
-        None, "warm-up where trainer.warmup_iters is not given", affects="schedule.warmup_steps"
+        None, "warm-up, if trainer.warmup_iters is not given", affects="schedule.warmup_steps"
+    )
+
+
+class Evaluator(DialectSection):
+    """A set of benchmarks in older files."""
+
+    documented = False
+
+    evaluator: values.Evaluator = key("mcq", "how the benchmarks are asked", affects="evaluate.tasks")
+    benchmarks: values.Benchmarks = key((), "mcq, ft_qa: benchmarks", affects="evaluate.tasks")
+    num_samples: Positive | None = key(
+        None, "samples of each; those of trainer.eval when not given", affects="evaluate.tasks"
+    )
+    max_train_samples: Positive | None = key(
+        None, "samples to fit a classifier to", no_effect="no classifier is fitted to the features of the model"
+    )
+    max_eval_samples: Positive | None = key(None, "glue: samples", affects="evaluate.tasks")
+
+
+class Evaluation(DialectSection):
+    """Validations, and the benchmarks with them."""
+
+    mcq_benchmarks: values.Benchmarks = key(
+        (), "multiple-choice benchmarks", affects=("evaluate.tasks", "evaluate.tasks_every")
+    )
+    benchmarks: values.Benchmarks = unlisted(
+        (), "benchmarks, newer name", affects=("evaluate.tasks", "evaluate.tasks_every"), aliases="trainer.benchmarks"
+    )
+    num_samples: Positive = key(1000, "samples of a benchmark", to="evaluate.task_samples", aliases="mcq_num_samples")
+    dataset_loss_eval_iters: Positive = key(
+        1000,
+        "micro-batches of held-out data that a validation reads",
+        affects="evaluate.samples",
+        aliases=("eval_iters", "trainer.eval_iters", "trainer.training.eval_iters"),
+    )
+    val_loss_iters: Positive | None = unlisted(
+        None, "dataset_loss_eval_iters, if that is not given", affects="evaluate.samples"
+    )
+    text_modeling_eval: bool = key(True, "text modelling of held-out documents", affects="evaluate.text_modeling")
+    text_generation_eval: bool = unlisted(
+        False, "metrics of texts that the model generates", affects=("evaluate.text_generation", "evaluate.tasks_every")
+    )
+    evaluator: values.Evaluator | None = unlisted(None, "how the benchmarks are asked", affects="evaluate.tasks")
+    evaluators: tuple[Evaluator, ...] = unlisted((), "older list of benchmarks")
+    eval_byte_metrics: bool | None = unlisted(
+        None, "validation loss a byte", no_effect="every validation reports bits per byte"
+    )
+    text_modeling_topics: tuple[Text, ...] | None = unlisted(
+        None, "topics of text_modeling_eval", no_effect="STLM never reads it"
     )
 
 
 @refuses("use_collate_fn")
 class Trainer(DialectSection):
-    """Data, length, batches and rhythm of the run."""
+    """Data, length and batches of the run, and the steps of its validations, logs and checkpoints."""
 
     nestings = ("trainer.training", "training")
 
     trainer_type: Annotated[str, words("base_trainer mock_trainer byte_trainer=base_trainer")] = key(
         "base_trainer",
-        "what trains; mock_trainer validates the weights that there are and does not train",
+        "base_trainer; mock_trainer validates the initial weights and does not train",
         affects=("trainer.kind", "evaluate.only"),
         aliases="trainer",
     )
@@ -187,13 +233,13 @@ class Trainer(DialectSection):
     )
     loss_fn: LossFn
     run_eval: bool | None = unlisted(
-        None, "whether there are validations at all", affects=("evaluate.every", "evaluate.at_start")
+        None, "false makes no validations", affects=("evaluate.every", "evaluate.at_start")
     )
     run_profiler: bool | None = unlisted(
-        None, "profile of the first steps", no_effect="a profile changes nothing that is trained; none is made"
+        None, "profile of the first steps", no_effect="a profile does not change the training; none is made"
     )
     load_prev_optimizer_state: bool | None = unlisted(
-        None, "optimizer too", no_effect="read with model.checkpoint_path alone; a run of Quintet is continued whole"
+        None, "optimizer too", no_effect="STLM reads it with model.checkpoint_path only; Quintet continues a whole run"
     )
     dropout_scheduler: DropoutScheduler
     optimizer: Optimizer
@@ -220,12 +266,12 @@ class Paths(DialectSection):
     )
     checkpoint_dir: Text | None = key(None, "folder of checkpoints; else in the run's", to="checkpoint.dir")
     tokenizer_dir: Text | None = unlisted(
-        None, "folder of trained tokenizers", no_effect="a tokenizer that is trained lies in data_dir, with the tokens"
+        None, "folder of trained tokenizers", no_effect="a trained tokenizer is in data_dir, with the tokens"
     )
     eval_dir: Text | None = key(
         None,
         "folder of evaluation files",
-        no_effect="STLM's own benchmarks lie on the hub since the document; nothing is read from it or written to it",
+        no_effect="nothing reads it: STLM's own benchmarks have moved to the hub since the document",
     )
 
 
@@ -235,8 +281,8 @@ class General(DialectSection):
     logging: Logging
     paths: Paths
     seed: Count | None = key(None, "seed of everything random", to="seed")
-    device: names.Device = key("cuda", "where to train; the default is CUDA where there is one", affects="train.device")
-    max_num_cores: Positive | None = unlisted(None, "processes that tokenise", to="data.processes")
+    device: Device = key("cuda", "device; by default CUDA where there is one", affects="train.device")
+    max_num_cores: Positive | None = unlisted(None, "processes that tokenize", to="data.processes")
 
 
 class File(DialectSection):

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.types import AboveZero, Arguments, Fraction, NotNegative, Positive, Share, Text, one_of
+from quintet.config.dialects.types import (
+    AboveZero,
+    Arguments,
+    Fraction,
+    NotNegative,
+    Positive,
+    Precision,
+    Share,
+    Text,
+    one_of,
+)
 from quintet.config.section import key
-
-Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
 
 
 class Datasets(DialectSection):
@@ -16,9 +24,7 @@ class Datasets(DialectSection):
 
     name: Text | None = key(None, "name of the dataset, for reports", to="data.sources[0].label")
     path: Text = key(
-        ...,
-        "folder of the tokenized dataset, or its metadata file; datasets.path=FOLDER gives it, too",
-        affects=("data.sources", "tokenizer"),
+        ..., "folder of the tokenized dataset, or its metadata file", affects=("data.sources", "tokenizer")
     )
     tokenizer_used: Text | None = key(
         None, "tokenizer that made the dataset; its metadata must say the same", to="data.sources[0].tokenizer"
@@ -29,36 +35,30 @@ class Model(DialectSection):
     """The transformer."""
 
     name: Annotated[str, one_of(by={"gpt": "gpt", "Cfg": "gpt"})] = key(
-        "gpt", "architecture", affects=("model.kind",), aliases="_target_"
+        "gpt", "architecture", affects="model.kind", aliases="_target_"
     )
     n_head: Positive = key(4, "attention heads", to="model.attention.heads")
     d_model: Positive = key(512, "hidden size", to="model.width")
     n_layer: Positive = key(8, "transformer layers", to="model.layers")
     dropout_p: Fraction = key(
         0.0,
-        "dropout on embeddings, on attention weights (not under flex, which cannot), and on what attention and "
-        "feed-forward add",
+        "dropout on embeddings, on attention weights (not with flex, which cannot), and on the outputs of attention "
+        "and feed-forward",
         affects=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
     )
     context_length: int = key(
         512, "tokens of a sample, and most positions", ge=2, affects=("data.sequence_length", "model.context_length")
     )
     autocast_precision: Precision = key(
-        "bfloat16", "numbers of the matrix products", to="train.precision", aliases="weight_precision"
+        "bfloat16", "precision of the matrix products", to="train.precision", aliases="weight_precision"
     )
-    flash: bool = key(False, "FlashAttention", affects=("model.attention.backend",))
+    flash: bool = key(False, "FlashAttention", affects="model.attention.backend")
     flex: bool = key(
         True,
-        "FlexAttention where it exists and trains, elsewhere the fastest kernel with its numbers; not with flash",
-        affects=("model.attention.backend",),
+        "FlexAttention where it can train, elsewhere the fastest kernel of equal results; not with flash",
+        affects="model.attention.backend",
     )
-    compile_flex: bool = key(
-        True,
-        "compile the blocks; false leaves them as they are",
-        affects=("train.compile",),
-        aliases="compile",
-        documented=False,
-    )
+    compile_flex: bool = key(True, "compile the blocks", affects="train.compile", aliases="compile", documented=False)
     mlp_scale_factor: AboveZero = key(4.0, "feed-forward width over d_model", to="model.feedforward.factor")
     mlp_bias: bool = key(True, "biases in the feed-forward layers", to="model.feedforward.bias")
     attn_bias: bool = key(False, "biases of queries, keys and values", to="model.attention.bias")
@@ -75,7 +75,7 @@ class Model(DialectSection):
         None,
         "biases of the first models",
         documented=False,
-        unsupported="is mlp_bias, attn_bias, proj_bias, ln_bias and cls_head_bias now; set these",
+        unsupported="is now mlp_bias, attn_bias, proj_bias, ln_bias and cls_head_bias; set these",
     )
 
 
@@ -98,7 +98,7 @@ class Tokenizer(DialectSection):
     """The tokenizer of model and dataset."""
 
     name: Text | None = key(
-        None, "tokenizer of the model; the dataset's metadata must name it", affects=("data.sources[0].tokenizer",)
+        None, "tokenizer of the model; the dataset's metadata must name it", affects="data.sources[0].tokenizer"
     )
     vocab_size: Positive = key(32128, "rows of embedding and head", to="model.vocab_size")
 
@@ -108,11 +108,11 @@ class Training(DialectSection):
 
     epochs: Positive = key(1, "passes over the data", to="train.epochs")
     train_steps: Positive = key(
-        100_000, "most steps; training ends with these or with the epochs, whichever comes first", to="train.steps"
+        100_000, "most steps; training ends after these or after the epochs, whichever comes first", to="train.steps"
     )
     batch_size: Positive = key(
         256,
-        "samples a step, and samples that are validated on",
+        "samples per step, and held-out samples of a validation",
         to="train.batch_size",
         affects=("data.validation", "evaluate.samples"),
     )
@@ -121,10 +121,8 @@ class Training(DialectSection):
     )
     val_interval: Positive = key(100, "steps between validations", to="evaluate.every", documented=False)
     shuffle: bool = key(True, "a new order of the samples in each epoch", to="data.shuffle")
-    save_model: bool = key(
-        True, "keep checkpoints; false keeps none", affects=("checkpoint.at_end", "checkpoint.every_seconds")
-    )
-    save_every: AboveZero = key(3600.0, "seconds between checkpoints", affects=("checkpoint.every_seconds",))
+    save_model: bool = key(True, "write checkpoints", affects=("checkpoint.at_end", "checkpoint.every_seconds"))
+    save_every: AboveZero = key(3600.0, "seconds between checkpoints", affects="checkpoint.every_seconds")
     artifacts_path: Text | None = key(None, "folder in which the run's folder is made", to="runs_dir")
     use_oracle: bool = key(
         False, "train on one fixed batch and compare the loss with the entropy of its targets", to="data.fixed_batch"
@@ -132,7 +130,7 @@ class Training(DialectSection):
 
 
 class WandbLog(DialectSection):
-    """Weights & Biases, where the section names the run."""
+    """Weights & Biases, if the section names the run."""
 
     name: Text | None = key(None, "name of the run, here and in Weights & Biases", affects=("name", "track"))
 
@@ -153,9 +151,9 @@ class File(DialectSection):
     datasets: Datasets
     test_data: Arguments | None = key(
         None,
-        "what tests of TMRC read",
+        "data of TMRC's own tests",
         documented=False,
-        unsupported="is read by tests of TMRC alone; datasets.path names what a run reads",
+        unsupported="is read only by TMRC's own tests; datasets.path names the data of a run",
     )
     model: Model
     optimizer: Optimizer

@@ -1,4 +1,4 @@
-"""The keys of STLM's model and its tokenizer, as its document has them; other nestings are those of other files."""
+"""The keys of an STLM file for the model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import create_model
 
 from quintet.config.dialects.dialect import DialectSection
-from quintet.config.dialects.stlm import names
-from quintet.config.dialects.stlm.names import EXPERIMENT, OLDEST, words
+from quintet.config.dialects.stlm import values
+from quintet.config.dialects.stlm.values import EXPERIMENT, OLDEST, words
 from quintet.config.dialects.types import Count, FalseIsZero, Fraction, Listed, NotNegative, Positive, Text
 from quintet.config.section import key
 
-OF_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
-
-CORE = ("model.kind", "model.sharing", "model.tie_feedforward", "model.tie_attention_output")
-INNER = ("model.sharing",)
 Dropout = Annotated[Fraction, FalseIsZero]
 Names = Annotated[tuple[Text, ...], Listed]
 S = TypeVar("S", bound=DialectSection)
+_CORE = ("model.kind", "model.sharing", "model.tie_feedforward", "model.tie_attention_output")
+_NORMS = ("model.norm", "model.feedforward.norm")
+_BYTES = ("model.embedding.bytes", "model.head.bytes", "train.clip_norm", "optimizer.eps")
 
 
 def unlisted(default: Any, help: str, **more: Any) -> Any:
-    """A key of STLM's files that its document leaves out."""
+    """A key that STLM's files have and its document does not."""
     return key(default, help, documented=False, **more)
 
 
 def refuses(names: str, help: str = "experiment", reason: str = EXPERIMENT) -> Callable[[type[S]], type[S]]:
-    """Adds the keys ``names`` to a section, none of which can be followed."""
+    """Add the keys ``names``, which are refused for ``reason``, to a section."""
 
     def add(section: type[S]) -> type[S]:
         keys: Any = {name: (Any, unlisted(None, help, unsupported=reason)) for name in names.split()}
@@ -38,12 +37,12 @@ def refuses(names: str, help: str = "experiment", reason: str = EXPERIMENT) -> C
 
 
 def _lm_head(name: str) -> tuple[str, str]:
-    """A key of the head in older files."""
+    """The paths of a key of the head in older files."""
     return f"model.lm_head.{name}", f"model.lm_head.lm_head_{name}"
 
 
 def _embedder(*names: str) -> tuple[str, ...]:
-    """A key of the embedding in older files."""
+    """The paths of a key of the embedding in older files."""
     return tuple(f"model.embedder.{name}" for name in names)
 
 
@@ -53,16 +52,16 @@ class FeedForwardNetwork(DialectSection):
 
     nestings = ("model.core_model.ffn", "model.ffn.params")
 
-    ffn_type: names.FeedForward = key(
+    ffn_type: values.FeedForward = key(
         "generic", "generic: two layers; silu_ffn: a third one as a gate", to="model.feedforward.kind", aliases="name"
     )
     ffn_dim: Positive | None = key(None, "feed-forward dimension", to="model.feedforward.width")
     bias: bool = key(False, "biases of its layers, and of its layer_norm", to="model.feedforward.bias")
     ffn_dropout: Dropout = key(0.0, "dropout on its input", to="model.feedforward.input_dropout", aliases="dropout")
-    activation: names.Activation = key(
+    activation: values.Activation = key(
         "gelu", "generic: function between the layers", to="model.feedforward.activation"
     )
-    normalization: names.Norm = key("rms_norm", "norm in front of it", affects=("model.norm", "model.feedforward.norm"))
+    normalization: values.Norm = key("rms_norm", "norm before it", affects=_NORMS)
 
 
 class AttentionLayer(DialectSection):
@@ -70,7 +69,7 @@ class AttentionLayer(DialectSection):
 
     nestings = ("model.core_model.attn", "model.attn.params")
 
-    attn_type: names.Attention = key(
+    attn_type: values.Attention = key(
         "causal", "which positions a position attends to", affects="model.attention.kind", aliases="name"
     )
     num_kv_heads: Positive | None = key(None, "key and value heads: the smaller", affects="model.attention.kv_heads")
@@ -80,16 +79,16 @@ class AttentionLayer(DialectSection):
         affects=("model.attention.heads", "model.attention.head_dim"),
         aliases="num_heads",
     )
-    group_size: Positive | None = unlisted(None, "query heads a key head", affects="model.attention.kv_heads")
+    group_size: Positive | None = unlisted(None, "query heads per key head", affects="model.attention.kv_heads")
     is_causal: bool | None = unlisted(None, "causal or bidirectional", affects="model.attention.kind")
     head_dim: Positive | None = unlisted(None, "size of a head; hidden_dim / heads", to="model.attention.head_dim")
     use_rope: bool | None = unlisted(
-        None, "rotary positions", unsupported="positional_encoding_type: rope says so; set that", noop_values=(False,)
+        None, "rotary positions", unsupported="set positional_encoding_type: rope instead", noop_values=False
     )
-    depth: Any = unlisted(None, "number of the block", no_effect="read by differentiable_attention alone")
+    depth: Any = unlisted(None, "number of the block", no_effect="only differentiable_attention reads it")
     bias: bool = key(False, "biases of its projections, and of its layer_norm", to="model.attention.bias")
     attn_dropout: Dropout = key(0.0, "dropout on its input", to="model.attention.input_dropout", aliases="dropout")
-    normalization: names.Norm = key("rms_norm", "norm in front of it", affects=("model.norm", "model.attention.norm"))
+    normalization: values.Norm = key("rms_norm", "norm before it", affects=("model.norm", "model.attention.norm"))
 
 
 @refuses(
@@ -97,12 +96,12 @@ class AttentionLayer(DialectSection):
     "pooling_pct_per_layer pct_pool_per_layer standard_ffn_block standard_attn_block"
 )
 class Embedder(DialectSection):
-    """The embedding in older files; its keys in today's names are those of `model`."""
+    """The embedding in older files; the keys that are not experiments are aliases in `model`."""
 
 
 @refuses("latent_decoded_into num_layers standard_ffn_block standard_attn_block")
 class LmHead(DialectSection):
-    """The head in older files; its keys in today's names are those of `model`."""
+    """The head in older files; the keys that are not experiments are aliases in `model`."""
 
 
 @refuses(
@@ -117,21 +116,25 @@ class Model(DialectSection):
 
     nestings = ("model.core_model",)
 
-    core_model_type: names.Core = key(
+    core_model_type: values.Core = key(
         ...,
-        "generic: a transformer; hf_core: a model of Hugging Face's; others: blocks share parts",
-        affects=CORE,
+        "generic: a transformer; hf_core: a model from Hugging Face; others: blocks share parts",
+        affects=_CORE,
         aliases="model",
     )
-    k_interior_layers: Count | None = unlisted(None, "blocks at each end that share nothing, and one", affects=INNER)
-    lora_rank: Positive | None = unlisted(None, "rank of what a block adds to a shared matrix", affects=INNER)
-    lora_alpha: float | None = unlisted(None, "it times lora_alpha / lora_rank; else 1", gt=0, affects=INNER)
+    k_interior_layers: Count | None = unlisted(
+        None, "sharing: blocks of their own at the end, and one more at the start", affects="model.sharing"
+    )
+    lora_rank: Positive | None = unlisted(
+        None, "sharing: rank of what a block adds to a shared matrix", affects="model.sharing"
+    )
+    lora_alpha: float | None = unlisted(
+        None, "sharing: lora_alpha / lora_rank scales that; 1 when not given", gt=0, affects="model.sharing"
+    )
     num_layers: Positive | None = key(None, "blocks", to="model.layers", aliases="depth")
     hidden_dim: Positive | None = key(None, "size of the hidden layers", to="model.width")
     norm_bias: bool | None = unlisted(
-        None,
-        "biases of the blocks' layer_norm, else as attn.bias and ffn.bias say",
-        affects=("model.norm", "model.feedforward.norm"),
+        None, "biases of the blocks' layer_norm, else as attn.bias and ffn.bias say", affects=_NORMS
     )
     embedding_dim: Positive | None = unlisted(
         None,
@@ -143,7 +146,7 @@ class Model(DialectSection):
     )
     vocab_size: int | None = key(
         None,
-        "rows of embedding and head, at least as many as the tokenizer has ids; ids of the one that bpe trains",
+        "rows of embedding and head, at least as many as the tokenizer has ids; also the ids of a tokenizer to train",
         ge=257,
         affects=("model.vocab_size", "tokenizer.vocab_size"),
         aliases="pooling_vocab_size",
@@ -152,7 +155,7 @@ class Model(DialectSection):
     c_proj_weight_tying: bool = key(
         False, "one output of attention for all blocks", to="model.tie_attention_output", aliases="cproj_weight_tying"
     )
-    freeze_core: bool = key(True, "hf_core: train embedding and head alone", affects="model.freeze", aliases="freeze")
+    freeze_core: bool = key(True, "hf_core: train only embedding and head", affects="model.freeze", aliases="freeze")
     model_string: Text | None = unlisted(
         None, "hf_core: folder or hub name", affects=("model.name_or_path", "tokenizer.path"), aliases="hf_model_name"
     )
@@ -161,7 +164,7 @@ class Model(DialectSection):
     )
     use_lora: bool | None = unlisted(None, "hf_core: train adapters of rank 8", affects="model.lora")
     lora_targets: tuple[Text, ...] | None = unlisted(None, "modules with an adapter", affects="model.lora.targets")
-    embedding_model_type: Annotated[str, words(f"generic hf_embedder {names.BYTE_EMBEDDING}")] = key(
+    embedding_model_type: Annotated[str, words(f"generic hf_embedder {values.BYTE_EMBEDDING}")] = key(
         "generic",
         "learned, or the checkpoint's; byte_level mixes the bytes of each token",
         affects=("model.kind", "model.embedding"),
@@ -175,7 +178,7 @@ class Model(DialectSection):
     )
     byte_vocab_size: Positive = unlisted(258, "byte_level: symbols", affects=("model.embedding", "model.head"))
     byte_context_window: int = unlisted(
-        12, "byte_level: bytes of a token", ge=4, affects=OF_BYTES, aliases=_embedder("byte_context_window")
+        12, "byte_level: bytes of a token", ge=4, affects=_BYTES, aliases=_embedder("byte_context_window")
     )
     byte_embedding_dim: Positive = unlisted(
         128, "byte_level: features of a byte", affects=("model.embedding.width", "model.head.width")
@@ -184,7 +187,7 @@ class Model(DialectSection):
     embedding_dropout: Dropout = key(
         0.0, "dropout on the embedding", to="model.embedding_dropout", aliases=_embedder("dropout", "embedding_dropout")
     )
-    tokenizer_type: names.Tokenizer | None = key(
+    tokenizer_type: values.Tokenizer | None = key(
         None,
         "tokenizer",
         affects="tokenizer.kind",
@@ -192,7 +195,7 @@ class Model(DialectSection):
     )
     tokenizer_dataset_name: Names | None = key(
         None,
-        "bpe: dataset to train it on, one of those of trainer.dataset or a path; trainer.dataset when not given",
+        "bpe: datasets to train it on, named as in trainer.dataset, which it is when not given",
         affects="tokenizer.sources",
         aliases=("tokenizer_dataset_names", "tokenizer_dataset", *_embedder("dataset_name")),
     )
@@ -202,13 +205,13 @@ class Model(DialectSection):
     tokenizer_num_reserved_tokens: Count = unlisted(
         0, "bpe: ids of vocab_size that no text has", affects="tokenizer.vocab_size"
     )
-    lm_head_type: Annotated[str, words(f"generic hf_head {names.BYTE_HEAD} lm_head=generic")] = key(
+    lm_head_type: Annotated[str, words(f"generic hf_head {values.BYTE_HEAD} lm_head=generic")] = key(
         "generic",
         "norm and matrix, or the checkpoint's; byte_level predicts the bytes of the next token",
         affects=("model.kind", "model.head", "train.clip_norm"),
         aliases=("model_head_type", *_lm_head("type")),
     )
-    lm_head_normalization: names.Norm = key(
+    lm_head_normalization: values.Norm = key(
         "rms_norm",
         "norm before the head",
         affects=("model.norm", "model.head.norm"),
@@ -218,37 +221,37 @@ class Model(DialectSection):
         False, "bias of the head, and of its layer_norm", to="model.head.bias", aliases=_lm_head("bias")
     )
     lm_head_dropout: Dropout = key(
-        0.0, "dropout on what enters the head's matrix", to="model.head.dropout", aliases=_lm_head("dropout")
+        0.0, "dropout on the input of the head's matrix", to="model.head.dropout", aliases=_lm_head("dropout")
     )
     model_shell_type: Annotated[str, words("standard byte_shell byte_enc_shell")] = key(
         "standard",
-        "how embedding, core and head are put together; byte_shell also reads the bytes of a token back",
+        "how embedding, core and head are put together; byte_shell also reconstructs the bytes of a token",
         affects=("model.kind", "model.head.reconstruction"),
     )
-    positional_encoding_type: names.Position | None = key(
+    positional_encoding_type: values.Position | None = key(
         None,
-        "how a position is told",
+        "how the model knows positions",
         affects="model.position",
         aliases=("embedding_positional_encoding", "model.attn.pos_enc_cfg.positional_encoding_type"),
         null="none",
     )
     initialization_fn: Annotated[str, words("xavier kaiming none")] = key(
-        "kaiming", "how weights start, but not those of hf_core; none: PyTorch's way", to="model.init.kind", null="none"
+        "kaiming", "initialization, except of hf_core; none: PyTorch's", to="model.init.kind", null="none"
     )
     gain: NotNegative = key(1.0, "xavier: factor on the weights", affects="model.init.gain")
     mode: Literal["fan_in", "fan_out"] = key(
         "fan_in", "kaiming: keep the variance of the forward or of the backward pass", affects="model.init.mode"
     )
-    nonlinearity: names.Gain = key("gelu", "kaiming: function whose gain is used", affects="model.init.nonlinearity")
+    nonlinearity: values.Gain = key("gelu", "kaiming: function whose gain is used", affects="model.init.nonlinearity")
     ffn: FeedForwardNetwork
     attn: AttentionLayer
     attention_type: Literal["standard"] | None = unlisted(
-        None, "attention", aliases="model.attn.attention_type", no_effect="STLM has no other attention by this key"
+        None, "attention", aliases="model.attn.attention_type", no_effect="STLM accepts no other value"
     )
     checkpoint_path: Text | None = unlisted(
         None,
-        "checkpoint to go on from",
-        unsupported="a checkpoint of STLM's is a pickle that cannot be read safely; export the model to a Hugging Face "
+        "checkpoint to start from",
+        unsupported="a checkpoint of STLM is a pickle, which cannot be read safely; export the model to a Hugging Face "
         "folder and name it in quintet: {model: {init: {kind: pretrained, path: FOLDER}}}",
     )
     embedder: Embedder

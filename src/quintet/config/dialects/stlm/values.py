@@ -1,4 +1,4 @@
-"""The names that STLM has for datasets, tokenizers, benchmarks and parts of a model, and what they stand for."""
+"""STLM's names of datasets, tokenizers, benchmarks and parts of a model, and their native meanings."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from quintet.config.section import Value
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
 from quintet.errors import NotHere, nearest
 
-EXPERIMENT = "belongs to an experiment of STLM's code, which its document leaves out and each revision does otherwise"
-
+EXPERIMENT = "belongs to an experiment of STLM's code, which its document does not describe and each revision changes"
 OLDEST = (
-    "is of the models of STLM's code before May 2024, whose norms, positions, dropouts and tied weights each revision "
-    "fixes otherwise; say them with the document's keys: core_model_type: generic, attn, ffn, positional_encoding_type"
+    "belongs to the models of STLM's code before May 2024, whose norms, positions, dropouts and tied weights each "
+    "revision changes; use the document's keys: core_model_type: generic, attn, ffn, positional_encoding_type"
 )
 
 
 def meanings(words: str) -> dict[str, str]:
-    """The meaning of each of ``words``: "word=meaning", or the word itself."""
-    return {word: meaning or word for word, _, meaning in (one.partition("=") for one in words.split())}
+    """Return the meaning of each word of ``words``, which has "word=meaning", or a word that means itself."""
+    return {word: meaning or word for word, _, meaning in (entry.partition("=") for entry in words.split())}
 
 
-def words(spelled: str, refused: Mapping[str, str] = MappingProxyType({})) -> Value:
-    """One of several words, ``spelled`` as in `meanings`, in any case; ``refused`` says why another one is not."""
-    why = dict.fromkeys(_EXPERIMENTS, EXPERIMENT) | dict(refused)
-    return one_of(by=meanings(spelled), any_case=True, why=why)
+def words(accepted: str, refused: Mapping[str, str] = MappingProxyType({})) -> Value:
+    """Accept the words of ``accepted``, which is as in `meanings`, in any case. ``refused`` gives the reason against
+    other words."""
+    reasons = dict.fromkeys(_EXPERIMENTS, EXPERIMENT) | dict(refused)
+    return one_of(by=meanings(accepted), any_case=True, why=reasons)
 
 
 _EXPERIMENTS = meanings(
@@ -42,7 +42,7 @@ _EXPERIMENTS = meanings(
     "cascade_trainer"
 )
 TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
-ON_THE_HUB = {
+HUB_TOKENIZERS = {
     "llama_32k": "chavinlo/alpaca-native",
     "opt_50k": "facebook/opt-1.3b",
     "mistral_32k": "mistralai/Mistral-7B-v0.1",
@@ -53,7 +53,7 @@ TASKS = meanings(
     "openbook_qa_open copa commonsense_qa stlm_eval_arc_easy stlm_eval_hellaswag stlm_eval_truthful_qa "
     "stlm_eval_winogrande ewok glue winograd=winogrande arc=arc_easy"
 )
-"""Benchmarks by the names of the document, and by those of the files before it."""
+"""Benchmarks by their names in the document and in the files before it."""
 _REGISTERED = meanings(
     "ArcEasy=arc_easy Blimp=blimp Hellaswag=hellaswag MMLU=mmlu Winogrande=winogrande TruthfulQA-M2=truthfulqa_mc2 "
     "Truthful-M2=truthfulqa_mc2 PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high Ewok=ewok "
@@ -76,10 +76,8 @@ BENCHMARKS = {
     "Text-Generation (full)": TEXT_GENERATION,
     "Teacher-Text-Modeling (full)": TEACHERS,
 }
-"""Benchmarks by all names that files have; a number is that of the items. The last three kinds are no tasks."""
-CARDS = {f"cuda:{card}": f"is chosen by CUDA_VISIBLE_DEVICES={card} with device: cuda" for card in range(1, 64)}
+"""Benchmarks by every name that files use; a number counts the items. The last three entries are no tasks."""
 
-Device = Annotated[str, one_of(by=meanings("cuda cuda:0=cuda cpu mps"), why=CARDS)]
 Benchmarks = Annotated[tuple[Annotated[str, one_of(by=BENCHMARKS, any_case=True)], ...], Listed]
 Evaluator = Annotated[str, one_of("mcq", "prog", "glue", "ft_qa")]
 Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
@@ -107,22 +105,22 @@ DATALOADERS = (
 _TOKENIZERS = (
     "GPT-2=gpt2 p50k=p50k_base cl100k=cl100k_base llama_30k=llama_32k opt=opt_50k bpe bpe-retrain hf hf_tokenizer=hf"
 )
-_PRUNED = {"bpe-subsampled": "keeps the first ids of another model's tokenizer, which the document leaves out; set bpe"}
-Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *ON_THE_HUB))} {_TOKENIZERS}", _PRUNED)]
+_PRUNED = {"bpe-subsampled": "keeps the first ids of another tokenizer, which the document does not describe; set bpe"}
+Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *HUB_TOKENIZERS))} {_TOKENIZERS}", _PRUNED)]
 BYTE_EMBEDDING, BYTE_HEAD = "byte_level=bytes byte_level_embedder=bytes", "byte_level=bytes byte_level_decoder=bytes"
 _OPTIMIZERS = (
     "AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD AdaBelief "
     "ada_belief=AdaBelief DiffGrad Lion NovoGrad Ranger SGDP Shampoo SOAP Yogi"
 )
 _NO_OPTIMIZERS = {
-    "adam_mini": "shares averages by the names of matrices, of which STLM's code knows none but those of embeddings",
-    "lbfgs": "computes the loss again within a step",
-    "sparseadam": "is for gradients that are mostly 0, which no model here has",
+    "adam_mini": "shares averages by the names of the matrices, and STLM's code knows only those of embeddings",
+    "lbfgs": "computes the loss several times in a step",
+    "sparseadam": "needs sparse gradients, which no model of Quintet produces",
     "lookahead": "wraps another optimizer, which no key names",
-    "ranger21": "has a schedule of the learning rate of its own, beside the one that the file names",
+    "ranger21": "has its own learning-rate schedule, in addition to the one that the file names",
 }
 Optimizers = Annotated[str, words(_OPTIMIZERS, _NO_OPTIMIZERS)]
-OF_CLASSES = {
+OPTIMIZER_DEFAULTS = {
     "AdamW": (1e-3, 0.01),
     "Adadelta": (1.0, 0.0),
     "Adamax": (2e-3, 0.0),
@@ -131,7 +129,7 @@ OF_CLASSES = {
     "SOAP": (3e-3, 0.01),
     **dict.fromkeys(("Adafactor", "Adagrad", "ASGD", "RMSprop", "Rprop", "Yogi"), (0.01, 0.0)),
 }
-"""Learning rate and weight decay that a class has by itself where they are not 1e-3 and 0."""
+"""The default learning rate and weight decay of an optimizer class, if they are not 1e-3 and 0."""
 Scheduler = Annotated[
     str,
     words(
@@ -148,7 +146,7 @@ _ORCA = "{{ textbook }}\n Question: {{ question }}\nAnswer: {{ response }}"
 _NATURAL = "Task: Definition: {{ definition }}\nQuestion: {{ inputs }}\nAnswer: {{ targets }}"
 _RATIONALE = "Question: {{ source }}\nAnswer: {{ rationale }} - {{ target }}"
 
-# Name: dataset on the hub, its configuration, the column with the text or the template that makes one of several.
+# Name: dataset on the hub, its configuration, and the column with the text, or a template that joins several columns.
 REGISTRY: dict[str, tuple[str, str | None, str]] = {
     "simple_en_wiki": ("wikimedia/wikipedia", "20231101.simple", "text"),
     "en_wiki": ("wikimedia/wikipedia", "20231101.en", "text"),
@@ -184,19 +182,17 @@ MIXES = {
     "stlm": ("simple_en_wiki", "python-code-500k", "openhermes-2.5", "tinystories"),
     "tiny_pile": tuple(f"{_TINY} textbooks_are_all_you_need_lite openphi_programming_books simple_en_wiki".split()),
 }
-"""Several of them under one name: all documents of all, as many of each as there are."""
+"""Several datasets under one name: all documents of each, without weights."""
 DEBUG_DOCUMENTS = 2048
-UNREADABLE = {
-    "the_pile": "has a name that the hub does not know; give the path of a copy",
-}
+UNREADABLE = {"the_pile": "has a name that the hub does not know; give the path of a copy"}
 
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", **dict.fromkeys((".txt", ".text", ".md", ".py"), "text")}
 
 
 def dataset_sources(name: str) -> list[dict[str, Any]]:
-    """The native sources of the dataset ``name``: of the registry, a path on this disk, or OWNER/NAME on the hub.
+    """Return the native sources of the dataset ``name``: a name of STLM's, a local path, or OWNER/NAME on the hub.
 
-    Raises ValueError for one that cannot be read, and NotHere when it is none of these.
+    Raises ValueError if it cannot be read, and NotHere if it is none of these.
     """
     if name in MIXES:
         return [_registered(part) for part in MIXES[name]]
@@ -213,21 +209,24 @@ def dataset_sources(name: str) -> list[dict[str, Any]]:
     if name.count("/") == 1:
         return [{"kind": "huggingface", "path": name}]
     like = nearest(name, [*REGISTRY, *MIXES, *UNREADABLE])
-    told = f"{name!r} is none of STLM's datasets, and there is no such file"
+    problem = f"{name!r} is none of STLM's datasets, and there is no such file"
     if like:
-        raise ValueError(f"{told}; did you mean {like!r}? Else give a path (./{name}) or OWNER/NAME")
-    raise NotHere(f"{told}; give a path (./{name}) or OWNER/NAME")
+        raise ValueError(f"{problem}; did you mean {like!r}? Else give a path (./{name}) or OWNER/NAME")
+    raise NotHere(f"{problem}; give a path (./{name}) or OWNER/NAME")
 
 
 def _registered(name: str) -> dict[str, Any]:
-    path, part, text = REGISTRY[name]
-    document = {"kind": "template", "text": text} if "{" in text else {"field": text}
+    path, configuration, text = REGISTRY[name]
     source: dict[str, Any] = {"kind": "huggingface", "path": path, "label": name}
-    return source | ({"name": part} if part else {}) | ({} if text == "text" else {"document": document})
+    if configuration:
+        source["name"] = configuration
+    if text != "text":
+        source["document"] = {"kind": "template", "text": text} if "{" in text else {"field": text}
+    return source
 
 
 def names_of(sources: Sequence[SourceConfig]) -> list[str]:
-    """The datasets that `dataset_sources` reads as ``sources``, without those that none is read as."""
+    """Return the names that `dataset_sources` reads as ``sources``; a source that no name stands for is omitted."""
     names = [name for name in map(_name_of, sources) if name is not None]
     mix = next((mix for mix, parts in MIXES.items() if names == list(parts)), None)
     return names if mix is None else [mix]
@@ -250,7 +249,7 @@ def _name_of(source: SourceConfig) -> str | None:
 
 
 def _kind(path: Path) -> str:
-    """The kind of source of a file or a folder, by its name or by what the folder holds."""
+    """Return the kind of source of a file, by its name, or of a folder, by its files."""
     if not path.is_dir():
         return _ending(path.name) or "text"
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
