@@ -16,7 +16,7 @@ from tests.helpers import MakeConfig, write_jsonl
 
 from quintet.config.cleaning import CleaningConfig
 from quintet.data import build, shards
-from quintet.data.cleaning import find_duplicates, kept, reason_to_drop, rules_of, shingles, signer
+from quintet.data.cleaning import clean, find_duplicates, reason_to_drop, rules_of, shingles, signer
 from quintet.data.prepare import prepare
 from quintet.data.sources import base
 from quintet.data.sources.base import TextParts, TextPiece, TokenIds
@@ -97,7 +97,7 @@ def test_parts_are_judged_together_and_ready_tokens_are_kept() -> None:
     ids = TokenIds(np.array([1]), "there")
     parts, short = TextParts(("ab", "cde"), (False, True)), TextParts(("a", "b"), (False, True))
     dropped = Counter[str]()
-    found = list(kept(["abcde", "abcd", parts, short, ids, ""], CleaningConfig(min_characters=5), dropped))
+    found = list(clean(["abcde", "abcd", parts, short, ids, ""], CleaningConfig(min_characters=5), dropped))
     assert found == ["abcde", parts, ids, ""]
     assert dropped == {"min_characters": 2}
 
@@ -177,8 +177,8 @@ def test_signatures_do_not_depend_on_how_a_long_text_is_read(monkeypatch: pytest
     sign = signer(CleaningConfig.model_validate({"deduplicate": {"kind": "minhash"}}))
     assert sign is not None
     whole = sign(words(0, 500))
-    in_parts = module._parts
-    monkeypatch.setattr(module, "_parts", lambda values: in_parts(values, 7))
+    in_parts = module._chunks
+    monkeypatch.setattr(module, "_chunks", lambda values: in_parts(values, 7))
     assert sign(words(0, 500)).tolist() == whole.tolist()
 
 
@@ -305,7 +305,7 @@ def test_a_long_text_is_encoded_in_pieces_and_stays_one_document(
     how = {"cleaning": {"deduplicate": {"kind": "minhash"}}, "tokenizer": {"kind": "bpe", "vocab_size": 300}}
     (whole,) = prepare(make_config(source, cache_dir=str(tmp_path / "whole"), validation=0, **how)).stores
     monkeypatch.setattr(shards, "_BATCH", 500)
-    lengths = [len(piece.text) for piece in shards._cut(texts[:1]) if isinstance(piece, TextPiece)]
+    lengths = [len(piece.text) for piece in shards._cut_long(texts[:1]) if isinstance(piece, TextPiece)]
     assert len(lengths) > 10
     assert max(lengths) < 1_100
     (pieces,) = prepare(make_config(source, cache_dir=str(tmp_path / "pieces"), validation=0, **how)).stores

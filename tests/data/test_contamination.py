@@ -188,7 +188,7 @@ def test_a_plan_counts_what_is_left_out_and_tokenises_nothing_for_it(
     assert make_plan(config).left_out_documents is None
     assert not list(Path(config.data.cache_dir).glob("*/*"))
     prepared = prepare(config)
-    for module, name in ((prepare_module, "_to_learn"), (build, "write_shard")):
+    for module, name in ((prepare_module, "_training_documents"), (build, "write_shard")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("the sources are read"))
     plan = make_plan(config)
     assert plan.left_out_documents == prepared.left_out > 0

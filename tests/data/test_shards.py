@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quintet.data import shards
 from quintet.data.manifest import Manifest
-from quintet.data.shards import read_written, write_shard
+from quintet.data.shards import read_shard, write_shard
 from quintet.data.sources.base import Document, Report, TextParts, TokenIds
 from quintet.data.store import TokenStore
 from quintet.errors import UserError
@@ -138,7 +138,7 @@ def test_what_was_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
     written = write_shard(tmp_path, 0, WorkUnit(["", "a", ids()], report), TOKENIZER)  # pyright: ignore
     assert written.dropped == {"empty": 2, "without_separator": 3}
     assert written.left_out == ("image.png",)
-    assert read_written(tmp_path, 0, "<u2") == written
+    assert read_shard(tmp_path, 0, "<u2") == written
     assert json.loads((tmp_path / "shard-000000.json").read_text())["dropped"] == written.dropped
 
 
@@ -154,7 +154,7 @@ def test_a_mask_that_a_kill_cut_short_is_noticed(tmp_path: Path) -> None:
     store = stored(tmp_path / "store", [TextParts(("c", "d"), (False, True))])
     file = store.folder / "shard-000000.learnt.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    assert read_written(store.folder, 0, "<u2") is None
+    assert read_shard(store.folder, 0, "<u2") is None
     with pytest.raises(UserError, match=r"learnt\.npy: is truncated"):
         TokenStore.open(store.folder)
 

@@ -1,4 +1,4 @@
-"""Batches as a function of the step, a thread that computes them ahead, and the lowest loss that a batch allows."""
+"""Batches as a function of the step, their prefetching, and the lowest loss that a model can reach on a batch."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from quintet.config.documents import IGNORED
 from quintet.data.mixture import Order, apportion
 from quintet.data.packing import Packed, document_spans
 from quintet.data.samples import Samples, Windows, document_borders
-from quintet.data.split import TokenRanges, TokenStream
-from quintet.data.store import TokenStore
 from quintet.tokenize import Tokenizer
 from quintet.tokenize.bounds import begin_ids
 
-PADDING = -1  # the number of no document
+PADDING = -1  # the document number of padding
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples: ``inputs`` and ``targets`` are int64 [samples, sequence_length], ``IGNORED`` for targets without loss.
+    """Samples side by side: ``inputs`` and ``targets`` are int64 [samples, sequence_length], with the target
+    ``IGNORED`` for no loss.
 
-    ``sources`` int64 [samples] counts the source of each sample; ``valid`` is the number of targets with a loss here.
-    ``documents`` int64, of the shape of the inputs, numbers the document of each input from 0 on, -1 for padding; None
-    where nobody asks, and each sample is one document. ``prompts`` bool, of that shape too, says which inputs stand in
-    their document before its first token with a loss; None where none does.
+    ``sources`` int64 [samples] is the index of each sample's source, and ``valid`` the number of targets with a loss.
+    ``documents`` int64, of the shape of the inputs, numbers the document of each input from 0, -1 for padding; None
+    means that each sample is one document. ``prompts`` bool, of the same shape, is True for inputs before the first
+    token with a loss in their document; None if there are none.
     """
 
     inputs: np.ndarray
@@ -42,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The data that a run trains on. ``labels`` name the sources that ``Batch.sources`` counts."""
+    """The data that a run trains on. ``labels`` name the sources, by the index in ``Batch.sources``."""
 
     source_samples: tuple[Samples, ...]
     labels: tuple[str, ...]
@@ -52,19 +51,20 @@ class TrainData:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all sources, without what is held out."""
-        return sum(one.tokens for one in self.source_samples)
+        """Tokens of all sources, without held-out ones."""
+        return sum(samples.tokens for samples in self.source_samples)
 
     @property
     def epoch_samples(self) -> int:
-        """Samples of an epoch: those of all sources, repeated as the run says; with weights not each of them once."""
+        """Samples of an epoch: those of all sources, repeated as the run says; with weights an epoch need not have each
+        of them."""
         return self.order.epoch_samples
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """The batch of ``step``, counted from 0: a pure function.
+        """Return the batch of ``step``, counted from 0: a pure function.
 
-        With ``world_size`` > 1, only the consecutive part of it that belongs to ``rank``; the parts of all ranks, one
-        after the other, are the whole batch, and differ by at most one sample in size.
+        With ``world_size`` > 1, return only the consecutive part of ``rank``. The parts of all ranks, in their order,
+        are the whole batch; their sizes differ by at most one sample.
         """
         assert step >= 0, step
         assert 0 <= rank < world_size, (rank, world_size)
@@ -79,8 +79,8 @@ class TrainData:
 
 @dataclass(frozen=True)
 class ValidationData:
-    """The data that a run validates on. ``labels`` name the sources that ``Batch.sources`` counts; ``each``: a number
-    of samples is asked of every source by itself, and not of all together."""
+    """The data that a run validates on. ``labels`` name the sources, by the index in ``Batch.sources``. With ``each``,
+    a number of samples is for each source by itself, and not for all together."""
 
     source_samples: tuple[Samples, ...]
     labels: tuple[str, ...]
@@ -90,7 +90,7 @@ class ValidationData:
     @property
     def tokens(self) -> int:
         """Tokens held out from all sources."""
-        return sum(one.tokens for one in self.source_samples)
+        return sum(samples.tokens for samples in self.source_samples)
 
     @property
     def samples(self) -> int:
@@ -98,7 +98,7 @@ class ValidationData:
         return sum(self._counts)
 
     def lines(self) -> list[str]:
-        """A line for each label that nothing is validated on of, as its sources make no sample."""
+        """Return a line for each label whose sources have no sample."""
         counts = dict.fromkeys(self.labels, 0)
         for label, count in zip(self.labels, self._counts, strict=True):
             counts[label] += count
@@ -106,9 +106,10 @@ class ValidationData:
         return [f"not validated on: {label}, which has nothing or too little for a sample" for label in empty]
 
     def batches(self, batch_size: int, samples: int | None) -> Iterator[Batch]:
-        """``samples`` samples, all of them when None, in batches of ``batch_size``; the last one may be smaller.
+        """Yield ``samples`` samples, or all, in batches of ``batch_size``; the last batch may be smaller.
 
-        Always the same: each source has its share, at least one if there is enough, spread evenly over its stream.
+        They are always the same: each source has its share, at least one sample if there are enough, spread evenly over
+        the source.
         """
         sources, chosen = self._chosen(self.samples if samples is None else samples)
         for start in range(0, len(sources), batch_size):
@@ -117,10 +118,10 @@ class ValidationData:
 
     @property
     def _counts(self) -> list[int]:
-        return [one.count for one in self.source_samples]
+        return [samples.count for samples in self.source_samples]
 
     def _chosen(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and their samples, int64 [samples] each."""
+        """Return the source of each of ``samples`` samples, and its number there: int64 [samples] each."""
         filled = [source for source, count in enumerate(self._counts) if count]
         counts = [self._counts[source] for source in filled]
         if self.each:
@@ -133,16 +134,16 @@ class ValidationData:
 
 
 def packing_lines(data: TrainData | ValidationData | None, prefix: str) -> Iterator[str]:
-    """A line for what packing leaves out of each source of ``data``, after ``prefix``."""
+    """Yield a line, after ``prefix``, for what packing does not use of each source of ``data``."""
     for label, samples in zip(data.labels, data.source_samples, strict=True) if data is not None else ():
         yield from (f"{prefix}{label}: {line}" for line in samples.left_out.lines())
 
 
 def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int = 2) -> Generator[Batch, None, None]:
-    """``batch_of(first)`` … ``batch_of(last - 1)``, of which a thread computes ``ahead`` before they are asked for.
+    """Yield ``batch_of(first)`` … ``batch_of(last - 1)``, which a thread computes ``ahead`` batches in advance.
 
-    An error in ``batch_of`` is raised where its batch is asked for. When the generator is closed or ends, so is the
-    thread, after the batch that it is computing.
+    An error in ``batch_of`` is raised in place of its batch. When the generator is closed or ends, the thread ends
+    after the batch that it is computing.
     """
     pending: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
@@ -160,7 +161,7 @@ def prefetch(batch_of: Callable[[int], Batch], first: int, last: int, ahead: int
 
 
 def _collate(source_samples: Sequence[Samples], sources: np.ndarray, samples: np.ndarray, length: int) -> Batch:
-    """``samples`` of ``sources``, int64 [rows] each, side by side; zeros, without a target, fill shorter ones."""
+    """Return the batch of ``samples`` of ``sources``, int64 [rows] each; shorter ones are padded with zeros."""
     inputs = np.zeros((len(sources), length), dtype=np.int64)
     targets = np.full_like(inputs, IGNORED)
     numbers, prompts = np.full_like(inputs, PADDING), np.zeros(inputs.shape, dtype=bool)
@@ -186,15 +187,16 @@ def context_ids(
     ahead: bool = False,
     positions: bool = False,
 ) -> np.ndarray:
-    """A number for what each of ``inputs`` [samples, length] sees, int64 of the same shape: equal where they see equal.
+    """Return a number for what a model sees at each of ``inputs`` [samples, length]: int64 of the same shape, equal for
+    positions that see the same.
 
-    A position sees the ids up to itself, or with ``ahead`` those after it too, and its index among them. With
-    ``documents`` of the same shape these are the ids of its own document; where that begins in the sample is seen with
-    ``positions`` only. ``prompts``, bool of the same shape, are seen as well: how many tokens of a document see one
-    another backwards.
+    A position sees the ids up to itself, or with ``ahead`` also those after it and its index among them. With
+    ``documents``, of the same shape, it sees only the ids of its own document, and with ``positions`` also where that
+    begins in the sample. ``prompts``, bool of the same shape, adds the number of prompt tokens of a document, which see
+    one another.
     """
     known: dict[object, int] = {}
-    found = np.empty(inputs.shape, dtype=np.int64)
+    numbers = np.empty(inputs.shape, dtype=np.int64)
     for row, ids in enumerate(inputs.tolist()):
         for start, stop in pairwise(document_borders(None if documents is None else documents[row], len(ids)).tolist()):
             prompt = None if prompts is None else int(prompts[row, start:stop].sum())
@@ -202,17 +204,18 @@ def context_ids(
             seen = known.setdefault(beginning, len(known))
             for index in range(start, stop):
                 if ahead:
-                    found[row, index] = known.setdefault((seen, index - start), len(known))
+                    numbers[row, index] = known.setdefault((seen, index - start), len(known))
                 else:
-                    found[row, index] = seen = known.setdefault((seen, ids[index]), len(known))
-    return found
+                    numbers[row, index] = seen = known.setdefault((seen, ids[index]), len(known))
+    return numbers
 
 
 def conditional_entropy(targets: np.ndarray, seen: np.ndarray) -> float:
-    """Entropy of ``targets`` among those that see the same, in nats, mean over the targets with a loss.
+    """Return the entropy of ``targets`` given what is ``seen``, in nats, mean over the targets with a loss; 0.0 without
+    any target.
 
-    ``targets`` and ``seen`` are int64 [...] of one shape. The cross-entropy of no function of what is seen is lower:
-    within a group it predicts the same for all, and Gibbs' inequality holds. 0.0 without any target.
+    ``targets`` and ``seen`` are int64 [...] of one shape. No model has a lower cross-entropy: it predicts the same for
+    all positions that see the same, and Gibbs' inequality holds among these.
     """
     valid = targets != IGNORED
     pairs, counts = np.unique(np.stack([seen[valid], targets[valid]]), axis=1, return_counts=True)
@@ -224,8 +227,8 @@ def conditional_entropy(targets: np.ndarray, seen: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class HeldOutDocument:
-    """``ids`` [tokens] without begin and end ids, of which ``loss_mask``, bool [tokens] or None for all, have a loss;
-    ``whole`` unless only its tail is held out."""
+    """The ``ids`` of a document, [tokens], without begin and end ids, of which ``loss_mask``, bool [tokens] or None for
+    all, have a loss. ``whole`` is False if only its tail is held out."""
 
     ids: np.ndarray
     loss_mask: np.ndarray | None
@@ -233,27 +236,17 @@ class HeldOutDocument:
 
 
 def held_out_documents(validation: ValidationData, tokenizer: Tokenizer) -> Iterator[tuple[str, HeldOutDocument]]:
-    """Each held-out document with the label of its source, in the order of sources and documents. Music has none."""
+    """Yield each held-out document of text with the label of its source, in the order of sources and documents."""
+    begin = begin_ids(tokenizer)
     for label, samples in zip(validation.labels, validation.source_samples, strict=True):
-        parts = _parts(samples)
-        if parts is None:
+        if isinstance(samples, Windows):
+            store, ranges = samples.stream.store, samples.stream.ranges
+        elif isinstance(samples, Packed):
+            store, ranges = samples.store, samples.ranges
+        else:  # samples of music
             continue
-        store, ranges = parts
-        begin = begin_ids(tokenizer)
         spans = document_spans(store, ranges, tokenizer.end_id, begin)
         for start, stop in zip(*(span.tolist() for span in spans), strict=True):
             first = int(store.document_bounds(np.array([store.document_at(start)]))[0][0])
-            yield (
-                label,
-                HeldOutDocument(store.tokens(start, stop), store.loss_mask(start, stop), start <= first + len(begin)),
-            )
-
-
-def _parts(samples: object) -> tuple[TokenStore, TokenRanges] | None:
-    if isinstance(samples, Packed):
-        return samples.store, samples.ranges
-    if isinstance(samples, Windows) and isinstance(samples.stream, TokenStream):
-        store = samples.stream.store
-        assert isinstance(store, TokenStore)
-        return store, samples.stream.ranges
-    return None
+            whole = start <= first + len(begin)
+            yield label, HeldOutDocument(store.tokens(start, stop), store.loss_mask(start, stop), whole)

@@ -1,9 +1,10 @@
-"""Documents that are not worth training on: by rules about their text, or because an earlier document has the same.
+"""Rules about the text of documents that are not worth training on, and the search for duplicate documents.
 
-The rules are those of Gopher (Rae et al. 2021, table A1) and of C4 (Raffel et al. 2020, section 2.2). A reason is the
-name of the key that asks for it. Duplicates are found by the hashes of documents, or by MinHash signatures: a signature
-has as many numbers as there are permutations of the words' hashes, and two documents agree in as large a share of them
-as their runs of words agree (Broder 1997). The library `datasketch` makes signatures and looks them up.
+The rules are those of Gopher (Rae et al. 2021, table A1) and of C4 (Raffel et al. 2020, section 2.2). Dropped documents
+are counted by a reason, the name of the key that asks for the rule. Duplicates are found by the hashes of documents, or
+by MinHash signatures: a signature has a number for each permutation of the words' hashes, and two documents agree in
+about the share of these numbers in which their runs of words agree (Broder 1997). The library `datasketch` makes and
+looks up signatures.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,28 +26,30 @@ from quintet.config.cleaning import (
     QualityConfig,
 )
 from quintet.data.sources.base import Document, TextPiece, TokenIds
+from quintet.data.store import TokenStore
 from quintet.libraries import check_installed, require
 
 Rule = Callable[[str], bool]
-"""Says if a text is to be dropped."""
+"""A function that returns True if a text is to be dropped."""
+NO_CLEANING = CleaningConfig()
 
 CLEANING_LIBRARIES = ("datasketch",)
 """Libraries that decide which documents are dropped, by their names on PyPI."""
 _BULLETS = tuple("•‣⁃◦▪●-*")
 _ELLIPSES = ("...", "…")
-_SCHEME = "affine32"  # of datasketch: 32 bits a number; the signatures in a store are only comparable within one scheme
-_NOTHING = np.uint32(0xFFFFFFFF)  # what datasketch has in the signature of no words
+_SCHEME = "affine32"  # of datasketch, 32 bits per number; signatures are comparable only within one scheme
+_NOTHING = np.uint32(0xFFFFFFFF)  # each number in datasketch's signature of a text without words
 _CHUNK = 1 << 20
 _MINHASH = "data.cleaning.deduplicate: minhash"
 
 
-def kept(found: Iterable[Document], cleaning: CleaningConfig, dropped: Counter[str]) -> Iterator[Document]:
-    """The documents of ``found`` that ``cleaning`` keeps; the others are counted in ``dropped`` by the reason.
+def clean(documents: Iterable[Document], cleaning: CleaningConfig, dropped: Counter[str]) -> Iterator[Document]:
+    """Yield the ``documents`` that ``cleaning`` keeps, and count the others in ``dropped`` by reason.
 
-    Tokens that are ready have no text and are kept, and empty documents are counted where documents are stored.
+    Documents of token ids have no text and are kept; empty documents are counted when documents are stored.
     """
     rules = rules_of(cleaning)
-    for document in found:
+    for document in documents:
         reason = reason_to_drop(text_of(document), rules) if rules else None
         if reason is None:
             yield document
@@ -54,14 +58,14 @@ def kept(found: Iterable[Document], cleaning: CleaningConfig, dropped: Counter[s
 
 
 def reason_to_drop(text: str, rules: dict[str, Rule]) -> str | None:
-    """The first of ``rules`` by which ``text`` is to be dropped, None if it is to be kept."""
+    """Return the first of ``rules`` that drops ``text``, None if no rule does."""
     if not text:
         return None
     return next((reason for reason, drops in rules.items() if drops(text)), None)
 
 
 def text_of(document: Document) -> str:
-    """The text of ``document``, empty for tokens that are ready."""
+    """Return the text of ``document``, "" for one of token ids."""
     if isinstance(document, TokenIds):
         return ""
     if isinstance(document, TextPiece):
@@ -71,7 +75,7 @@ def text_of(document: Document) -> str:
 
 
 def rules_of(cleaning: CleaningConfig) -> dict[str, Rule]:
-    """The rules that ``cleaning`` asks for, by the reason, the cheap ones first."""
+    """Return the rules that ``cleaning`` asks for, by reason, the cheap ones first."""
     least, most = cleaning.min_characters, cleaning.max_characters
     rules: dict[str, Rule] = {}
     if least is not None:
@@ -82,36 +86,37 @@ def rules_of(cleaning: CleaningConfig) -> dict[str, Rule]:
 
 
 def mean_word_length(text: str) -> float:
-    """Characters of a word on average."""
+    """Return the mean number of characters of a word."""
     return _share(sum(map(len, text.split())), len(text.split()))
 
 
 def symbol_ratio(text: str) -> float:
-    """Hash signs for each word, or ellipses for each word: what is more."""
+    """Return the number of hash signs or of ellipses per word, whichever is larger."""
     ellipses = sum(map(text.count, _ELLIPSES))
     return _share(max(text.count("#"), ellipses), len(text.split()))
 
 
 def bullet_lines(text: str) -> float:
-    """Share of the lines, of those that are not blank, that begin with a bullet."""
+    """Return the share of the non-blank lines that begin with a bullet."""
     lines = _lines(text)
     return _share(sum(line.startswith(_BULLETS) for line in lines), len(lines))
 
 
 def ellipsis_lines(text: str) -> float:
-    """Share of the lines, of those that are not blank, that end with an ellipsis."""
+    """Return the share of the non-blank lines that end with an ellipsis."""
     lines = _lines(text)
     return _share(sum(line.endswith(_ELLIPSES) for line in lines), len(lines))
 
 
 def alphabetic_words(text: str) -> float:
-    """Share of the words that have a letter."""
+    """Return the share of the words that have a letter."""
     words = text.split()
     return _share(sum(any(map(str.isalpha, word)) for word in words), len(words))
 
 
 def stop_words(text: str, known: Iterable[str]) -> int:
-    """The number of different ones of ``known`` in ``text``; capitals and punctuation around a word do not count."""
+    """Return how many of the words ``known`` are in ``text``, regardless of capitals and of punctuation around
+    words."""
     words = {word.strip(string.punctuation).casefold() for word in text.split()}
     return len(words & {word.casefold() for word in known})
 
@@ -133,11 +138,11 @@ def _quality_rules(quality: QualityConfig) -> dict[str, Rule]:
     limits = {name: getattr(quality, name) for name in (*least, *most)}
     rules = {name: _rule(limits[name], measure, below=True) for name, measure in least.items()}
     rules |= {name: _rule(limits[name], measure, below=False) for name, measure in most.items()}
-    wanted = {name: rule for name, rule in rules.items() if limits[name] is not None}
+    rules = {name: rule for name, rule in rules.items() if limits[name] is not None}
     refused = tuple(text.casefold() for text in quality.without)
     if refused:
-        wanted["without"] = lambda text: any(one in text.casefold() for one in refused)
-    return wanted
+        rules["without"] = lambda text: any(part in text.casefold() for part in refused)
+    return rules
 
 
 def _rule(limit: float, measure: Callable[[str], float], *, below: bool) -> Rule:
@@ -152,17 +157,8 @@ def _share(part: float, of: int) -> float:
     return part / of if of else 0.0
 
 
-class Stored(Protocol):
-    """The part of a store that the search needs."""
-
-    @property
-    def document_count(self) -> int: ...
-    def hashes(self, start: int, stop: int) -> np.ndarray: ...
-    def signatures(self, start: int, stop: int) -> np.ndarray: ...
-
-
 def check_library(cleaning: CleaningConfig) -> None:
-    """Raise UserError when ``cleaning`` needs a library that is not there."""
+    """Raise UserError when ``cleaning`` needs a library that is not installed."""
     if isinstance(cleaning.deduplicate, MinhashDeduplication):
         check_installed("datasketch", extra="dedup", what=_MINHASH)
 
@@ -172,7 +168,7 @@ def _datasketch() -> ModuleType:
 
 
 def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:
-    """A function that makes the signature of a text, uint32 [permutations]; None where ``cleaning`` asks for none."""
+    """Return a function from a text to its signature, uint32 [permutations]; None if ``cleaning`` needs none."""
     how = cleaning.deduplicate
     if not isinstance(how, MinhashDeduplication):
         return None
@@ -180,7 +176,7 @@ def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:
 
     def sign(text: str) -> np.ndarray:
         signature = blank.copy()
-        for part in _parts(shingles(text, how.ngram)):
+        for part in _chunks(shingles(text, how.ngram)):
             signature.update_batch(part)
         return signature.hashvalues
 
@@ -188,29 +184,30 @@ def signer(cleaning: CleaningConfig) -> Callable[[str], np.ndarray] | None:
 
 
 def shingles(text: str, ngram: int) -> Iterator[bytes]:
-    """Each run of ``ngram`` words of ``text``, or all its words if there are fewer; in small letters."""
+    """Yield each run of ``ngram`` words of ``text``, or all its words if there are fewer, in small letters."""
     words = text.casefold().encode("utf-8", "surrogatepass").split()
     if words:
         yield from (b" ".join(words[start : start + ngram]) for start in range(max(1, len(words) - ngram + 1)))
 
 
-def find_duplicates(store: Stored, cleaning: CleaningConfig) -> tuple[np.ndarray, Counter[str]]:
-    """Documents of ``store`` that ``cleaning`` leaves out, int64 [documents], ascending, and how many by the reason.
+def find_duplicates(store: TokenStore, cleaning: CleaningConfig) -> tuple[np.ndarray, Counter[str]]:
+    """Return the documents of ``store`` that ``cleaning`` drops, int64 [documents], ascending, and their number by
+    reason.
 
-    Exact: about 40 bytes of memory a document. MinHash: about two kilobytes.
+    Memory per document: about 40 bytes for exact, about two kilobytes for MinHash.
     """
     reason, find = DEDUPLICATIONS[cleaning.deduplicate.kind]
-    found = find(store, cleaning.deduplicate)
-    return found, Counter({reason: found.size} if found.size else {})
+    duplicates = find(store, cleaning.deduplicate)
+    return duplicates, Counter({reason: duplicates.size} if duplicates.size else {})
 
 
-def _none(store: Stored, config: NoDeduplication) -> np.ndarray:
-    """No document: int64 [0]."""
+def _none(store: TokenStore, config: NoDeduplication) -> np.ndarray:
+    """Return no document: int64 [0]."""
     return np.empty(0, dtype=np.int64)
 
 
-def _repeated(store: Stored, config: ExactDeduplication) -> np.ndarray:
-    """Documents whose hash an earlier one has: int64 [documents], ascending."""
+def _repeated(store: TokenStore, config: ExactDeduplication) -> np.ndarray:
+    """Return the documents whose hash an earlier one has: int64 [documents], ascending."""
     hashes = store.hashes(0, store.document_count)
     first = np.unique(hashes, return_index=True)[1]
     later = np.ones(hashes.size, dtype=bool)
@@ -218,14 +215,15 @@ def _repeated(store: Stored, config: ExactDeduplication) -> np.ndarray:
     return np.flatnonzero(later)
 
 
-def _similar(store: Stored, config: MinhashDeduplication) -> np.ndarray:
-    """Documents that are similar to an earlier one that stays: int64 [documents], ascending."""
+def _similar(store: TokenStore, config: MinhashDeduplication) -> np.ndarray:
+    """Return the documents that are similar to an earlier one that stays: int64 [documents], ascending."""
     threshold, permutations = config.threshold, config.permutations
     datasketch = _datasketch()
-    # The index proposes and the signatures decide, so it is to miss little rather than to propose little: with weights
-    # of one half it finds 40% of the pairs that are just as similar as 0.8, with these 87%. Above 0.9 it has no bands.
+    # The index proposes and the signatures decide, so the index should miss few pairs even if it proposes many. With
+    # weights of one half it finds 40% of the pairs whose similarity is just 0.8, with these 87%. Above 0.9 it has no
+    # bands.
     index = datasketch.MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations, weights=(0.1, 0.9))
-    found: list[int] = []
+    similar: list[int] = []
     step = max(1, _CHUNK // permutations)
     for start in range(0, store.document_count, step):
         signatures = store.signatures(start, min(start + step, store.document_count))
@@ -234,13 +232,13 @@ def _similar(store: Stored, config: MinhashDeduplication) -> np.ndarray:
                 continue
             signature = datasketch.MinHash(hashvalues=values, scheme=_SCHEME)
             if _agrees(store, values, index.query(signature), threshold):
-                found.append(document)
+                similar.append(document)
             else:
                 index.insert(document, signature, check_duplication=False)
-    return np.array(found, dtype=np.int64)
+    return np.array(similar, dtype=np.int64)
 
 
-DEDUPLICATIONS: dict[str, tuple[str, Callable[[Stored, Any], np.ndarray]]] = {
+DEDUPLICATIONS: dict[str, tuple[str, Callable[[TokenStore, Any], np.ndarray]]] = {
     "none": ("", _none),
     "exact": ("duplicate", _repeated),
     "minhash": ("near_duplicate", _similar),
@@ -248,21 +246,13 @@ DEDUPLICATIONS: dict[str, tuple[str, Callable[[Stored, Any], np.ndarray]]] = {
 """For each kind: the reason by which its documents are counted, and the function that finds them in a store."""
 
 
-def _agrees(store: Stored, values: np.ndarray, candidates: Iterable[Any], threshold: float) -> bool:
-    """True if one of ``candidates`` is as similar to ``values``, uint32 [permutations], as ``threshold``.
-
-    The index also finds some that are less so.
-    """
+def _agrees(store: TokenStore, values: np.ndarray, candidates: Iterable[Any], threshold: float) -> bool:
+    """Return True if the similarity of one of ``candidates`` to ``values``, uint32 [permutations], is ``threshold`` or
+    more; the index also proposes candidates that are less similar."""
     return any((store.signatures(one, one + 1)[0] == values).mean() >= threshold for one in candidates)
 
 
-def _parts(values: Iterator[bytes], size: int = 1 << 14) -> Iterator[list[bytes]]:
-    """``values`` in lists: datasketch makes a table of permutations × values of each."""
-    part: list[bytes] = []
-    for value in values:
-        part.append(value)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
+def _chunks(values: Iterator[bytes], size: int = 1 << 14) -> Iterator[list[bytes]]:
+    """Yield ``values`` in lists, for each of which datasketch makes a table of permutations × values."""
+    while chunk := list(islice(values, size)):
+        yield chunk

@@ -1,4 +1,4 @@
-"""A report of a token store in figures and a few of its documents, without tokenising anything."""
+"""A report on a token store: its figures and the beginnings of a few documents. Nothing is tokenised."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from quintet.tokenize.base import NO_END
 from quintet.tokenize.simple import IdTokenizer
 
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
-_MEASURED = 1 << 22  # documents whose lengths are read: of more, so many evenly chosen ones
-_SAMPLE_TOKENS = 96
+_MEASURED = 1 << 22  # documents whose lengths are read, evenly chosen if there are more
+_SHOWN_TOKENS = 96
 _BAR = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @dataclass(frozen=True)
 class Bin:
-    """``documents`` have ``first`` to ``last`` tokens, their end included."""
+    """The number of ``documents`` with ``first`` to ``last`` tokens, their end included."""
 
     first: int
     last: int
@@ -40,14 +40,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """One store, without the documents that are not to be used.
+    """The figures of one store, without the documents that are not to be used.
 
-    ``bytes`` is the UTF-8 text of all that is stored, and ``tokens_per_byte`` is of all that is stored too.
-    ``percentiles`` are lengths in tokens by the percent of documents that are at most as long; they and the
-    ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by the reason, ``left_out`` files that
-    cannot be read. ``held_out`` is the share of the tokens that a run validates on and ``waste`` the share of the room
-    for tokens in its samples that is left empty; None where no run is asked about, or it has nothing like that.
-    ``packing`` says what of its documents is in no sample.
+    ``bytes`` and ``tokens_per_byte`` are of all that is stored; ``bytes`` is the size of the text in UTF-8.
+    ``percentiles`` are lengths in tokens by the percentage of documents that are at most as long; they and the
+    ``histogram`` are of ``measured`` documents. ``dropped`` counts documents by reason, and ``left_out`` unreadable
+    files. ``samples`` are the beginnings of a few documents. For a store of a run, ``held_out`` is the share of its
+    tokens to validate on, ``waste`` the share of the room in its training samples that is empty, if packing leaves any,
+    and ``packing`` describes what is in no sample.
     """
 
     label: str
@@ -68,7 +68,7 @@ class StoreReport:
     packing: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """The report as text."""
+        """Yield the report as text."""
         yield f"{self.label} ({self.folder})"
         yield f"  {self.documents:,} documents, {self.tokens:,} tokens"
         if self.tokens_per_byte is not None:
@@ -85,12 +85,12 @@ class StoreReport:
             yield f"  tokens of a document, its end included{of}:"
             yield from (f"    {line}" for line in draw(self.histogram))
             yield "    " + ", ".join(f"{percent}%: {length:,}" for percent, length in self.percentiles.items())
-        for sample in self.samples:
-            yield f"  | {sample}"
+        yield from (f"  | {document}" for document in self.samples)
 
 
-def report_run(config: RunConfig, seed: int, samples: int = 3) -> list[StoreReport]:
-    """A report of each store of a run, in the order of its sources, those to validate on last.
+def report_run(config: RunConfig, seed: int, shown: int = 3) -> list[StoreReport]:
+    """Return a report on each store of a run with the beginnings of ``shown`` documents, drawn by ``seed``, in the
+    order of its sources, validation sources last.
 
     Raises UserError when they are not prepared.
     """
@@ -104,32 +104,32 @@ def report_run(config: RunConfig, seed: int, samples: int = 3) -> list[StoreRepo
         assert prepared.validation is not None
         labels += prepared.validation.labels
     return [
-        _report(store, prepared.tokenizer, label, seed, samples, *_use(config, prepared, index))
+        _report(store, prepared.tokenizer, label, seed, shown, *_use(config, prepared, index))
         for index, (store, label) in enumerate(zip(prepared.stores, labels, strict=True))
     ]
 
 
-def report_store(folder: Path, seed: int, samples: int = 3) -> StoreReport:
-    """A report of the store in ``folder``. Raises UserError when there is none."""
+def report_store(folder: Path, seed: int, shown: int = 3) -> StoreReport:
+    """Return a report on the store in ``folder``, as `report_run` does. Raises UserError when there is none."""
     store = TokenStore.open(folder)
-    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, samples, None, None, ())
+    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, shown, None, None, ())
 
 
 def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
-    """A line for each of ``bins``, with a bar as long as its share of the largest."""
-    most = max(one.documents for one in bins)
-    total = sum(one.documents for one in bins)
+    """Yield a line for each of ``bins``, with a bar in proportion to the largest."""
+    most = max(row.documents for row in bins)
+    total = sum(row.documents for row in bins)
     width = len(f"{bins[-1].last:,}")
-    for one in bins:
-        eighths = round(one.documents / most * _BAR * 8)
+    for row in bins:
+        eighths = round(row.documents / most * _BAR * 8)
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-        bar = bar or ("▏" if one.documents else "")
-        share = f"{one.documents:,} ({one.documents / total:.1%})"
-        yield f"{one.first:>{width},} – {one.last:>{width},} {bar:<{_BAR}} {share}"
+        bar = bar or ("▏" if row.documents else "")
+        share = f"{row.documents:,} ({row.documents / total:.1%})"
+        yield f"{row.first:>{width},} – {row.last:>{width},} {bar:<{_BAR}} {share}"
 
 
 def log_bins(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """Count ``lengths``, int64 [documents] from 1 on, between each two powers of two, from shortest to longest.
+    """Return the counts of ``lengths``, int64 [documents] from 1 on, between powers of two, shortest to longest.
 
     >>> log_bins(np.array([1, 5, 6, 8]))[-1]
     Bin(first=8, last=15, documents=1)
@@ -146,7 +146,7 @@ def _report(
     tokenizer: Tokenizer,
     label: str,
     seed: int,
-    samples: int,
+    shown: int,
     held_out: float | None,
     waste: float | None,
     packing: tuple[str, ...],
@@ -167,7 +167,7 @@ def _report(
         dropped=facts.dropped,
         left_out=facts.left_out,
         left_out_files=facts.left_out_files,
-        samples=tuple(_samples(store, tokenizer, seed, samples)),
+        samples=tuple(_beginnings(store, tokenizer, seed, shown)),
         held_out=held_out,
         waste=waste,
         packing=packing,
@@ -175,8 +175,8 @@ def _report(
 
 
 def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None, tuple[str, ...]]:
-    """For store ``index``: the share of its tokens that is held out, and what packing its training samples wastes and
-    leaves out."""
+    """Return for store ``index`` the share of its tokens that is held out, the share of empty room in its training
+    samples, and lines on what is in no sample."""
     if index >= len(config.data.sources):
         return None, None, ()
     samples = prepared.train.source_samples[index]
@@ -184,12 +184,12 @@ def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | Non
     waste = samples.waste if isinstance(samples, Packed) else None  # a stream leaves no room in its samples
     if config.data.validation_sources or prepared.validation is None:
         return 0.0, waste, packing
-    trained, held = prepared.train.source_samples[index].tokens, prepared.validation.source_samples[index].tokens
-    return held / max(trained + held, 1), waste, packing
+    held_out = prepared.validation.source_samples[index].tokens
+    return held_out / max(samples.tokens + held_out, 1), waste, packing
 
 
 def _lengths(store: TokenStore) -> np.ndarray:
-    """Tokens of each document to be used, int64 [documents], or of evenly chosen ones where there are very many."""
+    """Return the tokens of each document to be used, int64 [documents], or of evenly chosen ones of very many."""
     chosen = np.arange(min(store.document_count, _MEASURED)) * store.document_count // max(1, _MEASURED)
     if store.document_count <= _MEASURED:
         chosen = np.arange(store.document_count)
@@ -197,24 +197,24 @@ def _lengths(store: TokenStore) -> np.ndarray:
     return stops - starts
 
 
-def _samples(store: TokenStore, tokenizer: Tokenizer, seed: int, count: int) -> Iterator[str]:
-    """The beginnings of ``count`` documents, drawn by ``seed``, on one line each: texts, or notes."""
+def _beginnings(store: TokenStore, tokenizer: Tokenizer, seed: int, count: int) -> Iterator[str]:
+    """Yield the beginnings of ``count`` documents, drawn by ``seed``, on one line each: texts, or notes."""
     if not store.document_count:
         return
-    made = store.manifest  # of ids that a run names as such nobody knows what they are
-    of_notes = made.tokenizer == IdTokenizer(NUMBERS, NO_END).fingerprint and made.tokenizer_config["kind"] != "ids"
-    looked_at = min(store.document_count, count + store.dropped.size)
-    order = Permutation(store.document_count, seed)(np.arange(looked_at))
+    facts = store.manifest  # of a run with `tokenizer.kind: ids` the ids may be anything
+    of_notes = facts.tokenizer == IdTokenizer(NUMBERS, NO_END).fingerprint and facts.tokenizer_config["kind"] != "ids"
+    drawn = min(store.document_count, count + store.dropped.size)
+    order = Permutation(store.document_count, seed)(np.arange(drawn))
     for document in order[~np.isin(order, store.dropped)][:count]:
         starts, stops = store.document_bounds(np.array([document]))
         start, stop = int(starts[0]), int(stops[0])
-        ids = store.tokens(start, min(stop, start + _SAMPLE_TOKENS))
+        ids = store.tokens(start, min(stop, start + _SHOWN_TOKENS))
         shown = _shown_piece(ids) if of_notes else repr(tokenizer.decode(ids))
-        yield f"document {document:,}: {shown}{' …' if stop - start > _SAMPLE_TOKENS else ''}"
+        yield f"document {document:,}: {shown}{' …' if stop - start > _SHOWN_TOKENS else ''}"
 
 
 def _shown_piece(numbers: np.ndarray) -> str:
-    """The beginning of a piece as a person reads it: pitch, seconds from start to end and velocity of each note."""
+    """Return the beginning of a piece as text: pitch, start and end in seconds, and velocity of each note."""
     dataset, composer = (int(number) for number in numbers[:HEADER])
     notes = from_numbers(numbers[HEADER : HEADER + (numbers.size - HEADER) // PER_NOTE * PER_NOTE])
     table = zip(*(getattr(notes, name).tolist() for name in ("pitch", "start", "end", "velocity")), strict=True)

@@ -1,4 +1,4 @@
-"""From token stores to what a run trains on and validates on: what is held out, copies, samples and their order."""
+"""Division of the token stores into training and validation data: held-out documents, their copies, samples, order."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Stores = Sequence[TokenStore]
 def divide(
     config: RunConfig, stores: Stores, cache: Path, tokenizer: Tokenizer
 ) -> tuple[TrainData, ValidationData | None, int]:
-    """Data to train on and to validate on, and how many documents are left out of the training as copies of validated
-    ones; tables of samples are kept in ``cache``. Raises UserError for a source that makes no sample, and when nothing
-    is left to validate on."""
+    """Return the training data, the validation data, and the number of documents that are not trained on because they
+    are copies of validation documents. Tables of samples are kept in ``cache``. Raises UserError for a source without a
+    sample, and when nothing is left to validate on."""
     data, length = config.data, config.data.sequence_length
     labels = tuple(source.display_name for source, _ in sources_of(config))
     trained = len(data.sources)
     parts = _held_out(config, stores)
     copied = _copies(config, stores, parts)
     left_out = sum(documents.size for documents in copied)
-    unused = [np.union1d(one, store.dropped) for one, store in zip(copied, stores, strict=False)]
+    unused = [np.union1d(documents, store.dropped) for documents, store in zip(copied, stores, strict=False)]
     remaining = map(training_stream, stores[:trained], parts, unused)
     streams = tuple(_samples(config, stream, tokenizer, cache, training=True) for stream in remaining)
     order = build_order(config, _training_counts(config, streams, left_out))
@@ -66,9 +66,9 @@ def divide(
 
 
 def validated_and_seen(config: RunConfig, stores: Stores, other: RunConfig, others: Stores) -> tuple[int, int]:
-    """The number of documents that the run of ``config`` validates on, and of those among them that are equal, token by
-    token, to one that the run of ``other`` could train on. A document of which that run holds out a part does not
-    count. ``stores`` and ``others`` are those of their ``Prepared``; one tokenizer wrote them all."""
+    """Return the number of documents that the run of ``config`` validates on, and how many of them are equal, token by
+    token, to a document that the run of ``other`` could train on. A document of which that run holds out a part does
+    not count. ``stores`` and ``others`` are those of their ``Prepared``, all written by one tokenizer."""
     trained = len(config.data.sources)
     if config.data.validation_sources:
         held = [hashes_of(store, np.arange(store.document_count)) for store in stores[trained:]]
@@ -76,11 +76,11 @@ def validated_and_seen(config: RunConfig, stores: Stores, other: RunConfig, othe
         parts = _held_out(config, stores)
         held = [hashes_of(store, part.documents) for store, part in zip(stores, parts, strict=False)]
     validated = np.concatenate(held)
-    wanted, seen = HashSet.of(validated), [np.empty(0, dtype=np.uint64)]
+    hashes, seen = HashSet.of(validated), [np.empty(0, dtype=np.uint64)]
     parts = _held_out(other, others)
     for store, part, copied in zip(others, parts, _copies(other, others, parts), strict=False):
-        away = np.union1d(np.union1d(part.documents, copied), store.dropped)
-        seen.append(hashes_of(store, shared_documents(store, wanted, away)))
+        unseen = np.union1d(np.union1d(part.documents, copied), store.dropped)
+        seen.append(hashes_of(store, shared_documents(store, hashes, unseen)))
     return validated.size, int(np.isin(validated, np.concatenate(seen)).sum())
 
 
@@ -90,7 +90,7 @@ def _held_out(config: RunConfig, stores: Stores) -> list[HeldOut]:
 
 
 def _copies(config: RunConfig, stores: Stores, held: list[HeldOut]) -> list[np.ndarray]:
-    """Documents of each store to train on that are equal to one that is validated on, int64 [documents] each."""
+    """Return the documents of each training store that are equal to a validation document, int64 [documents] each."""
     none, trained = np.empty(0, dtype=np.int64), len(held)
     if not config.data.deduplicate_validation:
         return [none] * trained
@@ -102,7 +102,7 @@ def _copies(config: RunConfig, stores: Stores, held: list[HeldOut]) -> list[np.n
 
 
 def _samples(config: RunConfig, stream: TokenStream, tokenizer: Tokenizer, cache: Path, *, training: bool) -> Samples:
-    """The samples of a part of a store, cut as data.packing says; only those to train on are varied."""
+    """Return the samples of a part of a store, as data.packing cuts them; only training samples are augmented."""
     return PACKINGS[config.data.packing.kind](config.data.packing, config, stream, tokenizer, cache, training)
 
 
@@ -120,7 +120,6 @@ def _packed(
     cache: Path,
     training: bool,
 ) -> Samples:
-    assert isinstance(stream.store, TokenStore)
     return pack(stream.store, stream.ranges, packing, config.data.sequence_length, tokenizer, cache)
 
 
@@ -148,7 +147,7 @@ part, the tokenizer of the store, the folder in which tables are kept, and True 
 
 
 def _training_counts(config: RunConfig, streams: tuple[Samples, ...], left_out: int) -> tuple[int, ...]:
-    """Samples of each source. Raises UserError for every source that does not make one."""
+    """Return the number of samples of each source. Raises UserError with every source that has none."""
     length = config.data.sequence_length
     also = f"{left_out:,} documents are left out because they are validated on too (data.deduplicate_validation)"
     hint = f"; {also}" if left_out else ""

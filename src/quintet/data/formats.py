@@ -13,7 +13,8 @@ import numpy as np
 from quintet.config.documents import IGNORED
 from quintet.data.manifest import write_json
 from quintet.data.prepare import Prepared
-from quintet.data.samples import Sample, Samples, Stream, Windows, document_borders
+from quintet.data.samples import Sample, Samples, Windows, document_borders
+from quintet.data.split import TokenStream
 from quintet.data.store import ArrayWriter, token_dtype
 from quintet.errors import UserError
 from quintet.files import new_folder
@@ -23,27 +24,27 @@ from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
 SLICE = 1 << 20  # tokens read at once
 PREFIX = "tokenized"
-FILE_TOKENS = 1 << 30  # after which a new file is begun, as tatm does
+FILE_TOKENS = 1 << 30  # after which a new file is started, as in tatm
 _ROWS = 1000
 _DATASET = "a Hugging Face dataset"
 
 
-def streams_of(parts: Sequence[Samples], what: str) -> list[Stream]:
-    """The stream that each of ``parts`` is cut from. Raises UserError for samples that are packed in another way."""
-    found = [part.stream for part in parts if isinstance(part, Windows)]
-    if len(found) < len(parts):
+def streams_of(parts: Sequence[Samples], kind: str) -> list[TokenStream]:
+    """Return the stream that each of ``parts`` is cut from. Raises UserError for samples of another packing."""
+    streams = [part.stream for part in parts if isinstance(part, Windows)]
+    if len(streams) < len(parts):
         raise UserError(
-            f"--format {what} holds one stream of tokens, and data.packing makes other samples; set data.packing.kind "
+            f"--format {kind} holds one stream of tokens, and data.packing makes other samples; set data.packing.kind "
             "to stream, or write --format huggingface"
         )
-    return found
+    return streams
 
 
-def slices(streams: Sequence[Stream]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def slices(streams: Sequence[TokenStream]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yield all tokens, stream after stream, with their loss mask.
 
-    The tokens are [at most SLICE] in the dtype of the stream; the mask is bool of that shape, or None where all have a
-    loss.
+    The tokens are [at most SLICE] in the dtype of the stream; the mask is bool of that shape, or None if all tokens
+    have a loss.
     """
     for stream in streams:
         for start in range(0, stream.length, SLICE):
@@ -52,8 +53,8 @@ def slices(streams: Sequence[Stream]) -> Iterator[tuple[np.ndarray, np.ndarray |
 
 
 def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the tokens of each of ``parts``, source after source, to train.npy and validation.npy, uint16 or uint32
-    [tokens]; where not all tokens have a loss, NAME_labels.npy beside says which, int32 [tokens]."""
+    """Write the tokens of each of ``parts``, source after source, to NAME.npy, uint16 or uint32 [tokens]. If some
+    tokens have no loss, write the labels to NAME_labels.npy, int32 [tokens]."""
     for name, samples in parts.items():
         streams = streams_of(samples, "npy")
         masked = any(loss_mask is not None and not loss_mask.all() for _, loss_mask in slices(streams))
@@ -62,7 +63,7 @@ def write_npy(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fold
             _write(folder / f"{name}_labels.npy", streams, np.dtype("<i4"), labels=True)
 
 
-def _write(file: Path, streams: Sequence[Stream], dtype: np.dtype, *, labels: bool) -> None:
+def _write(file: Path, streams: Sequence[TokenStream], dtype: np.dtype, *, labels: bool) -> None:
     writer = ArrayWriter(file, dtype)
     for ids, loss_mask in slices(streams):
         writer.append(np.where(loss_mask, ids.astype(np.int32), IGNORED) if labels and loss_mask is not None else ids)
@@ -86,8 +87,8 @@ def write_tatm(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, fol
         write_json(out / "metadata.json", _metadata(name, dtype, tokenizer))
 
 
-def _write_files(streams: Sequence[Stream], folder: Path, dtype: np.dtype, end: int) -> None:
-    """PREFIX_0.bin and on, in which documents are whole."""
+def _write_files(streams: Sequence[TokenStream], folder: Path, dtype: np.dtype, end: int) -> None:
+    """Write PREFIX_0.bin, PREFIX_1.bin, … with whole documents."""
     number, written, last = 0, 0, end
     out = (folder / f"{PREFIX}_0.bin").open("wb")
     try:
@@ -98,14 +99,14 @@ def _write_files(streams: Sequence[Stream], folder: Path, dtype: np.dtype, end: 
                 out = (folder / f"{PREFIX}_{number}.bin").open("wb")
             out.write(np.ascontiguousarray(ids, dtype=dtype).data)
             written, last = written + ids.size, int(ids[-1])
-        if last == 0 != end:  # a text that was cut here: readers take zeros at the end for padding
+        if last == 0 != end:  # a text that the split cut; readers take zeros at the end for padding
             out.write(np.array([end], dtype=dtype).data)
     finally:
         out.close()
 
 
-def _pieces(streams: Sequence[Stream], end: int) -> Iterator[np.ndarray]:
-    """All tokens, in pieces [tokens] of the stream's dtype that end with a document where they can."""
+def _pieces(streams: Sequence[TokenStream], end: int) -> Iterator[np.ndarray]:
+    """Yield all tokens in pieces, [tokens] of the stream's dtype, that end with a document if possible."""
     for ids, loss_mask in slices(streams):
         if loss_mask is not None and not loss_mask.all():
             raise UserError("--format tatm cannot say which tokens have no loss; write --format huggingface or npy")
@@ -137,9 +138,9 @@ def _metadata(name: str, dtype: np.dtype, tokenizer: HuggingFaceTokenizer) -> di
 def write_huggingface(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokenizer, folder: Path) -> None:
     """Write a split for each of ``parts``: its samples, source after source, as the packing cuts them.
 
-    A row has as many ids as its sample, no padding; labels are the ids again, not shifted, or -100 where there is no
-    loss. ``seq_lengths`` are those of the documents in it, or of what the packing left of them, as TRL's packing has
-    them. Memory is bounded by a thousand rows.
+    A row has the ids of a sample, without padding; labels are the same ids, not shifted, or -100 for no loss.
+    ``seq_lengths`` are the lengths of the documents, or parts of documents, in it, as in TRL's packing. Memory is
+    bounded by a thousand rows.
     """
     datasets = _library()
     files = {name: folder / f".{name}.arrow" for name in parts}
@@ -153,9 +154,8 @@ def write_huggingface(parts: Mapping[str, Sequence[Samples]], tokenizer: Tokeniz
 
 
 def write_rows(samples: Sequence[Samples], folder: Path, ignore_index: int) -> None:
-    """Write one dataset without splits, as VectorLM's preprocessing does: the rows of `write_huggingface`, with a
-    column `id` that numbers them instead of the lengths, and labels of ``ignore_index`` where there
-    is no loss."""
+    """Write one dataset without splits, as VectorLM's preprocessing does: the rows of `write_huggingface`, with their
+    numbers in a column `id` instead of the lengths, and ``ignore_index`` as the label for no loss."""
     datasets = _library()
     file = folder / ".rows" / "rows.arrow"  # the library does not save a dataset among its own files
     file.parent.mkdir()
@@ -220,7 +220,7 @@ FORMATS: dict[str, Callable[[Parts, Tokenizer, Path], None]] = {
 
 
 def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
-    """Write what ``prepared`` trains on, and what it validates on, to ``folder`` in the format ``kind``.
+    """Write the training and validation samples of ``prepared`` to ``folder`` in the format ``kind``.
 
     Raises UserError when the folder is not empty, or the format cannot hold the data.
     """
@@ -233,7 +233,7 @@ def write_format(prepared: Prepared, kind: str, folder: Path) -> None:
 
 
 def write_samples(prepared: Prepared, folder: Path, ignore_index: int) -> None:
-    """Write what ``prepared`` trains on to ``folder`` as one Hugging Face dataset; see `write_rows`.
+    """Write the training samples of ``prepared`` to ``folder`` as one Hugging Face dataset; see `write_rows`.
 
     Raises UserError when the folder is not empty.
     """

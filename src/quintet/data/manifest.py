@@ -1,4 +1,4 @@
-"""The manifest of a token store, `manifest.json`, which says what each of its files must hold."""
+"""The manifest of a token store, `manifest.json`, which describes the content of each of its files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ _ArrayName = Annotated[str, Field(pattern="^(tokens|ends|hashes|learnt|minhash)$
 
 @dataclass(frozen=True)
 class Shard:
-    """Counts of one shard. ``bytes`` is UTF-8 text. If it is ``masked`` it says token by token what is learnt.
-    ``digest`` is of its tokens, ends and mask; ``permutations`` are the numbers in a document's signature, and
-    ``without_end`` counts documents that end by themselves and not with the end id. ``checksums`` has the CRC-32 of the
-    values of each array by its name; in stores of earlier versions there is none."""
+    """Counts of one shard.
+
+    ``bytes`` is the size of the text in UTF-8. A ``masked`` shard has a loss mask. ``digest`` is of its tokens, ends
+    and mask. ``permutations`` is the length of a document's signature. ``without_end`` counts documents that end with
+    another id than the end id. ``checksums`` has the CRC-32 of the values of each array by its name; it is empty in
+    stores of earlier versions.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: Annotated[str, Field(pattern=r"^shard-[0-9]+$")]
@@ -48,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The documents of a store that are not to be used: how many, with how many tokens, and a digest of which."""
+    """The stored documents that are not to be used: their number, their tokens, and a digest of their indices."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     documents: Count = 0
@@ -60,11 +63,11 @@ class Dropped:
 class Manifest:
     """The facts that a store keeps about itself.
 
-    ``key`` follows from the source as it was, the way it was read, and the tokenizer; ``tokenizer`` is the tokenizer's
-    fingerprint and ``tokenizer_config`` the part of the run file it was made from. ``dropped`` counts documents that
-    were not kept, by the reason; those of them that are in the shards nevertheless are ``unused``. ``left_out`` counts
-    files that are no text and ``left_out_files`` names the first of them. ``matched`` counts what settings of the
-    source found, and documents in which nothing is learnt. ``made_with`` are versions of Quintet and of libraries.
+    ``key`` depends on the source as it was, the way it was read, and the tokenizer. ``tokenizer`` is the tokenizer's
+    fingerprint, and ``tokenizer_config`` its section of the run file. ``dropped`` counts documents that were not kept,
+    by reason; those of them that are in the shards are ``unused``. ``left_out`` counts unreadable files, and
+    ``left_out_files`` names the first of them. ``matched`` counts what settings of the source found, and documents
+    without a loss. ``made_with`` has the versions of Quintet and of libraries.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -87,18 +90,18 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json`, at once and whole, with a checksum of what it says."""
+        """Write `manifest.json` atomically, with a checksum of its content."""
         content = asdict(self)
         write_json(folder / MANIFEST, {**content, _CHECKSUM: _checksum(content)})
 
 
 def no_store(folder: Path) -> str:
-    """The message about a folder without a manifest."""
+    """Return the message about a folder without a manifest."""
     return f"{folder} holds no {MANIFEST} and so no finished token store; write one with quintet prepare --output"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the store in ``folder``. Raises UserError when there is none, or one of another format."""
+    """Return the manifest of the store in ``folder``. Raises UserError when there is none of this format."""
     file = folder / MANIFEST
     if not file.is_file():
         raise UserError(no_store(folder))
@@ -126,8 +129,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def validated(kind: type[Known], content: Any) -> Known:
-    """The value of the dataclass ``kind`` that ``content``, JSON that was read, describes. Raises ValueError, with the
-    first place that is wrong, for all that describes none."""
+    """Return the value of the dataclass ``kind`` that ``content``, parsed JSON, describes. Raises ValueError with the
+    first fault if it describes none."""
     try:
         return _adapter(kind).validate_python(content)
     except ValidationError as error:
@@ -149,21 +152,23 @@ def _damaged(file: Path, why: str) -> UserError:
 
 
 def dropped_lines(dropped: Mapping[str, int], kept: int) -> Iterator[str]:
-    """A line for each reason in ``dropped``, beside ``kept`` documents."""
+    """Yield a line for each reason in ``dropped``, when ``kept`` documents were kept."""
     documents = {reason: count for reason, count in dropped.items() if not reason.startswith(_PARTS)}
     total = kept + sum(documents.values())
     for reason, count in sorted(dropped.items()):
-        whole = f"dropped: {count:,} of {total:,} documents ({reason})"
-        yield whole if reason in documents else f"passed over: {count:,} ({reason})"
+        if reason in documents:
+            yield f"dropped: {count:,} of {total:,} documents ({reason})"
+        else:
+            yield f"passed over: {count:,} ({reason})"
 
 
 def left_out_files(count: int, first: tuple[str, ...]) -> Iterator[str]:
-    """A line on files that cannot be read, with the names of the first."""
+    """Yield a line on files that cannot be read, if there are any, with the names of the ``first``."""
     if count:
         names = ", ".join(first[:3]) + (", …" if count > 3 else "")
         yield f"left out: {count:,} files that cannot be read ({names})"
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` into ``file``, which is never half there."""
+    """Write ``content`` into ``file`` atomically."""
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False))

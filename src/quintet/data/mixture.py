@@ -1,12 +1,13 @@
 """The order of samples: from a position in the run to a source and one of its samples, without state.
 
-A position counts samples from the beginning of the run; a sample is a number below its source's count. The same
-position gives the same sample in whichever process, order or batch it is asked for.
+A position counts samples from the start of the run; a sample is a number below its source's count. A position always
+gives the same sample, in any process, order or batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,12 +28,12 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """All sources once an epoch: drawn at random from all of them if ``shuffle``, else one after the other.
+    """All sources once per epoch: in random order if ``shuffle``, else one source after the other.
 
-    ``counts`` are the samples of each source, and ``repeats``, 1 each when there are none, how often an epoch has them:
-    ceil(count · repeat) samples, which are so many whole passes and then the beginning of a keyed permutation (of the
-    source as it stands without ``shuffle``), the same in every epoch. With ``sequential`` the sources come one after
-    the other in any case, and ``shuffle`` permutes each within itself.
+    ``counts`` are the samples of each source. ``repeats``, by default 1 each, is how often an epoch has them: it has
+    ceil(count · repeat) samples of a source, whole passes and then the beginning of a keyed permutation (without
+    ``shuffle``, of the source), the same in each epoch. With ``sequential`` the sources always come one after the
+    other, and ``shuffle`` permutes each source within itself.
     """
 
     counts: tuple[int, ...]
@@ -50,13 +51,13 @@ class EpochOrder:
     def lengths(self) -> tuple[int, ...]:
         """Samples that each source has in an epoch."""
         repeats = self.repeats or (1.0,) * len(self.counts)
-        # As written: in floating point 0.07 · 100 is more than 7, which would round up to 8.
+        # As fractions: in floating point 0.07 · 100 is more than 7, and would be rounded up to 8.
         return tuple(
             math.ceil(Fraction(str(repeat)) * count) for count, repeat in zip(self.counts, repeats, strict=True)
         )
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and sample at each of ``positions``, int64 [positions] each."""
+        """Return source and sample at each of ``positions``: int64 [positions] each."""
         positions = np.asarray(positions, dtype=np.int64)
         lengths = np.array(self.lengths, dtype=np.int64)
         ends = np.cumsum(lengths)
@@ -67,15 +68,15 @@ class EpochOrder:
         ranks = indices - (ends - lengths)[sources]
         for source in _distinct(sources):
             inside = sources == source
-            found = ranks[inside]
+            own = ranks[inside]
             if self.sequential:
-                drawn = positions[inside] // ends[-1] * lengths[source] + found
-                found = _draw(drawn, self.lengths[source], (self.seed, "order", source), self.shuffle)
-            ranks[inside] = self._samples(source, found)
+                drawn = positions[inside] // ends[-1] * lengths[source] + own
+                own = _draw(drawn, self.lengths[source], (self.seed, "order", source), self.shuffle)
+            ranks[inside] = self._samples(source, own)
         return sources, ranks
 
     def _samples(self, source: int, ranks: np.ndarray) -> np.ndarray:
-        """Samples of ``source`` at ``ranks`` of its part of an epoch, int64 [ranks]: whole passes, then part of one."""
+        """Return the samples of ``source`` at ``ranks`` of its part of an epoch, int64 [ranks]."""
         count = self.counts[source]
         samples = ranks % count
         part = ranks >= self.lengths[source] // count * count
@@ -86,7 +87,7 @@ class EpochOrder:
 
 @dataclass(frozen=True)
 class MixtureStage:
-    """From position ``start`` of the run on, sources are drawn in proportion to ``weights``; those of 0 are not."""
+    """The stage from position ``start`` of the run on, in which sources are drawn in proportion to ``weights``."""
 
     start: int
     weights: tuple[float, ...]
@@ -94,12 +95,12 @@ class MixtureStage:
 
 @dataclass(frozen=True)
 class WeightedOrder:
-    """Sources in proportion to ``weights``, exactly so in every block of 4096 samples (largest remainders, and at least
-    one sample each). Each source goes through its own epochs, every one of its samples once in each.
+    """Sources in proportion to ``weights``, exactly so in each block of 4096 samples, rounded by largest remainders and
+    with at least one sample of each source. Each source has its own epochs, with each of its samples once.
 
-    Within a block the sources are spread evenly; if ``shuffle``, the block is then permuted, and so are the epochs.
-    ``later`` stages, in the order of their starts, change the weights. Each has blocks of its own from its start on,
-    and the block that its start cuts off is left unfinished: so no sample depends on where a later stage starts.
+    Within a block the sources are spread evenly; with ``shuffle`` each block, and each epoch, is permuted. ``later``
+    stages, in the order of their starts, change the weights. A stage has its own blocks from its start on, and cuts the
+    last block of the stage before: so no sample depends on where a later stage starts.
     """
 
     counts: tuple[int, ...]
@@ -119,22 +120,22 @@ class WeightedOrder:
 
     @property
     def epoch_samples(self) -> int:
-        """As many samples as the sources have together, though not each of them once."""
+        """Samples of all sources together; an epoch need not have each of them."""
         return sum(self.counts)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and sample at each of ``positions``, int64 [positions] each."""
+        """Return source and sample at each of ``positions``: int64 [positions] each."""
         positions = np.asarray(positions, dtype=np.int64)
         stages = np.searchsorted(self._starts, positions, side="right") - 1
         blocks, slots = np.divmod(positions - self._starts[stages], BLOCK)
         sources, drawn = np.empty_like(positions), np.empty_like(positions)
-        begun: set[tuple[int, int]] = set(zip(stages.tolist(), blocks.tolist(), strict=True))
-        for stage, block in sorted(begun):
+        used: set[tuple[int, int]] = set(zip(stages.tolist(), blocks.tolist(), strict=True))
+        for stage, block in sorted(used):
             inside = (stages == stage) & (blocks == block)
             owners, ranks = self._block(stage, block)
-            sources[inside] = found = owners[slots[inside]]
+            sources[inside] = owner = owners[slots[inside]]
             before = self._drawn_before[stage] + block * self._patterns[stage][1]
-            drawn[inside] = before[found] + ranks[slots[inside]]
+            drawn[inside] = before[owner] + ranks[slots[inside]]
         samples = np.empty_like(positions)
         for source in _distinct(sources):
             inside = sources == source
@@ -148,12 +149,12 @@ class WeightedOrder:
 
     @cached_property
     def _patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`_pattern` of each stage: int64 [4096] and int64 [sources]."""
+        """The pattern of each stage: int64 [4096] and int64 [sources]; see `_pattern`."""
         return [_pattern(stage.weights) for stage in self.stages]
 
     @cached_property
     def _drawn_before(self) -> list[np.ndarray]:
-        """The number of samples of each source that were drawn before each stage, int64 [sources] each."""
+        """The number of samples of each source that are drawn before each stage, int64 [sources] each."""
         drawn = [np.zeros(len(self.counts), dtype=np.int64)]
         for stage, length in enumerate(np.diff(self._starts).tolist()):
             blocks, rest = divmod(length, BLOCK)
@@ -163,11 +164,12 @@ class WeightedOrder:
 
     @cached_property
     def _block(self) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
-        """The last blocks that were asked for: a batch is a small part of one, and the next batch another."""
+        """`_make_block` with the last blocks cached: a batch is a small part of a block, and so is the next one."""
         return lru_cache(maxsize=4)(self._make_block)
 
     def _make_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each slot of ``block`` of ``stage``, and how many of its slots precede: int64 [4096] each."""
+        """Return the source of each slot of ``block`` of ``stage``, and the number of earlier slots of that source:
+        int64 [4096] each."""
         owners, shares = self._patterns[stage]
         if self.shuffle:
             purpose = ("block", stage, block) if stage else ("block", block)
@@ -182,7 +184,8 @@ Order = EpochOrder | WeightedOrder
 
 
 def _pattern(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Source of each slot of a block, spread evenly, int64 [4096], and the slots of each source, int64 [sources]."""
+    """Return the source of each slot of a block, spread evenly, int64 [4096], and the number of slots of each source,
+    int64 [sources]."""
     drawn = [source for source, weight in enumerate(weights) if weight]
     shares = np.zeros(len(weights), dtype=np.int64)
     shares[drawn] = apportion([weights[source] for source in drawn], BLOCK)
@@ -192,8 +195,8 @@ def _pattern(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def apportion(weights: Sequence[float], slots: int, least: int = 1) -> list[int]:
-    """``slots`` shared out in proportion to ``weights`` by largest remainders (Hamilton's method), at least ``least``
-    each; the earlier of two equals comes first."""
+    """Return the shares of ``slots`` in proportion to ``weights`` by largest remainders (Hamilton's method), at least
+    ``least`` each; of two equal remainders the earlier one wins."""
     assert slots >= least * len(weights), (slots, len(weights))
     total = sum(weights)
     exact = [slots * weight / total for weight in weights]
@@ -208,13 +211,14 @@ def apportion(weights: Sequence[float], slots: int, least: int = 1) -> list[int]
 
 
 def _distinct(numbers: np.ndarray) -> list[int]:
-    """The values of ``numbers``, int64 [any], ascending."""
-    found: list[int] = np.unique(numbers).tolist()
-    return found
+    """Return the distinct values of ``numbers``, int64 [...], ascending."""
+    values: list[int] = np.unique(numbers).tolist()
+    return values
 
 
 def _draw(drawn: np.ndarray, count: int, purpose: tuple[int, str, *tuple[int, ...]], shuffle: bool) -> np.ndarray:
-    """The samples, of ``count``, that come after ``drawn`` earlier ones: a keyed permutation for each pass."""
+    """Return the samples, below ``count``, that come after ``drawn`` earlier draws, int64 [draws]; each pass over the
+    source has its own keyed permutation."""
     passes, indices = np.divmod(np.asarray(drawn, dtype=np.int64), count)
     if not shuffle:
         return indices
@@ -225,7 +229,7 @@ def _draw(drawn: np.ndarray, count: int, purpose: tuple[int, str, *tuple[int, ..
 
 
 def build_order(config: RunConfig, counts: tuple[int, ...]) -> Order:
-    """The order that ``config`` asks for, of sources with ``counts`` samples."""
+    """Return the order that ``config`` asks for, of sources with ``counts`` samples."""
     data, seed = config.data, config.seed
     if data.stages:
         first, *later = _stages(config, counts)
@@ -238,7 +242,7 @@ def build_order(config: RunConfig, counts: tuple[int, ...]) -> Order:
 
 
 def stage_facts(config: RunConfig, order: Order) -> list[list[Any]]:
-    """The facts that a checkpoint keeps of each stage: the steps that are done when it starts, and the weight of each
+    """Return the facts that a checkpoint keeps of each stage: the steps before its start, and the weight of each
     source."""
     if not config.data.stages or not isinstance(order, WeightedOrder):
         return []
@@ -246,7 +250,7 @@ def stage_facts(config: RunConfig, order: Order) -> list[list[Any]]:
 
 
 def stage_lines(config: RunConfig, order: Order) -> list[str]:
-    """The stages of a run as a person reads them, one a line; none where there are no stages."""
+    """Describe the stages of a run, one per line; [] if it has none."""
     if not isinstance(order, WeightedOrder) or not config.data.stages:
         return []
     first = [stage.start // config.batch.samples + 1 for stage in order.stages]
@@ -259,18 +263,20 @@ def stage_lines(config: RunConfig, order: Order) -> list[str]:
 
 
 def _stages(config: RunConfig, counts: tuple[int, ...]) -> list[MixtureStage]:
-    """The stages with their first positions, which follow from the run's steps where they are fractions of them."""
+    """Return the stages with their first positions; ends that are fractions are fractions of the run's steps."""
     samples = config.batch.samples
     steps = total_steps(config.train, samples, config.data.sequence_length, sum(counts))
     ends = [steps_of(stage.until, steps) for stage in config.data.stages[:-1] if stage.until is not None]
     weights = [_source_weights(config, stage, counts) for stage in config.data.stages]
-    return [MixtureStage(end * samples, found) for end, found in zip([0, *ends], weights, strict=True)]
+    return [MixtureStage(end * samples, shares) for end, shares in zip([0, *ends], weights, strict=True)]
 
 
 def _source_weights(config: RunConfig, stage: StageConfig, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Weight of each source in ``stage``: that of its label, which sources with the same one share by their size."""
+    """Return the weight of each source in ``stage``: sources with the same label share its weight by their size."""
     labels = [source.label or "" for source in config.data.sources]
-    sizes = {label: sum(size for one, size in zip(labels, counts, strict=True) if one == label) for label in labels}
+    sizes = Counter[str]()
+    for label, count in zip(labels, counts, strict=True):
+        sizes[label] += count
     return tuple(
         stage.weights.get(label, 0.0) * size / sizes[label] for label, size in zip(labels, counts, strict=True)
     )

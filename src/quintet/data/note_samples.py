@@ -1,4 +1,4 @@
-"""Samples of piano music: made from the notes of a store when they are asked for, as a function of their number."""
+"""Training samples of piano music, each computed from the notes of a store as a function of its number."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from quintet.piano.tasks import DEFAULT_TASKS, Task, tasks_from
 from quintet.piano.tokenizers.base import NoteTokenizer
 from quintet.randomness import key
 
-_TOKENS_A_NOTE = 8  # more than most notes take, so that the last samples of a piece reach its end
+_TOKENS_PER_NOTE = 8  # more than most notes take, so that the last samples of a piece reach its end
 _FEWEST = 2  # notes of a record
 
 
 def tasks_of(packing: PackingConfig) -> tuple[Task, ...]:
-    """The tasks that ``packing`` makes samples of: its own, piano-gpt's twelve where it names none, none for pieces
-    and for text. Raises UserError for an unknown name."""
+    """Return the tasks that ``packing`` makes samples of: those that it names, or else piano-gpt's twelve; none for
+    pieces and for text. Raises UserError for an unknown name."""
     return (tasks_from(packing.tasks) or DEFAULT_TASKS) if isinstance(packing, TaskPackingConfig) else ()
 
 
 @dataclass(frozen=True)
 class MusicPieces:
-    """The pieces in a part of a store: where each begins, and which of its notes belong to the part.
+    """The pieces in a part of a store.
 
-    ``begins``, ``firsts`` and ``counts`` are int64 [pieces]: position of the piece's first number, its first note that
-    counts, and how many do. ``short`` counts the pieces that are not among them, as they have fewer than 2 notes.
+    ``begins``, ``firsts`` and ``counts`` are int64 [pieces]: the position of the piece's first number, its first note
+    in the part, and the number of its notes there. ``short`` counts pieces that are excluded because they have fewer
+    than 2 notes.
     """
 
     store: TokenStore
@@ -43,19 +44,18 @@ class MusicPieces:
 
     @classmethod
     def of(cls, stream: TokenStream) -> MusicPieces:
-        """The pieces in ``stream``. A piece that is held out in part gives the notes that are whole."""
-        assert isinstance(stream.store, TokenStore)
+        """Return the pieces in ``stream``. Of a piece that is cut, the complete notes are in it."""
         store, spans = stream.store, stream.ranges
         begins, ends = store.document_bounds(np.arange(store.document_count))
         inside = np.searchsorted(spans.stops, begins, side="right")
-        there = inside < spans.stops.size
-        begins, ends, inside = begins[there], ends[there], inside[there]
+        before_end = inside < spans.stops.size
+        begins, ends, inside = begins[before_end], ends[before_end], inside[before_end]
         low = np.maximum(begins, spans.starts[inside]) - begins - HEADER
         high = np.minimum(ends, spans.stops[inside]) - begins - HEADER
         firsts = -(-np.maximum(low, 0) // PER_NOTE)
         counts = high // PER_NOTE - firsts
         kept = counts >= _FEWEST
-        short = int(((counts < _FEWEST) & (high > np.maximum(low, 0))).sum())  # what has no note here lies elsewhere
+        short = int(((counts < _FEWEST) & (high > np.maximum(low, 0))).sum())  # others have no notes in this part
         return cls(store, begins[kept], firsts[kept], counts[kept], short)
 
     @property
@@ -64,14 +64,14 @@ class MusicPieces:
         return int(self.counts.sum())
 
     def read(self, piece: int, first: int, count: int) -> Notes:
-        """Up to ``count`` notes of ``piece`` from its note ``first`` on, which begins at time 0."""
+        """Return at most ``count`` notes of ``piece`` from its note ``first`` on, which is moved to time 0."""
         count = min(count, int(self.counts[piece]) - first)
         begin = int(self.begins[piece]) + HEADER + PER_NOTE * (int(self.firsts[piece]) + first)
-        found = from_numbers(self.store.tokens(begin, begin + PER_NOTE * count))
-        return found.moved(-float(found.start[0]))
+        notes = from_numbers(self.store.tokens(begin, begin + PER_NOTE * count))
+        return notes.moved(-float(notes.start[0]))
 
     def context(self, piece: int) -> tuple[str, str]:
-        """The tokens of the data set and the composer of ``piece``."""
+        """Return the tokens of the data set and of the composer of ``piece``."""
         begin = int(self.begins[piece])
         numbers: list[int] = self.store.tokens(begin, begin + HEADER).tolist()
         dataset, composer = numbers
@@ -82,8 +82,8 @@ class MusicPieces:
 class NoteSamples:
     """Samples of ``pieces`` as ``packing`` says, of at most ``sequence_length`` + 1 ids.
 
-    Sample i is note i // (variants · tasks) of all notes with which one can begin, in its variant of speed and pitch,
-    and by its task. ``seed`` keys what tasks draw at random.
+    Sample i begins with note i // (variants · tasks) of all notes with which a sample can begin; the remainder gives
+    its variant of speed and pitch, and its task. ``seed`` keys the random numbers of tasks.
     """
 
     pieces: MusicPieces
@@ -109,23 +109,23 @@ class NoteSamples:
 
     @property
     def variants(self) -> int:
-        """The ways of speed and pitch that each beginning has."""
+        """The number of speeds and pitches of each beginning."""
         if not self.augmented:
             return 1
         return (1 + 2 * self.packing.max_pitch_shift) * (1 + len(self.packing.speeds))
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks, none for stretches of pieces."""
+        """The tasks; none if samples are stretches of pieces."""
         return tasks_of(self.packing)
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """The beginnings that the pieces up to each have together, [pieces]: the last notes would leave a sample half
-        empty."""
+        """The cumulative numbers of beginnings, int64 [pieces]. The last notes of a piece are none, because they would
+        leave a sample half empty."""
         packing = self.packing
         room = (
-            self.sequence_length // _TOKENS_A_NOTE
+            self.sequence_length // _TOKENS_PER_NOTE
             if isinstance(packing, PiecePackingConfig)
             else packing.notes_per_record
         )
@@ -142,7 +142,7 @@ class NoteSamples:
 
     def _stretch(self, piece: int, first: int, variant: int) -> Sample:
         size = self.sequence_length + 1
-        # The on of every note is two tokens at least, so that the notes left out begin after the sample's end.
+        # The on of a note has at least two tokens, so that the notes that are not read begin after the sample's end.
         enough = size // 2 + 2
         notes = self._varied(self.pieces.read(piece, first, enough), variant)
         ids = np.concatenate([self._specials(*self.pieces.context(piece)), self.tokenizer.encode_notes(notes)])
@@ -169,7 +169,7 @@ class NoteSamples:
         return Sample(ids[:size].astype(np.int64), loss_mask[:size], prompts=~loss_mask[:size])
 
     def _notes_of(self, index: int) -> int:
-        """Notes of the record of sample ``index``."""
+        """Return the number of notes in the record of sample ``index``."""
         assert isinstance(self.packing, TaskPackingConfig)
         least, most = self.packing.min_notes_per_record, self.packing.notes_per_record
         if least is None:
@@ -177,7 +177,7 @@ class NoteSamples:
         return int(np.random.default_rng(key(self.seed, "record", index)).integers(least, most, endpoint=True))
 
     def _split(self, task: Task, notes: Notes, random: np.random.Generator) -> tuple[Notes, Notes]:
-        """Prompt and answer of ``notes``, of which the task is on all or on a part."""
+        """Return prompt and answer of a task on all or a part of ``notes``."""
         assert isinstance(self.packing, TaskPackingConfig)
         least = self.packing.min_task_notes
         if least is None or task.replaces or len(notes) <= least:
@@ -188,7 +188,8 @@ class NoteSamples:
         return joined(notes[:begin], asked, notes[begin + size :]), answer
 
     def _varied(self, notes: Notes, variant: int) -> Notes:
-        """``notes`` at the speed and pitch of ``variant``; 0 is as they are. A pitch beyond the keys counts round."""
+        """Return ``notes`` at the speed and pitch of ``variant``; 0 is unchanged. Shifts beyond the keys wrap
+        around."""
         if not variant:
             return notes
         speeds = (1.0, *self.packing.speeds)

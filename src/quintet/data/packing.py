@@ -1,8 +1,7 @@
-"""Packing: how documents become samples other than by cutting one stream. There are tables of the pieces that each
-sample is made of.
+"""Packing of documents into samples by tables of the pieces of each sample, other than by cutting one stream.
 
-A sample has room for ``sequence_length`` + 1 tokens, all of which but the first are targets. A table is computed once
-for a store, a split and a way of packing, kept on disk and mapped into memory, so that any sample is found at once.
+A sample has room for ``sequence_length`` + 1 tokens, all of which but the first are targets. The table for a store, a
+split and a packing is computed once, kept on disk and mapped into memory, so that any sample is found at once.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from quintet.tokenize import Tokenizer
 from quintet.tokenize.base import NO_END, digest
 from quintet.tokenize.bounds import begin_ids, character_starts, clean_starts, text_bounds
 
-_RECIPE = "4"  # to be raised when the same documents are packed otherwise than before, or kept in another form
-_LOOK_BACK = 64  # tokens among which a clean border is looked for
-_BLOCK = 1 << 16  # documents that are packed together: they stay near one another, and memory is bounded
+_RECIPE = "4"  # raise it when the same documents are packed in another way than before, or stored in another form
+_LOOK_BACK = 64  # tokens among which a cut at a word is looked for
+_BLOCK = 1 << 16  # documents that are packed together, so that reads are local and memory is bounded
 _ARRAYS = ("rows", "starts", "stops")
 _LEFT_OUT, _CHECKSUMS = "left_out", "checksums.json"
 _ITEM = np.dtype("<i8")
@@ -38,7 +37,7 @@ _ITEM = np.dtype("<i8")
 
 @dataclass(frozen=True)
 class PieceTable:
-    """Pieces ``starts`` to ``stops`` of a store, int64 [pieces] each; sample i has the pieces ``rows[i]`` to
+    """Pieces of a store, tokens ``starts`` to ``stops``, int64 [pieces] each. Sample i has the pieces ``rows[i]`` to
     ``rows[i + 1]``: int64 [samples + 1]."""
 
     rows: np.ndarray
@@ -52,14 +51,14 @@ class PieceTable:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens in all samples, those that two samples share counted twice."""
+        """Tokens of all samples; a token in two samples counts twice."""
         return int((self.stops - self.starts).sum())
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples of ``table`` from the ``ranges`` of ``store``, each of which begins and ends with the tokens of
-    ``borders`` if there are any."""
+    """The samples of ``table``, from the ``ranges`` of ``store``. With ``borders`` each sample begins with the first
+    ids of these and ends with the last."""
 
     store: TokenStore
     ranges: TokenRanges
@@ -78,7 +77,7 @@ class Packed:
 
     @property
     def waste(self) -> float:
-        """Part of the room for tokens that is left empty."""
+        """Share of the room for tokens that is empty."""
         room = self.count * (self.sequence_length + 1)
         used = self.tokens + ((len(self.borders[0]) + 1) * self.count if self.borders else 0)
         return 1 - used / room if room else 0.0
@@ -89,8 +88,8 @@ class Packed:
         parts = [self.store.tokens(start, stop) for start, stop in bounds]
         numbers = np.repeat(np.arange(len(parts)), [part.size for part in parts])
         ids, mask = np.concatenate(parts), np.concatenate([self._loss_mask(start, stop) for start, stop in bounds])
-        asked = [found for start, stop in bounds if (found := self.store.prompts(start, stop)) is not None]
-        prompts = np.concatenate(asked) if asked else np.zeros(ids.size, dtype=bool)
+        known = [part for start, stop in bounds if (part := self.store.prompts(start, stop)) is not None]
+        prompts = np.concatenate(known) if known else np.zeros(ids.size, dtype=bool)
         if self.borders is not None:
             begin, end = self.borders
             ids = np.concatenate([begin, ids, [end]])
@@ -100,8 +99,8 @@ class Packed:
         return Sample(ids, mask, numbers, prompts)
 
     def _loss_mask(self, start: int, stop: int) -> np.ndarray:
-        found = self.store.loss_mask(start, stop)
-        return np.ones(stop - start, dtype=bool) if found is None else found
+        mask = self.store.loss_mask(start, stop)
+        return np.ones(stop - start, dtype=bool) if mask is None else mask
 
 
 def pack(
@@ -112,10 +111,11 @@ def pack(
     tokenizer: Tokenizer,
     cache: Path,
 ) -> Packed:
-    """The samples that ``config``, which is not the stream, makes of the documents in ``ranges`` of ``store``.
+    """Return the samples that ``config``, a packing other than the stream, makes of the documents in ``ranges`` of
+    ``store``.
 
-    Documents that an interval cuts count as far as they lie in it. The table is kept in ``cache``. Samples without a
-    target are left out, and counted: a single token, and in a store that says what is learnt those of which nothing is.
+    Of a document that a range cuts, the part inside is used. The table is kept in ``cache``. Samples without a target,
+    because they have a single token or no loss, are dropped and counted.
     """
     begin = text_bounds(tokenizer, around_samples=config.add_bos_eos).begin
     begin_and_end = (begin, tokenizer.end_id) if config.add_bos_eos else None
@@ -128,7 +128,7 @@ def pack(
         starts, stops = document_spans(store, ranges, end_id, begin_ids(tokenizer) if begin_and_end else ())
         empty = _documents_in(store, ranges) - len(starts)
         table = TABLES[config.kind](config, (starts, stops), room, store, tokenizer)
-        used = _learning(store, table, first=int(begin_and_end is None))
+        used = _with_target(store, table, first=int(begin_and_end is None))
         short = np.maximum(stops - starts - room, 0) if isinstance(config, DocumentPackingConfig) else starts * 0
         counts = (table.count - used.count, table.count, int(short.sum()), int((short > 0).sum()), empty)
         _write(folder, {name: getattr(used, name) for name in _ARRAYS} | {_LEFT_OUT: np.array(counts)})
@@ -138,10 +138,11 @@ def pack(
 
 
 def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, cache: Path) -> Windows:
-    """The samples of the packing ``stream``. How many of them have no target is counted once and kept in ``cache``."""
+    """Return the samples of the packing ``stream``. Those without a target are counted once; the count is kept in
+    ``cache``."""
     windows = Windows(stream, sequence_length, predict_next)
     store = stream.store
-    if not isinstance(store, TokenStore) or not store.masked:
+    if not store.masked:
         return windows
     where = digest(stream.ranges.starts.tobytes(), stream.ranges.stops.tobytes())
     facts = digest(_RECIPE, store.fingerprint, where, str(sequence_length), str(predict_next))
@@ -154,10 +155,10 @@ def cut_stream(stream: TokenStream, sequence_length: int, predict_next: bool, ca
 def document_spans(
     store: TokenStore, ranges: TokenRanges, end_id: int, begin: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First token of each document in ``ranges`` and the one after its last: int64 [documents] each.
+    """Return the first token of each document in ``ranges``, and the one after its last: int64 [documents] each.
 
-    ``end_id`` is left out where a document ends with it, and so is a document that has nothing else; ``NO_END`` leaves
-    out nothing. The ids ``begin`` are left out where a document begins with them.
+    The spans do not include ``end_id`` at the end of a document, unless it is ``NO_END``, nor the ids ``begin`` at its
+    beginning. Documents that have nothing else are dropped.
     """
     starts, stops = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
@@ -178,11 +179,11 @@ def _documents_in(store: TokenStore, ranges: TokenRanges) -> int:
 
 
 def _begin_with(store: TokenStore, bounds: tuple[np.ndarray, np.ndarray], begin: tuple[int, ...]) -> np.ndarray:
-    """For each of the documents with these ``bounds``: True if it begins with the ids ``begin``, bool [documents]."""
-    found = bounds[1] - bounds[0] >= len(begin)
+    """Return True for documents with these ``bounds`` that begin with the ids ``begin``: bool [documents]."""
+    matches = bounds[1] - bounds[0] >= len(begin)
     for offset, token in enumerate(begin):
-        found[found] = store.tokens_at(bounds[0][found] + offset) == token
-    return found
+        matches[matches] = store.tokens_at(bounds[0][matches] + offset) == token
+    return matches
 
 
 Spans = tuple[np.ndarray, np.ndarray]
@@ -212,12 +213,12 @@ TABLES: dict[str, Callable[[Any, Spans, int, TokenStore, Tokenizer], PieceTable]
     "document": _documents,
     "best_fit": _fitted_documents,
 }
-"""For each kind of packing that needs one, the function that makes the table of pieces. It gets the packing's config,
-the documents, the tokens for which a sample has room, the store and its tokenizer."""
+"""For each kind of packing that needs a table of pieces, the function that makes it. It gets the packing's config, the
+documents, the tokens for which a sample has room, the store and its tokenizer."""
 
 
 class _Borders:
-    """The positions where a text may be cut: before a token that begins a word, else a character."""
+    """The choice of cuts in a text: before a token that begins a word, or else a character."""
 
     def __init__(self, store: TokenStore, tokenizer: Tokenizer) -> None:
         self._store = store
@@ -225,27 +226,27 @@ class _Borders:
         self.anywhere = all(clean.all() for clean in self._kinds)
 
     def last(self, stops: np.ndarray, starts: np.ndarray, first: np.ndarray) -> int:
-        """The index of the chunk to take of several, the last that is fine: a chunk ends before the token ``stops`` of
-        the store, and the next one begins with the token ``starts``, which is the ``first`` of a document or not.
+        """Return the index of the best of several cuts, int64 [cuts] each. With cut i a chunk ends before the token
+        ``stops[i]``, and the next chunk begins with the token ``starts[i]``, the first of a document if ``first[i]``.
 
-        Both are to be at a word where they can, else the beginning, which is what is read; where no word begins, at a
-        character; and if nowhere there is one, the last.
+        The best cuts have both tokens at the beginning of a word; the next best have the start of the next chunk, which
+        a reader sees, there; then the same with characters. The last of equally good cuts wins.
         """
         for clean in self._kinds:
             begins = clean[self._store.tokens_at(starts)] | first
-            for fine in (begins & clean[self._store.tokens_at(stops)], begins):
-                if fine.any():
-                    return int(np.flatnonzero(fine)[-1])
+            for good in (begins & clean[self._store.tokens_at(stops)], begins):
+                if good.any():
+                    return int(np.flatnonzero(good)[-1])
         return len(stops) - 1
 
 
 def _near(earliest: int, position: int) -> np.ndarray:
-    """The positions from ``earliest`` to ``position`` among which a clean border is looked for."""
+    """Return the positions up to ``position``, from ``earliest`` on, where a cut is looked for: int64 [positions]."""
     return np.arange(max(earliest, position - _LOOK_BACK), position + 1)
 
 
 def _separate_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -> PieceTable:
-    """Every document by itself, cut into pieces of at most ``room`` tokens that share ``overlap``."""
+    """Cut each document into pieces of at most ``room`` tokens, of which neighbours share ``overlap`` tokens."""
     starts: list[int] = []
     stops: list[int] = []
     for first, last in zip(*(span.tolist() for span in spans), strict=True):
@@ -264,16 +265,17 @@ def _separate_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -
 
 
 def _joined_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -> PieceTable:
-    """All documents one after the other, cut into pieces of at most ``room`` tokens that share ``overlap``."""
+    """Cut all documents, one after the other, into pieces of at most ``room`` tokens, of which neighbours share
+    ``overlap`` tokens."""
     begins, lengths = spans[0], spans[1] - spans[0]
     ends = np.cumsum(lengths)
-    offsets = ends - lengths  # for each document, the tokens of the joined text before it
+    offsets = ends - lengths  # the tokens before each document in the joined text
     total = int(ends[-1]) if ends.size else 0
 
     def cut(earliest: int, position: int) -> int:
         document = int(np.searchsorted(ends, position, side="right"))
         if borders.anywhere or position == offsets[document]:
-            return position  # before a document
+            return position  # between two documents
         near = _near(max(earliest, int(offsets[document])), position)
         starts = near - overlap
         inside = np.searchsorted(ends, starts, side="right")
@@ -295,7 +297,7 @@ def _joined_chunks(spans: Spans, room: int, overlap: int, borders: _Borders) -> 
 def _pieces(
     firsts: np.ndarray, lasts: np.ndarray, begins: np.ndarray, lengths: np.ndarray, ends: np.ndarray
 ) -> PieceTable:
-    """The parts of documents between ``firsts`` and ``lasts``, positions in the text of all documents joined."""
+    """Return the parts of documents between ``firsts`` and ``lasts``, positions in the joined text: int64 [samples]."""
     first_document = np.searchsorted(ends, firsts, side="right")
     last_document = np.searchsorted(ends, lasts, side="left")
     counts = last_document - first_document + 1
@@ -309,8 +311,8 @@ def _pieces(
 
 
 def _best_fit(starts: np.ndarray, stops: np.ndarray, room: int) -> PieceTable:
-    """Documents whole wherever they fit: each goes into the fullest sample that has room for it, the longest first
-    (best-fit decreasing; Ding et al. 2024). Only the rest of a document longer than a sample is fitted in."""
+    """Put each document, the longest first, into the fullest sample that has room for it (best-fit decreasing; Ding et
+    al. 2024). A document longer than a sample fills whole samples, and its rest is put like a document."""
     rows: list[list[tuple[int, int]]] = []
     for block in range(0, len(starts), _BLOCK):
         part = slice(block, block + _BLOCK)
@@ -345,27 +347,27 @@ def _fitted(starts: list[int], stops: list[int], room: int) -> list[list[tuple[i
     return rows
 
 
-def _learning(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
-    """``table`` without samples of which nothing has a loss; token ``first`` of each is its first target."""
+def _with_target(store: TokenStore, table: PieceTable, first: int) -> PieceTable:
+    """Return ``table`` without samples that have no loss; token ``first`` of a sample is its first target."""
     if store.masked:
-        any_learnt = np.array([_learns(store, table, row, first) for row in range(table.count)], dtype=bool)
+        used = np.array([_has_target(store, table, row, first) for row in range(table.count)], dtype=bool)
     else:
         sizes = np.diff(np.append(0, np.cumsum(table.stops - table.starts))[table.rows])
-        any_learnt = sizes > first
+        used = sizes > first
     counts = np.diff(table.rows)
-    kept = np.repeat(any_learnt, counts)
-    rows = np.concatenate([[0], np.cumsum(counts[any_learnt])]).astype(np.int64)
+    kept = np.repeat(used, counts)
+    rows = np.concatenate([[0], np.cumsum(counts[used])]).astype(np.int64)
     return PieceTable(rows, table.starts[kept], table.stops[kept])
 
 
-def _learns(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
+def _has_target(store: TokenStore, table: PieceTable, row: int, first: int) -> bool:
     pieces = range(int(table.rows[row]), int(table.rows[row + 1]))
     masks = [store.loss_mask(int(table.starts[piece]), int(table.stops[piece])) for piece in pieces]
     return any(mask is not None and mask[0 if index else first :].any() for index, mask in enumerate(masks))
 
 
 def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keep ``arrays``, int64 [...] each, with their lengths and checksums."""
+    """Write ``arrays``, int64 [...] each, with their lengths and checksums."""
     with new_folder(folder, shared=True) as unfinished:
         facts: dict[str, list[int]] = {}
         for name, values in arrays.items():
@@ -377,7 +379,7 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays that were kept in ``folder``, int64 [...] each, mapped. Raises UserError if they are damaged."""
+    """Return the arrays in ``folder``, int64 [...] each, memory-mapped. Raises UserError if they are damaged."""
     facts: dict[str, list[int]] = {}
     try:
         facts = from_json((folder / _CHECKSUMS).read_bytes())

@@ -16,21 +16,22 @@ _LARGEST = 1 << 62
 
 @dataclass(frozen=True)
 class Permutation:
-    """A permutation of 0 … ``size`` - 1 (at most 2^62) that follows from ``seed``: a block cipher with that domain.
+    """A permutation of 0 … ``size`` - 1 (at most 2^62), keyed by ``seed``: a block cipher with that domain.
 
     A Feistel network (Luby and Rackoff 1988) permutes the integers of ``bits`` bits, where 2^bits is the smallest power
-    of two that is at least ``size``: the number is cut in a high and a low half (one bit larger when ``bits`` is odd),
-    and the rounds in turn add a keyed function of one half to the other, bit by bit. Results outside the range are
-    encrypted again until they are inside, which keeps it a permutation (cycle walking: Black and Rogaway 2002); as more
-    than half of the domain is inside, that takes fewer than two passes in the mean.
+    of two that is at least ``size``. The number is split into a high and a low half (the high half has one bit more if
+    ``bits`` is odd), and each round XORs a keyed function of one half into the other. Results outside the range are
+    encrypted again until they are inside, which keeps it a permutation (cycle walking: Black and Rogaway 2002). More
+    than half of the domain is inside, so that takes fewer than two passes on average.
 
     Four rounds of independent random functions cannot be told from a random permutation by fewer than about 2^(bits/4)
-    values (Luby and Rackoff), six not by fewer than about 2^(bits/2) (Patarin 2004). Eight leave a margin for unequal
-    halves. Below 2^16 values these bounds say little, and there are 24 rounds: over the seeds, all permutations of 5, 6
-    or 7 are then equally frequent to sampling error, which they are not with 8 or 12.
+    values (Luby and Rackoff), and six rounds not by fewer than about 2^(bits/2) (Patarin 2004). Eight leave a margin
+    for unequal halves. Below 2^16 values these bounds say little, and there are 24 rounds: over the seeds, all
+    permutations of 5, 6 or 7 values are then equally frequent within the statistical error; with 8 or 12 rounds they
+    are not.
 
-    The round function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), keyed by addition. It is no
-    cryptography and need not be: the order has to be free of patterns, not secret.
+    The round function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), keyed by addition. It is not
+    cryptographic: the order has to be free of patterns, not secret.
     """
 
     size: int
@@ -40,7 +41,7 @@ class Permutation:
         assert 1 <= self.size <= _LARGEST, self.size
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The value at each of ``indices``; int64, of the same shape."""
+        """Return the value at each of ``indices``; int64, of the same shape."""
         indices = np.asarray(indices)
         assert not indices.size or (indices.min() >= 0 and indices.max() < self.size), self.size
         values = self._encrypt(indices.astype(np.uint64).reshape(-1))
@@ -57,7 +58,7 @@ class Permutation:
         return [np.uint64(key(self.seed, "round", number)) for number in range(rounds)]
 
     def _encrypt(self, values: np.ndarray) -> np.ndarray:
-        """One pass of the network over ``values``, uint64 [n]."""
+        """Return ``values``, uint64 [n], after one pass of the network."""
         bits = max(1, (self.size - 1).bit_length())
         low_bits = np.uint64(bits // 2)
         low_mask = np.uint64((1 << bits // 2) - 1)
@@ -72,7 +73,8 @@ class Permutation:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: each bit of the input changes each bit of the result with probability about 1/2."""
+    """Return the finaliser of SplitMix64 of ``values``, uint64 [n]: each bit of the input changes each bit of the
+    result with probability about 1/2."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""From a run file to the data of the run: sources, tokenizer, token stores, and what they are divided into."""
+"""The data of a run: its sources, tokenizer, token stores, and their division into training and validation data."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _READ_FOR_SELECTION = 64
 class Prepared:
     """The data of a run.
 
-    ``stores`` are those of data.sources, then those of data.validation_sources; ``fingerprint`` follows from all their
-    tokens, wherever the sources lie. ``left_out`` counts the documents that are not trained on because they are equal
-    to one that is validated on, and ``notes`` are lines on what else is left out and on settings that matched nothing.
-    ``libraries`` are the versions of those that made the ids, by name.
+    ``stores`` are those of data.sources, then those of data.validation_sources. ``fingerprint`` depends on all their
+    tokens, and not on where the sources are. ``left_out`` counts the documents that are not trained on because they are
+    equal to a validation document. ``notes`` are lines on what else is not used, and on settings that matched nothing.
+    ``libraries`` has the versions of the libraries that made the ids, by name.
     """
 
     tokenizer: Tokenizer
@@ -64,7 +64,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The ``notes``, and what is neither trained on nor validated on."""
+        """Return the ``notes``, and lines on what is neither trained on nor validated on."""
         copied = [f"left out of the training: {self.left_out:,} documents that are also validated on"]
         unvalidated = [] if self.validation is None else self.validation.lines()
         return [*self.notes, *(copied if self.left_out else []), *unvalidated]
@@ -72,7 +72,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Origin:
-    """A source of the run with its key in the run file, and what there is of it; ``index`` is None for a store."""
+    """A source of the run with its key in the run file and its index, which is None for a store."""
 
     source: SourceConfig
     where: str
@@ -80,25 +80,26 @@ class _Origin:
 
 
 def prepare(config: RunConfig, *, progress: ProgressCallback | None = None) -> Prepared:
-    """Tokenise what is not tokenised yet and open the data of ``config``.
+    """Tokenise what is not tokenised yet, and return the data of ``config``.
 
-    ``progress(stage, done_bytes, total_bytes)`` is called along the way. What is finished is found again under
-    data.cache_dir, also after a kill in the middle. Raises UserError for everything that the user can mend: sources
-    that are missing, damaged or empty, a store of another tokenizer, too few tokens for one sample.
+    ``progress(stage, done_bytes, total_bytes)`` is called along the way. Finished shards are kept under data.cache_dir
+    and used by the next call, also after a kill. Raises UserError for all that the user can mend: sources that are
+    missing, damaged or empty, a store of another tokenizer, too few tokens for one sample.
     """
-    origins = _look_at(config)
+    origins = _find_sources(config)
     return _prepared(config, origins, _tokenizer(config, origins, progress), progress)
 
 
 def find_prepared(config: RunConfig) -> Prepared | None:
-    """The data of ``config`` if all of it is tokenised already, else None; the sources are looked at and not read."""
+    """Return the data of ``config`` if all of it is tokenised already, else None. The sources are indexed, not read."""
     try:
-        origins = _look_at(config)
-    except UserError:  # sources are missing, which `prepare` will say
+        origins = _find_sources(config)
+    except UserError:  # `prepare` reports what is missing
         return None
-    made = trained_on(config.tokenizer) and not any(isinstance(one.source, StoreSource) for one in origins)
-    if made and not is_kept(config.tokenizer, _corpus_fingerprint(_to_train_on(config, origins)), cache_folder(config)):
-        return None
+    if trained_on(config.tokenizer) and not any(isinstance(origin.source, StoreSource) for origin in origins):
+        corpus = _corpus_fingerprint(_tokenizer_sources(config, origins))
+        if not is_kept(config.tokenizer, corpus, cache_folder(config)):
+            return None
     tokenizer = _tokenizer(config, origins, None)
     keys = [store_key(index, _stored_by(index.source, tokenizer), config.data.cleaning) for index in _indexes(origins)]
     if not all((cache_folder(config) / "stores" / key / MANIFEST).is_file() for key in keys):
@@ -127,13 +128,13 @@ def _prepared(
 def prepare_to(
     config: RunConfig, folder: Path, *, progress: ProgressCallback | None = None
 ) -> tuple[TokenStore, list[str]]:
-    """Write the store of the only source of ``config`` to ``folder``, for a source of kind store; with it come lines on
-    what is left out.
+    """Write the store of the only source of ``config`` to ``folder``, to be used as a source of kind store. Return it
+    with lines on what it does not have.
 
     Raises UserError when there are several sources, when the only one is a store, or ``folder`` holds something else.
     """
     _check_only_source(config)
-    origins = _look_at(config)
+    origins = _find_sources(config)
     origin = origins[0]
     assert origin.index is not None
     tokenizer = _stored_by(origin.source, _tokenizer(config, origins, progress))
@@ -145,13 +146,13 @@ def prepare_to(
 def prepare_share(
     config: RunConfig, share: Share, folder: Path | None = None, *, progress: ProgressCallback | None = None
 ) -> int:
-    """Make one share of the stores of ``config``, or of that in ``folder`` as `prepare_to` does; see `build_share`.
+    """Make one share of the stores of ``config``, or of the store in ``folder`` as in `prepare_to`; see `build_share`.
 
-    Returns how many shards are still missing in all; 0 when nothing is left to do.
+    Returns the number of shards that are missing in all, 0 if nothing is left to do.
     """
     if folder is not None:
         _check_only_source(config)
-    origins = _look_at(config)
+    origins = _find_sources(config)
     tokenizer = _tokenizer(config, origins, progress)
     missing = 0
     for origin in origins[: 1 if folder else None]:
@@ -164,17 +165,18 @@ def prepare_share(
 
 
 def _check_only_source(config: RunConfig) -> None:
-    if len(config.data.sources) != 1 or isinstance(config.data.sources[0], StoreSource):
-        found = f"{len(config.data.sources)} sources" if len(config.data.sources) != 1 else "a store already"
-        raise UserError(f"data.sources: --output writes the store of one source that is read, and there are {found}")
+    sources = config.data.sources
+    if len(sources) != 1 or isinstance(sources[0], StoreSource):
+        given = f"{len(sources)} sources" if len(sources) != 1 else "a store already"
+        raise UserError(f"data.sources: --output writes the store of one source that is read, and there are {given}")
 
 
 def build_tokenizer_of(config: RunConfig, *, progress: ProgressCallback | None = None) -> Tokenizer:
-    """The tokenizer of ``config`` alone; one that is made from the sources reads them, or is found in the cache."""
-    return _tokenizer(config, _look_at(config), progress)
+    """Return only the tokenizer of ``config``; one that is trained on the sources is in the cache, or reads them."""
+    return _tokenizer(config, _find_sources(config), progress)
 
 
-def _look_at(config: RunConfig) -> list[_Origin]:
+def _find_sources(config: RunConfig) -> list[_Origin]:
     check_sources(config)
     check_library(config.data.cleaning)
     return [
@@ -191,16 +193,16 @@ def _tokenizer(config: RunConfig, origins: list[_Origin], progress: ProgressCall
     stores = [origin.source for origin in origins if isinstance(origin.source, StoreSource)]
     if trained_on(config.tokenizer) and stores:
         return _tokenizer_of_store(config, stores[0])
-    indexes = _to_train_on(config, origins)
-    documents = partial(_to_learn, config, indexes, progress)
+    indexes = _tokenizer_sources(config, origins)
+    documents = partial(_training_documents, config, indexes, progress)
     tokenizer = build_tokenizer(config.tokenizer, documents, _corpus_fingerprint(indexes), cache_folder(config))
     if isinstance(config.data.packing, MusicPackingConfig):
         return note_tokenizer(tokenizer).with_special(SPECIAL_NAMES)
     return tokenizer
 
 
-def _to_train_on(config: RunConfig, origins: list[_Origin]) -> list[SourceIndex]:
-    """The sources that a tokenizer is made from: sources of its own, or those of the run."""
+def _tokenizer_sources(config: RunConfig, origins: list[_Origin]) -> list[SourceIndex]:
+    """Return the sources that a tokenizer is trained on: its own, or those of the run."""
     indexes: list[SourceIndex] = []
     own: tuple[SourceConfig, ...] = getattr(config.tokenizer, "sources", ())
     for number, source in enumerate(own):
@@ -215,26 +217,26 @@ def _corpus_fingerprint(indexes: list[SourceIndex]) -> str:
 
 
 def _tokenizer_of_store(config: RunConfig, source: StoreSource) -> Tokenizer:
-    """A tokenizer made from sources cannot be made again from their tokens, so it is the store's."""
+    """Return the tokenizer of the store: it cannot be trained again, as the store has tokens and no texts."""
     folder = local_path(source.path)
-    made, wanted = read_manifest(folder).tokenizer_config, config.tokenizer.model_dump(mode="json")
-    if made != wanted:
+    stored, own = read_manifest(folder).tokenizer_config, config.tokenizer.model_dump(mode="json")
+    if stored != own:
         raise UserError(
-            f"{folder}: was written with another `tokenizer` than the run's: {_words(made)}, not {_words(wanted)}; "
+            f"{folder}: was written with another `tokenizer` than the run's: {_words(stored)}, not {_words(own)}; "
             "give the run the same, or prepare the store again"
         )
     return load_tokenizer(folder / "tokenizer")
 
 
-def _to_learn(
+def _training_documents(
     config: RunConfig, indexes: list[SourceIndex], progress: ProgressCallback | None
 ) -> Iterator[str | Notes]:
     """Yield the documents of ``indexes``, or an even selection of them if the tokenizer needs no more."""
     budget = getattr(config.tokenizer, "train_bytes", None)
-    stride = 1 if budget is None else max(1, sum(one.size for one in indexes) // (_READ_FOR_SELECTION * budget))
+    stride = 1 if budget is None else max(1, sum(index.size for index in indexes) // (_READ_FOR_SELECTION * budget))
     of_notes = trained_on(config.tokenizer) == "notes"
-    read = [one for one in indexes if of_notes or one.source.content != "notes"]
-    units = [(unit, one.source) for one in read for unit in one.units()[0][::stride]]
+    used = [index for index in indexes if of_notes or index.source.content != "notes"]
+    units = [(unit, index.source) for index in used for unit in index.units()[0][::stride]]
     done, total = 0, sum(unit.size for unit, _ in units)
     for unit, source in units:
         yield from _texts_of(unit.documents(Report()), of_notes and source.content == "notes")
@@ -243,10 +245,9 @@ def _to_learn(
             progress("reading for the tokenizer", done, total)
 
 
-def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
-    """The documents that a tokenizer can be trained on: pieces of music, and texts, which tokens that are ready do not
-    have."""
-    for document in found:
+def _texts_of(documents: Iterator[Document], music: bool) -> Iterator[str | Notes]:
+    """Yield what a tokenizer can be trained on of ``documents``: texts, or pieces of ``music``."""
+    for document in documents:
         if isinstance(document, str):
             yield document
         elif isinstance(document, TextPiece):
@@ -258,8 +259,8 @@ def _texts_of(found: Iterator[Document], music: bool) -> Iterator[str | Notes]:
 
 
 def _store(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, progress: ProgressCallback | None) -> TokenStore:
-    """The store of a source: opened, or made. Raises UserError when it is empty, unless it is a labelled one to
-    validate on."""
+    """Open or build the store of a source. Raises UserError when it is empty, unless it is a labelled validation
+    source."""
     source = origin.source
     if isinstance(source, StoreSource):
         store = TokenStore.open(local_path(source.path), tokenizer.fingerprint, progress)
@@ -267,15 +268,15 @@ def _store(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, progress: P
         spec = _spec(config, origin, _stored_by(source, tokenizer))
         store = build_store(spec, config.data.processes or threads(), progress)
     if not store.token_count and not (source.label and origin.where.startswith("data.validation_sources")):
-        found = store.manifest
-        facts = [*dropped_lines(found.dropped, 0), *left_out_files(found.left_out, found.left_out_files)]
-        hint = "".join(f"; {fact}" for fact in facts)
+        facts = store.manifest
+        lines = [*dropped_lines(facts.dropped, 0), *left_out_files(facts.left_out, facts.left_out_files)]
+        hint = "".join(f"; {line}" for line in lines)
         raise UserError(f"{origin.where}: {source.display_name} holds no text{hint}; name another source")
     return store
 
 
 def _spec(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, folder: Path | None = None) -> StoreSpec:
-    """The store to be made of a source, in ``folder`` or else in the cache."""
+    """Return the spec of the store of a source, in ``folder`` or in the cache."""
     assert origin.index is not None
     cleaning, described = config.data.cleaning, config.tokenizer.model_dump(mode="json")
     folder = folder or cache_folder(config) / "stores" / store_key(origin.index, tokenizer, cleaning)
@@ -283,26 +284,26 @@ def _spec(config: RunConfig, origin: _Origin, tokenizer: Tokenizer, folder: Path
 
 
 def _stored_by(source: SourceConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer that a store of ``source`` is written with: music is kept as notes, whatever tokens are made of it
-    later."""
+    """Return the tokenizer that the store of ``source`` is written with: music is stored as notes, from which the run's
+    tokenizer makes ids later."""
     return IdTokenizer(NUMBERS) if source.content == "notes" else tokenizer
 
 
 def _lines(index: SourceIndex, manifest: Manifest) -> list[str]:
-    """Lines on the documents and files of a source that its store does not have, and on settings that found nothing."""
+    """Return lines on what the store of a source does not have, and on settings that found nothing."""
     label, documents = index.source.display_name, manifest.documents
-    found = [
+    lines = [
         *dropped_lines(manifest.dropped, documents - manifest.unused.documents),
         *left_out_files(manifest.left_out, manifest.left_out_files),
         *index.reader.unmatched(index, manifest.matched, documents),
     ]
     if unlearnt := manifest.matched.get("unlearnt"):
-        found.append(f"{unlearnt:,} of {documents:,} documents have no token with a loss")
-    return [f"{label}: {line}" for line in found] + list(passed_over_lines(label, index.passed))
+        lines.append(f"{unlearnt:,} of {documents:,} documents have no token with a loss")
+    return [f"{label}: {line}" for line in lines] + list(passed_over_lines(label, index.passed))
 
 
 def cache_folder(config: RunConfig) -> Path:
-    """``data.cache_dir``, which is made where it is not there. Raises UserError when it cannot be written to."""
+    """Return ``data.cache_dir``, and make it if need be. Raises UserError when it cannot be written to."""
     folder = local_path(config.data.cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

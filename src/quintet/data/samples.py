@@ -1,4 +1,4 @@
-"""Samples: consecutive tokens, and which of them are learnt."""
+"""Samples of consecutive tokens, and the masks of the targets that count in the loss."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Protocol
 
 import numpy as np
 
-_READ_TOGETHER = 1 << 22  # tokens whose masks are looked at together
+from quintet.data.split import TokenStream
+
+_READ_TOGETHER = 1 << 22  # tokens whose masks are read at once
 
 
 @dataclass(frozen=True)
 class Sample:
     """``ids`` [at most sequence_length + 1]: each but the last is an input and each but the first a target.
 
-    ``loss_mask`` bool says which of them have a loss as targets, all when None. ``documents`` int numbers the document
-    of each, from 0; when None all are of one. ``prompts`` bool says which stand in their document before the first that
-    has a loss; none when None.
+    The others have the same shape. ``loss_mask`` bool is True for ids with a loss as targets; None if all have one.
+    ``documents`` int numbers the document of each id, from 0; None if all are of one. ``prompts`` bool is True for ids
+    before the first with a loss in their document; None if there are none.
     """
 
     ids: np.ndarray
@@ -26,9 +28,9 @@ class Sample:
 
 
 def document_borders(documents: np.ndarray | None, length: int) -> np.ndarray:
-    """The begin of each document in ``length`` tokens, and their end: int64 [documents + 1].
+    """Return the first position of each document, then ``length``: int64 [documents + 1].
 
-    ``documents`` [length] numbers the document of each token; all are of one when None.
+    ``documents`` [length] numbers the document of each token; None if all are of one.
     """
     inside = np.empty(0, dtype=np.int64) if documents is None else np.flatnonzero(np.diff(documents)) + 1
     return np.concatenate([[0], inside, [length]]).astype(np.int64)
@@ -36,11 +38,11 @@ def document_borders(documents: np.ndarray | None, length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Counts of what training leaves out of a source.
+    """Counts of what training does not use of a source.
 
-    ``samples`` of ``all_samples`` have no target; ``used`` says if they are trained on all the same. ``tokens`` at the
-    ends of ``documents`` found no room. ``empty`` documents hold nothing but their end. ``rest`` tokens at the end of
-    the source do not fill a sample. ``short`` pieces of music have too few notes for one.
+    ``samples`` of ``all_samples`` have no target, and are trained on nevertheless if ``used``. ``tokens`` at the ends
+    of ``documents`` had no room. ``empty`` documents hold nothing but their end. ``rest`` tokens at the end of the
+    source do not fill a sample. ``short`` pieces of music have too few notes for one.
     """
 
     samples: int = 0
@@ -53,27 +55,27 @@ class LeftOut:
     used: bool = False
 
     def lines(self) -> list[str]:
-        """The same for a person, nothing where all is there."""
-        found: list[str] = []
+        """Describe the counts, one sentence per kind; empty if all is used."""
+        lines: list[str] = []
         if self.empty:
-            found.append(f"{self.empty:,} documents hold nothing but their end and are not used")
+            lines.append(f"{self.empty:,} documents hold nothing but their end and are not used")
         if self.short:
-            found.append(f"{self.short:,} pieces have fewer than 2 notes and are not used")
+            lines.append(f"{self.short:,} pieces have fewer than 2 notes and are not used")
         if self.tokens:
-            found.append(f"packing cut off {self.tokens:,} tokens at the ends of {self.documents:,} documents")
+            lines.append(f"packing cut off {self.tokens:,} tokens at the ends of {self.documents:,} documents")
         if self.rest:
-            found.append(f"the last {self.rest:,} tokens do not fill a sample and are not used")
+            lines.append(f"the last {self.rest:,} tokens do not fill a sample and are not used")
         if self.samples and self.used:
-            found.append(
+            lines.append(
                 f"{self.samples:,} of {self.all_samples:,} samples have no target: nothing is learnt from them"
             )
         elif self.samples:
-            found.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")
-        return found
+            lines.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")
+        return lines
 
 
 class Samples(Protocol):
-    """The samples of a source, each of which can be read by its number."""
+    """The samples of a source, which are read by their numbers."""
 
     @property
     def tokens(self) -> int:
@@ -87,50 +89,24 @@ class Samples(Protocol):
 
     @property
     def left_out(self) -> LeftOut:
-        """The tokens that are in no sample, and the samples that have no target."""
+        """The tokens that are in no sample, and the samples without a target."""
         ...
 
     def sample(self, index: int) -> Sample:
-        """The sample of that number."""
-        ...
-
-
-class Stream(Protocol):
-    """A sequence of tokens that can be read anywhere."""
-
-    @property
-    def length(self) -> int:
-        """Tokens in all."""
-        ...
-
-    def read(self, position: int, length: int) -> np.ndarray:
-        """``length`` tokens from ``position`` on, [length] in the dtype of the store."""
-        ...
-
-    def loss_mask(self, position: int, length: int) -> np.ndarray | None:
-        """True where one of these has a loss, bool [length]; None if all of the stream have."""
-        ...
-
-    def documents(self, position: int, length: int) -> np.ndarray:
-        """The number of the document of each of these, from 0 in the order in which they come: int64 [length]."""
-        ...
-
-    def prompts(self, position: int, length: int) -> np.ndarray | None:
-        """True where one of these stands in its document before the first that has a loss, bool [length]; None if all
-        of the stream have one."""
+        """Return the sample with the number ``index``."""
         ...
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A stream cut every ``sequence_length`` tokens: sample i is its tokens i·T … i·T + T.
+    """A stream cut every ``sequence_length`` tokens, T: sample i is its tokens i·T … i·T + T.
 
-    Samples overlap by one token, so that every token but the stream's first is a target once, as far as whole samples
-    reach; without ``predict_next`` the last of each sample has no loss, as where a model shifts labels in a window.
-    ``without_target`` counts the samples of which nothing has a loss.
+    Samples overlap by one token, so that each token but the stream's first is a target once, up to the end of the last
+    whole sample. Without ``predict_next`` the last token of a sample has no loss, as in models that shift labels within
+    a window. ``without_target`` counts the samples without any loss.
     """
 
-    stream: Stream
+    stream: TokenStream
     sequence_length: int
     predict_next: bool = True
     without_target: int = 0
@@ -149,17 +125,17 @@ class Windows:
         return LeftOut(self.without_target, self.count, rest=self.stream.length - used, used=True)
 
     def count_without_target(self) -> int:
-        """Samples of which nothing has a loss, counted by reading which tokens have one."""
+        """Count the samples without any loss by reading all loss masks."""
         length, together = self.sequence_length, max(1, _READ_TOGETHER // self.sequence_length)
-        found = 0
+        count = 0
         for first in range(0, self.count, together):
             samples = min(together, self.count - first)
             loss_mask = self.stream.loss_mask(first * length + 1, samples * length)
             if loss_mask is None:
                 return 0
             targets = loss_mask.reshape(samples, length)[:, : length if self.predict_next else length - 1]
-            found += int((~targets.any(1)).sum())
-        return found
+            count += int((~targets.any(1)).sum())
+        return count
 
     def sample(self, index: int) -> Sample:
         start, size = index * self.sequence_length, self.sequence_length + 1

@@ -1,4 +1,4 @@
-"""One work unit becomes one shard of a token store."""
+"""The shard of a token store that a work unit becomes: its documents are cleaned, encoded and written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quintet.config.cleaning import CleaningConfig
-from quintet.data.cleaning import kept, signer, text_of
+from quintet.data.cleaning import NO_CLEANING, clean, signer, text_of
 from quintet.data.manifest import Shard, validated, write_json
 from quintet.data.sources.base import Document, Report, TextParts, TextPiece, TokenIds, WorkUnit
 from quintet.data.sources.files import shown
@@ -26,15 +26,14 @@ from quintet.tokenize.base import NO_END, Spans, cut_text
 from quintet.tokenize.bounds import begin_ids
 from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
-_BATCH = 1 << 20  # characters in one call of the tokenizer: enough to occupy its threads, little enough to hold
-_LAST = 64  # ids at the end of a document among which the one that ends it is looked for
-_ALL = CleaningConfig()
+_BATCH = 1 << 20  # characters in one call of the tokenizer: enough for its threads, few enough for memory
+_LAST = 64  # ids at the end of a document among which its end is looked for
 
 
 @dataclass(frozen=True)
-class Written:
-    """A finished shard, with what was dropped on the way, by the reason, files that are no text, and what settings
-    found (see `Report`), among them documents in which nothing is learnt."""
+class FinishedShard:
+    """A finished shard; the documents that were ``dropped``, by reason; unreadable files; and what settings ``matched``
+    (see `Report`), with the number of documents without a loss as "unlearnt"."""
 
     shard: Shard
     dropped: dict[str, int]
@@ -43,7 +42,7 @@ class Written:
 
 
 def shard_name(index: int) -> str:
-    """Name of the shard of work unit ``index``."""
+    """Return the name of the shard of work unit ``index``."""
     return f"shard-{index:06d}"
 
 
@@ -53,46 +52,45 @@ def write_shard(
     unit: WorkUnit[Any],
     tokenizer: Tokenizer,
     advance: Callable[[int], None] | None = None,
-    cleaning: CleaningConfig = _ALL,
-) -> Written:
-    """Tokenise ``unit`` into a shard in ``folder``; ``advance`` is told the UTF-8 bytes of each batch of documents.
+    cleaning: CleaningConfig = NO_CLEANING,
+) -> FinishedShard:
+    """Write the documents of ``unit`` that ``cleaning`` keeps as a shard into ``folder``. ``advance`` gets the UTF-8
+    bytes of each batch of documents.
 
-    What the rules of ``cleaning`` drop is not in the shard; with signatures, later ones can be compared with earlier.
-
-    The arrays are written under temporary names and renamed, and the shard's json comes last: where it is, the shard is
-    whole. Memory is bounded by a batch or by the longest document of the unit. Raises UserError with the place in the
-    sources of what cannot be read or tokenised.
+    The arrays are written under temporary names and renamed. The json of the shard is written last: if it exists, the
+    shard is complete. Memory is bounded by a batch or by the longest document of the unit. Raises UserError with the
+    location of what cannot be read or tokenised.
     """
     report = Report()
     arrays, sign = _Arrays(folder, shard_name(index), tokenizer), signer(cleaning)
     try:
-        found = unit.documents(report, tokenizer)
-        if cleaning != _ALL:
-            found = kept(_whole(found), cleaning, report.dropped)
-        for batch in _batches(_cut(found) if tokenizer.can_cut else found):
-            read = sum(map(_size, batch))
-            for document, encoded in zip(batch, _encoded(tokenizer, batch, unit), strict=True):
+        documents = unit.documents(report, tokenizer)
+        if cleaning != NO_CLEANING:
+            documents = clean(_join_pieces(documents), cleaning, report.dropped)
+        for batch in _batches(_cut_long(documents) if tokenizer.can_cut else documents):
+            size = sum(map(_size, batch))
+            for document, encoded in zip(batch, _encode(tokenizer, batch, unit), strict=True):
                 if arrays.add(encoded) and sign is not None:
                     arrays.sign(sign(text_of(document)))
             if advance is not None:
-                advance(read)
-        written = arrays.finish(report)
+                advance(size)
+        finished = arrays.finish(report)
     finally:
         arrays.close()
-    write_json(folder / f"{written.shard.name}.json", asdict(written))
-    return written
+    write_json(folder / f"{finished.shard.name}.json", asdict(finished))
+    return finished
 
 
-def read_written(folder: Path, index: int, dtype: str) -> Written | None:
-    """The shard of work unit ``index`` if it is finished and whole, else None."""
+def read_shard(folder: Path, index: int, dtype: str) -> FinishedShard | None:
+    """Return the shard of work unit ``index``, None if it is not finished, or damaged."""
     file = folder / f"{shard_name(index)}.json"
     if not file.is_file():
         return None
     try:
-        written = validated(Written, from_json(file.read_bytes()))
-    except ValueError:  # it is damaged, and the shard is made anew
+        finished = validated(FinishedShard, from_json(file.read_bytes()))
+    except ValueError:
         return None
-    return None if size_problems(folder, written.shard, dtype) else written
+    return None if size_problems(folder, finished.shard, dtype) else finished
 
 
 class _Arrays:
@@ -116,13 +114,13 @@ class _Arrays:
         self._permutations = 0
         self._last_has_loss = True
         self._without_end = 0
-        self._learns, self._unlearnt = False, 0
+        self._has_loss, self._without_loss = False, 0  # the current document, and the number of documents
         self.dropped = Counter[str]()
 
     def add(self, piece: _Encoded) -> bool:
-        """Put ``piece`` after what is there, and the end of its document if it is the last.
+        """Append ``piece``, and the end of its document if it is the last piece.
 
-        Returns whether a document that is not empty is whole now.
+        Returns True if it completes a document that is not empty.
         """
         if piece.ids.size:
             if piece.is_text and self._count == self._begun and (begin := begin_ids(self._tokenizer)):
@@ -140,14 +138,14 @@ class _Arrays:
                 self._without_end += 1
             else:
                 self._append(np.array([end]), np.array([self._last_has_loss and piece.learn_end]))
-        self._unlearnt, self._learns = self._unlearnt + (not self._learns), False
+        self._without_loss, self._has_loss = self._without_loss + (not self._has_loss), False
         self._ends.append(self._count)
         self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
         self._hash, self._begun = hashlib.blake2b(digest_size=8), self._count
         return True
 
     def _has_ended(self, ends: frozenset[int]) -> bool:
-        """True if the document ends with one of ``ends``, and perhaps with white space after it."""
+        """Return True if the document ends with one of ``ends``, with or without white space after it."""
         if not ends:
             return False
         inside = np.flatnonzero(~self._white[self._last])
@@ -155,17 +153,17 @@ class _Arrays:
 
     @cached_property
     def _white(self) -> np.ndarray:
-        """For each id: True if it is white space, bool [vocab_size]."""
+        """True for ids of white space, bool [vocab_size]."""
         return np.array([piece.isspace() for piece in self._tokenizer.pieces.table], dtype=bool)
 
     def sign(self, signature: np.ndarray) -> None:
-        """Keep the ``signature`` of the last document, uint32 [numbers]."""
+        """Append the ``signature`` of the last document, uint32 [numbers]."""
         if "minhash" not in self._files:
             self._begin("minhash", signature.dtype)
         self._permutations = signature.size
         self._files["minhash"].append(signature)
 
-    def finish(self, report: Report) -> Written:
+    def finish(self, report: Report) -> FinishedShard:
         """Close and rename the files."""
         ends = np.array(self._ends, dtype=np.int64)
         self._begin("ends", ends.dtype).append(ends)
@@ -182,11 +180,12 @@ class _Arrays:
         digest = self._digest.hexdigest()
         counts, numbers = (self._count, ends.size, self._bytes), (self._permutations, self._without_end)
         shard = Shard(self._name, *counts, digest, masked, *numbers, checksums)
-        matched = report.matched + Counter(unlearnt=self._unlearnt)
-        return Written(shard, dict(self.dropped + report.dropped), tuple(map(shown, report.left_out)), dict(matched))
+        dropped, left_out = self.dropped + report.dropped, tuple(map(shown, report.left_out))
+        matched = report.matched + Counter(unlearnt=self._without_loss)
+        return FinishedShard(shard, dict(dropped), left_out, dict(matched))
 
     def close(self) -> None:
-        """Let go of the files, also where the shard was not finished."""
+        """Close the files of a shard that was not finished."""
         for writer in self._files.values():
             writer.abandon()
 
@@ -194,12 +193,12 @@ class _Arrays:
         ids = ids.astype(self._dtype, copy=False)
         if loss_mask is not None and not loss_mask.all() and "learnt" not in self._files:
             self._begin("learnt", np.dtype(bool))
-            for start in range(0, self._count, _BATCH):  # all that stands before is learnt
+            for start in range(0, self._count, _BATCH):  # all ids so far have a loss
                 self._append_mask(np.ones(min(_BATCH, self._count - start), dtype=bool))
         if "learnt" in self._files:
             self._append_mask(np.ones(ids.size, dtype=bool) if loss_mask is None else loss_mask)
         self._last_has_loss = loss_mask is None or bool(loss_mask[-1])
-        self._learns = self._learns or loss_mask is None or bool(loss_mask.any())
+        self._has_loss = self._has_loss or loss_mask is None or bool(loss_mask.any())
         self._tokens.append(ids)
         self._digest.update(np.ascontiguousarray(ids).data)
         self._hash.update(np.ascontiguousarray(ids).data)
@@ -218,9 +217,11 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A document, or a piece of one that ``continues``, as tokens. ``bytes`` is UTF-8 text; ``ends`` and ``learn_end``
-    are those of the document. ``is_text`` unless it came as tokens or from a template, which write themselves what they
-    begin with."""
+    """The ids of a document, or of a piece of one that ``continues``, of ``bytes`` bytes of UTF-8 text.
+
+    ``ends`` and ``learn_end`` are those of the document. ``is_text`` is False for documents of token ids and of
+    templates, which have their own begin ids.
+    """
 
     ids: np.ndarray
     loss_mask: np.ndarray | None
@@ -231,10 +232,10 @@ class _Encoded:
     is_text: bool = True
 
 
-def _whole(found: Iterable[Document]) -> Iterator[Document]:
-    """``found`` with texts in one piece, as rules judge them as a whole."""
+def _join_pieces(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield ``documents`` with the pieces of a text joined, for rules about whole texts."""
     held: list[str] = []
-    for document in found:
+    for document in documents:
         if not isinstance(document, TextPiece):
             yield document
             continue
@@ -244,9 +245,9 @@ def _whole(found: Iterable[Document]) -> Iterator[Document]:
             held = []
 
 
-def _cut(found: Iterable[Document]) -> Iterator[Document]:
-    """``found`` with long texts in pieces: what the libraries keep while they encode is 25 times as large as a text."""
-    for document in found:
+def _cut_long(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield ``documents`` with long texts in pieces: to encode a text takes memory of 25 times its size."""
+    for document in documents:
         if not isinstance(document, str) or len(document) <= 2 * _BATCH:
             yield document
             continue
@@ -258,11 +259,11 @@ def _cut(found: Iterable[Document]) -> Iterator[Document]:
         yield TextPiece(last, False, document)
 
 
-def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of about a million characters."""
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield ``documents`` in lists of about a million characters."""
     batch: list[Document] = []
     length = 0
-    for document in found:
+    for document in documents:
         batch.append(document)
         length += _length(document)
         if length >= _BATCH:
@@ -272,11 +273,12 @@ def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit[Any]) -> Iterator[_Encoded]:
-    """``batch`` as tokens, in its order; texts are encoded together, as tokenizers are faster that way."""
+def _encode(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit[Any]) -> Iterator[_Encoded]:
+    """Yield ``batch`` as ids, in its order. Texts are encoded together, which is faster."""
     try:
-        plain = iter(tokenizer.encode_batch([_plain(one) for one in batch if isinstance(one, str | TextPiece)]))
-        parts = iter(_parts_encoded(tokenizer, [one for one in batch if isinstance(one, TextParts)]))
+        texts = [document for document in batch if isinstance(document, str | TextPiece)]
+        plain = iter(tokenizer.encode_batch([text if isinstance(text, str) else text.text for text in texts]))
+        parts = iter(_encode_parts(tokenizer, [document for document in batch if isinstance(document, TextParts)]))
         for document in batch:
             if isinstance(document, TokenIds):
                 _check_ids(document, tokenizer)
@@ -294,14 +296,14 @@ def _encoded(tokenizer: Tokenizer, batch: Sequence[Document], unit: WorkUnit[Any
 
 @lru_cache(maxsize=1)
 def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Making the table takes longer than looking up a short document in it."""
+    """Return the bytes of each id, int64 [vocab_size]; cached because making the table takes longer than its use."""
     return tokenizer.bytes_per_token()
 
 
-def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[TextParts]) -> Iterator[_Encoded]:
-    """``documents``, each encoded as one text: a tokenizer may write the beginning of a text as nothing else."""
+def _encode_parts(tokenizer: Tokenizer, documents: Sequence[TextParts]) -> Iterator[_Encoded]:
+    """Yield ``documents``, each encoded as one text: a tokenizer may treat the beginning of a text in its own way."""
     texts = [document.whole for document in documents]
-    if any(document.template for document in documents):  # all, for they are of one source
+    if any(document.template for document in documents):  # then all, since they are from one source
         assert isinstance(tokenizer, HuggingFaceTokenizer)
         encoded = tokenizer.encode_spans(texts, template=True)
     else:
@@ -312,12 +314,12 @@ def _parts_encoded(tokenizer: Tokenizer, documents: Sequence[TextParts]) -> Iter
 
 
 def _loss_mask(document: TextParts, spans: Spans) -> np.ndarray:
-    """True where an id stands for a character of a text that is learnt: bool [tokens]."""
+    """Return True for ids with a character of a text that has a loss: bool [tokens]."""
     borders = np.cumsum([len(text) for text in document.texts])
-    # An id without characters is of the text that the next character is of.
+    # An id without characters belongs to the text of the next character.
     first = np.minimum(np.searchsorted(borders, spans.starts, side="right"), borders.size - 1)
     last = np.searchsorted(borders, np.maximum(spans.stops, spans.starts + 1), side="left")
-    loss_mask = [one and text != "" for one, text in zip(document.loss_mask, document.texts, strict=True)]
+    loss_mask = [has_loss and text != "" for has_loss, text in zip(document.loss_mask, document.texts, strict=True)]
     before = np.cumsum([0, *loss_mask])
     return before[np.minimum(last, borders.size - 1) + 1] > before[first]
 
@@ -332,11 +334,8 @@ def _check_ids(document: TokenIds, tokenizer: Tokenizer) -> None:
         )
 
 
-def _plain(document: str | TextPiece) -> str:
-    return document if isinstance(document, str) else document.text
-
-
 def _length(document: Document) -> int:
+    """Return the number of characters or of ids."""
     match document:
         case str():
             return len(document)
@@ -349,7 +348,7 @@ def _length(document: Document) -> int:
 
 
 def _size(document: Document) -> int:
-    """UTF-8 bytes of text; of tokens the bytes that they take here."""
+    """Return the bytes of a text in UTF-8, or of ids in memory."""
     match document:
         case str():
             return len(document) if document.isascii() else len(document.encode("utf-8"))

@@ -1,42 +1,29 @@
 """The split of a store into documents that are held out for validation and the stream that is trained on.
 
-Documents are held out whole, in a keyed random order, until the quota of tokens is met; only the tail of the document
-that would exceed the quota is held out. So a corpus of one document gives its last tokens, as in nanoGPT's split of
+Documents are held out whole, in a keyed random order, until the quota of tokens is met; of the document that would
+exceed the quota only the tail is held out. So a corpus of one document gives its last tokens, as in nanoGPT's split of
 Shakespeare, and a corpus of many gives a random selection. No held-out token is trained on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
 from quintet.data.permutation import Permutation
+from quintet.data.store import TokenStore
 
 _LEAST_LOOKUP = 64
 _NONE = np.empty(0, np.int64)
 
 
-class Documents(Protocol):
-    """The part of a store that the split and the streams need."""
-
-    @property
-    def token_count(self) -> int: ...
-    @property
-    def document_count(self) -> int: ...
-    def document_bounds(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
-    def tokens(self, start: int, stop: int) -> np.ndarray: ...
-    def loss_mask(self, start: int, stop: int) -> np.ndarray | None: ...
-    def documents(self, start: int, stop: int) -> np.ndarray: ...
-    def prompts(self, start: int, stop: int) -> np.ndarray | None: ...
-
-
 @dataclass(frozen=True)
 class TokenRanges:
-    """Sorted, disjoint, non-empty ranges of positions: int64 [intervals] each."""
+    """Sorted, disjoint, non-empty ranges of positions: int64 [ranges] each."""
 
     starts: np.ndarray
     stops: np.ndarray
@@ -47,7 +34,7 @@ class TokenRanges:
         return int((self.stops - self.starts).sum())
 
     def complement(self, size: int) -> TokenRanges:
-        """The positions of 0 … ``size`` - 1 that are in none of the ranges."""
+        """Return the positions of 0 … ``size`` - 1 that are in none of the ranges."""
         starts, stops = np.append(0, self.stops), np.append(self.starts, size)
         kept = starts < stops
         return TokenRanges(starts[kept], stops[kept])
@@ -55,9 +42,9 @@ class TokenRanges:
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Some intervals of a store read as one sequence. Memory: two numbers an interval."""
+    """Ranges of a store, read as one sequence of tokens."""
 
-    store: Documents
+    store: TokenStore
     ranges: TokenRanges
 
     @property
@@ -70,31 +57,33 @@ class TokenStream:
         return np.cumsum(self.ranges.stops - self.ranges.starts, dtype=np.int64)
 
     def read(self, position: int, length: int) -> np.ndarray:
-        """``length`` tokens from ``position`` on, [length] of the store's dtype, gathered across holes."""
-        parts = [self.store.tokens(start, stop) for start, stop in self._ranges(position, length)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+        """Return ``length`` tokens from ``position`` on, [length] of the store's dtype."""
+        ids = self._gather(self.store.tokens, position, length)
+        return np.empty(0, np.uint16) if ids is None else ids
 
     def loss_mask(self, position: int, length: int) -> np.ndarray | None:
-        """True where one of these has a loss, bool [length]; None if all of the store have."""
-        parts = [self.store.loss_mask(start, stop) for start, stop in self._ranges(position, length)]
-        known = [part for part in parts if part is not None]
-        return np.concatenate(known) if known else None
+        """Return True for tokens with a loss, bool [length]; None if all tokens of the store have one."""
+        return self._gather(self.store.loss_mask, position, length)
 
     def documents(self, position: int, length: int) -> np.ndarray:
-        """The number of the document of each of these, from 0 in the order in which they come: int64 [length]."""
-        parts = [self.store.documents(start, stop) for start, stop in self._ranges(position, length)]
-        found = np.concatenate([np.empty(0, np.int64), *parts])
-        return np.cumsum(np.diff(found, prepend=found[:1]) != 0)
+        """Return the document of each token, numbered from 0 in the order in which they come: int64 [length]."""
+        numbers = self._gather(self.store.documents, position, length)
+        return _NONE if numbers is None else np.cumsum(np.diff(numbers, prepend=numbers[:1]) != 0)
 
     def prompts(self, position: int, length: int) -> np.ndarray | None:
-        """True where one of these stands in its document before the first that has a loss, bool [length]; None if all
-        of the store have one."""
-        parts = [self.store.prompts(start, stop) for start, stop in self._ranges(position, length)]
-        known = [part for part in parts if part is not None]
-        return np.concatenate(known) if known else None
+        """Return True for tokens before the first with a loss in their document, bool [length]; None if all tokens of
+        the store have a loss."""
+        return self._gather(self.store.prompts, position, length)
+
+    def _gather(self, read: Callable[[int, int], np.ndarray | None], position: int, length: int) -> np.ndarray | None:
+        """Return what ``read`` gives for the ranges of the store, joined: [length], or None if it gives nothing."""
+        parts = [part for start, stop in self._ranges(position, length) if (part := read(start, stop)) is not None]
+        if len(parts) <= 1:
+            return parts[0] if parts else None
+        return np.concatenate(parts)
 
     def _ranges(self, position: int, length: int) -> list[tuple[int, int]]:
-        """The ranges of the store with ``length`` tokens from ``position`` on."""
+        """Return the ranges of the store with ``length`` tokens from ``position`` on."""
         assert 0 <= position <= position + length <= self.length, (position, length, self.length)
         index = int(np.searchsorted(self._ends, position, side="right"))
         ranges: list[tuple[int, int]] = []
@@ -109,7 +98,7 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """``documents`` of a store, int64 [documents], and the ``ranges`` of its tokens that they are. Of the document
+    """The held-out ``documents`` of a store, int64 [documents], and the ``ranges`` of their tokens. Of the document
     ``cut``, if there is one, only the tail is held out."""
 
     documents: np.ndarray
@@ -117,52 +106,51 @@ class HeldOut:
     ranges: TokenRanges
 
 
-def hold_out(store: Documents, held_out: float, seed: int, left_out: np.ndarray = _NONE) -> HeldOut:
-    """The part of ``store`` that is validated on: a fraction of its tokens below 1, a number of tokens from 1 on (at
-    most all).
+def hold_out(store: TokenStore, held_out: float, seed: int, excluded: np.ndarray = _NONE) -> HeldOut:
+    """Return the part of ``store`` to validate on: a fraction of its tokens if ``held_out`` is below 1, else a number
+    of tokens, at most all.
 
-    ``seed`` keys the order of the documents. Those in ``left_out``, int64 [documents], ascending, are passed over, and
-    their tokens do not count. Memory grows with the number of documents held out and left out only.
+    ``seed`` keys the order of the documents. The documents ``excluded``, int64 [documents], ascending, are skipped, and
+    their tokens do not count. Memory grows only with the number of documents held out and excluded.
     """
-    there = _outside(store, left_out).size
-    quota = min(round(held_out * there if held_out < 1 else held_out), there)
-    return _held_out(store, quota, seed, left_out)
+    available = _outside(store, excluded).size
+    quota = min(round(held_out * available if held_out < 1 else held_out), available)
+    return _held_out(store, quota, seed, excluded)
 
 
-def training_stream(store: Documents, held_out: HeldOut, left_out: np.ndarray) -> TokenStream:
-    """The rest of ``store``, without what is held out and the documents ``left_out``, int64 [documents]."""
-    starts, stops = store.document_bounds(left_out)  # of the one that is cut, with the tail that is held out already
+def training_stream(store: TokenStore, held_out: HeldOut, excluded: np.ndarray) -> TokenStream:
+    """Return ``store`` without what is held out and without the documents ``excluded``, int64 [documents]."""
+    starts, stops = store.document_bounds(excluded)  # these may include the tail that is held out
     apart = _joined(np.append(held_out.ranges.starts, starts), np.append(held_out.ranges.stops, stops))
     return TokenStream(store, apart.complement(store.token_count))
 
 
-def split(store: Documents, held_out: float, seed: int) -> tuple[TokenStream, TokenStream]:
-    """The training and the validation stream of ``store``: disjoint, and together all of it. See ``hold_out``."""
+def split(store: TokenStore, held_out: float, seed: int) -> tuple[TokenStream, TokenStream]:
+    """Return the training and the validation stream of ``store``, disjoint and together all of it. See `hold_out`."""
     held = hold_out(store, held_out, seed)
-    return training_stream(store, held, np.empty(0, np.int64)), TokenStream(store, held.ranges)
+    return training_stream(store, held, _NONE), TokenStream(store, held.ranges)
 
 
-def whole(store: Documents, left_out: np.ndarray = _NONE) -> TokenStream:
-    """All of ``store`` but the documents ``left_out``, int64 [documents], as one stream."""
-    return TokenStream(store, _outside(store, left_out))
+def whole(store: TokenStore, excluded: np.ndarray = _NONE) -> TokenStream:
+    """Return all of ``store`` but the documents ``excluded``, int64 [documents], as one stream."""
+    return TokenStream(store, _outside(store, excluded))
 
 
-def _outside(store: Documents, left_out: np.ndarray) -> TokenRanges:
-    return _joined(*store.document_bounds(left_out)).complement(store.token_count)
+def _outside(store: TokenStore, excluded: np.ndarray) -> TokenRanges:
+    return _joined(*store.document_bounds(excluded)).complement(store.token_count)
 
 
-def _held_out(store: Documents, quota: int, seed: int, left_out: np.ndarray) -> HeldOut:
-    """Documents in random order until there are ``quota`` tokens."""
-    empty = np.empty(0, np.int64)
-    documents, starts, stops = [empty], [empty], [empty]
+def _held_out(store: TokenStore, quota: int, seed: int, excluded: np.ndarray) -> HeldOut:
+    """Return documents in random order until they have ``quota`` tokens."""
+    documents, starts, stops = [_NONE], [_NONE], [_NONE]
     taken = first = 0
     cut = None
     while taken < quota:
-        # As many documents as the quota needs if they are of mean length, and a bit more: mostly one look is enough.
+        # As many documents as the quota needs at their mean length, and a few more: mostly one lookup is enough.
         share = (quota - taken) / store.token_count
         last = min(first + math.ceil(1.1 * share * store.document_count) + _LEAST_LOOKUP, store.document_count)
         order = Permutation(store.document_count, seed)(np.arange(first, last))
-        order, first = order[~np.isin(order, left_out)], last
+        order, first = order[~np.isin(order, excluded)], last
         if not order.size:
             continue
         begins, ends = store.document_bounds(order)
@@ -180,7 +168,7 @@ def _held_out(store: Documents, quota: int, seed: int, left_out: np.ndarray) -> 
 
 
 def _joined(starts: np.ndarray, stops: np.ndarray) -> TokenRanges:
-    """Disjoint intervals, int64 [intervals] each, sorted, with neighbours that touch, or end together, made one."""
+    """Return disjoint ranges, int64 [ranges] each, sorted; ranges that touch, or end together, become one."""
     order = np.argsort(starts)
     starts, stops = starts[order], stops[order]
     apart = starts[1:] > stops[:-1]

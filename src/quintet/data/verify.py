@@ -1,6 +1,6 @@
-"""Arrays on disk that are compared with what was written: once, and again whenever their files change.
+"""Checks that arrays on disk are as they were written: once, and again whenever their files change.
 
-What was found whole is noted in the home of the user and not beside the files, so that these may be read-only.
+Files that passed are recorded in the home of the user and not beside the files, which may be read-only.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from quintet.files import from_json, remembered, write_text
 from quintet.system import cores
 from quintet.tokenize.base import digest
 
-HEADER = 128  # bytes of NumPy's header for a one-dimensional array, whatever its length; checked when one is written
-_READ = 1 << 20  # bytes, a multiple of what a value takes; they stay in the core's cache (8 MiB: 2.2 GB/s, not 3.1)
+HEADER = 128  # bytes of NumPy's header for a one-dimensional array of any length; `npy_header` asserts it
+_READ = 1 << 20  # bytes, a multiple of each item size; they stay in the core's cache (8 MiB: 2.2 GB/s instead of 3.1)
 _THREADS = 8  # more read no disk faster
-_LONG = 1 << 30  # bytes from which on it takes so long that it is told
+_LONG = 1 << 30  # bytes that take so long that progress is reported
 
 ProgressCallback = Callable[[str, int, int], None]
 
 
 class Check(Protocol):
-    """What a file must be; its `repr` says all that it is compared with."""
+    """A check of a file; its `repr` has all that the file is compared with."""
 
     def problem(self, file: Path) -> str | None:
-        """The problem with ``file``, None if there is none."""
+        """Return the problem with ``file``, None if there is none."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayCheck:
-    """An array of ``count`` values of ``dtype``, whose CRC-32 is ``checksum``; with a ``vocab_size`` they are ids below
-    it."""
+    """The check of an array of ``count`` values of ``dtype``, whose CRC-32 is ``checksum``; with a ``vocab_size``, the
+    values are ids below it."""
 
     dtype: str
     count: int
@@ -50,22 +50,22 @@ class ArrayCheck:
     vocab_size: int | None = None
 
     def problem(self, file: Path) -> str | None:
-        item, found = np.dtype(self.dtype), 0
+        item, checksum = np.dtype(self.dtype), 0
         with file.open("rb") as content:
             if content.read(HEADER) != npy_header(item, self.count):
                 return f"its header is not that of {self.count:,} values of {item.name}"
             while data := content.read(_READ):
-                found = zlib.crc32(data, found)
+                checksum = zlib.crc32(data, checksum)
                 if self.vocab_size is not None:
                     before = (content.tell() - len(data) - HEADER) // item.itemsize
                     if problem := beyond_vocabulary(np.frombuffer(data, item), before, self.vocab_size):
                         return problem
-        return None if found == self.checksum else "its bytes are not those that were written (another checksum)"
+        return None if checksum == self.checksum else "its bytes are not those that were written (another checksum)"
 
 
 def beyond_vocabulary(ids: np.ndarray, before: int, vocab_size: int) -> str | None:
-    """The problem with the first of ``ids``, [ids] of an unsigned dtype, that is ``vocab_size`` or more; None where all
-    are below. ``before`` tokens of the shard stand before them."""
+    """Return the problem with the first of ``ids``, [ids] of an unsigned dtype, that is ``vocab_size`` or more; None if
+    there is none. ``before`` tokens of the shard precede them."""
     if not ids.size or int(ids.max()) < vocab_size:
         return None
     at = int(np.flatnonzero(ids >= vocab_size)[0])
@@ -73,7 +73,7 @@ def beyond_vocabulary(ids: np.ndarray, before: int, vocab_size: int) -> str | No
 
 
 def npy_header(dtype: np.dtype, count: int) -> bytes:
-    """NumPy's header (NEP 1) of a one-dimensional array, `HEADER` bytes."""
+    """Return NumPy's header (NEP 1) of a one-dimensional array, `HEADER` bytes."""
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(out, {"descr": dtype.str, "fortran_order": False, "shape": (count,)})
     assert out.tell() == HEADER, out.tell()
@@ -81,15 +81,15 @@ def npy_header(dtype: np.dtype, count: int) -> bytes:
 
 
 def find_damage(folder: Path, checks: Mapping[str, Check], progress: ProgressCallback | None = None) -> list[str]:
-    """A line for each problem that the ``checks`` of the files of ``folder``, by name, find.
+    """Return a line for each problem that ``checks``, by the names of files in ``folder``, find.
 
-    A file that passed is not read again while it is to be the same and its size, time and inode stay. What passed is
-    noted in the home, by the path of the folder; where it cannot be noted, it is checked every time. Files are read by
-    several threads, and where there are gigabytes to read, ``progress`` is told.
+    A file that passed is not read again while its check, size, time and inode stay the same. Files that passed are
+    recorded in the home, by the path of the folder; if that is impossible, they are checked every time. Several threads
+    read the files, and ``progress`` is called if there are gigabytes to read.
     """
-    known = _read(folder)
+    known = _read_passed(folder)
     with os.scandir(folder) as entries:
-        facts = {one.name: _facts(one.stat(), checks[one.name]) for one in entries if one.name in checks}
+        facts = {entry.name: _facts(entry.stat(), checks[entry.name]) for entry in entries if entry.name in checks}
     new = [name for name in checks if name in facts and known.get(name) != facts[name]]
     total, done = sum(facts[name][0] for name in new), 0
     problems: dict[str, str | None] = {name: "is missing" for name in checks if name not in facts}
@@ -98,8 +98,7 @@ def find_damage(folder: Path, checks: Mapping[str, Check], progress: ProgressCal
         return checks[name].problem(folder / name)
 
     with ThreadPoolExecutor(max(1, min(_THREADS, cores(), len(new)))) as threads:
-        found = threads.map(problem_of, new)
-        for name, problem in zip(new, found, strict=True):
+        for name, problem in zip(new, threads.map(problem_of, new), strict=True):
             problems[name] = problem
             done += facts[name][0]
             if progress is not None and total >= _LONG:
@@ -107,17 +106,17 @@ def find_damage(folder: Path, checks: Mapping[str, Check], progress: ProgressCal
     passed = {name: facts[name] for name in checks if problems.get(name) is None}
     if passed != known:
         with suppress(OSError):
-            write_text(_note(folder), json.dumps(passed))
+            write_text(_record(folder), json.dumps(passed))
     return [f"{folder / name}: {problem}" for name, problem in problems.items() if problem is not None]
 
 
 def forget_all() -> None:
-    """Have every file read again when it is used next."""
+    """Forget the files that passed, so that each is read again at its next use."""
     with suppress(OSError):
         shutil.rmtree(remembered("verified"))
 
 
-def _note(folder: Path) -> Path:
+def _record(folder: Path) -> Path:
     return remembered("verified") / f"{digest(str(folder.resolve()))}.json"
 
 
@@ -125,9 +124,9 @@ def _facts(stat: os.stat_result, check: Check) -> tuple[int, int, int, str]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, digest(repr(check))
 
 
-def _read(folder: Path) -> dict[str, tuple[int, int, int, str]]:
+def _read_passed(folder: Path) -> dict[str, tuple[int, int, int, str]]:
     try:
-        found = from_json(_note(folder).read_bytes())
-        return {name: tuple(facts) for name, facts in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):  # nothing was noted, or it was cut short
+        passed = from_json(_record(folder).read_bytes())
+        return {name: tuple(facts) for name, facts in passed.items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # there is no record, or it is damaged
         return {}
