@@ -194,7 +194,7 @@ def test_the_change_that_is_proposed_fits_and_the_run_without_it_does_not() -> N
 
 
 def test_gradients_that_are_kept_whole_are_the_first_thing_to_change() -> None:
-    run = config(layers=4, devices=4, parallel="fsdp", micro_batch_size=1)
+    run = config(devices=4, parallel="fsdp", micro_batch_size=2)
     run = changed(run, {"parallel.reduce_passes": "last"})
     tight = machine(4, memory=simulated(run, machine(4)).memory.peak - 1)
     change, _ = find_change(run, VOCABULARY, tight, simulated(run, tight))
@@ -203,7 +203,7 @@ def test_gradients_that_are_kept_whole_are_the_first_thing_to_change() -> None:
 
 
 def test_less_memory_than_the_weights_take_asks_for_spreading_them() -> None:
-    run = config(layers=4, devices=4, parallel="ddp")
+    run = config(devices=4, parallel="ddp")
     found = simulated(run, machine(4))
     tight = machine(4, memory=found.memory.parameters + found.memory.optimizer)
     change, _ = find_change(run, VOCABULARY, tight, found)

@@ -63,7 +63,7 @@ def test_tiktoken_with_ids_that_nobody_uses(tmp_path: Path) -> None:
     assert theirs.convert_tokens_to_ids("<|other|>") == special["<|other|>"]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "o200k_base"])
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base", pytest.param("o200k_base", marks=pytest.mark.slow)])
 def test_published_encodings(name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quintet.tokenize.openai import tiktoken_encoding
 
