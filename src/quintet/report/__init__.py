@@ -1,1 +1,1 @@
-"""The outcome of a run, or of several, for a person to read."""
+"""The results of a run, or of several, for people to read."""

@@ -1,4 +1,4 @@
-"""Several runs side by side, from what their folders say."""
+"""Tables of settings and figures of several runs, from their folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quintet.config.reference import as_yaml
 from quintet.config.secrets import hidden
 from quintet.report.facts import RunFacts
 
-# What says where a run lies, when it looks at itself and on what it runs, not what is learnt.
+# Settings that do not change what is trained: where a run is, what it measures and on what it runs.
 _IMMATERIAL = (
     "name",
     "runs_dir",
@@ -32,13 +32,13 @@ _IMMATERIAL = (
     "loss.chunk",
 )
 
-_ERROR = "_stderr"  # what the name of a figure's standard error ends with
+_ERROR = "_stderr"  # ends the name of a figure's standard error
 
 
 @dataclass(frozen=True)
 class Row:
-    """A name and the value of each run; ``better`` is the index of the run with the best value, None where it means
-    nothing, and ``errors`` are the standard errors of values that have one."""
+    """A name with the value of each run. ``better`` is the index of the best value, None if none is better; ``errors``
+    are the standard errors of values that have one."""
 
     name: str
     values: tuple[Any, ...]
@@ -46,7 +46,7 @@ class Row:
     errors: tuple[float | None, ...] = ()
 
     def cells(self) -> list[str]:
-        """The values as a person reads them."""
+        """Return the values as text."""
         errors = self.errors or (None,) * len(self.values)
         return [
             shown(value) + ("" if error is None else f" ± {shown(error)}")
@@ -55,39 +55,45 @@ class Row:
 
 
 def setting_rows(runs: Sequence[RunFacts]) -> list[Row]:
-    """The keys in which the run files differ, without those that change nothing of what is learnt, with the value of
-    each run; None where a run has no such key."""
+    """Return the keys in which the run files differ, with the value of each run, None if it has no such key. Keys that
+    do not change what is trained are omitted."""
     keys: dict[str, None] = {}
     for other in runs[1:]:
         keys |= dict.fromkeys(key for key, _, _ in differences(runs[0].config, other.config))
-    kept = [key for key in keys if not any(key == one or key.startswith((f"{one}.", f"{one}[")) for one in _IMMATERIAL)]
+    kept = [
+        key
+        for key in keys
+        if not any(key == other or key.startswith((f"{other}.", f"{other}[")) for other in _IMMATERIAL)
+    ]
     values = [hidden(run.config) for run in runs]
-    return [Row(key, tuple(_found(lookup(value, path_of(key))) for value in values)) for key in kept]
+    rows = [[lookup(value, path_of(key)) for value in values] for key in kept]
+    return [Row(key, tuple(None if v is ABSENT else v for v in row)) for key, row in zip(kept, rows, strict=True)]
 
 
 def figure_rows(runs: Sequence[RunFacts]) -> list[Row]:
-    """Steps, tokens, losses, speed and what else was measured, of each run; None where it was not."""
+    """Return steps, tokens, losses, speed and other measured figures of each run; None for one that was not
+    measured."""
     least = [run.series("validation/loss").least for run in runs]
     rows = [
         Row("steps", tuple(run.step for run in runs)),
         Row("tokens", tuple(run.tokens for run in runs)),
         _row("final training loss", [run.series("train/loss").last for run in runs]),
         _row("final validation loss", [run.series("validation/loss").last for run in runs]),
-        _row("best validation loss", [None if one is None else one[0] for one in least]),
-        Row("… at step", tuple(None if one is None else one[1] for one in least)),
+        _row("best validation loss", [None if best is None else best[0] for best in least]),
+        Row("… at step", tuple(None if best is None else best[1] for best in least)),
         _row("validation bits per byte", [run.series("validation/bits_per_byte").last for run in runs]),
         _row("tokens per second", [run.tokens_per_second for run in runs], highest=True),
     ]
     measured = [run.measured() for run in runs]
-    names = dict.fromkeys(name for one in measured for name in one if not name.endswith(_ERROR))
+    names = dict.fromkeys(name for figures in measured for name in figures if not name.endswith(_ERROR))
     for name in names:
-        row = _row(name, [one.get(name) for one in measured], highest=_is_score(name))
-        rows.append(replace(row, errors=tuple(one.get(name + _ERROR) for one in measured)))
+        row = _row(name, [figures.get(name) for figures in measured], highest=_is_score(name))
+        rows.append(replace(row, errors=tuple(figures.get(name + _ERROR) for figures in measured)))
     return [row for row in rows if any(value is not None for value in row.values)]
 
 
 def shown(value: Any) -> str:
-    """A figure or a setting as a person reads it; "" for none."""
+    """Return a figure or a setting as text; "" for None."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -98,7 +104,7 @@ def shown(value: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a run file on one line; "" for a key that is not there."""
+    """Return a value of a run file on one line; "" for a key that does not exist."""
     if value is None:
         return ""
     if is_mapping(value):
@@ -108,12 +114,8 @@ def setting(value: Any) -> str:
     return as_yaml(value)
 
 
-def _found(value: Any) -> Any:
-    return None if value is ABSENT else value
-
-
 def _is_score(name: str) -> bool | None:
-    """True if more is better: True, False, or None where neither is said."""
+    """Return True if more is better, False if less is, None if that is not known."""
     last = name.rsplit("/", 1)[-1]
     higher = ("acc", "accuracy", "acc_norm", "byte_accuracy", "exact_match", "f1", "probability", "margin")
     if last.startswith(higher) or "f1" in last:

@@ -1,4 +1,4 @@
-"""Facts on a run from its folder, read without loading a model."""
+"""Facts about a run, from its folder and without loading a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quintet.config.schema import RunConfig
 from quintet.errors import UserError
 from quintet.track.jsonl import last_values, read_metrics
 
-_RECORDS = 10_000  # of training, of a longer run evenly spread: many times what a drawing can show
+_RECORDS = 10_000  # of training, evenly spread in a longer run: many times more than a plot can show
 MEASURED = ("benchmark/", "text/", "music/")
 """Groups of metrics that are measured after the validation loss."""
 
@@ -41,26 +41,26 @@ class Series:
         finite = np.where(np.isfinite(self.values), self.values, np.inf)
         if not np.isfinite(finite).any():
             return None
-        at = int(np.argmin(finite))
-        return float(self.values[at]), int(self.steps[at])
+        index = int(np.argmin(finite))
+        return float(self.values[index]), int(self.steps[index])
 
     def smoothed(self, records: int) -> Series:
-        """The mean of the finite values of each ``records`` records, at the step of the last of them, NaN where there
-        are none; the same for fewer than 2."""
+        """Return the means of the finite values of ``records`` records each (NaN if there are none), at the step of the
+        last of them; with fewer than 2 records a mean, the series itself."""
         if records < 2:
             return self
         count = len(self.values) // records
-        used = self.values[: count * records].reshape(count, records)
-        finite = np.isfinite(used)
+        groups = self.values[: count * records].reshape(count, records)
+        finite = np.isfinite(groups)
         counts = finite.sum(1)
-        sums = np.where(finite, used, 0.0).sum(1)
+        sums = np.where(finite, groups, 0.0).sum(1)
         means = np.divide(sums, counts, out=np.full(count, np.nan), where=counts > 0)
         return Series(self.steps[records - 1 : count * records : records], means)
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run's folder, run file, and the records of its metrics."""
+    """The folder of a run, its run file, and the records of its metrics."""
 
     folder: Path
     config: RunConfig
@@ -78,12 +78,12 @@ class RunFacts:
 
     @property
     def tokens(self) -> int:
-        """Tokens that were trained on up to there."""
+        """Tokens trained on up to that step."""
         return self.step * self.config.batch.tokens
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median over the finite records; None where there is none."""
+        """The median of the finite records; None if there is none."""
         values = self.series("speed/tokens_per_second").values
         values = values[np.isfinite(values)]
         return statistics.median(values.tolist()) if values.size else None
@@ -94,31 +94,33 @@ class RunFacts:
         return list(dict.fromkeys(name for record in self.records for name in record if name != "step"))
 
     def series(self, name: str) -> Series:
-        """A metric over the steps; empty where it was never recorded."""
-        found = [(int(record["step"]), record[name]) for record in self.records if name in record]
-        return Series(np.array([step for step, _ in found], np.int64), np.array([value for _, value in found], float))
+        """Return a metric over the steps; it is empty if it was never recorded."""
+        records = [record for record in self.records if name in record]
+        steps = np.array([int(record["step"]) for record in records], np.int64)
+        return Series(steps, np.array([record[name] for record in records], float))
 
     def measured(self) -> dict[str, float]:
-        """The last value of every metric of benchmarks, texts and music."""
+        """Return the last value of every metric of benchmarks, texts and music."""
         last = {name: self.series(name).last for name in self.names if name.startswith(MEASURED)}
         return {name: value for name, value in last.items() if value is not None}
 
 
-def about_asking(name: str) -> bool:
-    """True if the last part of a benchmark's metric says how it was asked and how sure it is, and is no figure."""
+def is_circumstance(name: str) -> bool:
+    """Return True if ``name``, the last part of a benchmark's metric, is no figure: it says how the benchmark was
+    asked, or is a standard error."""
     return name in ("shots", "items") or name.startswith("precision_") or name.endswith("_stderr")
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """The facts of the run in ``folder``; of a long run not every record of training. Raises UserError when there is no
-    run."""
+    """Return the facts of the run in ``folder``; the records of a long training are thinned. Raises UserError if
+    there is no run."""
     return RunFacts(folder, read_run_config(folder), read_metrics(folder / "metrics.jsonl", _RECORDS))
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row: figures are those last recorded, None where there are none; ``changed`` is local time, and ``problem``
-    says why the run file cannot be read."""
+    """A row of `quintet runs`: the figures recorded last (None if there are none), the local time of the last change,
+    and the ``problem`` if the run file cannot be read."""
 
     name: str
     step: int
@@ -132,15 +134,15 @@ class RunSummary:
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
-    """The runs directly below ``folder``, by name. Raises UserError when there is none."""
-    found = [summarise(file.parent) for file in sorted(folder.glob("*/run.yaml"))]
-    if not found:
+    """Return the runs directly below ``folder``, by name. Raises UserError if there is none."""
+    runs = [summarise(file.parent) for file in sorted(folder.glob("*/run.yaml"))]
+    if not runs:
         raise UserError(f"{folder}: holds no run; `quintet train` makes one")
-    return found
+    return runs
 
 
 def summarise(folder: Path) -> RunSummary:
-    """The row of one run folder."""
+    """Return the row of one run folder."""
     file, steps, problem = folder / "metrics.jsonl", None, None
     last = last_values(file, _SHOWN)
     changed = datetime.fromtimestamp((file if file.exists() else folder / "run.yaml").stat().st_mtime)

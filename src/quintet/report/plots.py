@@ -1,4 +1,4 @@
-"""Curves of runs: a picture to compare several, and drawings for the page of one."""
+"""Plots of the curves of runs: a picture that compares several, and drawings for the report of one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from quintet.libraries import require
 from quintet.report.facts import RunFacts, Series
 
 COLOURS = ("#2f7fc1", "#d9731a", "#2e9e6b", "#b4509c", "#8a7a1f", "#6f6fd0", "#c0504d", "#4a9aa5")
-"""Told apart on white and on black."""
-_INK = "#010203"  # replaced in a drawing by the colour of the text around it
+"""Colours that are distinct on white and on black."""
+_INK = "#010203"  # replaced in an SVG by the colour of the text around it
 LOSS_TITLE = "loss (nats a token)"
-_POINTS = 400  # of a curve: more than a person sees
+_POINTS = 400  # of a curve: more than can be seen
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot; ``marked`` has a point at each record, ``faint`` stands behind the others."""
+    """A line of a plot; it has a point at each record if ``marked``, and is pale if ``faint``."""
 
     label: str
     x: np.ndarray
@@ -34,7 +34,7 @@ class Curve:
 
 
 def training_curves(run: RunFacts, colour: str, label: str = "training") -> list[Curve]:
-    """The training loss over tokens: as recorded, faint, and smoothed."""
+    """Return the training loss over tokens: as recorded, faint, and smoothed."""
     series, tokens = run.series("train/loss"), run.config.batch.tokens
     if not series.values.size:
         return []
@@ -47,7 +47,7 @@ def training_curves(run: RunFacts, colour: str, label: str = "training") -> list
 
 
 def loss_curves(run: RunFacts) -> list[Curve]:
-    """Return the training loss and, where it was measured, the validation loss over tokens."""
+    """Return the training loss and, if it was measured, the validation loss over tokens."""
     losses = training_curves(run, COLOURS[0])
     validation = run.series("validation/loss")
     if validation.values.size:
@@ -56,13 +56,13 @@ def loss_curves(run: RunFacts) -> list[Curve]:
 
 
 def curve(run: RunFacts, series: Series, label: str, colour: str, marked: bool = False) -> Curve:
-    """Any metric over tokens."""
+    """Return the curve of a metric over tokens."""
     thinned = series if marked else series.smoothed(len(series.values) // _POINTS)
     return Curve(label, thinned.steps * run.config.batch.tokens, thinned.values, colour, marked=marked)
 
 
 def svg(title: str, curves: Sequence[Curve]) -> str:
-    """A drawing for a page, in the page's own text colour, without a frame; see `draw`."""
+    """Return an SVG for a page, in the page's own text colour; see `draw`."""
     figure = draw([(title, curves)], (5.2, 2.7), ink=_INK)
     stream = io.StringIO()
     matplotlib: Any = require("matplotlib", "report", "a drawing")
@@ -70,26 +70,23 @@ def svg(title: str, curves: Sequence[Curve]) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    # Ids are the page's, not the drawing's; the size is the column's.
+    # The page sets the size.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1).strip()
 
 
 def compared(runs: Sequence[RunFacts]) -> bytes:
-    """Draw the losses of ``runs`` over the tokens that they were trained on, as PNG.
-
-    Raises UserError where none was recorded.
-    """
+    """Return a PNG of the losses of ``runs`` over tokens. Raises UserError if none was recorded."""
     names = _names(runs)
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
-    of_each = list(zip(runs, names, colours, strict=True))
-    train = [one for run, name, colour in of_each for one in training_curves(run, colour, name)]
+    styled = list(zip(runs, names, colours, strict=True))
+    train = [line for run, name, colour in styled for line in training_curves(run, colour, name)]
     plots = [("training loss (nats a token)", train)]
     for metric, title in (("loss", "validation loss (nats a token)"), ("bits_per_byte", "validation, bits per byte")):
-        found = [
-            curve(run, run.series(f"validation/{metric}"), name, colour, marked=True) for run, name, colour in of_each
+        curves = [
+            curve(run, run.series(f"validation/{metric}"), name, colour, marked=True) for run, name, colour in styled
         ]
-        plots.append((title, [one for one in found if one.x.size]))
+        plots.append((title, [line for line in curves if line.x.size]))
     plots = [(title, curves) for title, curves in plots if curves]
     if not plots:
         raise UserError("compare: none of the runs has recorded a loss yet; there is nothing to draw")
@@ -100,9 +97,9 @@ def compared(runs: Sequence[RunFacts]) -> bytes:
 
 
 def draw(plots: Sequence[tuple[str, Sequence[Curve]]], size: tuple[float, float], ink: str) -> Any:
-    """A matplotlib Figure of ``size`` inches with a plot for each title and its curves, side by side, over tokens.
+    """Return a matplotlib Figure of ``size`` inches with a plot for each title and its curves, side by side.
 
-    Raises UserError where matplotlib is missing.
+    Raises UserError if matplotlib is missing.
     """
     matplotlib = require("matplotlib", "report", "a plot")
     from matplotlib.figure import Figure
@@ -119,27 +116,27 @@ def draw(plots: Sequence[tuple[str, Sequence[Curve]]], size: tuple[float, float]
 def _plot(axes: Any, title: str, curves: Sequence[Curve]) -> None:
     from matplotlib.ticker import EngFormatter
 
-    for one in curves:
-        width, alpha = (0.8, 0.35) if one.faint else (1.6, 1.0)
-        points = {"marker": "o", "markersize": 3} if one.marked else {}
+    for line in curves:
+        width, alpha = (0.8, 0.35) if line.faint else (1.6, 1.0)
+        points = {"marker": "o", "markersize": 3} if line.marked else {}
         # Matplotlib hides a label that begins with an underscore.
-        shown = printable(one.label)
+        shown = printable(line.label)
         label = f" {shown}" if shown.startswith("_") else shown or None
-        axes.plot(one.x, one.y, color=one.colour, label=label, linewidth=width, alpha=alpha, **points)
+        axes.plot(line.x, line.y, color=line.colour, label=label, linewidth=width, alpha=alpha, **points)
     _zoom(axes, curves)
     axes.set_title(printable(title), fontsize=9.5, loc="left", parse_math=False)
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y", linewidth=0.4, alpha=0.35)
     axes.spines[["top", "right"]].set_visible(False)
-    if sum(bool(one.label) for one in curves) > 1:
+    if sum(bool(line.label) for line in curves) > 1:
         for text in axes.legend(frameon=False, fontsize=8).get_texts():
-            text.set_parse_math(False)  # dollars in a name are no formula
+            text.set_parse_math(False)  # a dollar sign in a name starts no formula
 
 
 def _zoom(axes: Any, curves: Sequence[Curve]) -> None:
-    """Leave out of sight what single records overshoot, so that the rest can be told apart."""
-    values = np.concatenate([one.y for one in curves])
+    """Limit the axis to most of the records, so that a few high ones do not flatten the curves."""
+    values = np.concatenate([line.y for line in curves])
     values = values[np.isfinite(values)]
     if values.size < 20:
         return
@@ -149,6 +146,6 @@ def _zoom(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _names(runs: Sequence[RunFacts]) -> list[str]:
-    """The names of the runs, or their folders where two have the same."""
+    """Return the names of the runs, or their folders if two names are the same."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

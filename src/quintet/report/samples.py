@@ -1,4 +1,4 @@
-"""Texts and music that a run wrote on its way, from the files in its folder ``samples/``."""
+"""Texts and music that a run wrote during training, from the files in its folder ``samples/``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from quintet.track.jsonl import read_samples
 
 _FILE = re.compile(r"step-(?P<step>\d+)(-(?P<name>.+))?(?P<ending>\.[a-z0-9]+)")
-_SHOWN = 6  # steps of a sample of music: a picture takes tens of kilobytes
+_SHOWN = 6  # steps of each sample of music, because a picture takes tens of kilobytes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TextSample:
 
 @dataclass(frozen=True)
 class Played:
-    """Music of one step: a picture, a MIDI file and a sound as data addresses (RFC 2397), "" for what is not there."""
+    """Music of one step: picture, MIDI file and sound as data URLs (RFC 2397), "" for one that does not exist."""
 
     step: int
     picture: str
@@ -35,7 +35,7 @@ class Played:
 
 @dataclass(frozen=True)
 class MusicSample:
-    """Music of one piece or task by step, the last step first; ``steps`` counts those that are in the folder."""
+    """Music of one piece or task by step, the last step first; ``steps`` counts all that are in the folder."""
 
     name: str
     played: Sequence[Played]
@@ -43,17 +43,17 @@ class MusicSample:
 
 
 def text_samples(folder: Path) -> list[TextSample]:
-    """The texts in ``folder``."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    """Return the texts in ``folder``."""
+    samples: dict[str, list[tuple[int, str]]] = {}
     for step, _, file in _files(folder, ".txt"):
         for name, text in read_samples(file):
-            found.setdefault(name, []).append((step, text))
-    return [TextSample(name, sorted(texts, reverse=True)) for name, texts in found.items()]
+            samples.setdefault(name, []).append((step, text))
+    return [TextSample(name, sorted(texts, reverse=True)) for name, texts in samples.items()]
 
 
 def music_samples(folder: Path, *, sound: bool = False) -> list[MusicSample]:
-    """The music in ``folder``: of each sample the last step and a few before it, spread evenly. With ``sound`` the last
-    one of each is rendered where there is no file of it."""
+    """Return the music in ``folder``: the last step of each sample and a few before it, spread evenly. With ``sound``
+    the last one of each is rendered if it has no sound file."""
     files: dict[str, dict[int, dict[str, Path]]] = {}
     for ending in (".png", ".mid", ".wav"):
         for step, name, file in _files(folder, ending):
@@ -68,19 +68,18 @@ def music_samples(folder: Path, *, sound: bool = False) -> list[MusicSample]:
 
 def _played(step: int, files: dict[str, Path], *, sound: bool) -> Played:
     midi = files.get(".mid")
-    heard = _address(files.get(".wav"), "audio/wav")
-    if sound and not heard and midi is not None:
+    audio = _data_url(files.get(".wav"), "audio/wav")
+    if sound and not audio and midi is not None:
         from quintet.piano.midi import read_midi
         from quintet.piano.rendering import render
 
-        heard = _encoded(render(read_midi(midi)), "audio/wav")
-    return Played(
-        step, _address(files.get(".png"), "image/png"), _address(midi, "audio/midi"), heard, midi.name if midi else ""
-    )
+        audio = _encoded(render(read_midi(midi)), "audio/wav")
+    picture = _data_url(files.get(".png"), "image/png")
+    return Played(step, picture, _data_url(midi, "audio/midi"), audio, midi.name if midi else "")
 
 
 def _files(folder: Path, ending: str) -> Iterable[tuple[int, str, Path]]:
-    """Step, name of the sample and file, in the order of the names."""
+    """Yield step, name of the sample and file, in the order of the file names."""
     for file in sorted(folder.glob(f"step-*{ending}")):
         match = _FILE.fullmatch(file.name)
         if match is not None:
@@ -88,13 +87,13 @@ def _files(folder: Path, ending: str) -> Iterable[tuple[int, str, Path]]:
 
 
 def _spread(steps: list[int]) -> list[int]:
-    """At most `_SHOWN` of ``steps``, the first and the last among them."""
+    """Return at most `_SHOWN` of ``steps``, with the first and the last."""
     if len(steps) <= _SHOWN:
         return steps
     return [steps[round(index * (len(steps) - 1) / (_SHOWN - 1))] for index in range(_SHOWN)]
 
 
-def _address(file: Path | None, kind: str) -> str:
+def _data_url(file: Path | None, kind: str) -> str:
     return "" if file is None else _encoded(file.read_bytes(), kind)
 
 
